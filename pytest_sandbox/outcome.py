@@ -1,0 +1,78 @@
+"""What happened inside, as frozen values: how a process ended, what the container used, what it wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+__all__ = ["Change", "Exited", "OOMKilled", "Outcome", "Signaled", "Stats", "TimedOut"]
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The process ended by itself with ``status`` (0 - 255)."""
+
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Signaled:
+    """A signal ended the process; the kernel's memory killer did not send it."""
+
+    signal: int
+
+
+@dataclass(frozen=True, slots=True)
+class OOMKilled:
+    """The kernel killed the process because its container was over its memory.
+
+    ``limit``, ``peak`` and ``files`` (pages of files, the writable layer among them) are in bytes; ``victim`` is the name of the killed process
+    where the kernel's log or the survivors tell it.
+    """
+
+    limit: int | None
+    peak: int
+    files: int = 0
+    victim: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut:
+    """The process was killed because it ran longer than ``limit`` seconds; ``processes`` are the command lines that ran then."""
+
+    limit: float
+    processes: tuple[str, ...] = field(default=())
+
+
+Outcome: TypeAlias = Exited | Signaled | OOMKilled | TimedOut
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What a container uses: bytes, seconds and counts since it was made.
+
+    A figure that this host's cgroups do not give is None, never a guess.
+    """
+
+    memory_current: int | None
+    memory_peak: int | None
+    memory_limit: int | None
+    cpu_seconds: float | None
+    cpu_throttled_seconds: float | None
+    pids_current: int | None
+    pids_peak: int | None
+    oom_kills: int | None
+    io_read_bytes: int | None
+    io_write_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Change:
+    """One path that differs from what the container started on; ``path`` is absolute, as seen inside."""
+
+    path: str
+    kind: Literal["added", "modified", "deleted"]
+
+    def __str__(self) -> str:
+        """Print as ``docker diff`` does: ``A /path``, ``C /path``, ``D /path``."""
+        return f"{ {'added': 'A', 'modified': 'C', 'deleted': 'D'}[self.kind]} {self.path}"
