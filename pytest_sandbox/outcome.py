@@ -75,4 +75,4 @@ class Change:
 
     def __str__(self) -> str:
         """Print as ``docker diff`` does: ``A /path``, ``C /path``, ``D /path``."""
-        return f"{ {'added': 'A', 'modified': 'C', 'deleted': 'D'}[self.kind]} {self.path}"
+        return f"{ {'added': 'A', 'modified': 'C', 'deleted': 'D'}[self.kind] } {self.path}"

@@ -1,0 +1,65 @@
+"""What the host of the tests can do, found by probing, never guessed from a version."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def has_unified_cgroup() -> bool:
+    return (CGROUPS / "cgroup.controllers").exists()
+
+
+def own_cgroup() -> Path:
+    """The v2 folder of this process."""
+    line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    return CGROUPS / line.removeprefix("0::").strip("/")
+
+
+def has_controller(name: str) -> bool:
+    """Whether this process may make groups with limits of the controller *name* (v2: its own or a parent's folder was delegated)."""
+    if not has_unified_cgroup():
+        return os.access(CGROUPS / name, os.W_OK) and (CGROUPS / name / "cgroup.procs").exists()
+    own = own_cgroup()
+    return any(
+        os.access(folder / "cgroup.subtree_control", os.W_OK)
+        and os.access(folder / "cgroup.procs", os.W_OK)
+        and name in (folder / "cgroup.controllers").read_text().split()
+        for folder in (own, own.parent)
+    )
+
+
+def has_program(name: str) -> bool:
+    return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is not None
+
+
+PROBES: dict[str, Callable[[], bool]] = {
+    "root": is_root,
+    "user": lambda: not is_root(),
+    "cgroup_v1": lambda: not has_unified_cgroup(),
+    "cgroup_v2": has_unified_cgroup,
+    "memory": lambda: has_controller("memory"),
+    "cpu": lambda: has_controller("cpu"),
+    "cpuset": lambda: has_controller("cpuset"),
+    "pids": lambda: has_controller("pids"),
+    "limits": lambda: all(has_controller(name) for name in ("memory", "cpu", "pids")),
+}
+
+
+@cache
+def has(capability: str) -> bool:
+    """Whether this host has *capability*: a key of PROBES, or a program's name."""
+    probe = PROBES.get(capability)
+    return probe() if probe else has_program(capability)
