@@ -1,0 +1,133 @@
+"""Framed messages with file descriptors over a Unix stream socket, and the protocol that they speak.
+
+A message is a JSON object behind a header (``!II``: its length, the count of its descriptors); the descriptors travel with the header as
+SCM_RIGHTS (unix(7)). JSON, never pickles: what comes out of a container is data.
+
+===========  ==================  ==========================================================================================
+from -> to   message             meaning, and what is answered
+===========  ==================  ==========================================================================================
+client ->    ``create``          a container of this plan: ``created`` (id, the group's paths) + [init's pidfd, control, layer]
+launcher     ``layer``           the writable layer of a container: ``layer`` + [its folder]
+             ``closed``          every process of the container has ended: let go of its kernel objects; no answer
+launcher     ``error``           what was asked for failed: ``kind`` names an error of :mod:`pytest_sandbox.errors`
+-> client
+client ->    ``spawn``           start a command; with [status, stdin, stdout, stderr]; answered on *status*:
+init                             ``started`` (pid) + [pidfd], or ``failed`` (errno, where); later ``exited`` (wait status)
+             ``signal``          send a signal to everything in the container but init; no answer
+             ``file``            open, list, stat, make a folder; with [reply]; answered there: ``done`` + [descriptor] or ``failed``
+===========  ==================  ==========================================================================================
+
+Each answer to an init's request comes on a socket that travelled with the request, so that any number of threads can ask at once and none
+waits for another's answer.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Channel", "Message"]
+
+Message = dict[str, Any]
+
+_HEADER = struct.Struct("!II")
+_MOST_FDS = 253  # SCM_MAX_FD of <net/scm.h>
+
+
+class Channel:
+    """One end of a conversation; not locked: who shares an end between threads holds a lock of its own around a send."""
+
+    __slots__ = ("socket",)
+
+    def __init__(self, socket_: socket.socket) -> None:
+        self.socket = socket_
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, Channel]:
+        """Return two connected ends."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        return cls(ours), cls(theirs)
+
+    @classmethod
+    def of(cls, fd: int) -> Channel:
+        """Return the end whose descriptor is ``fd``, which it owns from now on."""
+        return cls(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=fd))
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send a message with descriptors, which stay open here.
+
+        Raises :class:`BrokenPipeError` or :class:`ConnectionResetError` where the other end is gone.
+        """
+        body = json.dumps(message).encode()
+        header = _HEADER.pack(len(body), len(fds))
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        frame = header + body
+        sent = self.socket.sendmsg([frame], rights, socket.MSG_NOSIGNAL)
+        if sent < len(frame):
+            self.socket.sendall(memoryview(frame)[sent:], socket.MSG_NOSIGNAL)
+
+    def receive(self) -> tuple[Message, list[int]]:
+        """Wait for a message; return it with its descriptors (close-on-exec, owned by the caller).
+
+        Raises :class:`EOFError` where the other end is gone, also half-way through a message.
+        """
+        space = socket.CMSG_SPACE(_MOST_FDS * 4)
+        try:
+            header, ancillary, _flags, _address = self.socket.recvmsg(_HEADER.size, space, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:
+            header, ancillary = b"", []
+        fds = _descriptors(ancillary)
+        try:
+            length, count = _HEADER.unpack(header + self._exactly(_HEADER.size - len(header)) if header else self._ended())
+            body = self._exactly(length)
+        except EOFError:
+            close_all(fds)
+            raise
+        if len(fds) != count:
+            close_all(fds)
+            raise OSError(24, f"{count} descriptors were sent and {len(fds)} arrived: this process has too many open files (ulimit -n)")
+        return json.loads(body), fds
+
+    def _exactly(self, length: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < length:
+            try:
+                part = self.socket.recv(length - len(parts))
+            except ConnectionResetError:
+                part = b""
+            if not part:
+                self._ended()
+            parts += part
+        return bytes(parts)
+
+    @staticmethod
+    def _ended() -> bytes:
+        raise EOFError("the other end of the channel is gone")
+
+    def fileno(self) -> int:
+        """Return the descriptor, for poll(2); -1 once closed."""
+        return self.socket.fileno()
+
+    def close(self) -> None:
+        """Close this end."""
+        self.socket.close()
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors that nobody will use."""
+    for fd in fds:
+        socket.close(fd)
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return fds.tolist()
