@@ -32,7 +32,7 @@ CAPABILITIES: tuple[str, ...] = tuple(
 ULIMITS = tuple("as core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split())  # noqa: SIM905 - a list of names
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) ?(?:([kmgtp])(?:i?b)?|b)?", re.IGNORECASE | re.ASCII)
+_SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]*)?|\.[0-9]+) ?(?:([kmgtp])(?:i?b)?|b)?", re.IGNORECASE | re.ASCII)
 _SIZE_FORM = 'bytes, or a number with b, k, m, g, t or p, counted by 1024, such as "512m"'
 _LEAST_MEMORY = 6 << 20  # docker's least; below it init itself does not fit
 _MOST_CPUS = 8192  # CONFIG_NR_CPUS at its greatest on x86_64
@@ -42,17 +42,8 @@ _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _HOSTNAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _USER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*\$?(?::[A-Za-z0-9_.][A-Za-z0-9_.-]*)?")
-_SECURITY = {
-    "seccomp=unconfined": "seccomp=unconfined",
-    "seccomp=builtin": "seccomp=builtin",
-    "no-new-privileges": "no-new-privileges",
-    "no-new-privileges:true": "no-new-privileges",
-    "no-new-privileges=true": "no-new-privileges",
-    "no-new-privileges:false": "no-new-privileges:false",
-    "no-new-privileges=false": "no-new-privileges:false",
-}
-
-_SECURITY_FORM = f"items among {', '.join(dict.fromkeys(_SECURITY.values()))}"
+_SECURITY = ("seccomp=unconfined", "seccomp=builtin", "no-new-privileges", "no-new-privileges:false")
+_SECURITY_FORM = f"items among {', '.join(_SECURITY)}"
 _ULIMIT_FORM = 'a dict of int or (soft, hard), or "NAME=SOFT[:HARD]" items; -1 or unlimited for no limit'
 _VOLUME_FORM = 'items "SOURCE:TARGET[:ro]" with an absolute TARGET and a SOURCE that begins with /, . or ~'
 
@@ -116,9 +107,7 @@ def parse_size(size: object) -> int:
 
 def _size(value: object) -> int:
     if isinstance(value, str):
-        found = _SIZE.fullmatch(value.strip())
-        if not found:
-            raise _RefusedError
+        found = _SIZE.fullmatch(value.strip()) or _refuse()
         number, unit = found[1], _UNITS[(found[2] or "").lower()]
         value = int(number) * unit if number.isdigit() else int(float(number) * unit)
     return _integer(value, 0, _MOST_BYTES)
@@ -147,9 +136,7 @@ def _bool(value: object) -> bool:
     if isinstance(value, bool):
         return value
     text = value.strip().lower() if isinstance(value, str) else ""
-    if text not in _TRUE + _FALSE:
-        raise _RefusedError
-    return text in _TRUE
+    return text in _TRUE if text in _TRUE + _FALSE else _refuse()
 
 
 def _text(value: object) -> str:
@@ -161,10 +148,7 @@ def _text(value: object) -> str:
 
 
 def _memory(value: object) -> int:
-    size = _size(value)
-    if size < _LEAST_MEMORY:
-        raise _RefusedError
-    return size
+    return size if (size := _size(value)) >= _LEAST_MEMORY else _refuse()
 
 
 def _memory_swap(value: object) -> int:
@@ -184,9 +168,9 @@ def _cpuset(value: object) -> str:
         value = str(_integer(value, 0, _MOST_CPUS - 1))
     chosen: set[int] = set()
     for part in _text(value).split(","):
-        first, _, last = part.strip().partition("-")
+        first, dash, last = part.strip().partition("-")
         low = _integer(first, 0, _MOST_CPUS - 1)
-        chosen.update(range(low, _integer(last or first, low, _MOST_CPUS - 1) + 1))
+        chosen.update(range(low, _integer(last if dash else first, low, _MOST_CPUS - 1) + 1))
     return _ranges(sorted(chosen))
 
 
@@ -232,8 +216,7 @@ def _timeout(value: object) -> float:
 
 
 def _hostname(value: object) -> str:
-    name = _text(value)
-    return name if len(name) <= 63 and _HOSTNAME.fullmatch(name) else _refuse()
+    return name if len(name := _text(value)) <= 63 and _HOSTNAME.fullmatch(name) else _refuse()
 
 
 def _user(value: object) -> str:
@@ -248,8 +231,7 @@ def _user(value: object) -> str:
 
 
 def _absolute(value: object) -> str:
-    path = _text(value)
-    return path if path.startswith("/") else _refuse()
+    return path if (path := _text(value)).startswith("/") else _refuse()
 
 
 def _items(value: object, separator: str = r",") -> Iterable[object]:
@@ -265,22 +247,15 @@ def _items(value: object, separator: str = r",") -> Iterable[object]:
 def _pairs(value: object, separator: str = r",") -> Iterable[tuple[str, object]]:
     if isinstance(value, Mapping):
         return [(name if isinstance(name, str) else _refuse(), one) for name, one in value.items()]
-    return [(name.strip(), one) for name, _, one in (_pair(item) for item in _items(value, separator))]
-
-
-def _pair(item: object) -> tuple[str, str, str]:
-    if not isinstance(item, str) or "=" not in item:
-        raise _RefusedError
-    return item.partition("=")
+    split = [_text(item).partition("=") for item in _items(value, separator)]
+    return [(name.strip(), one) if equals else _refuse() for name, equals, one in split]
 
 
 def _env(value: object) -> FrozenMap[str]:
     # A comma ends a value only where another NAME= follows, so that values may have commas.
     env = dict(_pairs(value, r",(?=\s*[A-Za-z_][A-Za-z0-9_]*=)"))
     for name, one in env.items():
-        if not name or "=" in name or "\0" in name:
-            raise _RefusedError
-        if not isinstance(one, str) or "\0" in one:
+        if not name or "=" in name or "\0" in name or not isinstance(one, str) or "\0" in one:
             raise _RefusedError
     return FrozenMap(env)  # type: ignore[arg-type]
 
@@ -329,7 +304,7 @@ def _ulimit(value: object) -> tuple[int, int]:
     if isinstance(value, str):
         value = tuple(value.split(":"))
     if isinstance(value, list | tuple):
-        numbers = [-1 if one in {-1, "unlimited"} else _integer(one, -1, _MOST_BYTES) for one in value]
+        numbers = [-1 if str(one).strip() == "unlimited" else _integer(one, -1, _MOST_BYTES) for one in value]
     else:
         numbers = [_integer(value, -1, _MOST_BYTES)]
     if not 1 <= len(numbers) <= 2:
@@ -341,8 +316,8 @@ def _ulimit(value: object) -> tuple[int, int]:
 
 
 def _security_opt(value: object) -> tuple[str, ...]:
-    found = [_SECURITY.get(item) if isinstance(item, str) else None for item in _items(value)]
-    return tuple(dict.fromkeys(one or _refuse() for one in found))
+    items = [_text(item).replace("privileges=", "privileges:").removesuffix(":true") for item in _items(value)]
+    return tuple(dict.fromkeys(item if item in _SECURITY else _refuse() for item in items))
 
 
 def _meant(name: str, names: Iterable[str]) -> str:
@@ -497,9 +472,8 @@ def _agree(settings: Settings) -> Settings:
     swap, memory = settings.memory_swap, settings.memory
     if swap not in {None, -1} and (memory is None or swap < memory):
         raise SettingsError("memory_swap", swap, f"memory plus swap, so not below memory, which must be given too (memory is {memory})")
-    if {"seccomp=unconfined", "seccomp=builtin"} <= set(settings.security_opt) or {"no-new-privileges", "no-new-privileges:false"} <= set(
-        settings.security_opt
-    ):
+    said = set(settings.security_opt)
+    if said.issuperset(_SECURITY[:2]) or said.issuperset(_SECURITY[2:]):
         raise SettingsError("security_opt", list(settings.security_opt), "items that do not contradict each other")
     return settings
 
