@@ -1,0 +1,47 @@
+"""``python -m bench [ROW...]``: measure, and print the tables of docs/performance.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from bench import contestants, table
+from bench.rows import QUICK, ROWS, Bench, Scale, run_rows
+
+if TYPE_CHECKING:
+    from bench.rows import Row
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"which rows (all): {', '.join(ROWS)}")
+    parser.add_argument("--quick", action="store_true", help="a few rounds of each: shows that it runs, measures nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON document in place of the tables")
+    options = parser.parse_args()
+    if unknown := set(options.rows) - set(ROWS):
+        parser.error(f"no such row: {', '.join(sorted(unknown))}")
+    return options
+
+
+def say(row: Row) -> None:
+    print(table.markdown(row), flush=True)
+
+
+def main() -> int:
+    options = parse()
+    facts, rows = table.machine(), []
+    if not options.json:
+        print(table.heading(facts), flush=True)
+    with contestants.floor() as floors, contestants.peers() as (working, silent):
+        for row in run_rows(Bench(floors, working, silent, QUICK if options.quick else Scale()), options.rows or list(ROWS)):
+            rows.append(row)
+            if not options.json:
+                say(row)
+    if options.json:
+        print(table.as_json(rows, facts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

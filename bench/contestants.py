@@ -1,0 +1,173 @@
+"""Who takes part: the floor, the raw spawn, and every peer that is installed and works on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.measure import Series, python
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CGROUPS = Path("/sys/fs/cgroup")
+CONTROLLERS = ("memory", "cpu", "pids")
+# The cgroup that podman makes its own in; the ids of OCI containers, after which the runtimes name theirs, begin with it.
+PEERS = f"pytest-sandbox-peers-{os.getpid()}"
+SBIN = ":/usr/local/sbin:/usr/sbin:/sbin"  # where runc lies, and where a user's PATH does not look
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A program of others, the command by which it runs ``true``, and what of our work it does."""
+
+    name: str
+    argv: tuple[str, ...]
+    does: str
+    slower: int = 1
+
+
+def on_path(program: str) -> str | None:
+    return shutil.which(program, path=os.environ.get("PATH", "") + SBIN)
+
+
+def group_parents() -> list[Path]:
+    """The cgroup folders in which the floor may make groups with limits: one per v1 controller, or one of v2."""
+    name = f"pytest-sandbox-floor-{os.getpid()}"
+    if not (CGROUPS / "cgroup.controllers").exists():
+        return [CGROUPS / controller / name for controller in CONTROLLERS]
+    own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    here = CGROUPS / own.removeprefix("0::").strip("/")
+    for folder in (here, here.parent):
+        if set(CONTROLLERS) <= set((folder / "cgroup.subtree_control").read_text().split()):
+            return [folder / name]
+    raise PermissionError("no cgroup v2 folder with memory, cpu and pids is delegated to this process")
+
+
+def let_have_limits(folder: Path) -> None:
+    if (folder / "cgroup.controllers").exists():
+        (folder / "cgroup.subtree_control").write_text(" ".join(f"+{controller}" for controller in CONTROLLERS))
+
+
+@contextmanager
+def floor() -> Iterator[list[tuple[str, ...]]]:
+    """The command lines of two floor workers (for the row with two at once): compiled here, with their groups, removed at the end."""
+    with ExitStack() as undo:
+        scratch = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="pytest-sandbox-floor-")))
+        subprocess.run(["cc", "-O2", "-o", scratch / "floor", Path(__file__).with_name("floor.c")], check=True)
+        parents = group_parents()
+        for folder in parents:
+            folder.mkdir()
+            undo.callback(folder.rmdir)
+            let_have_limits(folder)
+        commands = []
+        for name in ("one", "two"):
+            (scratch / name).mkdir()
+            commands.append((str(scratch / "floor"), str(scratch / name), *map(str, parents)))
+        yield commands
+
+
+def write_bundle(folder: Path, runtime: str) -> None:
+    """A bundle for an OCI runtime: its own ``spec``, the host's /usr read-only, the same limits as everybody, and ``true``."""
+    subprocess.run([runtime, "spec"], cwd=folder, check=True)
+    spec = json.loads((folder / "config.json").read_text())
+    spec["process"] |= {"terminal": False, "args": ["/bin/true"]}
+    spec["root"] = {"path": "rootfs", "readonly": True}
+    spec["mounts"].append({"destination": "/usr", "source": "/usr", "type": "bind", "options": ["rbind", "ro"]})
+    limits = {"memory": {"limit": 256 << 20}, "pids": {"limit": 100}, "cpu": {"quota": 100_000, "period": 100_000}}
+    spec["linux"]["resources"] = spec["linux"].get("resources", {}) | limits
+    (folder / "config.json").write_text(json.dumps(spec))
+    write_rootfs(folder / "rootfs")
+
+
+def write_rootfs(folder: Path) -> None:
+    for name in ("usr", "proc", "dev", "sys", "tmp"):
+        (folder / name).mkdir(parents=True)
+    for name in ("bin", "lib", "lib64"):
+        (folder / name).symlink_to(f"usr/{name}")
+
+
+def oci_runtime(name: str, program: str, folder: Path) -> Peer:
+    bundle = folder / name
+    bundle.mkdir()
+    write_bundle(bundle, program)
+    run = (program, "run", "--bundle", str(bundle), f"{PEERS}-{name}")
+    return Peer(name, run, "namespaces, limits, masks; no overlay", slower=3)
+
+
+def podman(program: str, folder: Path) -> Peer:
+    write_rootfs(folder / "podman")
+    limits = ("--memory=256m", "--cpus=1", "--pids-limit=100", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
+    where = ("--volume=/usr:/usr:ro", "--network=none", "--rootfs", str(folder / "podman"))
+    runtime = ("--runtime=runc",) if on_path("runc") else ()
+    argv = (program, *runtime, "--cgroup-manager=cgroupfs", "run", "--rm", f"--cgroup-parent=/{PEERS}", *limits, *where, "true")
+    return Peer("podman run", argv, "all but the overlay", slower=10)
+
+
+def installed(folder: Path) -> Iterator[Peer]:
+    """Every peer found on this machine, with what it needs made below *folder*."""
+    if program := on_path("unshare"):
+        flags = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--fork", "--mount-proc")
+        yield Peer("unshare", (program, *flags, "true"), "namespaces; no overlay, no limits, no loopback")
+    if program := on_path("bwrap"):
+        flags = ("--unshare-all", "--bind", "/", "/", "--proc", "/proc", "--dev", "/dev")
+        yield Peer("bubblewrap", (program, *flags, "true"), "namespaces; no overlay, no limits")
+    if program := on_path("crun"):
+        yield oci_runtime("crun", program, folder)
+    if program := on_path("runc"):
+        yield oci_runtime("runc", program, folder)
+    if program := on_path("podman"):
+        yield podman(program, folder)
+    if program := on_path("docker"):
+        argv = (program, "run", "--rm", "--network=none", "--memory=256m", "--cpus=1", "--pids-limit=100", "busybox", "true")
+        yield Peer("docker run", argv, "all, and an image", slower=10)
+
+
+def without_hybrid_cgroups(argv: tuple[str, ...]) -> tuple[str, ...]:
+    """The command in a mount namespace without the v2 folder: crun before 1.9 refuses hosts that have v1 and v2 at once."""
+    hide = 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"'
+    return ("unshare", "--mount", "sh", "-c", hide, "sh", *argv)
+
+
+def why_not(argv: tuple[str, ...]) -> str:
+    """What a program said first when it could not run ``true``, in one line; nothing where it could."""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    return "" if done.returncode == 0 else (said[0] if said else f"exit status {done.returncode}")
+
+
+def remove_groups_of_peers() -> None:
+    """Podman leaves the parents of its groups behind, in each hierarchy; a runtime that was killed leaves its own."""
+    for parent in (*CGROUPS.glob(f"{PEERS}*"), *CGROUPS.glob(f"*/{PEERS}*")):
+        for folder, _, _ in os.walk(parent, topdown=False):
+            Path(folder).rmdir()
+
+
+@contextmanager
+def peers() -> Iterator[tuple[list[Series], list[str]]]:
+    """The peers that work here as series to measure, and a line for each one that does not."""
+    with tempfile.TemporaryDirectory(prefix="pytest-sandbox-peers-") as folder:
+        working, silent = [], []
+        for peer in installed(Path(folder)):
+            worker = python("command", *peer.argv)
+            reason = why_not(peer.argv)
+            if reason and peer.name == "crun" and not why_not(without_hybrid_cgroups(peer.argv)):
+                reason, worker = "", without_hybrid_cgroups(worker)
+            if reason:
+                silent.append(f"{peer.name} is installed and could not run here: {reason}")
+            else:
+                working.append(Series(f"{peer.name} ({peer.does})", worker, slower=peer.slower))
+        try:
+            yield working, silent
+        finally:
+            remove_groups_of_peers()

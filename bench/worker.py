@@ -1,0 +1,155 @@
+"""One measured process: ``python -m bench.worker OPERATION [ARGUMENT...]`` repeats an operation as often as its stdin says.
+
+Each operation is a context manager that prepares, and gives a function that does one round and returns its milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pytest_sandbox import Container
+
+    Round = Callable[[], float]
+
+# What the floor sets, too.
+LIMITS = {"memory": "256m", "cpus": 1.0, "pids_limit": 100}
+
+
+def clocked(do: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    do()
+    return (time.perf_counter() - start) * 1e3
+
+
+def limited(**settings: object) -> Container:
+    from pytest_sandbox import Container  # noqa: PLC0415 - a process that measures a peer must not load the library
+
+    return Container(**LIMITS, **settings)  # type: ignore[arg-type]
+
+
+def fill_heap(megabytes: int) -> list[bytes]:
+    """Small objects, as a real program's heap has them: one big block would sit in huge pages, which fork copies for nothing."""
+    return [bytes(400) for _ in range(megabytes * 2400)]
+
+
+def spawn_and_wait(argv: list[str]) -> None:
+    _, status = os.waitpid(os.posix_spawnp(argv[0], argv, os.environ), 0)
+    if status:
+        raise RuntimeError(f"{argv} ended with wait status {status}")
+
+
+@contextmanager
+def command(*argv: str) -> Iterator[Round]:
+    """A program, from posix_spawn to its end."""
+    yield partial(clocked, partial(spawn_and_wait, [*argv]))
+
+
+@contextmanager
+def fork(megabytes: str) -> Iterator[Round]:
+    """A bare os.fork + exit of a process with a heap."""
+    heap = fill_heap(int(megabytes))
+
+    def once() -> None:
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    yield partial(clocked, once)
+    del heap
+
+
+@contextmanager
+def sandbox(megabytes: str = "0") -> Iterator[Round]:
+    """Create a container, run ``true`` in it, close it."""
+    heap = fill_heap(int(megabytes))
+
+    def once() -> None:
+        with limited() as container:
+            container.run(["true"], check=True)
+
+    yield partial(clocked, once)
+    del heap
+
+
+@contextmanager
+def second_run() -> Iterator[Round]:
+    """``run(["true"])`` in a living container."""
+    with limited() as container:
+        yield partial(clocked, partial(container.run, ["true"], check=True))
+
+
+def nothing() -> None:
+    """The callable that ``call`` is measured with."""
+
+
+@contextmanager
+def call(megabytes: str) -> Iterator[Round]:
+    """``call(f)`` in a living container, from a process with a heap."""
+    heap = fill_heap(int(megabytes))
+    with limited() as container:
+        yield partial(clocked, partial(container.call, nothing))
+    del heap
+
+
+@contextmanager
+def close_after(files: str) -> Iterator[Round]:
+    """``close()`` alone, after so many files were written."""
+    write = f"mkdir /tmp/many && cd /tmp/many && seq {files} | xargs touch"
+
+    def once() -> float:
+        from pytest_sandbox import Container  # noqa: PLC0415 - as above
+
+        container = Container(pids_limit=100)  # no cap: 100,000 inodes are memory
+        container.start()
+        container.run(["sh", "-c", write], check=True)
+        return clocked(container.close)
+
+    yield once
+
+
+@contextmanager
+def import_library() -> Iterator[Round]:
+    """``import pytest_sandbox`` in a fresh interpreter, measured in there."""
+    code = "import time; start = time.perf_counter(); import pytest_sandbox; print((time.perf_counter() - start) * 1e3)"
+
+    def once() -> float:
+        return float(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout)
+
+    yield once
+
+
+OPERATIONS = {operation.__name__: operation for operation in (command, fork, sandbox, second_run, call, close_after, import_library)}
+
+
+def wait_and_compute(gap_ms: int, busy_ms: int) -> None:
+    if gap_ms:
+        time.sleep(gap_ms / 1e3)
+    end = time.perf_counter() + busy_ms / 1e3
+    while time.perf_counter() < end:
+        pass
+
+
+def main(operation: str, *arguments: str) -> None:
+    with OPERATIONS[operation](*arguments) as once:
+        for line in sys.stdin:
+            count, gap_ms, busy_ms = map(int, line.split())
+            times = []
+            for _ in range(count):
+                wait_and_compute(gap_ms, busy_ms)
+                times.append(once())
+            print(json.dumps(times), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
