@@ -1,0 +1,108 @@
+"""Capabilities: names and bits, docker's default set, and what a payload is left with (capabilities(7))."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.errors import SettingsError
+from pytest_sandbox.linux import syscall
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["ALL", "DOCKER_DEFAULT", "NAMES", "assume", "bit", "mask", "names", "resolve", "restrict", "supported"]
+
+# <linux/capability.h>, in the order of their numbers.
+_IN_ORDER = """
+CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW
+IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG
+MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF
+CHECKPOINT_RESTORE
+"""
+NAMES = tuple(_IN_ORDER.split())
+_NUMBERS = {name: number for number, name in enumerate(NAMES)}
+_EVERY = "ALL"
+ALL = (1 << len(NAMES)) - 1
+
+
+def bit(name: str) -> int:
+    """Return the mask of one capability: ``"NET_ADMIN"``, ``"cap_net_admin"``, or ``"ALL"`` of them, in any case.
+
+    Raises :class:`KeyError` for a name that the kernel does not have.
+    """
+    short = name.upper().removeprefix("CAP_")
+    return ALL if short == _EVERY else 1 << _NUMBERS[short]
+
+
+def mask(wanted: Iterable[str], *, key: str = "capabilities") -> int:
+    """Return the mask of some names; an unknown one is a :class:`SettingsError` of the setting ``key``."""
+    result = 0
+    for name in wanted:
+        try:
+            result |= bit(name)
+        except (KeyError, AttributeError):
+            raise SettingsError(key, name, f"ALL, or a name of capabilities(7) with or without CAP_: {' '.join(NAMES)}") from None
+    return result
+
+
+def names(capabilities: int) -> tuple[str, ...]:
+    """Return the names in a mask as docker prints them (``CAP_CHOWN``), in the order of their numbers."""
+    return tuple(f"CAP_{name}" for number, name in enumerate(NAMES) if capabilities >> number & 1)
+
+
+# Moby's daemon/pkg/oci/caps/defaults.go.
+_DOCKER = "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE"
+DOCKER_DEFAULT = mask(_DOCKER.split())
+
+
+@cache
+def supported() -> int:
+    """Return the mask of the capabilities that this kernel knows (``/proc/sys/kernel/cap_last_cap``)."""
+    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii"))
+    return (1 << last + 1) - 1
+
+
+def resolve(cap_add: Iterable[str] = (), cap_drop: Iterable[str] = (), *, privileged: bool = False) -> int:
+    """Return the mask that docker would give for ``--cap-add``, ``--cap-drop`` and ``--privileged``.
+
+    ``ALL`` among the added means all but those dropped by name; ``ALL`` among the dropped means those added and no other; otherwise the
+    dropped ones go first, so that a name in both is kept. Raises :class:`SettingsError` for a name that is none.
+    """
+    added, dropped = list(cap_add), list(cap_drop)
+    add, drop = mask(added, key="cap_add"), mask(dropped, key="cap_drop")
+    if privileged:
+        return ALL
+    if _has_all(added):
+        return ALL & ~mask(name for name in dropped if not _has_all([name]))
+    return add if _has_all(dropped) else DOCKER_DEFAULT & ~drop | add
+
+
+def _has_all(wanted: Iterable[str]) -> bool:
+    return any(name.upper().removeprefix("CAP_") == _EVERY for name in wanted)
+
+
+def restrict(capabilities: int) -> None:
+    """Take from what the calling thread executes, for good, every capability outside of the mask: bounding, inheritable and ambient set.
+
+    What the thread may do itself stays as it is until it executes a program. Needs CAP_SETPCAP in the thread's own user namespace.
+    """
+    _drop_bounding(capabilities)
+    effective, permitted, _ = syscall.getcaps()
+    # A program that root executes gains the inheritable ones past the bounding set. Without them none is ambient either.
+    syscall.capset(effective, permitted, 0)
+
+
+def assume(capabilities: int) -> None:
+    """:func:`restrict`, and leave the calling thread itself with no more than the mask: for a process that executes no program."""
+    _drop_bounding(capabilities)
+    _, permitted, _ = syscall.getcaps()
+    left = capabilities & permitted
+    syscall.capset(left, left, 0)
+
+
+def _drop_bounding(capabilities: int) -> None:
+    for number in range(supported().bit_length()):
+        if not capabilities >> number & 1:
+            syscall.prctl(syscall.PR_CAPBSET_DROP, number)
