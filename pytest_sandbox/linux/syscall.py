@@ -274,3 +274,8 @@ def join_new_session_keyring() -> None:
     """Leave the inherited session keyring for a new, empty one (keyctl(2), KEYCTL_JOIN_SESSION_KEYRING)."""
     result = _syscall(_old_number("keyctl"), ctypes.c_int(_KEYCTL_JOIN_SESSION_KEYRING), ctypes.c_char_p(None), 0, 0, 0)
     _checked(result, "keyctl", "KEYCTL_JOIN_SESSION_KEYRING")
+
+
+def make_controlling_terminal(fd: int) -> None:
+    """Make the terminal ``fd`` the controlling one of the calling session leader (TIOCSCTTY(2const))."""
+    _checked(_libc.ioctl(fd, ctypes.c_ulong(0x540E), 0), "ioctl", fd, "TIOCSCTTY")

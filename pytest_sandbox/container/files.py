@@ -1,0 +1,155 @@
+"""Files inside: the container's init opens them by its own names and hands over descriptors, so no link in there leads to a file of the host.
+
+From a folder's descriptor on, every step down is one name with O_NOFOLLOW.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_sandbox.container import Container
+
+__all__ = ["Files"]
+
+_READ = os.O_RDONLY
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY
+_LINK = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+Path = str | os.PathLike[str]
+
+
+class Files:
+    """The methods of :class:`~pytest_sandbox.container.Container` that read and write files."""
+
+    def _file(self: Any, what: str, path: Path, **more: Any) -> tuple[dict[str, Any], list[int]]:  # noqa: ANN401
+        name = os.fspath(path)
+        answer, fds = self.ask({"op": "file", "what": what, "path": os.path.join(self.workdir, name), **more})
+        if answer["op"] == "failed":
+            raise OSError(answer["errno"], answer["reason"], name)
+        return answer, fds
+
+    def _open(self, path: Path, flags: int, mode: int = 0o666) -> int:
+        fd: int = self._file("open", path, flags=flags, mode=mode)[1][0]
+        return fd
+
+    def _open_file(self, path: Path, flags: int) -> int:
+        fd = self._open(path, flags)
+        if stat.S_ISREG(os.fstat(fd).st_mode) or not flags & os.O_WRONLY:
+            os.set_blocking(fd, True)  # noqa: FBT003 - its only form
+        return fd
+
+    def read_bytes(self, path: Path) -> bytes:
+        """Return a file's content. Raises what :func:`open` would."""
+        with open(self._open_file(path, _READ), "rb") as file:
+            return file.read()
+
+    def read_text(self, path: Path, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Return a file's content as text."""
+        with open(self._open_file(path, _READ), encoding=encoding, errors=errors) as file:
+            return file.read()
+
+    def write_bytes(self, path: Path, data: bytes) -> int:
+        """Write a file, made or truncated; returns the count of bytes. Its folder must be there."""
+        with open(self._open_file(path, _WRITE), "wb") as file:
+            return file.write(data)
+
+    def write_text(self, path: Path, data: str, encoding: str = "utf-8", errors: str = "strict") -> int:
+        """Write a file of text, made or truncated; returns the count of characters."""
+        with open(self._open_file(path, _WRITE), "w", encoding=encoding, errors=errors, newline="") as file:
+            return file.write(data)
+
+    def exists(self, path: Path) -> bool:
+        """Tell whether something is there, at a link's end."""
+        return bool(self._file("exists", path)[0]["exists"])
+
+    def listdir(self, path: Path = ".") -> list[str]:
+        """Return the names in a folder, sorted."""
+        return sorted(self._file("listdir", path)[0]["names"])
+
+    def mkdir(self, path: Path, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False) -> None:
+        """Make a folder, as :meth:`pathlib.Path.mkdir`."""
+        self._file("mkdir", path, mode=mode, parents=parents, exist_ok=exist_ok)
+
+    def copy_in(self, source: Path, target: Path) -> None:
+        """Copy a file, a link or a folder of the host to ``target`` inside; into it, where it is a folder (as ``docker cp``)."""
+        source = os.path.abspath(os.fspath(source))
+        folder, name = self._place(target, os.path.basename(source))
+        try:
+            _copy(os.path.dirname(source), os.path.basename(source), folder, name)
+        finally:
+            os.close(folder)
+
+    def _place(self, target: Path, name: str) -> tuple[int, str]:
+        """Return the descriptor of the folder that is copied into, and the name there."""
+        try:
+            return self._open(target, _FOLDER), name
+        except (FileNotFoundError, NotADirectoryError):
+            parent, last = os.path.split(os.fspath(target).rstrip("/"))
+            return self._open(parent or ".", _FOLDER), last
+
+    def copy_out(self, source: Path, target: Path) -> None:
+        """Copy a file, a link or a folder inside to ``target`` on the host; into it, where it is a folder. Links are copied as links."""
+        parent, name = os.path.split(os.path.normpath(os.fspath(source)))
+        folder = self._open(parent or ".", _FOLDER)
+        into, as_name = (os.fspath(target), name) if os.path.isdir(target) else os.path.split(os.path.abspath(os.fspath(target)))
+        try:
+            _copy(folder, name or ".", into, as_name or ".")
+        finally:
+            os.close(folder)
+
+
+def _opened(folder: int | str, flags: int) -> int:
+    return os.dup(folder) if isinstance(folder, int) else os.open(folder, flags | os.O_CLOEXEC)
+
+
+def _copy(source: int | str, name: str, target: int | str, as_name: str) -> None:
+    """Copy one entry of the folder ``source`` to the folder ``target``, each a descriptor or a trusted path; one name at a time."""
+    from_, to = _opened(source, _FOLDER), _opened(target, _FOLDER)
+    try:
+        _copy_entry(from_, name, to, as_name)
+    finally:
+        os.close(from_)
+        os.close(to)
+
+
+def _copy_entry(source: int, name: str, target: int, as_name: str) -> None:
+    status = os.stat(name, dir_fd=source, follow_symlinks=False)
+    if stat.S_ISLNK(status.st_mode):
+        os.symlink(os.readlink(name, dir_fd=source), as_name, dir_fd=target)
+        return
+    if stat.S_ISDIR(status.st_mode):
+        _copy_folder(source, name, target, as_name, status)
+        return
+    if not stat.S_ISREG(status.st_mode):
+        return  # a socket, a FIFO or a device means nothing elsewhere
+    from_ = os.open(name, _READ | _LINK, dir_fd=source)
+    with open(from_, "rb") as read:
+        to = os.open(as_name, _WRITE | _LINK, 0o600, dir_fd=target)
+        with open(to, "wb") as write:
+            shutil.copyfileobj(read, write, 1 << 20)
+            os.fchmod(to, stat.S_IMODE(status.st_mode) & 0o777)
+            write.flush()
+            os.utime(to, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _copy_folder(source: int, name: str, target: int, as_name: str, status: os.stat_result) -> None:
+    from_ = os.open(name, _FOLDER | _LINK, dir_fd=source)
+    try:
+        try:
+            os.mkdir(as_name, 0o700, dir_fd=target)
+        except FileExistsError:
+            pass
+        to = os.open(as_name, _FOLDER | _LINK, dir_fd=target)
+        try:
+            for entry in os.listdir(from_):
+                _copy_entry(from_, entry, to, entry)
+            os.fchmod(to, stat.S_IMODE(status.st_mode) & 0o777)
+        finally:
+            os.close(to)
+    finally:
+        os.close(from_)

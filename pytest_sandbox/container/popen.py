@@ -1,0 +1,247 @@
+"""``subprocess.Popen`` for a container: everything of the standard library's but who starts, signals and awaits the process.
+
+Four of its private methods are replaced (``_execute_child``, ``_internal_poll``, ``_wait``, ``_close_pipe_fds`` is called): they have kept their
+shape from Python 3.11 to 3.14, and the tests run on each.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import stat
+import subprocess
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from pytest_sandbox.channel import Channel, close_all
+from pytest_sandbox.errors import ContainerStopped, SettingsError
+from pytest_sandbox.linux import process
+
+if TYPE_CHECKING:
+    from pytest_sandbox.container import Container
+
+__all__ = ["Popen"]
+
+_CHUNK = 1 << 16
+_UMASK = 4  # its place among the arguments after the pipes
+
+
+class Popen(subprocess.Popen[Any]):
+    """A process in a container; see :class:`subprocess.Popen`.
+
+    ``pid`` is its number outside. ``user`` is read from the container's own files. It is always the leader of a session of its own.
+    """
+
+    def __init__(self, container: Container, args: Any, *, user: str | int | None = None, tty: bool = False, **kwargs: Any) -> None:  # noqa: ANN401 - as subprocess
+        for key in ("preexec_fn", "pass_fds", "group", "extra_groups", "startupinfo", "creationflags"):
+            if kwargs.get(key):
+                raise SettingsError(key, kwargs[key], "nothing: it has no meaning for a process in a container")
+        self._container = container
+        self._user = None if user is None else str(user)
+        self._tty = tty
+        self._status: Channel | None = None
+        self._receiving = threading.Lock()
+        self._pumps: list[_Pump] = []
+        self._pidfd = -1
+        self.inside_pid = 0
+        super().__init__(args, **kwargs)
+
+    def _execute_child(self, args: Any, executable: Any, _preexec: Any, _close: Any, _pass: Any, cwd: Any, env: Any, *more: Any) -> None:  # type: ignore[override] # noqa: ANN401
+        shell, pipes, rest = more[2], more[3:9], more[9:]
+        p2cread, _p2cwrite, _c2pread, c2pwrite, _errread, errwrite = pipes
+        words = _words(args, shell=shell)
+        message = {
+            "op": "spawn",
+            "args": words,
+            "executable": None if executable is None else os.fsdecode(executable),
+            "umask": rest[_UMASK],
+            "tty": self._tty,
+            **self._container.surroundings(env=env, cwd=cwd, user=self._user),
+        }
+        self._status, theirs = Channel.pair()
+        borrowed = [theirs.fileno()]
+        opened: list[int] = []
+        try:
+            for standard, fd in enumerate((p2cread, c2pwrite, errwrite)):
+                borrowed.append(self._stdio(standard, fd, opened))
+            self._container.order(message, borrowed)
+            theirs.close()
+            self._started(words, cwd)
+        except BaseException:
+            self._status.close()
+            theirs.close()
+            raise
+        finally:
+            close_all(opened)
+            self._close_pipe_fds(*pipes)
+
+    def _stdio(self, standard: int, fd: int, opened: list[int]) -> int:
+        """Return what the child gets; a regular file goes through a pipe, for by /proc/self/fd it could be opened anew with other rights."""
+        if fd == -1:
+            fd = standard
+        try:
+            mode = os.fstat(fd).st_mode
+        except OSError:
+            opened.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+            return opened[-1]
+        if not stat.S_ISREG(mode):
+            return fd
+        pump = _Pump(fd, reading=standard == 0)
+        if standard:
+            self._pumps.append(pump)
+        opened.append(pump.child_end)
+        return pump.child_end
+
+    def _started(self, words: list[str], cwd: Any) -> None:  # noqa: ANN401
+        assert self._status is not None
+        try:
+            answer, fds = self._status.receive()
+        except EOFError:
+            raise ContainerStopped(f"the container ended before it could start {words[0]!r}. Start a new one.") from None
+        if answer["op"] == "failed":
+            raise _error(answer, words, cwd)
+        self._child_created = True
+        self._pidfd = fds[0]
+        self.inside_pid = answer["pid"]
+        outside = process.pid_of(self._pidfd)
+        self.pid = outside if outside > 0 else self.inside_pid
+
+    def _internal_poll(self, _deadstate: Any = None, *_args: Any) -> int | None:  # noqa: ANN401
+        if self.returncode is None:
+            self._receive(0)
+        return self.returncode
+
+    def _wait(self, timeout: float | None) -> int:
+        if self.returncode is None and not self._receive(timeout):
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return self.returncode
+
+    def _receive(self, timeout: float | None) -> bool:
+        """Wait for the exit status; False where it has not come in time."""
+        end = None if timeout is None else time.monotonic() + timeout
+        if not self._receiving.acquire(timeout=-1 if timeout is None else timeout):
+            return False
+        try:
+            if self.returncode is not None:
+                return True
+            assert self._status is not None
+            poll = select.poll()
+            poll.register(self._status.fileno(), select.POLLIN)
+            if not poll.poll(None if end is None else max(0.0, end - time.monotonic()) * 1000):
+                return False
+            self._finish()
+            return True
+        finally:
+            self._receiving.release()
+
+    def _finish(self) -> None:
+        assert self._status is not None
+        try:
+            answer, _fds = self._status.receive()
+            status = answer["status"]
+        except EOFError:  # its init is gone, and with it everything inside
+            status = signal.SIGKILL
+        self._status.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        for pump in self._pumps:
+            pump.drain()
+        self.returncode = os.waitstatus_to_exitcode(status)
+
+    def send_signal(self, sig: int) -> None:
+        """Send a signal to the process; nothing happens where it has ended."""
+        self.poll()
+        if self.returncode is None:
+            process.kill(self._pidfd, sig)
+
+    def kill_tree(self) -> None:
+        """Kill the process and all below it."""
+        self.poll()
+        if self.returncode is None:
+            self._container.ask({"op": "signal", "pid": self.inside_pid, "signal": int(signal.SIGKILL)})
+
+    def __del__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        if getattr(self, "_pidfd", -1) >= 0 and self.returncode is not None:
+            os.close(self._pidfd)
+        super().__del__(*args, **kwargs)
+
+
+def _words(args: Any, *, shell: bool) -> list[str]:  # noqa: ANN401
+    words = [args] if isinstance(args, (str, bytes, os.PathLike)) else list(args)
+    if shell:
+        words = ["/bin/sh", "-c", *words]
+    if not words:
+        raise IndexError("list index out of range")  # what subprocess says
+    found = [os.fsdecode(word) for word in words]
+    if any("\0" in word for word in found):
+        raise ValueError("embedded null byte")
+    return found
+
+
+def _error(answer: dict[str, Any], words: list[str], cwd: Any) -> Exception:  # noqa: ANN401
+    if answer["errno"] is None:
+        if answer["reason"].startswith("user="):
+            return SettingsError("user", answer["reason"].split("'")[1], answer["reason"].partition(": ")[2])
+        return RuntimeError(answer["reason"])
+    name = answer.get("filename") or words[0]
+    if cwd is not None and os.fsdecode(cwd) == name:
+        return OSError(answer["errno"], answer["reason"], cwd)
+    return OSError(answer["errno"], answer["reason"], name)
+
+
+class _Pump:
+    """A pipe between a container and a regular file outside, moved by a thread; the file's own position stays where its owner expects it."""
+
+    def __init__(self, fd: int, *, reading: bool) -> None:
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        self.child_end = read_end if reading else write_end
+        self._ours = write_end if reading else read_end
+        self._file = os.dup(fd)
+        self._moving = threading.Lock()
+        self._done = False
+        target = self._feed if reading else self._collect
+        threading.Thread(target=target, daemon=True, name="pytest-sandbox-pump").start()
+
+    def _feed(self) -> None:
+        with suppress(BrokenPipeError):
+            while chunk := os.read(self._file, _CHUNK):
+                view = memoryview(chunk)
+                while view:
+                    view = view[os.write(self._ours, view) :]
+        close_all([self._ours, self._file])
+
+    def _collect(self) -> None:
+        fcntl.fcntl(self._ours, fcntl.F_SETFL, os.O_NONBLOCK)
+        poll = select.poll()
+        poll.register(self._ours, select.POLLIN)
+        while poll.poll():
+            with self._moving:
+                if not self._move():
+                    break
+        with self._moving:
+            self._done = True
+            close_all([self._ours, self._file])
+
+    def _move(self) -> bool:
+        """Write what is there to the file; False at the end of the pipe."""
+        while True:
+            try:
+                chunk = os.read(self._ours, _CHUNK)
+            except BlockingIOError:
+                return True
+            if not chunk:
+                return False
+            view = memoryview(chunk)
+            while view:
+                view = view[os.write(self._file, view) :]
+
+    def drain(self) -> None:
+        """Return when all that was written before the call is in the file."""
+        with self._moving:
+            if not self._done:
+                self._move()

@@ -1,0 +1,145 @@
+"""The client's end of its launcher: started at first need, one for each process, gone with it."""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+import secrets
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from pytest_sandbox import sweep
+from pytest_sandbox.channel import Channel, Message
+from pytest_sandbox.errors import SetupError
+from pytest_sandbox.linux import cgroup
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_sandbox.launcher.plan import Plan
+
+__all__ = ["LauncherClient", "current", "forget"]
+
+_START = "import sys; sys.path.insert(0, {path!r}); from pytest_sandbox.launcher.serve import main; main()"
+_GONE = "the launcher is gone"
+
+
+class LauncherClient:
+    """One launcher; its calls are serialised, so any thread may make them."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.name = f"{self.pid:x}-{secrets.token_hex(3)}"
+        sweep.sweep()
+        self.hierarchy = cgroup.Hierarchy.find()
+        self.session = self.hierarchy.session(self.name)
+        self._lock = threading.Lock()
+        self.channel, theirs = Channel.pair()
+        self.process = _start(self.name, theirs)
+        theirs.close()
+        hello, fds = self._receive()
+        self.user_fd = fds[0] if fds else -1
+        self.has_user_namespace = bool(hello["user_namespace"])
+
+    def request(self, message: Message) -> tuple[Message, list[int]]:
+        """Ask, and wait for the answer. Raises :class:`SetupError`."""
+        with self._lock:
+            self._send(message)
+            return self._receive()
+
+    def tell(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Say something that is not answered."""
+        with self._lock:
+            self._send(message, fds)
+
+    def create(self, plan: Plan) -> tuple[str, int, Channel]:
+        """Return a container's id, its init's pidfd, and the channel to the init."""
+        answer, fds = self.request({"op": "create", "plan": plan.to_json()})
+        return answer["id"], fds[0], Channel.of(fds[1])
+
+    def _send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        try:
+            self.channel.send(message, fds)
+        except OSError as error:
+            raise SetupError("ask the launcher", f"{_GONE} ({error.strerror})", "Start a new container: it gets a new launcher.") from error
+
+    def _receive(self) -> tuple[Message, list[int]]:
+        try:
+            answer, fds = self.channel.receive()
+        except EOFError:
+            raise SetupError("ask the launcher", _GONE, "Start a new container: it gets a new launcher.") from None
+        if answer["op"] == "error":
+            raise SetupError(answer["step"], answer["reason"])
+        return answer, fds
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the launcher's process still runs."""
+        return self.process.poll() is None
+
+    def close(self) -> None:
+        """End the launcher, and with it every container, and wait until nothing of it is left."""
+        self.channel.close()
+        self.process.wait()
+
+    def abandon(self) -> None:
+        """Close this process's descriptors of the launcher without a word: for a fork that is inside a container."""
+        self.channel.close()
+        if self.user_fd >= 0:
+            os.close(self.user_fd)
+        self.process.returncode = 0
+
+
+def _start(name: str, channel: Channel) -> subprocess.Popen[bytes]:
+    lock_path = sweep.lock_path(name)
+    lock = os.open(lock_path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    fds = [channel.fileno(), lock]
+    try:
+        return _spawn([sys.executable, "-I", "-S", "-c", _START.format(path=package), name, lock_path, *map(str, fds)], fds)
+    finally:
+        os.close(lock)
+
+
+def _spawn(command: list[str], fds: list[int]) -> subprocess.Popen[bytes]:
+    """Start the launcher with its two descriptors, in a session of its own, so that no Ctrl-C reaches it."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=None if os.environ.get("PYTEST_SANDBOX_DEBUG") else subprocess.DEVNULL,
+        pass_fds=fds,
+        start_new_session=True,
+        cwd="/",
+    )
+
+
+_current: LauncherClient | None = None
+_starting = threading.Lock()
+
+
+def current() -> LauncherClient:
+    """Return this process's launcher, started where there is none, or where it died."""
+    global _current  # noqa: PLW0603 - one launcher a process is what makes containers cheap
+    with _starting:
+        if _current is None or _current.pid != os.getpid() or not _current.is_alive:
+            _current = LauncherClient()
+        return _current
+
+
+def forget() -> LauncherClient | None:
+    """Take the launcher away from this module; returns it."""
+    global _current  # noqa: PLW0603 - see current()
+    launcher, _current = _current, None
+    return launcher
+
+
+@atexit.register
+def _close_at_exit() -> None:
+    launcher = forget()
+    if launcher is not None and launcher.pid == os.getpid():
+        launcher.close()

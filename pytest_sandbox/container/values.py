@@ -1,0 +1,192 @@
+"""Values on their way out of a container: data only, never code.
+
+JSON with a tag for what JSON lacks. An object comes back as an instance of a class that *this* process already has: plain data, named
+tuples, dataclasses, enums and exceptions, made without running any code of theirs.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import datetime
+import decimal
+import enum
+import fractions
+import pathlib
+import sys
+import traceback
+from typing import Any
+
+from pytest_sandbox.errors import SandboxError
+
+__all__ = ["RemoteTraceback", "decode", "decode_exception", "encode", "encode_exception"]
+
+_PLAIN = (bool, int, str, type(None))
+_BY_TEXT: dict[str, tuple[type, Any]] = {
+    "Decimal": (decimal.Decimal, decimal.Decimal),
+    "Fraction": (fractions.Fraction, fractions.Fraction),
+    "PosixPath": (pathlib.PosixPath, pathlib.PosixPath),
+    "PurePosixPath": (pathlib.PurePosixPath, pathlib.PurePosixPath),
+    "datetime": (datetime.datetime, datetime.datetime.fromisoformat),
+    "date": (datetime.date, datetime.date.fromisoformat),
+    "time": (datetime.time, datetime.time.fromisoformat),
+    "complex": (complex, complex),
+}
+_SEQUENCES: dict[str, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+
+
+class RemoteTraceback(Exception):  # noqa: N818 - shown as a cause, as multiprocessing.pool's of the same name
+    """The traceback of an exception inside, as text: the cause of the one raised outside."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'
+
+
+def encode(value: Any) -> Any:  # noqa: ANN401, PLR0911 - one line a kind
+    """Turn a value into what JSON can hold. Raises :class:`TypeError` for one that is not data."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is float:
+        return value if value == value and abs(value) != float("inf") else ["float", repr(value)]  # noqa: PLR0124 - NaN
+    if kind is list:
+        return ["list", *map(encode, value)]
+    if kind is dict:
+        return ["dict", *([encode(key), encode(one)] for key, one in value.items())]
+    if kind.__name__ in _SEQUENCES and kind is _SEQUENCES[kind.__name__]:
+        return [kind.__name__, *map(encode, value)]
+    if kind in {bytes, bytearray}:
+        return [kind.__name__, base64.b64encode(value).decode()]
+    if kind.__name__ in _BY_TEXT and kind is _BY_TEXT[kind.__name__][0]:
+        return [kind.__name__, value.isoformat() if hasattr(value, "isoformat") else str(value)]
+    return _encode_object(value, kind)
+
+
+def _encode_object(value: Any, kind: type) -> Any:  # noqa: ANN401
+    if kind is datetime.timedelta:
+        return ["timedelta", value.days, value.seconds, value.microseconds]
+    if isinstance(value, enum.Enum):
+        return ["enum", _name(kind), value.name]
+    if isinstance(value, tuple) and hasattr(kind, "_fields"):
+        return ["namedtuple", _name(kind), *map(encode, value)]
+    if dataclasses.is_dataclass(value):
+        return ["dataclass", _name(kind), {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}]
+    if isinstance(value, BaseException):
+        return ["exception", encode_exception(value)]
+    raise TypeError(
+        f"a value of {kind.__module__}.{kind.__qualname__} cannot leave a container: return plain data "
+        "(numbers, text, bytes, lists, dicts, sets, tuples, dates, paths, enums, dataclasses, exceptions), or write it to a file in a volume"
+    )
+
+
+def _name(kind: type) -> list[str]:
+    return [kind.__module__, kind.__qualname__]
+
+
+def decode(data: Any) -> Any:  # noqa: ANN401, PLR0911 - one line a kind
+    """Undo :func:`encode`. Raises :class:`SandboxError` for what it would not have written."""
+    if not isinstance(data, list):
+        return data
+    tag, *rest = data
+    if tag == "list":
+        return list(map(decode, rest))
+    if tag == "dict":
+        return {decode(key): decode(one) for key, one in rest}
+    if tag in _SEQUENCES:
+        return _SEQUENCES[tag](map(decode, rest))
+    if tag == "float":
+        return float(rest[0])
+    if tag in {"bytes", "bytearray"}:
+        raw = base64.b64decode(rest[0])
+        return raw if tag == "bytes" else bytearray(raw)
+    if tag in _BY_TEXT:
+        return _BY_TEXT[tag][1](rest[0])
+    if tag == "timedelta":
+        return datetime.timedelta(*rest)
+    if tag == "exception":
+        return decode_exception(rest[0])
+    return _decode_object(tag, rest)
+
+
+def _decode_object(tag: str, rest: list[Any]) -> Any:  # noqa: ANN401
+    kind = _class(*rest[0])
+    if tag == "enum" and kind is not None and issubclass(kind, enum.Enum):
+        return kind[rest[1]]
+    if tag == "namedtuple" and kind is not None and issubclass(kind, tuple):
+        return tuple.__new__(kind, map(decode, rest[1:]))
+    if tag == "dataclass" and kind is not None and dataclasses.is_dataclass(kind):
+        made = object.__new__(kind)
+        for name, value in rest[1].items():
+            object.__setattr__(made, name, decode(value))
+        return made
+    raise SandboxError(f"the container sent a value of a class that this process does not have: {'.'.join(map(str, rest[0]))}")
+
+
+def _class(module: str, qualname: str) -> type | None:
+    """Find a class that this process has: by its name in its module, or among the exceptions that live in a function."""
+    found: Any = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    if isinstance(found, type):
+        return found
+    every: list[type] = [BaseException, tuple, enum.Enum]
+    for kind in every:
+        every.extend(type.__subclasses__(kind))
+        if (kind.__module__, kind.__qualname__) == (module, qualname):
+            return kind
+    return None
+
+
+def encode_exception(error: BaseException) -> Any:  # noqa: ANN401
+    """Turn an exception into what JSON can hold: class, arguments, attributes, traceback as text; what is no data becomes its repr."""
+    state = {name: _or_repr(value) for name, value in vars(error).items() if name != "__notes__"}
+    return {
+        "class": _name(type(error)),
+        "args": [_or_repr(value) for value in error.args],
+        "state": state,
+        "notes": [str(note) for note in getattr(error, "__notes__", ())],
+        "traceback": "".join(_formatted(error)),
+    }
+
+
+def _formatted(error: BaseException) -> list[str]:
+    try:
+        return traceback.format_exception(error)
+    except Exception:  # noqa: BLE001 - a test's exception whose own text raises
+        return [f"{type(error).__qualname__} (its text cannot be made)\n"]
+
+
+def _or_repr(value: Any) -> Any:  # noqa: ANN401
+    try:
+        return encode(value)
+    except (TypeError, RecursionError):
+        try:
+            return repr(value)
+        except Exception:  # noqa: BLE001 - a test's object
+            return f"<{type(value).__qualname__}>"
+
+
+def decode_exception(data: Any) -> BaseException:  # noqa: ANN401
+    """Make the exception anew, with the inner traceback as its cause; its ``__init__`` does not run."""
+    kind = _class(*data["class"])
+    args = [decode(value) for value in data["args"]]
+    if kind is None or not issubclass(kind, BaseException):
+        error: BaseException = SandboxError(f"{data['class'][1]}: {', '.join(map(str, args))}")
+    else:
+        error = kind.__new__(kind, *args) if issubclass(kind, (OSError, BaseExceptionGroup)) else _bare(kind, args)
+        for name, value in data["state"].items():
+            vars(error)[name] = decode(value)
+    for note in data["notes"]:
+        error.add_note(note)
+    error.__cause__ = RemoteTraceback(data["traceback"])
+    return error
+
+
+def _bare(kind: type[BaseException], args: list[Any]) -> BaseException:
+    error = BaseException.__new__(kind)
+    error.args = tuple(args)
+    return error

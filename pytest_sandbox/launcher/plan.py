@@ -1,0 +1,48 @@
+"""What a container is made of, as data: the client writes it, the launcher compares it, an init executes it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["Plan"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All that has to be known before the first process of a container starts; limits and commands come later.
+
+    Two containers of one plan are interchangeable until one is claimed, which is what lets the launcher make the next one ahead.
+    ``lower`` are the folders below the writable layer, topmost first, ``("/",)`` for the host's root with every real file system on it;
+    ``folders`` are folders of the host laid over an image at their usual places; ``capabilities`` is a mask.
+    """
+
+    lower: tuple[str, ...] = ("/",)
+    folders: tuple[str, ...] = ()
+    disk: int | None = None
+    layer_folder: str | None = None
+    shm_size: int = 64 << 20
+    read_only: bool = False
+    own_network: bool = True
+    user_namespace: bool = True
+    protected: bool = True
+    hostname: str | None = None
+    volumes: tuple[tuple[str, str, bool], ...] = ()
+    capabilities: int = 0
+    seccomp: bool = True
+    no_new_privileges: bool = True
+    ulimits: tuple[tuple[str, int, int], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON can hold it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Plan:
+        """Read what :meth:`to_json` wrote."""
+        tuples = {key: _tuples(value) if isinstance(value, list) else value for key, value in data.items()}
+        return cls(**tuples)
+
+
+def _tuples(value: Any) -> Any:  # noqa: ANN401 - JSON
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,253 @@
+"""The launcher: one small, single-threaded process for each client, of which containers are forks.
+
+It keeps one container ready ahead of the plan that was asked for last. It ends with its client, however that ends, and takes every
+container with it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import NoReturn
+
+from pytest_sandbox.channel import Channel, Message, close_all
+from pytest_sandbox.launcher.init import Building, run_init
+from pytest_sandbox.launcher.keeper import Keeper
+from pytest_sandbox.launcher.plan import Plan
+from pytest_sandbox.linux import cgroup, mounts, namespaces, process
+from pytest_sandbox.linux import syscall as sc
+
+__all__ = ["main"]
+
+_NAMESPACES = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS
+
+
+@dataclass(slots=True)
+class Made:
+    """One container as the launcher knows it: building, ready, or claimed by the client."""
+
+    id: str
+    plan: Plan
+    pid: int
+    pidfd: int
+    channel: Channel
+    control: Channel
+    group: cgroup.Group
+    kept: list[int] = field(default_factory=list)
+    ready: bool = False
+    claimed: bool = False
+    waited_for: bool = False
+
+
+class Launcher:
+    """The loop, and what it holds."""
+
+    def __init__(self, client: Channel, session: str) -> None:
+        self.client = client
+        self.client_pidfd = os.pidfd_open(os.getppid())
+        self.hierarchy = cgroup.Hierarchy.find()
+        self.session = self.hierarchy.session(session)
+        self.keeper = Keeper()
+        self.mountinfo = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self.real = mounts.real_mounts(mounts.mounted())
+        self.made: dict[str, Made] = {}
+        self.count = 0
+        self.poll = select.poll()
+        for fd in (client.fileno(), self.client_pidfd):
+            self.poll.register(fd, select.POLLIN)
+        self.poll.register(self.mountinfo, select.POLLPRI)
+        self.wakeup, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.poll.register(self.wakeup, select.POLLIN)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+
+    def serve(self) -> None:
+        """Answer until the client is gone."""
+        gc.collect()
+        gc.freeze()
+        gc.disable()  # a collection would touch, and so copy, pages that every init shares
+        self.client.send({"op": "hello", "user_namespace": self.keeper.user_fd >= 0}, [fd for fd in [self.keeper.user_fd] if fd >= 0])
+        while True:
+            for fd, _event in self.poll.poll():
+                if fd == self.client_pidfd:
+                    return
+                if fd == self.client.fileno():
+                    try:
+                        message, fds = self.client.receive()
+                    except EOFError:
+                        return
+                    self.take(message, fds)
+                elif fd == self.mountinfo:
+                    self.forget_mounts()
+                elif fd == self.wakeup:
+                    os.read(fd, 4096)
+                    self.reap()
+                else:
+                    self.hear(fd)
+
+    def take(self, message: Message, fds: list[int]) -> None:
+        """Do what the client asks for."""
+        close_all(fds)
+        what = message["op"]
+        if what in {"create", "prepare"}:
+            self.create(Plan.from_json(message["plan"]), wanted=what == "create")
+        elif what == "closed":
+            made = self.made.get(message["id"])
+            if made is not None:
+                self.dispose(made, killed=True)
+        elif what == "layer":
+            made = self.made.get(message["id"])
+            self.client.send({"op": "layer"}, made.kept[:1] if made else [])
+
+    def create(self, plan: Plan, *, wanted: bool) -> None:
+        """Give the client a container of this plan as soon as there is one; or just see to it that there is."""
+        spare = next((made for made in self.made.values() if not made.claimed and not made.waited_for), None)
+        if spare is not None and spare.plan != plan:
+            self.discard(spare)
+            spare = None
+        try:
+            spare = spare or self.build(plan)
+        except OSError as error:
+            if wanted:
+                self.fail("fork and make the groups", error.strerror or str(error), error.errno)
+            return
+        if wanted:
+            spare.waited_for = True
+            self.hand_over(spare)
+
+    def hand_over(self, made: Made) -> None:
+        """Give a ready container to the client, and begin with the one after it."""
+        if not made.ready:
+            return
+        made.claimed, made.waited_for = True, False
+        self.client.send({"op": "created", "id": made.id}, [made.pidfd, made.control.fileno()])
+        made.control.close()
+        with suppress(OSError):  # what it was is said when somebody asks for that container
+            self.build(made.plan)
+
+    def build(self, plan: Plan) -> Made:
+        """Fork an init that builds a container of this plan; it says when it is ready."""
+        self.count += 1
+        identity = f"{self.session.name}-{self.count}"
+        group = self.session.create(identity)
+        network_fd = -1
+        try:
+            if plan.own_network and plan.user_namespace and self.keeper.user_fd >= 0:
+                network_fd = self.keeper.take_network()
+            made = self.fork(identity, plan, group, network_fd)
+        except OSError:
+            group.remove()
+            raise
+        finally:
+            close_all([fd for fd in [network_fd] if fd >= 0])
+        self.made[identity] = made
+        self.poll.register(made.channel.fileno(), select.POLLIN)
+        return made
+
+    def fork(self, identity: str, plan: Plan, group: cgroup.Group, network_fd: int) -> Made:
+        channel, inits_channel = Channel.pair()
+        control, inits_control = Channel.pair()
+        named = replace(plan, hostname=plan.hostname or identity)
+        user_fd = self.keeper.user_fd if plan.user_namespace else -1
+        pid, pidfd = sc.clone3(_NAMESPACES)
+        if not pid:
+            signal.set_wakeup_fd(-1)
+            kept = {inits_channel.fileno(), inits_control.fileno(), network_fd, user_fd}
+            process.close_others({fd for fd in kept if fd >= 0})
+            run_init(Building(named, joins=group.joins(), network_fd=network_fd, user_fd=user_fd, real=self.real), inits_channel, inits_control)
+        inits_channel.close()
+        inits_control.close()
+        return Made(identity, plan, pid, pidfd, channel, control, group)
+
+    def hear(self, fd: int) -> None:
+        """Take what an init says: that it is ready, that a step failed; or that it is gone."""
+        made = next((made for made in self.made.values() if made.channel.fileno() == fd), None)
+        if made is None:
+            return
+        try:
+            message, fds = made.channel.receive()
+        except EOFError:
+            message, fds = {"op": "gone"}, []
+        if message["op"] == "ready":
+            made.ready = True
+            made.kept = [*fds, namespaces.open_of(made.pid, "mnt")]
+            if made.waited_for:
+                self.hand_over(made)
+            return
+        self.poll.unregister(fd)
+        if made.claimed:  # the client sees the end of its init by itself, and says when it is done with it
+            return
+        waited_for = made.waited_for
+        self.discard(made)
+        if waited_for:
+            self.fail(message.get("step", "start"), message.get("reason", "init ended"), message.get("errno"))
+
+    def fail(self, step: str, reason: str, number: int | None) -> None:
+        """Tell the client that the container which it waits for cannot be made."""
+        self.client.send({"op": "error", "step": step, "reason": reason, "errno": number})
+
+    def forget_mounts(self) -> None:
+        """Look at the host's mounts again: what was made ahead over the old ones is no longer what the host looks like."""
+        self.real = mounts.real_mounts(mounts.mounted())
+        for made in [made for made in self.made.values() if not made.claimed and not made.waited_for]:
+            self.discard(made)
+
+    def reap(self) -> None:
+        """Take the exit status of inits that ended by themselves; the keeper's end is ours."""
+        for made in self.made.values():
+            with suppress(ChildProcessError):
+                os.waitpid(made.pid, os.WNOHANG)
+
+    def discard(self, made: Made) -> None:
+        """End a container that no client has."""
+        process.kill(made.pidfd, signal.SIGKILL)
+        process.ended(made.pidfd)
+        made.control.close()
+        self.dispose(made, killed=True)
+        made.group.remove()
+
+    def dispose(self, made: Made, *, killed: bool) -> None:
+        """Let go of a dead container; the keeper pays for freeing its layer."""
+        del self.made[made.id]
+        with suppress(ChildProcessError):
+            os.waitpid(made.pid, 0 if killed else os.WNOHANG)
+        with suppress(KeyError, ValueError):
+            self.poll.unregister(made.channel.fileno())
+        made.channel.close()
+        os.close(made.pidfd)
+        with suppress(OSError):
+            self.keeper.drop(made.kept, made.plan.layer_folder)
+
+    def close(self) -> None:
+        """Kill every container, and remove the groups of this session."""
+        for made in list(self.made.values()):
+            process.kill(made.pidfd, signal.SIGKILL)
+        for made in list(self.made.values()):
+            process.ended(made.pidfd, 10)
+        for folders in [self.hierarchy.sessions().get(self.session.name, ())]:
+            cgroup.destroy(folders)
+
+
+def main() -> NoReturn:
+    """Run with the arguments SESSION LOCK and two descriptors: the client's socket, and the lock, which is held by being open."""
+    session, lock, *fds = sys.argv[1:]
+    for fd in map(int, fds):
+        os.set_inheritable(fd, False)  # noqa: FBT003 - its only form
+    client = Channel.of(int(fds[0]))
+    try:
+        launcher = Launcher(client, session)
+    except OSError as error:
+        client.send({"op": "error", "step": "start the launcher", "reason": f"{error.strerror} {error.filename or ''}", "errno": error.errno})
+        sys.exit(1)
+    try:
+        launcher.serve()
+    finally:
+        launcher.close()
+        with suppress(OSError):
+            os.unlink(lock)
+    sys.exit(0)

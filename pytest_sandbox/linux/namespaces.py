@@ -1,0 +1,34 @@
+"""Namespaces: opening, entering, and the identity map of the payloads' user namespace (namespaces(7), user_namespaces(7))."""
+
+from __future__ import annotations
+
+import os
+
+from pytest_sandbox.linux import syscall as sc
+
+__all__ = ["ALL_BUT_USER_AND_PID", "enter", "map_identity", "open_of"]
+
+ALL_BUT_USER_AND_PID = sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP
+_EVERY_ID = b"0 0 4294967295"
+
+
+def open_of(pid: int, kind: str) -> int:
+    """Return a descriptor of a process's namespace: "mnt", "net", "pid", "user", ..."""
+    return os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def enter(pidfd: int, *, network: bool, user_fd: int) -> None:
+    """Move the calling, single-threaded process into all namespaces of another one's but its PID namespace (setns(2)), the user one last."""
+    sc.setns(pidfd, ALL_BUT_USER_AND_PID | (sc.CLONE_NEWNET if network else 0))
+    if user_fd >= 0:
+        sc.setns(user_fd, sc.CLONE_NEWUSER)
+
+
+def map_identity(pid: int) -> None:
+    """Map every user and group to itself in the user namespace of ``pid``: ownership looks as outside, power does not follow."""
+    for kind in ("uid", "gid"):
+        fd = os.open(f"/proc/{pid}/{kind}_map", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, _EVERY_ID)
+        finally:
+            os.close(fd)

@@ -1,0 +1,67 @@
+"""What a killed session left behind: its groups, its lock, its folders; removed by the next session."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from contextlib import suppress
+
+from pytest_sandbox.linux import cgroup
+
+__all__ = ["lock_path", "state_folder", "sweep"]
+
+
+def state_folder() -> str:
+    """Return the folder of the sessions' locks, made if it is not there: below /run for root, else below ``$XDG_RUNTIME_DIR`` or /tmp."""
+    uid = os.geteuid()
+    base = "/run/pytest-sandbox" if uid == 0 else os.path.join(os.environ.get("XDG_RUNTIME_DIR", ""), "pytest-sandbox")
+    folder = base if os.path.isabs(base) else f"/tmp/pytest-sandbox-{uid}"  # noqa: S108 - owner and mode are checked below
+    with suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    status = os.lstat(folder)
+    if status.st_uid != uid or status.st_mode & 0o022:
+        raise PermissionError(13, "belongs to somebody else, or others may write there: remove it", folder)
+    return folder
+
+
+def lock_path(session: str) -> str:
+    """Return the path of a session's lock; it is held (flock(2)) while the session's launcher lives."""
+    return os.path.join(state_folder(), f"{session}.lock")
+
+
+def sweep() -> list[str]:
+    """Remove what belongs to sessions that nobody holds any more; returns their names."""
+    found = cgroup.Hierarchy.find().sessions()
+    folder = state_folder()
+    locked = {name.removesuffix(".lock") for name in os.listdir(folder) if name.endswith(".lock")}
+    return [name for name in sorted(locked | set(found)) if _sweep_one(name, found.get(name, ()))]
+
+
+def _sweep_one(session: str, folders: tuple[str, ...]) -> bool:
+    try:
+        lock = os.open(lock_path(session), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return _remove_empty(folders)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        cgroup.destroy(folders)
+        shutil.rmtree(os.path.join(state_folder(), session), ignore_errors=True)
+        with suppress(FileNotFoundError):
+            os.unlink(lock_path(session))
+        return True
+    finally:
+        os.close(lock)
+
+
+def _remove_empty(folders: tuple[str, ...]) -> bool:
+    """Remove groups whose owner has no lock here; one with processes is somebody's of another container, and stays."""
+    removed = False
+    for path in (path for folder in folders for path in cgroup.below(folder)):
+        with suppress(OSError):
+            os.rmdir(path)
+            removed = True
+    return removed
