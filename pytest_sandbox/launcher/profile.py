@@ -12,7 +12,14 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.launcher.plan import Plan
 
-__all__ = ["lock_down"]
+__all__ = ["lock_down", "prepare"]
+
+
+def prepare(plan: Plan) -> None:
+    """Compute what :func:`lock_down` needs once, while the root is still the host's."""
+    capabilities.supported()
+    if plan.seccomp:
+        seccomp.program(plan.capabilities)
 
 
 def lock_down(plan: Plan, *, limit: Callable[[int], None] = capabilities.assume) -> None:

@@ -19,6 +19,7 @@ from pytest_sandbox.channel import Channel, Message, close_all
 from pytest_sandbox.launcher.init import Building, run_init
 from pytest_sandbox.launcher.keeper import Keeper
 from pytest_sandbox.launcher.plan import Plan
+from pytest_sandbox.launcher.profile import prepare
 from pytest_sandbox.linux import cgroup, mounts, namespaces, process
 from pytest_sandbox.linux import syscall as sc
 
@@ -38,6 +39,7 @@ class Made:
     channel: Channel
     control: Channel
     group: cgroup.Group
+    real: list[mounts.Mounted]
     kept: list[int] = field(default_factory=list)
     ready: bool = False
     claimed: bool = False
@@ -102,7 +104,8 @@ class Launcher:
                 self.dispose(made, killed=True)
         elif what == "layer":
             made = self.made.get(message["id"])
-            self.client.send({"op": "layer"}, made.kept[:1] if made else [])
+            points = [entry.point for entry in made.real] if made else []
+            self.client.send({"op": "layer", "points": points}, made.kept[:1] if made else [])
 
     def create(self, plan: Plan, *, wanted: bool) -> None:
         """Give the client a container of this plan as soon as there is one; or just see to it that there is."""
@@ -154,6 +157,7 @@ class Launcher:
         control, inits_control = Channel.pair()
         named = replace(plan, hostname=plan.hostname or identity)
         user_fd = self.keeper.user_fd if plan.user_namespace else -1
+        prepare(plan)
         pid, pidfd = sc.clone3(_NAMESPACES)
         if not pid:
             signal.set_wakeup_fd(-1)
@@ -162,7 +166,7 @@ class Launcher:
             run_init(Building(named, joins=group.joins(), network_fd=network_fd, user_fd=user_fd, real=self.real), inits_channel, inits_control)
         inits_channel.close()
         inits_control.close()
-        return Made(identity, plan, pid, pidfd, channel, control, group)
+        return Made(identity, plan, pid, pidfd, channel, control, group, self.real)
 
     def hear(self, fd: int) -> None:
         """Take what an init says: that it is ready, that a step failed; or that it is gone."""

@@ -1,0 +1,61 @@
+"""Containers for tests: namespaces, limits and a throwaway layer, in milliseconds and without a daemon.
+
+The names below are loaded when they are first used, so that importing the library costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_sandbox.container import Container
+    from pytest_sandbox.errors import (
+        ContainerStopped,
+        ImageError,
+        OutOfMemory,
+        SandboxError,
+        SettingsError,
+        SetupError,
+        UnsupportedError,
+    )
+    from pytest_sandbox.outcome import Change, Exited, OOMKilled, Signaled, Stats, TimedOut
+    from pytest_sandbox.settings import Settings
+
+__all__ = [
+    "Change",
+    "Container",
+    "ContainerStopped",
+    "Exited",
+    "ImageError",
+    "OOMKilled",
+    "OutOfMemory",
+    "SandboxError",
+    "Settings",
+    "SettingsError",
+    "SetupError",
+    "Signaled",
+    "Stats",
+    "TimedOut",
+    "UnsupportedError",
+]
+
+_HOMES = {
+    "container": ("Container",),
+    "errors": ("ContainerStopped", "ImageError", "OutOfMemory", "SandboxError", "SettingsError", "SetupError", "UnsupportedError"),
+    "outcome": ("Change", "Exited", "OOMKilled", "Signaled", "Stats", "TimedOut"),
+    "settings": ("Settings",),
+}
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

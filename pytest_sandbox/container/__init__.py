@@ -1,0 +1,304 @@
+"""A container: create, start, run, call, stop. The one object of this library that has a state."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import weakref
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
+
+from pytest_sandbox.channel import Channel, Message, close_all
+from pytest_sandbox.container import session
+from pytest_sandbox.container.child import Child, fork_into, run_call
+from pytest_sandbox.container.files import Files
+from pytest_sandbox.container.planning import plan_of
+from pytest_sandbox.container.popen import Popen
+from pytest_sandbox.errors import ContainerStopped, OutOfMemory
+from pytest_sandbox.linux import overlay, process
+from pytest_sandbox.outcome import Change, Stats
+from pytest_sandbox.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Child", "Container", "Popen"]
+
+#: Processes of ours in a container's group, which its limit does not count: init.
+_OVERHEAD = 1
+
+_living: weakref.WeakSet[Container] = weakref.WeakSet()
+
+
+class Container(Files):
+    """A place of its own for processes: ``with Container(memory="512m") as c: c.run(["true"])``.
+
+    Settings are those of :class:`~pytest_sandbox.settings.Settings`, as keywords. Any thread may use a container.
+
+    Raises :class:`SettingsError` for a wrong setting, and at :meth:`start` :class:`UnsupportedError` for a limit that this host cannot
+    enforce and :class:`SetupError` for a step that failed.
+    """
+
+    def __init__(self, settings: Settings | None = None, /, **keywords: object) -> None:
+        self.settings = (settings or Settings()).replace(**keywords)
+        self.id = ""
+        self.status = "created"
+        self._sending = threading.Lock()
+        self._closing = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self if self.status == "running" else self.start()
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Container {self.id or '(no id yet)'} {self.status}>"
+
+    def start(self) -> Self:
+        """Start the container; returns it. A container starts once."""
+        if self.status != "created":
+            raise ContainerStopped(f"the container {self.id} is {self.status}: it starts once. Make a new one.")
+        self._launcher = session.current()
+        self._launcher.hierarchy.require(self.settings)
+        self.plan = plan_of(self.settings, has_user_namespace=self._launcher.has_user_namespace)
+        self.id, self.pidfd, self._control = self._launcher.create(self.plan)
+        self.group = self._launcher.session.group(self.id)
+        self._owner = os.getpid()
+        self.status = "running"
+        _living.add(self)
+        try:
+            self.group.apply(self.settings, overhead=_OVERHEAD)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    @classmethod
+    def prepare(cls, settings: Settings) -> None:
+        """Have a container of these settings made ahead, so that the next :meth:`start` finds it ready."""
+        launcher = session.current()
+        plan = plan_of(settings, has_user_namespace=launcher.has_user_namespace)
+        launcher.tell({"op": "prepare", "plan": plan.to_json()})
+
+    def close(self) -> None:
+        """Kill what runs inside, wait until it is dead, and throw everything away. Closing twice is fine."""
+        with self._closing:
+            if self.status == "created":
+                self.status = "stopped"
+            if self.status == "stopped":
+                return
+            self.status = "stopped"
+        _living.discard(self)
+        if os.getpid() != self._owner:
+            return
+        self.group.thaw()
+        process.kill(self.pidfd, signal.SIGKILL)
+        process.ended(self.pidfd)
+        self._control.close()
+        self.group.remove()
+        with suppress(Exception):  # a launcher that died has let go already
+            self._launcher.tell({"op": "closed", "id": self.id})
+        os.close(self.pidfd)
+
+    def __del__(self) -> None:
+        if getattr(self, "status", "") in {"running", "paused"}:
+            with suppress(Exception):
+                self.close()
+
+    @property
+    def pid(self) -> int:
+        """The number of the container's init outside."""
+        return process.pid_of(self._running().pidfd)
+
+    @property
+    def hostname(self) -> str:
+        """The host name inside."""
+        return self.settings.hostname or self.id
+
+    @property
+    def workdir(self) -> str:
+        """Where commands start: ``workdir``; on the host's root the caller's folder, else the image's."""
+        return self.settings.workdir or (os.getcwd() if self.settings.image == "host" else "/")
+
+    def _running(self) -> Self:
+        if self.status not in {"running", "paused"}:
+            raise ContainerStopped(f"the container {self.id} is {self.status}. Start it first, or make a new one.")
+        return self
+
+    # -- orders to init
+
+    def order(self, message: Message, fds: list[int]) -> None:
+        """Send an order to init."""
+        self._running()
+        with self._sending:
+            try:
+                self._control.send(message, fds)
+            except OSError as error:
+                raise ContainerStopped(f"the container {self.id} has ended ({error.strerror}). Make a new one.") from error
+
+    def ask(self, message: Message) -> tuple[Message, list[int]]:
+        """Send an order to init, and wait for what it answers."""
+        ours, theirs = Channel.pair()
+        try:
+            self.order(message, [theirs.fileno()])
+            theirs.close()
+            return ours.receive()
+        except EOFError:
+            raise ContainerStopped(f"the container {self.id} has ended. Make a new one.") from None
+        finally:
+            theirs.close()
+            ours.close()
+
+    def surroundings(self, *, env: Any, cwd: Any, user: str | None) -> Message:  # noqa: ANN401
+        """Return environment, folder and user of a command, from its own arguments over the settings'."""
+        base = {"PATH": os.defpath} if self.settings.image != "host" else os.environ
+        given = {**base, **self.settings.env} if env is None else env
+        return {
+            "env": {os.fsdecode(name): os.fsdecode(value) for name, value in given.items()},
+            "cwd": self.workdir if cwd is None else os.path.join(self.workdir, os.fsdecode(cwd)),
+            "user": user if user is not None else self.settings.user,
+        }
+
+    # -- processes
+
+    def popen(self, args: Any, **keywords: Any) -> Popen:  # noqa: ANN401 - as subprocess
+        """Start a command inside: :class:`subprocess.Popen`'s arguments, and ``user``."""
+        return Popen(self._running(), args, **keywords)
+
+    def run(
+        self, args: Any, *, input: Any = None, capture_output: bool = False, timeout: float | None = None, check: bool = False, **keywords: Any
+    ) -> subprocess.CompletedProcess[Any]:  # noqa: A002, ANN401 - as subprocess
+        """Run a command inside: :func:`subprocess.run`, with its arguments and what it returns and raises.
+
+        ``timeout`` is the settings' where it is not given; over it the command and all below it are killed. ``check`` raises
+        :class:`OutOfMemory` where the kernel killed for memory meanwhile.
+        """
+        keywords = _with_pipes(keywords, input=input, capture_output=capture_output)
+        timeout = self.settings.timeout if timeout is None else timeout
+        kills = self.group.oom_kills() if check else 0
+        with self.popen(args, **keywords) as popen:
+            try:
+                stdout, stderr = popen.communicate(input, timeout=timeout)
+            except subprocess.TimeoutExpired as expired:
+                popen.kill_tree()
+                stdout, stderr = popen.communicate()
+                expired.output, expired.stderr = stdout, stderr
+                raise
+            except BaseException:
+                popen.kill_tree()
+                raise
+        if check and popen.returncode:
+            self._raise_for(popen, stdout, stderr, kills)
+        return subprocess.CompletedProcess(popen.args, popen.returncode, stdout, stderr)
+
+    def _raise_for(self, popen: Popen, stdout: Any, stderr: Any, kills: int) -> None:  # noqa: ANN401
+        assert popen.returncode is not None
+        if self.group.oom_kills() > kills:
+            used = self.stats()
+            raise OutOfMemory(
+                popen.returncode, popen.args, stdout, stderr, memory_limit=self.settings.memory, memory_peak=used.memory_peak
+            )
+        raise subprocess.CalledProcessError(popen.returncode, popen.args, stdout, stderr)
+
+    def fork(self) -> Child | None:
+        """Fork the calling process into the container: None in the child, which is inside; a :class:`Child` in the caller.
+
+        The child must end by :func:`os._exit`. Raises :class:`UnsupportedError` where the caller may not enter a PID namespace.
+        """
+        return fork_into(self._running(), _living)
+
+    def call(self, func: Callable[..., Any], /, *args: Any, timeout: float | None = None, **keywords: Any) -> Any:  # noqa: ANN401
+        """Run ``func(*args, **keywords)`` inside, in a fork of this process; return its value or raise its exception.
+
+        Values travel as data (see :mod:`pytest_sandbox.container.values`); the traceback inside is the exception's cause. Raises
+        :class:`TimeoutError` over ``timeout`` seconds, :class:`SandboxError` where the fork ended without an answer, and
+        :class:`OutOfMemory` where it was killed for memory.
+        """
+        return run_call(self._running(), func, args, keywords, self.settings.timeout if timeout is None else timeout)
+
+    def processes(self) -> list[tuple[int, str]]:
+        """Return number (inside) and command line of every process inside but init."""
+        answer, _fds = self.ask({"op": "processes"})
+        return [(pid, line) for pid, line in answer["processes"]]
+
+    def kill(self, signal: int = signal.SIGKILL) -> None:  # noqa: A002 - as docker
+        """Send a signal to every process inside but init."""
+        self.ask({"op": "signal", "signal": int(signal)})
+
+    def pause(self) -> None:
+        """Stop every process inside until :meth:`unpause` (the cgroup freezer)."""
+        self._running().group.freeze()
+        self.status = "paused"
+
+    def unpause(self) -> None:
+        """Let the processes go on."""
+        self._running().group.thaw()
+        self.status = "running"
+
+    # -- what it has done
+
+    def stats(self) -> Stats:
+        """Return what the container uses; init, which is ours, is not among its processes."""
+        found = self._running().group.stats()
+        from dataclasses import replace  # noqa: PLC0415 - 1 ms that most callers do not need
+
+        less = {name: max(0, value - _OVERHEAD) for name in ("pids_current", "pids_peak") if (value := getattr(found, name)) is not None}
+        return replace(found, memory_limit=self.settings.memory, **less)
+
+    def diff(self) -> list[Change]:
+        """Return what differs from what the container started on, sorted by path, as ``docker diff``."""
+        answer, fds = self._launcher.request({"op": "layer", "id": self._running().id})
+        try:
+            return sorted({Change(path, kind) for kind, path in self._changes(fds[0], answer["points"])})  # type: ignore[arg-type]
+        finally:
+            close_all(fds)
+
+    def _changes(self, layer: int, points: list[str]) -> list[tuple[str, str]]:
+        found = []
+        for name in os.listdir(layer):
+            if not name.isdigit():
+                continue
+            point, lower = self._lower(int(name), points)
+            fd = os.open(f"{name}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layer)
+            try:
+                below = [(kind, point + path) for kind, path in overlay.changes(fd, lower)]
+            finally:
+                os.close(fd)
+            if below and point:
+                found += [("modified", parent) for parent in _parents(point)]
+            found += below
+        return [one for one in found if not self._is_mount_point(one[1])]
+
+    def _lower(self, number: int, points: list[str]) -> tuple[str, tuple[str, ...]]:
+        """Return where the overlay ``number`` of the writable layer lies, and on what."""
+        if number == 0:
+            return "", self.plan.lower
+        point = self.plan.folders[number - 1000] if number >= 1000 else points[number - 1]
+        return point, (point,)
+
+    def _is_mount_point(self, path: str) -> bool:
+        return any(path == target or target.startswith(path + "/") for _source, target, _ro in self.plan.volumes)
+
+
+def _parents(path: str) -> list[str]:
+    found = []
+    while path != "/":
+        found.append(path)
+        path = os.path.dirname(path)
+    return found
+
+
+def _with_pipes(keywords: dict[str, Any], *, input: Any, capture_output: bool) -> dict[str, Any]:  # noqa: A002, ANN401
+    """Do what :func:`subprocess.run` does with ``input`` and ``capture_output``, with its errors."""
+    if input is not None:
+        if keywords.get("stdin") is not None:
+            raise ValueError("stdin and input arguments may not both be used.")
+        keywords["stdin"] = subprocess.PIPE
+    if capture_output:
+        if keywords.get("stdout") is not None or keywords.get("stderr") is not None:
+            raise ValueError("stdout and stderr arguments may not be used with capture_output.")
+        keywords["stdout"] = keywords["stderr"] = subprocess.PIPE
+    return keywords

@@ -1,0 +1,198 @@
+"""A fork of the calling process that is inside a container: how it enters, how it is awaited, and ``call`` on top."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import time
+import warnings
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pytest_sandbox.container import session, values
+from pytest_sandbox.errors import OutOfMemory, SandboxError, UnsupportedError
+from pytest_sandbox.launcher import users
+from pytest_sandbox.launcher.profile import lock_down, prepare
+from pytest_sandbox.linux import namespaces, process
+from pytest_sandbox.linux import syscall as sc
+from pytest_sandbox.outcome import Exited, OOMKilled, Outcome, Signaled, TimedOut
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from pytest_sandbox.container import Container
+
+__all__ = ["Child", "fork_into", "run_call"]
+
+_CHUNK = 1 << 16
+
+
+class Child:
+    """The forked process, as its parent sees it: ``pid`` (outside), ``pidfd`` (poll(2) tells when it has ended)."""
+
+    def __init__(self, container: Container, pid: int, kills: int) -> None:
+        self.container = container
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self._kills = kills
+        self._outcome: Outcome | None = None
+
+    def wait(self, timeout: float | None = None) -> Outcome:
+        """Wait for the end, and return what it was; over ``timeout`` seconds everything inside but init is killed."""
+        if self._outcome is not None:
+            return self._outcome
+        overrun: TimedOut | None = None
+        if not process.ended(self.pidfd, timeout):
+            running = tuple(line for _pid, line in self.container.processes())
+            overrun = TimedOut(timeout or 0, running)
+            self.kill()
+            process.ended(self.pidfd)
+        _pid, status = os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
+        self._outcome = overrun or self._verdict(os.waitstatus_to_exitcode(status))
+        return self._outcome
+
+    def _verdict(self, code: int) -> Outcome:
+        if code >= 0:
+            return Exited(code)
+        if code == -signal.SIGKILL and self.container.group.oom_kills() > self._kills:
+            used = self.container.stats()
+            return OOMKilled(used.memory_limit, used.memory_peak or 0, self.container.group.files_bytes())
+        return Signaled(-code)
+
+    def kill(self) -> None:
+        """Kill everything inside but init."""
+        process.kill(self.pidfd, signal.SIGKILL)
+        with suppress(SandboxError):
+            self.container.kill()
+
+
+def fork_into(container: Container, living: Iterable[Container]) -> Child | None:
+    """Fork once; the child is in the container's PID namespace from its first moment, and in the rest before this returns None."""
+    kills = container.group.oom_kills()
+    prepare(container.plan)
+    own = namespaces.open_of(os.getpid(), "pid_for_children")
+    try:
+        sc.setns(container.pidfd, sc.CLONE_NEWPID)
+    except OSError as error:
+        os.close(own)
+        raise UnsupportedError("a body inside", f"Entering a PID namespace takes root ({error.strerror}): run pytest as root.") from error
+    pid = -1
+    try:
+        with warnings.catch_warnings():
+            # The threads of a worker (execnet's) are not needed in the child, which runs one test and ends.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+    finally:
+        if pid:  # the child is in there for good
+            sc.setns(own, sc.CLONE_NEWPID)
+        os.close(own)
+    if pid:
+        return Child(container, pid, kills)
+    try:
+        _enter(container, living)
+    except BaseException as error:  # noqa: BLE001 - half inside is nowhere
+        os.write(2, f"pytest-sandbox: the test could not enter its container: {error}\n".encode())
+        os._exit(125)
+    return None
+
+
+def _enter(container: Container, living: Iterable[Container]) -> None:
+    """Join groups and namespaces, let go of the library's own descriptors, and take on the payload's profile."""
+    plan, settings = container.plan, container.settings
+    workdir = container.workdir
+    for path in container.group.joins():
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        os.write(fd, b"0")
+        os.close(fd)
+    user_fd = container._launcher.user_fd if plan.user_namespace else -1  # noqa: SLF001 - one room
+    namespaces.enter(container.pidfd, network=plan.own_network, user_fd=user_fd)
+    for other in list(living):
+        other._control.close()  # noqa: SLF001 - one room
+        os.close(other.pidfd)
+        other.status = "stopped"
+    launcher = session.forget()
+    if launcher is not None:
+        launcher.abandon()
+    os.setsid()
+    _go_to(workdir)
+    if settings.user is not None:
+        _become(users.find(settings.user))
+    os.environ.update(settings.env)
+    lock_down(plan)
+
+
+def _go_to(workdir: str) -> None:
+    try:
+        os.chdir(workdir)
+    except OSError:
+        os.chdir("/")
+
+
+def _become(user: users.User) -> None:
+    os.setgroups(user.groups)
+    os.setgid(user.gid)
+    os.setuid(user.uid)
+
+
+def run_call(container: Container, func: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any], timeout: float | None) -> Any:  # noqa: ANN401
+    """Fork, run the function inside, and bring its value or its exception back."""
+    ours, theirs = socket.socketpair()
+    child = container.fork()
+    if child is None:
+        ours.close()
+        _answer(theirs, func, args, keywords)
+    theirs.close()
+    with ours:
+        data, in_time = _collect(ours, child.pidfd, timeout)
+    outcome = child.wait(None if in_time else 0)
+    return _value(outcome, data, container)
+
+
+def _answer(to: socket.socket, func: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> NoReturn:
+    try:
+        try:
+            answer = {"value": values.encode(func(*args, **keywords))}
+        except BaseException as error:  # noqa: BLE001 - it is the caller's
+            answer = {"error": values.encode_exception(error)}
+        to.sendall(json.dumps(answer).encode() + b"\n")
+    finally:
+        os._exit(0)
+
+
+def _collect(ours: socket.socket, pidfd: int, timeout: float | None) -> tuple[bytes, bool]:
+    """Read until the answer's end, the child's end, or the end of the time."""
+    poll = select.poll()
+    for fd in (ours.fileno(), pidfd):
+        poll.register(fd, select.POLLIN)
+    end = None if timeout is None else time.monotonic() + timeout
+    parts: list[bytes] = []
+    while True:
+        left = None if end is None else (end - time.monotonic()) * 1000
+        ready = dict(poll.poll(left)) if left is None or left > 0 else {}
+        if ours.fileno() in ready:
+            part = ours.recv(_CHUNK)
+            parts.append(part)
+            if not part or part.endswith(b"\n"):
+                return b"".join(parts), True
+        elif pidfd in ready:
+            return b"".join(parts), True
+        elif end is not None and time.monotonic() >= end:
+            return b"".join(parts), False
+
+
+def _value(outcome: Outcome, data: bytes, container: Container) -> Any:  # noqa: ANN401
+    if isinstance(outcome, TimedOut):
+        raise TimeoutError(f"call() was killed after {outcome.limit or 'its'} seconds; inside ran: {', '.join(outcome.processes)}")
+    if isinstance(outcome, OOMKilled):
+        raise OutOfMemory(-signal.SIGKILL, "call()", memory_limit=outcome.limit, memory_peak=outcome.peak)
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        raise SandboxError(f"call() ended without an answer: {outcome}. Look at what it did last.") from None
+    if "error" in answer:
+        raise values.decode_exception(answer["error"])
+    return values.decode(answer["value"])

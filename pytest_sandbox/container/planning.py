@@ -1,0 +1,61 @@
+"""From settings, which are the user's words, to a plan, which is what the launcher builds."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.errors import ImageError, SettingsError, UnsupportedError
+from pytest_sandbox.launcher.plan import Plan
+from pytest_sandbox.linux import capabilities
+
+if TYPE_CHECKING:
+    from pytest_sandbox.settings import Settings
+
+__all__ = ["plan_of"]
+
+
+def plan_of(settings: Settings, *, has_user_namespace: bool) -> Plan:
+    """Return the plan. Raises :class:`SettingsError`, :class:`ImageError`, or :class:`UnsupportedError`."""
+    if settings.network not in {"none", "host"}:
+        raise UnsupportedError(f"network={settings.network!r}", 'Use network="none" (loopback only) or network="host".')
+    if settings.storage == "disk":
+        raise UnsupportedError('storage="disk"', 'Use storage="memory", the default; limit it with disk=.')
+    mask = capabilities.resolve(settings.cap_add, settings.cap_drop, privileged=settings.privileged) & capabilities.supported()
+    own_network = settings.network == "none"
+    # A user namespace takes from a payload what docker's words promise: power over the host's own namespaces.
+    more = mask & ~capabilities.DOCKER_DEFAULT
+    return Plan(
+        lower=_lower(settings.image),
+        disk=settings.disk,
+        shm_size=settings.shm_size,
+        read_only=settings.read_only,
+        own_network=own_network,
+        user_namespace=has_user_namespace and own_network and not more,
+        protected=not settings.privileged,
+        hostname=settings.hostname,
+        volumes=tuple((_source(volume.source), volume.target, volume.read_only) for volume in settings.volumes),
+        capabilities=mask,
+        seccomp=settings.seccomp,
+        no_new_privileges=settings.no_new_privileges,
+        ulimits=tuple((name, soft, hard) for name, (soft, hard) in settings.ulimits.items()),
+    )
+
+
+def _lower(image: object) -> tuple[str, ...]:
+    if image == "host":
+        return ("/",)
+    directories = getattr(image, "lower_directories", None)
+    if directories is not None:
+        return tuple(directories())
+    folder = os.path.abspath(os.path.expanduser(os.fspath(image)))  # type: ignore[call-overload]
+    if not os.path.isdir(folder):
+        raise ImageError(f"image={image!r}: there is no such folder, and no stored image of that name. Give a folder with a root file system.")
+    return (folder,)
+
+
+def _source(path: str) -> str:
+    found = os.path.abspath(os.path.expanduser(path))
+    if not os.path.exists(found):
+        raise SettingsError("volumes", path, "a file or folder of the host that exists, before the colon")
+    return found
