@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CGROUPS = Path("/sys/fs/cgroup")
 CONTROLLERS = ("memory", "cpu", "pids")
 # The cgroup that podman makes its own in; the ids of OCI containers, after which the runtimes name theirs, begin with it.
-PEERS = f"pytest-sandbox-peers-{os.getpid()}"
+PEERS = f"bench-peers-{os.getpid()}"
 SBIN = ":/usr/local/sbin:/usr/sbin:/sbin"  # where runc lies, and where a user's PATH does not look
 
 
@@ -40,7 +40,8 @@ def on_path(program: str) -> str | None:
 
 def group_parents() -> list[Path]:
     """The cgroup folders in which the floor may make groups with limits: one per v1 controller, or one of v2."""
-    name = f"pytest-sandbox-floor-{os.getpid()}"
+    # Not the prefix of the library's own groups: its sweep would take them for a dead session's.
+    name = f"bench-floor-{os.getpid()}"
     if not (CGROUPS / "cgroup.controllers").exists():
         return [CGROUPS / controller / name for controller in CONTROLLERS]
     own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))

@@ -34,7 +34,7 @@ def clocked(do: Callable[[], object]) -> float:
 def limited(**settings: object) -> Container:
     from pytest_sandbox import Container  # noqa: PLC0415 - a process that measures a peer must not load the library
 
-    return Container(**LIMITS, **settings)  # type: ignore[arg-type]
+    return Container(**LIMITS, **settings)
 
 
 def fill_heap(megabytes: int) -> list[bytes]:
@@ -119,9 +119,9 @@ def close_after(files: str) -> Iterator[Round]:
 
 
 @contextmanager
-def import_library() -> Iterator[Round]:
-    """``import pytest_sandbox`` in a fresh interpreter, measured in there."""
-    code = "import time; start = time.perf_counter(); import pytest_sandbox; print((time.perf_counter() - start) * 1e3)"
+def import_of(statement: str) -> Iterator[Round]:
+    """An import in a fresh interpreter, measured in there."""
+    code = f"import time; start = time.perf_counter(); {statement}; print((time.perf_counter() - start) * 1e3)"
 
     def once() -> float:
         return float(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout)
@@ -129,7 +129,7 @@ def import_library() -> Iterator[Round]:
     yield once
 
 
-OPERATIONS = {operation.__name__: operation for operation in (command, fork, sandbox, second_run, call, close_after, import_library)}
+OPERATIONS = {operation.__name__: operation for operation in (command, fork, sandbox, second_run, call, close_after, import_of)}
 
 
 def wait_and_compute(gap_ms: int, busy_ms: int) -> None:
