@@ -153,7 +153,7 @@ def kernel_paths(source: Source) -> list[str]:
 
 
 def foreign_private_names(source: Source) -> list[str]:
-    """Underscored attributes of objects other than self, in the plugin outside of its compatibility file."""
+    """Underscored attributes of objects other than self (and os._exit), in the plugin outside of its compatibility file."""
     if source.room != "plugin" or source.path == "plugin/compat.py":
         return []
     return [
@@ -162,7 +162,7 @@ def foreign_private_names(source: Source) -> list[str]:
         if isinstance(node, ast.Attribute)
         and node.attr.startswith("_")
         and not node.attr.startswith("__")
-        and not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"})
+        and not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls", "os"})
     ]
 
 
