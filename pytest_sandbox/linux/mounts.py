@@ -11,13 +11,38 @@ from dataclasses import dataclass
 
 from pytest_sandbox.linux import syscall as sc
 
-__all__ = ["Mounted", "become_root", "bind", "make_private", "mount_dev", "mount_proc", "mount_sys", "mounted", "real_mounts"]
+__all__ = ["Mounted", "become_root", "bind", "make_private", "mount_dev", "mount_proc", "mount_sys", "mounted", "real_mounts", "watch"]
 
 #: File systems that show the kernel's state, not files of the user's: a container gets its own, or none.
 _PSEUDO = frozenset(
-    "autofs binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl hugetlbfs mqueue nsfs proc pstore "
-    "ramfs rpc_pipefs securityfs selinuxfs smackfs sysfs tracefs".split()
+    [
+        "autofs",
+        "binfmt_misc",
+        "bpf",
+        "cgroup",
+        "cgroup2",
+        "configfs",
+        "debugfs",
+        "devpts",
+        "devtmpfs",
+        "efivarfs",
+        "fusectl",
+        "hugetlbfs",
+        "mqueue",
+        "nsfs",
+        "proc",
+        "pstore",
+        "ramfs",
+        "rpc_pipefs",
+        "securityfs",
+        "selinuxfs",
+        "smackfs",
+        "sysfs",
+        "tracefs",
+    ]
 )
+#: Where a container's root is put together, in a mount namespace of its own: a folder that every Linux has and that init needs no more.
+STAGE = "/proc"
 _OWN = ("/proc", "/sys", "/dev")
 _FLAGS = {"ro": sc.MS_RDONLY, "nosuid": sc.MS_NOSUID, "nodev": sc.MS_NODEV, "noexec": sc.MS_NOEXEC}
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -63,6 +88,11 @@ def mounted(text: str | None = None) -> list[Mounted]:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             text = file.read()
     return [_parsed(line) for line in text.splitlines()]
+
+
+def watch() -> int:
+    """Return a descriptor on which poll(2) reports POLLPRI when something was mounted or unmounted in this mount namespace."""
+    return os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _parsed(line: str) -> Mounted:

@@ -9,7 +9,19 @@ from contextlib import suppress
 
 from pytest_sandbox.linux import syscall as sc
 
-__all__ = ["close_others", "command_line", "descendants", "die_with_parent", "ended", "hide", "kill", "null_stdio", "pid_of", "prefer_to_kill"]
+__all__ = [
+    "close_others",
+    "command_line",
+    "descendants",
+    "die_with_parent",
+    "ended",
+    "everyone",
+    "hide",
+    "kill",
+    "null_stdio",
+    "pid_of",
+    "prefer_to_kill",
+]
 
 _PREFER_TO_KILL = b"1000"  # OOM_SCORE_ADJ_MAX
 
@@ -54,6 +66,11 @@ def command_line(pid: int) -> str:
             return f"[{file.read().strip()}]"
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def everyone() -> list[int]:
+    """Return every process that the calling one's /proc shows."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def descendants(pid: int) -> list[int]:

@@ -10,6 +10,7 @@ import ctypes
 import os
 
 __all__ = [
+    "capset",
     "clone3",
     "getcaps",
     "join_new_session_keyring",
@@ -21,7 +22,6 @@ __all__ = [
     "pivot_root",
     "prctl",
     "seccomp_set_filter",
-    "capset",
     "sethostname",
     "setns",
     "umount2",

@@ -1,0 +1,348 @@
+"""Control groups: one small interface over cgroup v1 and v2.
+
+``Hierarchy.find()`` -> ``session(name)``, one folder for each launcher -> ``create(id)``, one :class:`Group` for each container. The classes
+here are also the third version: a host that gives no group at all has groups that hold nothing, know nothing and limit nothing, and
+:meth:`Hierarchy.require` refuses every limit that was asked for.
+
+Sources: Documentation/admin-guide/cgroup-v1/*.rst and cgroup-v2.rst of the kernel, cgroups(7).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import select
+import signal
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.errors import UnsupportedError
+from pytest_sandbox.outcome import Stats
+from pytest_sandbox.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+
+__all__ = ["LEAF", "PREFIX", "Group", "Hierarchy", "Mount", "Session", "destroy", "parse_mounts", "parse_own"]
+
+#: A session's folder is this and the session's name, in every hierarchy; a sweep looks up the name's lock.
+PREFIX = "pytest-sandbox-"
+#: Where v2 puts the processes that were in a group which has to become an inner one.
+LEAF = "pytest-sandbox.leaf"
+#: CPU quotas are per this many microseconds, the kernel's default.
+PERIOD = 100_000
+PATIENCE = 10.0
+
+#: Controllers of v1 that are of use here; what else stands among a mount's options is not one.
+KNOWN = frozenset({"memory", "cpu", "cpuacct", "cpuset", "pids", "blkio", "freezer"})
+NO_GROUPS = "run where /sys/fs/cgroup is mounted (an outer container: start it with --privileged)."
+
+_NEEDS = {"memory": "memory", "memory_swap": "memory", "cpus": "cpu", "cpuset": "cpuset", "pids_limit": "pids"}
+_DEFAULTS = Settings()
+
+
+def read(path: str) -> str:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pieces = []
+        while piece := os.read(fd, 65536):
+            pieces.append(piece)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        os.close(fd)
+    return b"".join(pieces).decode()
+
+
+def write(path: str, text: object) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, str(text).encode())
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror} for {str(text)!r}", path) from None
+    finally:
+        os.close(fd)
+
+
+def table(path: str) -> dict[str, int]:
+    """Read a flat keyed file; empty where there is none."""
+    try:
+        lines = read(path).splitlines()
+    except FileNotFoundError:
+        return {}
+    return {name: int(number) for name, number in (line.split() for line in lines)}
+
+
+def number(path: str) -> int | None:
+    """Read a file of one number; None where there is none, or no limit."""
+    try:
+        text = read(path).strip()
+    except FileNotFoundError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def members(folder: str) -> tuple[int, ...]:
+    """Return the processes in a folder; those of an outer PID namespace, which read as 0, are not ours to name."""
+    try:
+        return tuple(pid for pid in map(int, read(f"{folder}/cgroup.procs").split()) if pid)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENODEV}:  # the folder is gone, or going
+            return ()
+        raise
+
+
+def kill_members(pids: Callable[[], Iterable[int]], seconds: float = PATIENCE) -> None:
+    """Kill until ``pids`` finds nobody; TimeoutError after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while found := set(pids()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(errno.ETIMEDOUT, f"processes {sorted(found)} do not die")
+        opened = {pid: fd for pid in found if (fd := _pidfd(pid)) is not None}
+        # A number may have passed to a stranger before its pidfd was opened; a stranger is not in the group.
+        still = set(pids())
+        for pid, fd in opened.items():
+            if pid in still:
+                _sigkill(fd)
+        _await_one(opened.values())
+
+
+def _pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _sigkill(pidfd: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def _await_one(pidfds: Collection[int]) -> None:
+    """Wait until one of the processes has ended, and a moment for the kernel to take it off the group's list; close all."""
+    poll = select.poll()
+    for fd in pidfds:
+        poll.register(fd, select.POLLIN)
+    poll.poll(100)
+    for fd in pidfds:
+        os.close(fd)
+    time.sleep(0.001)
+
+
+def remove_folder(folder: str, seconds: float = PATIENCE) -> None:
+    """Remove a group's folder; one that is gone is as good. A process is off the list a little after its parent saw it end."""
+    deadline, pause = time.monotonic() + seconds, 0.0001
+    while True:
+        try:
+            os.rmdir(folder)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(pause)
+            pause = min(pause * 2, 0.01)
+        else:
+            return
+
+
+def below(folder: str) -> Iterator[str]:
+    """Walk the folders of a hierarchy, the deepest first, and ``folder`` last."""
+    try:
+        with os.scandir(folder) as entries:
+            inner = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except (FileNotFoundError, PermissionError):
+        return
+    for path in inner:
+        yield from below(path)
+    yield folder
+
+
+def destroy(folders: Iterable[str], seconds: float = PATIENCE) -> None:
+    """Kill all that lives below ``folders``, of whichever version and whoever made them, and remove them."""
+    doomed = [path for folder in folders for path in below(folder)]
+    for path in doomed:
+        _halt_forks_and_thaw(path)
+    kill_members(lambda: [pid for path in doomed for pid in members(path)], seconds)
+    for path in doomed:
+        remove_folder(path, seconds)
+
+
+def _halt_forks_and_thaw(folder: str) -> None:
+    """Let no fork outrun the killing, and wake what is frozen: on v1 it would not die."""
+    for name, value in (("pids.max", "0"), ("freezer.state", "THAWED")):
+        if os.path.exists(f"{folder}/{name}"):
+            write(f"{folder}/{name}", value)
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One mount of a hierarchy: ``root`` is the group that appears at ``point``."""
+
+    version: int
+    root: str
+    point: str
+    controllers: frozenset[str]
+    writable: bool
+
+    def folder(self, group: str) -> str | None:
+        """Return the folder of a group of /proc/self/cgroup, None where it lies outside of this mount."""
+        root = self.root.rstrip("/")
+        if group != root and not group.startswith(f"{root}/"):
+            return None
+        return (self.point + group.removeprefix(root)).rstrip("/")
+
+
+def parse_mounts(mountinfo: str) -> tuple[Mount, ...]:
+    """Find the hierarchies in the text of /proc/PID/mountinfo (proc_pid_mountinfo(5))."""
+    mounts = []
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split(" ", 2)
+        if kind in {"cgroup", "cgroup2"}:
+            root, point, mounted = (_unescape(word) for word in left.split()[3:6])
+            controllers = frozenset(options.split(",")) & KNOWN if kind == "cgroup" else frozenset()
+            writable = not {"ro"} & ({*mounted.split(",")} | {*options.split(",")})
+            mounts.append(Mount(2 if kind == "cgroup2" else 1, root, point, controllers, writable))
+    return tuple(mounts)
+
+
+def _unescape(word: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), word)
+
+
+def parse_own(cgroup: str) -> dict[str, str]:
+    """Read the text of /proc/PID/cgroup: the group by controller, v2's under the empty name (cgroups(7))."""
+    own = {}
+    for line in cgroup.splitlines():
+        _, controllers, group = line.split(":", 2)
+        own.update(dict.fromkeys(controllers.split(","), group))
+    return own
+
+
+class Group:
+    """The group of one container; this one holds nothing, and is what a host without usable groups gets."""
+
+    def __init__(self, id: str) -> None:  # noqa: A002 - the container's word
+        self.id = id
+
+    def joins(self) -> tuple[str, ...]:
+        """Return the absolute paths to which a process of one thread writes "0" to enter."""
+        return ()
+
+    def fd(self) -> int:
+        """Return a descriptor for CLONE_INTO_CGROUP, closed by :meth:`remove`; -1 where one enters by :meth:`joins` only."""
+        return -1
+
+    def apply(self, limits: Settings, *, overhead: int = 0) -> None:
+        """Set memory, swap, cpus, cpuset and pids to ``limits``, also where there are others and processes already.
+
+        ``overhead`` processes of our own, such as init, are allowed beyond ``pids_limit``. Raises UnsupportedError where the kernel
+        refuses, OSError where it fails.
+        """
+
+    def stats(self) -> Stats:
+        """Return what the group has used; None for each figure that is not kept here."""
+        return Stats(None, None, None, None, None, None, None, None, None, None)
+
+    def files_bytes(self) -> int:
+        """Return how many of the bytes in memory are pages of files, those of a tmpfs among them."""
+        return 0
+
+    def oom_kills(self) -> int:
+        """Return how many processes the kernel has killed here for memory."""
+        return 0
+
+    def pids(self) -> tuple[int, ...]:
+        """Return the processes in the group, in the caller's PID namespace."""
+        return ()
+
+    def freeze(self, seconds: float = PATIENCE) -> None:  # noqa: ARG002 - those that freeze wait
+        """Stop all processes, and return when they stand; TimeoutError after ``seconds``."""
+        raise UnsupportedError("pause", NO_GROUPS)
+
+    def thaw(self) -> None:
+        """Let the processes go on."""
+
+    def kill(self, seconds: float = PATIENCE) -> None:
+        """Kill all processes, frozen ones too, and return when there are none; TimeoutError after ``seconds``."""
+
+    def remove(self, seconds: float = PATIENCE) -> None:
+        """Remove the empty group; waits for the kernel to let go of the last process, OSError(EBUSY) after ``seconds``."""
+
+
+class Session:
+    """The parent of all groups of one launcher."""
+
+    def __init__(self, name: str, folders: tuple[str, ...] = ()) -> None:
+        self.name = name
+        self.folders = folders
+        """What a sweep has to :func:`destroy` when nobody holds the session's lock any more."""
+
+    def create(self, id: str) -> Group:  # noqa: A002 - the container's word
+        """Make a group without limits, to be joined."""
+        return Group(id)
+
+    def group(self, id: str) -> Group:  # noqa: A002 - the container's word
+        """Return a handle on a group that the session's other end has made."""
+        return Group(id)
+
+    def close(self) -> None:
+        """Kill what still lives in the session, and remove its groups and its folders."""
+        destroy(self.folders)
+
+
+class Hierarchy:
+    """Where this process's groups are, and which controllers obey us there."""
+
+    version = 0
+    controllers: frozenset[str] = frozenset()
+    """The kernel's names (v2's ``io``, v1's ``blkio``, ``cpuacct``, ``freezer``) of what sessions can use."""
+
+    @staticmethod
+    def find(mountinfo: str = "/proc/self/mountinfo", cgroup: str = "/proc/self/cgroup") -> Hierarchy:
+        """Look where we are: v1 where it has controllers (also a hybrid host), else v2, else nothing."""
+        from pytest_sandbox.linux import cgroup_v1, cgroup_v2
+
+        mounts, own = parse_mounts(read(mountinfo)), parse_own(read(cgroup))
+        if any(mount.controllers & {"memory", "cpu", "pids"} for mount in mounts):
+            return cgroup_v1.HierarchyV1(mounts, own)
+        unified = next((mount for mount in mounts if mount.version == 2), None)
+        return cgroup_v2.HierarchyV2(unified, own.get("", "/")) if unified else Hierarchy()
+
+    def remedy(self, controller: str) -> str:
+        """Say what would make ``controller`` obey."""
+        return f"No cgroup file system is mounted here, so {controller} cannot be limited: {NO_GROUPS}"
+
+    def require(self, settings: Settings) -> None:
+        """Raise UnsupportedError for a limit that was asked for and cannot be enforced; defaults may be left out."""
+        for key, controller in _NEEDS.items():
+            value = getattr(settings, key)
+            asked = key in settings.given or value != getattr(_DEFAULTS, key)
+            if asked and value is not None and controller not in self.controllers:
+                raise UnsupportedError(f"{key}={value!r}", self.remedy(controller))
+
+    def session(self, name: str) -> Session:
+        """Make the folder ``pytest-sandbox-NAME`` in every hierarchy that is used; FileExistsError where there is one."""
+        return Session(name)
+
+    def roots(self) -> tuple[str, ...]:
+        """Return the folders below which sessions of this host may be found."""
+        return ()
+
+    def sessions(self) -> Mapping[str, tuple[str, ...]]:
+        """Find the sessions on this host, dead or alive: the name, and the folders to :func:`destroy`.
+
+        A name without a lock file may belong to an outer or inner container, whose files are elsewhere: not to be destroyed.
+        """
+        found: dict[str, list[str]] = {}
+        for root in self.roots():
+            for path in below(root):
+                name = os.path.basename(path)
+                if name.startswith(PREFIX):
+                    found.setdefault(name.removeprefix(PREFIX), []).append(path)
+        return {name: tuple(folders) for name, folders in found.items()}

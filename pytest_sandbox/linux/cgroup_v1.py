@@ -1,0 +1,288 @@
+"""Cgroup v1: one folder in each controller's own hierarchy.
+
+A thread enters by writing "0" to each ``tasks``; writing another's number, or to ``cgroup.procs``, takes a lock over all threads that
+waits for RCU (5 - 11 ms on an idle machine). Source: Documentation/admin-guide/cgroup-v1/ of the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import time
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.errors import UnsupportedError
+from pytest_sandbox.linux.cgroup import (
+    PATIENCE,
+    PERIOD,
+    PREFIX,
+    Group,
+    Hierarchy,
+    Session,
+    destroy,
+    kill_members,
+    members,
+    number,
+    read,
+    remove_folder,
+    table,
+    write,
+)
+from pytest_sandbox.outcome import Stats
+from pytest_sandbox.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_sandbox.linux.cgroup import Mount
+
+__all__ = ["GroupV1", "HierarchyV1", "SessionV1"]
+
+#: Made for every container: limits have to be there before they are known, and figures cannot be had afterwards.
+ALWAYS = ("memory", "cpu", "cpuacct", "pids", "blkio")
+
+
+class HierarchyV1(Hierarchy):
+    """Each controller's mount, and our own group in it."""
+
+    version = 1
+
+    def __init__(self, mounts: Iterable[Mount], own: dict[str, str]) -> None:
+        self.mounts = {name: mount for mount in mounts for name in mount.controllers}
+        found = {name: mount.folder(own.get(name, "/")) for name, mount in self.mounts.items()}
+        #: Our own group's folder by controller, where groups can be made in it.
+        self.own = {name: path for name, path in found.items() if path and self.mounts[name].writable and os.access(path, os.W_OK)}
+        self.controllers = frozenset(self.own)
+
+    def remedy(self, controller: str) -> str:
+        if controller not in self.mounts:
+            return f"The kernel's {controller} controller is not mounted: boot without cgroup_disable={controller}, or with cgroup v2."
+        if not self.mounts[controller].writable:
+            return "The cgroup file system is read-only here: start the outer container with --privileged."
+        return "cgroup v1 obeys root only: run pytest as root, or on a host with cgroup v2."
+
+    def require(self, settings: Settings) -> None:
+        super().require(settings)
+        if settings.memory_swap is not None and not os.path.exists(f"{self.own['memory']}/memory.memsw.limit_in_bytes"):
+            raise UnsupportedError(f"memory_swap={settings.memory_swap!r}", "The kernel does not count swap: boot with swapaccount=1.")
+
+    def roots(self) -> tuple[str, ...]:
+        return tuple({self.mounts[name].point: None for name in sorted(self.controllers)})
+
+    def session(self, name: str) -> Session:
+        return SessionV1(self, name)
+
+
+class SessionV1(Session):
+    """A folder below our own group in every hierarchy that is used; those that few ask for are made when they are."""
+
+    def __init__(self, hierarchy: HierarchyV1, name: str) -> None:
+        super().__init__(name)
+        self._hierarchy = hierarchy
+        #: The session's folder by controller; joined controllers (cpu,cpuacct) share one.
+        self.by_controller: dict[str, str] = {}
+        try:
+            for controller in ALWAYS:
+                if controller in hierarchy.controllers:
+                    self.need(controller)
+        except OSError:
+            self.close()
+            raise
+        # Distinct folders, by which a group is made.
+        self._always = tuple(dict.fromkeys(self.by_controller.values()))
+
+    def need(self, controller: str) -> str:
+        """Return the session's folder of a controller, made if it is not there; UnsupportedError where it cannot be."""
+        if controller not in self._hierarchy.controllers:
+            raise UnsupportedError(f"cgroup controller {controller}", self._hierarchy.remedy(controller))
+        folder = f"{self._hierarchy.own[controller]}/{PREFIX}{self.name}"
+        if folder not in self.folders:
+            self._make(folder, controller)
+        self.by_controller[controller] = folder
+        return folder
+
+    def _make(self, folder: str, controller: str) -> None:
+        """Make the session's folder of a controller; a session has two ends, its client and its launcher, and either may be first."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)
+            if controller == "cpuset":
+                inherit_cpuset(folder)
+        self.folders += (folder,)
+
+    def create(self, id: str) -> GroupV1:  # noqa: A002 - the container's word
+        made: list[str] = []
+        try:
+            for folder in self._always:
+                os.mkdir(path := f"{folder}/{id}")
+                made.append(path)
+        except OSError:
+            destroy(made)
+            raise
+        return GroupV1(self, id, tuple(made))
+
+    def group(self, id: str) -> GroupV1:  # noqa: A002 - the container's word
+        return GroupV1(self, id, tuple(f"{folder}/{id}" for folder in self._always))
+
+
+def inherit_cpuset(folder: str) -> None:
+    """Give a new cpuset what its parent has: empty, it takes no process (cgroup-v1/cpusets.rst)."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        write(f"{folder}/{name}", read(f"{os.path.dirname(folder)}/{name}").strip())
+
+
+class GroupV1(Group):
+    """One container's folders."""
+
+    def __init__(self, session: SessionV1, id: str, folders: tuple[str, ...]) -> None:  # noqa: A002 - the container's word
+        super().__init__(id)
+        self._session = session
+        self._folders = folders
+        self._limits = Settings(pids_limit=None)
+
+    def _path(self, controller: str, name: str) -> str:
+        return f"{self._session.by_controller[controller]}/{self.id}/{name}"
+
+    def _has(self, controller: str) -> bool:
+        return controller in self._session.by_controller
+
+    def joins(self) -> tuple[str, ...]:
+        return tuple(f"{folder}/tasks" for folder in self._folders)
+
+    def apply(self, limits: Settings, *, overhead: int = 0) -> None:
+        if self._has("memory"):
+            self._apply_memory(limits)
+        if self._has("cpu") and limits.cpus != self._limits.cpus:
+            self._apply_cpus(limits.cpus)
+        if self._has("pids"):
+            write(self._path("pids", "pids.max"), "max" if limits.pids_limit is None else limits.pids_limit + overhead)
+        if limits.cpuset != self._limits.cpuset:
+            self._apply_cpuset(limits.cpuset)
+        self._limits = limits
+
+    def _apply_memory(self, limits: Settings) -> None:
+        """The kernel keeps memory within memory plus swap at every moment, so what grows is written from the sum, what shrinks from the part."""
+        wanted, before = (limits.memory, limits.swap_limit), (self._limits.memory, self._limits.swap_limit)
+        if wanted == before:
+            return
+        names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+        writes = list(zip(names, wanted, strict=True))
+        if (math.inf if limits.memory is None else limits.memory) > (math.inf if before[1] is None else before[1]):
+            writes.reverse()
+        for name, value in writes:
+            self._write_memory(name, -1 if value is None else value)
+
+    def _write_memory(self, name: str, value: int) -> None:
+        try:
+            write(self._path("memory", name), value)
+        except FileNotFoundError:
+            # Without the accounting of swap: swappiness 0 keeps the group's own pages out of it (cgroup-v1/memory.rst, 5.3).
+            write(self._path("memory", "memory.swappiness"), 0 if value > 0 else read("/proc/sys/vm/swappiness").strip())
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            used = number(self._path("memory", "memory.usage_in_bytes"))
+            raise UnsupportedError(f"memory={value}", f"The container already uses {used} bytes: give it more.") from error
+
+    def _apply_cpus(self, cpus: float | None) -> None:
+        try:
+            write(self._path("cpu", "cpu.cfs_quota_us"), -1 if cpus is None else round(cpus * PERIOD))
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # A child's share may not be above its parent's (scheduler/sched-bwc.rst).
+            raise UnsupportedError(f"cpus={cpus}", "The group that the tests run in has fewer: ask for fewer, or raise its own.") from error
+
+    def _apply_cpuset(self, cpuset: str | None) -> None:
+        folder = f"{self._session.need('cpuset')}/{self.id}"
+        if folder not in self._folders:
+            os.mkdir(folder)
+            self._folders += (folder,)
+            inherit_cpuset(folder)
+        parent = read(f"{os.path.dirname(folder)}/cpuset.cpus").strip()
+        try:
+            write(f"{folder}/cpuset.cpus", cpuset or parent)
+        except OSError as error:
+            raise UnsupportedError(f"cpuset={cpuset!r}", f"The CPUs that may be used here are {parent}.") from error
+        self._gather(folder, time.monotonic() + PATIENCE)
+
+    def _gather(self, folder: str, deadline: float) -> None:
+        """Move every process of the group into a folder that it did not have, until a look finds none outside."""
+        while outside := set(self.pids()) - set(members(folder)):
+            if time.monotonic() > deadline:
+                raise TimeoutError(errno.ETIMEDOUT, f"processes {sorted(outside)} do not stay", folder)
+            for pid in outside:
+                try:
+                    write(f"{folder}/cgroup.procs", pid)
+                except ProcessLookupError:
+                    continue
+
+    def stats(self) -> Stats:
+        nothing: dict[str, int] = {}
+        cpu = table(self._path("cpu", "cpu.stat")) if self._has("cpu") else nothing
+        throttled, used = cpu.get("throttled_time"), self._number("cpuacct", "cpuacct.usage")
+        reads, writes = self._io()
+        return Stats(
+            memory_current=self._number("memory", "memory.usage_in_bytes"),
+            memory_peak=self._number("memory", "memory.max_usage_in_bytes"),
+            memory_limit=self._limits.memory,
+            cpu_seconds=None if used is None else used / 1e9,
+            cpu_throttled_seconds=None if throttled is None else throttled / 1e9,
+            pids_current=self._number("pids", "pids.current"),
+            pids_peak=self._number("pids", "pids.peak"),
+            oom_kills=self._oom_kills(),
+            io_read_bytes=reads,
+            io_write_bytes=writes,
+        )
+
+    def _number(self, controller: str, name: str) -> int | None:
+        return number(self._path(controller, name)) if self._has(controller) else None
+
+    def _io(self) -> tuple[int | None, int | None]:
+        """Add up the lines ``MAJOR:MINOR Read|Write|... BYTES``."""
+        if not self._has("blkio"):
+            return None, None
+        lines = [line.split() for line in read(self._path("blkio", "blkio.throttle.io_service_bytes")).splitlines()]
+        total = {kind: sum(int(line[2]) for line in lines if line[1:2] == [kind]) for kind in ("Read", "Write")}
+        return total["Read"], total["Write"]
+
+    def files_bytes(self) -> int:
+        return table(self._path("memory", "memory.stat")).get("total_cache", 0) if self._has("memory") else 0
+
+    def _oom_kills(self) -> int | None:
+        return table(self._path("memory", "memory.oom_control")).get("oom_kill") if self._has("memory") else None
+
+    def oom_kills(self) -> int:
+        return self._oom_kills() or 0
+
+    def pids(self) -> tuple[int, ...]:
+        return members(self._folders[0]) if self._folders else ()
+
+    def freeze(self, seconds: float = PATIENCE) -> None:
+        deadline = time.monotonic() + seconds
+        folder = f"{self._session.need('freezer')}/{self.id}"
+        if folder not in self._folders:
+            os.mkdir(folder)
+            self._folders += (folder,)
+        self._gather(folder, deadline)
+        write(f"{folder}/freezer.state", "FROZEN")
+        while read(f"{folder}/freezer.state") != "FROZEN\n":  # reading is what brings FREEZING forward (freezer-subsystem.rst)
+            if time.monotonic() > deadline:
+                self.thaw()
+                raise TimeoutError(errno.ETIMEDOUT, "processes do not freeze", folder)
+            time.sleep(0.001)
+
+    def thaw(self) -> None:
+        if self._has("freezer") and os.path.exists(path := self._path("freezer", "freezer.state")):
+            write(path, "THAWED")
+
+    def kill(self, seconds: float = PATIENCE) -> None:
+        if self._has("pids"):
+            write(self._path("pids", "pids.max"), 0)  # no fork outruns the killing
+        self.thaw()  # frozen, it would not die
+        kill_members(self.pids, seconds)
+
+    def remove(self, seconds: float = PATIENCE) -> None:
+        for folder in self._folders:
+            remove_folder(folder, seconds)

@@ -1,0 +1,374 @@
+"""Cgroup v2: one folder for a container, below a session's folder, below a *base*: a group that may have groups with limits.
+
+A group other than the root has either processes or controlled groups (the no-internal-process rule of cgroup-v2.rst). The base is found
+so that as little as possible is moved: see :meth:`HierarchyV2._candidates`. Where our own group becomes the base, its processes go
+into a leaf of it, and back again when the last session ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import time
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.errors import SetupError, UnsupportedError
+from pytest_sandbox.linux.cgroup import (
+    LEAF,
+    PATIENCE,
+    PERIOD,
+    PREFIX,
+    Group,
+    Hierarchy,
+    Session,
+    destroy,
+    kill_members,
+    members,
+    number,
+    read,
+    remove_folder,
+    table,
+    write,
+)
+from pytest_sandbox.outcome import Stats
+from pytest_sandbox.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_sandbox.linux.cgroup import Mount
+
+__all__ = ["Base", "GroupV2", "HierarchyV2", "SessionV2"]
+
+#: Handed down to every session; cpuset is, when somebody asks for it.
+ALWAYS = ("memory", "cpu", "pids", "io")
+_WANTED = frozenset({*ALWAYS, "cpuset"})
+_DELEGATE = 'Run it in a group of your own: systemd-run --user --scope -p Delegate=yes -- pytest ... (or "sudo" for the host\'s).'
+_READ_ONLY = "The cgroup file system is read-only here: start the outer container with --privileged."
+
+
+class Base:
+    """A group below which sessions are made; ``crowded`` where its own processes have to go into a leaf first."""
+
+    def __init__(self, folder: str, *, crowded: bool = False) -> None:
+        self.folder = folder
+        self.crowded = crowded
+        self.controllers = _words(f"{folder}/cgroup.controllers") & _WANTED
+
+    @contextlib.contextmanager
+    def _locked(self, seconds: float = PATIENCE) -> Iterator[None]:
+        """Workers of one suite share a base: one at a time makes room in it, or gives it back. A kernfs folder takes flock(2)."""
+        deadline = time.monotonic() + seconds
+        fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            while not _try_lock(fd):
+                if time.monotonic() > deadline:
+                    raise SetupError("lock the parent of all groups", f"{self.folder} is locked by another process")
+                time.sleep(0.005)
+            yield
+        finally:
+            os.close(fd)
+
+    def add(self, session: str) -> None:
+        """Make a session's folder that can have groups with limits."""
+        with self._locked():
+            if self.crowded:
+                self._make_room()
+            else:
+                _hand_down(self.folder, ALWAYS)
+            os.mkdir(session)
+            _hand_down(session, ALWAYS)
+
+    def _make_room(self, seconds: float = PATIENCE) -> None:
+        deadline = time.monotonic() + seconds
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(f"{self.folder}/{LEAF}")
+        while True:
+            _move(self.folder, f"{self.folder}/{LEAF}")
+            try:
+                return _hand_down(self.folder, ALWAYS)
+            except OSError as error:  # a process was forked in between, or is not ours to move
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+
+    def drop(self) -> None:
+        """After the last session, undo what made room for the first."""
+        with self._locked():
+            entries = os.listdir(self.folder)
+            if LEAF in entries and not any(entry.startswith(PREFIX) for entry in entries):
+                handed = _words(f"{self.folder}/cgroup.subtree_control")
+                write(f"{self.folder}/cgroup.subtree_control", " ".join(f"-{name}" for name in handed))
+                self._empty_leaf()
+
+    def _empty_leaf(self, seconds: float = PATIENCE) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            _move(f"{self.folder}/{LEAF}", self.folder)
+            try:
+                return os.rmdir(f"{self.folder}/{LEAF}")
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _words(path: str) -> frozenset[str]:
+    return frozenset(read(path).split())
+
+
+def _hand_down(folder: str, controllers: tuple[str, ...]) -> None:
+    """Let the folder's groups have those of the controllers that the folder has."""
+    lacking = (_words(f"{folder}/cgroup.controllers") & set(controllers)) - _words(f"{folder}/cgroup.subtree_control")
+    if lacking:
+        write(f"{folder}/cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(lacking)))
+
+
+def _move(source: str, target: str) -> None:
+    for pid in members(source):
+        with contextlib.suppress(ProcessLookupError):
+            write(f"{target}/cgroup.procs", pid)
+
+
+class HierarchyV2(Hierarchy):
+    """The one mount, and the base that was found in it."""
+
+    version = 2
+
+    def __init__(self, mount: Mount, own: str) -> None:
+        self.mount = mount
+        self.own = mount.folder(own)
+        self.base = self._find_base()
+        self.controllers = self.base.controllers if self.base else frozenset()
+
+    def _candidates(self) -> Iterator[Base]:
+        """Bases in the order of preference: first what is ours by name or by right, then what costs nobody a move."""
+        own = self.own
+        if own is None:
+            return
+        if os.path.basename(own) == LEAF:
+            yield Base(os.path.dirname(own), crowded=True)
+        if _is_root(own):
+            yield Base(own)
+        if _delegated(own) or own == self.mount.point:
+            yield Base(own, crowded=True)
+        yield from (Base(folder) for folder in self._ancestors(own) if _is_root(folder) or not read(f"{folder}/cgroup.procs"))
+        yield Base(own, crowded=True)
+
+    def _ancestors(self, own: str) -> Iterator[str]:
+        while own != self.mount.point and own.startswith(self.mount.point):
+            own = os.path.dirname(own)
+            yield own
+
+    def _find_base(self) -> Base | None:
+        """Choose the first that has all the controllers, else the one that has most."""
+        if not self.mount.writable:
+            return None
+        usable = [base for base in self._candidates() if _obeys(base.folder)]
+        best = max(usable, key=lambda base: len(base.controllers & {"memory", "cpu", "pids"}), default=None)
+        return best if best and (best.controllers or not best.crowded) else None
+
+    def remedy(self, controller: str) -> str:
+        if not self.mount.writable:
+            return _READ_ONLY
+        if self.base is None or os.geteuid():
+            delegated = f" That group lacks {controller}: as root, `systemctl edit user@.service`, with [Service] Delegate=cpu cpuset io memory pids."
+            return _DELEGATE + (delegated if self.base else "")
+        return f"{self.base.folder} does not have it: as root, echo +{controller} into cgroup.subtree_control of each group above."
+
+    def require(self, settings: Settings) -> None:
+        super().require(settings)
+        if settings.memory_swap is not None and _swaps() and not self._counts_swap():
+            raise UnsupportedError(f"memory_swap={settings.memory_swap!r}", "The kernel does not count swap: boot with swapaccount=1.")
+
+    def _counts_swap(self) -> bool:
+        """Ask any group that is not the root: the root has no such file."""
+        folders = (entry.path for entry in os.scandir(self.mount.point) if entry.is_dir())
+        return any(os.path.exists(f"{folder}/memory.swap.max") for folder in (self.own, *folders))
+
+    def roots(self) -> tuple[str, ...]:
+        return (self.mount.point,) if self.base else ()
+
+    def session(self, name: str) -> Session:
+        return SessionV2(self.base, name) if self.base else Session(name)
+
+
+def _is_root(folder: str) -> bool:
+    """The host's root has no cgroup.type; a container's root has one, and its rules."""
+    return not os.path.exists(f"{folder}/cgroup.type")
+
+
+def _delegated(folder: str) -> bool:
+    """Whether systemd has given the group away (systemd's CGROUP_DELEGATION, "user.delegate")."""
+    for name in ("user.delegate", "trusted.delegate"):
+        with contextlib.suppress(OSError):
+            if os.getxattr(folder, name) == b"1":
+                return True
+    return False
+
+
+def _obeys(folder: str) -> bool:
+    return all(os.access(path, os.W_OK) for path in (folder, f"{folder}/cgroup.procs", f"{folder}/cgroup.subtree_control"))
+
+
+def _swaps() -> bool:
+    return len(read("/proc/swaps").splitlines()) > 1
+
+
+class SessionV2(Session):
+    """A folder below the base; it holds groups only."""
+
+    def __init__(self, base: Base, name: str) -> None:
+        self._base = base
+        self.folder = f"{base.folder}/{PREFIX}{name}"
+        super().__init__(name, (self.folder,))
+        try:
+            base.add(self.folder)
+        except OSError as error:
+            raise SetupError("make the parent of all groups", str(error)) from error
+
+    def create(self, id: str) -> Group:  # noqa: A002 - the container's word
+        os.mkdir(folder := f"{self.folder}/{id}")
+        return GroupV2(self, id, folder)
+
+    def need_cpuset(self) -> None:
+        for folder in (self._base.folder, self.folder):
+            _hand_down(folder, ("cpuset",))
+
+    def close(self) -> None:
+        destroy(self.folders)
+        self._base.drop()
+
+
+class GroupV2(Group):
+    """One container's folder."""
+
+    def __init__(self, session: SessionV2, id: str, folder: str) -> None:  # noqa: A002 - the container's word
+        super().__init__(id)
+        self.folder = folder
+        self._session = session
+        self._fd = -1
+        self._limits = Settings(pids_limit=None)
+
+    def joins(self) -> tuple[str, ...]:
+        return (f"{self.folder}/cgroup.procs",)
+
+    def fd(self) -> int:
+        if self._fd < 0:
+            self._fd = os.open(self.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return self._fd
+
+    def apply(self, limits: Settings, *, overhead: int = 0) -> None:
+        before, self._limits = self._limits, limits
+        if limits.cpuset and before.cpuset is None:
+            self._session.need_cpuset()
+        for name, value in _changes(before, limits, overhead).items():
+            self._limit(name, value)
+
+    def _limit(self, name: str, value: str) -> None:
+        """Write a limit; without its file nobody asked for it (``require``), or the kernel has no swap at all."""
+        try:
+            write(f"{self.folder}/{name}", value)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if name != "cpuset.cpus":
+                raise
+            allowed = read(f"{self._session.folder}/cpuset.cpus.effective").strip()
+            raise UnsupportedError(f"cpuset={value!r}", f"The CPUs that may be used here are {allowed}.") from error
+
+    def stats(self) -> Stats:
+        cpu, events = table(f"{self.folder}/cpu.stat"), table(f"{self.folder}/memory.events")
+        used, throttled = cpu.get("usage_usec"), cpu.get("throttled_usec")
+        reads, writes = self._io()
+        return Stats(
+            memory_current=number(f"{self.folder}/memory.current"),
+            memory_peak=number(f"{self.folder}/memory.peak"),
+            memory_limit=self._limits.memory,
+            cpu_seconds=None if used is None else used / 1e6,
+            cpu_throttled_seconds=None if throttled is None else throttled / 1e6,
+            pids_current=number(f"{self.folder}/pids.current"),
+            pids_peak=number(f"{self.folder}/pids.peak"),
+            oom_kills=events.get("oom_kill"),
+            io_read_bytes=reads,
+            io_write_bytes=writes,
+        )
+
+    def _io(self) -> tuple[int | None, int | None]:
+        """Add up the lines ``MAJOR:MINOR rbytes=N wbytes=N ...``."""
+        try:
+            words = read(f"{self.folder}/io.stat").split()
+        except FileNotFoundError:
+            return None, None
+        pairs = [word.split("=") for word in words if "=" in word]
+        reads, writes = (sum(int(value) for name, value in pairs if name == wanted) for wanted in ("rbytes", "wbytes"))
+        return reads, writes
+
+    def files_bytes(self) -> int:
+        return table(f"{self.folder}/memory.stat").get("file", 0)
+
+    def oom_kills(self) -> int:
+        return table(f"{self.folder}/memory.events").get("oom_kill", 0)
+
+    def pids(self) -> tuple[int, ...]:
+        return members(self.folder)
+
+    def freeze(self, seconds: float = PATIENCE) -> None:
+        write(f"{self.folder}/cgroup.freeze", 1)
+        try:
+            self._await("frozen", 1, seconds)
+        except TimeoutError:
+            self.thaw()
+            raise
+
+    def thaw(self) -> None:
+        write(f"{self.folder}/cgroup.freeze", 0)
+
+    def _await(self, event: str, value: int, seconds: float) -> None:
+        """Wait for a line of cgroup.events; the kernel reports a change as POLLPRI."""
+        deadline, path = time.monotonic() + seconds, f"{self.folder}/cgroup.events"
+        with open(path, "rb", buffering=0) as file:
+            poll = select.poll()
+            poll.register(file, select.POLLPRI)
+            while f"{event} {value}\n".encode() not in os.pread(file.fileno(), 4096, 0):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(errno.ETIMEDOUT, f"{event} does not become {value}", path)
+                poll.poll(max(1, int((deadline - time.monotonic()) * 1000)))
+
+    def kill(self, seconds: float = PATIENCE) -> None:
+        try:
+            write(f"{self.folder}/cgroup.kill", 1)
+        except FileNotFoundError:  # before Linux 5.14
+            kill_members(self.pids, seconds)
+        self._await("populated", 0, seconds)
+
+    def remove(self, seconds: float = PATIENCE) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        remove_folder(self.folder, seconds)
+
+
+def _changes(before: Settings, limits: Settings, overhead: int) -> dict[str, str]:
+    """Return the files that have to be written, in an order that never asks for more than is there."""
+    pids = None if limits.pids_limit is None else limits.pids_limit + overhead
+    changes = {"pids.max": "max" if pids is None else str(pids)}
+    if limits.cpuset != before.cpuset:
+        changes["cpuset.cpus"] = limits.cpuset or "\n"
+    if limits.cpus != before.cpus:
+        quota = "max" if limits.cpus is None else str(round(limits.cpus * PERIOD))
+        changes["cpu.max"] = f"{quota} {PERIOD}"
+    if (limits.memory, limits.swap_limit) != (before.memory, before.swap_limit):
+        swap = None if limits.swap_limit is None or limits.memory is None else limits.swap_limit - limits.memory
+        changes["memory.swap.max"] = "max" if swap is None else str(swap)
+        changes["memory.max"] = "max" if limits.memory is None else str(limits.memory)
+    return changes
