@@ -1,0 +1,1 @@
+"""Images: references, registries, layers, and the store that containers start from."""
