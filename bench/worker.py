@@ -32,7 +32,7 @@ def clocked(do: Callable[[], object]) -> float:
 
 
 def limited(**settings: object) -> Container:
-    from pytest_sandbox import Container  # noqa: PLC0415 - a process that measures a peer must not load the library
+    from pytest_sandbox import Container
 
     return Container(**LIMITS, **settings)
 
@@ -108,7 +108,7 @@ def close_after(files: str) -> Iterator[Round]:
     write = f"mkdir /tmp/many && cd /tmp/many && seq {files} | xargs touch"
 
     def once() -> float:
-        from pytest_sandbox import Container  # noqa: PLC0415 - as above
+        from pytest_sandbox import Container
 
         container = Container(pids_limit=100)  # no cap: 100,000 inodes are memory
         container.start()

@@ -321,7 +321,7 @@ def _security_opt(value: object) -> tuple[str, ...]:
 
 
 def _meant(name: str, names: Iterable[str]) -> str:
-    import difflib  # noqa: PLC0415 - only an error needs it
+    import difflib
 
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
@@ -342,7 +342,7 @@ class Key:
     read: Callable[[object], object] = field(repr=False, compare=False)
 
 
-def _key(default: object, read: Callable[[object], object], form: str, said: str, meaning: str, *, option: bool = False) -> Any:  # noqa: ANN401 - as dataclasses.field
+def _key(default: object, read: Callable[[object], object], form: str, said: str, meaning: str, *, option: bool = False) -> Any:
     metadata = {"read": read, "form": form, "default": said, "meaning": meaning, "option": option}
     return field(default=default, metadata=metadata)
 

@@ -16,7 +16,7 @@ def state_folder() -> str:
     """Return the folder of the sessions' locks, made if it is not there: below /run for root, else below ``$XDG_RUNTIME_DIR`` or /tmp."""
     uid = os.geteuid()
     base = "/run/pytest-sandbox" if uid == 0 else os.path.join(os.environ.get("XDG_RUNTIME_DIR", ""), "pytest-sandbox")
-    folder = base if os.path.isabs(base) else f"/tmp/pytest-sandbox-{uid}"  # noqa: S108 - owner and mode are checked below
+    folder = base if os.path.isabs(base) else f"/tmp/pytest-sandbox-{uid}"
     with suppress(FileExistsError):
         os.mkdir(folder, 0o700)
     status = os.lstat(folder)

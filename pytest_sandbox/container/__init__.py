@@ -152,7 +152,7 @@ class Container(Files):
             theirs.close()
             ours.close()
 
-    def surroundings(self, *, env: Any, cwd: Any, user: str | None) -> Message:  # noqa: ANN401
+    def surroundings(self, *, env: Any, cwd: Any, user: str | None) -> Message:
         """Return environment, folder and user of a command, from its own arguments over the settings'."""
         base = {"PATH": os.defpath} if self.settings.image != "host" else os.environ
         given = {**base, **self.settings.env} if env is None else env
@@ -164,13 +164,20 @@ class Container(Files):
 
     # -- processes
 
-    def popen(self, args: Any, **keywords: Any) -> Popen:  # noqa: ANN401 - as subprocess
+    def popen(self, args: Any, **keywords: Any) -> Popen:
         """Start a command inside: :class:`subprocess.Popen`'s arguments, and ``user``."""
         return Popen(self._running(), args, **keywords)
 
     def run(
-        self, args: Any, *, input: Any = None, capture_output: bool = False, timeout: float | None = None, check: bool = False, **keywords: Any
-    ) -> subprocess.CompletedProcess[Any]:  # noqa: A002, ANN401 - as subprocess
+        self,
+        args: Any,
+        *,
+        input: Any = None,  # noqa: A002 - as subprocess
+        capture_output: bool = False,
+        timeout: float | None = None,
+        check: bool = False,
+        **keywords: Any,
+    ) -> subprocess.CompletedProcess[Any]:
         """Run a command inside: :func:`subprocess.run`, with its arguments and what it returns and raises.
 
         ``timeout`` is the settings' where it is not given; over it the command and all below it are killed. ``check`` raises
@@ -194,13 +201,11 @@ class Container(Files):
             self._raise_for(popen, stdout, stderr, kills)
         return subprocess.CompletedProcess(popen.args, popen.returncode, stdout, stderr)
 
-    def _raise_for(self, popen: Popen, stdout: Any, stderr: Any, kills: int) -> None:  # noqa: ANN401
+    def _raise_for(self, popen: Popen, stdout: Any, stderr: Any, kills: int) -> None:
         assert popen.returncode is not None
         if self.group.oom_kills() > kills:
             used = self.stats()
-            raise OutOfMemory(
-                popen.returncode, popen.args, stdout, stderr, memory_limit=self.settings.memory, memory_peak=used.memory_peak
-            )
+            raise OutOfMemory(popen.returncode, popen.args, stdout, stderr, memory_limit=self.settings.memory, memory_peak=used.memory_peak)
         raise subprocess.CalledProcessError(popen.returncode, popen.args, stdout, stderr)
 
     def fork(self) -> Child | None:
@@ -210,7 +215,7 @@ class Container(Files):
         """
         return fork_into(self._running(), _living)
 
-    def call(self, func: Callable[..., Any], /, *args: Any, timeout: float | None = None, **keywords: Any) -> Any:  # noqa: ANN401
+    def call(self, func: Callable[..., Any], /, *args: Any, timeout: float | None = None, **keywords: Any) -> Any:
         """Run ``func(*args, **keywords)`` inside, in a fork of this process; return its value or raise its exception.
 
         Values travel as data (see :mod:`pytest_sandbox.container.values`); the traceback inside is the exception's cause. Raises
@@ -224,7 +229,7 @@ class Container(Files):
         answer, _fds = self.ask({"op": "processes"})
         return [(pid, line) for pid, line in answer["processes"]]
 
-    def kill(self, signal: int = signal.SIGKILL) -> None:  # noqa: A002 - as docker
+    def kill(self, signal: int = signal.SIGKILL) -> None:
         """Send a signal to every process inside but init."""
         self.ask({"op": "signal", "signal": int(signal)})
 
@@ -243,7 +248,7 @@ class Container(Files):
     def stats(self) -> Stats:
         """Return what the container uses; init, which is ours, is not among its processes."""
         found = self._running().group.stats()
-        from dataclasses import replace  # noqa: PLC0415 - 1 ms that most callers do not need
+        from dataclasses import replace
 
         less = {name: max(0, value - _OVERHEAD) for name in ("pids_current", "pids_peak") if (value := getattr(found, name)) is not None}
         return replace(found, memory_limit=self.settings.memory, **less)
@@ -291,7 +296,7 @@ def _parents(path: str) -> list[str]:
     return found
 
 
-def _with_pipes(keywords: dict[str, Any], *, input: Any, capture_output: bool) -> dict[str, Any]:  # noqa: A002, ANN401
+def _with_pipes(keywords: dict[str, Any], *, input: Any, capture_output: bool) -> dict[str, Any]:  # noqa: A002
     """Do what :func:`subprocess.run` does with ``input`` and ``capture_output``, with its errors."""
     if input is not None:
         if keywords.get("stdin") is not None:

@@ -138,7 +138,7 @@ def _become(user: users.User) -> None:
     os.setuid(user.uid)
 
 
-def run_call(container: Container, func: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any], timeout: float | None) -> Any:  # noqa: ANN401
+def run_call(container: Container, func: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any], timeout: float | None) -> Any:
     """Fork, run the function inside, and bring its value or its exception back."""
     ours, theirs = socket.socketpair()
     child = container.fork()
@@ -149,7 +149,7 @@ def run_call(container: Container, func: Callable[..., Any], args: tuple[Any, ..
     with ours:
         data, in_time = _collect(ours, child.pidfd, timeout)
     outcome = child.wait(None if in_time else 0)
-    return _value(outcome, data, container)
+    return _value(outcome, data)
 
 
 def _answer(to: socket.socket, func: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> NoReturn:
@@ -184,7 +184,7 @@ def _collect(ours: socket.socket, pidfd: int, timeout: float | None) -> tuple[by
             return b"".join(parts), False
 
 
-def _value(outcome: Outcome, data: bytes, container: Container) -> Any:  # noqa: ANN401
+def _value(outcome: Outcome, data: bytes) -> Any:
     if isinstance(outcome, TimedOut):
         raise TimeoutError(f"call() was killed after {outcome.limit or 'its'} seconds; inside ran: {', '.join(outcome.processes)}")
     if isinstance(outcome, OOMKilled):

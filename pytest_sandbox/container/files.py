@@ -5,13 +5,11 @@ From a folder's descriptor on, every step down is one name with O_NOFOLLOW.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pytest_sandbox.container import Container
+from typing import Any
 
 __all__ = ["Files"]
 
@@ -26,7 +24,7 @@ Path = str | os.PathLike[str]
 class Files:
     """The methods of :class:`~pytest_sandbox.container.Container` that read and write files."""
 
-    def _file(self: Any, what: str, path: Path, **more: Any) -> tuple[dict[str, Any], list[int]]:  # noqa: ANN401
+    def _file(self: Any, what: str, path: Path, **more: Any) -> tuple[dict[str, Any], list[int]]:
         name = os.fspath(path)
         answer, fds = self.ask({"op": "file", "what": what, "path": os.path.join(self.workdir, name), **more})
         if answer["op"] == "failed":
@@ -40,7 +38,7 @@ class Files:
     def _open_file(self, path: Path, flags: int) -> int:
         fd = self._open(path, flags)
         if stat.S_ISREG(os.fstat(fd).st_mode) or not flags & os.O_WRONLY:
-            os.set_blocking(fd, True)  # noqa: FBT003 - its only form
+            os.set_blocking(fd, True)
         return fd
 
     def read_bytes(self, path: Path) -> bytes:
@@ -140,10 +138,8 @@ def _copy_entry(source: int, name: str, target: int, as_name: str) -> None:
 def _copy_folder(source: int, name: str, target: int, as_name: str, status: os.stat_result) -> None:
     from_ = os.open(name, _FOLDER | _LINK, dir_fd=source)
     try:
-        try:
+        with contextlib.suppress(FileExistsError):
             os.mkdir(as_name, 0o700, dir_fd=target)
-        except FileExistsError:
-            pass
         to = os.open(as_name, _FOLDER | _LINK, dir_fd=target)
         try:
             for entry in os.listdir(from_):

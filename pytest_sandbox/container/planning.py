@@ -50,7 +50,9 @@ def _lower(image: object) -> tuple[str, ...]:
         return tuple(directories())
     folder = os.path.abspath(os.path.expanduser(os.fspath(image)))  # type: ignore[call-overload]
     if not os.path.isdir(folder):
-        raise ImageError(f"image={image!r}: there is no such folder, and no stored image of that name. Give a folder with a root file system.")
+        raise ImageError(
+            f"image={image!r}: there is no such folder, and no stored image of that name. Give a folder with a root file system."
+        )
     return (folder,)
 
 

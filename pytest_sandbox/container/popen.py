@@ -36,7 +36,7 @@ class Popen(subprocess.Popen[Any]):
     ``pid`` is its number outside. ``user`` is read from the container's own files. It is always the leader of a session of its own.
     """
 
-    def __init__(self, container: Container, args: Any, *, user: str | int | None = None, tty: bool = False, **kwargs: Any) -> None:  # noqa: ANN401 - as subprocess
+    def __init__(self, container: Container, args: Any, *, user: str | int | None = None, tty: bool = False, **kwargs: Any) -> None:
         for key in ("preexec_fn", "pass_fds", "group", "extra_groups", "startupinfo", "creationflags"):
             if kwargs.get(key):
                 raise SettingsError(key, kwargs[key], "nothing: it has no meaning for a process in a container")
@@ -50,7 +50,7 @@ class Popen(subprocess.Popen[Any]):
         self.inside_pid = 0
         super().__init__(args, **kwargs)
 
-    def _execute_child(self, args: Any, executable: Any, _preexec: Any, _close: Any, _pass: Any, cwd: Any, env: Any, *more: Any) -> None:  # type: ignore[override] # noqa: ANN401
+    def _execute_child(self, args: Any, executable: Any, _preexec: Any, _close: Any, _pass: Any, cwd: Any, env: Any, *more: Any) -> None:
         shell, pipes, rest = more[2], more[3:9], more[9:]
         p2cread, _p2cwrite, _c2pread, c2pwrite, _errread, errwrite = pipes
         words = _words(args, shell=shell)
@@ -77,7 +77,7 @@ class Popen(subprocess.Popen[Any]):
             raise
         finally:
             close_all(opened)
-            self._close_pipe_fds(*pipes)
+            self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 
     def _stdio(self, standard: int, fd: int, opened: list[int]) -> int:
         """Return what the child gets; a regular file goes through a pipe, for by /proc/self/fd it could be opened anew with other rights."""
@@ -96,7 +96,7 @@ class Popen(subprocess.Popen[Any]):
         opened.append(pump.child_end)
         return pump.child_end
 
-    def _started(self, words: list[str], cwd: Any) -> None:  # noqa: ANN401
+    def _started(self, words: list[str], cwd: Any) -> None:
         assert self._status is not None
         try:
             answer, fds = self._status.receive()
@@ -110,7 +110,7 @@ class Popen(subprocess.Popen[Any]):
         outside = process.pid_of(self._pidfd)
         self.pid = outside if outside > 0 else self.inside_pid
 
-    def _internal_poll(self, _deadstate: Any = None, *_args: Any) -> int | None:  # noqa: ANN401
+    def _internal_poll(self, _deadstate: Any = None, *_args: Any) -> int | None:
         if self.returncode is None:
             self._receive(0)
         return self.returncode
@@ -165,13 +165,13 @@ class Popen(subprocess.Popen[Any]):
         if self.returncode is None:
             self._container.ask({"op": "signal", "pid": self.inside_pid, "signal": int(signal.SIGKILL)})
 
-    def __del__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def __del__(self, *args: Any, **kwargs: Any) -> None:
         if getattr(self, "_pidfd", -1) >= 0 and self.returncode is not None:
             os.close(self._pidfd)
         super().__del__(*args, **kwargs)
 
 
-def _words(args: Any, *, shell: bool) -> list[str]:  # noqa: ANN401
+def _words(args: Any, *, shell: bool) -> list[str]:
     words = [args] if isinstance(args, (str, bytes, os.PathLike)) else list(args)
     if shell:
         words = ["/bin/sh", "-c", *words]
@@ -183,7 +183,7 @@ def _words(args: Any, *, shell: bool) -> list[str]:  # noqa: ANN401
     return found
 
 
-def _error(answer: dict[str, Any], words: list[str], cwd: Any) -> Exception:  # noqa: ANN401
+def _error(answer: dict[str, Any], words: list[str], cwd: Any) -> Exception:
     if answer["errno"] is None:
         if answer["reason"].startswith("user="):
             return SettingsError("user", answer["reason"].split("'")[1], answer["reason"].partition(": ")[2])

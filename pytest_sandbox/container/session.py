@@ -133,7 +133,7 @@ def current() -> LauncherClient:
 
 def forget() -> LauncherClient | None:
     """Take the launcher away from this module; returns it."""
-    global _current  # noqa: PLW0603 - see current()
+    global _current
     launcher, _current = _current, None
     return launcher
 

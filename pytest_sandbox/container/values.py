@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import datetime
+import datetime as dt
 import decimal
 import enum
 import fractions
 import pathlib
 import sys
 import traceback
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import SandboxError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["RemoteTraceback", "decode", "decode_exception", "encode", "encode_exception"]
 
@@ -27,15 +30,15 @@ _BY_TEXT: dict[str, tuple[type, Any]] = {
     "Fraction": (fractions.Fraction, fractions.Fraction),
     "PosixPath": (pathlib.PosixPath, pathlib.PosixPath),
     "PurePosixPath": (pathlib.PurePosixPath, pathlib.PurePosixPath),
-    "datetime": (datetime.datetime, datetime.datetime.fromisoformat),
-    "date": (datetime.date, datetime.date.fromisoformat),
-    "time": (datetime.time, datetime.time.fromisoformat),
+    "datetime": (dt.datetime, dt.datetime.fromisoformat),
+    "date": (dt.date, dt.date.fromisoformat),
+    "time": (dt.time, dt.time.fromisoformat),
     "complex": (complex, complex),
 }
 _SEQUENCES: dict[str, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
 
-class RemoteTraceback(Exception):  # noqa: N818 - shown as a cause, as multiprocessing.pool's of the same name
+class RemoteTraceback(Exception):
     """The traceback of an exception inside, as text: the cause of the one raised outside."""
 
     def __init__(self, text: str) -> None:
@@ -46,7 +49,7 @@ class RemoteTraceback(Exception):  # noqa: N818 - shown as a cause, as multiproc
         return f'\n"""\n{self.text}"""'
 
 
-def encode(value: Any) -> Any:  # noqa: ANN401, PLR0911 - one line a kind
+def encode(value: Any) -> Any:
     """Turn a value into what JSON can hold. Raises :class:`TypeError` for one that is not data."""
     kind = type(value)
     if kind in _PLAIN:
@@ -66,8 +69,8 @@ def encode(value: Any) -> Any:  # noqa: ANN401, PLR0911 - one line a kind
     return _encode_object(value, kind)
 
 
-def _encode_object(value: Any, kind: type) -> Any:  # noqa: ANN401
-    if kind is datetime.timedelta:
+def _encode_object(value: Any, kind: type) -> Any:
+    if kind is dt.timedelta:
         return ["timedelta", value.days, value.seconds, value.microseconds]
     if isinstance(value, enum.Enum):
         return ["enum", _name(kind), value.name]
@@ -87,7 +90,7 @@ def _name(kind: type) -> list[str]:
     return [kind.__module__, kind.__qualname__]
 
 
-def decode(data: Any) -> Any:  # noqa: ANN401, PLR0911 - one line a kind
+def decode(data: Any) -> Any:
     """Undo :func:`encode`. Raises :class:`SandboxError` for what it would not have written."""
     if not isinstance(data, list):
         return data
@@ -106,13 +109,13 @@ def decode(data: Any) -> Any:  # noqa: ANN401, PLR0911 - one line a kind
     if tag in _BY_TEXT:
         return _BY_TEXT[tag][1](rest[0])
     if tag == "timedelta":
-        return datetime.timedelta(*rest)
+        return dt.timedelta(*rest)
     if tag == "exception":
         return decode_exception(rest[0])
     return _decode_object(tag, rest)
 
 
-def _decode_object(tag: str, rest: list[Any]) -> Any:  # noqa: ANN401
+def _decode_object(tag: str, rest: list[Any]) -> Any:
     kind = _class(*rest[0])
     if tag == "enum" and kind is not None and issubclass(kind, enum.Enum):
         return kind[rest[1]]
@@ -141,7 +144,7 @@ def _class(module: str, qualname: str) -> type | None:
     return None
 
 
-def encode_exception(error: BaseException) -> Any:  # noqa: ANN401
+def encode_exception(error: BaseException) -> Any:
     """Turn an exception into what JSON can hold: class, arguments, attributes, traceback as text; what is no data becomes its repr."""
     state = {name: _or_repr(value) for name, value in vars(error).items() if name != "__notes__"}
     return {
@@ -160,7 +163,7 @@ def _formatted(error: BaseException) -> list[str]:
         return [f"{type(error).__qualname__} (its text cannot be made)\n"]
 
 
-def _or_repr(value: Any) -> Any:  # noqa: ANN401
+def _or_repr(value: Any) -> Any:
     try:
         return encode(value)
     except (TypeError, RecursionError):
@@ -170,14 +173,15 @@ def _or_repr(value: Any) -> Any:  # noqa: ANN401
             return f"<{type(value).__qualname__}>"
 
 
-def decode_exception(data: Any) -> BaseException:  # noqa: ANN401
+def decode_exception(data: Any) -> BaseException:
     """Make the exception anew, with the inner traceback as its cause; its ``__init__`` does not run."""
     kind = _class(*data["class"])
     args = [decode(value) for value in data["args"]]
     if kind is None or not issubclass(kind, BaseException):
         error: BaseException = SandboxError(f"{data['class'][1]}: {', '.join(map(str, args))}")
     else:
-        error = kind.__new__(kind, *args) if issubclass(kind, (OSError, BaseExceptionGroup)) else _bare(kind, args)
+        make: Callable[..., BaseException] = kind.__new__ if issubclass(kind, (OSError, BaseExceptionGroup)) else _bare
+        error = make(kind, *args)
         for name, value in data["state"].items():
             vars(error)[name] = decode(value)
     for note in data["notes"]:
@@ -186,7 +190,7 @@ def decode_exception(data: Any) -> BaseException:  # noqa: ANN401
     return error
 
 
-def _bare(kind: type[BaseException], args: list[Any]) -> BaseException:
+def _bare(kind: type[BaseException], *args: Any) -> BaseException:
     error = BaseException.__new__(kind)
-    error.args = tuple(args)
+    error.args = args
     return error

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Building", "run_init"]
 
-#: Where the container's root is put together, in the mount namespace of its own: a folder that every Linux has and that init needs no more.
-STAGE = "/proc"
+STAGE = mounts.STAGE
 _ROOT = f"{STAGE}/root"
 
 
@@ -311,7 +310,7 @@ class Init:
             env=environment,
             start_new_session=True,
             umask=message.get("umask", -1),
-            preexec_fn=prepare,
+            preexec_fn=prepare,  # noqa: PLW1509 - init has one thread
             pass_fds=(),
             **identity,
         )
@@ -338,7 +337,7 @@ class Init:
 
     def do_processes(self, _message: Message, fds: list[int]) -> None:
         """List the command lines of everything inside but this process."""
-        found = [(int(name), process.command_line(int(name))) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
+        found = [(pid, process.command_line(pid)) for pid in process.everyone() if pid != 1]
         self._answer(fds[0], {"op": "done", "processes": sorted((pid, line) for pid, line in found if line)})
 
     def do_file(self, message: Message, fds: list[int]) -> None:

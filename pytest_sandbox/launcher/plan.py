@@ -44,5 +44,5 @@ class Plan:
         return cls(**tuples)
 
 
-def _tuples(value: Any) -> Any:  # noqa: ANN401 - JSON
+def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

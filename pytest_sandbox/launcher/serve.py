@@ -55,7 +55,7 @@ class Launcher:
         self.hierarchy = cgroup.Hierarchy.find()
         self.session = self.hierarchy.session(session)
         self.keeper = Keeper()
-        self.mountinfo = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self.mountinfo = mounts.watch()
         self.real = mounts.real_mounts(mounts.mounted())
         self.made: dict[str, Made] = {}
         self.count = 0
@@ -163,7 +163,9 @@ class Launcher:
             signal.set_wakeup_fd(-1)
             kept = {inits_channel.fileno(), inits_control.fileno(), network_fd, user_fd}
             process.close_others({fd for fd in kept if fd >= 0})
-            run_init(Building(named, joins=group.joins(), network_fd=network_fd, user_fd=user_fd, real=self.real), inits_channel, inits_control)
+            run_init(
+                Building(named, joins=group.joins(), network_fd=network_fd, user_fd=user_fd, real=self.real), inits_channel, inits_control
+            )
         inits_channel.close()
         inits_control.close()
         return Made(identity, plan, pid, pidfd, channel, control, group, self.real)
@@ -241,12 +243,14 @@ def main() -> NoReturn:
     """Run with the arguments SESSION LOCK and two descriptors: the client's socket, and the lock, which is held by being open."""
     session, lock, *fds = sys.argv[1:]
     for fd in map(int, fds):
-        os.set_inheritable(fd, False)  # noqa: FBT003 - its only form
+        os.set_inheritable(fd, False)
     client = Channel.of(int(fds[0]))
     try:
         launcher = Launcher(client, session)
     except OSError as error:
-        client.send({"op": "error", "step": "start the launcher", "reason": f"{error.strerror} {error.filename or ''}", "errno": error.errno})
+        client.send(
+            {"op": "error", "step": "start the launcher", "reason": f"{error.strerror} {error.filename or ''}", "errno": error.errno}
+        )
         sys.exit(1)
     try:
         launcher.serve()

@@ -29,7 +29,9 @@ def find(text: str) -> User:
     if group:
         found = next((fields for fields in known if group in (fields[0], fields[2])), None)
         if found is None and not group.isdigit():
-            raise LookupError(f"user={text!r}: there is no group {group!r} in the container's /etc/group; use a number, or a name that is there")
+            raise LookupError(
+                f"user={text!r}: there is no group {group!r} in the container's /etc/group; use a number, or a name that is there"
+            )
         return User(uid, int(found[2]) if found else int(group), (), home)
     more = {int(fields[2]) for fields in known if entry and entry[0] in fields[3].split(",")}
     return User(uid, gid, tuple(sorted(more)), home)

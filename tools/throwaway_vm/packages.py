@@ -61,8 +61,8 @@ def fill(cache: Path) -> None:
                 target = guest / path.relative_to(unpacked)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path, target, follow_symlinks=False)
-    for folder in (unpacked, cache / "packages"):
-        shutil.rmtree(folder)
+    shutil.rmtree(unpacked)
+    shutil.rmtree(cache / "packages")
 
 
 def keep_modules(source: Path, guest: Path, cache: Path) -> None:
