@@ -1,0 +1,1 @@
+"""A guest book that visitors sign over HTTP."""

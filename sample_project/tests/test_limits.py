@@ -1,0 +1,45 @@
+"""Tests that must fail, and only they: each is run by an outer test, which reads what the report says."""
+
+from __future__ import annotations
+
+import pytest
+
+# An outer test starts pytest, which makes containers: it has to stay outside of one itself.
+pytestmark = pytest.mark.no_sandbox
+
+GREEDY = """
+    import pytest
+
+    @pytest.mark.container(memory="32m")
+    def test_reads_the_whole_book_at_once():
+        book = bytearray(500_000_000)
+
+    def test_comes_after():
+        pass
+"""
+
+ENDLESS = """
+    import pytest
+
+    @pytest.mark.container(timeout=0.5)
+    def test_waits_for_a_visitor():
+        while True:
+            pass
+
+    def test_comes_after():
+        pass
+"""
+
+
+def test_a_test_over_its_memory_fails_and_the_next_one_runs(pytester):
+    pytester.makepyfile(GREEDY)
+    result = pytester.runpytest_subprocess("--sandbox", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*memory*limit 32 MiB*"])
+
+
+def test_a_test_that_never_ends_is_ended(pytester):
+    pytester.makepyfile(ENDLESS)
+    result = pytester.runpytest_subprocess("--sandbox", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*timeout*0.5 s*"])
