@@ -1,0 +1,113 @@
+"""Docker's flags for what a container and a command are like, and the settings that they stand for."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.settings import Settings, from_text
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["add_command", "add_environment", "add_terminal", "add_to", "environment", "settings"]
+
+# Flags of one value: the words, the key of the settings, the metavar, the help.
+_VALUES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
+    (("-m", "--memory"), "memory", "SIZE", "hard cap, such as 512m; over it the kernel kills inside"),
+    (("--memory-swap",), "memory_swap", "SIZE", "memory plus swap; -1 for no limit on swap (default: as --memory)"),
+    (("--cpus",), "cpus", "NUMBER", "CPU time per wall time, such as 1.5"),
+    (("--cpuset-cpus",), "cpuset", "LIST", "CPUs that may be used, such as 0-1,3"),
+    (("--pids-limit",), "pids_limit", "N", "processes and threads (default: 4096; -1 for no limit)"),
+    (("--disk",), "disk", "SIZE", "size of the writable layer; over it writes get ENOSPC"),
+    (("--storage",), "storage", "WHERE", "where the writable layer lives: memory (default) or disk"),
+    (("--shm-size",), "shm_size", "SIZE", "size of /dev/shm (default: 64m)"),
+    (("--network", "--net"), "network", "MODE", "none (default): a network of its own with loopback up; host: this host's"),
+    (("-h", "--hostname"), "hostname", "NAME", "host name inside (default: the container's id)"),
+    (("-u", "--user"), "user", "USER[:GROUP]", "who runs the command: names or numbers of the container's own files"),
+    (("-w", "--workdir"), "workdir", "DIR", "working folder inside, made if it is not there"),
+    (("--timeout",), "timeout", "SECONDS", "wall time; over it everything inside is killed (status 137)"),
+)
+# Flags that may be given again and again.
+_LISTS: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
+    (("-v", "--volume"), "volumes", "SOURCE:TARGET[:ro]", "host folder or file that is not thrown away"),
+    (("--cap-add",), "cap_add", "NAME", "capability beyond docker's default set; ALL for all"),
+    (("--cap-drop",), "cap_drop", "NAME", "capability less than docker's default set; ALL for all"),
+    (("--ulimit",), "ulimits", "NAME=SOFT[:HARD]", "resource limit of each process, such as nofile=1024"),
+    (("--security-opt",), "security_opt", "OPTION", "seccomp=unconfined, no-new-privileges:false"),
+)
+_SWITCHES: tuple[tuple[str, str, str], ...] = (
+    ("--read-only", "read_only", "no writable layer"),
+    ("--privileged", "privileged", "all capabilities, no seccomp, no masked paths"),
+)
+
+
+def add_to(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a container."""
+    for words, key, metavar, text in _VALUES:
+        parser.add_argument(*words, dest=key, metavar=metavar, help=text)
+    for words, key, metavar, text in _LISTS:
+        parser.add_argument(*words, dest=key, metavar=metavar, action="append", help=text)
+    for word, key, text in _SWITCHES:
+        parser.add_argument(word, dest=key, action="store_true", default=None, help=text)
+
+
+def settings(image: str, found: argparse.Namespace) -> Settings:
+    """Return the settings that the flags stand for. Raises :class:`SettingsError`."""
+    raw: dict[str, Any] = {"image": image}
+    for _words, key, _metavar, _text in _VALUES:
+        if (text := getattr(found, key)) is not None:
+            raw[key] = from_text(key, text)
+    for _words, key, _metavar, _text in _LISTS:
+        if (items := getattr(found, key)) is not None:
+            raw[key] = items
+    for _word, key, _text in _SWITCHES:
+        if getattr(found, key):
+            raw[key] = True
+    if env := environment(found):
+        raw["env"] = env
+    return Settings.of(**raw)
+
+
+def add_environment(parser: argparse.ArgumentParser) -> None:
+    """Add the two flags of environment variables."""
+    parser.add_argument(
+        "-e", "--env", action="append", default=[], metavar="NAME[=VALUE]", help="environment variable; without a value, this process's"
+    )
+    parser.add_argument("--env-file", action="append", default=[], metavar="FILE", help="file of NAME[=VALUE] lines, # for comments")
+
+
+def environment(found: argparse.Namespace) -> dict[str, str]:
+    """Return the variables of the flags: files first, so that ``-e`` wins; a name alone is taken from this process, if it is there."""
+    lines = [line for path in found.env_file for line in _lines(path)]
+    env: dict[str, str] = {}
+    for line in [*lines, *found.env]:
+        name, equals, value = line.partition("=")
+        if not name:
+            raise SandboxError(f"--env {line!r}: a variable needs a name; write NAME=VALUE, or NAME alone for this process's value.")
+        if equals:
+            env[name] = value
+        elif name in os.environ:
+            env[name] = os.environ[name]
+    return env
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.rstrip("\r\n").lstrip() for line in file]
+    except OSError as error:
+        raise SandboxError(f"--env-file {path}: {error.strerror}. Name a file of NAME=VALUE lines that can be read.") from error
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def add_terminal(parser: argparse.ArgumentParser) -> None:
+    """Add the two flags of standard input and terminal."""
+    parser.add_argument("-i", "--interactive", action="store_true", help="let the command read this process's standard input")
+    parser.add_argument("-t", "--tty", action="store_true", help="give the command a terminal of its own")
+
+
+def add_command(parser: argparse.ArgumentParser, *, nargs: str = "...") -> None:
+    """Add the command, which takes all words that are left, options too."""
+    parser.add_argument("command", metavar="COMMAND", nargs=nargs, help="what to run, with its arguments")

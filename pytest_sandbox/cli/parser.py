@@ -1,0 +1,76 @@
+"""From words to a verb and its arguments."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, NoReturn
+
+from pytest_sandbox import cli
+from pytest_sandbox.cli.door import OUR_ERROR
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_sandbox.cli.verb import Verb
+
+__all__ = ["Parser", "dispatch", "of_verb"]
+
+PROGRAM = "pytest-sandbox"
+_DESCRIPTION = "Run commands in throwaway containers, and look at those of tests."
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser with docker's status for a wrong use, and no guessing of shortened options."""
+
+    def __init__(self, **keywords: object) -> None:
+        super().__init__(
+            allow_abbrev=False,
+            conflict_handler="resolve",  # docker's -h is the host name
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **keywords,  # type: ignore[arg-type]
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line and where the help is; exits with 125."""
+        self.exit(OUR_ERROR, f"{PROGRAM}: {message}\nSee '{self.prog} --help'.\n")
+
+
+def of_verb(verb: Verb) -> Parser:
+    """Return the parser of one verb's arguments."""
+    prog = f"{PROGRAM} {verb.name}"
+    parser = Parser(prog=prog, usage=f"{prog} {verb.usage}", description=verb.summary, epilog=verb.details)
+    verb.arguments(parser)
+    return parser
+
+
+def dispatch(words: Sequence[str]) -> int:
+    """Find the verb in ``words``, read its arguments, and do it."""
+    if words and words[0] in cli.MODULES:
+        verb = cli.load(words[0])
+        return verb.run(of_verb(verb).parse_args(words[1:]))
+    options = _whole().parse_args(words)
+    raise AssertionError(options)  # every word that is no verb ends in the help, the version, or an error
+
+
+def _whole() -> Parser:
+    """Return the parser of what comes before a verb."""
+    summaries = "\n".join(f"  {name:<10} {cli.load(name).summary}" for name in cli.MODULES)
+    parser = Parser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} VERB [ARGUMENTS]",
+        description=_DESCRIPTION,
+        epilog=f"verbs:\n{summaries}\n\n'{PROGRAM} VERB --help' tells more. 'IMAGE' may be 'host': the root of this host, as copy-on-write.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version, and exit")
+    parser.add_argument("verb", choices=list(cli.MODULES), metavar="VERB", help=argparse.SUPPRESS)
+    return parser
+
+
+class _Version(argparse.Action):
+    """The version, looked up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_rest: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print(PROGRAM, version(PROGRAM))
+        parser.exit()
