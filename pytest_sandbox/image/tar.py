@@ -163,10 +163,12 @@ class TarReader:
     def _member(self, header: bytes) -> Member:
         """Read the extension headers that come before a member, then the member."""
         extended: dict[bytes, bytes] = {}
+        total = 0
         while (kind := header[156:157]) in b"xgLK" and kind:
             size = _number(header[124:136], "size")
-            if size > self._limits.header_bytes:
-                raise ImageError(f"an extension header of {size} bytes is larger than {self._limits.header_bytes}")
+            total += size + BLOCK
+            if total > self._limits.header_bytes:
+                raise ImageError(f"extension headers of {total} bytes for one entry are more than {self._limits.header_bytes}")
             data = b"".join(self._bytes.views(size))
             self._bytes.skip(-size % BLOCK)
             if kind == b"x":

@@ -176,6 +176,7 @@ class Tree:
                     raise
                 if not make or not is_whiteout(os.stat(part, dir_fd=parent, follow_symlinks=False)):
                     raise ImageError(f"{printable(path)}: an entry goes through a link or a file, not a folder") from None
+                self._made(path)
                 self.folder(parent, part, path)
                 return os.open(part, _FOLDER, dir_fd=parent)
         if not make:

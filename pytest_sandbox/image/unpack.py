@@ -30,17 +30,23 @@ _READ_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXE
 _HIGHEST_ID: Final = (1 << 32) - 2  # the last one means "leave as it is" to chown
 _SECOND: Final = 1_000_000_000
 _TIMES: Final = (-(1 << 31) * _SECOND, (1 << 33) * _SECOND)
+_IMPLIED: Final = _TIMES[0] - 1  # the time of a folder that the archive does not describe
 _DEVICES: Final = {b"3": stat.S_IFCHR, b"4": stat.S_IFBLK}
 _MISSING_RIGHT: Final = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP)
 
 
 @dataclass(slots=True)
 class Unpacked:
-    """What came of one layer: ``bytes`` of file content (holes count), ``entries``, and ``not_kept``: what could not be kept, and how often."""
+    """What came of one layer: ``size`` of file content in bytes (holes count), ``entries``, and ``not_kept``: what could not be kept, and how often.
+
+    ``implied`` are the folders that the archive does not describe, though entries lie in them (``b""`` is the root): their attributes are
+    those of the layers below, which whoever lays layers over one another knows.
+    """
 
     entries: int = 0
-    bytes: int = 0
+    size: int = 0
     opaque_root: bool = False
+    implied: list[bytes] = field(default_factory=list)
     not_kept: Counter[str] = field(default_factory=Counter)
 
 
@@ -68,6 +74,8 @@ def unpack(pieces: Iterable[bytes], root: str, limits: Limits, *, end_required: 
                 unpacker.add(member, reader)
             except OSError as error:
                 raise ImageError(f"{printable(member.name)}: {_explained(error)}") from error
+            except EOFError:
+                raise ImageError(f"{printable(member.name)}: the archive is cut off within this entry") from None
             except OverflowError as error:
                 raise ImageError(f"{printable(member.name)}: a number is out of range") from error
         if end_required and not reader.complete:
@@ -96,6 +104,7 @@ class _Unpacker:
         self._folders: list[tuple[bytes, int, int, int, int]] = []
         self._uid, self._gid = os.geteuid(), os.getegid()
         self._room = limits.layer_bytes
+        self._made(b"")
 
     def add(self, member: Member, reader: TarReader) -> None:
         """Make one entry."""
@@ -129,8 +138,13 @@ class _Unpacker:
             if path == done:
                 continue  # an earlier entry of the same folder
             done = path
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # a later entry took its place
-                self._finish_folder(path, _Attributes(mode, uid, gid, None if mtime_ns == _TIMES[0] - 1 else mtime_ns))
+            attributes = _Attributes(mode, uid, gid, None if mtime_ns == _IMPLIED else mtime_ns)
+            with contextlib.suppress(
+                FileNotFoundError, NotADirectoryError, ImageError
+            ):  # a later entry took its place, or that of one above
+                self._finish_folder(path, attributes)
+                if mtime_ns == _IMPLIED:
+                    self.result.implied.append(path)
         self.result.opaque_root = self._tree.opaque_root
 
     def close(self) -> None:
@@ -155,7 +169,7 @@ class _Unpacker:
             self._describe(fd, member)
         finally:
             os.close(fd)
-        self.result.bytes += member.size
+        self.result.size += member.size
 
     def _describe(self, fd: int, member: Member) -> None:
         """Set owner, mode, attributes, time: in this order, as chown takes away setuid and capabilities, and writing attributes the time."""
@@ -200,7 +214,7 @@ class _Unpacker:
                 os.close(fd)
 
     def _made(self, path: bytes) -> None:
-        self._note(path, 0o755, self._uid, self._gid, _TIMES[0] - 1)
+        self._note(path, 0o755, self._uid, self._gid, _IMPLIED)
 
     def _note(self, path: bytes, mode: int, uid: int, gid: int, mtime_ns: int) -> None:
         if len(self._folders) >= self._limits.directories:
@@ -262,22 +276,16 @@ class _Unpacker:
         """Make a device or a FIFO. The store's root folder is closed to others, so that no user of the host reaches it."""
         device = os.makedev(*member.device) if member.kind != b"6" else 0
         file_type = _DEVICES.get(member.kind, stat.S_IFIFO)
-        try:
-            self._make_node(parent, base, file_type, device)
-        except FileExistsError:
+        with contextlib.suppress(FileNotFoundError):
             self._tree.clear(parent, base, member.name)
             parent, base = self._tree.place(member.name)
-            self._make_node(parent, base, file_type, device)
+        try:
+            os.mknod(base, file_type | 0o600, device, dir_fd=parent)
         except OSError as error:
             self._pass_over(error, "device")
             return
         self._describe_name(parent, base, member)
-        if not stat.S_ISLNK(file_type):
-            os.chmod(base, member.mode, dir_fd=parent)
-
-    @staticmethod
-    def _make_node(parent: int, base: bytes, file_type: int, device: int) -> None:
-        os.mknod(base, file_type | 0o600, device, dir_fd=parent)
+        os.chmod(base, member.mode, dir_fd=parent)
 
     def _describe_name(self, parent: int, base: bytes, member: Member) -> None:
         """Set owner and time of what cannot be opened: links, devices, FIFOs."""

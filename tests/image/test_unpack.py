@@ -1,0 +1,403 @@
+"""A layer's archive becomes a folder with everything that the archive says, or nothing at all."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import hashlib
+import lzma
+import os
+import random
+import stat
+import subprocess
+import sys
+import tarfile
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tarballs import entry, folder, layer, link
+
+from pytest_sandbox.errors import ImageError
+from pytest_sandbox.image.limits import Limits
+from pytest_sandbox.image.stream import Plain, compression_of, decompress
+from pytest_sandbox.image.unpack import Unpacked, unpack
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LIMITS = Limits()
+SMALL = Limits(
+    layer_bytes=1 << 20, entries=20, directories=10, ratio=10, ratio_from=1 << 16, path_bytes=200, path_depth=8, header_bytes=8192,
+    sparse_parts=4,
+)  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    where = tmp_path / "store" / "layer"
+    where.mkdir(parents=True)
+    return where
+
+
+def put(data: bytes, where: Path, limits: Limits = LIMITS, piece: int = 1000) -> Unpacked:
+    """Unpack *data*, in pieces that fit no block."""
+    return unpack((data[at : at + piece] for at in range(0, len(data), piece)), str(where), limits)
+
+
+def opaque(path: Path) -> bool:
+    name = "trusted.overlay.opaque" if os.geteuid() == 0 else "user.overlay.opaque"
+    with contextlib.suppress(OSError):
+        return os.getxattr(path, name) == b"y"
+    return False
+
+
+def is_whiteout(path: Path) -> bool:
+    status = path.lstat()
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+
+@pytest.mark.needs("root")
+def test_every_attribute_of_a_file_is_kept(root):
+    """Mode with setuid, owner, time to the nanosecond, attributes and capabilities arrive as the archive says."""
+    capability = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
+    headers = {"mtime": "1000000000.123456789", "SCHILY.xattr.security.capability": capability.decode("latin-1")}
+    result = put(layer(entry("bin", b"x" * 5000, mode=0o4755, uid=7, gid=1 << 30, pax_headers=headers)), root)
+    status = (root / "bin").stat()
+    assert (0o104755, 7, 1 << 30, 5000) == (status.st_mode, status.st_uid, status.st_gid, status.st_size)
+    assert 1000000000123456789 == status.st_mtime_ns
+    assert capability == os.getxattr(root / "bin", "security.capability")
+    assert (1, 5000, {}) == (result.entries, result.size, dict(result.not_kept))
+
+
+@pytest.mark.needs("root")
+def test_every_kind_of_node_is_made(root):
+    """Folders, links, hard links, FIFOs and devices, with owner, mode and time."""
+    put(
+        layer(
+            folder("d", mode=0o1777, uid=5, mtime=1000),
+            entry("d/f", b"1"),
+            link("l", "/no/where", uid=3, mtime=2000),
+            link("h", "d/f", kind="hard"),
+            entry("p", kind="fifo", mode=0o620),
+            entry("c", kind="char", devmajor=1, devminor=3, mode=0o666),
+            entry("b", kind="block", devmajor=7, devminor=9, mode=0o600),
+        ),
+        root,
+    )
+    assert (0o041777, 5, 1000) == ((root / "d").stat().st_mode, (root / "d").stat().st_uid, (root / "d").stat().st_mtime)
+    assert ("/no/where", 3, 2000) == (os.readlink(root / "l"), (root / "l").lstat().st_uid, (root / "l").lstat().st_mtime)
+    assert (root / "h").samefile(root / "d/f")
+    assert 0o010620 == (root / "p").stat().st_mode
+    assert (0o020666, os.makedev(1, 3)) == ((root / "c").stat().st_mode, (root / "c").stat().st_rdev)
+    assert (0o060600, os.makedev(7, 9)) == ((root / "b").stat().st_mode, (root / "b").stat().st_rdev)
+
+
+def test_whiteouts_become_the_overlays_own_marks(root):
+    """A deletion is a 0:0 device, an opaque folder has the attribute, and what this layer adds itself stays."""
+    put(
+        layer(
+            folder("d"),
+            entry("d/.wh.gone"),
+            entry("d/kept"),
+            entry("d/.wh.kept"),
+            folder("o"),
+            entry("o/.wh..wh..opq"),
+            entry("o/new"),
+            entry(".wh.back"),
+            folder("back"),
+            entry(".wh.again"),
+            entry("again", b"a"),
+            entry("d/.wh..wh.plnk"),
+        ),
+        root,
+    )
+    assert is_whiteout(root / "d/gone")
+    assert (root / "d/kept").is_file()
+    assert opaque(root / "o")
+    assert opaque(root / "back"), "deleted below and begun anew: nothing of the folder below may show"
+    assert b"a" == (root / "again").read_bytes()
+    assert ["gone", "kept"] == sorted(os.listdir(root / "d"))
+
+
+def test_an_opaque_root_is_reported(root):
+    """The overlay does not look at the mark on the root itself, so the layer says it in words."""
+    assert put(layer(entry(".wh..wh..opq"), entry("f")), root).opaque_root
+
+
+def test_folders_that_the_archive_does_not_describe_are_reported(root):
+    """Their attributes are those of the layer below, which is not known here."""
+    result = put(layer(entry("a/b/c"), folder("a/b"), entry("tmp/.wh.x")), root)
+    assert {b"", b"a", b"tmp"} == set(result.implied)
+    assert 0o755 == stat.S_IMODE((root / "tmp").stat().st_mode)
+
+
+def test_the_last_entry_of_a_name_counts(root):
+    """Any kind of entry takes the place of any other of the same name."""
+    kinds = [entry("x", b"1"), folder("x"), link("x", "y"), entry("x", kind="fifo"), link("x", "seed", kind="hard")]
+    for before in kinds:
+        for after in kinds:
+            where = root / str(random.random())
+            where.mkdir()
+            put(layer(entry("seed"), before, entry("x/in") if before == kinds[1] else b"", after), where)
+            expected = root / str(random.random())
+            expected.mkdir()
+            put(layer(entry("seed"), after), expected)
+            assert stat.S_IFMT((expected / "x").lstat().st_mode) == stat.S_IFMT((where / "x").lstat().st_mode)
+
+
+def test_a_folder_that_was_replaced_is_no_error_at_the_end(root):
+    """Attributes of folders are set last; one whose place a link took has none."""
+    put(layer(folder("a"), folder("a/b"), link("a", "/etc")), root)
+    assert "/etc" == os.readlink(root / "a")
+
+
+def test_strange_names_are_kept_as_they_are(root):
+    """Bytes that are no UTF-8, newlines, backslashes and blanks are names like any other."""
+    names = ["\udcff\udcfe", "a\nb", "a\\b", " ", "-rf", "~", "ü"]
+    put(layer(*(entry(name, b"x", tar_format=tarfile.GNU_FORMAT) for name in names)), root)
+    assert sorted(map(os.fsencode, names)) == sorted(os.listdir(os.fsencode(root)))
+
+
+@pytest.mark.parametrize("form", ["v7", "oldgnu", "gnu", "ustar", "pax"])
+def test_what_gnu_tar_writes_is_read_in_each_of_its_formats(root, tmp_path, form):
+    """Long names, sparse files, hard links and times agree with what GNU tar itself unpacks."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ["short"] if form in ("v7", "ustar") else ["short", "n" * 200, "/".join(["d" * 90] * 3)]:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(os.urandom(700))
+    os.link(source / "short", source / "hard")
+    (source / "empty").mkdir()
+    (source / "link").symlink_to("short")
+    sparse = ["--sparse"] if form in ("oldgnu", "gnu", "pax") else []
+    if sparse:
+        write_sparse(source / "sparse")
+    archive = subprocess.run(["tar", f"--format={form}", *sparse, "-C", source, "-c", "."], check=True, capture_output=True).stdout
+    put(archive, root)
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    subprocess.run(["tar", "-C", mirror, "-xp"], input=archive, check=True)
+    assert described(mirror) == described(root)
+
+
+@pytest.mark.parametrize("version", ["0.0", "0.1", "1.0"])
+def test_each_pax_form_of_a_sparse_file_is_read(root, tmp_path, version):
+    """Holes stay holes, whichever way the map was written."""
+    write_sparse(tmp_path / "sparse")
+    command = ["tar", "--format=pax", f"--sparse-version={version}", "--sparse", "-C", tmp_path, "-c", "sparse"]
+    put(subprocess.run(command, check=True, capture_output=True).stdout, root)
+    assert (tmp_path / "sparse").read_bytes() == (root / "sparse").read_bytes()
+    assert (root / "sparse").stat().st_blocks * 512 < 3 << 20
+
+
+def write_sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        for part in range(30):
+            file.seek(part * 300_000)
+            file.write(b"data" * 100)
+        file.truncate(10_000_000)
+
+
+def described(where: Path) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for path in sorted(where.rglob("*")):
+        status = path.lstat()
+        content = path.read_bytes() if path.is_file() and not path.is_symlink() else os.readlink(path) if path.is_symlink() else None
+        mtime = None if path.is_symlink() else status.st_mtime_ns
+        found[str(path.relative_to(where))] = (status.st_mode, status.st_uid, status.st_gid, mtime, status.st_nlink, content)
+    return found
+
+
+HOSTILE = {
+    "dot dot": (entry("../evil"), "out of the layer"),
+    "dot dot within": (entry("a/../../evil"), "out of the layer"),
+    "absolute": (entry("/evil"), "absolute"),
+    "empty name": (entry("", b"x"), "empty"),
+    "through a link": (link("a", "..") + entry("a/evil"), "through a link"),
+    "through an absolute link": (link("a", "/tmp") + entry("a/evil"), "through a link"),
+    "through a file": (entry("a") + entry("a/evil"), "through a link or a file"),
+    "folder through a link": (link("a", "..") + folder("a/evil"), "through a link"),
+    "hard link out": (link("h", "../outside", kind="hard"), "out of the layer"),
+    "hard link to nothing": (link("h", "nothing", kind="hard"), "which the layer has not"),
+    "hard link through a link": (link("a", "..") + link("h", "a/outside", kind="hard"), "through a link"),
+    "hard link to a folder": (folder("d") + link("h", "d", kind="hard"), "a hard link to the folder"),
+    "hard link to the root": (link("h", ".", kind="hard"), "root folder"),
+    "link to nothing": (link("l", ""), "a link to nothing"),
+    "whiteout of dot": (entry("d/.wh.."), "whiteout of nothing"),
+    "whiteout of dot dot": (entry("d/.wh..."), "whiteout of nothing"),
+    "whiteout through a link": (link("a", "..") + entry("a/.wh.outside"), "through a link"),
+    "opaque through a link": (link("a", "..") + entry("a/.wh..wh..opq"), "through a link"),
+    "root as a file": (entry("."), "must be a folder"),
+    "root as a link": (link(".", "/tmp"), "must be a folder"),
+    "unknown type": (entry("x", kind=b"Z"), "unknown type"),
+    "NUL in a name": (entry("x", pax_headers={"path": "a\0b"}), "NUL"),
+    "owner out of range": (entry("x", pax_headers={"uid": str((1 << 32) - 1)}), "out of range"),
+    "size out of range": (entry("x", pax_headers={"size": str(1 << 63)}), "out of range"),
+    "negative size": (entry("x", pax_headers={"size": "-1"}), "no number"),
+    "device out of range": (entry("x", kind="char", tar_format=tarfile.GNU_FORMAT, devmajor=1 << 40), "out of range|Invalid"),
+    "name too long for a file system": (entry("n" * 300), "too long"),
+}
+
+
+@pytest.mark.parametrize(("entries", "said"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_entry_is_refused_and_nothing_outside_is_touched(root, entries, said):
+    """Names that lead out, links that lead out and numbers that mean nothing are an ImageError which names the entry."""
+    (root.parent / "outside").write_text("untouched")
+    before = described(root.parent.parent)
+    with pytest.raises(ImageError, match=said):
+        put(layer(entries), root)
+    assert before.keys() == {name for name in described(root.parent.parent) if not name.startswith("store/layer/")}
+    assert before["store/outside"] == described(root.parent.parent)["store/outside"]
+
+
+BOMBS = {
+    "entries": (b"".join(entry(str(n)) for n in range(30)), "more than 20 entries"),
+    "folders": (b"".join(folder(str(n)) for n in range(15)), "more than 10 folders"),
+    "implied folders": (entry("1/2/3/4/5/6/f") + entry("a/b/c/d/e/f"), "more than 10 folders"),
+    "depth": (folder("/".join("abcdefghijkl")), "longer than 200 bytes or 8 folders"),
+    "path": (folder("/".join(["n" * 99] * 3)), "longer than 200 bytes or 8 folders"),
+    "header": (entry("x", pax_headers={"comment": "x" * 9000}), "extension headers"),
+    "size": (entry("x", b"x" * (1 << 20)) + entry("y", b"y"), "larger than 1048576 bytes"),
+    "sparse claim": (entry("x", pax_headers={"GNU.sparse.map": "", "GNU.sparse.size": str(1 << 40)}), "larger than 1048576 bytes"),
+    "sparse parts": (entry("x", pax_headers={"GNU.sparse.map": ",".join(["0"] * 12), "GNU.sparse.size": "9"}), "more than 4 parts"),
+    "sparse backwards": (entry("x", b"ab", pax_headers={"GNU.sparse.map": "5,1,0,1", "GNU.sparse.size": "9"}), "not in order"),
+    "sparse beyond": (entry("x", b"ab", pax_headers={"GNU.sparse.map": "8,2", "GNU.sparse.size": "9"}), "leaves the file"),
+    "sparse too little": (entry("x", b"ab", pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": "9"}), "does not agree"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("entries", "said"), BOMBS.values(), ids=BOMBS)
+def test_what_claims_too_much_is_refused(root, entries, said):
+    """Entries, folders, depth, headers, sizes and sparse maps are bounded before they cost anything."""
+    with pytest.raises(ImageError, match=said):
+        put(layer(entries), root, SMALL)
+
+
+def test_many_extension_headers_for_one_entry_are_refused(root):
+    """Headers of an allowed size do not add up without end."""
+    one = entry("x", pax_headers={"comment": "x" * 2000})
+    headers = one[: len(one) - 512]
+    with pytest.raises(ImageError, match="extension headers"):
+        put(layer(headers * 10, entry("x")), root, SMALL)
+
+
+def test_a_cut_archive_is_refused_at_every_length(root):
+    """No prefix of an archive passes for a whole one."""
+    data = layer(folder("d"), entry("d/a", b"x" * 700), link("h", "d/a", kind="hard"))[:-1024] + bytes(512)
+    for length in range(0, len(data), 128):
+        where = root / str(length)
+        where.mkdir()
+        with pytest.raises(ImageError, match="cut off"):
+            put(data[:length], where)
+
+
+def test_an_archive_after_the_end_is_refused(root):
+    """Two archives in one stream are not a layer."""
+    with pytest.raises(ImageError, match="follows the end"):
+        put(layer(entry("a")) + layer(entry("b")), root)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_damaged_archive_ends_in_an_image_error_or_in_a_folder(tmp_path_factory, data):
+    """Whatever bytes are changed, the outcome is one of two, and never another exception."""
+    good = bytearray(
+        layer(folder("d", pax_headers={"mtime": "1.5"}), entry("d/a", b"x" * 700), link("l", "d/a"), link("h", "d/a", kind="hard"))
+    )
+    for _ in range(data.draw(st.integers(1, 4))):
+        good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(ImageError):
+        put(bytes(good), tmp_path_factory.mktemp("damaged"))
+
+
+PACKERS = {
+    "gzip": gzip.compress,
+    "xz": lzma.compress,
+    "bzip2": bz2.compress,
+    "zstd": lambda data: subprocess.run(["zstd", "-q"], input=data, capture_output=True, check=True).stdout,
+    "": bytes,
+}
+
+
+@pytest.mark.parametrize(("kind", "pack"), PACKERS.items(), ids=lambda value: value if isinstance(value, str) else "")
+def test_a_compression_is_known_by_its_first_bytes(kind, pack):
+    """Each kind is told apart and read, also in several frames and one byte at a time."""
+    data = os.urandom(3000) + bytes(3_000_000)
+    packed = pack(data)
+    assert kind == compression_of(packed)
+    assert data == b"".join(decompress([packed]))
+    twice = packed + (pack(data) if kind else b"")
+    assert data * (2 if kind else 1) == b"".join(decompress(twice[at : at + 1] for at in range(len(twice))))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PACKERS if kind])
+def test_a_damaged_stream_is_refused(kind):
+    """Cut at any place, with a changed byte near its end, or with garbage behind it, a compressed stream is an ImageError."""
+    packed = PACKERS[kind](os.urandom(3000))
+    for damaged in (packed[:-1], packed[: len(packed) // 2], packed[:7], packed + b"garbage", packed[:-6] + b"?" + packed[-5:]):
+        with pytest.raises(ImageError, match=f"the {kind} stream is damaged"):
+            b"".join(decompress([damaged]))
+
+
+def test_a_decompression_bomb_is_stopped_by_its_ratio(root):
+    """A stream that grows without end is cut off long before it is through."""
+    bomb = gzip.compress(bytes(1 << 19))
+    with pytest.raises(ImageError, match="bomb"), Plain([bomb], SMALL) as plain:
+        for _ in plain:
+            pass
+
+
+def test_a_streams_digests_are_those_of_both_forms():
+    """The digest is of the compressed bytes, diff_id of the plain ones."""
+    data = bytes(100_000)
+    packed = gzip.compress(data)
+    with Plain([packed[:10], packed[10:]], LIMITS) as plain:
+        assert data == b"".join(plain)
+    assert (hashlib.sha256(packed).hexdigest(), hashlib.sha256(data).hexdigest()) == (plain.digest[7:], plain.diff_id[7:])
+    assert (len(packed), len(data)) == (plain.raw_bytes, plain.plain_bytes)
+
+
+def test_who_reads_a_stream_may_stop_early():
+    """The thread that reads ahead ends with the context, also when nobody takes what it read."""
+    with Plain(iter([bytes(1 << 20)] * 50), LIMITS) as plain:
+        next(iter(plain))
+    assert not plain._thread.is_alive()
+
+
+def test_what_reading_raises_reaches_the_reader():
+    """A failing source's own exception comes out where the stream is consumed."""
+
+    def source():
+        yield b"x" * 100
+        raise ConnectionResetError("gone")
+
+    with pytest.raises(ConnectionResetError, match="gone"), Plain(source(), LIMITS) as plain:
+        b"".join(plain)
+
+
+@pytest.mark.needs("root")
+def test_attributes_of_the_overlay_cannot_be_smuggled_in(root):
+    """A layer's trusted.* and user.overlay.* attributes are counted as not kept."""
+    headers = {"SCHILY.xattr.trusted.overlay.redirect": "/etc", "SCHILY.xattr.user.overlay.opaque": "y", "SCHILY.xattr.user.good": "1"}
+    result = put(layer(entry("f", pax_headers=headers)), root)
+    assert ["user.good"] == os.listxattr(root / "f")
+    assert 2 == sum(result.not_kept.values())
+
+
+def test_without_root_what_is_not_kept_is_listed(tmp_path):
+    """A user who may not give files away gets them as their own, and is told how many."""
+    code = (
+        "import os, sys\n"
+        "from pytest_sandbox.image.unpack import unpack\n"
+        "from pytest_sandbox.image.limits import Limits\n"
+        "root = os.geteuid() == 0\n"
+        "os.chdir(sys.argv[1])\n"
+        "root and (os.chown('.', 65534, 65534), os.setgid(65534), os.setuid(65534))\n"
+        "print(dict(unpack([sys.stdin.buffer.read()], '.', Limits()).not_kept))"
+    )
+    data = layer(entry("f", uid=1), entry("g", uid=1), entry("c", kind="char", devmajor=1, devminor=3))
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], input=data, capture_output=True, check=False)
+    assert (b"{'owner': 2, 'device': 1}\n", b"") == (done.stdout, done.stderr)

@@ -1,0 +1,137 @@
+"""Layers and images made in memory, as honest or as hostile as a test wants them."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TYPES = {
+    "file": tarfile.REGTYPE,
+    "folder": tarfile.DIRTYPE,
+    "link": tarfile.SYMTYPE,
+    "hard": tarfile.LNKTYPE,
+    "char": tarfile.CHRTYPE,
+    "block": tarfile.BLKTYPE,
+    "fifo": tarfile.FIFOTYPE,
+}
+
+
+def entry(name: str, data: bytes = b"", *, kind: str | bytes = "file", tar_format: int = tarfile.PAX_FORMAT, **more: Any) -> bytes:
+    """One entry as bytes: header, content, padding; *more* are attributes of tarfile.TarInfo (mode, uid, linkname, pax_headers, ...)."""
+    info = tarfile.TarInfo(name)
+    info.type = TYPES.get(kind, kind) if isinstance(kind, str) else kind
+    info.size = len(data)
+    info.mode = 0o755 if kind == "folder" else 0o644
+    for key, value in more.items():
+        setattr(info, key, value)
+    return info.tobuf(tar_format, "utf-8", "surrogateescape") + data + bytes(-len(data) % 512)
+
+
+def folder(name: str, **more: Any) -> bytes:
+    return entry(name, kind="folder", **more)
+
+
+def link(name: str, target: str, *, kind: str = "link", **more: Any) -> bytes:
+    return entry(name, kind=kind, linkname=target, **more)
+
+
+def layer(*entries: bytes) -> bytes:
+    """A whole plain archive."""
+    return b"".join(entries) + bytes(1024)
+
+
+def files(**contents: str) -> bytes:
+    """A layer of text files at its root."""
+    return layer(*(entry(name, text.encode()) for name, text in contents.items()))
+
+
+def digest_of(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+OCI = "application/vnd.oci.image"
+DOCKER = "application/vnd.docker.distribution"
+
+
+def _gzipped(data: bytes) -> bytes:
+    return gzip.compress(data, 1, mtime=0)
+
+
+@dataclass
+class Made:
+    """An image as documents and blobs by digest; ``index`` is the layout's, and each step can be falsified before :meth:`write`."""
+
+    layers: list[bytes]
+    config: dict[str, Any] = field(default_factory=dict)
+    media: str = f"{OCI}.layer.v1.tar+gzip"
+    compress: Any = _gzipped
+    reference: str | None = None
+    blobs: dict[str, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.document = {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": self.config,
+            "rootfs": {"type": "layers", "diff_ids": [digest_of(data) for data in self.layers]},
+            "history": [{"created": "2026-01-02T03:04:05Z", "created_by": f"step {n}"} for n in range(len(self.layers))],
+        }
+        self.manifest = {
+            "schemaVersion": 2,
+            "mediaType": f"{OCI}.manifest.v1+json",
+            "config": self.add(json.dumps(self.document).encode(), f"{OCI}.config.v1+json"),
+            "layers": [self.add(self.compress(data), self.media) for data in self.layers],
+        }
+
+    def add(self, data: bytes, media: str) -> dict[str, Any]:
+        """Store a blob; return its descriptor."""
+        self.blobs[digest_of(data)] = data
+        return {"mediaType": media, "digest": digest_of(data), "size": len(data)}
+
+    def reseal(self) -> None:
+        """Let the manifest name the config document as it is now."""
+        self.manifest["config"] = self.add(json.dumps(self.document).encode(), f"{OCI}.config.v1+json")
+
+    def descriptor(self) -> dict[str, Any]:
+        return self.add(json.dumps(self.manifest).encode(), str(self.manifest["mediaType"]))
+
+    def index(self) -> dict[str, Any]:
+        described = self.descriptor()
+        if self.reference:
+            described["annotations"] = {"org.opencontainers.image.ref.name": self.reference}
+        return {"schemaVersion": 2, "manifests": [described]}
+
+    def write(self, where: Path) -> Path:
+        """Write an OCI layout into the folder *where*."""
+        index = self.index()
+        (where / "blobs/sha256").mkdir(parents=True)
+        (where / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+        (where / "index.json").write_text(json.dumps(index))
+        for digest, data in self.blobs.items():
+            (where / "blobs/sha256" / digest.removeprefix("sha256:")).write_bytes(data)
+        return where
+
+
+def docker_archive(made: Made, *tags: str) -> bytes:
+    """The image as ``docker save`` writes it (the form before docker 25: config and layers named in manifest.json)."""
+    config = json.dumps(made.document).encode()
+    names = [f"{digest_of(data).removeprefix('sha256:')}/layer.tar" for data in made.layers]
+    listing = [{"Config": f"{digest_of(config).removeprefix('sha256:')}.json", "RepoTags": list(tags), "Layers": names}]
+    entries = [entry(name, data) for name, data in zip(names, made.layers, strict=True)]
+    return layer(entry(listing[0]["Config"], config), *entries, entry("manifest.json", json.dumps(listing).encode()))
+
+
+def tar_of(where: Path) -> bytes:
+    """A folder as a plain archive, by the standard library."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.add(where, arcname=".")
+    return buffer.getvalue()
