@@ -24,6 +24,7 @@ waits for another's answer.
 from __future__ import annotations
 
 import array
+import fcntl
 import json
 import socket
 import struct
@@ -50,8 +51,8 @@ class Channel:
 
     @classmethod
     def pair(cls) -> tuple[Channel, Channel]:
-        """Return two connected ends."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        """Return two connected ends, neither of them in the place of a standard stream that the process has closed."""
+        ours, theirs = map(_above_the_standards, socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM))
         return cls(ours), cls(theirs)
 
     @classmethod
@@ -117,6 +118,13 @@ class Channel:
     def close(self) -> None:
         """Close this end."""
         self.socket.close()
+
+
+def _above_the_standards(one: socket.socket) -> socket.socket:
+    if one.fileno() > 2:
+        return one
+    with one:
+        return socket.socket(fileno=fcntl.fcntl(one.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
 
 
 def close_all(fds: Sequence[int]) -> None:

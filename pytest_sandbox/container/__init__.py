@@ -189,13 +189,10 @@ class Container(Files):
         with self.popen(args, **keywords) as popen:
             try:
                 stdout, stderr = popen.communicate(input, timeout=timeout)
-            except subprocess.TimeoutExpired as expired:
+            except BaseException as error:
                 popen.kill_tree()
-                stdout, stderr = popen.communicate()
-                expired.output, expired.stderr = stdout, stderr
-                raise
-            except BaseException:
-                popen.kill_tree()
+                if isinstance(error, subprocess.TimeoutExpired):  # it has the output until then already, as bytes, as subprocess has it
+                    error.timeout = timeout  # type: ignore[assignment]
                 raise
         if check and popen.returncode:
             self._raise_for(popen, stdout, stderr, kills)

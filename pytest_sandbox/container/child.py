@@ -6,12 +6,12 @@ import json
 import os
 import select
 import signal
-import socket
 import time
 import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pytest_sandbox.channel import Channel
 from pytest_sandbox.container import session, values
 from pytest_sandbox.errors import OutOfMemory, SandboxError, UnsupportedError
 from pytest_sandbox.launcher import users
@@ -21,6 +21,7 @@ from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.outcome import Exited, OOMKilled, Outcome, Signaled, TimedOut
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterable
 
     from pytest_sandbox.container import Container
@@ -140,7 +141,7 @@ def _become(user: users.User) -> None:
 
 def run_call(container: Container, func: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any], timeout: float | None) -> Any:
     """Fork, run the function inside, and bring its value or its exception back."""
-    ours, theirs = socket.socketpair()
+    ours, theirs = (end.socket for end in Channel.pair())
     child = container.fork()
     if child is None:
         ours.close()

@@ -22,26 +22,42 @@ from pytest_sandbox.errors import ContainerStopped, SettingsError
 from pytest_sandbox.linux import process
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pytest_sandbox.container import Container
 
 __all__ = ["Popen"]
 
 _CHUNK = 1 << 16
-_UMASK = 4  # its place among the arguments after the pipes
+#: What init's own subprocess raises beside OSError.
+_ERRORS: dict[str, type[Exception]] = {"ValueError": ValueError, "TypeError": TypeError, "OverflowError": OverflowError}
 
 
 class Popen(subprocess.Popen[Any]):
     """A process in a container; see :class:`subprocess.Popen`.
 
-    ``pid`` is its number outside. ``user`` is read from the container's own files. It is always the leader of a session of its own.
+    ``pid`` is its number outside. ``user`` (also ``"USER:GROUP"``), ``group`` and ``extra_groups`` are read from the container's own
+    files. It is always the leader of a session of its own.
     """
 
-    def __init__(self, container: Container, args: Any, *, user: str | int | None = None, tty: bool = False, **kwargs: Any) -> None:
-        for key in ("preexec_fn", "pass_fds", "group", "extra_groups", "startupinfo", "creationflags"):
+    def __init__(
+        self,
+        container: Container,
+        args: Any,
+        *,
+        user: str | int | None = None,
+        group: str | int | None = None,
+        extra_groups: Iterable[str | int] | None = None,
+        tty: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        for key in ("preexec_fn", "pass_fds", "process_group", "startupinfo", "creationflags"):
             if kwargs.get(key):
                 raise SettingsError(key, kwargs[key], "nothing: it has no meaning for a process in a container")
         self._container = container
         self._user = None if user is None else str(user)
+        self._group = None if group is None else str(group)
+        self._extra_groups = None if extra_groups is None else [str(one) for one in extra_groups]
         self._tty = tty
         self._status: Channel | None = None
         self._receiving = threading.Lock()
@@ -51,59 +67,72 @@ class Popen(subprocess.Popen[Any]):
         super().__init__(args, **kwargs)
 
     def _execute_child(self, args: Any, executable: Any, _preexec: Any, _close: Any, _pass: Any, cwd: Any, env: Any, *more: Any) -> None:
-        shell, pipes, rest = more[2], more[3:9], more[9:]
+        shell, pipes = more[2], more[3:9]
+        restore_signals, _gid, _gids, _uid, umask, *_rest = more[9:]
         p2cread, _p2cwrite, _c2pread, c2pwrite, _errread, errwrite = pipes
-        words = _words(args, shell=shell)
+        words = _words(args, executable, shell=shell)
         message = {
             "op": "spawn",
             "args": words,
             "executable": None if executable is None else os.fsdecode(executable),
-            "umask": rest[_UMASK],
+            "umask": umask,
+            "restore_signals": restore_signals,
+            "group": self._group,
+            "extra_groups": self._extra_groups,
             "tty": self._tty,
             **self._container.surroundings(env=env, cwd=cwd, user=self._user),
         }
-        self._status, theirs = Channel.pair()
-        borrowed = [theirs.fileno()]
         opened: list[int] = []
+        self._status, theirs = None, None
         try:
-            for standard, fd in enumerate((p2cread, c2pwrite, errwrite)):
-                borrowed.append(self._stdio(standard, fd, opened))
-            self._container.order(message, borrowed)
+            standards = self._standards((p2cread, c2pwrite, errwrite), opened)
+            self._status, theirs = Channel.pair()
+            self._container.order(message, [theirs.fileno(), *standards])
             theirs.close()
-            self._started(words, cwd)
+            self._started(words, message["cwd"], cwd, executable or (words[0] if shell else _first(args)))
         except BaseException:
-            self._status.close()
-            theirs.close()
+            for end in filter(None, (self._status, theirs)):
+                end.close()
             raise
         finally:
             close_all(opened)
             self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 
-    def _stdio(self, standard: int, fd: int, opened: list[int]) -> int:
-        """Return what the child gets; a regular file goes through a pipe, for by /proc/self/fd it could be opened anew with other rights."""
-        if fd == -1:
-            fd = standard
-        try:
-            mode = os.fstat(fd).st_mode
-        except OSError:
-            opened.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
-            return opened[-1]
-        if not stat.S_ISREG(mode):
-            return fd
-        pump = _Pump(fd, reading=standard == 0)
-        if standard:
+    def _standards(self, given: tuple[int, int, int], opened: list[int]) -> list[int]:
+        """Return the child's stdin, stdout and stderr for what was given: -1 is the caller's own, or /dev/null where that is closed.
+
+        A regular file goes through a pipe, for by /proc/self/fd it could be opened anew with other rights; one file, one pipe, so that what
+        is written keeps its order.
+        """
+        fds = [standard if fd == -1 else fd for standard, fd in enumerate(given)]
+        found = [_status_of(fd, inherited=given[standard] == -1) for standard, fd in enumerate(fds)]
+        pipes: dict[tuple[int, int], int] = {}
+        for standard, status in enumerate(found):
+            if status is None:
+                fds[standard] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+                opened.append(fds[standard])
+            elif stat.S_ISREG(status.st_mode):
+                key = (status.st_ino if standard else -1, status.st_dev)
+                if key not in pipes:
+                    pipes[key] = self._pump(fds[standard], reading=standard == 0)
+                    opened.append(pipes[key])
+                fds[standard] = pipes[key]
+        return fds
+
+    def _pump(self, fd: int, *, reading: bool) -> int:
+        pump = _Pump(fd, reading=reading)
+        if not reading:
             self._pumps.append(pump)
-        opened.append(pump.child_end)
         return pump.child_end
 
-    def _started(self, words: list[str], cwd: Any) -> None:
+    def _started(self, words: list[str], workdir: str, cwd: Any, command: Any) -> None:
         assert self._status is not None
         try:
             answer, fds = self._status.receive()
         except EOFError:
             raise ContainerStopped(f"the container ended before it could start {words[0]!r}. Start a new one.") from None
         if answer["op"] == "failed":
-            raise _error(answer, words, cwd)
+            raise _error(answer, workdir, cwd, command)
         self._child_created = True
         self._pidfd = fds[0]
         self.inside_pid = answer["pid"]
@@ -123,7 +152,7 @@ class Popen(subprocess.Popen[Any]):
     def _receive(self, timeout: float | None) -> bool:
         """Wait for the exit status; False where it has not come in time."""
         end = None if timeout is None else time.monotonic() + timeout
-        if not self._receiving.acquire(timeout=-1 if timeout is None else timeout):
+        if not self._receiving.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
             return False
         try:
             if self.returncode is not None:
@@ -171,10 +200,20 @@ class Popen(subprocess.Popen[Any]):
         super().__del__(*args, **kwargs)
 
 
-def _words(args: Any, *, shell: bool) -> list[str]:
+def _status_of(fd: int, *, inherited: bool) -> os.stat_result | None:
+    """Return what a descriptor is; None for an inherited one that is closed, or that an exec would close, as others that took a free place."""
+    if not inherited:
+        return os.fstat(fd)
+    try:
+        return None if fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC else os.fstat(fd)
+    except OSError:
+        return None
+
+
+def _words(args: Any, executable: Any, *, shell: bool) -> list[str]:
     words = [args] if isinstance(args, (str, bytes, os.PathLike)) else list(args)
     if shell:
-        words = ["/bin/sh", "-c", *words]
+        words = [executable or "/bin/sh", "-c", *words]
     if not words:
         raise IndexError("list index out of range")  # what subprocess says
     found = [os.fsdecode(word) for word in words]
@@ -183,15 +222,20 @@ def _words(args: Any, *, shell: bool) -> list[str]:
     return found
 
 
-def _error(answer: dict[str, Any], words: list[str], cwd: Any) -> Exception:
+def _first(args: Any) -> Any:
+    return args if isinstance(args, (str, bytes, os.PathLike)) else list(args)[0]  # noqa: RUF015 - any sequence will do
+
+
+def _error(answer: dict[str, Any], workdir: str, cwd: Any, command: Any) -> Exception:
+    """Return what :mod:`subprocess` raises: the file it names is the folder or the command, as the caller wrote it."""
     if answer["errno"] is None:
-        if answer["reason"].startswith("user="):
-            return SettingsError("user", answer["reason"].split("'")[1], answer["reason"].partition(": ")[2])
-        return RuntimeError(answer["reason"])
-    name = answer.get("filename") or words[0]
-    if cwd is not None and os.fsdecode(cwd) == name:
-        return OSError(answer["errno"], answer["reason"], cwd)
-    return OSError(answer["errno"], answer["reason"], name)
+        if answer["kind"] == "LookupError":
+            key, value, accepted = answer["reason"].split("\n")
+            return SettingsError(key, value, accepted)
+        return _ERRORS.get(answer["kind"], RuntimeError)(answer["reason"])
+    if answer.get("filename") == workdir:
+        return OSError(answer["errno"], answer["reason"], workdir if cwd is None else cwd)
+    return OSError(answer["errno"], answer["reason"], command)
 
 
 class _Pump:

@@ -95,7 +95,9 @@ class LauncherClient:
 
 def _start(name: str, channel: Channel) -> subprocess.Popen[bytes]:
     lock_path = sweep.lock_path(name)
-    lock = os.open(lock_path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    low = os.open(lock_path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    lock = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 3)  # a process without stdin has low numbers free, which the launcher's own stdin takes
+    os.close(low)
     fcntl.flock(lock, fcntl.LOCK_EX)
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     fds = [channel.fileno(), lock]

@@ -299,6 +299,10 @@ class Init:
             found = users.find(user)
             identity = {"user": found.uid, "group": found.gid, "extra_groups": found.groups}
             environment.setdefault("HOME", found.home)
+        if message.get("group") is not None:
+            identity["group"] = users.find_group(message["group"])
+        if message.get("extra_groups") is not None:
+            identity["extra_groups"] = [users.find_group(one) for one in message["extra_groups"]]
         prepare = self._preparation(message, stdin) if message.get("tty") or self.plan.ulimits else None
         popen = subprocess.Popen(
             message["args"],
@@ -309,6 +313,7 @@ class Init:
             cwd=message.get("cwd"),
             env=environment,
             start_new_session=True,
+            restore_signals=message.get("restore_signals", True),
             umask=message.get("umask", -1),
             preexec_fn=prepare,  # noqa: PLW1509 - init has one thread
             pass_fds=(),
@@ -383,7 +388,8 @@ class Init:
 
 def _failure(error: BaseException) -> Message:
     number = getattr(error, "errno", None)
-    return {"op": "failed", "errno": number, "reason": str(error) if number is None else os.strerror(number), "filename": _name(error)}
+    reason = str(error) if number is None else os.strerror(number)
+    return {"op": "failed", "errno": number, "kind": type(error).__name__, "reason": reason, "filename": _name(error)}
 
 
 def _name(error: BaseException) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["User", "find"]
+__all__ = ["User", "find", "find_group"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,23 +18,33 @@ class User:
 
 
 def find(text: str) -> User:
-    """Read ``USER[:GROUP]``, each a name or a number, as docker does: an unknown number is fine, an unknown name a :class:`LookupError`."""
+    """Read ``USER[:GROUP]``, each a name or a number, as docker does: an unknown number is fine.
+
+    An unknown name is a :class:`LookupError`, whose lines are the key, the value and the accepted form of the caller's SettingsError.
+    """
     name, _, group = text.partition(":")
     entry = next((fields for fields in _lines("/etc/passwd", 7) if name in (fields[0], fields[2])), None)
     if entry is None and not name.isdigit():
-        raise LookupError(f"user={text!r}: there is no user {name!r} in the container's /etc/passwd; use a number, or a name that is there")
+        raise LookupError(f"user\n{text}\na number, or a name of the container's /etc/passwd, which has no {name!r}")
     uid, gid = (int(entry[2]), int(entry[3])) if entry else (int(name), 0)
     home = entry[5] if entry else "/"
     known = _lines("/etc/group", 4)
     if group:
-        found = next((fields for fields in known if group in (fields[0], fields[2])), None)
-        if found is None and not group.isdigit():
-            raise LookupError(
-                f"user={text!r}: there is no group {group!r} in the container's /etc/group; use a number, or a name that is there"
-            )
-        return User(uid, int(found[2]) if found else int(group), (), home)
+        return User(uid, _group(group, known, "user", text), (), home)
     more = {int(fields[2]) for fields in known if entry and entry[0] in fields[3].split(",")}
     return User(uid, gid, tuple(sorted(more)), home)
+
+
+def find_group(text: str) -> int:
+    """Return the number of a group by its name or number; an unknown name is a :class:`LookupError`."""
+    return _group(text, _lines("/etc/group", 4), "group", text)
+
+
+def _group(text: str, known: list[list[str]], key: str, asked: str) -> int:
+    found = next((fields for fields in known if text in (fields[0], fields[2])), None)
+    if found is None and not text.isdigit():
+        raise LookupError(f"{key}\n{asked}\na number, or a name of the container's /etc/group, which has no {text!r}")
+    return int(found[2]) if found else int(text)
 
 
 def _lines(path: str, count: int) -> list[list[str]]:

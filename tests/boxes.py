@@ -1,0 +1,47 @@
+"""Containers and roots for the tests of several rooms; a room's conftest.py imports what it uses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_sandbox import Container
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["box", "busybox_root", "make_busybox_root"]
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[Container]:
+    """One container of default settings for a module's tests, which leave it as they found it or do not care."""
+    with Container() as container:
+        yield container
+
+
+def make_busybox_root(folder: Path) -> Path:
+    """Make a root file system of one static program, without /proc, /sys and /dev."""
+    for name in ("bin", "etc", "tmp", "root", "home/ann"):
+        (folder / name).mkdir(parents=True)
+    (folder / "tmp").chmod(0o1777)
+    program = shutil.which("busybox") or pytest.skip("needs busybox (Debian: busybox-static)")
+    shutil.copy(program, folder / "bin/busybox")
+    applets = subprocess.run([program, "--list"], check=True, capture_output=True, text=True).stdout.split()
+    for applet in applets:
+        if applet != "busybox":
+            os.symlink("busybox", folder / "bin" / applet)
+    (folder / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nann:x:1234:2345:Ann:/home/ann:/bin/sh\n")
+    (folder / "etc/group").write_text("root:x:0:\npeople:x:2345:\nstaff:x:777:ann,bob\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def busybox_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a root file system, shared: containers write above it."""
+    return make_busybox_root(tmp_path_factory.mktemp("busybox") / "root")
