@@ -41,6 +41,10 @@ def has_controller(name: str) -> bool:
     )
 
 
+def has_limits() -> bool:
+    return all(has_controller(name) for name in ("memory", "cpu", "pids"))
+
+
 def has_program(name: str) -> bool:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is not None
 
@@ -54,7 +58,8 @@ PROBES: dict[str, Callable[[], bool]] = {
     "cpu": lambda: has_controller("cpu"),
     "cpuset": lambda: has_controller("cpuset"),
     "pids": lambda: has_controller("pids"),
-    "limits": lambda: all(has_controller(name) for name in ("memory", "cpu", "pids")),
+    "limits": has_limits,
+    "undelegated": lambda: has_unified_cgroup() and not has_limits(),
 }
 
 

@@ -192,6 +192,8 @@ class Mount:
     def folder(self, group: str) -> str | None:
         """Return the folder of a group of /proc/self/cgroup, None where it lies outside of this mount."""
         root = self.root.rstrip("/")
+        if group.startswith("/.."):  # outside of our cgroup namespace (cgroup_namespaces(7))
+            return None
         if group != root and not group.startswith(f"{root}/"):
             return None
         return (self.point + group.removeprefix(root)).rstrip("/")

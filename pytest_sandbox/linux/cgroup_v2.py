@@ -79,7 +79,8 @@ class Base:
                 self._make_room()
             else:
                 _hand_down(self.folder, ALWAYS)
-            os.mkdir(session)
+            with contextlib.suppress(FileExistsError):  # a session has two ends, its client and its launcher, and either may be first
+                os.mkdir(session)
             _hand_down(session, ALWAYS)
 
     def _make_room(self, seconds: float = PATIENCE) -> None:
@@ -240,6 +241,9 @@ class SessionV2(Session):
         os.mkdir(folder := f"{self.folder}/{id}")
         return GroupV2(self, id, folder)
 
+    def group(self, id: str) -> Group:  # noqa: A002 - the container's word
+        return GroupV2(self, id, f"{self.folder}/{id}")
+
     def need_cpuset(self) -> None:
         for folder in (self._base.folder, self.folder):
             _hand_down(folder, ("cpuset",))
@@ -331,7 +335,8 @@ class GroupV2(Group):
             raise
 
     def thaw(self) -> None:
-        write(f"{self.folder}/cgroup.freeze", 0)
+        with contextlib.suppress(FileNotFoundError):  # removed: as good as thawed
+            write(f"{self.folder}/cgroup.freeze", 0)
 
     def _await(self, event: str, value: int, seconds: float) -> None:
         """Wait for a line of cgroup.events; the kernel reports a change as POLLPRI."""
