@@ -7,20 +7,19 @@ import os
 import shutil
 from contextlib import suppress
 
+from pytest_sandbox import folders
 from pytest_sandbox.linux import cgroup
 
 __all__ = ["lock_path", "state_folder", "sweep"]
 
 
 def state_folder() -> str:
-    """Return the folder of the sessions' locks, made if it is not there: below /run for root, else below ``$XDG_RUNTIME_DIR`` or /tmp."""
-    uid = os.geteuid()
-    base = "/run/pytest-sandbox" if uid == 0 else os.path.join(os.environ.get("XDG_RUNTIME_DIR", ""), "pytest-sandbox")
-    folder = base if os.path.isabs(base) else f"/tmp/pytest-sandbox-{uid}"
+    """Return the folder of the sessions' locks, made if it is not there."""
+    folder = folders.state()
     with suppress(FileExistsError):
         os.mkdir(folder, 0o700)
     status = os.lstat(folder)
-    if status.st_uid != uid or status.st_mode & 0o022:
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise PermissionError(13, "belongs to somebody else, or others may write there: remove it", folder)
     return folder
 
@@ -38,17 +37,17 @@ def sweep() -> list[str]:
     return [name for name in sorted(locked | set(found)) if _sweep_one(name, found.get(name, ()))]
 
 
-def _sweep_one(session: str, folders: tuple[str, ...]) -> bool:
+def _sweep_one(session: str, groups: tuple[str, ...]) -> bool:
     try:
         lock = os.open(lock_path(session), os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return _remove_empty(folders)
+        return _remove_empty(groups)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     else:
-        cgroup.destroy(folders)
+        cgroup.destroy(groups)
         shutil.rmtree(os.path.join(state_folder(), session), ignore_errors=True)
         with suppress(FileNotFoundError):
             os.unlink(lock_path(session))
@@ -57,10 +56,10 @@ def _sweep_one(session: str, folders: tuple[str, ...]) -> bool:
         os.close(lock)
 
 
-def _remove_empty(folders: tuple[str, ...]) -> bool:
+def _remove_empty(groups: tuple[str, ...]) -> bool:
     """Remove groups whose owner has no lock here; one with processes is somebody's of another container, and stays."""
     removed = False
-    for path in (path for folder in folders for path in cgroup.below(folder)):
+    for path in (path for group in groups for path in cgroup.below(group)):
         with suppress(OSError):
             os.rmdir(path)
             removed = True

@@ -17,6 +17,7 @@ FLOORS: dict[str, int] = {
     "errors": 1,
     "settings": 1,
     "outcome": 1,
+    "folders": 1,
     "linux": 2,
     "host": 3,
     "image": 3,

@@ -20,6 +20,7 @@ __all__ = ["MODULES", "load", "main"]
 
 #: Verb -> the file of this folder that has it, in the order of the help.
 MODULES: dict[str, str] = {
+    "doctor": "doctor",
     "run": "run",
 }
 

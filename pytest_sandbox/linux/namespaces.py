@@ -6,7 +6,7 @@ import os
 
 from pytest_sandbox.linux import syscall as sc
 
-__all__ = ["ALL_BUT_USER_AND_PID", "enter", "map_identity", "open_of"]
+__all__ = ["ALL_BUT_USER_AND_PID", "enter", "identity", "map_alone", "map_identity", "open_of"]
 
 ALL_BUT_USER_AND_PID = sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP
 _EVERY_ID = b"0 0 4294967295"
@@ -15,6 +15,11 @@ _EVERY_ID = b"0 0 4294967295"
 def open_of(pid: int, kind: str) -> int:
     """Return a descriptor of a process's namespace: "mnt", "net", "pid", "user", ..."""
     return os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def identity(kind: str) -> str:
+    """Return what tells one namespace of the calling process from every other: ``"mnt:[4026531841]"``."""
+    return os.readlink(f"/proc/self/ns/{kind}")
 
 
 def enter(pidfd: int, *, network: bool, user_fd: int) -> None:
@@ -30,5 +35,18 @@ def map_identity(pid: int) -> None:
         fd = os.open(f"/proc/{pid}/{kind}_map", os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, _EVERY_ID)
+        finally:
+            os.close(fd)
+
+
+def map_alone(uid: int, gid: int) -> None:
+    """Make the caller root of its own new user namespace, where ``uid`` and ``gid``, its numbers outside, are the only ones.
+
+    It is what a process may do without privileges (user_namespaces(7), "Defining user and group ID mappings").
+    """
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+        fd = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
         finally:
             os.close(fd)

@@ -1,0 +1,85 @@
+"""``doctor``: what this host can do, and what helps where it cannot."""
+
+from __future__ import annotations
+
+import sys
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.cli import screen
+from pytest_sandbox.cli.verb import Verb
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from pytest_sandbox.host import Capability
+
+__all__ = ["VERBS"]
+
+_DETAILS = """\
+Everything is tried, in forks that leave nothing behind; nothing is guessed from a version.
+
+marks: 'yes'; 'no', where only what the row names is lacking; 'NO', without which no container can be made.
+exit status: 0 where containers can be made here, else 1.
+"""
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+
+
+def _run(found: argparse.Namespace) -> int:
+    from pytest_sandbox import host
+
+    rows = host.capabilities()
+    if found.json:
+        screen.print_json([row.to_json() for row in rows])
+    else:
+        _print(rows)
+    return int(any(row.needed and not row.found for row in rows))
+
+
+def _print(rows: Sequence[Capability]) -> None:
+    terminal = screen.console()
+    width = max(len(row.name) for row in rows)
+    for area, inside in groupby(rows, key=lambda row: row.area):
+        _line(terminal, area, "bold")
+        for row in inside:
+            _line(terminal, f"  {_mark(row):<3}  {row.name:<{width}}  {row.why}", "" if row.found else "red" if row.needed else "yellow")
+            if not row.found:
+                _line(terminal, f"       {'':<{width}}  -> {row.remedy} (for: {row.use})", "")
+    _line(terminal, _verdict(rows), "bold")
+
+
+def _line(terminal: Console | None, text: str, style: str) -> None:
+    if terminal is None:
+        sys.stdout.write(f"{text}\n")
+    else:
+        terminal.print(text, style=style or None, markup=False, soft_wrap=True)
+
+
+def _mark(row: Capability) -> str:
+    return "yes" if row.found else "NO" if row.needed else "no"
+
+
+def _verdict(rows: Sequence[Capability]) -> str:
+    lacking = [row.name for row in rows if row.needed and not row.found]
+    if lacking:
+        return f"No container can be made here: {', '.join(lacking)}."
+    limits = [row.name.removeprefix("limit: ") for row in rows if row.name.startswith("limit: ") and not row.found]
+    return "Containers can be made here" + (f", without limits on {', '.join(limits)}." if limits else ", with every limit.")
+
+
+VERBS = (
+    Verb(
+        name="doctor",
+        usage="[--json]",
+        summary="Tell what this host can do, and the remedy for each thing it cannot",
+        details=_DETAILS,
+        arguments=_arguments,
+        run=_run,
+    ),
+)

@@ -1,0 +1,82 @@
+"""Trying something in a fork, which keeps what it changes to itself."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import signal
+import time
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Trial", "attempt"]
+
+_PATIENCE = 10.0
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """How it went: ``said`` is what was seen or what went wrong; ``errno`` is 0 where it went well."""
+
+    said: str
+    errno: int = 0
+
+    @property
+    def went_well(self) -> bool:
+        """Whether nothing was refused."""
+        return not self.errno
+
+
+def attempt(do: Callable[[], str], patience: float = _PATIENCE) -> Trial:
+    """Do it in a fork, and return how it went; over ``patience`` seconds it is killed."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the fork ends in os._exit, so it needs no other thread
+        pid = os.fork()
+    if not pid:
+        os.close(reader)
+        _do(do, writer)
+    os.close(writer)
+    try:
+        answer = _read(reader, time.monotonic() + patience)
+    finally:
+        os.close(reader)
+        if not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            os.kill(pid, signal.SIGKILL)
+        _pid, status = os.waitpid(pid, 0)
+    if not answer:
+        return Trial(f"the attempt ended with {os.waitstatus_to_exitcode(status)} and no answer", errno.EIO)
+    return Trial(**json.loads(answer))
+
+
+def _do(do: Callable[[], str], writer: int) -> NoReturn:
+    try:
+        try:
+            answer = {"said": do()}
+        except OSError as error:
+            answer = {"said": error.strerror or str(error), "errno": error.errno or errno.EIO}  # type: ignore[dict-item]
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
+            answer = {"said": f"{type(error).__name__}: {error}", "errno": errno.EIO}  # type: ignore[dict-item]
+        os.write(writer, json.dumps(answer).encode())
+    finally:
+        os._exit(0)
+
+
+def _read(reader: int, deadline: float) -> bytes:
+    """Read to the end of the pipe, or to the deadline."""
+    parts: list[bytes] = []
+    poll = select.poll()
+    poll.register(reader, select.POLLIN)
+    while poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        part = os.read(reader, _CHUNK)
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
+    return b""
