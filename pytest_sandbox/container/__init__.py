@@ -44,12 +44,12 @@ class Container(Files):
     def __init__(self, settings: Settings | None = None, /, **keywords: object) -> None:
         self.settings = (settings or Settings()).replace(**keywords)
         self.id = ""
-        self.status = "created"
+        self._state = "created"
         self._sending = threading.Lock()
         self._closing = threading.Lock()
 
     def __enter__(self) -> Self:
-        return self if self.status == "running" else self.start()
+        return self if self._state == "running" else self.start()
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
@@ -59,7 +59,7 @@ class Container(Files):
 
     def start(self) -> Self:
         """Start the container; returns it. A container starts once."""
-        if self.status != "created":
+        if self._state != "created":
             raise ContainerStopped(f"the container {self.id} is {self.status}: it starts once. Make a new one.")
         self._launcher = session.current()
         self._launcher.hierarchy.require(self.settings)
@@ -67,10 +67,11 @@ class Container(Files):
         self.id, self.pidfd, self._control = self._launcher.create(self.plan)
         self.group = self._launcher.session.group(self.id)
         self._owner = os.getpid()
-        self.status = "running"
+        self._state = "running"
         _living.add(self)
         try:
             self.group.apply(self.settings, overhead=_OVERHEAD)
+            self._make_workdir()
         except BaseException:
             self.close()
             raise
@@ -86,11 +87,11 @@ class Container(Files):
     def close(self) -> None:
         """Kill what runs inside, wait until it is dead, and throw everything away. Closing twice is fine."""
         with self._closing:
-            if self.status == "created":
-                self.status = "stopped"
-            if self.status == "stopped":
+            if self._state == "created":
+                self._state = "stopped"
+            if self._state == "stopped":
                 return
-            self.status = "stopped"
+            self._state = "stopped"
         _living.discard(self)
         if os.getpid() != self._owner:
             return
@@ -104,9 +105,27 @@ class Container(Files):
         os.close(self.pidfd)
 
     def __del__(self) -> None:
-        if getattr(self, "status", "") in {"running", "paused"}:
+        if getattr(self, "_state", "") in {"running", "paused"}:
             with suppress(Exception):
                 self.close()
+
+    def abandon(self) -> None:
+        """Close this process's descriptors of the container without a word: for a fork that is inside another one."""
+        self._state = "stopped"
+        self._control.close()
+        os.close(self.pidfd)
+
+    def _make_workdir(self) -> None:
+        """Make a ``workdir`` that is not there, as docker does; where it cannot be made, the first command says so."""
+        if self.settings.workdir is not None:
+            with suppress(OSError):
+                self.mkdir(self.settings.workdir, parents=True, exist_ok=True)
+
+    @property
+    def status(self) -> str:
+        """What it is: "created", "running", "paused" or "stopped", also where its init was killed from outside."""
+        alive = self._state in {"running", "paused"}
+        return "stopped" if alive and process.ended(self.pidfd, 0) else self._state
 
     @property
     def pid(self) -> int:
@@ -124,15 +143,21 @@ class Container(Files):
         return self.settings.workdir or (os.getcwd() if self.settings.image == "host" else "/")
 
     def _running(self) -> Self:
-        if self.status not in {"running", "paused"}:
-            raise ContainerStopped(f"the container {self.id} is {self.status}. Start it first, or make a new one.")
+        if (status := self.status) not in {"running", "paused"}:
+            raise ContainerStopped(f"the container {self.id} is {status}. Start it first, or make a new one.")
+        return self
+
+    def _awake(self) -> Self:
+        self._running()
+        if self._state == "paused":
+            raise ContainerStopped(f"the container {self.id} is paused, its init too. Call unpause() first.")
         return self
 
     # -- orders to init
 
     def order(self, message: Message, fds: list[int]) -> None:
         """Send an order to init."""
-        self._running()
+        self._awake()
         with self._sending:
             try:
                 self._control.send(message, fds)
@@ -210,7 +235,7 @@ class Container(Files):
 
         The child must end by :func:`os._exit`. Raises :class:`UnsupportedError` where the caller may not enter a PID namespace.
         """
-        return fork_into(self._running(), _living)
+        return fork_into(self._awake(), _living)
 
     def call(self, func: Callable[..., Any], /, *args: Any, timeout: float | None = None, **keywords: Any) -> Any:
         """Run ``func(*args, **keywords)`` inside, in a fork of this process; return its value or raise its exception.
@@ -233,12 +258,12 @@ class Container(Files):
     def pause(self) -> None:
         """Stop every process inside until :meth:`unpause` (the cgroup freezer)."""
         self._running().group.freeze()
-        self.status = "paused"
+        self._state = "paused"
 
     def unpause(self) -> None:
         """Let the processes go on."""
         self._running().group.thaw()
-        self.status = "running"
+        self._state = "running"
 
     # -- what it has done
 
@@ -252,7 +277,8 @@ class Container(Files):
 
     def diff(self) -> list[Change]:
         """Return what differs from what the container started on, sorted by path, as ``docker diff``."""
-        answer, fds = self._launcher.request({"op": "layer", "id": self._running().id})
+        self._running()
+        answer, fds = self._launcher.request({"op": "layer", "id": self.id})
         try:
             return sorted({Change(path, kind) for kind, path in self._changes(fds[0], answer["points"])})  # type: ignore[arg-type]
         finally:

@@ -112,9 +112,7 @@ def _enter(container: Container, living: Iterable[Container]) -> None:
     user_fd = container._launcher.user_fd if plan.user_namespace else -1  # noqa: SLF001 - one room
     namespaces.enter(container.pidfd, network=plan.own_network, user_fd=user_fd)
     for other in list(living):
-        other._control.close()  # noqa: SLF001 - one room
-        os.close(other.pidfd)
-        other.status = "stopped"
+        other.abandon()
     launcher = session.forget()
     if launcher is not None:
         launcher.abandon()
@@ -123,6 +121,7 @@ def _enter(container: Container, living: Iterable[Container]) -> None:
     if settings.user is not None:
         _become(users.find(settings.user))
     os.environ.update(settings.env)
+    process.set_ulimits(plan.ulimits)
     lock_down(plan)
 
 
@@ -142,12 +141,12 @@ def _become(user: users.User) -> None:
 def run_call(container: Container, func: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any], timeout: float | None) -> Any:
     """Fork, run the function inside, and bring its value or its exception back."""
     ours, theirs = (end.socket for end in Channel.pair())
-    child = container.fork()
-    if child is None:
-        ours.close()
-        _answer(theirs, func, args, keywords)
-    theirs.close()
-    with ours:
+    with ours, theirs:
+        child = container.fork()
+        if child is None:
+            ours.close()
+            _answer(theirs, func, args, keywords)
+        theirs.close()
         data, in_time = _collect(ours, child.pidfd, timeout)
     outcome = child.wait(None if in_time else 0)
     return _value(outcome, data)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sandbox import sweep
 from pytest_sandbox.channel import Channel, Message
-from pytest_sandbox.errors import SetupError
+from pytest_sandbox.errors import SetupError, UnsupportedError
 from pytest_sandbox.linux import cgroup
 
 if TYPE_CHECKING:
@@ -72,6 +72,10 @@ class LauncherClient:
         except EOFError:
             raise SetupError("ask the launcher", _GONE, "Start a new container: it gets a new launcher.") from None
         if answer["op"] == "error":
+            if answer["step"] == "raise ulimits":
+                raise UnsupportedError(
+                    f"ulimits: {answer['reason']}", "Start pytest with a higher hard limit (ulimit -H), or ask for less."
+                )
             raise SetupError(answer["step"], answer["reason"])
         return answer, fds
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import select
 import signal
 import stat
@@ -172,11 +171,7 @@ class Building:
 
     def raise_ulimits(self) -> None:
         """Let the hard limits of this process reach what its payloads ask for, while it still may."""
-        for name, _soft, hard in self.plan.ulimits:
-            number = getattr(resource, f"RLIMIT_{name.upper()}")
-            soft_now, hard_now = resource.getrlimit(number)
-            if _higher(hard, hard_now):
-                resource.setrlimit(number, (soft_now, hard))
+        process.raise_ulimits(self.plan.ulimits)
 
     def join_groups(self) -> None:
         for fd in self.groups:
@@ -193,10 +188,6 @@ class Building:
         limit = capabilities.restrict if self.plan.protected else (lambda _mask: None)
         lock_down(self.plan, limit=limit)
         process.die_with_parent()  # after the credentials, whose change clears it
-
-
-def _higher(wanted: int, now: int) -> bool:
-    return now != resource.RLIM_INFINITY and (wanted == resource.RLIM_INFINITY or wanted > now)
 
 
 def _make_mount_point(target: str, *, is_folder: bool) -> None:
@@ -324,8 +315,7 @@ class Init:
 
     def _preparation(self, message: Message, terminal: int) -> Callable[[], None]:
         def prepare() -> None:
-            for name, soft, hard in self.plan.ulimits:
-                resource.setrlimit(getattr(resource, f"RLIMIT_{name.upper()}"), (soft, hard))
+            process.set_ulimits(self.plan.ulimits)
             if message.get("tty"):
                 sc.make_controlling_terminal(terminal)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import select
 import signal
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from pytest_sandbox.linux import syscall as sc
 
@@ -21,8 +24,14 @@ __all__ = [
     "null_stdio",
     "pid_of",
     "prefer_to_kill",
+    "raise_ulimits",
+    "set_ulimits",
 ]
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_RLIMIT_LOCKS = 10  # which Python's resource module lacks
 _PREFER_TO_KILL = b"1000"  # OOM_SCORE_ADJ_MAX
 
 
@@ -108,3 +117,27 @@ def close_others(kept: set[int]) -> None:
         os.closerange(previous + 1, fd)
         previous = max(previous, fd)
     os.closerange(previous + 1, 1 << 20)
+
+
+def raise_ulimits(ulimits: Iterable[tuple[str, int, int]]) -> None:
+    """Let the calling process's hard limits reach what ``(name, soft, hard)`` ask for its children; PermissionError where they may not."""
+    for name, _soft, hard in ulimits:
+        soft_now, hard_now = resource.getrlimit(_ulimit(name))
+        if hard_now != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or hard > hard_now):
+            try:
+                resource.setrlimit(_ulimit(name), (soft_now, hard))
+            except (ValueError, OSError) as error:
+                raise PermissionError(
+                    errno.EPERM, f"{name}={hard} is over the hard limit of {hard_now}, which may not be raised"
+                ) from error
+
+
+def set_ulimits(ulimits: Iterable[tuple[str, int, int]]) -> None:
+    """Set the calling process's resource limits (getrlimit(2)), soft and hard."""
+    for name, soft, hard in ulimits:
+        resource.setrlimit(_ulimit(name), (soft, hard))
+
+
+def _ulimit(name: str) -> int:
+    number: int = getattr(resource, f"RLIMIT_{name.upper()}", _RLIMIT_LOCKS)
+    return number

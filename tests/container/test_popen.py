@@ -135,7 +135,7 @@ def test_a_broken_pipe_is_the_writers_error(popen):
 
 
 def test_args_and_repr(popen):
-    """args are the caller's own, and repr shows them with the return code."""
+    """Args are the caller's own, and repr shows them with the return code."""
     words = ["true"]
     with popen(words) as p:
         p.wait(30)
@@ -143,7 +143,7 @@ def test_args_and_repr(popen):
 
 
 def test_the_pid_is_one_outside(box):
-    """pid is the number that the caller's /proc shows; the process itself sees another."""
+    """Pid is the number that the caller's /proc shows; the process itself sees another."""
     with box.popen([SH, "-c", "echo $$; read line"], stdin=PIPE, stdout=PIPE, text=True) as p:
         inside = int(p.stdout.readline())
         with open(f"/proc/{p.pid}/status", encoding="utf-8") as file:
@@ -155,7 +155,9 @@ def test_the_pid_is_one_outside(box):
 
 def test_every_process_leads_a_session_without_a_terminal(box):
     """The caller's terminal is out of reach: TIOCSTI and /dev/tty need a controlling one."""
-    done = box.run([SH, "-c", "read -r pid c s p g sid tty rest < /proc/self/stat; echo $tty; : < /dev/tty"], capture_output=True, text=True)
+    done = box.run(
+        [SH, "-c", "read -r pid c s p g sid tty rest < /proc/self/stat; echo $tty; : < /dev/tty"], capture_output=True, text=True
+    )
     assert ("0\n", True) == (done.stdout, "/dev/tty" in done.stderr)
 
 
@@ -213,7 +215,7 @@ def test_the_containers_end_ends_the_process(box):
 
 
 def test_a_closed_container_starts_nothing():
-    """popen and run say ContainerStopped, and what to do."""
+    """Popen and run say ContainerStopped, and what to do."""
     c = Container().start()
     c.close()
     for start in (c.popen, c.run):
