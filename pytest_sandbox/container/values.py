@@ -15,12 +15,9 @@ import fractions
 import pathlib
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pytest_sandbox.errors import SandboxError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["RemoteTraceback", "decode", "decode_exception", "encode", "encode_exception"]
 
@@ -149,11 +146,18 @@ def encode_exception(error: BaseException) -> Any:
     state = {name: _or_repr(value) for name, value in vars(error).items() if name != "__notes__"}
     return {
         "class": _name(type(error)),
-        "args": [_or_repr(value) for value in error.args],
+        "args": [_or_repr(value) for value in _arguments(error)],
         "state": state,
         "notes": [str(note) for note in getattr(error, "__notes__", ())],
         "traceback": "".join(_formatted(error)),
     }
+
+
+def _arguments(error: BaseException) -> tuple[Any, ...]:
+    """Return what makes the exception anew; an OSError keeps its paths apart from its arguments."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return (*error.args[:2], error.filename, None, error.filename2)
+    return error.args
 
 
 def _formatted(error: BaseException) -> list[str]:
@@ -180,8 +184,7 @@ def decode_exception(data: Any) -> BaseException:
     if kind is None or not issubclass(kind, BaseException):
         error: BaseException = SandboxError(f"{data['class'][1]}: {', '.join(map(str, args))}")
     else:
-        make: Callable[..., BaseException] = kind.__new__ if issubclass(kind, (OSError, BaseExceptionGroup)) else _bare
-        error = make(kind, *args)
+        error = _made(kind, args)
         for name, value in data["state"].items():
             vars(error)[name] = decode(value)
     for note in data["notes"]:
@@ -190,7 +193,17 @@ def decode_exception(data: Any) -> BaseException:
     return error
 
 
-def _bare(kind: type[BaseException], *args: Any) -> BaseException:
-    error = BaseException.__new__(kind)
-    error.args = args
+def _made(kind: type[BaseException], args: list[Any]) -> BaseException:
+    """Make an exception without running any code of its class; what is built in sets what it keeps apart from ``args`` (an exit's code)."""
+    makers = [make for make in (kind.__new__, kind.__init__) if hasattr(make, "__code__")]
+    try:
+        return kind(*args) if not makers else kind.__new__(kind, *args) if issubclass(kind, BaseExceptionGroup) else _bare(kind, args)
+    except TypeError:  # an argument came as its repr
+        return _bare(kind, args)
+
+
+def _bare(kind: type[BaseException], args: list[Any]) -> BaseException:
+    base = OSError if issubclass(kind, OSError) else BaseException
+    error = base.__new__(kind, *args)
+    error.args = tuple(args)
     return error

@@ -133,7 +133,7 @@ def test_an_example_does_what_it_says(example, pytester):
         assert (0, "") == (done.returncode, done.stderr)
         assert_printed(example.output, done.stdout)
         return
-    result = pytester.run(sys.executable, *arguments(example))
+    result = pytester.run(sys.executable, *arguments(example), timeout=100)
     outcomes = result.parseoutcomes()
     expected = dict(pair.split("=") for pair in example.said.get("outcomes", "").split())
     found = {word: count for word, count in outcomes.items() if word not in {"passed", "warnings", "warning", "deselected"}}
