@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         SetupError,
         UnsupportedError,
     )
+    from pytest_sandbox.image.image import Image
     from pytest_sandbox.outcome import Change, Exited, OOMKilled, Signaled, Stats, TimedOut
     from pytest_sandbox.settings import Settings
 
@@ -27,6 +28,7 @@ __all__ = [
     "Container",
     "ContainerStopped",
     "Exited",
+    "Image",
     "ImageError",
     "OOMKilled",
     "OutOfMemory",
@@ -43,6 +45,7 @@ __all__ = [
 _HOMES = {
     "container": ("Container",),
     "errors": ("ContainerStopped", "ImageError", "OutOfMemory", "SandboxError", "SettingsError", "SetupError", "UnsupportedError"),
+    "image.image": ("Image",),
     "outcome": ("Change", "Exited", "OOMKilled", "Signaled", "Stats", "TimedOut"),
     "settings": ("Settings",),
 }

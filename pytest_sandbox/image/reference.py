@@ -45,6 +45,11 @@ class Reference:
         """What to ask a registry for: the digest, or else the tag."""
         return self.digest or self.tag
 
+    @property
+    def full(self) -> str:
+        """The one unambiguous spelling: ``docker.io/library/debian:12``."""
+        return f"{self.registry}/{self.repository}" + (f"@{self.digest}" if self.digest else f":{self.tag}")
+
     def __str__(self) -> str:
         """The short form that docker prints, always with its tag or digest: ``debian:12``."""
         return f"{self.familiar_name}@{self.digest}" if self.digest else f"{self.familiar_name}:{self.tag}"

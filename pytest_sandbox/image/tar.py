@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 from urllib.parse import unquote_to_bytes
 
 from pytest_sandbox.errors import ImageError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.image.limits import Limits
 
-__all__ = ["BLOCK", "Bytes", "Member", "TarReader", "printable"]
+__all__ = ["BLOCK", "Bytes", "Member", "Source", "TarReader", "printable"]
 
 BLOCK: Final = 512
 _ZEROS: Final = bytes(BLOCK)
@@ -37,6 +38,16 @@ _SECOND: Final = 1_000_000_000
 def printable(name: bytes) -> str:
     """Show a path in a message: no newline, no escape sequence, and no undecodable byte reaches a terminal as it is."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in name[:300].decode("utf-8", "backslashreplace"))
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What a reader needs: :class:`Bytes`, or a file that can skip by seeking."""
+
+    def read(self, size: int) -> bytes: ...
+    def views(self, size: int) -> Iterator[memoryview]: ...
+    def skip(self, size: int) -> None: ...
+    def rest_is_zero(self) -> bool: ...
 
 
 class Bytes:
@@ -122,9 +133,9 @@ class TarReader:
     Errors are ImageError without the layer's name: who knows it adds it. ``complete`` says whether the end marker was seen.
     """
 
-    def __init__(self, pieces: Iterable[bytes], limits: Limits) -> None:
+    def __init__(self, pieces: Iterable[bytes] | Source, limits: Limits) -> None:
         self.complete = False
-        self._bytes = Bytes(pieces)
+        self._bytes: Source = pieces if isinstance(pieces, Source) else Bytes(pieces)
         self._limits = limits
         self._left = 0
         self._padding = 0
@@ -145,7 +156,9 @@ class TarReader:
         return self._bytes.views(left)
 
     def _finish(self) -> None:
-        self._bytes.skip(self._left + self._padding)
+        self._bytes.skip(self._left)
+        with contextlib.suppress(EOFError):  # `umoci insert` ends without padding, and with no end marker after it
+            self._bytes.skip(self._padding)
         self._left = self._padding = 0
 
     def _header(self) -> bytes | None:

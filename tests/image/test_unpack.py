@@ -294,6 +294,12 @@ def test_a_cut_archive_is_refused_at_every_length(root):
             put(data[:length], where)
 
 
+def test_an_archive_without_padding_at_its_end_is_read_where_its_digest_is_known(root):
+    """`umoci insert` ends its layers right after the last file's content."""
+    result = unpack([layer(entry("f", b"abc"))[: 512 + 3]], str(root), LIMITS, end_required=False)
+    assert (1, b"abc") == (result.entries, (root / "f").read_bytes())
+
+
 def test_an_archive_after_the_end_is_refused(root):
     """Two archives in one stream are not a layer."""
     with pytest.raises(ImageError, match="follows the end"):

@@ -1,0 +1,212 @@
+"""Images as a user has them: pulled, loaded, committed; found by name or id; removed."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_sandbox.errors import ImageError
+from pytest_sandbox.image.reference import parse_reference
+from pytest_sandbox.image.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from pytest_sandbox.image.store import Record
+
+__all__ = ["Image", "find"]
+
+_SHORTEST_ID: Final = 4
+_FOLDER_STARTS: Final = ("/", "./", "../", "~")
+
+
+@dataclass(frozen=True)
+class Image:
+    """What containers start from. Get one by :meth:`pull`, :meth:`load`, :meth:`get`, :meth:`list` or ``Container.commit``.
+
+    ``reference`` is its name as docker prints it (``debian:12``), or its id where it has none; ``id`` the digest of its configuration,
+    ``sha256:...``; ``layers`` the digests of its plain layers, bottom first; ``size`` the bytes of all files in them.
+    """
+
+    reference: str
+    id: str
+    layers: tuple[str, ...]
+    size: int
+    folder: str = ""
+    _store: str = ""
+
+    @classmethod
+    def pull(cls, reference: str, *, progress: Callable[[str, str, int, int], None] | None = None) -> Image:
+        """Fetch an image from its registry, and return it; what is stored already is not fetched again.
+
+        ``reference`` is read as docker reads it. ``progress`` is called with a layer's digest, what happens to it, and bytes done and in all.
+        Raises :class:`ImageError`: an unknown name, no access, a registry that does not answer, a digest that does not agree.
+        """
+        from pytest_sandbox.image.pulling import pull
+
+        store = Store()
+        return _of(store, pull(reference, store, progress), reference)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, name: str = "", progress: Callable[[str, str, int, int], None] | None = None) -> Image:
+        """Store what lies at ``path``, and return it: an OCI layout (folder or tar), what ``docker save`` writes, or the tar of a root file system.
+
+        Archives may be compressed by gzip, zstd, xz or bzip2; which of them it is, is seen by their content. ``name`` is what it is to be called,
+        instead of the names that it brings. Of an archive of several images all are stored, and the first is returned. A folder with a root
+        file system is used as it is, and not stored. Raises :class:`ImageError`.
+        """
+        return cls.load_all(path, name=name, progress=progress)[0]
+
+    @classmethod
+    def load_all(
+        cls, path: str | os.PathLike[str], *, name: str = "", progress: Callable[[str, str, int, int], None] | None = None
+    ) -> list[Image]:
+        """As :meth:`load`, for every image in an archive."""
+        from pytest_sandbox.image.adding import Adding
+        from pytest_sandbox.image.documents import Platform
+        from pytest_sandbox.image.limits import limits_from_environment
+        from pytest_sandbox.image.sources import Loader, full_name, is_image_folder, load
+
+        where = os.path.abspath(os.path.expanduser(os.fspath(path)))
+        if os.path.isdir(where) and not is_image_folder(where):
+            return [_of_folder(where)]
+        store = Store()
+        names = (full_name(name),) if name else ()
+        with Adding(store) as adding:
+            loader = Loader(adding, limits_from_environment(), Platform.of_host(), names, progress or (lambda *_: None))
+            return [_of(store, image_id) for image_id in load(where, store, loader)]
+
+    @classmethod
+    def get(cls, reference: str) -> Image:
+        """Return a stored image, by its name or by (the beginning of) its id. Raises :class:`ImageError` where there is none."""
+        store = Store()
+        index = store.index()
+        found = index.names.get(_name_of(reference))
+        if found is None:
+            digits = reference.removeprefix("sha256:")
+            matching = [one for one in index.images if one.startswith(f"sha256:{digits}")] if len(digits) >= _SHORTEST_ID else []
+            if len(matching) > 1:
+                raise ImageError(f"{reference!r} is the beginning of {len(matching)} image ids. Give more digits.")
+            if not matching:
+                raise ImageError(f"there is no stored image {reference!r}. Run: pytest-sandbox pull {reference}")
+            return _of(store, matching[0])
+        return _of(store, found, reference)
+
+    @classmethod
+    def list(cls) -> list[Image]:
+        """Return what is stored: an image for each name, then those without one, newest first."""
+        store = Store()
+        index = store.index()
+        newest = sorted(index.images, key=lambda one: (-index.images[one].stored, one))
+        named = [_of(store, one, name) for one in newest for name in index.names_of(one)]
+        return named + [_of(store, one) for one in newest if not index.names_of(one)]
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        """The configuration document (OCI image spec, config.md)."""
+        return _document(self._store, self.id) if not self.folder else {}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """How containers are started: ``Env``, ``User``, ``WorkingDir``, ``Entrypoint``, ``Cmd``, ``StopSignal``, ``Volumes``, ``Labels``, ..."""
+        return dict(self.document.get("config") or {})
+
+    @property
+    def history(self) -> tuple[dict[str, Any], ...]:
+        """How it came to be, oldest step first: ``created``, ``created_by``, ``comment``, ``empty_layer``."""
+        return tuple(self.document.get("history") or ())
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """``Env`` as a dict."""
+        return dict(text.partition("=")[::2] for text in self.config.get("Env") or ())
+
+    def command(self, arguments: Iterable[str] = ()) -> tuple[str, ...]:
+        """Return what ``docker run`` would start: the entry point with these arguments, or with the image's own command."""
+        given = tuple(arguments) or tuple(self.config.get("Cmd") or ())
+        return (*(self.config.get("Entrypoint") or ()), *given)
+
+    def lower_directories(self) -> tuple[str, ...]:
+        """Return the folders that a container lies on, topmost first."""
+        if self.folder:
+            return (self.folder,)
+        store = Store(self._store)
+        return tuple(map(store.layer_path, self._record.mounts))
+
+    @property
+    def base(self) -> str:
+        """``"host"`` where the layers lie on the host's own root (a commit of a container there)."""
+        return "" if self.folder else self._record.base
+
+    @property
+    def _record(self) -> Record:
+        try:
+            return Store(self._store).index().images[self.id]
+        except KeyError:
+            raise ImageError(f"the image {self.reference} is no longer stored. Pull or load it again.") from None
+
+    def hold(self) -> int:
+        """Keep the image from being removed while a container lives on it; returns a descriptor to close, -1 for a folder."""
+        return -1 if self.folder else Store(self._store).hold(self.id)
+
+    def remove(self) -> None:
+        """Take the image's name away, and with the last name the image and the layers that no other has; a folder stays as it is.
+
+        Raises :class:`ImageError` where a container lives on it.
+        """
+        if not self.folder:
+            Store(self._store).remove(self.id, name=_name_of(self.reference) if self.reference != self.id else "")
+
+
+def find(value: object) -> Image | None:
+    """Return the image that a setting means: None for the host's root; an :class:`Image`, a stored one by name or id, a folder by path.
+
+    A name that is stored wins over a folder of the same name; write ``./NAME`` for the folder.
+    """
+    if value == "host":
+        return None
+    if isinstance(value, Image):
+        return value
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else ""
+    if not isinstance(text, str) or not text:
+        raise ImageError(f"image={value!r} is neither a name, a path nor an Image")
+    if not text.startswith(_FOLDER_STARTS):
+        try:
+            return Image.get(text)
+        except ImageError:
+            if not os.path.isdir(text):
+                raise
+    where = os.path.abspath(os.path.expanduser(text))
+    if not os.path.isdir(where):
+        raise ImageError(f"image={text!r}: there is no such folder. Give a folder with a root file system, or the name of a stored image.")
+    return _of_folder(where)
+
+
+def _name_of(reference: str) -> str:
+    """Return the spelling that the index keeps a name under, "" for what is no reference (an id may be one, and may not)."""
+    try:
+        return parse_reference(reference).full
+    except ImageError:
+        return ""
+
+
+def _of(store: Store, image_id: str, reference: str = "") -> Image:
+    index = store.index()
+    record = index.images[image_id]
+    names = index.names_of(image_id)
+    name = _name_of(reference)
+    shown = str(parse_reference(name if name in names else names[0])) if names else image_id
+    return Image(shown, image_id, record.layers, record.size, _store=store.folder)
+
+
+def _of_folder(path: str) -> Image:
+    return Image(path, f"folder:{path}", (), 0, folder=path)
+
+
+@lru_cache(maxsize=64)
+def _document(store: str, image_id: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(Store(store).document(image_id))
+    return document
