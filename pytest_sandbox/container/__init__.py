@@ -14,6 +14,7 @@ from pytest_sandbox.channel import Channel, Message, close_all
 from pytest_sandbox.container import session
 from pytest_sandbox.container.child import Child, fork_into, run_call
 from pytest_sandbox.container.files import Files
+from pytest_sandbox.container.ground import Ground
 from pytest_sandbox.container.planning import plan_of
 from pytest_sandbox.container.popen import Popen
 from pytest_sandbox.errors import ContainerStopped, OutOfMemory
@@ -63,8 +64,13 @@ class Container(Files):
             raise ContainerStopped(f"the container {self.id} is {self.status}: it starts once. Make a new one.")
         self._launcher = session.current()
         self._launcher.hierarchy.require(self.settings)
-        self.plan = plan_of(self.settings, has_user_namespace=self._launcher.has_user_namespace)
-        self.id, self.pidfd, self._control = self._launcher.create(self.plan)
+        self.ground = Ground(self.settings)
+        try:
+            self.plan = plan_of(self.ground, has_user_namespace=self._launcher.has_user_namespace)
+            self.id, self.pidfd, self._control = self._launcher.create(self.plan)
+        except BaseException:
+            self.ground.release()
+            raise
         self.group = self._launcher.session.group(self.id)
         self._owner = os.getpid()
         self._state = "running"
@@ -81,8 +87,12 @@ class Container(Files):
     def prepare(cls, settings: Settings) -> None:
         """Have a container of these settings made ahead, so that the next :meth:`start` finds it ready."""
         launcher = session.current()
-        plan = plan_of(settings, has_user_namespace=launcher.has_user_namespace)
-        launcher.tell({"op": "prepare", "plan": plan.to_json()})
+        ground = Ground(settings)
+        try:
+            plan = plan_of(ground, has_user_namespace=launcher.has_user_namespace)
+            launcher.tell({"op": "prepare", "plan": plan.to_json()})
+        finally:
+            ground.release()
 
     def close(self) -> None:
         """Kill what runs inside, wait until it is dead, and throw everything away. Closing twice is fine."""
@@ -99,6 +109,7 @@ class Container(Files):
         process.kill(self.pidfd, signal.SIGKILL)
         process.ended(self.pidfd)
         self._control.close()
+        self.ground.release()
         self.group.remove()
         with suppress(Exception):  # a launcher that died has let go already
             self._launcher.tell({"op": "closed", "id": self.id})
@@ -112,14 +123,15 @@ class Container(Files):
     def abandon(self) -> None:
         """Close this process's descriptors of the container without a word: for a fork that is inside another one."""
         self._state = "stopped"
+        self.ground.release()
         self._control.close()
         os.close(self.pidfd)
 
     def _make_workdir(self) -> None:
         """Make a ``workdir`` that is not there, as docker does; where it cannot be made, the first command says so."""
-        if self.settings.workdir is not None:
+        if self.settings.workdir is not None or not (self.ground.image is None or self.ground.has(self.workdir)):
             with suppress(OSError):
-                self.mkdir(self.settings.workdir, parents=True, exist_ok=True)
+                self.mkdir(self.workdir, parents=True, exist_ok=True)
 
     @property
     def status(self) -> str:
@@ -140,7 +152,7 @@ class Container(Files):
     @property
     def workdir(self) -> str:
         """Where commands start: ``workdir``; on the host's root the caller's folder, else the image's."""
-        return self.settings.workdir or (os.getcwd() if self.settings.image == "host" else "/")
+        return self._running().ground.workdir
 
     def _running(self) -> Self:
         if (status := self.status) not in {"running", "paused"}:
@@ -179,12 +191,11 @@ class Container(Files):
 
     def surroundings(self, *, env: Any, cwd: Any, user: str | None) -> Message:
         """Return environment, folder and user of a command, from its own arguments over the settings'."""
-        base = {"PATH": os.defpath} if self.settings.image != "host" else os.environ
-        given = {**base, **self.settings.env} if env is None else env
+        given = self.ground.environment(self.hostname) if env is None else env
         return {
             "env": {os.fsdecode(name): os.fsdecode(value) for name, value in given.items()},
             "cwd": self.workdir if cwd is None else os.path.join(self.workdir, os.fsdecode(cwd)),
-            "user": user if user is not None else self.settings.user,
+            "user": user if user is not None else self.ground.user,
         }
 
     # -- processes

@@ -104,7 +104,7 @@ def fork_into(container: Container, living: Iterable[Container]) -> Child | None
 def _enter(container: Container, living: Iterable[Container]) -> None:
     """Join groups and namespaces, let go of the library's own descriptors, and take on the payload's profile."""
     plan, settings = container.plan, container.settings
-    workdir = container.workdir
+    folders = [settings.workdir] if settings.workdir else [os.getcwd(), container.workdir]
     for path in container.group.joins():
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         os.write(fd, b"0")
@@ -117,19 +117,20 @@ def _enter(container: Container, living: Iterable[Container]) -> None:
     if launcher is not None:
         launcher.abandon()
     os.setsid()
-    _go_to(workdir)
+    _go_to(folders)
     if settings.user is not None:
         _become(users.find(settings.user))
-    os.environ.update(settings.env)
+    os.environ.update(container.ground.additions)
     process.set_ulimits(plan.ulimits)
     lock_down(plan)
 
 
-def _go_to(workdir: str) -> None:
-    try:
-        os.chdir(workdir)
-    except OSError:
-        os.chdir("/")
+def _go_to(folders: list[str]) -> None:
+    """Change to the first that is there: an image has not got the caller's folder, unless it is laid over it."""
+    for folder in [*folders, "/"]:
+        with suppress(OSError):
+            os.chdir(folder)
+            return
 
 
 def _become(user: users.User) -> None:

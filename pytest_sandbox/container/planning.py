@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.errors import ImageError, SettingsError, UnsupportedError
+from pytest_sandbox.errors import SettingsError, UnsupportedError
 from pytest_sandbox.launcher.plan import Plan
 from pytest_sandbox.linux import capabilities
 
 if TYPE_CHECKING:
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.container.ground import Ground
 
 __all__ = ["plan_of"]
 
 
-def plan_of(settings: Settings, *, has_user_namespace: bool) -> Plan:
+def plan_of(ground: Ground, *, has_user_namespace: bool) -> Plan:
     """Return the plan. Raises :class:`SettingsError`, :class:`ImageError`, or :class:`UnsupportedError`."""
+    settings = ground.settings
     if settings.network not in {"none", "host"}:
         raise UnsupportedError(f"network={settings.network!r}", 'Use network="none" (loopback only) or network="host".')
     if settings.storage == "disk":
@@ -26,7 +27,7 @@ def plan_of(settings: Settings, *, has_user_namespace: bool) -> Plan:
     # A user namespace takes from a payload what docker's words promise: power over the host's own namespaces.
     more = mask & ~capabilities.DOCKER_DEFAULT
     return Plan(
-        lower=_lower(settings.image),
+        lower=ground.lower,
         disk=settings.disk,
         shm_size=settings.shm_size,
         read_only=settings.read_only,
@@ -40,20 +41,6 @@ def plan_of(settings: Settings, *, has_user_namespace: bool) -> Plan:
         no_new_privileges=settings.no_new_privileges,
         ulimits=tuple((name, soft, hard) for name, (soft, hard) in settings.ulimits.items()),
     )
-
-
-def _lower(image: object) -> tuple[str, ...]:
-    if image == "host":
-        return ("/",)
-    directories = getattr(image, "lower_directories", None)
-    if directories is not None:
-        return tuple(directories())
-    folder = os.path.abspath(os.path.expanduser(os.fspath(image)))  # type: ignore[call-overload]
-    if not os.path.isdir(folder):
-        raise ImageError(
-            f"image={image!r}: there is no such folder, and no stored image of that name. Give a folder with a root file system."
-        )
-    return (folder,)
 
 
 def _source(path: str) -> str:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from tarballs import OCI, Made, digest_of, docker_archive, entry, files, folder, layer, link, tar_of
@@ -16,16 +17,11 @@ from tarballs import OCI, Made, digest_of, docker_archive, entry, files, folder,
 from pytest_sandbox import Image, ImageError
 from pytest_sandbox.image.documents import Platform
 from pytest_sandbox.image.image import find
-from pytest_sandbox.image.store import Store
+
+if TYPE_CHECKING:
+    from pytest_sandbox.image.store import Store
 
 HOST = Platform.of_host()
-
-
-@pytest.fixture(autouse=True)
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """A store of the test's own."""
-    monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path / "home"))
-    return Store()
 
 
 @pytest.fixture
@@ -121,28 +117,14 @@ def test_a_root_folder_is_used_as_it_is(tmp_path, store):
 
 @pytest.mark.needs("skopeo", "umoci", "root")
 @pytest.mark.parametrize("form", ["oci", "oci-archive", "docker-archive"])
-def test_what_skopeo_writes_is_loaded(tmp_path, form):
+def test_what_skopeo_writes_is_loaded(tmp_path, umoci_image, form):
     """An image made by umoci and copied by skopeo into each form has the id that skopeo itself reports."""
-    root = umoci_image(tmp_path / "source")
     target = f"{form}:{tmp_path / 'copy'}:example.test/x:1"
-    subprocess.run(["skopeo", "--insecure-policy", "copy", "-q", f"oci:{root}:latest", target], check=True)
+    subprocess.run(["skopeo", "--insecure-policy", "copy", "-q", f"oci:{umoci_image}:latest", target], check=True)
     image = Image.load(tmp_path / "copy")
     raw = subprocess.run(["skopeo", "inspect", "--raw", "--config", target], check=True, capture_output=True).stdout
     assert (digest_of(raw), "example.test/x:1") == (image.id, image.reference)
     assert {"bin/busybox", "etc/greeting"} <= {str(path) for path in shown_names(image)}
-
-
-def umoci_image(where: Path) -> Path:
-    """A layout of two layers with busybox in it, made by umoci."""
-    subprocess.run(["umoci", "init", "--layout", where], check=True)
-    subprocess.run(["umoci", "new", "--image", f"{where}:latest"], check=True)
-    for number, (name, content) in enumerate([("bin/busybox", Path("/bin/busybox").read_bytes()), ("etc/greeting", b"hello")]):
-        rootfs = where.parent / f"part{number}"
-        (rootfs / name).parent.mkdir(parents=True)
-        (rootfs / name).write_bytes(content)
-        (rootfs / name).chmod(0o755)
-        subprocess.run(["umoci", "insert", "--image", f"{where}:latest", rootfs / name, f"/{name}"], check=True)
-    return where
 
 
 def shown_names(image: Image) -> set[Path]:

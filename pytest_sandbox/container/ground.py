@@ -1,0 +1,71 @@
+"""What a container lies on: the host's own root, or an image, with what its configuration says about commands, as docker reads it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from pytest_sandbox.image.image import find
+
+if TYPE_CHECKING:
+    from pytest_sandbox.settings import Settings
+
+__all__ = ["Ground"]
+
+#: What docker gives an image that names no PATH (moby, ``oci/defaults.go``).
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_ROOT_USERS: Final = (None, "0", "root", "0:0")
+
+
+class Ground:
+    """Found by a container's settings; while it is held, the image is not removed. Raises :class:`ImageError` where there is no such image."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.image = find(settings.image)
+        self._held = self.image.hold() if self.image else -1
+        self._config = self.image.config if self.image else {}
+
+    def release(self) -> None:
+        """Let the image go; twice is fine."""
+        held, self._held = self._held, -1
+        if held >= 0:
+            os.close(held)
+
+    @property
+    def lower(self) -> tuple[str, ...]:
+        """The folders below the writable layer, topmost first."""
+        return self.image.lower_directories() if self.image else ("/",)
+
+    @property
+    def user(self) -> str | None:
+        """Who commands run as, where they do not say it themselves."""
+        return self.settings.user or self._config.get("User") or None
+
+    @property
+    def workdir(self) -> str:
+        """Where commands start: ``workdir``; on the host's root the caller's folder, else the image's."""
+        if self.settings.workdir:
+            return self.settings.workdir
+        return os.path.join("/", self._config.get("WorkingDir") or "") if self.image else os.getcwd()
+
+    def has(self, path: str) -> bool:
+        """Whether an image's topmost layer that knows ``path`` has a folder there, reached through folders alone."""
+        for lower in self.lower:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                return stat.S_ISDIR(os.lstat(lower + path).st_mode)
+        return False
+
+    def environment(self, hostname: str) -> dict[str, str]:
+        """What commands find in their environment, where they do not say it themselves."""
+        if not self.image:
+            return {**os.environ, **self.settings.env}
+        home = {"HOME": "/root"} if self.user in _ROOT_USERS else {}
+        return {"PATH": _PATH, "HOSTNAME": hostname, **home, **self.image.environment, **self.settings.env}
+
+    @property
+    def additions(self) -> dict[str, str]:
+        """What a function or a test's body finds in its environment beside what it inherits."""
+        return {**(self.image.environment if self.image else {}), **self.settings.env}

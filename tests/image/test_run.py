@@ -1,0 +1,138 @@
+"""Containers start from images, and what an image's configuration says holds as it does under docker."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from tarballs import entry, files, folder, layer
+
+from pytest_sandbox import Container, Image, ImageError
+
+pytestmark = pytest.mark.needs("root", "busybox")
+
+
+def said(container: Container, *args: str, **keywords: object) -> str:
+    return container.run(args, capture_output=True, text=True, check=True, **keywords).stdout.strip()
+
+
+def test_a_container_starts_from_an_image_by_name_id_or_object(busybox):
+    """Its root is the image's, and what it writes is gone with it."""
+    image = busybox(files(greeting="hello"))
+    for given in (image, "busybox:1", image.id):
+        with Container(image=given) as container:
+            assert "hello" == said(container, "cat", "/greeting")
+            container.write_text("/greeting", "changed")
+            assert ["/greeting"] == [change.path for change in container.diff()]
+            assert not container.exists("/usr/share")
+
+
+@pytest.mark.parametrize("count", [20, 60, 300])
+def test_a_container_starts_from_any_number_of_layers(busybox, count):
+    """The topmost layer wins, deletions hold, and the lowest layer is still there."""
+    image = busybox(*(layer(entry("top", str(n).encode()), entry(f"f{n}"), entry(f".wh.f{n - 1}")) for n in range(count)))
+    with Container(image=image) as container:
+        assert str(count - 1) == said(container, "cat", "/top")
+        assert [f"f{count - 1}"] == [name for name in container.listdir("/") if name.startswith("f")]
+        assert [("added", "/new")] == [(change.kind, change.path) for change in made_in(container)]
+
+
+def made_in(container: Container) -> list:
+    container.write_text("/new", "x")
+    return container.diff()
+
+
+def test_env_of_the_image_lies_between_dockers_and_the_settings(busybox):
+    """PATH, HOSTNAME and HOME are docker's unless the image has them; settings win; nothing of the host comes in."""
+    image = busybox(Env=["A=image", "B=image", "EMPTY="])
+    with Container(image=image, env={"B": "settings"}) as container:
+        found = dict(line.partition("=")[::2] for line in said(container, "env").splitlines())
+        expected = {"A": "image", "B": "settings", "EMPTY": "", "HOME": "/root", "HOSTNAME": container.hostname}
+        assert expected | {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"} == found
+
+
+def test_path_of_the_image_finds_its_programs(busybox):
+    """A program is looked up where the image says, not where the host does."""
+    image = busybox(layer(folder("opt"), entry("opt/own", b"#!/bin/sh\necho mine\n", mode=0o755)), Env=["PATH=/opt:/bin"])
+    with Container(image=image) as container:
+        assert "mine" == said(container, "own")
+
+
+@pytest.mark.parametrize(
+    ("user", "expected"), [("me", "1000:1001:1001 44"), ("1000", "1000:1001:1001 44"), ("7:8", "7:8:8"), ("", "0:0:0")]
+)
+def test_user_of_the_image_runs_commands(busybox, user, expected):
+    """By name or number, with the groups that the image's own files give; a command's own user wins."""
+    with Container(image=busybox(User=user)) as container:
+        assert expected == said(container, "sh", "-c", "echo $(id -u):$(id -g):$(id -G)")
+        assert "5" == said(container, "id", "-u", user="5")
+
+
+def test_home_follows_the_user_of_the_image(busybox):
+    """A user's HOME is what the image's /etc/passwd says."""
+    with Container(image=busybox(User="me")) as container:
+        assert "/home/me" == said(container, "sh", "-c", "echo $HOME")
+
+
+def test_workdir_of_the_image_is_where_commands_start(busybox):
+    """It is made where the image has not got it, as docker does; the setting wins."""
+    image = busybox(layer(folder("here")), WorkingDir="/here")
+    with Container(image=image) as container:
+        assert ("/here", []) == (said(container, "pwd"), container.diff())
+        assert "/here/x" == said(container, "sh", "-c", "echo 1 > x; ls $PWD/x")
+    with Container(image=busybox(WorkingDir="/not/there")) as container:
+        assert "/not/there" == said(container, "pwd")
+    with Container(image=image, workdir="/tmp") as container:
+        assert "/tmp" == said(container, "pwd")
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "expected"),
+    [
+        ({"Cmd": ["sh", "-c", "x"]}, (), ("sh", "-c", "x")),
+        ({"Cmd": ["sh"]}, ("ls", "-l"), ("ls", "-l")),
+        ({"Entrypoint": ["/bin/echo"], "Cmd": ["a"]}, (), ("/bin/echo", "a")),
+        ({"Entrypoint": ["/bin/echo"], "Cmd": ["a"]}, ("b",), ("/bin/echo", "b")),
+        ({"Entrypoint": ["/bin/echo"]}, (), ("/bin/echo",)),
+        ({}, (), ()),
+    ],
+)
+def test_the_command_of_an_image_is_dockers(busybox, config, arguments, expected):
+    """The entry point comes first; arguments take the place of the image's own command."""
+    assert expected == busybox(**config).command(arguments)
+
+
+def test_an_image_in_use_is_not_removed(busybox, store):
+    """As docker refuses it; after the container's end it goes, with its layers."""
+    image = busybox(files(greeting="hello"))
+    with Container(image=image) as container:
+        with pytest.raises(ImageError, match="in use by a container"):
+            image.remove()
+        assert ([], 0) == store.prune(every=True)
+        assert "hello" == said(container, "cat", "/greeting")
+    image.remove()
+    assert [] == os.listdir(store.path("layers"))
+    with pytest.raises(ImageError, match="pytest-sandbox pull busybox:1"):
+        Container(image="busybox:1").start()
+
+
+def test_a_removed_image_starts_no_container(busybox):
+    """An object that outlived its image says so."""
+    image = busybox()
+    image.remove()
+    with pytest.raises(ImageError, match="no longer stored"):
+        Container(image=image).start()
+
+
+def test_devices_of_an_image_are_inert(busybox):
+    """A device node that a layer brings opens nothing."""
+    image = busybox(layer(folder("dev2"), entry("dev2/kmsg", kind="char", devmajor=1, devminor=11, mode=0o666)))
+    with Container(image=image) as container:
+        assert 0 != container.run(["cat", "/dev2/kmsg"], capture_output=True).returncode
+
+
+def test_images_are_listed_newest_first(busybox):
+    """As docker lists them."""
+    busybox(name="a:1")
+    busybox(files(x="1"), name="b:1")
+    assert ["b:1", "a:1"] == [image.reference for image in Image.list()]
