@@ -16,7 +16,7 @@ from pytest_sandbox.container import session, values
 from pytest_sandbox.errors import OutOfMemory, SandboxError, UnsupportedError
 from pytest_sandbox.launcher import users
 from pytest_sandbox.launcher.profile import lock_down, prepare
-from pytest_sandbox.linux import namespaces, process
+from pytest_sandbox.linux import capabilities, namespaces, process
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.outcome import Exited, OOMKilled, Outcome, Signaled, TimedOut
 
@@ -118,11 +118,18 @@ def _enter(container: Container, living: Iterable[Container]) -> None:
         launcher.abandon()
     os.setsid()
     _go_to(folders)
-    if settings.user is not None:
-        _become(users.find(settings.user))
+    user = None if settings.user is None else users.find(settings.user)
     os.environ.update(container.ground.additions)
     process.set_ulimits(plan.ulimits)
-    lock_down(plan)
+    lock_down(plan, limit=lambda mask: _limit(mask, user))
+
+
+def _limit(mask: int, user: users.User | None) -> None:
+    """Give up the capabilities; in between, while they still allow it, become another user."""
+    capabilities.restrict(mask)
+    if user is not None:
+        _become(user)
+    capabilities.keep(mask)
 
 
 def _go_to(folders: list[str]) -> None:
@@ -148,52 +155,64 @@ def run_call(container: Container, func: Callable[..., Any], args: tuple[Any, ..
             ours.close()
             _answer(theirs, func, args, keywords)
         theirs.close()
-        data, in_time = _collect(ours, child.pidfd, timeout)
-    outcome = child.wait(None if in_time else 0)
+        end = None if timeout is None else time.monotonic() + timeout
+        data = _collect(ours, child.pidfd, end)
+    outcome = child.wait(None if end is None else max(0, end - time.monotonic()))
+    if isinstance(outcome, TimedOut):
+        raise TimeoutError(f"call() was killed after {timeout} seconds; inside ran: {', '.join(outcome.processes)}")
     return _value(outcome, data)
 
 
 def _answer(to: socket.socket, func: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> NoReturn:
     try:
         try:
-            answer = {"value": values.encode(func(*args, **keywords))}
+            answer = json.dumps({"value": values.encode(func(*args, **keywords))})
         except BaseException as error:  # noqa: BLE001 - it is the caller's
-            answer = {"error": values.encode_exception(error)}
-        to.sendall(json.dumps(answer).encode() + b"\n")
+            answer = json.dumps({"error": values.encode_exception(error)})
+        to.sendall(answer.encode() + b"\n")
     finally:
         os._exit(0)
 
 
-def _collect(ours: socket.socket, pidfd: int, timeout: float | None) -> tuple[bytes, bool]:
+def _collect(ours: socket.socket, pidfd: int, end: float | None) -> bytes:
     """Read until the answer's end, the child's end, or the end of the time."""
     poll = select.poll()
     for fd in (ours.fileno(), pidfd):
         poll.register(fd, select.POLLIN)
-    end = None if timeout is None else time.monotonic() + timeout
     parts: list[bytes] = []
     while True:
-        left = None if end is None else (end - time.monotonic()) * 1000
-        ready = dict(poll.poll(left)) if left is None or left > 0 else {}
-        if ours.fileno() in ready:
+        left = None if end is None else max(0, end - time.monotonic()) * 1000
+        ready = dict(poll.poll(left))
+        if ours.fileno() not in ready:  # the child has ended, or the time
+            return b"".join(parts)
+        try:
             part = ours.recv(_CHUNK)
-            parts.append(part)
-            if not part or part.endswith(b"\n"):
-                return b"".join(parts), True
-        elif pidfd in ready:
-            return b"".join(parts), True
-        elif end is not None and time.monotonic() >= end:
-            return b"".join(parts), False
+        except ConnectionResetError:
+            part = b""
+        parts.append(part)
+        if not part or part.endswith(b"\n"):
+            return b"".join(parts)
 
 
 def _value(outcome: Outcome, data: bytes) -> Any:
-    if isinstance(outcome, TimedOut):
-        raise TimeoutError(f"call() was killed after {outcome.limit or 'its'} seconds; inside ran: {', '.join(outcome.processes)}")
     if isinstance(outcome, OOMKilled):
         raise OutOfMemory(-signal.SIGKILL, "call()", memory_limit=outcome.limit, memory_peak=outcome.peak)
+    if not data.endswith(b"\n"):
+        raise SandboxError(f"call() ended without an answer: {outcome}. Look at what it did last.")
+    error, value = _understood(data)
+    if error is not None:
+        raise error
+    return value
+
+
+def _understood(data: bytes) -> tuple[BaseException | None, Any]:
+    """Return the exception or the value; the answer may be anything, for what ran inside could write to the socket too."""
     try:
         answer = json.loads(data)
-    except ValueError:
-        raise SandboxError(f"call() ended without an answer: {outcome}. Look at what it did last.") from None
-    if "error" in answer:
-        raise values.decode_exception(answer["error"])
-    return values.decode(answer["value"])
+        return (values.decode_exception(answer["error"]), None) if "error" in answer else (None, values.decode(answer["value"]))
+    except SandboxError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a forged answer may have any fault
+        raise SandboxError(
+            f"call() was answered with what is no answer ({type(error).__name__}). Look at what wrote to its descriptors."
+        ) from None

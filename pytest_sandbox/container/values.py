@@ -15,6 +15,7 @@ import fractions
 import pathlib
 import sys
 import traceback
+import types
 from typing import Any
 
 from pytest_sandbox.errors import SandboxError
@@ -33,6 +34,9 @@ _BY_TEXT: dict[str, tuple[type, Any]] = {
     "complex": (complex, complex),
 }
 _SEQUENCES: dict[str, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+
+
+_MADE_BY_A_CLASS_STATEMENT = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 
 
 class RemoteTraceback(Exception):
@@ -88,7 +92,7 @@ def _name(kind: type) -> list[str]:
 
 
 def decode(data: Any) -> Any:
-    """Undo :func:`encode`. Raises :class:`SandboxError` for what it would not have written."""
+    """Undo :func:`encode`. Raises :class:`SandboxError`, or what the parts of a forged one raise."""
     if not isinstance(data, list):
         return data
     tag, *rest = data
@@ -120,8 +124,8 @@ def _decode_object(tag: str, rest: list[Any]) -> Any:
         return tuple.__new__(kind, map(decode, rest[1:]))
     if tag == "dataclass" and kind is not None and dataclasses.is_dataclass(kind):
         made = object.__new__(kind)
-        for name, value in rest[1].items():
-            object.__setattr__(made, name, decode(value))
+        for field in dataclasses.fields(kind):  # no other name: it could be a property, or the class itself
+            object.__setattr__(made, field.name, decode(rest[1][field.name]))
         return made
     raise SandboxError(f"the container sent a value of a class that this process does not have: {'.'.join(map(str, rest[0]))}")
 
@@ -129,8 +133,8 @@ def _decode_object(tag: str, rest: list[Any]) -> Any:
 def _class(module: str, qualname: str) -> type | None:
     """Find a class that this process has: by its name in its module, or among the exceptions that live in a function."""
     found: Any = sys.modules.get(module)
-    for part in qualname.split("."):
-        found = getattr(found, part, None)
+    for part in qualname.split("."):  # getattr could run a module's or a class's own code
+        found = vars(found).get(part) if isinstance(found, (types.ModuleType, type)) else None
     if isinstance(found, type):
         return found
     every: list[type] = [BaseException, tuple, enum.Enum]
@@ -141,23 +145,32 @@ def _class(module: str, qualname: str) -> type | None:
     return None
 
 
+#: What built-in exceptions hold beside their arguments and their ``__dict__``.
+_FIELDS: dict[type[BaseException], tuple[str, ...]] = {ImportError: ("name", "path"), AttributeError: ("name",), NameError: ("name",)}
+
+
 def encode_exception(error: BaseException) -> Any:
     """Turn an exception into what JSON can hold: class, arguments, attributes, traceback as text; what is no data becomes its repr."""
-    state = {name: _or_repr(value) for name, value in vars(error).items() if name != "__notes__"}
     return {
         "class": _name(type(error)),
         "args": [_or_repr(value) for value in _arguments(error)],
-        "state": state,
-        "notes": [str(note) for note in getattr(error, "__notes__", ())],
+        "fields": {name: _or_repr(getattr(error, name, None)) for name in _fields(type(error))},
+        "state": {name: _or_repr(value) for name, value in vars(error).items() if name != "__notes__"},
+        "notes": [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)],
         "traceback": "".join(_formatted(error)),
     }
 
 
 def _arguments(error: BaseException) -> tuple[Any, ...]:
-    """Return what makes the exception anew; an OSError keeps its paths apart from its arguments."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return (*error.args[:2], error.filename, None, error.filename2)
+    """Return the arguments; of an OSError with those that it takes from them for its file names."""
+    if isinstance(error, OSError) and len(error.args) == 2 and error.filename is not None:
+        names = (error.filename,) if error.filename2 is None else (error.filename, None, error.filename2)
+        return (*error.args, *names)
     return error.args
+
+
+def _fields(kind: type) -> tuple[str, ...]:
+    return next((names for base, names in _FIELDS.items() if issubclass(kind, base)), ())
 
 
 def _formatted(error: BaseException) -> list[str]:
@@ -170,21 +183,23 @@ def _formatted(error: BaseException) -> list[str]:
 def _or_repr(value: Any) -> Any:
     try:
         return encode(value)
-    except (TypeError, RecursionError):
+    except Exception:  # noqa: BLE001 - no data, or a test's object whose parts cannot be had
         try:
-            return repr(value)
+            return str(repr(value))
         except Exception:  # noqa: BLE001 - a test's object
             return f"<{type(value).__qualname__}>"
 
 
 def decode_exception(data: Any) -> BaseException:
-    """Make the exception anew, with the inner traceback as its cause; its ``__init__`` does not run."""
+    """Make the exception anew, with the inner traceback as its cause; no ``__init__`` or ``__new__`` of a class in Python runs."""
     kind = _class(*data["class"])
     args = [decode(value) for value in data["args"]]
     if kind is None or not issubclass(kind, BaseException):
         error: BaseException = SandboxError(f"{data['class'][1]}: {', '.join(map(str, args))}")
     else:
         error = _made(kind, args)
+        for name in _fields(type(error)):
+            setattr(error, name, decode(data["fields"][name]))
         for name, value in data["state"].items():
             vars(error)[name] = decode(value)
     for note in data["notes"]:
@@ -194,16 +209,11 @@ def decode_exception(data: Any) -> BaseException:
 
 
 def _made(kind: type[BaseException], args: list[Any]) -> BaseException:
-    """Make an exception without running any code of its class; what is built in sets what it keeps apart from ``args`` (an exit's code)."""
-    makers = [make for make in (kind.__new__, kind.__init__) if hasattr(make, "__code__")]
+    """Make an exception by its nearest built-in base alone, which is written in C and sets the fields that it has."""
+    base = next(one for one in kind.__mro__ if not one.__flags__ & _MADE_BY_A_CLASS_STATEMENT)
     try:
-        return kind(*args) if not makers else kind.__new__(kind, *args) if issubclass(kind, BaseExceptionGroup) else _bare(kind, args)
-    except TypeError:  # an argument came as its repr
-        return _bare(kind, args)
-
-
-def _bare(kind: type[BaseException], args: list[Any]) -> BaseException:
-    base = OSError if issubclass(kind, OSError) else BaseException
-    error = base.__new__(kind, *args)
-    error.args = tuple(args)
+        error: BaseException = base.__new__(kind, *args)
+        base.__init__(error, *args)  # type: ignore[misc]  # of the class that has just made it
+    except (TypeError, ValueError):  # an argument came as its repr
+        return SandboxError(f"{kind.__qualname__}: {', '.join(map(str, args))}")
     return error

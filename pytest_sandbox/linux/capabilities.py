@@ -12,7 +12,7 @@ from pytest_sandbox.linux import syscall
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ALL", "DOCKER_DEFAULT", "NAMES", "assume", "bit", "mask", "names", "resolve", "restrict", "supported"]
+__all__ = ["ALL", "DOCKER_DEFAULT", "NAMES", "assume", "bit", "keep", "mask", "names", "resolve", "restrict", "supported"]
 
 # <linux/capability.h>, in the order of their numbers.
 _IN_ORDER = """
@@ -97,6 +97,11 @@ def restrict(capabilities: int) -> None:
 def assume(capabilities: int) -> None:
     """:func:`restrict`, and leave the calling thread itself with no more than the mask: for a process that executes no program."""
     _drop_bounding(capabilities)
+    keep(capabilities)
+
+
+def keep(capabilities: int) -> None:
+    """Leave the calling thread itself with no more than the mask, which needs no capability."""
     _, permitted, _ = syscall.getcaps()
     left = capabilities & permitted
     syscall.capset(left, left, 0)
