@@ -35,7 +35,8 @@ def plan_of(ground: Ground, *, has_user_namespace: bool) -> Plan:
         user_namespace=has_user_namespace and own_network and not more,
         protected=not settings.privileged,
         hostname=settings.hostname,
-        volumes=tuple((_source(volume.source), volume.target, volume.read_only) for volume in settings.volumes),
+        # Outer targets first, so that none covers another.
+        volumes=tuple(sorted(((_source(v.source), v.target, v.read_only) for v in settings.volumes), key=lambda volume: volume[1])),
         capabilities=mask,
         seccomp=settings.seccomp,
         no_new_privileges=settings.no_new_privileges,

@@ -75,7 +75,8 @@ class Launcher:
         gc.disable()  # a collection would touch, and so copy, pages that every init shares
         self.client.send({"op": "hello", "user_namespace": self.keeper.user_fd >= 0}, [fd for fd in [self.keeper.user_fd] if fd >= 0])
         while True:
-            for fd, _event in self.poll.poll():
+            # What was mounted or unmounted before a container was asked for belongs into it.
+            for fd, _event in sorted(self.poll.poll(), key=lambda found: found[0] != self.mountinfo):
                 if fd == self.client_pidfd:
                     return
                 if fd == self.client.fileno():

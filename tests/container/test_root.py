@@ -1,0 +1,417 @@
+"""What a container's processes see as the root, and that the host never sees what they do to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+from boxes import make_busybox_root
+
+from pytest_sandbox import Change, Container, SetupError
+
+pytestmark = pytest.mark.needs("root")
+
+
+def out(container, *args, **keywords):
+    return container.run(args, stdout=PIPE, text=True, check=True, **keywords).stdout
+
+
+def sh(container, script):
+    return container.run(["/bin/sh", "-c", script], stdout=PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("folder", ["/etc", "/usr/share", "/var", "/tmp", "/", "/root"])
+def test_writes_stay_inside(folder):
+    """A file made anywhere, /tmp included, is seen inside and neither by the host nor by the next container."""
+    name = os.path.join(folder, f"written-inside-{os.getpid()}")
+    with Container() as c:
+        c.run(["touch", name], check=True)
+        assert (True, False) == (c.exists(name), os.path.exists(name))
+    with Container() as c:
+        assert not c.exists(name)
+
+
+def test_the_hosts_files_are_seen_and_can_be_destroyed_in_effigy(tmp_path):
+    """Contents, modes and owners are the host's; deleting and changing them leaves the host's as they were."""
+    file = tmp_path / "file"
+    file.write_text("the host's")
+    os.chown(file, 12, 34)
+    file.chmod(0o4751)
+    with Container() as c:
+        assert ["4751", "12", "34"] == out(c, "stat", "-c", "%a %u %g", file).split()
+        c.write_text(file, "the container's")
+        c.run(["chmod", "600", tmp_path], check=True)
+        assert "the container's" == c.read_text(file)
+        c.run(["rm", "-rf", tmp_path, "/usr/share/doc"], check=True)
+        assert not c.exists(tmp_path)
+    assert ("the host's", 0o4751) == (file.read_text(), stat.S_IMODE(file.stat().st_mode))
+    assert os.path.isdir("/usr/share/doc")
+
+
+def test_the_host_can_be_wiped_out_inside(tmp_path):
+    """Rm -rf of everything, once the container is proved to be one, ends the container's world only."""
+    with Container() as c:
+        assert c.hostname == out(c, "uname", "-n").strip() != os.uname().nodename
+        assert "overlay" == out(c, "stat", "-f", "-c", "%T", "/").strip().replace("overlayfs", "overlay")
+        c.run(["rm", "-rf", "--one-file-system", "/usr", "/etc", "/home", "/var", "/opt", tmp_path], stderr=subprocess.DEVNULL)
+        with pytest.raises(OSError, match="No such file"):
+            c.run(["/usr/bin/id"])
+    assert [True] * 4 == [os.path.exists(path) for path in ("/usr/bin/id", "/etc/passwd", "/var", tmp_path)]
+
+
+@pytest.mark.vm
+def test_the_root_looks_like_the_hosts(box):
+    """The top folders are the host's, with their modes; /tmp keeps its sticky bit."""
+    assert sorted(os.listdir("/")) == box.listdir("/")
+    look = lambda: {name: oct(os.lstat(f"/{name}").st_mode) for name in os.listdir("/") if name not in {"proc", "sys"}}  # noqa: E731
+    assert look() == box.call(look)
+
+
+@pytest.mark.vm
+def test_dev_is_small_and_its_own(box):
+    """The usual nodes and folders, nothing of the host's hardware."""
+    names = ["fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero"]
+    assert names == box.listdir("/dev")
+    assert ["3", "16"] == sh(box, "head -c 3 /dev/zero | wc -c; head -c 16 /dev/urandom | wc -c; echo lost > /dev/null").stdout.split()
+    assert "No space left" in sh(box, "dd if=/dev/zero of=/dev/full bs=1 count=1").stdout
+    assert ["ptmx"] == box.listdir("/dev/pts")
+    assert [] == box.listdir("/dev/shm")
+
+
+def test_terminals_are_the_containers_own(box):
+    """A pseudo-terminal can be opened inside, and is number 0 of the container's own."""
+    assert "/dev/pts/0" == box.call(lambda: os.ttyname(os.openpty()[1]))
+
+
+def test_dev_is_writable_like_dockers(box):
+    """A test may make files and links in /dev, and they go with the container."""
+    assert "" == sh(box, "ln -s /tmp /dev/link && mkdir /dev/folder && rm -r /dev/folder /dev/link").stdout
+
+
+def test_proc_is_of_the_containers_pid_namespace(box):
+    """/proc/self is this process by its inner number; /proc/1 is init."""
+    mine = box.call(lambda: (str(os.getpid()), os.readlink("/proc/self")))
+    assert mine[0] == mine[1]
+
+
+def test_no_path_of_the_staging_is_left(box):
+    """The mount table begins with the root, and has each point once: neither the old root nor the stage lies below."""
+    points = box.call(lambda: [line.split()[4] for line in open("/proc/self/mountinfo")])  # noqa: SIM115
+    assert ("/", len(points)) == (points[0], len(set(points)))
+
+
+READ_ONLY_ATTACKS = (
+    "touch /x; touch /usr/x; touch /tmp/x; mkdir /var/x; echo > /etc/passwd; chmod 777 /etc; ln -s a /root/l; rm -f /etc/hostname"
+)
+
+
+def test_read_only_refuses_every_write():
+    """read_only=True: EROFS everywhere on the root, while /dev/shm serves, as in docker."""
+    with Container(read_only=True) as c:
+        said = sh(c, READ_ONLY_ATTACKS).stdout.splitlines()
+        assert [True] * 8 == ["Read-only file system" in line for line in said]
+        assert 0 == sh(c, "touch /dev/shm/x").returncode
+        assert [] == c.diff()
+    with Container() as c:
+        assert "" == sh(c, READ_ONLY_ATTACKS).stdout
+
+
+def test_read_only_with_a_writable_volume(tmp_path):
+    """A volume stays writable below a read-only root, also where its target has to be made."""
+    with Container(read_only=True, volumes=[f"{tmp_path}:/made/out"]) as c:
+        c.write_text("/made/out/x", "kept")
+        assert 1 == sh(c, "touch /made/x").returncode
+    assert "kept" == (tmp_path / "x").read_text()
+
+
+@pytest.mark.vm
+def test_a_volume_passes_through(tmp_path):
+    """What is written to a volume is on the host, both ways, at once."""
+    (tmp_path / "from-host").write_text("hello")
+    with Container(volumes=[f"{tmp_path}:/data"]) as c:
+        assert "hello" == c.read_text("/data/from-host")
+        c.write_text("/data/from-inside", "kept")
+        assert "kept" == (tmp_path / "from-inside").read_text()
+        (tmp_path / "later").write_text("seen")
+        assert "seen" == c.read_text("/data/later")
+
+
+def test_a_read_only_volume(tmp_path):
+    """``:ro`` refuses writes, for root too, also below a nested mount."""
+    with Container(volumes=[f"{tmp_path}:/data:ro"]) as c:
+        assert "Read-only file system" in sh(c, "touch /data/x").stdout
+        assert "ermission" in sh(c, "mount -o remount,rw,bind /data").stdout
+    assert [] == os.listdir(tmp_path)
+
+
+def test_a_file_as_volume(tmp_path):
+    """A single file can be a volume, at a place that exists or not."""
+    (tmp_path / "file").write_text("one\n")
+    with Container(volumes=[f"{tmp_path}/file:/etc/hostname", f"{tmp_path}/file:/new/place:ro"]) as c:
+        sh(c, "echo two >> /etc/hostname")
+        assert "one\ntwo\n" == c.read_text("/new/place")
+    assert "one\ntwo\n" == (tmp_path / "file").read_text()
+
+
+def test_nested_volumes(tmp_path):
+    """A volume below another one, in either order of writing, is the inner one there."""
+    (tmp_path / "outer/inner").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    volumes = [f"{tmp_path}/other:/data/inner", f"{tmp_path}/outer:/data"]
+    for order in (volumes, volumes[::-1]):
+        with Container(volumes=order) as c:
+            c.write_text("/data/inner/x", "")
+            c.write_text("/data/y", "")
+        assert (["x"], ["inner", "y"]) == (os.listdir(tmp_path / "other"), sorted(os.listdir(tmp_path / "outer")))
+
+
+def test_a_volume_over_a_hosts_path(tmp_path):
+    """A volume covers what the root has at its place."""
+    (tmp_path / "x").touch()
+    with Container(volumes=[f"{tmp_path}:/usr/share"]) as c:
+        assert ["x"] == c.listdir("/usr/share")
+
+
+def test_a_volumes_source_may_be_relative_or_a_link(tmp_path, monkeypatch):
+    """``./out`` is the caller's, and a link is followed on the host."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to("out")
+    monkeypatch.chdir(tmp_path)
+    with Container(volumes=["./out:/one", "./link:/two"], workdir="/") as c:
+        c.write_text("/one/x", "same")
+        assert "same" == c.read_text("/two/x")
+
+
+def test_a_volumes_target_with_links_is_resolved_inside(tmp_path, busybox_root):
+    """A root's link at the target's place leads to a place inside, never to the host's."""
+    root = make_busybox_root(tmp_path / "root")
+    (root / "data").symlink_to("/somewhere")
+    (root / "somewhere").mkdir()
+    (root / "escape").symlink_to("/../../../../etc")
+    (tmp_path / "volume").mkdir()
+    with Container(image=root, volumes=[f"{tmp_path}/volume:/data", f"{tmp_path}/volume:/escape"]) as c:
+        c.write_text("/somewhere/x", "")
+        assert ["x"] == c.listdir("/etc") == os.listdir(tmp_path / "volume")
+    assert not os.path.exists("/etc/x")
+
+
+def test_devices_and_setuid_of_a_volume_give_nothing(tmp_path):
+    """A volume is nodev and nosuid."""
+    with Container(volumes=[f"{tmp_path}:/data"]) as c:
+        flags = next(line.split()[5] for line in c.read_text("/proc/self/mountinfo").splitlines() if line.split()[4] == "/data")
+    assert {"nodev", "nosuid"} <= set(flags.split(","))
+
+
+def test_a_folder_as_the_root(busybox_root):
+    """image=PATH: its files are the root, its own /proc, /sys and /dev are added, and it stays as it is."""
+    before = sorted(os.listdir(busybox_root))
+    with Container(image=busybox_root) as c:
+        assert sorted([*before, "dev", "proc", "sys"]) == c.listdir("/")
+        assert "uid=0(root) gid=0(root)" in out(c, "id")
+        assert f"{c.id}\n" == out(c, "hostname")
+        c.run(["sh", "-c", "echo x > /new; rm /etc/group; echo y >> /etc/passwd"], check=True)
+        assert [
+            Change("/etc", "modified"),
+            Change("/etc/group", "deleted"),
+            Change("/etc/passwd", "modified"),
+            Change("/new", "added"),
+        ] == c.diff()
+        assert "/" == out(c, "pwd").strip()
+    assert before == sorted(os.listdir(busybox_root))
+    assert (busybox_root / "etc/group").exists()
+
+
+def test_users_are_looked_up_in_the_containers_files(busybox_root):
+    """A name means what the container's /etc/passwd and /etc/group say, with home and groups; a number needs neither."""
+    with Container(image=busybox_root, user="ann") as c:
+        assert "1234 2345 2345 777 /home/ann\n" == out(c, "sh", "-c", "echo $(id -u) $(id -g) $(id -G) $HOME")
+        assert "1234 777\n" == out(c, "sh", "-c", "echo $(id -u) $(id -g)", user="ann:staff")
+        assert "99 0\n" == out(c, "sh", "-c", "echo $(id -u) $(id -g)", user="99")
+        assert "99 98\n" == out(c, "sh", "-c", "echo $(id -u) $(id -g)", user="99:98")
+        assert "1234\n" == out(c, "id", "-u", user=1234)
+
+
+def test_an_images_commands_do_not_inherit_the_callers_environment(busybox_root, monkeypatch):
+    """On another root, the caller's variables mean nothing and are not passed."""
+    monkeypatch.setenv("SECRET_OF_THE_HOST", "1")
+    with Container(image=busybox_root, env={"A": "1"}) as c:
+        names = {line.split("=")[0] for line in out(c, "env").splitlines()}
+    assert {"A", "PATH"} <= names
+    assert "SECRET_OF_THE_HOST" not in names
+
+
+def test_a_call_on_another_root(busybox_root):
+    """A function runs with that root, too."""
+    with Container(image=busybox_root) as c:
+        assert (busybox_root / "etc/passwd").read_text() == c.call(lambda: open("/etc/passwd").read())  # noqa: SIM115
+
+
+def test_a_root_whose_proc_is_no_folder_is_refused(tmp_path):
+    """A root that would have the library mount through a link of its own is refused, with the step and the place."""
+    root = make_busybox_root(tmp_path / "root")
+    (root / "proc").symlink_to("/etc")
+    with pytest.raises(SetupError, match=r"mount root.*/proc"):
+        Container(image=root).start()
+
+
+def test_a_paths_odd_characters(tmp_path):
+    """A root, a volume and a working folder may have blanks, commas, colons, backslashes and no ASCII in their names."""
+    root = make_busybox_root(tmp_path / "a b,c:d\\e ü" / "root")
+    source = tmp_path / "x y,z ü"
+    source.mkdir()
+    with Container(image=root, volumes=[f"{source}:/o ü"]) as c:
+        c.write_text("/o ü/f", "kept")
+        c.write_text("/etc/x", "gone")
+    assert ("kept", False) == ((source / "f").read_text(), (root / "etc/x").exists())
+
+
+# -- mounts below the root: they exist in a mount namespace of the test's own
+
+MOUNTS = """
+import json, os, subprocess, sys
+from pytest_sandbox import Container
+base = sys.argv[1]
+def mount(*words): subprocess.run(["mount", *words], check=True)
+for name in ("data", "data/inner", "ro", "over"): os.makedirs(f"{base}/{name}", exist_ok=True)
+mount("-t", "tmpfs", "tmpfs", f"{base}/data")
+os.makedirs(f"{base}/data/inner")
+mount("-t", "tmpfs", "-o", "nosuid,noexec,mode=711", "tmpfs", f"{base}/data/inner")
+mount("-t", "tmpfs", "tmpfs", f"{base}/ro")
+open(f"{base}/ro/seen", "w").write("seen")
+mount("-o", "remount,ro,bind", f"{base}/ro")
+open(f"{base}/file", "w").write("host\\n")
+open(f"{base}/target", "w").write("covered\\n")
+mount("--bind", f"{base}/file", f"{base}/target")
+for path in ("data/a", "data/inner/b", "over/c"): open(f"{base}/{path}", "w").write("host")
+mount("-t", "tmpfs", "tmpfs", f"{base}/over")
+open(f"{base}/over/top", "w").write("host")
+"""
+
+
+def in_own_mounts(tmp_path, code):
+    """Run code in a process with a mount namespace in which more file systems are mounted below tmp_path; returns its JSON."""
+    command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", MOUNTS + code, str(tmp_path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert "" == done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.needs("unshare")
+def test_file_systems_below_the_root_are_copy_on_write_too(tmp_path):
+    """Mounted file systems, nested ones too, are seen, can be written and stay as they were; read-only ones stay read-only."""
+    found = in_own_mounts(
+        tmp_path,
+        """
+with Container() as c:
+    seen = {p: c.read_text(f"{base}/{p}") for p in ("data/a", "data/inner/b", "ro/seen", "target", "over/top")}
+    for p in ("data/a", "data/inner/b", "data/new", "data/inner/new", "over/top"): c.write_text(f"{base}/{p}", "inside")
+    refused = []
+    for p in ("ro/x", "target"):
+        try: c.write_text(f"{base}/{p}", "x")
+        except OSError as e: refused.append(e.errno)
+    flags = next(l.split()[5] for l in c.read_text("/proc/self/mountinfo").splitlines() if l.split()[4] == f"{base}/data/inner")
+    mode = c.run(["stat", "-c", "%a", f"{base}/data/inner"], capture_output=True, text=True).stdout.strip()
+    diff = [str(change) for change in c.diff() if change.path.startswith(base)]
+host = {p: open(f"{base}/{p}").read() for p in seen}
+print(json.dumps([seen, refused, flags, mode, diff, host, sorted(os.listdir(f"{base}/data"))]))
+""",
+    )
+    seen, refused, flags, mode, diff, host, listed = found
+    assert {"data/a": "host", "data/inner/b": "host", "ro/seen": "seen", "target": "host\n", "over/top": "host"} == seen == host
+    assert [30, 30] == refused
+    assert {"nosuid", "noexec", "nodev"} <= set(flags.split(","))
+    assert ("711", ["a", "inner"]) == (mode, listed)
+    base = str(tmp_path)
+    wanted = ["A data/inner/new", "A data/new", "C data", "C data/a", "C data/inner", "C data/inner/b", "C over", "C over/top"]
+    assert wanted == sorted(line.replace(f"{base}/", "") for line in diff if line != f"C {base}")
+
+
+@pytest.mark.needs("unshare")
+def test_read_only_holds_for_file_systems_below_the_root(tmp_path):
+    """read_only=True covers them all."""
+    found = in_own_mounts(
+        tmp_path,
+        """
+refused = []
+with Container(read_only=True) as c:
+    for p in ("data/a", "data/inner/b", "over/top", "data/new"):
+        try: c.write_text(f"{base}/{p}", "x")
+        except OSError as e: refused.append(e.errno)
+print(json.dumps(refused))
+""",
+    )
+    assert [30] * 4 == found
+
+
+@pytest.mark.needs("unshare")
+def test_a_mount_made_later_is_seen_by_the_next_container(tmp_path):
+    """What the host mounts between two containers is in the second one, although one was made ahead."""
+    found = in_own_mounts(
+        tmp_path,
+        """
+with Container() as c: first = c.exists(f"{base}/late/x")
+os.makedirs(f"{base}/late")
+mount("-t", "tmpfs", "tmpfs", f"{base}/late")
+open(f"{base}/late/x", "w").close()
+with Container() as c:
+    second = c.exists(f"{base}/late/x")
+    c.write_text(f"{base}/late/y", "")
+subprocess.run(["umount", f"{base}/late"], check=True)
+with Container() as c: third = c.exists(f"{base}/late/x")
+print(json.dumps([first, second, third]))
+""",
+    )
+    assert [False, True, False] == found
+
+
+@pytest.mark.needs("unshare")
+def test_no_mount_of_ours_is_seen_outside(tmp_path):
+    """A living container shows in no mount table but its own."""
+    found = in_own_mounts(
+        tmp_path,
+        """
+before = open("/proc/self/mountinfo").read()
+with Container(volumes=[f"{base}/data:/v"]) as c:
+    during = open("/proc/self/mountinfo").read()
+print(json.dumps([before == during, before == open("/proc/self/mountinfo").read()]))
+""",
+    )
+    assert [True, True] == found
+
+
+def test_a_unix_socket_of_the_host_needs_a_volume(tmp_path):
+    """A socket in a lower layer cannot be connected to, one in a volume can."""
+    import socket
+
+    def connect(path):
+        try:
+            with socket.socket(socket.AF_UNIX) as s:
+                s.connect(path)
+        except OSError as error:
+            return error.errno
+        return 0
+
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        with Container() as closed, Container(volumes=[f"{tmp_path}:/v"]) as opened:
+            assert (111, 0) == (closed.call(connect, path), opened.call(connect, "/v/s"))
+
+
+def test_hard_links_renames_and_times(tmp_path):
+    """Usual file operations on lower files work: rename of a folder, hard link, times, truncation, mmap-free copies."""
+    (tmp_path / "d/e").mkdir(parents=True)
+    (tmp_path / "d/e/f").write_text("x")
+    with Container(workdir=str(tmp_path)) as c:
+        assert "" == sh(c, "mv d d2 && ln d2/e/f g && touch -d @1 g && mv d2/e/f /usr/moved && cp -a /usr/moved h && : > h").stdout
+        assert "1 1\n" == out(c, "sh", "-c", "echo $(stat -c %Y g) $(stat -c %h h)")
+    assert (tmp_path / "d/e/f").read_text() == "x"
+    assert Path("/usr/moved").exists() is False
