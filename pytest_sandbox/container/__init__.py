@@ -15,7 +15,7 @@ from pytest_sandbox.container import session
 from pytest_sandbox.container.child import Child, fork_into, run_call
 from pytest_sandbox.container.files import Files
 from pytest_sandbox.container.ground import Ground
-from pytest_sandbox.container.planning import plan_of
+from pytest_sandbox.container.planning import about, plan_of
 from pytest_sandbox.container.popen import Popen
 from pytest_sandbox.errors import ContainerStopped, OutOfMemory
 from pytest_sandbox.linux import overlay, process
@@ -45,6 +45,8 @@ class Container(Files):
     def __init__(self, settings: Settings | None = None, /, **keywords: object) -> None:
         self.settings = (settings or Settings()).replace(**keywords)
         self.id = ""
+        self.label = ""
+        """What people are shown beside the id (a test's name), set before :meth:`start`."""
         self._state = "created"
         self._sending = threading.Lock()
         self._closing = threading.Lock()
@@ -67,7 +69,7 @@ class Container(Files):
         self.ground = Ground(self.settings)
         try:
             self.plan = plan_of(self.ground, has_user_namespace=self._launcher.has_user_namespace)
-            self.id, self.pidfd, self._control = self._launcher.create(self.plan)
+            self.id, self.pidfd, self._control = self._launcher.create(self.plan, about(self.ground, label=self.label))
         except BaseException:
             self.ground.release()
             raise
@@ -280,20 +282,19 @@ class Container(Files):
 
     def stats(self) -> Stats:
         """Return what the container uses; init, which is ours, is not among its processes."""
-        found = self._running().group.stats()
-        from dataclasses import replace
-
-        less = {name: max(0, value - _OVERHEAD) for name in ("pids_current", "pids_peak") if (value := getattr(found, name)) is not None}
-        return replace(found, memory_limit=self.settings.memory, **less)
+        return without_init(self._running().group.stats(), self.settings)
 
     def diff(self) -> list[Change]:
         """Return what differs from what the container started on, sorted by path, as ``docker diff``."""
         self._running()
-        answer, fds = self._launcher.request({"op": "layer", "id": self.id})
+        answer, fds = self._layer()
         try:
             return sorted({Change(path, kind) for kind, path in self._changes(fds[0], answer["points"])})  # type: ignore[arg-type]
         finally:
             close_all(fds)
+
+    def _layer(self) -> tuple[Message, list[int]]:
+        return self._launcher.request({"op": "layer", "id": self.id})
 
     def _changes(self, layer: int, points: list[str]) -> list[tuple[str, str]]:
         found = []
@@ -320,6 +321,14 @@ class Container(Files):
 
     def _is_mount_point(self, path: str) -> bool:
         return any(path == target or target.startswith(path + "/") for _source, target, _ro in self.plan.volumes)
+
+
+def without_init(found: Stats, settings: Settings) -> Stats:
+    """Return a group's figures as the container's: init, which is ours, is not among its processes."""
+    from dataclasses import replace
+
+    less = {name: max(0, value - _OVERHEAD) for name in ("pids_current", "pids_peak") if (value := getattr(found, name)) is not None}
+    return replace(found, memory_limit=settings.memory, **less)
 
 
 def _parents(path: str) -> list[str]:

@@ -12,7 +12,22 @@ from pytest_sandbox.linux import capabilities
 if TYPE_CHECKING:
     from pytest_sandbox.container.ground import Ground
 
-__all__ = ["plan_of"]
+__all__ = ["about", "plan_of"]
+
+
+def about(ground: Ground, *, label: str) -> dict[str, object]:
+    """Return what other processes of this user are told of a container, as JSON can hold it.
+
+    ``env`` and ``user`` are an image's commands' (None on the host's root: the asker's own).
+    """
+    settings = ground.settings
+    raw = {**settings.raw(), "workdir": ground.workdir}
+    if not isinstance(settings.image, str):
+        raw["image"] = getattr(settings.image, "reference", None) or repr(settings.image)
+    if not isinstance(settings.network, str):
+        del raw["network"]
+    env = ground.environment(settings.hostname or "") if ground.image else None
+    return {"label": label, "settings": raw, "env": env, "user": ground.user}
 
 
 def plan_of(ground: Ground, *, has_user_namespace: bool) -> Plan:

@@ -55,9 +55,9 @@ class LauncherClient:
         with self._lock:
             self._send(message, fds)
 
-    def create(self, plan: Plan) -> tuple[str, int, Channel]:
-        """Return a container's id, its init's pidfd, and the channel to the init."""
-        answer, fds = self.request({"op": "create", "plan": plan.to_json()})
+    def create(self, plan: Plan, about: Message) -> tuple[str, int, Channel]:
+        """Return a container's id, its init's pidfd, and the channel to the init; ``about`` is what others of this user are told of it."""
+        answer, fds = self.request({"op": "create", "plan": plan.to_json(), "about": about})
         return answer["id"], fds[0], Channel.of(fds[1])
 
     def _send(self, message: Message, fds: Sequence[int] = ()) -> None:
@@ -133,6 +133,8 @@ def current() -> LauncherClient:
     global _current  # noqa: PLW0603 - one launcher a process is what makes containers cheap
     with _starting:
         if _current is None or _current.pid != os.getpid() or not _current.is_alive:
+            if _current is not None:  # it died, or is the parent's
+                _current.abandon()
             _current = LauncherClient()
         return _current
 

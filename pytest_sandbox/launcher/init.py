@@ -229,6 +229,7 @@ class Init:
     def __init__(self, plan: Plan, channel: Channel, control: Channel) -> None:
         self.plan = plan
         self.channels = {channel.fileno(): channel, control.fileno(): control}
+        self.owners = frozenset(self.channels)
         self.poll = select.poll()
         self.payloads: dict[int, Channel] = {}
         for fd in self.channels:
@@ -250,8 +251,11 @@ class Init:
     def take(self, channel: Channel) -> None:
         try:
             message, fds = channel.receive()
-        except EOFError:  # the launcher or the client has let go: so do we, and the kernel kills the rest
-            os._exit(0)
+        except EOFError:
+            if channel.fileno() in self.owners:  # the launcher or the client has let go: so do we, and the kernel kills the rest
+                os._exit(0)
+            self.forget(channel)
+            return
         except OSError:  # the descriptors did not fit: the asker sees its reply socket close
             return
         try:
@@ -264,6 +268,12 @@ class Init:
         fd = os.dup(fds[0])
         self.channels[fd] = Channel.of(fd)
         self.poll.register(fd, select.POLLIN)
+
+    def forget(self, channel: Channel) -> None:
+        """Let go of a visitor that has left."""
+        self.poll.unregister(channel.fileno())
+        del self.channels[channel.fileno()]
+        channel.close()
 
     def do_spawn(self, message: Message, fds: list[int]) -> None:
         status = Channel.of(os.dup(fds[0]))

@@ -11,11 +11,13 @@ import os
 import select
 import signal
 import sys
+import time
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import NoReturn
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NoReturn
 
 from pytest_sandbox.channel import Channel, Message, close_all
+from pytest_sandbox.launcher.door import Door
 from pytest_sandbox.launcher.init import Building, run_init
 from pytest_sandbox.launcher.keeper import Keeper
 from pytest_sandbox.launcher.plan import Plan
@@ -44,12 +46,14 @@ class Made:
     ready: bool = False
     claimed: bool = False
     waited_for: bool = False
+    about: Any = None
+    since: float = 0.0
 
 
 class Launcher:
     """The loop, and what it holds."""
 
-    def __init__(self, client: Channel, session: str) -> None:
+    def __init__(self, client: Channel, session: str, folder: str) -> None:
         self.client = client
         self.client_pidfd = os.pidfd_open(os.getppid())
         self.hierarchy = cgroup.Hierarchy.find()
@@ -63,6 +67,7 @@ class Launcher:
         for fd in (client.fileno(), self.client_pidfd):
             self.poll.register(fd, select.POLLIN)
         self.poll.register(self.mountinfo, select.POLLPRI)
+        self.door = Door(folder, self.poll)
         self.wakeup, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.poll.register(self.wakeup, select.POLLIN)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -90,6 +95,8 @@ class Launcher:
                 elif fd == self.wakeup:
                     os.read(fd, 4096)
                     self.reap()
+                elif self.door.has(fd):
+                    self.door.attend(fd, self.receive_visitor)
                 else:
                     self.hear(fd)
 
@@ -98,7 +105,7 @@ class Launcher:
         close_all(fds)
         what = message["op"]
         if what in {"create", "prepare"}:
-            self.create(Plan.from_json(message["plan"]), wanted=what == "create")
+            self.create(Plan.from_json(message["plan"]), wanted=what == "create", about=message.get("about"))
         elif what == "closed":
             made = self.made.get(message["id"])
             if made is not None:
@@ -108,7 +115,23 @@ class Launcher:
             points = [entry.point for entry in made.real] if made else []
             self.client.send({"op": "layer", "points": points}, made.kept[:1] if made else [])
 
-    def create(self, plan: Plan, *, wanted: bool) -> None:
+    def receive_visitor(self, message: Message) -> tuple[Message, list[int]]:
+        """Answer another process of this user."""
+        what = message["op"]
+        if what == "list":
+            found = [made for made in self.made.values() if made.claimed]
+            return {"op": "list", "containers": [_card(made, figures=bool(message.get("stats"))) for made in found]}, []
+        made = self.made.get(message["id"])
+        if made is None or not made.claimed:
+            return {"op": "error", "reason": "has ended"}, []
+        if what == "layer":
+            return {"op": "layer", "points": [entry.point for entry in made.real]}, [os.dup(made.kept[0])]
+        ours, theirs = Channel.pair()
+        made.channel.send({"op": "control"}, [theirs.fileno()])
+        theirs.close()
+        return {"op": "entered", "plan": made.plan.to_json(), "about": made.about}, [os.dup(made.pidfd), ours.socket.detach()]
+
+    def create(self, plan: Plan, *, wanted: bool, about: Any = None) -> None:
         """Give the client a container of this plan as soon as there is one; or just see to it that there is."""
         spare = next((made for made in self.made.values() if not made.claimed and not made.waited_for), None)
         if spare is not None and spare.plan != plan:
@@ -121,14 +144,14 @@ class Launcher:
                 self.fail("fork and make the groups", error.strerror or str(error), error.errno)
             return
         if wanted:
-            spare.waited_for = True
+            spare.waited_for, spare.about = True, about
             self.hand_over(spare)
 
     def hand_over(self, made: Made) -> None:
         """Give a ready container to the client, and begin with the one after it."""
         if not made.ready:
             return
-        made.claimed, made.waited_for = True, False
+        made.claimed, made.waited_for, made.since = True, False, time.time()
         self.client.send({"op": "created", "id": made.id}, [made.pidfd, made.control.fileno()])
         made.control.close()
         with suppress(OSError):  # what it was is said when somebody asks for that container
@@ -236,8 +259,15 @@ class Launcher:
             process.kill(made.pidfd, signal.SIGKILL)
         for made in list(self.made.values()):
             process.ended(made.pidfd, 10)
+        self.door.close()
         for folders in [self.hierarchy.sessions().get(self.session.name, ())]:
             cgroup.destroy(folders)
+
+
+def _card(made: Made, *, figures: bool) -> Message:
+    """Describe a container to a visitor."""
+    figures_ = asdict(made.group.stats()) if figures else None
+    return {"id": made.id, "pid": made.pid, "since": made.since, "about": made.about, "stats": figures_}
 
 
 def main() -> NoReturn:
@@ -247,7 +277,7 @@ def main() -> NoReturn:
         os.set_inheritable(fd, False)
     client = Channel.of(int(fds[0]))
     try:
-        launcher = Launcher(client, session)
+        launcher = Launcher(client, session, lock.removesuffix(".lock"))
     except OSError as error:
         client.send(
             {"op": "error", "step": "start the launcher", "reason": f"{error.strerror} {error.filename or ''}", "errno": error.errno}

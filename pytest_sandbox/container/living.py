@@ -1,0 +1,169 @@
+"""Containers of other processes of this user: which there are, and a way into one."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_sandbox import folders
+from pytest_sandbox.channel import Channel, Message, close_all
+from pytest_sandbox.container import Container, without_init
+from pytest_sandbox.container.ground import Ground
+from pytest_sandbox.errors import ContainerStopped, SandboxError
+from pytest_sandbox.launcher import door
+from pytest_sandbox.launcher.plan import Plan
+from pytest_sandbox.linux import cgroup, local_socket
+from pytest_sandbox.outcome import Stats
+from pytest_sandbox.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Entered", "Living", "enter", "find", "living"]
+
+_PATIENCE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Living:
+    """A container that runs in some process of this user.
+
+    ``pid`` is its init's number, ``since`` the time when it was handed over (seconds since the epoch), ``label`` what its owner calls it.
+    """
+
+    session: str
+    id: str
+    pid: int
+    since: float
+    label: str
+    settings: Settings
+    stats: Stats | None = None
+
+
+def living(*, stats: bool = False) -> list[Living]:
+    """Return all containers of this user that somebody has, the oldest first; with their figures where ``stats``."""
+    found = [one for session in _sessions() for one in _ask_all(session, stats=stats)]
+    return sorted(found, key=lambda one: (one.since, one.id))
+
+
+def _sessions() -> Iterator[str]:
+    """Yield the sessions that have a door; one of a dead launcher is found out when it is knocked at."""
+    try:
+        names = sorted(os.listdir(folders.state()))
+    except FileNotFoundError:
+        return
+    yield from (name for name in names if os.path.exists(_door(name)))
+
+
+def _door(session: str) -> str:
+    return os.path.join(folders.state(), session, door.NAME)
+
+
+def _ask_all(session: str, *, stats: bool) -> list[Living]:
+    try:
+        answer, _fds = _ask(session, {"op": "list", "stats": stats})
+    except (OSError, EOFError):  # it has ended, and is swept by whoever comes next
+        return []
+    return [_read(session, card) for card in answer["containers"]]
+
+
+def _read(session: str, card: Message) -> Living:
+    about = card["about"] or {"label": "", "settings": {}}
+    settings = Settings.of(**about["settings"])
+    used = None if card["stats"] is None else without_init(Stats(**card["stats"]), settings)
+    return Living(session, card["id"], card["pid"], card["since"], about["label"], settings, used)
+
+
+def _ask(session: str, message: Message) -> tuple[Message, list[int]]:
+    """Ask a session's launcher one thing. Raises :class:`OSError` or :class:`EOFError` where it is gone or does not answer."""
+    channel = Channel(local_socket.connect(_door(session), _PATIENCE))
+    try:
+        channel.send(message)
+        return channel.receive()
+    finally:
+        channel.close()
+
+
+def find(name: str, among: list[Living] | None = None) -> Living:
+    """Return the one whose id or label ``name`` is, or whose id begins with it. Raises :class:`SandboxError` for none and for several."""
+    known = living() if among is None else among
+    exact = [one for one in known if name and name in (one.id, one.label)]
+    found = exact or [one for one in known if name and one.id.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise SandboxError(f"{name!r} is the beginning of {len(found)} containers: {', '.join(one.id for one in found)}. Write more of it.")
+    raise SandboxError(f"there is no living container {name!r}. `pytest-sandbox ps` lists those that there are.")
+
+
+def enter(one: Living) -> Entered:
+    """Return a handle on it, with which to run commands inside, to look at its figures and its files. Raises :class:`ContainerStopped`."""
+    answer, fds = _ask_owner(one, {"op": "enter", "id": one.id})
+    return Entered(one, answer, pidfd=fds[0], control=Channel.of(fds[1]))
+
+
+def _ask_owner(one: Living, message: Message) -> tuple[Message, list[int]]:
+    try:
+        answer, fds = _ask(one.session, message)
+    except (OSError, EOFError) as error:
+        raise ContainerStopped(
+            f"the container {one.id} has ended, and its session with it. `pytest-sandbox ps` lists the living."
+        ) from error
+    if answer["op"] == "error":
+        close_all(fds)
+        raise ContainerStopped(f"the container {one.id} {answer['reason']}. `pytest-sandbox ps` lists the living.")
+    return answer, fds
+
+
+class _Told(Ground):
+    """What an owner has said about the ground of its container: commands of others start as its own do."""
+
+    def __init__(self, settings: Settings, about: Message) -> None:
+        self.settings = settings
+        self.image = None
+        self._held = -1
+        self._about = about
+
+    @property
+    def user(self) -> str | None:
+        return self._about["user"] or None
+
+    def environment(self, hostname: str) -> dict[str, str]:
+        env = self._about["env"]
+        return super().environment(hostname) if env is None else {**env, "HOSTNAME": hostname}
+
+
+class Entered(Container):
+    """A container that another process owns, seen from this one: closing lets go of it, and leaves it running."""
+
+    def __init__(self, one: Living, answer: Message, *, pidfd: int, control: Channel) -> None:
+        super().__init__(one.settings)
+        self.id, self.label, self.pidfd = one.id, one.label, pidfd
+        self.plan, self.ground = Plan.from_json(answer["plan"]), _Told(one.settings, answer["about"])
+        self.group = cgroup.Group(one.id)  # which groups it is in, its own launcher knows
+        self._state = "running"
+        self._one = one
+        self._control = control
+        self._owner = os.getpid()
+        self._letting_go = threading.Lock()
+
+    def close(self) -> None:
+        """Let go of it."""
+        with self._letting_go:
+            if self._state != "running":
+                return
+            self._state = "stopped"
+        self._control.close()
+        os.close(self.pidfd)
+
+    def stats(self) -> Stats:
+        """Return what it uses."""
+        found = [one for one in _ask_all(self._one.session, stats=True) if one.id == self.id]
+        if not found or found[0].stats is None:
+            raise ContainerStopped(f"the container {self.id} has ended. `pytest-sandbox ps` lists the living.")
+        return found[0].stats
+
+    def _layer(self) -> tuple[Message, list[int]]:
+        return _ask_owner(self._one, {"op": "layer", "id": self.id})

@@ -1,0 +1,63 @@
+"""Sockets in a folder, and who is at the other end (unix(7))."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["connect", "is_ours", "listen"]
+
+_BACKLOG = 16
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
+
+
+def listen(path: str) -> socket.socket:
+    """Make a socket at ``path``, whose folder only this user may enter, and listen there."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        with _short(path) as name:
+            made.bind(name)
+            os.chmod(name, 0o600)
+        made.listen(_BACKLOG)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def connect(path: str, timeout: float) -> socket.socket:
+    """Connect to the socket at ``path``, whose calls wait ``timeout`` seconds at most."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    made.settimeout(timeout)
+    try:
+        with _short(path) as name:
+            made.connect(name)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+@contextmanager
+def _short(path: str) -> Iterator[str]:
+    """Give the path a short name: an address holds 108 bytes only."""
+    fd = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{os.path.basename(path)}"
+    finally:
+        os.close(fd)
+
+
+def is_ours(connection: socket.socket) -> bool:
+    """Whether the process that connected is of this user, and in this process's PID namespace: not in a container that sees the folder."""
+    pid, uid, _gid = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    try:
+        return uid == os.geteuid() and os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
+    except OSError:  # it has ended, or hides
+        return False
