@@ -22,6 +22,11 @@ __all__ = ["MODULES", "load", "main"]
 MODULES: dict[str, str] = {
     "doctor": "doctor",
     "run": "run",
+    "ps": "living",
+    "exec": "living",
+    "shell": "living",
+    "stats": "living",
+    "diff": "living",
 }
 
 

@@ -1,28 +1,220 @@
-"""A command in a container, joined to this process: its streams, its signals, its status."""
+"""A command in a container, joined to this process: its streams or its terminal, its signals, its status."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import signal
+import stat
+import subprocess
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
 
+from pytest_sandbox.channel import close_all
+from pytest_sandbox.cli import signals
 from pytest_sandbox.cli.door import CANNOT_EXECUTE, NOT_FOUND, complain, status_of
+from pytest_sandbox.cli.relay import Relay
+from pytest_sandbox.cli.terminal import Raw, copy_size
+from pytest_sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
-    from pytest_sandbox.container import Container
+    from collections.abc import Mapping
 
-__all__ = ["attach"]
+    from pytest_sandbox.container import Container, Popen
+
+__all__ = ["Command", "attach"]
+
+#: What a terminal types for the user, and everything in the foreground hears.
+_KEYS = (signal.SIGINT, signal.SIGQUIT)
+_QUIET = 0.1
+_STDIN, _STDOUT, _STDERR = range(3)
 
 
-def attach(container: Container, command: list[str], *, interactive: bool = False, tty: bool = False) -> int:
-    """Run the command with this process's streams, and return its status as a shell would."""
-    import subprocess
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What to run, and how it is joined to this process; ``env`` is beside the container's own."""
 
-    del tty
+    words: list[str]
+    interactive: bool = False
+    tty: bool = False
+    sig_proxy: bool = True
+    timeout: float | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    workdir: str | None = None
+    user: str | None = None
+
+
+def attach(container: Container, command: Command) -> int:
+    """Run a command with this process's streams, and return its status as a shell would; the container is closed after it."""
+    if command.tty and command.interactive and not os.isatty(_STDIN):
+        raise SandboxError(
+            "-it needs a terminal, and standard input is none. Leave out -t to pipe into the command, or -i for its output alone."
+        )
     try:
-        popen = container.popen(command, stdin=None if interactive else subprocess.DEVNULL)
-    except FileNotFoundError as error:
+        with _Attachment(container, command) as attachment:
+            status = attachment.run()
+    except _CannotStart as error:
         complain(error)
-        return NOT_FOUND
-    except OSError as error:
-        complain(error)
-        return CANNOT_EXECUTE
-    return status_of(popen.wait())
+        return error.status
+    attachment.tell()
+    return status
+
+
+class _CannotStart(Exception):
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"{error.strerror}: {error.filename}")
+        self.status = NOT_FOUND if isinstance(error, FileNotFoundError) else CANNOT_EXECUTE
+
+
+class _Attachment:
+    """The running command, its routes, and what has to be undone."""
+
+    def __init__(self, container: Container, command: Command) -> None:
+        self.container = container
+        self.command = command
+        self.relay = Relay()
+        self.undo = ExitStack()
+        self.outputs: list[int] = []
+        self.master = -1
+        self.overran = False
+        self.hung_up = False
+        self.kills = container.group.oom_kills()
+        self.oom_kills = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.undo.close()
+
+    def run(self) -> int:
+        """Start it, serve it until it has ended, and return its status."""
+        self.box = self.undo.enter_context(signals.Mailbox(self._signals()))
+        popen = self._start()
+        self.relay.watch(self.box.fileno(), lambda: self._deliver(popen))
+        deadline = None if self.command.timeout is None else time.monotonic() + self.command.timeout
+        while popen.poll() is None and not self.hung_up:
+            self.relay.step(None if deadline is None else deadline - time.monotonic())
+            if deadline is not None and time.monotonic() >= deadline and popen.poll() is None:
+                self.overran, deadline = True, None
+                self.container.kill()
+        self.oom_kills = self.container.group.oom_kills() - self.kills
+        self.container.close()
+        self.relay.drain(self.outputs, _QUIET)
+        return status_of(-signal.SIGHUP if popen.returncode is None else popen.returncode)
+
+    def tell(self) -> None:
+        """Say why it was killed, when the terminal is the user's again."""
+        if self.overran:
+            complain(f"killed: it ran longer than --timeout {self.command.timeout:g} seconds.")
+        elif self.oom_kills:
+            complain("killed for memory: it needed more than --memory allows. Give it more, or have it use less.")
+
+    def _signals(self) -> list[signal.Signals]:
+        proxied = list(signals.FORWARDED) if self.command.sig_proxy else []
+        return [*proxied, signal.SIGWINCH, signal.SIGCONT, signal.SIGTSTP] if self.command.tty else proxied
+
+    # -- starting
+
+    def _start(self) -> Popen:
+        self.undo.callback(self.container.close)
+        slave = self._open_terminal() if self.command.tty else -1
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), slave) if self.command.tty else self._choose_streams()
+        environment = self.container.surroundings(env=None, cwd=None, user=None)["env"]
+        if self.command.tty and self.container.settings.image != "host":
+            environment["TERM"] = "xterm"
+        try:
+            popen = self.container.popen(
+                self.command.words,
+                **streams,
+                tty=self.command.tty,
+                env={**environment, **self.command.env},
+                cwd=self.command.workdir,
+                user=self.command.user,
+                bufsize=0,
+            )
+        except OSError as error:
+            raise _CannotStart(error) from error
+        finally:
+            close_all([slave] if self.command.tty else [])
+        self.relay.watch(popen.fileno(), popen.poll)
+        self._connect(popen)
+        return popen
+
+    def _open_terminal(self) -> int:
+        """Open one of the container's own terminals, of the size of the user's; returns the end that the command gets."""
+        answer, ends = self.container.ask({"op": "pty"})
+        if answer["op"] == "failed":
+            raise SandboxError(f"no terminal for the command: {answer['reason']}. Leave out -t.")
+        self.master, slave = ends[0], ends[1]
+        self.undo.callback(os.close, self.master)
+        os.set_blocking(self.master, False)
+        copy_size(_STDIN if self.command.interactive else _STDOUT, self.master)
+        return slave
+
+    def _choose_streams(self) -> dict[str, int | None]:
+        """Give the command our own streams, but never our terminal: what is one gets a pipe that is copied."""
+        stdin: int | None = subprocess.DEVNULL
+        if self.command.interactive:
+            stdin = subprocess.PIPE if os.isatty(_STDIN) else None
+        stdout = subprocess.PIPE if _is_terminal(_STDOUT) else None
+        stderr = subprocess.PIPE if _is_terminal(_STDERR) else None
+        if stdout == stderr == subprocess.PIPE and os.ttyname(_STDOUT) == os.ttyname(_STDERR):
+            stderr = subprocess.STDOUT  # in the order in which it was written
+        return {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+
+    def _connect(self, popen: Popen) -> None:
+        """Lay the routes."""
+        if self.command.tty:
+            self._route_output(self.master, _STDOUT)
+            if self.command.interactive:
+                self.raw = self.undo.enter_context(Raw(_STDIN))
+                self.relay.route(_STDIN, self.master, eager=True, at_end=self._hang_up)
+            return
+        if popen.stdin is not None:
+            os.set_blocking(popen.stdin.fileno(), False)
+            self.relay.route(_STDIN, popen.stdin.fileno(), eager=True, at_end=popen.stdin.close)
+        for stream, target in ((popen.stdout, _STDOUT), (popen.stderr, _STDERR)):
+            if stream is not None:
+                self.undo.callback(stream.close)
+                self._route_output(stream.fileno(), target)
+
+    def _hang_up(self) -> None:
+        """End where the user's terminal is gone: in raw mode nothing typed ends the input."""
+        self.hung_up = True
+
+    def _route_output(self, source: int, target: int) -> None:
+        self.outputs.append(source)
+        self.relay.route(source, target)
+
+    # -- signals
+
+    def _deliver(self, popen: Popen) -> None:
+        for number in self.box.read():
+            if number == signal.SIGWINCH:
+                copy_size(_STDIN if self.command.interactive else _STDOUT, self.master)
+            elif number in {signal.SIGTSTP, signal.SIGCONT}:
+                self._pause_or_go_on(number)
+            elif number in _KEYS:
+                popen.kill_tree(number)
+            elif number in signals.FORWARDED:
+                popen.send_signal(number)
+
+    def _pause_or_go_on(self, number: int) -> None:
+        """Stop, as somebody else has asked, with the terminal as the shell had it; begin again where we left."""
+        if not self.command.interactive:
+            if number == signal.SIGTSTP:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            return
+        if number == signal.SIGTSTP:
+            self.raw.end()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        self.raw.begin()
+        copy_size(_STDIN, self.master)
+
+
+def _is_terminal(fd: int) -> bool:
+    with suppress(OSError):
+        return stat.S_ISCHR(os.fstat(fd).st_mode) and os.isatty(fd)
+    return False

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.settings import Settings, from_text
 
-if TYPE_CHECKING:
-    import argparse
-
-__all__ = ["add_command", "add_environment", "add_terminal", "add_to", "environment", "settings"]
+__all__ = ["add_command", "add_environment", "add_terminal", "add_to", "environment", "settings", "words"]
 
 # Flags of one value: the words, the key of the settings, the metavar, the help.
 _VALUES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
@@ -106,8 +104,25 @@ def add_terminal(parser: argparse.ArgumentParser) -> None:
     """Add the two flags of standard input and terminal."""
     parser.add_argument("-i", "--interactive", action="store_true", help="let the command read this process's standard input")
     parser.add_argument("-t", "--tty", action="store_true", help="give the command a terminal of its own")
+    parser.add_argument(
+        "--sig-proxy", type=_boolean, default=True, metavar="true|false", help="pass signals on to the command (default: true)"
+    )
 
 
-def add_command(parser: argparse.ArgumentParser, *, nargs: str = "...") -> None:
+def _boolean(text: str) -> bool:
+    try:
+        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    except KeyError:
+        raise ValueError(text) from None
+
+
+def add_command(parser: argparse.ArgumentParser) -> None:
     """Add the command, which takes all words that are left, options too."""
-    parser.add_argument("command", metavar="COMMAND", nargs=nargs, help="what to run, with its arguments")
+    parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="what to run, with its arguments")
+
+
+def words(found: argparse.Namespace) -> list[str]:
+    """Return the command. Raises :class:`SandboxError` where there is none."""
+    if not found.command:
+        raise SandboxError("there is no command. Write it last, such as `sh`.")
+    return list(found.command)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.cli import flags
-from pytest_sandbox.cli.attach import attach
 from pytest_sandbox.cli.verb import Verb
 from pytest_sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
-    import argparse
+    from pytest_sandbox.container import Container
 
 __all__ = ["VERBS"]
 
@@ -27,19 +27,47 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_terminal(parser)
     flags.add_environment(parser)
     flags.add_to(parser)
+    parser.add_argument("--name", default="", metavar="NAME", help="what `ps` shows and `exec` finds it by")
+    parser.add_argument("--entrypoint", metavar="PROGRAM", help="in place of the image's; the image's own command is left out then")
+    parser.add_argument("-d", "--detach", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--rm", action="store_true", help="accepted for docker's sake: a container always goes when its command ends")
     parser.add_argument("image", metavar="IMAGE", help="what the container's root is")
     flags.add_command(parser)
 
 
 def _run(found: argparse.Namespace) -> int:
+    from pytest_sandbox.cli.attach import Command, attach
     from pytest_sandbox.container import Container
 
-    settings = flags.settings(found.image, found)
-    if not found.command:
+    if found.detach:
+        raise SandboxError(
+            "there is no --detach: a container lives as long as the `run` that made it. Put & behind it, as for any command."
+        )
+    container = Container(flags.settings(found.image, found))
+    container.label = found.name
+    with container:
+        return attach(
+            container,
+            Command(
+                _words(container, found),
+                interactive=found.interactive,
+                tty=found.tty,
+                sig_proxy=found.sig_proxy,
+                timeout=container.settings.timeout,
+            ),
+        )
+
+
+def _words(container: Container, found: argparse.Namespace) -> list[str]:
+    """Return entry point and command, from the image where they are not given; docker's rules."""
+    image = container.ground.image
+    if found.entrypoint is not None:
+        words = [found.entrypoint, *found.command] if found.entrypoint else found.command
+    else:
+        words = list(image.command(found.command)) if image else found.command
+    if not words:
         raise SandboxError(f"no command for the image {found.image!r}. Write it after the image: `pytest-sandbox run {found.image} sh`.")
-    with Container(settings) as container:
-        return attach(container, found.command, interactive=found.interactive, tty=found.tty)
+    return words
 
 
 VERBS = (

@@ -182,17 +182,21 @@ class Popen(subprocess.Popen[Any]):
             pump.drain()
         self.returncode = os.waitstatus_to_exitcode(status)
 
+    def fileno(self) -> int:
+        """Return the descriptor that poll(2) reports when the process has ended; -1 once :meth:`poll` has told so."""
+        return self._status.fileno() if self._status is not None else -1
+
     def send_signal(self, sig: int) -> None:
         """Send a signal to the process; nothing happens where it has ended."""
         self.poll()
         if self.returncode is None:
             process.kill(self._pidfd, sig)
 
-    def kill_tree(self) -> None:
-        """Kill the process and all below it."""
+    def kill_tree(self, sig: int = signal.SIGKILL) -> None:
+        """Send a signal to the process and all below it."""
         self.poll()
         if self.returncode is None:
-            self._container.ask({"op": "signal", "pid": self.inside_pid, "signal": int(signal.SIGKILL)})
+            self._container.ask({"op": "signal", "pid": self.inside_pid, "signal": int(sig)})
 
     def __del__(self, *args: Any, **kwargs: Any) -> None:
         if getattr(self, "_pidfd", -1) >= 0 and self.returncode is not None:

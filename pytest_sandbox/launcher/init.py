@@ -304,6 +304,8 @@ class Init:
             identity["group"] = users.find_group(message["group"])
         if message.get("extra_groups") is not None:
             identity["extra_groups"] = [users.find_group(one) for one in message["extra_groups"]]
+        if message.get("tty") and "user" in identity:
+            os.fchown(stdin, identity["user"], -1)  # as login(1) does: else the user may not open its own terminal by name
         prepare = self._preparation(message, stdin) if message.get("tty") or self.plan.ulimits else None
         popen = subprocess.Popen(
             message["args"],
