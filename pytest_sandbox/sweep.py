@@ -7,7 +7,7 @@ import os
 import shutil
 from contextlib import suppress
 
-from pytest_sandbox import folders
+from pytest_sandbox import folders, layers
 from pytest_sandbox.linux import cgroup
 
 __all__ = ["lock_path", "state_folder", "sweep"]
@@ -48,6 +48,7 @@ def _sweep_one(session: str, groups: tuple[str, ...]) -> bool:
         return False
     else:
         cgroup.destroy(groups)
+        layers.remove(lock_path(session))
         shutil.rmtree(os.path.join(state_folder(), session), ignore_errors=True)
         with suppress(FileNotFoundError):
             os.unlink(lock_path(session))

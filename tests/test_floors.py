@@ -22,6 +22,7 @@ FLOORS: dict[str, int] = {
     "host": 3,
     "image": 3,
     "channel": 3,
+    "layers": 3,
     "launcher": 4,
     "sweep": 4,
     "container": 5,

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import SettingsError, UnsupportedError
+from pytest_sandbox.image.store import home
 from pytest_sandbox.launcher.plan import Plan
 from pytest_sandbox.linux import capabilities
 
@@ -35,8 +36,6 @@ def plan_of(ground: Ground, *, has_user_namespace: bool) -> Plan:
     settings = ground.settings
     if settings.network not in {"none", "host"}:
         raise UnsupportedError(f"network={settings.network!r}", 'Use network="none" (loopback only) or network="host".')
-    if settings.storage == "disk":
-        raise UnsupportedError('storage="disk"', 'Use storage="memory", the default; limit it with disk=.')
     mask = capabilities.resolve(settings.cap_add, settings.cap_drop, privileged=settings.privileged) & capabilities.supported()
     own_network = settings.network == "none"
     # A user namespace takes from a payload what docker's words promise: power over the host's own namespaces.
@@ -44,6 +43,7 @@ def plan_of(ground: Ground, *, has_user_namespace: bool) -> Plan:
     return Plan(
         lower=ground.lower,
         disk=settings.disk,
+        layers=os.path.join(home(), "writable") if settings.storage == "disk" else None,
         shm_size=settings.shm_size,
         read_only=settings.read_only,
         own_network=own_network,

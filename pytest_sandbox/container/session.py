@@ -25,6 +25,14 @@ __all__ = ["LauncherClient", "current", "forget"]
 
 _START = "import sys; sys.path.insert(0, {path!r}); from pytest_sandbox.launcher.serve import main; main()"
 _GONE = "the launcher is gone"
+#: Steps that fail where the host cannot hold a limit, and what helps.
+_LIMITS = {
+    "raise ulimits": ("such a ulimit", "Start pytest with a higher hard limit (ulimit -H), or ask for less."),
+    "limit the disk": (
+        'disk= with storage="disk"',
+        'It takes root, loop devices and mkfs.ext4 (Debian: e2fsprogs): install them, or use storage="memory", which limits by itself.',
+    ),
+}
 
 
 class LauncherClient:
@@ -72,10 +80,9 @@ class LauncherClient:
         except EOFError:
             raise SetupError("ask the launcher", _GONE, "Start a new container: it gets a new launcher.") from None
         if answer["op"] == "error":
-            if answer["step"] == "raise ulimits":
-                raise UnsupportedError(
-                    f"ulimits: {answer['reason']}", "Start pytest with a higher hard limit (ulimit -H), or ask for less."
-                )
+            if answer["step"] in _LIMITS:
+                limit, remedy = _LIMITS[answer["step"]]
+                raise UnsupportedError(f"{limit} ({answer['reason']})", remedy)
             raise SetupError(answer["step"], answer["reason"])
         return answer, fds
 

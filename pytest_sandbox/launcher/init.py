@@ -85,7 +85,9 @@ class Building:
 
     def make_layer(self) -> None:
         """Mount the file system of the writable layer, or bind its folder."""
-        if self.plan.layer_folder is not None:
+        if self.plan.layer_device is not None:
+            sc.mount(self.plan.layer_device, STAGE, "ext4", sc.MS_NODEV)
+        elif self.plan.layer_folder is not None:
             mounts.bind(self.plan.layer_folder, STAGE)
         else:
             size = f"size={self.plan.disk}," if self.plan.disk is not None else ""

@@ -14,13 +14,16 @@ class Plan:
 
     Two containers of one plan are interchangeable until one is claimed, which is what lets the launcher make the next one ahead.
     ``lower`` are the folders below the writable layer, topmost first, ``("/",)`` for the host's root with every real file system on it;
-    ``folders`` are folders of the host laid over an image at their usual places; ``capabilities`` is a mask.
+    ``folders`` are folders of the host laid over an image at their usual places; ``capabilities`` is a mask. ``layers`` is where writable
+    layers lie that are not in memory; the launcher adds the folder, and the device, of one container's.
     """
 
     lower: tuple[str, ...] = ("/",)
     folders: tuple[str, ...] = ()
     disk: int | None = None
+    layers: str | None = None
     layer_folder: str | None = None
+    layer_device: str | None = None
     shm_size: int = 64 << 20
     read_only: bool = False
     own_network: bool = True

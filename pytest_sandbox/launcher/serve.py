@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
 
+from pytest_sandbox import layers
 from pytest_sandbox.channel import Channel, Message, close_all
 from pytest_sandbox.launcher.door import Door
 from pytest_sandbox.launcher.init import Building, run_init
@@ -42,6 +43,7 @@ class Made:
     control: Channel
     group: cgroup.Group
     real: list[mounts.Mounted]
+    place: layers.Place
     kept: list[int] = field(default_factory=list)
     ready: bool = False
     claimed: bool = False
@@ -53,8 +55,9 @@ class Made:
 class Launcher:
     """The loop, and what it holds."""
 
-    def __init__(self, client: Channel, session: str, folder: str) -> None:
+    def __init__(self, client: Channel, session: str, lock: str) -> None:
         self.client = client
+        self.lock = lock
         self.client_pidfd = os.pidfd_open(os.getppid())
         self.hierarchy = cgroup.Hierarchy.find()
         self.session = self.hierarchy.session(session)
@@ -67,7 +70,7 @@ class Launcher:
         for fd in (client.fileno(), self.client_pidfd):
             self.poll.register(fd, select.POLLIN)
         self.poll.register(self.mountinfo, select.POLLPRI)
-        self.door = Door(folder, self.poll)
+        self.door = Door(lock.removesuffix(".lock"), self.poll)
         self.wakeup, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.poll.register(self.wakeup, select.POLLIN)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -141,7 +144,8 @@ class Launcher:
             spare = spare or self.build(plan)
         except OSError as error:
             if wanted:
-                self.fail("fork and make the groups", error.strerror or str(error), error.errno)
+                step = "limit the disk" if isinstance(error, layers.DiskLimitError) else "fork and make the groups"
+                self.fail(step, ": ".join(filter(None, [error.strerror or str(error), error.filename])), error.errno)
             return
         if wanted:
             spare.waited_for, spare.about = True, about
@@ -162,13 +166,16 @@ class Launcher:
         self.count += 1
         identity = f"{self.session.name}-{self.count}"
         group = self.session.create(identity)
-        network_fd = -1
+        network_fd, place = -1, layers.MEMORY
         try:
+            if plan.layers is not None:
+                place = layers.make(plan.layers, plan.disk, session=self.session.name, identity=identity, lock=self.lock)
             if plan.own_network and plan.user_namespace and self.keeper.user_fd >= 0:
                 network_fd = self.keeper.take_network()
-            made = self.fork(identity, plan, group, network_fd)
+            made = self.fork(identity, plan, group, network_fd, place)
         except OSError:
             group.remove()
+            place.remove()
             raise
         finally:
             close_all([fd for fd in [network_fd] if fd >= 0])
@@ -176,10 +183,10 @@ class Launcher:
         self.poll.register(made.channel.fileno(), select.POLLIN)
         return made
 
-    def fork(self, identity: str, plan: Plan, group: cgroup.Group, network_fd: int) -> Made:
+    def fork(self, identity: str, plan: Plan, group: cgroup.Group, network_fd: int, place: layers.Place) -> Made:
         channel, inits_channel = Channel.pair()
         control, inits_control = Channel.pair()
-        named = replace(plan, hostname=plan.hostname or identity)
+        named = replace(plan, hostname=plan.hostname or identity, layer_folder=place.folder, layer_device=place.device)
         user_fd = self.keeper.user_fd if plan.user_namespace else -1
         prepare(plan)
         pid, pidfd = sc.clone3(_NAMESPACES)
@@ -192,7 +199,7 @@ class Launcher:
             )
         inits_channel.close()
         inits_control.close()
-        return Made(identity, plan, pid, pidfd, channel, control, group, self.real)
+        return Made(identity, plan, pid, pidfd, channel, control, group, self.real, place)
 
     def hear(self, fd: int) -> None:
         """Take what an init says: that it is ready, that a step failed; or that it is gone."""
@@ -205,6 +212,7 @@ class Launcher:
             message, fds = {"op": "gone"}, []
         if message["op"] == "ready":
             made.ready = True
+            made.place.release()
             made.kept = [*fds, namespaces.open_of(made.pid, "mnt")]
             if made.waited_for:
                 self.hand_over(made)
@@ -250,8 +258,9 @@ class Launcher:
             self.poll.unregister(made.channel.fileno())
         made.channel.close()
         os.close(made.pidfd)
+        made.place.release()
         with suppress(OSError):
-            self.keeper.drop(made.kept, made.plan.layer_folder)
+            self.keeper.drop(made.kept, made.place.folder)
 
     def close(self) -> None:
         """Kill every container, and remove the groups of this session."""
@@ -262,6 +271,7 @@ class Launcher:
         self.door.close()
         for folders in [self.hierarchy.sessions().get(self.session.name, ())]:
             cgroup.destroy(folders)
+        layers.remove(self.lock)
 
 
 def _card(made: Made, *, figures: bool) -> Message:
@@ -277,7 +287,7 @@ def main() -> NoReturn:
         os.set_inheritable(fd, False)
     client = Channel.of(int(fds[0]))
     try:
-        launcher = Launcher(client, session, lock.removesuffix(".lock"))
+        launcher = Launcher(client, session, lock)
     except OSError as error:
         client.send(
             {"op": "error", "step": "start the launcher", "reason": f"{error.strerror} {error.filename or ''}", "errno": error.errno}

@@ -1,0 +1,96 @@
+"""Writable layers that are not in memory: a folder of a session's, or a file system in a file there, whose size is a limit."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from pytest_sandbox.linux import loop
+
+__all__ = ["MEMORY", "DiskLimitError", "Place", "make", "remove"]
+
+_MKFS = "mkfs.ext4"
+_IMAGE = "file-system"
+_SEARCH = os.pathsep.join([os.defpath, "/usr/sbin", "/sbin"])
+_OPTIONS = ("-q", "-m", "0", "-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=1,nodiscard")
+
+
+class DiskLimitError(OSError):
+    """A layer on disk cannot be limited here."""
+
+
+@dataclass(slots=True)
+class Place:
+    """Where one layer lies: a folder, and where it is limited a block device, held by a descriptor until :meth:`release`."""
+
+    folder: str | None = None
+    device: str | None = None
+    held: int = -1
+
+    def release(self) -> None:
+        """Let the device go: it is free again when nothing of it is mounted."""
+        held, self.held = self.held, -1
+        if held >= 0:
+            os.close(held)
+
+    def remove(self) -> None:
+        """Release the device and remove the folder."""
+        self.release()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+MEMORY = Place()
+
+
+def make(base: str, size: int | None, *, session: str, identity: str, lock: str) -> Place:
+    """Make the place of a container's layer below ``base``; the session's lock file says where its folders are, for a sweep."""
+    folder = os.path.join(base, session, identity)
+    _note(lock, os.path.dirname(folder))
+    os.makedirs(folder, 0o700)
+    if size is None:
+        return Place(folder)
+    try:
+        device, held = _limited(os.path.join(folder, _IMAGE), size)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise DiskLimitError(error.errno, f"{error.strerror}: {error.filename or 'loop device'}") from error
+    return Place(folder, device, held)
+
+
+def remove(lock: str) -> None:
+    """Remove the folders that a session has noted in its lock file."""
+    session = os.path.basename(lock).removesuffix(".lock")
+    for folder in _noted(lock):
+        if os.path.basename(folder) == session:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _noted(lock: str) -> list[str]:
+    try:
+        with open(lock, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _note(lock: str, folder: str) -> None:
+    if folder not in _noted(lock):
+        with open(lock, "a", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(f"{folder}\n")
+
+
+def _limited(image: str, size: int) -> tuple[str, int]:
+    """Make an ext4 without a journal in a sparse file; returns a device of it and a descriptor that holds the device."""
+    with open(image, "xb") as file:
+        file.truncate(size)
+    program = shutil.which(_MKFS, path=_SEARCH)
+    if program is None:
+        raise FileNotFoundError(errno.ENOENT, "there is no such program", _MKFS)
+    made = subprocess.run([program, *_OPTIONS, image], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise OSError(errno.EINVAL, f"mkfs.ext4 says {made.stderr.strip()!r}", image)
+    return loop.attach(image)

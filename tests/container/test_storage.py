@@ -1,0 +1,213 @@
+"""Where the writable layer lives, how large it may be, and that it is gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+from capabilities import has
+
+from pytest_sandbox import Change, Container, UnsupportedError, sweep
+from pytest_sandbox.linux import loop
+
+pytestmark = pytest.mark.needs("root")
+
+KINDS = [pytest.param({}, id="memory"), pytest.param({"storage": "disk"}, id="disk")]
+
+
+def has_loop_devices():
+    return os.access("/dev/loop-control", os.W_OK) and has("mkfs.ext4")
+
+
+needs_loop = pytest.mark.skipif(not has_loop_devices(), reason="this host lacks loop devices or mkfs.ext4")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """Layers on disk lie here."""
+    monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def layers(home, container):
+    session = container.id.rpartition("-")[0]
+    folder = home / "writable" / session
+    return sorted(os.listdir(folder)) if folder.exists() else []
+
+
+def gone(folder):
+    """Wait until a folder that is removed in the background is no more."""
+    deadline = time.monotonic() + 30
+    while folder.exists():
+        assert time.monotonic() < deadline, f"{folder} is still there"
+        os.sched_yield()
+    return True
+
+
+def fill(container, path, megabytes):
+    done = container.run(["dd", "if=/dev/zero", f"of={path}", "bs=1M", f"count={megabytes}"], stderr=PIPE, text=True)
+    return done.returncode, "No space left" in done.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_writes_are_seen_inside_and_nowhere_else(kind, tmp_path):
+    """Both kinds of layer hold what is written, show it in diff, and leave the host's files alone."""
+    with Container(**kind) as c:
+        c.write_text("/etc/new", "inside")
+        c.run(["rm", "/etc/hostname"], check=True)
+        assert ("inside", False) == (c.read_text("/etc/new"), os.path.exists("/etc/new"))
+        assert [Change("/etc", "modified"), Change("/etc/hostname", "deleted"), Change("/etc/new", "added")] == c.diff()
+    assert os.path.exists("/etc/hostname")
+
+
+def test_a_layer_on_disk_is_a_folder_of_the_cache(home):
+    """storage="disk" writes to the cache folder, not to memory, and only its owner may look."""
+    with Container(storage="disk", memory="256m") as c:
+        assert (0, False) == fill(c, "/var/big", 300)
+        assert 300 << 20 == c.call(lambda: os.stat("/var/big").st_size)
+        files = list(home.glob(f"writable/*/{c.id}/**/big"))
+        assert ([300 << 20], 0o700) == ([one.stat().st_size for one in files], files[0].parents[3].stat().st_mode & 0o777)
+
+
+def test_a_layer_on_disk_is_discarded_with_its_container(home):
+    """close() does not wait for it, and it is gone soon after, while the session lives on."""
+    with Container(storage="disk") as c:
+        c.run(["sh", "-c", "mkdir /var/many && cd /var/many && seq 2000 | xargs touch && chmod 0 ."], check=True)
+        session, identity = c.id.rpartition("-")[0], c.id
+        assert identity in layers(home, c)
+    assert gone(home / "writable" / session / identity)
+
+
+def test_nothing_on_disk_outlives_the_process(home):
+    """At the end of the process no folder of its session is left, open containers or not."""
+    code = "from pytest_sandbox import Container; c = Container(storage='disk').start(); c.write_text('/x', ''); print(c.id)"
+    command = ["python", "-c", code]
+    identity = subprocess.run(command, check=True, stdout=PIPE, text=True).stdout.strip()
+    assert [] == list(home.glob(f"writable/{identity.rpartition('-')[0]}"))
+
+
+def test_a_sweep_removes_the_layers_of_a_killed_session(home):
+    """After SIGKILL of client and launcher, the next sweep removes the folder, although it is of another home than its own."""
+    code = (
+        "import os, signal; from pytest_sandbox import Container\n"
+        "c = Container(storage='disk').start(); c.write_text('/x', ''); print(c.id, flush=True)\n"
+        "os.kill(c._launcher.process.pid, signal.SIGKILL); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run(["python", "-c", code], check=False, stdout=PIPE, text=True)
+    session = done.stdout.strip().rpartition("-")[0]
+    folder = home / "writable" / session
+    assert (-9, True) == (done.returncode, folder.exists())
+    os.environ["PYTEST_SANDBOX_HOME"] = "/nowhere"
+    deadline = time.monotonic() + 30
+    while folder.exists():
+        sweep.sweep()
+        assert time.monotonic() < deadline
+    assert not os.path.exists(sweep.lock_path(session))
+
+
+def test_a_sweep_removes_nothing_that_is_not_named_for_its_session(tmp_path):
+    """A lock file that names another folder does not have it removed."""
+    (tmp_path / "precious").mkdir()
+    lock = Path(sweep.lock_path("dead-beef"))
+    lock.write_text(f"{tmp_path}/precious\n")
+    sweep.sweep()
+    assert (False, True) == (lock.exists(), (tmp_path / "precious").exists())
+
+
+@pytest.mark.vm
+def test_disk_limits_memory_layers():
+    """disk= ends writes with ENOSPC, over all of the root and what lies below, and the container serves on."""
+    with Container(disk="8m") as c:
+        assert (0, False) == fill(c, "/tmp/a", 4)
+        assert (1, True) == fill(c, "/usr/b", 8)
+        c.run(["rm", "/tmp/a", "/usr/b"], check=True)
+        assert (0, False) == fill(c, "/root/c", 6)
+
+
+@needs_loop
+def test_disk_limits_layers_on_disk(home):
+    """disk= is a file system of that size; its device and file go with the container."""
+    with Container(storage="disk", disk="16m") as c:
+        assert (0, False) == fill(c, "/tmp/a", 8)
+        assert (1, True) == fill(c, "/usr/b", 8)
+        c.run(["rm", "/tmp/a", "/usr/b"], check=True)
+        assert (0, False) == fill(c, "/root/c", 12)
+        assert c.diff()
+        image = home / "writable" / c.id.rpartition("-")[0] / c.id / "file-system"
+        assert 16 << 20 == image.stat().st_size
+        devices = backing_files(image)
+        assert 1 == len(devices)
+    assert gone(image.parent)
+    deadline = time.monotonic() + 30
+    while backing_files(image):
+        assert time.monotonic() < deadline
+
+
+def backing_files(image):
+    """The loop devices of a file that may be gone."""
+    found = []
+    for name in os.listdir("/sys/block"):
+        path = Path(f"/sys/block/{name}/loop/backing_file")
+        try:
+            found += [name] if path.read_text().startswith(str(image)) else []
+        except OSError:
+            continue
+    return found
+
+
+@needs_loop
+def test_many_limited_layers_at_once():
+    """Devices are found for as many containers as are asked for."""
+    some = [Container(storage="disk", disk="4m").start() for _ in range(6)]
+    try:
+        assert [(1, True)] * 6 == [fill(c, "/tmp/x", 5) for c in some]
+    finally:
+        for c in some:
+            c.close()
+
+
+@needs_loop
+def test_a_limit_that_cannot_be_held_is_refused(home, monkeypatch):
+    """Without mkfs.ext4, disk= with storage="disk" is an UnsupportedError with what helps, and nothing is left."""
+    from pytest_sandbox import layers as room
+
+    monkeypatch.setattr(room, "_SEARCH", "/nowhere")
+    with pytest.raises(room.DiskLimitError, match="mkfs"):
+        room.make(str(home), 1 << 20, session="s", identity="s-1", lock=str(home) + ".lock")
+    assert [] == os.listdir(home / "s")
+    with pytest.raises(UnsupportedError, match=r"mkfs.*storage=\"memory\""):
+        Container(storage="disk", disk="1k").start()
+
+
+def test_a_full_host_fails_with_the_step(tmp_path, monkeypatch):
+    """A cache folder where nothing can be made is said with its path, and the next container of another kind starts."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path / "file"))
+    from pytest_sandbox import SetupError
+
+    with pytest.raises(SetupError, match=r"Not a directory: .*file/writable"):
+        Container(storage="disk").start()
+    with Container() as c:
+        assert 0 == c.run(["true"]).returncode
+
+
+@needs_loop
+def test_a_loop_device_is_free_again_when_nobody_holds_it(tmp_path):
+    """attach() gives a device of the file, which ends with its last descriptor."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    path, fd = loop.attach(str(image))
+    try:
+        assert [os.path.basename(path)] == backing_files(image)
+        os.pwrite(fd, b"through", 0)
+        os.fsync(fd)
+        assert image.read_bytes().startswith(b"through")
+    finally:
+        os.close(fd)
+    deadline = time.monotonic() + 30
+    while backing_files(image):
+        assert time.monotonic() < deadline
