@@ -296,7 +296,7 @@ class Container(Files):
     def _layer(self) -> tuple[Message, list[int]]:
         return self._launcher.request({"op": "layer", "id": self.id})
 
-    def _changes(self, layer: int, points: list[str]) -> list[tuple[str, str]]:
+    def _changes(self, layer: int, points: list[list[str]]) -> list[tuple[str, str]]:
         found = []
         for name in os.listdir(layer):
             if not name.isdigit():
@@ -312,12 +312,12 @@ class Container(Files):
             found += below
         return [one for one in found if not self._is_mount_point(one[1])]
 
-    def _lower(self, number: int, points: list[str]) -> tuple[str, tuple[str, ...]]:
+    def _lower(self, number: int, points: list[list[str]]) -> tuple[str, tuple[str, ...]]:
         """Return where the overlay ``number`` of the writable layer lies, and on what."""
         if number == 0:
             return "", self.plan.lower
-        point = self.plan.folders[number - 1000] if number >= 1000 else points[number - 1]
-        return point, (point,)
+        point, lower = [self.plan.folders[number - 1000]] * 2 if number >= 1000 else points[number - 1]
+        return point, (lower,)
 
     def _is_mount_point(self, path: str) -> bool:
         return any(path == target or target.startswith(path + "/") for _source, target, _ro in self.plan.volumes)

@@ -11,9 +11,9 @@ import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pytest_sandbox.channel import Channel
+from pytest_sandbox.channel import Channel, close_all
 from pytest_sandbox.container import session, values
-from pytest_sandbox.errors import OutOfMemory, SandboxError, UnsupportedError
+from pytest_sandbox.errors import OutOfMemory, SandboxError, SetupError
 from pytest_sandbox.launcher import users
 from pytest_sandbox.launcher.profile import lock_down, prepare
 from pytest_sandbox.linux import capabilities, namespaces, process
@@ -75,22 +75,8 @@ def fork_into(container: Container, living: Iterable[Container]) -> Child | None
     """Fork once; the child is in the container's PID namespace from its first moment, and in the rest before this returns None."""
     kills = container.group.oom_kills()
     prepare(container.plan)
-    own = namespaces.open_of(os.getpid(), "pid_for_children")
-    try:
-        sc.setns(container.pidfd, sc.CLONE_NEWPID)
-    except OSError as error:
-        os.close(own)
-        raise UnsupportedError("a body inside", f"Entering a PID namespace takes root ({error.strerror}): run pytest as root.") from error
-    pid = -1
-    try:
-        with warnings.catch_warnings():
-            # The threads of a worker (execnet's) are not needed in the child, which runs one test and ends.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            pid = os.fork()
-    finally:
-        if pid:  # the child is in there for good
-            sc.setns(own, sc.CLONE_NEWPID)
-        os.close(own)
+    builder_fd = container._launcher.builder_fd  # noqa: SLF001 - one room
+    pid = _fork_as_root(container) if builder_fd < 0 else _fork_as_user(container, builder_fd)
     if pid:
         return Child(container, pid, kills)
     try:
@@ -99,6 +85,55 @@ def fork_into(container: Container, living: Iterable[Container]) -> Child | None
         os.write(2, f"pytest-sandbox: the test could not enter its container: {error}\n".encode())
         os._exit(125)
     return None
+
+
+def _fork_as_root(container: Container) -> int:
+    own = namespaces.open_of(os.getpid(), "pid_for_children")
+    pid = -1
+    try:
+        sc.setns(container.pidfd, sc.CLONE_NEWPID)
+        pid = _fork()
+    finally:
+        if pid:  # the child is in there for good
+            sc.setns(own, sc.CLONE_NEWPID)
+        os.close(own)
+    return pid
+
+
+def _fork_as_user(container: Container, builder_fd: int) -> int:
+    """Fork twice: entering a PID namespace takes power in one's own user namespace, which only a process of one thread can change.
+
+    The second is a child of this process too, so it is awaited as any other.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    elder = _fork()
+    if elder:
+        os.close(writer)
+        with open(reader, "rb") as file:
+            number = file.read()
+        os.waitpid(elder, 0)
+        if not number:
+            raise SetupError("enter the container's PID namespace")
+        return int(number)
+    try:
+        sc.setns(builder_fd, sc.CLONE_NEWUSER)
+        sc.setns(container.pidfd, sc.CLONE_NEWPID)
+        younger = sc.fork_sibling()
+    except BaseException as error:  # noqa: BLE001 - half inside is nowhere
+        os.write(2, f"pytest-sandbox: the test could not enter its container: {error}\n".encode())
+        os._exit(125)
+    if younger:
+        os.write(writer, b"%d" % younger)
+        os._exit(0)
+    close_all([reader, writer])
+    return 0
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        # The threads of a worker (execnet's) are not needed in the child, which runs one test and ends.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
 
 
 def _enter(container: Container, living: Iterable[Container]) -> None:

@@ -11,10 +11,10 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from pytest_sandbox import sweep
-from pytest_sandbox.channel import Channel, Message
+from pytest_sandbox import host, sweep
+from pytest_sandbox.channel import Channel, Message, close_all
 from pytest_sandbox.errors import SetupError, UnsupportedError
-from pytest_sandbox.linux import cgroup
+from pytest_sandbox.linux import cgroup, namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +51,7 @@ class LauncherClient:
         hello, fds = self._receive()
         self.user_fd = fds[0] if fds else -1
         self.has_user_namespace = bool(hello["user_namespace"])
+        self.builder_fd = _builder(self.process.pid)
 
     def request(self, message: Message) -> tuple[Message, list[int]]:
         """Ask, and wait for the answer. Raises :class:`SetupError`."""
@@ -83,6 +84,8 @@ class LauncherClient:
             if answer["step"] in _LIMITS:
                 limit, remedy = _LIMITS[answer["step"]]
                 raise UnsupportedError(f"{limit} ({answer['reason']})", remedy)
+            if answer["step"] == "make a user namespace":
+                host.require("user namespace", "a container without root")
             raise SetupError(answer["step"], answer["reason"])
         return answer, fds
 
@@ -99,9 +102,13 @@ class LauncherClient:
     def abandon(self) -> None:
         """Close this process's descriptors of the launcher without a word: for a fork that is inside a container."""
         self.channel.close()
-        if self.user_fd >= 0:
-            os.close(self.user_fd)
+        close_all([fd for fd in (self.user_fd, self.builder_fd) if fd >= 0])
         self.process.returncode = 0
+
+
+def _builder(pid: int) -> int:
+    """Return the user namespace that the launcher builds in; -1 where it is this process's own."""
+    return -1 if namespaces.identity("user", pid) == namespaces.identity("user") else namespaces.open_of(pid, "user")
 
 
 def _start(name: str, channel: Channel) -> subprocess.Popen[bytes]:

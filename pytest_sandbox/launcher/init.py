@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_sandbox.launcher.plan import Plan
+    from pytest_sandbox.linux.host_root import HostRoot
 
 __all__ = ["Building", "run_init"]
 
@@ -36,12 +37,12 @@ _ROOT = f"{STAGE}/root"
 class Building:
     """The steps from a fresh fork to a locked-down init; each is a method, in the order of ``steps``."""
 
-    def __init__(self, plan: Plan, *, joins: tuple[str, ...], network_fd: int, user_fd: int, real: list[mounts.Mounted]) -> None:
+    def __init__(self, plan: Plan, *, joins: tuple[str, ...], network_fd: int, user_fd: int, host: HostRoot) -> None:
         self.plan = plan
         self.joins = joins
         self.network_fd = network_fd
         self.user_fd = user_fd
-        self.real = real
+        self.host = host
         self.layer = -1
         self.sources: list[int] = []
         self.groups: list[int] = []
@@ -96,7 +97,7 @@ class Building:
         self.layer = os.open(STAGE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def mount_root(self) -> None:
-        lower = list(self.plan.lower)
+        lower = [self.host.root] if self.plan.lower == ("/",) else list(self.plan.lower)
         missing = [name for name in ("proc", "sys", "dev") if not any(os.path.lexists(f"{folder}/{name}") for folder in lower)]
         for name in missing:  # a root without them gets them below its writable layer, so that they are no change of the test's
             os.makedirs(f"{STAGE}/base/{name}")
@@ -109,7 +110,7 @@ class Building:
                 raise NotADirectoryError(errno.ENOTDIR, "the root file system has something else in the place of a folder", f"/{name}")
 
     def _overlay(self, lower: list[str], layer: str, target: str, *, flags: int) -> None:
-        options = ["redirect_dir=on"]
+        options = list(self.host.options)
         if self.plan.layer_folder is not None:
             options.append("volatile")  # nothing of it has to survive a crash of the machine, so no sync is worth its time
         overlay.mount_overlay(lower, layer, target, flags=flags, options=options)
@@ -117,7 +118,7 @@ class Building:
     def mount_below(self) -> None:
         """Lay a writable layer over every real file system on the host's root, or over the host's folders in an image."""
         if self.plan.lower == ("/",):
-            for number, entry in enumerate(self.real, 1):
+            for number, entry in enumerate(self.host.below, 1):
                 self._mount_real(entry, f"{STAGE}/{number}")
         for number, folder in enumerate(self.plan.folders, 1000):
             os.makedirs(_ROOT + folder, exist_ok=True)
@@ -132,7 +133,7 @@ class Building:
         if not entry.flags & sc.MS_RDONLY:
             try:
                 overlay.make_layer(layer, entry.point)
-                self._overlay([entry.point], layer, target, flags=entry.flags | sc.MS_NODEV)
+                self._overlay([entry.lower], layer, target, flags=entry.flags | sc.MS_NODEV)
             except OSError:  # a file system that cannot be below an overlay (vfat, a third overlay): seen, and never written
                 pass
             else:
@@ -140,7 +141,7 @@ class Building:
         mounts.bind(entry.point, target, flags=entry.flags | sc.MS_RDONLY | sc.MS_NODEV)
 
     def mount_own(self) -> None:
-        mounts.mount_dev(_ROOT, self.plan.shm_size)
+        mounts.mount_dev(_ROOT, self.plan.shm_size, tty_group=self.host.tty_group)
         mounts.mount_proc(_ROOT, protected=self.plan.protected)
         mounts.mount_sys(_ROOT, protected=self.plan.protected)
 
@@ -164,7 +165,7 @@ class Building:
     def make_root_read_only(self) -> None:
         if self.plan.read_only:
             sc.mount(None, "/", None, sc.MS_BIND | sc.MS_REMOUNT | sc.MS_RDONLY | sc.MS_NODEV)
-            for entry in self.real if self.plan.lower == ("/",) else ():
+            for entry in self.host.below if self.plan.lower == ("/",) else ():
                 sc.mount(None, entry.point, None, sc.MS_BIND | sc.MS_REMOUNT | sc.MS_RDONLY | sc.MS_NODEV | entry.flags)
 
     def name_host(self) -> None:

@@ -14,10 +14,11 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pytest_sandbox import layers
 from pytest_sandbox.channel import Channel, Message, close_all
+from pytest_sandbox.launcher import footing
 from pytest_sandbox.launcher.door import Door
 from pytest_sandbox.launcher.init import Building, run_init
 from pytest_sandbox.launcher.keeper import Keeper
@@ -25,6 +26,9 @@ from pytest_sandbox.launcher.plan import Plan
 from pytest_sandbox.launcher.profile import prepare
 from pytest_sandbox.linux import cgroup, mounts, namespaces, process
 from pytest_sandbox.linux import syscall as sc
+
+if TYPE_CHECKING:
+    from pytest_sandbox.linux.host_root import HostRoot
 
 __all__ = ["main"]
 
@@ -42,7 +46,7 @@ class Made:
     channel: Channel
     control: Channel
     group: cgroup.Group
-    real: list[mounts.Mounted]
+    host: HostRoot
     place: layers.Place
     kept: list[int] = field(default_factory=list)
     ready: bool = False
@@ -63,14 +67,15 @@ class Launcher:
         self.session = self.hierarchy.session(session)
         self.keeper = Keeper()
         self.mountinfo = mounts.watch()
-        self.real = mounts.real_mounts(mounts.mounted())
         self.made: dict[str, Made] = {}
         self.count = 0
         self.poll = select.poll()
         for fd in (client.fileno(), self.client_pidfd):
             self.poll.register(fd, select.POLLIN)
         self.poll.register(self.mountinfo, select.POLLPRI)
-        self.door = Door(lock.removesuffix(".lock"), self.poll)
+        self.folder = lock.removesuffix(".lock")
+        self.door = Door(self.folder, self.poll)
+        self.host = footing.find(self.folder)
         self.wakeup, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.poll.register(self.wakeup, select.POLLIN)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -81,7 +86,8 @@ class Launcher:
         gc.collect()
         gc.freeze()
         gc.disable()  # a collection would touch, and so copy, pages that every init shares
-        self.client.send({"op": "hello", "user_namespace": self.keeper.user_fd >= 0}, [fd for fd in [self.keeper.user_fd] if fd >= 0])
+        hello = {"op": "hello", "user_namespace": self.keeper.user_fd >= 0}
+        self.client.send(hello, [fd for fd in [self.keeper.user_fd] if fd >= 0])
         while True:
             # What was mounted or unmounted before a container was asked for belongs into it.
             for fd, _event in sorted(self.poll.poll(), key=lambda found: found[0] != self.mountinfo):
@@ -115,7 +121,7 @@ class Launcher:
                 self.dispose(made, killed=True)
         elif what == "layer":
             made = self.made.get(message["id"])
-            points = [entry.point for entry in made.real] if made else []
+            points = _points(made) if made else []
             self.client.send({"op": "layer", "points": points}, made.kept[:1] if made else [])
 
     def receive_visitor(self, message: Message) -> tuple[Message, list[int]]:
@@ -128,7 +134,7 @@ class Launcher:
         if made is None or not made.claimed:
             return {"op": "error", "reason": "has ended"}, []
         if what == "layer":
-            return {"op": "layer", "points": [entry.point for entry in made.real]}, [os.dup(made.kept[0])]
+            return {"op": "layer", "points": _points(made)}, [os.dup(made.kept[0])]
         ours, theirs = Channel.pair()
         made.channel.send({"op": "control"}, [theirs.fileno()])
         theirs.close()
@@ -168,8 +174,8 @@ class Launcher:
         group = self.session.create(identity)
         network_fd, place = -1, layers.MEMORY
         try:
-            if plan.layers is not None:
-                place = layers.make(plan.layers, plan.disk, session=self.session.name, identity=identity, lock=self.lock)
+            if base := plan.layers or self.host.layers:
+                place = layers.make(base, plan.disk, session=self.session.name, identity=identity, lock=self.lock)
             if plan.own_network and plan.user_namespace and self.keeper.user_fd >= 0:
                 network_fd = self.keeper.take_network()
             made = self.fork(identity, plan, group, network_fd, place)
@@ -195,11 +201,13 @@ class Launcher:
             kept = {inits_channel.fileno(), inits_control.fileno(), network_fd, user_fd}
             process.close_others({fd for fd in kept if fd >= 0})
             run_init(
-                Building(named, joins=group.joins(), network_fd=network_fd, user_fd=user_fd, real=self.real), inits_channel, inits_control
+                Building(named, joins=group.joins(), network_fd=network_fd, user_fd=user_fd, host=self.host),
+                inits_channel,
+                inits_control,
             )
         inits_channel.close()
         inits_control.close()
-        return Made(identity, plan, pid, pidfd, channel, control, group, self.real, place)
+        return Made(identity, plan, pid, pidfd, channel, control, group, self.host, place)
 
     def hear(self, fd: int) -> None:
         """Take what an init says: that it is ready, that a step failed; or that it is gone."""
@@ -231,7 +239,7 @@ class Launcher:
 
     def forget_mounts(self) -> None:
         """Look at the host's mounts again: what was made ahead over the old ones is no longer what the host looks like."""
-        self.real = mounts.real_mounts(mounts.mounted())
+        self.host = footing.find(self.folder)
         for made in [made for made in self.made.values() if not made.claimed and not made.waited_for]:
             self.discard(made)
 
@@ -274,6 +282,11 @@ class Launcher:
         layers.remove(self.lock)
 
 
+def _points(made: Made) -> list[tuple[str, str]]:
+    """Return where the overlays above the root lie, and on what."""
+    return [(entry.point, entry.lower) for entry in made.host.below]
+
+
 def _card(made: Made, *, figures: bool) -> Message:
     """Describe a container to a visitor."""
     figures_ = asdict(made.group.stats()) if figures else None
@@ -283,6 +296,7 @@ def _card(made: Made, *, figures: bool) -> Message:
 def main() -> NoReturn:
     """Run with the arguments SESSION LOCK and two descriptors: the client's socket, and the lock, which is held by being open."""
     session, lock, *fds = sys.argv[1:]
+    footing.gain_power(int(fds[0]))
     for fd in map(int, fds):
         os.set_inheritable(fd, False)
     client = Channel.of(int(fds[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,7 +96,10 @@ def restrict(capabilities: int) -> None:
 
 
 def assume(capabilities: int) -> None:
-    """:func:`restrict`, and leave the calling thread itself with no more than the mask: for a process that executes no program."""
+    """:func:`restrict`, and leave the calling thread itself with no more than the mask: for a process that executes no program.
+
+    Who is not root has none, as after an exec.
+    """
     _drop_bounding(capabilities)
     keep(capabilities)
 
@@ -103,7 +107,7 @@ def assume(capabilities: int) -> None:
 def keep(capabilities: int) -> None:
     """Leave the calling thread itself with no more than the mask, which needs no capability."""
     _, permitted, _ = syscall.getcaps()
-    left = capabilities & permitted
+    left = capabilities & permitted if os.geteuid() == 0 else 0
     syscall.capset(left, left, 0)
 
 

@@ -11,10 +11,23 @@ from dataclasses import dataclass
 
 from pytest_sandbox.linux import syscall as sc
 
-__all__ = ["Mounted", "become_root", "bind", "make_private", "mount_dev", "mount_proc", "mount_sys", "mounted", "real_mounts", "watch"]
+__all__ = [
+    "OWN",
+    "PSEUDO",
+    "Mounted",
+    "become_root",
+    "bind",
+    "make_private",
+    "mount_dev",
+    "mount_proc",
+    "mount_sys",
+    "mounted",
+    "real_mounts",
+    "watch",
+]
 
 #: File systems that show the kernel's state, not files of the user's: a container gets its own, or none.
-_PSEUDO = frozenset(
+PSEUDO = frozenset(
     [
         "autofs",
         "binfmt_misc",
@@ -43,7 +56,7 @@ _PSEUDO = frozenset(
 )
 #: Where a container's root is put together, in a mount namespace of its own: a folder that every Linux has and that init needs no more.
 STAGE = "/proc"
-_OWN = ("/proc", "/sys", "/dev")
+OWN = ("/proc", "/sys", "/dev")
 _FLAGS = {"ro": sc.MS_RDONLY, "nosuid": sc.MS_NOSUID, "nodev": sc.MS_NODEV, "noexec": sc.MS_NOEXEC}
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEVICE_LINKS = {
@@ -75,11 +88,20 @@ READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-tri
 
 @dataclass(frozen=True, slots=True)
 class Mounted:
-    """One line of /proc/self/mountinfo (proc_pid_mountinfo(5))."""
+    """One line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
+
+    ``source`` is where a container finds what is at ``point``; empty where that is the point itself.
+    """
 
     point: str
     fstype: str
     flags: int
+    source: str = ""
+
+    @property
+    def lower(self) -> str:
+        """The folder below the container's writable layer."""
+        return self.source or self.point
 
 
 def mounted(text: str | None = None) -> list[Mounted]:
@@ -117,7 +139,7 @@ def real_mounts(entries: list[Mounted]) -> list[Mounted]:
     kept = [
         entry
         for entry in last.values()
-        if entry.point != "/" and entry.fstype not in _PSEUDO and not any(_is_below(entry.point, own) for own in _OWN)
+        if entry.point != "/" and entry.fstype not in PSEUDO and not any(_is_below(entry.point, own) for own in OWN)
     ]
     return sorted((entry for entry in kept if os.path.exists(entry.point)), key=lambda entry: entry.point)
 
@@ -147,7 +169,13 @@ def mount_proc(root: str, *, protected: bool) -> None:
 
 def mount_sys(root: str, *, protected: bool) -> None:
     """Mount a /sys of the calling process's network namespace, read-only where ``protected``."""
-    sc.mount("sysfs", f"{root}/sys", "sysfs", _NO_EXEC | (sc.MS_RDONLY if protected else 0))
+    try:
+        sc.mount("sysfs", f"{root}/sys", "sysfs", _NO_EXEC | (sc.MS_RDONLY if protected else 0))
+    except PermissionError:  # the network is the host's, and this user has no power over it: its /sys is shown as it is
+        fd = sc.open_tree("/sys", sc.OPEN_TREE_CLONE | sc.AT_RECURSIVE)
+        sc.mount_setattr(fd, sc.MOUNT_ATTR_RDONLY, recursive=True)
+        sc.move_mount(fd, f"{root}/sys")
+        os.close(fd)
     if protected:
         _protect(root, "/sys")
 
@@ -173,10 +201,11 @@ def _mask(path: str, root: str) -> None:
         bind(f"{root}/dev/null", path)
 
 
-def mount_dev(root: str, shm_size: int) -> None:
+def mount_dev(root: str, shm_size: int, *, tty_group: bool = True) -> None:
     """Mount a /dev of its own: the usual nodes, /dev/pts, /dev/shm of ``shm_size`` bytes, /dev/mqueue.
 
-    The nodes are binds of the host's on a file system without devices, so that a node made inside (mknod(2)) is inert.
+    The nodes are binds of the host's on a file system without devices, so that a node made inside (mknod(2)) is inert. Terminals belong
+    to group 5, ``tty`` everywhere, where that number exists (``tty_group``).
     """
     dev = f"{root}/dev"
     host = "/dev"
@@ -188,7 +217,9 @@ def mount_dev(root: str, shm_size: int) -> None:
         os.symlink(target, f"{dev}/{name}")
     for name in ("pts", "shm", "mqueue"):
         os.mkdir(f"{dev}/{name}", 0o755)
-    sc.mount("devpts", f"{dev}/pts", "devpts", sc.MS_NOSUID | sc.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5")
+    sc.mount(
+        "devpts", f"{dev}/pts", "devpts", sc.MS_NOSUID | sc.MS_NOEXEC, f"newinstance,ptmxmode=0666,mode=0620{',gid=5' if tty_group else ''}"
+    )
     sc.mount("shm", f"{dev}/shm", "tmpfs", _NO_EXEC, f"mode=1777,size={shm_size}")
     sc.mount("mqueue", f"{dev}/mqueue", "mqueue", _NO_EXEC)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from pytest_sandbox.linux import syscall as sc
+from pytest_sandbox.linux import userns
 
-__all__ = ["ALL_BUT_USER_AND_PID", "enter", "identity", "map_alone", "map_identity", "open_of"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["ALL_BUT_USER_AND_PID", "enter", "identity", "map_alone", "map_identity", "map_rooted", "open_of"]
 
 ALL_BUT_USER_AND_PID = sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP
-_EVERY_ID = b"0 0 4294967295"
 
 
 def open_of(pid: int, kind: str) -> int:
@@ -17,9 +21,9 @@ def open_of(pid: int, kind: str) -> int:
     return os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def identity(kind: str) -> str:
-    """Return what tells one namespace of the calling process from every other: ``"mnt:[4026531841]"``."""
-    return os.readlink(f"/proc/self/ns/{kind}")
+def identity(kind: str, pid: int | str = "self") -> str:
+    """Return what tells one namespace of a process, the calling one unless named, from every other: ``"mnt:[4026531841]"``."""
+    return os.readlink(f"/proc/{pid}/ns/{kind}")
 
 
 def enter(pidfd: int, *, network: bool, user_fd: int) -> None:
@@ -31,10 +35,20 @@ def enter(pidfd: int, *, network: bool, user_fd: int) -> None:
 
 def map_identity(pid: int) -> None:
     """Map every user and group to itself in the user namespace of ``pid``: ownership looks as outside, power does not follow."""
-    for kind in ("uid", "gid"):
+    _map(pid, lambda extents, _own: [(first, first, count) for first, _outside, count in extents])
+
+
+def map_rooted(pid: int) -> None:
+    """Map the calling user to root in the user namespace of ``pid``, and the other numbers that it has to the others: for images."""
+    _map(pid, userns.rooted)
+
+
+def _map(pid: int, wanted: Callable[[list[userns.Extent], int], list[userns.Extent]]) -> None:
+    for kind, own in (("uid", os.geteuid()), ("gid", os.getegid())):
+        text = "".join(f"{first} {outside} {count}\n" for first, outside, count in wanted(userns.mapped(kind), own))
         fd = os.open(f"/proc/{pid}/{kind}_map", os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.write(fd, _EVERY_ID)
+            os.write(fd, text.encode())
         finally:
             os.close(fd)
 

@@ -6,6 +6,7 @@ The format of a layer is the kernel's (Documentation/filesystems/overlayfs.rst):
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -44,9 +45,15 @@ def make_layer(folder: str, like: str) -> None:
     os.mkdir(upper, 0o755)
     os.mkdir(f"{folder}/work", 0o700)
     status = os.stat(like)
-    if status.st_uid or status.st_gid:
-        os.chown(upper, status.st_uid, status.st_gid)
-    os.chmod(upper, stat.S_IMODE(status.st_mode))
+    mode = stat.S_IMODE(status.st_mode)
+    if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+        try:
+            os.chown(upper, status.st_uid, status.st_gid)
+        except OSError as error:  # an owner without a number in this user namespace: then we own it, with the rights that we had
+            if error.errno not in {errno.EINVAL, errno.EPERM}:
+                raise
+            mode = mode & ~0o700 | sum(bit << 6 for bit in (os.R_OK, os.W_OK, os.X_OK) if os.access(like, bit))
+    os.chmod(upper, mode)
 
 
 def changes(upper: int, lower: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -26,6 +26,7 @@ __all__ = [
     "prefer_to_kill",
     "raise_ulimits",
     "set_ulimits",
+    "working_folder",
 ]
 
 if TYPE_CHECKING:
@@ -75,6 +76,14 @@ def command_line(pid: int) -> str:
             return f"[{file.read().strip()}]"
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def working_folder(pid: int) -> str:
+    """Return a process's working folder; "/" where this one may not look."""
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return "/"
 
 
 def everyone() -> list[int]:

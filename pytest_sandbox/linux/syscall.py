@@ -12,6 +12,7 @@ import os
 __all__ = [
     "capset",
     "clone3",
+    "fork_sibling",
     "getcaps",
     "join_new_session_keyring",
     "mount",
@@ -37,6 +38,7 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 CLONE_PIDFD = 0x00001000
+CLONE_PARENT = 0x00008000
 CLONE_INTO_CGROUP = 0x200000000
 
 # <linux/mount.h>
@@ -77,6 +79,7 @@ PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
@@ -170,6 +173,19 @@ def clone3(flags: int, *, cgroup: int = -1) -> tuple[int, int]:
     )
     pid = _checked(_syscall(_NR_CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments)), "clone3", hex(flags))
     return (pid, pidfd.value) if pid else (0, -1)
+
+
+def fork_sibling() -> int:
+    """Fork a child of the calling process's parent (CLONE_PARENT of clone3(2)): its number in the caller, 0 in the child.
+
+    As :func:`os.fork`, Python's fork handlers run (PyOS_BeforeFork and its kin); the caller has to be single-threaded.
+    """
+    arguments = _CloneArgs(flags=CLONE_PARENT)  # it ends as its elder sibling does: with SIGCHLD for a fork's
+    before, after, inside = (getattr(ctypes.pythonapi, f"PyOS_{name}") for name in ("BeforeFork", "AfterFork_Parent", "AfterFork_Child"))
+    before()
+    pid: int = _syscall(_NR_CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments))
+    (after if pid else inside)()
+    return _checked(pid, "clone3", "CLONE_PARENT")
 
 
 def setns(fd: int, flags: int) -> None:

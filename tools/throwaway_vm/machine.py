@@ -6,6 +6,7 @@ import os
 import secrets
 import selectors
 import shlex
+import shutil
 import subprocess
 import tempfile
 import time
@@ -13,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from throwaway_vm.archive import archive
-from throwaway_vm.packages import SHIM, VMError, filled_cache
+from throwaway_vm.packages import SHIM, VMError, call, filled_cache
 
 GUEST_SCRIPTS = Path(__file__).with_name("guest")
+DISK, DISK_SIZE = "disk", 4 << 30
 OUT, ERR, STATUS, CONSOLE = range(4)
 
 
@@ -89,6 +91,7 @@ def kernel(order: Order, cache: Path, scratch: Path, streams: list[int]) -> list
         f"con0=null,fd:{streams[CONSOLE]}",
         "ssl=null",
         *lines,
+        f"ubd0={scratch / DISK}",
         f"uml_dir={scratch}/",
         "umid=vm",
         *([] if order.verbose else ["quiet"]),
@@ -128,12 +131,24 @@ class Stream:
         return next((size for size in range(longest, 0, -1) if self.end.startswith(self.held[-size:])), 0)
 
 
+def make_disk(path: Path) -> None:
+    """Make the file system of the user's home and of /var/tmp: sparse, and gone with the machine."""
+    with path.open("wb") as disk:
+        disk.truncate(DISK_SIZE)
+    path_with_sbin = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    maker = shutil.which("mke2fs", path=path_with_sbin)
+    if maker is None:
+        raise VMError("mke2fs is missing: install the package e2fsprogs")
+    call(maker, "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", path)
+
+
 class Machine:
     """A running machine; :meth:`wait` relays its streams and gives the command's exit status."""
 
     def __init__(self, order: Order, cache: Path, scratch: Path) -> None:
         mark = secrets.token_hex(16)
         (scratch / "initramfs").write_bytes(initramfs(order, cache, mark))
+        make_disk(scratch / DISK)
         pipes = [os.pipe() for _ in range(4)]
         ends = [write for _, write in pipes]
         argv = confined(kernel(order, cache, scratch, ends), scratch, order.writable)

@@ -28,7 +28,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("THROWAWAY_VM_CACHE", Path(base) / "pytest-sandbox-vm"))
 
 
-def run(*argv: str | Path, cwd: Path | None = None) -> None:
+def call(*argv: str | Path, cwd: Path | None = None) -> None:
     done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
         raise VMError(f"{' '.join(map(str, argv))} failed: {done.stderr.strip()[-500:]}")
@@ -38,10 +38,10 @@ def download(folder: Path) -> list[Path]:
     """The packages as files; the lists of packages are brought up to date where a first try fails (a fresh machine has none)."""
     folder.mkdir()
     try:
-        run("apt-get", "download", *PACKAGES, cwd=folder)
+        call("apt-get", "download", *PACKAGES, cwd=folder)
     except VMError:
-        run("apt-get", "update")
-        run("apt-get", "download", *PACKAGES, cwd=folder)
+        call("apt-get", "update")
+        call("apt-get", "download", *PACKAGES, cwd=folder)
     return sorted(folder.glob("*.deb"))
 
 
@@ -49,11 +49,11 @@ def fill(cache: Path) -> None:
     """Make ``linux`` (the kernel), ``busybox``, ``overlay.ko`` and ``guest/`` (a layer over the host's root) in the folder *cache*."""
     unpacked, guest = cache / "unpacked", cache / "guest"
     for package in download(cache / "packages"):
-        run("dpkg-deb", "--extract", package, unpacked)
+        call("dpkg-deb", "--extract", package, unpacked)
     shutil.copy2(unpacked / "usr/bin/linux.uml", cache / "linux")
     shutil.copy2(next(path for path in (unpacked / "bin/busybox", unpacked / "usr/bin/busybox") if path.exists()), cache / "busybox")
     if compiler := shutil.which("cc"):  # without one, only processors with AMX are left out
-        run(compiler, "-O2", "-shared", "-fPIC", "-o", cache / SHIM, Path(__file__).with_name("xstate.c"))
+        call(compiler, "-O2", "-shared", "-fPIC", "-o", cache / SHIM, Path(__file__).with_name("xstate.c"))
     keep_modules(unpacked / "usr/lib/uml/modules", guest, cache)
     for folder in ("usr/bin", "usr/lib"):
         for path in (unpacked / folder).glob("**/*"):
@@ -70,7 +70,7 @@ def keep_modules(source: Path, guest: Path, cache: Path) -> None:
     target = guest / "usr/lib/modules" / version.name
     shutil.copytree(version, target, symlinks=True)
     (guest / "lib").symlink_to("usr/lib")  # where depmod looks
-    run(cache / "busybox", "depmod", "-b", guest, version.name)
+    call(cache / "busybox", "depmod", "-b", guest, version.name)
     (guest / "lib").unlink()
     shutil.copy2(next(target.rglob("overlay.ko")), cache / "overlay.ko")
 

@@ -23,12 +23,17 @@ echo "$GUEST_USER:x:1000:1000::/home/$GUEST_USER:/bin/sh" >>/etc/passwd
 echo "$GUEST_USER:x:1000:" >>/etc/group
 for file in /etc/subuid /etc/subgid; do echo "$GUEST_USER:100000:65536" >$file; done
 
-# Temporary folders and homes in memory: an overlay's upper layer cannot lie on an overlay. The working folder stays to be seen.
-mkdir $vm/root
+# /tmp in memory, homes and /var/tmp on a disk, as usual: an overlay's upper layer cannot lie on an overlay. The working folder stays to be seen.
+mkdir -p $vm/root $vm/disk
 mount --bind / $vm/root
+mount -t ext4 -o discard /dev/ubda $vm/disk
+mount -t tmpfs -o mode=1777 tmp /tmp
+for folder in /var/tmp /home/$GUEST_USER; do
+  mkdir -p $folder $vm/disk$folder
+  chmod 1777 $vm/disk$folder
+  mount --bind $vm/disk$folder $folder
+done
 for folder in /tmp /var/tmp /home/$GUEST_USER; do
-  mkdir -p $folder
-  mount -t tmpfs -o mode=1777 tmp $folder
   for shown in $SHOWN; do
     case $shown in
       $folder/*) mkdir -p "$shown" && mount --bind "$vm/root$shown" "$shown" ;;

@@ -1,0 +1,45 @@
+"""How the launcher comes to the power to build, and what it builds on: the host's root, or, without root, what a user may lay over it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+
+from pytest_sandbox import folders
+from pytest_sandbox.channel import Channel
+from pytest_sandbox.linux import host_root, process, userns
+
+__all__ = ["find", "gain_power"]
+
+
+def gain_power(client: int) -> None:
+    """Return where this process may make namespaces; else start its program anew in a user namespace, or tell the client why not, and end."""
+    if userns.has_power():
+        return
+    try:
+        userns.become_builder()
+    except OSError as error:
+        Channel.of(client).send({"op": "error", "step": "make a user namespace", "reason": str(error.strerror), "errno": error.errno})
+        sys.exit(1)
+
+
+def find(folder: str) -> host_root.HostRoot:
+    """Look at the host's mounts, and return what containers stand on from now on; ``folder`` is the session's own."""
+    if userns.is_initial():
+        return host_root.for_root()
+    number = len(os.listdir(folder))  # containers that live stand on the older ones
+    works = [process.working_folder(os.getppid()), sys.prefix, os.environ.get("TMPDIR", "/tmp"), folders.images(), os.path.expanduser("~")]
+    return host_root.for_user(f"{folder}/skeleton-{number}", works, _layers())
+
+
+def _layers() -> str | None:
+    """Return a folder for writable layers where tmpfs holds none; raises OSError where nothing does."""
+    if host_root.tmpfs_takes_attributes():
+        return None
+    for base in (os.path.join(folders.images(), "writable"), os.path.join("/var/tmp", f"pytest-sandbox-{os.geteuid()}")):
+        with suppress(OSError):
+            os.makedirs(base, 0o700, exist_ok=True)
+            if host_root.takes_attributes(base):
+                return base
+    raise OSError(95, "neither tmpfs (before Linux 6.6) nor the home's file system takes the attributes of a user's overlay")

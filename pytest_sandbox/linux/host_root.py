@@ -1,0 +1,155 @@
+"""What the host's root looks like to those who lay containers over it, and where the rights of who lays them make a difference.
+
+Root lays one overlay over ``/`` and one over each file system below. Without root the kernel refuses an overlay over a folder that has a
+mount below it (it would show what the mount covers). Then such a folder is *split*: its place is taken by a skeleton with the same names, and
+each folder in it that has no mount below gets an overlay of its own. And as no file of another user can be copied up, the first folder that
+the user may write to, on the way to where it works, gets one too.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.linux import mounts, userns
+from pytest_sandbox.linux import syscall as sc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["HostRoot", "for_root", "for_user", "takes_attributes", "tmpfs_takes_attributes"]
+
+#: A plain file beside a mount is copied into the skeleton up to this size, and shown read-only above it.
+_SMALL = 1 << 20
+#: Folders where any user works, beside those that depend on the user.
+_SHARED = ("/tmp", "/var/tmp", "/run/lock")
+_TTY = 5
+_ATTRIBUTE = "user.pytest-sandbox"
+
+
+@dataclass(frozen=True, slots=True)
+class HostRoot:
+    """``root`` is the folder below the container's root, ``below`` what is laid over it, parents first, ``options`` those of every overlay.
+
+    ``layers`` is the folder of writable layers where a tmpfs cannot hold one: before Linux 6.6 it has no attributes for who is not root.
+    ``tty_group`` tells whether the group of terminals has a number here.
+    """
+
+    root: str
+    below: tuple[mounts.Mounted, ...]
+    options: tuple[str, ...] = ("redirect_dir=on",)
+    layers: str | None = None
+    tty_group: bool = True
+
+
+def for_root() -> HostRoot:
+    """Return what root stands on: the host's own root."""
+    return HostRoot("/", tuple(mounts.real_mounts(mounts.mounted())))
+
+
+def for_user(skeleton: str, works: Iterable[str], layers: str | None) -> HostRoot:
+    """Return what a user stands on. ``skeleton`` is a new folder's path, and ``works`` are the folders where the user works."""
+    shutil.rmtree(skeleton, ignore_errors=True)
+    os.makedirs(skeleton, 0o700)
+    splitter = _Splitter(mounts.mounted(), skeleton)
+    root = splitter.split("/")
+    for path in (*_SHARED, *works):
+        splitter.open(path)
+    return HostRoot(
+        root, tuple(sorted(splitter.below.values(), key=lambda entry: entry.point)), ("userxattr",), layers, userns.has_id("gid", _TTY)
+    )
+
+
+def takes_attributes(folder: str) -> bool:
+    """Whether a user's overlay can have its writable layer in ``folder``: it marks folders by user attributes (xattr(7))."""
+    try:
+        os.setxattr(folder, _ATTRIBUTE, b"")
+        os.removexattr(folder, _ATTRIBUTE)
+    except OSError:
+        return False
+    return True
+
+
+class _Splitter:
+    def __init__(self, entries: Iterable[mounts.Mounted], skeleton: str) -> None:
+        self.mounts = {entry.point: entry for entry in entries}
+        self.skeleton = skeleton
+        self.below: dict[str, mounts.Mounted] = {}
+        self._count = 0
+
+    def split(self, path: str) -> str:
+        """Make a skeleton of a folder that has mounts below it, and see to all that is in it."""
+        self._count += 1
+        folder = f"{self.skeleton}/{self._count}"
+        os.mkdir(folder, 0o755)
+        try:
+            with os.scandir(path) as entries:
+                found = list(entries)
+        except OSError:  # what the user cannot list is as empty as it looks
+            return folder
+        for entry in found:
+            self._place(entry, f"{folder}/{entry.name}")
+        return folder
+
+    def _place(self, entry: os.DirEntry[str], target: str) -> None:
+        if entry.is_symlink():
+            os.symlink(os.readlink(entry.path), target)
+        elif entry.is_dir():
+            os.mkdir(target)
+            self._folder(entry.path)
+        elif entry.is_file():
+            self._file(entry, target)
+
+    def _folder(self, path: str) -> None:
+        mount = self._mount_of(path)
+        if path in mounts.OWN or mount.fstype in mounts.PSEUDO:
+            return
+        self.below[path] = replace(mount, point=path)
+        if any(point.startswith(f"{path}/") for point in self.mounts):
+            self.below[path] = replace(mount, point=path, source=self.split(path))
+
+    def _mount_of(self, path: str) -> mounts.Mounted:
+        while path not in self.mounts and path != "/":
+            path = os.path.dirname(path)
+        return self.mounts.get(path) or mounts.Mounted("/", "", 0)
+
+    def _file(self, entry: os.DirEntry[str], target: str) -> None:
+        status = entry.stat()
+        if status.st_size <= _SMALL and entry.path not in self.mounts:
+            try:
+                shutil.copy2(entry.path, target)
+            except OSError:  # what the user cannot read, it cannot read in there
+                os.close(os.open(target, os.O_CREAT | os.O_CLOEXEC, 0))
+            return
+        os.close(os.open(target, os.O_CREAT | os.O_CLOEXEC, stat.S_IMODE(status.st_mode)))
+        self.below[entry.path] = replace(self._mount_of(entry.path), point=entry.path)
+
+    def open(self, path: str) -> None:
+        """Give an overlay of its own to the first folder on the way to ``path`` in which the user may write."""
+        path = os.path.realpath(path)
+        way = [path[:end] for end in range(1, len(path)) if path[end] == "/"]
+        folder = next((one for one in [*way, path] if os.path.isdir(one) and os.access(one, os.W_OK)), None)
+        if folder is not None and folder not in self.below and not any(_within(folder, own) for own in mounts.OWN):
+            self._folder(folder)
+
+
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
+
+
+def tmpfs_takes_attributes() -> bool:
+    """Whether this kernel's tmpfs has user attributes (Linux 6.6); tried in a fork, which takes the mount with it."""
+    pid = os.fork()
+    if pid:
+        _pid, status = os.waitpid(pid, 0)
+        return status == 0
+    try:
+        sc.unshare(sc.CLONE_NEWNS)
+        mounts.make_private()
+        sc.mount("tmpfs", mounts.STAGE, "tmpfs")
+        os._exit(not takes_attributes(mounts.STAGE))
+    finally:
+        os._exit(1)
