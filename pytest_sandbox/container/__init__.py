@@ -86,6 +86,15 @@ class Container(Files):
         return self
 
     @classmethod
+    def check(cls, settings: Settings) -> None:
+        """Raise what :meth:`start` would for what the settings name: an image or a folder that is not there, what no host supports."""
+        ground = Ground(settings)
+        try:
+            plan_of(ground, has_user_namespace=True)
+        finally:
+            ground.release()
+
+    @classmethod
     def prepare(cls, settings: Settings) -> None:
         """Have a container of these settings made ahead, so that the next :meth:`start` finds it ready."""
         launcher = session.current()

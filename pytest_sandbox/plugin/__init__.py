@@ -1,25 +1,34 @@
-"""The pytest plugin: ``--sandbox``, ``@pytest.mark.container``, ``container``, ``container_factory``."""
+"""The pytest plugin: ``--sandbox``, ``@pytest.mark.container``, ``container``, ``container_factory``.
+
+This module is all that a session loads which asks for nothing; what runs tests inside is loaded when the first one is collected.
+"""
 
 from __future__ import annotations
 
-from pytest_sandbox.plugin.fixtures import container, container_factory
-from pytest_sandbox.plugin.inside import pytest_runtest_protocol
-from pytest_sandbox.plugin.options import pytest_addoption, pytest_configure, pytest_report_header
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.plugin.fixtures import container, container_factory, pytest_runtest_makereport
+from pytest_sandbox.plugin.options import pytest_addoption, pytest_configure
 from pytest_sandbox.plugin.rule import pytest_collection_modifyitems
+from pytest_sandbox.plugin.timer import pytest_timeout_set_timer
+
+if TYPE_CHECKING:
+    import pytest
 
 __all__ = [
     "container",
     "container_factory",
+    "pytest_addhooks",
     "pytest_addoption",
     "pytest_collection_modifyitems",
     "pytest_configure",
-    "pytest_report_header",
-    "pytest_runtest_protocol",
+    "pytest_runtest_makereport",
+    "pytest_timeout_set_timer",
 ]
 
 
-def pytest_addhooks(pluginmanager: object) -> None:
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     """Declare this plugin's own hooks."""
     from pytest_sandbox.plugin import hookspecs
 
-    pluginmanager.add_hookspecs(hookspecs)  # type: ignore[attr-defined]
+    pluginmanager.add_hookspecs(hookspecs)

@@ -1,66 +1,66 @@
-"""Every private name of pytest and pluggy that this plugin uses, and why there is no public one.
+"""Every private name of pytest, pluggy and execnet that this plugin uses, and why there is no public one.
 
-- ``item._request``, ``_initrequest``: setting up an item's fixtures of higher scopes before its own setup runs has no public call.
+- ``item._request``: setting up an item's fixtures of higher scopes before its own setup runs has no public call.
+- ``item._fixtureinfo``, ``callspec._arg2scope``, ``_pytest.scope``: which of an item's fixtures have a scope above function, also where a
+  parametrisation gives the scope.
 - ``item.session._setupstate``: a fork must forget the finalizers of nodes above its item, or each test would end the session's fixtures.
-- ``_pytest.runner.call_and_report``: runs one phase with the hooks around it; ``runtestprotocol`` would log its report too.
 - ``item._report_sections``: what was captured before a crash is in no report.
-- ``HookCaller._remove_plugin``: in the fork, reports go to the parent and to nobody else.
+- ``HookCaller._remove_plugin``: in a fork, reports and warnings go to the parent and to nobody else.
+- ``_pytest.warnings.catch_warnings_for_item``: records a test's warnings under all filters that pytest applies.
+- ``capturemanager._global_capturing``: a fork needs capture files of its own, or it would share the parent's offsets and contents.
+- ``_pytest.junitxml.xml_key``: what ``record_testsuite_property`` and ``record_xml_attribute`` write has no other way out of a fork.
+- ``_pytest.subtests.failed_subtests_key``: pytest counts failed subtests there, and turns the report of their test by it.
+- ``config._inicfg``: in ``[tool.pytest]`` a setting has a native type, and no declared type lets a number and a text both pass.
+- ``gateway._io`` of execnet: a test must not be able to write into the stream between an xdist worker and its controller.
 """
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from _pytest.runner import call_and_report
+import pytest
 from _pytest.scope import Scope
+from _pytest.warnings import catch_warnings_for_item
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import pytest
+    from contextlib import AbstractContextManager
 
 __all__ = [
-    "begin_request",
-    "end_request",
+    "add_failed_subtests",
+    "captured_files",
+    "close_worker_streams",
+    "failed_subtests",
     "forget_finalizers",
-    "higher_fixtures",
-    "run_phase",
+    "ini_value",
+    "junit_xml",
+    "recorded_warnings",
+    "report_sections",
     "set_up_higher",
-    "take_captured",
     "take_over",
+    "tear_down_item",
 ]
 
 
-def begin_request(item: Any) -> None:
-    """Give the item a fresh fixture request where it has none."""
-    if hasattr(item, "_request") and not item._request:
-        item._initrequest()
-
-
-def end_request(item: Any) -> None:
-    """Drop the item's request and values, as the own protocol of pytest does at its end."""
-    if hasattr(item, "_request"):
-        item._request = False
-        item.funcargs = None
-
-
-def higher_fixtures(item: Any) -> Iterator[str]:
-    """Yield the names of an item's fixtures whose scope is above function."""
+def _higher_fixtures(item: Any) -> Iterator[str]:
     info = getattr(item, "_fixtureinfo", None)
     if info is None:
         return
-    callspec = getattr(item, "callspec", None)
-    scopes = getattr(callspec, "_arg2scope", {})
-    for name in item.fixturenames:
+    scopes = getattr(getattr(item, "callspec", None), "_arg2scope", {})
+    for name in info.names_closure:
         definitions = info.name2fixturedefs.get(name)
         scope = scopes.get(name) or (definitions[-1]._scope if definitions else Scope.Function)
         if definitions and scope > Scope.Function:
             yield name
+    if hasattr(item, "dtest"):
+        yield "doctest_namespace"  # a doctest asks for it without naming it
 
 
 def set_up_higher(item: Any) -> None:
     """Set up the item's fixtures of higher scopes in this process."""
-    for name in higher_fixtures(item):
+    for name in _higher_fixtures(item):
         item._request.getfixturevalue(name)
 
 
@@ -71,20 +71,87 @@ def forget_finalizers(item: pytest.Item) -> None:
             finalizers.clear()
 
 
-def run_phase(item: pytest.Item, when: Any, **more: Any) -> pytest.TestReport:
-    """Run one phase of a test and return its report, which nobody has seen yet."""
-    return call_and_report(item, when, log=False, **more)
+def tear_down_item(item: pytest.Item) -> None:
+    """Run what the item and its fixtures have to tear down, where its own teardown phase does not come any more."""
+    with suppress(Exception):
+        item.session._setupstate.teardown_exact(None)
 
 
-def take_captured(item: Any) -> list[tuple[str, str]]:
-    """Return what the test has printed until now as a report's sections, and forget it."""
-    printed = [(f"Captured {key} {when}", content) for when, key, content in item._report_sections]
-    item._report_sections.clear()
-    return printed
+def report_sections(item: Any) -> list[tuple[str, str, str]]:
+    """Return what the item has printed until now: phase, stream, text. The list is the item's own."""
+    sections: list[tuple[str, str, str]] = item._report_sections
+    return sections
 
 
-def take_over(config: pytest.Config, hook: str) -> None:
-    """Keep every plugin but those registered from here on from hearing ``hook``."""
+def ini_value(config: Any, name: str) -> object:
+    """Return an ini setting as it was written: text, or what the TOML file has."""
+    try:
+        return config.getini(name)
+    except (TypeError, pytest.UsageError):
+        found = config._inicfg[name]
+        return getattr(found, "value", found)
+
+
+def take_over(config: pytest.Config, hook: str, *, but: object = None) -> None:
+    """Keep every plugin, but one and those registered from here on, from hearing ``hook``."""
     caller = getattr(config.hook, hook)
     for implementation in list(caller.get_hookimpls()):
-        caller._remove_plugin(implementation.plugin)
+        if implementation.plugin is not but:
+            caller._remove_plugin(implementation.plugin)
+
+
+def recorded_warnings(item: pytest.Item) -> AbstractContextManager[None]:
+    """Record warnings as pytest does around a test, and announce them at the end."""
+    return catch_warnings_for_item(config=item.config, ihook=item.ihook, when="runtest", item=item)
+
+
+def captured_files(config: pytest.Config) -> list[tuple[str, int, int]]:
+    """Return stream, file and target descriptor of each stream that is captured by descriptor."""
+    manager = config.pluginmanager.getplugin("capturemanager")
+    capturing = getattr(manager, "_global_capturing", None)
+    found = []
+    for name, attribute in (("stdout", "out"), ("stderr", "err")):
+        stream: Any = getattr(capturing, attribute, None)
+        if hasattr(stream, "targetfd_save"):
+            found.append((name, stream.tmpfile.fileno(), stream.targetfd))
+    return found
+
+
+def junit_xml(config: pytest.Config) -> Any:
+    """Return the object that writes junit XML in this process, or None."""
+    from _pytest.junitxml import xml_key
+
+    return config.stash.get(xml_key, None)
+
+
+def failed_subtests(item: Any) -> int:
+    """Return how many subtests of the item pytest has counted as failed; 0 below pytest 9, which counts reports only."""
+    counts = _failed_subtests(item)
+    return 0 if counts is None else counts[getattr(item, "id", item.nodeid)]
+
+
+def add_failed_subtests(item: Any, count: int) -> None:
+    """Count subtests of the item that have failed in a fork."""
+    counts = _failed_subtests(item)
+    if counts is not None and count:
+        counts[getattr(item, "id", item.nodeid)] += count
+
+
+def _failed_subtests(item: Any) -> Any:
+    try:
+        from _pytest.subtests import failed_subtests_key
+    except ImportError:
+        return None
+    return item.config.stash.get(failed_subtests_key, None)
+
+
+def close_worker_streams(config: pytest.Config) -> None:
+    """Cut, in a fork of an xdist worker, the descriptors on which the worker speaks with its controller."""
+    if not hasattr(config, "workerinput"):
+        return
+    interactors = (one for one in config.pluginmanager.get_plugins() if type(one).__name__ == "WorkerInteractor")
+    io = next(interactors).channel.gateway._io
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for stream in (io.infile, io.outfile):
+        os.dup2(null, stream.fileno(), inheritable=False)
+    os.close(null)

@@ -1,15 +1,18 @@
-"""Coverage of a body inside: measured in the fork, merged into the parent's data, since the fork's files go with its layer."""
+"""Coverage of what ran inside: measured in the fork and in its Python subprocesses, brought out before the layer that holds it is discarded."""
 
 from __future__ import annotations
 
 import base64
+import glob
+import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_sandbox.plugin.wire import Sender
+    from pytest_sandbox.plugin.wire import Receiver, Wire
 
-__all__ = ["merge", "send"]
+__all__ = ["Measured", "before_fork", "merge"]
 
 
 def _current() -> Any:
@@ -17,21 +20,59 @@ def _current() -> Any:
     return module.Coverage.current() if module is not None else None
 
 
-def send(sender: Sender) -> None:
-    """Send what was measured in this fork, if anything measures."""
+def before_fork() -> None:
+    """Put what was measured until now into the parent's data, so that the fork begins with nothing."""
     measuring = _current()
     if measuring is not None:
-        measuring.stop()
-        sender.send("coverage", base64.b64encode(measuring.get_data().dumps()).decode())
+        measuring.get_data()
 
 
-def merge(text: str) -> None:
-    """Add a fork's data to this process's."""
+class Measured:
+    """The fork's side."""
+
+    def __init__(self) -> None:
+        """Have Python subprocesses measured too, as ``patch = subprocess`` of coverage's settings does."""
+        self._measuring = _current()
+        serialise = getattr(getattr(self._measuring, "config", None), "serialize", None)
+        if serialise is not None and "COVERAGE_PROCESS_START" not in os.environ:
+            os.environ.setdefault("COVERAGE_PROCESS_CONFIG", serialise())
+        self._there_before = self._files()
+
+    def _files(self) -> set[str]:
+        if self._measuring is None:
+            return set()
+        name = os.path.abspath(self._measuring.config.data_file)
+        return set(glob.glob(f"{glob.escape(name)}.*"))
+
+    def send(self, wire: Wire) -> None:
+        """Send what was measured in this fork and what its subprocesses have saved, if anything measures."""
+        if self._measuring is None:
+            return
+        self._measuring.stop()
+        own = self._measuring.get_data()
+        wire.send("coverage", base64.b64encode(own.dumps()).decode())
+        for path in sorted(self._files() - self._there_before - {os.path.abspath(own.data_filename())}):
+            _send_file(wire, path)
+
+
+def _send_file(wire: Wire, path: str) -> None:
+    from coverage import CoverageData
+    from coverage.exceptions import CoverageException
+
+    with suppress(CoverageException, OSError):  # one that a killed subprocess did not finish
+        data = CoverageData(path)
+        data.read()
+        wire.send("coverage", base64.b64encode(data.dumps()).decode())
+
+
+def merge(receiver: Receiver) -> None:
+    """Add what a fork sent to this process's data."""
     measuring = _current()
     if measuring is None:
         return
     from coverage import CoverageData
 
-    data = CoverageData(no_disk=True)
-    data.loads(base64.b64decode(text))
-    measuring.get_data().update(data)
+    for text in receiver.of("coverage"):
+        data = CoverageData(no_disk=True)
+        data.loads(base64.b64decode(text))
+        measuring.get_data().update(data)

@@ -7,26 +7,38 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sandbox.plugin.rule import SETTINGS
+from pytest_sandbox.plugin.rule import FORK, HOLDS, settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from pytest_sandbox.container import Container
 
-__all__ = ["container", "container_factory"]
+__all__ = ["container", "container_factory", "pytest_runtest_makereport"]
+
+_HELD = pytest.StashKey["Container"]()
 
 
 @pytest.fixture
 def container(request: pytest.FixtureRequest) -> Iterator[Container]:
     """A running container with the settings of the test's mark; thrown away after the test."""
     from pytest_sandbox.container import Container
+    from pytest_sandbox.plugin.unsupported import refusing
 
-    hook = request.node.ihook
-    with Container(request.node.stash[SETTINGS]) as made:
-        hook.pytest_sandbox_started(item=request.node, container=made)
+    item = request.node
+    if item.config.pluginmanager.has_plugin(FORK):
+        pytest.fail("The test is inside its container, so it cannot hold it: name it as an argument (`container`) instead.", pytrace=False)
+    made = Container(settings_of(item))
+    made.label = item.nodeid
+    with refusing(item.config):
+        made.start()
+    with made:
+        item.stash[_HELD] = made
+        item.ihook.pytest_sandbox_started(item=item, container=made)
         yield made
-        hook.pytest_sandbox_discard(item=request.node, container=made)
+        del item.stash[_HELD]
+        if made.status != "stopped":
+            item.ihook.pytest_sandbox_discard(item=item, container=made)
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +54,20 @@ def container_factory() -> Iterator[Callable[..., Container]]:
             return made
 
         yield make
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put the figures of the container that a test holds into its report."""
+    report = yield
+    held = item.stash.get(_HELD, None) if HOLDS in item.stash else None
+    if held is not None and report.when == "call" and held.status != "stopped":
+        from pytest_sandbox.plugin import figures, keep
+
+        stats = held.stats()
+        kept = keep.keep(item, held, failed=report.failed)
+        figures.add_properties(item, held, stats, killed=False, kept=kept)
+        report.user_properties = list(item.user_properties)
+        if report.failed:
+            report.sections.extend(figures.sections(held, stats, kept))
+    return report

@@ -1,143 +1,221 @@
 """A test inside: higher-scoped fixtures in the parent; function scope, body and teardown in one fork that joins a container.
 
-The fork happens within the parent's own setup phase, which then waits: so the fork goes on with every plugin's setup wrappers around it, and the
-two never use what they share (the capture's files) at the same time.
+The parent goes through the ordinary phases, whoever runs them (pytest, or a plugin that repeats tests), and answers each with what the fork
+reported; so every plugin sees the phases and reports that it would see without a sandbox. The fork happens within the parent's setup phase, which
+then waits: the fork goes on with every plugin's setup wrappers around it, and the two never use what they share at the same time.
+
+=========  ========================================================  ======================================================
+phase      parent                                                    fork
+=========  ========================================================  ======================================================
+setup      hooks, collectors, higher fixtures, container, fork, wait  function fixtures; report
+call       answers (subtests are logged here)                         body; report
+teardown   discards the container, higher fixtures as pytest does     function fixtures; report, session changes, coverage, end
+=========  ========================================================  ======================================================
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sandbox.plugin import compat, coverage_data, verdict
+from pytest_sandbox.container import Container
+from pytest_sandbox.outcome import Outcome, TimedOut
+from pytest_sandbox.plugin import carried, compat, coverage_data, fork, verdict
 from pytest_sandbox.plugin.rule import INSIDE, SETTINGS
-from pytest_sandbox.plugin.wire import Sender, receive_all
+from pytest_sandbox.plugin.streams import Streams, flush_terminal
+from pytest_sandbox.plugin.timer import Timer
+from pytest_sandbox.plugin.unsupported import refusing
+from pytest_sandbox.plugin.wire import Receiver, Wire
 
 if TYPE_CHECKING:
-    from pytest_sandbox.container import Container
+    from collections.abc import Generator
 
-__all__ = ["pytest_runtest_protocol"]
+    from pytest_sandbox.container import Child
+
+__all__ = ["register"]
+
+_NAME = "sandbox-inside"
+_VISIT = pytest.StashKey["_Visit"]()
 
 
-class _ParentDone(BaseException):
-    pass
+def register(config: pytest.Config) -> None:
+    """Have tests that belong inside run there, in a session that has some."""
+    if not config.pluginmanager.has_plugin(_NAME):
+        config.pluginmanager.register(_Frame(), _NAME)
+        config.pluginmanager.register(_Answers(), f"{_NAME}-answers")
 
 
-class _Split:
-    """One test's way: the parent until the fork, then each side."""
+class _Visit:
+    """One test's way into a container and back: the parent until the fork, then each side; ``fork`` is None in the parent."""
 
-    def __init__(self, item: pytest.Item, container: Container) -> None:
+    def __init__(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         self.item = item
-        self.container = container
-        self.received: list[dict[str, Any]] = []
-        self.sender: Sender | None = None
+        self.nextitem = nextitem
+        self.fork: fork.Fork | None = None
+        self.container: Container | None = None
         self.finding: verdict.Finding | None = None
+        self.interrupted = False
+
+    def take_over(self) -> None:
+        """Stand in for the item's own functions, until :meth:`give_back`."""
+        self._teardown = self.item.teardown
+        self.item.setup, self.item.runtest, self.item.teardown = self.set_up, self.run_test, self.tear_down  # type: ignore[method-assign]
+
+    def give_back(self) -> None:
+        """Let the item be as it was."""
+        for name in ("setup", "runtest", "teardown"):
+            self.item.__dict__.pop(name, None)
 
     def set_up(self) -> None:
-        """Take the place of ``item.setup``: the collectors are set up by now."""
-        from pytest_sandbox.channel import Channel
-
+        """Be the item's setup: by now the collectors are set up. In the fork, go on with the item's own."""
         compat.set_up_higher(self.item)
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        ours, theirs = Channel.pair()
+        with refusing(self.item.config):
+            self.container = container = Container(self.item.stash[SETTINGS])
+            container.label = self.item.nodeid
+            container.start()
+            self._prepare_next()
+        self.item.ihook.pytest_sandbox_started(item=self.item, container=container)
+        wire, streams, timer, kept = Wire(), Streams(self.item.config), Timer(self.item), fork.before_fork()
+        coverage_data.before_fork()
+        timer.stop()
         started = time.time()
-        child = self.container.fork()
+        with refusing(self.item.config):
+            child = container.fork()
         if child is None:
-            ours.close()
-            self.sender = Sender(self.item.config, theirs)
-            compat.forget_finalizers(self.item)
-            del self.item.setup
+            self.give_back()
+            self.fork = fork.Fork(self.item, wire, streams, timer, kept)
             self.item.setup()
             return
-        theirs.close()
-        timeout = self.container.settings.timeout
-        self.received, in_time = receive_all(ours, child.pidfd, timeout)
-        ours.close()
-        outcome = child.wait(None if in_time else 0)
-        self.finding = verdict.Finding(outcome, self.container, self.received, timeout, started, time.time())
-        raise _ParentDone
-
-    def run(self, nextitem: pytest.Item | None) -> None:
-        hook = self.item.ihook
-        self.item.setup = self.set_up  # type: ignore[method-assign]
-        call = None
+        receiver = wire.in_parent(child)
         try:
-            reraise = (pytest.exit.Exception, KeyboardInterrupt, _ParentDone)
-            call = pytest.CallInfo.from_call(lambda: hook.pytest_runtest_setup(item=self.item), when="setup", reraise=reraise)
-        except _ParentDone:
-            pass
-        except (pytest.exit.Exception, KeyboardInterrupt) as error:
-            if self.sender is None:
-                raise
-            self.sender.end_session(error)
+            outcome = self._wait(receiver, child, timer)
+        except BaseException:
+            child.wait(0)  # its container cannot end before somebody has waited for it
+            raise
         finally:
-            self.item.__dict__.pop("setup", None)
-        if self.sender is not None:
-            _in_the_fork(self.item, call, self.sender)
-        if call is not None:  # the parent's own part failed or was skipped
-            hook.pytest_runtest_logreport(report=hook.pytest_runtest_makereport(item=self.item, call=call))
-        else:
-            assert self.finding is not None
-            self.finding.replay(self.item)
-        self.tear_down(nextitem)
-        if self.finding is not None:
-            self.finding.end_session()
+            timer.go_on()
+        self.finding = verdict.Finding(self.item, container, receiver, outcome, (started, time.time()), streams.printed())
+        streams.close()
+        wire.close()
+        self._hear(receiver)
 
-    def tear_down(self, nextitem: pytest.Item | None) -> None:
-        """Tear down in the parent what the next test does not need; it is only news when it fails."""
-        report = compat.run_phase(self.item, "teardown", nextitem=nextitem)
-        reported = any(one["kind"] == "report" and one["data"].get("when") == "teardown" for one in self.received)
-        if report.failed or not reported:
+    def _prepare_next(self) -> None:
+        """Have the next test's container made while this one's test runs, where it is another than this one's."""
+        following = None if self.nextitem is None else self.nextitem.stash.get(SETTINGS, None)
+        if following is not None and following != self.item.stash[SETTINGS]:
+            Container.prepare(following)
+
+    def _wait(self, receiver: Receiver, child: Child, timer: Timer) -> Outcome:
+        limits = [limit for limit in (child.container.settings.timeout, timer.most) if limit is not None]
+        limit = min(limits, default=None)
+        if not receiver.receive(limit) and not receiver.interrupted:
+            receiver.ask_for_stack()
+            overrun = child.wait(0)
+            return replace(overrun, limit=limit or 0) if isinstance(overrun, TimedOut) else overrun
+        return child.wait(0 if receiver.interrupted else None)
+
+    def _hear(self, receiver: Receiver) -> None:
+        """Do what the fork's news ask for."""
+        assert self.finding is not None
+        carried.apply(self.item, receiver)
+        coverage_data.merge(receiver)
+        self.item.ihook.pytest_sandbox_outcome(item=self.item, outcome=self.finding.outcome, stats=self.finding.stats)
+        self.finding.conclude()
+        if receiver.interrupted:
+            raise KeyboardInterrupt
+        self._end_session("setup")
+
+    def _end_session(self, when: str) -> None:
+        if self.finding is not None and self.finding.exit is not None and self.finding.exit[0] == when:
+            _when, reason, status = self.finding.exit
+            pytest.exit(reason, status)
+
+    def run_test(self) -> None:
+        """Be the item's body: it has run, so only what it logged is left to do."""
+        assert self.finding is not None
+        for report in self.finding.logged:
             self.item.ihook.pytest_runtest_logreport(report=report)
+        self._end_session("call")
+
+    def tear_down(self) -> None:
+        """Be the item's teardown: discard the container. In the fork, do the item's own."""
+        if self.fork is not None:
+            self._teardown()
+            return
+        if self.container is not None and self.container.status != "stopped":
+            try:
+                self.item.ihook.pytest_sandbox_discard(item=self.item, container=self.container)
+            finally:
+                self.close()
+        self._end_session("teardown")
+
+    def close(self) -> None:
+        """Close the container, whatever happened."""
+        if self.container is not None:
+            self.container.close()
 
 
-def _in_the_fork(item: pytest.Item, call: pytest.CallInfo[None] | None, sender: Sender) -> NoReturn:
-    """Report the setup, run body and teardown, and end without a trace of the parent's session."""
-    status = 1
-    try:
-        assert call is not None
-        report = item.ihook.pytest_runtest_makereport(item=item, call=call)
-        sender.report(report)
-        if report.passed and not item.config.getoption("setuponly", default=False):
-            sender.report(compat.run_phase(item, "call"))
-        sender.report(compat.run_phase(item, "teardown", nextitem=None))
-        coverage_data.send(sender)
-        sender.done()
-        status = 0
-    except (pytest.exit.Exception, KeyboardInterrupt) as error:
-        sender.end_session(error)
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(status)
+class _Frame:
+    """Around each test: the outermost wrappers."""
 
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """Run a test inside, if that is where it belongs."""
-    if not item.stash.get(INSIDE, False):
-        return None
-    from pytest_sandbox.container import Container
-
-    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    compat.begin_request(item)
-    container = Container(item.stash[SETTINGS])
-    try:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+        """Put a test inside, if that is where it belongs."""
+        if not item.stash.get(INSIDE, False):
+            return (yield)
+        flush_terminal()
+        visit = item.stash[_VISIT] = _Visit(item, nextitem)
+        visit.take_over()
         try:
-            container.start()
-        except Exception as error:  # noqa: BLE001 - a test whose container cannot be made is a test that failed, and says why
-            verdict.report_unstarted(item, error)
-        else:
-            item.ihook.pytest_sandbox_started(item=item, container=container)
-            _Split(item, container).run(nextitem)
-            item.ihook.pytest_sandbox_discard(item=item, container=container)
-    finally:
-        container.close()
-        compat.end_request(item)
-    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-    return True
+            result = yield
+        except BaseException as error:
+            if visit.fork is not None:
+                visit.fork.end(error)
+            raise
+        finally:
+            if visit.fork is not None:  # whatever this is, it may not go on into the parent's session
+                os._exit(1)
+            visit.give_back()
+            visit.close()
+            del item.stash[_VISIT]
+        return result
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """In the fork, take the report; in the parent, let nobody's makereport change what the fork's has made of it."""
+        visit = item.stash.get(_VISIT, None)
+        if visit is not None and visit.fork is not None:
+            return visit.fork.made(call, (yield))
+        answer = _answer(visit, call)
+        if answer is None:
+            return (yield)
+        call.excinfo = answer.exception()
+        yield
+        call.excinfo = None  # a debugger has looked at it inside
+        return answer.report
+
+
+class _Answers:
+    """The innermost implementation: what other plugins' wrappers see."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> pytest.TestReport | None:
+        """Return a copy of the fork's report of this phase."""
+        answer = _answer(item.stash.get(_VISIT, None), call)
+        return None if answer is None else answer.copy()
+
+
+def _answer(visit: _Visit | None, call: pytest.CallInfo[Any]) -> verdict.Answer | None:
+    """Return the fork's answer; the parent's own teardown has a word of its own where it failed."""
+    if visit is None or visit.fork is not None or visit.finding is None:
+        return None
+    answer = visit.finding.answers.get(call.when)
+    if answer is not None and call.when == "teardown" and call.excinfo is not None and not answer.is_shown(call):
+        return None
+    return answer

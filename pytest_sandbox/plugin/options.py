@@ -1,38 +1,61 @@
-"""Options, ini settings, markers and the report's header line."""
+"""Options, ini settings and marks."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_sandbox.errors import SettingsError
-from pytest_sandbox.settings import KEYS, from_text
+from pytest_sandbox.settings import KEYS, Settings, from_text
 
-__all__ = ["given", "pytest_addoption", "pytest_configure", "pytest_report_header", "wants_sandbox"]
+if TYPE_CHECKING:
+    from pytest_sandbox.settings import Key
 
-_MARK = "container(**settings): run the test in a container of its own (memory=, cpus=, image=, timeout=, network=, ...)"
-_NO_MARK = "no_sandbox: keep the test out of a container also under --sandbox"
+__all__ = ["given", "pytest_addoption", "pytest_configure", "wants_sandbox"]
+
+_MARKS = (
+    "container(**settings): run the test in a container of its own (memory=, cpus=, image=, timeout=, network=, ...)",
+    "no_sandbox: keep the test out of a container also under --sandbox",
+)
+_MOST_EXPENSIVE = 10
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--sandbox``, ``--sandbox-KEY``, ``sandbox`` and ``sandbox_KEY``."""
+    """Add ``--sandbox``, ``--sandbox-KEY`` and the like, and the ini settings of the same names."""
     group = parser.getgroup("sandbox", "each test in a container of its own")
-    group.addoption("--sandbox", action="store_true", default=None, help="put every test that does not hold a container inside one")
+    group.addoption("--sandbox", action="store_true", help="put every test that does not hold a container inside one of its own")
     parser.addini("sandbox", "as --sandbox", type="bool", default=False)
     for key in KEYS.values():
-        parser.addini(f"sandbox_{key.name}", f"{key.meaning}: {key.form} (default: {key.default})", default=None)
-        if key.option:
-            group.addoption(f"--sandbox-{key.name}", metavar="VALUE", help=f"{key.meaning}: {key.form}".replace("%", "%%"))
+        _add_key(parser, group, key)
+    group.addoption(
+        "--sandbox-keep",
+        choices=("failed", "all", "none"),
+        default="none",
+        help="keep the writable layers of failed or all tests, for `pytest-sandbox shell` (default: none)",
+    )
+    group.addoption(
+        "--sandbox-stats",
+        metavar="N",
+        type=int,
+        nargs="?",
+        const=_MOST_EXPENSIVE,
+        help=f"show the N most expensive tests (default: {_MOST_EXPENSIVE}): memory peak, CPU time, wall time",
+    )
+    parser.addini("sandbox_unsupported", "a limit that this host cannot enforce: error or skip (default: error)", default="error")
+
+
+def _add_key(parser: pytest.Parser, group: pytest.OptionGroup, key: Key) -> None:
+    text = f"{key.meaning}: {key.form} (default: {key.default})"
+    parser.addini(f"sandbox_{key.name}", text, default=None)
+    if key.option:
+        group.addoption(f"--sandbox-{key.name}", metavar="VALUE", help=text.replace("%", "%%"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marks."""
-    for line in (_MARK, _NO_MARK):
+    for line in _MARKS:
         config.addinivalue_line("markers", line)
-
-
-def pytest_report_header(config: pytest.Config) -> str | None:
-    """Say that tests run inside, where all of them do."""
-    return "sandbox: each test in a container of its own" if wants_sandbox(config) else None
 
 
 def wants_sandbox(config: pytest.Config) -> bool:
@@ -42,18 +65,23 @@ def wants_sandbox(config: pytest.Config) -> bool:
 
 def given(config: pytest.Config) -> tuple[dict[str, object], dict[str, object]]:
     """Return the settings of the ini file and those of the command line. Raises :class:`pytest.UsageError`."""
+    from pytest_sandbox.plugin import compat
+
     ini, options = {}, {}
     for key in KEYS.values():
-        text = config.getini(f"sandbox_{key.name}")
-        if text not in (None, "", []):
-            ini[key.name] = _read(f"sandbox_{key.name}", key.name, text)
-        if key.option and config.getoption(f"sandbox_{key.name}") is not None:
-            options[key.name] = _read(f"--sandbox-{key.name}", key.name, config.getoption(f"sandbox_{key.name}"))
+        value = compat.ini_value(config, f"sandbox_{key.name}")
+        if value not in (None, "", []):
+            ini[key.name] = _read(f"{config.inipath}: sandbox_{key.name}", key.name, value)
+        text = config.getoption(f"sandbox_{key.name}") if key.option else None
+        if text is not None:
+            options[key.name] = _read(f"--sandbox-{key.name}", key.name, text)
+    if config.getini("sandbox_unsupported") not in {"error", "skip"}:
+        raise pytest.UsageError(f"{config.inipath}: sandbox_unsupported={config.getini('sandbox_unsupported')!r} is neither error nor skip")
     return ini, options
 
 
-def _read(where: str, key: str, text: object) -> object:
+def _read(where: str, key: str, value: object) -> object:
     try:
-        return from_text(key, str(text))
+        return from_text(key, value) if isinstance(value, str) else getattr(Settings.of(**{key: value}), key)
     except SettingsError as error:
         raise pytest.UsageError(f"{where}: {error}") from None

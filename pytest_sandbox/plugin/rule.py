@@ -2,40 +2,67 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sandbox.errors import SettingsError
+from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.plugin.options import given, wants_sandbox
-from pytest_sandbox.settings import Settings
 
-__all__ = ["INSIDE", "SETTINGS", "pytest_collection_modifyitems"]
+if TYPE_CHECKING:
+    from pytest_sandbox.settings import Settings
 
+__all__ = ["FORK", "HOLDS", "INSIDE", "SETTINGS", "pytest_collection_modifyitems", "settings_of"]
+
+#: The name of the plugin that only a test's fork has.
+FORK = "sandbox-fork"
 #: The settings of a test's container, inside or held.
-SETTINGS = pytest.StashKey[Settings]()
+SETTINGS = pytest.StashKey["Settings"]()
 #: Whether the test's body runs inside.
 INSIDE = pytest.StashKey[bool]()
+#: Whether the test holds a container.
+HOLDS = pytest.StashKey[bool]()
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Decide for each test, and refuse a wrong setting before any test runs."""
-    ini, options = given(config)
+    common = given(config)
     everywhere = wants_sandbox(config)
+    known: dict[tuple[int, ...], Settings] = {}
     for item in items:
         names = getattr(item, "fixturenames", ())
+        marks = [mark.name for mark in item.iter_markers() if mark.name in {"container", "no_sandbox"}]
         holds = "container" in names
-        marked = item.get_closest_marker("container") is not None
-        kept_out = item.get_closest_marker("no_sandbox") is not None
-        item.stash[INSIDE] = not holds and (marked or (everywhere and not kept_out and "container_factory" not in names))
-        if holds or item.stash[INSIDE]:
-            item.stash[SETTINGS] = _settings(item, ini, options)
+        inside = not holds and _is_inside(marks, everywhere=everywhere and "container_factory" not in names)
+        item.stash[INSIDE], item.stash[HOLDS] = inside, holds
+        if holds or inside or "container" in marks:
+            item.stash[SETTINGS] = _settings(item, common, known)
+    if any(item.stash[INSIDE] for item in items):
+        from pytest_sandbox.plugin import inside as inside_
+
+        inside_.register(config)
 
 
-def _settings(item: pytest.Item, ini: dict[str, object], options: dict[str, object]) -> Settings:
+def _is_inside(marks: list[str], *, everywhere: bool) -> bool:
+    """Tell by the nearest mark, and where there is none by the session's wish; ``no_sandbox`` wins on the same node."""
+    return everywhere if not marks else marks[0] == "container"
+
+
+def _settings(item: pytest.Item, common: tuple[dict[str, object], dict[str, object]], known: dict[tuple[int, ...], Settings]) -> Settings:
+    marks = list(item.iter_markers("container"))
+    key = tuple(map(id, marks))
+    if key not in known:
+        known[key] = _read(item, marks, *common)
+    changed = item.ihook.pytest_sandbox_settings(item=item, settings=known[key])
+    return known[key] if changed is None else changed
+
+
+def _read(item: pytest.Item, marks: list[pytest.Mark], ini: dict[str, object], options: dict[str, object]) -> Settings:
+    from pytest_sandbox.settings import Settings
+
     marked: dict[str, Any] = {}
-    for mark in reversed(list(item.iter_markers("container"))):  # the nearest comes last, and wins
+    for mark in reversed(marks):  # the nearest comes last, and wins
         if mark.args:
             raise pytest.UsageError(
                 f"{item.nodeid}: @pytest.mark.container takes settings by name, such as memory='512m'; found {mark.args!r}"
@@ -43,7 +70,17 @@ def _settings(item: pytest.Item, ini: dict[str, object], options: dict[str, obje
         marked.update(mark.kwargs)
     try:
         settings = Settings.of(**{**ini, **marked, **options})
-    except SettingsError as error:
+        if {"image", "volumes"} & settings.given:
+            from pytest_sandbox.container import Container
+
+            Container.check(settings)
+    except SandboxError as error:
         raise pytest.UsageError(f"{item.nodeid}: {error}") from None
-    changed = item.config.hook.pytest_sandbox_settings(item=item, settings=settings)
-    return settings if changed is None else changed
+    return settings
+
+
+def settings_of(item: pytest.Item) -> Settings:
+    """Return the settings of a test's container, also of one that nobody knew to want one when it was collected."""
+    if SETTINGS not in item.stash:
+        item.stash[SETTINGS] = _settings(item, given(item.config), {})
+    return item.stash[SETTINGS]

@@ -1,139 +1,139 @@
-"""What a test inside came to: its reports replayed in the parent, or one clear failure where it ended without them."""
+"""What a test inside came to: an answer for each phase, from the fork's reports, or from how the fork ended where they are missing."""
 
 from __future__ import annotations
 
-import importlib
-import signal
-import warnings
-from dataclasses import dataclass
+import copy
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sandbox.outcome import Exited, OOMKilled, Outcome, Signaled, TimedOut
-from pytest_sandbox.plugin import compat, coverage_data
+from pytest_sandbox.container import values
+from pytest_sandbox.outcome import Exited, OOMKilled, Outcome
+from pytest_sandbox.plugin import figures, hints, keep, words
 
 if TYPE_CHECKING:
     from pytest_sandbox.container import Container
-    from pytest_sandbox.outcome import Stats
+    from pytest_sandbox.plugin.wire import Receiver
 
-__all__ = ["Finding", "report_unstarted"]
+__all__ = ["Answer", "Finding"]
 
-_MOST_CHANGES = 20
-_MIB = 1 << 20
+_PHASES = ("setup", "call", "teardown")
 
 
-@dataclass
+class Answer:
+    """A phase's report, and the exception that it is about."""
+
+    def __init__(self, report: pytest.TestReport, error: Any = None) -> None:
+        self.report = report
+        self._error = error
+        self._excinfo: pytest.ExceptionInfo[BaseException] | None = None
+
+    def copy(self) -> pytest.TestReport:
+        """Return a report that may be changed without changing this one."""
+        made = copy.copy(self.report)
+        made.sections = list(made.sections)
+        made.user_properties = list(made.user_properties)
+        return made
+
+    def exception(self) -> pytest.ExceptionInfo[BaseException] | None:
+        """Return the exception, made anew, for those who ask what a report is about."""
+        if self._error is not None and self._excinfo is None:
+            try:
+                raise values.decode_exception(self._error)
+            except BaseException as error:  # noqa: BLE001 - whatever the test raised
+                self._excinfo = pytest.ExceptionInfo.from_exception(error)
+        return self._excinfo
+
+    def is_shown(self, call: pytest.CallInfo[Any]) -> bool:
+        """Tell whether the phase's exception is this one, and not the parent's own."""
+        return self._excinfo is not None and call.excinfo is self._excinfo
+
+
 class Finding:
-    """How the fork ended, and what it sent until then."""
+    """How the fork ended, and what it sent until then; ``answers`` by phase, ``logged`` what others logged, ``exit`` phase and reason of an end."""
 
-    outcome: Outcome
-    container: Container
-    received: list[dict[str, Any]]
-    timeout: float | None
-    started: float
-    stopped: float
+    def __init__(
+        self,
+        item: pytest.Item,
+        container: Container,
+        receiver: Receiver,
+        outcome: Outcome,
+        time: tuple[float, float],
+        printed: list[tuple[str, str]],
+    ) -> None:
+        self.item = item
+        self.container = container
+        self.outcome = outcome
+        self.stats = container.stats()
+        self.answers: dict[str, Answer] = {}
+        self.logged: list[pytest.TestReport] = []
+        self.exit: tuple[str, str, int | None] | None = None
+        self._receiver = receiver
+        self._symptoms: list[hints.Symptom] = []
+        self._read()
+        if not self._is_finished:
+            self._crash(*time, printed)
 
-    def replay(self, item: pytest.Item) -> None:
-        """Give the parent's plugins every report and warning, with the container's figures; and the verdict, where the end is missing."""
-        stats = self.container.stats()
-        item.ihook.pytest_sandbox_outcome(item=item, outcome=self.outcome, stats=stats)
-        finished = any(one["kind"] in {"done", "exit", "interrupt"} for one in self.received)
-        reports = []
-        for one in self.received:
-            if one["kind"] == "report":
-                reports.append(item.config.hook.pytest_report_from_serializable(config=item.config, data=one["data"]))
-            elif one["kind"] == "warning":
-                _warn(item, one["data"])
-            elif one["kind"] == "coverage":
-                coverage_data.merge(one["data"])
-        if not finished:
-            reports = [report for report in reports if report.when == "setup"] + [self._crash(item)]
+    @property
+    def _is_finished(self) -> bool:
+        return isinstance(self.outcome, Exited) and self.outcome.status == 0 and any(news.kind == "done" for news in self._receiver.news)
+
+    @property
+    def _phase(self) -> str:
+        """The phase that has not been reported; the last where all have."""
+        return next((when for when in _PHASES if when not in self.answers), _PHASES[-1])
+
+    def _read(self) -> None:
+        for kind, data in self._receiver.news:
+            if kind == "report":
+                report = self._report(data["report"])
+                self.answers[report.when] = Answer(report, data["error"])
+                self._symptoms += [hints.Symptom(*one) for one in data["symptoms"]]
+            elif kind == "logged":
+                self.logged.append(self._report(data))
+            elif kind == "exit":
+                self.exit = (self._phase, *data)
+
+    def _report(self, data: dict[str, Any]) -> Any:
+        """Make a report again; what was a tuple is one again."""
+        report = self.item.config.hook.pytest_report_from_serializable(config=self.item.config, data=data)
+        report.location = tuple(report.location)
+        report.sections = [tuple(section) for section in report.sections]
+        report.user_properties = [tuple(one) for one in report.user_properties]
+        if isinstance(report.longrepr, list):
+            report.longrepr = tuple(report.longrepr)
+        return report
+
+    def _crash(self, started: float, stopped: float, printed: list[tuple[str, str]]) -> None:
+        """Answer for the phase in which the fork ended: never as the failure that a mark expects."""
+        when = self._phase
+        done = [answer.report for answer in self.answers.values()]
+        began = max([started, *(report.stop for report in done)])
+        text = words.said(self.outcome, self._receiver, self.container, self.stats)
+        call = pytest.CallInfo.from_call(lambda: pytest.fail(text, pytrace=False), when)  # type: ignore[arg-type]
+        call.start, call.stop, call.duration = began, stopped, stopped - began
+        report = pytest.TestReport.from_item_and_call(self.item, call)
+        earlier = list(done[-1].sections) if done else []
+        report.sections = [*earlier, *((f"Captured {name} {when}", text) for name, text in printed)]
+        report.user_properties = list(done[-1].user_properties) if done else []
+        self.answers[when] = Answer(report, values.encode_exception(call.excinfo.value) if call.excinfo else None)
+
+    def conclude(self) -> None:
+        """Put figures, changes and hints into the reports, and keep the layer if that is wanted."""
+        failed = [answer.report for answer in self.answers.values() if answer.report.failed]
+        failed += [report for report in self.logged if report.failed]
+        kept = keep.keep(self.item, self.container, failed=bool(failed))
+        sections = self._sections(kept) if failed else []
+        for report in failed:
+            report.sections.extend(sections)
+        reports = [answer.report for answer in self.answers.values()]
+        self.item.user_properties[:] = reports[-1].user_properties
+        figures.add_properties(self.item, self.container, self.stats, killed=isinstance(self.outcome, OOMKilled), kept=kept)
         for report in reports:
-            if report.when == "call":
-                report.user_properties.extend(_properties(stats, self.outcome))
-            if report.failed:
-                report.sections.extend(self._sections(stats))
-            item.ihook.pytest_runtest_logreport(report=report)
+            if report.when != "setup" or report.failed:
+                report.user_properties = list(self.item.user_properties)
 
-    def _crash(self, item: pytest.Item) -> pytest.TestReport:
-        text = _said(self.outcome, self.timeout)
-        return _failed(item, text, self.started, self.stopped, compat.take_captured(item))
-
-    def _sections(self, stats: Stats) -> list[tuple[str, str]]:
-        changes = [str(change) for change in self.container.diff()]
-        shown = changes[:_MOST_CHANGES]
-        if len(changes) > _MOST_CHANGES:
-            shown.append(f"... and {len(changes) - _MOST_CHANGES} more")
-        found = [("container", _figures(self.container, stats))]
-        return [*found, ("changes", "\n".join(shown))] if shown else found
-
-    def end_session(self) -> None:
-        """End the session where the test asked for it."""
-        for one in self.received:
-            if one["kind"] == "exit":
-                pytest.exit(*one["data"])
-            if one["kind"] == "interrupt":
-                raise KeyboardInterrupt
-
-
-def report_unstarted(item: pytest.Item, error: Exception) -> None:
-    """Report that a test's container could not be made."""
-    item.ihook.pytest_runtest_logreport(report=_failed(item, f"{type(error).__name__}: {error}", 0, 0, [], when="setup"))
-
-
-def _failed(
-    item: pytest.Item, text: str, start: float, stop: float, sections: list[tuple[str, str]], when: Any = "call"
-) -> pytest.TestReport:
-    return pytest.TestReport(
-        nodeid=item.nodeid,
-        location=item.location,
-        keywords=dict.fromkeys(item.keywords, 1),
-        outcome="failed",
-        longrepr=text,
-        when=when,
-        sections=sections,
-        duration=stop - start,
-        start=start,
-        stop=stop,
-        user_properties=list(item.user_properties),
-    )
-
-
-def _said(outcome: Outcome, timeout: float | None) -> str:
-    if isinstance(outcome, OOMKilled):
-        limit = "none" if outcome.limit is None else f"{outcome.limit / _MIB:.0f} MiB"
-        return f"killed for memory: limit {limit}, peak {outcome.peak / _MIB:.0f} MiB, of which files {outcome.files / _MIB:.0f} MiB"
-    if isinstance(outcome, TimedOut):
-        ran = "".join(f"\n  {line}" for line in outcome.processes)
-        return f"timeout: the test ran longer than {timeout:g} s and was killed; inside ran:{ran}"
-    if isinstance(outcome, Signaled):
-        return f"killed by {signal.Signals(outcome.signal).name}"
-    assert isinstance(outcome, Exited)
-    return f"the test's process ended by itself with status {outcome.status} before the test was over (os._exit?)"
-
-
-def _figures(container: Container, stats: Stats) -> str:
-    limits = ", ".join(f"{key}={value}" for key, value in container.settings.raw().items()) or "defaults"
-    peak = "unknown" if stats.memory_peak is None else f"{stats.memory_peak / _MIB:.1f} MiB"
-    cpu = "unknown" if stats.cpu_seconds is None else f"{stats.cpu_seconds:.3f} s"
-    return f"{container.id}: {limits}\nmemory peak {peak}, CPU {cpu}, processes at most {stats.pids_peak}, OOM kills {stats.oom_kills}"
-
-
-def _properties(stats: Stats, outcome: Outcome) -> list[tuple[str, object]]:
-    return [
-        ("container.memory_peak", stats.memory_peak),
-        ("container.cpu_seconds", stats.cpu_seconds),
-        ("container.pids_peak", stats.pids_peak),
-        ("container.oom_killed", isinstance(outcome, OOMKilled)),
-    ]
-
-
-def _warn(item: pytest.Item, data: dict[str, Any]) -> None:
-    module, name = data["category"]
-    category = getattr(importlib.import_module(module), name, UserWarning) if module in {"builtins", "pytest"} else UserWarning
-    message = warnings.WarningMessage(category(data["message"]), category, data["filename"], data["lineno"])
-    location = tuple(data["location"]) if data["location"] else None
-    item.config.hook.pytest_warning_recorded.call_historic(
-        kwargs={"warning_message": message, "when": data["when"], "nodeid": data["nodeid"], "location": location}
-    )
+    def _sections(self, kept: str | None) -> list[tuple[str, str]]:
+        sections = figures.sections(self.container, self.stats, kept)
+        said = hints.said(self._symptoms, self.item, self.container, self.stats)
+        return [*sections, ("hint", said)] if said else sections

@@ -1,92 +1,221 @@
-"""Reports, warnings and the session's end, on their way from a fork to its parent: JSON, through pytest's public hooks."""
+"""The way of a fork's news to its parent: one line of JSON each, behind a word that only the two know.
+
+The fork runs foreign code, which may write what it likes on every descriptor that it finds, or end in the middle of a line: so the parent believes
+a line only if it is whole and begins with the word, waits for the fork and not for the stream's end (a stray process may hold that), and takes
+no more than it can bear. News is data, never pickles.
+
+========== ==================================================================================================
+kind       data
+========== ==================================================================================================
+report     a phase's report as pytest's hooks serialise it, and the phase's exception as data
+logged     a report that another plugin logged meanwhile (a subtest)
+warning    a warning as data
+debugger   true while a debugger waits for a person: time does not count then
+cache      key and value that the test gave to ``config.cache``
+...        what :mod:`pytest_sandbox.plugin.carried` and :mod:`pytest_sandbox.plugin.coverage_data` carry
+exit       the test ends the session (``pytest.exit``): reason and return code
+done       nothing is missing
+========== ==================================================================================================
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import select
+import signal
+import socket
 import time
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pytest
-
-from pytest_sandbox.plugin import compat
+from pytest_sandbox.linux import process
 
 if TYPE_CHECKING:
-    import warnings
+    from collections.abc import Iterator
 
-    from pytest_sandbox.channel import Channel
+    from pytest_sandbox.container import Child
 
-__all__ = ["Sender", "receive_all"]
+__all__ = ["News", "Receiver", "Wire"]
+
+#: The signal on which a fork writes its stack: the kernel's last real-time signal but one, which next to nobody uses.
+STACK_SIGNAL = signal.SIGRTMAX - 1
+_MOST = 256 << 20
+_CHUNK = 1 << 18
+_STACK_TIME = 2.0
+_STACK_PAUSE = 0.1
+_INTERRUPT_TIME = 5.0
 
 
-class Sender:
-    """The fork's end; registered as a plugin there, so that what other plugins log or warn arrives too."""
+class News(NamedTuple):
+    """One line."""
 
-    def __init__(self, config: pytest.Config, channel: Channel) -> None:
-        self._config = config
-        self._channel = channel
-        for hook in ("pytest_runtest_logreport", "pytest_warning_recorded"):
-            compat.take_over(config, hook)
-        config.pluginmanager.register(self, "sandbox-sender")
+    kind: str
+    data: Any
+
+
+class Wire:
+    """Both ends, made before the fork; each side then lets go of the other's."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.word = secrets.token_hex(8).encode()
+        self.stack_reader, self.stack_writer = os.pipe2(os.O_CLOEXEC)
+        self._owner = 0
+
+    def in_parent(self, child: Child) -> Receiver:
+        """Keep the parent's ends."""
+        self.theirs.close()
+        os.close(self.stack_writer)
+        return Receiver(self, child)
+
+    def in_fork(self) -> None:
+        """Keep the fork's ends."""
+        self.ours.close()
+        os.close(self.stack_reader)
+        self._owner = os.getpid()
 
     def send(self, kind: str, data: Any) -> None:
-        """Send one message; what JSON cannot hold arrives as its repr."""
-        self._channel.send({"kind": kind, "data": json.loads(json.dumps(data, default=_repr))})
+        """Send one line from the fork; a fork of the fork, which went on into pytest by accident, says nothing."""
+        if os.getpid() == self._owner:
+            self.theirs.sendall(b"%s %s\n" % (self.word, _dumps([kind, data])))
 
-    def report(self, report: pytest.TestReport) -> None:
-        """Send a report."""
-        self.send("report", self._config.hook.pytest_report_to_serializable(config=self._config, report=report))
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Send what somebody else logs here: a subtest."""
-        self.report(report)
-
-    def pytest_warning_recorded(self, warning_message: warnings.WarningMessage, when: str, nodeid: str, location: Any) -> None:
-        """Send a warning."""
-        data = {
-            "message": str(warning_message.message),
-            "category": [warning_message.category.__module__, warning_message.category.__qualname__],
-            "filename": warning_message.filename,
-            "lineno": warning_message.lineno,
-            "when": when,
-            "nodeid": nodeid,
-            "location": location,
-        }
-        self.send("warning", data)
-
-    def end_session(self, error: BaseException) -> None:
-        """Tell the parent that the test ends the whole session."""
-        reason = getattr(error, "msg", None)
-        self.send("exit" if isinstance(error, pytest.exit.Exception) else "interrupt", [reason, getattr(error, "returncode", None)])
-
-    def done(self) -> None:
-        """Say that nothing is missing: without it the parent holds that the test ended early."""
-        self.send("done", None)
+    def close(self) -> None:
+        """Close the parent's ends."""
+        self.ours.close()
+        os.close(self.stack_reader)
 
 
-def _repr(value: object) -> str:
+class Receiver:
+    """The parent's end: ``news`` is what came, ``strange`` whether something else did, ``stack`` what faulthandler wrote."""
+
+    def __init__(self, wire: Wire, child: Child) -> None:
+        self._wire = wire
+        self._child = child
+        self._data = bytearray()
+        self._searched = 0
+        self._taken = 0
+        self.news: list[News] = []
+        self.strange = False
+        self.too_much = False
+        self.stack = bytearray()
+        self.debugging = False
+        self.interrupted = False
+
+    def receive(self, timeout: float | None) -> bool:
+        """Take what comes until the fork has ended; False where the time is over before, not counting a debugger's.
+
+        A Ctrl-C goes on to the fork, which is out of the terminal's reach; it gets some seconds to end by itself, and none after a second one.
+        """
+        poll = select.poll()
+        for fd in (self._wire.ours.fileno(), self._wire.stack_reader, self._child.pidfd):
+            poll.register(fd, select.POLLIN)
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                waits = None if end is None or self.debugging else end - time.monotonic()
+                ready = poll.poll(waits if waits is None else max(0.0, waits * 1000))
+                if self._take(poll, {fd for fd, _event in ready}):
+                    return True
+                if not ready and not self.debugging:
+                    return False
+            except KeyboardInterrupt:
+                if self.interrupted:
+                    return False
+                self.interrupted = True
+                process.kill(self._child.pidfd, signal.SIGINT)
+                end = time.monotonic() + _INTERRUPT_TIME
+
+    def _take(self, poll: select.poll, ready: set[int]) -> bool:
+        """Read what is ready, and tell whether the fork has ended and all is read."""
+        for fd, into in ((self._wire.ours.fileno(), self._data), (self._wire.stack_reader, self.stack)):
+            if fd in ready:
+                part = os.read(fd, _CHUNK)
+                into += part
+                ready.discard(fd)
+                if not part:
+                    poll.unregister(fd)
+        self._parse()
+        return self._child.pidfd in ready and self._drained()
+
+    def _drained(self) -> bool:
+        """Read what a fork that has ended left; a stray process that goes on writing is not waited for."""
+        self._wire.ours.setblocking(False)
+        os.set_blocking(self._wire.stack_reader, False)
+        with suppress(BlockingIOError):
+            while not self.too_much and (part := os.read(self._wire.ours.fileno(), _CHUNK)):
+                self._data += part
+                self._parse()
+        with suppress(BlockingIOError):
+            self.stack += os.read(self._wire.stack_reader, _CHUNK)
+        self._parse()
+        self.strange = self.strange or bool(self._data)
+        return True
+
+    def ask_for_stack(self) -> None:
+        """Have the fork write its stack, and wait until it has; a fork that cannot is waited for a moment only."""
+        process.kill(self._child.pidfd, STACK_SIGNAL)
+        poll = select.poll()
+        poll.register(self._wire.stack_reader, select.POLLIN)
+        end = time.monotonic() + _STACK_TIME
+        pause = _STACK_TIME
+        while time.monotonic() < end and poll.poll(pause * 1000):
+            part = os.read(self._wire.stack_reader, _CHUNK)
+            self.stack += part
+            pause = _STACK_PAUSE
+            if not part:
+                return
+
+    def _parse(self) -> None:
+        begin = 0
+        while not self.too_much and (end := self._data.find(b"\n", max(begin, self._searched))) >= 0:
+            self._hear(bytes(self._data[begin:end]))
+            begin = end + 1
+        del self._data[:begin]
+        self._searched = len(self._data)
+        self._taken += begin
+        if self._taken + self._searched > _MOST:
+            self.too_much = True
+            self._data.clear()
+
+    def _hear(self, line: bytes) -> None:
+        word, _, text = line.partition(b" ")
+        if word != self._wire.word:
+            self.strange = True
+            return
+        news = News(*json.loads(text))
+        if news.kind == "debugger":
+            self.debugging = bool(news.data)
+        self.news.append(news)
+
+    def of(self, kind: str) -> Iterator[Any]:
+        """Yield the data of all news of a kind."""
+        return (news.data for news in self.news if news.kind == kind)
+
+
+def _dumps(value: Any) -> bytes:
+    """Write JSON; what it cannot hold becomes its repr."""
+    try:
+        return json.dumps(value, default=safe_repr).encode()
+    except (TypeError, ValueError, RecursionError):  # keys that are no text, a circle
+        return json.dumps(_plain(value, 0)).encode()
+
+
+def _plain(value: Any, depth: int) -> Any:
+    if depth < 100:
+        if isinstance(value, dict):
+            return {key if isinstance(key, str) else safe_repr(key): _plain(one, depth + 1) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [_plain(one, depth + 1) for one in value]
+        if value is None or type(value) in {str, int, float, bool}:
+            return value
+    return safe_repr(value)
+
+
+def safe_repr(value: object) -> str:
+    """Return ``repr(value)``, or the name of its class where that raises."""
     try:
         return repr(value)
     except Exception:  # noqa: BLE001 - a test's object
         return f"<{type(value).__qualname__}>"
-
-
-def receive_all(channel: Channel, pidfd: int, timeout: float | None) -> tuple[list[dict[str, Any]], bool]:
-    """Receive until the fork has ended or the time is over; a stray process that holds the channel does not delay the end."""
-    received: list[dict[str, Any]] = []
-    poll = select.poll()
-    for fd in (channel.fileno(), pidfd):
-        poll.register(fd, select.POLLIN)
-    end = None if timeout is None else time.monotonic() + timeout
-    while True:
-        left = None if end is None else (end - time.monotonic()) * 1000
-        ready = dict(poll.poll(left)) if left is None or left > 0 else {}
-        if channel.fileno() in ready:
-            try:
-                received.append(channel.receive()[0])
-            except EOFError:
-                poll.unregister(channel.fileno())
-        elif pidfd in ready:
-            return received, True
-        elif end is not None and time.monotonic() >= end:
-            return received, False

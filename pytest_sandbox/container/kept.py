@@ -1,0 +1,103 @@
+"""Layers that are kept: what a container wrote, copied out of it before it goes, to look at afterwards.
+
+::
+
+    HOME/kept/ID/kept.json   id, label, time, settings (as Settings.raw()), points: where each overlay lies, by its number ("0": the root)
+    HOME/kept/ID/N/upper     what overlay N held, in overlayfs's own language (Documentation/filesystems/overlayfs.rst)
+
+HOME is the image store's. :func:`start` makes a container that begins where the kept one ended: the kept folders lie below its writable
+layer, so what is done in it changes nothing that is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pytest_sandbox.channel import close_all
+from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.folders import images
+from pytest_sandbox.linux.copying import copy_tree
+
+if TYPE_CHECKING:
+    from pytest_sandbox.container import Container
+
+__all__ = ["Kept", "keep", "kept"]
+
+_FACTS = "kept.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One kept layer: ``folder`` holds it; ``settings`` are those of its container, as :meth:`Settings.of` reads them."""
+
+    id: str
+    label: str
+    time: float
+    settings: dict[str, Any] = field(default_factory=dict)
+    points: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """The folder that holds it."""
+        return os.path.join(_home(), self.id)
+
+    @property
+    def layers(self) -> dict[str, str]:
+        """Where each overlay lay, and the folder that holds what it held."""
+        return {point: f"{self.folder}/{number}/upper" for number, point in self.points.items()}
+
+    def remove(self) -> None:
+        """Throw it away."""
+        shutil.rmtree(self.folder)
+
+
+def _home() -> str:
+    return os.path.join(images(), "kept")
+
+
+def keep(container: Container) -> Kept:
+    """Copy the writable layer of a living container out, and return what it is known by from now on."""
+    layer, points = container.layer()
+    made = Kept(container.id, container.label, time.time(), container.settings.raw(), points)
+    unfinished = f"{made.folder}.{os.getpid()}"
+    os.makedirs(unfinished, mode=0o700)
+    try:
+        for number in points:
+            os.mkdir(f"{unfinished}/{number}")
+            upper = os.open(f"{number}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layer)
+            try:
+                copy_tree(upper, f"{unfinished}/{number}/upper")
+            finally:
+                os.close(upper)
+        with open(f"{unfinished}/{_FACTS}", "w", encoding="utf-8") as file:
+            json.dump(
+                {"id": made.id, "label": made.label, "time": made.time, "settings": made.settings, "points": points}, file, default=str
+            )
+        os.rename(unfinished, made.folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    finally:
+        close_all([layer])
+    return made
+
+
+def kept(name: str = "") -> list[Kept]:
+    """Return what is kept, oldest first; with a ``name``, that one alone. Raises :class:`SandboxError` where there is no such one."""
+    names = [name] if name else os.listdir(_home()) if os.path.isdir(_home()) else []
+    found = []
+    for one in names:
+        try:
+            with open(os.path.join(_home(), one, _FACTS), encoding="utf-8") as file:
+                found.append(Kept(**json.load(file)))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if name:
+                raise SandboxError(
+                    f"no layer is kept as {name!r} in {_home()}. Run pytest with --sandbox-keep=failed to keep some."
+                ) from error
+    return sorted(found, key=lambda one: one.time)

@@ -1,0 +1,105 @@
+"""What a test inside changes in the session, beside its reports: recorded in the fork, done again in the parent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pytest_sandbox.container import values
+from pytest_sandbox.plugin import compat
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_sandbox.plugin.wire import Receiver, Wire
+
+__all__ = ["Carried", "apply"]
+
+
+class Carried:
+    """The fork's side: knows how things stood, and sends what is new at the end."""
+
+    def __init__(self, item: pytest.Item, wire: Wire) -> None:
+        self._item = item
+        self._wire = wire
+        self._subtests = compat.failed_subtests(item)
+        self._wishes = _wishes(item.session)
+        xml = compat.junit_xml(item.config)
+        self._properties = len(xml.global_properties) if xml is not None else 0
+        self._cache_too()
+
+    def _cache_too(self) -> None:
+        cache = getattr(self._item.config, "cache", None)
+        if cache is None:
+            return
+        write = cache.set
+
+        def write_both(key: str, value: object) -> None:
+            write(key, value)
+            self._wire.send("cache", [key, value])
+
+        cache.set = write_both
+
+    def send(self) -> None:
+        """Send what is new."""
+        self._wire.send("subtests", compat.failed_subtests(self._item) - self._subtests)
+        wishes = _wishes(self._item.session)
+        if wishes != self._wishes:
+            self._wire.send("wishes", wishes)
+        xml = compat.junit_xml(self._item.config)
+        if xml is not None:
+            attributes = xml.node_reporter(self._item.nodeid).attrs
+            self._wire.send("junit", [xml.global_properties[self._properties :], attributes])
+
+
+def _wishes(session: pytest.Session) -> list[Any]:
+    return [session.shouldstop, session.shouldfail]
+
+
+def apply(item: pytest.Item, receiver: Receiver) -> None:
+    """Do in the parent what the fork sent."""
+    for key, value in receiver.of("cache"):
+        if item.config.cache is not None:
+            item.config.cache.set(key, value)
+    for count in receiver.of("subtests"):
+        compat.add_failed_subtests(item, count)
+    for stop, fail in receiver.of("wishes"):
+        item.session.shouldstop = item.session.shouldstop or stop
+        item.session.shouldfail = item.session.shouldfail or fail
+    xml = compat.junit_xml(item.config)
+    for properties, attributes in receiver.of("junit"):
+        for name, value in properties:
+            xml.add_global_property(name, value)
+        for name, value in attributes.items():
+            xml.node_reporter(item.nodeid).add_attribute(name, value)
+    for data in receiver.of("warning"):
+        _announce(item, data)
+    for name, scope in receiver.of("late_fixture"):
+        _announce_late_fixture(item, name, scope)
+
+
+def _announce(item: pytest.Item, data: dict[str, Any]) -> None:
+    import warnings
+
+    message = values.decode_exception(data["message"])
+    message.__cause__ = None
+    if not isinstance(message, Warning):
+        message = UserWarning(str(message))
+    recorded = warnings.WarningMessage(message, type(message), data["filename"], data["lineno"])
+    location = tuple(data["location"]) if data["location"] else None
+    arguments = {"warning_message": recorded, "when": data["when"], "nodeid": data["nodeid"], "location": location}
+    item.ihook.pytest_warning_recorded.call_historic(kwargs=arguments)
+
+
+def _announce_late_fixture(item: pytest.Item, name: str, scope: str) -> None:
+    import warnings
+
+    import pytest
+
+    text = (
+        f"the {scope}-scoped fixture {name!r} was asked for by getfixturevalue() inside the test's container, so it was made for this test alone: "
+        f"name it as an argument or in usefixtures() to have it made once"
+    )
+    path, line, _name = item.location
+    recorded = warnings.WarningMessage(pytest.PytestWarning(text), pytest.PytestWarning, path, (line or 0) + 1)
+    arguments = {"warning_message": recorded, "when": "runtest", "nodeid": item.nodeid, "location": None}
+    item.ihook.pytest_warning_recorded.call_historic(kwargs=arguments)

@@ -1,0 +1,78 @@
+"""What a container used and changed: the sections of a failed report, and the properties of every report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.plugin.words import mib
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_sandbox.container import Container
+    from pytest_sandbox.outcome import Stats
+
+__all__ = ["PREFIX", "add_properties", "sections"]
+
+PREFIX = "container."
+_MOST_CHANGES = 20
+
+
+def add_properties(item: pytest.Item, container: Container, stats: Stats, *, killed: bool, kept: str | None = None) -> None:
+    """Put the figures into the item's user properties, in the place of those of an earlier run."""
+    found = {
+        "id": container.id,
+        "memory_peak": stats.memory_peak,
+        "cpu_seconds": stats.cpu_seconds,
+        "pids_peak": stats.pids_peak,
+        "oom_killed": killed or bool(stats.oom_kills),
+    }
+    if kept is not None:
+        found["kept"] = kept
+    others = [one for one in item.user_properties if not one[0].startswith(PREFIX)]
+    item.user_properties[:] = [*others, *((PREFIX + name, value) for name, value in found.items())]
+
+
+def sections(container: Container, stats: Stats, kept: str | None = None) -> list[tuple[str, str]]:
+    """Return the sections "container" and "changes" of a report."""
+    found = [("container", _container(container, stats, kept))]
+    changes = _changes(container)
+    return [*found, ("changes", changes)] if changes else found
+
+
+def _container(container: Container, stats: Stats, kept: str | None) -> str:
+    raw = container.settings.raw()
+    limits = ", ".join(f"{key}={mib(value) if key in _SIZES and isinstance(value, int) else value}" for key, value in raw.items())
+    lines = [
+        f"{container.id}: {limits or 'defaults'}",
+        f"memory peak {mib(stats.memory_peak)}, CPU {_seconds(stats.cpu_seconds)}",
+        f"processes at most {_count(stats.pids_peak)}, killed for memory {_count(stats.oom_kills)}",
+    ]
+    if stats.cpu_throttled_seconds:
+        lines.append(f"held back by cpus= for {_seconds(stats.cpu_throttled_seconds)}")
+    if kept is not None:
+        lines.append(f"kept: pytest-sandbox shell {kept}")
+    return "\n".join(lines)
+
+
+_SIZES = ("memory", "memory_swap", "disk", "shm_size")
+
+
+def _seconds(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f} s"
+
+
+def _count(value: int | None) -> str:
+    return "unknown" if value is None else str(value)
+
+
+def _changes(container: Container) -> str:
+    try:
+        changes = [str(change) for change in container.diff()]
+    except (SandboxError, OSError) as error:
+        return f"not known: {error}"
+    shown = changes[:_MOST_CHANGES]
+    if len(changes) > _MOST_CHANGES:
+        shown.append(f"... and {len(changes) - _MOST_CHANGES} more")
+    return "\n".join(shown)

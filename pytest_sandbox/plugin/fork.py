@@ -1,0 +1,187 @@
+"""A test's own process, in its container: setup's end, body and teardown, told to the parent phase by phase; then it ends without a trace."""
+
+from __future__ import annotations
+
+import bdb
+import os
+import random
+import sys
+import unittest
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+
+from pytest_sandbox.container import values
+from pytest_sandbox.plugin import carried, compat, coverage_data, hints
+from pytest_sandbox.plugin.rule import FORK
+
+if TYPE_CHECKING:
+    import warnings
+    from contextlib import AbstractContextManager
+
+    from pytest_sandbox.plugin.streams import Streams
+    from pytest_sandbox.plugin.timer import Timer
+    from pytest_sandbox.plugin.wire import Wire
+
+__all__ = ["Fork", "before_fork"]
+
+_LONGEST_SECTION = 16 << 20
+
+
+def before_fork() -> Any:
+    """Return what :class:`Fork` puts back: CPython seeds ``random`` anew in a fork, and a seed that somebody chose would be lost."""
+    return random.getstate()
+
+
+class Fork:
+    """The fork's side of one test; registered as a plugin there, so that what other plugins log or announce arrives too."""
+
+    def __init__(self, item: pytest.Item, wire: Wire, streams: Streams, timer: Timer, kept: Any) -> None:
+        self._item = item
+        self._wire = wire
+        self._wire.in_fork()
+        random.setstate(kept)
+        streams.in_fork(wire.stack_writer)
+        compat.close_worker_streams(item.config)
+        timer.in_fork()
+        compat.forget_finalizers(item)
+        config = item.config
+        compat.take_over(config, "pytest_runtest_logreport", but=item.session)
+        compat.take_over(config, "pytest_warning_recorded")
+        self._hears = False  # to register is to hear of every warning until now once more
+        config.pluginmanager.register(self, FORK)
+        self._hears = True
+        self._carried = carried.Carried(item, wire)
+        self._measured = coverage_data.Measured()
+        self._driving = False
+        self._warnings: AbstractContextManager[None] = compat.recorded_warnings(item)
+        self._warnings.__enter__()
+
+    # -- what others say
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Pass on what somebody else logs: a subtest."""
+        self._wire.send("logged", self._serialised(report))
+
+    def pytest_warning_recorded(self, warning_message: warnings.WarningMessage, when: str, nodeid: str, location: Any) -> None:
+        """Pass on a warning."""
+        if not self._hears:
+            return
+        data = {
+            "message": values.encode_exception(_as_warning(warning_message)),
+            "filename": warning_message.filename,
+            "lineno": warning_message.lineno,
+            "when": when,
+            "nodeid": nodeid,
+            "location": location,
+        }
+        self._wire.send("warning", data)
+
+    def pytest_enter_pdb(self) -> None:
+        """Stop the clock while a person types."""
+        self._wire.send("debugger", data=True)
+
+    def pytest_leave_pdb(self) -> None:
+        """Let the clock go on."""
+        self._wire.send("debugger", data=False)
+
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> None:
+        """Say that a fixture of a higher scope is made here, for this test alone, because nobody knew before that it would be asked for."""
+        foreign = not getattr(fixturedef.func, "__module__", "").startswith("_pytest.")
+        if fixturedef.scope != "function" and foreign:
+            self._wire.send("late_fixture", [fixturedef.argname, fixturedef.scope])
+
+    # -- the phases
+
+    def made(self, call: pytest.CallInfo[Any], report: pytest.TestReport) -> pytest.TestReport:
+        """Take a phase's report: with the setup's, which somebody else's protocol made, the fork takes over and does not come back."""
+        if not self._driving:
+            self._driving = True
+            self._drive(call, report)
+        return report
+
+    def _drive(self, call: pytest.CallInfo[Any], report: pytest.TestReport) -> NoReturn:
+        try:
+            self._tell(call, report)
+            if report.passed and not self._item.config.getoption("setuponly", default=False):
+                self._phase("call", self._item.ihook.pytest_runtest_call)
+            self._phase("teardown", self._item.ihook.pytest_runtest_teardown, nextitem=None)
+            self._finish()
+        except BaseException as error:  # noqa: BLE001 - nothing may go on from here into the parent's session
+            self.end(error)
+        self._leave(0)
+
+    def _phase(self, when: Any, hook: Any, **more: Any) -> None:
+        call = pytest.CallInfo.from_call(lambda: hook(item=self._item, **more), when=when, reraise=(pytest.exit.Exception,))
+        self._tell(call, self._item.ihook.pytest_runtest_makereport(item=self._item, call=call))
+
+    def _tell(self, call: pytest.CallInfo[Any], report: pytest.TestReport) -> None:
+        error = None if call.excinfo is None else call.excinfo.value
+        report.sections = [(title, _shortened(text)) for title, text in report.sections]
+        data = {
+            "report": self._serialised(report),
+            "error": None if error is None else values.encode_exception(error),
+            "symptoms": hints.symptoms(error) if report.failed else [],
+        }
+        self._wire.send("report", data)
+        if error is not None and _is_interactive(error, report):
+            self._item.ihook.pytest_exception_interact(node=self._item, call=call, report=report)
+
+    def _serialised(self, report: pytest.TestReport) -> Any:
+        return self._item.config.hook.pytest_report_to_serializable(config=self._item.config, report=report)
+
+    def _finish(self) -> None:
+        self._warnings.__exit__(None, None, None)
+        self._carried.send()
+        self._measured.send(self._wire)
+        self._wire.send("done", None)
+
+    # -- the ends
+
+    def end(self, error: BaseException) -> NoReturn:
+        """End because of what came through all phases: the wish to end the session, or a fault of somebody's plugin."""
+        with suppress(BaseException):
+            if isinstance(error, pytest.exit.Exception):
+                self._wire.send("exit", [error.msg, error.returncode])
+                compat.tear_down_item(self._item)
+                self._finish()
+                self._leave(0)
+            if isinstance(error, KeyboardInterrupt) and not self._driving:
+                self._interrupted_setup(error)
+            self._wire.send("internal", values.encode_exception(error)["traceback"])
+        self._leave(1)
+
+    def _interrupted_setup(self, error: KeyboardInterrupt) -> NoReturn:
+        """Report a KeyboardInterrupt that pytest's own setup phase let through."""
+
+        def again() -> None:
+            raise error
+
+        call = pytest.CallInfo.from_call(again, when="setup", reraise=(pytest.exit.Exception,))
+        self._driving = True
+        self._drive(call, self._item.ihook.pytest_runtest_makereport(item=self._item, call=call))
+
+    @staticmethod
+    def _leave(status: int) -> NoReturn:
+        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+            with suppress(BaseException):
+                stream.flush()  # type: ignore[union-attr]
+        os._exit(status)
+
+
+def _as_warning(recorded: warnings.WarningMessage) -> Warning:
+    return recorded.message if isinstance(recorded.message, Warning) else recorded.category(recorded.message)
+
+
+def _is_interactive(error: BaseException, report: pytest.TestReport) -> bool:
+    """Tell whether a debugger should look at it: not at an expected failure or a skip."""
+    return not hasattr(report, "wasxfail") and not isinstance(error, (pytest.skip.Exception, bdb.BdbQuit, unittest.SkipTest))
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _LONGEST_SECTION:
+        return text
+    half = _LONGEST_SECTION // 2
+    return f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"

@@ -1,0 +1,128 @@
+"""Hints for the surprises of isolation: a failure that a test has inside and would not have outside, and what to do about it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, NamedTuple
+
+from pytest_sandbox.linux import sockets
+from pytest_sandbox.plugin.words import mib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pytest
+
+    from pytest_sandbox.container import Container
+    from pytest_sandbox.outcome import Stats
+
+__all__ = ["Symptom", "said", "symptoms"]
+
+_DEEPEST = 20
+_UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN}
+
+
+class Symptom(NamedTuple):
+    """What an exception shows: its ``kind``, and the ``path`` that it names."""
+
+    kind: str
+    path: str = ""
+
+
+def symptoms(error: BaseException | None) -> list[Symptom]:
+    """Return what an exception, or one that led to it, shows of the surprises that isolation brings."""
+    found = [symptom for one in _chain(error, 0) if (symptom := _symptom(one))]
+    return list(dict.fromkeys(found))
+
+
+def _chain(error: BaseException | None, depth: int) -> Iterator[BaseException]:
+    if error is None or depth > _DEEPEST:
+        return
+    yield error
+    for one in (error.__cause__, error.__context__, *getattr(error, "exceptions", ())):
+        if isinstance(one, BaseException):
+            yield from _chain(one, depth + 1)
+
+
+def _symptom(error: BaseException) -> Symptom | None:
+    if isinstance(error, socket.gaierror):
+        return Symptom("dns")
+    if isinstance(error, ConnectionRefusedError):
+        return Symptom("refused")
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return Symptom("pids")
+    if not isinstance(error, OSError):
+        return None
+    path = error.filename if isinstance(error.filename, str) else ""
+    if error.errno in _UNREACHABLE:
+        return Symptom("unreachable")
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return Symptom("full", path)
+    if error.errno == errno.EAGAIN and not path:
+        return Symptom("pids")
+    return Symptom("missing", os.path.abspath(path)) if error.errno == errno.ENOENT and path else None
+
+
+#: Paths that tests inside have made, and which test it was: the next one does not see them.
+_made: dict[str, str] = {}
+_MOST_MADE = 100_000
+
+
+def remember(item: pytest.Item, container: Container) -> None:
+    """Remember what a test has left in its container."""
+    if len(_made) < _MOST_MADE:
+        _made.update((change.path, item.nodeid) for change in container.diff() if change.kind == "added")
+
+
+def said(found: list[Symptom], item: pytest.Item, container: Container, stats: Stats) -> str:
+    """Return the hints for the symptoms, a line each; empty where isolation explains nothing."""
+    lines = [line for symptom in dict.fromkeys(found) if (line := _line(symptom, item, container, stats))]
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _line(symptom: Symptom, item: pytest.Item, container: Container, stats: Stats) -> str:
+    settings = container.settings
+    alone = settings.network == "none"
+    if symptom.kind == "refused":
+        return _refused(alone=alone)
+    if symptom.kind == "dns" and alone:
+        return 'No name can be looked up inside: the container has no network but its own loopback. network="host" gives it the host\'s.'
+    if symptom.kind == "unreachable" and alone:
+        return 'The container has no network but its own loopback. network="host" gives it the host\'s.'
+    if symptom.kind == "missing":
+        return _missing(symptom.path, item)
+    if symptom.kind == "full" and settings.disk is not None:
+        return f"Disk full: the container's writable layer may hold {mib(settings.disk)} (disk=)."
+    if symptom.kind == "pids" and settings.pids_limit is not None:
+        return f"No more processes: the container may have {settings.pids_limit} processes and threads (pids_limit=), and had {stats.pids_peak}."
+    return ""
+
+
+def _refused(*, alone: bool) -> str:
+    lines = []
+    listening = sockets.listening(os.getpid())
+    ports = sorted({f"{one.address}:{one.port}" for one in listening if one.port})
+    if ports and alone:
+        lines.append(
+            f"Refused inside, but the pytest process listens outside, on {', '.join(ports)}: a server that a fixture of a higher scope runs is "
+            f'outside, and the container has a loopback of its own. network="host" reaches it; so does a function-scoped fixture, which runs inside.'
+        )
+    paths = sorted({one.path for one in listening if one.path})
+    if paths:
+        lines.append(
+            f"The pytest process listens outside on the Unix socket {', '.join(paths)}: a socket cannot be connected to through the container's "
+            f'layer. volumes=["{paths[0]}:{paths[0]}"] passes it in.'
+        )
+    return "\n".join(lines)
+
+
+def _missing(path: str, item: pytest.Item) -> str:
+    maker = _made.get(path)
+    if maker is None or maker == item.nodeid:
+        return ""
+    return (
+        f"{path} was made by {maker}, inside its own container, and went with it. A fixture of a higher scope makes it once for all, "
+        f'and volumes=["FOLDER:FOLDER"] keeps a folder.'
+    )
