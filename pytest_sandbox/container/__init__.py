@@ -8,6 +8,7 @@ import subprocess
 import threading
 import weakref
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from pytest_sandbox.channel import Channel, Message, close_all
@@ -47,6 +48,10 @@ class Container(Files):
         self.id = ""
         self.label = ""
         """What people are shown beside the id (a test's name), set before :meth:`start`."""
+        self.kept: dict[str, str] = {}
+        """Folders that hold what the writable layer begins with, by where it lies (:mod:`pytest_sandbox.container.kept`); set before :meth:`start`."""
+        self.folders: tuple[str, ...] = ()
+        """Folders of the host that are laid over an image at their usual places, each under a writable layer; set before :meth:`start`."""
         self._state = "created"
         self._sending = threading.Lock()
         self._closing = threading.Lock()
@@ -68,7 +73,8 @@ class Container(Files):
         self._launcher.hierarchy.require(self.settings)
         self.ground = Ground(self.settings)
         try:
-            self.plan = plan_of(self.ground, has_user_namespace=self._launcher.has_user_namespace)
+            plan = plan_of(self.ground, has_user_namespace=self._launcher.has_user_namespace)
+            self.plan = replace(plan, kept=tuple(self.kept.items()), folders=self.folders) if self.kept or self.folders else plan
             self.id, self.pidfd, self._control = self._launcher.create(self.plan, about(self.ground, label=self.label))
         except BaseException:
             self.ground.release()
@@ -296,21 +302,33 @@ class Container(Files):
     def diff(self) -> list[Change]:
         """Return what differs from what the container started on, sorted by path, as ``docker diff``."""
         self._running()
-        answer, fds = self._layer()
+        layer, places = self.layer()
         try:
-            return sorted({Change(path, kind) for kind, path in self._changes(fds[0], answer["points"])})  # type: ignore[arg-type]
+            return sorted({Change(path, kind) for kind, path in self._changes(layer, places)})  # type: ignore[arg-type]
         finally:
-            close_all(fds)
+            os.close(layer)
 
-    def _layer(self) -> tuple[Message, list[int]]:
-        return self._launcher.request({"op": "layer", "id": self.id})
+    def layer(self) -> tuple[int, dict[str, tuple[str, tuple[str, ...]]]]:
+        """Return the folder of the writable layer (a descriptor, the caller's), and where each overlay in it lies ("": the root), and on what.
 
-    def _changes(self, layer: int, points: list[list[str]]) -> list[tuple[str, str]]:
+        An overlay is a folder with a number; below it, ``upper`` holds what was written.
+        """
+        answer, fds = self._launcher.request({"op": "layer", "id": self.id})
+        if not fds:
+            raise ContainerStopped(f"the container {self.id} has ended. Make a new one.")
+        close_all(fds[1:])
+        numbers = sorted(int(name) for name in os.listdir(fds[0]) if name.isdigit())
+        return fds[0], {str(number): self._place(number, answer["points"]) for number in numbers}
+
+    def _place(self, number: int, points: list[list[str]]) -> tuple[str, tuple[str, ...]]:
+        if number == 0:
+            return "", self.plan.lower
+        point, lower = [self.plan.folders[number - 1000]] * 2 if number >= 1000 else points[number - 1]
+        return point, (lower,)
+
+    def _changes(self, layer: int, places: dict[str, tuple[str, tuple[str, ...]]]) -> list[tuple[str, str]]:
         found = []
-        for name in os.listdir(layer):
-            if not name.isdigit():
-                continue
-            point, lower = self._lower(int(name), points)
+        for name, (point, lower) in places.items():
             fd = os.open(f"{name}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layer)
             try:
                 below = [(kind, point + path) for kind, path in overlay.changes(fd, lower)]
@@ -320,13 +338,6 @@ class Container(Files):
                 found += [("modified", parent) for parent in _parents(point)]
             found += below
         return [one for one in found if not self._is_mount_point(one[1])]
-
-    def _lower(self, number: int, points: list[list[str]]) -> tuple[str, tuple[str, ...]]:
-        """Return where the overlay ``number`` of the writable layer lies, and on what."""
-        if number == 0:
-            return "", self.plan.lower
-        point, lower = [self.plan.folders[number - 1000]] * 2 if number >= 1000 else points[number - 1]
-        return point, (lower,)
 
     def _is_mount_point(self, path: str) -> bool:
         return any(path == target or target.startswith(path + "/") for _source, target, _ro in self.plan.volumes)

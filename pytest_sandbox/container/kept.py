@@ -26,7 +26,7 @@ from pytest_sandbox.linux.copying import copy_tree
 if TYPE_CHECKING:
     from pytest_sandbox.container import Container
 
-__all__ = ["Kept", "keep", "kept"]
+__all__ = ["Kept", "keep", "kept", "start"]
 
 _FACTS = "kept.json"
 
@@ -62,7 +62,8 @@ def _home() -> str:
 
 def keep(container: Container) -> Kept:
     """Copy the writable layer of a living container out, and return what it is known by from now on."""
-    layer, points = container.layer()
+    layer, places = container.layer()
+    points = {number: point for number, (point, _lower) in places.items()}
     made = Kept(container.id, container.label, time.time(), container.settings.raw(), points)
     unfinished = f"{made.folder}.{os.getpid()}"
     os.makedirs(unfinished, mode=0o700)
@@ -101,3 +102,14 @@ def kept(name: str = "") -> list[Kept]:
                     f"no layer is kept as {name!r} in {_home()}. Run pytest with --sandbox-keep=failed to keep some."
                 ) from error
     return sorted(found, key=lambda one: one.time)
+
+
+def start(name: str) -> Container:
+    """Start a container that begins where the kept one ended. Raises :class:`SandboxError` where there is no such one."""
+    from pytest_sandbox.container import Container
+
+    (found,) = kept(name)
+    made = Container(**{**found.settings, "timeout": None})
+    made.label = found.label
+    made.kept = found.layers
+    return made.start()

@@ -103,11 +103,22 @@ class Building:
             os.makedirs(f"{STAGE}/base/{name}")
         if missing:
             lower.insert(0, f"{STAGE}/base")
-        overlay.make_layer(f"{STAGE}/0", self.plan.lower[0])
+        self._make_layer(f"{STAGE}/0", self.plan.lower[0], "")
         self._overlay(lower, f"{STAGE}/0", _ROOT, flags=sc.MS_NODEV)
         for name in ("proc", "sys", "dev"):
             if not stat.S_ISDIR(os.lstat(f"{_ROOT}/{name}").st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, "the root file system has something else in the place of a folder", f"/{name}")
+
+    def _make_layer(self, layer: str, like: str, point: str) -> None:
+        overlay.make_layer(layer, like)
+        for kept_point, folder in self.plan.kept:
+            if kept_point == point:
+                from pytest_sandbox.linux.copying import copy_tree
+
+                os.rmdir(f"{layer}/upper")
+                with_kept = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                copy_tree(with_kept, f"{layer}/upper")
+                os.close(with_kept)
 
     def _overlay(self, lower: list[str], layer: str, target: str, *, flags: int) -> None:
         options = list(self.host.options)
@@ -122,7 +133,7 @@ class Building:
                 self._mount_real(entry, f"{STAGE}/{number}")
         for number, folder in enumerate(self.plan.folders, 1000):
             os.makedirs(_ROOT + folder, exist_ok=True)
-            overlay.make_layer(f"{STAGE}/{number}", folder)
+            self._make_layer(f"{STAGE}/{number}", folder, folder)
             self._overlay([folder], f"{STAGE}/{number}", _ROOT + folder, flags=sc.MS_NODEV)
 
     def _mount_real(self, entry: mounts.Mounted, layer: str) -> None:
@@ -132,7 +143,7 @@ class Building:
             return
         if not entry.flags & sc.MS_RDONLY:
             try:
-                overlay.make_layer(layer, entry.point)
+                self._make_layer(layer, entry.point, entry.point)
                 self._overlay([entry.lower], layer, target, flags=entry.flags | sc.MS_NODEV)
             except OSError:  # a file system that cannot be below an overlay (vfat, a third overlay): seen, and never written
                 pass

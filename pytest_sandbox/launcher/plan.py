@@ -30,6 +30,7 @@ class Plan:
     user_namespace: bool = True
     protected: bool = True
     hostname: str | None = None
+    kept: tuple[tuple[str, str], ...] = ()
     volumes: tuple[tuple[str, str, bool], ...] = ()
     capabilities: int = 0
     seccomp: bool = True

@@ -38,11 +38,12 @@ class Answer:
     def exception(self) -> pytest.ExceptionInfo[BaseException] | None:
         """Return the exception, made anew, for those who ask what a report is about."""
         if self._error is not None and self._excinfo is None:
-            try:
-                raise values.decode_exception(self._error)
-            except BaseException as error:  # noqa: BLE001 - whatever the test raised
-                self._excinfo = pytest.ExceptionInfo.from_exception(error)
+            call = pytest.CallInfo.from_call(self._raise, when="call", reraise=())
+            self._excinfo = call.excinfo
         return self._excinfo
+
+    def _raise(self) -> None:
+        raise values.decode_exception(self._error)
 
     def is_shown(self, call: pytest.CallInfo[Any]) -> bool:
         """Tell whether the phase's exception is this one, and not the parent's own."""
@@ -109,7 +110,7 @@ class Finding:
         when = self._phase
         done = [answer.report for answer in self.answers.values()]
         began = max([started, *(report.stop for report in done)])
-        text = words.said(self.outcome, self._receiver, self.container, self.stats)
+        text = words.said(self.outcome, self._receiver, self.stats)
         call = pytest.CallInfo.from_call(lambda: pytest.fail(text, pytrace=False), when)  # type: ignore[arg-type]
         call.start, call.stop, call.duration = began, stopped, stopped - began
         report = pytest.TestReport.from_item_and_call(self.item, call)

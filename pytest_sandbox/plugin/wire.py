@@ -129,10 +129,10 @@ class Receiver:
 
     def _take(self, poll: select.poll, ready: set[int]) -> bool:
         """Read what is ready, and tell whether the fork has ended and all is read."""
-        for fd, into in ((self._wire.ours.fileno(), self._data), (self._wire.stack_reader, self.stack)):
+        for fd, data in ((self._wire.ours.fileno(), self._data), (self._wire.stack_reader, self.stack)):
             if fd in ready:
                 part = os.read(fd, _CHUNK)
-                into += part
+                data.extend(part)
                 ready.discard(fd)
                 if not part:
                     poll.unregister(fd)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from pytest_sandbox.outcome import Exited, OOMKilled, Outcome, Signaled, Stats, TimedOut
 
 if TYPE_CHECKING:
-    from pytest_sandbox.container import Container
     from pytest_sandbox.plugin.wire import Receiver
 
 __all__ = ["mib", "said"]
@@ -23,7 +22,7 @@ def mib(size: int | None) -> str:
     return f"{size / (1 << 20):.1f} MiB" if size % (1 << 20) else f"{size >> 20} MiB"
 
 
-def said(outcome: Outcome, receiver: Receiver, container: Container, stats: Stats) -> str:
+def said(outcome: Outcome, receiver: Receiver, stats: Stats) -> str:
     """Return what is to be said of a test whose process ended with ``outcome`` before all was reported."""
     stack = _stack(bytes(receiver.stack).decode(errors="replace"))
     internal = next(iter(receiver.of("internal")), None)
