@@ -318,9 +318,9 @@ class Container(Files):
             raise ContainerStopped(f"the container {self.id} has ended. Make a new one.")
         close_all(fds[1:])
         numbers = sorted(int(name) for name in os.listdir(fds[0]) if name.isdigit())
-        return fds[0], {str(number): self._place(number, answer["points"]) for number in numbers}
+        return fds[0], {str(number): self._ground_of(number, answer["points"]) for number in numbers}
 
-    def _place(self, number: int, points: list[list[str]]) -> tuple[str, tuple[str, ...]]:
+    def _ground_of(self, number: int, points: list[list[str]]) -> tuple[str, tuple[str, ...]]:
         if number == 0:
             return "", self.plan.lower
         point, lower = [self.plan.folders[number - 1000]] * 2 if number >= 1000 else points[number - 1]
