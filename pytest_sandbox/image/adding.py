@@ -110,8 +110,13 @@ class Adding:
                     future.cancel()
                 raise
 
-    def register(self, config: bytes, keys: Sequence[str], names: Sequence[str], *, manifest: bytes = b"", base: str = "") -> str:
-        """Write the image into the index, under ``names`` (full references, which it takes away from others); returns its id."""
+    def register(
+        self, config: bytes, keys: Sequence[str], names: Sequence[str], *, manifest: bytes = b"", digest: str = "", base: str = ""
+    ) -> str:
+        """Write the image into the index, under ``names`` (full references, which it takes away from others); returns its id.
+
+        ``digest`` is what a registry calls it by, its manifest's or its index'; ``base`` is "host" for layers over the host's own root.
+        """
         facts = [self.store.layer_facts(key) for key in keys]
         self._adopt(keys, facts)
         mounts = self._folded(_visible(keys, facts))
@@ -124,7 +129,8 @@ class Adding:
             known = index.images.get(image_id)
             stored = known.stored if known else time.time()
             index.images[image_id] = Record(tuple(keys), tuple(mounts), size, stored, manifest_id, base)
-            index.names.update(dict.fromkeys(names, image_id))
+            for name in names:
+                index.call(name, image_id, digest)
         return image_id
 
     def _adopt(self, keys: Sequence[str], facts: Sequence[LayerFacts]) -> None:

@@ -15,6 +15,7 @@ from pytest_sandbox.image.store import Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from pytest_sandbox.image.reference import Reference
     from pytest_sandbox.image.store import Record
 
 __all__ = ["Image", "find"]
@@ -84,7 +85,8 @@ class Image:
         """Return a stored image, by its name or by (the beginning of) its id. Raises :class:`ImageError` where there is none."""
         store = Store()
         index = store.index()
-        found = index.names.get(_name_of(reference))
+        parsed = _parsed(reference)
+        found = index.find(parsed) if parsed else None
         if found is None:
             digits = reference.removeprefix("sha256:")
             matching = [one for one in index.images if one.startswith(f"sha256:{digits}")] if len(digits) >= _SHORTEST_ID else []
@@ -185,12 +187,18 @@ def find(value: object) -> Image | None:
     return _of_folder(where)
 
 
-def _name_of(reference: str) -> str:
-    """Return the spelling that the index keeps a name under, "" for what is no reference (an id may be one, and may not)."""
+def _parsed(reference: str) -> Reference | None:
+    """Read a name; None for what is none (an id may look like one, and may not)."""
     try:
-        return parse_reference(reference).full
+        return parse_reference(reference)
     except ImageError:
-        return ""
+        return None
+
+
+def _name_of(reference: str) -> str:
+    """Return the spelling that the index keeps a name under, "" for what is no name."""
+    parsed = _parsed(reference)
+    return parsed.full if parsed else ""
 
 
 def _of(store: Store, image_id: str, reference: str = "") -> Image:

@@ -32,6 +32,8 @@ from pytest_sandbox.image.locks import lock_file, lock_folder, try_exclusive
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_sandbox.image.reference import Reference
+
 __all__ = ["Index", "LayerFacts", "Record", "Store", "home"]
 
 _FOLDERS: Final = ("documents", "layers", "images", "locks", "tmp")
@@ -72,10 +74,35 @@ class Record:
 
 @dataclass(slots=True)
 class Index:
-    """What is stored: ``names`` (full references) lead to image ids, ``images`` from ids to records."""
+    """What is stored: ``names`` (full references) lead to image ids, ``images`` from ids to records.
+
+    ``digests`` say which manifest or index of its registry a pulled name meant.
+    """
 
     names: dict[str, str] = field(default_factory=dict)
     images: dict[str, Record] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+
+    def find(self, reference: Reference) -> str | None:
+        """Return the id of a stored image by its name, or by its name and the digest that it was pulled by."""
+        found = self.names.get(reference.full)
+        if found is None and reference.digest:
+            start = f"{reference.registry}/{reference.repository}:"
+            known = (name for name, digest in self.digests.items() if digest == reference.digest and name.startswith(start))
+            found = next((self.names[name] for name in known if name in self.names), None)
+        return found
+
+    def call(self, name: str, image_id: str, digest: str = "") -> None:
+        """Give an image a name, which it takes away from another."""
+        self.names[name] = image_id
+        self.digests.pop(name, None)
+        if digest:
+            self.digests[name] = digest
+
+    def drop(self, name: str) -> None:
+        """Take a name away."""
+        self.names.pop(name, None)
+        self.digests.pop(name, None)
 
     def names_of(self, image_id: str) -> list[str]:
         return sorted(name for name, found in self.names.items() if found == image_id)
@@ -112,6 +139,9 @@ class Store:
         with open(self.path("layers", hex_of(key), "layer.json"), encoding="utf-8", errors="surrogateescape") as file:
             data = json.load(file)
         return LayerFacts(**{**data, "implied": tuple(data["implied"])})
+
+    def has_document(self, digest: str) -> bool:
+        return os.path.isfile(self.path("documents", hex_of(digest)))
 
     def document(self, digest: str) -> bytes:
         """Return a stored document, verified."""
@@ -157,7 +187,7 @@ class Store:
         self.prepare()
         with FileLock(self.path("lock"), poll_interval=0.005):
             read = self.index()
-            index = Index(dict(read.names), dict(read.images))
+            index = Index(dict(read.names), dict(read.images), dict(read.digests))
             before = _text(index)
             yield index
             after = _text(index)
@@ -234,7 +264,7 @@ class Store:
                 raise ImageError(f"the image {image_id} is not stored")
             names = index.names_of(image_id)
             if name and set(names) - {name}:
-                index.names.pop(name, None)
+                index.drop(name)
                 return [name]
             if not self._forget(index, image_id):
                 raise ImageError(f"the image {names[0] if names else image_id} is in use by a container. Close it first.")
@@ -253,7 +283,7 @@ class Store:
             os.close(fd)
         del index.images[image_id]
         for one in index.names_of(image_id):
-            del index.names[one]
+            index.drop(one)
         return True
 
     def prune(self, *, every: bool = False, older_than: float = 0.0, keep_bytes: int | None = None) -> tuple[list[str], int]:
@@ -344,7 +374,8 @@ def _parsed(file: TextIO, version: tuple[int, ...]) -> Index:
     global _last_parsed  # noqa: PLW0603 - a cache of one
     if _last_parsed[0] != version:
         data = json.load(file)
-        index = Index(data["names"], {image_id: _record(record) for image_id, record in data["images"].items()})
+        images = {image_id: _record(record) for image_id, record in data["images"].items()}
+        index = Index(data["names"], images, data["digests"])
         _last_parsed = (version, index)
     return _last_parsed[1]
 
@@ -354,4 +385,5 @@ def _record(data: dict[str, Any]) -> Record:
 
 
 def _text(index: Index) -> str:
-    return json.dumps({"names": index.names, "images": {key: asdict(record) for key, record in index.images.items()}}, sort_keys=True)
+    images = {key: asdict(record) for key, record in index.images.items()}
+    return json.dumps({"names": index.names, "digests": index.digests, "images": images}, sort_keys=True)
