@@ -98,5 +98,9 @@ class OutOfMemory(subprocess.CalledProcessError):
     def __str__(self) -> str:
         return (
             f"{super().__str__()[:-1]} after the kernel killed for memory "
-            f"(limit {self.memory_limit} bytes, peak {self.memory_peak}); raise memory=, or use less."
+            f"(limit {_mib(self.memory_limit)}, peak {_mib(self.memory_peak)}); raise memory=, or use less."
         )
+
+
+def _mib(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / (1 << 20):.0f} MiB"

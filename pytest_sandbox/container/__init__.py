@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Child", "Container", "Popen"]
 
+__tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
+
 #: Processes of ours in a container's group, which its limit does not count: init.
 _OVERHEAD = 1
 

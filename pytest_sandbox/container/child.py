@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Child", "fork_into", "run_call"]
 
+__tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
+
 _CHUNK = 1 << 16
 
 

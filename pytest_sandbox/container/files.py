@@ -13,6 +13,8 @@ from typing import Any
 
 __all__ = ["Files"]
 
+__tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
+
 _READ = os.O_RDONLY
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY

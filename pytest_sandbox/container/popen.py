@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Popen"]
 
+__tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
+
 _CHUNK = 1 << 16
 #: What init's own subprocess raises beside OSError.
 _ERRORS: dict[str, type[Exception]] = {"ValueError": ValueError, "TypeError": TypeError, "OverflowError": OverflowError}
