@@ -1,0 +1,54 @@
+"""The pages that stand outside of the site's own checks, and what is made from the code."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from mkdocs_hooks import on_page_markdown
+
+from pytest_sandbox.settings import KEYS
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "sample_project/README.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    """Each relative link of a page outside of docs/ names a file, and a heading where it names one."""
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("http"):
+            continue
+        path, _, heading = target.partition("#")
+        found = (ROOT / page).parent / path
+        assert found.exists(), target
+        assert not heading or heading in headings(found), target
+
+
+def headings(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_reference_describes_every_key():
+    """The table of settings has a row for each key, with its option where it has one."""
+    page = on_page_markdown((ROOT / "docs/reference/settings.md").read_text())
+    for key in KEYS.values():
+        option = f"<br>`--sandbox-{key.name}`" if key.option else ""
+        assert f"| `{key.name}`{option} |" in page
+
+
+def test_ci_runs_the_readmes_commands():
+    """Each of the two commands stands once in the README, and CI takes it from there."""
+    ci = (ROOT / ".ci/run").read_text()
+    for name in ("main-job", "tests"):
+        assert 1 == (ROOT / "README.md").read_text().count(f"<!-- {name} -->\n```bash\npython3 -m venv")
+        assert f"command=$(readme {name})" in ci
+
+
+def test_ci_is_shell():
+    """The script of CI is read by bash without complaint."""
+    assert 0 == subprocess.run(["bash", "-n", ROOT / ".ci/run"], check=False).returncode
