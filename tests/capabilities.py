@@ -58,6 +58,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "cpu": lambda: has_controller("cpu"),
     "cpuset": lambda: has_controller("cpuset"),
     "pids": lambda: has_controller("pids"),
+    "loop": lambda: os.access("/dev/loop-control", os.W_OK) and has_program("mkfs.ext4"),
     "limits": has_limits,
     "undelegated": lambda: has_unified_cgroup() and not has_limits(),
 }

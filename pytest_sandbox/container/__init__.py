@@ -19,7 +19,7 @@ from pytest_sandbox.container.ground import Ground
 from pytest_sandbox.container.planning import about, plan_of
 from pytest_sandbox.container.popen import Popen
 from pytest_sandbox.errors import ContainerStopped, OutOfMemory
-from pytest_sandbox.linux import overlay, process
+from pytest_sandbox.linux import overlay_changes, process
 from pytest_sandbox.outcome import Change, Stats
 from pytest_sandbox.settings import Settings
 
@@ -333,16 +333,21 @@ class Container(Files):
         for name, (point, lower) in places.items():
             fd = os.open(f"{name}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layer)
             try:
-                below = [(kind, point + path) for kind, path in overlay.changes(fd, lower)]
+                below = [(kind, point + path) for kind, path in overlay_changes.changes(fd, lower)]
             finally:
                 os.close(fd)
             if below and point:
                 found += [("modified", parent) for parent in _parents(point)]
             found += below
-        return [one for one in found if not self._is_mount_point(one[1])]
+        return self._without_mount_points(found)
 
-    def _is_mount_point(self, path: str) -> bool:
-        return any(path == target or target.startswith(path + "/") for _source, target, _ro in self.plan.volumes)
+    def _without_mount_points(self, found: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Leave out the volumes' targets, and the folders on the way to them in which nothing else has changed."""
+        targets = {target for _source, target, _ro in self.plan.volumes}
+        ways = {parent for target in targets for parent in _parents(os.path.dirname(target))}
+        others = {path for _kind, path in found} - targets - ways
+        changed = {parent for path in others for parent in _parents(os.path.dirname(path))}
+        return [one for one in found if one[1] in others or one[1] in ways & changed]
 
 
 def without_init(found: Stats, settings: Settings) -> Stats:

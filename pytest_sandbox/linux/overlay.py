@@ -1,8 +1,4 @@
-"""Overlays: a writable layer over folders that stay as they are, and what was written to it.
-
-The format of a layer is the kernel's (Documentation/filesystems/overlayfs.rst): a character device 0:0 stands for a deletion, the attribute
-``overlay.opaque`` marks a folder that replaces the one below, ``overlay.redirect`` one that was renamed.
-"""
+"""Overlays: a writable layer over folders that stay as they are (Documentation/filesystems/overlayfs.rst)."""
 
 from __future__ import annotations
 
@@ -14,12 +10,9 @@ from typing import TYPE_CHECKING
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-__all__ = ["changes", "mount_overlay"]
-
-_PRIVILEGED = "trusted.overlay."
-_UNPRIVILEGED = "user.overlay."
+__all__ = ["make_layer", "mount_overlay"]
 
 
 def mount_overlay(lower: Sequence[str], layer: str, target: str, *, flags: int = 0, options: Sequence[str] = ()) -> None:
@@ -54,71 +47,3 @@ def make_layer(folder: str, like: str) -> None:
                 raise
             mode = mode & ~0o700 | sum(bit << 6 for bit in (os.R_OK, os.W_OK, os.X_OK) if os.access(like, bit))
     os.chmod(upper, mode)
-
-
-def changes(upper: int, lower: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield ``(kind, path)`` for all that the writable layer ``upper`` (a folder's descriptor) says about the folders ``lower``.
-
-    ``kind`` is "added", "modified" or "deleted"; ``path`` begins with "/". A folder that holds a change is itself "modified", as
-    ``docker diff`` says it.
-    """
-    yield from _changes(upper, "", lower)
-
-
-def _changes(folder: int, path: str, lower: Sequence[str]) -> Iterator[tuple[str, str]]:
-    with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    below = _names(lower, path) if _is_opaque(folder) else set()
-    for entry in found:
-        below.discard(entry.name)
-        yield from _change(folder, entry, f"{path}/{entry.name}", lower)
-    for name in sorted(below):
-        yield "deleted", f"{path}/{name}"
-
-
-def _change(folder: int, entry: os.DirEntry[str], path: str, lower: Sequence[str]) -> Iterator[tuple[str, str]]:
-    status = entry.stat(follow_symlinks=False)
-    was = _lower_mode(lower, path)
-    if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
-        if was is not None:
-            yield "deleted", path
-        return
-    yield "added" if was is None else "modified", path
-    if not stat.S_ISDIR(status.st_mode):
-        return
-    child = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-    try:
-        yield from _changes(child, path, lower if was is not None and stat.S_ISDIR(was) else ())
-    finally:
-        os.close(child)
-
-
-def _lower_mode(lower: Sequence[str], path: str) -> int | None:
-    """Return the mode of what the topmost lower folder that knows ``path`` has there; None where it is nowhere, or deleted."""
-    for folder in lower:
-        try:
-            status = os.lstat(folder.rstrip("/") + path)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        return None if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0 else status.st_mode
-    return None
-
-
-def _names(lower: Sequence[str], path: str) -> set[str]:
-    names: set[str] = set()
-    for folder in lower:
-        try:
-            names.update(os.listdir(folder.rstrip("/") + path))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-    return {name for name in names if _lower_mode(lower, f"{path}/{name}") is not None}
-
-
-def _is_opaque(folder: int) -> bool:
-    for prefix in (_PRIVILEGED, _UNPRIVILEGED):
-        try:
-            if os.getxattr(folder, prefix + "opaque") == b"y":
-                return True
-        except OSError:
-            continue
-    return False

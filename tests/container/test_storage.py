@@ -9,7 +9,6 @@ from pathlib import Path
 from subprocess import PIPE
 
 import pytest
-from capabilities import has
 
 from pytest_sandbox import Change, Container, UnsupportedError, sweep
 from pytest_sandbox.linux import loop
@@ -19,11 +18,7 @@ pytestmark = pytest.mark.needs("root")
 KINDS = [pytest.param({}, id="memory"), pytest.param({"storage": "disk"}, id="disk")]
 
 
-def has_loop_devices():
-    return os.access("/dev/loop-control", os.W_OK) and has("mkfs.ext4")
-
-
-needs_loop = pytest.mark.skipif(not has_loop_devices(), reason="this host lacks loop devices or mkfs.ext4")
+needs_loop = pytest.mark.needs("loop")
 
 
 @pytest.fixture(autouse=True)
