@@ -4,12 +4,12 @@
 - ``item._fixtureinfo``, ``callspec._arg2scope``, ``_pytest.scope``: which of an item's fixtures have a scope above function, also where a
   parametrisation gives the scope.
 - ``item.session._setupstate``: a fork must forget the finalizers of nodes above its item, or each test would end the session's fixtures.
-- ``item._report_sections``: what was captured before a crash is in no report.
 - ``HookCaller._remove_plugin``: in a fork, reports and warnings go to the parent and to nobody else.
 - ``_pytest.warnings.catch_warnings_for_item``: records a test's warnings under all filters that pytest applies.
 - ``capturemanager._global_capturing``: a fork needs capture files of its own, or it would share the parent's offsets and contents.
 - ``_pytest.junitxml.xml_key``: what ``record_testsuite_property`` and ``record_xml_attribute`` write has no other way out of a fork.
 - ``_pytest.subtests.failed_subtests_key``: pytest counts failed subtests there, and turns the report of their test by it.
+- ``SubtestReport.context.kwargs`` is set against its frozen class, since reading it from JSON changes it.
 - ``config._inicfg``: in ``[tool.pytest]`` a setting has a native type, and no declared type lets a number and a text both pass.
 - ``gateway._io`` of execnet: a test must not be able to write into the stream between an xdist worker and its controller.
 """
@@ -37,7 +37,7 @@ __all__ = [
     "ini_value",
     "junit_xml",
     "recorded_warnings",
-    "report_sections",
+    "restore_subtest",
     "set_up_higher",
     "take_over",
     "tear_down_item",
@@ -75,12 +75,6 @@ def tear_down_item(item: pytest.Item) -> None:
     """Run what the item and its fixtures have to tear down, where its own teardown phase does not come any more."""
     with suppress(Exception):
         item.session._setupstate.teardown_exact(None)
-
-
-def report_sections(item: Any) -> list[tuple[str, str, str]]:
-    """Return what the item has printed until now: phase, stream, text. The list is the item's own."""
-    sections: list[tuple[str, str, str]] = item._report_sections
-    return sections
 
 
 def ini_value(config: Any, name: str) -> object:
@@ -135,6 +129,14 @@ def add_failed_subtests(item: Any, count: int) -> None:
     counts = _failed_subtests(item)
     if counts is not None and count:
         counts[getattr(item, "id", item.nodeid)] += count
+
+
+def restore_subtest(report: Any, data: dict[str, Any]) -> None:
+    """Give a subtest's report its arguments as they were: reading them, pytest takes the repr of what is a repr already."""
+    context = getattr(report, "context", None)
+    arguments = data.get("_subtest.context", {}).get("kwargs")
+    if context is not None and arguments:
+        object.__setattr__(context, "kwargs", arguments)
 
 
 def _failed_subtests(item: Any) -> Any:

@@ -63,7 +63,7 @@ class Fork:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Pass on what somebody else logs: a subtest."""
-        self._wire.send("logged", [self._serialised(report), _subtest_arguments(report)])
+        self._wire.send("logged", self._serialised(report))
 
     def pytest_warning_recorded(self, warning_message: warnings.WarningMessage, when: str, nodeid: str, location: Any) -> None:
         """Pass on a warning."""
@@ -169,15 +169,6 @@ class Fork:
             with suppress(BaseException):
                 stream.flush()  # type: ignore[union-attr]
         os._exit(status)
-
-
-def _subtest_arguments(report: Any) -> Any:
-    """Return a subtest's arguments where they are data: pytest's serialisation has their texts alone."""
-    context = getattr(report, "context", None)
-    try:
-        return None if context is None else values.encode(dict(context.kwargs))
-    except (AttributeError, TypeError, RecursionError):
-        return None
 
 
 def _as_warning(recorded: warnings.WarningMessage) -> Warning:

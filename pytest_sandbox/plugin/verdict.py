@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -92,19 +91,14 @@ class Finding:
                 self.answers[report.when] = Answer(report, data["error"])
                 self._symptoms += [hints.Symptom(*one) for one in data["symptoms"]]
             elif kind == "logged":
-                self.logged.append(self._logged(*data))
+                self.logged.append(self._report(data))
             elif kind == "exit":
                 self.exit = (self._phase, *data)
-
-    def _logged(self, data: dict[str, Any], arguments: Any) -> Any:
-        report = self._report(data)
-        if arguments is not None:
-            report.context = replace(report.context, kwargs=values.decode(arguments))
-        return report
 
     def _report(self, data: dict[str, Any]) -> Any:
         """Make a report again; what was a tuple is one again."""
         report = self.item.config.hook.pytest_report_from_serializable(config=self.item.config, data=data)
+        compat.restore_subtest(report, data)
         report.location = tuple(report.location)
         report.sections = [tuple(section) for section in report.sections]
         report.user_properties = [tuple(one) for one in report.user_properties]
