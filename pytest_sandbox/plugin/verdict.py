@@ -9,7 +9,7 @@ import pytest
 
 from pytest_sandbox.container import values
 from pytest_sandbox.outcome import Exited, OOMKilled, Outcome
-from pytest_sandbox.plugin import figures, hints, keep, words
+from pytest_sandbox.plugin import compat, figures, hints, keep, words
 
 if TYPE_CHECKING:
     from pytest_sandbox.container import Container
