@@ -6,10 +6,14 @@ From a folder's descriptor on, every step down is one name with O_NOFOLLOW.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Files"]
 
@@ -30,7 +34,7 @@ class Files:
         name = os.fspath(path)
         answer, fds = self.ask({"op": "file", "what": what, "path": os.path.join(self.workdir, name), **more})
         if answer["op"] == "failed":
-            raise OSError(answer["errno"], answer["reason"], name)
+            raise ValueError(answer["reason"]) if answer["errno"] is None else OSError(answer["errno"], answer["reason"], name)
         return answer, fds
 
     def _open(self, path: Path, flags: int, mode: int = 0o666) -> int:
@@ -39,7 +43,11 @@ class Files:
 
     def _open_file(self, path: Path, flags: int) -> int:
         fd = self._open(path, flags)
-        if stat.S_ISREG(os.fstat(fd).st_mode) or not flags & os.O_WRONLY:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISDIR(mode):
+            os.close(fd)
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        if stat.S_ISREG(mode) or not flags & os.O_WRONLY:
             os.set_blocking(fd, True)
         return fd
 
@@ -77,6 +85,7 @@ class Files:
 
     def copy_in(self, source: Path, target: Path) -> None:
         """Copy a file, a link or a folder of the host to ``target`` inside; into it, where it is a folder (as ``docker cp``)."""
+        os.lstat(source)  # what is not there is said by the name that was given
         source = os.path.abspath(os.fspath(source))
         folder, name = self._place(target, os.path.basename(source))
         try:
@@ -93,14 +102,36 @@ class Files:
             return self._open(parent or ".", _FOLDER), last
 
     def copy_out(self, source: Path, target: Path) -> None:
-        """Copy a file, a link or a folder inside to ``target`` on the host; into it, where it is a folder. Links are copied as links."""
-        parent, name = os.path.split(os.path.normpath(os.fspath(source)))
-        folder = self._open(parent or ".", _FOLDER)
+        """Copy a file, a link or a folder inside to ``target`` on the host; into it, where it is a folder. Links are copied as links.
+
+        ``FOLDER/.`` copies what is in the folder, as ``docker cp``.
+        """
+        folder, name = self._found(os.fspath(source))
         into, as_name = (os.fspath(target), name) if os.path.isdir(target) else os.path.split(os.path.abspath(os.fspath(target)))
         try:
-            _copy(folder, name or ".", into, as_name or ".")
+            _copy(folder, name, into, as_name or ".")
         finally:
             os.close(folder)
+
+    def _found(self, source: str) -> tuple[int, str]:
+        """Return the descriptor of the folder that holds ``source``, and the name there, "." for a folder's content ("FOLDER/.")."""
+        parent, name = (source, ".") if source.endswith("/.") else os.path.split(os.path.normpath(source))
+        try:
+            folder = self._open(parent or ".", _FOLDER)
+            with _closed_on_error(folder):
+                os.stat(name or ".", dir_fd=folder, follow_symlinks=False)
+        except OSError as error:  # said by the name that was given
+            raise OSError(error.errno, error.strerror, source) from None
+        return folder, name or "."
+
+
+@contextlib.contextmanager
+def _closed_on_error(fd: int) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def _opened(folder: int | str, flags: int) -> int:
@@ -140,14 +171,22 @@ def _copy_entry(source: int, name: str, target: int, as_name: str) -> None:
 def _copy_folder(source: int, name: str, target: int, as_name: str, status: os.stat_result) -> None:
     from_ = os.open(name, _FOLDER | _LINK, dir_fd=source)
     try:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(as_name, 0o700, dir_fd=target)
+        made = _made(target, as_name)
         to = os.open(as_name, _FOLDER | _LINK, dir_fd=target)
         try:
             for entry in os.listdir(from_):
                 _copy_entry(from_, entry, to, entry)
-            os.fchmod(to, stat.S_IMODE(status.st_mode) & 0o777)
+            if made:  # a folder that was there before keeps its mode
+                os.fchmod(to, stat.S_IMODE(status.st_mode) & 0o777)
         finally:
             os.close(to)
     finally:
         os.close(from_)
+
+
+def _made(folder: int, name: str) -> bool:
+    try:
+        os.mkdir(name, 0o700, dir_fd=folder)
+    except FileExistsError:
+        return False
+    return True

@@ -365,7 +365,7 @@ class Init:
         opened: list[int] = []
         try:
             answer = _file(message, opened)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - it is the asker's
             answer = _failure(error)
         self._answer(fds[0], answer, opened)
         close_all(opened)

@@ -1,0 +1,306 @@
+"""Files in and out: by the container's own names, and no link in there ever leads to a file of the host."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+from boxes import make_busybox_root
+
+from pytest_sandbox import Container
+
+pytestmark = pytest.mark.needs("root")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A container whose root is not the host's, so that a file of either can be told from the other's."""
+    root = make_busybox_root(tmp_path_factory.mktemp("files") / "root")
+    with Container(image=root) as c:
+        yield c
+
+
+@pytest.fixture
+def secret(tmp_path):
+    """A file that only the host has."""
+    file = tmp_path / "secret"
+    file.write_text("the host's")
+    return file
+
+
+@pytest.mark.vm
+def test_write_and_read(other):
+    """Text and bytes, with their counts, truncating what was there."""
+    assert (6, 3) == (other.write_text("/tmp/a", "süß\nb\n"), other.write_bytes("/tmp/b", b"\0\xff\n"))
+    assert ("süß\nb\n", b"\0\xff\n") == (other.read_text("/tmp/a"), other.read_bytes("/tmp/b"))
+    other.write_text("/tmp/a", "x")
+    assert b"x" == other.read_bytes(Path("/tmp/a"))
+
+
+def test_encodings(other):
+    """Encoding and errors are as with open()."""
+    other.write_text("/tmp/e", "ü", encoding="latin-1")
+    assert ("ü", "\ufffd") == (other.read_text("/tmp/e", encoding="latin-1"), other.read_text("/tmp/e", errors="replace"))
+    with pytest.raises(UnicodeDecodeError):
+        other.read_text("/tmp/e")
+
+
+def test_line_ends_are_kept(other):
+    """What was written is read back, carriage returns included."""
+    other.write_text("/tmp/l", "a\r\nb\n")
+    assert b"a\r\nb\n" == other.read_bytes("/tmp/l")
+
+
+@pytest.mark.vm
+def test_folders(other):
+    """mkdir, listdir and exists as pathlib has them."""
+    other.mkdir("/tmp/d")
+    with pytest.raises(FileExistsError):
+        other.mkdir("/tmp/d")
+    other.mkdir("/tmp/d", exist_ok=True)
+    with pytest.raises(FileNotFoundError):
+        other.mkdir("/tmp/x/y")
+    other.mkdir("/tmp/x/y", parents=True)
+    other.write_text("/tmp/d/b", "")
+    other.write_text("/tmp/d/a", "")
+    assert (["a", "b"], True, False) == (other.listdir("/tmp/d"), other.exists("/tmp/d/a"), other.exists("/tmp/d/c"))
+
+
+def test_relative_paths_start_in_the_workdir():
+    """A relative path is meant from the workdir, as a command's is."""
+    with Container(workdir="/usr/share") as c:
+        c.write_text("here", "x")
+        assert ("x", True) == (c.read_text("/usr/share/here"), "here" in c.listdir())
+
+
+@pytest.mark.parametrize(
+    ("use", "error"),
+    [
+        (lambda c: c.read_bytes("/no/such"), FileNotFoundError),
+        (lambda c: c.read_text("/tmp"), IsADirectoryError),
+        (lambda c: c.write_text("/no/such/file", ""), FileNotFoundError),
+        (lambda c: c.write_text("/tmp", ""), IsADirectoryError),
+        (lambda c: c.listdir("/no/such"), FileNotFoundError),
+        (lambda c: c.listdir("/etc/passwd"), NotADirectoryError),
+        (lambda c: c.mkdir("/etc/passwd/x"), NotADirectoryError),
+        (lambda c: c.copy_out("/no/such", "/tmp/never-made"), FileNotFoundError),
+        (lambda c: c.copy_in("/no/such", "/tmp"), FileNotFoundError),
+        (lambda c: c.read_bytes("/a\0b"), ValueError),
+    ],
+)
+def test_errors_are_the_operating_systems(other, use, error):
+    """A failure is the OSError that open() would raise, with the path as it was given."""
+    with pytest.raises(error) as caught:
+        use(other)
+    if isinstance(caught.value, OSError):
+        assert caught.value.filename in {"/no/such", "/tmp", "/no/such/file", "/etc/passwd", "/etc/passwd/x"}
+
+
+LINKS = {
+    "absolute": str,
+    "relative": lambda secret: "../" * 20 + str(secret).lstrip("/"),
+    "proc root": lambda secret: f"/proc/1/root{secret}",
+    "proc self root": lambda secret: f"/proc/self/root{secret}",
+    "proc cwd": lambda secret: f"/proc/1/cwd/../../..{secret}",
+}
+
+
+@pytest.mark.parametrize("link", LINKS.values(), ids=LINKS.keys())
+def test_a_link_does_not_lead_out(other, secret, link):
+    """Whatever a link says, it is resolved inside: the host's file is neither read, nor changed, nor seen."""
+    target = link(secret)
+    other.run(["sh", "-c", 'rm -rf /tmp/link /tmp/dir; ln -s "$0" /tmp/link; ln -s "$(dirname "$0")" /tmp/dir', target], check=True)
+    for path in ("/tmp/link", "/tmp/dir/secret"):
+        with pytest.raises(OSError, match=r"No such file|Permission denied|Not a directory"):
+            other.read_bytes(path)
+        assert not other.exists(path)
+        with pytest.raises(OSError, match=r"No such file|Permission denied|Not a directory"):
+            other.write_text(path, "inside")
+    assert "the host's" == secret.read_text()
+    assert ["secret"] == os.listdir(secret.parent)
+
+
+def test_a_dangling_link_is_written_inside(other, tmp_path):
+    """A link whose end exists on the host only is made inside, at that name."""
+    (tmp_path / "f").touch()
+    other.mkdir(tmp_path, parents=True, exist_ok=True)
+    other.run(["ln", "-sf", tmp_path / "f", "/tmp/dangling"], check=True)
+    other.write_text("/tmp/dangling", "inside")
+    assert ("inside", "") == (other.read_text(tmp_path / "f"), (tmp_path / "f").read_text())
+
+
+def test_descriptors_of_init_are_no_door(other):
+    """/proc/1/fd and /proc/self/fd of the process that opens lead nowhere."""
+    for number in range(20):
+        for whose in ("self", "1", "thread-self"):
+            with pytest.raises(OSError, match=r"No such file|Permission denied|No such device|Not a directory|Is a directory|denied"):
+                other.read_bytes(f"/proc/{whose}/fd/{number}/etc/hostname")
+
+
+def test_a_fifo_and_a_terminal_do_not_hang(other):
+    """Nobody waits for the other end of a FIFO; a terminal does not become anybody's."""
+    other.run(["sh", "-c", "mkfifo /tmp/fifo"], check=True)
+    with pytest.raises(OSError, match="No such device or address"):
+        other.write_text("/tmp/fifo", "x")
+    assert b"" == other.read_bytes("/tmp/fifo")
+    assert 0 == other.run(["true"]).returncode
+
+
+def test_devices(other):
+    """/dev/null reads empty and swallows."""
+    assert (b"", 3) == (other.read_bytes("/dev/null"), other.write_text("/dev/null", "abc"))
+
+
+def test_big_files(other):
+    """Files larger than any message come through whole."""
+    data = os.urandom(1 << 20) * 40
+    assert len(data) == other.write_bytes("/tmp/big", data)
+    assert data == other.read_bytes("/tmp/big")
+
+
+def tree(folder):
+    """Make a folder with everything that can be copied; returns how it should look."""
+    (folder / "sub/empty").mkdir(parents=True)
+    (folder / "sub/file").write_text("content")
+    (folder / "sub/file").chmod(0o640)
+    (folder / "run").write_text("#!/bin/sh\necho ran\n")
+    (folder / "run").chmod(0o755)
+    (folder / "link").symlink_to("sub/file")
+    (folder / "outside").symlink_to("/etc/hostname")
+    os.mkfifo(folder / "fifo")
+    os.utime(folder / "sub/file", (1, 2))
+    return ["link", "outside", "run", "sub"]
+
+
+@pytest.mark.vm
+def test_a_folder_in_and_out(other, tmp_path):
+    """Folders with files, links, modes and times go in and come out as they were; a FIFO stays behind."""
+    (tmp_path / "in").mkdir()
+    names = tree(tmp_path / "in")
+    other.copy_in(tmp_path / "in", "/root/copied")
+    assert names == other.listdir("/root/copied")
+    assert "ran\n" == other.run(["/root/copied/run"], capture_output=True, text=True).stdout
+    other.copy_out("/root/copied", tmp_path / "out")
+    assert names == sorted(os.listdir(tmp_path / "out"))
+    file = tmp_path / "out/sub/file"
+    assert ("content", 0o640, 2) == (file.read_text(), stat.S_IMODE(file.stat().st_mode), int(file.stat().st_mtime))
+    assert ("sub/file", "/etc/hostname") == (os.readlink(tmp_path / "out/link"), os.readlink(tmp_path / "out/outside"))
+    assert (0o755, True) == (stat.S_IMODE((tmp_path / "out/run").stat().st_mode), (tmp_path / "out/sub/empty").is_dir())
+
+
+def test_a_file_into_a_folder_or_to_a_name(other, tmp_path):
+    """As docker cp: into a folder that is there, else to the name."""
+    (tmp_path / "f").write_text("x")
+    other.mkdir("/root/into", exist_ok=True)
+    other.copy_in(tmp_path / "f", "/root/into")
+    other.copy_in(tmp_path / "f", "/root/as-name")
+    assert ("x", "x") == (other.read_text("/root/into/f"), other.read_text("/root/as-name"))
+    (tmp_path / "folder").mkdir()
+    other.copy_out("/root/into/f", tmp_path / "folder")
+    other.copy_out("/root/into/f", tmp_path / "named")
+    assert ("x", "x") == ((tmp_path / "folder/f").read_text(), (tmp_path / "named").read_text())
+
+
+def test_copying_in_writes_through_no_link(other, tmp_path, secret):
+    """A link that lies at the place of a copy is replaced or refused inside, and the host's file stays."""
+    (tmp_path / "f").write_text("new")
+    other.run(["sh", "-c", f"rm -rf /root/t; mkdir /root/t; ln -s {secret} /root/t/f"], check=True)
+    try:
+        other.copy_in(tmp_path / "f", "/root/t")
+    except OSError as error:
+        assert error.errno in {40, 17}  # noqa: PT017 - either is right
+    assert "the host's" == secret.read_text()
+
+
+def test_copying_out_writes_through_no_link_of_the_container(other, tmp_path, secret):
+    """A link inside comes out as a link, and what comes after it is not written through it."""
+    script = f"rm -rf /root/evil; mkdir -p /root/evil; ln -s {secret.parent} /root/evil/d; ln -s {secret} /root/evil/f"
+    other.run(["sh", "-c", script], check=True)
+    other.copy_out("/root/evil", tmp_path / "out")
+    other.run(["sh", "-c", "rm /root/evil/*; mkdir /root/evil/d; echo bad > /root/evil/d/secret; echo bad > /root/evil/f"], check=True)
+    with pytest.raises(OSError, match=r"Not a directory|Too many levels|File exists|No such"):
+        other.copy_out("/root/evil", tmp_path / "out2" / ".." / "out")
+    with pytest.raises(OSError, match=r"Not a directory|Too many levels|File exists"):
+        other.copy_out("/root/evil/.", tmp_path / "out")
+    assert "the host's" == secret.read_text()
+
+
+def test_a_race_of_folders_and_links(other, tmp_path, secret):
+    """While a payload swaps a folder for a link to the outside, no copy reads or writes the host's file."""
+    script = f"cd /root; mkdir -p race/d; echo inside > race/d/secret; ln -sfn {secret.parent} race/l; while :; do mv -T race/d race/x 2>/dev/null; mv -T race/l race/d 2>/dev/null; mv -T race/d race/l 2>/dev/null; mv -T race/x race/d 2>/dev/null; done"
+    found = set()
+    with other.popen(["sh", "-c", script]) as p:
+        end = threading.Event()
+        timer = threading.Timer(1.5, end.set)
+        timer.start()
+        count = 0
+        while not end.is_set():
+            count += 1
+            try:
+                found.add(other.read_text("/root/race/d/secret"))
+                out = tmp_path / f"out{count}"
+                other.copy_out("/root/race", out)
+                for folder, _folders, files in os.walk(out):
+                    found.update((Path(folder) / name).read_text() for name in files)
+            except OSError:
+                continue
+        p.kill()
+    assert found <= {"inside\n"}
+    assert "the host's" == secret.read_text()
+
+
+def test_a_folders_content(other, tmp_path):
+    """FOLDER/. copies what is in it, and the folder that it is copied to keeps its mode."""
+    other.run(["sh", "-c", "mkdir -m 711 /root/c; echo x > /root/c/x"], check=True)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there").chmod(0o1777)
+    other.copy_out("/root/c/.", tmp_path / "there")
+    other.copy_out("/root/c/.", tmp_path / "new")
+    assert (["x"], ["x"]) == (os.listdir(tmp_path / "there"), os.listdir(tmp_path / "new"))
+    assert (0o1777, 0o711) == (stat.S_IMODE((tmp_path / "there").stat().st_mode), stat.S_IMODE((tmp_path / "new").stat().st_mode))
+
+
+def test_special_bits_do_not_come_out(other, tmp_path):
+    """A set-user-ID program of the container is none on the host, nor are devices anything."""
+    other.run(["sh", "-c", "rm -rf /root/s; mkdir /root/s; echo x > /root/s/suid; chmod 6755 /root/s/suid; chmod 1777 /root/s"], check=True)
+    other.copy_out("/root/s", tmp_path / "s")
+    assert (0o755, 0o777) == (stat.S_IMODE((tmp_path / "s/suid").stat().st_mode), stat.S_IMODE((tmp_path / "s").stat().st_mode))
+
+
+def test_many_files_from_many_threads(other):
+    """Any number of threads read and write at once."""
+
+    def work(number):
+        other.write_text(f"/tmp/t{number}", str(number))
+        results.append(other.read_text(f"/tmp/t{number}") == str(number))
+
+    results = []
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(30)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join(60)
+    assert [True] * 30 == results
+
+
+def test_the_readers_rights_are_roots_of_the_container():
+    """Files of any user inside can be read; what a read-only container refuses to write is said."""
+    with Container(user="daemon") as c:
+        c.run(["sh", "-c", "umask 077; echo mine > /tmp/mine"], check=True)
+        assert "mine\n" == c.read_text("/tmp/mine")
+    with Container(read_only=True) as c, pytest.raises(OSError, match="Read-only file system"):
+        c.write_text("/tmp/x", "")
+
+
+def test_no_descriptor_is_left(other):
+    """Reading, failing and copying leave nothing open."""
+    other.read_bytes("/etc/passwd")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        other.read_bytes("/etc/passwd")
+        with pytest.raises(FileNotFoundError):
+            other.read_bytes("/none")
+    assert before == len(os.listdir("/proc/self/fd"))
