@@ -17,12 +17,11 @@ def on_page_markdown(markdown: str, **_more: Any) -> str:
 
 def settings_table() -> str:
     """One row for each key, as the code describes it."""
-    return "\n".join(["| key | accepts | default | meaning |", "|---|---|---|---|", *map(_row, KEYS.values())])
+    return "\n".join(["| key | option | accepts | default | meaning |", "|---|---|---|---|---|", *map(_row, KEYS.values())])
 
 
 def _row(key: Key) -> str:
-    name = f"`{key.name}`" + (f"<br>`--sandbox-{key.name}`" if key.option else "")
-    return f"| {name} | {_cell(key.form)} | {_cell(key.default)} | {_cell(key.meaning)} |"
+    return f"| `{key.name}` | {'yes' if key.option else ''} | {_cell(key.form)} | {_cell(key.default)} | {_cell(key.meaning)} |"
 
 
 def _cell(text: str) -> str:
