@@ -1,18 +1,24 @@
-"""What mkdocs asks of the code while it builds the pages: tables made from the table of settings, roles of docstrings as links."""
+"""What mkdocs asks of the code while it builds the pages: the table of settings, the verbs of the command line."""
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
+from pytest_sandbox import cli
+from pytest_sandbox.cli.parser import PROGRAM, of_verb
 from pytest_sandbox.settings import KEYS, Key
 
-_TABLE = "<!-- the table of settings -->"
+_COLUMNS = "88"
 
 
 def on_page_markdown(markdown: str, **_more: Any) -> str:
-    """Put the table of settings where a page asks for it."""
-    return markdown.replace(_TABLE, settings_table()) if _TABLE in markdown else markdown
+    """Put what is made from the code where a page asks for it."""
+    for comment, make in {"<!-- the table of settings -->": settings_table, "<!-- the verbs -->": verbs}.items():
+        if comment in markdown:
+            markdown = markdown.replace(comment, make())
+    return markdown
 
 
 def settings_table() -> str:
@@ -27,3 +33,19 @@ def _row(key: Key) -> str:
 def _cell(text: str) -> str:
     """Escape what a table would take for its own; set quoted words as code."""
     return re.sub(r'("[^"]+")', r"`\1`", text.replace("|", "\\|").replace("<", "&lt;"))
+
+
+def verbs() -> str:
+    """One section for each verb: what it says of itself, and its help."""
+    return "\n\n".join(map(_verb, cli.MODULES))
+
+
+def _verb(name: str) -> str:
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = _COLUMNS
+    try:
+        verb = cli.load(name)
+        shown = of_verb(verb).format_help()
+    finally:
+        os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)
+    return f"## {name}\n\n{verb.summary}.\n\n```text\n$ {PROGRAM} {name} --help\n{shown}```"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mkdocs_hooks import on_page_markdown
 
+from pytest_sandbox import cli
 from pytest_sandbox.settings import KEYS
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,14 @@ def test_the_reference_describes_every_key():
     page = on_page_markdown((ROOT / "docs/reference/settings.md").read_text())
     for key in KEYS.values():
         assert f"| `{key.name}` | {'yes' if key.option else ''} |" in page
+
+
+def test_the_reference_describes_every_verb():
+    """Each verb of the command line has a section with its help."""
+    page = on_page_markdown((ROOT / "docs/reference/cli.md").read_text())
+    for name in cli.MODULES:
+        assert f"\n## {name}\n" in page
+        assert f"\nusage: pytest-sandbox {name} " in page
 
 
 def test_ci_runs_the_readmes_commands():
