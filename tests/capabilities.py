@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,14 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 def is_root() -> bool:
     return os.geteuid() == 0
+
+
+def can_make_containers() -> bool:
+    """Whether containers can be made here: by root, or by a user that may have user namespaces."""
+    return (
+        is_root()
+        or subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "true"], capture_output=True, check=False).returncode == 0
+    )
 
 
 def has_unified_cgroup() -> bool:
@@ -51,6 +60,7 @@ def has_program(name: str) -> bool:
 
 PROBES: dict[str, Callable[[], bool]] = {
     "root": is_root,
+    "containers": can_make_containers,
     "user": lambda: not is_root(),
     "cgroup_v1": lambda: not has_unified_cgroup(),
     "cgroup_v2": has_unified_cgroup,

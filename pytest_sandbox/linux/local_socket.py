@@ -8,6 +8,8 @@ import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pytest_sandbox.linux import process
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -58,6 +60,6 @@ def is_ours(connection: socket.socket) -> bool:
     """Whether the process that connected is of this user, and in this process's PID namespace: not in a container that sees the folder."""
     pid, uid, _gid = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     try:
-        return uid == os.geteuid() and os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
+        return uid == os.geteuid() and process.is_near(pid)
     except OSError:  # it has ended, or hides
         return False

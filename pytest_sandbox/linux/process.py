@@ -20,6 +20,7 @@ __all__ = [
     "ended",
     "everyone",
     "hide",
+    "is_near",
     "kill",
     "null_stdio",
     "pid_of",
@@ -76,6 +77,12 @@ def command_line(pid: int) -> str:
             return f"[{file.read().strip()}]"
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def is_near(pid: int) -> bool:
+    """Whether a process is in the PID namespace that this one's /proc shows, and not in one below it: then it has one number only."""
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        return any(line.startswith("NSpid:") and len(line.split()) == 2 for line in file)
 
 
 def working_folder(pid: int) -> str:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.needs("root")
+pytestmark = pytest.mark.needs("containers")
 
 
 def run(*words: str, **keywords: object) -> subprocess.CompletedProcess[str]:

@@ -22,7 +22,7 @@ import pytest
 from pytest_sandbox import Container, OutOfMemory, SandboxError
 from pytest_sandbox.container import child
 
-pytestmark = pytest.mark.needs("root")
+pytestmark = pytest.mark.needs("containers")
 
 
 class Colour(enum.Enum):

@@ -59,7 +59,7 @@ def test_no_code_of_an_exceptions_class_runs():
     assert (1, 2) == decode_exception(encode_exception(error)).args
 
 
-@pytest.mark.needs("root")
+@pytest.mark.needs("containers")
 def test_call_raises_with_the_path():
     """A missing file is named, as it would be outside."""
     with Container() as container, pytest.raises(FileNotFoundError, match="'/no/such/file'"):

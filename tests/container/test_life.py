@@ -18,7 +18,7 @@ import pytest
 from pytest_sandbox import Container, ContainerStopped, SettingsError, UnsupportedError
 from pytest_sandbox.linux import process
 
-pytestmark = pytest.mark.needs("root")
+pytestmark = pytest.mark.needs("containers")
 
 
 def out(container, *args, **keywords):
@@ -227,6 +227,7 @@ def test_the_loopback_is_up_and_alone(box):
     assert ([b"hello", b"hello"], ["lo"]) == box.call(talk)
 
 
+@pytest.mark.needs("root")
 def test_low_ports_are_free_for_anybody(box):
     """A daemon may listen on port 80, as user too, as in docker."""
 

@@ -17,7 +17,7 @@ from pytest_sandbox.host.trial import attempt
 from pytest_sandbox.linux import local_socket
 from pytest_sandbox.outcome import Change
 
-pytestmark = pytest.mark.needs("root")
+pytestmark = pytest.mark.needs("containers")
 
 
 def mine() -> list[living.Living]:
@@ -155,6 +155,7 @@ class TestDoor:
             folder = os.path.dirname(door())
             assert [0o700, 0o700, 0o600] == [os.stat(path).st_mode & 0o777 for path in (os.path.dirname(folder), folder, door())]
 
+    @pytest.mark.needs("root")
     def test_another_user_is_known_by_the_kernel(self, tmp_path):
         """Even where the folder is open, a connection of another user is not ours."""
         path = str(tmp_path / "door")

@@ -17,7 +17,7 @@ import pytest
 
 from pytest_sandbox import Container, ContainerStopped
 
-pytestmark = pytest.mark.needs("root")
+pytestmark = pytest.mark.needs("containers")
 
 SH = "/bin/sh"
 GIGABYTE = 1 << 30

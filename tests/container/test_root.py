@@ -15,7 +15,7 @@ from boxes import make_busybox_root
 
 from pytest_sandbox import Change, Container, SetupError
 
-pytestmark = pytest.mark.needs("root")
+pytestmark = pytest.mark.needs("containers")
 
 
 def out(container, *args, **keywords):
@@ -28,6 +28,7 @@ def sh(container, script):
 
 @pytest.mark.vm
 @pytest.mark.parametrize("folder", ["/etc", "/usr/share", "/var", "/tmp", "/", "/root"])
+@pytest.mark.needs("root")
 def test_writes_stay_inside(folder):
     """A file made anywhere, /tmp included, is seen inside and neither by the host nor by the next container."""
     name = os.path.join(folder, f"written-inside-{os.getpid()}")
@@ -38,6 +39,7 @@ def test_writes_stay_inside(folder):
         assert not c.exists(name)
 
 
+@pytest.mark.needs("root")
 def test_the_hosts_files_are_seen_and_can_be_destroyed_in_effigy(tmp_path):
     """Contents, modes and owners are the host's; deleting and changing them leaves the host's as they were."""
     file = tmp_path / "file"
@@ -55,6 +57,7 @@ def test_the_hosts_files_are_seen_and_can_be_destroyed_in_effigy(tmp_path):
     assert os.path.isdir("/usr/share/doc")
 
 
+@pytest.mark.needs("root")
 def test_the_host_can_be_wiped_out_inside(tmp_path):
     """Rm -rf of everything, once the container is proved to be one, ends the container's world only."""
     with Container() as c:
@@ -112,6 +115,7 @@ READ_ONLY_ATTACKS = (
 )
 
 
+@pytest.mark.needs("root")
 def test_read_only_refuses_every_write():
     """read_only=True: EROFS everywhere on the root, while /dev/shm serves, as in docker."""
     with Container(read_only=True) as c:
@@ -143,6 +147,7 @@ def test_a_volume_passes_through(tmp_path):
         assert "seen" == c.read_text("/data/later")
 
 
+@pytest.mark.needs("root")
 def test_a_read_only_volume(tmp_path):
     """``:ro`` refuses writes, for root too, also below a nested mount."""
     with Container(volumes=[f"{tmp_path}:/data:ro"]) as c:
@@ -209,6 +214,7 @@ def test_devices_and_setuid_of_a_volume_give_nothing(tmp_path):
     assert {"nodev", "nosuid"} <= set(flags.split(","))
 
 
+@pytest.mark.needs("root")
 def test_a_folder_as_the_root(busybox_root):
     """image=PATH: its files are the root, its own /proc, /sys and /dev are added, and it stays as it is."""
     before = sorted(os.listdir(busybox_root))
@@ -304,6 +310,7 @@ def in_own_mounts(tmp_path, code):
 
 
 @pytest.mark.needs("unshare")
+@pytest.mark.needs("root")
 def test_file_systems_below_the_root_are_copy_on_write_too(tmp_path):
     """Mounted file systems, nested ones too, are seen, can be written and stay as they were; read-only ones stay read-only."""
     found = in_own_mounts(
@@ -334,6 +341,7 @@ print(json.dumps([seen, refused, flags, mode, diff, host, sorted(os.listdir(f"{b
 
 
 @pytest.mark.needs("unshare")
+@pytest.mark.needs("root")
 def test_read_only_holds_for_file_systems_below_the_root(tmp_path):
     """read_only=True covers them all."""
     found = in_own_mounts(
@@ -351,6 +359,7 @@ print(json.dumps(refused))
 
 
 @pytest.mark.needs("unshare")
+@pytest.mark.needs("root")
 def test_a_mount_made_later_is_seen_by_the_next_container(tmp_path):
     """What the host mounts between two containers is in the second one, although one was made ahead."""
     found = in_own_mounts(
@@ -372,6 +381,7 @@ print(json.dumps([first, second, third]))
 
 
 @pytest.mark.needs("unshare")
+@pytest.mark.needs("root")
 def test_no_mount_of_ours_is_seen_outside(tmp_path):
     """A living container shows in no mount table but its own."""
     found = in_own_mounts(
@@ -406,6 +416,7 @@ def test_a_unix_socket_of_the_host_needs_a_volume(tmp_path):
             assert (111, 0) == (closed.call(connect, path), opened.call(connect, "/v/s"))
 
 
+@pytest.mark.needs("root")
 def test_hard_links_renames_and_times(tmp_path):
     """Usual file operations on lower files work: rename of a folder, hard link, times, truncation, mmap-free copies."""
     (tmp_path / "d/e").mkdir(parents=True)

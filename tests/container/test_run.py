@@ -14,7 +14,7 @@ import pytest
 
 from pytest_sandbox import Container, OutOfMemory, SettingsError
 
-pytestmark = pytest.mark.needs("root")
+pytestmark = pytest.mark.needs("containers")
 
 SH = "/bin/sh"
 BOTH = [SH, "-c", "echo out; echo err >&2"]
