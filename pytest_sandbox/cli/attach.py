@@ -123,7 +123,7 @@ class _Attachment:
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), slave) if self.command.tty else self._choose_streams()
         environment = self.container.surroundings(env=None, cwd=None, user=None)["env"]
         if self.command.tty and self.container.settings.image != "host":
-            environment["TERM"] = "xterm"
+            environment.setdefault("TERM", "xterm")
         try:
             popen = self.container.popen(
                 self.command.words,
@@ -197,7 +197,7 @@ class _Attachment:
             elif number in {signal.SIGTSTP, signal.SIGCONT}:
                 self._pause_or_go_on(number)
             elif number in _KEYS:
-                popen.kill_tree(number)
+                popen.signal_group(number)
             elif number in signals.FORWARDED:
                 popen.send_signal(number)
 

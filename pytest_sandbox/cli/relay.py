@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from typing import TYPE_CHECKING
@@ -91,8 +92,13 @@ class _Route:
             return True
         if self._eager:
             return self._write_some()
-        while self._pending:
-            self._pending = self._pending[os.write(self.target, self._pending) :]
+        try:
+            while self._pending:
+                self._pending = self._pending[os.write(self.target, self._pending) :]
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return False  # the terminal is gone
         return True
 
     def _write_some(self) -> bool:

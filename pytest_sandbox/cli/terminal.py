@@ -22,7 +22,8 @@ class Raw:
         self._saved: list[Any] = []
 
     def __enter__(self) -> Self:
-        self._saved = termios.tcgetattr(self._fd)
+        with suppress(termios.error):
+            self._saved = termios.tcgetattr(self._fd)
         self.begin()
         return self
 
@@ -30,13 +31,15 @@ class Raw:
         self.end()
 
     def begin(self) -> None:
-        """Make it raw (again, after the user's shell had it)."""
-        tty.setraw(self._fd, termios.TCSADRAIN)
+        """Make it raw (again, after the user's shell had it); fine where it is gone, which its readers are told too."""
+        with suppress(termios.error):
+            tty.setraw(self._fd, termios.TCSADRAIN)
 
     def end(self) -> None:
         """Make it as it was; fine where it is gone, and where another job has it now."""
         with _from_the_background(), suppress(termios.error):
-            termios.tcsetattr(self._fd, termios.TCSADRAIN, self._saved)
+            if self._saved:
+                termios.tcsetattr(self._fd, termios.TCSADRAIN, self._saved)
 
 
 @contextmanager

@@ -194,11 +194,17 @@ class Popen(subprocess.Popen[Any]):
         if self.returncode is None:
             process.kill(self._pidfd, sig)
 
-    def kill_tree(self, sig: int = signal.SIGKILL) -> None:
-        """Send a signal to the process and all below it."""
+    def signal_group(self, sig: int) -> None:
+        """Send a signal to the process group that the process leads, as a terminal does for a key."""
         self.poll()
         if self.returncode is None:
-            self._container.ask({"op": "signal", "pid": self.inside_pid, "signal": int(sig)})
+            self._container.ask({"op": "signal", "group": self.inside_pid, "signal": int(sig)})
+
+    def kill_tree(self) -> None:
+        """Kill the process and all below it."""
+        self.poll()
+        if self.returncode is None:
+            self._container.ask({"op": "signal", "pid": self.inside_pid, "signal": int(signal.SIGKILL)})
 
     def __del__(self, *args: Any, **kwargs: Any) -> None:
         if getattr(self, "_pidfd", -1) >= 0 and self.returncode is not None:

@@ -348,8 +348,9 @@ class Init:
         return prepare
 
     def do_signal(self, message: Message, fds: list[int]) -> None:
-        """Send a signal to everything inside but this process, or to one process and all below it."""
-        targets = process.descendants(message["pid"]) if message.get("pid") else [-1]
+        """Send a signal to everything inside but this process, to a process group, or to one process and all below it."""
+        group = message.get("group")
+        targets = [-group] if group else process.descendants(message["pid"]) if message.get("pid") else [-1]
         for pid in targets:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, message["signal"])

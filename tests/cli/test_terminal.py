@@ -1,0 +1,337 @@
+"""``run -it`` and its kind: a real terminal, inside and outside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+from terminals import Terminal, wait_for
+
+from pytest_sandbox import Container
+from pytest_sandbox.container import living
+
+pytestmark = pytest.mark.needs("root")
+
+SHELL = ("run", "-it", "host", "/bin/sh")
+
+
+def process_state(pid: int) -> str:
+    """The letter of /proc/PID/stat: T for stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def named(name: str) -> list[living.Living]:
+    return [one for one in living.living() if one.label == name]
+
+
+def test_the_terminal_inside_is_the_containers_own():
+    """The command has a terminal of the container's, of the user's size, and it is its controlling one."""
+    with Terminal("run", "-it", "host", "sh", "-c", "tty; stty size; echo here > /dev/tty; ls /dev/pts", rows=33, columns=77) as screen:
+        assert "/dev/pts/0\r\n33 77\r\nhere\r\n0\r\nptmx\r\n" == screen.rest().replace("0  ptmx", "0\r\nptmx")
+        assert 0 == screen.wait()
+
+
+def test_a_shell_inside_is_used_as_any_other():
+    """What is typed is echoed once, by the terminal inside; the shell's own status is the command line's."""
+    with Terminal(*SHELL) as screen:
+        screen.read(r"# |\$ ")
+        screen.type("echo $((6 * 7))\n")
+        assert 1 == screen.read(r"\r\n42\r\n").count("echo $((6 * 7))")
+        screen.type("exit 7\n")
+        assert 7 == screen.wait()
+        assert screen.is_as_it_was()
+
+
+def test_end_of_file_is_typed():
+    """Ctrl-D ends the shell inside, not the reading of keys."""
+    with Terminal(*SHELL) as screen:
+        screen.read(r"# |\$ ")
+        screen.type("\x04")
+        assert 0 == screen.wait()
+
+
+def test_interrupting_what_a_shell_runs():
+    """Ctrl-C reaches the foreground inside; the shell lives on."""
+    with Terminal(*SHELL) as screen:
+        screen.read(r"# |\$ ")
+        screen.type("sh -c 'echo started; exec sleep 1000'\n")
+        screen.read(r"\r\nstarted\r\n")
+        screen.type("\x03")
+        screen.read(r"# |\$ ")
+        screen.type("echo still-$((1 + 1))\n")
+        screen.read("still-2")
+        screen.type("exit 0\n")
+        assert 0 == screen.wait()
+
+
+def test_interrupting_the_command_itself():
+    """Ctrl-C to a lone command ends it with 130, and the terminal is the user's again."""
+    with Terminal("run", "-it", "host", "sh", "-c", "echo started; exec sleep 1000") as screen:
+        screen.read("started")
+        assert screen.is_raw()
+        screen.type("\x03")
+        assert (130, True) == (screen.wait(), screen.is_as_it_was())
+
+
+@pytest.mark.needs("bash")
+def test_jobs_are_stopped_and_continued_inside():
+    """Ctrl-Z stops the foreground inside, not the command line; `fg` continues it."""
+    with Terminal("run", "-it", "host", "bash", "--norc", "-i") as screen:
+        screen.read(r"\$ ")
+        screen.type("sh -c 'trap \"echo con\"tinued CONT; echo started; while :; do sleep 0.1; done'\n")
+        screen.read(r"\r\n?started\r\n")
+        screen.type("\x1a")
+        screen.read("Stopped")
+        screen.read(r"\$ ")
+        assert "T" != process_state(screen.process.pid)
+        screen.type("fg\n")
+        screen.read("continued")
+        screen.type("\x03")
+        screen.read(r"\$ ")
+        screen.type("exit 5\n")
+        assert 5 == screen.wait()
+
+
+def test_a_resized_window_is_told_inside():
+    """The terminal inside follows the size of the window, and programs hear of it."""
+    code = (
+        "import signal, os; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH]); print('ready', flush=True); "
+        "signal.sigwait([signal.SIGWINCH]); print(os.get_terminal_size())"
+    )
+    with Terminal("run", "-it", "host", sys.executable, "-c", code, rows=30, columns=90) as screen:
+        screen.read("ready")
+        screen.resize(11, 55)
+        screen.read(r"columns=55, lines=11")
+        assert 0 == screen.wait()
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (("run", "-it", "host", "no-such-command"), 127),
+        (("run", "-it", "host", "/etc"), 126),
+        (("run", "-it", "-m", "1", "host", "true"), 125),
+        (("run", "-it", "host", "sh", "-c", "stty raw -echo; kill -9 $$"), 137),
+    ],
+    ids=str,
+)
+def test_the_terminal_is_given_back_whatever_happens(words, status):
+    """However it ends, the settings of the user's terminal are what they were."""
+    with Terminal(*words) as screen:
+        assert (status, True) == (screen.wait(), screen.is_as_it_was())
+
+
+def test_the_terminal_is_given_back_when_the_container_dies():
+    """The end of the container's init from outside ends the command line with 137, and restores the terminal."""
+    name = uuid.uuid4().hex
+    with Terminal("run", "--name", name, "-it", "host", "sh", "-c", "echo started; exec sleep 1000") as screen:
+        screen.read("started")
+        (one,) = named(name)
+        os.kill(one.pid, signal.SIGKILL)
+        assert (137, True) == (screen.wait(), screen.is_as_it_was())
+
+
+def test_a_termination_is_passed_on_and_the_terminal_given_back():
+    """SIGTERM to the command line ends the command, with 143, and restores the terminal."""
+    with Terminal("run", "-it", "host", "sh", "-c", "echo started; exec sleep 1000") as screen:
+        screen.read("started")
+        screen.signal(signal.SIGTERM)
+        assert (143, True) == (screen.wait(), screen.is_as_it_was())
+
+
+def test_a_closed_window_ends_the_container():
+    """When the terminal goes, the command line ends, and the container with it."""
+    name = uuid.uuid4().hex
+    with Terminal("run", "--name", name, "-it", "host", "sh", "-c", "trap '' HUP; echo started; while :; do sleep 1000; done") as screen:
+        screen.read("started")
+        (one,) = named(name)
+        screen.hang_up()
+        assert 129 == screen.process.wait(60)
+        assert [] == named(name)
+        assert not os.path.exists(f"/proc/{one.pid}")
+
+
+def test_being_stopped_from_outside_gives_the_terminal_back_meanwhile():
+    """SIGTSTP stops the command line with the terminal as the shell knows it; SIGCONT takes it again."""
+    with Terminal(*SHELL) as screen:
+        screen.read(r"# |\$ ")
+        screen.signal(signal.SIGTSTP)
+        wait_for(lambda: process_state(screen.process.pid) == "T")
+        assert screen.is_as_it_was()
+        screen.resize(12, 34)
+        screen.signal(signal.SIGCONT)
+        wait_for(screen.is_raw)
+        screen.type("stty size\n")
+        screen.read("12 34")
+        screen.type("exit\n")
+        assert (0, True) == (screen.wait(), screen.is_as_it_was())
+
+
+def test_all_that_was_written_arrives():
+    """The last line before the end is shown, also where there is much."""
+    with Terminal("run", "-it", "host", "seq", "1", "50000") as screen:
+        lines = screen.rest().split()
+        assert [str(number) for number in range(1, 50001)] == lines
+
+
+def test_much_is_pasted_to_a_command_that_talks_first():
+    """A long paste waits for a command that writes much before it reads: nobody blocks the other."""
+    code = (
+        "import os, sys, tty; tty.setraw(0); print('ready', flush=True); sys.stdout.write('y' * 300_000 + '\\n'); sys.stdout.flush(); "
+        "n = 0\nwhile n < 200_000: n += len(os.read(0, 65536))\nprint('got', n)"
+    )
+    with Terminal("run", "-it", "host", sys.executable, "-c", code) as screen:
+        screen.read("ready")
+        left = b"x" * 200_000
+        os.set_blocking(screen.master, False)
+
+        def paste_and_read() -> bool:
+            nonlocal left
+            with contextlib.suppress(BlockingIOError):
+                left = left[os.write(screen.master, left) :]
+            screen._take()
+            return "got 200000" in screen.seen
+
+        wait_for(paste_and_read)
+        assert 300_000 == screen.seen.count("y")
+
+
+def test_a_terminal_for_output_alone():
+    """-t without -i gives the command a terminal whose input is nobody's, also where ours is no terminal."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest_sandbox", "run", "-t", "host", "sh", "-c", "tty; exit 3"],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.PIPE,
+    )
+    assert (3, "/dev/pts/0\n") == (done.returncode, done.stdout)
+
+
+def test_input_that_is_no_terminal_is_refused():
+    """-it with a pipe as input is an error with a remedy, as docker's."""
+    done = subprocess.run([sys.executable, "-m", "pytest_sandbox", *SHELL], capture_output=True, text=True, check=False, input="")
+    assert (125, True) == (done.returncode, "-it needs a terminal" in done.stderr)
+
+
+def test_without_a_terminal_the_users_is_not_handed_in():
+    """Without -t the command sees pipes, although the user has a terminal: it can neither read keys nor change settings."""
+    with Terminal("run", "-i", "host", "sh", "-c", "for fd in 0 1 2; do test -t $fd || echo $fd; done; cat") as screen:
+        screen.read("0\r\n1\r\n2\r\n")
+        screen.type("typed\n")
+        screen.read("typed\r\ntyped\r\n")
+        screen.type("\x04")
+        assert 0 == screen.wait()
+
+
+def test_both_outputs_keep_their_order_on_one_terminal():
+    """Standard output and error of a command without a terminal arrive as they were written."""
+    with Terminal("run", "host", "sh", "-c", "for i in 1 2 3 4 5; do echo out$i; echo err$i >&2; done") as screen:
+        assert "".join(f"out{i}\r\nerr{i}\r\n" for i in range(1, 6)) == screen.rest()
+
+
+def test_interrupting_without_a_terminal_inside():
+    """Ctrl-C reaches a shell and what it waits for, as on the host."""
+    with Terminal("run", "host", "sh", "-c", "echo started; sleep 1000; echo never") as screen:
+        screen.read("started")
+        screen.type("\x03")
+        assert (130, False) == (screen.wait(), "never" in screen.rest())
+
+
+def test_another_user_owns_the_terminal():
+    """With -u the command may open its terminal by name."""
+    with Terminal("run", "-it", "-u", "1000", "host", "sh", "-c", "id -u; echo named > $(tty); stat -c %u $(tty)") as screen:
+        assert "1000\r\nnamed\r\n1000\r\n" == screen.rest()
+
+
+def test_an_image_knows_its_terminal(tmp_path):
+    """TERM is xterm in an image, as docker's, unless it is given."""
+    program = shutil.which("busybox") or pytest.skip("needs busybox (Debian: busybox-static)")
+    (tmp_path / "bin").mkdir()
+    shutil.copy(program, tmp_path / "bin/busybox")
+    for words, said in (([], "xterm"), (["-e", "TERM=vt100"], "vt100")):
+        with Terminal("run", "-it", *words, str(tmp_path), "/bin/busybox", "sh", "-c", "echo $TERM") as screen:
+            assert f"{said}\r\n" == screen.rest()
+
+
+class TestExec:
+    """The same for a command in a container of another process."""
+
+    def test_a_shell_in_a_living_container(self):
+        """`exec -it` has a terminal of the container's; its end leaves the container running."""
+        with Container() as container, Terminal("exec", "-it", container.id, "/bin/sh") as screen:
+            screen.read(r"# |\$ ")
+            screen.type("tty; hostname; exit 9\n")
+            screen.read(rf"/dev/pts/0\r\n{container.hostname}\r\n")
+            assert (9, True, 0) == (screen.wait(), screen.is_as_it_was(), container.run(["true"]).returncode)
+
+    def test_a_daemon_that_stays_does_not_hold_the_end(self):
+        """A background process that keeps the terminal open does not keep the command line waiting."""
+        with Container() as container, Terminal("exec", "-it", container.id, "sh", "-c", "sleep 1000 & echo left; exit 0") as screen:
+            assert (0, True) == (screen.wait(), "left" in screen.rest())
+
+    def test_a_closed_window_leaves_the_container(self):
+        """When the terminal goes, the command hears SIGHUP, and the container lives on."""
+        with Container() as container:
+            with Terminal("exec", "-it", container.id, "sh", "-c", "echo started; exec sleep 1000") as screen:
+                screen.read("started")
+                screen.hang_up()
+                assert 129 == screen.process.wait(60)
+            wait_for(lambda: not container.processes())
+            assert 0 == container.run(["true"]).returncode
+
+    def test_the_containers_end_is_137(self):
+        """The owner's close ends the command, and the terminal is given back."""
+        container = Container().start()
+        with Terminal("exec", "-it", container.id, "sh", "-c", "echo started; exec sleep 1000") as screen:
+            screen.read("started")
+            container.close()
+            assert (137, True) == (screen.wait(), screen.is_as_it_was())
+
+    def test_shell_takes_the_best_one(self):
+        """`shell` is an interactive shell with a terminal, and its status."""
+        with Container() as container, Terminal("shell", container.id) as screen:
+            screen.type("test -t 0 && hostname; exit 6\n")
+            screen.read(rf"{container.hostname}\r\n")
+            assert 6 == screen.wait()
+
+
+@pytest.mark.needs("tmux")
+def test_in_tmux(tmp_path):
+    """In a tmux window: prompt, resize by splitting, interrupt, exit, and the window's shell goes on."""
+    socket = str(tmp_path / "tmux")
+    tmux = ["tmux", "-S", socket, "-f", "/dev/null"]
+    environment = {name: value for name, value in os.environ.items() if name not in {"TMUX", "PS1"}} | {"TERM": "xterm"}
+
+    def shown() -> str:
+        return subprocess.run([*tmux, "capture-pane", "-p", "-t", "0.0"], capture_output=True, text=True, check=True).stdout
+
+    def keys(*words: str) -> None:
+        subprocess.run([*tmux, "send-keys", "-t", "0.0", *words], check=True)
+
+    command = f"{sys.executable} -m pytest_sandbox run -it -e PS1=inner% host /bin/sh"
+    subprocess.run([*tmux, "new-session", "-d", "-x", "100", "-y", "40", "/bin/sh"], check=True, env=environment)
+    try:
+        keys(command, "Enter")
+        wait_for(lambda: "inner%" in shown().replace(command, ""))
+        keys("stty size", "Enter")
+        wait_for(lambda: "40 100" in shown() or "39 100" in shown())
+        subprocess.run([*tmux, "split-window", "-v", "-t", "0.0", "sleep 1000"], check=True)
+        keys("clear; stty size", "Enter")
+        wait_for(lambda: any(f"{rows} 100" in shown() for rows in (19, 20)))
+        keys("sh -c 'echo be$((1))gun; exec sleep 1000'", "Enter")
+        wait_for(lambda: "be1gun" in shown())
+        keys("C-c")
+        keys("echo in$((1))terrupted; exit 3", "Enter")
+        wait_for(lambda: "in1terrupted" in shown() and shown().split()[-1] in {"#", "$"})
+        keys("echo status=$?", "Enter")
+        wait_for(lambda: "status=3" in shown())
+    finally:
+        subprocess.run([*tmux, "kill-server"], check=False)
