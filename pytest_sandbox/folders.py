@@ -17,6 +17,9 @@ def state() -> str:
 
 
 def images() -> str:
-    """Return the folder of the image store: ``$PYTEST_SANDBOX_HOME``, or a folder of the XDG cache home."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.environ.get("PYTEST_SANDBOX_HOME") or os.path.join(cache, "pytest-sandbox")
+    """Return the folder of the image store: ``$PYTEST_SANDBOX_HOME``, else ``pytest-sandbox`` below the XDG cache home."""
+    given = os.environ.get("PYTEST_SANDBOX_HOME")
+    if given:
+        return os.path.abspath(os.path.expanduser(given))
+    cache = os.environ.get("XDG_CACHE_HOME", "")  # a relative one is invalid, and to be ignored (XDG Base Directory Specification)
+    return os.path.join(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache"), "pytest-sandbox")

@@ -26,6 +26,10 @@ from pytest_sandbox.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_sandbox.container.commit import Shelved
+    from pytest_sandbox.image.image import Image
+    from pytest_sandbox.launcher.plan import Plan
+
 __all__ = ["Child", "Container", "Popen"]
 
 __tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
@@ -54,8 +58,13 @@ class Container(Files):
         """Folders that hold what the writable layer begins with, by where it lies (:mod:`pytest_sandbox.container.kept`); set before :meth:`start`."""
         self.folders: tuple[str, ...] = ()
         """Folders of the host that are laid over an image at their usual places, each under a writable layer; set before :meth:`start`."""
+        self.taken: Shelved | None = None
+        """The writable layer, once it was committed and until something is done in here again."""
+        self.frozen: list[Shelved] = []
+        """Layers of this container that were taken, in order: it lies on them now."""
         self._state = "created"
         self._sending = threading.Lock()
+        self._renewing = threading.Lock()
         self._closing = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -75,7 +84,7 @@ class Container(Files):
         self._launcher.hierarchy.require(self.settings)
         self.ground = Ground(self.settings)
         try:
-            plan = plan_of(self.ground, has_user_namespace=self._launcher.has_user_namespace)
+            plan = _plan(self.ground, self._launcher)
             self.plan = replace(plan, kept=tuple(self.kept.items()), folders=self.folders) if self.kept or self.folders else plan
             self.id, self.pidfd, self._control = self._launcher.create(self.plan, about(self.ground, label=self.label))
         except BaseException:
@@ -108,7 +117,7 @@ class Container(Files):
         launcher = session.current()
         ground = Ground(settings)
         try:
-            plan = plan_of(ground, has_user_namespace=launcher.has_user_namespace)
+            plan = _plan(ground, launcher)
             launcher.tell({"op": "prepare", "plan": plan.to_json()})
         finally:
             ground.release()
@@ -148,7 +157,7 @@ class Container(Files):
 
     def _make_workdir(self) -> None:
         """Make a ``workdir`` that is not there, as docker does; where it cannot be made, the first command says so."""
-        if self.settings.workdir is not None or not (self.ground.image is None or self.ground.has(self.workdir)):
+        if self.settings.workdir is not None or not (self.ground.is_host or self.ground.has(self.workdir)):
             with suppress(OSError):
                 self.mkdir(self.workdir, parents=True, exist_ok=True)
 
@@ -156,7 +165,8 @@ class Container(Files):
     def status(self) -> str:
         """What it is: "created", "running", "paused" or "stopped", also where its init was killed from outside."""
         alive = self._state in {"running", "paused"}
-        return "stopped" if alive and process.ended(self.pidfd, 0) else self._state
+        renewable = self.taken is not None  # its old init does not matter any more
+        return "stopped" if alive and not renewable and process.ended(self.pidfd, 0) else self._state
 
     @property
     def pid(self) -> int:
@@ -182,7 +192,28 @@ class Container(Files):
         self._running()
         if self._state == "paused":
             raise ContainerStopped(f"the container {self.id} is paused, its init too. Call unpause() first.")
+        if self.taken is not None:
+            with self._renewing:
+                if self.taken is not None:  # no other thread was faster
+                    self._renew(self.taken)
         return self
+
+    def _renew(self, taken: Shelved) -> None:
+        """Go on above a layer that was taken: a new init, a new layer, in the same group and under the same name."""
+        plan = replace(self.plan, above=(*taken.above, *self.plan.above), kept=())
+        old, old_control = self.pidfd, self._control
+        answer, fds = self._launcher.request({"op": "renew", "id": self.id, "plan": plan.to_json()})
+        assert answer["id"] == self.id
+        self.pidfd, self._control = fds[0], Channel.of(fds[1])
+        self.frozen.append(taken)
+        self.plan, self.taken = plan, None
+        old_control.close()
+        os.close(old)
+
+    @property
+    def launcher(self) -> session.LauncherClient:
+        """The launcher that made it."""
+        return self._launcher
 
     # -- orders to init
 
@@ -301,6 +332,17 @@ class Container(Files):
         """Return what the container uses; init, which is ours, is not among its processes."""
         return without_init(self._running().group.stats(), self.settings)
 
+    def commit(self, name: str | None = None) -> Image:
+        """Freeze what was written so far as an image, from which containers start as fast as from any other; this one goes on.
+
+        Without a ``name`` the image lives in memory, as long as this process and anybody who has it or lies on it; that takes no copy, unless
+        something still runs inside. With one, a reference as docker reads it, it is stored as by :meth:`Image.load`, which takes a copy.
+        """
+        from pytest_sandbox.container.commit import commit
+
+        self._running()
+        return commit(self, name)
+
     def diff(self) -> list[Change]:
         """Return what differs from what the container started on, sorted by path, as ``docker diff``."""
         self._running()
@@ -324,16 +366,23 @@ class Container(Files):
 
     def _ground_of(self, number: int, points: list[list[str]]) -> tuple[str, tuple[str, ...]]:
         if number == 0:
-            return "", self.plan.lower
+            return "", (*self._above(""), *self.plan.lower)
         point, lower = [self.plan.folders[number - 1000]] * 2 if number >= 1000 else points[number - 1]
-        return point, (lower,)
+        return point, (*self._above(point), lower)
+
+    def _above(self, point: str) -> list[str]:
+        """Return the folders of committed layers that an overlay lies on, as this process reaches them."""
+        shelves = [*reversed(self.frozen), *getattr(self.ground.image, "shelves", ())]
+        stored = [place for at, place in self.ground.above if at == point and os.path.isabs(place)]
+        return [*(path for one in shelves for path in one.paths(point)), *stored]
 
     def _changes(self, layer: int, places: dict[str, tuple[str, tuple[str, ...]]]) -> list[tuple[str, str]]:
         found = []
         for name, (point, lower) in places.items():
             fd = os.open(f"{name}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layer)
+            own = sum(len(one.paths(point)) for one in self.frozen)
             try:
-                below = [(kind, point + path) for kind, path in overlay_changes.changes(fd, lower)]
+                below = [(kind, point + path) for kind, path in overlay_changes.changes_since(fd, lower[:own], lower[own:])]
             finally:
                 os.close(fd)
             if below and point:
@@ -356,6 +405,15 @@ def without_init(found: Stats, settings: Settings) -> Stats:
 
     less = {name: max(0, value - _OVERHEAD) for name in ("pids_current", "pids_peak") if (value := getattr(found, name)) is not None}
     return replace(found, memory_limit=settings.memory, **less)
+
+
+def _plan(ground: Ground, launcher: session.LauncherClient) -> Plan:
+    plan = plan_of(ground, has_user_namespace=launcher.has_user_namespace)
+    if plan.above and ground.is_host:
+        from pytest_sandbox.container.commit import bring
+
+        return replace(plan, above=bring(launcher, plan.above))
+    return plan
 
 
 def _parents(path: str) -> list[str]:

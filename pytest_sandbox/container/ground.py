@@ -27,6 +27,8 @@ class Ground:
         self.image = find(settings.image)
         self._held = self.image.hold() if self.image else -1
         self._config = self.image.config if self.image else {}
+        #: Whether it is the host's own root, with or without layers of a commit above it.
+        self.is_host = self.image is None or self.image.base == "host"
 
     def release(self) -> None:
         """Let the image go; twice is fine."""
@@ -40,6 +42,11 @@ class Ground:
         return self.image.lower_directories() if self.image else ("/",)
 
     @property
+    def above(self) -> tuple[tuple[str, str], ...]:
+        """More folders below the writable layer, topmost first, with the points that they belong to."""
+        return self.image.above() if self.image else ()
+
+    @property
     def user(self) -> str | None:
         """Who commands run as, where they do not say it themselves."""
         return self.settings.user or self._config.get("User") or None
@@ -49,7 +56,7 @@ class Ground:
         """Where commands start: ``workdir``; on the host's root the caller's folder, else the image's."""
         if self.settings.workdir:
             return self.settings.workdir
-        return os.path.join("/", self._config.get("WorkingDir") or "") if self.image else os.getcwd()
+        return os.path.join("/", self._config.get("WorkingDir") or "") if not self.is_host else os.getcwd()
 
     def has(self, path: str) -> bool:
         """Whether an image's topmost layer that knows ``path`` has a folder there, reached through folders alone."""
@@ -60,7 +67,7 @@ class Ground:
 
     def environment(self, hostname: str) -> dict[str, str]:
         """What commands find in their environment, where they do not say it themselves."""
-        if not self.image:
+        if self.image is None or self.is_host:
             return {**os.environ, **self.settings.env}
         home = {"HOME": "/root"} if self.user in _ROOT_USERS else {}
         return {"PATH": _PATH, "HOSTNAME": hostname, **home, **self.image.environment, **self.settings.env}

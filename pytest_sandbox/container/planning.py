@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import SettingsError, UnsupportedError
-from pytest_sandbox.image.store import home
+from pytest_sandbox.folders import images
 from pytest_sandbox.launcher.plan import Plan
 from pytest_sandbox.linux import capabilities
 
@@ -27,7 +27,7 @@ def about(ground: Ground, *, label: str) -> dict[str, object]:
         raw["image"] = getattr(settings.image, "reference", None) or repr(settings.image)
     if not isinstance(settings.network, str):
         del raw["network"]
-    env = ground.environment(settings.hostname or "") if ground.image else None
+    env = ground.environment(settings.hostname or "") if not ground.is_host else None
     return {"label": label, "settings": raw, "env": env, "user": ground.user}
 
 
@@ -42,8 +42,9 @@ def plan_of(ground: Ground, *, has_user_namespace: bool) -> Plan:
     more = mask & ~capabilities.DOCKER_DEFAULT
     return Plan(
         lower=ground.lower,
+        above=ground.above,
         disk=settings.disk,
-        layers=os.path.join(home(), "writable") if settings.storage == "disk" else None,
+        layers=os.path.join(images(), "writable") if settings.storage == "disk" else None,
         shm_size=settings.shm_size,
         read_only=settings.read_only,
         own_network=own_network,

@@ -19,6 +19,7 @@ from pytest_sandbox.linux import cgroup, namespaces
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pytest_sandbox.container.commit import Shelved
     from pytest_sandbox.launcher.plan import Plan
 
 __all__ = ["LauncherClient", "current", "forget"]
@@ -45,6 +46,10 @@ class LauncherClient:
         self.hierarchy = cgroup.Hierarchy.find()
         self.session = self.hierarchy.session(self.name)
         self._lock = threading.Lock()
+        self.brought: dict[str, Shelved] = {}
+        """Layers of stored commits on the shelf, by where they lie in the store."""
+        self.unwanted: list[str] = []
+        """Keys of layers on the shelf that nobody has any more."""
         self.channel, theirs = Channel.pair()
         self.process = _start(self.name, theirs)
         theirs.close()
@@ -66,6 +71,8 @@ class LauncherClient:
 
     def create(self, plan: Plan, about: Message) -> tuple[str, int, Channel]:
         """Return a container's id, its init's pidfd, and the channel to the init; ``about`` is what others of this user are told of it."""
+        while self.unwanted:
+            self.tell({"op": "unshelve", "key": self.unwanted.pop()})
         answer, fds = self.request({"op": "create", "plan": plan.to_json(), "about": about})
         return answer["id"], fds[0], Channel.of(fds[1])
 

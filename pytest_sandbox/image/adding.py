@@ -111,15 +111,24 @@ class Adding:
                 raise
 
     def register(
-        self, config: bytes, keys: Sequence[str], names: Sequence[str], *, manifest: bytes = b"", digest: str = "", base: str = ""
+        self,
+        config: bytes,
+        keys: Sequence[str],
+        names: Sequence[str],
+        *,
+        manifest: bytes = b"",
+        digest: str = "",
+        base: str = "",
+        points: dict[str, str] | None = None,
     ) -> str:
         """Write the image into the index, under ``names`` (full references, which it takes away from others); returns its id.
 
-        ``digest`` is what a registry calls it by, its manifest's or its index'; ``base`` is "host" for layers over the host's own root.
+        ``digest`` is what a registry calls it by, its manifest's or its index'; ``base`` and ``points`` are as in :class:`Record`.
         """
         facts = [self.store.layer_facts(key) for key in keys]
         self._adopt(keys, facts)
-        mounts = self._folded(_visible(keys, facts))
+        visible = _visible(keys, facts)
+        mounts = visible if base else self._folded(visible)
         size = sum(one.size for one in facts)
         with self.store.locked() as index:
             image_id = self.store.put_document(config)
@@ -128,7 +137,7 @@ class Adding:
                 pass
             known = index.images.get(image_id)
             stored = known.stored if known else time.time()
-            index.images[image_id] = Record(tuple(keys), tuple(mounts), size, stored, manifest_id, base)
+            index.images[image_id] = Record(tuple(keys), tuple(mounts), size, stored, manifest_id, base, points or {})
             for name in names:
                 index.call(name, image_id, digest)
         return image_id

@@ -135,13 +135,27 @@ class Image:
         """Return the folders that a container lies on, topmost first."""
         if self.folder:
             return (self.folder,)
-        store = Store(self._store)
-        return tuple(map(store.layer_path, self._record.mounts))
+        record = self._record
+        if record.base == "host":
+            return ("/",)
+        return (*map(Store(self._store).layer_path, record.mounts), *filter(None, [record.base]))
+
+    def above(self) -> tuple[tuple[str, str], ...]:
+        """Return what lies between the host's own root and a container, topmost first: each folder with the file system that it belongs to."""
+        if self.base != "host":
+            return ()
+        record, store = self._record, Store(self._store)
+        return tuple((self.points.get(key, ""), store.layer_path(key)) for key in record.mounts)
 
     @property
     def base(self) -> str:
-        """``"host"`` where the layers lie on the host's own root (a commit of a container there)."""
+        """What the layers of a commit lie on, if not on an image: ``"host"``, or a folder with a root file system."""
         return "" if self.folder else self._record.base
+
+    @property
+    def points(self) -> dict[str, str]:
+        """Which of the host's file systems a layer belongs to, by the layers' keys."""
+        return {} if self.folder else self._record.points
 
     @property
     def _record(self) -> Record:

@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from pytest_sandbox.errors import ImageError
+from pytest_sandbox.folders import images
 from pytest_sandbox.image.folders import remove_tree
 from pytest_sandbox.image.locks import lock_file, lock_folder, try_exclusive
 
@@ -34,19 +35,10 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.image.reference import Reference
 
-__all__ = ["Index", "LayerFacts", "Record", "Store", "home"]
+__all__ = ["Index", "LayerFacts", "Record", "Store"]
 
 _FOLDERS: Final = ("documents", "layers", "images", "locks", "tmp")
 _PRIVATE: Final = 0o700
-
-
-def home() -> str:
-    """Return ``$PYTEST_SANDBOX_HOME``, else ``pytest-sandbox`` below the XDG cache home."""
-    given = os.environ.get("PYTEST_SANDBOX_HOME")
-    if given:
-        return os.path.abspath(os.path.expanduser(given))
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    return os.path.join(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache"), "pytest-sandbox")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +54,11 @@ class LayerFacts:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image in the index: its layers' keys, bottom first, and the keys that a container mounts, topmost first."""
+    """One image in the index: its layers' keys, bottom first, and the keys that a container mounts, topmost first.
+
+    What the layers of a commit lie on, if not on others: ``base`` is "host", or the folder of a root file system; ``points`` say which of
+    the host's file systems a layer belongs to, where that is not its root's.
+    """
 
     layers: tuple[str, ...]
     mounts: tuple[str, ...]
@@ -70,6 +66,7 @@ class Record:
     stored: float
     manifest: str = ""
     base: str = ""
+    points: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -123,7 +120,7 @@ class Store:
     """The store below one folder; an object holds no state but the path, and can be made at any time."""
 
     def __init__(self, folder: str | None = None) -> None:
-        self.folder = folder or home()
+        self.folder = folder or images()
 
     def path(self, *parts: str) -> str:
         return os.path.join(self.folder, *parts)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pytest_sandbox.channel import Channel, Message, close_all
 from pytest_sandbox.launcher import users
+from pytest_sandbox.launcher.plan import SHELF
 from pytest_sandbox.launcher.profile import lock_down
 from pytest_sandbox.linux import capabilities, mounts, network, overlay, process
 from pytest_sandbox.linux import syscall as sc
@@ -37,13 +38,16 @@ _ROOT = f"{STAGE}/root"
 class Building:
     """The steps from a fresh fork to a locked-down init; each is a method, in the order of ``steps``."""
 
-    def __init__(self, plan: Plan, *, joins: tuple[str, ...], network_fd: int, user_fd: int, host: HostRoot) -> None:
+    def __init__(
+        self, plan: Plan, *, joins: tuple[str, ...], network_fd: int, user_fd: int, host: HostRoot, shelved: dict[str, int]
+    ) -> None:
         self.plan = plan
         self.joins = joins
         self.network_fd = network_fd
         self.user_fd = user_fd
         self.host = host
-        self.layer = -1
+        self.shelved = shelved
+        self.layer = self.tree = -1
         self.sources: list[int] = []
         self.groups: list[int] = []
 
@@ -55,6 +59,7 @@ class Building:
             self.open_groups,
             self.open_volumes,
             self.make_layer,
+            self.attach_shelved,
             self.mount_root,
             self.mount_below,
             self.mount_own,
@@ -95,15 +100,30 @@ class Building:
             sc.mount("tmpfs", STAGE, "tmpfs", sc.MS_NODEV, f"{size}mode=700")
         os.mkdir(_ROOT)
         self.layer = os.open(STAGE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.tree = sc.open_tree(STAGE, sc.OPEN_TREE_CLONE)
+
+    def attach_shelved(self) -> None:
+        """Bring the committed layers that this container lies on to where overlays find them."""
+        for key, fd in self.shelved.items():
+            os.mkdir(f"{STAGE}/shelf-{key}")
+            sc.move_mount(fd, f"{STAGE}/shelf-{key}")
+            os.close(fd)
+
+    def _above(self, point: str) -> list[str]:
+        """Return what lies directly below the writable layer of an overlay, topmost first."""
+        return [
+            place.replace(SHELF, f"{STAGE}/shelf-", 1) if place.startswith(SHELF) else place for at, place in self.plan.above if at == point
+        ]
 
     def mount_root(self) -> None:
-        lower = [self.host.root] if self.plan.lower == ("/",) else list(self.plan.lower)
+        above = self._above("")
+        lower = [*above, *([self.host.root] if self.plan.lower == ("/",) else self.plan.lower)]
         missing = [name for name in ("proc", "sys", "dev") if not any(os.path.lexists(f"{folder}/{name}") for folder in lower)]
         for name in missing:  # a root without them gets them below its writable layer, so that they are no change of the test's
             os.makedirs(f"{STAGE}/base/{name}")
         if missing:
             lower.insert(0, f"{STAGE}/base")
-        self._make_layer(f"{STAGE}/0", self.plan.lower[0], "")
+        self._make_layer(f"{STAGE}/0", [*above, *self.plan.lower][0], "")
         self._overlay(lower, f"{STAGE}/0", _ROOT, flags=sc.MS_NODEV)
         for name in ("proc", "sys", "dev"):
             if not stat.S_ISDIR(os.lstat(f"{_ROOT}/{name}").st_mode):
@@ -143,8 +163,9 @@ class Building:
             return
         if not entry.flags & sc.MS_RDONLY:
             try:
-                self._make_layer(layer, entry.point, entry.point)
-                self._overlay([entry.lower], layer, target, flags=entry.flags | sc.MS_NODEV)
+                above = self._above(entry.point)
+                self._make_layer(layer, [*above, entry.point][0], entry.point)
+                self._overlay([*above, entry.lower], layer, target, flags=entry.flags | sc.MS_NODEV)
             except OSError:  # a file system that cannot be below an overlay (vfat, a third overlay): seen, and never written
                 pass
             else:
@@ -220,8 +241,8 @@ def run_init(building: Building, channel: Channel, control: Channel) -> NoReturn
         step: Callable[[], None] | None = None
         for step in building.steps():
             step()
-        channel.send({"op": "ready"}, [building.layer])
-        os.close(building.layer)
+        channel.send({"op": "ready"}, [building.layer, building.tree])
+        close_all([building.layer, building.tree])
     except BaseException as error:  # noqa: BLE001 - whatever it was, the launcher hears of it
         name = step.__name__.replace("_", " ") if step else "start"
         with suppress(OSError):

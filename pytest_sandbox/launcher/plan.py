@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Plan"]
+__all__ = ["SHELF", "Plan"]
+
+#: What the place of a folder in a committed layer begins with.
+SHELF = "shelf:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,11 +17,13 @@ class Plan:
 
     Two containers of one plan are interchangeable until one is claimed, which is what lets the launcher make the next one ahead.
     ``lower`` are the folders below the writable layer, topmost first, ``("/",)`` for the host's root with every real file system on it;
-    ``folders`` are folders of the host laid over an image at their usual places; ``capabilities`` is a mask. ``layers`` is where writable
+    ``above`` are more folders, topmost first, each with the point of the overlay that it belongs to ("": the root): a path, or
+    ``shelf:KEY/...`` for what is in a committed layer. ``folders`` are folders of the host laid over an image at their usual places; ``capabilities`` is a mask. ``layers`` is where writable
     layers lie that are not in memory; the launcher adds the folder, and the device, of one container's.
     """
 
     lower: tuple[str, ...] = ("/",)
+    above: tuple[tuple[str, str], ...] = ()
     folders: tuple[str, ...] = ()
     disk: int | None = None
     layers: str | None = None
@@ -36,6 +41,12 @@ class Plan:
     seccomp: bool = True
     no_new_privileges: bool = True
     ulimits: tuple[tuple[str, int, int], ...] = ()
+
+    @property
+    def shelved(self) -> tuple[str, ...]:
+        """The keys of the committed layers that it takes, each once, in order."""
+        found = (place.removeprefix(SHELF).partition("/")[0] for _point, place in self.above if place.startswith(SHELF))
+        return tuple(dict.fromkeys(found))
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON can hold it."""

@@ -6,6 +6,7 @@ container with it.
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import select
@@ -24,6 +25,7 @@ from pytest_sandbox.launcher.init import Building, run_init
 from pytest_sandbox.launcher.keeper import Keeper
 from pytest_sandbox.launcher.plan import Plan
 from pytest_sandbox.launcher.profile import prepare
+from pytest_sandbox.launcher.shelf import Shelf
 from pytest_sandbox.linux import cgroup, mounts, namespaces, process
 from pytest_sandbox.linux import syscall as sc
 
@@ -66,6 +68,7 @@ class Launcher:
         self.hierarchy = cgroup.Hierarchy.find()
         self.session = self.hierarchy.session(session)
         self.keeper = Keeper()
+        self.shelf = Shelf()
         self.mountinfo = mounts.watch()
         self.made: dict[str, Made] = {}
         self.count = 0
@@ -123,6 +126,39 @@ class Launcher:
             made = self.made.get(message["id"])
             points = _points(made) if made else []
             self.client.send({"op": "layer", "points": points}, made.kept[:1] if made else [])
+        elif what in {"freeze", "shelve", "unshelve", "renew"}:
+            try:
+                getattr(self, what)(message)
+            except OSError as error:
+                self.fail(what, error.strerror or str(error), error.errno)
+
+    def freeze(self, message: Message) -> None:
+        """Put a container's layer on the shelf, for others to lie on; one on disk stays where it is, and is to be copied."""
+        made = self.made[message["id"]]
+        if made.place.folder is not None:
+            raise OSError(errno.EXDEV, "the layer is on disk")
+        self.shelf.ask("put", message["key"], made.kept[1:2])
+        self.client.send({"op": "frozen", "points": _points(made)}, made.kept[:1])
+
+    def shelve(self, message: Message) -> None:
+        """Make an empty layer on the shelf, for the client to fill."""
+        fds = self.shelf.ask("make", message["key"])
+        self.client.send({"op": "shelved"}, fds)
+        close_all(fds)
+
+    def unshelve(self, message: Message) -> None:
+        """Let go of a committed layer; containers that lie on it keep it."""
+        self.shelf.ask("drop", message["key"])
+
+    def renew(self, message: Message) -> None:
+        """Give a container whose layer was taken a new init and a new layer, in the same group, under the same name."""
+        old = self.made.pop(message["id"])
+        process.kill(old.pidfd, signal.SIGKILL)
+        process.ended(old.pidfd)
+        self.poll.unregister(old.channel.fileno())
+        made = self.build(Plan.from_json(message["plan"]), identity=old.id, group=old.group)
+        made.waited_for, made.about = True, old.about
+        self.let_go(old, killed=True)
 
     def receive_visitor(self, message: Message) -> tuple[Message, list[int]]:
         """Answer another process of this user."""
@@ -143,11 +179,9 @@ class Launcher:
     def create(self, plan: Plan, *, wanted: bool, about: Any = None) -> None:
         """Give the client a container of this plan as soon as there is one; or just see to it that there is."""
         spare = next((made for made in self.made.values() if not made.claimed and not made.waited_for), None)
-        if spare is not None and spare.plan != plan:
-            self.discard(spare)
-            spare = None
+        other = None if spare is None or spare.plan == plan else spare
         try:
-            spare = spare or self.build(plan)
+            spare = self.build(plan) if spare is None or other is not None else spare
         except OSError as error:
             if wanted:
                 step = "limit the disk" if isinstance(error, layers.DiskLimitError) else "fork and make the groups"
@@ -156,6 +190,8 @@ class Launcher:
         if wanted:
             spare.waited_for, spare.about = True, about
             self.hand_over(spare)
+        if other is not None:  # while the right one is built
+            self.discard(other)
 
     def hand_over(self, made: Made) -> None:
         """Give a ready container to the client, and begin with the one after it."""
@@ -167,29 +203,33 @@ class Launcher:
         with suppress(OSError):  # what it was is said when somebody asks for that container
             self.build(made.plan)
 
-    def build(self, plan: Plan) -> Made:
+    def build(self, plan: Plan, *, identity: str = "", group: cgroup.Group | None = None) -> Made:
         """Fork an init that builds a container of this plan; it says when it is ready."""
-        self.count += 1
-        identity = f"{self.session.name}-{self.count}"
-        group = self.session.create(identity)
+        if group is None:
+            self.count += 1
+            identity = f"{self.session.name}-{self.count}"
+            group = self.session.create(identity)
         network_fd, place = -1, layers.MEMORY
+        shelved: dict[str, int] = {}
         try:
+            for key in plan.shelved:
+                (shelved[key],) = self.shelf.ask("clone", key)
             if base := plan.layers or self.host.layers:
                 place = layers.make(base, plan.disk, session=self.session.name, identity=identity, lock=self.lock)
             if plan.own_network and plan.user_namespace and self.keeper.user_fd >= 0:
                 network_fd = self.keeper.take_network()
-            made = self.fork(identity, plan, group, network_fd, place)
+            made = self.fork(identity, plan, group, network_fd, place, shelved)
         except OSError:
             group.remove()
             place.remove()
             raise
         finally:
-            close_all([fd for fd in [network_fd] if fd >= 0])
+            close_all([fd for fd in [network_fd, *shelved.values()] if fd >= 0])
         self.made[identity] = made
         self.poll.register(made.channel.fileno(), select.POLLIN)
         return made
 
-    def fork(self, identity: str, plan: Plan, group: cgroup.Group, network_fd: int, place: layers.Place) -> Made:
+    def fork(self, identity: str, plan: Plan, group: cgroup.Group, network_fd: int, place: layers.Place, shelved: dict[str, int]) -> Made:
         channel, inits_channel = Channel.pair()
         control, inits_control = Channel.pair()
         named = replace(plan, hostname=plan.hostname or identity, layer_folder=place.folder, layer_device=place.device)
@@ -198,10 +238,10 @@ class Launcher:
         pid, pidfd = sc.clone3(_NAMESPACES)
         if not pid:
             signal.set_wakeup_fd(-1)
-            kept = {inits_channel.fileno(), inits_control.fileno(), network_fd, user_fd}
+            kept = {inits_channel.fileno(), inits_control.fileno(), network_fd, user_fd, *shelved.values()}
             process.close_others({fd for fd in kept if fd >= 0})
             run_init(
-                Building(named, joins=group.joins(), network_fd=network_fd, user_fd=user_fd, host=self.host),
+                Building(named, joins=group.joins(), network_fd=network_fd, user_fd=user_fd, host=self.host, shelved=shelved),
                 inits_channel,
                 inits_control,
             )
@@ -260,10 +300,14 @@ class Launcher:
     def dispose(self, made: Made, *, killed: bool) -> None:
         """Let go of a dead container; the keeper pays for freeing its layer."""
         del self.made[made.id]
-        with suppress(ChildProcessError):
-            os.waitpid(made.pid, 0 if killed else os.WNOHANG)
         with suppress(KeyError, ValueError):
             self.poll.unregister(made.channel.fileno())
+        self.let_go(made, killed=killed)
+
+    def let_go(self, made: Made, *, killed: bool) -> None:
+        """Take a dead init's exit status, and close what is held of it."""
+        with suppress(ChildProcessError):
+            os.waitpid(made.pid, 0 if killed else os.WNOHANG)
         made.channel.close()
         os.close(made.pidfd)
         made.place.release()

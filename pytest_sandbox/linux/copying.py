@@ -44,8 +44,12 @@ def _copy_file(folder: int, name: str, target: str, status: os.stat_result) -> N
     if stat.S_ISREG(status.st_mode):
         with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder), "rb") as read, open(target, "xb") as write:
             shutil.copyfileobj(read, write)
+            write.flush()  # writing, as a change of the owner, takes capabilities away
+            _copy_owner(status, target)
             _copy_attributes(read.fileno(), target)
-    elif stat.S_ISLNK(status.st_mode):
+        _copy_mode(status, target)
+        return
+    if stat.S_ISLNK(status.st_mode):
         os.symlink(os.readlink(name, dir_fd=folder), target)
     elif not stat.S_ISSOCK(status.st_mode):
         os.mknod(target, status.st_mode, status.st_rdev)
@@ -61,8 +65,16 @@ def _copy_attributes(source: int, target: str) -> None:
 
 
 def _copy_status(status: os.stat_result, target: str) -> None:
+    _copy_owner(status, target)
+    _copy_mode(status, target)
+
+
+def _copy_owner(status: os.stat_result, target: str) -> None:
     with suppress(PermissionError):
         os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
+
+
+def _copy_mode(status: os.stat_result, target: str) -> None:
     if not stat.S_ISLNK(status.st_mode):
         os.chmod(target, stat.S_IMODE(status.st_mode))
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["changes"]
+__all__ = ["changes", "changes_since"]
 
 #: As root's overlays keep their attributes, and as those of a user namespace.
 _PREFIXES = ("trusted.overlay.", "user.overlay.")
@@ -58,6 +58,33 @@ def changes(upper: int, lower: Sequence[str]) -> Iterator[Found]:
     finally:
         for folder in open_:
             _close(folder)
+
+
+def changes_since(upper: int, taken: Sequence[str], lower: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """As :func:`changes`, where the topmost of what ``upper`` lies on, ``taken``, is not what is compared with, but part of the changes."""
+    found: dict[str, str] = {}
+    for at in range(len(taken), 0, -1):
+        fd = os.open(taken[at - 1], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _merge(found, changes(fd, [*taken[at:], *lower]))
+        finally:
+            os.close(fd)
+    _merge(found, changes(upper, [*taken, *lower]))
+    return ((kind, path) for path, kind in found.items())
+
+
+def _merge(found: dict[str, str], newer: Iterator[tuple[str, str]]) -> None:
+    for kind, path in list(newer):
+        before = found.pop(path, None)
+        if kind == "deleted":
+            for below in [one for one in found if one.startswith(path + "/")]:
+                del found[below]
+            if before != "added":
+                found[path] = kind
+        elif before == "added":
+            found[path] = "added"
+        else:
+            found[path] = "modified" if before == "deleted" else kind
 
 
 def _close(folder: _Folder) -> None:

@@ -157,3 +157,8 @@ def set_ulimits(ulimits: Iterable[tuple[str, int, int]]) -> None:
 def _ulimit(name: str) -> int:
     number: int = getattr(resource, f"RLIMIT_{name.upper()}", _RLIMIT_LOCKS)
     return number
+
+
+def path_of(fd: int) -> str:
+    """Return a path by which this process reaches what a descriptor of its own refers to."""
+    return f"/proc/self/fd/{fd}"

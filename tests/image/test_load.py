@@ -268,7 +268,7 @@ def test_the_store_is_closed_to_others(made, tmp_path, store):
 
 def test_the_store_follows_the_environment(monkeypatch, tmp_path):
     """$PYTEST_SANDBOX_HOME, else the XDG cache home, else ~/.cache; a relative XDG folder counts for nothing, as its spec says."""
-    from pytest_sandbox.image.store import home
+    from pytest_sandbox.folders import images as home
 
     assert str(tmp_path / "home") == home()
     monkeypatch.delenv("PYTEST_SANDBOX_HOME")

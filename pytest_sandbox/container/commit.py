@@ -1,0 +1,265 @@
+"""A container's writable layer, frozen as an image.
+
+In memory the layer is *taken*: it goes to the launcher's shelf as it is, containers lie on it at once, and the committed container gets a new
+layer above it with the first thing that is done in it. Nothing is copied, so it costs the same for one file and for a hundred thousand. Where
+something still runs inside, whose open files cannot be moved, the layer is copied while all of it is paused. With a name the layer is copied
+into the store, for other processes and later sessions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import time
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_sandbox.channel import close_all
+from pytest_sandbox.errors import ImageError, SetupError
+from pytest_sandbox.image.adding import Adding
+from pytest_sandbox.image.documents import synthesised
+from pytest_sandbox.image.image import Image
+from pytest_sandbox.image.reference import parse_reference
+from pytest_sandbox.image.store import LayerFacts, Store
+from pytest_sandbox.launcher.plan import SHELF
+from pytest_sandbox.linux import process
+from pytest_sandbox.linux.copying import copy_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_sandbox.container import Container
+    from pytest_sandbox.container.session import LauncherClient
+
+__all__ = ["Committed", "Shelved", "bring", "commit"]
+
+
+class Shelved:
+    """A layer on the launcher's shelf: ``points`` says where each of its overlays lies ("": the root), by its number."""
+
+    def __init__(self, launcher: LauncherClient, key: str, folder: int, points: dict[str, str]) -> None:
+        self.launcher = launcher
+        self.key = key
+        self.folder = folder
+        self.points = points
+        self._let_go = weakref.finalize(self, _drop, launcher, key, folder, os.getpid())
+
+    @property
+    def above(self) -> tuple[tuple[str, str], ...]:
+        """The folders as a plan names them."""
+        return tuple((point, f"{SHELF}{self.key}/{number}/upper") for number, point in self.points.items())
+
+    def paths(self, point: str) -> list[str]:
+        """Return the folders of one overlay as this process reaches them."""
+        return [f"{process.path_of(self.folder)}/{number}/upper" for number, at in self.points.items() if at == point]
+
+
+def _drop(launcher: LauncherClient, key: str, folder: int, owner: int) -> None:
+    """Close the folder, and have the launcher told with the next thing that it is told: this may run within any other call."""
+    os.close(folder)
+    if os.getpid() == owner:
+        launcher.unwanted.append(key)
+
+
+@dataclass(frozen=True)
+class Committed(Image):
+    """An image of this process: layers on the shelf, topmost first, over what their container lay on. It is gone with the process."""
+
+    shelves: tuple[Shelved, ...] = ()
+    on: Image | None = None
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The configuration of what it lies on, with this step in its history."""
+        below = self.on.document if self.on else {}
+        return {**below, "history": [*(below.get("history") or ()), *[_step() for _ in self.shelves]]}
+
+    def lower_directories(self) -> tuple[str, ...]:
+        """Return what the committed layers lie on."""
+        return self.on.lower_directories() if self.on else ("/",)
+
+    def above(self) -> tuple[tuple[str, str], ...]:
+        """Return the committed layers."""
+        mine = [pair for one in self.shelves for pair in one.above]
+        return (*mine, *(self.on.above() if self.on else ()))
+
+    @property
+    def base(self) -> str:
+        """``"host"`` where it lies on the host's own root."""
+        return self.on.base if self.on else "host"
+
+    def hold(self) -> int:
+        """Keep what it lies on; the layers live as long as the containers on them."""
+        if any(not one.launcher.is_alive for one in self.shelves):
+            raise ImageError(f"the image {self.reference} was in memory, and has gone with its launcher. Commit again, or with a name.")
+        return self.on.hold() if self.on else -1
+
+    def remove(self) -> None:
+        """Do nothing: the memory is free when no container lies on it, and nobody has this object."""
+
+
+def commit(container: Container, name: str | None) -> Image:
+    """Freeze the writable layer of a running or paused container. Raises :class:`ImageError` for a name that is none."""
+    full = parse_reference(name).full if name else ""
+    if not full and container.taken is not None:
+        return _committed(container, container.taken)
+    if not full and container.plan.layers is None and _is_quiet(container):
+        with contextlib.suppress(SetupError):  # a layer on disk: it is copied
+            return _taken(container)
+    with _still(container):
+        if full or container.plan.layers is not None:
+            return _stored(container, full)
+        return _committed(container, _copied(container))
+
+
+def _is_quiet(container: Container) -> bool:
+    return container.status == "running" and not container.processes()
+
+
+@contextlib.contextmanager
+def _still(container: Container) -> Iterator[None]:
+    if container.status == "paused":
+        yield
+        return
+    container.pause()
+    try:
+        yield
+    finally:
+        container.unpause()
+
+
+def _taken(container: Container) -> Image:
+    launcher, key = container.launcher, secrets.token_hex(8)
+    _answer, fds = launcher.request({"op": "freeze", "id": container.id, "key": key})
+    close_all(fds)
+    layer, places = container.layer()
+    container.taken = Shelved(launcher, key, layer, _points(container, places))
+    image = _committed(container, container.taken)
+    container.prepare(container.settings.replace(image=image))  # what is committed is about to be started from
+    return image
+
+
+def _points(container: Container, places: dict[str, tuple[str, tuple[str, ...]]]) -> dict[str, str]:
+    """Return where the overlays lie, without those of the host's folders over an image: they are not the image's."""
+    return {number: point for number, (point, _lower) in places.items() if point not in container.plan.folders}
+
+
+def _copied(container: Container) -> Shelved:
+    layer, places = container.layer()
+    try:
+        points = _points(container, places)
+        return _shelved(container.launcher, points, {number: f"{process.path_of(layer)}/{number}/upper" for number in points})
+    finally:
+        os.close(layer)
+
+
+def _shelved(launcher: LauncherClient, points: dict[str, str], sources: dict[str, str]) -> Shelved:
+    """Copy folders to a new layer on the shelf."""
+    key = secrets.token_hex(8)
+    _answer, (folder,) = launcher.request({"op": "shelve", "key": key})
+    shelved = Shelved(launcher, key, folder, points)
+    for number, source in sources.items():
+        os.mkdir(number, 0o700, dir_fd=folder)
+        _copy_folder(source, f"{process.path_of(folder)}/{number}/upper")
+    return shelved
+
+
+def _copy_folder(source: str, target: str) -> None:
+    fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        copy_tree(fd, target)
+    finally:
+        os.close(fd)
+
+
+def bring(launcher: LauncherClient, above: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """Return the folders that lie above the host's root as a plan may name them: what is stored is copied to the shelf, once for a launcher.
+
+    The store lies on the host's root, and overlayfs takes no two layers of which one is within the other (ELOOP).
+    """
+    found = []
+    for point, place in above:
+        if place.startswith(SHELF):
+            found.append((point, place))
+            continue
+        if place not in launcher.brought:
+            launcher.brought[place] = _shelved(launcher, {"0": point}, {"0": place})
+        found += launcher.brought[place].above
+    return tuple(found)
+
+
+def _committed(container: Container, shelved: Shelved) -> Image:
+    on = container.ground.image
+    below = on.shelves if isinstance(on, Committed) else ()
+    root = on.on if isinstance(on, Committed) else on
+    used = os.fstatvfs(shelved.folder)
+    size = (used.f_blocks - used.f_bfree) * used.f_frsize + (on.size if on else 0)
+    image_id = f"sha256:{shelved.key.ljust(64, '0')}"
+    own = [shelved, *(one for one in reversed(container.frozen) if one is not shelved)]
+    return Committed(image_id, image_id, (*(on.layers if on else ()), image_id), size, shelves=(*own, *below), on=root)
+
+
+def _step() -> dict[str, str]:
+    return {"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "created_by": "pytest-sandbox commit"}
+
+
+def _stored(container: Container, name: str) -> Image:
+    """Copy the layer, and those on the shelf that it lies on, into the store."""
+    store = Store()
+    layer, places = container.layer()
+    try:
+        points = _points(container, places)
+        parts = [(layer, points), *((one.folder, one.points) for one in _shelves_below(container))]
+        with Adding(store) as adding:
+            pieces = [(point, _store_one(adding, folder, number)) for folder, found in reversed(parts) for number, point in found.items()]
+            image_id = _register(adding, container, [piece for piece in pieces if piece[1]], name)
+    finally:
+        os.close(layer)
+    return Image.get(name or image_id)
+
+
+def _shelves_below(container: Container) -> list[Shelved]:
+    on = container.ground.image
+    return [*reversed(container.frozen), *(on.shelves if isinstance(on, Committed) else ())]
+
+
+def _store_one(adding: Adding, folder: int, number: str) -> str:
+    """Store one overlay's layer under a key of its own; returns "" for one that holds nothing."""
+    if not os.listdir(f"{process.path_of(folder)}/{number}/upper") and number != "0":
+        return ""
+    key = f"sha256:{secrets.token_hex(32)}"
+
+    def make(target: str) -> LayerFacts:
+        os.rmdir(target)
+        _copy_folder(f"{process.path_of(folder)}/{number}/upper", target)
+        return _measured(target)
+
+    adding.layer(key, make)
+    return key
+
+
+def _measured(folder: str) -> LayerFacts:
+    size = entries = 0
+    for where, folders, files in os.walk(folder):
+        entries += len(folders) + len(files)
+        size += sum(os.lstat(os.path.join(where, name)).st_size for name in files)
+    return LayerFacts(size, max(entries, 1))
+
+
+def _register(adding: Adding, container: Container, pieces: list[tuple[str, str]], name: str) -> str:
+    on = container.ground.image
+    root = on.on if isinstance(on, Committed) else on
+    history = [*(on.history if on else ()), _step()]
+    below = list(root.layers) if root else []
+    keys = [key for _point, key in pieces]
+    document = {**(root.document if root else {}), "history": history}
+    config = synthesised([*below, *keys], history, document.get("config"))
+    if root and root.document:
+        document["rootfs"] = {"type": "layers", "diff_ids": [*below, *keys]}
+        config = json.dumps(document).encode()
+    base = root.base or root.folder if root else "host"
+    points = {key: point for point, key in pieces} | (dict(root.points) if root else {})
+    return adding.register(config, [*below, *keys], [name] if name else [], base=base, points=points)

@@ -1,0 +1,100 @@
+"""The launcher's shelf: layers of containers that were committed, each mounted in a mount namespace that nobody else sees.
+
+A layer in memory is gone with the last mount of it, and a mount cannot be cloned across namespaces: so a small process holds them, and clones
+one for each container that is to lie on it. The protocol, with the descriptors that travel along:
+
+=========  =======================  ==========================
+put        a detached mount         --
+make       --                       the folder of a new tmpfs
+clone      --                       a detached mount
+drop       --                       no answer
+=========  =======================  ==========================
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, NoReturn
+
+from pytest_sandbox.channel import Channel, close_all
+from pytest_sandbox.linux import mounts, process
+from pytest_sandbox.linux import syscall as sc
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Shelf"]
+
+_BASE = mounts.STAGE
+
+
+class Shelf:
+    """The launcher's end; the process starts with the first layer."""
+
+    def __init__(self) -> None:
+        self._channel: Channel | None = None
+
+    def ask(self, what: str, key: str, fds: Sequence[int] = ()) -> list[int]:
+        """Have something done with the layer ``key``; returns what descriptors come back. Raises OSError."""
+        if self._channel is None:
+            self._channel = _started()
+        self._channel.send({"op": what, "key": key}, fds)
+        if what == "drop":
+            return []
+        answer, found = self._channel.receive()
+        if answer["op"] == "failed":
+            raise OSError(answer["errno"], answer["reason"])
+        return found
+
+
+def _started() -> Channel:
+    ours, theirs = Channel.pair()
+    pid, pidfd = sc.clone3(sc.CLONE_NEWNS)
+    if not pid:
+        _run(theirs)
+    os.close(pidfd)
+    theirs.close()
+    return ours
+
+
+def _run(channel: Channel) -> NoReturn:
+    process.die_with_parent()
+    os.setsid()
+    process.close_others({channel.fileno()})
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    mounts.make_private()
+    sc.mount("tmpfs", _BASE, "tmpfs", 0, "mode=700")
+    try:
+        while True:
+            message, fds = channel.receive()
+            _answer(channel, message["op"], f"{_BASE}/{message['key']}", fds)
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _answer(channel: Channel, what: str, path: str, fds: list[int]) -> None:
+    found: list[int] = []
+    try:
+        found = _do(what, path, fds)
+    except OSError as error:
+        channel.send({"op": "failed", "errno": error.errno, "reason": error.strerror})
+    else:
+        if what != "drop":
+            channel.send({"op": what}, found)
+    close_all([*found, *fds])
+
+
+def _do(what: str, path: str, fds: list[int]) -> list[int]:
+    if what == "drop":
+        sc.umount2(path, sc.MNT_DETACH)
+        os.rmdir(path)
+        return []
+    if what == "clone":
+        return [sc.open_tree(path, sc.OPEN_TREE_CLONE)]
+    os.mkdir(path, 0o700)
+    if what == "put":
+        sc.move_mount(fds[0], path)
+        return []
+    sc.mount("tmpfs", path, "tmpfs", sc.MS_NODEV, "mode=700")
+    return [os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
