@@ -271,6 +271,8 @@ class Init:
             self.poll.register(fd, select.POLLIN)
         self.wakeup, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        # What has its default is dropped where it comes from inside (pid_namespaces(7)); Python's own handler would end this process.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         self.poll.register(self.wakeup, select.POLLIN)
 

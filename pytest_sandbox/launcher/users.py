@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from dataclasses import dataclass
 
 __all__ = ["User", "find", "find_group"]
+
+_MOST = 8 << 20  # of a user file
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +52,20 @@ def _group(text: str, known: list[list[str]], key: str, asked: str) -> int:
 
 
 def _lines(path: str, count: int) -> list[list[str]]:
+    """Read the rows of ``count`` fields with a number in the third, and of seven also in the fourth; what is no plain file has none."""
+    rows = [line.split(":") for line in _text(path).splitlines()]
+    numbers = (2, 3) if count == 7 else (2,)
+    return [row for row in rows if len(row) == count and all(row[place].isdecimal() for place in numbers)]
+
+
+def _text(path: str) -> str:
+    """Read a file that may be anything: neither wait for a FIFO's other end, nor take a terminal, nor read without end."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            rows = [line.rstrip("\n").split(":") for line in file]
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError:
-        return []
-    return [row for row in rows if len(row) == count]
+        return ""
+    try:
+        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        return os.read(fd, _MOST).decode("utf-8", "surrogateescape") if regular else ""
+    finally:
+        os.close(fd)

@@ -1,0 +1,478 @@
+"""What a hostile payload cannot do by default; beside it, that the same attack succeeds once the protection is taken away."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safety import attacks
+from safety.ways import attack
+
+from pytest_sandbox import Container
+from pytest_sandbox.linux import capabilities, mounts, seccomp, seccomp_policy, syscall_numbers
+
+pytestmark = pytest.mark.needs("root")
+
+#: Docker's fourteen (moby, daemon/pkg/oci/caps/defaults.go): a80425fb.
+DOCKER = "00000000a80425fb"
+NONE = "0000000000000000"
+
+
+@pytest.mark.vm
+def test_the_payloads_power(inside):
+    """Docker's capabilities and no others, none inheritable or ambient, no new privileges, a filter."""
+    expected = {
+        "CapInh": NONE, "CapPrm": DOCKER, "CapEff": DOCKER, "CapBnd": DOCKER, "CapAmb": NONE, "NoNewPrivs": "1", "Seccomp": "2",
+    }  # fmt: skip
+    assert expected == inside("status")
+
+
+def test_the_payloads_power_without_limits(without):
+    """The figures above come from the settings: privileged has them all, and no filter."""
+    found = without({}, "status", privileged=True)
+    every = f"{capabilities.supported() & host_bounding():016x}"
+    assert (every, "0", "0") == (found["CapEff"], found["NoNewPrivs"], found["Seccomp"])
+
+
+def host_bounding():
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1], 16) for line in file if line.startswith("CapBnd"))
+
+
+@pytest.mark.parametrize("how", ["run", "call"])
+@pytest.mark.parametrize(
+    ("settings", "effective", "bounding"),
+    [
+        ({"cap_drop": ["ALL"]}, NONE, NONE),
+        ({"cap_drop": ["ALL"], "cap_add": ["CHOWN"]}, "0000000000000001", "0000000000000001"),
+        ({"cap_drop": ["NET_RAW", "MKNOD"]}, "00000000a00405fb", "00000000a00405fb"),
+        ({"cap_add": ["NET_ADMIN"]}, "00000000a80435fb", "00000000a80435fb"),
+        ({"user": "1234"}, NONE, DOCKER),
+        ({"user": "daemon", "cap_drop": ["ALL"]}, NONE, NONE),
+    ],
+    ids=str,
+)
+def test_capabilities_by_settings(how, settings, effective, bounding):
+    """cap_add, cap_drop and user give what docker would."""
+    with Container(**settings) as c:
+        found = attack(c, how, "status") if settings.get("user") is None or how == "call" else status_as_user(c)
+    assert (effective, effective, bounding, NONE, NONE) == tuple(found[key] for key in ("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"))
+
+
+def status_as_user(container):
+    """Read the status by a program that any user may execute."""
+    lines = container.run(["cat", "/proc/self/status"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+# -- system calls
+
+
+def denied(answer):
+    """The numbers of the calls that the policy answers so, by the machine's own table."""
+    table = {"x86_64": "X86_64", "aarch64": "AARCH64"}[os.uname().machine]
+    every = seccomp.numbers(table)
+    newest = next(number for number, name in every.items() if name == seccomp_policy.NEWEST)
+    # The kernel lets no filter see the calls of its own uprobe trampolines.
+    known = {number: name for number, name in every.items() if number <= newest and name not in {"uprobe", "uretprobe"}}
+    return {number: name for number, name in known.items() if seccomp.decide(name, capabilities.DOCKER_DEFAULT) == answer}
+
+
+@pytest.mark.vm
+def test_every_denied_system_call_is_denied(inside):
+    """Each call that docker's policy refuses gives EPERM, whatever its arguments."""
+    numbers = denied("refuse")
+    assert {"mount", "unshare", "setns", "bpf", "keyctl", "add_key", "userfaultfd", "io_uring_setup", "kexec_load", "init_module", "reboot",
+            "open_by_handle_at", "perf_event_open", "move_mount", "pivot_root", "swapon"} <= set(numbers.values())  # fmt: skip
+    found = inside("system_calls", sorted(numbers))
+    assert {} == {numbers[int(number)]: said for number, said in found.items() if said != "EPERM"}
+
+
+def test_denied_system_calls_that_look_missing(inside):
+    """clone3 and what is newer than the policy say ENOSYS, so that libraries fall back."""
+    assert {"ENOSYS"} == set(inside("system_calls", [*denied("missing"), 900]).values())
+
+
+def test_without_the_filter_the_kernel_answers(without):
+    """With seccomp=unconfined the same calls give other answers: it is the filter that refuses."""
+    numbers = {name: number for number, name in denied("refuse").items()}
+    asked = {name: numbers[name] for name in ("unshare", "setns", "keyctl", "userfaultfd", "io_uring_setup", "get_mempolicy", "bpf")}
+    found = without({}, "system_calls", list(asked.values()), security_opt=["seccomp=unconfined"])
+    answers = {name: found[str(number)] for name, number in asked.items()}
+    assert {"unshare": "done", "setns": "EINVAL"} == {name: answers[name] for name in ("unshare", "setns")}
+    assert len([said for said in answers.values() if said != "EPERM"]) >= 5
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="x32 and i386 are entries of x86_64")
+def test_other_entries_are_no_way_around(inside):
+    """The x32 entry, and the one for 32-bit programs with its own numbers, refuse the same."""
+    numbers = {name: number for number, name in denied("refuse").items()}
+    x32 = inside("system_calls", [numbers[name] | 0x40000000 for name in ("mount", "unshare", "keyctl", "bpf")])
+    assert set(x32.values()) <= {"EPERM", "ENOSYS"}
+    i386 = {name: number for number, name in seccomp.numbers("I386").items()}
+    found = inside("system_calls_of_32_bits", [i386[name] for name in ("mount", "unshare", "keyctl", "add_key", "bpf", "setns")])
+    assert {"EPERM"} == set(found.values())
+
+
+def test_the_tables_have_the_policys_calls():
+    """Each call of the policy has a number in some table, so that no name is misspelt."""
+    policy = seccomp_policy
+    known = {name for table in ("X86_64", "I386", "AARCH64", "ARM", "X32") for name in seccomp.numbers(table).values()}
+    named = {
+        *policy.ALWAYS.split(),
+        *policy.FIRST_ARGUMENT,
+        *policy.REFUSED_AS_MISSING,
+        *(" ".join(policy.WITH_CAPABILITY.values())).split(),
+    }
+    assert len(named - known) <= 5, named - known
+    assert hasattr(syscall_numbers, "X86_64")
+
+
+@pytest.mark.parametrize(("family", "kind"), [(38, socket.SOCK_SEQPACKET), (40, socket.SOCK_STREAM)], ids=["AF_ALG", "AF_VSOCK"])
+def test_sockets_that_reach_the_host(inside, family, kind):
+    """AF_VSOCK is in no namespace, AF_ALG is attack surface: both are refused."""
+    assert "EPERM" == inside("open_socket", family, kind)
+
+
+def test_sockets_that_reach_the_host_without_the_filter(without):
+    """Nothing but the filter refuses AF_ALG (where the kernel has it)."""
+    assert "EPERM" != without({}, "open_socket", 38, socket.SOCK_SEQPACKET, security_opt=["seccomp=unconfined"])
+
+
+@pytest.mark.vm
+def test_usual_sockets_can_be_opened(inside):
+    """TCP, UDP, Unix, netlink, and raw ones with docker's NET_RAW."""
+    usual = [(socket.AF_INET, 1), (socket.AF_INET6, 2), (socket.AF_UNIX, 1), (socket.AF_NETLINK, 3)]
+    assert ["done"] * 4 == [inside("open_socket", int(family), kind) for family, kind in usual]
+
+
+# -- mounts and namespaces
+
+
+def test_nothing_can_be_mounted(inside):
+    """mount, umount of a mask and remount of what is read-only are refused."""
+    assert ["EPERM"] * 4 == [inside("mount"), inside("unmount", "/proc/keys"), inside("remount", "/proc/sys"), inside("remount", "/sys")]
+
+
+def test_nothing_can_be_mounted_with_the_user_namespace_alone(without):
+    """Also without filter and with SYS_ADMIN in the mask, the payload's user namespace has no right over the mounts."""
+    changes = {"seccomp": False, "capabilities": capabilities.ALL & capabilities.supported()}
+    assert "EPERM" == without(changes, "mount")
+
+
+def test_everything_can_be_mounted_when_privileged(without):
+    """Privileged takes both away."""
+    assert "done" == without({}, "mount", privileged=True)
+
+
+def test_no_namespace_of_its_own(inside):
+    """A nested user namespace, the start of most kernel exploits, is refused, and no namespace can be joined."""
+    assert ("EPERM", {"EACCES"}) == (
+        inside("new_user_namespace"),
+        {inside("join_namespace", kind) for kind in ("mnt", "net", "user", "pid")},
+    )
+
+
+def test_a_namespace_of_its_own_without_the_filter(without):
+    """It is the filter that refuses."""
+    assert "done" == without({}, "new_user_namespace", security_opt=["seccomp=unconfined"])
+
+
+@pytest.mark.parametrize("path", mounts.MASKED)
+def test_masked_paths_show_nothing(inside, path):
+    """What tells of the machine is empty."""
+    if os.path.exists(path):
+        assert 0 == inside("read", path)
+
+
+def test_masked_paths_show_something_without_the_mask(without):
+    """Privileged, the same paths are the kernel's."""
+    assert 0 < without({}, "read", "/proc/timer_list", privileged=True) + without({}, "read", "/proc/interrupts", privileged=True)
+
+
+WRITABLE = [
+    "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sys/kernel/hostname", "/proc/sys/vm/overcommit_memory",
+    "/proc/sys/fs/file-max", "/proc/sys/net/ipv4/ip_forward", "/proc/sysrq-trigger", "/proc/irq/default_smp_affinity", "/sys/kernel/uevent_helper",
+    "/sys/power/state", "/sys/module/kernel/parameters/panic",
+]  # fmt: skip
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("path", WRITABLE)
+def test_the_kernels_switches_are_read_only(inside, path):
+    """No switch of the machine's can be opened for writing, although root's number is root's."""
+    if os.path.exists(path):
+        assert inside("open_for_writing", path) in {"EROFS", "EACCES", "ENOENT"}
+
+
+def test_the_kernels_switches_without_the_protection(without):
+    """Only the read-only mounts refuse: privileged opens them (and writes nothing here)."""
+    paths = ("/proc/sys/kernel/core_pattern", "/proc/sys/vm/overcommit_memory")
+    assert ["done", "done"] == [without({}, "open_for_writing", path, privileged=True) for path in paths]
+
+
+def test_the_user_namespace_alone_does_not_guard_proc(without):
+    """That is why: root's number in a user namespace of identities still opens /proc/sys."""
+    assert "done" == without({"protected": False}, "open_for_writing", "/proc/sys/kernel/core_pattern")
+
+
+def test_no_group_can_be_written(inside):
+    """The container's limits are out of its reach: there is no cgroup file system inside."""
+    assert 0 == inside("read", "/sys/fs/cgroup")
+    assert inside("create", "/sys/fs/cgroup/x") in {"EROFS", "EACCES", "ENOENT"}
+
+
+def test_devices_made_inside_are_inert(inside, without):
+    """Mknod gives nothing that opens, with the user namespace or without."""
+    assert inside("make_device", os.makedev(1, 5), "/tmp/zero") == "EPERM"
+    assert without({"user_namespace": False}, "make_device", os.makedev(1, 5), "/tmp/zero") == "EACCES"
+    assert without({"user_namespace": False}, "make_device", os.makedev(1, 5), "/dev/shm/zero") == "EACCES"
+    assert without({"user_namespace": False}, "make_device", os.makedev(1, 5), "/dev/zero2") == "EACCES"
+
+
+def test_no_file_by_its_handle(inside):
+    """open_by_handle_at would open any file of the host's file system."""
+    assert "EPERM" == inside("open_by_handle")
+
+
+# -- the container's init, and the way in
+
+
+@pytest.mark.vm
+def test_init_cannot_be_looked_at(inside):
+    """Every door of /proc/1 is closed: no exe (CVE-2019-5736), no root, no memory, no descriptor."""
+    found = inside("look_at", 1)
+    assert set(found.values()) <= {"EACCES", "EPERM", "ENOENT"}, found
+
+
+def test_init_cannot_be_traced_or_written(inside):
+    """Ptrace and process_vm_writev do not reach it."""
+    assert {"EPERM"} == {inside("trace", 1), inside("write_memory", 1)}
+
+
+def test_other_payloads_can_be_looked_at(inside):
+    """The refusals are init's alone: a payload may look at itself (docker allows ptrace, too)."""
+    found = inside("look_at", "self")
+    assert ["done"] * 4 == [found[name] for name in ("exe", "root", "maps", "environ")]
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("how", ["run", "call"])
+def test_init_survives_every_signal(how):
+    """No signal from inside ends or stops it."""
+    with Container() as c:
+        assert "done" == attack(c, how, "signal_everybody")
+        assert (0, "running") == (c.run(["true"]).returncode, c.status)
+
+
+def test_a_payload_that_kills_everything_kills_itself_only(box):
+    """Kill -9 -1 inside is nobody else's end."""
+    assert -signal.SIGKILL == box.run(["/bin/sh", "-c", "kill -9 -1; kill -9 $$"]).returncode
+    assert 0 == box.run(["true"]).returncode
+
+
+def test_no_descriptor_is_inherited(box):
+    """A command has stdin, stdout, stderr and nothing else, also where the caller's descriptors are inheritable."""
+    leaks = [os.open("/", os.O_RDONLY), os.open(os.devnull, os.O_RDONLY)]
+    try:
+        for fd in leaks:
+            os.set_inheritable(fd, True)
+        with Container() as late:
+            assert ([], []) == (attack(box, "run", "descriptors"), attack(late, "run", "descriptors"))
+    finally:
+        for fd in leaks:
+            os.close(fd)
+
+
+def test_no_descriptor_of_the_library_is_in_a_call(box):
+    """In a function inside there is the socket of its answer, and nothing of launcher, of this or of other containers."""
+    with Container():
+        found = attack(box, "call", "descriptors")
+    own = [
+        os.readlink(f"/proc/self/fd/{name}")
+        for name in os.listdir("/proc/self/fd")
+        if int(name) > 2 and os.path.lexists(f"/proc/self/fd/{name}")
+    ]
+    assert 1 == len([one for one in found if one.startswith("socket:")]), found
+    assert [] == [one for one in found if "pidfd" in one or "mnt:" in one or "user:" in one or "pytest-sandbox" in one]
+    assert set(found) - set(own) <= {one for one in found if one.startswith("socket:")}
+
+
+@pytest.mark.parametrize("how", ["run", "call"])
+def test_the_session_keyring_is_new(how):
+    """Keys of the caller's session stay with the caller: another keyring, seen where keyctl is allowed for once."""
+    with Container(security_opt=["seccomp=unconfined"]) as c:
+        outer, inner = attacks.session_keyring(), attack(c, how, "session_keyring")
+    assert isinstance(inner, int)
+    assert outer != inner
+
+
+def test_a_terminal_as_stdin_cannot_be_typed_into(box):
+    """TIOCSTI into a terminal that was passed in is refused: it is not the payload's controlling one."""
+    main, terminal = pty.openpty()
+    try:
+        command = [sys.executable, attacks.__file__, "push_into_terminal", "[]"]
+        done = box.run(command, stdin=terminal, capture_output=True, check=True)
+        assert json.loads(done.stdout) in {"EPERM", "EIO"}
+    finally:
+        os.close(main)
+        os.close(terminal)
+
+
+def test_no_controlling_terminal(inside):
+    """/dev/tty cannot be opened."""
+    assert "ENXIO" == inside("open_terminal")
+
+
+def test_a_file_as_stdout_cannot_be_opened_anew(box, tmp_path):
+    """/proc/self/fd/1 is a pipe: what the caller's file held stays; without us it would be gone."""
+    for run, kept in ((box.run, True), (subprocess.run, False)):
+        file = tmp_path / f"out-{kept}"
+        file.write_text("before\n")
+        with file.open("a") as out:
+            run([sys.executable, attacks.__file__, "overwrite_stdout", "[]"], stdout=out, check=True)
+        assert kept == file.read_text().startswith("before\n")
+
+
+# -- the root
+
+
+@pytest.fixture(scope="module")
+def other(busybox_root):
+    with Container(image=busybox_root) as c:
+        yield c
+
+
+def test_a_chroot_broken_out_of_is_the_container(other):
+    """The way up ends at the container's root."""
+    assert sorted(other.listdir("/")) == [name for name in other.call(attacks.break_out_of_chroot) if name != "jail"]
+
+
+def test_the_working_folder_is_inside(other):
+    """Neither the working folder nor the root of any process inside is outside (CVE-2024-21626)."""
+    assert "/\n" == other.run(["sh", "-c", "cd .; pwd -P"], capture_output=True, text=True).stdout
+    for cwd in ("/proc/self/fd/7", "/proc/1/fd/3", "/proc/self/fd/8/../../.."):
+        with pytest.raises(OSError, match=r"No such file|Permission denied|Not a directory"):
+            other.run(["pwd"], cwd=cwd)
+
+
+def test_abstract_sockets_of_the_host(inside, without):
+    """A daemon's abstract socket is in the network namespace, which is another one; with network="host" it is there."""
+    name = f"@pytest-sandbox-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("\0" + name[1:])
+        server.listen()
+        assert "ECONNREFUSED" == inside("connect", name)
+        assert "done" == without({}, "connect", name, network="host")
+
+
+def mapped_devices(pid):
+    """The devices of the files that a process has mapped: libraries and modules that it loaded."""
+    lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines()
+    return {line.split()[3] for line in lines if len(line.split()) > 5 and line.split()[5].startswith("/")}
+
+
+def test_nothing_of_a_hostile_root_is_loaded(busybox_root, tmp_path):
+    """Users, hosts and encodings that a root defines by libraries and modules of its own run no code of it in our processes."""
+    root = hostile_root(busybox_root, tmp_path)
+    with Container(image=root, user="ann", hostname="some.host") as c:
+        for args in (["id"], ["sh", "-c", "echo ü"], ["no-such-command"]):
+            try:
+                c.run(args, capture_output=True, encoding="utf-8")
+            except FileNotFoundError:
+                continue
+        c.read_text("/etc/passwd", encoding="latin-1")
+        c.processes()
+        device = os.stat(f"/proc/{c.pid}/root").st_dev
+        assert f"{os.major(device):02x}:{os.minor(device):02x}" not in mapped_devices(c.pid)
+        assert [] == [name for name in c.listdir("/tmp") if name.startswith("loaded")]
+
+
+def hostile_root(busybox_root, tmp_path):
+    """A root with modules and libraries that would leave a mark when they are loaded."""
+    from boxes import make_busybox_root
+
+    root = make_busybox_root(tmp_path / "root")
+    mark = "open('/tmp/loaded', 'w')\n"
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for folder in (f"usr/lib/{version}", f"{sys.prefix}/lib/{version}".lstrip("/"), f"{sys.base_prefix}/lib/{version}".lstrip("/"), "etc"):
+        for module in (
+            "os.py",
+            "codecs.py",
+            "encodings/latin_1.py",
+            "encodings/idna.py",
+            "grp.py",
+            "pwd.py",
+            "subprocess.py",
+            "json/__init__.py",
+        ):
+            path = root / folder / module
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(mark)
+    (root / "etc/nsswitch.conf").write_text("passwd: evil files\ngroup: evil files\nhosts: evil\n")
+    for folder in ("lib/x86_64-linux-gnu", "lib64", "usr/lib"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / "libnss_evil.so.2").write_bytes(b"not a library")
+    return root
+
+
+@pytest.mark.parametrize("kind", ["fifo", "endless", "folder", "loop", "dangling", "garbage", "device"])
+def test_a_hostile_user_file_neither_hangs_nor_fills(tmp_path, kind):
+    """/etc/passwd as a FIFO, an endless file or nonsense: an unknown name is refused, a number works, and nothing hangs."""
+    from boxes import make_busybox_root
+
+    root = make_busybox_root(tmp_path / "root")
+    for name in ("passwd", "group"):
+        path = root / "etc" / name
+        path.unlink()
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        elif kind == "garbage":
+            path.write_bytes(b"ann:x\nann:x:a:b:c:d:e\n\xff\0::::::\n:::\n" * 1000)
+        else:
+            path.symlink_to({"endless": "/dev/zero", "loop": name, "dangling": "/nowhere", "device": "/dev/tty"}[kind])
+    with Container(image=root) as c:
+        with pytest.raises(ValueError, match="user='ann' is not valid"):
+            c.run(["id"], user="ann", timeout=30)
+        assert "77\n" == c.run(["stat", "-c", "%u", "/proc/self/"], user="77", capture_output=True, text=True, timeout=30).stdout
+
+
+@pytest.mark.parametrize("name", ["proc", "sys", "dev"])
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_root_that_redirects_our_mounts_is_refused(tmp_path, name, kind):
+    """A link or file in the place of /proc, /sys or /dev is an error that names it: nothing is mounted elsewhere (CVE-2019-19921)."""
+    from boxes import make_busybox_root
+
+    from pytest_sandbox import SetupError
+
+    root = make_busybox_root(tmp_path / "root")
+    (root / name).symlink_to("/etc") if kind == "link" else (root / name).touch()
+    with pytest.raises(SetupError, match=f"/{name}"):
+        Container(image=root).start()
+
+
+def test_errno_names_are_what_the_attacks_say():
+    """The words of this file are errno's."""
+    assert {"EPERM", "EACCES", "EROFS", "ENXIO", "ECONNREFUSED", "ENOSYS"} <= set(errno.errorcode.values())
+
+
+# -- privileges by files
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize(("options", "expected"), [([], "1234\n"), (["no-new-privileges:false"], "0\n")], ids=["default", "off"])
+def test_a_set_user_id_program_gives_nothing(options, expected):
+    """A set-user-ID program of root's stays powerless for a user, unless no-new-privileges is switched off."""
+    with Container(security_opt=options) as c:
+        c.run(["sh", "-c", "cp /usr/bin/id /tmp/id && chmod 4755 /tmp/id"], check=True)
+        assert expected == c.run(["/tmp/id", "-u"], user="1234:1234", capture_output=True, text=True, check=True).stdout
