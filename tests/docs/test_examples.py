@@ -110,8 +110,8 @@ ALL = [example for page in PAGES if page.exists() for example in examples(page)]
 def arguments(example: Example) -> list[str]:
     if example.is_script:
         return [next(iter(example.files))]
-    options = ["-p", "no:cacheprovider", "-p", "no:randomly", "-W", "error", "-rA"]
-    return ["-m", "pytest", *options, *example.said.get("options", "").split()]
+    plugins = ["-p", "no:cacheprovider", *(word for name in ("sandbox", "xdist", "pytest_cov") for word in ("-p", name))]
+    return ["-m", "pytest", *plugins, "-W", "error", "-rA", *example.said.get("options", "").split()]
 
 
 def assert_printed(expected: list[list[str]], printed: str) -> None:
@@ -122,8 +122,9 @@ def assert_printed(expected: list[list[str]], printed: str) -> None:
 
 @pytest.mark.needs("root", "limits")
 @pytest.mark.parametrize("example", ALL, ids=lambda example: example.name)
-def test_an_example_does_what_it_says(example, pytester):
+def test_an_example_does_what_it_says(example, pytester, monkeypatch):
     """The example's tests have the outcomes that its page tells, and it prints what its page shows."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     for name, text in example.files.items():
         path = pytester.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
