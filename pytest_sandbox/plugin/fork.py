@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bdb
+import gc
 import os
 import random
 import sys
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_sandbox.container import values
-from pytest_sandbox.plugin import carried, compat, coverage_data, hints
+from pytest_sandbox.plugin import benchmarks, carried, compat, coverage_data, hints
 from pytest_sandbox.plugin.rule import FORK
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Fork:
         self._item = item
         self._wire = wire
         self._wire.in_fork()
+        gc.freeze()  # a collection would touch, and so copy, what this process shares with its parent
         random.setstate(kept)
         streams.in_fork(wire.stack_writer)
         compat.close_worker_streams(item.config)
@@ -53,6 +55,7 @@ class Fork:
         config.pluginmanager.register(self, FORK)
         self._hears = True
         self._carried = carried.Carried(item, wire)
+        self._benchmarks = benchmarks.Benchmarks(item)
         self._measured = coverage_data.Measured()
         self._driving = False
         self._warnings: AbstractContextManager[None] = compat.recorded_warnings(item)
@@ -135,6 +138,7 @@ class Fork:
     def _finish(self) -> None:
         self._warnings.__exit__(None, None, None)
         self._carried.send()
+        self._benchmarks.send(self._wire)
         self._measured.send(self._wire)
         self._wire.send("done", None)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.linux import sockets
 from pytest_sandbox.plugin.words import mib
 
@@ -73,7 +75,8 @@ _MOST_MADE = 100_000
 def remember(item: pytest.Item, container: Container) -> None:
     """Remember what a test has left in its container."""
     if len(_made) < _MOST_MADE:
-        _made.update((change.path, item.nodeid) for change in container.diff() if change.kind == "added")
+        with suppress(SandboxError, OSError):
+            _made.update((change.path, item.nodeid) for change in container.diff() if change.kind == "added")
 
 
 def said(found: list[Symptom], item: pytest.Item, container: Container, stats: Stats) -> str:

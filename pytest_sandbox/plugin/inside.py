@@ -24,7 +24,7 @@ import pytest
 
 from pytest_sandbox.container import Container
 from pytest_sandbox.outcome import Outcome, TimedOut
-from pytest_sandbox.plugin import carried, compat, coverage_data, fork, verdict
+from pytest_sandbox.plugin import benchmarks, carried, compat, coverage_data, fork, verdict
 from pytest_sandbox.plugin.rule import INSIDE, SETTINGS
 from pytest_sandbox.plugin.streams import Streams, flush_terminal
 from pytest_sandbox.plugin.timer import Timer
@@ -101,7 +101,11 @@ class _Visit:
         self.finding = verdict.Finding(self.item, container, receiver, outcome, (started, time.time()), streams.printed())
         streams.close()
         wire.close()
-        self._hear(receiver)
+        try:
+            self._hear(receiver)
+        except Exception:
+            self.finding = None  # what somebody's hook raised is what the setup phase came to
+            raise
 
     def _prepare_next(self) -> None:
         """Have the next test's container made while this one's test runs, where it is another than this one's."""
@@ -122,6 +126,7 @@ class _Visit:
         """Do what the fork's news ask for."""
         assert self.finding is not None
         carried.apply(self.item, receiver)
+        benchmarks.merge(self.item, receiver)
         coverage_data.merge(receiver)
         self.item.ihook.pytest_sandbox_outcome(item=self.item, outcome=self.finding.outcome, stats=self.finding.stats)
         self.finding.conclude()

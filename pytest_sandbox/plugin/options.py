@@ -53,9 +53,13 @@ def _add_key(parser: pytest.Parser, group: pytest.OptionGroup, key: Key) -> None
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marks."""
+    """Register the marks, and the summary where there is something to sum up."""
     for line in _MARKS:
         config.addinivalue_line("markers", line)
+    if wants_sandbox(config) or config.getoption("sandbox_stats") or config.getoption("sandbox_keep") != "none":
+        from pytest_sandbox.plugin import summary
+
+        summary.register(config)
 
 
 def wants_sandbox(config: pytest.Config) -> bool:

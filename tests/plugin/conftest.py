@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Return a function that writes a test file and runs it, sandboxed unless ``sandbox=False``."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
+        monkeypatch.delenv(name, raising=False)
 
     def run(source: str, *args: str, sandbox: bool = True, plugins: tuple[str, ...] = ()) -> pytest.RunResult:
         pytester.makepyfile(source)

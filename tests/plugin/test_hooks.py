@@ -1,0 +1,69 @@
+"""The plugin's own hooks, from a foreign conftest file."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.needs("root")
+
+
+def test_hooks_can_look_and_change(run, pytester):
+    """Settings can be changed at collection; started and discard see a living container, outcome how the test ended."""
+    pytester.makeconftest("""
+        from pytest_sandbox import Exited, Signaled
+
+        def pytest_sandbox_settings(item, settings):
+            if "changed" in item.name:
+                return settings.replace(hostname="changed", env={"FROM": "hook"})
+
+        def pytest_sandbox_started(item, container):
+            container.write_text("/opt/prepared", item.name)
+
+        def pytest_sandbox_outcome(item, outcome, stats):
+            print("\\noutcome", item.name, outcome, stats.memory_peak > 0)
+
+        def pytest_sandbox_discard(item, container):
+            print("\\nlast look", item.name, container.read_text("/opt/prepared"), container.status)
+    """)
+    result = run(
+        """
+    import os, pathlib, socket
+    def test_changed():
+        assert ("changed", "hook") == (socket.gethostname(), os.environ["FROM"])
+        assert "test_changed" == pathlib.Path("/opt/prepared").read_text()
+        pathlib.Path("/opt/prepared").write_text("looked at")
+    def test_crashes(): os.abort()
+    def test_holds(container): assert "test_holds" == container.read_text("/opt/prepared")
+    """,
+        "-s",
+    )
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines_random(
+        [
+            "outcome test_changed Exited(status=0) True",
+            "last look test_changed looked at running",
+            "outcome test_crashes Signaled(signal=6) True",
+            "last look test_crashes test_crashes running",
+            "last look test_holds test_holds running",
+        ]
+    )
+
+
+def test_a_hook_of_a_folder_is_for_the_tests_below_it(run, pytester):
+    """A conftest file's hooks are called for its own tests."""
+    pytester.mkdir("below")
+    (pytester.path / "below/conftest.py").write_text("def pytest_sandbox_settings(settings): return settings.replace(hostname='below')")
+    (pytester.path / "below/test_below.py").write_text("import socket\ndef test(): assert 'below' == socket.gethostname()")
+    run("import socket\ndef test(): assert 'below' != socket.gethostname()", ".").assert_outcomes(passed=2)
+
+
+@pytest.mark.parametrize("hook", ["settings(item)", "started(item)", "outcome(item)", "discard(item)"])
+def test_a_hook_that_raises_is_an_error_of_its_test(run, pytester, hook):
+    """The next test goes on; a wrong settings hook stops the collection."""
+    pytester.makeconftest(f"def pytest_sandbox_{hook}:\n    if item.name == 'test_a': raise RuntimeError('from the hook')")
+    result = run("def test_a(): pass\ndef test_b(): pass")
+    assert 0 != result.ret
+    assert "from the hook" in result.stdout.str()
+    if not hook.startswith("settings"):
+        assert result.parseoutcomes().get("errors", 0) + result.parseoutcomes().get("error", 0) == 1
+        assert result.parseoutcomes()["passed"] >= 1
