@@ -27,6 +27,13 @@ MODULES: dict[str, str] = {
     "shell": "living",
     "stats": "living",
     "diff": "living",
+    "pull": "images",
+    "load": "images",
+    "images": "images",
+    "inspect": "images",
+    "history": "images",
+    "rmi": "images",
+    "prune": "images",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.cli import flags
+from pytest_sandbox.cli import flags, images
 from pytest_sandbox.cli.verb import Verb
 from pytest_sandbox.errors import SandboxError
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["VERBS"]
 
 _DETAILS = """\
-IMAGE is 'host' (the root of this host, as copy-on-write), a folder with a root file system, or a stored image.
+IMAGE is 'host' (the root of this host, as copy-on-write), a folder with a root file system, or a stored image; one that is not
+stored is pulled first.
 Options come before IMAGE; what follows it is the command's.
 
 exit status: the command's own; 125 for an error of pytest-sandbox, 126 and 127 for a command that cannot be executed or found,
@@ -31,6 +32,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--entrypoint", metavar="PROGRAM", help="in place of the image's; the image's own command is left out then")
     parser.add_argument("-d", "--detach", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--rm", action="store_true", help="accepted for docker's sake: a container always goes when its command ends")
+    parser.add_argument("--pull", choices=["missing", "always", "never"], default="missing", help="when to pull IMAGE (default: missing)")
     parser.add_argument("image", metavar="IMAGE", help="what the container's root is")
     flags.add_command(parser)
 
@@ -43,6 +45,7 @@ def _run(found: argparse.Namespace) -> int:
         raise SandboxError(
             "there is no --detach: a container lives as long as the `run` that made it. Put & behind it, as for any command."
         )
+    images.have(found.image, policy=found.pull)
     container = Container(flags.settings(found.image, found))
     container.label = found.name
     with container:

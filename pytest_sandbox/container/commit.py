@@ -29,6 +29,7 @@ from pytest_sandbox.linux import process
 from pytest_sandbox.linux.copying import copy_tree
 
 if TYPE_CHECKING:
+    import builtins
     from collections.abc import Iterator
 
     from pytest_sandbox.container import Container
@@ -97,8 +98,9 @@ class Committed(Image):
             raise ImageError(f"the image {self.reference} was in memory, and has gone with its launcher. Commit again, or with a name.")
         return self.on.hold() if self.on else -1
 
-    def remove(self) -> None:
+    def remove(self) -> builtins.list[str]:
         """Do nothing: the memory is free when no container lies on it, and nobody has this object."""
+        return []
 
 
 def commit(container: Container, name: str | None) -> Image:

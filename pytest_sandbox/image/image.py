@@ -13,6 +13,7 @@ from pytest_sandbox.image.reference import parse_reference
 from pytest_sandbox.image.store import Store
 
 if TYPE_CHECKING:
+    import builtins
     from collections.abc import Callable, Iterable
 
     from pytest_sandbox.image.reference import Reference
@@ -122,6 +123,23 @@ class Image:
         return tuple(self.document.get("history") or ())
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """All that it is called, as docker prints names."""
+        return tuple(str(parse_reference(name)) for name in Store(self._store).index().names_of(self.id))
+
+    @property
+    def repository_digests(self) -> tuple[str, ...]:
+        """What registries call it that it was pulled from: ``debian@sha256:...``."""
+        index = Store(self._store).index()
+        found = {name: index.digests[name] for name in index.names_of(self.id) if name in index.digests}
+        return tuple(sorted({f"{parse_reference(name).familiar_name}@{digest}" for name, digest in found.items()}))
+
+    def layer_sizes(self) -> tuple[int, ...]:
+        """Return the bytes of files in each layer, bottom first."""
+        store = Store(self._store)
+        return tuple(store.layer_facts(key).size for key in self.layers)
+
+    @property
     def environment(self) -> dict[str, str]:
         """``Env`` as a dict."""
         return dict(text.partition("=")[::2] for text in self.config.get("Env") or ())
@@ -168,13 +186,15 @@ class Image:
         """Keep the image from being removed while a container lives on it; returns a descriptor to close, -1 for a folder."""
         return -1 if self.folder else Store(self._store).hold(self.id)
 
-    def remove(self) -> None:
+    def remove(self) -> builtins.list[str]:
         """Take the image's name away, and with the last name the image and the layers that no other has; a folder stays as it is.
 
-        Raises :class:`ImageError` where a container lives on it.
+        Returns what is gone: names and ids. Raises :class:`ImageError` where a container lives on it.
         """
-        if not self.folder:
-            Store(self._store).remove(self.id, name=_name_of(self.reference) if self.reference != self.id else "")
+        if self.folder:
+            return []
+        gone = Store(self._store).remove(self.id, name=_name_of(self.reference) if self.reference != self.id else "")
+        return [one if one == self.id else str(parse_reference(one)) for one in gone]
 
 
 def find(value: object) -> Image | None:

@@ -165,7 +165,7 @@ class Registry:
                 response = self._send(method, path, headers | ({"Authorization": given} if given else {}))
             except _network_errors() as error:
                 tries += 1
-                self._wait(tries, None, f"no answer: {error}", error)
+                self._wait(tries, None, f"no answer ({_innermost(error)})", error)
                 continue
             if response.status in (200, 206):
                 return response
@@ -202,7 +202,7 @@ class Registry:
     def _wait(self, tries: int, wanted: str | None, why: str, error: Exception | None = None) -> None:
         """Wait as long as the server wants, or twice as long each time; give up after so many tries, and where waiting is no help."""
         if tries >= _TRIES or _is_final(error):
-            raise ImageError(f"the registry {self.name} failed {tries} times in a row: {why}. Is it reachable from here?") from error
+            raise ImageError(f"the registry {self.name} failed {tries} times in a row: {why}. Can it be reached from here?") from error
         seconds = float(wanted) if wanted and wanted.isdigit() else 0.25 * 2**tries * random.uniform(0.75, 1.25)  # noqa: S311 - spreads clients
         self._pause(min(seconds, _LONGEST_PAUSE))
 
@@ -246,7 +246,7 @@ class Registry:
                 answer = self._token_request(realm, query, credentials)
             except _network_errors() as error:
                 tries += 1
-                self._wait(tries, None, f"no answer from {realm}: {error}", error)
+                self._wait(tries, None, f"no answer from {realm} ({_innermost(error)})", error)
                 continue
             if answer.status not in _PASSING:
                 return self._token_in(answer, realm)
@@ -318,13 +318,20 @@ def _is_final(error: Exception | None) -> bool:
     import urllib3
 
     final = (ssl.SSLCertVerificationError, ConnectionRefusedError, urllib3.exceptions.NameResolutionError)
-    while error is not None:
-        if isinstance(error, final):
-            return True
-        # urllib3 wraps what happened as an attribute, an argument or a cause.
-        inner = (getattr(error, "reason", None), *error.args, error.__cause__)
-        error = next((one for one in inner if isinstance(one, Exception)), None)
-    return False
+    return error is not None and isinstance(_innermost(error), final)
+
+
+def _innermost(error: Exception) -> Exception:
+    """Return what has happened; urllib3 wraps it as an attribute, an argument or a cause, and more than once."""
+    import urllib3
+
+    while not isinstance(error, (urllib3.exceptions.NameResolutionError, OSError)):
+        wrapped = (getattr(error, "reason", None), *error.args, error.__cause__)
+        inner = next((one for one in wrapped if isinstance(one, Exception)), None)
+        if inner is None:
+            break
+        error = inner
+    return error if error.__cause__ is None or not isinstance(error.__cause__, OSError) else error.__cause__
 
 
 def _challenge(headers: Any) -> tuple[str, dict[str, str]]:

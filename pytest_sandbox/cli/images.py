@@ -1,0 +1,324 @@
+"""``pull``, ``load``, ``images``, ``inspect``, ``history``, ``rmi`` and ``prune``: what containers start from."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from pytest_sandbox.cli import screen
+from pytest_sandbox.cli.verb import Verb
+from pytest_sandbox.errors import ImageError, SandboxError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from pytest_sandbox.image.image import Image
+
+__all__ = ["VERBS", "have"]
+
+_SHORT_ID = 12
+_COMMAND_WIDTH = 44
+_SPAN = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def have(reference: str, *, policy: str) -> None:
+    """See to it that ``run`` finds its image: pulled where it is ``missing``, ``always``, or ``never``; the host and folders are there."""
+    from pytest_sandbox.cli.progress import reporting
+    from pytest_sandbox.image.image import Image, find
+
+    if policy != "always":
+        try:
+            find(reference)
+        except ImageError:
+            if policy == "never" or reference.startswith(("/", ".", "~")):
+                raise
+            print(f"Unable to find image {reference!r} locally", file=sys.stderr)
+        else:
+            return
+    with reporting(sys.stderr) as progress:
+        Image.pull(reference, progress=progress)
+
+
+# -- pull and load
+
+
+def _pull_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+    parser.add_argument("images", nargs="+", metavar="NAME[:TAG|@DIGEST]", help="as docker reads it")
+
+
+def _pull(found: argparse.Namespace) -> int:
+    from pytest_sandbox.cli.progress import reporting
+    from pytest_sandbox.image.image import Image
+
+    for name in found.images:
+        with reporting(sys.stderr, quiet=found.quiet) as progress:
+            image = Image.pull(name, progress=progress)
+        print(image.reference)
+    return 0
+
+
+def _load_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+    parser.add_argument("-i", "--input", metavar="FILE", help="the same as PATH, as docker has it")
+    parser.add_argument("-t", "--tag", default="", metavar="NAME[:TAG]", help="what the image is called, instead of the names it brings")
+    parser.add_argument("path", nargs="?", metavar="PATH", help="a file or folder (default: an archive from stdin)")
+
+
+def _load(found: argparse.Namespace) -> int:
+    import tempfile
+
+    from pytest_sandbox.cli.progress import reporting
+    from pytest_sandbox.image.image import Image
+
+    if found.path and found.input:
+        raise SandboxError("PATH and --input are the same thing: give one of them")
+    path = found.path or found.input
+    with tempfile.NamedTemporaryFile(prefix="pytest-sandbox-") as copy, reporting(sys.stderr, quiet=found.quiet) as progress:
+        if not path:
+            _copy_stdin(copy)
+        for image in Image.load_all(path or copy.name, name=found.tag, progress=progress):
+            if image.folder:
+                raise ImageError(
+                    f"{image.folder} is a folder with a root file system: it is used as it is. Run: pytest-sandbox run {path} ..."
+                )
+            print(f"Loaded image: {image.reference}" if image.reference != image.id else f"Loaded image ID: {image.id}")
+    return 0
+
+
+def _copy_stdin(copy: Any) -> None:
+    import shutil
+
+    if sys.stdin.isatty():
+        raise SandboxError("give a file or folder, or an archive on stdin: `pytest-sandbox load PATH`")
+    shutil.copyfileobj(sys.stdin.buffer, copy)
+    copy.flush()
+
+
+# -- images
+
+
+def _images_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=["table", "json"], default="table", help="json: one list, for programs (default: table)")
+    parser.add_argument("--no-trunc", action="store_true", help="print whole ids")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print ids only")
+    parser.add_argument("name", nargs="?", metavar="NAME[:TAG]", help="only images of this name")
+
+
+def _images(found: argparse.Namespace) -> int:
+    from pytest_sandbox.image.image import Image
+
+    ones = [image for image in Image.list() if not found.name or found.name in (image.reference, _split(image)[0])]
+    if found.quiet:
+        print("".join(f"{_id(image, whole=found.no_trunc)}\n" for image in dict.fromkeys(ones)), end="")
+    elif found.format == "json":
+        screen.print_json([_card(image) for image in ones])
+    else:
+        rows = [
+            (*_split(image), _id(image, whole=found.no_trunc), _age(image.document.get("created")), decimal(image.size)) for image in ones
+        ]
+        screen.print_table(("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"), rows)
+    return 0
+
+
+def _card(image: Image) -> dict[str, object]:
+    repository, tag = _split(image)
+    return {"id": image.id, "repository": repository, "tag": tag, "created": image.document.get("created"), "size": image.size}
+
+
+def _split(image: Image) -> tuple[str, str]:
+    if image.reference == image.id:
+        return "<none>", "<none>"
+    name, at, _digest = image.reference.partition("@")
+    if at:
+        return name, "<none>"
+    repository, _, tag = name.rpartition(":")
+    return repository, tag
+
+
+def _id(image: Image, *, whole: bool) -> str:
+    return image.id if whole else image.id.removeprefix("sha256:")[:_SHORT_ID]
+
+
+def _age(created: object) -> str:
+    """Return docker's words for when it was made, from the configuration's time (RFC 3339)."""
+    if not isinstance(created, str):
+        return "N/A"
+    text = re.sub(r"(\.\d{1,6})\d*", r"\1", created.replace("Z", "+00:00"))
+    try:
+        return f"{screen.duration(max(0.0, time.time() - datetime.fromisoformat(text).timestamp()))} ago"
+    except ValueError:
+        return "N/A"
+
+
+def decimal(count: float) -> str:
+    """Return bytes as docker prints the sizes of images: powers of 1000, three digits."""
+    unit = "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.3g}{unit}"
+
+
+# -- inspect and history
+
+
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="name, id, or the beginning of an id")
+
+
+def _inspect(found: argparse.Namespace) -> int:
+    from pytest_sandbox.image.image import Image
+
+    screen.print_json([_inspected(Image.get(name)) for name in found.images])
+    return 0
+
+
+def _inspected(image: Image) -> dict[str, object]:
+    """Return what docker shows of an image, in its words and order."""
+    document = image.document
+    return {
+        "Id": image.id,
+        "RepoTags": [name for name in image.names if "@" not in name],
+        "RepoDigests": list(image.repository_digests),
+        "Comment": str((image.history[-1] if image.history else {}).get("comment", "")),
+        "Created": document.get("created"),
+        "Author": document.get("author", ""),
+        "Architecture": document.get("architecture"),
+        **({"Variant": document["variant"]} if document.get("variant") else {}),
+        "Os": document.get("os"),
+        "Size": image.size,
+        "Config": image.config,
+        "RootFS": {"Type": "layers", "Layers": list(image.layers)},
+    }
+
+
+def _history_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=["table", "json"], default="table", help="json: one list, for programs (default: table)")
+    parser.add_argument("--no-trunc", action="store_true", help="print whole commands and ids")
+    parser.add_argument("image", metavar="IMAGE", help="name, id, or the beginning of an id")
+
+
+def _history(found: argparse.Namespace) -> int:
+    from pytest_sandbox.image.image import Image
+
+    image = Image.get(found.image)
+    steps = _steps(image)
+    if found.format == "json":
+        screen.print_json(steps)
+        return 0
+    rows = []
+    for number, step in enumerate(steps):
+        command = str(step["CreatedBy"]).replace("\t", " ").replace("\n", " ")
+        if not found.no_trunc and len(command) > _COMMAND_WIDTH:
+            command = command[: _COMMAND_WIDTH - 1] + "…"
+        identity = "<missing>" if number else _id(image, whole=found.no_trunc)
+        rows.append((identity, _age(step["Created"]), command, decimal(step["Size"]), step["Comment"]))
+    screen.print_table(("IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"), rows)
+    return 0
+
+
+def _steps(image: Image) -> list[dict[str, Any]]:
+    """Return the history, newest first, each step with the size of its layer."""
+    sizes = iter(image.layer_sizes())
+    steps = [
+        {
+            "Created": entry.get("created"),
+            "CreatedBy": str(entry.get("created_by", "")),
+            "Size": 0 if entry.get("empty_layer") else next(sizes, 0),
+            "Comment": str(entry.get("comment", "")),
+        }
+        for entry in image.history
+    ]
+    return steps[::-1]
+
+
+# -- rmi and prune
+
+
+def _rmi_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", "--force", action="store_true", help="no error for an image that is not there")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="name, id, or the beginning of an id")
+
+
+def _rmi(found: argparse.Namespace) -> int:
+    from pytest_sandbox.image.image import Image
+
+    failures = []
+    for name in found.images:
+        try:
+            for gone in Image.get(name).remove():
+                print(f"Deleted: {gone}" if gone.startswith("sha256:") else f"Untagged: {gone}")
+        except ImageError as error:
+            if not (found.force and "no stored image" in str(error)):
+                failures.append(error)
+    if failures:
+        raise ImageError("; ".join(map(str, failures)))
+    return 0
+
+
+def _prune_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-a", "--all", action="store_true", help="images with a name, too, unless a container lives on them")
+    parser.add_argument("--filter", metavar="until=SPAN", help="only what was not used for so long: 24h, 7d, 90m")
+    parser.add_argument(
+        "--keep-storage", metavar="SIZE", help="remove what was used longest ago, named or not, until no more than this is left"
+    )
+    parser.add_argument("-f", "--force", action="store_true", help="accepted for docker's sake: nothing is asked")
+
+
+def _prune(found: argparse.Namespace) -> int:
+    from pytest_sandbox.image.store import Store
+    from pytest_sandbox.settings import parse_size
+
+    keep = parse_size(found.keep_storage) if found.keep_storage else None
+    removed, size = Store().prune(every=found.all, older_than=_span(found.filter), keep_bytes=keep)
+    print("".join(f"Deleted: {one}\n" for one in removed), end="")
+    print(f"Total reclaimed space: {decimal(size)}")
+    return 0
+
+
+def _span(text: str | None) -> float:
+    match = re.fullmatch(r"until=((?:\d+[smhdw])+)", text or "until=0s")
+    if not match:
+        raise SandboxError(f"--filter {text} is not understood; accepted: until= and a time span, as in until=24h or until=7d")
+    return float(sum(int(count) * _SPAN[unit] for count, unit in re.findall(r"(\d+)([smhdw])", match[1])))
+
+
+VERBS = (
+    Verb(
+        name="pull",
+        usage="[-q] NAME[:TAG|@DIGEST]...",
+        summary="Fetch images from a registry",
+        details="Logins are docker's (docker login, ~/.docker/config.json). PYTEST_SANDBOX_MIRRORS and PYTEST_SANDBOX_REGISTRY_PREFIX: see the docs.",
+        arguments=_pull_arguments,
+        run=_pull,
+    ),
+    Verb(
+        name="load",
+        usage="[-q] [-t NAME[:TAG]] [PATH]",
+        summary="Store an image from a file or folder: `docker save`, an OCI layout, the tar of a root file system",
+        arguments=_load_arguments,
+        run=_load,
+    ),
+    Verb(name="images", usage="[OPTIONS] [NAME[:TAG]]", summary="List the stored images", arguments=_images_arguments, run=_images),
+    Verb(
+        name="inspect",
+        usage="IMAGE...",
+        summary="Print all that is known of images, as docker does (JSON)",
+        arguments=_inspect_arguments,
+        run=_inspect,
+    ),
+    Verb(name="history", usage="[OPTIONS] IMAGE", summary="Show how an image came to be", arguments=_history_arguments, run=_history),
+    Verb(name="rmi", usage="[-f] IMAGE...", summary="Remove images, or names of them", arguments=_rmi_arguments, run=_rmi),
+    Verb(
+        name="prune",
+        usage="[-a] [--filter until=SPAN] [--keep-storage SIZE]",
+        summary="Remove images without a name, layers of none, and what dead processes left",
+        arguments=_prune_arguments,
+        run=_prune,
+    ),
+)
