@@ -9,6 +9,8 @@ import pytest
 
 from pytest_sandbox import cli, host
 
+pytestmark = pytest.mark.vm
+
 HERE = host.Capability(name="pidfd", area="kernel", use="waiting", needed=True, found=True, why="pidfd_open")
 LACKED = replace(HERE, name="limit: memory", area="limits", needed=False, found=False, why="refused", remedy="Run as root.")
 NEEDED = replace(LACKED, name="overlay", area="files", needed=True)

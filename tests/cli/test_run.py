@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.needs("containers")
+pytestmark = [pytest.mark.needs("containers"), pytest.mark.vm]
 
 
 def run(*words: str, **keywords: object) -> subprocess.CompletedProcess[str]:

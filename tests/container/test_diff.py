@@ -10,7 +10,7 @@ from boxes import make_busybox_root
 
 from pytest_sandbox import Change, Container
 
-pytestmark = pytest.mark.needs("root")
+pytestmark = [pytest.mark.needs("containers"), pytest.mark.vm]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from boxes import make_busybox_root
 
 from pytest_sandbox import Change, Container, SetupError
 
-pytestmark = pytest.mark.needs("containers")
+pytestmark = [pytest.mark.needs("containers"), pytest.mark.vm]
 
 
 def out(container, *args, **keywords):

@@ -21,6 +21,8 @@ from pytest_sandbox.linux import syscall as sc
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.vm
+
 NAMESPACES = ("mount", "pid", "network", "ipc", "uts", "cgroup")
 
 

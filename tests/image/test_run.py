@@ -9,7 +9,7 @@ from tarballs import entry, files, folder, layer
 
 from pytest_sandbox import Container, Image, ImageError
 
-pytestmark = pytest.mark.needs("containers", "busybox")
+pytestmark = [pytest.mark.needs("containers", "busybox"), pytest.mark.vm]
 
 
 def said(container: Container, *args: str, **keywords: object) -> str:

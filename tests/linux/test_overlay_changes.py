@@ -9,7 +9,7 @@ import pytest
 
 from pytest_sandbox.linux.overlay_changes import changes
 
-pytestmark = pytest.mark.needs("root")
+pytestmark = [pytest.mark.needs("root"), pytest.mark.vm]
 
 
 class Layer:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = pytest.mark.needs("root")
+pytestmark = [pytest.mark.needs("containers"), pytest.mark.vm]
 
 WHERE = """
     import os, pytest

@@ -1,0 +1,97 @@
+"""Run the tests that are marked ``vm``, and the sample project, on the machines that users have: cgroup v2, as root and as a user.
+
+Each way is a machine of its own; two run at a time. In a lane nothing may be skipped: what a way's host cannot do is deselected by
+``--host-has``, and a skip is a failure (conftest.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[2]
+#: How many tests a way with limits runs at the least: a mark that was lost would make the lane idle, and green.
+AT_LEAST = 120
+_SECONDS = 280
+_ALWAYS = "containers,cgroup_v2,unshare,busybox"
+_LIMITS = "limits,memory,cpu,pids"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One kind of host: the options of ``tools/vm``, and what tests may need there."""
+
+    name: str
+    machine: tuple[str, ...]
+    has: str
+    sample: tuple[str, ...] = ()
+
+
+WAYS = (
+    Way("root", (), f"{_ALWAYS},root,{_LIMITS}"),
+    Way("user", ("--user",), f"{_ALWAYS},user,{_LIMITS}"),
+    # Without groups of its own the limits cannot be held: the sample project runs without those that it asks for.
+    Way(
+        "user-without-groups",
+        ("--user", "--no-delegate"),
+        f"{_ALWAYS},user,undelegated",
+        ("-o", "sandbox_unsupported=skip", "-o", "sandbox_memory=", "-o", "sandbox_pids_limit="),
+    ),
+)
+
+
+def command(way: Way) -> str:
+    """What runs in the machine, as a shell's words."""
+    pytest = f"{sys.executable} -m pytest -q -p no:cacheprovider -p no:randomly"
+    sample = " ".join(way.sample)
+    return f"{pytest} -m vm --host-has={way.has} --timeout=120 tests; first=$?; {pytest} sample_project {sample} && exit $first"
+
+
+def run(way: Way) -> tuple[Way, int, str, float]:
+    """Run one way; returns its exit status, what it printed and how long it took."""
+    started = time.monotonic()
+    variables = ["--env", "PYTHONDONTWRITEBYTECODE=1", "--env", "HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis"]
+    argv = [PROJECT / "tools/vm", *way.machine, "--timeout", str(_SECONDS), "--mem", "3G", *variables, "--", "sh", "-c", command(way)]
+    done = subprocess.run(argv, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return way, done.returncode, done.stdout, time.monotonic() - started
+
+
+def passed(output: str) -> int:
+    """How many of the marked tests passed, by the first of pytest's closing lines."""
+    found = re.search(r"(\d+) passed", output)
+    return int(found[1]) if found else 0
+
+
+def verdict(way: Way, status: int, output: str) -> str:
+    """What is wrong; empty where nothing is."""
+    if status:
+        return f"status {status}"
+    if "limits" in way.has and passed(output) < AT_LEAST:
+        return f"only {passed(output)} tests are marked vm; at least {AT_LEAST} should be"
+    return ""
+
+
+def main() -> int:
+    """Run the ways that the command line names, or all; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="tools/vm_lane", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "ways", nargs="*", metavar="WAY", choices=[[], *(way.name for way in WAYS)], help=", ".join(way.name for way in WAYS)
+    )
+    parser.add_argument("--verbose", action="store_true", help="show what passed, too")
+    options = parser.parse_args()
+    chosen = [way for way in WAYS if not options.ways or way.name in options.ways]
+    failed = False
+    with ThreadPoolExecutor(2) as pool:
+        for way, status, output, seconds in pool.map(run, chosen):
+            wrong = verdict(way, status, output)
+            failed = failed or bool(wrong)
+            if wrong or options.verbose:
+                print(output)
+            print(f"{way.name}: {wrong or 'ok'}, {passed(output)} tests and the sample project, {seconds:.0f} s", flush=True)
+    return int(failed)
