@@ -54,6 +54,13 @@ def has_limits() -> bool:
     return all(has_controller(name) for name in ("memory", "cpu", "pids"))
 
 
+def has_systemd_user() -> bool:
+    """Whether a systemd manager of this user answers."""
+    manager = ["org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"]
+    asked = ["busctl", "--user", "get-property", *manager, "Version"]
+    return has_program("busctl") and subprocess.run(asked, capture_output=True, check=False).returncode == 0
+
+
 def has_program(name: str) -> bool:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is not None
 
@@ -70,6 +77,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "pids": lambda: has_controller("pids"),
     "loop": lambda: os.access("/dev/loop-control", os.W_OK) and has_program("mkfs.ext4"),
     "limits": has_limits,
+    "systemd_user": has_systemd_user,
     "undelegated": lambda: has_unified_cgroup() and not has_limits(),
 }
 

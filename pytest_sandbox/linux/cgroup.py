@@ -26,12 +26,14 @@ from pytest_sandbox.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-__all__ = ["LEAF", "PREFIX", "Group", "Hierarchy", "Mount", "Session", "destroy", "parse_mounts", "parse_own"]
+__all__ = ["LEAF", "PREFIX", "SCOPE", "Group", "Hierarchy", "Mount", "Session", "destroy", "parse_mounts", "parse_own"]
 
 #: A session's folder is this and the session's name, in every hierarchy; a sweep looks up the name's lock.
 PREFIX = "pytest-sandbox-"
 #: Where v2 puts the processes that were in a group which has to become an inner one.
 LEAF = "pytest-sandbox.leaf"
+#: A scope that the user's systemd manager made for us is named so, and ours to make groups in.
+SCOPE = "run-pytest-sandbox-"
 #: CPU quotas are per this many microseconds, the kernel's default.
 PERIOD = 100_000
 PATIENCE = 10.0

@@ -21,6 +21,7 @@ from pytest_sandbox.linux.cgroup import (
     PATIENCE,
     PERIOD,
     PREFIX,
+    SCOPE,
     Group,
     Hierarchy,
     Session,
@@ -209,7 +210,9 @@ def _is_root(folder: str) -> bool:
 
 
 def _delegated(folder: str) -> bool:
-    """Whether systemd has given the group away (systemd's CGROUP_DELEGATION, "user.delegate")."""
+    """Whether systemd has given the group away (systemd's CGROUP_DELEGATION, "user.delegate"), also by a version that does not say so."""
+    if os.path.basename(folder).startswith(SCOPE):
+        return True
     for name in ("user.delegate", "trusted.delegate"):
         with contextlib.suppress(OSError):
             if os.getxattr(folder, name) == b"1":

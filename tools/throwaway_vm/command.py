@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--uml", action="store_true", help="User Mode Linux (the default, and for now the only engine)")
     made.add_argument("--user", action="store_true", help="as an unprivileged user, in a cgroup that is delegated to it")
     made.add_argument("--no-delegate", action="store_true", help="with --user: in a cgroup that belongs to root")
+    made.add_argument("--systemd", action="store_true", help="with --user: beside a systemd manager of the user")
     made.add_argument("--mem", default="2G", metavar="SIZE", help="the guest's memory, its layer included (2G)")
     made.add_argument("--timeout", type=float, metavar="SECONDS", help="end the machine after so long")
     made.add_argument("--cwd", type=Path, default=Path.cwd(), metavar="DIR", help="the command's folder (this one)")
@@ -41,10 +42,10 @@ def environment(pairs: list[str]) -> dict[str, str]:
 
 
 def order(options: argparse.Namespace) -> Order:
-    user = "plain" if options.no_delegate else "delegated"
+    user = "managed" if options.systemd else "plain" if options.no_delegate else "delegated"
     return Order(
         command=tuple(options.command[1:] if options.command[0] == "--" else options.command),
-        run_as=user if options.user or options.no_delegate else "root",
+        run_as=user if options.user or options.no_delegate or options.systemd else "root",
         memory=options.mem,
         timeout=options.timeout,
         cwd=options.cwd.absolute(),

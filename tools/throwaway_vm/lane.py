@@ -31,12 +31,14 @@ class Way:
     machine: tuple[str, ...]
     has: str
     sample: tuple[str, ...] = ()
+    tests: str = "tests"
 
 
 WAYS = (
     Way("root", (), f"{_ALWAYS},root,{_LIMITS}"),
     Way("user", ("--user",), f"{_ALWAYS},user,{_LIMITS}"),
     # Without groups of its own the limits cannot be held: the sample project runs without those that it asks for.
+    Way("user-beside-systemd", ("--systemd",), f"{_ALWAYS},systemd_user", tests="tests/linux/test_systemd.py"),
     Way(
         "user-without-groups",
         ("--user", "--no-delegate"),
@@ -50,14 +52,14 @@ def command(way: Way) -> str:
     """What runs in the machine, as a shell's words."""
     pytest = f"{sys.executable} -m pytest -q -p no:cacheprovider -p no:randomly"
     sample = " ".join(way.sample)
-    return f"{pytest} -m vm --host-has={way.has} --timeout=120 tests; first=$?; {pytest} sample_project {sample} && exit $first"
+    return f"{pytest} -m vm --host-has={way.has} --timeout=120 {way.tests}; first=$?; {pytest} sample_project {sample} && exit $first"
 
 
 def run(way: Way) -> tuple[Way, int, str, float]:
     """Run one way; returns its exit status, what it printed and how long it took."""
     started = time.monotonic()
     variables = ["--env", "PYTHONDONTWRITEBYTECODE=1", "--env", "HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis"]
-    argv = [PROJECT / "tools/vm", *way.machine, "--timeout", str(_SECONDS), "--mem", "3G", *variables, "--", "sh", "-c", command(way)]
+    argv = [str(PROJECT / "tools/vm"), *way.machine, "--timeout", str(_SECONDS), "--mem", "3G", *variables, "--", "sh", "-c", command(way)]
     done = subprocess.run(argv, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     return way, done.returncode, done.stdout, time.monotonic() - started
 

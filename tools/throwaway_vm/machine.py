@@ -23,7 +23,7 @@ OUT, ERR, STATUS, CONSOLE = range(4)
 
 @dataclass(frozen=True)
 class Order:
-    """What is asked of a machine; ``run_as`` is root, delegated (a user with a cgroup of its own) or plain (a user without)."""
+    """What is asked of a machine; ``run_as`` is root, delegated (a user with a cgroup of its own), plain (without) or managed (by systemd)."""
 
     command: tuple[str, ...]
     run_as: str = "root"
@@ -52,6 +52,7 @@ def variables(order: Order, guest: Path, mark: str) -> str:
         "GUEST": str(guest),
         "GUEST_USER": "tester",
         "RUN_AS": order.run_as,
+        "SYSTEMD": "1" if order.run_as == "managed" else "",
         "MARK": mark,
         "SHOWN": str(order.cwd),
         "WRITABLE": " ".join(map(str, order.writable)),

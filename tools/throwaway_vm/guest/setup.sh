@@ -67,7 +67,7 @@ HOME=/root USER=root
 if [ "$RUN_AS" != root ]; then
   drop="/usr/bin/setpriv --reuid 1000 --regid 1000 --clear-groups"
   HOME=/home/$GUEST_USER USER=$GUEST_USER
-  [ "$RUN_AS" = delegated ] && export XDG_RUNTIME_DIR=/run/user/1000
+  [ "$RUN_AS" != plain ] && export XDG_RUNTIME_DIR=/run/user/1000
 fi
 export HOME USER LOGNAME=$USER
 $bb setsid $bb sh -c "echo 0 >$own/cgroup.procs && exec $drop /bin/sh $vm/command" </dev/null >$vm/out 2>$vm/err 5>&- 6>&- &
