@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -78,6 +79,8 @@ PROBES: dict[str, Callable[[], bool]] = {
     "loop": lambda: os.access("/dev/loop-control", os.W_OK) and has_program("mkfs.ext4"),
     "limits": has_limits,
     "systemd_user": has_systemd_user,
+    # tools/vm's machine, in which a test may change the kernel's parameters.
+    "throwaway": lambda: os.path.isdir("/run/vm") and socket.gethostname() == "vm",
     "undelegated": lambda: has_unified_cgroup() and not has_limits(),
 }
 

@@ -10,7 +10,7 @@ from boxes import make_busybox_root
 
 from pytest_sandbox import Change, Container
 
-pytestmark = [pytest.mark.needs("containers"), pytest.mark.vm]
+pytestmark = pytest.mark.needs("containers")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from pytest_sandbox.host.trial import attempt
 from pytest_sandbox.linux import local_socket
 from pytest_sandbox.outcome import Change
 
-pytestmark = [pytest.mark.needs("containers"), pytest.mark.vm]
+pytestmark = pytest.mark.needs("containers")
 
 
 def mine() -> list[living.Living]:

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-pytestmark = [pytest.mark.needs("containers", "limits"), pytest.mark.vm]
+pytestmark = pytest.mark.needs("containers", "limits")
 
 NEXT = "\n    def test_next(): pass\n"
 

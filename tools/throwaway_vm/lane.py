@@ -19,7 +19,7 @@ PROJECT = Path(__file__).parents[2]
 #: How many tests a way with limits runs at the least: a mark that was lost would make the lane idle, and green.
 AT_LEAST = 120
 _SECONDS = 280
-_ALWAYS = "containers,cgroup_v2,unshare,busybox"
+_ALWAYS = "containers,cgroup_v2,unshare,setpriv,busybox,throwaway"
 _LIMITS = "limits,memory,cpu,pids"
 
 

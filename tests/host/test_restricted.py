@@ -1,0 +1,53 @@
+"""Hosts that restrict user namespaces: who is not root is told who restricts them, and what helps."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from pytest_sandbox import Container
+
+pytestmark = [pytest.mark.needs("containers"), pytest.mark.vm]
+
+#: Tries to start a container, and prints what it is told.
+TRY = """
+from pytest_sandbox import Container, UnsupportedError
+try:
+    Container().start()
+except UnsupportedError as error:
+    print(error)
+"""
+#: Gives up what makes root able to do without a user namespace.
+WITHOUT_POWER = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", sys.executable, "-c", TRY)
+
+
+def told(*argv: str) -> str:
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.needs("setpriv", "unshare")
+def test_a_limit_of_none():
+    """With user.max_user_namespaces=0 the parameter is named, with the command that raises it."""
+    script = 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"'
+    answer = told("unshare", "--user", "--map-root-user", "sh", "-c", script, "sh", *WITHOUT_POWER)
+    assert "a container without root is not supported here." in answer
+    assert "sysctl -w user.max_user_namespaces=15000" in answer
+
+
+def test_inside_a_container_of_dockers_default_profile():
+    """Where a seccomp filter denies them, the outer container's option that lets them is named."""
+    with Container() as outer:
+        answer = outer.run([sys.executable, "-c", TRY], capture_output=True, text=True, check=True).stdout
+    assert "a container without root is not supported here." in answer
+    assert "seccomp" in answer
+
+
+@pytest.mark.needs("root", "throwaway", "setpriv")
+def test_the_switch_of_debian():
+    """With kernel.unprivileged_userns_clone=0, which Debian's kernels have, that switch is named."""
+    switch = "/proc/sys/kernel/unprivileged_userns_clone"
+    script = f'echo 0 >{switch}; "$@"; status=$?; echo 1 >{switch}; exit $status'
+    answer = told("sh", "-c", script, "sh", "setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", sys.executable, "-c", TRY)
+    assert "sysctl -w kernel.unprivileged_userns_clone=1" in answer
