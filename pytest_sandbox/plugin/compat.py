@@ -10,6 +10,7 @@
 - ``_pytest.junitxml.xml_key``: what ``record_testsuite_property`` and ``record_xml_attribute`` write has no other way out of a fork.
 - ``_pytest.subtests.failed_subtests_key``: pytest counts failed subtests there, and turns the report of their test by it.
 - ``SubtestReport.context.kwargs`` is set against its frozen class, since reading it from JSON changes it.
+- ``config._tmp_path_factory``: the session's temporary folder has to be in an image before a test asks for it.
 - ``config._inicfg``: in ``[tool.pytest]`` a setting has a native type, and no declared type lets a number and a text both pass.
 - ``gateway._io`` of execnet: a test must not be able to write into the stream between an xdist worker and its controller.
 """
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_failed_subtests",
+    "base_temporary",
     "captured_files",
     "close_worker_streams",
     "failed_subtests",
@@ -97,6 +99,12 @@ def take_over(config: pytest.Config, hook: str, *, but: object = None) -> None:
 def recorded_warnings(item: pytest.Item) -> AbstractContextManager[None]:
     """Record warnings as pytest does around a test, and announce them at the end."""
     return catch_warnings_for_item(config=item.config, ihook=item.ihook, when="runtest", item=item)
+
+
+def base_temporary(config: Any) -> str:
+    """Return the folder below which ``tmp_path`` and its like are; it is made where it is not there."""
+    factory = getattr(config, "_tmp_path_factory", None)
+    return "" if factory is None else str(factory.getbasetemp())
 
 
 def captured_files(config: pytest.Config) -> list[tuple[str, int, int]]:

@@ -24,7 +24,7 @@ import pytest
 
 from pytest_sandbox.container import Container
 from pytest_sandbox.outcome import Outcome, TimedOut
-from pytest_sandbox.plugin import benchmarks, carried, compat, coverage_data, fork, verdict
+from pytest_sandbox.plugin import benchmarks, carried, compat, coverage_data, fork, python_home, verdict
 from pytest_sandbox.plugin.rule import INSIDE, SETTINGS
 from pytest_sandbox.plugin.streams import Streams, flush_terminal
 from pytest_sandbox.plugin.timer import Timer
@@ -76,6 +76,8 @@ class _Visit:
         with refusing(self.item.config):
             self.container = container = Container(self.item.stash[SETTINGS])
             container.label = self.item.nodeid
+            if container.settings.image != "host":
+                container.folders = python_home.folders(self.item.config)
             container.start()
             self._prepare_next()
         self.item.ihook.pytest_sandbox_started(item=self.item, container=container)
@@ -110,7 +112,7 @@ class _Visit:
     def _prepare_next(self) -> None:
         """Have the next test's container made while this one's test runs, where it is another than this one's."""
         following = None if self.nextitem is None else self.nextitem.stash.get(SETTINGS, None)
-        if following is not None and following != self.item.stash[SETTINGS]:
+        if following is not None and following != self.item.stash[SETTINGS] and following.image == "host":
             Container.prepare(following)
 
     def _wait(self, receiver: Receiver, child: Child, timer: Timer) -> Outcome:
