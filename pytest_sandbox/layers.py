@@ -8,9 +8,9 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from pytest_sandbox.linux import loop
+from pytest_sandbox.linux import copying, loop
 
-__all__ = ["MEMORY", "DiskLimitError", "Place", "make", "remove"]
+__all__ = ["MEMORY", "DiskLimitError", "Place", "fill", "make", "remove"]
 
 _MKFS = "mkfs.ext4"
 _IMAGE = "file-system"
@@ -59,6 +59,17 @@ def make(base: str, size: int | None, *, session: str, identity: str, lock: str)
         shutil.rmtree(folder, ignore_errors=True)
         raise DiskLimitError(error.errno, f"{error.strerror}: {error.filename or 'loop device'}") from error
     return Place(folder, device, held)
+
+
+def fill(place: Place, number: int, folder: str) -> None:
+    """Begin an overlay of the layer with a copy of a folder."""
+    assert place.folder is not None
+    os.mkdir(f"{place.folder}/{number}", 0o700)
+    source = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        copying.copy_tree(source, f"{place.folder}/{number}/upper")
+    finally:
+        os.close(source)
 
 
 def remove(lock: str) -> None:

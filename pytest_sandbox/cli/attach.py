@@ -99,10 +99,11 @@ class _Attachment:
             if deadline is not None and time.monotonic() >= deadline and popen.poll() is None:
                 self.overran, deadline = True, None
                 self.container.kill()
+        status = -signal.SIGHUP if popen.returncode is None else popen.returncode
         self.oom_kills = self.container.group.oom_kills() - self.kills
         self.container.close()
         self.relay.drain(self.outputs, _QUIET)
-        return status_of(-signal.SIGHUP if popen.returncode is None else popen.returncode)
+        return status_of(status)
 
     def tell(self) -> None:
         """Say why it was killed, when the terminal is the user's again."""
@@ -121,7 +122,7 @@ class _Attachment:
         self.undo.callback(self.container.close)
         slave = self._open_terminal() if self.command.tty else -1
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), slave) if self.command.tty else self._choose_streams()
-        environment = self.container.surroundings(env=None, cwd=None, user=None)["env"]
+        environment, _workdir, _user = self.container.surroundings(env=None, cwd=None, user=None)
         if self.command.tty and self.container.settings.image != "host":
             environment.setdefault("TERM", "xterm")
         try:
@@ -144,10 +145,10 @@ class _Attachment:
 
     def _open_terminal(self) -> int:
         """Open one of the container's own terminals, of the size of the user's; returns the end that the command gets."""
-        answer, ends = self.container.ask({"op": "pty"})
-        if answer["op"] == "failed":
-            raise SandboxError(f"no terminal for the command: {answer['reason']}. Leave out -t.")
-        self.master, slave = ends[0], ends[1]
+        try:
+            self.master, slave = self.container.openpty()
+        except OSError as error:
+            raise SandboxError(f"no terminal for the command: {error.strerror}. Leave out -t.") from error
         self.undo.callback(os.close, self.master)
         os.set_blocking(self.master, False)
         copy_size(_STDIN if self.command.interactive else _STDOUT, self.master)

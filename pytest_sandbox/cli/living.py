@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.cli import flags, screen
 from pytest_sandbox.cli.verb import Verb
+from pytest_sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
     import argparse
@@ -61,11 +63,12 @@ def _card(one: Living) -> dict[str, object]:
 
 
 def _command(one: Living) -> str:
-    """Return the command line of the first process that its init has started; empty where nothing runs."""
-    from pytest_sandbox.linux import process
+    """Return the command line of the first process inside; empty where nothing runs."""
+    from pytest_sandbox.container.living import enter
 
-    lines = map(process.command_line, process.descendants(one.pid)[1:2])
-    return next(lines, "")
+    with suppress(SandboxError), enter(one) as entered:
+        return next((line for _pid, line in entered.processes()), "")
+    return ""
 
 
 def _age(one: Living) -> str:

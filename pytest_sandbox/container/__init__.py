@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
@@ -9,33 +10,38 @@ import threading
 import weakref
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from pytest_sandbox.channel import Channel, Message, close_all
+from pytest_sandbox.channel import close_all
 from pytest_sandbox.container import session
 from pytest_sandbox.container.child import Child, fork_into, run_call
 from pytest_sandbox.container.files import Files
 from pytest_sandbox.container.ground import Ground
-from pytest_sandbox.container.planning import about, plan_of
+from pytest_sandbox.container.planning import about, plan_of, with_kept
 from pytest_sandbox.container.popen import Popen
-from pytest_sandbox.errors import ContainerStopped, OutOfMemory
-from pytest_sandbox.linux import overlay_changes, process
+from pytest_sandbox.errors import ContainerStopped, OutOfMemory, SandboxError, SetupError, UnsupportedError
+from pytest_sandbox.launcher import users
+from pytest_sandbox.launcher.entering import Entrance
+from pytest_sandbox.launcher.plan import OVERHEAD
+from pytest_sandbox.linux import overlay_changes, process, terminal
 from pytest_sandbox.outcome import Change, Stats
 from pytest_sandbox.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_sandbox.channel import Message
     from pytest_sandbox.container.commit import Shelved
     from pytest_sandbox.image.image import Image
     from pytest_sandbox.launcher.plan import Plan
+    from pytest_sandbox.linux.program import Failure
 
 __all__ = ["Child", "Container", "Popen"]
 
 __tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
 
-#: Processes of ours in a container's group, which its limit does not count: init.
-_OVERHEAD = 1
+#: Seconds between two looks at who still lives in a container that is being closed.
+_LOOK_AGAIN = 0.05
 
 _living: weakref.WeakSet[Container] = weakref.WeakSet()
 
@@ -62,9 +68,10 @@ class Container(Files):
         """The writable layer, once it was committed and until something is done in here again."""
         self.frozen: list[Shelved] = []
         """Layers of this container that were taken, in order: it lies on them now."""
-        self._state = "created"
-        self._sending = threading.Lock()
         self._renewing = threading.Lock()
+        self._state = "created"
+        #: The commands of this process's that have not ended.
+        self.commands: set[Popen] = set()
         self._closing = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -85,17 +92,16 @@ class Container(Files):
         self.ground = Ground(self.settings)
         try:
             plan = _plan(self.ground, self._launcher)
-            self.plan = replace(plan, kept=tuple(self.kept.items()), folders=self.folders) if self.kept or self.folders else plan
-            self.id, self.pidfd, self._control = self._launcher.create(self.plan, about(self.ground, label=self.label))
+            self.plan = replace(plan, folders=self.folders, **with_kept(self.kept)) if self.kept or self.folders else plan
+            self.id, self._pid, self.pidfd = self._launcher.create(self.plan, about(self.ground, label=self.label))
         except BaseException:
             self.ground.release()
             raise
-        self.group = self._launcher.session.group(self.id)
+        self.group = self._launcher.session.group(self.id, self.settings)
         self._owner = os.getpid()
         self._state = "running"
         _living.add(self)
         try:
-            self.group.apply(self.settings, overhead=_OVERHEAD)
             self._make_workdir()
         except BaseException:
             self.close()
@@ -118,7 +124,7 @@ class Container(Files):
         ground = Ground(settings)
         try:
             plan = _plan(ground, launcher)
-            launcher.tell({"op": "prepare", "plan": plan.to_json()})
+            launcher.prepare(plan)
         finally:
             ground.release()
 
@@ -129,19 +135,32 @@ class Container(Files):
                 self._state = "stopped"
             if self._state == "stopped":
                 return
-            self._state = "stopped"
+            self._state_before, self._state = self._state, "stopped"
         _living.discard(self)
         if os.getpid() != self._owner:
             return
-        self.group.thaw()
-        process.kill(self.pidfd, signal.SIGKILL)
-        process.ended(self.pidfd)
-        self._control.close()
+        if self._state_before == "paused":
+            self.group.thaw()
+        self._end_processes()
         self.ground.release()
-        self.group.remove()
-        with suppress(Exception):  # a launcher that died has let go already
+        try:
             self._launcher.tell({"op": "closed", "id": self.id})
+        except SandboxError:  # it has died, and init with it
+            process.ended(self.pidfd)
+            with suppress(OSError):
+                self.group.remove()
+        self.group.close()
         os.close(self.pidfd)
+
+    def _end_processes(self) -> None:
+        """Kill what runs inside, and wait for it. Init alone is no reason to wait: the launcher ends it in its own time."""
+        if not self.commands and self.group.count() == OVERHEAD:
+            return
+        process.kill(self.pidfd, signal.SIGKILL)
+        for command in list(self.commands):  # they are this process's children: the namespace ends when they are reaped
+            command.wait()
+        while not process.ended(self.pidfd, _LOOK_AGAIN) and (self.group.pids() or self.group.count() is None):
+            pass  # what is left once nobody lives are the dead of a visitor that does not reap them
 
     def __del__(self) -> None:
         if getattr(self, "_state", "") in {"running", "paused"}:
@@ -152,7 +171,7 @@ class Container(Files):
         """Close this process's descriptors of the container without a word: for a fork that is inside another one."""
         self._state = "stopped"
         self.ground.release()
-        self._control.close()
+        self.group.close()
         os.close(self.pidfd)
 
     def _make_workdir(self) -> None:
@@ -171,7 +190,7 @@ class Container(Files):
     @property
     def pid(self) -> int:
         """The number of the container's init outside."""
-        return process.pid_of(self._running().pidfd)
+        return self._running()._pid  # noqa: SLF001 - its own
 
     @property
     def hostname(self) -> str:
@@ -191,7 +210,7 @@ class Container(Files):
     def _awake(self) -> Self:
         self._running()
         if self._state == "paused":
-            raise ContainerStopped(f"the container {self.id} is paused, its init too. Call unpause() first.")
+            raise ContainerStopped(f"the container {self.id} is paused. Call unpause() first.")
         if self.taken is not None:
             with self._renewing:
                 if self.taken is not None:  # no other thread was faster
@@ -201,13 +220,10 @@ class Container(Files):
     def _renew(self, taken: Shelved) -> None:
         """Go on above a layer that was taken: a new init, a new layer, in the same group and under the same name."""
         plan = replace(self.plan, above=(*taken.above, *self.plan.above), kept=())
-        old, old_control = self.pidfd, self._control
         answer, fds = self._launcher.request({"op": "renew", "id": self.id, "plan": plan.to_json()})
-        assert answer["id"] == self.id
-        self.pidfd, self._control = fds[0], Channel.of(fds[1])
+        old, self.pidfd, self._pid = self.pidfd, fds[0], answer["pid"]
         self.frozen.append(taken)
         self.plan, self.taken = plan, None
-        old_control.close()
         os.close(old)
 
     @property
@@ -215,38 +231,49 @@ class Container(Files):
         """The launcher that made it."""
         return self._launcher
 
-    # -- orders to init
+    # -- the ways in
 
-    def order(self, message: Message, fds: list[int]) -> None:
-        """Send an order to init."""
+    def entrance(self) -> Entrance:
+        """Return where a payload of this process enters."""
         self._awake()
-        with self._sending:
-            try:
-                self._control.send(message, fds)
-            except OSError as error:
-                raise ContainerStopped(f"the container {self.id} has ended ({error.strerror}). Make a new one.") from error
+        cgroup = self.group.fd()
+        joins = self.group.joins() if cgroup < 0 else ()
+        return Entrance(self.plan, self.pidfd, joins, cgroup, *self.user_namespaces())
 
-    def ask(self, message: Message) -> tuple[Message, list[int]]:
-        """Send an order to init, and wait for what it answers."""
-        ours, theirs = Channel.pair()
-        try:
-            self.order(message, [theirs.fileno()])
-            theirs.close()
-            return ours.receive()
-        except EOFError:
-            raise ContainerStopped(f"the container {self.id} has ended. Make a new one.") from None
-        finally:
-            theirs.close()
-            ours.close()
+    def user_namespaces(self) -> tuple[int, int]:
+        """Return the payloads' user namespace, and the one that the container was built in; -1 where there is none."""
+        return self._launcher.user_fd, self._launcher.builder_fd
 
-    def surroundings(self, *, env: Any, cwd: Any, user: str | None) -> Message:
+    def surroundings(self, *, env: Any, cwd: Any, user: str | None) -> tuple[dict[str, str], str, str | None]:
         """Return environment, folder and user of a command, from its own arguments over the settings'."""
         given = self.ground.environment(self.hostname) if env is None else env
-        return {
-            "env": {os.fsdecode(name): os.fsdecode(value) for name, value in given.items()},
-            "cwd": self.workdir if cwd is None else os.path.join(self.workdir, os.fsdecode(cwd)),
-            "user": user if user is not None else self.ground.user,
-        }
+        return (
+            {os.fsdecode(name): os.fsdecode(value) for name, value in given.items()},
+            self.workdir if cwd is None else os.path.join(self.workdir, os.fsdecode(cwd)),
+            user if user is not None else self.ground.user,
+        )
+
+    def find_user(self, text: str) -> users.User:
+        """Return who a user is by the files inside. Raises :class:`SettingsError` for an unknown name."""
+        return users.find(text, self.read_plain)
+
+    def openpty(self) -> tuple[int, int]:
+        """Return the two ends of a pseudo-terminal of the container's own /dev/pts, as :func:`os.openpty`."""
+        return terminal.open_pair(self._open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY))
+
+    def raise_for(self, failure: Failure) -> NoReturn:
+        """Raise what a step into this container failed with."""
+        if failure.step.startswith("raise ulimits"):
+            raise UnsupportedError(f"ulimits: {failure.call}", "Start pytest with a higher hard limit (ulimit -H), or ask for less.")
+        self._running()  # one that has ended is not entered
+        raise SetupError(failure.step, str(failure.error().strerror))
+
+    def signal_inside(self, pid: int, number: int) -> None:
+        """Send a signal by a number inside, in there: whoever has the number, it is nobody of the host's."""
+        entrance = self.entrance()
+        begun = entrance.begin()
+        begun.program.add("send a signal", "kill", pid, int(number))
+        os.waitpid(entrance.spawn(begun), 0)
 
     # -- processes
 
@@ -276,7 +303,7 @@ class Container(Files):
             try:
                 stdout, stderr = popen.communicate(input, timeout=timeout)
             except BaseException as error:
-                popen.kill_tree()
+                self.kill_tree(popen.pid)
                 if isinstance(error, subprocess.TimeoutExpired):  # it has the output until then already, as bytes, as subprocess has it
                     error.timeout = timeout  # type: ignore[assignment]
                 raise
@@ -309,12 +336,24 @@ class Container(Files):
 
     def processes(self) -> list[tuple[int, str]]:
         """Return number (inside) and command line of every process inside but init."""
-        answer, _fds = self.ask({"op": "processes"})
-        return [(pid, line) for pid, line in answer["processes"]]
+        folder = self._open(process.FOLDER, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            found = [(pid, process.command_line(pid, folder)) for pid in process.everyone(folder) if pid != 1]
+        finally:
+            os.close(folder)
+        return sorted((pid, line) for pid, line in found if line)
 
     def kill(self, signal: int = signal.SIGKILL) -> None:
         """Send a signal to every process inside but init."""
-        self.ask({"op": "signal", "signal": int(signal)})
+        self.signal_inside(-1, signal)
+
+    def kill_tree(self, pid: int) -> None:
+        """Kill a command, by its number outside, and all below it."""
+        for one in process.descendants(pid):
+            inside = process.number_inside(one)
+            if inside > 1:
+                self.signal_inside(inside, signal.SIGKILL)
+                process.await_end(one)
 
     def pause(self) -> None:
         """Stop every process inside until :meth:`unpause` (the cgroup freezer)."""
@@ -357,12 +396,15 @@ class Container(Files):
 
         An overlay is a folder with a number; below it, ``upper`` holds what was written.
         """
-        answer, fds = self._launcher.request({"op": "layer", "id": self.id})
+        answer, fds = self._layer()
         if not fds:
             raise ContainerStopped(f"the container {self.id} has ended. Make a new one.")
         close_all(fds[1:])
         numbers = sorted(int(name) for name in os.listdir(fds[0]) if name.isdigit())
         return fds[0], {str(number): self._ground_of(number, answer["points"]) for number in numbers}
+
+    def _layer(self) -> tuple[Message, list[int]]:
+        return self._launcher.request({"op": "layer", "id": self.id})
 
     def _ground_of(self, number: int, points: list[list[str]]) -> tuple[str, tuple[str, ...]]:
         if number == 0:
@@ -403,7 +445,7 @@ def without_init(found: Stats, settings: Settings) -> Stats:
     """Return a group's figures as the container's: init, which is ours, is not among its processes."""
     from dataclasses import replace
 
-    less = {name: max(0, value - _OVERHEAD) for name in ("pids_current", "pids_peak") if (value := getattr(found, name)) is not None}
+    less = {name: max(0, value - OVERHEAD) for name in ("pids_current", "pids_peak") if (value := getattr(found, name)) is not None}
     return replace(found, memory_limit=settings.memory, **less)
 
 
@@ -435,3 +477,10 @@ def _with_pipes(keywords: dict[str, Any], *, input: Any, capture_output: bool) -
             raise ValueError("stdout and stderr arguments may not be used with capture_output.")
         keywords["stdout"] = keywords["stderr"] = subprocess.PIPE
     return keywords
+
+
+@atexit.register
+def _close_living() -> None:
+    """Close what was left open, before the launcher ends: it waits for containers, and they for the commands of this process."""
+    for container in list(_living):
+        container.close()

@@ -9,15 +9,15 @@ import signal
 import time
 import warnings
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pytest_sandbox.channel import Channel, close_all
 from pytest_sandbox.container import session, values
 from pytest_sandbox.errors import OutOfMemory, SandboxError, SetupError
-from pytest_sandbox.launcher import users
-from pytest_sandbox.launcher.profile import lock_down, prepare
-from pytest_sandbox.linux import capabilities, namespaces, process
+from pytest_sandbox.linux import namespaces, process
 from pytest_sandbox.linux import syscall as sc
+from pytest_sandbox.linux.program import Program
 from pytest_sandbox.outcome import Exited, OOMKilled, Outcome, Signaled, TimedOut
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from pytest_sandbox.container import Container
+    from pytest_sandbox.launcher.entering import Entrance
 
 __all__ = ["Child", "fork_into", "run_call"]
 
@@ -76,33 +77,36 @@ class Child:
 def fork_into(container: Container, living: Iterable[Container]) -> Child | None:
     """Fork once; the child is in the container's PID namespace from its first moment, and in the rest before this returns None."""
     kills = container.group.oom_kills()
-    prepare(container.plan)
-    builder_fd = container._launcher.builder_fd  # noqa: SLF001 - one room
-    pid = _fork_as_root(container) if builder_fd < 0 else _fork_as_user(container, builder_fd)
+    settings, entrance = container.settings, container.entrance()
+    user = None if settings.user is None else container.find_user(settings.user)
+    folders = [settings.workdir] if settings.workdir else [os.getcwd(), container.workdir]
+    program = Program()
+    entrance = replace(entrance, joins=container.group.joins())
+    entrance.add_enter(program)
+    for folder in ["/", *reversed(folders)]:
+        program.add("change to the working folder", "chdir", os.fsencode(folder), go_on=True)  # the last that is there
+    entrance.add_lock_down(program, user)
+    pid = _fork_as_root(entrance) if entrance.builder_fd < 0 else _fork_as_user(entrance)
     if pid:
         return Child(container, pid, kills)
-    try:
-        _enter(container, living)
-    except BaseException as error:  # noqa: BLE001 - half inside is nowhere
-        os.write(2, f"pytest-sandbox: the test could not enter its container: {error}\n".encode())
-        os._exit(125)
+    _enter(container, program, living)
     return None
 
 
-def _fork_as_root(container: Container) -> int:
-    own = namespaces.open_of(os.getpid(), "pid_for_children")
+def _fork_as_root(entrance: Entrance) -> int:
+    own = namespaces.open_for_children()
     pid = -1
     try:
-        sc.setns(container.pidfd, sc.CLONE_NEWPID)
+        namespaces.set_for_children(entrance.pidfd)
         pid = _fork()
     finally:
         if pid:  # the child is in there for good
-            sc.setns(own, sc.CLONE_NEWPID)
+            namespaces.set_for_children(own)
         os.close(own)
     return pid
 
 
-def _fork_as_user(container: Container, builder_fd: int) -> int:
+def _fork_as_user(entrance: Entrance) -> int:
     """Fork twice: entering a PID namespace takes power in one's own user namespace, which only a process of one thread can change.
 
     The second is a child of this process too, so it is awaited as any other.
@@ -118,8 +122,8 @@ def _fork_as_user(container: Container, builder_fd: int) -> int:
             raise SetupError("enter the container's PID namespace")
         return int(number)
     try:
-        sc.setns(builder_fd, sc.CLONE_NEWUSER)
-        sc.setns(container.pidfd, sc.CLONE_NEWPID)
+        sc.setns(entrance.builder_fd, sc.CLONE_NEWUSER)
+        namespaces.set_for_children(entrance.pidfd)
         younger = sc.fork_sibling()
     except BaseException as error:  # noqa: BLE001 - half inside is nowhere
         os.write(2, f"pytest-sandbox: the test could not enter its container: {error}\n".encode())
@@ -138,49 +142,19 @@ def _fork() -> int:
         return os.fork()
 
 
-def _enter(container: Container, living: Iterable[Container]) -> None:
-    """Join groups and namespaces, let go of the library's own descriptors, and take on the payload's profile."""
-    plan, settings = container.plan, container.settings
-    folders = [settings.workdir] if settings.workdir else [os.getcwd(), container.workdir]
-    for path in container.group.joins():
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        os.write(fd, b"0")
-        os.close(fd)
-    user_fd = container._launcher.user_fd if plan.user_namespace else -1  # noqa: SLF001 - one room
-    namespaces.enter(container.pidfd, network=plan.own_network, user_fd=user_fd)
+def _enter(container: Container, program: Program, living: Iterable[Container]) -> None:
+    """Enter, and let go of the library's own descriptors."""
+    try:
+        program.run()
+    except OSError as error:  # half inside is nowhere
+        os.write(2, f"pytest-sandbox: the test could not enter its container: {error.strerror}\n".encode())
+        os._exit(125)
     for other in list(living):
         other.abandon()
     launcher = session.forget()
     if launcher is not None:
         launcher.abandon()
-    os.setsid()
-    _go_to(folders)
-    user = None if settings.user is None else users.find(settings.user)
     os.environ.update(container.ground.additions)
-    process.set_ulimits(plan.ulimits)
-    lock_down(plan, limit=lambda mask: _limit(mask, user))
-
-
-def _limit(mask: int, user: users.User | None) -> None:
-    """Give up the capabilities; in between, while they still allow it, become another user."""
-    capabilities.restrict(mask)
-    if user is not None:
-        _become(user)
-    capabilities.keep(mask)
-
-
-def _go_to(folders: list[str]) -> None:
-    """Change to the first that is there: an image has not got the caller's folder, unless it is laid over it."""
-    for folder in [*folders, "/"]:
-        with suppress(OSError):
-            os.chdir(folder)
-            return
-
-
-def _become(user: users.User) -> None:
-    os.setgroups(user.groups)
-    os.setgid(user.gid)
-    os.setuid(user.uid)
 
 
 def run_call(container: Container, func: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any], timeout: float | None) -> Any:

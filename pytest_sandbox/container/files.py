@@ -1,4 +1,4 @@
-"""Files inside: the container's init opens them by its own names and hands over descriptors, so no link in there leads to a file of the host.
+"""Files inside: opened by the names that they have in there, by a child of this process that is in there, so that no link leads to the host.
 
 From a folder's descriptor on, every step down is one name with O_NOFOLLOW.
 """
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+from pytest_sandbox.linux import syscall as sc
+
 __all__ = ["Files"]
 
 __tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
@@ -22,6 +24,7 @@ __tracebackhide__ = True  # pytest shows the line of the test that asked, not ou
 _READ = os.O_RDONLY
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
+_NO_WAIT = os.O_NONBLOCK | os.O_NOCTTY
 _LINK = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 Path = str | os.PathLike[str]
@@ -30,19 +33,28 @@ Path = str | os.PathLike[str]
 class Files:
     """The methods of :class:`~pytest_sandbox.container.Container` that read and write files."""
 
-    def _file(self: Any, what: str, path: Path, **more: Any) -> tuple[dict[str, Any], list[int]]:
+    def _open(self: Any, path: Path, flags: int, mode: int = 0) -> int:
+        """Open by the names inside, in a child that shares this process's descriptors and nothing else of the host's."""
         name = os.fspath(path)
-        answer, fds = self.ask({"op": "file", "what": what, "path": os.path.join(self.workdir, name), **more})
-        if answer["op"] == "failed":
-            raise ValueError(answer["reason"]) if answer["errno"] is None else OSError(answer["errno"], answer["reason"], name)
-        return answer, fds
-
-    def _open(self, path: Path, flags: int, mode: int = 0o666) -> int:
-        fd: int = self._file("open", path, flags=flags, mode=mode)[1][0]
-        return fd
+        entrance = self.entrance()
+        begun = entrance.begin(shares_files=True)
+        begun.program.add("enter", "setns", entrance.pidfd, sc.CLONE_NEWNS)
+        # Never wait for the other end of a FIFO, never take a terminal, and never follow what /proc has for links: they could be ours.
+        how = sc.open_how(flags if flags & os.O_PATH else flags | _NO_WAIT, sc.RESOLVE_NO_MAGICLINKS, mode)
+        place = os.fsencode(os.path.join(self.workdir, name))
+        if b"\0" in place:
+            raise ValueError("embedded null byte")
+        found = begun.program.add("open", "openat2", -100, place, how, len(how))
+        os.waitpid(entrance.spawn(begun), 0)
+        failure = begun.program.failure()
+        if failure is None:
+            return int(begun.program[found])
+        if failure.step != "open":
+            self.raise_for(failure)
+        raise OSError(failure.errno, os.strerror(failure.errno), name)
 
     def _open_file(self, path: Path, flags: int) -> int:
-        fd = self._open(path, flags)
+        fd = self._open(path, flags, 0o666 if flags & os.O_CREAT else 0)
         mode = os.fstat(fd).st_mode
         if stat.S_ISDIR(mode):
             os.close(fd)
@@ -50,6 +62,18 @@ class Files:
         if stat.S_ISREG(mode) or not flags & os.O_WRONLY:
             os.set_blocking(fd, True)
         return fd
+
+    def read_plain(self, path: str, most: int = 8 << 20) -> str:
+        """Return the text of a plain file, as far as ``most`` bytes; of anything else, and of what is not there, nothing."""
+        try:
+            fd = self._open(path, _READ)
+        except OSError:
+            return ""
+        try:
+            regular = stat.S_ISREG(os.fstat(fd).st_mode)
+            return os.read(fd, most).decode("utf-8", "surrogateescape") if regular else ""
+        finally:
+            os.close(fd)
 
     def read_bytes(self, path: Path) -> bytes:
         """Return a file's content. Raises what :func:`open` would."""
@@ -73,15 +97,48 @@ class Files:
 
     def exists(self, path: Path) -> bool:
         """Tell whether something is there, at a link's end."""
-        return bool(self._file("exists", path)[0]["exists"])
+        try:
+            os.close(self._open(path, os.O_PATH))
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return False
+        except OSError as error:
+            if error.errno not in {errno.ELOOP, errno.ENAMETOOLONG}:
+                raise
+            return False
+        return True
 
     def listdir(self, path: Path = ".") -> list[str]:
         """Return the names in a folder, sorted."""
-        return sorted(self._file("listdir", path)[0]["names"])
+        fd = self._open(path, _FOLDER)
+        try:
+            return sorted(os.listdir(fd))
+        finally:
+            os.close(fd)
 
     def mkdir(self, path: Path, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False) -> None:
         """Make a folder, as :meth:`pathlib.Path.mkdir`."""
-        self._file("mkdir", path, mode=mode, parents=parents, exist_ok=exist_ok)
+        name = os.path.normpath(os.path.join("/", os.fspath(path))) if os.path.isabs(path) else os.fspath(path).rstrip("/")
+        parent, last = os.path.split(name)
+        try:
+            folder = self._open(parent or ".", os.O_PATH | os.O_DIRECTORY)
+        except FileNotFoundError:
+            if not parents or not parent:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path)) from None
+            self.mkdir(parent, parents=True, exist_ok=True)
+            folder = self._open(parent, os.O_PATH | os.O_DIRECTORY)
+        try:
+            os.mkdir(last or ".", mode, dir_fd=folder)
+        except FileExistsError:
+            if not (exist_ok and self._is_folder(path)):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path)) from None
+        finally:
+            os.close(folder)
+
+    def _is_folder(self, path: Path) -> bool:
+        with contextlib.suppress(OSError):
+            os.close(self._open(path, os.O_PATH | os.O_DIRECTORY))
+            return True
+        return False
 
     def copy_in(self, source: Path, target: Path) -> None:
         """Copy a file, a link or a folder of the host to ``target`` inside; into it, where it is a folder (as ``docker cp``)."""

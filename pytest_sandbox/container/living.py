@@ -101,7 +101,7 @@ def find(name: str, among: list[Living] | None = None) -> Living:
 def enter(one: Living) -> Entered:
     """Return a handle on it, with which to run commands inside, to look at its figures and its files. Raises :class:`ContainerStopped`."""
     answer, fds = _ask_owner(one, {"op": "enter", "id": one.id})
-    return Entered(one, answer, pidfd=fds[0], control=Channel.of(fds[1]))
+    return Entered(one, answer, *fds)
 
 
 def _ask_owner(one: Living, message: Message) -> tuple[Message, list[int]]:
@@ -115,6 +115,24 @@ def _ask_owner(one: Living, message: Message) -> tuple[Message, list[int]]:
         close_all(fds)
         raise ContainerStopped(f"the container {one.id} {answer['reason']}. `pytest-sandbox ps` lists the living.")
     return answer, fds
+
+
+def _in_their_places(there: list[bool], fds: tuple[int, ...]) -> tuple[int, int]:
+    """Return the two descriptors, -1 for one that there is not."""
+    left = iter(fds)
+    own, builder = (next(left) if one else -1 for one in there)
+    return own, builder
+
+
+class _Groups(cgroup.Group):
+    """What its own launcher has said of a container's groups: how to join them."""
+
+    def __init__(self, id: str, joins: list[str]) -> None:  # noqa: A002 - the container's word
+        super().__init__(id)
+        self._joins = tuple(joins)
+
+    def joins(self) -> tuple[str, ...]:
+        return self._joins
 
 
 class _Told(Ground):
@@ -138,14 +156,14 @@ class _Told(Ground):
 class Entered(Container):
     """A container that another process owns, seen from this one: closing lets go of it, and leaves it running."""
 
-    def __init__(self, one: Living, answer: Message, *, pidfd: int, control: Channel) -> None:
+    def __init__(self, one: Living, answer: Message, pidfd: int, *user_namespaces: int) -> None:
         super().__init__(one.settings)
-        self.id, self.label, self.pidfd = one.id, one.label, pidfd
+        self.id, self.label, self.pidfd, self._pid = one.id, one.label, pidfd, answer["pid"]
         self.plan, self.ground = Plan.from_json(answer["plan"]), _Told(one.settings, answer["about"])
-        self.group = cgroup.Group(one.id)  # which groups it is in, its own launcher knows
+        self.group = _Groups(one.id, answer["joins"])
         self._state = "running"
         self._one = one
-        self._control = control
+        self._user_namespaces = _in_their_places(answer["user_namespaces"], user_namespaces)
         self._owner = os.getpid()
         self._letting_go = threading.Lock()
 
@@ -155,8 +173,11 @@ class Entered(Container):
             if self._state != "running":
                 return
             self._state = "stopped"
-        self._control.close()
-        os.close(self.pidfd)
+        close_all([fd for fd in (self.pidfd, *self._user_namespaces) if fd >= 0])
+
+    def user_namespaces(self) -> tuple[int, int]:
+        """Return the payloads' user namespace, and the one that the container was built in; -1 where there is none."""
+        return self._user_namespaces
 
     def stats(self) -> Stats:
         """Return what it uses."""

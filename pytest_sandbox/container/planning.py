@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import SettingsError, UnsupportedError
 from pytest_sandbox.folders import images
@@ -13,7 +13,7 @@ from pytest_sandbox.linux import capabilities
 if TYPE_CHECKING:
     from pytest_sandbox.container.ground import Ground
 
-__all__ = ["about", "plan_of"]
+__all__ = ["about", "plan_of", "with_kept"]
 
 
 def about(ground: Ground, *, label: str) -> dict[str, object]:
@@ -57,7 +57,17 @@ def plan_of(ground: Ground, *, has_user_namespace: bool) -> Plan:
         seccomp=settings.seccomp,
         no_new_privileges=settings.no_new_privileges,
         ulimits=tuple((name, soft, hard) for name, (soft, hard) in settings.ulimits.items()),
+        memory=settings.memory,
+        memory_swap=settings.memory_swap,
+        cpus=settings.cpus,
+        cpuset=settings.cpuset,
+        pids_limit=settings.pids_limit,
     )
+
+
+def with_kept(kept: dict[str, str]) -> dict[str, Any]:
+    """Return what a plan says of a writable layer that begins with a copy of what was kept of others: it lies on disk, as they do."""
+    return {"kept": tuple(kept.items()), "layers": os.path.join(images(), "writable")} if kept else {}
 
 
 def _source(path: str) -> str:

@@ -1,44 +1,51 @@
-"""``subprocess.Popen`` for a container: everything of the standard library's but who starts, signals and awaits the process.
+"""``subprocess.Popen`` for a container: everything of the standard library's but how the child starts.
 
-Four of its private methods are replaced (``_execute_child``, ``_internal_poll``, ``_wait``, ``_close_pipe_fds`` is called): they have kept their
-shape from Python 3.11 to 3.14, and the tests run on each.
+The child is this process's own, as with :mod:`subprocess`, and a member of the container from its first moment. Two private methods are
+replaced (``_execute_child``, ``_handle_exitstatus``) and one is called (``_close_pipe_fds``): they have kept their shape from Python 3.11 to
+3.14, and the tests run on each.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
-import signal
 import stat
 import subprocess
 import threading
-import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.channel import Channel, close_all
-from pytest_sandbox.errors import ContainerStopped, SettingsError
-from pytest_sandbox.linux import process
+from pytest_sandbox.channel import close_all
+from pytest_sandbox.errors import SettingsError
+from pytest_sandbox.launcher import users
+from pytest_sandbox.launcher.entering import PYTHON_IGNORES
+from pytest_sandbox.linux import process, terminal
+from pytest_sandbox.linux import syscall as sc
+from pytest_sandbox.linux.program import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_sandbox.container import Container
+    from pytest_sandbox.launcher.entering import Begun, Entrance
+    from pytest_sandbox.linux.program import Program, Result
 
 __all__ = ["Popen"]
 
 __tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
 
 _CHUNK = 1 << 16
-#: What init's own subprocess raises beside OSError.
-_ERRORS: dict[str, type[Exception]] = {"ValueError": ValueError, "TypeError": TypeError, "OverflowError": OverflowError}
+_MOST_FDS = (1 << 32) - 1
+_WORKDIR = "change to the working folder"
 
 
 class Popen(subprocess.Popen[Any]):
     """A process in a container; see :class:`subprocess.Popen`.
 
-    ``pid`` is its number outside. ``user`` (also ``"USER:GROUP"``), ``group`` and ``extra_groups`` are read from the container's own
+    ``pid`` is its number outside, where it is a child of the calling process. ``user`` (also ``"USER:GROUP"``), ``group`` and ``extra_groups`` are read from the container's own
     files. It is always the leader of a session of its own.
     """
 
@@ -61,44 +68,80 @@ class Popen(subprocess.Popen[Any]):
         self._group = None if group is None else str(group)
         self._extra_groups = None if extra_groups is None else [str(one) for one in extra_groups]
         self._tty = tty
-        self._status: Channel | None = None
-        self._receiving = threading.Lock()
         self._pumps: list[_Pump] = []
         self._pidfd = -1
-        self.inside_pid = 0
         super().__init__(args, **kwargs)
 
     def _execute_child(self, args: Any, executable: Any, _preexec: Any, _close: Any, _pass: Any, cwd: Any, env: Any, *more: Any) -> None:
         shell, pipes = more[2], more[3:9]
         restore_signals, _gid, _gids, _uid, umask, *_rest = more[9:]
-        p2cread, _p2cwrite, _c2pread, c2pwrite, _errread, errwrite = pipes
-        words = _words(args, executable, shell=shell)
-        message = {
-            "op": "spawn",
-            "args": words,
-            "executable": None if executable is None else os.fsdecode(executable),
-            "umask": umask,
-            "restore_signals": restore_signals,
-            "group": self._group,
-            "extra_groups": self._extra_groups,
-            "tty": self._tty,
-            **self._container.surroundings(env=env, cwd=cwd, user=self._user),
-        }
         opened: list[int] = []
-        self._status, theirs = None, None
         try:
-            standards = self._standards((p2cread, c2pwrite, errwrite), opened)
-            self._status, theirs = Channel.pair()
-            self._container.order(message, [theirs.fileno(), *standards])
-            theirs.close()
-            self._started(words, message["cwd"], cwd, executable or (words[0] if shell else _first(args)))
-        except BaseException:
-            for end in filter(None, (self._status, theirs)):
-                end.close()
-            raise
+            standards = self._standards((pipes[0], pipes[3], pipes[5]), opened)
+            env, workdir, user = self._container.surroundings(env=env, cwd=cwd, user=self._user)
+            who = self._who(user, env)
+            words = _words(args, executable, shell=shell)
+            commands = _candidates(words[0] if executable is None else os.fsdecode(executable), env)
+            entrance = self._container.entrance()
+            begun = entrance.begin()
+            program = begun.program
+            entrance.add_enter(program)
+            _add_streams(program, standards, tty=self._tty)
+            if self._tty and who is not None:  # as login(1) does: else the user may not open its own terminal by name
+                program.add("own the terminal", "fchown", 0, who.uid, -1)
+            program.add(_WORKDIR, "chdir", _without_null(workdir))
+            if umask >= 0:
+                program.add("set umask", "umask", umask)
+            entrance.add_lock_down(program, who)
+            program.restore_signals("restore signals", PYTHON_IGNORES if restore_signals else ())
+            program.add("close descriptors", "close_range", 3, _MOST_FDS, 0)
+            tables = (Table((*map(os.fsencode, words), 0)), Table((*_assignments(env), 0)))
+            tries = [program.add("execute", "execve", os.fsencode(command), *tables, go_on=True) for command in commands]
+            self._spawn(begun, entrance)
+            self._examine(program, tries, workdir if cwd is None else cwd, executable or (words[0] if shell else _first(args)))
         finally:
             close_all(opened)
             self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+    def _who(self, user: str | None, env: dict[str, str]) -> users.User | None:
+        """Find the user, who brings his home with him, and the groups; None where all stays as it is."""
+        if (user, self._group, self._extra_groups) == (None, None, None):
+            return None
+        read = self._container.read_plain
+        if user is None:
+            found = users.User(os.geteuid(), os.getegid(), tuple(os.getgroups()), "")
+        else:
+            found = users.find(user, read)
+            env.setdefault("HOME", found.home)
+        if self._group is not None:
+            found = replace(found, gid=users.find_group(self._group, read))
+        if self._extra_groups is not None:
+            found = replace(found, groups=tuple(users.find_group(one, read) for one in self._extra_groups))
+        return found
+
+    def _spawn(self, begun: Begun, entrance: Entrance) -> None:
+        """Spawn in the container; from here on it is a child of this process like any other."""
+        dumpable = sc.prctl(sc.PR_GET_DUMPABLE)
+        self.pid = entrance.spawn(begun)
+        if dumpable == 1:  # a change of user in a child with this memory takes it away
+            sc.prctl(sc.PR_SET_DUMPABLE, 1)
+        self._child_created = self.pid > 0
+        self._container.commands.add(self)
+
+    def _examine(self, program: Program, tries: list[Result], workdir: Any, command: Any) -> None:
+        """Raise what :mod:`subprocess` raises where the program could not be executed."""
+        failure = program.failure()
+        errors = [-program[one] for one in tries]
+        if failure is None and not all(0 < error < 4096 for error in errors):
+            return
+        self._child_created and self.wait()
+        if failure is None:
+            # As execvp(3): what was there and could not be executed says more than what was not there.
+            number = next((error for error in errors if error not in {errno.ENOENT, errno.ENOTDIR}), errors[-1])
+            raise OSError(number, os.strerror(number), command)
+        if failure.step == _WORKDIR:
+            raise OSError(failure.errno, os.strerror(failure.errno), workdir)
+        self._container.raise_for(failure)
 
     def _standards(self, given: tuple[int, int, int], opened: list[int]) -> list[int]:
         """Return the child's stdin, stdout and stderr for what was given: -1 is the caller's own, or /dev/null where that is closed.
@@ -127,89 +170,71 @@ class Popen(subprocess.Popen[Any]):
             self._pumps.append(pump)
         return pump.child_end
 
-    def _started(self, words: list[str], workdir: str, cwd: Any, command: Any) -> None:
-        assert self._status is not None
-        try:
-            answer, fds = self._status.receive()
-        except EOFError:
-            raise ContainerStopped(f"the container ended before it could start {words[0]!r}. Start a new one.") from None
-        if answer["op"] == "failed":
-            raise _error(answer, workdir, cwd, command)
-        self._child_created = True
-        self._pidfd = fds[0]
-        self.inside_pid = answer["pid"]
-        outside = process.pid_of(self._pidfd)
-        self.pid = outside if outside > 0 else self.inside_pid
-
-    def _internal_poll(self, _deadstate: Any = None, *_args: Any) -> int | None:
-        if self.returncode is None:
-            self._receive(0)
-        return self.returncode
-
-    def _wait(self, timeout: float | None) -> int:
-        if self.returncode is None and not self._receive(timeout):
-            raise subprocess.TimeoutExpired(self.args, timeout or 0)
-        return self.returncode
-
-    def _receive(self, timeout: float | None) -> bool:
-        """Wait for the exit status; False where it has not come in time."""
-        end = None if timeout is None else time.monotonic() + timeout
-        if not self._receiving.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
-            return False
-        try:
-            if self.returncode is not None:
-                return True
-            assert self._status is not None
-            poll = select.poll()
-            poll.register(self._status.fileno(), select.POLLIN)
-            if not poll.poll(None if end is None else max(0.0, end - time.monotonic()) * 1000):
-                return False
-            self._finish()
-            return True
-        finally:
-            self._receiving.release()
-
-    def _finish(self) -> None:
-        assert self._status is not None
-        try:
-            answer, _fds = self._status.receive()
-            status = answer["status"]
-        except EOFError:  # its init is gone, and with it everything inside
-            status = signal.SIGKILL
-        self._status.close()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
-        for pump in self._pumps:
-            pump.drain()
-        self.returncode = os.waitstatus_to_exitcode(status)
+    @property
+    def inside_pid(self) -> int:
+        """Its number inside; 0 when it has ended and was reaped."""
+        return process.number_inside(self.pid)
 
     def fileno(self) -> int:
-        """Return the descriptor that poll(2) reports when the process has ended; -1 once :meth:`poll` has told so."""
-        return self._status.fileno() if self._status is not None else -1
-
-    def send_signal(self, sig: int) -> None:
-        """Send a signal to the process; nothing happens where it has ended."""
-        self.poll()
-        if self.returncode is None:
-            process.kill(self._pidfd, sig)
+        """Return a descriptor that poll(2) reports when the process has ended; -1 once :meth:`poll` has told so."""
+        if self._pidfd < 0 and self.returncode is None:
+            self._pidfd = os.pidfd_open(self.pid)
+        return self._pidfd
 
     def signal_group(self, sig: int) -> None:
         """Send a signal to the process group that the process leads, as a terminal does for a key."""
-        self.poll()
-        if self.returncode is None:
-            self._container.ask({"op": "signal", "group": self.inside_pid, "signal": int(sig)})
+        if self.poll() is None:
+            self._container.signal_inside(-self.inside_pid, sig)
 
     def kill_tree(self) -> None:
         """Kill the process and all below it."""
-        self.poll()
-        if self.returncode is None:
-            self._container.ask({"op": "signal", "pid": self.inside_pid, "signal": int(signal.SIGKILL)})
+        if self.poll() is None:
+            self._container.kill_tree(self.pid)
 
-    def __del__(self, *args: Any, **kwargs: Any) -> None:
-        if getattr(self, "_pidfd", -1) >= 0 and self.returncode is not None:
-            os.close(self._pidfd)
-        super().__del__(*args, **kwargs)
+    def _handle_exitstatus(self, *args: Any, **kwargs: Any) -> None:
+        """Take the exit status; by then everything that the command wrote is in its files."""
+        super()._handle_exitstatus(*args, **kwargs)  # type: ignore[misc]
+        if self.returncode is not None:
+            self._container.commands.discard(self)
+            close_all([self._pidfd] if self._pidfd >= 0 else [])
+            self._pidfd = -1
+            for pump in self._pumps:
+                pump.drain()
+
+
+def _add_streams(program: Program, standards: list[int], *, tty: bool) -> None:
+    """Append what makes three descriptors the standard streams, wherever they lie now."""
+    step = "set streams"
+    high = [program.add(step, "fcntl", fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in standards]
+    for standard, fd in enumerate(high):
+        program.add(step, "dup3", fd, standard, 0)
+    if tty:
+        program.add(step, "ioctl", 0, terminal.TIOCSCTTY, 0)
+
+
+def _candidates(command: str, env: dict[str, str]) -> list[str]:
+    """Return the paths at which a command is looked for, as execvp(3) does, in the command's own environment."""
+    if "/" in command:
+        return [command]
+    return [os.path.join(folder, command) for folder in os.get_exec_path(env)]
+
+
+def _assignments(env: dict[str, str]) -> list[bytes]:
+    """Return an environment as execve(2) takes it, with the errors of :mod:`subprocess`."""
+    found = []
+    for name, value in env.items():
+        if "=" in name:
+            raise ValueError("illegal environment variable name")
+        if "\0" in name or "\0" in value:
+            raise ValueError("embedded null byte")
+        found.append(os.fsencode(f"{name}={value}"))
+    return found
+
+
+def _without_null(path: str) -> bytes:
+    if "\0" in path:
+        raise ValueError("embedded null byte")
+    return os.fsencode(path)
 
 
 def _status_of(fd: int, *, inherited: bool) -> os.stat_result | None:
@@ -236,18 +261,6 @@ def _words(args: Any, executable: Any, *, shell: bool) -> list[str]:
 
 def _first(args: Any) -> Any:
     return args if isinstance(args, (str, bytes, os.PathLike)) else list(args)[0]  # noqa: RUF015 - any sequence will do
-
-
-def _error(answer: dict[str, Any], workdir: str, cwd: Any, command: Any) -> Exception:
-    """Return what :mod:`subprocess` raises: the file it names is the folder or the command, as the caller wrote it."""
-    if answer["errno"] is None:
-        if answer["kind"] == "LookupError":
-            key, value, accepted = answer["reason"].split("\n")
-            return SettingsError(key, value, accepted)
-        return _ERRORS.get(answer["kind"], RuntimeError)(answer["reason"])
-    if answer.get("filename") == workdir:
-        return OSError(answer["errno"], answer["reason"], workdir if cwd is None else cwd)
-    return OSError(answer["errno"], answer["reason"], command)
 
 
 class _Pump:

@@ -9,12 +9,12 @@ import secrets
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_sandbox import host, sweep
 from pytest_sandbox.channel import Channel, Message, close_all
 from pytest_sandbox.errors import SetupError, UnsupportedError
-from pytest_sandbox.linux import cgroup, namespaces
+from pytest_sandbox.linux import cgroup, mounts, namespaces, process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +36,14 @@ _LIMITS = {
 }
 
 
+class Ready(NamedTuple):
+    """A container that the launcher has made: its id, its init's number and pidfd."""
+
+    id: str
+    pid: int
+    pidfd: int
+
+
 class LauncherClient:
     """One launcher; its calls are serialised, so any thread may make them."""
 
@@ -53,10 +61,14 @@ class LauncherClient:
         self.channel, theirs = Channel.pair()
         self.process = _start(self.name, theirs)
         theirs.close()
-        hello, fds = self._receive()
+        _hello, fds = self._receive()
         self.user_fd = fds[0] if fds else -1
-        self.has_user_namespace = bool(hello["user_namespace"])
+        self.has_user_namespace = self.user_fd >= 0
         self.builder_fd = _builder(self.process.pid)
+        self._mounts = mounts.watch()
+        self._asked: Plan | None = None
+        self._number = 0
+        self._offer: Ready | None = None
 
     def request(self, message: Message) -> tuple[Message, list[int]]:
         """Ask, and wait for the answer. Raises :class:`SetupError`."""
@@ -69,12 +81,57 @@ class LauncherClient:
         with self._lock:
             self._send(message, fds)
 
-    def create(self, plan: Plan, about: Message) -> tuple[str, int, Channel]:
-        """Return a container's id, its init's pidfd, and the channel to the init; ``about`` is what others of this user are told of it."""
+    def create(self, plan: Plan, about: Message) -> Ready:
+        """Return a container: the one that was offered, without waiting, or one that is asked for.
+
+        ``about`` is what others of this user are told of it.
+        """
         while self.unwanted:
             self.tell({"op": "unshelve", "key": self.unwanted.pop()})
-        answer, fds = self.request({"op": "create", "plan": plan.to_json(), "about": about})
-        return answer["id"], fds[0], Channel.of(fds[1])
+        with self._lock:
+            offer = self._take_offer(plan)
+            if offer is not None:
+                self._send({"op": "taken", "id": offer.id, "about": about})
+                return offer
+            self._ask(plan)
+            self._send({"op": "create", "plan": plan.to_json(), "number": self._number, "about": about})
+            answer, fds = self._receive()
+            return Ready(answer["id"], answer["pid"], fds[0])
+
+    def prepare(self, plan: Plan) -> None:
+        """Have a container of this plan made ahead."""
+        with self._lock:
+            if plan != self._asked:
+                self._ask(plan)
+                self._send({"op": "prepare", "plan": plan.to_json(), "number": self._number})
+
+    def _ask(self, plan: Plan) -> None:
+        """Ask for another plan: what was offered of the last one is not taken any more."""
+        self._asked = plan
+        self._number += 1
+        if self._offer is not None:
+            os.close(self._offer.pidfd)
+            self._offer = None
+
+    def _take_offer(self, plan: Plan) -> Ready | None:
+        """Return what was made ahead of this plan, unless the host has mounted or unmounted something since."""
+        changed = mounts.has_changed(self._mounts)
+        while process.is_readable(self.channel.fileno()):
+            self._note_offer(*self._receive_any())
+        offer, self._offer = self._offer, None
+        if offer is not None and (changed or plan != self._asked or process.ended(offer.pidfd, 0)):
+            os.close(offer.pidfd)
+            return None
+        return offer
+
+    def _note_offer(self, message: Message, fds: list[int]) -> None:
+        """Keep the newest offer, if it is of what was asked for last."""
+        if message["number"] != self._number:
+            close_all(fds)
+            return
+        if self._offer is not None:
+            os.close(self._offer.pidfd)
+        self._offer = Ready(message["id"], message["pid"], fds[0])
 
     def _send(self, message: Message, fds: Sequence[int] = ()) -> None:
         try:
@@ -82,15 +139,26 @@ class LauncherClient:
         except OSError as error:
             raise SetupError("ask the launcher", f"{_GONE} ({error.strerror})", "Start a new container: it gets a new launcher.") from error
 
-    def _receive(self) -> tuple[Message, list[int]]:
+    def _receive_any(self) -> tuple[Message, list[int]]:
         try:
-            answer, fds = self.channel.receive()
+            return self.channel.receive()
         except EOFError:
             raise SetupError("ask the launcher", _GONE, "Start a new container: it gets a new launcher.") from None
+
+    def _receive(self) -> tuple[Message, list[int]]:
+        """Wait for an answer; offers may come before it."""
+        answer, fds = self._receive_any()
+        while answer["op"] == "ready":
+            self._note_offer(answer, fds)
+            answer, fds = self._receive_any()
+        if answer["op"] == "unsupported":
+            raise UnsupportedError(answer["feature"], answer["remedy"])
         if answer["op"] == "error":
-            if answer["step"] in _LIMITS:
-                limit, remedy = _LIMITS[answer["step"]]
-                raise UnsupportedError(f"{limit} ({answer['reason']})", remedy)
+            limit = next((name for name in _LIMITS if answer["step"].startswith(name)), None)
+            if limit is not None:
+                what, remedy = _LIMITS[limit]
+                reason = answer["step"].removeprefix(limit).lstrip(": ") or answer["reason"]
+                raise UnsupportedError(f"{what} ({reason})", remedy)
             if answer["step"] == "make a user namespace":
                 host.require("user namespace", "a container without root")
             raise SetupError(answer["step"], answer["reason"])
@@ -109,7 +177,7 @@ class LauncherClient:
     def abandon(self) -> None:
         """Close this process's descriptors of the launcher without a word: for a fork that is inside a container."""
         self.channel.close()
-        close_all([fd for fd in (self.user_fd, self.builder_fd) if fd >= 0])
+        close_all([fd for fd in (self.user_fd, self.builder_fd, self._mounts, self._offer.pidfd if self._offer else -1) if fd >= 0])
         self.process.returncode = 0
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_sandbox.host.kernel import FILTERED, is_filtered
 from pytest_sandbox.linux import capabilities, mounts, namespaces, network, sysctl
 from pytest_sandbox.linux import syscall as sc
+from pytest_sandbox.linux.program import Program
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -192,6 +193,8 @@ def remedy_for(name: str) -> Callable[[Trial], str]:
 
 def try_loopback() -> str:
     """Make a network, and bring its loopback up."""
-    isolate(sc.CLONE_NEWNET)
-    network.bring_up_loopback()
+    isolate(0)
+    program = Program()
+    network.add_network(program, "loopback")
+    program.run()
     return "a new network's loopback comes up"

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["SHELF", "Plan"]
+from pytest_sandbox.settings import Settings
+
+__all__ = ["OVERHEAD", "SHELF", "Plan"]
 
 #: What the place of a folder in a committed layer begins with.
 SHELF = "shelf:"
+#: Processes of ours in a container's group, which its limit does not count: init.
+OVERHEAD = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """All that has to be known before the first process of a container starts; limits and commands come later.
+    """All that has to be known before the first process of a container starts.
 
     Two containers of one plan are interchangeable until one is claimed, which is what lets the launcher make the next one ahead.
     ``lower`` are the folders below the writable layer, topmost first, ``("/",)`` for the host's root with every real file system on it;
@@ -41,6 +45,15 @@ class Plan:
     seccomp: bool = True
     no_new_privileges: bool = True
     ulimits: tuple[tuple[str, int, int], ...] = ()
+    memory: int | None = None
+    memory_swap: int | None = None
+    cpus: float | None = None
+    cpuset: str | None = None
+    pids_limit: int | None = None
+
+    def limits(self) -> Settings:
+        """Return the limits that its group enforces."""
+        return Settings(memory=self.memory, memory_swap=self.memory_swap, cpus=self.cpus, cpuset=self.cpuset, pids_limit=self.pids_limit)
 
     @property
     def shelved(self) -> tuple[str, ...]:

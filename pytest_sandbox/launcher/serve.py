@@ -1,59 +1,50 @@
-"""The launcher: one small, single-threaded process for each client, of which containers are forks.
+"""The launcher: one small process for each client, whose children the containers' inits are.
 
-It keeps one container ready ahead of the plan that was asked for last. It ends with its client, however that ends, and takes every
-container with it.
+It keeps one container ready ahead of the plan that was asked for last, and offers it to the client before it is asked. It ends with its
+client, however that ends, and takes every container with it.
 """
 
 from __future__ import annotations
 
+import _thread
 import errno
-import gc
 import os
 import select
+import shutil
 import signal
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NoReturn
 
 from pytest_sandbox import layers
 from pytest_sandbox.channel import Channel, Message, close_all
+from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.launcher import footing
+from pytest_sandbox.launcher.building import Building, Host
 from pytest_sandbox.launcher.door import Door
-from pytest_sandbox.launcher.init import Building, run_init
-from pytest_sandbox.launcher.keeper import Keeper
-from pytest_sandbox.launcher.plan import Plan
-from pytest_sandbox.launcher.profile import prepare
+from pytest_sandbox.launcher.plan import OVERHEAD, Plan
 from pytest_sandbox.launcher.shelf import Shelf
 from pytest_sandbox.linux import cgroup, mounts, namespaces, process
-from pytest_sandbox.linux import syscall as sc
-
-if TYPE_CHECKING:
-    from pytest_sandbox.linux.host_root import HostRoot
 
 __all__ = ["main"]
-
-_NAMESPACES = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS
 
 
 @dataclass(slots=True)
 class Made:
-    """One container as the launcher knows it: building, ready, or claimed by the client."""
+    """One container as the launcher knows it; ``claimed`` by the client, or the spare that was made ahead."""
 
     id: str
     plan: Plan
     pid: int
     pidfd: int
-    channel: Channel
-    control: Channel
+    layer: int
+    tree: int
     group: cgroup.Group
-    host: HostRoot
+    points: list[tuple[str, str]]
     place: layers.Place
-    kept: list[int] = field(default_factory=list)
-    ready: bool = False
     claimed: bool = False
-    waited_for: bool = False
     about: Any = None
     since: float = 0.0
 
@@ -67,98 +58,187 @@ class Launcher:
         self.client_pidfd = os.pidfd_open(os.getppid())
         self.hierarchy = cgroup.Hierarchy.find()
         self.session = self.hierarchy.session(session)
-        self.keeper = Keeper()
-        self.shelf = Shelf()
-        self.mountinfo = mounts.watch()
+        self.mounts = mounts.watch()
         self.made: dict[str, Made] = {}
+        self.by_pidfd: dict[int, Made] = {}
+        self.spare: Made | None = None
+        self.is_stale = False
+        self.asked = 0
         self.count = 0
         self.poll = select.poll()
         for fd in (client.fileno(), self.client_pidfd):
             self.poll.register(fd, select.POLLIN)
-        self.poll.register(self.mountinfo, select.POLLPRI)
-        self.folder = lock.removesuffix(".lock")
-        self.door = Door(self.folder, self.poll)
-        self.host = footing.find(self.folder)
-        self.wakeup, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.poll.register(self.wakeup, select.POLLIN)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        self.poll.register(self.mounts, select.POLLPRI)
+        folder = lock.removesuffix(".lock")
+        self.door = Door(folder, self.poll)
+        self.host = Host(folder)
+        self.shelf = Shelf()
 
     def serve(self) -> None:
         """Answer until the client is gone."""
-        gc.collect()
-        gc.freeze()
-        gc.disable()  # a collection would touch, and so copy, pages that every init shares
-        hello = {"op": "hello", "user_namespace": self.keeper.user_fd >= 0}
-        self.client.send(hello, [fd for fd in [self.keeper.user_fd] if fd >= 0])
+        self.client.send({"op": "hello"}, [self.host.user] if self.host.user >= 0 else [])
         while True:
             # What was mounted or unmounted before a container was asked for belongs into it.
-            for fd, _event in sorted(self.poll.poll(), key=lambda found: found[0] != self.mountinfo):
-                if fd == self.client_pidfd:
-                    return
-                if fd == self.client.fileno():
-                    try:
-                        message, fds = self.client.receive()
-                    except EOFError:
-                        return
-                    self.take(message, fds)
-                elif fd == self.mountinfo:
+            for fd, _event in sorted(self.poll.poll(), key=self.order):
+                if fd == self.mounts:
                     self.forget_mounts()
-                elif fd == self.wakeup:
-                    os.read(fd, 4096)
-                    self.reap()
+                elif fd in self.by_pidfd:
+                    self.dispose(self.by_pidfd[fd])
                 elif self.door.has(fd):
                     self.door.attend(fd, self.receive_visitor)
-                else:
-                    self.hear(fd)
+                elif fd == self.client_pidfd or not self.hear():
+                    return
 
-    def take(self, message: Message, fds: list[int]) -> None:
-        """Do what the client asks for."""
+    def order(self, found: tuple[int, int]) -> int:
+        """Sort what poll(2) reports: what was mounted, and what the client has said, comes before what others ask."""
+        return {self.mounts: 0, self.client.fileno(): 1}.get(found[0], 2)
+
+    def hear(self) -> bool:
+        """Do what the client asks for; False when it is gone."""
+        try:
+            message, fds = self.client.receive()
+        except EOFError:
+            return False
         close_all(fds)
-        what = message["op"]
-        if what in {"create", "prepare"}:
-            self.create(Plan.from_json(message["plan"]), wanted=what == "create", about=message.get("about"))
-        elif what == "closed":
-            made = self.made.get(message["id"])
-            if made is not None:
-                self.dispose(made, killed=True)
-        elif what == "layer":
-            made = self.made.get(message["id"])
-            points = _points(made) if made else []
-            self.client.send({"op": "layer", "points": points}, made.kept[:1] if made else [])
-        elif what in {"freeze", "shelve", "unshelve", "renew"}:
-            try:
-                getattr(self, what)(message)
-            except OSError as error:
-                self.fail(what, error.strerror or str(error), error.errno)
+        try:
+            getattr(self, f"do_{message['op']}")(message)
+        except UnsupportedError as error:
+            self.client.send({"op": "unsupported", "feature": error.feature, "remedy": error.remedy})
+        except OSError as error:
+            self.fail(error, message["op"])
+        return True
 
-    def freeze(self, message: Message) -> None:
+    def fail(self, error: OSError, what: str) -> None:
+        """Tell the client why it does not get what it waits for."""
+        step = getattr(error, "step", "limit the disk" if isinstance(error, layers.DiskLimitError) else what)
+        reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror or str(error)
+        self.client.send({"op": "error", "step": step, "reason": reason, "errno": error.errno})
+
+    def do_create(self, message: Message) -> None:
+        """Give the client a container of this plan, the spare where it has one, and make the next one ahead."""
+        plan, self.asked = Plan.from_json(message["plan"]), message["number"]
+        made = self.spare_of(plan) or self.build(plan)
+        self.client.send({"op": "created", "id": made.id, "pid": made.pid}, [made.pidfd])
+        self.claim(made, message["about"])
+
+    def do_prepare(self, message: Message) -> None:
+        """See to it that the next container of this plan is ready."""
+        self.asked = message["number"]
+        self.make_ahead(Plan.from_json(message["plan"]))
+
+    def do_taken(self, message: Message) -> None:
+        """The client has taken the spare that it was offered."""
+        made = self.made.get(message["id"])
+        if made is not None:  # its init may have been killed meanwhile, as the client will see
+            self.claim(made, message["about"])
+
+    def do_closed(self, message: Message) -> None:
+        """The client has no more use for a container: kill what is left of it."""
+        made = self.made.get(message["id"])
+        if made is not None:
+            made.claimed = False
+            process.kill(made.pidfd, signal.SIGKILL)
+
+    def do_layer(self, message: Message) -> None:
+        """Hand out the writable layer of a container."""
+        made = self.made.get(message["id"])
+        self.client.send({"op": "layer", "points": made.points if made else []}, [made.layer] if made else [])
+
+    def do_freeze(self, message: Message) -> None:
         """Put a container's layer on the shelf, for others to lie on; one on disk stays where it is, and is to be copied."""
         made = self.made[message["id"]]
         if made.place.folder is not None:
             raise OSError(errno.EXDEV, "the layer is on disk")
-        self.shelf.ask("put", message["key"], made.kept[1:2])
-        self.client.send({"op": "frozen", "points": _points(made)}, made.kept[:1])
+        self.shelf.ask("put", message["key"], [made.tree])
+        self.client.send({"op": "frozen"})
 
-    def shelve(self, message: Message) -> None:
+    def do_shelve(self, message: Message) -> None:
         """Make an empty layer on the shelf, for the client to fill."""
         fds = self.shelf.ask("make", message["key"])
         self.client.send({"op": "shelved"}, fds)
         close_all(fds)
 
-    def unshelve(self, message: Message) -> None:
+    def do_unshelve(self, message: Message) -> None:
         """Let go of a committed layer; containers that lie on it keep it."""
         self.shelf.ask("drop", message["key"])
 
-    def renew(self, message: Message) -> None:
+    def do_renew(self, message: Message) -> None:
         """Give a container whose layer was taken a new init and a new layer, in the same group, under the same name."""
-        old = self.made.pop(message["id"])
+        old = self.made[message["id"]]
         process.kill(old.pidfd, signal.SIGKILL)
         process.ended(old.pidfd)
-        self.poll.unregister(old.channel.fileno())
+        self.let_go(old)
         made = self.build(Plan.from_json(message["plan"]), identity=old.id, group=old.group)
-        made.waited_for, made.about = True, old.about
-        self.let_go(old, killed=True)
+        made.claimed, made.about, made.since = True, old.about, old.since
+        self.client.send({"op": "created", "id": made.id, "pid": made.pid}, [made.pidfd])
+
+    def spare_of(self, plan: Plan) -> Made | None:
+        """Return the spare if it is of this plan; one of another plan, or over mounts of before, is thrown away."""
+        if self.spare is not None and (self.is_stale or self.spare.plan != plan):
+            process.kill(self.spare.pidfd, signal.SIGKILL)
+            self.spare = None
+        return self.spare
+
+    def claim(self, made: Made, about: Any) -> None:
+        """Note that a container is the client's, and begin with the one after it."""
+        made.claimed, made.about, made.since = True, about, time.time()
+        if made is self.spare:
+            self.spare = None
+        self.make_ahead(made.plan)
+
+    def make_ahead(self, plan: Plan) -> None:
+        """Make the next container of this plan, and offer it."""
+        if self.spare_of(plan) is None:
+            with suppress(OSError, UnsupportedError):  # what it was is said when somebody asks for that container
+                self.spare, self.is_stale = self.build(plan), False
+                offer = {"op": "ready", "id": self.spare.id, "pid": self.spare.pid, "number": self.asked}
+                self.client.send(offer, [self.spare.pidfd])
+
+    def build(self, plan: Plan, *, identity: str = "", group: cgroup.Group | None = None) -> Made:
+        """Make a container with its groups and limits, or one more in the group of an old one."""
+        if group is None:
+            self.count += 1
+            identity = f"{self.session.name}-{self.count}"
+            group = self.session.create(identity)
+        place = layers.MEMORY
+        shelved: dict[str, int] = {}
+        try:
+            group.apply(plan.limits(), overhead=OVERHEAD)
+            for key in plan.shelved:
+                (shelved[key],) = self.shelf.ask("clone", key)
+            place = self.find_place(plan, identity)
+            placed = replace(plan, layer_folder=place.folder, layer_device=place.device)
+            joins = group.joins() if group.fd() < 0 else ()
+            building = Building(placed, self.host, hostname=plan.hostname or identity, joins=joins, shelved=shelved)
+            built = building.build(group.fd())
+        except BaseException:
+            group.remove()
+            place.remove()
+            raise
+        finally:
+            close_all(list(shelved.values()))
+        place.release()
+        made = Made(identity, plan, *built, group, self.host.points(), place)
+        self.made[identity] = self.by_pidfd[made.pidfd] = made
+        self.poll.register(made.pidfd, select.POLLIN)
+        return made
+
+    def find_place(self, plan: Plan, identity: str) -> layers.Place:
+        """Make the place of a writable layer that is not in memory, with what is to be in it from the start."""
+        base = plan.layers or self.host.root.layers
+        if base is None:
+            return layers.MEMORY
+        place = layers.make(base, plan.disk, session=self.session.name, identity=identity, lock=self.lock)
+        points = ["", *(point for point, _lower in self.host.points())]
+        numbers = {point: number for number, point in enumerate(points)} | {folder: n for n, folder in enumerate(plan.folders, 1000)}
+        for point, kept in plan.kept:
+            layers.fill(place, numbers[point], kept)
+        return place
+
+    def forget_mounts(self) -> None:
+        """Look at the host's mounts again: what was made ahead is no longer what the host looks like, unless the client has it already."""
+        self.host.look()
+        self.is_stale = True
 
     def receive_visitor(self, message: Message) -> tuple[Message, list[int]]:
         """Answer another process of this user."""
@@ -170,171 +250,49 @@ class Launcher:
         if made is None or not made.claimed:
             return {"op": "error", "reason": "has ended"}, []
         if what == "layer":
-            return {"op": "layer", "points": _points(made)}, [os.dup(made.kept[0])]
-        ours, theirs = Channel.pair()
-        made.channel.send({"op": "control"}, [theirs.fileno()])
-        theirs.close()
-        return {"op": "entered", "plan": made.plan.to_json(), "about": made.about}, [os.dup(made.pidfd), ours.socket.detach()]
+            return {"op": "layer", "points": made.points}, [os.dup(made.layer)]
+        builder = -1 if self.host.is_root else namespaces.open_of(os.getpid(), "user")
+        spaces = [os.dup(self.host.user) if self.host.user >= 0 else -1, builder]
+        way = {"plan": made.plan.to_json(), "joins": made.group.joins(), "pid": made.pid, "user_namespaces": [fd >= 0 for fd in spaces]}
+        return {"op": "entered", "about": made.about, **way}, [os.dup(made.pidfd), *(fd for fd in spaces if fd >= 0)]
 
-    def create(self, plan: Plan, *, wanted: bool, about: Any = None) -> None:
-        """Give the client a container of this plan as soon as there is one; or just see to it that there is."""
-        spare = next((made for made in self.made.values() if not made.claimed and not made.waited_for), None)
-        other = None if spare is None or spare.plan == plan else spare
-        try:
-            spare = self.build(plan) if spare is None or other is not None else spare
-        except OSError as error:
-            if wanted:
-                step = "limit the disk" if isinstance(error, layers.DiskLimitError) else "fork and make the groups"
-                self.fail(step, ": ".join(filter(None, [error.strerror or str(error), error.filename])), error.errno)
-            return
-        if wanted:
-            spare.waited_for, spare.about = True, about
-            self.hand_over(spare)
-        if other is not None:  # while the right one is built
-            self.discard(other)
+    def dispose(self, made: Made) -> None:
+        """Let go of a container whose init has ended; a thread pays for freeing its layer."""
+        if made is self.spare:
+            self.spare = None
+        self.let_go(made)
+        with suppress(OSError):  # the sweep finds it
+            made.group.remove()
 
-    def hand_over(self, made: Made) -> None:
-        """Give a ready container to the client, and begin with the one after it."""
-        if not made.ready:
-            return
-        made.claimed, made.waited_for, made.since = True, False, time.time()
-        self.client.send({"op": "created", "id": made.id}, [made.pidfd, made.control.fileno()])
-        made.control.close()
-        with suppress(OSError):  # what it was is said when somebody asks for that container
-            self.build(made.plan)
-
-    def build(self, plan: Plan, *, identity: str = "", group: cgroup.Group | None = None) -> Made:
-        """Fork an init that builds a container of this plan; it says when it is ready."""
-        if group is None:
-            self.count += 1
-            identity = f"{self.session.name}-{self.count}"
-            group = self.session.create(identity)
-        network_fd, place = -1, layers.MEMORY
-        shelved: dict[str, int] = {}
-        try:
-            for key in plan.shelved:
-                (shelved[key],) = self.shelf.ask("clone", key)
-            if base := plan.layers or self.host.layers:
-                place = layers.make(base, plan.disk, session=self.session.name, identity=identity, lock=self.lock)
-            if plan.own_network and plan.user_namespace and self.keeper.user_fd >= 0:
-                network_fd = self.keeper.take_network()
-            made = self.fork(identity, plan, group, network_fd, place, shelved)
-        except OSError:
-            group.remove()
-            place.remove()
-            raise
-        finally:
-            close_all([fd for fd in [network_fd, *shelved.values()] if fd >= 0])
-        self.made[identity] = made
-        self.poll.register(made.channel.fileno(), select.POLLIN)
-        return made
-
-    def fork(self, identity: str, plan: Plan, group: cgroup.Group, network_fd: int, place: layers.Place, shelved: dict[str, int]) -> Made:
-        channel, inits_channel = Channel.pair()
-        control, inits_control = Channel.pair()
-        named = replace(plan, hostname=plan.hostname or identity, layer_folder=place.folder, layer_device=place.device)
-        user_fd = self.keeper.user_fd if plan.user_namespace else -1
-        prepare(plan)
-        pid, pidfd = sc.clone3(_NAMESPACES)
-        if not pid:
-            signal.set_wakeup_fd(-1)
-            kept = {inits_channel.fileno(), inits_control.fileno(), network_fd, user_fd, *shelved.values()}
-            process.close_others({fd for fd in kept if fd >= 0})
-            run_init(
-                Building(named, joins=group.joins(), network_fd=network_fd, user_fd=user_fd, host=self.host, shelved=shelved),
-                inits_channel,
-                inits_control,
-            )
-        inits_channel.close()
-        inits_control.close()
-        return Made(identity, plan, pid, pidfd, channel, control, group, self.host, place)
-
-    def hear(self, fd: int) -> None:
-        """Take what an init says: that it is ready, that a step failed; or that it is gone."""
-        made = next((made for made in self.made.values() if made.channel.fileno() == fd), None)
-        if made is None:
-            return
-        try:
-            message, fds = made.channel.receive()
-        except EOFError:
-            message, fds = {"op": "gone"}, []
-        if message["op"] == "ready":
-            made.ready = True
-            made.place.release()
-            made.kept = [*fds, namespaces.open_of(made.pid, "mnt")]
-            if made.waited_for:
-                self.hand_over(made)
-            return
-        self.poll.unregister(fd)
-        if made.claimed:  # the client sees the end of its init by itself, and says when it is done with it
-            return
-        waited_for = made.waited_for
-        self.discard(made)
-        if waited_for:
-            self.fail(message.get("step", "start"), message.get("reason", "init ended"), message.get("errno"))
-
-    def fail(self, step: str, reason: str, number: int | None) -> None:
-        """Tell the client that the container which it waits for cannot be made."""
-        self.client.send({"op": "error", "step": step, "reason": reason, "errno": number})
-
-    def forget_mounts(self) -> None:
-        """Look at the host's mounts again: what was made ahead over the old ones is no longer what the host looks like."""
-        self.host = footing.find(self.folder)
-        for made in [made for made in self.made.values() if not made.claimed and not made.waited_for]:
-            self.discard(made)
-
-    def reap(self) -> None:
-        """Take the exit status of inits that ended by themselves; the keeper's end is ours."""
-        for made in self.made.values():
-            with suppress(ChildProcessError):
-                os.waitpid(made.pid, os.WNOHANG)
-
-    def discard(self, made: Made) -> None:
-        """End a container that no client has."""
-        process.kill(made.pidfd, signal.SIGKILL)
-        process.ended(made.pidfd)
-        made.control.close()
-        self.dispose(made, killed=True)
-        made.group.remove()
-
-    def dispose(self, made: Made, *, killed: bool) -> None:
-        """Let go of a dead container; the keeper pays for freeing its layer."""
-        del self.made[made.id]
-        with suppress(KeyError, ValueError):
-            self.poll.unregister(made.channel.fileno())
-        self.let_go(made, killed=killed)
-
-    def let_go(self, made: Made, *, killed: bool) -> None:
+    def let_go(self, made: Made) -> None:
         """Take a dead init's exit status, and close what is held of it."""
-        with suppress(ChildProcessError):
-            os.waitpid(made.pid, 0 if killed else os.WNOHANG)
-        made.channel.close()
+        del self.made[made.id], self.by_pidfd[made.pidfd]
+        self.poll.unregister(made.pidfd)
+        os.waitpid(made.pid, 0)
         os.close(made.pidfd)
-        made.place.release()
-        with suppress(OSError):
-            self.keeper.drop(made.kept, made.place.folder)
+        _thread.start_new_thread(_free, ([made.layer, made.tree], made.place.folder))
 
     def close(self) -> None:
         """Kill every container, and remove the groups of this session."""
-        for made in list(self.made.values()):
+        for made in self.made.values():
             process.kill(made.pidfd, signal.SIGKILL)
-        for made in list(self.made.values()):
+        for made in self.made.values():
             process.ended(made.pidfd, 10)
         self.door.close()
-        for folders in [self.hierarchy.sessions().get(self.session.name, ())]:
-            cgroup.destroy(folders)
+        cgroup.destroy(self.hierarchy.sessions().get(self.session.name, ()))
         layers.remove(self.lock)
 
 
-def _points(made: Made) -> list[tuple[str, str]]:
-    """Return where the overlays above the root lie, and on what."""
-    return [(entry.point, entry.lower) for entry in made.host.below]
-
-
 def _card(made: Made, *, figures: bool) -> Message:
-    """Describe a container to a visitor."""
-    figures_ = asdict(made.group.stats()) if figures else None
-    return {"id": made.id, "pid": made.pid, "since": made.since, "about": made.about, "stats": figures_}
+    """Return what a container shows to other processes of this user."""
+    stats = asdict(made.group.stats()) if figures else None
+    return {"id": made.id, "pid": made.pid, "since": made.since, "about": made.about, "stats": stats}
+
+
+def _free(fds: list[int], folder: str | None) -> None:
+    close_all(fds)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> NoReturn:

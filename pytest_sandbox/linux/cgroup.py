@@ -44,6 +44,7 @@ NO_GROUPS = "run where /sys/fs/cgroup is mounted (an outer container: start it w
 
 _NEEDS = {"memory": "memory", "memory_swap": "memory", "cpus": "cpu", "cpuset": "cpuset", "pids_limit": "pids"}
 _DEFAULTS = Settings()
+UNLIMITED = Settings(pids_limit=None)
 
 
 def read(path: str) -> str:
@@ -249,6 +250,13 @@ class Group:
         refuses, OSError where it fails.
         """
 
+    def count(self) -> int | None:
+        """Return how many tasks are in the group, dead ones that nobody has reaped among them; None where that is not kept."""
+        return None
+
+    def close(self) -> None:
+        """Let go of what this handle holds; the group stays."""
+
     def stats(self) -> Stats:
         """Return what the group has used; None for each figure that is not kept here."""
         return Stats(None, None, None, None, None, None, None, None, None, None)
@@ -291,8 +299,8 @@ class Session:
         """Make a group without limits, to be joined."""
         return Group(id)
 
-    def group(self, id: str) -> Group:  # noqa: A002 - the container's word
-        """Return a handle on a group that the session's other end has made."""
+    def group(self, id: str, limits: Settings = UNLIMITED) -> Group:  # noqa: A002, ARG002 - the container's word; those that limit need it
+        """Return a handle on a group that the session's other end has made, with the limits that it has given it."""
         return Group(id)
 
     def close(self) -> None:

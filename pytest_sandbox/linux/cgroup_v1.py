@@ -18,6 +18,7 @@ from pytest_sandbox.linux.cgroup import (
     PATIENCE,
     PERIOD,
     PREFIX,
+    UNLIMITED,
     Group,
     Hierarchy,
     Session,
@@ -31,12 +32,12 @@ from pytest_sandbox.linux.cgroup import (
     write,
 )
 from pytest_sandbox.outcome import Stats
-from pytest_sandbox.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_sandbox.linux.cgroup import Mount
+    from pytest_sandbox.settings import Settings
 
 __all__ = ["GroupV1", "HierarchyV1", "SessionV1"]
 
@@ -122,8 +123,11 @@ class SessionV1(Session):
             raise
         return GroupV1(self, id, tuple(made))
 
-    def group(self, id: str) -> GroupV1:  # noqa: A002 - the container's word
-        return GroupV1(self, id, tuple(f"{folder}/{id}" for folder in self._always))
+    def group(self, id: str, limits: Settings = UNLIMITED) -> GroupV1:  # noqa: A002 - the container's word
+        folders = [f"{folder}/{id}" for folder in self._always]
+        if limits.cpuset is not None:
+            folders.append(f"{self.need('cpuset')}/{id}")
+        return GroupV1(self, id, tuple(folders), limits)
 
 
 def inherit_cpuset(folder: str) -> None:
@@ -135,11 +139,11 @@ def inherit_cpuset(folder: str) -> None:
 class GroupV1(Group):
     """One container's folders."""
 
-    def __init__(self, session: SessionV1, id: str, folders: tuple[str, ...]) -> None:  # noqa: A002 - the container's word
+    def __init__(self, session: SessionV1, id: str, folders: tuple[str, ...], limits: Settings = UNLIMITED) -> None:  # noqa: A002 - the container's word
         super().__init__(id)
         self._session = session
         self._folders = folders
-        self._limits = Settings(pids_limit=None)
+        self._limits = limits
 
     def _path(self, controller: str, name: str) -> str:
         return f"{self._session.by_controller[controller]}/{self.id}/{name}"
@@ -217,6 +221,9 @@ class GroupV1(Group):
                     write(f"{folder}/cgroup.procs", pid)
                 except ProcessLookupError:
                     continue
+
+    def count(self) -> int | None:
+        return self._number("pids", "pids.current")
 
     def stats(self) -> Stats:
         nothing: dict[str, int] = {}

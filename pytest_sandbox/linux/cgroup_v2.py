@@ -22,6 +22,7 @@ from pytest_sandbox.linux.cgroup import (
     PERIOD,
     PREFIX,
     SCOPE,
+    UNLIMITED,
     Group,
     Hierarchy,
     Session,
@@ -35,12 +36,12 @@ from pytest_sandbox.linux.cgroup import (
     write,
 )
 from pytest_sandbox.outcome import Stats
-from pytest_sandbox.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_sandbox.linux.cgroup import Mount
+    from pytest_sandbox.settings import Settings
 
 __all__ = ["Base", "GroupV2", "HierarchyV2", "SessionV2"]
 
@@ -244,8 +245,8 @@ class SessionV2(Session):
         os.mkdir(folder := f"{self.folder}/{id}")
         return GroupV2(self, id, folder)
 
-    def group(self, id: str) -> Group:  # noqa: A002 - the container's word
-        return GroupV2(self, id, f"{self.folder}/{id}")
+    def group(self, id: str, limits: Settings = UNLIMITED) -> Group:  # noqa: A002 - the container's word
+        return GroupV2(self, id, f"{self.folder}/{id}", limits)
 
     def need_cpuset(self) -> None:
         for folder in (self._base.folder, self.folder):
@@ -259,12 +260,12 @@ class SessionV2(Session):
 class GroupV2(Group):
     """One container's folder."""
 
-    def __init__(self, session: SessionV2, id: str, folder: str) -> None:  # noqa: A002 - the container's word
+    def __init__(self, session: SessionV2, id: str, folder: str, limits: Settings = UNLIMITED) -> None:  # noqa: A002 - the container's word
         super().__init__(id)
         self.folder = folder
         self._session = session
         self._fd = -1
-        self._limits = Settings(pids_limit=None)
+        self._limits = limits
 
     def joins(self) -> tuple[str, ...]:
         return (f"{self.folder}/cgroup.procs",)
@@ -292,6 +293,9 @@ class GroupV2(Group):
                 raise
             allowed = read(f"{self._session.folder}/cpuset.cpus.effective").strip()
             raise UnsupportedError(f"cpuset={value!r}", f"The CPUs that may be used here are {allowed}.") from error
+
+    def count(self) -> int | None:
+        return number(f"{self.folder}/pids.current")
 
     def stats(self) -> Stats:
         cpu, events = table(f"{self.folder}/cpu.stat"), table(f"{self.folder}/memory.events")
@@ -359,10 +363,13 @@ class GroupV2(Group):
             kill_members(self.pids, seconds)
         self._await("populated", 0, seconds)
 
-    def remove(self, seconds: float = PATIENCE) -> None:
+    def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def remove(self, seconds: float = PATIENCE) -> None:
+        self.close()
         remove_folder(self.folder, seconds)
 
 

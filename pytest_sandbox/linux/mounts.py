@@ -6,21 +6,31 @@ Everything is assembled below a staging folder in a mount namespace of its own a
 from __future__ import annotations
 
 import os
+import select
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING
 
 from pytest_sandbox.linux import syscall as sc
+
+if TYPE_CHECKING:
+    from pytest_sandbox.linux.program import Program
 
 __all__ = [
     "OWN",
     "PSEUDO",
+    "STAGE",
     "Mounted",
-    "become_root",
-    "bind",
+    "add_become_root",
+    "add_bind",
+    "add_dev",
+    "add_private",
+    "add_proc",
+    "add_remount",
+    "add_sys",
+    "has_changed",
     "make_private",
-    "mount_dev",
-    "mount_proc",
-    "mount_sys",
     "mounted",
     "real_mounts",
     "watch",
@@ -97,6 +107,9 @@ class Mounted:
     fstype: str
     flags: int
     source: str = ""
+    is_folder: bool = True
+    #: Whether an overlay may lie on it: vfat or a third overlay may not be below one.
+    below_overlay: bool = True
 
     @property
     def lower(self) -> str:
@@ -115,6 +128,13 @@ def mounted(text: str | None = None) -> list[Mounted]:
 def watch() -> int:
     """Return a descriptor on which poll(2) reports POLLPRI when something was mounted or unmounted in this mount namespace."""
     return os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def has_changed(fd: int) -> bool:
+    """Tell whether something was mounted or unmounted since :func:`watch` or the last call."""
+    poll = select.poll()
+    poll.register(fd, select.POLLPRI)
+    return bool(poll.poll(0))
 
 
 def _parsed(line: str) -> Mounted:
@@ -141,11 +161,17 @@ def real_mounts(entries: list[Mounted]) -> list[Mounted]:
         for entry in last.values()
         if entry.point != "/" and entry.fstype not in PSEUDO and not any(_is_below(entry.point, own) for own in OWN)
     ]
-    return sorted((entry for entry in kept if os.path.exists(entry.point)), key=lambda entry: entry.point)
+    found = [replace(entry, is_folder=os.path.isdir(entry.point)) for entry in kept if os.path.exists(entry.point)]
+    return sorted(found, key=lambda entry: entry.point)
 
 
 def _is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder + "/")
+
+
+def add_private(program: Program, step: str) -> None:
+    """:func:`make_private` as a step of a program."""
+    program.mount(step, None, b"/", None, sc.MS_REC | sc.MS_PRIVATE)
 
 
 def make_private() -> None:
@@ -153,80 +179,87 @@ def make_private() -> None:
     sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
 
 
-def bind(source: str, target: str, *, flags: int = 0, recursive: bool = False) -> None:
-    """Make ``source`` visible at ``target`` too; ``flags`` (MS_RDONLY, ...) need a second mount(2)."""
-    sc.mount(source, target, None, sc.MS_BIND | (sc.MS_REC if recursive else 0))
-    if flags:
-        sc.mount(None, target, None, sc.MS_BIND | sc.MS_REMOUNT | flags)
-
-
-def mount_proc(root: str, *, protected: bool) -> None:
+def add_proc(program: Program, step: str, root: str, *, protected: bool) -> None:
     """Mount a /proc of the calling process's PID namespace; ``protected`` masks what shows or steers the whole machine."""
-    sc.mount("proc", f"{root}/proc", "proc", _NO_EXEC)
+    program.mount(step, b"proc", os.fsencode(f"{root}/proc"), b"proc", _NO_EXEC)
     if protected:
-        _protect(root, "/proc")
+        _protect(program, step, root, "/proc/")
 
 
-def mount_sys(root: str, *, protected: bool) -> None:
-    """Mount a /sys of the calling process's network namespace, read-only where ``protected``."""
-    try:
-        sc.mount("sysfs", f"{root}/sys", "sysfs", _NO_EXEC | (sc.MS_RDONLY if protected else 0))
-    except PermissionError:  # the network is the host's, and this user has no power over it: its /sys is shown as it is
-        fd = sc.open_tree("/sys", sc.OPEN_TREE_CLONE | sc.AT_RECURSIVE)
-        sc.mount_setattr(fd, sc.MOUNT_ATTR_RDONLY, recursive=True)
-        sc.move_mount(fd, f"{root}/sys")
-        os.close(fd)
-    if protected:
-        _protect(root, "/sys")
+def add_sys(program: Program, step: str, root: str, *, protected: bool, own: bool = True) -> None:
+    """Mount a /sys of the calling process's network namespace, read-only where ``protected``.
 
-
-def _protect(root: str, below: str) -> None:
-    for path in READ_ONLY:
-        if path.startswith(below) and os.path.exists(root + path):
-            bind(root + path, root + path, flags=sc.MS_RDONLY | _NO_EXEC)
-    for path in MASKED:
-        if path.startswith(below):
-            _mask(root + path, root)
-
-
-def _mask(path: str, root: str) -> None:
-    """Cover a folder with an empty read-only one, a file with /dev/null."""
-    try:
-        mode = os.stat(path).st_mode
-    except OSError:
-        return
-    if stat.S_ISDIR(mode):
-        sc.mount("tmpfs", path, "tmpfs", _NO_EXEC | sc.MS_RDONLY, "size=0,mode=555")
+    Where the network is not its ``own``, and nobody has power over it, the /sys that is there is shown read-only.
+    """
+    target = os.fsencode(f"{root}/sys")
+    if own:
+        program.mount(step, b"sysfs", target, b"sysfs", _NO_EXEC | (sc.MS_RDONLY if protected else 0))
     else:
-        bind(f"{root}/dev/null", path)
+        fd = program.add(step, "open_tree", -100, b"/sys", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE)
+        attributes = sc.mount_attributes(sc.MOUNT_ATTR_RDONLY)
+        program.add(step, "mount_setattr", fd, b"", sc.AT_EMPTY_PATH | sc.AT_RECURSIVE, attributes, len(attributes))
+        program.add(step, "move_mount", fd, b"", -100, target, sc.MOVE_MOUNT_F_EMPTY_PATH)
+        program.close(step, fd)
+    if protected:
+        _protect(program, step, root, "/sys/")
 
 
-def mount_dev(root: str, shm_size: int, *, tty_group: bool = True) -> None:
+@cache
+def _found(paths: tuple[str, ...]) -> dict[str, bool]:
+    """Which of the kernel's files this one has, and whether it is a folder: every mount of /proc and /sys has the same."""
+    return {path: os.path.isdir(path) for path in paths if os.path.exists(path)}
+
+
+def _protect(program: Program, step: str, root: str, below: str) -> None:
+    """Make read-only what steers; cover a folder that tells too much with an empty one, a file with /dev/null."""
+    for path in _found(READ_ONLY):
+        if path.startswith(below):
+            add_bind(program, step, root + path, root + path, flags=sc.MS_RDONLY | _NO_EXEC)
+    for path, is_folder in _found(MASKED).items():
+        if path.startswith(below) and is_folder:
+            program.mount(step, b"tmpfs", os.fsencode(root + path), b"tmpfs", _NO_EXEC | sc.MS_RDONLY, b"size=0,mode=555")
+        elif path.startswith(below):
+            add_bind(program, step, f"{root}/dev/null", root + path)
+
+
+def add_bind(program: Program, step: str, source: str, target: str, *, flags: int = 0) -> None:
+    """Make ``source`` visible at ``target`` too; ``flags`` (MS_RDONLY, ...) need a second mount(2)."""
+    program.mount(step, os.fsencode(source), os.fsencode(target), None, sc.MS_BIND)
+    if flags:
+        add_remount(program, step, target, flags)
+
+
+def add_remount(program: Program, step: str, target: str, flags: int) -> None:
+    """Give the mount at ``target`` these flags and no others."""
+    program.mount(step, None, os.fsencode(target), None, sc.MS_BIND | sc.MS_REMOUNT | flags)
+
+
+def add_dev(program: Program, step: str, root: str, shm_size: int, *, tty_group: bool = True) -> None:
     """Mount a /dev of its own: the usual nodes, /dev/pts, /dev/shm of ``shm_size`` bytes, /dev/mqueue.
 
     The nodes are binds of the host's on a file system without devices, so that a node made inside (mknod(2)) is inert. Terminals belong
     to group 5, ``tty`` everywhere, where that number exists (``tty_group``).
     """
     dev = f"{root}/dev"
-    host = "/dev"
-    sc.mount("tmpfs", dev, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=755,size=64k,nr_inodes=1k")
+    terminals = b"newinstance,ptmxmode=0666,mode=0620" + (b",gid=5" if tty_group else b"")
+    program.mount(step, b"tmpfs", os.fsencode(dev), b"tmpfs", sc.MS_NOSUID | sc.MS_NODEV, b"mode=755,size=64k,nr_inodes=1k")
     for name in _DEVICES:
-        os.close(os.open(f"{dev}/{name}", os.O_CREAT | os.O_CLOEXEC, 0o666))
-        bind(f"{host}/{name}", f"{dev}/{name}")
+        program.add(step, "mknodat", -1, os.fsencode(f"{dev}/{name}"), stat.S_IFREG | 0o666, 0)
+        add_bind(program, step, f"/dev/{name}", f"{dev}/{name}")
     for name, target in _DEVICE_LINKS.items():
-        os.symlink(target, f"{dev}/{name}")
-    for name in ("pts", "shm", "mqueue"):
-        os.mkdir(f"{dev}/{name}", 0o755)
-    sc.mount(
-        "devpts", f"{dev}/pts", "devpts", sc.MS_NOSUID | sc.MS_NOEXEC, f"newinstance,ptmxmode=0666,mode=0620{',gid=5' if tty_group else ''}"
-    )
-    sc.mount("shm", f"{dev}/shm", "tmpfs", _NO_EXEC, f"mode=1777,size={shm_size}")
-    sc.mount("mqueue", f"{dev}/mqueue", "mqueue", _NO_EXEC)
+        program.add(step, "symlinkat", target.encode(), -1, os.fsencode(f"{dev}/{name}"))
+    for name, fstype, flags, data in (
+        ("pts", b"devpts", sc.MS_NOSUID | sc.MS_NOEXEC, terminals),
+        ("shm", b"tmpfs", _NO_EXEC, b"mode=1777,size=%d" % shm_size),
+        ("mqueue", b"mqueue", _NO_EXEC, None),
+    ):
+        program.add(step, "mkdirat", -1, os.fsencode(f"{dev}/{name}"), 0o755)
+        program.mount(step, b"shm" if name == "shm" else fstype, os.fsencode(f"{dev}/{name}"), fstype, flags, data)
 
 
-def become_root(root: str) -> None:
+def add_become_root(program: Program, step: str, root: str) -> None:
     """Make ``root`` the root of this mount namespace and let go of the old one, which no path reaches any more (pivot_root(2))."""
-    os.chdir(root)
-    sc.pivot_root(".", ".")
-    sc.umount2(".", sc.MNT_DETACH)
-    os.chdir("/")
+    program.add(step, "chdir", os.fsencode(root))
+    program.add(step, "pivot_root", b".", b".")
+    program.add(step, "umount2", b".", sc.MNT_DETACH)
+    program.add(step, "chdir", b"/")

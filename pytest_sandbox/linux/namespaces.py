@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux import userns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["ALL_BUT_USER_AND_PID", "enter", "identity", "map_alone", "map_identity", "map_rooted", "open_of"]
+    from pytest_sandbox.linux.program import Program
+
+__all__ = [
+    "ALL_BUT_USER_AND_PID",
+    "add_enter",
+    "children_in",
+    "identity",
+    "make_user_namespace",
+    "map_alone",
+    "map_identity",
+    "map_rooted",
+    "open_for_children",
+    "open_of",
+    "set_for_children",
+]
 
 ALL_BUT_USER_AND_PID = sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP
 
@@ -26,11 +41,61 @@ def identity(kind: str, pid: int | str = "self") -> str:
     return os.readlink(f"/proc/{pid}/ns/{kind}")
 
 
-def enter(pidfd: int, *, network: bool, user_fd: int) -> None:
+def add_enter(program: Program, step: str, pidfd: int, *, network: bool, user_fd: int) -> None:
     """Move the calling, single-threaded process into all namespaces of another one's but its PID namespace (setns(2)), the user one last."""
-    sc.setns(pidfd, ALL_BUT_USER_AND_PID | (sc.CLONE_NEWNET if network else 0))
+    program.add(step, "setns", pidfd, ALL_BUT_USER_AND_PID | (sc.CLONE_NEWNET if network else 0))
     if user_fd >= 0:
-        sc.setns(user_fd, sc.CLONE_NEWUSER)
+        program.add(step, "setns", user_fd, sc.CLONE_NEWUSER)
+
+
+def set_for_children(fd: int) -> None:
+    """Let what this thread forks from now on begin in the PID namespace of a process's or namespace's descriptor (setns(2))."""
+    sc.setns(fd, sc.CLONE_NEWPID)
+
+
+def open_for_children() -> int:
+    """Return a descriptor of the PID namespace in which this thread's children begin."""
+    return os.open("/proc/thread-self/ns/pid_for_children", os.O_RDONLY | os.O_CLOEXEC)
+
+
+@contextmanager
+def children_in(pidfd: int) -> Iterator[None]:
+    """Let what this thread spawns meanwhile begin in the PID namespace of a process."""
+    own = open_for_children()
+    try:
+        set_for_children(pidfd)
+        try:
+            yield
+        finally:
+            set_for_children(own)
+    finally:
+        os.close(own)
+
+
+def make_user_namespace() -> int:
+    """Return the descriptor of a new user namespace in which everybody is who he is outside (:func:`map_identity`).
+
+    Raises :class:`OSError` where this kernel or its settings allow none.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        pid, pidfd = sc.clone3(sc.CLONE_NEWUSER)
+        if not pid:
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+        os.close(pidfd)
+        try:
+            map_identity(pid)
+            return open_of(pid, "user")
+        finally:
+            os.close(writer)
+            writer = -1
+            os.waitpid(pid, 0)
+    finally:
+        for fd in (reader, writer):
+            if fd >= 0:
+                os.close(fd)
 
 
 def map_identity(pid: int) -> None:

@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_sandbox.linux import syscall as sc
+from pytest_sandbox.linux import userns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pytest_sandbox.linux.program import Program, Result
+
+__all__ = ["Like", "add_layer", "add_overlay", "make_layer", "mount_overlay"]
+
+_FOLDERS = (("", 0o700), ("/upper", 0o755), ("/work", 0o700))
+
 __all__ = ["make_layer", "mount_overlay"]
 
 
+class Like(NamedTuple):
+    """A folder whose mode and owner a layer's root gets: a path, below a descriptor where there is one."""
+
+    path: str
+    fd: int | None = None
+
+
 def mount_overlay(lower: Sequence[str], layer: str, target: str, *, flags: int = 0, options: Sequence[str] = ()) -> None:
-    """Mount ``lower`` (topmost first) on ``target`` with the writable layer in ``layer/upper``; ``layer/work`` is the kernel's.
+    """Mount ``lower`` (topmost first) on ``target`` with the writable layer in ``layer/upper``; ``layer/work`` is the kernel's."""
+    sc.mount("overlay", target, "overlay", flags, _data(lower, layer, options))
+
+
+def add_overlay(
+    program: Program, step: str, lower: Sequence[str], layer: str, target: str, *, flags: int = 0, options: Sequence[str] = ()
+) -> Result:
+    """:func:`mount_overlay` as a step of a program.
 
     ``redirect_dir`` lets a folder of the lower layers be renamed, which would give EXDEV otherwise.
     """
-    data = ["lowerdir=" + ":".join(map(_escaped, lower)), f"upperdir={layer}/upper", f"workdir={layer}/work", *options]
-    sc.mount("overlay", target, "overlay", flags, ",".join(data))
+    return program.mount(step, b"overlay", os.fsencode(target), b"overlay", flags, os.fsencode(_data(lower, layer, options)))
+
+
+def _data(lower: Sequence[str], layer: str, options: Sequence[str]) -> str:
+    return ",".join(["lowerdir=" + ":".join(map(_escaped, lower)), f"upperdir={layer}/upper", f"workdir={layer}/work", *options])
 
 
 def _escaped(path: str) -> str:
@@ -33,17 +56,34 @@ def _escaped(path: str) -> str:
 
 def make_layer(folder: str, like: str) -> None:
     """Make an empty layer whose root has the mode, owner and times of the folder ``like``."""
-    os.mkdir(folder, 0o700)
-    upper = f"{folder}/upper"
-    os.mkdir(upper, 0o755)
-    os.mkdir(f"{folder}/work", 0o700)
-    status = os.stat(like)
-    mode = stat.S_IMODE(status.st_mode)
-    if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
-        try:
-            os.chown(upper, status.st_uid, status.st_gid)
-        except OSError as error:  # an owner without a number in this user namespace: then we own it, with the rights that we had
-            if error.errno not in {errno.EINVAL, errno.EPERM}:
-                raise
-            mode = mode & ~0o700 | sum(bit << 6 for bit in (os.R_OK, os.W_OK, os.X_OK) if os.access(like, bit))
-    os.chmod(upper, mode)
+    for name, mode in _FOLDERS:
+        os.mkdir(f"{folder}{name}", mode)
+    owner, mode = _nature(Like(like))
+    if owner is not None:
+        os.chown(f"{folder}/upper", *owner)
+    os.chmod(f"{folder}/upper", mode)
+
+
+def add_layer(program: Program, step: str, folder: str, like: Like) -> None:
+    """:func:`make_layer` as a step of a program; what is there already stays."""
+    for name, mode in _FOLDERS:
+        program.add(step, "mkdirat", -1, f"{folder}{name}".encode(), mode, go_on=True)
+    upper = f"{folder}/upper".encode()
+    owner, mode = _nature(like)
+    if owner is not None:
+        program.add(step, "fchownat", -1, upper, *owner, 0)
+    program.add(step, "fchmodat", -1, upper, mode)
+
+
+def _nature(like: Like) -> tuple[tuple[int, int] | None, int]:
+    """Return the owner that a layer's root gets, None where it has it already, and its mode.
+
+    An owner without a number in this user namespace is not to be had: then we own it, with the rights that we had.
+    """
+    status = os.stat(like.path, dir_fd=like.fd)
+    mode, owner = stat.S_IMODE(status.st_mode), (status.st_uid, status.st_gid)
+    if owner == (os.geteuid(), os.getegid()):
+        return None, mode
+    if userns.has_id("uid", owner[0]) and userns.has_id("gid", owner[1]):
+        return owner, mode
+    return None, mode & ~0o700 | sum(bit << 6 for bit in (os.R_OK, os.W_OK, os.X_OK) if os.access(like.path, bit, dir_fd=like.fd))

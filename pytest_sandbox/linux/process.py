@@ -2,49 +2,50 @@
 
 from __future__ import annotations
 
-import errno
+import fcntl
 import os
 import resource
 import select
 import signal
+import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from pytest_sandbox.linux import machine_code
 from pytest_sandbox.linux import syscall as sc
 
 __all__ = [
+    "FOLDER",
+    "add_hidden_from_oom",
+    "add_raised_ulimits",
+    "add_ulimits",
+    "await_end",
     "close_others",
     "command_line",
     "descendants",
     "die_with_parent",
     "ended",
     "everyone",
-    "hide",
+    "init_fd",
     "is_near",
+    "is_readable",
     "kill",
-    "null_stdio",
+    "number_inside",
+    "path_of",
     "pid_of",
-    "prefer_to_kill",
-    "raise_ulimits",
-    "set_ulimits",
+    "ulimit",
     "working_folder",
 ]
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from pytest_sandbox.linux.program import Program
+
+#: Where the kernel shows processes, in every root.
+FOLDER = "/proc"
 _RLIMIT_LOCKS = 10  # which Python's resource module lacks
-_PREFER_TO_KILL = b"1000"  # OOM_SCORE_ADJ_MAX
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill the calling process when the thread that forked it ends (PR_SET_PDEATHSIG(2const))."""
-    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def hide() -> None:
-    """Close /proc/PID of the calling process to all without power over its user namespace: no ptrace, no door through exe, mem or fd."""
-    sc.prctl(sc.PR_SET_DUMPABLE, 0)
+_MFD_EXEC = 0x10
 
 
 def kill(pidfd: int, number: int) -> None:
@@ -60,23 +61,80 @@ def ended(pidfd: int, timeout: float | None = None) -> bool:
     return bool(poll.poll(None if timeout is None else max(0, timeout) * 1000))
 
 
+def await_end(pid: int, seconds: float = 1.0) -> None:
+    """Wait until a process that was killed has ended; whether somebody has reaped it does not matter."""
+    with suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(pid)
+        ended(pidfd, seconds)
+        os.close(pidfd)
+
+
+def is_readable(fd: int) -> bool:
+    """Tell whether reading would not wait."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def pid_of(pidfd: int) -> int:
     """Return the number of a process as this process's /proc sees it; -1 where it has ended."""
     with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
 
 
-def command_line(pid: int) -> str:
-    """Return a process's command line, or its name in brackets; empty where it has ended."""
+def command_line(pid: int, folder: int) -> str:
+    """Return a process's command line, or its name in brackets; empty where it has ended. ``folder`` is the /proc that has its number."""
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = file.read().rstrip(b"\0").split(b"\0")
+        words = _read(f"{pid}/cmdline", folder).rstrip(b"\0").split(b"\0")
         if words != [b""]:
             return b" ".join(words).decode(errors="backslashreplace")
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="backslashreplace") as file:
-            return f"[{file.read().strip()}]"
+        return f"[{_read(f'{pid}/comm', folder).decode(errors='backslashreplace').strip()}]"
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def _read(name: str, folder: int | None = None) -> bytes:
+    """Read a file of this process's own /proc, or of another one."""
+    fd = os.open(name if folder is not None else f"/proc/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    with open(fd, "rb") as file:
+        return file.read()
+
+
+def everyone(folder: int) -> list[int]:
+    """Return every process that a /proc shows."""
+    return [int(name) for name in os.listdir(folder) if name.isdigit()]
+
+
+def descendants(pid: int) -> list[int]:
+    """Return ``pid`` and all below it, as the calling process's /proc sees them."""
+    found = [pid]
+    for one in found:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found.extend(map(int, _read(f"{one}/task/{one}/children").split()))
+    return found
+
+
+def number_inside(pid: int) -> int:
+    """Return the number that a process has in its own PID namespace; 0 where it has ended."""
+    try:
+        status = _read(f"{pid}/status")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[-1]) for line in status.splitlines() if line.startswith(b"NSpid:")), 0)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill the calling process when the thread that forked it ends (PR_SET_PDEATHSIG(2const))."""
+    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def close_others(kept: set[int]) -> None:
+    """Close every descriptor past stderr that is not in ``kept``."""
+    previous = 2
+    for fd in sorted(kept):
+        os.closerange(previous + 1, fd)
+        previous = max(previous, fd)
+    os.closerange(previous + 1, 1 << 20)
 
 
 def is_near(pid: int) -> bool:
@@ -93,70 +151,62 @@ def working_folder(pid: int) -> str:
         return "/"
 
 
-def everyone() -> list[int]:
-    """Return every process that the calling one's /proc shows."""
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-
-
-def descendants(pid: int) -> list[int]:
-    """Return ``pid`` and all below it, as the calling process's /proc sees them."""
-    found = [pid]
-    for one in found:
-        with suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{one}/task/{one}/children", encoding="ascii") as file:
-            found.extend(map(int, file.read().split()))
-    return found
-
-
-def prefer_to_kill(pid: int) -> None:
-    """Have the kernel's memory killer choose ``pid`` and what it starts before the init beside it (proc_pid_oom_score_adj(5))."""
-    with suppress(OSError):  # it may have ended already
-        fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, _PREFER_TO_KILL)
-        finally:
-            os.close(fd)
-
-
-def null_stdio() -> None:
-    """Put /dev/null in the place of stdin, stdout and stderr."""
-    fd = os.open("/dev/null", os.O_RDWR)
-    for standard in range(3):
-        os.dup2(fd, standard)
-    if fd > 2:
-        os.close(fd)
-
-
-def close_others(kept: set[int]) -> None:
-    """Close every descriptor past stderr that is not in ``kept``."""
-    previous = 2
-    for fd in sorted(kept):
-        os.closerange(previous + 1, fd)
-        previous = max(previous, fd)
-    os.closerange(previous + 1, 1 << 20)
-
-
-def raise_ulimits(ulimits: Iterable[tuple[str, int, int]]) -> None:
-    """Let the calling process's hard limits reach what ``(name, soft, hard)`` ask for its children; PermissionError where they may not."""
+def add_raised_ulimits(program: Program, ulimits: Iterable[tuple[str, int, int]]) -> None:
+    """Let the hard limits of the process reach what its payloads ask for; the step that fails says which may not be had."""
     for name, _soft, hard in ulimits:
-        soft_now, hard_now = resource.getrlimit(_ulimit(name))
+        soft_now, hard_now = _limits(name)
         if hard_now != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or hard > hard_now):
-            try:
-                resource.setrlimit(_ulimit(name), (soft_now, hard))
-            except (ValueError, OSError) as error:
-                raise PermissionError(
-                    errno.EPERM, f"{name}={hard} is over the hard limit of {hard_now}, which may not be raised"
-                ) from error
+            step = f"raise ulimits: {name}={hard} is over the hard limit of {hard_now}, which may not be raised"
+            program.add(step, "prlimit64", 0, ulimit(name), struct.pack("qq", soft_now, hard), None)
 
 
-def set_ulimits(ulimits: Iterable[tuple[str, int, int]]) -> None:
-    """Set the calling process's resource limits (getrlimit(2)), soft and hard."""
+def _limits(name: str) -> tuple[int, int]:
+    return resource.getrlimit(ulimit(name))
+
+
+def add_ulimits(program: Program, step: str, ulimits: Iterable[tuple[str, int, int]]) -> None:
+    """Set the resource limits ``(name, soft, hard)`` of the process (prlimit(2))."""
     for name, soft, hard in ulimits:
-        resource.setrlimit(_ulimit(name), (soft, hard))
+        program.add(step, "prlimit64", 0, ulimit(name), struct.pack("qq", soft, hard), None)
 
 
-def _ulimit(name: str) -> int:
+def add_hidden_from_oom(program: Program, step: str) -> None:
+    """Keep the kernel's memory killer from choosing this process where another will do (proc_pid_oom_score_adj(5)); not for a user to say."""
+    program.write(step, b"/proc/self/oom_score_adj", b"-1000", go_on=True)
+
+
+def ulimit(name: str) -> int:
+    """Return the kernel's number of a resource limit by docker's name."""
     number: int = getattr(resource, f"RLIMIT_{name.upper()}", _RLIMIT_LOCKS)
     return number
+
+
+def init_fd() -> int:
+    """Return a descriptor of the program that is PID 1 of every container: a sealed file in memory, so that nobody can write to what runs.
+
+    Through /proc/1/exe a writable program of the host would be a door out (CVE-2019-5736).
+    """
+    code = machine_code.INIT[os.uname().machine]
+    try:
+        low = os.memfd_create("pytest-sandbox-init", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | _MFD_EXEC)
+    except OSError:  # before Linux 6.3 there is no such flag, and every memfd is executable
+        low = os.memfd_create("pytest-sandbox-init", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(low, _elf(code))
+    fcntl.fcntl(low, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+    fd = os.open(f"/proc/self/fd/{low}", os.O_RDONLY | os.O_CLOEXEC)  # what is open for writing is not executed (ETXTBSY)
+    os.close(low)
+    return fd
+
+
+def _elf(code: bytes) -> bytes:
+    """Return the smallest static program: header, one segment, code (elf(5))."""
+    machine = {"x86_64": 62, "aarch64": 183}[os.uname().machine]
+    start, address = 64 + 56, 0x400000
+    identity = b"\x7fELF\x02\x01\x01" + bytes(9)
+    header = identity + struct.pack("<HHIQQQIHHHHHH", 2, machine, 1, address + start, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    size = start + len(code)
+    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, address, address, size, size, 0x1000)
+    return header + segment + code
 
 
 def path_of(fd: int) -> str:

@@ -1,5 +1,7 @@
 """System calls that Python's standard library lacks: one typed function each, one errno door, the only ctypes.
 
+At its end the door to the machine code of :mod:`pytest_sandbox.linux.program`.
+
 Every function raises the :class:`OSError` subclass of its errno, whose text names the call and its arguments. Numbers of 424 and above are
 the same on every architecture (``include/uapi/asm-generic/unistd.h``); the older ones stand in ``_OLD_NUMBERS``.
 """
@@ -7,14 +9,17 @@ the same on every architecture (``include/uapi/asm-generic/unistd.h``); the olde
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 
 __all__ = [
+    "block_signals",
     "capset",
     "clone3",
     "fork_sibling",
     "getcaps",
     "join_new_session_keyring",
+    "map_code",
     "mount",
     "mount_setattr",
     "move_mount",
@@ -23,8 +28,10 @@ __all__ = [
     "pivot_root",
     "prctl",
     "seccomp_set_filter",
+    "set_signal_mask",
     "sethostname",
     "setns",
+    "spawn_code",
     "umount2",
     "unshare",
 ]
@@ -37,8 +44,12 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+CLONE_VM = 0x00000100
+CLONE_FILES = 0x00000400
 CLONE_PIDFD = 0x00001000
+CLONE_VFORK = 0x00004000
 CLONE_PARENT = 0x00008000
+CLONE_CLEAR_SIGHAND = 0x100000000
 CLONE_INTO_CGROUP = 0x200000000
 
 # <linux/mount.h>
@@ -82,7 +93,7 @@ PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
-_LINUX_CAPABILITY_VERSION_3 = 0x20080522
+CAPABILITY_VERSION = 0x20080522
 _SECCOMP_MODE_FILTER = 2
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 
@@ -127,6 +138,19 @@ class _MountAttr(ctypes.Structure):
         ("propagation", ctypes.c_uint64),
         ("userns_fd", ctypes.c_uint64),
     ]
+
+
+MOUNT_ATTR_SIZE = ctypes.sizeof(_MountAttr)
+
+
+def mount_attributes(set_: int) -> bytes:
+    """Return what mount_setattr(2) takes: attributes to set."""
+    return bytes(_MountAttr(attr_set=set_))
+
+
+def open_how(flags: int, resolve: int, mode: int = 0) -> bytes:
+    """Return what openat2(2) takes: flags, the mode of what is made, and the rules of resolution."""
+    return bytes(_OpenHow(flags=flags | os.O_CLOEXEC, mode=mode, resolve=resolve))
 
 
 class _CapHeader(ctypes.Structure):
@@ -258,7 +282,7 @@ def sethostname(name: str) -> None:
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:
     """Set the calling thread's capability sets, each a mask with bit N for capability N (capset(2))."""
-    header = _CapHeader(_LINUX_CAPABILITY_VERSION_3, 0)
+    header = _CapHeader(CAPABILITY_VERSION, 0)
     low, high = ((1 << 32) - 1, 32)
     data = (_CapData * 2)(
         _CapData(effective & low, permitted & low, inheritable & low),
@@ -269,7 +293,7 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
 
 def getcaps() -> tuple[int, int, int]:
     """Return the calling thread's effective, permitted and inheritable capabilities as masks (capget(2))."""
-    header = _CapHeader(_LINUX_CAPABILITY_VERSION_3, 0)
+    header = _CapHeader(CAPABILITY_VERSION, 0)
     data = (_CapData * 2)()
     _checked(_libc.capget(ctypes.byref(header), data), "capget")
     low, high = data
@@ -296,3 +320,68 @@ def join_new_session_keyring() -> None:
 def make_controlling_terminal(fd: int) -> None:
     """Make the terminal ``fd`` the controlling one of the calling session leader (TIOCSCTTY(2const))."""
     _checked(_libc.ioctl(fd, ctypes.c_ulong(0x540E), 0), "ioctl", fd, "TIOCSCTTY")
+
+
+_SIG_SETMASK = 2
+_EVERY_SIGNAL = ctypes.c_char_p(b"\xff" * 128)
+_pthread_sigmask = ctypes.PyDLL(None).pthread_sigmask
+_pthread_sigmask.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+_PROT_READ_EXEC = mmap.PROT_READ | mmap.PROT_EXEC
+_mapped: list[mmap.mmap] = []
+# With the interpreter's lock held: no other thread may fork, or change what the code reads, while a child shares this memory.
+_CODE = ctypes.PYFUNCTYPE(ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+
+
+def address_of(buffer: bytearray | mmap.mmap) -> int:
+    """Return where a buffer lies in memory; it must not be resized, and lives as long as its owner keeps it."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+def map_code(code: bytes) -> int:
+    """Map machine code for the life of this process, executable and no longer writable; returns its address (mmap(2), mprotect(2))."""
+    page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    page.write(code)
+    _mapped.append(page)
+    address = address_of(page)
+    _checked(_libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), _PROT_READ_EXEC), "mprotect", "PROT_EXEC")
+    return address
+
+
+def block_signals(saved: int) -> None:
+    """Block all signals of the calling thread, whose mask until then is written to the address ``saved`` (sigprocmask(2))."""
+    _pthread_sigmask(_SIG_SETMASK, _EVERY_SIGNAL, saved)
+
+
+def set_signal_mask(saved: int) -> None:
+    """Give the calling thread the mask at an address."""
+    _pthread_sigmask(_SIG_SETMASK, saved, None)
+
+
+def call_code(code: int, how: int, argument: int) -> int:
+    """Call mapped code with two addresses; returns its result."""
+    result: int = _CODE(code)(how, argument)
+    return result
+
+
+def sibling_arguments(flags: int) -> bytes:
+    """Return what clone3(2) takes for a child of the caller's own parent, with this memory and before the caller goes on."""
+    return bytes(_CloneArgs(flags=flags | CLONE_PARENT | CLONE_VM | CLONE_VFORK))
+
+
+def spawn_code(code: int, flags: int, cgroup: int, argument: int) -> tuple[int, int]:
+    """Call mapped code in a child that shares this memory until it executes a program or ends; returns its number and a pidfd.
+
+    With ``cgroup`` >= 0 it starts in that version 2 group. Raises :class:`OSError` where there was no child.
+    """
+    pidfd = ctypes.c_int(-1)
+    into = CLONE_INTO_CGROUP if cgroup >= 0 else 0
+    how = _CloneArgs(
+        flags=flags | into | CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_CLEAR_SIGHAND,
+        pidfd=ctypes.addressof(pidfd),
+        exit_signal=17,
+        cgroup=max(cgroup, 0),
+    )
+    pid = call_code(code, ctypes.addressof(how), argument)
+    if pid < 0:
+        raise OSError(-pid, f"{os.strerror(-pid)}: clone3({hex(flags)})")
+    return pid, pidfd.value

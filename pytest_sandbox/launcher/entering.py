@@ -1,0 +1,142 @@
+"""How a process gets into a container: the steps of a payload, the same for a command that is executed and for a fork of a test's process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.errors import ContainerStopped
+from pytest_sandbox.linux import capabilities, namespaces, process, seccomp
+from pytest_sandbox.linux import syscall as sc
+from pytest_sandbox.linux.program import Program, Table
+
+if TYPE_CHECKING:
+    from pytest_sandbox.launcher.plan import Plan
+    from pytest_sandbox.launcher.users import User
+    from pytest_sandbox.linux.program import Result
+
+__all__ = ["PYTHON_IGNORES", "Begun", "Entrance"]
+
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+_SECCOMP_SET_MODE_FILTER = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A program for a child: the flags of its clone, and the result that is the child's number where it is not the first."""
+
+    program: Program
+    flags: int
+    younger: Result | None
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """Where a payload enters: a container's plan, a pidfd of its init, how its groups are joined, and two user namespaces, -1 where there are none.
+
+    ``user_fd`` is the payloads' own; ``builder_fd`` is what the container was built in by who is not root. ``cgroup`` is the descriptor of a
+    version 2 group to begin in, ``joins`` are the files to which "0" is written otherwise.
+    """
+
+    plan: Plan
+    pidfd: int
+    joins: tuple[str, ...]
+    cgroup: int
+    user_fd: int
+    builder_fd: int
+
+    def begin(self, *, shares_files: bool = False) -> Begun:
+        """Begin a program that :meth:`spawn` makes in a child inside the container's PID namespace.
+
+        Entering that takes power in one's own user namespace. Who is not root gains it in a child, whose own child goes on, as a child of
+        this process (CLONE_PARENT).
+        """
+        flags = sc.CLONE_FILES if shares_files else 0
+        if self.builder_fd < 0:
+            return Begun(Program(), flags, None)
+        program = Program()
+        program.add("become the builder", "setns", self.builder_fd, sc.CLONE_NEWUSER)
+        program.add("enter namespaces", "setns", self.pidfd, sc.CLONE_NEWPID)
+        how = sc.sibling_arguments(flags)
+        return Begun(program, flags, program.add("enter namespaces", "clone3", how, len(how), stop_if_positive=True))
+
+    def spawn(self, begun: Begun) -> int:
+        """Make a begun program's calls; returns the number of the child, which is to be awaited."""
+        try:
+            with nullcontext() if begun.younger else namespaces.children_in(self.pidfd):
+                pid, pidfd = begun.program.spawn(begun.flags, cgroup=self.cgroup)
+        except (ProcessLookupError, FileNotFoundError, NotADirectoryError) as error:  # init, or the group, is gone
+            raise ContainerStopped("the container has ended. Make a new one.") from error
+        os.close(pidfd)
+        if begun.younger is None:
+            return pid
+        os.waitpid(pid, 0)
+        return max(begun.program[begun.younger], -1)
+
+    def add_enter(self, program: Program) -> None:
+        """Append the way in: groups, limits, namespaces. The PID namespace is the caller's matter: it has to be set before the fork."""
+        for path in self.joins:
+            program.write("join groups", os.fsencode(path), b"0")
+        process.add_ulimits(program, "raise ulimits", self.plan.ulimits)
+        namespaces.add_enter(
+            program,
+            "enter namespaces",
+            self.pidfd,
+            network=self.plan.own_network,
+            user_fd=self.user_fd if self.plan.user_namespace else -1,
+        )
+        program.add("new session", "setsid", go_on=True)  # a leader of a session already has what it would get
+
+    def add_lock_down(self, program: Program, user: User | None) -> None:
+        """Append the giving up, for good, of all that the plan's payload may not have, and the change to its user."""
+        program.add("join a new session keyring", "keyctl", _KEYCTL_JOIN_SESSION_KEYRING, None, 0, 0, 0)
+        if self.plan.no_new_privileges:
+            program.add("no new privileges", "prctl", sc.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        else:  # then loading a filter takes CAP_SYS_ADMIN, which the end of the capabilities may take away
+            self._add_filter(program)
+        program.extend(_dropping(self.plan.capabilities))
+        if user is not None:
+            _add_user(program, user)
+        self._add_capabilities(program, is_root=(os.geteuid() if user is None else user.uid) == 0)
+        if self.plan.no_new_privileges:
+            self._add_filter(program)
+
+    def _add_capabilities(self, program: Program, *, is_root: bool) -> None:
+        """Without inheritable ones a program that root executes gains none past the bounding set (CVE-2022-24769), and none is ambient."""
+        new = self.builder_fd >= 0 or (self.user_fd >= 0 and self.plan.user_namespace)
+        held = capabilities.supported() if new else sc.getcaps()[1]
+        left = self.plan.capabilities & held if is_root else 0
+        low, high = left & 0xFFFFFFFF, left >> 32
+        header = struct.pack("Ii", sc.CAPABILITY_VERSION, 0)
+        program.add("drop capabilities", "capset", header, struct.pack("6I", low, low, 0, high, high, 0))
+
+    def _add_filter(self, program: Program) -> None:
+        if self.plan.seccomp:
+            code = seccomp.program(self.plan.capabilities)
+            program.add("load the seccomp filter", "seccomp", _SECCOMP_SET_MODE_FILTER, 0, Table((len(code) // 8, code)))
+
+
+@cache
+def _dropping(kept: int) -> Program:
+    """Return what takes all but these capabilities from the bounding set."""
+    program = Program()
+    for number in range(capabilities.supported().bit_length()):
+        if not kept >> number & 1:
+            program.add("drop capabilities", "prctl", sc.PR_CAPBSET_DROP, number, 0, 0, 0)
+    return program
+
+
+def _add_user(program: Program, user: User) -> None:
+    groups = struct.pack(f"{len(user.groups)}I", *user.groups)
+    program.add("become user", "setgroups", len(user.groups), groups)
+    program.add("become user", "setresgid", user.gid, user.gid, user.gid)
+    program.add("become user", "setresuid", user.uid, user.uid, user.uid)
+
+
+#: What :mod:`subprocess` restores: Python ignores these.
+PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)

@@ -1,0 +1,254 @@
+"""Programs: lists of system calls as data, made in one go by a few machine instructions (tools/machine_code).
+
+A container is built, and a process is put into it, by forty to ninety system calls. Made one by one from Python they need a fork of the
+interpreter, whose pages are then copied one fault at a time: 5 ms of CPU. As a list they run in a child that shares its parent's memory
+(clone3(2) with CLONE_VM | CLONE_VFORK, as posix_spawn(3) does): nothing is copied, however large the process is, and each call's result
+stands in the list when the parent goes on, so that an error says which step failed, with which arguments.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.linux import machine_code, seccomp
+from pytest_sandbox.linux import syscall as sc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Failure", "Program", "Result", "Table", "number"]
+
+# Of a record, in words; the bits of its mode.
+_SIZE, _FIRST, _THIRD, _MODE, _RESULT = 9, 1, 3, 7, 8
+_GO_ON, _STOP_IF_POSITIVE, _FIRST_IS_RESULT, _THIRD_IS_RESULT = 1, 2, 4, 8
+_NOT_MADE = 1 << 63  # no call returns it
+_END = (1 << 64) - 1
+_WORD = (1 << 64) - 1
+_IGNORED_SIGCHLD = struct.pack("QQQQ", signal.SIG_IGN, 0, 0, 0)  # the kernel's struct sigaction
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a call of the program will return, for the first or third argument of a later one."""
+
+    index: int
+
+
+class Table(tuple[int | bytes, ...]):
+    """An argument that points to an array of words: numbers, or addresses of texts."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The call that ended a program, the step that it belongs to, and its errno."""
+
+    step: str
+    errno: int
+    call: str
+
+    def error(self) -> OSError:
+        """Return it as an exception, whose text names the call."""
+        return OSError(self.errno, f"{os.strerror(self.errno)}: {self.call}")
+
+
+@cache
+def _numbers() -> dict[str, int]:
+    table = seccomp.MACHINES[_machine()][0].table
+    return {name: number for number, name in seccomp.numbers(table).items()}
+
+
+def _machine() -> str:
+    machine = os.uname().machine
+    if machine not in machine_code.RUN:
+        raise OSError(38, f"containers are made on {', '.join(machine_code.RUN)}, not on {machine}")
+    return machine
+
+
+def number(call: str) -> int:
+    """Return this machine's number of a system call."""
+    return _numbers()[call]
+
+
+@cache
+def _code() -> int:
+    return sc.map_code(machine_code.RUN[_machine()])
+
+
+class Program:
+    """A list of system calls under construction, then run or spawned once; results are asked for afterwards by ``program[result]``."""
+
+    def __init__(self) -> None:
+        self._words: list[int] = []
+        self._tables: list[tuple[int, Table]] = []
+        self._text = bytearray()
+        self._texts: list[tuple[int, int]] = []  # which word points to which place of the text
+        self._links: list[tuple[int, int]] = []  # which word points to which record's result
+        self._said: list[tuple[str, str, tuple[object, ...]]] = []
+        self._opened: list[int] = []
+        self._mask_at = self._append(bytes(8))
+        self._buffer = bytearray()
+
+    def add(
+        self, step: str, call: str, *arguments: int | bytes | Result | Table | None, go_on: bool = False, stop_if_positive: bool = False
+    ) -> Result:
+        """Append a call. Texts get their ending zero; None is a null pointer; an error ends the program unless ``go_on``."""
+        start = len(self._words)
+        self._words += [number(call), 0, 0, 0, 0, 0, 0, _GO_ON * go_on | _STOP_IF_POSITIVE * stop_if_positive, _NOT_MADE]
+        for place, argument in enumerate(arguments, start + _FIRST):
+            self._place(start, place, argument)
+        self._said.append((step, call, arguments))
+        return Result(start // _SIZE)
+
+    def _place(self, start: int, place: int, argument: int | bytes | Result | Table | None) -> None:
+        if isinstance(argument, int):
+            self._words[place] = argument & _WORD
+        elif isinstance(argument, bytes):
+            self._texts.append((place, self._append(argument)))
+        elif isinstance(argument, Table):
+            self._tables.append((place, argument))
+        elif isinstance(argument, Result):
+            self._words[start + _MODE] |= {_FIRST: _FIRST_IS_RESULT, _THIRD: _THIRD_IS_RESULT}[place - start]
+            self._links.append((place, argument.index * _SIZE + _RESULT))
+
+    def _append(self, text: bytes) -> int:
+        at = len(self._text)
+        self._text += text
+        self._text += bytes(8 - len(text) % 8)  # ends it, and aligns the next
+        return at
+
+    def extend(self, other: Program) -> None:
+        """Append all calls of another program, which may be appended to many: its results are not to be asked for here."""
+        words, text = len(self._words), len(self._text)
+        self._words += other._words
+        self._text += other._text
+        self._texts += [(place + words, at + text) for place, at in other._texts]
+        self._links += [(place + words, target + words) for place, target in other._links]
+        self._tables += [(place + words, table) for place, table in other._tables]
+        self._said += other._said
+
+    # -- calls that many programs make
+
+    def open(self, step: str, path: bytes, flags: int, *, mode: int = 0, go_on: bool = False) -> Result:
+        """Append openat(2); what is open when a shared table's program fails is closed by :meth:`close_leaks`."""
+        result = self.add(step, "openat", -100, path, flags | os.O_CLOEXEC, mode, go_on=go_on)
+        self._opened.append(result.index)
+        return result
+
+    def open_mount(self, step: str, path: bytes) -> Result:
+        """Append open_tree(2) of a detached copy of a mount."""
+        result = self.add(step, "open_tree", -100, path, sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC)
+        self._opened.append(result.index)
+        return result
+
+    def close(self, step: str, fd: Result) -> None:
+        """Append the close of a descriptor."""
+        self.add(step, "close", fd, go_on=True)
+        if fd.index in self._opened:
+            self._opened.remove(fd.index)
+
+    def write(self, step: str, path: bytes, data: bytes, *, go_on: bool = False) -> None:
+        """Append what writes a file of the kernel's in one go."""
+        fd = self.open(step, path, os.O_WRONLY, go_on=go_on)
+        self.add(step, "write", fd, data, len(data), go_on=go_on)
+        self.close(step, fd)
+
+    def mount(self, step: str, source: bytes | None, target: bytes, fstype: bytes | None, flags: int, data: bytes | None = None) -> Result:
+        """Append a mount."""
+        return self.add(step, "mount", source, target, fstype, flags, data)
+
+    def restore_signals(self, step: str, numbers: Iterable[int] = ()) -> None:
+        """Append the end of what :meth:`spawn` blocks; the signals ``numbers`` get their default action."""
+        for one in numbers:
+            self.add(step, "rt_sigaction", one, bytes(32), None, 8)
+        at = len(self._words) + _FIRST + 1
+        self.add(step, "rt_sigprocmask", int(signal.SIG_SETMASK), None, None, 8)
+        self._texts.append((at, self._mask_at))
+
+    def reap_by_kernel(self, step: str) -> None:
+        """Append what has the kernel reap the children of the process, also after it executes a program (SIGCHLD is ignored)."""
+        self.add(step, "rt_sigaction", signal.SIGCHLD, _IGNORED_SIGCHLD, None, 8)
+
+    # -- making the calls
+
+    def run(self) -> None:
+        """Make the calls in this thread. Raises the failed call's :class:`OSError`."""
+        sc.call_code(_code(), 0, self._assemble())
+        failure = self.failure()
+        if failure is not None:
+            raise failure.error()
+
+    def spawn(self, flags: int = 0, *, cgroup: int = -1) -> tuple[int, int]:
+        """Make the calls in a child, and wait until it has executed a program or ended; returns its number and a pidfd.
+
+        ``flags`` are clone3's, to which CLONE_VM, CLONE_VFORK, CLONE_PIDFD and CLONE_CLEAR_SIGHAND are added. The child starts with all
+        signals blocked. A program that does not end by executing another ends with exit status 127.
+        """
+        address = self._assemble()
+        # Where the child's restore_signals reads it.
+        mask = address + len(self._buffer) - len(self._text) + self._mask_at
+        sc.block_signals(mask)
+        try:
+            return sc.spawn_code(_code(), flags, cgroup, address)
+        finally:
+            sc.set_signal_mask(mask)
+
+    def _assemble(self) -> int:
+        """Lay out records, tables and texts in one buffer, with every address in it; returns the buffer's address."""
+        words = [*self._words, _END]
+        texts = list(self._texts)
+        tables = []
+        for place, table in self._tables:
+            tables.append((place, len(words)))
+            for entry in table:
+                if isinstance(entry, bytes):
+                    texts.append((len(words), self._append(entry)))
+                words.append(0 if isinstance(entry, bytes) else entry & _WORD)
+        self._buffer = bytearray(8 * len(words)) + self._text
+        address = sc.address_of(self._buffer)
+        for place, target in (*tables, *self._links):
+            words[place] = address + 8 * target
+        text = address + 8 * len(words)
+        for place, at in texts:
+            words[place] = text + at
+        struct.pack_into(f"={len(words)}Q", self._buffer, 0, *words)
+        return address
+
+    # -- afterwards
+
+    def __getitem__(self, result: Result) -> int:
+        """Return what a call returned: a negative errno for an error; for one that was not made, or has not returned, the lowest number."""
+        value: int = struct.unpack_from("=q", self._buffer, 8 * (result.index * _SIZE + _RESULT))[0]
+        return value
+
+    def failure(self) -> Failure | None:
+        """Return the call that ended the program by an error; None where there is none."""
+        results = struct.unpack_from(f"={len(self._words)}q", self._buffer)[_RESULT::_SIZE]
+        for index, result in enumerate(results):
+            if -4096 < result < 0 and not self._words[index * _SIZE + _MODE] & _GO_ON:
+                step, call, arguments = self._said[index]
+                return Failure(step, -result, f"{call}({', '.join(map(_shown, arguments))})")
+        return None
+
+    def ended_early(self, last: Result) -> bool:
+        """Tell whether the child was killed before it came to the call ``last``, which does not return."""
+        return self[Result(last.index - 1)] == -_NOT_MADE
+
+    def close_leaks(self) -> None:
+        """Close what a failed program left open in a table of descriptors that it shared with this process."""
+        for index in self._opened:
+            fd = self[Result(index)]
+            if fd >= 0:
+                os.close(fd)
+
+
+def _shown(argument: object) -> str:
+    if isinstance(argument, bytes):
+        return argument[:100].decode(errors="backslashreplace")
+    return "..." if isinstance(argument, Result | Table) else str(argument)

@@ -1,0 +1,73 @@
+// long run(struct clone_args *how, struct record *list): see x86_64.S
+
+#define GO_ON 0             /* bits of a record's mode */
+#define STOP_IF_POSITIVE 1
+#define FIRST_IS_RESULT 2
+#define THIRD_IS_RESULT 3
+
+.globl run, run_end, init, init_end
+run:
+        stp     x19, x20, [sp, #-16]!
+        mov     x19, x1
+        mov     x20, x0
+        cbz     x0, next
+        mov     x8, #435                // clone3
+        mov     x1, #88                 // sizeof(struct clone_args)
+        svc     #0
+        cbnz    x0, return
+next:
+        ldr     x8, [x19]
+        cmn     x8, #1
+        b.eq    end
+        ldp     x0, x1, [x19, #8]
+        ldp     x2, x3, [x19, #24]
+        ldp     x4, x5, [x19, #40]
+        ldr     x10, [x19, #56]
+        tbz     x10, #FIRST_IS_RESULT, 1f
+        ldr     x0, [x0]
+1:      tbz     x10, #THIRD_IS_RESULT, 2f
+        ldr     x2, [x2]
+2:      svc     #0
+        str     x0, [x19, #64]
+        cmn     x0, #4095
+        b.hs    failed
+        tbz     x10, #STOP_IF_POSITIVE, advance
+        cbnz    x0, end
+        b       advance
+failed:
+        tbz     x10, #GO_ON, end
+advance:
+        add     x19, x19, #72
+        b       next
+end:
+        mov     x0, #0
+        cbz     x20, return
+        mov     x0, #127
+        mov     x8, #94                 // exit_group
+        svc     #0
+return:
+        ldp     x19, x20, [sp], #16
+        ret
+run_end:
+
+init:
+        mov     x0, #4                  // PR_SET_DUMPABLE
+        mov     x1, #0
+        mov     x8, #167                // prctl
+        svc     #0
+        mov     x0, #15                 // PR_SET_NAME
+        adr     x1, name
+        mov     x8, #167
+        svc     #0
+sleep:
+        mov     x0, #0
+        mov     x1, #0
+        mov     x2, #0
+        mov     x3, #0
+        mov     x4, #0
+        mov     x8, #73                 // ppoll: of nothing, for ever
+        svc     #0
+        b       sleep
+name:   .asciz  "sandbox-init"
+        .balign 4
+init_end:
