@@ -33,6 +33,7 @@ CALLS: dict[str, tuple[int, str]] = {
     "copy_out": (2, ""),
     "stats": (0, ""),
     "diff": (0, ""),
+    "commit": (0, "name"),
     "pause": (0, ""),
     "unpause": (0, ""),
     "kill": (1, ""),
