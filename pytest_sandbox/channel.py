@@ -6,19 +6,20 @@ SCM_RIGHTS (unix(7)). JSON, never pickles: what comes out of a container is data
 ===========  ==================  ==========================================================================================
 from -> to   message             meaning, and what is answered
 ===========  ==================  ==========================================================================================
-client ->    ``create``          a container of this plan: ``created`` (id, the group's paths) + [init's pidfd, control, layer]
-launcher     ``layer``           the writable layer of a container: ``layer`` + [its folder]
-             ``closed``          every process of the container has ended: let go of its kernel objects; no answer
-launcher     ``error``           what was asked for failed: ``kind`` names an error of :mod:`pytest_sandbox.errors`
--> client
-client ->    ``spawn``           start a command; with [status, stdin, stdout, stderr]; answered on *status*:
-init                             ``started`` (pid) + [pidfd], or ``failed`` (errno, where); later ``exited`` (wait status)
-             ``signal``          send a signal to everything in the container but init; no answer
-             ``file``            open, list, stat, make a folder; with [reply]; answered there: ``done`` + [descriptor] or ``failed``
+launcher     ``hello``           the launcher is ready: + [the payloads' user namespace], where there is one
+-> client    ``ready``           a container was made ahead and may be taken: id, pid + [init's pidfd]; nobody asked
+client ->    ``taken``           the offered container is the client's; no answer
+launcher     ``create``          a container of this plan: ``created`` (id, pid) + [init's pidfd]
+             ``prepare``         have the next one of this plan made ahead; no answer
+             ``closed``          the container is not needed any more; no answer
+             ``layer``           its writable layer: ``layer`` (the points of its overlays) + [its folder]
+             ``freeze``          put its layer on the shelf: ``frozen``; then ``renew`` gives it a new one: ``created``
+             ``shelve``          make an empty layer on the shelf: ``shelved`` + [its folder]; ``unshelve`` drops one, without an answer
+launcher     ``error``           what was asked for failed: the step, the reason, the errno
+-> client    ``unsupported``     this host cannot do it: the feature, the remedy
 ===========  ==================  ==========================================================================================
 
-Each answer to an init's request comes on a socket that travelled with the request, so that any number of threads can ask at once and none
-waits for another's answer.
+Other processes of the user ask at a session's door (launcher/door.py); a fork of pytest reports by messages of plugin/wire.py.
 """
 
 from __future__ import annotations
