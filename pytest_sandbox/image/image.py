@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pytest_sandbox.image.store import Store
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from pytest_sandbox.image.reference import Reference
     from pytest_sandbox.image.store import Record
@@ -50,7 +51,8 @@ class Image:
         from pytest_sandbox.image.pulling import pull
 
         store = Store()
-        return _of(store, pull(reference, store, progress), reference)
+        with _explained(reference):
+            return _of(store, pull(reference, store, progress), reference)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, name: str = "", progress: Callable[[str, str, int, int], None] | None = None) -> Image:
@@ -77,9 +79,9 @@ class Image:
             return [_of_folder(where)]
         store = Store()
         names = (full_name(name),) if name else ()
-        with Adding(store) as adding:
+        with _explained(where), Adding(store) as adding:
             loader = Loader(adding, limits_from_environment(), Platform.of_host(), names, progress or (lambda *_: None))
-            return [_of(store, image_id) for image_id in load(where, store, loader)]
+            return [_of(store, image_id, loader.called[image_id]) for image_id in load(where, store, loader)]
 
     @classmethod
     def get(cls, reference: str) -> Image:
@@ -219,6 +221,16 @@ def find(value: object) -> Image | None:
     if not os.path.isdir(where):
         raise ImageError(f"image={text!r}: there is no such folder. Give a folder with a root file system, or the name of a stored image.")
     return _of_folder(where)
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn what the system refuses (no room, no rights, a file that went) into an ImageError that says where."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, (str, bytes)) else ""
+        raise ImageError(f"{what}: {error.strerror or error}{where}") from error
 
 
 def _parsed(reference: str) -> Reference | None:

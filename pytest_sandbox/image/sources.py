@@ -19,7 +19,7 @@ from pytest_sandbox.image.stream import Plain, compression_of, decompress, read_
 from pytest_sandbox.image.tar import BLOCK, TarReader, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from pytest_sandbox.image.adding import Adding
     from pytest_sandbox.image.limits import Limits
@@ -152,6 +152,13 @@ class Loader:
     platform: Platform
     names: tuple[str, ...] = ()
     progress: Any = field(default=lambda *_: None)
+    called: dict[str, str] = field(default_factory=dict)
+    """A name of each image that was loaded, by its id."""
+
+    def _register(self, config: bytes, keys: Sequence[str], names: Sequence[str], manifest: bytes = b"") -> str:
+        image_id = self.adding.register(config, keys, names, manifest=manifest)
+        self.called[image_id] = names[0] if names else ""
+        return image_id
 
     def layout(self, members: Members) -> list[str]:
         """Load an OCI image layout; returns ids."""
@@ -176,7 +183,7 @@ class Loader:
         sources = [(one, _blob(one.digest)) for one in documents.layers]
         self._add_layers(documents, [(members, path, one) for one, path in sources])
         names = self.names or _names_in(described.get("annotations"))
-        return self.adding.register(documents.config, documents.diff_ids, names, manifest=documents.manifest)
+        return self._register(documents.config, documents.diff_ids, names, documents.manifest)
 
     def _add_layers(self, documents: ImageDocuments, sources: list[tuple[Members, str, Descriptor | None]]) -> None:
         makers = [
@@ -187,6 +194,8 @@ class Loader:
 
     def _maker(self, members: Members, path: str, descriptor: Descriptor | None, diff_id: str) -> Callable[[str], LayerFacts]:
         def make(target: str) -> LayerFacts:
+            if not members.has(path):
+                raise ImageError(f"the layer {diff_id} is missing: there is no file {path!r}")
             raw = self._reported(members.chunks(path), diff_id, members.size(path))
             digest, size = (descriptor.digest, descriptor.size) if descriptor else ("", None)
             return unpack_verified(raw, target, self.limits, digest=digest, size=size, diff_id=diff_id)[1]
@@ -218,7 +227,7 @@ class Loader:
         self._add_layers(documents, [(members, path, None) for path in layers])
         tags = listed.get("RepoTags") or []
         names = self.names or [full_name(tag) for tag in tags if isinstance(tag, str)]
-        return self.adding.register(config, documents.diff_ids, names)
+        return self._register(config, documents.diff_ids, names)
 
     def root_file_system(self, path: str) -> str:
         """Load a tar file of a root file system, compressed or not; returns the id of an image of one layer."""
@@ -226,7 +235,7 @@ class Loader:
             raw = self._reported(read_chunks(file), os.path.basename(path), os.fstat(file.fileno()).st_size)
             key, _facts = self.adding.unknown_layer(lambda target: unpack_verified(raw, target, self.limits))
         history = [{"created_by": f"pytest-sandbox load {os.path.basename(path)}"}]
-        return self.adding.register(synthesised([key], history), [key], self.names)
+        return self._register(synthesised([key], history), [key], self.names)
 
 
 def load(path: str, store: Store, loader: Loader) -> list[str]:

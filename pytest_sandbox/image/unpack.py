@@ -153,7 +153,10 @@ class _Unpacker:
     def _file(self, parent: int, base: bytes, member: Member, reader: TarReader) -> None:
         self._room -= member.size
         if self._room < 0:
-            raise ImageError(f"{printable(member.name)}: the layer's files are larger than {self._limits.layer_bytes} bytes")
+            raise ImageError(
+                f"{printable(member.name)}: the layer's files are larger than {self._limits.layer_bytes} bytes. "
+                "Set PYTEST_SANDBOX_MAX_LAYER if that is meant."
+            )
         try:
             fd = os.open(base, _NEW_FILE, 0o600, dir_fd=parent)
         except FileExistsError:

@@ -227,7 +227,7 @@ def test_two_names_of_an_image_go_one_by_one(made, tmp_path, store):
     """The layers go with the last name."""
     where = as_layout(made, tmp_path)
     first, second = Image.load(where, name="a:1"), Image.load(where, name="b:1")
-    assert first.id == second.id
+    assert (first.id, "a:1", "b:1") == (second.id, first.reference, second.reference)
     assert ["a:1", "b:1"] == [image.reference for image in Image.list()]
     Image.get("a:1").remove()
     assert ["b:1"] == [image.reference for image in Image.list()]
