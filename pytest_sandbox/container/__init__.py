@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from pytest_sandbox.channel import close_all
 from pytest_sandbox.container import session
-from pytest_sandbox.container.child import Child, fork_into, run_call
+from pytest_sandbox.container.child import Child, as_builder, fork_into, run_call
 from pytest_sandbox.container.files import Files
 from pytest_sandbox.container.ground import Ground
 from pytest_sandbox.container.planning import about, plan_of, with_kept
@@ -387,7 +387,8 @@ class Container(Files):
         self._running()
         layer, places = self.layer()
         try:
-            return sorted({Change(path, kind) for kind, path in self._changes(layer, places)})  # type: ignore[arg-type]
+            found = as_builder(self.user_namespaces()[1], lambda: self._changes(layer, places))
+            return sorted({Change(path, kind) for kind, path in found})
         finally:
             os.close(layer)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.container import Container
     from pytest_sandbox.launcher.entering import Entrance
 
-__all__ = ["Child", "fork_into", "run_call"]
+__all__ = ["Child", "as_builder", "fork_into", "run_call"]
 
 __tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
 
@@ -155,6 +155,31 @@ def _enter(container: Container, program: Program, living: Iterable[Container]) 
     if launcher is not None:
         launcher.abandon()
     os.environ.update(container.ground.additions)
+
+
+def as_builder(builder_fd: int, func: Callable[[], Any]) -> Any:
+    """Return what a function returns, as JSON can hold it, with the rights of who built the container: files inside belong to others too.
+
+    Without a ``builder_fd`` they are this process's own; otherwise it runs in a fork. Raises :class:`SandboxError` where that fails.
+    """
+    if builder_fd < 0:
+        return func()
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pid = _fork()
+    if not pid:
+        try:
+            sc.setns(builder_fd, sc.CLONE_NEWUSER)
+            with open(writer, "w", encoding="utf-8") as file:
+                json.dump(func(), file)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, encoding="utf-8") as file:
+        text = file.read()
+    os.waitpid(pid, 0)
+    if not text:
+        raise SandboxError("what the container wrote cannot be read by this user. Look at it from inside.")
+    return json.loads(text)
 
 
 def run_call(container: Container, func: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any], timeout: float | None) -> Any:

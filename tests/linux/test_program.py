@@ -1,0 +1,199 @@
+"""Programs: what they call, what they return, how they fail, and the machine code that makes the calls."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pytest_sandbox.linux import machine_code
+from pytest_sandbox.linux import syscall as sc
+from pytest_sandbox.linux.program import Program, Table, number
+
+ROOT = Path(__file__).parents[2]
+
+
+def ended(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def spawned(program: Program, flags: int = 0) -> int:
+    pid, pidfd = program.spawn(flags)
+    os.close(pidfd)
+    return ended(pid)
+
+
+def test_calls_are_made_in_order_and_their_results_kept():
+    """Each call's result can be asked for afterwards."""
+    program = Program()
+    first, second = program.add("one", "getpid"), program.add("two", "getppid")
+    program.run()
+    assert (os.getpid(), os.getppid()) == (program[first], program[second])
+
+
+def test_a_result_is_an_argument_of_a_later_call(tmp_path):
+    """What is opened can be written to and closed."""
+    program = Program()
+    fd = program.open("open", os.fsencode(tmp_path / "f"), os.O_WRONLY | os.O_CREAT, mode=0o600)
+    program.add("write", "write", fd, b"text", 4)
+    program.close("close", fd)
+    program.run()
+    assert "text" == (tmp_path / "f").read_text()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(program[fd])
+
+
+def test_an_error_ends_it_and_says_which_call_it_was():
+    """The step, the call with its arguments and the errno are told; what follows is not made."""
+    program = Program()
+    program.add("go there", "chdir", b"/no/such/folder")
+    after = program.add("after", "getpid")
+    with pytest.raises(FileNotFoundError, match=r"chdir\(/no/such/folder\)"):
+        program.run()
+    failure = program.failure()
+    assert ("go there", errno.ENOENT) == (failure.step, failure.errno)
+    assert program[after] < -4096
+
+
+def test_an_error_that_may_be_does_not_end_it():
+    """go_on is for calls whose failure means nothing."""
+    program = Program()
+    tried = program.add("try", "chdir", b"/no/such/folder", go_on=True)
+    after = program.add("after", "getpid")
+    program.run()
+    assert (-errno.ENOENT, os.getpid(), None) == (program[tried], program[after], program.failure())
+
+
+def test_a_child_executes_a_program_with_arguments_and_environment(tmp_path):
+    """Tables are arrays of addresses, as execve wants them."""
+    program = Program()
+    program.restore_signals("signals")
+    words = (b"sh", b"-c", b'echo "$0 $A" > %s' % os.fsencode(tmp_path / "out"), b"zero", 0)
+    program.add("execute", "execve", b"/bin/sh", Table(words), Table((b"A=b", 0)))
+    assert 0 == spawned(program)
+    assert "zero b\n" == (tmp_path / "out").read_text()
+
+
+def test_a_child_that_executes_nothing_ends():
+    """It ends with 127, and what it did before is known here."""
+    program = Program()
+    inside = program.add("who", "getpid")
+    pid, pidfd = program.spawn()
+    os.close(pidfd)
+    assert (pid, 127) == (program[inside], ended(pid))
+
+
+def test_the_parent_keeps_its_signal_mask_and_the_child_gets_it():
+    """All is blocked only while a child shares this memory."""
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    try:
+        program = Program()
+        program.restore_signals("signals")
+        program.add("execute", "execve", b"/bin/grep", Table((b"grep", b"-q", b"SigBlk:.*200$", b"/proc/self/status", 0)), Table((0,)))
+        assert 0 == spawned(program)
+        assert {*old, signal.SIGUSR1} == signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+def test_a_handler_of_the_parent_never_runs_in_the_child():
+    """The child of a process with handlers starts with defaults; what is ignored stays ignored."""
+    ran = []
+    old = signal.signal(signal.SIGUSR1, lambda *_: ran.append(os.getpid())), signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    try:
+        program = Program()
+        program.restore_signals("signals")
+        me = program.add("who", "getpid")
+        program.add("ignored", "tkill", me, signal.SIGUSR2)
+        program.add("fatal", "tkill", me, signal.SIGUSR1)
+        assert (-signal.SIGUSR1, []) == (spawned(program), ran)
+    finally:
+        signal.signal(signal.SIGUSR1, old[0])
+        signal.signal(signal.SIGUSR2, old[1])
+
+
+def test_descriptors_of_a_shared_table_are_closed_after_a_failure():
+    """close_leaks closes what a failed child had opened in this process's own table."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    program = Program()
+    program.open("open", b"/", os.O_RDONLY)
+    program.add("fail", "chdir", b"/no/such/folder")
+    spawned(program, sc.CLONE_FILES)
+    assert len(before) + 1 == len(os.listdir("/proc/self/fd"))
+    program.close_leaks()
+    assert len(before) == len(os.listdir("/proc/self/fd"))
+
+
+def test_a_program_can_be_a_part_of_many():
+    """Extend copies calls with their texts and tables."""
+    part = Program()
+    part.add("part", "chdir", b"/no/such/folder", go_on=True)
+    for _ in range(2):
+        whole = Program()
+        whole.add("own", "getpid")
+        whole.extend(part)
+        whole.add("more", "chdir", b"/dev/null")
+        with pytest.raises(NotADirectoryError):
+            whole.run()
+
+
+def test_numbers_are_this_machines():
+    """The table of system calls is the kernel's."""
+    libc = ctypes.CDLL(None)
+    assert os.getpid() == libc.syscall(number("getpid"))
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_machine_code_is_what_its_source_says(machine):
+    """The bytes in the package are those that the assembler makes of the commented source."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import make_machine_code
+    finally:
+        sys.path.pop(0)
+    assembled = make_machine_code.assembled(machine)
+    if assembled is None:
+        pytest.skip(f"no assembler for {machine} (Debian: binutils-{machine.replace('_', '-')}-linux-gnu)")
+    assert {"run": machine_code.RUN[machine], "init": machine_code.INIT[machine]} == assembled
+
+
+def test_the_aarch64_code_runs(tmp_path):
+    """Under emulation the other architecture's code makes the calls, follows results, and stops at an error."""
+    compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64-static")
+    if not (compiler and emulator):
+        pytest.skip("needs gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user-static")
+    source, program = tmp_path / "try.c", tmp_path / "try"
+    code = ",".join(f"0x{byte:02x}" for byte in machine_code.RUN["aarch64"])
+    source.write_text(
+        f"""
+        #include <stdio.h>
+        #include <string.h>
+        #include <sys/mman.h>
+        static unsigned char code[] = {{{code}}};
+        typedef long words[9];
+        int main(void) {{
+            void *page = mmap(0, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            memcpy(page, code, sizeof code);
+            __builtin___clear_cache(page, (char *)page + sizeof code);
+            words list[5] = {{
+                {{56, -100, (long)"/dev/null", 1, 0, 0, 0, 0, -9999}},   // openat
+                {{64, 0, (long)"abc", 3, 0, 0, 0, 4, -9999}},            // write to its result
+                {{49, (long)"/no", 0, 0, 0, 0, 0, 1, -9999}},            // chdir, may fail
+                {{49, (long)"/no", 0, 0, 0, 0, 0, 0, -9999}},            // chdir, may not
+                {{-1}},
+            }};
+            list[1][1] = (long)&list[0][8];
+            long said = ((long (*)(void *, void *))page)(0, list);
+            printf("%ld %d %ld %ld %ld\\n", said, list[0][8] >= 0, list[1][8], list[2][8], list[3][8]);
+        }}
+        """
+    )
+    subprocess.run([compiler, "-static", "-o", program, source], check=True)
+    assert "0 1 3 -2 -2\n" == subprocess.run([emulator, program], check=True, capture_output=True, text=True).stdout
