@@ -7,10 +7,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from bench import contestants, table
+from bench.plugin import plugin
 from bench.rows import QUICK, ROWS, Bench, Scale, run_rows
 
 if TYPE_CHECKING:
     from bench.rows import Row
+
+ROWS["plugin"] = plugin
 
 
 def parse() -> argparse.Namespace:

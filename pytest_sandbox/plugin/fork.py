@@ -7,6 +7,7 @@ import gc
 import os
 import random
 import sys
+import sysconfig
 import unittest
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -92,8 +93,7 @@ class Fork:
 
     def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> None:
         """Say that a fixture of a higher scope is made here, for this test alone, because nobody knew before that it would be asked for."""
-        foreign = not getattr(fixturedef.func, "__module__", "").startswith("_pytest.")
-        if fixturedef.scope != "function" and foreign:
+        if fixturedef.scope != "function" and _is_the_suites(fixturedef.func):
             self._wire.send("late_fixture", [fixturedef.argname, fixturedef.scope])
 
     # -- the phases
@@ -173,6 +173,12 @@ class Fork:
             with suppress(BaseException):
                 stream.flush()  # type: ignore[union-attr]
         os._exit(status)
+
+
+def _is_the_suites(function: Any) -> bool:
+    """Tell whether a fixture is the suite's own, and not one that an installed plugin asks itself for."""
+    code = getattr(function, "__code__", None)
+    return code is not None and not code.co_filename.startswith((sysconfig.get_path("purelib"), os.path.dirname(pytest.__file__)))
 
 
 def _as_warning(recorded: warnings.WarningMessage) -> Warning:
