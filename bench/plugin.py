@@ -13,7 +13,7 @@ from bench.rows import Figure, Row
 if TYPE_CHECKING:
     from bench.rows import Bench
 
-PEER = ROOT / "bench/build/pytest-forked"
+PEER = ROOT / "build/pytest-forked"
 PEER_PYTEST = "8.4.2"
 SESSION = str(ROOT / "bench/session.py")
 

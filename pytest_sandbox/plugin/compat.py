@@ -4,7 +4,7 @@
 - ``item._fixtureinfo``, ``callspec._arg2scope``, ``_pytest.scope``: which of an item's fixtures have a scope above function, also where a
   parametrisation gives the scope.
 - ``item.session._setupstate``: a fork must forget the finalizers of nodes above its item, or each test would end the session's fixtures.
-- ``HookCaller._remove_plugin``: in a fork, reports and warnings go to the parent and to nobody else.
+- ``HookCaller._hookimpls``: in a fork, reports and warnings go to the parent and to nobody else.
 - ``_pytest.warnings.catch_warnings_for_item``: records a test's warnings under all filters that pytest applies.
 - ``capturemanager._global_capturing``: a fork needs capture files of its own, or it would share the parent's offsets and contents.
 - ``_pytest.junitxml.xml_key``: what ``record_testsuite_property`` and ``record_xml_attribute`` write has no other way out of a fork.
@@ -88,12 +88,10 @@ def ini_value(config: Any, name: str) -> object:
         return getattr(found, "value", found)
 
 
-def take_over(config: pytest.Config, hook: str, *, but: object = None) -> None:
-    """Keep every plugin, but one and those registered from here on, from hearing ``hook``."""
-    caller = getattr(config.hook, hook)
-    for implementation in list(caller.get_hookimpls()):
-        if implementation.plugin is not but:
-            caller._remove_plugin(implementation.plugin)
+def take_over(config: pytest.Config, hook: str, listeners: tuple[object, ...]) -> None:
+    """Keep every plugin but the ``listeners`` from hearing ``hook``, in a fork, which does not give it back."""
+    implementations = getattr(config.hook, hook)._hookimpls
+    implementations[:] = [one for one in implementations if any(one.plugin is listener for listener in listeners)]
 
 
 def recorded_warnings(item: pytest.Item) -> AbstractContextManager[None]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sandbox.plugin.rule import FORK, HOLDS, settings_of
+from pytest_sandbox.plugin.rule import FORKED, HOLDS, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -26,7 +26,7 @@ def container(request: pytest.FixtureRequest) -> Iterator[Container]:
     from pytest_sandbox.plugin.unsupported import refusing
 
     item = request.node
-    if item.config.pluginmanager.has_plugin(FORK):
+    if FORKED in item.stash:
         pytest.fail("The test is inside its container, so it cannot hold it: name it as an argument (`container`) instead.", pytrace=False)
     made = Container(settings_of(item))
     made.label = item.nodeid

@@ -16,7 +16,6 @@ import pytest
 
 from pytest_sandbox.container import values
 from pytest_sandbox.plugin import benchmarks, carried, compat, coverage_data, hints
-from pytest_sandbox.plugin.rule import FORK
 
 if TYPE_CHECKING:
     import warnings
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.plugin.timer import Timer
     from pytest_sandbox.plugin.wire import Wire
 
-__all__ = ["Fork", "before_fork"]
+__all__ = ["Fork", "Relay", "before_fork"]
 
 _LONGEST_SECTION = 16 << 20
 
@@ -36,42 +35,27 @@ def before_fork() -> Any:
     return random.getstate()
 
 
-class Fork:
-    """The fork's side of one test; registered as a plugin there, so that what other plugins log or announce arrives too."""
+class Relay:
+    """Hears in a fork what other plugins log or announce; registered in the parent, where it passes nothing on, since registering takes time."""
 
-    def __init__(self, item: pytest.Item, wire: Wire, streams: Streams, timer: Timer, kept: Any) -> None:
-        self._item = item
-        self._wire = wire
-        self._wire.in_fork()
-        gc.freeze()  # a collection would touch, and so copy, what this process shares with its parent
-        random.setstate(kept)
-        streams.in_fork(wire.stack_writer)
-        compat.close_worker_streams(item.config)
-        timer.in_fork()
-        compat.forget_finalizers(item)
-        config = item.config
-        compat.take_over(config, "pytest_runtest_logreport", but=item.session)
-        compat.take_over(config, "pytest_warning_recorded")
-        self._hears = False  # to register is to hear of every warning until now once more
-        config.pluginmanager.register(self, FORK)
-        self._hears = True
-        self._carried = carried.Carried(item, wire)
-        self._benchmarks = benchmarks.Benchmarks(item)
-        self._measured = coverage_data.Measured()
-        self._driving = False
-        self._warnings: AbstractContextManager[None] = compat.recorded_warnings(item)
-        self._warnings.__enter__()
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.wire: Wire | None = None
 
-    # -- what others say
+    def send(self, kind: str, data: Any) -> None:
+        """Send, in a fork."""
+        if self.wire is not None:
+            self.wire.send(kind, data)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Pass on what somebody else logs: a subtest."""
-        self._wire.send("logged", self._serialised(report))
+        if self.wire is not None:
+            self.wire.send("logged", self.config.hook.pytest_report_to_serializable(config=self.config, report=report))
 
     def pytest_warning_recorded(self, warning_message: warnings.WarningMessage, when: str, nodeid: str, location: Any) -> None:
         """Pass on a warning."""
-        if not self._hears:
+        if self.wire is None:
             return
         data = {
             "message": values.encode_exception(_as_warning(warning_message)),
@@ -81,20 +65,44 @@ class Fork:
             "nodeid": nodeid,
             "location": location,
         }
-        self._wire.send("warning", data)
+        self.wire.send("warning", data)
 
     def pytest_enter_pdb(self) -> None:
         """Stop the clock while a person types."""
-        self._wire.send("debugger", data=True)
+        self.send("debugger", data=True)
 
     def pytest_leave_pdb(self) -> None:
         """Let the clock go on."""
-        self._wire.send("debugger", data=False)
+        self.send("debugger", data=False)
 
     def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> None:
         """Say that a fixture of a higher scope is made here, for this test alone, because nobody knew before that it would be asked for."""
-        if fixturedef.scope != "function" and _is_the_suites(fixturedef.func):
-            self._wire.send("late_fixture", [fixturedef.argname, fixturedef.scope])
+        if self.wire is not None and fixturedef.scope != "function" and _is_the_suites(fixturedef.func):
+            self.wire.send("late_fixture", [fixturedef.argname, fixturedef.scope])
+
+
+class Fork:
+    """The fork's side of one test."""
+
+    def __init__(self, item: pytest.Item, wire: Wire, streams: Streams, timer: Timer, relay: Relay, kept: Any) -> None:
+        self._item = item
+        self._wire = wire
+        self._wire.in_fork()
+        gc.freeze()  # a collection would touch, and so copy, what this process shares with its parent
+        random.setstate(kept)
+        streams.in_fork(wire.stack_writer)
+        compat.close_worker_streams(item.config)
+        timer.in_fork()
+        compat.forget_finalizers(item)
+        relay.wire = wire
+        compat.take_over(item.config, "pytest_runtest_logreport", (item.session, relay))
+        compat.take_over(item.config, "pytest_warning_recorded", (relay,))
+        self._carried = carried.Carried(item, wire)
+        self._benchmarks = benchmarks.Benchmarks(item)
+        self._measured = coverage_data.Measured()
+        self._driving = False
+        self._warnings: AbstractContextManager[None] = compat.recorded_warnings(item)
+        self._warnings.__enter__()
 
     # -- the phases
 

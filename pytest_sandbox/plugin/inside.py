@@ -25,7 +25,7 @@ import pytest
 from pytest_sandbox.container import Container
 from pytest_sandbox.outcome import Outcome, TimedOut
 from pytest_sandbox.plugin import benchmarks, carried, compat, coverage_data, fork, python_home, verdict
-from pytest_sandbox.plugin.rule import INSIDE, SETTINGS
+from pytest_sandbox.plugin.rule import FORKED, INSIDE, SETTINGS
 from pytest_sandbox.plugin.streams import Streams, flush_terminal
 from pytest_sandbox.plugin.timer import Timer
 from pytest_sandbox.plugin.unsupported import refusing
@@ -45,15 +45,18 @@ _VISIT = pytest.StashKey["_Visit"]()
 def register(config: pytest.Config) -> None:
     """Have tests that belong inside run there, in a session that has some."""
     if not config.pluginmanager.has_plugin(_NAME):
-        config.pluginmanager.register(_Frame(), _NAME)
+        relay = fork.Relay(config)
+        config.pluginmanager.register(relay, f"{_NAME}-relay")
+        config.pluginmanager.register(_Frame(relay), _NAME)
         config.pluginmanager.register(_Answers(), f"{_NAME}-answers")
 
 
 class _Visit:
     """One test's way into a container and back: the parent until the fork, then each side; ``fork`` is None in the parent."""
 
-    def __init__(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    def __init__(self, item: pytest.Item, nextitem: pytest.Item | None, relay: fork.Relay) -> None:
         self.item = item
+        self._relay = relay
         self.nextitem = nextitem
         self.fork: fork.Fork | None = None
         self.container: Container | None = None
@@ -89,7 +92,8 @@ class _Visit:
             child = container.fork()
         if child is None:
             self.give_back()
-            self.fork = fork.Fork(self.item, wire, streams, timer, kept)
+            self.item.stash[FORKED] = True
+            self.fork = fork.Fork(self.item, wire, streams, timer, self._relay, kept)
             self.item.setup()
             return
         receiver = wire.in_parent(child)
@@ -169,13 +173,16 @@ class _Visit:
 class _Frame:
     """Around each test: the outermost wrappers."""
 
+    def __init__(self, relay: fork.Relay) -> None:
+        self._relay = relay
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
         """Put a test inside, if that is where it belongs."""
         if not item.stash.get(INSIDE, False):
             return (yield)
         flush_terminal()
-        visit = item.stash[_VISIT] = _Visit(item, nextitem)
+        visit = item.stash[_VISIT] = _Visit(item, nextitem, self._relay)
         visit.take_over()
         try:
             result = yield

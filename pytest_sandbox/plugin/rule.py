@@ -12,10 +12,10 @@ from pytest_sandbox.plugin.options import given, wants_sandbox
 if TYPE_CHECKING:
     from pytest_sandbox.settings import Settings
 
-__all__ = ["FORK", "HOLDS", "INSIDE", "SETTINGS", "pytest_collection_modifyitems", "settings_of"]
+__all__ = ["FORKED", "HOLDS", "INSIDE", "SETTINGS", "pytest_collection_modifyitems", "settings_of"]
 
-#: The name of the plugin that only a test's fork has.
-FORK = "sandbox-fork"
+#: Whether this process is a test's fork.
+FORKED = pytest.StashKey[bool]()
 #: The settings of a test's container, inside or held.
 SETTINGS = pytest.StashKey["Settings"]()
 #: Whether the test's body runs inside.
