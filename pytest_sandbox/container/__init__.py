@@ -242,7 +242,7 @@ class Container(Files):
 
     def user_namespaces(self) -> tuple[int, int]:
         """Return the payloads' user namespace, and the one that the container was built in; -1 where there is none."""
-        return self._launcher.user_fd, self._launcher.builder_fd
+        return self._launcher.user_of(self.plan), self._launcher.builder_fd
 
     def surroundings(self, *, env: Any, cwd: Any, user: str | None) -> tuple[dict[str, str], str, str | None]:
         """Return environment, folder and user of a command, from its own arguments over the settings'."""
@@ -422,7 +422,10 @@ class Container(Files):
     def _changes(self, layer: int, places: dict[str, tuple[str, tuple[str, ...]]]) -> list[tuple[str, str]]:
         found = []
         for name, (point, lower) in places.items():
-            fd = os.open(f"{name}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layer)
+            try:
+                fd = os.open(f"{name}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layer)
+            except PermissionError:  # a folder that others may not enter, this user among them: it has changed nothing in there
+                continue
             own = sum(len(one.paths(point)) for one in self.frozen)
             try:
                 below = [(kind, point + path) for kind, path in overlay_changes.changes_since(fd, lower[:own], lower[own:])]
@@ -451,7 +454,7 @@ def without_init(found: Stats, settings: Settings) -> Stats:
 
 
 def _plan(ground: Ground, launcher: session.LauncherClient) -> Plan:
-    plan = plan_of(ground, has_user_namespace=launcher.has_user_namespace)
+    plan = plan_of(ground, has_user_namespace=launcher.has_user_namespace, is_root=launcher.builder_fd < 0)
     if plan.above and ground.is_host:
         from pytest_sandbox.container.commit import bring
 

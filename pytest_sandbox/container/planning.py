@@ -31,8 +31,8 @@ def about(ground: Ground, *, label: str) -> dict[str, object]:
     return {"label": label, "settings": raw, "env": env, "user": ground.user}
 
 
-def plan_of(ground: Ground, *, has_user_namespace: bool) -> Plan:
-    """Return the plan. Raises :class:`SettingsError`, :class:`ImageError`, or :class:`UnsupportedError`."""
+def plan_of(ground: Ground, *, has_user_namespace: bool, is_root: bool = True) -> Plan:
+    """Return the plan; who is not root has power over no namespace of the host's, so there is none to be taken from a payload. Raises :class:`SettingsError`, :class:`ImageError`, or :class:`UnsupportedError`."""
     settings = ground.settings
     if settings.network not in {"none", "host"}:
         raise UnsupportedError(f"network={settings.network!r}", 'Use network="none" (loopback only) or network="host".')
@@ -48,7 +48,7 @@ def plan_of(ground: Ground, *, has_user_namespace: bool) -> Plan:
         shm_size=settings.shm_size,
         read_only=settings.read_only,
         own_network=own_network,
-        user_namespace=has_user_namespace and own_network and not more,
+        user_namespace=has_user_namespace and (not is_root or (own_network and not more)),
         protected=not settings.privileged,
         hostname=settings.hostname,
         # Outer targets first, so that none covers another.

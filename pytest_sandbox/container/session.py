@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pytest_sandbox import host, sweep
 from pytest_sandbox.channel import Channel, Message, close_all
 from pytest_sandbox.errors import SetupError, UnsupportedError
-from pytest_sandbox.linux import cgroup, mounts, namespaces, process
+from pytest_sandbox.linux import mounts, namespaces, process, systemd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +51,7 @@ class LauncherClient:
         self.pid = os.getpid()
         self.name = f"{self.pid:x}-{secrets.token_hex(3)}"
         sweep.sweep()
-        self.hierarchy = cgroup.Hierarchy.find()
+        self.hierarchy = systemd.find_groups()
         self.session = self.hierarchy.session(self.name)
         self._lock = threading.Lock()
         self.brought: dict[str, Shelved] = {}
@@ -62,13 +62,17 @@ class LauncherClient:
         self.process = _start(self.name, theirs)
         theirs.close()
         _hello, fds = self._receive()
-        self.user_fd = fds[0] if fds else -1
+        self.user_fd, self._rooted_fd = [*fds, -1, -1][:2]
         self.has_user_namespace = self.user_fd >= 0
         self.builder_fd = _builder(self.process.pid)
         self._mounts = mounts.watch()
         self._asked: Plan | None = None
         self._number = 0
         self._offer: Ready | None = None
+
+    def user_of(self, plan: Plan) -> int:
+        """Return the user namespace of a container's payloads; -1 where there is none."""
+        return self._rooted_fd if self._rooted_fd >= 0 and not plan.is_on_host else self.user_fd
 
     def request(self, message: Message) -> tuple[Message, list[int]]:
         """Ask, and wait for the answer. Raises :class:`SetupError`."""
@@ -177,7 +181,13 @@ class LauncherClient:
     def abandon(self) -> None:
         """Close this process's descriptors of the launcher without a word: for a fork that is inside a container."""
         self.channel.close()
-        close_all([fd for fd in (self.user_fd, self.builder_fd, self._mounts, self._offer.pidfd if self._offer else -1) if fd >= 0])
+        close_all(
+            [
+                fd
+                for fd in (self.user_fd, self._rooted_fd, self.builder_fd, self._mounts, self._offer.pidfd if self._offer else -1)
+                if fd >= 0
+            ]
+        )
         self.process.returncode = 0
 
 

@@ -44,7 +44,12 @@ class Host:
         except OSError:  # no user namespaces here: the payloads keep docker's default protection, which needs none
             self.user = -1
         self.is_root = userns.is_initial()
+        self.rooted = -1 if self.is_root or self.user < 0 else namespaces.make_user_namespace(rooted=True)
         self.look()
+
+    def user_of(self, plan: Plan) -> int:
+        """Return the payloads' user namespace: who is not root is root in an image, whose files it owns, and itself on its host's root."""
+        return self.rooted if self.rooted >= 0 and not plan.is_on_host else self.user
 
     def look(self) -> None:
         """Find what there is on the host's root, and try which of it can be below an overlay."""
@@ -96,7 +101,7 @@ class Building:
         """
         try:
             if self.plan.own_network and self.plan.user_namespace:
-                self.network = network.make_network(self.host.user)
+                self.network = network.make_network(self.host.user_of(self.plan))
             for step in self._steps():
                 step()
             return self._spawn(cgroup)
@@ -195,17 +200,13 @@ class Building:
         return overlay.Like(path, self.shelved[key])
 
     def _mount_root(self) -> None:
-        step, lower = "mount root", [self.host.root.root] if self._on_host else list(self.plan.lower)
+        step, lower = "mount root", [self.host.root.root] if self.plan.is_on_host else list(self.plan.lower)
         missing = [name for name in _OWN if not _is_folder(lower, name)]
         if missing:  # a root without them gets them below its writable layer, so that they are no change of the test's
             for folder in ("", *(f"/{name}" for name in missing)):
                 self.program.add(step, "mkdirat", -1, f"{mounts.STAGE}/base{folder}".encode(), 0o755)
             lower.append(f"{mounts.STAGE}/base")
         self._overlay(step, lower, 0, "", sc.MS_NODEV, like=self.plan.lower[0])
-
-    @property
-    def _on_host(self) -> bool:
-        return self.plan.lower == ("/",)
 
     def _overlay(self, step: str, lower: list[str], number: int, point: str, flags: int, *, like: str) -> None:
         above = self._above(point)
@@ -219,7 +220,7 @@ class Building:
     def _mount_below(self) -> None:
         """Lay a writable layer over every real file system on the host's root, or over the host's folders in an image."""
         step = "mount below"
-        for number, entry in enumerate(self.host.root.below if self._on_host else (), 1):
+        for number, entry in enumerate(self.host.root.below if self.plan.is_on_host else (), 1):
             if entry.below_overlay:
                 self._overlay(step, [entry.lower], number, entry.point, entry.flags | sc.MS_NODEV, like=entry.point)
             else:  # a file, or a file system that cannot be below an overlay: seen, and never written
@@ -269,7 +270,7 @@ class Building:
             return
         step = "make root read only"
         mounts.add_remount(self.program, step, "/", sc.MS_RDONLY | sc.MS_NODEV)
-        for entry in self.host.root.below if self._on_host else ():
+        for entry in self.host.root.below if self.plan.is_on_host else ():
             mounts.add_remount(self.program, step, entry.point, sc.MS_RDONLY | sc.MS_NODEV | entry.flags)
 
     def _name_host(self) -> None:

@@ -101,10 +101,23 @@ class Entrance:
             self._add_filter(program)
         program.extend(_dropping(self.plan.capabilities))
         if user is not None:
-            _add_user(program, user)
-        self._add_capabilities(program, is_root=(os.geteuid() if user is None else user.uid) == 0)
+            self._add_user(program, user)
+        is_root = (os.geteuid() == 0 or self._is_rooted) if user is None else user.uid == 0
+        self._add_capabilities(program, is_root=is_root)
         if self.plan.no_new_privileges:
             self._add_filter(program)
+
+    @property
+    def _is_rooted(self) -> bool:
+        """Whether a user is root inside."""
+        return self.builder_fd >= 0 and self.plan.user_namespace and not self.plan.is_on_host
+
+    def _add_user(self, program: Program, user: User) -> None:
+        groups = struct.pack(f"{len(user.groups)}I", *user.groups)
+        # Without subordinate ids nobody's groups can be changed (user_namespaces(7)): what is left are rights that the caller has anyway.
+        program.add("become user", "setgroups", len(user.groups), groups, go_on=self.builder_fd >= 0)
+        program.add("become user", "setresgid", user.gid, user.gid, user.gid)
+        program.add("become user", "setresuid", user.uid, user.uid, user.uid)
 
     def _add_capabilities(self, program: Program, *, is_root: bool) -> None:
         """Without inheritable ones a program that root executes gains none past the bounding set (CVE-2022-24769), and none is ambient."""
@@ -129,13 +142,6 @@ def _dropping(kept: int) -> Program:
         if not kept >> number & 1:
             program.add("drop capabilities", "prctl", sc.PR_CAPBSET_DROP, number, 0, 0, 0)
     return program
-
-
-def _add_user(program: Program, user: User) -> None:
-    groups = struct.pack(f"{len(user.groups)}I", *user.groups)
-    program.add("become user", "setgroups", len(user.groups), groups)
-    program.add("become user", "setresgid", user.gid, user.gid, user.gid)
-    program.add("become user", "setresuid", user.uid, user.uid, user.uid)
 
 
 #: What :mod:`subprocess` restores: Python ignores these.

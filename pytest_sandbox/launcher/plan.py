@@ -61,6 +61,11 @@ class Plan:
         found = (place.removeprefix(SHELF).partition("/")[0] for _point, place in self.above if place.startswith(SHELF))
         return tuple(dict.fromkeys(found))
 
+    @property
+    def is_on_host(self) -> bool:
+        """Whether the container lies on the host's root."""
+        return self.lower == ("/",)
+
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON can hold it."""
         return asdict(self)

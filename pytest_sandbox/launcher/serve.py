@@ -76,7 +76,7 @@ class Launcher:
 
     def serve(self) -> None:
         """Answer until the client is gone."""
-        self.client.send({"op": "hello"}, [self.host.user] if self.host.user >= 0 else [])
+        self.client.send({"op": "hello"}, [fd for fd in (self.host.user, self.host.rooted) if fd >= 0])
         while True:
             # What was mounted or unmounted before a container was asked for belongs into it.
             for fd, _event in sorted(self.poll.poll(), key=self.order):
@@ -252,7 +252,8 @@ class Launcher:
         if what == "layer":
             return {"op": "layer", "points": made.points}, [os.dup(made.layer)]
         builder = -1 if self.host.is_root else namespaces.open_of(os.getpid(), "user")
-        spaces = [os.dup(self.host.user) if self.host.user >= 0 else -1, builder]
+        user = self.host.user_of(made.plan)
+        spaces = [os.dup(user) if user >= 0 else -1, builder]
         way = {"plan": made.plan.to_json(), "joins": made.group.joins(), "pid": made.pid, "user_namespaces": [fd >= 0 for fd in spaces]}
         return {"op": "entered", "about": made.about, **way}, [os.dup(made.pidfd), *(fd for fd in spaces if fd >= 0)]
 

@@ -72,8 +72,8 @@ def children_in(pidfd: int) -> Iterator[None]:
         os.close(own)
 
 
-def make_user_namespace() -> int:
-    """Return the descriptor of a new user namespace in which everybody is who he is outside (:func:`map_identity`).
+def make_user_namespace(*, rooted: bool = False) -> int:
+    """Return the descriptor of a new user namespace in which everybody is who he is outside, or, ``rooted``, the caller is root.
 
     Raises :class:`OSError` where this kernel or its settings allow none.
     """
@@ -86,7 +86,7 @@ def make_user_namespace() -> int:
             os._exit(0)
         os.close(pidfd)
         try:
-            map_identity(pid)
+            (map_rooted if rooted else map_identity)(pid)
             return open_of(pid, "user")
         finally:
             os.close(writer)

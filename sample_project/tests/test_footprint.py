@@ -13,12 +13,13 @@ GUESTBOOK = [sys.executable, "-B", "-m", "guestbook"]
 
 
 def test_signing_writes_one_file_and_its_folder(container):
-    container.run([*GUESTBOOK, "sign", "Ada", "I was here."], cwd=PROJECT, env={"HOME": "/srv"}, check=True)
+    container.run([*GUESTBOOK, "sign", "Ada", "I was here."], cwd=PROJECT, env={"HOME": "/var/tmp"}, check=True)
 
     assert [
-        Change("/srv", "modified"),
-        Change("/srv/.guestbook", "added"),
-        Change("/srv/.guestbook/signatures", "added"),
+        Change("/var", "modified"),
+        Change("/var/tmp", "modified"),
+        Change("/var/tmp/.guestbook", "added"),
+        Change("/var/tmp/.guestbook/signatures", "added"),
     ] == container.diff()
 
 

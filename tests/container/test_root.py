@@ -58,6 +58,7 @@ def test_the_hosts_files_are_seen_and_can_be_destroyed_in_effigy(tmp_path):
 
 
 @pytest.mark.needs("root")
+@pytest.mark.slow
 def test_the_host_can_be_wiped_out_inside(tmp_path):
     """Rm -rf of everything, once the container is proved to be one, ends the container's world only."""
     with Container() as c:
@@ -214,7 +215,6 @@ def test_devices_and_setuid_of_a_volume_give_nothing(tmp_path):
     assert {"nodev", "nosuid"} <= set(flags.split(","))
 
 
-@pytest.mark.needs("root")
 def test_a_folder_as_the_root(busybox_root):
     """image=PATH: its files are the root, its own /proc, /sys and /dev are added, and it stays as it is."""
     before = sorted(os.listdir(busybox_root))
