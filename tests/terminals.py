@@ -30,6 +30,11 @@ def wait_for(condition, patience: float = PATIENCE):
     return found
 
 
+def _environment() -> dict[str, str]:
+    """Our own, without what would tell programs another size than the terminal's."""
+    return {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
+
+
 class Terminal:
     """The command line on a pseudo-terminal of its own, which is its controlling one: ``with Terminal("run", "-it", ...) as screen``."""
 
@@ -46,7 +51,7 @@ class Terminal:
             stderr=slave,
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - no import, no lock
-            env={**os.environ, "PS1": "$ ", "TERM": "xterm", "HISTFILE": "/dev/null"},
+            env={**_environment(), "PS1": "$ ", "TERM": "xterm", "HISTFILE": "/dev/null"},
         )
         self.seen = ""
 

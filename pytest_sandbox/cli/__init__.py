@@ -25,6 +25,7 @@ MODULES: dict[str, str] = {
     "ps": "living",
     "exec": "living",
     "shell": "living",
+    "rm": "living",
     "stats": "living",
     "diff": "living",
     "pull": "images",

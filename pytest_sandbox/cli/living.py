@@ -1,11 +1,11 @@
-"""``ps``, ``exec``, ``stats``, ``diff`` and ``shell``: containers that other processes of this user have."""
+"""``ps``, ``exec``, ``shell``, ``rm``, ``stats`` and ``diff``: containers of other processes of this user, and what is kept of them."""
 
 from __future__ import annotations
 
 import time
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.cli import flags, screen
 from pytest_sandbox.cli.verb import Verb
@@ -14,6 +14,8 @@ from pytest_sandbox.errors import SandboxError
 if TYPE_CHECKING:
     import argparse
 
+    from pytest_sandbox.container import Container
+    from pytest_sandbox.container.kept import Kept
     from pytest_sandbox.container.living import Living
 
 __all__ = ["VERBS"]
@@ -33,25 +35,47 @@ def _id_argument(parser: argparse.ArgumentParser) -> None:
 def _ps_arguments(parser: argparse.ArgumentParser) -> None:
     _format_argument(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="print ids only")
+    parser.add_argument("-a", "--all", action="store_true", help="those too whose layers `pytest --sandbox-keep` has kept")
 
 
 def _ps(found: argparse.Namespace) -> int:
+    from pytest_sandbox.container.kept import kept
     from pytest_sandbox.container.living import living
 
-    ones = living()
+    cards = [*(_kept_card(one) for one in (kept() if found.all else [])), *map(_card, living())]
     if found.quiet:
-        print("".join(f"{one.id}\n" for one in ones), end="")
+        print("".join(f"{card['id']}\n" for card in cards), end="")
     elif found.format == "json":
-        screen.print_json([_card(one) for one in ones])
+        screen.print_json(cards)
     else:
-        rows = [(one.id, one.settings.image, _command(one), _age(one), one.label) for one in ones]
-        screen.print_table(("CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "NAME"), rows)
+        screen.print_table(("CONTAINER ID", "IMAGE", "COMMAND", "STATUS", "NAME"), [_ps_row(card) for card in cards])
     return 0
 
 
-def _card(one: Living) -> dict[str, object]:
+def _ps_row(card: dict[str, Any]) -> tuple[str, ...]:
+    age = screen.duration(max(0.0, time.time() - card["created"]))
+    status = f"Up {age}" if card["status"] == "running" else f"Kept {age} ago"
+    return (card["id"], str(card["image"]), card["command"], status, card["name"])
+
+
+def _kept_card(one: Kept) -> dict[str, Any]:
     return {
         "id": one.id,
+        "status": "kept",
+        "name": one.label,
+        "image": one.settings.get("image", "host"),
+        "command": "",
+        "created": one.time,
+        "pid": None,
+        "session": "",
+        "settings": one.settings,
+    }
+
+
+def _card(one: Living) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "status": "running",
         "name": one.label,
         "image": one.settings.image,
         "command": _command(one),
@@ -69,10 +93,6 @@ def _command(one: Living) -> str:
     with suppress(SandboxError), enter(one) as entered:
         return next((line for _pid, line in entered.processes()), "")
     return ""
-
-
-def _age(one: Living) -> str:
-    return f"{screen.duration(max(0.0, time.time() - one.since))} ago"
 
 
 # -- exec and shell
@@ -104,6 +124,19 @@ def _exec(found: argparse.Namespace) -> int:
         return attach(container, command)
 
 
+def _living_or_kept(name: str) -> Container:
+    """Enter a living container of that name, or start one where a kept one ended. Raises :class:`SandboxError` for a name that is none."""
+    from pytest_sandbox.container import kept, living
+
+    alive = living.living()
+    layers = kept.kept()
+    if not living.matching(name, [one.id for one in alive], [one.label for one in alive]):
+        found = living.matching(name, [one.id for one in layers], [one.label for one in layers])
+        if found:
+            return kept.start(_one_of(name, found))
+    return living.enter(living.find(name, alive))
+
+
 def _shell_arguments(parser: argparse.ArgumentParser) -> None:
     _id_argument(parser)
 
@@ -112,11 +145,35 @@ def _shell(found: argparse.Namespace) -> int:
     import sys
 
     from pytest_sandbox.cli.attach import Command, attach
-    from pytest_sandbox.container.living import enter, find
 
-    with enter(find(found.id)) as container:
+    with _living_or_kept(found.id) as container:
         words = next(([path] for path in ("/bin/bash", "/bin/sh") if container.exists(path)), ["sh"])
         return attach(container, Command(words, interactive=True, tty=sys.stdin.isatty()))
+
+
+# -- rm
+
+
+def _rm_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ids", metavar="CONTAINER", nargs="+", help="ids, beginnings of ids, or names of kept ones")
+
+
+def _rm(found: argparse.Namespace) -> int:
+    from pytest_sandbox.container import kept, living
+
+    layers = kept.kept()
+    for name in found.ids:
+        chosen = _one_of(name, living.matching(name, [one.id for one in layers], [one.label for one in layers]))
+        next(one for one in layers if one.id == chosen).remove()
+        print(chosen)
+    return 0
+
+
+def _one_of(name: str, ids: list[str]) -> str:
+    if len(ids) == 1:
+        return ids[0]
+    said = f"may be {len(ids)} that are kept: {', '.join(ids)}" if ids else "is none of the kept"
+    raise SandboxError(f"{name!r} {said}. `pytest-sandbox ps -a` lists them.")
 
 
 # -- stats and diff
@@ -135,9 +192,7 @@ def _stats(found: argparse.Namespace) -> int:
 
 
 def _diff(found: argparse.Namespace) -> int:
-    from pytest_sandbox.container.living import enter, find
-
-    with enter(find(found.id)) as container:
+    with _living_or_kept(found.id) as container:
         changes = container.diff()
     if found.format == "json":
         screen.print_json([asdict(change) for change in changes])
@@ -154,7 +209,7 @@ def _diff_arguments(parser: argparse.ArgumentParser) -> None:
 VERBS = (
     Verb(
         name="ps",
-        usage="[--format json] [-q]",
+        usage="[-a] [-q] [--format json]",
         summary="List the living containers of this user, those of test sessions too",
         arguments=_ps_arguments,
         run=_ps,
@@ -170,9 +225,16 @@ VERBS = (
     Verb(
         name="shell",
         usage="CONTAINER",
-        summary="Look around in a container",
+        summary="Look around in a living container, or in what a test has left (pytest --sandbox-keep)",
         arguments=_shell_arguments,
         run=_shell,
+    ),
+    Verb(
+        name="rm",
+        usage="CONTAINER...",
+        summary="Throw away what was kept of containers",
+        arguments=_rm_arguments,
+        run=_rm,
     ),
     Verb(
         name="stats",

@@ -43,8 +43,8 @@ def rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=number == 0)  # an id is copied, and found by double-click
     for row in rows:
         table.add_row(*map(Text, row))
     return table

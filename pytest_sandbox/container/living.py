@@ -21,7 +21,7 @@ from pytest_sandbox.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Entered", "Living", "enter", "find", "living"]
+__all__ = ["Entered", "Living", "enter", "find", "living", "matching"]
 
 _PATIENCE = 5.0
 
@@ -86,15 +86,20 @@ def _ask(session: str, message: Message) -> tuple[Message, list[int]]:
         channel.close()
 
 
+def matching(name: str, ids: list[str], labels: list[str]) -> list[str]:
+    """Return the ids that ``name`` may mean: what it is the id or the label of, else what it begins; an empty one means none."""
+    exact = [id_ for id_, label in zip(ids, labels, strict=True) if name and name in (id_, label)]
+    return exact or [id_ for id_ in ids if name and id_.startswith(name)]
+
+
 def find(name: str, among: list[Living] | None = None) -> Living:
     """Return the one whose id or label ``name`` is, or whose id begins with it. Raises :class:`SandboxError` for none and for several."""
     known = living() if among is None else among
-    exact = [one for one in known if name and name in (one.id, one.label)]
-    found = exact or [one for one in known if name and one.id.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise SandboxError(f"{name!r} is the beginning of {len(found)} containers: {', '.join(one.id for one in found)}. Write more of it.")
+    ids = matching(name, [one.id for one in known], [one.label for one in known])
+    if len(ids) == 1:
+        return next(one for one in known if one.id == ids[0])
+    if ids:
+        raise SandboxError(f"{name!r} is the beginning of {len(ids)} containers: {', '.join(ids)}. Write more of it.")
     raise SandboxError(f"there is no living container {name!r}. `pytest-sandbox ps` lists those that there are.")
 
 
