@@ -148,6 +148,7 @@ class Fork:
         self._carried.send()
         self._benchmarks.send(self._wire)
         self._measured.send(self._wire)
+        _flush()
         self._wire.send("done", None)
 
     # -- the ends
@@ -177,10 +178,14 @@ class Fork:
 
     @staticmethod
     def _leave(status: int) -> NoReturn:
-        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-            with suppress(BaseException):
-                stream.flush()  # type: ignore[union-attr]
+        _flush()
         os._exit(status)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        with suppress(BaseException):
+            stream.flush()  # type: ignore[union-attr]
 
 
 def _is_the_suites(function: Any) -> bool:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sandbox.container import Container
-from pytest_sandbox.outcome import Outcome, TimedOut
+from pytest_sandbox.outcome import Exited, Outcome, TimedOut
 from pytest_sandbox.plugin import benchmarks, carried, compat, coverage_data, fork, python_home, verdict
 from pytest_sandbox.plugin.rule import FORKED, INSIDE, SETTINGS
 from pytest_sandbox.plugin.streams import Streams, flush_terminal
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 _NAME = "sandbox-inside"
+#: How long a fork that has said all may take to end, in seconds.
+_PATIENCE = 10
 _VISIT = pytest.StashKey["_Visit"]()
 
 
@@ -61,7 +63,7 @@ class _Visit:
         self.fork: fork.Fork | None = None
         self.container: Container | None = None
         self.finding: verdict.Finding | None = None
-        self.interrupted = False
+        self._child: Child | None = None
 
     def take_over(self) -> None:
         """Stand in for the item's own functions, until :meth:`give_back`."""
@@ -75,6 +77,8 @@ class _Visit:
 
     def set_up(self) -> None:
         """Be the item's setup: by now the collectors are set up. In the fork, go on with the item's own."""
+        self.close()  # of an earlier try
+        self.finding = None
         compat.set_up_higher(self.item)
         with refusing(self.item.config):
             self.container = container = Container(self.item.stash[SETTINGS])
@@ -96,12 +100,10 @@ class _Visit:
             self.fork = fork.Fork(self.item, wire, streams, timer, self._relay, kept)
             self.item.setup()
             return
+        self._child = child
         receiver = wire.in_parent(child)
         try:
             outcome = self._wait(receiver, child, timer)
-        except BaseException:
-            child.wait(0)  # its container cannot end before somebody has waited for it
-            raise
         finally:
             timer.go_on()
         self.finding = verdict.Finding(self.item, container, receiver, outcome, (started, time.time()), streams.printed())
@@ -122,11 +124,12 @@ class _Visit:
     def _wait(self, receiver: Receiver, child: Child, timer: Timer) -> Outcome:
         limits = [limit for limit in (child.container.settings.timeout, timer.most) if limit is not None]
         limit = min(limits, default=None)
-        if not receiver.receive(limit) and not receiver.interrupted:
+        if receiver.receive(limit):
+            return Exited(0) if receiver.is_done else child.wait()
+        if not receiver.interrupted:
             receiver.ask_for_stack()
-            overrun = child.wait(0)
-            return replace(overrun, limit=limit or 0) if isinstance(overrun, TimedOut) else overrun
-        return child.wait(0 if receiver.interrupted else None)
+        overrun = child.wait(0)
+        return replace(overrun, limit=limit or 0) if isinstance(overrun, TimedOut) else overrun
 
     def _hear(self, receiver: Receiver) -> None:
         """Do what the fork's news ask for."""
@@ -165,7 +168,10 @@ class _Visit:
         self._end_session("teardown")
 
     def close(self) -> None:
-        """Close the container, whatever happened."""
+        """Close the container, whatever happened; it cannot end before somebody has waited for the fork."""
+        if self._child is not None:
+            self._child.wait(_PATIENCE)
+            self._child = None
         if self.container is not None:
             self.container.close()
 

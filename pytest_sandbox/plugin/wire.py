@@ -104,7 +104,7 @@ class Receiver:
         self.interrupted = False
 
     def receive(self, timeout: float | None) -> bool:
-        """Take what comes until the fork has ended; False where the time is over before, not counting a debugger's.
+        """Take what comes until all is said or the fork has ended; False where the time is over before, not counting a debugger's.
 
         A Ctrl-C goes on to the fork, which is out of the terminal's reach; it gets some seconds to end by itself, and none after a second one.
         """
@@ -128,7 +128,7 @@ class Receiver:
                 end = time.monotonic() + _INTERRUPT_TIME
 
     def _take(self, poll: select.poll, ready: set[int]) -> bool:
-        """Read what is ready, and tell whether the fork has ended and all is read."""
+        """Read what is ready, and tell whether nothing more will come."""
         for fd, data in ((self._wire.ours.fileno(), self._data), (self._wire.stack_reader, self.stack)):
             if fd in ready:
                 part = os.read(fd, _CHUNK)
@@ -137,7 +137,7 @@ class Receiver:
                 if not part:
                     poll.unregister(fd)
         self._parse()
-        return self._child.pidfd in ready and self._drained()
+        return self.is_done or (self._child.pidfd in ready and self._drained())
 
     def _drained(self) -> bool:
         """Read what a fork that has ended left; a stray process that goes on writing is not waited for."""
@@ -188,6 +188,11 @@ class Receiver:
         if news.kind == "debugger":
             self.debugging = bool(news.data)
         self.news.append(news)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the fork has said that nothing is missing; all that it still does is to end."""
+        return bool(self.news) and self.news[-1].kind == "done"
 
     def of(self, kind: str) -> Iterator[Any]:
         """Yield the data of all news of a kind."""
