@@ -1,0 +1,101 @@
+"""A server of victims: for each line it forks a process that makes and uses containers until its stdin, a pipe, ends.
+
+A victim says "ok" at the end where its last container worked, and what was wrong otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import subprocess
+import sys
+import threading
+import traceback
+from contextlib import suppress
+
+from pytest_sandbox import Container, SandboxError
+
+
+def use(container: Container) -> None:
+    """Do something that leaves much behind."""
+    container.run(["/bin/sh", "-c", "sleep 1000 & (sleep 1000 &) ; echo > /tmp/x"])
+    container.popen(["/bin/sh", "-c", "while :; do :; done & exec sleep 1000"])
+    container.call(os.getpid)
+    container.write_text("/tmp/y", "x" * 10_000)
+    if random.random() < 0.2:
+        container.pause()
+
+
+KINDS = (
+    {},
+    {"memory": "128m", "cpus": 1},
+    {"storage": "disk"},
+    {"hostname": "x", "pids_limit": 50},
+    {"read_only": True},
+    {"network": "host"},
+)
+
+
+def one() -> None:
+    with Container(**random.choice(KINDS)) as container:
+        use(container)
+        container.close()
+
+
+def ended() -> bool:
+    return bool(select.select([0], [], [], 0)[0])
+
+
+def survive() -> None:
+    """Make containers until stdin ends; a crash of the others' is an error of the library's, and never anything else."""
+    while not ended():
+        with suppress(SandboxError, subprocess.SubprocessError, OSError):
+            if random.random() < 0.3:
+                threads = [threading.Thread(target=quietly) for _ in range(3)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+            one()
+
+
+def quietly() -> None:
+    with suppress(SandboxError, OSError):
+        one()
+
+
+def victim() -> str:
+    try:
+        survive()
+        with Container() as container:
+            return f"ok {container.run(['true']).returncode}"
+    except BaseException:  # noqa: BLE001 - it is told
+        return traceback.format_exc()
+
+
+def start() -> None:
+    """Fork a victim: prints its number; what it says at its end goes to the pipe's path that comes with the line."""
+    for line in sys.stdin:
+        answer = line.strip()
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.dup2(reader, 0)
+            os.closerange(3, 100)
+            said = victim()
+            with open(answer, "w", encoding="utf-8") as file:
+                file.write(said)
+            from pytest_sandbox.container import session
+
+            session._close_at_exit()
+            os._exit(0)
+        os.close(reader)
+        print(pid, flush=True)
+        sys.stdin.readline()  # go on: end it
+        os.close(writer)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    start()
