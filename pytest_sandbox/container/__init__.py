@@ -72,6 +72,8 @@ class Container(Files):
         self._state = "created"
         #: The commands of this process's that have not ended.
         self.commands: set[Popen] = set()
+        #: The forks of this process that were not awaited.
+        self.children: set[Child] = set()
         self._closing = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -154,11 +156,13 @@ class Container(Files):
 
     def _end_processes(self) -> None:
         """Kill what runs inside, and wait for it. Init alone is no reason to wait: the launcher ends it in its own time."""
-        if not self.commands and self.group.count() == OVERHEAD:
+        if not self.commands and not self.children and self.group.count() == OVERHEAD:
             return
         process.kill(self.pidfd, signal.SIGKILL)
         for command in list(self.commands):  # they are this process's children: the namespace ends when they are reaped
             command.wait()
+        for child in list(self.children):
+            child.reap()
         while not process.ended(self.pidfd, _LOOK_AGAIN) and (self.group.pids() or self.group.count() is None):
             pass  # what is left once nobody lives are the dead of a visitor that does not reap them
 

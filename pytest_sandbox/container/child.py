@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import threading
 import time
 import warnings
 from contextlib import suppress
@@ -43,6 +44,9 @@ class Child:
         self.pidfd = os.pidfd_open(pid)
         self._kills = kills
         self._outcome: Outcome | None = None
+        self._code: int | None = None
+        self._reaping = threading.Lock()
+        container.children.add(self)
 
     def wait(self, timeout: float | None = None) -> Outcome:
         """Wait for the end, and return what it was; over ``timeout`` seconds everything inside but init is killed."""
@@ -54,10 +58,27 @@ class Child:
             overrun = TimedOut(timeout or 0, running)
             self.kill()
             process.ended(self.pidfd)
-        _pid, status = os.waitpid(self.pid, 0)
-        os.close(self.pidfd)
-        self._outcome = overrun or self._verdict(os.waitstatus_to_exitcode(status))
+        code = self._reaped()
+        self._outcome = overrun or self._verdict(code)
         return self._outcome
+
+    def reap(self) -> None:
+        """Kill it and take its status: until then, its PID namespace does not end (pid_namespaces(7))."""
+        if self._code is None:
+            process.kill(self.pidfd, signal.SIGKILL)
+            self._reaped()
+
+    def _reaped(self) -> int:
+        with self._reaping:
+            if self._code is None:
+                process.ended(self.pidfd)
+                try:
+                    self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+                except ChildProcessError:  # the caller waits for all its children by itself
+                    self._code = -signal.SIGKILL
+                os.close(self.pidfd)
+                self.container.children.discard(self)
+            return self._code
 
     def _verdict(self, code: int) -> Outcome:
         if code >= 0:
@@ -86,10 +107,22 @@ def fork_into(container: Container, living: Iterable[Container]) -> Child | None
     for folder in ["/", *reversed(folders)]:
         program.add("change to the working folder", "chdir", os.fsencode(folder), go_on=True)  # the last that is there
     entrance.add_lock_down(program, user)
-    pid = _fork_as_root(entrance) if entrance.builder_fd < 0 else _fork_as_user(entrance)
-    if pid:
-        return Child(container, pid, kills)
+    # An interrupt between the fork and what notes it would leave a child that nobody waits for, or a second caller.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    pid = -1
+    try:
+        pid = _fork_as_root(entrance) if entrance.builder_fd < 0 else _fork_as_user(entrance)
+        child = Child(container, pid, kills) if pid else None
+    finally:
+        if pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if child is not None:
+        return child
     _enter(container, program, living)
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    except KeyboardInterrupt:  # it came before this had a session of its own
+        os._exit(128 + signal.SIGINT)
     return None
 
 
@@ -191,9 +224,13 @@ def run_call(container: Container, func: Callable[..., Any], args: tuple[Any, ..
             ours.close()
             _answer(theirs, func, args, keywords)
         theirs.close()
-        end = None if timeout is None else time.monotonic() + timeout
-        data = _collect(ours, child.pidfd, end)
-    outcome = child.wait(None if end is None else max(0, end - time.monotonic()))
+        try:
+            end = None if timeout is None else time.monotonic() + timeout
+            data = _collect(ours, child.pidfd, end)
+            outcome = child.wait(None if end is None else max(0, end - time.monotonic()))
+        except BaseException:
+            child.reap()
+            raise
     if isinstance(outcome, TimedOut):
         raise TimeoutError(f"call() was killed after {timeout} seconds; inside ran: {', '.join(outcome.processes)}")
     return _value(outcome, data)

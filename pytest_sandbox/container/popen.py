@@ -38,6 +38,7 @@ __all__ = ["Popen"]
 __tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
 
 _CHUNK = 1 << 16
+_PIPE_AT_MOST = 1 << 20  # /proc/sys/fs/pipe-max-size, by default
 _MOST_FDS = (1 << 32) - 1
 _WORKDIR = "change to the working folder"
 
@@ -198,8 +199,9 @@ class Popen(subprocess.Popen[Any]):
             self._container.commands.discard(self)
             close_all([self._pidfd] if self._pidfd >= 0 else [])
             self._pidfd = -1
-            for pump in self._pumps:
-                pump.drain()
+            errors = [error for error in [pump.drain() for pump in self._pumps] if error is not None]
+            if errors:  # a full disk, where the command itself would have met it
+                raise errors[0]
 
 
 def _add_streams(program: Program, standards: list[int], *, tty: bool) -> None:
@@ -273,6 +275,7 @@ class _Pump:
         self._file = os.dup(fd)
         self._moving = threading.Lock()
         self._done = False
+        self._error: OSError | None = None
         target = self._feed if reading else self._collect
         threading.Thread(target=target, daemon=True, name="pytest-sandbox-pump").start()
 
@@ -288,29 +291,36 @@ class _Pump:
         fcntl.fcntl(self._ours, fcntl.F_SETFL, os.O_NONBLOCK)
         poll = select.poll()
         poll.register(self._ours, select.POLLIN)
-        while poll.poll():
+        while not self._done:
+            poll.poll()
             with self._moving:
-                if not self._move():
-                    break
-        with self._moving:
-            self._done = True
+                self._move()
+        with self._moving:  # nobody else closes: the number could be another file's while this waits for it
             close_all([self._ours, self._file])
 
-    def _move(self) -> bool:
-        """Write what is there to the file; False at the end of the pipe."""
-        while True:
-            try:
-                chunk = os.read(self._ours, _CHUNK)
-            except BlockingIOError:
-                return True
-            if not chunk:
-                return False
-            view = memoryview(chunk)
-            while view:
-                view = view[os.write(self._file, view) :]
+    def _move(self) -> None:
+        """Write what is there to the file, but no more than a pipe holds, for a writer may never stop."""
+        try:
+            for _ in range(_PIPE_AT_MOST // _CHUNK):
+                if self._done or not self._move_chunk():
+                    return
+        except OSError as error:
+            self._error, self._done = error, True
 
-    def drain(self) -> None:
-        """Return when all that was written before the call is in the file."""
+    def _move_chunk(self) -> bool:
+        try:
+            chunk = os.read(self._ours, _CHUNK)
+        except BlockingIOError:
+            return False
+        self._done = not chunk
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(self._file, view) :]
+        return True
+
+    def drain(self) -> OSError | None:
+        """Return when all that was written before the call is in the file; with the error that stopped it."""
         with self._moving:
-            if not self._done:
-                self._move()
+            self._move()
+            error, self._error = self._error, None
+            return error

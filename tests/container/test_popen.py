@@ -265,3 +265,11 @@ def test_a_popen_that_nobody_waits_for(box):
         other.stdin.write(b"x")
         while len(os.listdir("/proc/self/fd")) > before:
             subprocess._cleanup()
+
+
+def test_a_writer_that_never_stops_is_not_waited_for(box, tmp_path):
+    """wait() ends with the command, although a process that it left behind goes on writing to the same file."""
+    with open(tmp_path / "out", "wb") as out, box.popen([SH, "-c", "echo first; yes & echo $!"], stdout=out) as p:
+        assert 0 == p.wait(30)
+        assert (tmp_path / "out").read_bytes().startswith(b"first\n")
+        box.run(["pkill", "yes"], check=True)

@@ -71,7 +71,7 @@ def remains(client):
     """Files, groups and mounts with the name of a client's session, besides what is swept."""
     start = f"{client:x}-"
     found = [str(path) for path in Path(sweep.state_folder()).iterdir() if path.name.startswith(start)]
-    found += [path for path in (Path(folders.images()) / "writable").glob(f"{start}*")]
+    found += list((Path(folders.images()) / "writable").glob(f"{start}*"))
     found += [folder for name, folders in cgroup.Hierarchy.find().sessions().items() if name.startswith(start) for folder in folders]
     found += [line for line in _read("/proc/self/mountinfo").decode(errors="replace").splitlines() if start in line]
     return [str(one) for one in found]

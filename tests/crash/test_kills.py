@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -40,9 +41,13 @@ class Zygote:
         self.process.stdin.write(text)
         self.process.stdin.flush()
 
-    def end(self):
-        """Have the victim come to its end; returns its exit status."""
+    def end(self, client):
+        """Have the victim come to its end; returns its exit status. One that hangs shows where, and is killed."""
         self._write("\n")
+        if not select.select([self.process.stdout], [], [], 60)[0]:
+            os.kill(client, signal.SIGUSR1)
+            select.select([self.process.stdout], [], [], 2)
+            kill(client)
         return int(self.process.stdout.readline())
 
     def close(self):
@@ -78,7 +83,7 @@ def one_round(zygote, whom, seed):
     client, said = zygote.start()
     time.sleep(random.uniform(0, 0.35))  # the moment is what is random here, nothing is waited for
     strike(client, whom)
-    status = zygote.end()
+    status = zygote.end(client)
     wrong = []
     if whom not in {"client", "all"} and (status, "ok 0") != (status, text := said.read_text() if said.exists() else "nothing"):
         wrong.append(f"the client said {text} and ended with {status}")
