@@ -21,10 +21,10 @@ from pytest_sandbox import Container, SandboxError
 
 def use(container: Container) -> None:
     """Do something that leaves much behind."""
-    container.run(["/bin/sh", "-c", "sleep 1000 & (sleep 1000 &) ; echo > /tmp/x"])
+    container.run(["/bin/sh", "-c", "sleep 1000 & (sleep 1000 &) ; echo > /dev/shm/x"])
     container.popen(["/bin/sh", "-c", "while :; do :; done & exec sleep 1000"])
     container.call(os.getpid)
-    container.write_text("/tmp/y", "x" * 10_000)
+    container.write_text("/dev/shm/y", "x" * 10_000)
     if random.random() < 0.2:
         container.pause()
 

@@ -104,7 +104,7 @@ def rounds(folder, number, count):
 def workers(tmp_path, each, count=3):
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
         found = [one for part in pool.map(lambda number: rounds(tmp_path, number, each), range(count)) for one in part]
-    assert [] == found
+    assert not found, "\n".join(map(str, found))
 
 
 def test_kills_at_some_moments(tmp_path):
