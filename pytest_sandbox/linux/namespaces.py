@@ -6,6 +6,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux import userns
 
@@ -54,8 +55,18 @@ def set_for_children(fd: int) -> None:
 
 
 def open_for_children() -> int:
-    """Return a descriptor of the PID namespace in which this thread's children begin."""
-    return os.open("/proc/thread-self/ns/pid_for_children", os.O_RDONLY | os.O_CLOEXEC)
+    """Return a descriptor of the PID namespace in which this thread's children begin.
+
+    Raises :class:`UnsupportedError` where the thread could not come back to it: it must not go elsewhere then.
+    """
+    own = os.open("/proc/thread-self/ns/pid_for_children", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        set_for_children(own)
+    except OSError as error:
+        os.close(own)
+        remedy = "Allow user namespaces (sysctl user.max_user_namespaces), or run as root of the PID namespace too (unshare --pid)."
+        raise UnsupportedError(f"entering a container from this user namespace ({error.strerror})", remedy) from error
+    return own
 
 
 @contextmanager
