@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from pytest_sandbox.plugin.fixtures import container, container_factory, pytest_runtest_makereport
 from pytest_sandbox.plugin.options import pytest_addoption, pytest_configure
 from pytest_sandbox.plugin.rule import pytest_collection_modifyitems
-from pytest_sandbox.plugin.timer import pytest_timeout_set_timer
 
 if TYPE_CHECKING:
     import pytest
@@ -23,7 +22,6 @@ __all__ = [
     "pytest_collection_modifyitems",
     "pytest_configure",
     "pytest_runtest_makereport",
-    "pytest_timeout_set_timer",
 ]
 
 

@@ -27,7 +27,7 @@ from pytest_sandbox.outcome import Exited, Outcome, TimedOut
 from pytest_sandbox.plugin import benchmarks, carried, compat, coverage_data, fork, python_home, verdict
 from pytest_sandbox.plugin.rule import FORKED, INSIDE, SETTINGS
 from pytest_sandbox.plugin.streams import Streams, flush_terminal
-from pytest_sandbox.plugin.timer import Timer
+from pytest_sandbox.plugin.timer import Remembering, Timer
 from pytest_sandbox.plugin.unsupported import refusing
 from pytest_sandbox.plugin.wire import Receiver, Wire
 
@@ -49,6 +49,7 @@ def register(config: pytest.Config) -> None:
     if not config.pluginmanager.has_plugin(_NAME):
         relay = fork.Relay(config)
         config.pluginmanager.register(relay, f"{_NAME}-relay")
+        config.pluginmanager.register(Remembering(), f"{_NAME}-timer")
         config.pluginmanager.register(_Frame(relay), _NAME)
         config.pluginmanager.register(_Answers(), f"{_NAME}-answers")
 

@@ -27,9 +27,8 @@ HOLDS = pytest.StashKey[bool]()
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Decide for each test, and refuse a wrong setting before any test runs."""
-    common = given(config)
     everywhere = wants_sandbox(config)
-    known: dict[tuple[int, ...], Settings] = {}
+    read = _Reader(config)
     for item in items:
         names = getattr(item, "fixturenames", ())
         marks = [mark.name for mark in item.iter_markers() if mark.name in {"container", "no_sandbox"}]
@@ -37,7 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         inside = not holds and _is_inside(marks, everywhere=everywhere and "container_factory" not in names)
         item.stash[INSIDE], item.stash[HOLDS] = inside, holds
         if holds or inside or "container" in marks:
-            item.stash[SETTINGS] = _settings(item, common, known)
+            item.stash[SETTINGS] = read.settings(item)
     if any(item.stash[INSIDE] for item in items):
         from pytest_sandbox.plugin import inside as inside_
 
@@ -49,13 +48,24 @@ def _is_inside(marks: list[str], *, everywhere: bool) -> bool:
     return everywhere if not marks else marks[0] == "container"
 
 
-def _settings(item: pytest.Item, common: tuple[dict[str, object], dict[str, object]], known: dict[tuple[int, ...], Settings]) -> Settings:
-    marks = list(item.iter_markers("container"))
-    key = tuple(map(id, marks))
-    if key not in known:
-        known[key] = _read(item, marks, *common)
-    changed = item.ihook.pytest_sandbox_settings(item=item, settings=known[key])
-    return known[key] if changed is None else changed
+class _Reader:
+    """Reads marks over ini over defaults, and the command line over all; the same marks once."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._common: tuple[dict[str, object], dict[str, object]] | None = None
+        self._known: dict[tuple[int, ...], Settings] = {}
+
+    def settings(self, item: pytest.Item) -> Settings:
+        """Return an item's settings, as the hook has left them. Raises :class:`pytest.UsageError`."""
+        if self._common is None:  # a session that asks for nothing does not pay for reading
+            self._common = given(self._config)
+        marks = list(item.iter_markers("container"))
+        key = tuple(map(id, marks))
+        if key not in self._known:
+            self._known[key] = _read(item, marks, *self._common)
+        changed: Settings | None = item.ihook.pytest_sandbox_settings(item=item, settings=self._known[key])
+        return self._known[key] if changed is None else changed
 
 
 def _read(item: pytest.Item, marks: list[pytest.Mark], ini: dict[str, object], options: dict[str, object]) -> Settings:
@@ -82,5 +92,5 @@ def _read(item: pytest.Item, marks: list[pytest.Mark], ini: dict[str, object], o
 def settings_of(item: pytest.Item) -> Settings:
     """Return the settings of a test's container, also of one that nobody knew to want one when it was collected."""
     if SETTINGS not in item.stash:
-        item.stash[SETTINGS] = _settings(item, given(item.config), {})
+        item.stash[SETTINGS] = _Reader(item.config).settings(item)
     return item.stash[SETTINGS]

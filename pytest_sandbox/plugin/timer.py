@@ -10,7 +10,7 @@ import pytest
 if TYPE_CHECKING:
     from _typeshed import Incomplete
 
-__all__ = ["Timer"]
+__all__ = ["Remembering", "Timer"]
 
 #: How long the parent waits past pytest-timeout's own end of a test inside, which is the better one to report.
 _GRACE = 5.0
@@ -50,7 +50,10 @@ class Timer:
             faulthandler.dump_traceback_later(seconds)
 
 
-@pytest.hookimpl(optionalhook=True, tryfirst=True)
-def pytest_timeout_set_timer(item: pytest.Item, settings: Incomplete) -> None:
-    """Remember pytest-timeout's settings of a test."""
-    item.stash[_SETTINGS] = settings
+class Remembering:
+    """Hears what pytest-timeout starts its clocks with."""
+
+    @pytest.hookimpl(optionalhook=True, tryfirst=True)
+    def pytest_timeout_set_timer(self, item: pytest.Item, settings: Incomplete) -> None:
+        """Remember the settings of a test."""
+        item.stash[_SETTINGS] = settings
