@@ -102,20 +102,23 @@ class Program:
         start = len(self._words)
         self._words += [number(call), 0, 0, 0, 0, 0, 0, _GO_ON * go_on | _STOP_IF_POSITIVE * stop_if_positive, _NOT_MADE]
         for place, argument in enumerate(arguments, start + _FIRST):
-            self._place(start, place, argument)
+            if type(argument) is int:
+                self._words[place] = argument & _WORD
+            elif argument is not None:
+                self._place(start, place, argument)
         self._said.append((step, call, arguments))
         return Result(start // _SIZE)
 
-    def _place(self, start: int, place: int, argument: int | bytes | Result | Table | None) -> None:
-        if isinstance(argument, int):
-            self._words[place] = argument & _WORD
-        elif isinstance(argument, bytes):
+    def _place(self, start: int, place: int, argument: int | bytes | Result | Table) -> None:
+        if isinstance(argument, bytes):
             self._texts.append((place, self._append(argument)))
-        elif isinstance(argument, Table):
-            self._tables.append((place, argument))
         elif isinstance(argument, Result):
             self._words[start + _MODE] |= {_FIRST: _FIRST_IS_RESULT, _THIRD: _THIRD_IS_RESULT}[place - start]
             self._links.append((place, argument.index * _SIZE + _RESULT))
+        elif isinstance(argument, Table):
+            self._tables.append((place, argument))
+        else:
+            self._words[place] = int(argument) & _WORD
 
     def _append(self, text: bytes) -> int:
         at = len(self._text)
@@ -203,10 +206,10 @@ class Program:
         """Lay out records, tables and texts in one buffer, with every address in it; returns the buffer's address."""
         words = [*self._words, _END]
         texts = list(self._texts)
-        tables = []
+        tables, placed = [], dict[int, int]()
         for place, table in self._tables:
-            tables.append((place, len(words)))
-            for entry in table:
+            tables.append((place, placed.setdefault(id(table), len(words))))
+            for entry in table if placed[id(table)] == len(words) else ():  # each once: all tries of a command share its environment
                 if isinstance(entry, bytes):
                     texts.append((len(words), self._append(entry)))
                 words.append(0 if isinstance(entry, bytes) else entry & _WORD)
