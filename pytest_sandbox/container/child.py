@@ -169,6 +169,8 @@ def _fork_as_user(entrance: Entrance) -> int:
 
 
 def _fork() -> int:
+    if threading.active_count() == 1:
+        return os.fork()
     with warnings.catch_warnings():
         # The threads of a worker (execnet's) are not needed in the child, which runs one test and ends.
         warnings.simplefilter("ignore", DeprecationWarning)

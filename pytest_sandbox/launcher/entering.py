@@ -7,7 +7,7 @@ import signal
 import struct
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import ContainerStopped
@@ -80,68 +80,69 @@ class Entrance:
 
     def add_enter(self, program: Program) -> None:
         """Append the way in: groups, limits, namespaces. The PID namespace is the caller's matter: it has to be set before the fork."""
-        for path in self.joins:
-            program.write("join groups", os.fsencode(path), b"0")
-        process.add_ulimits(program, "raise ulimits", self.plan.ulimits)
-        namespaces.add_enter(
-            program,
-            "enter namespaces",
-            self.pidfd,
-            network=self.plan.own_network,
-            user_fd=self.user_fd if self.plan.user_namespace else -1,
-        )
-        program.add("new session", "setsid", go_on=True)  # a leader of a session already has what it would get
+        user_fd = self.user_fd if self.plan.user_namespace else -1
+        program.extend(_entering(self.joins, self.plan.ulimits, self.pidfd, self.plan.own_network, user_fd))
 
     def add_lock_down(self, program: Program, user: User | None) -> None:
         """Append the giving up, for good, of all that the plan's payload may not have, and the change to its user."""
-        program.add("join a new session keyring", "keyctl", _KEYCTL_JOIN_SESSION_KEYRING, None, 0, 0, 0)
-        if self.plan.no_new_privileges:
-            program.add("no new privileges", "prctl", sc.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        else:  # then loading a filter takes CAP_SYS_ADMIN, which the end of the capabilities may take away
-            self._add_filter(program)
-        program.extend(_dropping(self.plan.capabilities))
-        if user is not None:
-            self._add_user(program, user)
         is_root = (os.geteuid() == 0 or self._is_rooted) if user is None else user.uid == 0
-        self._add_capabilities(program, is_root=is_root)
-        if self.plan.no_new_privileges:
-            self._add_filter(program)
+        in_new = self.builder_fd >= 0 or (self.user_fd >= 0 and self.plan.user_namespace)
+        held = capabilities.supported() if in_new else sc.getcaps()[1]
+        left = self.plan.capabilities & held if is_root else 0
+        plan = self.plan
+        program.extend(_locking_down(plan.capabilities, left, user, self.builder_fd >= 0, plan.no_new_privileges, filtered=plan.seccomp))
 
     @property
     def _is_rooted(self) -> bool:
         """Whether a user is root inside."""
         return self.builder_fd >= 0 and self.plan.user_namespace and not self.plan.is_on_host
 
-    def _add_user(self, program: Program, user: User) -> None:
-        groups = struct.pack(f"{len(user.groups)}I", *user.groups)
-        # Without subordinate ids nobody's groups can be changed (user_namespaces(7)): what is left are rights that the caller has anyway.
-        program.add("become user", "setgroups", len(user.groups), groups, go_on=self.builder_fd >= 0)
-        program.add("become user", "setresgid", user.gid, user.gid, user.gid)
-        program.add("become user", "setresuid", user.uid, user.uid, user.uid)
 
-    def _add_capabilities(self, program: Program, *, is_root: bool) -> None:
-        """Without inheritable ones a program that root executes gains none past the bounding set (CVE-2022-24769), and none is ambient."""
-        new = self.builder_fd >= 0 or (self.user_fd >= 0 and self.plan.user_namespace)
-        held = capabilities.supported() if new else sc.getcaps()[1]
-        left = self.plan.capabilities & held if is_root else 0
-        low, high = left & 0xFFFFFFFF, left >> 32
-        header = struct.pack("Ii", sc.CAPABILITY_VERSION, 0)
-        program.add("drop capabilities", "capset", header, struct.pack("6I", low, low, 0, high, high, 0))
-
-    def _add_filter(self, program: Program) -> None:
-        if self.plan.seccomp:
-            code = seccomp.program(self.plan.capabilities)
-            program.add("load the seccomp filter", "seccomp", _SECCOMP_SET_MODE_FILTER, 0, Table((len(code) // 8, code)))
-
-
-@cache
-def _dropping(kept: int) -> Program:
-    """Return what takes all but these capabilities from the bounding set."""
+# What enters a living container is the same for each of its commands and calls, and costs more to put together than to make.
+@lru_cache(maxsize=16)
+def _entering(joins: tuple[str, ...], ulimits: tuple[tuple[str, int, int], ...], pidfd: int, own_network: bool, user_fd: int) -> Program:
     program = Program()
+    for path in joins:
+        program.write("join groups", os.fsencode(path), b"0")
+    process.add_ulimits(program, "raise ulimits", ulimits)
+    namespaces.add_enter(program, "enter namespaces", pidfd, network=own_network, user_fd=user_fd)
+    program.add("new session", "setsid", go_on=True)  # a leader of a session already has what it would get
+    return program
+
+
+@lru_cache(maxsize=16)
+def _locking_down(kept: int, left: int, user: User | None, by_user: bool, no_new_privileges: bool, *, filtered: bool) -> Program:
+    program = Program()
+    program.add("join a new session keyring", "keyctl", _KEYCTL_JOIN_SESSION_KEYRING, None, 0, 0, 0)
+    if no_new_privileges:
+        program.add("no new privileges", "prctl", sc.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    elif filtered:  # then loading a filter takes CAP_SYS_ADMIN, which the end of the capabilities may take away
+        _add_filter(program, kept)
     for number in range(capabilities.supported().bit_length()):
         if not kept >> number & 1:
             program.add("drop capabilities", "prctl", sc.PR_CAPBSET_DROP, number, 0, 0, 0)
+    if user is not None:
+        _add_user(program, user, by_user=by_user)
+    # Without inheritable ones a program that root executes gains none past the bounding set (CVE-2022-24769), and none is ambient.
+    low, high = left & 0xFFFFFFFF, left >> 32
+    header = struct.pack("Ii", sc.CAPABILITY_VERSION, 0)
+    program.add("drop capabilities", "capset", header, struct.pack("6I", low, low, 0, high, high, 0))
+    if no_new_privileges and filtered:
+        _add_filter(program, kept)
     return program
+
+
+def _add_filter(program: Program, kept: int) -> None:
+    code = seccomp.program(kept)
+    program.add("load the seccomp filter", "seccomp", _SECCOMP_SET_MODE_FILTER, 0, Table((len(code) // 8, code)))
+
+
+def _add_user(program: Program, user: User, *, by_user: bool) -> None:
+    groups = struct.pack(f"{len(user.groups)}I", *user.groups)
+    # Without subordinate ids nobody's groups can be changed (user_namespaces(7)): what is left are rights that the caller has anyway.
+    program.add("become user", "setgroups", len(user.groups), groups, go_on=by_user)
+    program.add("become user", "setresgid", user.gid, user.gid, user.gid)
+    program.add("become user", "setresuid", user.uid, user.uid, user.uid)
 
 
 #: What :mod:`subprocess` restores: Python ignores these.
