@@ -11,7 +11,7 @@ from bench.plugin import plugin
 from bench.rows import QUICK, ROWS, Bench, Scale, run_rows
 
 if TYPE_CHECKING:
-    from bench.rows import Row
+    from bench.table_row import Row
 
 ROWS["plugin"] = plugin
 

@@ -7,10 +7,12 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from bench import images
 from bench.measure import ROOT, Sample, Series, Worker, interleave, python
+from bench.table_row import Figure, Row, figure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,30 +20,6 @@ if TYPE_CHECKING:
 OURS = "pytest-sandbox"
 FLOOR = "the floor (C)"
 HEAPS = (0, 150, 500)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of a row's table."""
-
-    label: str
-    value: float
-    unit: str = "ms"
-    p90: float | None = None
-    against: str = ""
-    ratio: float | None = None
-    paired: float | None = None
-    at_most: float | None = None
-
-
-@dataclass
-class Row:
-    """One table: what it measures, its figures, and what must be known to read them."""
-
-    key: str
-    title: str
-    figures: list[Figure]
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -73,19 +51,6 @@ class Bench:
     def compare(self, series: list[Series], size: int | None = None) -> tuple[list[Figure], dict[str, Sample]]:
         samples = interleave(series, blocks=self.scale.blocks, size=size or self.scale.size)
         return [figure(one, samples) for one in series], samples
-
-
-def figure(one: Series, samples: dict[str, Sample]) -> Figure:
-    own, other = samples[one.label], samples.get(one.against)
-    return Figure(
-        one.label,
-        own.median,
-        p90=own.p90,
-        against=one.against,
-        ratio=own.median / other.median if other else None,
-        paired=own.paired_ratio(other) if other else None,
-        at_most=one.at_most,
-    )
 
 
 def heap_label(megabytes: int) -> str:
@@ -248,6 +213,9 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "second": second_run,
     "call": call,
     "import": import_time,
+    "images-unpack": images.unpacking,
+    "images-pull": images.pulling,
+    "images-start": images.starting,
 }
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from bench.measure import ROOT
 
 if TYPE_CHECKING:
-    from bench.rows import Figure, Row
+    from bench.table_row import Figure, Row
 
 
 def commit() -> str:

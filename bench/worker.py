@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from pytest_sandbox import Container
 
@@ -140,8 +141,9 @@ def wait_and_compute(gap_ms: int, busy_ms: int) -> None:
         pass
 
 
-def main(operation: str, *arguments: str) -> None:
-    with OPERATIONS[operation](*arguments) as once:
+def repeat(operation: Callable[..., AbstractContextManager[Round]], *arguments: str) -> None:
+    """Do an operation's rounds as often as stdin says."""
+    with operation(*arguments) as once:
         for line in sys.stdin:
             count, gap_ms, busy_ms = map(int, line.split())
             times = []
@@ -152,4 +154,4 @@ def main(operation: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    repeat(OPERATIONS[sys.argv[1]], *sys.argv[2:])
