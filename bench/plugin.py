@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from bench.measure import ROOT, Sample, Series, interleave, python
-from bench.rows import Figure, Row
+from bench.table_row import Figure, Row
 
 if TYPE_CHECKING:
     from bench.rows import Bench

@@ -34,12 +34,23 @@ class Credentials:
 
 
 def credentials_for(registry: str) -> Credentials | None:
-    """Return what docker's configuration knows for a registry: helper of that registry, helper for all, or the file itself.
+    """Return what docker's configuration, or else podman's, knows for a registry: its own helper, the helper for all, or the file itself.
 
-    The file is ``$DOCKER_CONFIG/config.json``, else ``~/.docker/config.json``. Raises ImageError where it, or a helper, is broken.
+    The files are ``$REGISTRY_AUTH_FILE``, ``$DOCKER_CONFIG/config.json`` (or ``~/.docker/config.json``), and podman's
+    ``$XDG_RUNTIME_DIR/containers/auth.json``, or ``/run/containers/UID/auth.json``. Raises ImageError where one, or a helper, is broken.
     """
-    folder = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
-    path = os.path.join(folder, "config.json")
+    return next(filter(None, (_known(path, registry) for path in _files())), None)
+
+
+def _files() -> list[str]:
+    given = os.environ.get("REGISTRY_AUTH_FILE")
+    docker = os.path.join(os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker"), "config.json")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    podman = f"{runtime}/containers/auth.json" if runtime else f"/run/containers/{os.geteuid()}/auth.json"
+    return [*filter(None, [given]), docker, podman]
+
+
+def _known(path: str, registry: str) -> Credentials | None:
     config = _read(path)
     server = dict([_HUB]).get(registry, registry)
     helper = _part(config, "credHelpers").get(registry) or _part(config, "credHelpers").get(server) or config.get("credsStore")

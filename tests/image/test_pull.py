@@ -50,6 +50,8 @@ def server(backend: Running) -> Iterator[Proxy]:
 def no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A docker configuration of the test's own, and no pause between tries."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
     (tmp_path / "docker").mkdir()
     return tmp_path / "docker/config.json"
 
@@ -303,6 +305,16 @@ def log_in(config: Path, host: str, user: str = "me", password: str = "a:b") -> 
 def test_a_password_is_taken_from_dockers_configuration(basic, no_login):
     """As docker login wrote it."""
     log_in(no_login, basic.host)
+    assert "base" in names_in(Image.pull(f"{basic.host}/private:1"))
+
+
+@pytest.mark.parametrize("where", ["run/containers/auth.json", "given.json"])
+def test_podmans_logins_are_taken_too(basic, tmp_path, monkeypatch, where):
+    """From its own place, or from where $REGISTRY_AUTH_FILE says."""
+    (tmp_path / where).parent.mkdir(parents=True, exist_ok=True)
+    log_in(tmp_path / where, basic.host)
+    if where == "given.json":
+        monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / where))
     assert "base" in names_in(Image.pull(f"{basic.host}/private:1"))
 
 
