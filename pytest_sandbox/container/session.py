@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import fcntl
 import os
 import secrets
@@ -26,6 +27,10 @@ __all__ = ["LauncherClient", "current", "forget"]
 
 _START = "import sys; sys.path.insert(0, {path!r}); from pytest_sandbox.launcher.serve import main; main()"
 _GONE = "the launcher is gone"
+_COVERED = (
+    "An outer container covers parts of its /proc, so the kernel gives no new one (mount_namespaces(7)): start it with "
+    "--security-opt systempaths=unconfined (docker), --security-opt unmask=ALL (podman), or --privileged."
+)
 #: Steps that fail where the host cannot hold a limit, and what helps.
 _LIMITS = {
     "raise ulimits": ("such a ulimit", "Start pytest with a higher hard limit (ulimit -H), or ask for less."),
@@ -165,6 +170,8 @@ class LauncherClient:
                 raise UnsupportedError(f"{what} ({reason})", remedy)
             if answer["step"] == "make a user namespace":
                 host.require("user namespace", "a container without root")
+            if answer["step"] == "mount own" and answer["errno"] in {errno.EPERM, errno.EACCES}:
+                raise UnsupportedError("a container in this container", _COVERED)
             raise SetupError(answer["step"], answer["reason"])
         return answer, fds
 

@@ -131,7 +131,7 @@ class _Splitter:
         """Give an overlay of its own to the first folder on the way to ``path`` in which the user may write."""
         path = os.path.realpath(path)
         way = [path[:end] for end in range(1, len(path)) if path[end] == "/"]
-        folder = next((one for one in [*way, path] if os.path.isdir(one) and os.access(one, os.W_OK)), None)
+        folder = next((one for one in [*way, path] if one != "/" and os.path.isdir(one) and os.access(one, os.W_OK)), None)
         if folder is not None and folder not in self.below and not any(_within(folder, own) for own in mounts.OWN):
             self._folder(folder)
 

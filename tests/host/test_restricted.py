@@ -51,3 +51,19 @@ def test_the_switch_of_debian():
     script = f'echo 0 >{switch}; "$@"; status=$?; echo 1 >{switch}; exit $status'
     answer = told("sh", "-c", script, "sh", "setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", sys.executable, "-c", TRY)
     assert "sysctl -w kernel.unprivileged_userns_clone=1" in answer
+
+
+def test_inside_a_container_that_covers_parts_of_proc():
+    """Where the kernel gives no new /proc, the outer container's options that uncover it are named."""
+    with Container(security_opt=["seccomp=unconfined"]) as outer:
+        answer = outer.run([sys.executable, "-c", TRY], capture_output=True, text=True, check=True).stdout
+    assert "a container in this container is not supported here." in answer
+    assert "systempaths=unconfined" in answer
+
+
+@pytest.mark.needs("root")
+def test_a_privileged_container_makes_containers():
+    """With what --privileged gives, containers can be made inside of a container."""
+    make = "from pytest_sandbox import Container\nwith Container() as c: print(c.run(['echo', 'inside'], capture_output=True, text=True).stdout)"
+    with Container(privileged=True) as outer:
+        assert "inside\n\n" == outer.run([sys.executable, "-c", make], capture_output=True, text=True, check=True).stdout
