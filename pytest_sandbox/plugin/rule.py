@@ -12,8 +12,9 @@ from pytest_sandbox.plugin.options import given, wants_sandbox
 if TYPE_CHECKING:
     from pytest_sandbox.settings import Settings
 
-__all__ = ["FORKED", "HOLDS", "INSIDE", "SETTINGS", "pytest_collection_modifyitems", "settings_of"]
+__all__ = ["FORKED", "HOLDS", "INSIDE", "SETTINGS", "pytest_collection_modifyitems", "pytest_testnodedown", "settings_of"]
 
+_REFUSED = "sandbox_refused"
 #: Whether this process is a test's fork.
 FORKED = pytest.StashKey[bool]()
 #: The settings of a test's container, inside or held.
@@ -27,6 +28,24 @@ HOLDS = pytest.StashKey[bool]()
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Decide for each test, and refuse a wrong setting before any test runs."""
+    try:
+        _decide(config, items)
+    except pytest.UsageError as error:
+        if not hasattr(config, "workerinput"):
+            raise
+        items.clear()  # the controller says it once, for all workers
+        config.workeroutput[_REFUSED] = str(error)  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Refuse in xdist's controller what a worker has refused."""
+    refused = getattr(node, "workeroutput", {}).get(_REFUSED)
+    if refused is not None:
+        raise pytest.UsageError(refused)
+
+
+def _decide(config: pytest.Config, items: list[pytest.Item]) -> None:
     everywhere = wants_sandbox(config)
     read = _Reader(config)
     for item in items:

@@ -52,6 +52,14 @@ def test_xdist_reports_a_crash_inside_without_losing_the_worker(run):
     result.stdout.fnmatch_lines(["*most expensive*", "*MiB*::test*"])
 
 
+def test_xdist_refuses_a_wrong_mark_once(run):
+    """A usage error that the workers find is the controller's: one message, no test."""
+    result = run("import pytest\n@pytest.mark.container(memroy='1g')\ndef test(): pass", "-n2", plugins=("xdist",))
+    assert pytest.ExitCode.USAGE_ERROR == result.ret
+    assert 1 == result.stderr.str().count("memroy='1g' is not valid")
+    assert "INTERNALERROR" not in result.stdout.str()
+
+
 LIBRARY = """
 import os, sys
 
