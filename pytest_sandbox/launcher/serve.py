@@ -30,6 +30,8 @@ from pytest_sandbox.linux import cgroup, mounts, namespaces, process
 
 __all__ = ["main"]
 
+_TRIES = 10
+
 
 @dataclass(slots=True)
 class Made:
@@ -117,7 +119,7 @@ class Launcher:
     def do_create(self, message: Message) -> None:
         """Give the client a container of this plan, the spare where it has one, and make the next one ahead."""
         plan, self.asked = Plan.from_json(message["plan"]), message["number"]
-        made = self.spare_of(plan) or self.build(plan)
+        made = self.spare_of(plan) or self.build_on_the_moving(plan)
         self.client.send({"op": "created", "id": made.id, "pid": made.pid}, [made.pidfd])
         self.claim(made, message["about"])
 
@@ -193,6 +195,15 @@ class Launcher:
                 self.spare, self.is_stale = self.build(plan), False
                 offer = {"op": "ready", "id": self.spare.id, "pid": self.spare.pid, "number": self.asked}
                 self.client.send(offer, [self.spare.pidfd])
+
+    def build_on_the_moving(self, plan: Plan) -> Made:
+        """Make a container, once more where a mount went away between the look at it and its turn (other tools' containers come and go)."""
+        for _ in range(_TRIES - 1):
+            try:
+                return self.build(plan)
+            except (FileNotFoundError, NotADirectoryError):
+                self.forget_mounts()
+        return self.build(plan)
 
     def build(self, plan: Plan, *, identity: str = "", group: cgroup.Group | None = None) -> Made:
         """Make a container with its groups and limits, or one more in the group of an old one."""

@@ -426,3 +426,36 @@ def test_hard_links_renames_and_times(tmp_path):
         assert "1 1\n" == out(c, "sh", "-c", "echo $(stat -c %Y g) $(stat -c %h h)")
     assert (tmp_path / "d/e/f").read_text() == "x"
     assert Path("/usr/moved").exists() is False
+
+
+@pytest.mark.needs("unshare")
+def test_mounts_that_come_and_go_hinder_nobody(tmp_path):
+    """While file systems are mounted and removed all the time, as by other container tools, each container is made."""
+    found = in_own_mounts(
+        tmp_path,
+        """
+import ctypes, threading
+libc, end = ctypes.CDLL(None), threading.Event()
+def churn():
+    while not end.is_set():
+        for n in range(5):
+            os.makedirs(f"{base}/churn{n}", exist_ok=True)
+            libc.mount(b"tmpfs", f"{base}/churn{n}".encode(), b"tmpfs", 0, None)
+        for n in range(5):
+            libc.umount2(f"{base}/churn{n}".encode(), 2)
+            os.rmdir(f"{base}/churn{n}")
+thread = threading.Thread(target=churn)
+thread.start()
+wrong = []
+try:
+    for n in range(60):
+        try:
+            with Container() as c: c.run(["true"], check=True)
+        except Exception as error: wrong.append(str(error)[:200])
+finally:
+    end.set()
+    thread.join()
+print(json.dumps(wrong))
+""",
+    )
+    assert [] == found

@@ -1,0 +1,77 @@
+"""Thousands of containers in a row: nothing grows."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+from crash import remains
+
+from pytest_sandbox import Container
+from pytest_sandbox.linux import cgroup
+
+pytestmark = pytest.mark.needs("root")
+
+
+def resident(pid):
+    """The memory of a process in kB."""
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS:"))
+
+
+def figures():
+    """What could grow: descriptors and threads here, descriptors and memory there, groups, processes, mounts."""
+    me, launcher = os.getpid(), remains.launcher_of(os.getpid())
+    session = next(name for name in cgroup.Hierarchy.find().sessions() if name.startswith(f"{me:x}-"))
+    groups = [path for folder in cgroup.Hierarchy.find().sessions()[session] for path in cgroup.below(folder)]
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        mounts = sum(1 for line in file if session in line)
+    return {
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "threads": threading.active_count(),
+        "descriptors of the launcher": len(os.listdir(f"/proc/{launcher}/fd")),
+        "groups": len(groups),
+        "processes": len(remains.processes(me)),
+        "mounts": mounts,
+    }, resident(launcher)
+
+
+def settled(expected):
+    """Wait until the figures are no more than expected, for some things are let go of in the background; return them."""
+    deadline = 200
+    found, memory = figures()
+    while any(found[name] > most for name, most in expected.items()) and (deadline := deadline - 1):
+        threading.Event().wait(0.05)
+        found, memory = figures()
+    return found, memory
+
+
+def use(count):
+    for number in range(count):
+        with Container(memory="64m") as c:
+            c.run(["true"], check=True)
+            if number % 20 == 0:
+                c.call(os.getpid)
+                c.write_text("/tmp/x", "x")
+
+
+def grown(count):
+    use(20)
+    before, memory = settled({})
+    use(count)
+    after, memory_after = settled(before)
+    return {name: (before[name], after[name]) for name in before if after[name] > before[name]}, memory_after - memory
+
+
+def test_two_hundred_containers():
+    """Nothing is left behind by a container that ends as it should."""
+    assert {} == grown(200)[0]
+
+
+@pytest.mark.slow
+def test_two_thousand_containers():
+    """Descriptors, groups and processes are what they were, and the launcher's memory is flat."""
+    more, kilobytes = grown(2000)
+    assert {} == more
+    assert kilobytes < 1000
