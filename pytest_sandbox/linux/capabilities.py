@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import SettingsError
-from pytest_sandbox.linux import syscall
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ALL", "DOCKER_DEFAULT", "NAMES", "assume", "bit", "keep", "mask", "names", "resolve", "restrict", "supported"]
+__all__ = ["ALL", "DOCKER_DEFAULT", "NAMES", "bit", "mask", "names", "resolve", "supported"]
 
 # <linux/capability.h>, in the order of their numbers.
 _IN_ORDER = """
@@ -82,36 +80,3 @@ def resolve(cap_add: Iterable[str] = (), cap_drop: Iterable[str] = (), *, privil
 
 def _has_all(wanted: Iterable[str]) -> bool:
     return any(name.upper().removeprefix("CAP_") == _EVERY for name in wanted)
-
-
-def restrict(capabilities: int) -> None:
-    """Take from what the calling thread executes, for good, every capability outside of the mask: bounding, inheritable and ambient set.
-
-    What the thread may do itself stays as it is until it executes a program. Needs CAP_SETPCAP in the thread's own user namespace.
-    """
-    _drop_bounding(capabilities)
-    effective, permitted, _ = syscall.getcaps()
-    # A program that root executes gains the inheritable ones past the bounding set. Without them none is ambient either.
-    syscall.capset(effective, permitted, 0)
-
-
-def assume(capabilities: int) -> None:
-    """:func:`restrict`, and leave the calling thread itself with no more than the mask: for a process that executes no program.
-
-    Who is not root has none, as after an exec.
-    """
-    _drop_bounding(capabilities)
-    keep(capabilities)
-
-
-def keep(capabilities: int) -> None:
-    """Leave the calling thread itself with no more than the mask, which needs no capability."""
-    _, permitted, _ = syscall.getcaps()
-    left = capabilities & permitted if os.geteuid() == 0 else 0
-    syscall.capset(left, left, 0)
-
-
-def _drop_bounding(capabilities: int) -> None:
-    for number in range(supported().bit_length()):
-        if not capabilities >> number & 1:
-            syscall.prctl(syscall.PR_CAPBSET_DROP, number)

@@ -32,7 +32,6 @@ __all__ = [
     "kill",
     "number_inside",
     "path_of",
-    "pid_of",
     "ulimit",
     "working_folder",
 ]
@@ -74,12 +73,6 @@ def is_readable(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def pid_of(pidfd: int) -> int:
-    """Return the number of a process as this process's /proc sees it; -1 where it has ended."""
-    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
 
 
 def command_line(pid: int, folder: int) -> str:

@@ -25,11 +25,9 @@ __all__ = [
     "move_mount",
     "open_tree",
     "openat2",
-    "pivot_root",
     "prctl",
     "seccomp_set_filter",
     "set_signal_mask",
-    "sethostname",
     "setns",
     "spawn_code",
     "umount2",
@@ -59,10 +57,8 @@ MS_NODEV = 4
 MS_NOEXEC = 8
 MS_REMOUNT = 32
 MS_BIND = 4096
-MS_MOVE = 8192
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
-MS_SLAVE = 1 << 19
 MNT_DETACH = 2
 OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
@@ -82,16 +78,12 @@ RESOLVE_IN_ROOT = 0x10
 PR_SET_PDEATHSIG = 1
 PR_GET_DUMPABLE = 3
 PR_SET_DUMPABLE = 4
-PR_SET_NAME = 15
 PR_GET_SECCOMP = 21
 PR_SET_SECCOMP = 22
-PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
-PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
-PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 CAPABILITY_VERSION = 0x20080522
 _SECCOMP_MODE_FILTER = 2
@@ -103,8 +95,8 @@ _NR_CLONE3 = 435
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
 _OLD_NUMBERS = {
-    "x86_64": {"keyctl": 250, "pivot_root": 155},
-    "aarch64": {"keyctl": 219, "pivot_root": 41},
+    "x86_64": {"keyctl": 250},
+    "aarch64": {"keyctl": 219},
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -234,12 +226,6 @@ def umount2(target: str | bytes, flags: int = 0) -> None:
     _checked(_umount2(ctypes.c_char_p(_bytes(target)), flags), "umount2", target, flags)
 
 
-def pivot_root(new: str | bytes, old: str | bytes) -> None:
-    """Make ``new`` the root of the mount namespace and put the old one on ``old`` (pivot_root(2))."""
-    number = _old_number("pivot_root")
-    _checked(_syscall(number, ctypes.c_char_p(_bytes(new)), ctypes.c_char_p(_bytes(old))), "pivot_root", new, old)
-
-
 def open_tree(path: str | bytes, flags: int, dir_fd: int = -100) -> int:
     """Open a mount, or with ``OPEN_TREE_CLONE`` a detached copy of it (open_tree(2)); returns a descriptor."""
     arguments = (ctypes.c_int(dir_fd), ctypes.c_char_p(_bytes(path)), ctypes.c_uint(flags | OPEN_TREE_CLOEXEC))
@@ -272,12 +258,6 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 
     """Operate on the calling process or thread (prctl(2)); returns the call's result."""
     result: int = _prctl(option, arg2, arg3, arg4, arg5)
     return result if result >= 0 else _checked(result, "prctl", option, arg2)
-
-
-def sethostname(name: str) -> None:
-    """Set the host name of the calling process's UTS namespace (sethostname(2))."""
-    encoded = name.encode()
-    _checked(_libc.sethostname(ctypes.c_char_p(encoded), ctypes.c_size_t(len(encoded))), "sethostname", name)
 
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:
@@ -315,11 +295,6 @@ def join_new_session_keyring() -> None:
     """Leave the inherited session keyring for a new, empty one (keyctl(2), KEYCTL_JOIN_SESSION_KEYRING)."""
     result = _syscall(_old_number("keyctl"), ctypes.c_int(_KEYCTL_JOIN_SESSION_KEYRING), ctypes.c_char_p(None), 0, 0, 0)
     _checked(result, "keyctl", "KEYCTL_JOIN_SESSION_KEYRING")
-
-
-def make_controlling_terminal(fd: int) -> None:
-    """Make the terminal ``fd`` the controlling one of the calling session leader (TIOCSCTTY(2const))."""
-    _checked(_libc.ioctl(fd, ctypes.c_ulong(0x540E), 0), "ioctl", fd, "TIOCSCTTY")
 
 
 _SIG_SETMASK = 2

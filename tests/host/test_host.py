@@ -64,7 +64,10 @@ def take_away(parameter: str) -> Callable[[], None]:
 
 
 def filter_as_docker_does() -> None:
-    capabilities.assume(capabilities.DOCKER_DEFAULT)
+    for number in range(capabilities.supported().bit_length()):
+        if not capabilities.DOCKER_DEFAULT >> number & 1:
+            sc.prctl(sc.PR_CAPBSET_DROP, number)
+    sc.capset(capabilities.DOCKER_DEFAULT, capabilities.DOCKER_DEFAULT, 0)
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     sc.seccomp_set_filter(seccomp.program(capabilities.DOCKER_DEFAULT))
 
