@@ -48,8 +48,19 @@ def dispatch(words: Sequence[str]) -> int:
     if words and words[0] in cli.MODULES:
         verb = cli.load(words[0])
         return verb.run(of_verb(verb).parse_args(words[1:]))
-    options = _whole().parse_args(words)
-    raise AssertionError(options)  # every word that is no verb ends in the help, the version, or an error
+    whole = _whole()
+    if words:
+        _options, rest = whole.parse_known_args(words)
+        whole.error(_unknown((rest or words)[0]))
+    whole.print_help()
+    return 0
+
+
+def _unknown(word: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, cli.MODULES, n=1)
+    return f"there is no verb {word!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def _whole() -> Parser:
@@ -62,7 +73,6 @@ def _whole() -> Parser:
         epilog=f"verbs:\n{summaries}\n\n'{PROGRAM} VERB --help' tells more. 'IMAGE' may be 'host': the root of this host, as copy-on-write.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version, and exit")
-    parser.add_argument("verb", choices=list(cli.MODULES), metavar="VERB", help=argparse.SUPPRESS)
     return parser
 
 

@@ -32,6 +32,16 @@ def test_the_help_lists_every_verb():
     assert (0, list(cli.MODULES)) == (done.returncode, listed)
 
 
+def test_without_a_word_the_help_is_shown(capsys):
+    """The bare command is a question, not an error."""
+    assert (0, True) == (cli.main([]), "verbs:" in capsys.readouterr().out)
+
+
+def test_a_mistyped_verb_is_guessed(capsys):
+    """The verb that was probably meant is named."""
+    assert (125, True) == (cli.main(["exce", "box"]), "did you mean 'exec'?" in capsys.readouterr().err)
+
+
 def test_the_version_is_the_distributions():
     """--version tells what pip installed."""
     from importlib.metadata import version
@@ -39,9 +49,7 @@ def test_the_version_is_the_distributions():
     assert f"pytest-sandbox {version('pytest-sandbox')}\n" == pytest_sandbox("--version").stdout
 
 
-@pytest.mark.parametrize(
-    "words", [(), ("bogus",), ("--bogus",), ("run",), ("run", "--bogus", "host", "true"), ("run", "--mem", "1g", "host")]
-)
+@pytest.mark.parametrize("words", [("bogus",), ("--bogus",), ("run",), ("run", "--bogus", "host", "true"), ("run", "--mem", "1g", "host")])
 def test_a_wrong_use_is_125_with_a_line_and_a_hint(words, capsys):
     """A wrong verb or option ends as docker's: 125, what is wrong, where the help is."""
     status = cli.main(words)

@@ -68,7 +68,7 @@ def test_the_status_is_the_commands_own(command, status):
         (("--env-file", "/no/such/file", "host", "true"), "--env-file /no/such/file"),
         (("-u", "nobody-of-that-name", "host", "true"), "user="),
         (("/no/such/folder", "true"), "/no/such/folder"),
-        (("no/such:image", "true"), "no/such:image"),
+        (("--pull", "never", "no/such:image", "true"), "no/such:image"),
         (("host",), "no command"),
         (("-d", "host", "true"), "Put & behind it"),
         (("--sig-proxy=perhaps", "host", "true"), "--sig-proxy"),
