@@ -94,7 +94,9 @@ class Container(Files):
         self.ground = Ground(self.settings)
         try:
             plan = _plan(self.ground, self._launcher)
-            self.plan = replace(plan, folders=self.folders, **with_kept(self.kept)) if self.kept or self.folders else plan
+            self.plan = (
+                replace(plan, folders=self.ground.with_way(self.folders), **with_kept(self.kept)) if self.kept or self.folders else plan
+            )
             self.id, self._pid, self.pidfd = self._launcher.create(self.plan, about(self.ground, label=self.label))
         except BaseException:
             self.ground.release()
@@ -414,6 +416,8 @@ class Container(Files):
     def _ground_of(self, number: int, points: list[list[str]]) -> tuple[str, tuple[str, ...]]:
         if number == 0:
             return "", (*self._above(""), *self.plan.lower)
+        if number >= 2000:
+            return self.plan.scratch[number - 2000][0], self.plan.scratch[number - 2000][1:]
         point, lower = [self.plan.folders[number - 1000]] * 2 if number >= 1000 else points[number - 1]
         return point, (*self._above(point), lower)
 

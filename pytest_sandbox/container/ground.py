@@ -7,6 +7,8 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from pytest_sandbox.errors import ImageError
+from pytest_sandbox.image.folders import is_opaque
 from pytest_sandbox.image.image import find
 
 if TYPE_CHECKING:
@@ -64,6 +66,42 @@ class Ground:
             with suppress(FileNotFoundError, NotADirectoryError):
                 return stat.S_ISDIR(os.lstat(lower + path).st_mode)
         return False
+
+    @property
+    def scratch(self) -> tuple[tuple[str, ...], ...]:
+        """The image's volumes, which docker leaves writable on a read-only root, with what lies below each, topmost first."""
+        if self.is_host or not self.settings.read_only:
+            return ()
+        paths = sorted({os.path.normpath(f"/{path.lstrip('/')}") for path in self._config.get("Volumes") or ()} - {"/"})
+        return tuple((path, *self._parts(path)) for path in self.with_way(tuple(paths)))
+
+    def _parts(self, path: str) -> list[str]:
+        parts = []
+        for lower in self.lower:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                if not stat.S_ISDIR(os.lstat(lower + path).st_mode):
+                    break
+                parts.append(lower + path)
+                if is_opaque(os.fsencode(lower + path)):
+                    break
+        return parts
+
+    def with_way(self, paths: tuple[str, ...]) -> tuple[str, ...]:
+        """Return ``paths``; ImageError where a link of the image lies on the way to one: it would be followed on the host."""
+        for path in paths:
+            parts = path.strip("/").split("/")
+            for end in range(1, len(parts) + 1):
+                self._check_way("/" + "/".join(parts[:end]), path)
+        return paths
+
+    def _check_way(self, path: str, whole: str) -> None:
+        for lower in self.lower if not self.is_host else ():
+            with suppress(FileNotFoundError, NotADirectoryError):
+                if stat.S_ISLNK(os.lstat(lower + path).st_mode):
+                    raise ImageError(
+                        f"the image has a link at {path}, where {whole} is to be laid over it. Use an image that has a folder there."
+                    )
+                return
 
     def environment(self, hostname: str) -> dict[str, str]:
         """What commands find in their environment, where they do not say it themselves."""

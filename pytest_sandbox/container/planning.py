@@ -43,6 +43,7 @@ def plan_of(ground: Ground, *, has_user_namespace: bool, is_root: bool = True) -
     return Plan(
         lower=ground.lower,
         above=ground.above,
+        scratch=ground.scratch,
         disk=settings.disk,
         layers=os.path.join(images(), "writable") if settings.storage == "disk" else None,
         shm_size=settings.shm_size,

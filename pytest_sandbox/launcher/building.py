@@ -229,6 +229,11 @@ class Building:
         for number, folder in enumerate(self.plan.folders, 1000):
             self._make_folders(step, _ROOT, folder)
             self._overlay(step, [folder], number, folder, sc.MS_NODEV, like=folder)
+        for number, (path, *lower) in enumerate(self.plan.scratch, 2000):
+            self._make_folders(step, _ROOT, path)
+            self._make_folders(step, mounts.STAGE, "/empty")
+            below = [*lower, f"{mounts.STAGE}/empty"]
+            self._overlay(step, below, number, path, sc.MS_NODEV, like=[*lower, "/usr"][0])
 
     def _make_folders(self, step: str, root: str, folder: str) -> None:
         """Make a folder and those above it; what is wrong with them is found out by who needs them."""

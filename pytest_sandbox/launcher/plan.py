@@ -22,13 +22,15 @@ class Plan:
     Two containers of one plan are interchangeable until one is claimed, which is what lets the launcher make the next one ahead.
     ``lower`` are the folders below the writable layer, topmost first, ``("/",)`` for the host's root with every real file system on it;
     ``above`` are more folders, topmost first, each with the point of the overlay that it belongs to ("": the root): a path, or
-    ``shelf:KEY/...`` for what is in a committed layer. ``folders`` are folders of the host laid over an image at their usual places; ``capabilities`` is a mask. ``layers`` is where writable
+    ``shelf:KEY/...`` for what is in a committed layer. ``folders`` are folders of the host laid over an image at their usual places; ``scratch`` are an image's
+    volumes, which stay writable on a read-only root: a path, and what lies below it; ``capabilities`` is a mask. ``layers`` is where writable
     layers lie that are not in memory; the launcher adds the folder, and the device, of one container's.
     """
 
     lower: tuple[str, ...] = ("/",)
     above: tuple[tuple[str, str], ...] = ()
     folders: tuple[str, ...] = ()
+    scratch: tuple[tuple[str, ...], ...] = ()
     disk: int | None = None
     layers: str | None = None
     layer_folder: str | None = None

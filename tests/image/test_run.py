@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from tarballs import entry, files, folder, layer
+from tarballs import entry, files, folder, layer, link
 
 from pytest_sandbox import Container, Image, ImageError
 
@@ -136,3 +136,38 @@ def test_images_are_listed_newest_first(busybox):
     busybox(name="a:1")
     busybox(files(x="1"), name="b:1")
     assert ["b:1", "a:1"] == [image.reference for image in Image.list()]
+
+
+def test_volumes_of_the_image_stay_writable_on_a_read_only_root(busybox):
+    """With what the image has there, as docker fills them; on a writable root they are part of it, so that a commit holds them."""
+    own = layer(folder("data", uid=1000, mode=0o700), entry("data/there", b"1", uid=1000))
+    image = busybox(own, Volumes={"/data": {}, "/new/one": {}, "/": {}}, User="me")
+    with Container(image=image, read_only=True) as container:
+        assert "1" == said(container, "cat", "/data/there")
+        assert 0 == container.run(["sh", "-c", "echo 2 > /data/there && echo 3 > /data/more"]).returncode
+        assert 0 == container.run(["touch", "/new/one/x"], user="0").returncode
+        assert 0 != container.run(["touch", "/tmp/x"], capture_output=True).returncode
+        assert {"/data/more", "/data/there", "/new/one/x"} <= {change.path for change in container.diff()}
+    with Container(image=image) as container:
+        container.run(["sh", "-c", "echo 2 > /data/there"], check=True)
+        committed = container.commit()
+    with Container(image=committed) as container:
+        assert "2" == said(container, "cat", "/data/there")
+
+
+def test_a_link_on_the_way_to_a_volume_is_refused(busybox, tmp_path):
+    """It would lead to the host while the container is built."""
+    image = busybox(layer(link("data", str(tmp_path))), Volumes={"/data/inner": {}})
+    with pytest.raises(ImageError, match="a link at /data"):
+        Container(image=image, read_only=True).start()
+    assert not (tmp_path / "inner").exists()
+
+
+def test_folders_of_the_host_are_not_laid_through_a_link(busybox, tmp_path):
+    """The same for Python's own folders, when a body runs in an image."""
+    image = busybox(layer(link("opt", str(tmp_path))))
+    container = Container(image=image)
+    container.folders = ("/opt/python",)
+    with pytest.raises(ImageError, match="a link at /opt"):
+        container.start()
+    assert [] == [name for name in os.listdir(tmp_path) if name == "python"]
