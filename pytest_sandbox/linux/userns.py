@@ -42,7 +42,7 @@ def extents(own: int, ranges: Iterable[tuple[int, int]]) -> list[Extent]:
         while count and place < _USUAL:
             if place == own:
                 place += 1
-            room = (own if place < own else _USUAL) - place
+            room = (min(own, _USUAL) if place < own else _USUAL) - place
             used = min(count, room)
             found.append((place, first, used))
             place, first, count = place + used, first + used, count - used

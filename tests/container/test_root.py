@@ -15,7 +15,7 @@ from boxes import make_busybox_root
 
 from pytest_sandbox import Change, Container, SetupError
 
-pytestmark = [pytest.mark.needs("containers"), pytest.mark.vm]
+pytestmark = pytest.mark.needs("containers")
 
 
 def out(container, *args, **keywords):
@@ -157,6 +157,7 @@ def test_a_read_only_volume(tmp_path):
     assert [] == os.listdir(tmp_path)
 
 
+@pytest.mark.vm
 def test_a_file_as_volume(tmp_path):
     """A single file can be a volume, at a place that exists or not."""
     (tmp_path / "file").write_text("one\n")
@@ -215,6 +216,7 @@ def test_devices_and_setuid_of_a_volume_give_nothing(tmp_path):
     assert {"nodev", "nosuid"} <= set(flags.split(","))
 
 
+@pytest.mark.vm
 def test_a_folder_as_the_root(busybox_root):
     """image=PATH: its files are the root, its own /proc, /sys and /dev are added, and it stays as it is."""
     before = sorted(os.listdir(busybox_root))

@@ -9,13 +9,14 @@ from tarballs import entry, files, folder, layer, link
 
 from pytest_sandbox import Container, Image, ImageError
 
-pytestmark = [pytest.mark.needs("containers", "busybox"), pytest.mark.vm]
+pytestmark = pytest.mark.needs("containers", "busybox")
 
 
 def said(container: Container, *args: str, **keywords: object) -> str:
     return container.run(args, capture_output=True, text=True, check=True, **keywords).stdout.strip()
 
 
+@pytest.mark.vm
 def test_a_container_starts_from_an_image_by_name_id_or_object(busybox):
     """Its root is the image's, and what it writes is gone with it."""
     image = busybox(files(greeting="hello"))
@@ -61,6 +62,7 @@ def test_path_of_the_image_finds_its_programs(busybox):
 @pytest.mark.parametrize(
     ("user", "expected"), [("me", "1000:1001:1001 44"), ("1000", "1000:1001:1001 44"), ("7:8", "7:8:8"), ("", "0:0:0")]
 )
+@pytest.mark.vm
 def test_user_of_the_image_runs_commands(busybox, user, expected):
     """By name or number, with the groups that the image's own files give; a command's own user wins."""
     with Container(image=busybox(User=user)) as container:
@@ -74,6 +76,7 @@ def test_home_follows_the_user_of_the_image(busybox):
         assert "/home/me" == said(container, "sh", "-c", "echo $HOME")
 
 
+@pytest.mark.vm
 def test_workdir_of_the_image_is_where_commands_start(busybox):
     """It is made where the image has not got it, as docker does; the setting wins."""
     image = busybox(layer(folder("here")), WorkingDir="/here")

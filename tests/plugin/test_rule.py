@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = [pytest.mark.needs("containers"), pytest.mark.vm]
+pytestmark = pytest.mark.needs("containers")
 
 WHERE = """
     import os, pytest
@@ -17,6 +17,7 @@ def test_without_being_asked_nothing_is_inside(run):
     run(f"{WHERE}\n    def test(): assert not inside()", sandbox=False).assert_outcomes(passed=1)
 
 
+@pytest.mark.vm
 def test_a_marked_test_is_inside(run):
     """The mark without the fixture puts the body inside; its neighbour stays outside."""
     source = f"""{WHERE}
@@ -49,6 +50,7 @@ def test_the_setting_does_what_the_option_does(run, pytester, ini):
     run(f"{WHERE}\n    def test(): assert inside()", sandbox=False).assert_outcomes(passed=1)
 
 
+@pytest.mark.vm
 def test_who_asks_for_the_container_holds_it(run):
     """The fixture, also through another fixture, keeps the body outside, with a container as the mark says."""
     source = f"""{WHERE}
@@ -86,6 +88,7 @@ def test_the_factory_alone_leaves_a_test_outside_unless_it_is_marked(run):
     run(source).assert_outcomes(passed=2)
 
 
+@pytest.mark.vm
 def test_the_nearest_mark_wins_key_by_key(run, pytester):
     """Function over class over module over the ini file; a key that the nearer one does not name comes from the farther one."""
     pytester.makeini("[pytest]\nsandbox_hostname = ini\nsandbox_env = A=ini\nsandbox_workdir = /usr\nsandbox_cpus = 1.5")

@@ -1,0 +1,106 @@
+"""Containers of somebody who is not root: the same promises, kept another way. Runs in a machine of tools/vm, as a user."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pytest_sandbox import Container
+from pytest_sandbox.outcome import Exited, Signaled
+
+pytestmark = [pytest.mark.needs("user", "containers"), pytest.mark.vm]
+
+
+@pytest.fixture
+def box():
+    with Container() as made:
+        yield made
+
+
+def out(container: Container, *argv: str) -> str:
+    return container.run(argv, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_user_stays_who_it_is(box):
+    """Commands and functions run under the user's own numbers, without a capability."""
+    assert f"{os.getuid()}\n" == out(box, "id", "-u")
+    assert (os.getuid(), os.getgid()) == box.call(lambda: (os.getuid(), os.getgid()))
+    assert "CapEff:\t0000000000000000" in box.call(lambda: Path("/proc/self/status").read_text())
+
+
+def test_a_function_is_alone_inside(box):
+    """The fork sees the container's first process and itself, and nothing of the host's."""
+    assert 2 == box.call(lambda: len([name for name in os.listdir("/proc") if name.isdigit()]))
+
+
+@pytest.mark.parametrize("folder", ["~", "/tmp", "/var/tmp"])
+def test_what_is_written_is_thrown_away(box, folder):
+    """Where a user writes, it writes inside, and the host keeps what it had."""
+    path = Path(folder).expanduser() / f"pytest-sandbox-{os.getpid()}"
+    assert "new" == box.call(lambda: (path.write_text("new"), path.read_text())[1])
+    assert not path.exists()
+
+
+def test_folders_of_the_host_can_be_removed(box):
+    """Removing and making anew a folder that the host has works inside, and changes nothing outside."""
+    folder = Path.home() / "there"
+    (folder / "deep").mkdir(parents=True)
+    try:
+        with Container() as fresh:
+            out(fresh, "sh", "-c", f"rm -r {folder} && mkdir {folder} && rmdir {folder} && echo x >{folder}")
+        assert (folder / "deep").is_dir()
+    finally:
+        (folder / "deep").rmdir()
+        folder.rmdir()
+
+
+def test_files_of_a_volume_belong_to_the_user(tmp_path):
+    """What is written through a volume stays, as the user's own."""
+    with Container(volumes=[f"{tmp_path}:/data"]) as box:
+        out(box, "touch", "/data/written")
+    assert os.getuid() == (tmp_path / "written").stat().st_uid
+
+
+def test_what_root_owns_cannot_be_changed(box):
+    """Files of root's are nobody's inside, as protected as outside."""
+    assert 0 != box.run(["touch", "/usr/share/x"], stderr=subprocess.DEVNULL).returncode
+    assert 0 != box.run(["sh", "-c", "echo x >>/etc/passwd"], stderr=subprocess.DEVNULL).returncode
+
+
+@pytest.mark.parametrize(
+    ("end", "outcome"),
+    [
+        (lambda: os._exit(7), Exited(7)),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), Signaled(signal.SIGSEGV)),
+        (lambda: os._exit(0), Exited(0)),
+    ],
+)
+def test_a_fork_ends_as_it_ends(box, end, outcome):
+    """Although it is forked twice, its status is its own, and its pidfd tells when."""
+    child = box.fork()
+    if child is None:
+        end()
+        os._exit(99)
+    assert outcome == child.wait(60)
+
+
+def test_the_host_is_another_process_table(box):
+    """A process outside cannot be signalled from inside, though it is the same user's."""
+    assert box.call(lambda: [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if pid > 100]) == []
+
+
+def test_a_session_leaves_nothing(tmp_path):
+    """Locks, skeletons and layers of a session are gone with it."""
+    code = "from pytest_sandbox import Container\nwith Container() as c: c.run(['touch', '/tmp/x'], check=True)\n"
+    places = {"XDG_RUNTIME_DIR": str(tmp_path / "run"), "XDG_CACHE_HOME": str(Path.home() / f"cache-{os.getpid()}")}
+    for place in places.values():
+        os.mkdir(place, 0o700)
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **places}, check=True)
+    left = [str(path) for place in places.values() for path in Path(place).rglob("*") if not path.is_dir()]
+    layers = [str(path) for path in Path(places["XDG_CACHE_HOME"]).glob("pytest-sandbox/writable/*")]
+    assert ([], []) == (left, layers)

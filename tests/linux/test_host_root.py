@@ -1,0 +1,81 @@
+"""What a user stands on: folders that have mounts below are split, and where the user works it may write."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from pytest_sandbox.linux.host_root import _Splitter
+from pytest_sandbox.linux.mounts import Mounted
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A root with a mount in ``var/lib/data``, a mounted file, and what lies beside them."""
+    root = tmp_path / "root"
+    for folder in ("usr/bin", "var/lib/data", "var/lib/other", "var/cache", "etc"):
+        (root / folder).mkdir(parents=True)
+    (root / "bin").symlink_to("usr/bin")
+    (root / "var/small").write_text("small")
+    (root / "var/large").write_bytes(b"x" * ((1 << 20) + 1))
+    (root / "etc/hosts").write_text("mounted")
+    (root / "etc/passwd").write_text("plain")
+    return root
+
+
+@pytest.fixture
+def splitter(tree, tmp_path):
+    (tmp_path / "skeleton").mkdir()
+    entries = [Mounted("/", "ext4", 0), Mounted(f"{tree}/var/lib/data", "xfs", 2), Mounted(f"{tree}/etc/hosts", "ext4", 0)]
+    return _Splitter(entries, str(tmp_path / "skeleton"))
+
+
+def test_a_folder_without_mounts_is_laid_over_whole(splitter, tree):
+    """Nothing of it is looked at, however much there is in it."""
+    splitter.split(str(tree))
+    assert "" == splitter.below[f"{tree}/usr"].source
+    assert not any(point.startswith(f"{tree}/usr/") for point in splitter.below)
+
+
+def test_a_folder_with_a_mount_below_is_split(splitter, tree):
+    """Each folder in it has an overlay of its own, the mount among them, down to where no mount is below."""
+    splitter.split(str(tree))
+    var, lib = splitter.below[f"{tree}/var"], splitter.below[f"{tree}/var/lib"]
+    assert (True, True) == (bool(var.source), bool(lib.source))
+    assert ["cache", "large", "lib", "small"] == sorted(os.listdir(var.source))
+    assert ["data", "other"] == sorted(os.listdir(lib.source))
+    assert ("xfs", 2, "") == (
+        splitter.below[f"{tree}/var/lib/data"].fstype,
+        splitter.below[f"{tree}/var/lib/data"].flags,
+        lib.source and "",
+    )
+    assert "" == splitter.below[f"{tree}/var/lib/other"].source
+
+
+def test_plain_files_beside_a_mount_are_copied(splitter, tree):
+    """Small ones can be written then; large and mounted ones are shown as they are."""
+    splitter.split(str(tree))
+    with open(f"{splitter.below[f'{tree}/var'].source}/small") as file:
+        assert "small" == file.read()
+    with open(f"{splitter.below[f'{tree}/etc'].source}/passwd") as file:
+        assert "plain" == file.read()
+    assert {f"{tree}/var/large", f"{tree}/etc/hosts"} == {point for point in splitter.below if os.path.isfile(point)}
+
+
+def test_links_stay_links(splitter, tree):
+    """A link at the root leads where it led."""
+    assert "usr/bin" == os.readlink(f"{splitter.split(str(tree))}/bin")
+
+
+def test_where_the_user_works_it_may_write(splitter, tree):
+    """The first folder on the way that the user may write to has an overlay of its own, for what is above it cannot be copied up."""
+    (tree / "usr/share/work").mkdir(parents=True)
+    first = next(str(folder) for folder in [*reversed(tree.parents), tree] if str(folder) != "/" and os.access(folder, os.W_OK))
+    splitter.open(str(tree / "usr/share/work"))
+    assert first in splitter.below
+    splitter.open("/")
+    splitter.open("/proc/self")
+    assert not {"/", "/proc", "/proc/self"} & set(splitter.below)
