@@ -165,35 +165,50 @@ def test_the_machine_code_is_what_its_source_says(machine):
 
 
 def test_the_aarch64_code_runs(tmp_path):
-    """Under emulation the other architecture's code makes the calls, follows results, and stops at an error."""
-    compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64-static")
-    if not (compiler and emulator):
-        pytest.skip("needs gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user-static")
-    source, program = tmp_path / "try.c", tmp_path / "try"
-    code = ",".join(f"0x{byte:02x}" for byte in machine_code.RUN["aarch64"])
-    source.write_text(
-        f"""
-        #include <stdio.h>
-        #include <string.h>
-        #include <sys/mman.h>
-        static unsigned char code[] = {{{code}}};
-        typedef long words[9];
-        int main(void) {{
-            void *page = mmap(0, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-            memcpy(page, code, sizeof code);
-            __builtin___clear_cache(page, (char *)page + sizeof code);
-            words list[5] = {{
-                {{56, -100, (long)"/dev/null", 1, 0, 0, 0, 0, -9999}},   // openat
-                {{64, 0, (long)"abc", 3, 0, 0, 0, 4, -9999}},            // write to its result
-                {{49, (long)"/no", 0, 0, 0, 0, 0, 1, -9999}},            // chdir, may fail
-                {{49, (long)"/no", 0, 0, 0, 0, 0, 0, -9999}},            // chdir, may not
-                {{-1}},
-            }};
-            list[1][1] = (long)&list[0][8];
-            long said = ((long (*)(void *, void *))page)(0, list);
-            printf("%ld %d %ld %ld %ld\\n", said, list[0][8] >= 0, list[1][8], list[2][8], list[3][8]);
-        }}
-        """
-    )
-    subprocess.run([compiler, "-static", "-o", program, source], check=True)
-    assert "0 1 3 -2 -2\n" == subprocess.run([emulator, program], check=True, capture_output=True, text=True).stdout
+    """Under emulation the other architecture's code makes the calls, follows results, goes on or stops at an error, and returns."""
+    tools = [shutil.which(name) for name in ("aarch64-linux-gnu-as", "aarch64-linux-gnu-ld", "qemu-aarch64-static")]
+    if not all(tools):
+        pytest.skip("needs binutils-aarch64-linux-gnu and qemu-user-static")
+    assembler, linker, emulator = tools
+    source = tmp_path / "try.s"
+    source.write_text(_TRY.format(code=",".join(map(str, machine_code.RUN["aarch64"])), out=tmp_path / "out"))
+    subprocess.run([assembler, "-o", tmp_path / "try.o", source], check=True)
+    subprocess.run([linker, "-N", "-o", tmp_path / "try", tmp_path / "try.o"], check=True)
+    done = subprocess.run([emulator, tmp_path / "try"], check=False)
+    assert (0, "abc") == (done.returncode, (tmp_path / "out").read_text())
+
+
+# Runs a list of openat, write to its result, a chdir that may fail, one that may not, and one that is not reached; its status is 0 where
+# the code returned 0 and the last results are -ENOENT and "not made".
+_TRY = """
+        .text
+        .globl _start
+_start: mov x0, #0
+        adr x1, list
+        bl code
+        cbnz x0, bad
+        adr x1, list
+        ldr x2, [x1, #(3 * 72 + 64)]
+        cmn x2, #2
+        b.ne bad
+        ldr x2, [x1, #(4 * 72 + 64)]
+        cmp x2, #77
+        b.ne bad
+        mov x0, #0
+        b end
+bad:    mov x0, #1
+end:    mov x8, #93
+        svc #0
+        .balign 8
+code:   .byte {code}
+        .balign 8
+list:   .quad 56, -100, path, 0x241, 0x1a4, 0, 0, 0, 77
+        .quad 64, list + 64, text, 3, 0, 0, 0, 4, 77
+        .quad 49, none, 0, 0, 0, 0, 0, 1, 77
+        .quad 49, none, 0, 0, 0, 0, 0, 0, 77
+        .quad 172, 0, 0, 0, 0, 0, 0, 0, 77
+        .quad -1
+path:   .asciz "{out}"
+text:   .asciz "abc"
+none:   .asciz "/no"
+"""
