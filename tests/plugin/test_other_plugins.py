@@ -125,7 +125,7 @@ def test_timeout_ends_a_test_with_its_stack(run, method):
     def test_slow(): wait_here()
     def test_next(): pass
     """,
-        "--timeout=1",
+        "--timeout=4",
         f"--timeout-method={method}",
         plugins=("pytest_timeout",),
     )
