@@ -8,10 +8,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import ImageError
-from pytest_sandbox.image.folders import is_opaque
-from pytest_sandbox.image.image import find
 
 if TYPE_CHECKING:
+    from pytest_sandbox.image.image import Image
     from pytest_sandbox.settings import Settings
 
 __all__ = ["Ground"]
@@ -21,12 +20,20 @@ _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ROOT_USERS: Final = (None, "0", "root", "0:0")
 
 
+def _find(image: object) -> Image | None:
+    if image == "host":  # most containers lie on it, and need nothing of images
+        return None
+    from pytest_sandbox.image.image import find
+
+    return find(image)
+
+
 class Ground:
     """Found by a container's settings; while it is held, the image is not removed. Raises :class:`ImageError` where there is no such image."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.image = find(settings.image)
+        self.image = _find(settings.image)
         self._held = self.image.hold() if self.image else -1
         self._config = self.image.config if self.image else {}
         #: Whether it is the host's own root, with or without layers of a commit above it.
@@ -76,6 +83,8 @@ class Ground:
         return tuple((path, *self._parts(path)) for path in self.with_way(tuple(paths)))
 
     def _parts(self, path: str) -> list[str]:
+        from pytest_sandbox.image.folders import is_opaque
+
         parts = []
         for lower in self.lower:
             with suppress(FileNotFoundError, NotADirectoryError):

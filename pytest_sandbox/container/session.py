@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_sandbox import host, sweep
+from pytest_sandbox import sweep
 from pytest_sandbox.channel import Channel, Message, close_all
 from pytest_sandbox.errors import SetupError, UnsupportedError
 from pytest_sandbox.linux import mounts, namespaces, process, systemd
@@ -169,6 +169,8 @@ class LauncherClient:
                 reason = answer["step"].removeprefix(limit).lstrip(": ") or answer["reason"]
                 raise UnsupportedError(f"{what} ({reason})", remedy)
             if answer["step"] == "make a user namespace":
+                from pytest_sandbox import host
+
                 host.require("user namespace", "a container without root")
             if answer["step"] == "mount own" and answer["errno"] in {errno.EPERM, errno.EACCES}:
                 raise UnsupportedError("a container in this container", _COVERED)
