@@ -122,7 +122,7 @@ def mounted(text: str | None = None) -> list[Mounted]:
     if text is None:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             text = file.read()
-    return [_parsed(line) for line in text.splitlines()]
+    return [_parsed(line) for line in text.split("\n") if line]  # splitlines() would end a line at what a path may hold
 
 
 def watch() -> int:

@@ -18,8 +18,6 @@ __all__ = ["Like", "add_layer", "add_overlay", "make_layer", "mount_overlay"]
 
 _FOLDERS = (("", 0o700), ("/upper", 0o755), ("/work", 0o700))
 
-__all__ = ["make_layer", "mount_overlay"]
-
 
 class Like(NamedTuple):
     """A folder whose mode and owner a layer's root gets: a path, below a descriptor where there is one."""

@@ -1,0 +1,125 @@
+"""The compiled filter, run by an interpreter of its own, against the policy that it was compiled from; for every machine, entry and number."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from pytest_sandbox.linux import capabilities, seccomp
+from pytest_sandbox.linux import seccomp_policy as policy
+
+DOCKER = capabilities.DOCKER_DEFAULT
+JUMP = 5  # BPF_JMP
+WORDS = {0x7FFF0000: "allow", 0x00050001: "refuse", 0x00050026: "missing", 0x80000000: "kill"}
+
+
+def run(program, number, audit, argument=0):
+    """Interpret classic BPF as the kernel does (net/core/filter.c); returns the filter's word."""
+    data = struct.pack("<IIQQ", number, audit, 0, argument & 0xFFFFFFFFFFFFFFFF)
+    code = list(struct.iter_unpack("<HBBI", program))
+    at = accumulator = index = 0
+    while True:
+        operation, then, otherwise, value = code[at]
+        at += 1
+        if operation == seccomp.LOAD:
+            (accumulator,) = struct.unpack_from("<I", data, value)
+        elif operation == seccomp.LOAD_INDEX:
+            index = value
+        elif operation == seccomp.AND:
+            accumulator &= value
+        elif operation == seccomp.RETURN:
+            return WORDS[value], index
+        else:
+            holds = {
+                seccomp.JUMP_EQUAL: accumulator == value,
+                seccomp.JUMP_AT_LEAST: accumulator >= value,
+                seccomp.JUMP_ANY_BIT: bool(accumulator & value),
+            }[operation]
+            at += then if holds else otherwise
+
+
+def expected(name, number, newest, granted, argument):
+    """What the policy says, without any compiling."""
+    rule = seccomp.decide(name, granted)
+    if rule in policy.FIRST_ARGUMENT:
+        first = policy.FIRST_ARGUMENT[rule]
+        refused = "missing" if first.errno == 38 else "refuse"
+        if first.bits and argument & first.bits:
+            return refused
+        if first.only:
+            return "allow" if argument in first.only else refused
+        return refused if argument in first.never else "allow"
+    return "missing" if rule == "refuse" and number > newest else rule
+
+
+ENTRIES = [(machine, entry) for machine, entries in seccomp.MACHINES.items() for entry in entries]
+
+
+@pytest.mark.parametrize(
+    "granted", [0, DOCKER, capabilities.ALL, capabilities.bit("SYS_ADMIN"), DOCKER | capabilities.bit("SYS_PTRACE")], ids=hex
+)
+@pytest.mark.parametrize(("machine", "entry"), ENTRIES, ids=lambda value: getattr(value, "table", value))
+def test_every_number_of_every_entry(machine, entry, granted):
+    """Each number, known or not, gets what the policy says of its name and argument."""
+    program = seccomp.program(granted, machine)
+    table = seccomp.numbers(entry.table)
+    newest = next(number for number, name in table.items() if name == policy.NEWEST)
+    wrong = {}
+    for number in sorted({*range(600), *table, *(one + 1 for one in table), 0x3FFFFFFF}):
+        name = table.get(number, "")
+        arguments = (0, 1, 8, 38, 40, 0x10000000, 0x02000000, 0xFFFFFFFF, 0x100000026) if name in policy.FIRST_ARGUMENT else (0,)
+        for argument in arguments:
+            want, found = expected(name, number, newest, granted, argument & 0xFFFFFFFF), run(program, number, entry.audit, argument)[0]
+            if want != found:
+                wrong[name or number, argument] = (want, found)
+    assert {} == wrong
+
+
+@pytest.mark.parametrize("granted", [0, DOCKER])
+def test_x32_has_no_more_rights(granted):
+    """With its bit, a number below 512 is what it is without, and one of x32's own is what the table says."""
+    program = seccomp.program(granted, "x86_64")
+    native, x32 = seccomp.numbers("X86_64"), seccomp.numbers("X32")
+    audit = seccomp.MACHINES["x86_64"][0].audit
+    for number in range(450):
+        assert run(program, number, audit)[0] == run(program, number | seccomp.X32_BIT, audit)[0], native.get(number)
+    newest = next(number for number, name in native.items() if name == policy.NEWEST)
+    for number in range(seccomp.X32_FIRST, max(x32) + 1):
+        name = x32.get(number, "")
+        assert expected(name, number, newest, granted, 0) == run(program, number | seccomp.X32_BIT, audit)[0], name
+
+
+def test_another_architecture_is_killed():
+    """A call by an entry that the machine does not have ends the process."""
+    assert "kill" == run(seccomp.program(DOCKER, "x86_64"), 0, seccomp.MACHINES["aarch64"][0].audit)[0]
+
+
+def test_a_machine_without_a_table_is_refused():
+    """No filter is better than none by accident: it is said."""
+    with pytest.raises(ValueError, match="no seccomp policy for machine 'vax'"):
+        seccomp.program(DOCKER, "vax")
+
+
+@pytest.mark.parametrize("machine", seccomp.MACHINES)
+def test_the_kernel_would_take_it(machine):
+    """At most 4,096 instructions, every jump forward and inside, the last one a return."""
+    code = list(struct.iter_unpack("<HBBI", seccomp.program(DOCKER, machine)))
+    assert len(code) <= 4096
+    assert seccomp.RETURN == code[-1][0]
+    assert all(at + 1 + max(then, otherwise) < len(code) for at, (kind, then, otherwise, _value) in enumerate(code) if kind & 7 == JUMP)
+
+
+@pytest.mark.parametrize("name", ["mount", "unshare", "setns", "bpf", "keyctl", "add_key", "request_key", "userfaultfd", "io_uring_setup", "kexec_load",
+                                  "init_module", "open_by_handle_at", "perf_event_open", "swapon", "reboot", "iopl", "pidfd_getfd"])  # fmt: skip
+def test_dangerous_calls_are_named(name):
+    """What makes a kernel's bug reachable is refused to docker's capabilities."""
+    assert "refuse" == seccomp.decide(name, DOCKER)
+
+
+@pytest.mark.parametrize(("granted", "name"), [("SYS_ADMIN", "mount"), ("SYS_PTRACE", "pidfd_getfd"), ("SYS_BOOT", "reboot"), ("SYS_TIME", "settimeofday"),
+                                               ("BPF", "bpf"), ("SYS_CHROOT", "chroot"), ("DAC_READ_SEARCH", "open_by_handle_at")])  # fmt: skip
+def test_a_capability_brings_its_calls(granted, name):
+    """cap_add opens what docker's profile opens with it, and nothing more."""
+    assert ("refuse", "allow") == (seccomp.decide(name, 0), seccomp.decide(name, capabilities.bit(granted)))
+    assert "refuse" == seccomp.decide("keyctl", capabilities.bit(granted))
