@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
-from conftest import PROJECT
 from pytest_sandbox import Change
 
+PROJECT = Path(__file__).parents[1]
 GUESTBOOK = [sys.executable, "-B", "-m", "guestbook"]
 
 
