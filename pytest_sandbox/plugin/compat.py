@@ -18,7 +18,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -95,7 +95,9 @@ def take_over(config: pytest.Config, hook: str, listeners: tuple[object, ...]) -
 
 
 def recorded_warnings(item: pytest.Item) -> AbstractContextManager[None]:
-    """Record warnings as pytest does around a test, and announce them at the end."""
+    """Record warnings as pytest does around a test, and announce them at the end; do nothing where that is switched off."""
+    if not item.config.pluginmanager.has_plugin("warnings"):
+        return nullcontext()
     return catch_warnings_for_item(config=item.config, ihook=item.ihook, when="runtest", item=item)
 
 

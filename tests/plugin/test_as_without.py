@@ -104,6 +104,15 @@ def test_warnings_are_in_the_summary_and_can_be_errors(run):
     run(source, "-W", "error").assert_outcomes(failed=2)
 
 
+def test_warnings_are_left_alone_without_their_plugin(run):
+    """``-p no:warnings`` leaves them to Python, inside as outside."""
+    source = "import warnings\ndef test(): warnings.warn('left alone')"
+    for sandbox in (False, True):
+        result = run(source, "-p", "no:warnings", "-s", sandbox=sandbox)
+        assert {"passed": 1} == result.parseoutcomes()
+        assert "left alone" in result.stderr.str()
+
+
 def test_the_session_ends_where_a_test_wants_it(run):
     """``pytest.exit`` in a body ends the session with its message and status; the fixtures are torn down."""
     result = run(
