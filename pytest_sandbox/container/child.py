@@ -33,6 +33,8 @@ __all__ = ["Child", "as_builder", "fork_into", "run_call"]
 __tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
 
 _CHUNK = 1 << 16
+#: Signals that programs handle by raising. All that there are would be as right, but Python makes an enum's member of each, three times a fork.
+_INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Child:
@@ -108,7 +110,7 @@ def fork_into(container: Container, living: Iterable[Container]) -> Child | None
         program.add("change to the working folder", "chdir", os.fsencode(folder), go_on=True)  # the last that is there
     entrance.add_lock_down(program, user)
     # An interrupt between the fork and what notes it would leave a child that nobody waits for, or a second caller.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTING)
     pid = -1
     try:
         pid = _fork_as_root(entrance) if entrance.builder_fd < 0 else _fork_as_user(entrance)
