@@ -32,6 +32,7 @@ def namespaces_of(pid):
 
 
 @pytest.mark.vm
+@pytest.mark.needs("limits")
 def test_the_status_follows_the_life():
     """created, running, paused, running, stopped."""
     seen = []
@@ -122,6 +123,7 @@ def test_a_command_in_a_paused_container_is_refused():
 
 
 @pytest.mark.vm
+@pytest.mark.needs("limits")
 def test_pause_stops_and_unpause_goes_on():
     """A paused process makes no step, and loses none."""
     code = "import sys\nfor line in sys.stdin: print(line.strip(), flush=True)"

@@ -27,7 +27,7 @@ def told(*argv: str) -> str:
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.needs("setpriv", "unshare")
+@pytest.mark.needs("root", "setpriv", "unshare")
 def test_a_limit_of_none():
     """With user.max_user_namespaces=0 the parameter is named, with the command that raises it."""
     script = 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"'
@@ -53,6 +53,7 @@ def test_the_switch_of_debian():
     assert "sysctl -w kernel.unprivileged_userns_clone=1" in answer
 
 
+@pytest.mark.needs("root")
 def test_inside_a_container_that_covers_parts_of_proc():
     """Where the kernel gives no new /proc, the outer container's options that uncover it are named."""
     with Container(security_opt=["seccomp=unconfined"]) as outer:

@@ -89,6 +89,7 @@ def test_the_factory_alone_leaves_a_test_outside_unless_it_is_marked(run):
 
 
 @pytest.mark.vm
+@pytest.mark.needs("limits")
 def test_the_nearest_mark_wins_key_by_key(run, pytester):
     """Function over class over module over the ini file; a key that the nearer one does not name comes from the farther one."""
     pytester.makeini("[pytest]\nsandbox_hostname = ini\nsandbox_env = A=ini\nsandbox_workdir = /usr\nsandbox_cpus = 1.5")
