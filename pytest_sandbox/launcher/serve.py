@@ -248,8 +248,11 @@ class Launcher:
 
     def forget_mounts(self) -> None:
         """Look at the host's mounts again: what was made ahead is no longer what the host looks like, unless the client has it already."""
-        self.host.look()
         self.is_stale = True
+        for _ in range(_TRIES):
+            with suppress(FileNotFoundError, NotADirectoryError):  # one went away between being found and being tried
+                self.host.look()
+                return
 
     def receive_visitor(self, message: Message) -> tuple[Message, list[int]]:
         """Answer another process of this user."""
