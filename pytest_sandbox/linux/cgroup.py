@@ -232,8 +232,9 @@ def parse_own(cgroup: str) -> dict[str, str]:
 class Group:
     """The group of one container; this one holds nothing, and is what a host without usable groups gets."""
 
-    def __init__(self, id: str) -> None:  # noqa: A002 - the container's word
+    def __init__(self, id: str, remedy: str = "") -> None:  # noqa: A002 - the container's word
         self.id = id
+        self._remedy = remedy
 
     def joins(self) -> tuple[str, ...]:
         """Return the absolute paths to which a process of one thread writes "0" to enter."""
@@ -275,7 +276,7 @@ class Group:
 
     def freeze(self, seconds: float = PATIENCE) -> None:  # noqa: ARG002 - those that freeze wait
         """Stop all processes, and return when they stand; TimeoutError after ``seconds``."""
-        raise UnsupportedError("pause", NO_GROUPS)
+        raise UnsupportedError("pause", self._remedy)
 
     def thaw(self) -> None:
         """Let the processes go on."""
@@ -290,18 +291,19 @@ class Group:
 class Session:
     """The parent of all groups of one launcher."""
 
-    def __init__(self, name: str, folders: tuple[str, ...] = ()) -> None:
+    def __init__(self, name: str, folders: tuple[str, ...] = (), remedy: str = "") -> None:
         self.name = name
+        self._remedy = remedy
         self.folders = folders
         """What a sweep has to :func:`destroy` when nobody holds the session's lock any more."""
 
     def create(self, id: str) -> Group:  # noqa: A002 - the container's word
         """Make a group without limits, to be joined."""
-        return Group(id)
+        return Group(id, self._remedy)
 
     def group(self, id: str, limits: Settings = UNLIMITED) -> Group:  # noqa: A002, ARG002 - the container's word; those that limit need it
         """Return a handle on a group that the session's other end has made, with the limits that it has given it."""
-        return Group(id)
+        return Group(id, self._remedy)
 
     def close(self) -> None:
         """Kill what still lives in the session, and remove its groups and its folders."""
@@ -340,7 +342,7 @@ class Hierarchy:
 
     def session(self, name: str) -> Session:
         """Make the folder ``pytest-sandbox-NAME`` in every hierarchy that is used; FileExistsError where there is one."""
-        return Session(name)
+        return Session(name, remedy=self.remedy("freezer"))
 
     def roots(self) -> tuple[str, ...]:
         """Return the folders below which sessions of this host may be found."""

@@ -202,7 +202,7 @@ class HierarchyV2(Hierarchy):
         return (self.mount.point,) if self.base else ()
 
     def session(self, name: str) -> Session:
-        return SessionV2(self.base, name) if self.base else Session(name)
+        return SessionV2(self.base, name) if self.base else super().session(name)
 
 
 def _is_root(folder: str) -> bool:

@@ -103,6 +103,8 @@ def test_a_host_without_groups_has_groups_that_know_nothing(nowhere):
     with contextlib.closing(nowhere.session("x")) as session:
         group = session.create("one")
         group.apply(Settings())
+        with pytest.raises(UnsupportedError, match=r"pause .* --privileged"):
+            group.freeze()
         group.kill()
         group.remove()
     assert (Session, Group, (), -1, (), {}) == (type(session), type(group), group.joins(), group.fd(), group.pids(), nowhere.sessions())
