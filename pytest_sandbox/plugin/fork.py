@@ -101,6 +101,7 @@ class Fork:
         self._benchmarks = benchmarks.Benchmarks(item)
         self._measured = coverage_data.Measured()
         self._driving = False
+        self._inodes = _inodes()
         self._warnings: AbstractContextManager[None] = compat.recorded_warnings(item)
         self._warnings.__enter__()
 
@@ -149,7 +150,7 @@ class Fork:
         self._benchmarks.send(self._wire)
         self._measured.send(self._wire)
         _flush()
-        self._wire.send("done", None)
+        self._wire.send("done", _inodes() > self._inodes)
 
     # -- the ends
 
@@ -180,6 +181,12 @@ class Fork:
     def _leave(status: int) -> NoReturn:
         _flush()
         os._exit(status)
+
+
+def _inodes() -> int:
+    """Return how many files the writable layer's file system has: more than before means that something was made."""
+    status = os.statvfs("/")
+    return status.f_files - status.f_ffree
 
 
 def _flush() -> None:

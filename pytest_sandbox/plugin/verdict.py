@@ -126,7 +126,8 @@ class Finding:
         failed += [report for report in self.logged if report.failed]
         kept = keep.keep(self.item, self.container, failed=bool(failed))
         sections = self._sections(kept) if failed else []
-        hints.remember(self.item, self.container)
+        if self._receiver.has_written:
+            hints.remember(self.item, self.container)
         for report in failed:
             report.sections.extend(sections)
         reports = [answer.report for answer in self.answers.values()]

@@ -14,7 +14,7 @@ debugger   true while a debugger waits for a person: time does not count then
 cache      key and value that the test gave to ``config.cache``
 ...        what :mod:`pytest_sandbox.plugin.carried` and :mod:`pytest_sandbox.plugin.coverage_data` carry
 exit       the test ends the session (``pytest.exit``): reason and return code
-done       nothing is missing
+done       nothing is missing; true where the layer has more files than before
 ========== ==================================================================================================
 """
 
@@ -193,6 +193,11 @@ class Receiver:
     def is_done(self) -> bool:
         """Whether the fork has said that nothing is missing; all that it still does is to end."""
         return bool(self.news) and self.news[-1].kind == "done"
+
+    @property
+    def has_written(self) -> bool:
+        """Whether the fork may have made files: it has said so, or it ended without a word."""
+        return not self.is_done or bool(self.news[-1].data)
 
     def of(self, kind: str) -> Iterator[Any]:
         """Yield the data of all news of a kind."""
