@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ def say(row: Row) -> None:
 
 def main() -> int:
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # tidy up, as after Ctrl-C
     facts, rows = table.machine(), []
     if not options.json:
         print(table.heading(facts), flush=True)
