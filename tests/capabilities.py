@@ -81,6 +81,10 @@ PROBES: dict[str, Callable[[], bool]] = {
     "systemd_user": has_systemd_user,
     # tools/vm's machine, in which a test may change the kernel's parameters.
     "throwaway": lambda: os.path.isdir("/run/vm") and socket.gethostname() == "vm",
+    # Overlays are stacked two deep at the most: on a root that is one, a container in a container finds no place for its own.
+    "plain_root": lambda: (
+        not any(line.split()[4] == "/" and " - overlay " in line for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    ),
     "undelegated": lambda: has_unified_cgroup() and not has_limits(),
 }
 

@@ -53,7 +53,7 @@ def test_the_switch_of_debian():
     assert "sysctl -w kernel.unprivileged_userns_clone=1" in answer
 
 
-@pytest.mark.needs("root")
+@pytest.mark.needs("root", "plain_root")
 def test_inside_a_container_that_covers_parts_of_proc():
     """Where the kernel gives no new /proc, the outer container's options that uncover it are named."""
     with Container(security_opt=["seccomp=unconfined"]) as outer:
@@ -62,7 +62,7 @@ def test_inside_a_container_that_covers_parts_of_proc():
     assert "systempaths=unconfined" in answer
 
 
-@pytest.mark.needs("root")
+@pytest.mark.needs("root", "plain_root")
 def test_a_privileged_container_makes_containers():
     """With what --privileged gives, containers can be made inside of a container."""
     make = "from pytest_sandbox import Container\nwith Container() as c: print(c.run(['echo', 'inside'], capture_output=True, text=True).stdout)"
