@@ -7,7 +7,7 @@ import os
 import statistics
 import sys
 from collections import defaultdict
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from bench.measure import descendants
@@ -28,7 +28,8 @@ def by_namespace(pids: list[int]) -> dict[str, int]:
     """The summed PSS of all processes, by the PID namespace that they live in."""
     sums: dict[str, int] = defaultdict(int)
     for pid in pids:
-        sums[pid_namespace(pid)] += proportional_kb(pid)
+        with suppress(FileNotFoundError, ProcessLookupError):  # the launcher makes the next one meanwhile
+            sums[pid_namespace(pid)] += proportional_kb(pid)
     return sums
 
 

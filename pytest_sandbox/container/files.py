@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+from pytest_sandbox.errors import ContainerStopped
 from pytest_sandbox.linux import syscall as sc
 
 __all__ = ["Files"]
@@ -47,6 +48,8 @@ class Files:
         found = begun.program.add("open", "openat2", -100, place, how, len(how))
         os.waitpid(entrance.spawn(begun), 0)
         failure = begun.program.failure()
+        if failure is None and begun.program[found] < 0:  # the container's end was the child's too
+            raise ContainerStopped(f"the container {self.id} has ended. Make a new one.")
         if failure is None:
             return int(begun.program[found])
         if failure.step != "open":

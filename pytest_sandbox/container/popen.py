@@ -272,6 +272,7 @@ class _Pump:
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         self.child_end = read_end if reading else write_end
         self._ours = write_end if reading else read_end
+        os.set_blocking(self._ours, reading)  # before any thread may drain it
         self._file = os.dup(fd)
         self._moving = threading.Lock()
         self._done = False
@@ -288,7 +289,6 @@ class _Pump:
         close_all([self._ours, self._file])
 
     def _collect(self) -> None:
-        fcntl.fcntl(self._ours, fcntl.F_SETFL, os.O_NONBLOCK)
         poll = select.poll()
         poll.register(self._ours, select.POLLIN)
         while not self._done:

@@ -130,7 +130,7 @@ class Registry:
         headers = {"Range": f"bytes={start}-"} if start else {}
         response = self._ask("GET", f"/v2/{repository}/blobs/{descriptor.digest}", repository, headers)
         skip = start if response.status == 200 else 0  # a server that knows no ranges begins anew
-        left = descriptor.size - start
+        left, is_read = descriptor.size - start, False
         try:
             for data in response.stream(_CHUNK, decode_content=False):
                 part, skip = data[skip:], max(0, skip - len(data))
@@ -139,8 +139,9 @@ class Registry:
                 left -= len(part)
                 if part:
                     yield part
-        finally:
-            response.close() if left else response.release_conn()
+            is_read = not left
+        finally:  # where nobody wants the rest the pool may be closed by now, and would keep the connection
+            response.release_conn() if is_read else response.close()
         if left:
             raise ConnectionError(f"{left} bytes are missing")
 

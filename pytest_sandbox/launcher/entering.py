@@ -70,8 +70,10 @@ class Entrance:
         try:
             with nullcontext() if begun.younger else namespaces.children_in(self.pidfd):
                 pid, pidfd = begun.program.spawn(begun.flags, cgroup=self.cgroup)
-        except (ProcessLookupError, FileNotFoundError, NotADirectoryError) as error:  # init, or the group, is gone
-            raise ContainerStopped("the container has ended. Make a new one.") from error
+        except OSError as error:
+            if process.ended(self.pidfd, 0):
+                raise ContainerStopped("the container has ended. Make a new one.") from error
+            raise
         os.close(pidfd)
         if begun.younger is None:
             return pid

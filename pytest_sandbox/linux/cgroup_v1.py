@@ -110,9 +110,17 @@ class SessionV1(Session):
             os.mkdir(folder)
             if controller == "cpuset":
                 inherit_cpuset(folder)
-        self.folders += (folder,)
+        self.folders = tuple(dict.fromkeys((*self.folders, folder)))
 
     def create(self, id: str) -> GroupV1:  # noqa: A002 - the container's word
+        try:
+            return self._create(id)
+        except FileNotFoundError:  # a sweep that does not see this session's lock has removed the empty parents
+            for controller, folder in self.by_controller.items():
+                self._make(folder, controller)
+            return self._create(id)
+
+    def _create(self, id: str) -> GroupV1:  # noqa: A002 - the container's word
         made: list[str] = []
         try:
             for folder in self._always:

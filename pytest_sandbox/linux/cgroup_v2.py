@@ -242,7 +242,12 @@ class SessionV2(Session):
             raise SetupError("make the parent of all groups", str(error)) from error
 
     def create(self, id: str) -> Group:  # noqa: A002 - the container's word
-        os.mkdir(folder := f"{self.folder}/{id}")
+        folder = f"{self.folder}/{id}"
+        try:
+            os.mkdir(folder)
+        except FileNotFoundError:  # a sweep that does not see this session's lock has removed the empty parent
+            self._base.add(self.folder)
+            os.mkdir(folder)
         return GroupV2(self, id, folder)
 
     def group(self, id: str, limits: Settings = UNLIMITED) -> Group:  # noqa: A002 - the container's word

@@ -101,6 +101,7 @@ class Receiver:
         self.too_much = False
         self.stack = bytearray()
         self.debugging = False
+        self._debugged = 0.0  # seconds; while a debugger waits, minus the time when it began to
         self.interrupted = False
 
     def receive(self, timeout: float | None) -> bool:
@@ -114,7 +115,7 @@ class Receiver:
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             try:
-                waits = None if end is None or self.debugging else end - time.monotonic()
+                waits = None if end is None or self.debugging else end + self._debugged - time.monotonic()
                 ready = poll.poll(waits if waits is None else max(0.0, waits * 1000))
                 if self._take(poll, {fd for fd, _event in ready}):
                     return True
@@ -185,8 +186,9 @@ class Receiver:
             self.strange = True
             return
         news = News(*json.loads(text))
-        if news.kind == "debugger":
-            self.debugging = bool(news.data)
+        if news.kind == "debugger" and self.debugging != bool(news.data):
+            self.debugging = not self.debugging
+            self._debugged += -time.monotonic() if self.debugging else time.monotonic()
         self.news.append(news)
 
     @property

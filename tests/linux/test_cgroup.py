@@ -386,3 +386,17 @@ def test_a_process_that_does_not_die_is_named():
     """Waiting for a death has an end, with the process's number in it."""
     with pytest.raises(TimeoutError, match=rf"processes \[{os.getpid()}\] do not die"):
         cgroup.kill_members(lambda: [os.getpid()], seconds=-1)
+
+
+@pytest.mark.needs("root", "limits")
+def test_a_session_whose_empty_groups_were_swept_makes_them_again():
+    """Another container's sweep does not see this session's lock: what it has removed is made anew with the next group."""
+    session = cgroup.Hierarchy.find().session(f"swept-{os.getpid():x}")
+    try:
+        for folder in session.folders:
+            os.rmdir(folder)
+        group = session.create("one")
+        assert 0 == group.count()
+        group.remove()
+    finally:
+        session.close()
