@@ -70,6 +70,9 @@ def quietly() -> None:
 def victim() -> str:
     try:
         survive()
+        for _ in range(2):  # the one strike may hit the last container too
+            with suppress(SandboxError), Container() as container:
+                return f"ok {container.run(['true']).returncode}"
         with Container() as container:
             return f"ok {container.run(['true']).returncode}"
     except BaseException:  # noqa: BLE001 - it is told
