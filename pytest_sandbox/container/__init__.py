@@ -17,7 +17,7 @@ from pytest_sandbox.container import session
 from pytest_sandbox.container.child import Child, as_builder, fork_into, run_call
 from pytest_sandbox.container.files import Files
 from pytest_sandbox.container.ground import Ground
-from pytest_sandbox.container.planning import about, plan_of, with_kept
+from pytest_sandbox.container.planning import about, plan_for, plan_of, with_kept
 from pytest_sandbox.container.popen import Popen
 from pytest_sandbox.errors import ContainerStopped, OutOfMemory, SandboxError, SetupError, UnsupportedError
 from pytest_sandbox.launcher import users
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from pytest_sandbox.channel import Message
     from pytest_sandbox.container.commit import Shelved
     from pytest_sandbox.image.image import Image
-    from pytest_sandbox.launcher.plan import Plan
     from pytest_sandbox.linux.program import Failure
 
 __all__ = ["Child", "Container", "Popen"]
@@ -89,15 +88,13 @@ class Container(Files):
         """Start the container; returns it. A container starts once."""
         if self._state != "created":
             raise ContainerStopped(f"the container {self.id} is {self.status}: it starts once. Make a new one.")
-        self._launcher = session.current()
-        self._launcher.hierarchy.require(self.settings)
         self.ground = Ground(self.settings)
         try:
-            plan = _plan(self.ground, self._launcher)
-            self.plan = (
-                replace(plan, folders=self.ground.with_way(self.folders), **with_kept(self.kept)) if self.kept or self.folders else plan
-            )
-            self.id, self._pid, self.pidfd = self._launcher.create(self.plan, about(self.ground, label=self.label))
+            try:
+                made = self._create()
+            except session.LauncherGoneError:  # it was killed since the last container: a new one is asked, once
+                made = self._create()
+            self.id, self._pid, self.pidfd = made
         except BaseException:
             self.ground.release()
             raise
@@ -111,6 +108,14 @@ class Container(Files):
             self.close()
             raise
         return self
+
+    def _create(self) -> session.Ready:
+        """Have the launcher make it."""
+        self._launcher = session.current()
+        self._launcher.hierarchy.require(self.settings)
+        plan = plan_for(self.ground, self._launcher)
+        self.plan = replace(plan, folders=self.ground.with_way(self.folders), **with_kept(self.kept)) if self.kept or self.folders else plan
+        return self._launcher.create(self.plan, about(self.ground, label=self.label))
 
     @classmethod
     def check(cls, settings: Settings) -> None:
@@ -127,7 +132,7 @@ class Container(Files):
         launcher = session.current()
         ground = Ground(settings)
         try:
-            plan = _plan(ground, launcher)
+            plan = plan_for(ground, launcher)
             launcher.prepare(plan)
         finally:
             ground.release()
@@ -459,15 +464,6 @@ def without_init(found: Stats, settings: Settings) -> Stats:
 
     less = {name: max(0, value - OVERHEAD) for name in ("pids_current", "pids_peak") if (value := getattr(found, name)) is not None}
     return replace(found, memory_limit=settings.memory, **less)
-
-
-def _plan(ground: Ground, launcher: session.LauncherClient) -> Plan:
-    plan = plan_of(ground, has_user_namespace=launcher.has_user_namespace, is_root=launcher.builder_fd < 0)
-    if plan.above and ground.is_host:
-        from pytest_sandbox.container.commit import bring
-
-        return replace(plan, above=bring(launcher, plan.above))
-    return plan
 
 
 def _parents(path: str) -> list[str]:

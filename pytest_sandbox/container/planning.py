@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import SettingsError, UnsupportedError
@@ -12,8 +13,9 @@ from pytest_sandbox.linux import capabilities
 
 if TYPE_CHECKING:
     from pytest_sandbox.container.ground import Ground
+    from pytest_sandbox.container.session import LauncherClient
 
-__all__ = ["about", "plan_of", "with_kept"]
+__all__ = ["about", "plan_for", "plan_of", "with_kept"]
 
 
 def about(ground: Ground, *, label: str) -> dict[str, object]:
@@ -64,6 +66,16 @@ def plan_of(ground: Ground, *, has_user_namespace: bool, is_root: bool = True) -
         cpuset=settings.cpuset,
         pids_limit=settings.pids_limit,
     )
+
+
+def plan_for(ground: Ground, launcher: LauncherClient) -> Plan:
+    """Return the plan for this launcher: what a host root's container lies on besides is brought to its shelf."""
+    plan = plan_of(ground, has_user_namespace=launcher.has_user_namespace, is_root=launcher.builder_fd < 0)
+    if plan.above and ground.is_host:
+        from pytest_sandbox.container.commit import bring
+
+        return replace(plan, above=bring(launcher, plan.above))
+    return plan
 
 
 def with_kept(kept: dict[str, str]) -> dict[str, Any]:

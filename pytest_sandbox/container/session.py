@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.commit import Shelved
     from pytest_sandbox.launcher.plan import Plan
 
-__all__ = ["LauncherClient", "current", "forget"]
+__all__ = ["LauncherClient", "LauncherGoneError", "current", "forget"]
 
 _START = "import sys; sys.path.insert(0, {path!r}); from pytest_sandbox.launcher.serve import main; main()"
-_GONE = "the launcher is gone"
 _COVERED = (
     "An outer container covers parts of its /proc, so the kernel gives no new one (mount_namespaces(7)): start it with "
     "--security-opt systempaths=unconfined (docker), --security-opt unmask=ALL (podman), or --privileged."
@@ -39,6 +38,10 @@ _LIMITS = {
         'It takes root, loop devices and mkfs.ext4 (Debian: e2fsprogs): install them, or use storage="memory", which limits by itself.',
     ),
 }
+
+
+class LauncherGoneError(SetupError):
+    """The launcher was killed; :func:`current` makes a new one."""
 
 
 class Ready(NamedTuple):
@@ -59,6 +62,7 @@ class LauncherClient:
         self.hierarchy = systemd.find_groups()
         self.session = self.hierarchy.session(self.name)
         self._lock = threading.Lock()
+        self._is_gone = False
         self.brought: dict[str, Shelved] = {}
         """Layers of stored commits on the shelf, by where they lie in the store."""
         self.unwanted: list[str] = []
@@ -146,13 +150,13 @@ class LauncherClient:
         try:
             self.channel.send(message, fds)
         except OSError as error:
-            raise SetupError("ask the launcher", f"{_GONE} ({error.strerror})", "Start a new container: it gets a new launcher.") from error
+            raise self._gone(f" ({error.strerror})") from error
 
     def _receive_any(self) -> tuple[Message, list[int]]:
         try:
             return self.channel.receive()
         except EOFError:
-            raise SetupError("ask the launcher", _GONE, "Start a new container: it gets a new launcher.") from None
+            raise self._gone() from None
 
     def _receive(self) -> tuple[Message, list[int]]:
         """Wait for an answer; offers may come before it."""
@@ -177,10 +181,15 @@ class LauncherClient:
             raise SetupError(answer["step"], answer["reason"])
         return answer, fds
 
+    def _gone(self, why: str = "") -> LauncherGoneError:
+        """Note that the launcher is dead, or dying: it closes its descriptors before it can be waited for."""
+        self._is_gone = True
+        return LauncherGoneError("ask the launcher", f"the launcher is gone{why}", "Start a new container: it gets a new launcher.")
+
     @property
     def is_alive(self) -> bool:
         """Whether the launcher's process still runs."""
-        return self.process.poll() is None
+        return not self._is_gone and self.process.poll() is None
 
     def close(self) -> None:
         """End the launcher, and with it every container, and wait until nothing of it is left."""
@@ -242,6 +251,8 @@ def current() -> LauncherClient:
     with _starting:
         if _current is None or _current.pid != os.getpid() or not _current.is_alive:
             if _current is not None:  # it died, or is the parent's
+                if _current.pid == os.getpid():
+                    _current.process.wait()
                 _current.abandon()
             _current = LauncherClient()
         return _current

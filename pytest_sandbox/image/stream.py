@@ -11,12 +11,13 @@ import hashlib
 import queue
 import threading
 import zlib
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, Self
 
 from pytest_sandbox.errors import ImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from pytest_sandbox.image.limits import Limits
 
@@ -236,6 +237,9 @@ class Plain:
             self._queue.put(None)
         except BaseException as error:  # noqa: BLE001 - whatever ends this thread must reach the one that waits for it
             self._queue.put(error)
+        finally:  # a download that nobody reads to its end lets go of its connection now, not when its frame is collected
+            if isinstance(self._raw, Generator):
+                self._raw.close()
 
     def _hashed(self) -> Iterator[bytes]:
         for data in self._raw:

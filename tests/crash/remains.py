@@ -10,7 +10,7 @@ from pathlib import Path
 from pytest_sandbox import folders, sweep
 from pytest_sandbox.linux import cgroup
 
-__all__ = ["await_no_processes", "containers_of", "launcher_of", "processes", "remains"]
+__all__ = ["all_gone", "await_no_processes", "containers_of", "launcher_of", "processes", "remains"]
 
 
 def _read(path):
@@ -75,3 +75,16 @@ def remains(client):
     found += [folder for name, folders in cgroup.Hierarchy.find().sessions().items() if name.startswith(start) for folder in folders]
     found += [line for line in _read("/proc/self/mountinfo").decode(errors="replace").splitlines() if start in line]
     return [str(one) for one in found]
+
+
+def all_gone(client, seconds=20):
+    """Wait until nothing runs for a client, and sweep; returns what is left of its session: nothing.
+
+    More than one sweep may be needed: a dying launcher holds its lock a moment longer than it is seen, and another session may sweep the same one.
+    """
+    left = await_no_processes(client)
+    deadline = time.monotonic() + seconds
+    sweep.sweep()
+    while remains(client) and time.monotonic() < deadline:
+        sweep.sweep()
+    return [*left, *remains(client)]

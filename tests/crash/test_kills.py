@@ -16,8 +16,6 @@ from pathlib import Path
 import pytest
 from crash import remains
 
-from pytest_sandbox import sweep
-
 pytestmark = pytest.mark.needs("root")
 
 
@@ -87,11 +85,7 @@ def one_round(zygote, whom, seed):
     wrong = []
     if whom not in {"client", "all"} and (status, "ok 0") != (status, text := said.read_text() if said.exists() else "nothing"):
         wrong.append(f"the client said {text} and ended with {status}")
-    wrong += remains.await_no_processes(client)
-    deadline = time.monotonic() + 20
-    while remains.remains(client) and time.monotonic() < deadline:  # another session may be about to sweep the same one
-        sweep.sweep()
-    return [(whom, seed, one) for one in wrong + remains.remains(client)]
+    return [(whom, seed, one) for one in wrong + remains.all_gone(client)]
 
 
 def rounds(folder, number, count):

@@ -11,8 +11,9 @@ import time
 
 import pytest
 from crash import remains
+from crash.remains import all_gone
 
-from pytest_sandbox import Container, ContainerStopped, SandboxError, SetupError, sweep
+from pytest_sandbox import Container, ContainerStopped, SandboxError, SetupError
 from pytest_sandbox.linux import process
 
 pytestmark = pytest.mark.needs("root")
@@ -20,13 +21,6 @@ pytestmark = pytest.mark.needs("root")
 
 def python(code, **keywords):
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords)
-
-
-def all_gone(client):
-    """What is left of a client's session: nothing."""
-    left = remains.await_no_processes(client)
-    sweep.sweep()
-    return [*left, *remains.remains(client)]
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -105,6 +99,16 @@ def test_a_launcher_that_dies_takes_its_containers():
         assert "stopped" == c.status
     with Container() as again:
         assert 0 == again.run(["true"]).returncode
+
+
+def test_a_launcher_that_dies_between_two_containers():
+    """However far its end has come, the next container is made by a new one."""
+    for _ in range(20):
+        with Container() as c:
+            launcher = c.launcher.process.pid
+        os.kill(launcher, signal.SIGKILL)  # and the next is asked for at once
+        with Container() as again:
+            assert (0, True) == (again.run(["true"]).returncode, launcher != again.launcher.process.pid)
 
 
 @pytest.mark.parametrize("where", ["/tmp", "/dev/shm", "/usr"])

@@ -390,6 +390,23 @@ def test_what_reading_raises_reaches_the_reader():
         b"".join(plain)
 
 
+def test_a_source_is_closed_with_the_context():
+    """A download that is not read to its end is let go of at once: its connection is not left to the garbage collector."""
+    closed = []
+
+    def source():
+        try:
+            yield gzip.compress(b"x")[:-1] + b"?"
+            yield b"more"
+        finally:
+            closed.append(True)
+
+    raw = source()
+    with pytest.raises(ImageError, match="damaged"), Plain(raw, LIMITS) as plain:
+        b"".join(plain)
+    assert [True] == closed
+
+
 @pytest.mark.needs("root")
 def test_attributes_of_the_overlay_cannot_be_smuggled_in(root):
     """A layer's trusted.* and user.overlay.* attributes are counted as not kept."""
