@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from pytest_sandbox.channel import close_all
 from pytest_sandbox.container import session
+from pytest_sandbox.container.changes import changed_in
 from pytest_sandbox.container.child import Child, as_builder, fork_into, run_call
 from pytest_sandbox.container.files import Files
 from pytest_sandbox.container.ground import Ground
@@ -23,7 +24,7 @@ from pytest_sandbox.errors import ContainerStopped, OutOfMemory, SandboxError, S
 from pytest_sandbox.launcher import users
 from pytest_sandbox.launcher.entering import Entrance
 from pytest_sandbox.launcher.plan import OVERHEAD
-from pytest_sandbox.linux import overlay_changes, process, terminal
+from pytest_sandbox.linux import process, terminal
 from pytest_sandbox.outcome import Change, Stats
 from pytest_sandbox.settings import Settings
 
@@ -398,7 +399,7 @@ class Container(Files):
         self._running()
         layer, places = self.layer()
         try:
-            found = as_builder(self.user_namespaces()[1], lambda: self._changes(layer, places))
+            found = as_builder(self.user_namespaces()[1], lambda: changed_in(self, layer, places))
             return sorted({Change(path, kind) for kind, path in found})
         finally:
             os.close(layer)
@@ -432,31 +433,6 @@ class Container(Files):
         stored = [place for at, place in self.ground.above if at == point and os.path.isabs(place)]
         return [*(path for one in shelves for path in one.paths(point)), *stored]
 
-    def _changes(self, layer: int, places: dict[str, tuple[str, tuple[str, ...]]]) -> list[tuple[str, str]]:
-        found = []
-        for name, (point, lower) in places.items():
-            try:
-                fd = os.open(f"{name}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layer)
-            except PermissionError:  # a folder that others may not enter, this user among them: it has changed nothing in there
-                continue
-            own = sum(len(one.paths(point)) for one in self.frozen)
-            try:
-                below = [(kind, point + path) for kind, path in overlay_changes.changes_since(fd, lower[:own], lower[own:])]
-            finally:
-                os.close(fd)
-            if below and point:
-                found += [("modified", parent) for parent in _parents(point)]
-            found += below
-        return self._without_mount_points(found)
-
-    def _without_mount_points(self, found: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Leave out the volumes' targets, and the folders on the way to them in which nothing else has changed."""
-        targets = {target for _source, target, _ro in self.plan.volumes}
-        ways = {parent for target in targets for parent in _parents(os.path.dirname(target))}
-        others = {path for _kind, path in found} - targets - ways
-        changed = {parent for path in others for parent in _parents(os.path.dirname(path))}
-        return [one for one in found if one[1] in others or one[1] in ways & changed]
-
 
 def without_init(found: Stats, settings: Settings) -> Stats:
     """Return a group's figures as the container's: init, which is ours, is not among its processes."""
@@ -464,14 +440,6 @@ def without_init(found: Stats, settings: Settings) -> Stats:
 
     less = {name: max(0, value - OVERHEAD) for name in ("pids_current", "pids_peak") if (value := getattr(found, name)) is not None}
     return replace(found, memory_limit=settings.memory, **less)
-
-
-def _parents(path: str) -> list[str]:
-    found = []
-    while path != "/":
-        found.append(path)
-        path = os.path.dirname(path)
-    return found
 
 
 def _with_pipes(keywords: dict[str, Any], *, input: Any, capture_output: bool) -> dict[str, Any]:  # noqa: A002
