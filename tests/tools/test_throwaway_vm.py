@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from throwaway_vm.archive import archive
 from throwaway_vm.command import order, parser
+from throwaway_vm.lane import WAYS
 from throwaway_vm.machine import Order, Stream, script, traversed
 
 MARK = "0123456789abcdef"
@@ -90,3 +93,12 @@ def test_the_guests_scripts_are_shell(scripts):
 @pytest.fixture
 def scripts() -> list[Path]:
     return sorted((Path(__file__).parents[2] / "tools/throwaway_vm/guest").glob("*.sh"))
+
+
+def test_the_lane_without_groups_runs_all_of_the_sample_project_but_one():
+    """What the lane deselects is named as pytest names it: one test is left out, and no other."""
+    sample = next(way.sample for way in WAYS if way.name == "user-without-groups")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", *shlex.split(sample)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    limits = [line.partition("::")[2] for line in done.stdout.splitlines() if "test_limits.py::" in line]
+    assert (["test_a_test_that_never_ends_is_ended"], True) == (limits, "(1 deselected)" in done.stdout)

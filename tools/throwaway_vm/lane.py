@@ -24,7 +24,7 @@ _SAMPLE = "sample_project/tests"
 #: The kernel of the machine is too old for a user's layer in memory, whose size can be limited (Linux 6.6).
 _SKIP = "-o sandbox_unsupported=skip"
 #: A suite within the suite asks for this limit by itself, and where it cannot be held gets the error that it should.
-_OVER_MEMORY = "test_limits.py::test_a_test_over_its_memory_fails_and_the_next_one_runs"
+_OVER_MEMORY = "tests/test_limits.py::test_a_test_over_its_memory_fails_and_the_next_one_runs"  # from the root of the sample project
 _LIMITS = "limits,memory,cpu,pids"
 
 
@@ -48,7 +48,7 @@ WAYS = (
         "user-without-groups",
         ("--user", "--no-delegate"),
         f"{_ALWAYS},user,undelegated",
-        f"{_SAMPLE} {_SKIP} -o sandbox_memory= -o sandbox_pids_limit= --deselect {_SAMPLE}/{_OVER_MEMORY}",
+        f"{_SAMPLE} {_SKIP} -o sandbox_memory= -o sandbox_pids_limit= --deselect {_OVER_MEMORY}",
     ),
 )
 
