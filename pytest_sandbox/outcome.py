@@ -51,7 +51,9 @@ Outcome: TypeAlias = Exited | Signaled | OOMKilled | TimedOut
 class Stats:
     """What a container uses: bytes, seconds and counts since it was made.
 
-    A figure that this host's cgroups do not give is None, never a guess.
+    A figure that this host's cgroups do not give is None, never a guess. ``*_pressure_seconds`` is for how long some process inside stood still for
+    want of CPU time, memory or I/O (the kernel's PSI, "some"): of cgroup v2, where the kernel counts it. It takes three more files to read, so
+    ``Container.stats()`` alone has it: it is None in the figures that a hook or a report is given of every test.
     """
 
     memory_current: int | None
@@ -64,6 +66,9 @@ class Stats:
     oom_kills: int | None
     io_read_bytes: int | None
     io_write_bytes: int | None
+    cpu_pressure_seconds: float | None = None
+    memory_pressure_seconds: float | None = None
+    io_pressure_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -62,6 +62,14 @@ def has_systemd_user() -> bool:
     return has_program("busctl") and subprocess.run(asked, capture_output=True, check=False).returncode == 0
 
 
+def disk_of(folder: str) -> str | None:
+    """The disk that *folder* lies on, None where that is no block device of its own (tmpfs, an overlay) or a mapped one."""
+    number = os.stat(folder).st_dev
+    place = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+    disk = place.parent if (place / "partition").exists() else place
+    return f"/dev/{disk.name}" if Path(f"/dev/{disk.name}").is_block_device() else None
+
+
 def has_program(name: str) -> bool:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is not None
 
@@ -76,6 +84,8 @@ PROBES: dict[str, Callable[[], bool]] = {
     "cpu": lambda: has_controller("cpu"),
     "cpuset": lambda: has_controller("cpuset"),
     "pids": lambda: has_controller("pids"),
+    "disk": lambda: disk_of("/var/tmp") is not None and (has_controller("io") or has_controller("blkio")),
+    "pressure": lambda: has_unified_cgroup() and os.path.exists("/proc/pressure/cpu"),
     "loop": lambda: os.access("/dev/loop-control", os.W_OK) and has_program("mkfs.ext4"),
     "limits": has_limits,
     "systemd_user": has_systemd_user,

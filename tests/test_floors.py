@@ -15,6 +15,7 @@ PACKAGE = "pytest_sandbox"
 # A room is a file or a folder of the package. It imports from itself and from the rooms of lower floors.
 FLOORS: dict[str, int] = {
     "errors": 1,
+    "forms": 1,
     "settings": 1,
     "outcome": 1,
     "folders": 1,
@@ -31,7 +32,7 @@ FLOORS: dict[str, int] = {
     "__main__": 6,
 }
 # The values of the first floor know each other: settings raises errors.
-ONE_ROOM = {"errors": "values", "settings": "values", "outcome": "values", "__main__": "cli"}
+ONE_ROOM = {"errors": "values", "forms": "values", "settings": "values", "outcome": "values", "__main__": "cli"}
 
 # A foreign module, and the only places that may import it (a file, or a folder that ends in /).
 ONLY_IN: dict[str, tuple[str, ...]] = {

@@ -40,11 +40,13 @@ CALLS: dict[str, tuple[int, str]] = {
 }
 POPEN = "poll wait communicate send_signal terminate kill __enter__ __exit__"
 SETTINGS = (
-    "image memory memory_swap cpus cpuset pids_limit disk storage shm_size timeout network hostname env user workdir volumes read_only "
+    "image memory memory_swap memory_high cpus cpuset pids_limit device_read_bps device_write_bps device_read_iops device_write_iops "
+    "disk storage shm_size timeout network hostname env user workdir volumes read_only "
     "cap_add cap_drop ulimits security_opt privileged"
 )
 OPTIONS = "image memory cpus disk storage timeout network"
 STATS = "memory_current memory_peak memory_limit cpu_seconds cpu_throttled_seconds pids_current pids_peak oom_kills io_read_bytes io_write_bytes"
+PRESSURE = "cpu_pressure_seconds memory_pressure_seconds io_pressure_seconds"
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -82,7 +84,7 @@ def test_the_settings_have_their_names_and_options():
 
 def test_the_values_have_their_fields():
     """What comes out has the names that a test asks for."""
-    assert STATS.split() == [field.name for field in dataclasses.fields(Stats)]
+    assert [*STATS.split(), *PRESSURE.split()] == [field.name for field in dataclasses.fields(Stats)]
     assert {"path", "kind"} == {field.name for field in dataclasses.fields(Change)}
     assert Change(kind="added", path="/a") == Change("/a", "added")
 

@@ -53,6 +53,10 @@ def test_a_number_of_bytes_is_itself(number):
 GOOD = [
     ("image", "host", "host"), ("image", "debian:12", "debian:12"), ("image", Path("/srv/root"), "/srv/root"),
     ("memory", "512m", 512 * M), ("memory", 512 * M, 512 * M), ("memory", "6m", 6 * M),
+    ("memory_high", "48m", 48 * M),
+    ("device_read_bps", ["/dev/sda:1mb", "/dev/sdb:512"], {"/dev/sda": M, "/dev/sdb": 512}), ("device_read_bps", {"/dev/sda": "1.5k"}, {"/dev/sda": 1536}),
+    ("device_write_bps", ["/dev/odd:name:2k"], {"/dev/odd:name": 2048}), ("device_read_iops", ["/dev/sda:100"], {"/dev/sda": 100}),
+    ("device_write_iops", {"/dev/sda": 7}, {"/dev/sda": 7}), ("device_write_iops", [], {}),
     ("cpus", 1.5, 1.5), ("cpus", 2, 2.0), ("cpus", "0.01", 0.01),
     ("cpuset", "0-1", "0-1"), ("cpuset", "3,0-1, 1-2", "0-3"), ("cpuset", "5,0-1,3", "0-1,3,5"), ("cpuset", 0, "0"),
     ("pids_limit", 256, 256), ("pids_limit", "256", 256), ("pids_limit", -1, None), ("pids_limit", 0, None), ("pids_limit", None, None),
@@ -84,6 +88,9 @@ def test_every_form_becomes_the_canonical_value(key, written, canonical):
 
 BAD = [
     *[(key, wrong) for key in ("memory", "disk", "shm_size") for wrong in ("lots", "-1", -1, 0, "0", 1.5, True, [], {}, b"6m", object())],
+    *[(key, wrong) for key in ("device_read_bps", "device_write_bps", "device_read_iops", "device_write_iops") for wrong in (["/dev/sda"], ["sda:1"], ["/dev/sda:"], ["/dev/sda:0"], ["/dev/sda:1"], ["/dev/sda:-1"], {"/dev/sda": 1.5}, {"/dev/sda": True}, {1: 1}, ["/dev/sda:3", "/dev/sda:2"], [1], 1, [{"/dev/sda": 1}])],
+    *[(key, wrong) for key in ("device_read_iops", "device_write_iops") for wrong in (["/dev/sda:1mb"], {"/dev/sda": 1 << 32})],
+    ("memory_high", "5m"), ("memory_high", "-1"),
     ("memory", "5m"), ("memory_swap", -2), ("memory_swap", []),
     *[("cpus", wrong) for wrong in (0, -1, "two", float("nan"), float("inf"), True, [], 0.001, 1e9)],
     *[("cpuset", wrong) for wrong in ("", "a", "1-0", "0-", "-1", "0,,1", "0-7:2/4", "99999", 1.5, [0, 1])],
@@ -207,6 +214,8 @@ def test_security_follows_from_the_options(raw, seccomp, no_new_privileges):
 
 TEXTS = [
     ("image", "debian:12", "debian:12"), ("memory", "512m", 512 * M), ("memory", "none", None), ("memory", "", None), ("memory_swap", "-1", -1),
+    ("memory_high", "none", None), ("device_read_bps", "/dev/sda:1mb,/dev/sdb:2m", {"/dev/sda": M, "/dev/sdb": 2 * M}), ("device_write_bps", "", {}),
+    ("device_read_iops", "\n/dev/sda:3\n/dev/a,b:2\n", {"/dev/sda": 3, "/dev/a,b": 2}), ("device_write_iops", "none", {}),
     ("cpus", "1.5", 1.5), ("cpuset", "0-1,3", "0-1,3"), ("pids_limit", "none", None), ("pids_limit", "10", 10), ("disk", "1g", 1 << 30),
     ("storage", "disk", "disk"), ("shm_size", "1m", M), ("timeout", "30", 30.0), ("network", "none", "none"), ("network", "host", "host"),
     ("hostname", "db", "db"), ("env", "A=1,B=2", {"A": "1", "B": "2"}), ("env", "A=1,2,B=x,", {"A": "1,2", "B": "x,"}),

@@ -15,6 +15,7 @@ __all__ = ["add_command", "add_environment", "add_terminal", "add_to", "environm
 _VALUES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
     (("-m", "--memory"), "memory", "SIZE", "hard cap, such as 512m; over it the kernel kills inside"),
     (("--memory-swap",), "memory_swap", "SIZE", "memory plus swap; -1 for no limit on swap (default: as --memory)"),
+    (("--memory-high",), "memory_high", "SIZE", "over it the kernel slows down and takes back memory (cgroup v2)"),
     (("--cpus",), "cpus", "NUMBER", "CPU time per wall time, such as 1.5"),
     (("--cpuset-cpus",), "cpuset", "LIST", "CPUs that may be used, such as 0-1,3"),
     (("--pids-limit",), "pids_limit", "N", "processes and threads (default: 4096; -1 for no limit)"),
@@ -30,6 +31,10 @@ _VALUES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
 # Flags that may be given again and again.
 _LISTS: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
     (("-v", "--volume"), "volumes", "SOURCE:TARGET[:ro]", "host folder or file that is not thrown away"),
+    (("--device-read-bps",), "device_read_bps", "PATH:RATE", "bytes a second read from a block device, such as /dev/sda:1mb"),
+    (("--device-write-bps",), "device_write_bps", "PATH:RATE", "bytes a second written to a block device"),
+    (("--device-read-iops",), "device_read_iops", "PATH:RATE", "reads a second from a block device"),
+    (("--device-write-iops",), "device_write_iops", "PATH:RATE", "writes a second to a block device"),
     (("--cap-add",), "cap_add", "NAME", "capability beyond docker's default set; ALL for all"),
     (("--cap-drop",), "cap_drop", "NAME", "capability less than docker's default set; ALL for all"),
     (("--ulimit",), "ulimits", "NAME=SOFT[:HARD]", "resource limit of each process, such as nofile=1024"),

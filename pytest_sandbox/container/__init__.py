@@ -326,7 +326,7 @@ class Container(Files):
     def _raise_for(self, popen: Popen, stdout: Any, stderr: Any, kills: int) -> None:
         assert popen.returncode is not None
         if self.group.oom_kills() > kills:
-            used = self.stats()
+            used = self.figures()
             raise OutOfMemory(popen.returncode, popen.args, stdout, stderr, memory_limit=self.settings.memory, memory_peak=used.memory_peak)
         raise subprocess.CalledProcessError(popen.returncode, popen.args, stdout, stderr)
 
@@ -381,6 +381,10 @@ class Container(Files):
 
     def stats(self) -> Stats:
         """Return what the container uses; init, which is ours, is not among its processes."""
+        return replace(self.figures(), **self.group.pressure())
+
+    def figures(self) -> Stats:
+        """Return what :meth:`stats` does but for the pressure, which takes files of its own to read."""
         return without_init(self._running().group.stats(), self.settings)
 
     def commit(self, name: str | None = None) -> Image:
@@ -436,8 +440,6 @@ class Container(Files):
 
 def without_init(found: Stats, settings: Settings) -> Stats:
     """Return a group's figures as the container's: init, which is ours, is not among its processes."""
-    from dataclasses import replace
-
     less = {name: max(0, value - OVERHEAD) for name in ("pids_current", "pids_peak") if (value := getattr(found, name)) is not None}
     return replace(found, memory_limit=settings.memory, **less)
 

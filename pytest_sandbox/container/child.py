@@ -86,7 +86,7 @@ class Child:
         if code >= 0:
             return Exited(code)
         if code == -signal.SIGKILL and self.container.group.oom_kills() > self._kills:
-            used = self.container.stats()
+            used = self.container.figures()
             return OOMKilled(used.memory_limit, used.memory_peak or 0, self.container.group.files_bytes())
         return Signaled(-code)
 

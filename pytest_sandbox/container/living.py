@@ -184,8 +184,8 @@ class Entered(Container):
         """Return the payloads' user namespace, and the one that the container was built in; -1 where there is none."""
         return self._user_namespaces
 
-    def stats(self) -> Stats:
-        """Return what it uses."""
+    def figures(self) -> Stats:
+        """Return what it uses, all that its owner knows of it."""
         found = [one for one in _ask_all(self._one.session, stats=True) if one.id == self.id]
         if not found or found[0].stats is None:
             raise ContainerStopped(f"the container {self.id} has ended. `pytest-sandbox ps` lists the living.")

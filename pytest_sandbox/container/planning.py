@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +63,11 @@ def plan_of(ground: Ground, *, has_user_namespace: bool, is_root: bool = True) -
         ulimits=tuple((name, soft, hard) for name, (soft, hard) in settings.ulimits.items()),
         memory=settings.memory,
         memory_swap=settings.memory_swap,
+        memory_high=settings.memory_high,
         cpus=settings.cpus,
         cpuset=settings.cpuset,
         pids_limit=settings.pids_limit,
+        device_rates=tuple((key, _device(key, path), rate) for key, path, rate in settings.device_rates()),
     )
 
 
@@ -81,6 +84,16 @@ def plan_for(ground: Ground, launcher: LauncherClient) -> Plan:
 def with_kept(kept: dict[str, str]) -> dict[str, Any]:
     """Return what a plan says of a writable layer that begins with a copy of what was kept of others: it lies on disk, as they do."""
     return {"kept": tuple(kept.items()), "layers": os.path.join(images(), "writable")} if kept else {}
+
+
+def _device(key: str, path: str) -> str:
+    try:
+        is_block = stat.S_ISBLK(os.stat(path).st_mode)
+    except OSError:
+        is_block = False
+    if not is_block:
+        raise SettingsError(key, path, "a block device of the host, before the colon, such as /dev/sda")
+    return path
 
 
 def _source(path: str) -> str:

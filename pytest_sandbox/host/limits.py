@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import UnsupportedError
-from pytest_sandbox.linux import cgroup
+from pytest_sandbox.linux import cgroup, sysctl
 from pytest_sandbox.settings import Settings
 
 if TYPE_CHECKING:
@@ -15,7 +15,19 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.host.trial import Trial
 
-__all__ = ["LIMITS", "remedy_for", "remedy_for_cgroup", "remedy_for_swap", "trier", "try_cgroup", "try_delegation", "try_swap"]
+__all__ = [
+    "LIMITS",
+    "MORE",
+    "remedy_for",
+    "remedy_for_cgroup",
+    "remedy_for_pressure",
+    "remedy_of",
+    "trier",
+    "trier_of",
+    "try_cgroup",
+    "try_delegation",
+    "try_pressure",
+]
 
 #: The setting, the controller that holds it (v2's name), and what it is.
 LIMITS = (
@@ -25,6 +37,30 @@ LIMITS = (
     ("pids_limit", "pids", "processes and threads; a fork bomb ends with its test"),
 )
 _SOME_MEMORY = 64 << 20
+#: More limits: the name of the row, what it is, what is asked for to try it, and what is seen where it is taken, or is not.
+MORE = (
+    (
+        "memory_swap",
+        "memory plus swap",
+        Settings(memory=_SOME_MEMORY, memory_swap=_SOME_MEMORY),
+        "swap is counted with memory",
+        "memory is not limited, or swap not counted",
+    ),
+    (
+        "memory_high",
+        "memory over which it is slowed down",
+        Settings(memory_high=_SOME_MEMORY),
+        "memory.high obeys",
+        "memory.high does not obey",
+    ),
+    (
+        "device rates",
+        "device_read_bps and the like: how fast a disk is used",
+        Settings(device_read_bps={"/dev": 1}),
+        "the block controller obeys",
+        "the block controller does not obey",
+    ),
+)
 
 
 @cache
@@ -72,19 +108,41 @@ def remedy_for(controller: str) -> Callable[[Trial], str]:
     return lambda _trial: _hierarchy().remedy(controller)
 
 
-def try_swap() -> str:
-    """See whether a limit on swap would be refused."""
-    try:
-        _hierarchy().require(Settings(memory=_SOME_MEMORY, memory_swap=_SOME_MEMORY))
-    except UnsupportedError as error:
-        raise OSError(errno.EOPNOTSUPP, "memory is not limited, or swap not counted") from error
-    return "swap is counted with memory"
+def trier_of(wanted: Settings, found: str, lacking: str) -> Callable[[], str]:
+    """Return what sees whether these limits would be refused."""
+
+    def do() -> str:
+        try:
+            _hierarchy().require(wanted)
+        except UnsupportedError as error:
+            raise OSError(errno.EOPNOTSUPP, lacking) from error
+        return found
+
+    return do
 
 
-def remedy_for_swap(_trial: Trial) -> str:
-    """Return what makes the kernel count swap."""
-    try:
-        _hierarchy().require(Settings(memory=_SOME_MEMORY, memory_swap=_SOME_MEMORY))
-    except UnsupportedError as error:
-        return error.remedy
-    return ""
+def remedy_of(wanted: Settings) -> Callable[[Trial], str]:
+    """Return what helps where these limits are refused."""
+
+    def remedy(_trial: Trial) -> str:
+        try:
+            _hierarchy().require(wanted)
+        except UnsupportedError as error:
+            return error.remedy
+        return ""
+
+    return remedy
+
+
+def try_pressure() -> str:
+    """See whether the kernel counts for how long processes stand still."""
+    if _hierarchy().version != 2:
+        raise OSError(errno.EOPNOTSUPP, "cgroup v2 alone counts it for each group")
+    if not sysctl.has_pressure():
+        raise OSError(errno.EOPNOTSUPP, "the kernel does not count it")
+    return "the kernel counts it"
+
+
+def remedy_for_pressure(_trial: Trial) -> str:
+    """Return what makes the kernel count it."""
+    return "Use cgroup v2, and a kernel with CONFIG_PSI, booted with psi=1 where that is not its default."

@@ -109,8 +109,14 @@ def _limits() -> list[Probe]:
         Probe(f"limit: {key}", "limits", use, limits.trier(controller), limits.remedy_for(controller), needed=False)
         for key, controller, use in limits.LIMITS
     ]
-    swap = Probe("limit: memory_swap", "limits", "memory plus swap", limits.try_swap, limits.remedy_for_swap, needed=False)
-    return [*groups, *each, swap]
+    more = [
+        Probe(f"limit: {name}", "limits", use, limits.trier_of(wanted, *said), limits.remedy_of(wanted), needed=False)
+        for name, use, wanted, *said in limits.MORE
+    ]
+    pressure = Probe(
+        "pressure", "limits", "for how long a container stood still", limits.try_pressure, limits.remedy_for_pressure, needed=False
+    )
+    return [*groups, *each, *more, pressure]
 
 
 def _rest() -> list[Probe]:

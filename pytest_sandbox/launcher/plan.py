@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pytest_sandbox.settings import Settings
+from pytest_sandbox.settings import FrozenMap, Settings
 
 __all__ = ["OVERHEAD", "SHELF", "Plan"]
 
@@ -49,13 +49,23 @@ class Plan:
     ulimits: tuple[tuple[str, int, int], ...] = ()
     memory: int | None = None
     memory_swap: int | None = None
+    memory_high: int | None = None
     cpus: float | None = None
     cpuset: str | None = None
     pids_limit: int | None = None
+    device_rates: tuple[tuple[str, str, int], ...] = ()
 
     def limits(self) -> Settings:
         """Return the limits that its group enforces."""
-        return Settings(memory=self.memory, memory_swap=self.memory_swap, cpus=self.cpus, cpuset=self.cpuset, pids_limit=self.pids_limit)
+        return Settings(
+            memory=self.memory,
+            memory_swap=self.memory_swap,
+            memory_high=self.memory_high,
+            cpus=self.cpus,
+            cpuset=self.cpuset,
+            pids_limit=self.pids_limit,
+            **_by_key(self.device_rates),
+        )
 
     @property
     def shelved(self) -> tuple[str, ...]:
@@ -77,6 +87,11 @@ class Plan:
         """Read what :meth:`to_json` wrote."""
         tuples = {key: _tuples(value) if isinstance(value, list) else value for key, value in data.items()}
         return cls(**tuples)
+
+
+def _by_key(rates: tuple[tuple[str, str, int], ...]) -> dict[str, Any]:
+    keys = dict.fromkeys(key for key, _path, _rate in rates)
+    return {key: FrozenMap((path, rate) for of, path, rate in rates if of == key) for key in keys}
 
 
 def _tuples(value: Any) -> Any:

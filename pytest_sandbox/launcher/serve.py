@@ -300,7 +300,7 @@ class Launcher:
 
 def _card(made: Made, *, figures: bool) -> Message:
     """Return what a container shows to other processes of this user."""
-    stats = asdict(made.group.stats()) if figures else None
+    stats = {**asdict(made.group.stats()), **made.group.pressure()} if figures else None
     return {"id": made.id, "pid": made.pid, "since": made.since, "about": made.about, "stats": stats}
 
 

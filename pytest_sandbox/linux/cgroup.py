@@ -17,11 +17,11 @@ import select
 import signal
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.outcome import Stats
-from pytest_sandbox.settings import Settings
+from pytest_sandbox.settings import DEVICE_RATES, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -42,7 +42,14 @@ PATIENCE = 10.0
 KNOWN = frozenset({"memory", "cpu", "cpuacct", "cpuset", "pids", "blkio", "freezer"})
 NO_GROUPS = "run where /sys/fs/cgroup is mounted (an outer container: start it with --privileged)."
 
-_NEEDS = {"memory": "memory", "memory_swap": "memory", "cpus": "cpu", "cpuset": "cpuset", "pids_limit": "pids"}
+#: The controller that each limit needs, by its name in version 2.
+_NEEDS = {
+    **dict.fromkeys(("memory", "memory_swap", "memory_high"), "memory"),
+    "cpus": "cpu",
+    "cpuset": "cpuset",
+    "pids_limit": "pids",
+    **dict.fromkeys(DEVICE_RATES, "io"),
+}
 _DEFAULTS = Settings()
 UNLIMITED = Settings(pids_limit=None)
 
@@ -86,6 +93,21 @@ def number(path: str) -> int | None:
     except FileNotFoundError:
         return None
     return int(text) if text.isdigit() else None
+
+
+def device_number(path: str) -> str:
+    """Return ``MAJOR:MINOR`` of a block device, as groups name it."""
+    number = os.stat(path).st_rdev
+    return f"{os.major(number)}:{os.minor(number)}"
+
+
+def refused_rate(key: str, path: str, rate: int, error: OSError) -> UnsupportedError:
+    """Return the error for a limit on a device that the kernel does not take."""
+    remedies = {
+        errno.ENODEV: "It may be a partition, which has no queue of its own: name the whole disk.",
+        errno.ENOENT: "The kernel throttles no devices: use one with CONFIG_BLK_DEV_THROTTLING.",
+    }
+    return UnsupportedError(f'{key}=["{path}:{rate}"]', remedies.get(error.errno or 0, f"The kernel says: {error.strerror}."))
 
 
 def members(folder: str) -> tuple[int, ...]:
@@ -245,7 +267,7 @@ class Group:
         return -1
 
     def apply(self, limits: Settings, *, overhead: int = 0) -> None:
-        """Set memory, swap, cpus, cpuset and pids to ``limits``, also where there are others and processes already.
+        """Set memory, swap, cpus, cpuset, pids and the rates of devices to ``limits``, also where there are others and processes already.
 
         ``overhead`` processes of our own, such as init, are allowed beyond ``pids_limit``. Raises UnsupportedError where the kernel
         refuses, OSError where it fails.
@@ -261,6 +283,10 @@ class Group:
     def stats(self) -> Stats:
         """Return what the group has used; None for each figure that is not kept here."""
         return Stats(None, None, None, None, None, None, None, None, None, None)
+
+    def pressure(self) -> dict[str, Any]:
+        """Return the seconds in which a process of the group stood still for want of something, by the field of :class:`Stats`; version 2 counts them."""
+        return {}
 
     def files_bytes(self) -> int:
         """Return how many of the bytes in memory are pages of files, those of a tmpfs among them."""
@@ -316,6 +342,8 @@ class Hierarchy:
     version = 0
     controllers: frozenset[str] = frozenset()
     """The kernel's names (v2's ``io``, v1's ``blkio``, ``cpuacct``, ``freezer``) of what sessions can use."""
+    names: Mapping[str, str] = {}
+    """What this version calls a controller that version 2 calls otherwise."""
 
     @staticmethod
     def find(mountinfo: str = "/proc/self/mountinfo", cgroup: str = "/proc/self/cgroup") -> Hierarchy:
@@ -334,10 +362,10 @@ class Hierarchy:
 
     def require(self, settings: Settings) -> None:
         """Raise UnsupportedError for a limit that was asked for and cannot be enforced; defaults may be left out."""
-        for key, controller in _NEEDS.items():
-            value = getattr(settings, key)
-            asked = key in settings.given or value != getattr(_DEFAULTS, key)
-            if asked and value is not None and controller not in self.controllers:
+        for key, name in _NEEDS.items():
+            value, default = getattr(settings, key), getattr(_DEFAULTS, key)
+            asked = value != default or (key in settings.given and value)
+            if asked and value is not None and (controller := self.names.get(name, name)) not in self.controllers:
                 raise UnsupportedError(f"{key}={value!r}", self.remedy(controller))
 
     def session(self, name: str) -> Session:

@@ -23,15 +23,18 @@ from pytest_sandbox.linux.cgroup import (
     Hierarchy,
     Session,
     destroy,
+    device_number,
     kill_members,
     members,
     number,
     read,
+    refused_rate,
     remove_folder,
     table,
     write,
 )
 from pytest_sandbox.outcome import Stats
+from pytest_sandbox.settings import FrozenMap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,10 +48,21 @@ __all__ = ["GroupV1", "HierarchyV1", "SessionV1"]
 ALWAYS = ("memory", "cpu", "cpuacct", "pids", "blkio")
 
 
+_NO_HIGH = "cgroup v1 has no such limit: boot with cgroup v2 (systemd.unified_cgroup_hierarchy=1), or ask for memory= alone."
+#: The file of each key of a device's rate.
+_RATES = {
+    "device_read_bps": "blkio.throttle.read_bps_device",
+    "device_write_bps": "blkio.throttle.write_bps_device",
+    "device_read_iops": "blkio.throttle.read_iops_device",
+    "device_write_iops": "blkio.throttle.write_iops_device",
+}
+
+
 class HierarchyV1(Hierarchy):
     """Each controller's mount, and our own group in it."""
 
     version = 1
+    names = FrozenMap({"io": "blkio"})
 
     def __init__(self, mounts: Iterable[Mount], own: dict[str, str]) -> None:
         self.mounts = {name: mount for mount in mounts for name in mount.controllers}
@@ -66,6 +80,8 @@ class HierarchyV1(Hierarchy):
 
     def require(self, settings: Settings) -> None:
         super().require(settings)
+        if settings.memory_high is not None:
+            raise UnsupportedError(f"memory_high={settings.memory_high!r}", _NO_HIGH)
         if settings.memory_swap is not None and not os.path.exists(f"{self.own['memory']}/memory.memsw.limit_in_bytes"):
             raise UnsupportedError(f"memory_swap={settings.memory_swap!r}", "The kernel does not count swap: boot with swapaccount=1.")
 
@@ -171,7 +187,18 @@ class GroupV1(Group):
             write(self._path("pids", "pids.max"), "max" if limits.pids_limit is None else limits.pids_limit + overhead)
         if limits.cpuset != self._limits.cpuset:
             self._apply_cpuset(limits.cpuset)
+        if (rates := limits.device_rates()) != (before := self._limits.device_rates()):
+            self._apply_rates(before, rates)
         self._limits = limits
+
+    def _apply_rates(self, before: Iterable[tuple[str, str, int]], rates: Iterable[tuple[str, str, int]]) -> None:
+        """Write what is wanted, and 0, which is no limit, for what no longer is (cgroup-v1/blkio-controller.rst)."""
+        for key, path, rate in [*((key, path, 0) for key, path, _rate in before), *rates]:
+            device = device_number(path)
+            try:
+                write(self._path("blkio", _RATES[key]), f"{device} {rate}")
+            except OSError as error:
+                raise refused_rate(key, path, rate, error) from error
 
     def _apply_memory(self, limits: Settings) -> None:
         """The kernel keeps memory within memory plus swap at every moment, so what grows is written from the sum, what shrinks from the part."""

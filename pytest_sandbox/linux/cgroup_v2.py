@@ -13,7 +13,7 @@ import fcntl
 import os
 import select
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import SetupError, UnsupportedError
 from pytest_sandbox.linux.cgroup import (
@@ -27,10 +27,12 @@ from pytest_sandbox.linux.cgroup import (
     Hierarchy,
     Session,
     destroy,
+    device_number,
     kill_members,
     members,
     number,
     read,
+    refused_rate,
     remove_folder,
     table,
     write,
@@ -48,6 +50,8 @@ __all__ = ["Base", "GroupV2", "HierarchyV2", "SessionV2"]
 #: Handed down to every session; cpuset is, when somebody asks for it.
 ALWAYS = ("memory", "cpu", "pids", "io")
 _WANTED = frozenset({*ALWAYS, "cpuset"})
+#: The word of io.max for each key of a device's rate.
+_RATES = {"device_read_bps": "rbps", "device_write_bps": "wbps", "device_read_iops": "riops", "device_write_iops": "wiops"}
 _DELEGATE = 'Run it in a group of your own: systemd-run --user --scope -p Delegate=yes -- pytest ... (or "sudo" for the host\'s).'
 _READ_ONLY = "The cgroup file system is read-only here: start the outer container with --privileged."
 
@@ -286,6 +290,16 @@ class GroupV2(Group):
             self._session.need_cpuset()
         for name, value in _changes(before, limits, overhead).items():
             self._limit(name, value)
+        if (rates := limits.device_rates()) != before.device_rates():
+            self._limit_devices([*((key, path, None) for key, path, _rate in before.device_rates()), *rates])
+
+    def _limit_devices(self, rates: list[tuple[str, str, int | None]]) -> None:
+        for key, path, rate in rates:
+            device = device_number(path)
+            try:
+                write(f"{self.folder}/io.max", f"{device} {_RATES[key]}={'max' if rate is None else rate}")
+            except OSError as error:
+                raise refused_rate(key, path, rate or 0, error) from error
 
     def _limit(self, name: str, value: str) -> None:
         """Write a limit; without its file nobody asked for it (``require``), or the kernel has no swap at all."""
@@ -328,6 +342,10 @@ class GroupV2(Group):
         pairs = [word.split("=") for word in words if "=" in word]
         reads, writes = (sum(int(value) for name, value in pairs if name == wanted) for wanted in ("rbytes", "wbytes"))
         return reads, writes
+
+    def pressure(self) -> dict[str, Any]:
+        found = ((f"{name}_pressure_seconds", _stalled(f"{self.folder}/{name}.pressure")) for name in ("cpu", "memory", "io"))
+        return {name: seconds for name, seconds in found if seconds is not None}
 
     def files_bytes(self) -> int:
         return table(f"{self.folder}/memory.stat").get("file", 0)
@@ -378,6 +396,14 @@ class GroupV2(Group):
         remove_folder(self.folder, seconds)
 
 
+def _stalled(path: str) -> float | None:
+    """Return the seconds of ``some avg10=... total=MICROSECONDS`` (accounting/psi.rst); None where the kernel does not count them."""
+    try:
+        return int(read(path).partition("total=")[2].split()[0]) / 1e6
+    except OSError:  # no such file, or EOPNOTSUPP: built without CONFIG_PSI, or not booted with psi=1
+        return None
+
+
 def _changes(before: Settings, limits: Settings, overhead: int) -> dict[str, str]:
     """Return the files that have to be written, in an order that never asks for more than is there."""
     pids = None if limits.pids_limit is None else limits.pids_limit + overhead
@@ -391,4 +417,6 @@ def _changes(before: Settings, limits: Settings, overhead: int) -> dict[str, str
         swap = None if limits.swap_limit is None or limits.memory is None else limits.swap_limit - limits.memory
         changes["memory.swap.max"] = "max" if swap is None else str(swap)
         changes["memory.max"] = "max" if limits.memory is None else str(limits.memory)
+    if limits.memory_high != before.memory_high:
+        changes["memory.high"] = "max" if limits.memory_high is None else str(limits.memory_high)
     return changes

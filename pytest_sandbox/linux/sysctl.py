@@ -1,8 +1,10 @@
-"""Kernel parameters, by the names that sysctl(8) prints (proc_sys(5))."""
+"""Kernel parameters, by the names that sysctl(8) prints (proc_sys(5)), and what the kernel counts."""
 
 from __future__ import annotations
 
-__all__ = ["value"]
+import os
+
+__all__ = ["has_pressure", "value"]
 
 
 def value(name: str) -> str | None:
@@ -12,3 +14,8 @@ def value(name: str) -> str | None:
             return file.read().strip()
     except OSError:
         return None
+
+
+def has_pressure() -> bool:
+    """Whether this kernel counts for how long processes stand still (accounting/psi.rst)."""
+    return os.path.exists("/proc/pressure/cpu")

@@ -56,7 +56,7 @@ def _container(container: Container, stats: Stats, kept: str | None) -> str:
     return "\n".join(lines)
 
 
-_SIZES = ("memory", "memory_swap", "disk", "shm_size")
+_SIZES = ("memory", "memory_swap", "memory_high", "disk", "shm_size")
 
 
 def _seconds(value: float | None) -> str:

@@ -64,7 +64,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if held is not None and report.when == "call" and held.status != "stopped":
         from pytest_sandbox.plugin import figures, keep
 
-        stats = held.stats()
+        stats = held.figures()
         kept = keep.keep(item, held, failed=report.failed)
         figures.add_properties(item, held, stats, killed=False, kept=kept)
         report.user_properties = list(item.user_properties)

@@ -65,7 +65,7 @@ class Finding:
         self.item = item
         self.container = container
         self.outcome = outcome
-        self.stats = container.stats()
+        self.stats = container.figures()
         self.answers: dict[str, Answer] = {}
         self.logged: list[pytest.TestReport] = []
         self.exit: tuple[str, str, int | None] | None = None

@@ -9,9 +9,11 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
+from capabilities import disk_of
 
 from pytest_sandbox import sweep
 from pytest_sandbox.errors import UnsupportedError
@@ -23,6 +25,19 @@ from pytest_sandbox.settings import Settings
 MB = 1 << 20
 EAT = "import sys; held = b'x' * int(sys.argv[1]); print('held')"
 SPIN = "while True: pass"
+#: Reads or writes 128 KiB in sixteen pieces, without the page cache, and prints how long that took.
+PAST_THE_CACHE = """
+import mmap, os, sys, time
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_DIRECT)
+page = mmap.mmap(-1, 8 << 10)
+started = time.monotonic()
+for number in range(16):
+    if "read" in sys.argv[2]:
+        os.preadv(fd, [page], number * len(page))
+    else:
+        os.pwritev(fd, [page], number * len(page))
+print(time.monotonic() - started)
+"""
 BOMB = """
 import os
 while True:
@@ -92,7 +107,8 @@ def nowhere(tmp_path):
 def test_a_host_without_groups_refuses_each_limit(nowhere):
     """What is asked for is refused by name with a remedy; what is only a default is left out."""
     nowhere.require(Settings())
-    for key, value in {"memory": "64m", "cpus": 1, "cpuset": "0", "pids_limit": 4096}.items():
+    wanted = {"memory": "64m", "memory_high": "64m", "cpus": 1, "cpuset": "0", "pids_limit": 4096, "device_read_bps": ["/dev/sda:1mb"]}
+    for key, value in wanted.items():
         with pytest.raises(UnsupportedError, match=rf"{key}=.* --privileged"):
             nowhere.require(Settings().replace(**{key: value}))
 
@@ -270,6 +286,37 @@ except BlockingIOError:
         with pytest.raises(UnsupportedError, match=r"cpuset='4000'.*may be used here are 0"):
             group.apply(Settings(cpuset="4000"))
 
+    @pytest.mark.needs("disk")
+    @pytest.mark.parametrize(
+        ("key", "rate"),
+        [("device_read_bps", 128 << 10), ("device_write_bps", 128 << 10), ("device_read_iops", 32), ("device_write_iops", 32)],
+    )
+    def test_a_disk_is_used_no_faster_than_that(self, group, start, key, rate):
+        """Reading or writing past the page cache takes the time that the rate gives it."""
+        disk = disk_of("/var/tmp")
+        group.apply(Settings().replace(**{key: {disk: rate}}))
+        with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:
+            file.write(bytes(128 << 10))
+            file.flush()
+            os.fsync(file.fileno())
+            spent = float(start(*python(PAST_THE_CACHE, file.name, key)).communicate()[0])
+        assert spent > 0.3
+
+    @pytest.mark.needs("disk")
+    def test_a_rate_can_be_taken_away(self, group, start):
+        """Without its limit a disk is as fast as it was: what would take a day is done."""
+        disk = disk_of("/var/tmp")
+        group.apply(Settings().replace(device_write_bps={disk: 2}, device_write_iops={disk: 2}))
+        group.apply(Settings())
+        with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:
+            assert start(*python(PAST_THE_CACHE, file.name, "device_write_bps")).communicate()[0]
+
+    @pytest.mark.needs("disk")
+    def test_what_is_no_disk_is_refused(self, group):
+        """A device that the kernel cannot throttle is an error that names it, and the usual mistake."""
+        with pytest.raises(UnsupportedError, match=r'device_read_bps=\["/dev/ptmx:2"\].*name the whole disk'):
+            group.apply(Settings().replace(device_read_bps={"/dev/ptmx": 2}))
+
     def test_frozen_processes_stand(self, group, start):
         """A frozen group uses no CPU time; thawed, it goes on."""
         start(*python(SPIN))
@@ -400,3 +447,10 @@ def test_a_session_whose_empty_groups_were_swept_makes_them_again():
         group.remove()
     finally:
         session.close()
+
+
+@pytest.mark.needs("cgroup_v1", "limits")
+def test_version_1_has_no_soft_limit_on_memory():
+    """memory_high is refused on version 1, with what to do instead."""
+    with pytest.raises(UnsupportedError, match=r"memory_high=.*boot with cgroup v2.*memory= alone"):
+        Hierarchy.find().require(Settings(memory_high=64 * MB))

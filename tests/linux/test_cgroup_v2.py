@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import subprocess
 import sys
+import time
 
 import pytest
 
 from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.linux import syscall
-from pytest_sandbox.linux.cgroup import LEAF, Hierarchy, Mount, destroy
+from pytest_sandbox.linux.cgroup import LEAF, Hierarchy, Mount, destroy, table
 from pytest_sandbox.linux.cgroup_v2 import HierarchyV2
 from pytest_sandbox.settings import Settings
 
@@ -52,12 +54,22 @@ def folder():
     destroy([made])
 
 
-def run_in(folder: str, *argv: str) -> subprocess.CompletedProcess[str]:
-    def enter() -> None:
-        with open(f"{folder}/cgroup.procs", "w") as file:
-            file.write("0")
+def join(folder: str) -> None:
+    with open(f"{folder}/cgroup.procs", "w") as file:
+        file.write("0")
 
-    return subprocess.run(argv, preexec_fn=enter, capture_output=True, text=True, check=True)
+
+def run_in(folder: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, preexec_fn=lambda: join(folder), capture_output=True, text=True, check=True)
+
+
+def wait_for(path: str, name: str, seconds: float = 60) -> dict[str, int]:
+    """A flat keyed file, once the figure of that name is not 0."""
+    deadline = time.monotonic() + seconds
+    while not (found := table(path))[name]:
+        assert time.monotonic() < deadline, f"{name} does not come"
+        time.sleep(0.01)
+    return found
 
 
 def words(path: str) -> list[str]:
@@ -118,6 +130,20 @@ def test_a_group_takes_a_process_at_its_birth(folder):
         os.close(read)
     finally:
         session.close()
+
+
+@pytest.mark.needs("limits")
+def test_memory_over_the_soft_limit_is_slowed_down(folder):
+    """Over memory_high the kernel takes memory back and lets the process wait, and kills nobody."""
+    with contextlib.closing(Hierarchy.find().session(os.path.basename(folder))) as session:
+        group = session.create("one")
+        group.apply(Settings(memory_high=16 << 20))
+        command = [sys.executable, "-S", "-c", "x = b'x' * (64 << 20)"]
+        greedy = subprocess.Popen(command, preexec_fn=lambda: join(group.folder))  # noqa: PLW1509 - one thread
+        events = wait_for(f"{group.folder}/memory.events", "high")
+        assert (True, 0) == (events["high"] > 0, events["oom_kill"])
+        greedy.kill()
+        greedy.wait()
 
 
 @pytest.mark.needs("undelegated")

@@ -25,7 +25,7 @@ _SAMPLE = "sample_project/tests"
 _SKIP = "-o sandbox_unsupported=skip"
 #: A suite within the suite asks for this limit by itself, and where it cannot be held gets the error that it should.
 _OVER_MEMORY = "tests/test_limits.py::test_a_test_over_its_memory_fails_and_the_next_one_runs"  # from the root of the sample project
-_LIMITS = "limits,memory,cpu,pids"
+_LIMITS = "limits,memory,cpu,pids,disk"
 
 
 @dataclass(frozen=True)
