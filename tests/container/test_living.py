@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -156,12 +157,10 @@ class TestDoor:
             assert [0o700, 0o700, 0o600] == [os.stat(path).st_mode & 0o777 for path in (os.path.dirname(folder), folder, door())]
 
     @pytest.mark.needs("root")
-    def test_another_user_is_known_by_the_kernel(self, tmp_path):
+    def test_another_user_is_known_by_the_kernel(self):
         """Even where the folder is open, a connection of another user is not ours."""
-        path = str(tmp_path / "door")
-        for folder in (tmp_path, *tmp_path.parents[:3]):
-            folder.chmod(0o755)
-        with local_socket.listen(path) as listening:
+        with tempfile.TemporaryDirectory() as folder, local_socket.listen(path := os.path.join(folder, "door")) as listening:
+            os.chmod(folder, 0o755)
             os.chmod(path, 0o666)
 
             def connect_as_nobody() -> str:
