@@ -258,9 +258,9 @@ class Container(Files):
 
     def surroundings(self, *, env: Any, cwd: Any, user: str | None) -> tuple[dict[str, str], str, str | None]:
         """Return environment, folder and user of a command, from its own arguments over the settings'."""
-        given = self.ground.environment(self.hostname) if env is None else env
+        own = env is not None
         return (
-            {os.fsdecode(name): os.fsdecode(value) for name, value in given.items()},
+            {os.fsdecode(name): os.fsdecode(value) for name, value in env.items()} if own else self.ground.environment(self.hostname),
             self.workdir if cwd is None else os.path.join(self.workdir, os.fsdecode(cwd)),
             user if user is not None else self.ground.user,
         )

@@ -218,7 +218,7 @@ def _candidates(command: str, env: dict[str, str]) -> list[str]:
     """Return the paths at which a command is looked for, as execvp(3) does, in the command's own environment."""
     if "/" in command:
         return [command]
-    return [os.path.join(folder, command) for folder in os.get_exec_path(env)]
+    return [os.path.join(folder, command) for folder in env.get("PATH", os.defpath).split(os.pathsep)]
 
 
 def _assignments(env: dict[str, str]) -> list[bytes]:

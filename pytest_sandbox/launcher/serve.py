@@ -31,6 +31,8 @@ from pytest_sandbox.linux import cgroup, mounts, namespaces, process
 __all__ = ["main"]
 
 _TRIES = 10
+#: Milliseconds within which a container that was taken is made good use of, before the next one is made: both wait for the same locks of the kernel.
+_PATIENCE = 2
 
 
 @dataclass(slots=True)
@@ -67,6 +69,9 @@ class Launcher:
         self.is_stale = False
         self.asked = 0
         self.count = 0
+        self.wanted: Plan | None = None
+        self.patience = 0
+        self.offered = 0.0
         self.poll = select.poll()
         for fd in (client.fileno(), self.client_pidfd):
             self.poll.register(fd, select.POLLIN)
@@ -81,7 +86,10 @@ class Launcher:
         self.client.send({"op": "hello"}, [fd for fd in (self.host.user, self.host.rooted) if fd >= 0])
         while True:
             # What was mounted or unmounted before a container was asked for belongs into it.
-            for fd, _event in sorted(self.poll.poll(), key=self.order):
+            found = self.poll.poll(self.patience if self.wanted else None)
+            if not found and self.wanted:
+                self.make_ahead(self.wanted)
+            for fd, _event in sorted(found, key=self.order):
                 if fd == self.mounts:
                     self.forget_mounts()
                 elif fd in self.by_pidfd:
@@ -182,19 +190,23 @@ class Launcher:
         return self.spare
 
     def claim(self, made: Made, about: Any) -> None:
-        """Note that a container is the client's, and begin with the one after it."""
+        """Note that a container is the client's, and that the one after it is wanted: at once, where this one was not waiting."""
         made.claimed, made.about, made.since = True, about, time.time()
+        in_hurry = made is not self.spare or time.monotonic() - self.offered < _PATIENCE / 1000
+        self.patience = 0 if in_hurry else _PATIENCE
         if made is self.spare:
             self.spare = None
-        self.make_ahead(made.plan)
+        self.wanted = made.plan
 
     def make_ahead(self, plan: Plan) -> None:
         """Make the next container of this plan, and offer it."""
+        self.wanted = None
         if self.spare_of(plan) is None:
             with suppress(OSError, UnsupportedError):  # what it was is said when somebody asks for that container
                 self.spare, self.is_stale = self.build(plan), False
                 offer = {"op": "ready", "id": self.spare.id, "pid": self.spare.pid, "number": self.asked}
                 self.client.send(offer, [self.spare.pidfd])
+                self.offered = time.monotonic()
 
     def build_on_the_moving(self, plan: Plan) -> Made:
         """Make a container, once more where a mount went away between the look at it and its turn (other tools' containers come and go)."""
