@@ -6,7 +6,6 @@ import atexit
 import errno
 import fcntl
 import os
-import secrets
 import subprocess
 import sys
 import threading
@@ -57,7 +56,7 @@ class LauncherClient:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.name = f"{self.pid:x}-{secrets.token_hex(3)}"
+        self.name = f"{self.pid:x}-{os.urandom(3).hex()}"
         sweep.sweep()
         self.hierarchy = systemd.find_groups()
         self.session = self.hierarchy.session(self.name)

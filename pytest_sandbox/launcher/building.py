@@ -10,6 +10,7 @@ import errno
 import os
 import signal
 import stat
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.program import Program, Result, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from pytest_sandbox.launcher.plan import Plan
     from pytest_sandbox.linux.mounts import Mounted
@@ -55,16 +56,23 @@ class Host:
     def look(self) -> None:
         """Find what there is on the host's root, and try which of it can be below an overlay."""
         found = footing.find(self._folder)
-        self.root = replace(found, below=tuple(_tried(entry, found.options) for entry in found.below))
+        self.root = replace(found, below=tuple(_tried(found.below, found.options)))
 
     def points(self) -> list[tuple[str, str]]:
         """Return where the overlays above the root lie, and on what."""
         return [(entry.point, entry.lower) for entry in self.root.below]
 
 
-def _tried(entry: Mounted, options: tuple[str, ...]) -> Mounted:
+def _tried(entries: Iterable[Mounted], options: tuple[str, ...]) -> Iterator[Mounted]:
+    """Try all entries but those that have gone away since they were found: other tools' mounts come and go."""
+    for entry in entries:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            yield _tried_one(entry, options)
+
+
+def _tried_one(entry: Mounted, options: tuple[str, ...]) -> Mounted:
     """Find out what an entry is: a file, a file system that an overlay may lie on, or one that may not (vfat, a third overlay)."""
-    if not os.path.isdir(entry.point):
+    if not stat.S_ISDIR(os.stat(entry.point).st_mode):
         return replace(entry, is_folder=False, below_overlay=False)
     if entry.flags & sc.MS_RDONLY:
         return replace(entry, below_overlay=False)

@@ -30,7 +30,7 @@ from pytest_sandbox.linux import cgroup, mounts, namespaces, process
 
 __all__ = ["main"]
 
-_TRIES = 10
+_TRIES = 100
 #: Milliseconds within which a container that was taken is made good use of, before the next one is made: both wait for the same locks of the kernel.
 _PATIENCE = 2
 
@@ -213,7 +213,9 @@ class Launcher:
         for _ in range(_TRIES - 1):
             try:
                 return self.build(plan)
-            except (FileNotFoundError, NotADirectoryError):
+            except OSError:
+                if not mounts.has_changed(self.mounts):
+                    raise
                 self.forget_mounts()
         return self.build(plan)
 
