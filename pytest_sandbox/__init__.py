@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_sandbox.container import Container
+    from pytest_sandbox.container.network import Network
     from pytest_sandbox.errors import (
         ContainerStopped,
         ImageError,
@@ -30,6 +31,7 @@ __all__ = [
     "Exited",
     "Image",
     "ImageError",
+    "Network",
     "OOMKilled",
     "OutOfMemory",
     "SandboxError",
@@ -44,6 +46,7 @@ __all__ = [
 
 _HOMES = {
     "container": ("Container",),
+    "container.network": ("Network",),
     "errors": ("ContainerStopped", "ImageError", "OutOfMemory", "SandboxError", "SettingsError", "SetupError", "UnsupportedError"),
     "image.image": ("Image",),
     "outcome": ("Change", "Exited", "OOMKilled", "Signaled", "Stats", "TimedOut"),

@@ -70,6 +70,13 @@ def disk_of(folder: str) -> str | None:
     return f"/dev/{disk.name}" if Path(f"/dev/{disk.name}").is_block_device() else None
 
 
+def has_bridges() -> bool:
+    """Whether the library, which tries, finds that containers can be connected here."""
+    from pytest_sandbox import host
+
+    return host.find("bridge").found
+
+
 def has_program(name: str) -> bool:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is not None
 
@@ -88,6 +95,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "pressure": lambda: has_unified_cgroup() and os.path.exists("/proc/pressure/cpu"),
     "loop": lambda: os.access("/dev/loop-control", os.W_OK) and has_program("mkfs.ext4"),
     "limits": has_limits,
+    "bridge": has_bridges,
     "systemd_user": has_systemd_user,
     # tools/vm's machine, in which a test may change the kernel's parameters.
     "throwaway": lambda: os.path.isdir("/run/vm") and socket.gethostname() == "vm",

@@ -97,7 +97,7 @@ BAD = [
     *[("pids_limit", wrong) for wrong in (-2, "many", 1.5, True, 4_194_305, [])],
     *[("timeout", wrong) for wrong in (0, -1, "soon", float("nan"), float("inf"), True, [])],
     *[("storage", wrong) for wrong in ("tmpfs", "", 1, [])],
-    *[("network", wrong) for wrong in ("bridge", "", "NONE", 1, True, [], {}, b"none")],
+    *[("network", wrong) for wrong in ("bridge", "", "NONE", "Network", 1, True, [], {}, b"none", object())],
     *[("image", wrong) for wrong in ("", 1, True, [], {}, b"x", object(), "a\0b")],
     *[("hostname", wrong) for wrong in ("", "-a", "a-", "a_b", "a..b", "a" * 64, "ü", 1, "a\n")],
     *[("env", wrong) for wrong in ({"A": 1}, {1: "A"}, {"": "x"}, {"A=B": "x"}, {"A": "\0"}, ["A"], "A", 1, [1], {"A": None})],
@@ -153,8 +153,8 @@ def test_none_is_the_default():
 
 
 def test_objects_of_other_rooms_pass():
-    """An image (known by its layers) and a network are kept as they are."""
-    image, network = SimpleNamespace(layers=()), SimpleNamespace(name="n")
+    """An image (known by its layers) and a network (known by its subnet) are kept as they are."""
+    image, network = SimpleNamespace(layers=()), SimpleNamespace(subnet="172.30.0.0/24")
     settings = Settings.of(image=image, network=network)
     assert settings.image is image
     assert settings.network is network

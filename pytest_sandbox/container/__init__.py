@@ -10,7 +10,7 @@ import threading
 import weakref
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
 from pytest_sandbox.channel import close_all
 from pytest_sandbox.container import session
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.channel import Message
     from pytest_sandbox.container.commit import Shelved
+    from pytest_sandbox.container.network import Endpoint, Network
     from pytest_sandbox.image.image import Image
     from pytest_sandbox.linux.program import Failure
 
@@ -70,6 +71,7 @@ class Container(Files):
         """Layers of this container that were taken, in order: it lies on them now."""
         self._renewing = threading.Lock()
         self._state = "created"
+        self._endpoint: Endpoint | None = None
         #: The commands of this process's that have not ended.
         self.commands: set[Popen] = set()
         #: The forks of this process that were not awaited.
@@ -104,6 +106,7 @@ class Container(Files):
         self._state = "running"
         _living.add(self)
         try:
+            self._connect()
             self._make_workdir()
         except BaseException:
             self.close()
@@ -118,6 +121,19 @@ class Container(Files):
         self.plan = replace(plan, folders=self.ground.with_way(self.folders), **with_kept(self.kept)) if self.kept or self.folders else plan
         return self._launcher.create(self.plan, about(self.ground, label=self.label))
 
+    def _connect(self) -> None:
+        """Connect its network namespace to its network, by the address that it has or a new one; one that was made ahead is on none."""
+        network = self._network
+        if network is not None and self._endpoint is None:
+            self._endpoint = network.attach(self.id, self.hostname, self.pidfd)
+        elif network is not None and self._endpoint is not None:
+            network.plug(self._endpoint, self.pidfd)
+
+    @property
+    def _network(self) -> Network | None:
+        found = self.settings.network
+        return None if isinstance(found, str) else cast("Network", found)
+
     @classmethod
     def check(cls, settings: Settings) -> None:
         """Raise what :meth:`start` would for what the settings name: an image or a folder that is not there, what no host supports."""
@@ -130,6 +146,8 @@ class Container(Files):
     @classmethod
     def prepare(cls, settings: Settings) -> None:
         """Have a container of these settings made ahead, so that the next :meth:`start` finds it ready."""
+        if not isinstance(settings.network, str):
+            return  # its first container is what a network starts with
         launcher = session.current()
         ground = Ground(settings)
         try:
@@ -152,6 +170,8 @@ class Container(Files):
         if self._state_before == "paused":
             self.group.thaw()
         self._end_processes()
+        if self._network is not None and self._endpoint is not None:
+            self._network.detach(self._endpoint)
         self.ground.release()
         try:
             self._launcher.tell({"op": "closed", "id": self.id})
@@ -210,6 +230,11 @@ class Container(Files):
         return self.settings.hostname or self.id
 
     @property
+    def ip_address(self) -> str | None:
+        """Its address on its :class:`Network`, such as "172.30.0.2"; None where it is on none, or has not started."""
+        return self._endpoint.address if self._endpoint else None
+
+    @property
     def workdir(self) -> str:
         """Where commands start: ``workdir``; on the host's root the caller's folder, else the image's."""
         return self._running().ground.workdir
@@ -237,6 +262,7 @@ class Container(Files):
         self.frozen.append(taken)
         self.plan, self.taken = plan, None
         os.close(old)
+        self._connect()
 
     @property
     def launcher(self) -> session.LauncherClient:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.channel import close_all
+from pytest_sandbox.container.planning import plain
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.folders import images
 from pytest_sandbox.linux.copying import copy_tree
@@ -64,7 +65,7 @@ def keep(container: Container) -> Kept:
     """Copy the writable layer of a living container out, and return what it is known by from now on."""
     layer, places = container.layer()
     points = {number: point for number, (point, _lower) in places.items()}
-    made = Kept(container.id, container.label, time.time(), container.settings.raw(), points)
+    made = Kept(container.id, container.label, time.time(), plain(container.settings), points)
     unfinished = f"{made.folder}.{os.getpid()}"
     os.makedirs(unfinished, mode=0o700)
     try:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from pytest_sandbox.errors import SettingsError, UnsupportedError
+from pytest_sandbox.errors import SettingsError
 from pytest_sandbox.folders import images
 from pytest_sandbox.launcher.plan import Plan
 from pytest_sandbox.linux import capabilities
 
 if TYPE_CHECKING:
     from pytest_sandbox.container.ground import Ground
+    from pytest_sandbox.container.network import Network
     from pytest_sandbox.container.session import LauncherClient
+    from pytest_sandbox.settings import Settings
 
-__all__ = ["about", "plan_for", "plan_of", "with_kept"]
+__all__ = ["about", "plain", "plan_for", "plan_of", "with_kept"]
 
 
 def about(ground: Ground, *, label: str) -> dict[str, object]:
@@ -25,22 +27,23 @@ def about(ground: Ground, *, label: str) -> dict[str, object]:
     ``env`` and ``user`` are an image's commands' (None on the host's root: the asker's own).
     """
     settings = ground.settings
-    raw = {**settings.raw(), "workdir": ground.workdir}
+    raw = {**plain(settings), "workdir": ground.workdir}
     if not isinstance(settings.image, str):
         raw["image"] = getattr(settings.image, "reference", None) or repr(settings.image)
-    if not isinstance(settings.network, str):
-        del raw["network"]
     env = ground.environment(settings.hostname or "") if not ground.is_host else None
     return {"label": label, "settings": raw, "env": env, "user": ground.user}
+
+
+def plain(settings: Settings) -> dict[str, object]:
+    """Return settings as another process can read them, which a network does not reach."""
+    return {name: value for name, value in settings.raw().items() if name != "network" or isinstance(value, str)}
 
 
 def plan_of(ground: Ground, *, has_user_namespace: bool, is_root: bool = True) -> Plan:
     """Return the plan; who is not root has power over no namespace of the host's, so there is none to be taken from a payload. Raises :class:`SettingsError`, :class:`ImageError`, or :class:`UnsupportedError`."""
     settings = ground.settings
-    if settings.network not in {"none", "host"}:
-        raise UnsupportedError(f"network={settings.network!r}", 'Use network="none" (loopback only) or network="host".')
     mask = capabilities.resolve(settings.cap_add, settings.cap_drop, privileged=settings.privileged) & capabilities.supported()
-    own_network = settings.network == "none"
+    own_network = settings.network != "host"
     # A user namespace takes from a payload what docker's words promise: power over the host's own namespaces.
     more = mask & ~capabilities.DOCKER_DEFAULT
     return Plan(
@@ -77,8 +80,15 @@ def plan_for(ground: Ground, launcher: LauncherClient) -> Plan:
     if plan.above and ground.is_host:
         from pytest_sandbox.container.commit import bring
 
-        return replace(plan, above=bring(launcher, plan.above))
-    return plan
+        plan = replace(plan, above=bring(launcher, plan.above))
+    network = ground.settings.network
+    return plan if isinstance(network, str) else replace(plan, volumes=_with_hosts(plan.volumes, cast("Network", network)))
+
+
+def _with_hosts(volumes: tuple[tuple[str, str, bool], ...], network: Network) -> tuple[tuple[str, str, bool], ...]:
+    """Add the network's names, unless somebody brings a file of his own."""
+    hosts = network.hosts()
+    return volumes if any(target == hosts[1] for _source, target, _ro in volumes) else (*volumes, hosts)
 
 
 def with_kept(kept: dict[str, str]) -> dict[str, Any]:

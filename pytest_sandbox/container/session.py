@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_sandbox import sweep
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_sandbox.container.commit import Shelved
+    from pytest_sandbox.container.network import Network
     from pytest_sandbox.launcher.plan import Plan
 
 __all__ = ["LauncherClient", "LauncherGoneError", "current", "forget"]
@@ -66,6 +68,8 @@ class LauncherClient:
         """Layers of stored commits on the shelf, by where they lie in the store."""
         self.unwanted: list[str] = []
         """Keys of layers on the shelf that nobody has any more."""
+        self.networks: weakref.WeakSet[Network] = weakref.WeakSet()
+        """Those that run."""
         self.channel, theirs = Channel.pair()
         self.process = _start(self.name, theirs)
         theirs.close()
@@ -197,6 +201,8 @@ class LauncherClient:
 
     def abandon(self) -> None:
         """Close this process's descriptors of the launcher without a word: for a fork that is inside a container."""
+        for network in list(self.networks):
+            network.abandon()
         self.channel.close()
         close_all(
             [

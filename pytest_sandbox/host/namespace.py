@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import site
+from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.host.kernel import FILTERED, is_filtered
@@ -22,9 +24,11 @@ __all__ = [
     "is_root",
     "isolate",
     "remedy_for",
+    "remedy_for_bridge",
     "remedy_for_ids",
     "remedy_for_user",
     "trier",
+    "try_bridge",
     "try_loopback",
     "try_root",
     "try_subordinate_ids",
@@ -189,6 +193,25 @@ def remedy_for(name: str) -> Callable[[Trial], str]:
         return "Run as root, or see the row `user namespace`."
 
     return remedy
+
+
+def try_bridge() -> str:
+    """Make a network of containers, and plug in this process's own network."""
+    isolate(sc.CLONE_NEWNET)
+    site.main()  # this process was started without site-packages, where pyroute2 is
+    own = os.pidfd_open(os.getpid())
+    bridge = network.Bridge(-1)
+    bridge.plug(2, own, IPv4Interface("192.0.2.2/24"))
+    return "a container can be plugged into a bridge"
+
+
+def remedy_for_bridge(trial: Trial) -> str:
+    """Return what gives the kernel bridges, or says why they may not be had."""
+    if "pyroute2" in trial.said:
+        return "Install what this library requires, once more: pip install pyroute2."
+    if trial.errno == errno.EOPNOTSUPP:
+        return "As root: modprobe -a bridge veth; or a kernel that is built with CONFIG_BRIDGE and CONFIG_VETH."
+    return remedy_for("network")(trial)
 
 
 def try_loopback() -> str:

@@ -123,6 +123,14 @@ def _rest() -> list[Probe]:
     return [
         Probe("loopback", "network", 'network="none": a network of its own', namespace.try_loopback, namespace.remedy_for("network")),
         Probe(
+            "bridge",
+            "network",
+            "network=Network(): containers that reach each other",
+            namespace.try_bridge,
+            namespace.remedy_for_bridge,
+            needed=False,
+        ),
+        Probe(
             "state folder", "store", "locks of running sessions, and the door to their containers", store.try_state, store.remedy_for_state
         ),
         Probe("image store", "store", "pulled and loaded images", store.try_store, store.remedy_for_store, needed=False),

@@ -87,13 +87,11 @@ def said(found: list[Symptom], item: pytest.Item, container: Container, stats: S
 
 def _line(symptom: Symptom, item: pytest.Item, container: Container, stats: Stats) -> str:
     settings = container.settings
-    alone = settings.network == "none"
     if symptom.kind == "refused":
-        return _refused(alone=alone)
-    if symptom.kind == "dns" and alone:
-        return 'No name can be looked up inside: the container has no network but its own loopback. network="host" gives it the host\'s.'
-    if symptom.kind == "unreachable" and alone:
-        return 'The container has no network but its own loopback. network="host" gives it the host\'s.'
+        return _refused(alone=settings.network != "host")
+    if symptom.kind in {"dns", "unreachable"} and settings.network != "host":
+        start = "No name can be looked up inside: the" if symptom.kind == "dns" else "The"
+        return f'{start} {_reach(settings.network)}. network="host" gives it the host\'s.'
     if symptom.kind == "missing":
         return _missing(symptom.path, item)
     if symptom.kind == "full" and settings.disk is not None:
@@ -101,6 +99,14 @@ def _line(symptom: Symptom, item: pytest.Item, container: Container, stats: Stat
     if symptom.kind == "pids" and settings.pids_limit is not None:
         return f"No more processes: the container may have {settings.pids_limit} processes and threads (pids_limit=), and had {stats.pids_peak}."
     return ""
+
+
+def _reach(network: object) -> str:
+    """Return what a container on this network reaches, as an end of a sentence."""
+    if isinstance(network, str):
+        return "container has no network but its own loopback"
+    found = ", ".join(f"{name} ({address})" for name, address in getattr(network, "addresses", {}).items())
+    return f"container's network leads to those who are on it alone: {found}"
 
 
 def _refused(*, alone: bool) -> str:

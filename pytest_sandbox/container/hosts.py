@@ -1,0 +1,56 @@
+"""The file in which the containers of a network find each other's names (hosts(5)): one for all of them, changed in place as they come and go.
+
+Each container has a line of a fixed length, which one pwrite(2) changes: whoever reads meanwhile finds the others' whole. It is seen at /etc/hosts by a
+bind mount, which shows one file for good and not one that is renamed into its place.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+__all__ = ["Hosts"]
+
+#: What docker writes into a container's file.
+_ALWAYS: Final = b"""\
+127.0.0.1\tlocalhost
+::1\tlocalhost ip6-localhost ip6-loopback
+fe00::0\tip6-localnet
+ff00::0\tip6-mcastprefix
+ff02::1\tip6-allnodes
+ff02::2\tip6-allrouters
+"""
+_WIDTH: Final = 128  # an address, a host name of at most 63 characters, an id
+
+
+class Hosts:
+    """The file at ``path``, which is made."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._taken: set[int] = set()
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            os.fchmod(fd, 0o644)  # every user inside reads it, whatever this one's umask
+            os.write(fd, _ALWAYS)
+        finally:
+            os.close(fd)
+
+    def add(self, address: str, *names: str) -> int:
+        """Add a line; returns its place."""
+        place = next(number for number in range(len(self._taken) + 1) if number not in self._taken)
+        self._write(place, f"{address}\t{' '.join(names)}")
+        self._taken.add(place)
+        return place
+
+    def remove(self, place: int) -> None:
+        """Take a line away."""
+        self._taken.discard(place)
+        self._write(place, "#")
+
+    def _write(self, place: int, line: str) -> None:
+        fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.pwrite(fd, line.ljust(_WIDTH - 1).encode() + b"\n", len(_ALWAYS) + place * _WIDTH)
+        finally:
+            os.close(fd)

@@ -1,0 +1,624 @@
+"""Networks of containers: names, addresses, ports; who is on one, who is not, and what is left of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from crash import remains
+
+from pytest_sandbox import Container, Network, SandboxError, SettingsError, SetupError, UnsupportedError
+from pytest_sandbox.container import session
+
+pytestmark = [pytest.mark.needs("bridge"), pytest.mark.vm]
+
+SERVER = """
+import socket
+with socket.create_server(("", {port}), backlog=50) as server:
+    print("up", flush=True)
+    while True:
+        with server.accept()[0] as connection:
+            connection.sendall({text!r})
+"""
+
+
+@pytest.fixture
+def net():
+    with Network() as made:
+        yield made
+
+
+@pytest.fixture
+def pair(net):
+    with Container(network=net, hostname="db") as db, Container(network=net, hostname="web") as web:
+        yield db, web
+
+
+@contextlib.contextmanager
+def serving(container, port, text):
+    """A server in the container that says *text* to whoever connects."""
+    with container.popen([sys.executable, "-c", SERVER.format(port=port, text=text)], stdout=subprocess.PIPE, text=True) as process:
+        assert "up\n" == process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def heard(host, port):
+    """What a server says, or the name of the error."""
+    try:
+        with socket.create_connection((host, port), timeout=5) as connection:
+            return connection.recv(100)
+    except OSError as error:
+        return type(error).__name__ if error.errno is None else os.strerror(error.errno)
+
+
+def looked_up(name):
+    try:
+        return socket.gethostbyname(name)
+    except socket.gaierror:
+        return None
+
+
+def devices():
+    """The devices of this network namespace, but for those that some kernels make by themselves, and the IPv6 addresses of all."""
+    with open("/proc/net/if_inet6", encoding="ascii") as file:
+        addresses = sorted(line.split()[5] for line in file)
+    return [name for _number, name in socket.if_nameindex() if name in {"lo", "eth0", "bridge"} or name.startswith("port")], addresses
+
+
+# -- names, addresses, ports
+
+
+def test_they_reach_each_other_by_their_host_names(pair):
+    """Each finds the other by host name and by id, and itself, at the addresses that the containers say."""
+    db, web = pair
+    assert ("172.30.0.2", "172.30.0.3") == (db.ip_address, web.ip_address)
+    for one in pair:
+        assert [db.ip_address, web.ip_address] * 2 == [one.call(looked_up, name) for name in ("db", "web", db.id, web.id)]
+    with serving(db, 5432, b"rows"), serving(web, 80, b"page"):
+        assert (b"rows", b"page", b"rows") == (web.call(heard, "db", 5432), db.call(heard, "web", 80), web.call(heard, db.id, 5432))
+
+
+def test_programs_look_names_up(pair):
+    """The C library of a command finds them too."""
+    done = pair[1].run(["getent", "hosts", "db"], capture_output=True, text=True, check=True)
+    assert {"172.30.0.2", "db", pair[0].id} == set(done.stdout.split())
+
+
+def test_a_container_without_a_host_name_is_found_by_its_id(net):
+    """The id is the host name then."""
+    with Container(network=net) as one, Container(network=net) as other:
+        assert one.ip_address == other.call(looked_up, one.id)
+        assert {one.id: one.ip_address, other.id: other.ip_address} == net.addresses
+
+
+def test_loopback_is_each_containers_own(pair):
+    """127.0.0.1 is up, localhost is its name, and what listens there is not heard by the neighbour."""
+    db, web = pair
+    assert ["127.0.0.1"] * 2 == [one.call(looked_up, "localhost") for one in pair]
+    with serving(db, 80, b"db"), serving(web, 80, b"web"):
+        assert (b"db", b"web") == (db.call(heard, "127.0.0.1", 80), web.call(heard, "127.0.0.1", 80))
+
+
+def test_the_same_port_serves_in_each(pair):
+    """Two servers on one port do not meet."""
+    db, web = pair
+    with serving(db, 8000, b"from db"), serving(web, 8000, b"from web"):
+        assert (b"from db", b"from web") == (web.call(heard, "db", 8000), web.call(heard, "web", 8000))
+
+
+def test_datagrams_arrive(pair):
+    """UDP goes from one to the other and back."""
+    db, web = pair
+    echo = "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 53)); print(1, flush=True); s.sendto(*s.recvfrom(100))"
+
+    def ask():
+        with socket.socket(type=socket.SOCK_DGRAM) as one:
+            one.settimeout(10)
+            one.sendto(b"hello", ("db", 53))
+            return one.recvfrom(100)
+
+    with db.popen([sys.executable, "-c", echo], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert (b"hello", ("172.30.0.2", 53)) == tuple(web.call(ask))
+
+
+def test_it_is_a_network_of_ipv4(pair):
+    """The device has an IPv4 address and no other; ::1 is there as ever."""
+    assert (["lo", "eth0"], ["lo"]) == tuple(pair[0].call(devices))
+
+
+def test_a_subnet_of_ones_own():
+    """Addresses come from the subnet, the first from its second, and rest a while after their container's end."""
+    with Network("mine", subnet="10.1.2.0/29") as net:
+        assert ("mine", "10.1.2.0/29", "<Network mine 10.1.2.0/29 running>") == (net.name, net.subnet, repr(net))
+        with Container(network=net) as one, Container(network=net) as other:
+            assert ["10.1.2.2", "10.1.2.3"] == [one.ip_address, other.ip_address]
+        with Container(network=net) as third:
+            assert "10.1.2.4" == third.ip_address
+
+
+def test_who_is_on_none_has_no_address(net):
+    """Before the start, and without a network, there is no address."""
+    with Container() as alone:
+        assert [None, None] == [alone.ip_address, Container(network=net).ip_address]
+
+
+# -- coming and going
+
+
+def test_who_comes_later_is_found(net):
+    """A container finds one that was started after it, also in a process that ran before."""
+    with Container(network=net, hostname="first") as first:
+        assert None is first.call(looked_up, "second")
+        with Container(network=net, hostname="second") as second:
+            assert second.ip_address == first.call(looked_up, "second")
+        assert None is first.call(looked_up, "second")
+        assert {"first": first.ip_address} == net.addresses
+
+
+def test_a_name_is_free_again_and_leads_to_who_has_it(net):
+    """A service that is started anew under its name is reached at once, at another address."""
+    with Container(network=net, hostname="client") as client:
+        for turn in range(5):
+            with Container(network=net, hostname="db") as db, serving(db, 80, b"%d" % turn):
+                assert b"%d" % turn == client.call(heard, "db", 80)
+
+
+def test_an_address_is_used_again_and_leads_to_who_has_it():
+    """Where the subnet is small, an address goes from one to the next, and the neighbours reach the next."""
+    with Network(subnet="10.0.0.0/29") as net, Container(network=net, hostname="client") as client:
+        seen = []
+        for turn in range(6):
+            with Container(network=net) as server, serving(server, 80, b"%d" % turn):
+                seen.append(server.ip_address)
+                assert b"%d" % turn == client.call(heard, server.ip_address, 80)
+        assert len(seen) == 6 > len(set(seen)) == 4
+
+
+def test_a_name_is_somebodys(pair, net):
+    """A second container of a host name is refused, by the name and who has it; the network goes on."""
+    with pytest.raises(SettingsError, match=r"hostname='db' is not valid; accepted: a name that nobody .* has; 172.30.0.2 has it"):
+        Container(network=net, hostname="db").start()
+    with Container(network=net, hostname="db2") as other:
+        assert other.ip_address == pair[0].call(looked_up, "db2")
+
+
+def test_twenty_at_once(net):
+    """Containers that start in many threads have an address each, and find all others."""
+    with ThreadPoolExecutor(20) as pool, contextlib.ExitStack() as opened:
+        made = list(pool.map(lambda number: Container(network=net, hostname=f"c{number}").start(), range(20)))
+        for container in made:
+            opened.callback(container.close)
+        expected = {f"c{number}": container.ip_address for number, container in enumerate(made)}
+        assert 20 == len(set(expected.values()))
+        assert expected == net.addresses
+        assert list(expected.values()) == made[7].call(lambda: [looked_up(name) for name in expected])
+        with serving(made[0], 80, b"hello"):
+            assert [b"hello"] * 20 == list(pool.map(lambda container: container.call(heard, "c0", 80), made))
+    assert {} == net.addresses
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_they_close_in_any_order(net, order):
+    """Whoever goes first, the others still reach each other."""
+    made = [Container(network=net, hostname=f"c{number}").start() for number in range(3)]
+    for position, number in enumerate(order):
+        left = [made[other] for other in order[position:]]
+        with serving(left[-1], 80, b"here"):
+            assert b"here" == left[0].call(heard, left[-1].hostname, 80)
+        made[number].close()
+        made[number].close()
+    assert {} == net.addresses
+
+
+def test_it_goes_on_after_a_commit(pair):
+    """A container that was committed has its address and its neighbours also when it goes on."""
+    db, web = pair
+    db.write_text("/srv/x", "x")
+    with Container(image=db.commit(), network=db.settings.network, hostname="copy") as copy:
+        assert "x" == copy.read_text("/srv/x")
+        with serving(db, 80, b"still here"), serving(copy, 80, b"me too"):
+            assert "172.30.0.2" == db.ip_address
+            assert [b"still here", b"me too"] == [web.call(heard, name, 80) for name in ("db", "copy")]
+
+
+# -- apart
+
+
+def test_networks_are_apart(pair):
+    """The same addresses on another network are others, and no name or packet comes over."""
+    with Network() as other, Container(network=other, hostname="stranger") as stranger, serving(pair[0], 80, b"secret"):
+        assert "172.30.0.2" == stranger.ip_address == pair[0].ip_address
+        assert [None, None] == [stranger.call(looked_up, "db"), pair[0].call(looked_up, "stranger")]
+        assert "Connection refused" == stranger.call(heard, "172.30.0.2", 80)
+        assert b"secret" == pair[1].call(heard, "172.30.0.2", 80)
+
+
+def test_there_is_no_way_out(pair):
+    """Neither the internet nor the host, by any of its addresses or its loopback, nor a gateway is reached, and no name is asked for outside."""
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        port = server.getsockname()[1]
+        hosts_own = {address[4][0] for address in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {
+            "127.0.0.1",
+            "127.0.1.1",
+        }
+        for outside in ["192.0.2.1", *hosts_own]:
+            assert "Network is unreachable" == pair[0].call(heard, outside, port)
+        assert ["Connection refused", "No route to host"] == [pair[0].call(heard, where, port) for where in ("127.0.0.1", "172.30.0.1")]
+    assert None is pair[0].call(looked_up, "example.org")
+
+
+def test_nothing_of_it_is_in_the_hosts_network(pair):
+    """The host has no device of it, and its route to the subnet, if it has one, leads elsewhere."""
+    assert [] == [name for _number, name in socket.if_nameindex() if name.startswith("port100") or name == "bridge"]
+    with open("/proc/net/arp", encoding="ascii") as file:
+        assert "02:42:ac:1e:00:0" not in file.read()
+
+
+def test_a_container_that_was_made_ahead_is_on_no_network(net):
+    """What the launcher has ready belongs to nobody, and is connected to what its taker asks for, and to nothing else."""
+    for _ in range(2):
+        with Container(network=net, hostname="a") as one, Container() as alone, Network() as other, Container(network=other) as third:
+            assert (["lo"], ["lo"]) == tuple(alone.call(devices))
+            assert (["lo", "eth0"], ["lo"]) == tuple(third.call(devices))
+            assert [None, None, one.ip_address] == [container.call(looked_up, "a") for container in (alone, third, one)]
+            connected = {pid for pid in remains.containers_of(os.getpid()) if "eth0" in Path(f"/proc/{pid}/net/dev").read_text()}
+            assert {one.pid, third.pid} == connected
+
+
+def test_power_over_the_network_is_not_given(pair):
+    """As in docker, a container cannot change its addresses or devices, unless it is given NET_ADMIN."""
+    change = ["ip", "link", "set", "eth0", "down"] if os.path.exists("/usr/sbin/ip") else [sys.executable, "-c", DOWN]
+    done = pair[0].run(change, capture_output=True, text=True)
+    assert (True, True) == (done.returncode != 0, "Operation not permitted" in done.stderr)
+
+
+DOWN = """
+import fcntl, socket, struct
+fcntl.ioctl(socket.socket(), 0x8914, struct.pack("16sh14x", b"eth0", 0))
+"""
+
+
+@pytest.mark.needs("root")
+def test_nobody_changes_the_names_of_the_others(pair):
+    """Root inside may not write, cover or uncover the file of names, and the others' are what they were."""
+    before = pair[1].read_text("/etc/hosts")
+    for attempt in (
+        "echo 10.9.9.9 web >> /etc/hosts",
+        "rm -f /etc/hosts",
+        "mv /etc/hosts /etc/old",
+        "umount /etc/hosts",
+        "mount -o remount,bind,rw /etc/hosts",
+        "truncate -s 0 /etc/hosts",
+        "chmod 777 /etc/hosts",
+    ):
+        assert 0 != pair[0].run(attempt, shell=True, stderr=subprocess.DEVNULL).returncode, attempt
+    assert (before, before) == (pair[1].read_text("/etc/hosts"), pair[0].read_text("/etc/hosts"))
+    assert not pair[0].diff()
+
+
+def test_a_function_inside_holds_nothing_of_the_network(pair):
+    """A fork of this process in a container has neither the network's namespace nor a socket in it."""
+    bridge = pair[0].settings.network._bridge
+    ours = {os.fstat(fd).st_ino for fd in (bridge._namespace, bridge._socket)}
+
+    def held():
+        numbers = []
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):  # the listing's own
+                numbers.append(os.fstat(int(name)).st_ino)
+        return numbers
+
+    assert ours <= set(held())
+    assert set() == ours & set(pair[0].call(held))
+
+
+# -- with other settings
+
+
+def test_other_settings_hold_too(net, busybox_root):
+    """On a root that is read-only, in a folder as the root, for another user, with all capabilities: the names are there."""
+    with Container(network=net, hostname="db") as db:
+        for number, more in enumerate(
+            ({"read_only": True}, {"image": busybox_root}, {"image": busybox_root, "read_only": True}, {"storage": "disk"})
+        ):
+            with Container(network=net, hostname=f"c{number}", **more) as one:
+                assert f"{db.ip_address}\tdb {db.id}" in one.read_text("/etc/hosts")
+                assert one.ip_address == db.call(looked_up, f"c{number}")
+                with serving(db, 80, b"x"):
+                    assert b"x" == one.call(heard, db.ip_address, 80)
+                assert [] == one.diff() or "storage" in more
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("more", [{"privileged": True}, {"cap_add": ["NET_ADMIN"]}, {"user": "1234:1234"}, {"cap_drop": ["ALL"]}])
+def test_rights_do_not_matter(net, more):
+    """Whoever a container's processes are and whatever they may, they are on the network."""
+    with Container(network=net, hostname="db") as db, Container(network=net, **more) as one, serving(db, 80, b"x"):
+        assert b"x" == one.call(heard, "db", 80)
+
+
+@pytest.mark.needs("root")
+def test_a_file_of_names_of_ones_own(net, tmp_path):
+    """A volume at /etc/hosts is what is seen there."""
+    (tmp_path / "hosts").write_text("127.0.0.1 localhost\n172.30.0.2 myself\n")
+    with Container(network=net, hostname="db", volumes=[f"{tmp_path / 'hosts'}:/etc/hosts:ro"]) as one, Container(network=net) as other:
+        assert ["172.30.0.2", None] == [one.call(looked_up, "myself"), one.call(looked_up, other.id)]
+        assert one.ip_address == other.call(looked_up, "db")
+
+
+def test_every_user_reads_the_names_whatever_the_umask():
+    """The file of names is for all, also where this process makes files for itself alone."""
+    before = os.umask(0o077)
+    try:
+        with Network() as net, Container(network=net, hostname="db") as db:
+            assert 0o444 == os.stat(net._hosts.path).st_mode & 0o444
+            assert "172.30.0.2" == db.call(looked_up, "db")
+    finally:
+        os.umask(before)
+
+
+# -- beginning and end
+
+
+def test_it_starts_with_its_first_container():
+    """A network at the top of a module costs nothing until it is used, and ends by close()."""
+    net = Network("shared")
+    assert "<Network shared 172.30.0.0/24 created>" == repr(net)
+    with Container(network=net) as one:
+        assert "172.30.0.2" == one.ip_address
+    net.close()
+    net.close()
+    assert "<Network shared 172.30.0.0/24 closed>" == repr(net)
+
+
+def test_it_does_not_start_twice():
+    """What was closed stays closed, and so does what was closed before it was used."""
+    net, unused = Network("once"), Network("never")
+    net.start()
+    assert net is net.start()
+    for one in (net, unused):
+        one.close()
+        for start in (one.start, Container(network=one).start):
+            with pytest.raises(SandboxError, match=f"the network {one.name} is closed. Make a new one"):
+                start()
+
+
+def test_it_does_not_close_under_its_containers(pair, net):
+    """close() is refused while somebody is on it, by name, and all goes on."""
+    with pytest.raises(SandboxError) as caught:
+        net.close()
+    expected = f"the network {net.name} has active endpoints: db (172.30.0.2), web (172.30.0.3). Close these containers first."
+    assert expected == str(caught.value)
+    with serving(pair[0], 80, b"x"):
+        assert b"x" == pair[1].call(heard, "db", 80)
+
+
+def test_what_went_wrong_in_the_block_is_told():
+    """An exception comes out of the block although a container is open still, and the network ends with it."""
+    with pytest.raises(ZeroDivisionError), Network() as net:  # noqa: PT012
+        left = Container(network=net).start()
+        1 / 0  # noqa: B018
+    assert 0 == left.run(["true"]).returncode
+    left.close()
+    net.close()
+
+
+def test_a_start_that_fails_leaves_the_network_as_it_was(net):
+    """A container that is not made has no address and no name."""
+    with pytest.raises(SettingsError):
+        Container(network=net, volumes=["/no/such/folder:/x"]).start()
+    with pytest.raises(SandboxError):
+        Container(network=net, hostname="x", user="nobody-has-this-name").start().run(["true"])
+    with Container(network=net, hostname="y") as one:
+        assert one.ip_address == net.addresses["y"]
+
+
+@pytest.mark.parametrize(
+    "subnet",
+    [
+        "172.30.0.0/31",
+        "172.30.0.0/32",
+        "172.30.0.0",
+        "172.30.0.5/24",
+        "172.30.0/24",
+        "127.0.0.0/24",
+        "224.0.0.0/24",
+        "240.0.0.0/24",
+        "0.0.0.0/0",
+        "fd00::/64",
+        "",
+        "x",
+        5,
+        None,
+        b"172.30.0.0/24",
+    ],
+)
+def test_a_wrong_subnet_is_refused(subnet):
+    """By key, value and form, before anything is made."""
+    with pytest.raises(SettingsError, match=r'subnet=.* is not valid; accepted: an IPv4 network .* such as "172.30.0.0/24"'):
+        Network(subnet=subnet)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-a", "ä", "a/b", 5])
+def test_a_wrong_name_is_refused(name):
+    """Names are docker's."""
+    with pytest.raises(SettingsError, match=r"name=.* is not valid; accepted: letters, digits"):
+        Network(name)
+
+
+def test_a_way_out_is_refused():
+    """internal=False names what there is instead."""
+    with pytest.raises(UnsupportedError, match=r'internal=False.*network="host"'):
+        Network(internal=False)
+
+
+def test_all_addresses_are_taken():
+    """The error says how many there are, and what helps; what was closed makes room."""
+    with Network("small", subnet="10.0.0.0/30") as net:
+        with (
+            Container(network=net),
+            pytest.raises(SetupError, match=r"connect to the network small: all 1 addresses of 10.0.0.0/30 are taken. Close a container"),
+        ):
+            Container(network=net).start()
+        with Container(network=net) as again:
+            assert "10.0.0.2" == again.ip_address
+
+
+def test_a_network_stays_in_its_process(net):
+    """It is not pickled, and a fork that uses it is told to make its own; the parent's is not hurt."""
+    with pytest.raises(TypeError, match=f"the network {net.name} cannot be pickled"):
+        pickle.dumps(net)
+
+    def use_it():
+        try:
+            Container(network=net).start()
+        except SandboxError as error:
+            net.close()
+            return str(error)
+
+    assert f"the network {net.name} is another process's. Make a new one." == in_fork(use_it)
+    with Container(network=net) as one:
+        assert one.ip_address == one.call(looked_up, one.id)
+
+
+def test_a_fork_starts_a_network_of_its_own():
+    """One that was not used before the fork, as a worker process has it from a module, starts in each."""
+    net = Network()
+
+    def use_it():
+        with Container(network=net) as one:
+            return one.call(looked_up, one.id)
+
+    assert ("172.30.0.2", "172.30.0.2") == (in_fork(use_it), use_it())
+    net.close()
+
+
+def in_fork(function):
+    """Return what a function returns in a fork of this process, which ends without a word."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.write(writer, str(function()).encode())
+        except BaseException as error:  # noqa: BLE001 - it is told
+            os.write(writer, repr(error).encode())
+        finally:
+            session._close_at_exit()
+            os._exit(0)
+    os.close(writer)
+    with open(reader, encoding="utf-8") as file:
+        said = file.read()
+    os.waitpid(pid, 0)
+    return said
+
+
+def test_where_an_event_loop_runs(net):
+    """A container starts on a network in a test that is a coroutine."""
+
+    async def body():
+        with Container(network=net) as one:
+            return one.ip_address
+
+    assert "172.30.0.2" == asyncio.run(body())
+
+
+def test_descriptors_do_not_grow(net):
+    """Neither a container on a network nor a network leaves a descriptor."""
+
+    def use():
+        with Network() as own, Container(network=own), Container(network=net):
+            pass
+
+    use()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        use()
+    Network().start()  # forgotten
+    assert before == len(os.listdir("/proc/self/fd"))
+    assert 1 == threading.active_count()
+
+
+# -- what is left
+
+
+VICTIM = """
+import os, sys, time
+from pytest_sandbox import Container, Network
+net = Network().start()
+with Container(network=net, hostname="a") as a, Container(network=net, hostname="b") as b:
+    process = b.popen(["sleep", "1000"])
+    print(os.fstat(net._bridge._namespace).st_ino, net._hosts.path, flush=True)
+    sys.stdin.readline()
+    {end}
+"""
+
+
+def holders(inode):
+    """The processes that are in a network namespace or hold it by a descriptor."""
+    found = []
+    for pid in remains.everybody():
+        with contextlib.suppress(OSError):
+            links = [f"/proc/{pid}/ns/net", *(f"/proc/{pid}/fd/{name}" for name in os.listdir(f"/proc/{pid}/fd"))]
+            for link in links:
+                with contextlib.suppress(OSError):
+                    found += [pid] if os.readlink(link) == f"net:[{inode}]" else []
+    return found
+
+
+@pytest.mark.parametrize(
+    "end", ["pass", "sys.exit()", "os._exit(0)", "os.kill(os.getpid(), 9)", "os.kill(a._launcher.process.pid, 9); time.sleep(60)"]
+)
+def test_whoever_dies_nothing_is_left(end):
+    """The network's namespace is held by its process alone, and ends with it; its file goes with the session."""
+    code = [sys.executable, "-c", VICTIM.format(end=end)]
+    with subprocess.Popen(code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as victim:
+        inode, path = victim.stdout.readline().split()
+        assert [victim.pid] == holders(inode)
+        victim.stdin.write("end\n")
+        victim.stdin.flush()
+        if "launcher" in end:
+            remains.await_no_processes(victim.pid)
+            victim.send_signal(signal.SIGKILL)
+    assert [] == remains.all_gone(victim.pid)
+    assert not os.path.exists(path)
+
+
+@pytest.mark.needs("root")
+def test_a_launcher_that_dies_takes_its_networks():
+    """The next container on one is told; a new network works."""
+    net = Network("old")
+    with Container(network=net, hostname="a"):
+        os.kill(remains.launcher_of(os.getpid()), signal.SIGKILL)
+        with pytest.raises(SandboxError, match=r"the network old is gone with its launcher. Make a new one"):
+            Container(network=net).start()
+    net.close()
+    with Network() as new, Container(network=new) as one:
+        assert "172.30.0.2" == one.ip_address
+
+
+def test_only_who_asks_for_a_network_pays_for_it():
+    """pyroute2 is loaded by the first network that starts, and by nothing before."""
+    code = """
+import sys
+from pytest_sandbox import Container, Network
+net = Network()
+with Container() as c: c.run(["true"])
+print("pyroute2" in sys.modules)
+with net: print("pyroute2" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "False\nTrue\n" == done.stdout
