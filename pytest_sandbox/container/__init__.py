@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 import weakref
 from contextlib import suppress
 from dataclasses import replace
@@ -392,6 +393,23 @@ class Container(Files):
             if inside > 1:
                 self.signal_inside(inside, signal.SIGKILL)
                 process.await_end(one)
+
+    def stop(self, timeout: float = 10) -> None:
+        """End what runs inside as ``docker stop`` does: the image's STOPSIGNAL (else SIGTERM) to each command of this process's, SIGKILL after ``timeout`` seconds.
+
+        What was written stays until :meth:`close`: the container can be read, committed, and used again.
+        """
+        number = self._awake().ground.stop_signal
+        commands = list(self.commands)
+        for command in commands:
+            command.send_signal(number)
+        end = time.monotonic() + timeout
+        for command in commands:
+            with suppress(subprocess.TimeoutExpired):
+                command.wait(max(0, end - time.monotonic()))
+        self.kill()
+        for command in commands:
+            command.wait()
 
     def pause(self) -> None:
         """Stop every process inside until :meth:`unpause` (the cgroup freezer)."""

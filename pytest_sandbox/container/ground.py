@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -26,6 +28,15 @@ def _find(image: object) -> Image | None:
     from pytest_sandbox.image.image import find
 
     return find(image)
+
+
+def _signal_of(text: str) -> int:
+    """Return the number of a signal, as docker takes it: SIGINT, INT, 2, SIGRTMIN+3 (signal(7)); 0 for anything else."""
+    found = re.fullmatch(r"(?:SIG)?([A-Z]+|\d+)([+-]\d+)?", text.upper(), re.ASCII)
+    if found is None:
+        return 0
+    name, distance = found.groups("0")
+    return (int(name) if name.isdigit() else int(getattr(signal, f"SIG{name}", 0))) + int(distance)
 
 
 class Ground:
@@ -66,6 +77,15 @@ class Ground:
         if self.settings.workdir:
             return self.settings.workdir
         return os.path.join("/", self._config.get("WorkingDir") or "") if not self.is_host else os.getcwd()
+
+    @property
+    def stop_signal(self) -> int:
+        """What asks a command to end: the image's STOPSIGNAL, else SIGTERM. Raises :class:`ImageError` for one that does not exist."""
+        text = self._config.get("StopSignal") or "SIGTERM"
+        number = _signal_of(text)
+        if number not in signal.valid_signals():
+            raise ImageError(f"the image's StopSignal is {text!r}, which is no signal of this host")
+        return number
 
     def has(self, path: str) -> bool:
         """Whether an image's topmost layer that knows ``path`` has a folder there, reached through folders alone."""

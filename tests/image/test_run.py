@@ -52,6 +52,39 @@ def test_env_of_the_image_lies_between_dockers_and_the_settings(busybox):
         assert expected | {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"} == found
 
 
+@pytest.mark.parametrize(
+    ("said_by_image", "status"), [({}, 15), ({"StopSignal": "SIGINT"}, 2), ({"StopSignal": "10"}, 10), ({"StopSignal": "RTMIN+3"}, 37)]
+)
+def test_stop_asks_by_the_images_signal(busybox, said_by_image, status):
+    """Each command ends in its own way, what it wrote last is there, and the container goes on."""
+    image = busybox(**said_by_image)
+    script = "".join(f"trap 'echo {number} > /end; exit {number}' {number};" for number in (2, 10, 15, 37))
+    with Container(image=image) as container:
+        shell = container.popen(["sh", "-c", f"{script} echo ready; while :; do sleep 0.01; done"], stdout=-1, text=True)
+        assert "ready\n" == shell.stdout.readline()
+        container.stop()
+        assert (status, f"{status}\n") == (shell.returncode, container.read_text("/end"))
+        assert "again" == said(container, "echo", "again")
+        shell.stdout.close()
+
+
+def test_stop_kills_what_does_not_listen(busybox):
+    """After the timeout everything is killed, what a command left behind too."""
+    with Container(image=busybox()) as container:
+        shell = container.popen(["sh", "-c", "trap '' TERM; sleep 1000 & echo ready; while :; do sleep 1; done"], stdout=-1, text=True)
+        assert "ready\n" == shell.stdout.readline()
+        container.stop(timeout=0.1)
+        assert -9 == shell.returncode
+        shell.stdout.read()  # ends when nobody holds the pipe any more
+        shell.stdout.close()
+
+
+def test_a_stop_signal_that_does_not_exist(busybox):
+    """It is named when it is needed."""
+    with Container(image=busybox(StopSignal="SIGNONE")) as container, pytest.raises(ImageError, match="SIGNONE"):
+        container.stop()
+
+
 def test_path_of_the_image_finds_its_programs(busybox):
     """A program is looked up where the image says, not where the host does."""
     image = busybox(layer(folder("opt"), entry("opt/own", b"#!/bin/sh\necho mine\n", mode=0o755)), Env=["PATH=/opt:/bin"])
