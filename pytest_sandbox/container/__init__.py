@@ -20,7 +20,7 @@ from pytest_sandbox.container.child import Child, as_builder, fork_into, run_cal
 from pytest_sandbox.container.files import Files
 from pytest_sandbox.container.ground import Ground
 from pytest_sandbox.container.planning import about, plan_for, plan_of, with_kept
-from pytest_sandbox.container.popen import Popen
+from pytest_sandbox.container.popen import Popen, with_pipes
 from pytest_sandbox.errors import ContainerStopped, OutOfMemory, SandboxError, SetupError, UnsupportedError
 from pytest_sandbox.launcher import users
 from pytest_sandbox.launcher.entering import Entrance
@@ -335,7 +335,7 @@ class Container(Files):
         ``timeout`` is the settings' where it is not given; over it the command and all below it are killed. ``check`` raises
         :class:`OutOfMemory` where the kernel killed for memory meanwhile.
         """
-        keywords = _with_pipes(keywords, input=input, capture_output=capture_output)
+        keywords = with_pipes(keywords, input=input, capture_output=capture_output)
         timeout = self.settings.timeout if timeout is None else timeout
         kills = self.group.oom_kills() if check else 0
         with self.popen(args, **keywords) as popen:
@@ -486,19 +486,6 @@ def without_init(found: Stats, settings: Settings) -> Stats:
     """Return a group's figures as the container's: init, which is ours, is not among its processes."""
     less = {name: max(0, value - OVERHEAD) for name in ("pids_current", "pids_peak") if (value := getattr(found, name)) is not None}
     return replace(found, memory_limit=settings.memory, **less)
-
-
-def _with_pipes(keywords: dict[str, Any], *, input: Any, capture_output: bool) -> dict[str, Any]:  # noqa: A002
-    """Do what :func:`subprocess.run` does with ``input`` and ``capture_output``, with its errors."""
-    if input is not None:
-        if keywords.get("stdin") is not None:
-            raise ValueError("stdin and input arguments may not both be used.")
-        keywords["stdin"] = subprocess.PIPE
-    if capture_output:
-        if keywords.get("stdout") is not None or keywords.get("stderr") is not None:
-            raise ValueError("stdout and stderr arguments may not be used with capture_output.")
-        keywords["stdout"] = keywords["stderr"] = subprocess.PIPE
-    return keywords
 
 
 @atexit.register

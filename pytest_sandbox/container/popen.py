@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.launcher.entering import Begun, Entrance
     from pytest_sandbox.linux.program import Program, Result
 
-__all__ = ["Popen"]
+__all__ = ["Popen", "with_pipes"]
 
 __tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
 
@@ -247,6 +247,19 @@ def _status_of(fd: int, *, inherited: bool) -> os.stat_result | None:
         return None if fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC else os.fstat(fd)
     except OSError:
         return None
+
+
+def with_pipes(keywords: dict[str, Any], *, input: Any, capture_output: bool) -> dict[str, Any]:  # noqa: A002
+    """Do what :func:`subprocess.run` does with ``input`` and ``capture_output``, with its errors."""
+    if input is not None:
+        if keywords.get("stdin") is not None:
+            raise ValueError("stdin and input arguments may not both be used.")
+        keywords["stdin"] = subprocess.PIPE
+    if capture_output:
+        if keywords.get("stdout") is not None or keywords.get("stderr") is not None:
+            raise ValueError("stdout and stderr arguments may not be used with capture_output.")
+        keywords["stdout"] = keywords["stderr"] = subprocess.PIPE
+    return keywords
 
 
 def _words(args: Any, executable: Any, *, shell: bool) -> list[str]:
