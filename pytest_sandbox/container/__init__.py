@@ -103,7 +103,7 @@ class Container(Files):
             self.ground.release()
             raise
         self.group = self._launcher.session.group(self.id, self.settings)
-        self._owner = os.getpid()
+        self._owner, self._home = os.getpid(), session.home()
         self._state = "running"
         _living.add(self)
         try:
@@ -166,7 +166,7 @@ class Container(Files):
                 return
             self._state_before, self._state = self._state, "stopped"
         _living.discard(self)
-        if os.getpid() != self._owner:
+        if os.getpid() != self._owner or self._home is not session.home():
             return
         if self._state_before == "paused":
             self.group.thaw()
@@ -200,12 +200,9 @@ class Container(Files):
             with suppress(Exception):
                 self.close()
 
-    def abandon(self) -> None:
-        """Close this process's descriptors of the container without a word: for a fork that is inside another one."""
-        self._state = "stopped"
-        self.ground.release()
-        self.group.close()
-        os.close(self.pidfd)
+    def descriptors(self) -> list[int]:
+        """Return what this process has open of the container: nothing that a fork may have inside it, or inside another one."""
+        return [fd for fd in (self.pidfd, self.group.held(), self.ground.held) if fd >= 0]
 
     def _make_workdir(self) -> None:
         """Make a ``workdir`` that is not there, as docker does; where it cannot be made, the first command says so."""
@@ -217,6 +214,8 @@ class Container(Files):
     def status(self) -> str:
         """What it is: "created", "running", "paused" or "stopped", also where its init was killed from outside."""
         alive = self._state in {"running", "paused"}
+        if alive and self._home is not session.home():  # this is a fork inside
+            return "stopped"
         renewable = self.taken is not None  # its old init does not matter any more
         return "stopped" if alive and not renewable and process.ended(self.pidfd, 0) else self._state
 

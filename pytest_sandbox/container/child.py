@@ -33,8 +33,6 @@ __all__ = ["Child", "as_builder", "fork_into", "run_call"]
 __tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
 
 _CHUNK = 1 << 16
-#: Signals that programs handle by raising. All that there are would be as right, but Python makes an enum's member of each, three times a fork.
-_INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Child:
@@ -100,32 +98,40 @@ class Child:
 def fork_into(container: Container, living: Iterable[Container]) -> Child | None:
     """Fork once; the child is in the container's PID namespace from its first moment, and in the rest before this returns None."""
     kills = container.group.oom_kills()
-    settings, entrance = container.settings, container.entrance()
-    user = None if settings.user is None else container.find_user(settings.user)
-    folders = [settings.workdir] if settings.workdir else [os.getcwd(), container.workdir]
-    program = Program()
-    entrance = replace(entrance, joins=container.group.joins())
-    entrance.add_enter(program)
-    for folder in ["/", *reversed(folders)]:
-        program.add("change to the working folder", "chdir", os.fsencode(folder), go_on=True)  # the last that is there
-    entrance.add_lock_down(program, user)
+    entrance = container.entrance()
+    program = _way_in(container, entrance, living)
+    program.prepare()
     # An interrupt between the fork and what notes it would leave a child that nobody waits for, or a second caller.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTING)
+    program.block_signals()
     pid = -1
     try:
         pid = _fork_as_root(entrance) if entrance.builder_fd < 0 else _fork_as_user(entrance)
         child = Child(container, pid, kills) if pid else None
     finally:
         if pid:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    if child is not None:
-        return child
-    _enter(container, program, living)
-    try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    except KeyboardInterrupt:  # it came before this had a session of its own
-        os._exit(128 + signal.SIGINT)
-    return None
+            program.unblock_signals()
+    if child is None:
+        _enter(container, program)
+    return child
+
+
+def _way_in(container: Container, entrance: Entrance, living: Iterable[Container]) -> Program:
+    """Return what the child does first: it enters, lets go of this library's own descriptors, and takes interrupts again."""
+    settings, program = container.settings, Program()
+    user = None if settings.user is None else container.find_user(settings.user)
+    folders = [settings.workdir] if settings.workdir else [os.getcwd(), container.workdir]
+    replace(entrance, joins=container.group.joins()).add_enter(program)
+    for folder in ["/", *reversed(folders)]:
+        program.add("change to the working folder", "chdir", os.fsencode(folder), go_on=True)  # the last that is there
+    launcher = session.running()
+    own = [] if launcher is None else launcher.descriptors()
+    for one in {container, *living}:
+        own += one.descriptors()
+    for fd in own:
+        program.add("let go of the library's own", "close", fd, go_on=True)
+    entrance.add_lock_down(program, user)
+    program.restore_signals("take interrupts again")
+    return program
 
 
 def _fork_as_root(entrance: Entrance) -> int:
@@ -179,19 +185,18 @@ def _fork() -> int:
         return os.fork()
 
 
-def _enter(container: Container, program: Program, living: Iterable[Container]) -> None:
-    """Enter, and let go of the library's own descriptors."""
+def _enter(container: Container, program: Program) -> None:
     try:
         program.run()
     except OSError as error:  # half inside is nowhere
         os.write(2, f"pytest-sandbox: the test could not enter its container: {error.strerror}\n".encode())
         os._exit(125)
-    for other in list(living):
-        other.abandon()
-    launcher = session.forget()
-    if launcher is not None:
-        launcher.abandon()
-    os.environ.update(container.ground.additions)
+    except KeyboardInterrupt:  # it came before this had a session of its own
+        os._exit(128 + signal.SIGINT)
+    session.leave()
+    additions = container.ground.additions
+    if additions:
+        os.environ.update(additions)
 
 
 def as_builder(builder_fd: int, func: Callable[[], Any]) -> Any:

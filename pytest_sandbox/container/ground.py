@@ -45,14 +45,15 @@ class Ground:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.image = _find(settings.image)
-        self._held = self.image.hold() if self.image else -1
+        #: The descriptor that holds the image; -1 where there is none.
+        self.held = self.image.hold() if self.image else -1
         self._config = self.image.config if self.image else {}
         #: Whether it is the host's own root, with or without layers of a commit above it.
         self.is_host = self.image is None or self.image.base == "host"
 
     def release(self) -> None:
         """Let the image go; twice is fine."""
-        held, self._held = self._held, -1
+        held, self.held = self.held, -1
         if held >= 0:
             os.close(held)
 

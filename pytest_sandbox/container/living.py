@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sandbox import folders
 from pytest_sandbox.channel import Channel, Message, close_all
-from pytest_sandbox.container import Container, without_init
+from pytest_sandbox.container import Container, session, without_init
 from pytest_sandbox.container.ground import Ground
 from pytest_sandbox.errors import ContainerStopped, SandboxError
 from pytest_sandbox.launcher import door
@@ -146,7 +146,7 @@ class _Told(Ground):
     def __init__(self, settings: Settings, about: Message) -> None:
         self.settings = settings
         self.image = None
-        self._held = -1
+        self.held = -1
         self._about = about
 
     @property
@@ -169,7 +169,7 @@ class Entered(Container):
         self._state = "running"
         self._one = one
         self._user_namespaces = _in_their_places(answer["user_namespaces"], user_namespaces)
-        self._owner = os.getpid()
+        self._owner, self._home = os.getpid(), session.home()
         self._letting_go = threading.Lock()
 
     def close(self) -> None:
@@ -178,7 +178,11 @@ class Entered(Container):
             if self._state != "running":
                 return
             self._state = "stopped"
-        close_all([fd for fd in (self.pidfd, *self._user_namespaces) if fd >= 0])
+        close_all(self.descriptors())
+
+    def descriptors(self) -> list[int]:
+        """Return what this process has open of the container."""
+        return [fd for fd in (self.pidfd, *self._user_namespaces) if fd >= 0]
 
     def user_namespaces(self) -> tuple[int, int]:
         """Return the payloads' user namespace, and the one that the container was built in; -1 where there is none."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.network import Network
     from pytest_sandbox.launcher.plan import Plan
 
-__all__ = ["LauncherClient", "LauncherGoneError", "current", "forget"]
+__all__ = ["LauncherClient", "LauncherGoneError", "current", "home", "leave", "running"]
 
 _START = "import sys; sys.path.insert(0, {path!r}); from pytest_sandbox.launcher.serve import main; main()"
 _COVERED = (
@@ -199,18 +199,22 @@ class LauncherClient:
         self.channel.close()
         self.process.wait()
 
-    def abandon(self) -> None:
-        """Close this process's descriptors of the launcher without a word: for a fork that is inside a container."""
-        for network in list(self.networks):
+    def descriptors(self) -> list[int]:
+        """Return what this process has open of the launcher: nothing that a fork may have inside a container."""
+        offered = self._offer.pidfd if self._offer else -1
+        held = (self.channel.fileno(), self.user_fd, self._rooted_fd, self.builder_fd, self._mounts, offered)
+        return [fd for fd in held if fd >= 0]
+
+    def abandon_networks(self) -> None:
+        """Close this process's descriptors of its networks."""
+        for network in list(self.networks) if self.networks else ():
             network.abandon()
+
+    def abandon(self) -> None:
+        """Close this process's descriptors of the launcher without a word: it is dead, or another process's."""
+        self.abandon_networks()
+        close_all([fd for fd in self.descriptors() if fd != self.channel.fileno()])
         self.channel.close()
-        close_all(
-            [
-                fd
-                for fd in (self.user_fd, self._rooted_fd, self.builder_fd, self._mounts, self._offer.pidfd if self._offer else -1)
-                if fd >= 0
-            ]
-        )
         self.process.returncode = 0
 
 
@@ -247,6 +251,8 @@ def _spawn(command: list[str], fds: list[int]) -> subprocess.Popen[bytes]:
 
 
 _current: LauncherClient | None = None
+_home = object()
+_left: list[LauncherClient | None] = []  # what is closed already must not be closed again, when its object goes
 _starting = threading.Lock()
 
 
@@ -263,15 +269,28 @@ def current() -> LauncherClient:
         return _current
 
 
-def forget() -> LauncherClient | None:
-    """Take the launcher away from this module; returns it."""
-    global _current
-    launcher, _current = _current, None
-    return launcher
+def running() -> LauncherClient | None:
+    """Return the launcher if there is one."""
+    return _current
+
+
+def home() -> object:
+    """Return what is the same object as long as containers that this process has started are its own: not in a fork that is inside one."""
+    return _home
+
+
+def leave() -> None:
+    """Have nothing to do with the launcher and its containers any more, in a fork whose descriptors of them are closed."""
+    global _current, _home
+    if _current is not None:
+        _current.abandon_networks()
+    _left.append(_current)
+    _current, _home = None, object()
 
 
 @atexit.register
 def _close_at_exit() -> None:
-    launcher = forget()
+    global _current
+    launcher, _current = _current, None
     if launcher is not None and launcher.pid == os.getpid():
         launcher.close()

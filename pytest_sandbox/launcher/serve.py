@@ -327,6 +327,7 @@ def _free(fds: list[int], folder: str | None) -> None:
 def main() -> NoReturn:
     """Run with the arguments SESSION LOCK and two descriptors: the client's socket, and the lock, which is held by being open."""
     session, lock, *fds = sys.argv[1:]
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     footing.gain_power(int(fds[0]))
     for fd in map(int, fds):
         os.set_inheritable(fd, False)

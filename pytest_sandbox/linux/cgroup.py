@@ -277,6 +277,10 @@ class Group:
         """Return how many tasks are in the group, dead ones that nobody has reaped among them; None where that is not kept."""
         return None
 
+    def held(self) -> int:
+        """Return the descriptor that this handle holds; -1 where it holds none."""
+        return -1
+
     def close(self) -> None:
         """Let go of what this handle holds; the group stays."""
 

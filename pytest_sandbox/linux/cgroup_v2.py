@@ -386,6 +386,9 @@ class GroupV2(Group):
             kill_members(self.pids, seconds)
         self._await("populated", 0, seconds)
 
+    def held(self) -> int:
+        return self._fd
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)

@@ -19,7 +19,7 @@ from pytest_sandbox.linux import machine_code, seccomp
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 __all__ = ["Failure", "Program", "Result", "Table", "number"]
 
@@ -77,7 +77,7 @@ def number(call: str) -> int:
 
 
 @cache
-def _code() -> int:
+def _code() -> Callable[[int, int], int]:
     return sc.map_code(machine_code.RUN[_machine()])
 
 
@@ -94,6 +94,7 @@ class Program:
         self._opened: list[int] = []
         self._mask_at = self._append(bytes(8))
         self._buffer = bytearray()
+        self._prepared = 0  # the buffer's address
 
     def add(
         self, step: str, call: str, *arguments: int | bytes | Result | Table | None, go_on: bool = False, stop_if_positive: bool = False
@@ -167,7 +168,7 @@ class Program:
         return self.add(step, "mount", source, target, fstype, flags, data)
 
     def restore_signals(self, step: str, numbers: Iterable[int] = ()) -> None:
-        """Append the end of what :meth:`spawn` blocks; the signals ``numbers`` get their default action."""
+        """Append the end of what :meth:`spawn` or :meth:`block_signals` blocks; the signals ``numbers`` get their default action."""
         for one in numbers:
             self.add(step, "rt_sigaction", one, bytes(32), None, 8)
         at = len(self._words) + _FIRST + 1
@@ -180,10 +181,18 @@ class Program:
 
     # -- making the calls
 
+    def prepare(self) -> None:
+        """Get ready before a fork, in which :meth:`run` then makes no objects: whatever it touches, it has to copy first."""
+        self._prepared = self._assemble()
+        self._run = _code()
+        self._last = Result(len(self._said) - 1)
+
     def run(self) -> None:
         """Make the calls in this thread. Raises the failed call's :class:`OSError`."""
-        sc.call_code(_code(), 0, self._assemble())
-        if self[Result(len(self._said) - 1)] >= 0:  # the last was made; looking at each would cost a fork its pages
+        if not self._prepared:
+            self.prepare()
+        self._run(0, self._prepared)
+        if self[self._last] >= 0:  # it was made, and so were all before it
             return
         failure = self.failure()
         if failure is not None:
@@ -195,14 +204,25 @@ class Program:
         ``flags`` are clone3's, to which CLONE_VM, CLONE_VFORK, CLONE_PIDFD and CLONE_CLEAR_SIGHAND are added. The child starts with all
         signals blocked. A program that does not end by executing another ends with exit status 127.
         """
-        address = self._assemble()
-        # Where the child's restore_signals reads it.
-        mask = address + len(self._buffer) - len(self._text) + self._mask_at
-        sc.block_signals(mask)
+        self.prepare()
+        self.block_signals()
         try:
-            return sc.spawn_code(_code(), flags, cgroup, address)
+            return sc.spawn_code(self._run, flags, cgroup, self._prepared)
         finally:
-            sc.set_signal_mask(mask)
+            self.unblock_signals()
+
+    def block_signals(self) -> None:
+        """Block all signals of this thread until :meth:`unblock_signals`, or until a fork has made what :meth:`restore_signals` appended."""
+        sc.block_signals(self._mask)
+
+    def unblock_signals(self) -> None:
+        """Give the thread the mask again that it had."""
+        sc.set_signal_mask(self._mask)
+
+    @property
+    def _mask(self) -> int:
+        """Where the calls of :meth:`restore_signals` read it."""
+        return self._prepared + len(self._buffer) - len(self._text) + self._mask_at
 
     def _assemble(self) -> int:
         """Lay out records, tables and texts in one buffer, with every address in it; returns the buffer's address."""

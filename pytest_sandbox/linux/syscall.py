@@ -11,6 +11,10 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "block_signals",
@@ -312,14 +316,17 @@ def address_of(buffer: bytearray | mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
-def map_code(code: bytes) -> int:
-    """Map machine code for the life of this process, executable and no longer writable; returns its address (mmap(2), mprotect(2))."""
+def map_code(code: bytes) -> Callable[[int, int], int]:
+    """Map machine code for the life of this process, executable and no longer writable; returns it as a function of two addresses.
+
+    See mmap(2), mprotect(2).
+    """
     page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     page.write(code)
     _mapped.append(page)
     address = address_of(page)
     _checked(_libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), _PROT_READ_EXEC), "mprotect", "PROT_EXEC")
-    return address
+    return cast("Callable[[int, int], int]", _CODE(address))
 
 
 def block_signals(saved: int) -> None:
@@ -332,18 +339,12 @@ def set_signal_mask(saved: int) -> None:
     _pthread_sigmask(_SIG_SETMASK, saved, None)
 
 
-def call_code(code: int, how: int, argument: int) -> int:
-    """Call mapped code with two addresses; returns its result."""
-    result: int = _CODE(code)(how, argument)
-    return result
-
-
 def sibling_arguments(flags: int) -> bytes:
     """Return what clone3(2) takes for a child of the caller's own parent, with this memory and before the caller goes on."""
     return bytes(_CloneArgs(flags=flags | CLONE_PARENT | CLONE_VM | CLONE_VFORK))
 
 
-def spawn_code(code: int, flags: int, cgroup: int, argument: int) -> tuple[int, int]:
+def spawn_code(code: Callable[[int, int], int], flags: int, cgroup: int, argument: int) -> tuple[int, int]:
     """Call mapped code in a child that shares this memory until it executes a program or ends; returns its number and a pidfd.
 
     With ``cgroup`` >= 0 it starts in that version 2 group. Raises :class:`OSError` where there was no child.
@@ -356,7 +357,7 @@ def spawn_code(code: int, flags: int, cgroup: int, argument: int) -> tuple[int, 
         exit_signal=17,
         cgroup=max(cgroup, 0),
     )
-    pid = call_code(code, ctypes.addressof(how), argument)
+    pid = code(ctypes.addressof(how), argument)
     if pid < 0:
         raise OSError(-pid, f"{os.strerror(-pid)}: clone3({hex(flags)})")
     return pid, pidfd.value
