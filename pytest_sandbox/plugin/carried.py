@@ -16,39 +16,26 @@ __all__ = ["Carried", "apply"]
 
 
 class Carried:
-    """The fork's side: knows how things stood, and sends what is new at the end."""
+    """The fork's side: knows how things stood before it, and sends what is new at the end."""
 
-    def __init__(self, item: pytest.Item, wire: Wire) -> None:
+    def __init__(self, item: pytest.Item) -> None:
         self._item = item
-        self._wire = wire
         self._subtests = compat.failed_subtests(item)
         self._wishes = _wishes(item.session)
-        xml = compat.junit_xml(item.config)
-        self._properties = len(xml.global_properties) if xml is not None else 0
-        self._cache_too()
+        self._xml = compat.junit_xml(item.config)
+        self._properties = len(self._xml.global_properties) if self._xml is not None else 0
 
-    def _cache_too(self) -> None:
-        cache = getattr(self._item.config, "cache", None)
-        if cache is None:
-            return
-        write = cache.set
-
-        def write_both(key: str, value: object) -> None:
-            write(key, value)
-            self._wire.send("cache", [key, value])
-
-        cache.set = write_both
-
-    def send(self) -> None:
+    def send(self, wire: Wire) -> None:
         """Send what is new."""
-        self._wire.send("subtests", compat.failed_subtests(self._item) - self._subtests)
+        failed = compat.failed_subtests(self._item) - self._subtests
+        if failed:
+            wire.send("subtests", failed)
         wishes = _wishes(self._item.session)
         if wishes != self._wishes:
-            self._wire.send("wishes", wishes)
-        xml = compat.junit_xml(self._item.config)
-        if xml is not None:
-            attributes = xml.node_reporter(self._item.nodeid).attrs
-            self._wire.send("junit", [xml.global_properties[self._properties :], attributes])
+            wire.send("wishes", wishes)
+        if self._xml is not None:
+            attributes = self._xml.node_reporter(self._item.nodeid).attrs
+            wire.send("junit", [self._xml.global_properties[self._properties :], attributes])
 
 
 def _wishes(session: pytest.Session) -> list[Any]:

@@ -30,18 +30,18 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 __all__ = [
+    "Finalizers",
+    "Listeners",
     "add_failed_subtests",
     "base_temporary",
     "captured_files",
     "close_worker_streams",
     "failed_subtests",
-    "forget_finalizers",
     "ini_value",
     "junit_xml",
     "recorded_warnings",
     "restore_subtest",
     "set_up_higher",
-    "take_over",
     "tear_down_item",
 ]
 
@@ -66,11 +66,17 @@ def set_up_higher(item: Any) -> None:
         item._request.getfixturevalue(name)
 
 
-def forget_finalizers(item: pytest.Item) -> None:
-    """Leave, in a fork, the finalizers of all nodes but the item to the parent."""
-    for node, (finalizers, _error) in item.session._setupstate.stack.items():
-        if node is not item:
-            finalizers.clear()
+class Finalizers:
+    """Those of all nodes but an item, which its fork leaves to the parent; taken apart, they would cost it pages."""
+
+    def __init__(self, item: pytest.Item) -> None:
+        self._stack = item.session._setupstate.stack
+        self._kept = {node: value for node, value in self._stack.items() if node is not item}
+        self._none: dict[Any, Any] = {node: ([], error) for node, (_finalizers, error) in self._kept.items()}
+
+    def forget(self) -> None:
+        """Leave them to the parent."""
+        self._stack.update(self._none)
 
 
 def tear_down_item(item: pytest.Item) -> None:
@@ -88,10 +94,17 @@ def ini_value(config: Any, name: str) -> object:
         return getattr(found, "value", found)
 
 
-def take_over(config: pytest.Config, hook: str, listeners: tuple[object, ...]) -> None:
-    """Keep every plugin but the ``listeners`` from hearing ``hook``, in a fork, which does not give it back."""
-    implementations = getattr(config.hook, hook)._hookimpls
-    implementations[:] = [one for one in implementations if any(one.plugin is listener for listener in listeners)]
+class Listeners:
+    """Those of a hook that are to hear it in a fork, which keeps the others from it, and does not take them apart either."""
+
+    def __init__(self, config: pytest.Config, hook: str, listeners: tuple[object, ...]) -> None:
+        self._hook = getattr(config.hook, hook)
+        self._kept = self._hook._hookimpls
+        self._ours = [one for one in self._kept if any(one.plugin is listener for listener in listeners)]
+
+    def take_over(self) -> None:
+        """Keep every other plugin from hearing the hook, for good."""
+        self._hook._hookimpls = self._ours
 
 
 def recorded_warnings(item: pytest.Item) -> AbstractContextManager[None]:

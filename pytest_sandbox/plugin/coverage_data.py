@@ -28,15 +28,17 @@ def before_fork() -> None:
 
 
 class Measured:
-    """The fork's side."""
+    """The fork's side: knows what there was before."""
 
     def __init__(self) -> None:
-        """Have Python subprocesses measured too, as ``patch = subprocess`` of coverage's settings does."""
         self._measuring = _current()
+        self._there_before = self._files()
+
+    def begin(self) -> None:
+        """Have Python subprocesses of the fork measured too, as ``patch = subprocess`` of coverage's settings does."""
         serialise = getattr(getattr(self._measuring, "config", None), "serialize", None)
         if serialise is not None and "COVERAGE_PROCESS_START" not in os.environ:
             os.environ.setdefault("COVERAGE_PROCESS_CONFIG", serialise())
-        self._there_before = self._files()
 
     def _files(self) -> set[str]:
         if self._measuring is None:

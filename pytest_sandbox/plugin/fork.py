@@ -19,20 +19,15 @@ from pytest_sandbox.plugin import benchmarks, carried, compat, coverage_data, hi
 
 if TYPE_CHECKING:
     import warnings
-    from contextlib import AbstractContextManager
+    from contextlib import ExitStack
 
     from pytest_sandbox.plugin.streams import Streams
     from pytest_sandbox.plugin.timer import Timer
     from pytest_sandbox.plugin.wire import Wire
 
-__all__ = ["Fork", "Relay", "before_fork"]
+__all__ = ["Fork", "Relay"]
 
 _LONGEST_SECTION = 16 << 20
-
-
-def before_fork() -> Any:
-    """Return what :class:`Fork` puts back: CPython seeds ``random`` anew in a fork, and a seed that somebody chose would be lost."""
-    return random.getstate()
 
 
 class Relay:
@@ -41,6 +36,20 @@ class Relay:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.wire: Wire | None = None
+        self._hear_cache()
+
+    def _hear_cache(self) -> None:
+        """Hear what a test gives to the cache."""
+        cache = getattr(self.config, "cache", None)
+        if cache is None:
+            return
+        write = cache.set
+
+        def write_and_send(key: str, value: object) -> None:
+            write(key, value)
+            self.send("cache", [key, value])
+
+        cache.set = write_and_send
 
     def send(self, kind: str, data: Any) -> None:
         """Send, in a fork."""
@@ -69,11 +78,15 @@ class Relay:
 
     def pytest_enter_pdb(self) -> None:
         """Stop the clock while a person types."""
-        self.send("debugger", data=True)
+        self._tell_debugging(is_on=True)
 
     def pytest_leave_pdb(self) -> None:
         """Let the clock go on."""
-        self.send("debugger", data=False)
+        self._tell_debugging(is_on=False)
+
+    def _tell_debugging(self, *, is_on: bool) -> None:
+        if self.wire is not None:
+            self.wire.send("debugger", is_on, ring=True)
 
     def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> None:
         """Say that a fixture of a higher scope is made here, for this test alone, because nobody knew before that it would be asked for."""
@@ -82,28 +95,40 @@ class Relay:
 
 
 class Fork:
-    """The fork's side of one test."""
+    """The fork's side of one test. It is made in the parent, before the fork, which has to copy each page of memory that it touches."""
 
-    def __init__(self, item: pytest.Item, wire: Wire, streams: Streams, timer: Timer, relay: Relay, kept: Any) -> None:
+    def __init__(self, item: pytest.Item, wire: Wire, streams: Streams, timer: Timer, relay: Relay) -> None:
         self._item = item
         self._wire = wire
-        self._wire.in_fork()
-        gc.freeze()  # a collection would touch, and so copy, what this process shares with its parent
-        random.setstate(kept)
-        streams.in_fork(wire.stack_writer)
-        compat.close_worker_streams(item.config)
-        timer.in_fork()
-        compat.forget_finalizers(item)
-        relay.wire = wire
-        compat.take_over(item.config, "pytest_runtest_logreport", (item.session, relay))
-        compat.take_over(item.config, "pytest_warning_recorded", (relay,))
-        self._carried = carried.Carried(item, wire)
+        self._streams = streams
+        self._timer = timer
+        self._relay = relay
+        self._random = random.getstate()
+        self._finalizers = compat.Finalizers(item)
+        self._listeners = [
+            compat.Listeners(item.config, "pytest_runtest_logreport", (item.session, relay)),
+            compat.Listeners(item.config, "pytest_warning_recorded", (relay,)),
+        ]
+        self._carried = carried.Carried(item)
         self._benchmarks = benchmarks.Benchmarks(item)
         self._measured = coverage_data.Measured()
         self._driving = False
+
+    def begin(self, recording: ExitStack) -> None:
+        """Be the fork, which records its warnings until it closes ``recording``."""
+        self._wire.in_fork()
+        gc.freeze()  # a collection would touch, and so copy, what this process shares with its parent
+        random.setstate(self._random)  # CPython seeds it anew in a fork, and a seed that somebody chose would be lost
+        self._recording = recording
+        self._streams.in_fork(self._wire.stack_writer)
+        compat.close_worker_streams(self._item.config)
+        self._timer.in_fork()
+        self._finalizers.forget()
+        self._relay.wire = self._wire
+        for one in self._listeners:
+            one.take_over()
+        self._measured.begin()
         self._inodes = _inodes()
-        self._warnings: AbstractContextManager[None] = compat.recorded_warnings(item)
-        self._warnings.__enter__()
 
     # -- the phases
 
@@ -145,12 +170,12 @@ class Fork:
         return self._item.config.hook.pytest_report_to_serializable(config=self._item.config, report=report)
 
     def _finish(self) -> None:
-        self._warnings.__exit__(None, None, None)
-        self._carried.send()
+        self._recording.close()
+        self._carried.send(self._wire)
         self._benchmarks.send(self._wire)
         self._measured.send(self._wire)
         _flush()
-        self._wire.send("done", _inodes() > self._inodes)
+        self._wire.send("done", _inodes() > self._inodes, ring=True)
 
     # -- the ends
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -89,18 +90,22 @@ class _Visit:
             container.start()
             self._prepare_next()
         self.item.ihook.pytest_sandbox_started(item=self.item, container=container)
-        wire, streams, timer, kept = Wire(), Streams(self.item.config), Timer(self.item), fork.before_fork()
+        wire, streams, timer = Wire(), Streams(self.item.config), Timer(self.item)
         coverage_data.before_fork()
         timer.stop()
+        ready = fork.Fork(self.item, wire, streams, timer, self._relay)
         started = time.time()
-        with refusing(self.item.config):
-            child = container.fork()
-        if child is None:
-            self.give_back()
-            self.item.stash[FORKED] = True
-            self.fork = fork.Fork(self.item, wire, streams, timer, self._relay, kept)
-            self.item.setup()
-            return
+        with ExitStack() as recording:
+            recording.enter_context(compat.recorded_warnings(self.item))
+            with refusing(self.item.config):
+                child = container.fork()
+            if child is None:
+                self.give_back()
+                self.item.stash[FORKED] = True
+                self.fork = ready
+                ready.begin(recording.pop_all())
+                self.item.setup()
+                return
         self._child = child
         receiver = wire.in_parent(child)
         try:

@@ -34,13 +34,12 @@ class Streams:
             with suppress(AttributeError, ValueError, OSError):
                 stream.flush()
         self._captured = compat.captured_files(config)
-        self._files = {name: os.memfd_create(f"captured-{name}", os.MFD_CLOEXEC) for name, _file, _target in self._captured}
+        self._files = {name: _copied(f"captured-{name}", file) for name, file, _target in self._captured}
 
     def in_fork(self, stack: int) -> None:
         """Let this process capture into its own files, and faulthandler write to ``stack``."""
         for name, file, target in self._captured:
             own = self._files[name]
-            os.write(own, os.pread(file, _MOST, 0))
             os.dup2(own, file, inheritable=False)
             os.dup2(own, target)
             os.close(own)
@@ -56,6 +55,14 @@ class Streams:
         for fd in self._files.values():
             os.close(fd)
         self._files.clear()
+
+
+def _copied(name: str, file: int) -> int:
+    copy = os.memfd_create(name, os.MFD_CLOEXEC)
+    before = os.pread(file, _MOST, 0)
+    if before:
+        os.write(copy, before)
+    return copy
 
 
 def _tail(fd: int) -> str:

@@ -23,6 +23,7 @@ class Timer:
     def __init__(self, item: pytest.Item) -> None:
         self._item = item
         self._settings = item.stash.get(_SETTINGS, None)
+        self._dump_after = _dump_after(item.config)
 
     @property
     def most(self) -> float | None:
@@ -42,12 +43,15 @@ class Timer:
     def in_fork(self) -> None:
         """Start the fork's clocks."""
         self.go_on()
-        try:
-            seconds = float(self._item.config.getini("faulthandler_timeout") or 0)
-        except (KeyError, ValueError):
-            return
-        if seconds > 0:
-            faulthandler.dump_traceback_later(seconds)
+        if self._dump_after > 0:
+            faulthandler.dump_traceback_later(self._dump_after)
+
+
+def _dump_after(config: pytest.Config) -> float:
+    try:
+        return float(config.getini("faulthandler_timeout") or 0)
+    except (KeyError, ValueError):
+        return 0
 
 
 class Remembering:

@@ -1,8 +1,10 @@
-"""The way of a fork's news to its parent: one line of JSON each, behind a word that only the two know.
+"""The way of a fork's news to its parent: a file in memory, one line of JSON for each, behind a word that only the two know.
+
+The fork appends, and the parent reads when all is said, or the fork has ended: until then nobody is woken, and the parent touches nothing of the
+memory that the two share, each page of which would have to be copied. What is written stays, however the fork ends: nobody can make the file shorter.
 
 The fork runs foreign code, which may write what it likes on every descriptor that it finds, or end in the middle of a line: so the parent believes
-a line only if it is whole and begins with the word, waits for the fork and not for the stream's end (a stray process may hold that), and takes
-no more than it can bear. News is data, never pickles.
+a line only if it is whole and begins with the word, and takes no more than it can bear. News is data, never pickles.
 
 ========== ==================================================================================================
 kind       data
@@ -10,24 +12,23 @@ kind       data
 report     a phase's report as pytest's hooks serialise it, and the phase's exception as data
 logged     a report that another plugin logged meanwhile (a subtest)
 warning    a warning as data
-debugger   true while a debugger waits for a person: time does not count then
+debugger   true while a debugger waits for a person: time does not count then (this rings)
 cache      key and value that the test gave to ``config.cache``
 ...        what :mod:`pytest_sandbox.plugin.carried` and :mod:`pytest_sandbox.plugin.coverage_data` carry
 exit       the test ends the session (``pytest.exit``): reason and return code
-done       nothing is missing; true where the layer has more files than before
+done       nothing is missing; true where the layer has more files than before (this rings)
 ========== ==================================================================================================
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
 import select
 import signal
-import socket
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_sandbox.linux import process
@@ -56,34 +57,40 @@ class News(NamedTuple):
 
 
 class Wire:
-    """Both ends, made before the fork; each side then lets go of the other's."""
+    """Both ends, made before the fork: the file, and a pipe that wakes the parent, for faulthandler's stack and for what it has to read at once."""
 
     def __init__(self) -> None:
-        self.ours, self.theirs = socket.socketpair()
         self.word = secrets.token_hex(8).encode()
+        self.file = os.memfd_create("news", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fcntl.fcntl(self.file, fcntl.F_SETFL, os.O_APPEND)
+        fcntl.fcntl(self.file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
         self.stack_reader, self.stack_writer = os.pipe2(os.O_CLOEXEC)
         self._owner = 0
 
     def in_parent(self, child: Child) -> Receiver:
         """Keep the parent's ends."""
-        self.theirs.close()
         os.close(self.stack_writer)
         return Receiver(self, child)
 
     def in_fork(self) -> None:
         """Keep the fork's ends."""
-        self.ours.close()
         os.close(self.stack_reader)
         self._owner = os.getpid()
 
-    def send(self, kind: str, data: Any) -> None:
-        """Send one line from the fork; a fork of the fork, which went on into pytest by accident, says nothing."""
-        if os.getpid() == self._owner:
-            self.theirs.sendall(b"%s %s\n" % (self.word, _dumps([kind, data])))
+    def send(self, kind: str, data: Any, *, ring: bool = False) -> None:
+        """Append one line in the fork; a fork of the fork, which went on into pytest by accident, says nothing."""
+        if os.getpid() != self._owner:
+            return
+        # The first line's end is that of what somebody else may have written without one.
+        left = memoryview(b"\n%s %s\n" % (self.word, _dumps([kind, data])))
+        while left:
+            left = left[os.write(self.file, left) :]
+        if ring:
+            os.write(self.stack_writer, b"\n")
 
     def close(self) -> None:
         """Close the parent's ends."""
-        self.ours.close()
+        os.close(self.file)
         os.close(self.stack_reader)
 
 
@@ -93,9 +100,7 @@ class Receiver:
     def __init__(self, wire: Wire, child: Child) -> None:
         self._wire = wire
         self._child = child
-        self._data = bytearray()
-        self._searched = 0
-        self._taken = 0
+        self._read = 0
         self.news: list[News] = []
         self.strange = False
         self.too_much = False
@@ -105,21 +110,24 @@ class Receiver:
         self.interrupted = False
 
     def receive(self, timeout: float | None) -> bool:
-        """Take what comes until all is said or the fork has ended; False where the time is over before, not counting a debugger's.
+        """Wait until all is said or the fork has ended; False where the time is over before, not counting a debugger's.
 
         A Ctrl-C goes on to the fork, which is out of the terminal's reach; it gets some seconds to end by itself, and none after a second one.
         """
         poll = select.poll()
-        for fd in (self._wire.ours.fileno(), self._wire.stack_reader, self._child.pidfd):
+        for fd in (self._child.pidfd, self._wire.stack_reader):
             poll.register(fd, select.POLLIN)
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             try:
-                waits = None if end is None or self.debugging else end + self._debugged - time.monotonic()
-                ready = poll.poll(waits if waits is None else max(0.0, waits * 1000))
-                if self._take(poll, {fd for fd, _event in ready}):
+                left = None if end is None or self.debugging else max(0.0, end + self._debugged - time.monotonic())
+                ready = {fd for fd, _event in poll.poll(left if left is None else left * 1000)}
+                if self._wire.stack_reader in ready:
+                    self._take_stack(poll)
+                self._take()
+                if self.is_done or self._child.pidfd in ready:
                     return True
-                if not ready and not self.debugging:
+                if left == 0 and not self.debugging:
                     return False
             except KeyboardInterrupt:
                 if self.interrupted:
@@ -128,31 +136,38 @@ class Receiver:
                 process.kill(self._child.pidfd, signal.SIGINT)
                 end = time.monotonic() + _INTERRUPT_TIME
 
-    def _take(self, poll: select.poll, ready: set[int]) -> bool:
-        """Read what is ready, and tell whether nothing more will come."""
-        for fd, data in ((self._wire.ours.fileno(), self._data), (self._wire.stack_reader, self.stack)):
-            if fd in ready:
-                part = os.read(fd, _CHUNK)
-                data.extend(part)
-                ready.discard(fd)
-                if not part:
-                    poll.unregister(fd)
-        self._parse()
-        return self.is_done or (self._child.pidfd in ready and self._drained())
+    def _take_stack(self, poll: select.poll) -> None:
+        part = os.read(self._wire.stack_reader, _CHUNK)
+        self.stack += part
+        if not part:
+            poll.unregister(self._wire.stack_reader)
 
-    def _drained(self) -> bool:
-        """Read what a fork that has ended left; a stray process that goes on writing is not waited for."""
-        self._wire.ours.setblocking(False)
-        os.set_blocking(self._wire.stack_reader, False)
-        with suppress(BlockingIOError):
-            while not self.too_much and (part := os.read(self._wire.ours.fileno(), _CHUNK)):
-                self._data += part
-                self._parse()
-        with suppress(BlockingIOError):
-            self.stack += os.read(self._wire.stack_reader, _CHUNK)
-        self._parse()
-        self.strange = self.strange or bool(self._data)
-        return True
+    def _take(self) -> None:
+        """Read the whole lines that have come."""
+        size = os.fstat(self._wire.file).st_size
+        self.too_much = size > _MOST
+        while not self.too_much and self._read < size:
+            part = os.pread(self._wire.file, size - self._read, self._read)
+            whole = part.rfind(b"\n") + 1
+            for line in part[:whole].split(b"\n"):
+                self._hear(line)
+            self._read += whole
+            if not whole:
+                self.strange = True
+                return
+
+    def _hear(self, line: bytes) -> None:
+        if not line:
+            return
+        word, _, text = line.partition(b" ")
+        if word != self._wire.word:
+            self.strange = True
+            return
+        news = News(*json.loads(text))
+        if news.kind == "debugger" and self.debugging != bool(news.data):
+            self.debugging = not self.debugging
+            self._debugged += -time.monotonic() if self.debugging else time.monotonic()
+        self.news.append(news)
 
     def ask_for_stack(self) -> None:
         """Have the fork write its stack, and wait until it has; a fork that cannot is waited for a moment only."""
@@ -167,29 +182,6 @@ class Receiver:
             pause = _STACK_PAUSE
             if not part:
                 return
-
-    def _parse(self) -> None:
-        begin = 0
-        while not self.too_much and (end := self._data.find(b"\n", max(begin, self._searched))) >= 0:
-            self._hear(bytes(self._data[begin:end]))
-            begin = end + 1
-        del self._data[:begin]
-        self._searched = len(self._data)
-        self._taken += begin
-        if self._taken + self._searched > _MOST:
-            self.too_much = True
-            self._data.clear()
-
-    def _hear(self, line: bytes) -> None:
-        word, _, text = line.partition(b" ")
-        if word != self._wire.word:
-            self.strange = True
-            return
-        news = News(*json.loads(text))
-        if news.kind == "debugger" and self.debugging != bool(news.data):
-            self.debugging = not self.debugging
-            self._debugged += -time.monotonic() if self.debugging else time.monotonic()
-        self.news.append(news)
 
     @property
     def is_done(self) -> bool:
@@ -209,7 +201,7 @@ class Receiver:
 def _dumps(value: Any) -> bytes:
     """Write JSON; what it cannot hold becomes its repr."""
     try:
-        return json.dumps(value, default=safe_repr).encode()
+        return _JSON.encode(value).encode()
     except (TypeError, ValueError, RecursionError):  # keys that are no text, a circle
         return json.dumps(_plain(value, 0)).encode()
 
@@ -231,3 +223,6 @@ def safe_repr(value: object) -> str:
         return repr(value)
     except Exception:  # noqa: BLE001 - a test's object
         return f"<{type(value).__qualname__}>"
+
+
+_JSON = json.JSONEncoder(default=safe_repr)
