@@ -118,26 +118,31 @@ class Network:
     def close(self) -> None:
         """End the network. Raises :class:`SandboxError` where containers are on it still; closing twice is fine."""
         with self._changing:
-            if self._state != "running":
-                self._state = "closed" if self._state == "created" else self._state
-                return
-            if self._launcher.pid != os.getpid():
+            if self._state == "created":
+                self._state = "closed"
+            elif self._launcher.pid != os.getpid():
                 self.abandon()
-                return
+            else:
+                self._end()
+
+    def _end(self) -> None:
+        if self._state == "running":
             if self._endpoints:
                 on_it = ", ".join(f"{name} ({address})" for name, address in self.addresses.items())
                 raise SandboxError(f"the network {self.name} has active endpoints: {on_it}. Close these containers first.")
             self._state = "closed"
             self._launcher.networks.discard(self)
-            self._bridge.close()
-            with suppress(FileNotFoundError):  # the launcher has died, and has tidied up
-                os.unlink(self._hosts.path)
+        self._bridge.close()
+        with suppress(FileNotFoundError):  # the launcher has died, and has tidied up
+            os.unlink(self._hosts.path)
 
     def abandon(self) -> None:
-        """Close this process's descriptors of the network without a word: for a fork that is inside a container, and where the launcher has died."""
+        """Have no more containers where the launcher has died; in a fork, let go of the network without a word."""
         if self._state == "running":
-            self._state = "another process's" if self._launcher.pid != os.getpid() else "gone with its launcher"
-            self._bridge.close()
+            self._state = "gone with its launcher"
+            if self._launcher.pid != os.getpid():
+                self._state = "another process's"
+                self._bridge.abandon()
 
     # -- what containers ask
 

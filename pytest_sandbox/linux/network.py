@@ -29,6 +29,7 @@ _SYSCTLS = {b"ip_unprivileged_port_start": b"0", b"ping_group_range": b"0 214748
 
 # Of linux/rtnetlink.h, linux/netlink.h and linux/if.h.
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_NEWADDR = 16, 17, 18, 20
+_NLMSG_ERROR = 2
 _REQUEST, _ACKNOWLEDGED, _NEW = 0x1, 0x5, 0x605
 _IFF_UP = 0x1
 _IFLA_OPERSTATE, _IF_OPER_UP = 16, 6
@@ -88,11 +89,7 @@ class Bridge:
         for which in (b"all", b"default"):
             program.write("make the bridge", b"/proc/sys/net/ipv6/conf/" + which + b"/disable_ipv6", b"1", go_on=True)
         self._held = self._namespace, self._socket = _opened(program, "make the bridge")
-        try:
-            _ask(self._socket, _link(_BRIDGE, IFNAME="bridge", LINKINFO=_kind("bridge"), up=True))
-        except BaseException:
-            self.close()
-            raise
+        self._request(_link(_BRIDGE, IFNAME="bridge", LINKINFO=_kind("bridge"), up=True))
 
     def _program(self, step: str) -> Program:
         program = Program()
@@ -126,16 +123,15 @@ class Bridge:
         there = {"index": _THERE, "attrs": _attributes(IFNAME=_DEVICE, ADDRESS=hardware, NET_NS_FD=namespace)}
         cable = _kind("veth", {"attrs": [("VETH_INFO_PEER", there)]})
         request = _link(index, IFNAME=f"port{index}", MASTER=_BRIDGE, LINKINFO=cable, up=True)
-        with self._talking:
-            try:
-                _ask(self._socket, request)
-            except FileExistsError:
-                self._remove(index)
-                _ask(self._socket, request)
+        try:
+            self._request(request)
+        except FileExistsError:
+            self._remove(index)
+            self._request(request)
 
     def _remove(self, index: int) -> None:
         try:
-            _ask(self._socket, _link(index, kind=_RTM_DELLINK, new=False))
+            self._request(_link(index, kind=_RTM_DELLINK, new=False))
         except OSError as error:
             if error.errno != errno.ENODEV:  # it was going anyway
                 raise
@@ -145,24 +141,32 @@ class Bridge:
         request = _link(index, kind=_RTM_GETLINK, new=False, flags=_REQUEST)
         deadline = time.monotonic() + _PATIENCE
         while True:
-            with self._talking:
-                os.write(self._socket, request)
-                answer = os.read(self._socket, 1 << 16)
-            if _operating_state(answer) == _IF_OPER_UP:
+            if _operating_state(*self._request(request)) == _IF_OPER_UP:
                 return
             if time.monotonic() > deadline:
                 raise TimeoutError(errno.ETIMEDOUT, "the bridge does not open its port")
             time.sleep(0.001)  # no descriptor tells
 
+    def _request(self, *requests: bytes) -> list[bytes]:
+        with self._talking:
+            if not self._held:
+                raise OSError(errno.EBADF, "the network has ended")
+            return _ask(self._socket, *requests)
+
     def close(self) -> None:
-        """Let go of the namespace, which ends with its bridge."""
+        """Let go of the namespace, which ends with its bridge; twice is fine."""
+        with self._talking:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close it in a fork, where the thread that might be talking is not."""
         held, self._held = self._held, ()
         for fd in held:
             os.close(fd)
 
     def __del__(self) -> None:
         if getattr(self, "_held", ()):
-            self.close()
+            self.abandon()
 
 
 def _opened(program: Program, step: str) -> tuple[int, int]:
@@ -173,13 +177,15 @@ def _opened(program: Program, step: str) -> tuple[int, int]:
     return program[namespace], program[talking]
 
 
-def _ask(fd: int, *requests: bytes) -> None:
-    """Send requests in one go. Raises the first error that the kernel answers; the answers are there when the call returns."""
+def _ask(fd: int, *requests: bytes) -> list[bytes]:
+    """Send requests in one go, and return their answers, which the kernel has ready then. Raises the first error among them."""
     os.write(fd, b"".join(requests))
-    answers = [struct.unpack_from("=i", os.read(fd, 1 << 16), 16)[0] for _ in requests]  # struct nlmsgerr
-    failed = next((-code for code in answers if code), 0)
-    if failed:
-        raise OSError(failed, os.strerror(failed))
+    answers = [os.read(fd, 1 << 16) for _ in requests]
+    for answer in answers:
+        _length, kind, _flags, _sequence, _port, code = struct.unpack_from("=IHHIIi", answer)  # struct nlmsghdr, struct nlmsgerr
+        if kind == _NLMSG_ERROR and code:
+            raise OSError(-code, os.strerror(-code))
+    return answers
 
 
 def _operating_state(answer: bytes) -> int:

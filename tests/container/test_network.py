@@ -224,6 +224,7 @@ def test_they_close_in_any_order(net, order):
     assert {} == net.addresses
 
 
+@pytest.mark.needs("root")
 def test_it_goes_on_after_a_commit(pair):
     """A container that was committed has its address and its neighbours also when it goes on."""
     db, web = pair

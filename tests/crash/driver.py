@@ -16,7 +16,7 @@ import threading
 import traceback
 from contextlib import suppress
 
-from pytest_sandbox import Container, SandboxError
+from pytest_sandbox import Container, Network, SandboxError
 
 
 def use(container: Container) -> None:
@@ -40,6 +40,11 @@ KINDS = (
 
 
 def one() -> None:
+    if random.random() < 0.2:
+        with Network() as net, Container(network=net, hostname="a"), Container(network=net, hostname="b") as container:
+            use(container)
+            container.run(["getent", "hosts", "a"], check=True, capture_output=True)
+        return
     with Container(**random.choice(KINDS)) as container:
         use(container)
         container.close()

@@ -1,0 +1,109 @@
+"""Networks in a suite: given by a mark, a fixture, a factory; what goes wrong is told."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.needs("root", "bridge")
+
+SUITE = """
+import socket, subprocess, sys
+import pytest
+from pytest_sandbox import Network
+
+net = Network("shared")
+pytestmark = pytest.mark.container(network=net)
+SERVER = "import socket; s = socket.create_server(('', 5432)); print('up', flush=True)\\n"
+SERVER += "while True:\\n with s.accept()[0] as c: c.sendall(b'rows')"
+
+@pytest.fixture(scope="session")
+def database(container_factory):
+    with container_factory(network=net, hostname="db") as db:
+        with db.popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE) as server:
+            server.stdout.readline()
+            yield db
+            server.kill()
+
+@pytest.mark.parametrize("number", range(4))
+def test_inside(database, number):
+    assert socket.gethostname() != "db"
+    with socket.create_connection(("db", 5432), 10) as connection:
+        assert connection.recv(10) == b"rows"
+        assert connection.getsockname()[0] != database.ip_address
+
+def test_held(database, container):
+    assert net.addresses == {"db": database.ip_address, container.hostname: container.ip_address}
+    done = container.run(["getent", "hosts", "db"], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == database.ip_address
+
+@pytest.mark.container(network="none")
+def test_elsewhere(database):
+    with pytest.raises(OSError):
+        socket.create_connection(("db", 5432), 10)
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]])
+def test_a_network_in_a_module(run, workers):
+    """A network at a module's top is named by marks and fixtures; bodies inside and containers held reach who is on it. Workers have one each."""
+    plugins = ("xdist",) if workers else ()
+    run(SUITE, "-W", "error", *workers, sandbox=False, plugins=plugins).assert_outcomes(passed=6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "source"),
+    [
+        (["--sandbox-network=shared"], ""),
+        (["-o", "sandbox_network=shared"], ""),
+        ([], "@pytest.mark.container(network='shared')"),
+    ],
+)
+def test_a_network_is_no_text(run, arguments, source):
+    """Options, configuration and marks that name a network by a word say the words that there are, and what else."""
+    result = run(f"import pytest\n{source}\ndef test(): pass", *arguments)
+    assert pytest.ExitCode.USAGE_ERROR == result.ret
+    expected = '*network=\'shared\' is not valid; accepted: "none" or "host"; or a Network, which is no text: network=Network()*'
+    result.stderr.fnmatch_lines([expected])
+
+
+def test_a_lack_of_more_network_is_named(run):
+    """Who looks for what is not on the network is told who is."""
+    result = run("""
+    import socket, pytest
+    from pytest_sandbox import Network
+    net = Network()
+
+    @pytest.fixture(scope="module")
+    def db(container_factory): return container_factory(network=net, hostname="db").start()
+
+    @pytest.mark.container(network=net, hostname="me")
+    @pytest.mark.parametrize("do", [
+        lambda: socket.getaddrinfo("example.org", 80), lambda: socket.create_connection(("192.0.2.1", 80), 5)
+    ])
+    def test(db, do): do()
+    """)
+    result.assert_outcomes(failed=2)
+    reach = (
+        "container's network leads to those who are on it alone: db (172.30.0.2), me (172.30.0.*). network=\"host\" gives it the host's."
+    )
+    result.stdout.fnmatch_lines([f"No name can be looked up inside: the {reach}", f"The {reach}"], consecutive=False)
+
+
+def test_a_kept_layer_is_opened_without_its_network(run, pytester, monkeypatch):
+    """What a failed test on a network wrote can be looked at afterwards, on no network."""
+    monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(pytester.path / "home"))
+    source = """
+    import pytest
+    from pytest_sandbox import Network
+
+    @pytest.mark.container(network=Network())
+    def test():
+        open("/srv/x", "w").write("x")
+        assert 0
+    """
+    run(source, "--sandbox-keep=failed").assert_outcomes(failed=1)
+    from pytest_sandbox.container import kept
+
+    (found,) = kept.kept()
+    with kept.start(found.id) as again:
+        assert ("x", "none") == (again.read_text("/srv/x"), again.settings.network)
