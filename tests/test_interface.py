@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 import pytest_sandbox
-from pytest_sandbox import Change, Container, Image, Stats
+from pytest_sandbox import Change, Container, Image, Network, Stats
 from pytest_sandbox.container import Popen
 from pytest_sandbox.plugin import hookspecs
 from pytest_sandbox.settings import KEYS
@@ -99,6 +99,15 @@ def test_an_image_says_what_it_is():
     """The names of an image's own."""
     named = {*dir(Image), *(field.name for field in dataclasses.fields(Image))}
     assert set() == {"reference", "id", "layers", "history", "config", "size", "remove"} - named
+
+
+def test_a_network_is_made_started_and_closed():
+    """A network's names, and where a container says its address."""
+    net = Network("shared", subnet="172.30.0.0/24", internal=True)
+    assert ("shared", "172.30.0.0/24", {}) == (net.name, net.subnet, net.addresses)
+    assert set() == {"start", "close", "__enter__", "__exit__"} - set(dir(net))
+    assert net is Container(network=net).settings.network
+    assert None is Container(network=net).ip_address
 
 
 def test_the_hooks_have_their_arguments():
