@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import socket
@@ -77,6 +78,17 @@ def has_bridges() -> bool:
     return host.find("bridge").found
 
 
+def has_huge_pages() -> bool:
+    """Whether the kernel gathers memory in huge pages when it is asked to."""
+    with mmap.mmap(-1, 4 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory[:] = b"x" * len(memory)
+        try:
+            memory.madvise(25)
+        except OSError:
+            return False
+    return "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+
+
 def has_program(name: str) -> bool:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is not None
 
@@ -96,6 +108,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "loop": lambda: os.access("/dev/loop-control", os.W_OK) and has_program("mkfs.ext4"),
     "limits": has_limits,
     "bridge": has_bridges,
+    "huge_pages": has_huge_pages,
     "systemd_user": has_systemd_user,
     # tools/vm's machine, in which a test may change the kernel's parameters.
     "throwaway": lambda: os.path.isdir("/run/vm") and socket.gethostname() == "vm",

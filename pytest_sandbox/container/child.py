@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pytest_sandbox.channel import Channel, close_all
 from pytest_sandbox.container import session, values
 from pytest_sandbox.errors import OutOfMemory, SandboxError, SetupError
-from pytest_sandbox.linux import namespaces, process
+from pytest_sandbox.linux import namespaces, pages, process
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.program import Program
 from pytest_sandbox.outcome import Exited, OOMKilled, Outcome, Signaled, TimedOut
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.container import Container
     from pytest_sandbox.launcher.entering import Entrance
 
-__all__ = ["Child", "as_builder", "fork_into", "run_call"]
+__all__ = ["Child", "Forks", "as_builder", "fork_into", "forks", "run_call"]
 
 __tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
 
@@ -95,8 +95,31 @@ class Child:
             self.container.kill()
 
 
+class Forks:
+    """Counts the forks of this process: after 16, 32, 64 ... of them its memory is gathered in huge pages, which costs what some ten of them do."""
+
+    def __init__(self) -> None:
+        self._made = 0
+        self._next = 16
+
+    def count(self) -> None:
+        """Count one more."""
+        self._made += 1
+
+    def gather(self) -> None:
+        """Gather the memory if it is time to: before a fork, or where nobody's time is taken."""
+        if self._made >= self._next:
+            self._next = 2 * self._made
+            pages.gather()
+
+
+forks = Forks()
+
+
 def fork_into(container: Container, living: Iterable[Container]) -> Child | None:
     """Fork once; the child is in the container's PID namespace from its first moment, and in the rest before this returns None."""
+    forks.gather()
+    forks.count()
     kills = container.group.oom_kills()
     entrance = container.entrance()
     program = _way_in(container, entrance, living)

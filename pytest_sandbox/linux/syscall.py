@@ -23,6 +23,7 @@ __all__ = [
     "fork_sibling",
     "getcaps",
     "join_new_session_keyring",
+    "madvise",
     "map_code",
     "mount",
     "mount_setattr",
@@ -223,6 +224,11 @@ def mount(source: str | bytes | None, target: str | bytes, fstype: str | None, f
     result = _mount(_bytes(source), _bytes(target), _bytes(fstype), flags, _bytes(data))
     if result < 0:
         _checked(result, "mount", source, target, fstype, hex(flags), data)
+
+
+def madvise(address: int, length: int, advice: int) -> None:
+    """Give advice about a stretch of this process's memory (madvise(2))."""
+    _checked(_libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice), "madvise", hex(address), length, advice)
 
 
 def umount2(target: str | bytes, flags: int = 0) -> None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sandbox.container import Container
+from pytest_sandbox.container.child import forks
 from pytest_sandbox.outcome import Exited, Outcome, TimedOut
 from pytest_sandbox.plugin import benchmarks, carried, compat, coverage_data, fork, python_home, verdict
 from pytest_sandbox.plugin.rule import FORKED, INSIDE, SETTINGS
@@ -194,6 +195,7 @@ class _Frame:
         if not item.stash.get(INSIDE, False):
             return (yield)
         flush_terminal()
+        forks.gather()  # here it is no test's time
         visit = item.stash[_VISIT] = _Visit(item, nextitem, self._relay)
         visit.take_over()
         try:

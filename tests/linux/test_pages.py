@@ -1,0 +1,60 @@
+"""Huge pages: memory that is in use is gathered in them, and stays what it was."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+
+from pytest_sandbox.container.child import Forks
+from pytest_sandbox.linux import pages
+
+SIZE = 16 << 20
+
+
+def figure(name: str) -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
+
+
+@pytest.fixture
+def memory():
+    with mmap.mmap(-1, SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+        yield memory
+
+
+@pytest.mark.needs("huge_pages")
+def test_memory_in_use_is_gathered(memory):
+    """It lies in huge pages afterwards, with the same bytes in it."""
+    memory[:] = content = os.urandom(1 << 20) * (SIZE >> 20)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    before = figure("AnonHugePages:")
+    pages.gather()
+    assert figure("AnonHugePages:") - before >= SIZE - (4 << 20)
+    assert content == memory[:]
+
+
+@pytest.mark.needs("huge_pages")
+def test_what_is_nearly_empty_stays_so(memory):
+    """A stretch with little in it is not filled up."""
+    pages.gather()
+    for at in range(0, SIZE, 1 << 20):
+        memory[at] = 1
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    before = figure("Rss:")
+    pages.gather()
+    assert figure("Rss:") - before < SIZE // 2
+
+
+def test_it_is_done_after_ever_more_forks(monkeypatch):
+    """It costs time, so that it comes when forks have cost as much, and not again before as many more."""
+    forks, made, done = Forks(), [], []
+    monkeypatch.setattr(pages, "gather", lambda: done.append(len(made)))
+    for number in range(100):
+        forks.gather()
+        forks.count()
+        made.append(number)
+    assert [16, 32, 64] == done
