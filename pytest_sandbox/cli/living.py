@@ -54,7 +54,7 @@ def _ps(found: argparse.Namespace) -> int:
 
 def _ps_row(card: dict[str, Any]) -> tuple[str, ...]:
     age = screen.duration(max(0.0, time.time() - card["created"]))
-    status = f"Up {age}" if card["status"] == "running" else f"Kept {age} ago"
+    status = {"running": f"Up {age}", "paused": f"Up {age} (Paused)"}.get(card["status"], f"Kept {age} ago")
     return (card["id"], str(card["image"]), card["command"], status, card["name"])
 
 
@@ -75,7 +75,7 @@ def _kept_card(one: Kept) -> dict[str, Any]:
 def _card(one: Living) -> dict[str, Any]:
     return {
         "id": one.id,
-        "status": "running",
+        "status": "paused" if one.paused else "running",
         "name": one.label,
         "image": one.settings.image,
         "command": _command(one),

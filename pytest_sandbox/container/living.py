@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Self
 
 from pytest_sandbox import folders
 from pytest_sandbox.channel import Channel, Message, close_all
@@ -28,7 +28,7 @@ _PATIENCE = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Living:
-    """A container that runs in some process of this user.
+    """A container that lives in some process of this user.
 
     ``pid`` is its init's number, ``since`` the time when it was handed over (seconds since the epoch), ``label`` what its owner calls it.
     """
@@ -40,6 +40,7 @@ class Living:
     label: str
     settings: Settings
     stats: Stats | None = None
+    paused: bool = False
 
 
 def living(*, stats: bool = False) -> list[Living]:
@@ -69,11 +70,16 @@ def _ask_all(session: str, *, stats: bool) -> list[Living]:
     return [_read(session, card) for card in answer["containers"]]
 
 
+def _figures(told: Message) -> Stats:
+    """Read figures; the owner may run another version of this library, and know others."""
+    return Stats(**{one.name: told.get(one.name) for one in fields(Stats)})
+
+
 def _read(session: str, card: Message) -> Living:
     about = card["about"] or {"label": "", "settings": {}}
     settings = Settings.of(**about["settings"])
-    used = None if card["stats"] is None else without_init(Stats(**card["stats"]), settings)
-    return Living(session, card["id"], card["pid"], card["since"], about["label"], settings, used)
+    used = None if card["stats"] is None else without_init(_figures(card["stats"]), settings)
+    return Living(session, card["id"], card["pid"], card["since"], about["label"], settings, used, bool(card.get("paused")))
 
 
 def _ask(session: str, message: Message) -> tuple[Message, list[int]]:
@@ -190,10 +196,19 @@ class Entered(Container):
 
     def figures(self) -> Stats:
         """Return what it uses, all that its owner knows of it."""
-        found = [one for one in _ask_all(self._one.session, stats=True) if one.id == self.id]
-        if not found or found[0].stats is None:
+        return self._told(stats=True).stats or Stats(*[None] * 10)
+
+    def _told(self, *, stats: bool = False) -> Living:
+        found = [one for one in _ask_all(self._one.session, stats=stats) if one.id == self.id]
+        if not found:
             raise ContainerStopped(f"the container {self.id} has ended. `pytest-sandbox ps` lists the living.")
-        return found[0].stats
+        return found[0]
+
+    def _awake(self) -> Self:
+        self._running()
+        if self._told().paused:
+            raise ContainerStopped(f"the container {self.id} is paused. Its owner can unpause() it.")
+        return self
 
     def _layer(self) -> tuple[Message, list[int]]:
         return _ask_owner(self._one, {"op": "layer", "id": self.id})

@@ -36,7 +36,7 @@ _LIMITS = {
     "raise ulimits": ("such a ulimit", "Start pytest with a higher hard limit (ulimit -H), or ask for less."),
     "limit the disk": (
         'disk= with storage="disk"',
-        'It takes root, loop devices and mkfs.ext4 (Debian: e2fsprogs): install them, or use storage="memory", which limits by itself.',
+        'It takes loop devices and mkfs.ext4 (Debian: e2fsprogs): install them, or use storage="memory", which limits by itself.',
     ),
 }
 

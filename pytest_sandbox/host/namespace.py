@@ -10,7 +10,7 @@ from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.host.kernel import FILTERED, is_filtered
-from pytest_sandbox.linux import capabilities, mounts, namespaces, network, sysctl
+from pytest_sandbox.linux import mounts, namespaces, network, sysctl, userns
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.program import Program
 
@@ -56,8 +56,8 @@ _SUBORDINATE = ("/etc/subuid", "/etc/subgid")
 
 
 def is_root() -> bool:
-    """Whether this process may make namespaces and mounts without a user namespace of its own (CAP_SYS_ADMIN)."""
-    return bool(sc.getcaps()[0] & capabilities.bit("SYS_ADMIN"))
+    """Whether this process may make containers without a user namespace of its own."""
+    return userns.has_power()
 
 
 def isolate(flags: int) -> None:
@@ -77,7 +77,7 @@ def enter_own_user_namespace() -> None:
 def try_root() -> str:
     """See whether this process has root's rights."""
     if not is_root():
-        raise OSError(errno.EPERM, f"uid {os.geteuid()}, without CAP_SYS_ADMIN")
+        raise OSError(errno.EPERM, f"uid {os.geteuid()}, without {userns.lacking_power()[0]}")
     return "root, with CAP_SYS_ADMIN" if os.geteuid() == 0 else f"uid {os.geteuid()}, with CAP_SYS_ADMIN"
 
 

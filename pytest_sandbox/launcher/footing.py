@@ -8,9 +8,10 @@ from contextlib import suppress
 
 from pytest_sandbox import folders
 from pytest_sandbox.channel import Channel
+from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.linux import host_root, process, userns
 
-__all__ = ["find", "gain_power"]
+__all__ = ["find", "gain_power", "unlimited"]
 
 
 def gain_power(client: int) -> None:
@@ -31,6 +32,18 @@ def find(folder: str) -> host_root.HostRoot:
     number = len(os.listdir(folder))  # containers that live stand on the older ones
     works = [process.working_folder(os.getppid()), sys.prefix, os.environ.get("TMPDIR", "/tmp"), folders.images(), os.path.expanduser("~")]
     return host_root.for_user(f"{folder}/skeleton-{number}", works, _layers())
+
+
+def unlimited(root: host_root.HostRoot, disk: int) -> UnsupportedError:
+    """Return the error for a size that a user asks for of a layer that is not in memory: what could hold it, a loop device, root alone may mount."""
+    what = "Without root, only a layer in memory can be limited"
+    if root.layers is None:
+        return UnsupportedError(f'disk={disk} with storage="disk"', f"{what}: leave storage= out.")
+    release = os.uname().release
+    return UnsupportedError(
+        f"disk={disk}",
+        f"{what}, and that takes Linux 6.6 or newer (this is {release}): use such a kernel, run as root, or leave disk= out.",
+    )
 
 
 def _layers() -> str | None:

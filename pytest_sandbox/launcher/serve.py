@@ -253,6 +253,8 @@ class Launcher:
         base = plan.layers or self.host.root.layers
         if base is None:
             return layers.MEMORY
+        if plan.disk is not None and not self.host.is_root:
+            raise footing.unlimited(self.host.root, plan.disk)
         place = layers.make(base, plan.disk, session=self.session.name, identity=identity, lock=self.lock)
         points = ["", *(point for point, _lower in self.host.points())]
         numbers = {point: number for number, point in enumerate(points)} | {folder: n for n, folder in enumerate(plan.folders, 1000)}
@@ -315,7 +317,7 @@ class Launcher:
 def _card(made: Made, *, figures: bool) -> Message:
     """Return what a container shows to other processes of this user."""
     stats = {**asdict(made.group.stats()), **made.group.pressure()} if figures else None
-    return {"id": made.id, "pid": made.pid, "since": made.since, "about": made.about, "stats": stats}
+    return {"id": made.id, "pid": made.pid, "since": made.since, "about": made.about, "stats": stats, "paused": made.group.is_frozen()}
 
 
 def _free(fds: list[int], folder: str | None) -> None:

@@ -311,6 +311,10 @@ class Group:
     def thaw(self) -> None:
         """Let the processes go on."""
 
+    def is_frozen(self) -> bool:
+        """Whether the processes are stopped, also by the session's other end."""
+        return False
+
     def kill(self, seconds: float = PATIENCE) -> None:
         """Kill all processes, frozen ones too, and return when there are none; TimeoutError after ``seconds``."""
 

@@ -114,11 +114,16 @@ class SessionV1(Session):
         """Return the session's folder of a controller, made if it is not there; UnsupportedError where it cannot be."""
         if controller not in self._hierarchy.controllers:
             raise UnsupportedError(f"cgroup controller {controller}", self._hierarchy.remedy(controller))
-        folder = f"{self._hierarchy.own[controller]}/{PREFIX}{self.name}"
+        folder = self.folder_of(controller) or ""
         if folder not in self.folders:
             self._make(folder, controller)
         self.by_controller[controller] = folder
         return folder
+
+    def folder_of(self, controller: str) -> str | None:
+        """Return where the session's folder of a controller is, or would be; None without that controller."""
+        own = self._hierarchy.own.get(controller)
+        return own and f"{own}/{PREFIX}{self.name}"
 
     def _make(self, folder: str, controller: str) -> None:
         """Make the session's folder of a controller; a session has two ends, its client and its launcher, and either may be first."""
@@ -318,6 +323,10 @@ class GroupV1(Group):
     def thaw(self) -> None:
         if self._has("freezer") and os.path.exists(path := self._path("freezer", "freezer.state")):
             write(path, "THAWED")
+
+    def is_frozen(self) -> bool:
+        folder = self._session.folder_of("freezer")
+        return folder is not None and os.path.exists(path := f"{folder}/{self.id}/freezer.state") and read(path) != "THAWED\n"
 
     def kill(self, seconds: float = PATIENCE) -> None:
         if self._has("pids"):

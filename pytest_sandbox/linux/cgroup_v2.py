@@ -368,6 +368,9 @@ class GroupV2(Group):
         with contextlib.suppress(FileNotFoundError):  # removed: as good as thawed
             write(f"{self.folder}/cgroup.freeze", 0)
 
+    def is_frozen(self) -> bool:
+        return bool(number(f"{self.folder}/cgroup.freeze"))
+
     def _await(self, event: str, value: int, seconds: float) -> None:
         """Wait for a line of cgroup.events; the kernel reports a change as POLLPRI."""
         deadline, path = time.monotonic() + seconds, f"{self.folder}/cgroup.events"

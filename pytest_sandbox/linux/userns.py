@@ -18,10 +18,12 @@ from pytest_sandbox.linux import syscall as sc
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Extent", "become_builder", "extents", "has_id", "has_power", "is_initial", "mapped", "own_ranges", "rooted"]
+__all__ = ["Extent", "become_builder", "extents", "has_id", "has_power", "is_initial", "lacking_power", "mapped", "own_ranges", "rooted"]
 
 #: The count of ids that a container's files may need: 0 to 65535, which is what distributions hand out.
 _USUAL = 1 << 16
+#: What it takes to make namespaces and mounts, to bring up a loopback, to enter where an init is that cannot be traced, and to become others.
+_POWER = ("SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "SYS_CHROOT", "SETPCAP", "SETUID", "SETGID", "CHOWN", "DAC_OVERRIDE", "FOWNER")
 _INITIAL = 0xEFFFFFFD  # PROC_USER_INIT_INO, <linux/proc_ns.h>
 
 #: ``count`` ids from ``inside`` on are those from ``outside`` on (a line of /proc/PID/uid_map).
@@ -29,8 +31,14 @@ Extent = tuple[int, int, int]
 
 
 def has_power() -> bool:
-    """Whether the calling process may make namespaces and mounts: root's CAP_SYS_ADMIN, or that of its own user namespace."""
-    return bool(sc.getcaps()[0] & capabilities.bit("SYS_ADMIN"))
+    """Whether the calling process may make containers as it is, as root or as that of its own user namespace, by all capabilities that it takes."""
+    return not lacking_power()
+
+
+def lacking_power() -> tuple[str, ...]:
+    """Return the capabilities that it takes to make containers and the calling process does not have, the telling one first."""
+    held = sc.getcaps()[0]
+    return tuple(f"CAP_{name}" for name in _POWER if not held & capabilities.bit(name))
 
 
 def extents(own: int, ranges: Iterable[tuple[int, int]]) -> list[Extent]:

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["Symptom", "said", "symptoms"]
 
 _DEEPEST = 20
+#: What only containers without root meet, and what helps.
+_OF_USERS = {errno.EXDEV: "moved", errno.EOVERFLOW: "foreign"}
+_HELP_USERS = {
+    "moved": "Without root a container cannot rename a folder that the host has (the kernel's overlay of a user keeps no note of it): copy it and "
+    "remove the old one, as mv and shutil.move do, or run pytest as root.",
+    "foreign": "It belongs to somebody of the host's who has no number in a user's container, so it cannot be copied into the writable layer to be "
+    "changed: work on a copy, give it to the container by volumes=, or run pytest as root.",
+}
 _UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN}
 
 
@@ -62,6 +70,8 @@ def _symptom(error: BaseException) -> Symptom | None:
         return Symptom("unreachable")
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return Symptom("full", path)
+    if error.errno in _OF_USERS:
+        return Symptom(_OF_USERS[error.errno], path)
     if error.errno == errno.EAGAIN and not path:
         return Symptom("pids")
     return Symptom("missing", os.path.abspath(path)) if error.errno == errno.ENOENT and path else None
@@ -92,6 +102,8 @@ def _line(symptom: Symptom, item: pytest.Item, container: Container, stats: Stat
     if symptom.kind in {"dns", "unreachable"} and settings.network != "host":
         start = "No name can be looked up inside: the" if symptom.kind == "dns" else "The"
         return f'{start} {_reach(settings.network)}. network="host" gives it the host\'s.'
+    if symptom.kind in _HELP_USERS and container.user_namespaces()[1] >= 0:
+        return _HELP_USERS[symptom.kind]
     if symptom.kind == "missing":
         return _missing(symptom.path, item)
     if symptom.kind == "full" and settings.disk is not None:

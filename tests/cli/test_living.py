@@ -66,6 +66,15 @@ class TestPs:
         assert time.time() - 600 < one["created"] <= time.time()
         assert one["settings"].get("memory") == labelled.settings.memory
 
+    @pytest.mark.needs("limits")
+    def test_a_paused_container_is_said_to_be(self, labelled):
+        """A pause stands beside the age, and exec ends at once with what is the matter."""
+        labelled.pause()
+        (line,) = [line for line in sandbox("ps").stdout.splitlines() if labelled.label in line]
+        refused = sandbox("exec", labelled.id, "true", timeout=60)
+        assert "(Paused)" in line
+        assert (125, True) == (refused.returncode, f"{labelled.id} is paused" in refused.stderr)
+
     def test_quiet_is_ids(self, labelled):
         """-q prints ids alone, as scripts want them."""
         assert labelled.id in sandbox("ps", "-q").stdout.split("\n")

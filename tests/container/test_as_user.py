@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_sandbox import Container
+from pytest_sandbox import Container, UnsupportedError
 from pytest_sandbox.outcome import Exited, Signaled
 
 pytestmark = [pytest.mark.needs("user", "containers"), pytest.mark.vm]
@@ -104,3 +104,10 @@ def test_a_session_leaves_nothing(tmp_path):
     left = [str(path) for place in places.values() for path in Path(place).rglob("*") if not path.is_dir()]
     layers = [str(path) for path in Path(places["XDG_CACHE_HOME"]).glob("pytest-sandbox/writable/*")]
     assert ([], []) == (left, layers)
+
+
+def test_a_size_on_disk_is_refused_with_what_holds_it_instead():
+    """Without root no file system in a file can be mounted: the error says where a size can be limited, and on which kernel."""
+    with pytest.raises(UnsupportedError, match=r"^disk=8388608.* only a layer in memory can be limited") as refused:
+        Container(disk="8m", storage="disk").start()
+    assert "mkfs" not in str(refused.value)

@@ -105,6 +105,32 @@ def test_a_visitors_command_ends_with_the_container():
     entered.close()
 
 
+@pytest.mark.needs("limits")
+@pytest.mark.parametrize(
+    "enters",
+    [lambda c: c.run(["true"]), lambda c: c.popen(["true"]), lambda c: c.read_text("/etc/hostname"), lambda c: c.kill()],
+    ids=["run", "popen", "file", "kill"],
+)
+def test_nobody_enters_a_paused_container(enters):
+    """Who would wait for the owner's unpause() is told at once, as docker does it; afterwards all goes on."""
+    with Container() as container, living.enter(of(container)) as entered:
+        container.pause()
+        with pytest.raises(ContainerStopped, match=f"{container.id} is paused"):
+            enters(entered)
+        container.unpause()
+        assert 0 == entered.run(["true"]).returncode
+
+
+@pytest.mark.needs("limits")
+def test_a_paused_container_is_listed_and_looked_at():
+    """What needs nobody inside works on: figures, changes, the list of containers."""
+    with Container() as container, living.enter(of(container)) as entered:
+        container.write_text("/etc/only-here", "yes")
+        container.pause()
+        assert (True, False) == (of(container).paused, entered.stats().pids_current is None)
+        assert Change("/etc/only-here", "added") in entered.diff()
+
+
 def test_an_ended_container_cannot_be_entered():
     """What has ended since it was listed is a ContainerStopped with the way to find others."""
     with Container() as container:

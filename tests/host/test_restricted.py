@@ -68,3 +68,12 @@ def test_a_privileged_container_makes_containers():
     make = "from pytest_sandbox import Container\nwith Container() as c: print(c.run(['echo', 'inside'], capture_output=True, text=True).stdout)"
     with Container(privileged=True) as outer:
         assert "inside\n\n" == outer.run([sys.executable, "-c", make], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.needs("root", "plain_root")
+def test_half_of_roots_power_is_none():
+    """A container with SYS_ADMIN and nothing else that it takes is told what its outer container lacks, as one without is."""
+    with Container(security_opt=["seccomp=unconfined"], cap_add=["SYS_ADMIN"]) as outer:
+        answer = outer.run([sys.executable, "-c", TRY], capture_output=True, text=True, check=True).stdout
+    assert "a container in this container is not supported here." in answer
+    assert "--privileged" in answer

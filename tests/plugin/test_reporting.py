@@ -177,6 +177,13 @@ def test_a_lack_of_network_is_named(run, body, said):
     assert said in hint(result)
 
 
+def test_no_hint_for_users_where_root_runs(run):
+    """As root, what a user cannot have is an ordinary failure."""
+    result = run("import errno\ndef test(): raise OSError(errno.EXDEV, 'Invalid cross-device link')")
+    result.assert_outcomes(failed=1)
+    assert "" == hint(result)
+
+
 def test_no_hint_where_isolation_explains_nothing(run):
     """An ordinary failure has none."""
     result = run("def test_a(): open('/nowhere')\ndef test_b(): assert 0")

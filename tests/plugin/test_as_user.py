@@ -1,0 +1,22 @@
+"""The plugin of somebody who is not root. Runs in a machine of tools/vm, as a user."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = [pytest.mark.needs("user", "containers"), pytest.mark.vm]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("os.rename(os.getcwd() + '/there', os.getcwd() + '/elsewhere')", "cannot rename a folder that the host has"),
+        ("raise OSError(errno.EOVERFLOW, 'Value too large')", "who has no number in a user's container"),
+    ],
+)
+def test_what_a_user_cannot_have_is_named(run, reports, pytester, body, said):
+    """Renaming a folder of the host's, and changing what belongs to nobody inside, are explained."""
+    pytester.mkdir("there")
+    run(f"import errno, os\ndef test(): {body}")
+    (report,) = [one for one in reports() if one["outcome"] == "failed"]
+    assert said in dict(report["sections"])["hint"]
