@@ -28,7 +28,7 @@ class Hosts:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._taken: set[int] = set()
+        self._places: dict[str, int] = {}
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             os.fchmod(fd, 0o644)  # every user inside reads it, whatever this one's umask
@@ -36,17 +36,18 @@ class Hosts:
         finally:
             os.close(fd)
 
-    def add(self, address: str, *names: str) -> int:
-        """Add a line; returns its place."""
-        place = next(number for number in range(len(self._taken) + 1) if number not in self._taken)
+    def add(self, address: str, *names: str) -> None:
+        """Add the line of an address, in the first free place."""
+        taken = set(self._places.values())
+        place = self._places.get(address, next(number for number in range(len(taken) + 1) if number not in taken))
         self._write(place, f"{address}\t{' '.join(names)}")
-        self._taken.add(place)
-        return place
+        self._places[address] = place
 
-    def remove(self, place: int) -> None:
-        """Take a line away."""
-        self._taken.discard(place)
-        self._write(place, "#")
+    def remove(self, address: str) -> None:
+        """Take its line away, where it has one."""
+        place = self._places.pop(address, None)
+        if place is not None:
+            self._write(place, "#")
 
     def _write(self, place: int, line: str) -> None:
         fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)

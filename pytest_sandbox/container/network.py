@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self
 
 from pytest_sandbox import sweep
@@ -17,6 +17,7 @@ from pytest_sandbox.errors import SandboxError, SettingsError, SetupError, Unsup
 from pytest_sandbox.linux.network import Bridge
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from ipaddress import IPv4Network
 
 __all__ = ["Endpoint", "Network"]
@@ -32,12 +33,11 @@ _count = itertools.count(1)
 
 
 class Endpoint(NamedTuple):
-    """A container's place on a network: the number of its address in the subnet, the address, its names, and its line among the hosts."""
+    """A container's place on a network: the number of its address in the subnet, the address, and its names."""
 
     number: int
     address: str
     names: tuple[str, ...]
-    line: int
 
 
 class Network:
@@ -105,12 +105,10 @@ class Network:
     def _begin(self) -> None:
         launcher = session.current()
         folder = os.path.join(sweep.state_folder(), launcher.name, "networks")
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        try:
+        with _explained("make a network"):
             self._bridge = Bridge(launcher.builder_fd)
-        except OSError as error:
-            self._raise_for(error, "make a network")
-        self._hosts = Hosts(os.path.join(folder, f"hosts-{next(_count)}"))
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            self._hosts = Hosts(os.path.join(folder, f"hosts-{next(_count)}"))
         self._launcher = launcher
         self._state = "running"
         launcher.networks.add(self)
@@ -159,11 +157,8 @@ class Network:
         with self._changing:
             self.start()
             self._check_name(hostname)
-            number = self._free_number()
-            address = str(self._subnet[number])
-            endpoint = Endpoint(number, address, names, self._hosts.add(address, *names))
-            self._endpoints[number] = endpoint
-            self._last = number
+            self._last = number = self._free_number()
+            self._endpoints[number] = endpoint = Endpoint(number, str(self._subnet[number]), names)
         try:
             self.plug(endpoint, pidfd)
         except BaseException:
@@ -172,13 +167,13 @@ class Network:
         return endpoint
 
     def plug(self, endpoint: Endpoint, pidfd: int) -> None:
-        """Connect a network namespace, the first or a later one of a container, by the address that it has."""
+        """Connect a network namespace, the first or a later one of a container, by the address that it has; then its names are found."""
         from ipaddress import IPv4Interface
 
-        try:
+        with _explained(f"connect to the network {self.name}"):
             self._bridge.plug(endpoint.number, pidfd, IPv4Interface((endpoint.address, self._subnet.prefixlen)))
-        except OSError as error:
-            self._raise_for(error, f"connect to the network {self.name}")
+            with self._changing:
+                self._hosts.add(endpoint.address, *endpoint.names)
 
     def detach(self, endpoint: Endpoint) -> None:
         """Forget a container that has ended; the kernel takes its device away."""
@@ -186,12 +181,14 @@ class Network:
             if self._state == "running" and endpoint.number in self._endpoints:
                 del self._endpoints[endpoint.number]
                 with suppress(FileNotFoundError):
-                    self._hosts.remove(endpoint.line)
+                    self._hosts.remove(endpoint.address)
 
     def _check_name(self, hostname: str) -> None:
-        for endpoint in self._endpoints.values():
-            if hostname in endpoint.names:
-                raise SettingsError("hostname", hostname, f"a name that nobody on the network {self.name} has; {endpoint.address} has it")
+        """Refuse a name that leads elsewhere already; upper and lower case are the same in names."""
+        taken = {name.lower(): endpoint.address for endpoint in self._endpoints.values() for name in endpoint.names}
+        address = {"localhost": "127.0.0.1", **taken}.get(hostname.lower())
+        if address:
+            raise SettingsError("hostname", hostname, f"a name that nobody on the network {self.name} has; {address} has it")
 
     def _free_number(self) -> int:
         """Return the number of an address: the next after the last, so that one that has just become free rests."""
@@ -203,7 +200,13 @@ class Network:
         remedy = "Close a container, or make the network with a larger subnet."
         raise SetupError(f"connect to the network {self.name}", f"all {count} addresses of {self.subnet} are taken", remedy)
 
-    def _raise_for(self, error: OSError, step: str) -> NoReturn:
+
+@contextmanager
+def _explained(step: str) -> Iterator[None]:
+    """Turn what the kernel refuses into an error with a remedy."""
+    try:
+        yield
+    except OSError as error:
         if error.errno == errno.EOPNOTSUPP:
             from pytest_sandbox import host
 
@@ -222,6 +225,11 @@ def _read_subnet(value: Any) -> IPv4Network:
         found = IPv4Network(value) if isinstance(value, str | IPv4Network) else None
     except ValueError:
         found = None
-    if found is None or found.prefixlen > 30 or found.prefixlen < 8 or found.is_loopback or found.is_multicast or found.is_reserved:
-        raise SettingsError("subnet", str(value), _SUBNET_FORM)
+    if found is None or found.prefixlen > 30 or found.prefixlen < 8 or _is_special(found):
+        raise SettingsError("subnet", value, _SUBNET_FORM)
     return found
+
+
+def _is_special(network: IPv4Network) -> bool:
+    """Whether its addresses are not to be given to devices: "this network", loopback, multicast, reserved (RFC 6890)."""
+    return network.network_address.packed[0] == 0 or network.is_loopback or network.is_multicast or network.is_reserved

@@ -14,6 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from pytest_sandbox.linux import process
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.program import Program
 
@@ -179,6 +180,8 @@ def _opened(program: Program, step: str) -> tuple[int, int]:
 
 def _ask(fd: int, *requests: bytes) -> list[bytes]:
     """Send requests in one go, and return their answers, which the kernel has ready then. Raises the first error among them."""
+    while process.is_readable(fd):  # the answer to one that was interrupted
+        os.read(fd, 1 << 16)
     os.write(fd, b"".join(requests))
     answers = [os.read(fd, 1 << 16) for _ in requests]
     for answer in answers:

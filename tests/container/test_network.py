@@ -192,6 +192,9 @@ def test_a_name_is_somebodys(pair, net):
     """A second container of a host name is refused, by the name and who has it; the network goes on."""
     with pytest.raises(SettingsError, match=r"hostname='db' is not valid; accepted: a name that nobody .* has; 172.30.0.2 has it"):
         Container(network=net, hostname="db").start()
+    for name, address in (("DB", "172.30.0.2"), (pair[1].id, "172.30.0.3"), ("localhost", "127.0.0.1")):
+        with pytest.raises(SettingsError, match=f"{address} has it"):
+            Container(network=net, hostname=name).start()
     with Container(network=net, hostname="db2") as other:
         assert other.ip_address == pair[0].call(looked_up, "db2")
 
@@ -440,6 +443,7 @@ def test_a_start_that_fails_leaves_the_network_as_it_was(net):
         "224.0.0.0/24",
         "240.0.0.0/24",
         "0.0.0.0/0",
+        "0.0.0.0/24",
         "fd00::/64",
         "",
         "x",
