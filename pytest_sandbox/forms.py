@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 from pytest_sandbox.errors import SettingsError
+from pytest_sandbox.keys import MOST_PIDS, SECURITY, SIZE_FORM
 
 #: Capabilities in the order of their numbers (linux/capability.h): the index is the bit.
 CAPABILITIES: tuple[str, ...] = tuple(
@@ -29,10 +30,8 @@ ULIMITS = tuple("as core cpu data fsize locks memlock msgqueue nice nofile nproc
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
 _SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]*)?|\.[0-9]+) ?(?:([kmgtp])(?:i?b)?|b)?", re.IGNORECASE | re.ASCII)
-SIZE_FORM = 'bytes, or a number with b, k, m, g, t or p, counted by 1024, such as "512m"'
 _LEAST_MEMORY = 6 << 20  # docker's least; below it init itself does not fit
 _MOST_CPUS = 8192  # CONFIG_NR_CPUS at its greatest on x86_64
-MOST_PIDS = 4_194_304  # PID_MAX_LIMIT: pids.max refuses more
 _MOST_BYTES = (1 << 63) - 1
 _LEAST_RATE = 2  # io.max refuses less
 _MOST_RATE = (1 << 32) - 1  # blkio.throttle.*_iops_device is an unsigned int
@@ -40,16 +39,6 @@ _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _HOSTNAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _USER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*\$?(?::[A-Za-z0-9_.][A-Za-z0-9_.-]*)?")
-BYTE_RATE_FORM = (
-    'items "PATH:RATE", or a dict, with the absolute PATH of a block device and bytes a second, such as "/dev/sda:1mb"; at least 2'
-)
-COUNT_RATE_FORM = (
-    'items "PATH:RATE", or a dict, with the absolute PATH of a block device and a number a second, such as "/dev/sda:100"; at least 2'
-)
-SECURITY = ("seccomp=unconfined", "seccomp=builtin", "no-new-privileges", "no-new-privileges:false")
-SECURITY_FORM = f"items among {', '.join(SECURITY)}"
-ULIMIT_FORM = 'a dict of int or (soft, hard), or "NAME=SOFT[:HARD]" items; -1 or unlimited for no limit'
-VOLUME_FORM = 'items "SOURCE:TARGET[:ro]" with an absolute TARGET and a SOURCE that begins with /, . or ~'
 
 V = TypeVar("V")
 

@@ -1,7 +1,6 @@
 """The settings of a container: one frozen value, checked once, pure.
 
-Names and forms are docker's where docker has them. :data:`KEYS` describes every key once; the options, the ini settings and the
-reference documentation are made from it. Nothing here reads a file or the environment, so relative ``volumes`` and an unknown image
+Names and forms are docker's where docker has them. :data:`KEYS` is every key with its reader and its words, of which the reference documentation is made. Nothing here reads a file or the environment, so relative ``volumes`` and an unknown image
 are found out later, by whoever opens them.
 """
 
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_sandbox import forms
 from pytest_sandbox.errors import SettingsError
 from pytest_sandbox.forms import CAPABILITIES, ULIMITS, FrozenMap, Volume, parse_size
+from pytest_sandbox.keys import SECURITY, WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,9 +38,8 @@ class Key:
     read: Callable[[object], object] = field(repr=False, compare=False)
 
 
-def _key(default: object, read: Callable[[object], object], form: str, said: str, meaning: str, *, option: bool = False) -> Any:
-    metadata = {"read": read, "form": form, "default": said, "meaning": meaning, "option": option}
-    return field(default=default, metadata=metadata)
+def _key(name: str, default: object, read: Callable[[object], object]) -> Any:
+    return field(default=default, metadata={"read": read, **WORDS[name]._asdict()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,91 +51,33 @@ class Settings:
     out where the host cannot enforce it, what was asked for may not.
     """
 
-    image: object = _key(
-        "host",
-        forms.image,
-        '"host", a reference, a path or an Image',
-        "host",
-        "the host's own root, a stored image, or a root folder",
-        option=True,
-    )
-    memory: int | None = _key(
-        None, forms.memory, f"{forms.SIZE_FORM}; at least 6m", "none", "hard cap; over it the kernel kills inside", option=True
-    )
-    memory_swap: int | None = _key(
-        None, forms.memory_swap, "as memory and not below it, or -1 for no limit", "as memory", "memory plus swap"
-    )
-    memory_high: int | None = _key(
-        None, forms.memory, f"{forms.SIZE_FORM}; at least 6m", "none", "over it the kernel slows down and takes back memory (cgroup v2)"
-    )
-    cpus: float | None = _key(None, forms.cpus, "a number of at least 0.01", "none", "CPU time per wall time", option=True)
-    cpuset: str | None = _key(None, forms.cpuset, 'CPU numbers and ranges, such as "0-1,3"', "none", "CPUs that may be used")
-    pids_limit: int | None = _key(4096, forms.pids_limit, f"1 to {forms.MOST_PIDS}, or -1 for no limit", "4096", "processes and threads")
-    device_read_bps: Mapping[str, int] = _key(
-        FrozenMap(), forms.byte_rates, forms.BYTE_RATE_FORM, "none", "bytes a second read from a device"
-    )
-    device_write_bps: Mapping[str, int] = _key(
-        FrozenMap(), forms.byte_rates, forms.BYTE_RATE_FORM, "none", "bytes a second written to a device"
-    )
-    device_read_iops: Mapping[str, int] = _key(
-        FrozenMap(), forms.count_rates, forms.COUNT_RATE_FORM, "none", "reads a second from a device"
-    )
-    device_write_iops: Mapping[str, int] = _key(
-        FrozenMap(), forms.count_rates, forms.COUNT_RATE_FORM, "none", "writes a second to a device"
-    )
-    disk: int | None = _key(
-        None,
-        forms.some_bytes,
-        f"{forms.SIZE_FORM}; more than 0",
-        "none",
-        "size of the writable layer; over it writes get ENOSPC",
-        option=True,
-    )
-    storage: str = _key(
-        "memory",
-        forms.storage,
-        '"memory" or "disk"',
-        "memory",
-        "where the writable layer lives: a tmpfs (counts as memory) or a folder",
-        option=True,
-    )
-    shm_size: int = _key(64 << 20, forms.some_bytes, f"{forms.SIZE_FORM}; more than 0", "64m", "size of /dev/shm")
-    timeout: float | None = _key(
-        None,
-        forms.timeout,
-        "seconds, more than 0",
-        "none",
-        "wall time of the test inside, or of one run; over it all is killed",
-        option=True,
-    )
-    network: object = _key(
-        "none", forms.network, '"none", "host" or a Network', "none", "none: a network namespace of its own with loopback up", option=True
-    )
-    hostname: str | None = _key(
-        None, forms.hostname, "a host name by RFC 1123 of at most 63 characters", "the container's id", "host name inside"
-    )
-    env: Mapping[str, str] = _key(
-        FrozenMap(), forms.env, 'a dict of str to str, or "NAME=value" items', "inherited, or the image's", "environment variables to add"
-    )
-    user: str | None = _key(
-        None, forms.user, '"UID", "UID:GID", "NAME", "NAME:GROUP"', "the invoking user, or the image's", "who runs inside"
-    )
-    workdir: str | None = _key(None, forms.absolute, "an absolute path inside", "the current folder, or the image's", "working folder")
-    volumes: tuple[Volume, ...] = _key((), forms.volumes, forms.VOLUME_FORM, "none", "host folders that are not thrown away")
-    read_only: bool = _key(False, forms.boolean, "true or false", "false", "no writable layer")
-    cap_add: tuple[str, ...] = _key(
-        (), forms.capabilities, "capability names such as NET_ADMIN, or ALL", "none", "more than docker's default set"
-    )
-    cap_drop: tuple[str, ...] = _key(
-        (), forms.capabilities, "capability names such as NET_RAW, or ALL", "none", "less than docker's default set"
-    )
-    ulimits: Mapping[str, tuple[int, int]] = _key(
-        FrozenMap(), forms.ulimits, forms.ULIMIT_FORM, "inherited", "resource limits of each process"
-    )
-    security_opt: tuple[str, ...] = _key(
-        (), forms.security_opt, forms.SECURITY_FORM, "seccomp=builtin, no-new-privileges", "seccomp policy; what set-user-ID programs give"
-    )
-    privileged: bool = _key(False, forms.boolean, "true or false", "false", "all capabilities, no seccomp, no masked paths")
+    image: object = _key("image", "host", forms.image)
+    memory: int | None = _key("memory", None, forms.memory)
+    memory_swap: int | None = _key("memory_swap", None, forms.memory_swap)
+    memory_high: int | None = _key("memory_high", None, forms.memory)
+    cpus: float | None = _key("cpus", None, forms.cpus)
+    cpuset: str | None = _key("cpuset", None, forms.cpuset)
+    pids_limit: int | None = _key("pids_limit", 4096, forms.pids_limit)
+    device_read_bps: Mapping[str, int] = _key("device_read_bps", FrozenMap(), forms.byte_rates)
+    device_write_bps: Mapping[str, int] = _key("device_write_bps", FrozenMap(), forms.byte_rates)
+    device_read_iops: Mapping[str, int] = _key("device_read_iops", FrozenMap(), forms.count_rates)
+    device_write_iops: Mapping[str, int] = _key("device_write_iops", FrozenMap(), forms.count_rates)
+    disk: int | None = _key("disk", None, forms.some_bytes)
+    storage: str = _key("storage", "memory", forms.storage)
+    shm_size: int = _key("shm_size", 64 << 20, forms.some_bytes)
+    timeout: float | None = _key("timeout", None, forms.timeout)
+    network: object = _key("network", "none", forms.network)
+    hostname: str | None = _key("hostname", None, forms.hostname)
+    env: Mapping[str, str] = _key("env", FrozenMap(), forms.env)
+    user: str | None = _key("user", None, forms.user)
+    workdir: str | None = _key("workdir", None, forms.absolute)
+    volumes: tuple[Volume, ...] = _key("volumes", (), forms.volumes)
+    read_only: bool = _key("read_only", False, forms.boolean)
+    cap_add: tuple[str, ...] = _key("cap_add", (), forms.capabilities)
+    cap_drop: tuple[str, ...] = _key("cap_drop", (), forms.capabilities)
+    ulimits: Mapping[str, tuple[int, int]] = _key("ulimits", FrozenMap(), forms.ulimits)
+    security_opt: tuple[str, ...] = _key("security_opt", (), forms.security_opt)
+    privileged: bool = _key("privileged", False, forms.boolean)
     given: frozenset[str] = field(default=frozenset(), compare=False)
 
     @classmethod
@@ -206,7 +147,7 @@ def _agree(settings: Settings) -> Settings:
     if swap not in {None, -1} and (memory is None or swap < memory):
         raise SettingsError("memory_swap", swap, f"memory plus swap, so not below memory, which must be given too (memory is {memory})")
     said = set(settings.security_opt)
-    if said.issuperset(forms.SECURITY[:2]) or said.issuperset(forms.SECURITY[2:]):
+    if said.issuperset(SECURITY[:2]) or said.issuperset(SECURITY[2:]):
         raise SettingsError("security_opt", list(settings.security_opt), "items that do not contradict each other")
     return settings
 

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_sandbox.errors import SettingsError
-from pytest_sandbox.settings import KEYS, Settings, from_text
+from pytest_sandbox.keys import WORDS
 
 if TYPE_CHECKING:
-    from pytest_sandbox.settings import Key
+    from pytest_sandbox.keys import Words
 
 __all__ = ["given", "pytest_addoption", "pytest_configure", "wants_sandbox"]
 
@@ -26,8 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("sandbox", "each test in a container of its own")
     group.addoption("--sandbox", action="store_true", help="put every test that does not hold a container inside one of its own")
     parser.addini("sandbox", "as --sandbox", type="bool", default=False)
-    for key in KEYS.values():
-        _add_key(parser, group, key)
+    for name, words in WORDS.items():
+        _add_key(parser, group, name, words)
     group.addoption(
         "--sandbox-keep",
         choices=("failed", "all", "none"),
@@ -45,11 +44,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("sandbox_unsupported", "a limit that this host cannot enforce: error or skip (default: error)", default="error")
 
 
-def _add_key(parser: pytest.Parser, group: pytest.OptionGroup, key: Key) -> None:
-    text = f"{key.meaning}: {key.form} (default: {key.default})"
-    parser.addini(f"sandbox_{key.name}", text, default=None)
-    if key.option:
-        group.addoption(f"--sandbox-{key.name}", metavar="VALUE", help=text.replace("%", "%%"))
+def _add_key(parser: pytest.Parser, group: pytest.OptionGroup, name: str, words: Words) -> None:
+    text = f"{words.meaning}: {words.form} (default: {words.default})"
+    parser.addini(f"sandbox_{name}", text, default=None)
+    if words.option:
+        group.addoption(f"--sandbox-{name}", metavar="VALUE", help=text.replace("%", "%%"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -72,19 +71,22 @@ def given(config: pytest.Config) -> tuple[dict[str, object], dict[str, object]]:
     from pytest_sandbox.plugin import compat
 
     ini, options = {}, {}
-    for key in KEYS.values():
-        value = compat.ini_value(config, f"sandbox_{key.name}")
+    for name, words in WORDS.items():
+        value = compat.ini_value(config, f"sandbox_{name}")
         if value not in (None, "", []):
-            ini[key.name] = _read(f"{config.inipath}: sandbox_{key.name}", key.name, value)
-        text = config.getoption(f"sandbox_{key.name}") if key.option else None
+            ini[name] = _read(f"{config.inipath}: sandbox_{name}", name, value)
+        text = config.getoption(f"sandbox_{name}") if words.option else None
         if text is not None:
-            options[key.name] = _read(f"--sandbox-{key.name}", key.name, text)
+            options[name] = _read(f"--sandbox-{name}", name, text)
     if config.getini("sandbox_unsupported") not in {"error", "skip"}:
         raise pytest.UsageError(f"{config.inipath}: sandbox_unsupported={config.getini('sandbox_unsupported')!r} is neither error nor skip")
     return ini, options
 
 
 def _read(where: str, key: str, value: object) -> object:
+    from pytest_sandbox.errors import SettingsError
+    from pytest_sandbox.settings import Settings, from_text
+
     try:
         return from_text(key, value) if isinstance(value, str) else getattr(Settings.of(**{key: value}), key)
     except SettingsError as error:

@@ -17,6 +17,12 @@ def test_without_being_asked_nothing_is_inside(run):
     run(f"{WHERE}\n    def test(): assert not inside()", sandbox=False).assert_outcomes(passed=1)
 
 
+def test_without_being_asked_nothing_is_loaded(run):
+    """What reads settings and makes containers is no part of a session that asks for none."""
+    needless = {"pytest_sandbox.settings", "pytest_sandbox.forms", "pytest_sandbox.container", "pytest_sandbox.linux", "ctypes"}
+    run(f"import sys\ndef test(): assert not {needless} & sys.modules.keys()", sandbox=False).assert_outcomes(passed=1)
+
+
 @pytest.mark.vm
 def test_a_marked_test_is_inside(run):
     """The mark without the fixture puts the body inside; its neighbour stays outside."""
