@@ -6,9 +6,10 @@ import errno
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 
-from pytest_sandbox.linux import copying, loop
+from pytest_sandbox.linux import copying, loop, userns
 
 __all__ = ["MEMORY", "DiskLimitError", "Place", "fill", "make", "remove"]
 
@@ -75,9 +76,16 @@ def fill(place: Place, number: int, folder: str) -> None:
 def remove(lock: str) -> None:
     """Remove the folders that a session has noted in its lock file."""
     session = os.path.basename(lock).removesuffix(".lock")
-    for folder in _noted(lock):
-        if os.path.basename(folder) == session:
-            shutil.rmtree(folder, ignore_errors=True)
+    doomed = [folder for folder in _noted(lock) if os.path.basename(folder) == session and os.path.isdir(folder)]
+    if doomed and not userns.has_power():  # others inside, whose numbers are the user's too, may have closed their folders to it
+        with suppress(OSError):
+            return userns.with_power(lambda: _remove_all(doomed))
+    return _remove_all(doomed)
+
+
+def _remove_all(folders: list[str]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _noted(lock: str) -> list[str]:

@@ -225,7 +225,8 @@ def _enter(container: Container, program: Program) -> None:
 def as_builder(builder_fd: int, func: Callable[[], Any]) -> Any:
     """Return what a function returns, as JSON can hold it, with the rights of who built the container: files inside belong to others too.
 
-    Without a ``builder_fd`` they are this process's own; otherwise it runs in a fork. Raises :class:`SandboxError` where that fails.
+    Without a ``builder_fd`` they are this process's own; otherwise it runs in a fork. Raises the function's :class:`OSError`, and
+    :class:`SandboxError` where it fails otherwise.
     """
     if builder_fd < 0:
         return func()
@@ -234,8 +235,9 @@ def as_builder(builder_fd: int, func: Callable[[], Any]) -> Any:
     if not pid:
         try:
             sc.setns(builder_fd, sc.CLONE_NEWUSER)
+            answer = _answered(func)
             with open(writer, "w", encoding="utf-8") as file:
-                json.dump(func(), file)
+                json.dump(answer, file)
         finally:
             os._exit(0)
     os.close(writer)
@@ -244,7 +246,18 @@ def as_builder(builder_fd: int, func: Callable[[], Any]) -> Any:
     os.waitpid(pid, 0)
     if not text:
         raise SandboxError("what the container wrote cannot be read by this user. Look at it from inside.")
-    return json.loads(text)
+    value, error = json.loads(text)
+    if error is not None:
+        raise OSError(*error)
+    return value
+
+
+def _answered(func: Callable[[], Any]) -> tuple[Any, tuple[int | None, str | None, str | None] | None]:
+    """Return what a function returns, and what the kernel refused it."""
+    try:
+        return func(), None
+    except OSError as error:
+        return None, (error.errno, error.strerror, error.filename)
 
 
 def run_call(container: Container, func: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any], timeout: float | None) -> Any:

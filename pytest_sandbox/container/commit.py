@@ -15,9 +15,11 @@ import secrets
 import time
 import weakref
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.channel import close_all
+from pytest_sandbox.container.child import as_builder
 from pytest_sandbox.errors import ImageError, SetupError
 from pytest_sandbox.image.adding import Adding
 from pytest_sandbox.image.documents import synthesised
@@ -165,14 +167,15 @@ def _shelved(launcher: LauncherClient, points: dict[str, str], sources: dict[str
     shelved = Shelved(launcher, key, folder, points)
     for number, source in sources.items():
         os.mkdir(number, 0o700, dir_fd=folder)
-        _copy_folder(source, f"{process.path_of(folder)}/{number}/upper")
+        target = f"{process.path_of(folder)}/{number}/upper"
+        as_builder(launcher.builder_fd, partial(_copy_folder, source, target))
     return shelved
 
 
-def _copy_folder(source: str, target: str) -> None:
+def _copy_folder(source: str, target: str, *, owners: bool = True) -> None:
     fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        copy_tree(fd, target)
+        copy_tree(fd, target, owners=owners)
     finally:
         os.close(fd)
 
@@ -216,7 +219,10 @@ def _stored(container: Container, name: str) -> Image:
         points = _points(container, places)
         parts = [(layer, points), *((one.folder, one.points) for one in _shelves_below(container))]
         with Adding(store) as adding:
-            pieces = [(point, _store_one(adding, folder, number)) for folder, found in reversed(parts) for number, point in found.items()]
+            builder = container.user_namespaces()[1]
+            pieces = [
+                (point, _store_one(adding, builder, folder, number)) for folder, found in reversed(parts) for number, point in found.items()
+            ]
             image_id = _register(adding, container, [piece for piece in pieces if piece[1]], name)
     finally:
         os.close(layer)
@@ -228,27 +234,36 @@ def _shelves_below(container: Container) -> list[Shelved]:
     return [*reversed(container.frozen), *(on.shelves if isinstance(on, Committed) else ())]
 
 
-def _store_one(adding: Adding, folder: int, number: str) -> str:
-    """Store one overlay's layer under a key of its own; returns "" for one that holds nothing."""
-    if not os.listdir(f"{process.path_of(folder)}/{number}/upper") and number != "0":
+def _store_one(adding: Adding, builder: int, folder: int, number: str) -> str:
+    """Store one overlay's layer under a key of its own; returns "" for one that holds nothing.
+
+    What a user stores belongs to this user, whoever has it inside, as what it loads does: nobody else could remove it.
+    """
+    source = f"{process.path_of(folder)}/{number}/upper"
+    if number != "0" and not as_builder(builder, lambda: os.listdir(source)):
         return ""
     key = f"sha256:{secrets.token_hex(32)}"
 
     def make(target: str) -> LayerFacts:
         os.rmdir(target)
-        _copy_folder(f"{process.path_of(folder)}/{number}/upper", target)
-        return _measured(target)
+        return LayerFacts(*as_builder(builder, lambda: _stored_copy(source, target, owners=builder < 0)))
 
     adding.layer(key, make)
     return key
 
 
-def _measured(folder: str) -> LayerFacts:
+def _stored_copy(source: str, target: str, *, owners: bool) -> tuple[int, int]:
+    """Copy a folder, and return the copy's size and its count of entries."""
+    _copy_folder(source, target, owners=owners)
+    return _measured(target)
+
+
+def _measured(folder: str) -> tuple[int, int]:
     size = entries = 0
     for where, folders, files in os.walk(folder):
         entries += len(folders) + len(files)
         size += sum(os.lstat(os.path.join(where, name)).st_size for name in files)
-    return LayerFacts(size, max(entries, 1))
+    return size, max(entries, 1)
 
 
 def _register(adding: Adding, container: Container, pieces: list[tuple[str, str]], name: str) -> str:

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.channel import close_all
+from pytest_sandbox.container.child import as_builder
 from pytest_sandbox.container.planning import plain
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.folders import images
+from pytest_sandbox.image.folders import remove_tree
 from pytest_sandbox.linux.copying import copy_tree
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ class Kept:
 
     def remove(self) -> None:
         """Throw it away."""
-        shutil.rmtree(self.folder)
+        remove_tree(self.folder)
 
 
 def _home() -> str:
@@ -65,28 +67,33 @@ def keep(container: Container) -> Kept:
     """Copy the writable layer of a living container out, and return what it is known by from now on."""
     layer, places = container.layer()
     points = {number: point for number, (point, _lower) in places.items()}
+    builder = container.user_namespaces()[1]
     made = Kept(container.id, container.label, time.time(), plain(container.settings), points)
     unfinished = f"{made.folder}.{os.getpid()}"
     os.makedirs(unfinished, mode=0o700)
     try:
         for number in points:
             os.mkdir(f"{unfinished}/{number}")
-            upper = os.open(f"{number}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layer)
-            try:
-                copy_tree(upper, f"{unfinished}/{number}/upper")
-            finally:
-                os.close(upper)
+            as_builder(builder, partial(_copy, layer, f"{number}/upper", f"{unfinished}/{number}/upper", owners=builder < 0))
         with open(f"{unfinished}/{_FACTS}", "w", encoding="utf-8") as file:
             json.dump(
                 {"id": made.id, "label": made.label, "time": made.time, "settings": made.settings, "points": points}, file, default=str
             )
         os.rename(unfinished, made.folder)
     except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        remove_tree(unfinished)
         raise
     finally:
         close_all([layer])
     return made
+
+
+def _copy(layer: int, name: str, target: str, *, owners: bool) -> None:
+    upper = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layer)
+    try:
+        copy_tree(upper, target, owners=owners)
+    finally:
+        os.close(upper)
 
 
 def kept(name: str = "") -> list[Kept]:

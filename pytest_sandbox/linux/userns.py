@@ -6,19 +6,33 @@ the places of all others in order. Whoever has neither is alone in there: files 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 from typing import TYPE_CHECKING, NoReturn
 
 from pytest_sandbox.linux import capabilities
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["Extent", "become_builder", "extents", "has_id", "has_power", "is_initial", "lacking_power", "mapped", "own_ranges", "rooted"]
+__all__ = [
+    "Extent",
+    "become_builder",
+    "extents",
+    "has_id",
+    "has_power",
+    "is_initial",
+    "lacking_power",
+    "mapped",
+    "own_ranges",
+    "rooted",
+    "with_power",
+]
 
 #: The count of ids that a container's files may need: 0 to 65535, which is what distributions hand out.
 _USUAL = 1 << 16
@@ -107,20 +121,45 @@ def _names(uid: int) -> set[str]:
         return {str(uid)}
 
 
+def with_power(func: Callable[[], object]) -> None:
+    """Call a function in a fork that has all rights over what containers of this user wrote, whichever of its numbers has it now.
+
+    Raises :class:`OSError` where this host lets it have none, or where the function fails.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the fork ends in os._exit, so it needs no other thread
+        pid = os.fork()
+    if pid:
+        _pid, status = os.waitpid(pid, 0)
+        if status:
+            raise OSError(errno.EPERM, "a user namespace could not be made, or has not helped")
+        return
+    try:
+        _enter_own()
+        func()
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
 def become_builder() -> NoReturn:
     """Move the calling, single-threaded process into a user namespace of its own and start its program anew, with all rights in there.
 
     The new start is what makes the namespace the owner of the process's memory: only then may the user outside enter what it builds
     (ptrace(2), "Ptrace access mode checking"). Raises :class:`OSError` where this host does not let it.
     """
+    _enter_own()
+    _keep_rights()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _enter_own() -> None:
     uid, gid = os.geteuid(), os.getegid()
     helper = _Helper()
     sc.unshare(sc.CLONE_NEWUSER)
     if not helper.mapped():
         _map_alone(uid, gid)
     sc.unshare(sc.CLONE_NEWUTS)  # AppArmor may let the namespace be made, and take its rights: here it says so
-    _keep_rights()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _map_alone(uid: int, gid: int) -> None:
