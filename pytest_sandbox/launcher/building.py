@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import stat
+import struct
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -41,6 +43,7 @@ class Host:
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self.init = process.init_fd()
+        self.launcher = os.pidfd_open(os.getpid())
         try:
             self.user = namespaces.make_user_namespace()
         except OSError:  # no user namespaces here: the payloads keep docker's default protection, which needs none
@@ -302,6 +305,9 @@ class Building:
         self.program.reap_by_kernel(step)
         self.program.restore_signals(step)
         self.program.add(step, "prctl", sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+        # Where the launcher has died meanwhile, nobody sends that signal any more: end here.
+        ended = struct.pack("=ihh", self.host.launcher, select.POLLIN, 0)  # struct pollfd
+        self.program.add(step, "ppoll", ended, 1, bytes(16), None, 0, stop_if_positive=True)
         self._last = self.program.add(step, "execveat", self.host.init, b"", Table((_NAME, 0)), Table((0,)), sc.AT_EMPTY_PATH)
 
 

@@ -15,6 +15,7 @@ from crash.remains import all_gone
 
 from pytest_sandbox import Container, ContainerStopped, SandboxError, SetupError
 from pytest_sandbox.linux import process
+from pytest_sandbox.linux.program import number
 
 pytestmark = pytest.mark.needs("root")
 
@@ -262,3 +263,36 @@ def test_a_step_that_fails_is_named(tmp_path):
     assert "mount root" in caught.value.step
     with Container() as c:
         assert 0 == c.run(["true"]).returncode
+
+
+BUILDER = """
+import sys
+from pytest_sandbox.launcher.building import Building, Host
+from pytest_sandbox.launcher.plan import Plan
+Building(Plan(), Host(sys.argv[1]), hostname="x", joins=(sys.argv[2],), shelved={}).build()
+"""
+
+
+def waiting_child(parent):
+    """Wait for the child of a process that waits for a file to be opened; returns its number."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for pid in remains._read(f"/proc/{parent}/task/{parent}/children").decode().split():
+            if remains._read(f"/proc/{pid}/syscall").startswith(b"%d " % number("openat")):
+                return int(pid)
+    raise TimeoutError
+
+
+def test_a_container_that_is_half_made_when_its_launcher_dies(tmp_path):
+    """The kernel kills an init with its launcher from the moment on that it asks for it; where the launcher died before, init ends by itself."""
+    os.mkfifo(tmp_path / "group")  # whoever opens it to join waits until somebody reads
+    with subprocess.Popen([sys.executable, "-c", BUILDER, str(tmp_path), str(tmp_path / "group")]) as launcher:
+        pidfd = os.pidfd_open(waiting_child(launcher.pid))
+        launcher.kill()
+    reader = os.open(tmp_path / "group", os.O_RDONLY)
+    try:
+        assert process.ended(pidfd, 20)
+    finally:
+        process.kill(pidfd, signal.SIGKILL)
+        for fd in (reader, pidfd):
+            os.close(fd)
