@@ -58,7 +58,8 @@ class Container(Files):
     """
 
     def __init__(self, settings: Settings | None = None, /, **keywords: object) -> None:
-        self.settings = (settings or Settings()).replace(**keywords)
+        given = settings or Settings()
+        self.settings = given.replace(**keywords) if keywords else given
         self.id = ""
         self.label = ""
         """What people are shown beside the id (a test's name), set before :meth:`start`."""

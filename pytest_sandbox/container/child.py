@@ -124,6 +124,7 @@ def fork_into(container: Container, living: Iterable[Container]) -> Child | None
     entrance = container.entrance()
     program = _way_in(container, entrance, living)
     program.prepare()
+    lock_down = entrance.lock_down(None if container.settings.user is None else container.find_user(container.settings.user))
     # An interrupt between the fork and what notes it would leave a child that nobody waits for, or a second caller.
     program.block_signals()
     pid = -1
@@ -134,14 +135,13 @@ def fork_into(container: Container, living: Iterable[Container]) -> Child | None
         if pid:
             program.unblock_signals()
     if child is None:
-        _enter(container, program)
+        _enter(container, program, lock_down)
     return child
 
 
 def _way_in(container: Container, entrance: Entrance, living: Iterable[Container]) -> Program:
     """Return what the child does first: it enters, lets go of this library's own descriptors, and takes interrupts again."""
     settings, program = container.settings, Program()
-    user = None if settings.user is None else container.find_user(settings.user)
     folders = [settings.workdir] if settings.workdir else [os.getcwd(), container.workdir]
     replace(entrance, joins=container.group.joins()).add_enter(program)
     for folder in ["/", *reversed(folders)]:
@@ -152,7 +152,6 @@ def _way_in(container: Container, entrance: Entrance, living: Iterable[Container
         own += one.descriptors()
     for fd in own:
         program.add("let go of the library's own", "close", fd, go_on=True)
-    entrance.add_lock_down(program, user)
     program.restore_signals("take interrupts again")
     return program
 
@@ -208,9 +207,10 @@ def _fork() -> int:
         return os.fork()
 
 
-def _enter(container: Container, program: Program) -> None:
+def _enter(container: Container, program: Program, lock_down: Program) -> None:
     try:
         program.run()
+        lock_down.run()
     except OSError as error:  # half inside is nowhere
         os.write(2, f"pytest-sandbox: the test could not enter its container: {error.strerror}\n".encode())
         os._exit(125)

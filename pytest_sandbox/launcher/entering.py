@@ -87,12 +87,16 @@ class Entrance:
 
     def add_lock_down(self, program: Program, user: User | None) -> None:
         """Append the giving up, for good, of all that the plan's payload may not have, and the change to its user."""
+        program.extend(self.lock_down(user))
+
+    def lock_down(self, user: User | None) -> Program:
+        """Return the same as a program of its own, which is ready to be run in forks."""
         is_root = (os.geteuid() == 0 or self._is_rooted) if user is None else user.uid == 0
         in_new = self.builder_fd >= 0 or (self.user_fd >= 0 and self.plan.user_namespace)
         held = capabilities.supported() if in_new else sc.getcaps()[1]
         left = self.plan.capabilities & held if is_root else 0
         plan = self.plan
-        program.extend(_locking_down(plan.capabilities, left, user, self.builder_fd >= 0, plan.no_new_privileges, filtered=plan.seccomp))
+        return _locking_down(plan.capabilities, left, user, self.builder_fd >= 0, plan.no_new_privileges, filtered=plan.seccomp)
 
     @property
     def _is_rooted(self) -> bool:
@@ -131,6 +135,7 @@ def _locking_down(kept: int, left: int, user: User | None, by_user: bool, no_new
     program.add("drop capabilities", "capset", header, struct.pack("6I", low, low, 0, high, high, 0))
     if no_new_privileges and filtered:
         _add_filter(program, kept)
+    program.prepare()
     return program
 
 

@@ -92,9 +92,10 @@ class Program:
         self._links: list[tuple[int, int]] = []  # which word points to which record's result
         self._said: list[tuple[str, str, tuple[object, ...]]] = []
         self._opened: list[int] = []
-        self._mask_at = self._append(bytes(8))
+        self._mask_at = _append(self._text, bytes(8))
         self._buffer = bytearray()
         self._prepared = 0  # the buffer's address
+        self._mask = 0  # where the calls of restore_signals read it
 
     def add(
         self, step: str, call: str, *arguments: int | bytes | Result | Table | None, go_on: bool = False, stop_if_positive: bool = False
@@ -112,7 +113,7 @@ class Program:
 
     def _place(self, start: int, place: int, argument: int | bytes | Result | Table) -> None:
         if isinstance(argument, bytes):
-            self._texts.append((place, self._append(argument)))
+            self._texts.append((place, _append(self._text, argument)))
         elif isinstance(argument, Result):
             self._words[start + _MODE] |= {_FIRST: _FIRST_IS_RESULT, _THIRD: _THIRD_IS_RESULT}[place - start]
             self._links.append((place, argument.index * _SIZE + _RESULT))
@@ -120,12 +121,6 @@ class Program:
             self._tables.append((place, argument))
         else:
             self._words[place] = int(argument) & _WORD
-
-    def _append(self, text: bytes) -> int:
-        at = len(self._text)
-        self._text += text
-        self._text += bytes(8 - len(text) % 8)  # ends it, and aligns the next
-        return at
 
     def extend(self, other: Program) -> None:
         """Append all calls of another program, which may be appended to many: its results are not to be asked for here."""
@@ -219,27 +214,24 @@ class Program:
         """Give the thread the mask again that it had."""
         sc.set_signal_mask(self._mask)
 
-    @property
-    def _mask(self) -> int:
-        """Where the calls of :meth:`restore_signals` read it."""
-        return self._prepared + len(self._buffer) - len(self._text) + self._mask_at
-
     def _assemble(self) -> int:
         """Lay out records, tables and texts in one buffer, with every address in it; returns the buffer's address."""
         words = [*self._words, _END]
         texts = list(self._texts)
+        more = bytearray(self._text)  # what tables point to is not what another program is extended by
         tables, placed = [], dict[int, int]()
         for place, table in self._tables:
             tables.append((place, placed.setdefault(id(table), len(words))))
             for entry in table if placed[id(table)] == len(words) else ():  # each once: all tries of a command share its environment
                 if isinstance(entry, bytes):
-                    texts.append((len(words), self._append(entry)))
+                    texts.append((len(words), _append(more, entry)))
                 words.append(0 if isinstance(entry, bytes) else entry & _WORD)
-        self._buffer = bytearray(8 * len(words)) + self._text
+        self._buffer = bytearray(8 * len(words)) + more
         address = sc.address_of(self._buffer)
         for place, target in (*tables, *self._links):
             words[place] = address + 8 * target
         text = address + 8 * len(words)
+        self._mask = text + self._mask_at
         for place, at in texts:
             words[place] = text + at
         struct.pack_into(f"={len(words)}Q", self._buffer, 0, *words)
@@ -271,6 +263,13 @@ class Program:
             fd = self[Result(index)]
             if fd >= 0:
                 os.close(fd)
+
+
+def _append(texts: bytearray, text: bytes) -> int:
+    at = len(texts)
+    texts += text
+    texts += bytes(8 - len(text) % 8)  # ends it, and aligns the next
+    return at
 
 
 def _shown(argument: object) -> str:
