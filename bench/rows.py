@@ -96,6 +96,11 @@ def heaps(bench: Bench) -> Row:
     return Row("heap", "The same from a process with a heap", figures)
 
 
+def networks(bench: Bench) -> Row:
+    figures, _ = bench.compare([Series(OURS, python("sandbox")), Series(f"{OURS}, on a Network", python("networked"), against=OURS)])
+    return Row("network", "The same on a network of containers", figures)
+
+
 def idle(bench: Bench) -> Row:
     series = []
     for name, argv in ((FLOOR, bench.floors[0]), (OURS, python("sandbox"))):
@@ -205,6 +210,7 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "create": back_to_back,
     "waited": as_waited_for,
     "heap": heaps,
+    "network": networks,
     "idle": idle,
     "workers": two_workers,
     "row": in_a_row,

@@ -84,6 +84,19 @@ def sandbox(megabytes: str = "0") -> Iterator[Round]:
 
 
 @contextmanager
+def networked() -> Iterator[Round]:
+    """The same on a network with a neighbour."""
+    from pytest_sandbox import Network
+
+    def once() -> None:
+        with limited(network=net) as container:
+            container.run(["true"], check=True)
+
+    with Network() as net, limited(network=net, hostname="neighbour"):
+        yield partial(clocked, once)
+
+
+@contextmanager
 def second_run() -> Iterator[Round]:
     """``run(["true"])`` in a living container."""
     with limited() as container:
@@ -131,7 +144,7 @@ def import_of(statement: str) -> Iterator[Round]:
     yield once
 
 
-OPERATIONS = {operation.__name__: operation for operation in (command, fork, sandbox, second_run, call, close_after, import_of)}
+OPERATIONS = {operation.__name__: operation for operation in (command, fork, sandbox, networked, second_run, call, close_after, import_of)}
 
 
 def wait_and_compute(gap_ms: int, busy_ms: int) -> None:
