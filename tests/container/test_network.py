@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextlib
+import errno
 import os
 import pickle
 import signal
@@ -13,13 +14,15 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from crash import remains
 
-from pytest_sandbox import Container, Network, SandboxError, SettingsError, SetupError, UnsupportedError
+from pytest_sandbox import Container, Network, SandboxError, SettingsError, SetupError, UnsupportedError, host
 from pytest_sandbox.container import session
+from pytest_sandbox.linux import network
 
 pytestmark = pytest.mark.needs("bridge")
 
@@ -477,6 +480,29 @@ def test_a_way_out_is_refused():
     """internal=False names what there is instead."""
     with pytest.raises(UnsupportedError, match=r'internal=False.*network="host"'):
         Network(internal=False)
+
+
+def test_a_kernel_without_bridges_is_told(monkeypatch):
+    """What the kernel lacks is an UnsupportedError, at the first use, with what to do; anything else that it refuses names the step."""
+
+    def refuse(number):
+        monkeypatch.setattr(network, "_ask", lambda *_requests: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
+
+    lacking = replace(host.find("bridge"), found=False, why="Operation not supported", remedy="As root: modprobe -a bridge veth.")
+    monkeypatch.setattr(host, "find", lambda _name: lacking)
+    net = Network("mine")
+    refuse(errno.EOPNOTSUPP)
+    with pytest.raises(
+        UnsupportedError, match=r"a Network is not supported here. Operation not supported. As root: modprobe -a bridge veth"
+    ):
+        Container(network=net).start()
+    refuse(errno.ENOMEM)
+    with pytest.raises(SetupError, match="could not be made: make a network: Cannot allocate memory"):
+        net.start()
+    monkeypatch.undo()
+    with Container(network=net) as one:
+        assert "172.30.0.2" == one.ip_address
+    net.close()
 
 
 def test_all_addresses_are_taken():

@@ -118,6 +118,21 @@ def test_a_namespace_that_is_taken_away_is_missed_alone(name, parameter):
     assert f"user.max_{parameter}_namespaces" in rows[f"{name} namespace"].remedy
 
 
+@pytest.mark.parametrize(
+    ("trial", "said"),
+    [
+        (Trial("Operation not supported", errno.EOPNOTSUPP), "modprobe -a bridge veth"),
+        (Trial("No space left on device", errno.ENOSPC), "user.max_net_namespaces"),
+        (Trial("ModuleNotFoundError: No module named 'pyroute2'", errno.EIO), "pip install pyroute2"),
+    ],
+)
+def test_what_helps_where_containers_cannot_be_connected(trial, said):
+    """The remedy names the modules, the limit, or the package."""
+    from pytest_sandbox.host import namespace
+
+    assert said in namespace.remedy_for_bridge(trial)
+
+
 @pytest.mark.needs("root")
 def test_user_namespaces_that_are_taken_away_name_who_did():
     """user.max_user_namespaces=0 is told as the reason, with the command that lifts it."""
