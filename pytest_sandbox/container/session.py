@@ -181,7 +181,7 @@ class LauncherClient:
                 host.require("user namespace", "a container without root")
             if answer["step"] == "mount own" and answer["errno"] in {errno.EPERM, errno.EACCES}:
                 raise UnsupportedError("a container in this container", _COVERED)
-            raise SetupError(answer["step"], answer["reason"])
+            raise _explained(answer)
         return answer, fds
 
     def _gone(self, why: str = "") -> LauncherGoneError:
@@ -216,6 +216,17 @@ class LauncherClient:
         close_all([fd for fd in self.descriptors() if fd != self.channel.fileno()])
         self.channel.close()
         self.process.returncode = 0
+
+
+def _explained(answer: Message) -> UnsupportedError | SetupError:
+    """Return the error for a step that failed: who said no, where it was not the kernel for a reason of its own."""
+    from pytest_sandbox.host import kernel
+    from pytest_sandbox.host.trial import Trial
+
+    remedy = kernel.around(Trial(answer["reason"], answer["errno"] or errno.EIO))
+    if remedy:
+        return UnsupportedError(f"a container here ({answer['step']}: {answer['reason']})", remedy)
+    return SetupError(answer["step"], answer["reason"])
 
 
 def _builder(pid: int) -> int:

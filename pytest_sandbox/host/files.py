@@ -7,7 +7,7 @@ import os
 import tempfile
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.host.kernel import FILTERED, is_filtered
+from pytest_sandbox.host.kernel import denied
 from pytest_sandbox.host.namespace import enter_own_user_namespace, is_root, isolate
 from pytest_sandbox.linux import mounts, overlay
 from pytest_sandbox.linux import syscall as sc
@@ -133,8 +133,8 @@ def remedy_for(name: str) -> Callable[[Trial], str]:
     """Return what helps where that file system cannot be mounted."""
 
     def remedy(trial: Trial) -> str:
-        if is_filtered() and trial.errno in {errno.EPERM, errno.ENOSYS}:
-            return FILTERED
+        if helps := denied(trial):
+            return helps
         if trial.errno == errno.ENODEV:
             return (
                 f"This kernel has no {_MODULES.get(name, name)}: as root, modprobe {_MODULES.get(name, name)}, or use a kernel that has it."

@@ -6,7 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.linux import capabilities, seccomp
+from pytest_sandbox.linux import capabilities, seccomp, surroundings
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
@@ -16,14 +16,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FILTERED",
+    "GVISOR",
+    "around",
+    "by_profile",
+    "denied",
     "is_filtered",
     "remedy_for_call",
     "remedy_for_kernel",
+    "remedy_for_profile",
     "try_clone3",
     "try_kernel",
     "try_keyring",
     "try_openat2",
     "try_pidfd",
+    "try_profile",
     "try_seccomp",
 ]
 
@@ -32,6 +38,35 @@ FILTERED = (
     "or with --security-opt seccomp=unconfined."
 )
 _SECCOMP_MODE_FILTER = 2
+
+
+GVISOR = (
+    "gVisor (runsc) stands in for the kernel, and has not all that a container is made of: start the outer container with another runtime, such as "
+    "--runtime=runc, or run on a machine."
+)
+
+
+def by_profile(trial: Trial) -> str:
+    """Return what helps where an AppArmor profile around this process has denied it; empty where none has."""
+    name = surroundings.profile()
+    if not name or trial.errno not in {errno.EACCES, errno.EPERM}:
+        return ""
+    return (
+        f"The AppArmor profile {name} around this process denies it: in docker, start the outer container with --security-opt apparmor=unconfined; "
+        "elsewhere, as root, give the profile what it lacks (capability, mount, umount, pivot_root, userns), or run outside of it."
+    )
+
+
+def around(trial: Trial) -> str:
+    """Return what helps where it was not the kernel that said no, but a stand-in for it or a profile around this process; empty otherwise."""
+    return GVISOR if surroundings.is_gvisor() else by_profile(trial)
+
+
+def denied(trial: Trial) -> str:
+    """Return what helps where something around this process said no, a seccomp policy among them; empty otherwise."""
+    if is_filtered() and trial.errno in {errno.EPERM, errno.ENOSYS} and not surroundings.is_gvisor():
+        return FILTERED
+    return around(trial)
 
 
 def is_filtered() -> bool:
@@ -46,8 +81,8 @@ def remedy_for_call(since: str) -> Callable[[Trial], str]:
     """Return what helps where a system call fails that Linux has since that version."""
 
     def remedy(trial: Trial) -> str:
-        if is_filtered() and trial.errno in {errno.EPERM, errno.EACCES, errno.ENOSYS}:
-            return FILTERED
+        if helps := denied(trial):
+            return helps
         return f"Use a kernel that has it: Linux {since} or newer, not a stand-in for one."
 
     return remedy
@@ -58,11 +93,15 @@ def try_kernel() -> str:
     system = os.uname()
     if system.sysname != "Linux" or system.machine not in seccomp.MACHINES:
         raise OSError(errno.ENOSYS, f"{system.sysname} {system.release} on {system.machine}")
+    if surroundings.is_gvisor():
+        raise OSError(errno.ENOSYS, f"gVisor, which answers as {system.sysname} {system.release}")
     return f"{system.sysname} {system.release} on {system.machine}"
 
 
 def remedy_for_kernel(_trial: Trial) -> str:
     """Return what helps on another system."""
+    if surroundings.is_gvisor():
+        return GVISOR
     return f"Run on Linux, on one of: {', '.join(seccomp.MACHINES)}."
 
 
@@ -100,3 +139,15 @@ def try_seccomp() -> str:
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     sc.seccomp_set_filter(seccomp.program(capabilities.DOCKER_DEFAULT))
     return f"docker's default policy loads{outer}"
+
+
+def try_profile() -> str:
+    """See whether an AppArmor profile confines this process."""
+    if name := surroundings.profile():
+        raise OSError(errno.EACCES, f"the AppArmor profile {name} confines this process")
+    return "no AppArmor profile confines this process"
+
+
+def remedy_for_profile(trial: Trial) -> str:
+    """Return what takes this process out of its profile."""
+    return by_profile(trial).replace("denies it", "may deny what a container is made of")

@@ -9,7 +9,7 @@ import site
 from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.host.kernel import FILTERED, is_filtered
+from pytest_sandbox.host.kernel import denied
 from pytest_sandbox.linux import mounts, namespaces, network, sysctl, userns
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.program import Program
@@ -108,8 +108,8 @@ def remedy_for_user(trial: Trial) -> str:
         return " ".join(restricting)
     if trial.errno in {errno.ENOSPC, errno.EUSERS}:
         return "The limit on user namespaces, or on their depth, is reached: raise user.max_user_namespaces outside, or nest less."
-    if is_filtered() and trial.errno in {errno.EPERM, errno.ENOSYS, errno.EACCES}:
-        return FILTERED
+    if helps := denied(trial):
+        return helps
     if trial.errno in {errno.EINVAL, errno.ENOSYS}:
         return "This kernel is built without CONFIG_USER_NS: run as root."
     return "A security module, or a chroot around this process, denies it: run as root, or outside of the chroot."
@@ -184,10 +184,10 @@ def remedy_for(name: str) -> Callable[[Trial], str]:
     limit = f"user.max_{_FLAGS[name][1]}_namespaces"
 
     def remedy(trial: Trial) -> str:
+        if helps := denied(trial):
+            return helps
         if trial.errno == errno.ENOSPC:
             return f"The limit {limit} is reached ({sysctl.value(limit)} here): as root, sysctl -w {limit}=15000."
-        if is_filtered() and trial.errno in {errno.EPERM, errno.ENOSYS}:
-            return FILTERED
         if trial.errno in {errno.EINVAL, errno.ENOSYS}:
             return "This kernel is built without it."
         return "Run as root, or see the row `user namespace`."

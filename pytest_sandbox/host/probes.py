@@ -51,7 +51,10 @@ def _kernel() -> list[Probe]:
         )
     ]
     first = Probe("kernel", "kernel", "Linux, on a machine whose system calls are known", kernel.try_kernel, kernel.remedy_for_kernel)
-    return [first, *calls]
+    profile = Probe(
+        "no profile", "kernel", "a security module that denies nothing more", kernel.try_profile, kernel.remedy_for_profile, needed=False
+    )
+    return [first, *calls, profile]
 
 
 def _namespaces() -> list[Probe]:

@@ -165,7 +165,7 @@ def test_who_restricts_user_namespaces_is_found_out(monkeypatch, values, number,
     from pytest_sandbox.host import namespace
 
     monkeypatch.setattr(namespace.sysctl, "value", values.get)
-    monkeypatch.setattr(namespace, "is_filtered", lambda: False)
+    monkeypatch.setattr(namespace, "denied", lambda _trial: "")
     assert said in namespace.remedy_for_user(Trial("refused", number))
 
 
