@@ -33,14 +33,15 @@ def sweep() -> list[str]:
     """Remove what belongs to sessions that nobody holds any more; returns their names."""
     found = cgroup.Hierarchy.find().sessions()
     folder = state_folder()
-    locked = {name.removesuffix(".lock") for name in os.listdir(folder) if name.endswith(".lock")}
-    return [name for name in sorted(locked | set(found)) if _sweep_one(name, found.get(name, ()))]
+    known = {name.removesuffix(".lock") for name in os.listdir(folder)}
+    return [name for name in sorted(known | set(found)) if _sweep_one(name, found.get(name, ()))]
 
 
 def _sweep_one(session: str, groups: tuple[str, ...]) -> bool:
     try:
         lock = os.open(lock_path(session), os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
+        shutil.rmtree(os.path.join(state_folder(), session), ignore_errors=True)  # made by a client while its dead session was swept
         return _remove_empty(groups)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

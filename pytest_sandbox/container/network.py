@@ -96,7 +96,7 @@ class Network:
         with self._changing:
             if self._state == "created":
                 self._begin()
-            if self._state == "running" and self._launcher is not session.current():
+            if self._state == "running" and (self._launcher.pid != os.getpid() or self._launcher is not session.current()):
                 self.abandon()  # this is a fork, or the launcher has died, and every container of the network with it
             if self._state != "running":
                 raise SandboxError(f"the network {self.name} is {self._state}. Make a new one.")
@@ -107,7 +107,8 @@ class Network:
         folder = os.path.join(sweep.state_folder(), launcher.name, "networks")
         with _explained("make a network"):
             self._bridge = Bridge(launcher.builder_fd)
-            os.makedirs(folder, mode=0o700, exist_ok=True)
+            with suppress(FileExistsError):
+                os.mkdir(folder, 0o700)  # never the session's own: that is gone with its launcher
             self._hosts = Hosts(os.path.join(folder, f"hosts-{next(_count)}"))
         self._launcher = launcher
         self._state = "running"

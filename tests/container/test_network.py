@@ -207,8 +207,9 @@ def test_a_name_is_somebodys(pair, net):
         assert other.ip_address == pair[0].call(looked_up, "db2")
 
 
-def test_twenty_at_once(net):
-    """Containers that start in many threads have an address each, and find all others."""
+def test_twenty_at_once():
+    """Containers that start in many threads, and their network with them, have an address each, and find all others."""
+    net = Network()
     with ThreadPoolExecutor(20) as pool, contextlib.ExitStack() as opened:
         made = list(pool.map(lambda number: Container(network=net, hostname=f"c{number}").start(), range(20)))
         for container in made:
@@ -220,6 +221,7 @@ def test_twenty_at_once(net):
         with serving(made[0], 80, b"hello"):
             assert [b"hello"] * 20 == list(pool.map(lambda container: container.call(heard, "c0", 80), made))
     assert {} == net.addresses
+    net.close()
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])

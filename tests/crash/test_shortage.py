@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from crash import remains
 from crash.remains import all_gone
 
-from pytest_sandbox import Container, ContainerStopped, SandboxError, SetupError
+from pytest_sandbox import Container, ContainerStopped, SandboxError, SetupError, sweep
 from pytest_sandbox.linux import process
 from pytest_sandbox.linux.program import number
 
@@ -296,3 +297,13 @@ def test_a_container_that_is_half_made_when_its_launcher_dies(tmp_path):
         process.kill(pidfd, signal.SIGKILL)
         for fd in (reader, pidfd):
             os.close(fd)
+
+
+def test_what_a_client_makes_for_a_session_that_was_swept():
+    """A session's folder that has no lock is nobody's, and goes with the next sweep; one whose lock is held stays."""
+    with Container():
+        folder = Path(sweep.state_folder()) / f"{os.getpid():x}-dead00"
+        (folder / "networks").mkdir(parents=True)
+        own = [path for path in Path(sweep.state_folder()).iterdir() if path.name.startswith(f"{os.getpid():x}-") and path != folder]
+        sweep.sweep()
+        assert (False, 2, True) == (folder.exists(), len(own), all(path.exists() for path in own))
