@@ -71,7 +71,7 @@ def enter_own_user_namespace() -> None:
     """Become root of a new user namespace."""
     uid, gid = os.geteuid(), os.getegid()
     sc.unshare(sc.CLONE_NEWUSER)
-    namespaces.map_alone(uid, gid)
+    userns.map_alone(uid, gid, rooted=True)
 
 
 def try_root() -> str:

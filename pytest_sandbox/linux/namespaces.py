@@ -21,7 +21,6 @@ __all__ = [
     "children_in",
     "identity",
     "make_user_namespace",
-    "map_alone",
     "map_identity",
     "map_rooted",
     "open_for_children",
@@ -123,19 +122,6 @@ def _map(pid: int, wanted: Callable[[list[userns.Extent], int], list[userns.Exte
     for kind, own in (("uid", os.geteuid()), ("gid", os.getegid())):
         text = "".join(f"{first} {outside} {count}\n" for first, outside, count in wanted(userns.mapped(kind), own))
         fd = os.open(f"/proc/{pid}/{kind}_map", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
-
-
-def map_alone(uid: int, gid: int) -> None:
-    """Make the caller root of its own new user namespace, where ``uid`` and ``gid``, its numbers outside, are the only ones.
-
-    It is what a process may do without privileges (user_namespaces(7), "Defining user and group ID mappings").
-    """
-    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-        fd = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, text.encode())
         finally:

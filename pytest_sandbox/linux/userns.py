@@ -28,6 +28,7 @@ __all__ = [
     "has_power",
     "is_initial",
     "lacking_power",
+    "map_alone",
     "mapped",
     "own_ranges",
     "rooted",
@@ -158,12 +159,17 @@ def _enter_own() -> None:
     helper = _Helper()
     sc.unshare(sc.CLONE_NEWUSER)
     if not helper.mapped():
-        _map_alone(uid, gid)
+        map_alone(uid, gid)
     sc.unshare(sc.CLONE_NEWUTS)  # AppArmor may let the namespace be made, and take its rights: here it says so
 
 
-def _map_alone(uid: int, gid: int) -> None:
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+def map_alone(uid: int, gid: int, *, rooted: bool = False) -> None:
+    """Give the caller's new user namespace one user and group: ``uid`` and ``gid``, its numbers outside, under the same numbers, or as root.
+
+    It is what a process may do without privileges (user_namespaces(7), "Defining user and group ID mappings").
+    """
+    inside = (0, 0) if rooted else (uid, gid)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{inside[0]} {uid} 1"), ("gid_map", f"{inside[1]} {gid} 1")):
         fd = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, text.encode())
