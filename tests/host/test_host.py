@@ -15,7 +15,7 @@ import pytest
 from pytest_sandbox import UnsupportedError, host
 from pytest_sandbox.host import packages, probes
 from pytest_sandbox.host.trial import Trial, attempt
-from pytest_sandbox.linux import capabilities, namespaces, process, seccomp
+from pytest_sandbox.linux import capabilities, namespaces, process, seccomp, userns
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def become_nobody() -> None:
 def enter_user_namespace() -> None:
     uid, gid = os.geteuid(), os.getegid()
     sc.unshare(sc.CLONE_NEWUSER)
-    namespaces.map_alone(uid, gid)
+    userns.map_alone(uid, gid, rooted=True)
 
 
 def take_away(parameter: str) -> Callable[[], None]:
