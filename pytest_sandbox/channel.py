@@ -34,12 +34,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Channel", "Message"]
+__all__ = ["Channel", "LostDescriptorsError", "Message"]
 
 Message = dict[str, Any]
 
 _HEADER = struct.Struct("!II")
 _MOST_FDS = 253  # SCM_MAX_FD of <net/scm.h>
+
+
+class LostDescriptorsError(OSError):
+    """This process has no room for the descriptors of a ``message``, which are gone (recvmsg(2), MSG_CTRUNC)."""
+
+    def __init__(self, sent: int, arrived: int, message: Message) -> None:
+        super().__init__(24, f"{sent} descriptors were sent and {arrived} arrived: this process has too many open files (ulimit -n)")
+        self.message = message
 
 
 class Channel:
@@ -77,7 +85,7 @@ class Channel:
     def receive(self) -> tuple[Message, list[int]]:
         """Wait for a message; return it with its descriptors (close-on-exec, owned by the caller).
 
-        Raises :class:`EOFError` where the other end is gone, also half-way through a message.
+        Raises :class:`EOFError` where the other end is gone, also half-way through a message, and :class:`LostDescriptorsError`.
         """
         space = socket.CMSG_SPACE(_MOST_FDS * 4)
         try:
@@ -93,7 +101,7 @@ class Channel:
             raise
         if len(fds) != count:
             close_all(fds)
-            raise OSError(24, f"{count} descriptors were sent and {len(fds)} arrived: this process has too many open files (ulimit -n)")
+            raise LostDescriptorsError(count, len(fds), json.loads(body))
         return json.loads(body), fds
 
     def _exactly(self, length: int) -> bytes:

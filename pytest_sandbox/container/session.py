@@ -13,7 +13,7 @@ import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_sandbox import sweep
-from pytest_sandbox.channel import Channel, Message, close_all
+from pytest_sandbox.channel import Channel, LostDescriptorsError, Message, close_all
 from pytest_sandbox.errors import SetupError, UnsupportedError
 from pytest_sandbox.linux import mounts, namespaces, process, systemd
 
@@ -158,6 +158,10 @@ class LauncherClient:
     def _receive_any(self) -> tuple[Message, list[int]]:
         try:
             return self.channel.receive()
+        except LostDescriptorsError as error:
+            if error.message["op"] != "ready":
+                raise OSError(error.errno, error.strerror) from None
+            return {**error.message, "number": -1}, []  # an offer is not what anybody waits for
         except EOFError:
             raise self._gone() from None
 
