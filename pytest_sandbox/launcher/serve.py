@@ -329,10 +329,6 @@ def _free(fds: list[int], folder: str | None) -> None:
 def main() -> NoReturn:
     """Run with the arguments SESSION LOCK and two descriptors: the client's socket, and the lock, which is held by being open."""
     session, lock, *fds = sys.argv[1:]
-    with suppress(
-        OSError
-    ):  # it does not take the processor from its client, whom it works ahead for (sched(7)); what it starts is as usual
-        os.sched_setscheduler(0, os.SCHED_BATCH | os.SCHED_RESET_ON_FORK, os.sched_param(0))
     footing.gain_power(int(fds[0]))
     for fd in map(int, fds):
         os.set_inheritable(fd, False)
