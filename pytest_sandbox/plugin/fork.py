@@ -117,7 +117,8 @@ class Fork:
     def begin(self, recording: ExitStack) -> None:
         """Be the fork, which records its warnings until it closes ``recording``."""
         self._wire.in_fork()
-        gc.freeze()  # a collection would touch, and so copy, what this process shares with its parent
+        gc.freeze()  # what is young here is old from now on: the next collections touch, and so copy, none of what is shared with the parent
+        gc.unfreeze()  # but it can be found (gc.get_referrers), as without a fork
         random.setstate(self._random)  # CPython seeds it anew in a fork, and a seed that somebody chose would be lost
         self._recording = recording
         self._streams.in_fork(self._wire.stack_writer)

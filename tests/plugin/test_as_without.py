@@ -226,6 +226,19 @@ def test_output_is_captured_as_without(run, capture):
     assert 1 == sum(line == "five" for line in result.stdout.lines)
 
 
+def test_what_was_made_before_the_test_can_be_found(run):
+    """The collector knows all objects, as libraries and tests that look for referrers expect."""
+    result = run("""
+    import gc
+    made = [object()]
+    def test():
+        assert 0 == gc.get_freeze_count()
+        assert made in gc.get_referrers(made[0])
+        assert any(one is made for one in gc.get_objects())
+    """)
+    result.assert_outcomes(passed=1)
+
+
 def test_random_goes_on_from_its_seed(run):
     """A seed that a fixture of a higher scope chose is the body's, as in one process."""
     run("""
