@@ -11,7 +11,7 @@ import time
 import weakref
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from pytest_sandbox.channel import close_all
 from pytest_sandbox.container import session
@@ -21,6 +21,7 @@ from pytest_sandbox.container.files import Files
 from pytest_sandbox.container.ground import Ground
 from pytest_sandbox.container.planning import about, plan_for, plan_of, with_kept
 from pytest_sandbox.container.popen import Popen, with_pipes
+from pytest_sandbox.container.settling import settle
 from pytest_sandbox.errors import ContainerStopped, OutOfMemory, SandboxError, SetupError, UnsupportedError
 from pytest_sandbox.launcher import users
 from pytest_sandbox.launcher.entering import Entrance
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.channel import Message
     from pytest_sandbox.container.commit import Shelved
-    from pytest_sandbox.container.network import Endpoint, Network
+    from pytest_sandbox.container.network import Endpoint
     from pytest_sandbox.image.image import Image
     from pytest_sandbox.linux.program import Failure
 
@@ -73,7 +74,7 @@ class Container(Files):
         """Layers of this container that were taken, in order: it lies on them now."""
         self._renewing = threading.Lock()
         self._state = "created"
-        self._endpoint: Endpoint | None = None
+        self.endpoint: Endpoint | None = None
         #: The commands of this process's that have not ended.
         self.commands: set[Popen] = set()
         #: The forks of this process that were not awaited.
@@ -108,7 +109,7 @@ class Container(Files):
         self._state = "running"
         _living.add(self)
         try:
-            self._connect()
+            settle(self)
             self._make_workdir()
         except BaseException:
             self.close()
@@ -122,19 +123,6 @@ class Container(Files):
         plan = plan_for(self.ground, self._launcher)
         self.plan = replace(plan, folders=self.ground.with_way(self.folders), **with_kept(self.kept)) if self.kept or self.folders else plan
         return self._launcher.create(self.plan, about(self.ground, label=self.label))
-
-    def _connect(self) -> None:
-        """Connect its network namespace to its network, by the address that it has or a new one; one that was made ahead is on none."""
-        network = self._network
-        if network is not None and self._endpoint is None:
-            self._endpoint = network.attach(self.id, self.hostname, self.pidfd)
-        elif network is not None and self._endpoint is not None:
-            network.plug(self._endpoint, self.pidfd)
-
-    @property
-    def _network(self) -> Network | None:
-        found = self.settings.network
-        return None if isinstance(found, str) else cast("Network", found)
 
     @classmethod
     def check(cls, settings: Settings) -> None:
@@ -172,8 +160,8 @@ class Container(Files):
         if self._state_before == "paused":
             self.group.thaw()
         self._end_processes()
-        if self._network is not None and self._endpoint is not None:
-            self._network.detach(self._endpoint)
+        if self.endpoint is not None:
+            self.endpoint.network.detach(self.endpoint)
         self.ground.release()
         try:
             self._launcher.tell({"op": "closed", "id": self.id})
@@ -233,7 +221,7 @@ class Container(Files):
     @property
     def ip_address(self) -> str | None:
         """Its address on its :class:`Network`, such as "172.30.0.2"; None where it is on none, or has not started."""
-        return self._endpoint.address if self._endpoint else None
+        return self.endpoint.address if self.endpoint else None
 
     @property
     def workdir(self) -> str:
@@ -263,7 +251,7 @@ class Container(Files):
         self.frozen.append(taken)
         self.plan, self.taken = plan, None
         os.close(old)
-        self._connect()
+        settle(self)
 
     @property
     def launcher(self) -> session.LauncherClient:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self
 from pytest_sandbox import sweep
 from pytest_sandbox.container import session
 from pytest_sandbox.container.hosts import Hosts
-from pytest_sandbox.errors import SandboxError, SettingsError, SetupError, UnsupportedError
+from pytest_sandbox.errors import ContainerStopped, SandboxError, SettingsError, SetupError, UnsupportedError
 from pytest_sandbox.linux.network import Bridge
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ _count = itertools.count(1)
 class Endpoint(NamedTuple):
     """A container's place on a network: the number of its address in the subnet, the address, and its names."""
 
+    network: Network
     number: int
     address: str
     names: tuple[str, ...]
@@ -159,7 +160,7 @@ class Network:
             self.start()
             self._check_name(hostname)
             self._last = number = self._free_number()
-            self._endpoints[number] = endpoint = Endpoint(number, str(self._subnet[number]), names)
+            self._endpoints[number] = endpoint = Endpoint(self, number, str(self._subnet[number]), names)
         try:
             self.plug(endpoint, pidfd)
         except BaseException:
@@ -207,6 +208,8 @@ def _explained(step: str) -> Iterator[None]:
     """Turn what the kernel refuses into an error with a remedy."""
     try:
         yield
+    except ProcessLookupError as error:
+        raise ContainerStopped("the container has ended. Make a new one.") from error
     except OSError as error:
         if error.errno == errno.EOPNOTSUPP:
             from pytest_sandbox import host

@@ -57,7 +57,6 @@ def plan_of(ground: Ground, *, has_user_namespace: bool, is_root: bool = True) -
         own_network=own_network,
         user_namespace=has_user_namespace and (not is_root or (own_network and not more)),
         protected=not settings.privileged,
-        hostname=settings.hostname,
         # Outer targets first, so that none covers another.
         volumes=tuple(sorted(((_source(v.source), v.target, v.read_only) for v in settings.volumes), key=lambda volume: volume[1])),
         capabilities=mask,

@@ -40,7 +40,6 @@ class Plan:
     own_network: bool = True
     user_namespace: bool = True
     protected: bool = True
-    hostname: str | None = None
     kept: tuple[tuple[str, str], ...] = ()
     volumes: tuple[tuple[str, str, bool], ...] = ()
     capabilities: int = 0

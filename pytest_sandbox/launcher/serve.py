@@ -234,7 +234,7 @@ class Launcher:
             place = self.find_place(plan, identity)
             placed = replace(plan, layer_folder=place.folder, layer_device=place.device)
             joins = group.joins() if group.fd() < 0 else ()
-            building = Building(placed, self.host, hostname=plan.hostname or identity, joins=joins, shelved=shelved)
+            building = Building(placed, self.host, hostname=identity, joins=joins, shelved=shelved)
             built = building.build(group.fd())
         except BaseException:
             group.remove()

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux import userns
+from pytest_sandbox.linux.program import Program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_sandbox.linux.program import Program
 
 __all__ = [
     "ALL_BUT_USER_AND_PID",
@@ -23,6 +23,7 @@ __all__ = [
     "make_user_namespace",
     "map_identity",
     "map_rooted",
+    "name_host",
     "open_for_children",
     "open_of",
     "set_for_children",
@@ -46,6 +47,16 @@ def add_enter(program: Program, step: str, pidfd: int, *, network: bool, user_fd
     program.add(step, "setns", pidfd, ALL_BUT_USER_AND_PID | (sc.CLONE_NEWNET if network else 0))
     if user_fd >= 0:
         program.add(step, "setns", user_fd, sc.CLONE_NEWUSER)
+
+
+def name_host(pidfd: int, name: str, builder_fd: int) -> None:
+    """Change the host name that a process sees, with the power of a user namespace, -1 for the calling process's own (sethostname(2))."""
+    program, step = Program(), "name host"
+    if builder_fd >= 0:
+        program.add(step, "setns", builder_fd, sc.CLONE_NEWUSER)
+    program.add(step, "setns", pidfd, sc.CLONE_NEWUTS)
+    program.add(step, "sethostname", name.encode(), len(name.encode()))
+    program.run_in_child()
 
 
 def set_for_children(fd: int) -> None:

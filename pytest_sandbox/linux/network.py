@@ -58,19 +58,8 @@ def make_network(user_fd: int) -> int:
     program.add("make a network", "setns", user_fd, sc.CLONE_NEWUSER)
     add_network(program, "make a network")
     found = program.open("make a network", b"/proc/self/ns/net", os.O_RDONLY)
-    _spawn(program)
+    program.run_in_child(sc.CLONE_FILES)
     return program[found]
-
-
-def _spawn(program: Program) -> None:
-    """Make a program's calls in a child that shares this process's descriptors. Raises the failed call's :class:`OSError`."""
-    pid, pidfd = program.spawn(sc.CLONE_FILES)
-    os.close(pidfd)
-    os.waitpid(pid, 0)
-    failure = program.failure()
-    if failure is not None:
-        program.close_leaks()
-        raise failure.error()
 
 
 class Bridge:
@@ -174,7 +163,7 @@ def _opened(program: Program, step: str) -> tuple[int, int]:
     """Return descriptors of the network namespace that a program enters, and of a socket in it that speaks rtnetlink(7)."""
     namespace = program.open(step, b"/proc/self/ns/net", os.O_RDONLY)
     talking = program.add(step, "socket", socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-    _spawn(program)
+    program.run_in_child(sc.CLONE_FILES)
     return program[namespace], program[talking]
 
 

@@ -214,6 +214,17 @@ class Program:
         """Give the thread the mask again that it had."""
         sc.set_signal_mask(self._mask)
 
+    def run_in_child(self, flags: int = 0) -> None:
+        """Make the calls in a child, and wait for its end. Raises the failed call's :class:`OSError`."""
+        pid, pidfd = self.spawn(flags)
+        os.close(pidfd)
+        os.waitpid(pid, 0)
+        failure = self.failure()
+        if failure is not None:
+            if flags & sc.CLONE_FILES:
+                self.close_leaks()
+            raise failure.error()
+
     def _assemble(self) -> int:
         """Lay out records, tables and texts in one buffer, with every address in it; returns the buffer's address."""
         words = [*self._words, _END]

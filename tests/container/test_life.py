@@ -458,3 +458,13 @@ def test_a_cpu_that_the_host_lacks_is_refused():
 
     with pytest.raises(SandboxError, match="cpuset"):
         Container(cpuset="4000").start()
+
+
+@pytest.mark.needs("root")
+def test_a_host_name_takes_no_container_of_its_own():
+    """Containers that differ by name alone are made alike, so that the one that was made ahead serves; the name stays when one goes on after a commit."""
+    with Container(hostname="ann") as ann, Container(hostname="bob") as bob, Container() as nobody:
+        assert ann.plan == bob.plan == nobody.plan
+        assert ["ann", "bob", nobody.id] == [one.call(socket.gethostname) for one in (ann, bob, nobody)]
+        ann.commit()
+        assert "ann\n" == ann.run(["hostname"], stdout=PIPE, text=True).stdout

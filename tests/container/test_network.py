@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 from crash import remains
 
-from pytest_sandbox import Container, Network, SandboxError, SettingsError, SetupError, UnsupportedError, host
+from pytest_sandbox import Container, ContainerStopped, Network, SandboxError, SettingsError, SetupError, UnsupportedError, host
 from pytest_sandbox.container import session
-from pytest_sandbox.linux import network
+from pytest_sandbox.linux import network, process
 
 pytestmark = pytest.mark.needs("bridge")
 
@@ -642,8 +642,12 @@ def test_whoever_dies_nothing_is_left(end):
 def test_a_launcher_that_dies_takes_its_networks():
     """The next container on one is told; a new network works."""
     net = Network("old")
-    with Container(network=net, hostname="a"):
-        os.kill(remains.launcher_of(os.getpid()), signal.SIGKILL)
+    with Container(network=net, hostname="a") as one:
+        one.launcher.process.kill()
+        assert process.ended(one.pidfd, 30)
+        with pytest.raises(ContainerStopped):
+            net.plug(one.endpoint, one.pidfd)
+        one.launcher.process.wait()
         with pytest.raises(SandboxError, match=r"the network old is gone with its launcher. Make a new one"):
             Container(network=net).start()
     net.close()

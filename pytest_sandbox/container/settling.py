@@ -1,0 +1,34 @@
+"""How a container that was made ahead, for anybody, becomes its taker's: by what no plan has to say before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from pytest_sandbox.errors import ContainerStopped, SetupError
+from pytest_sandbox.linux import namespaces
+
+if TYPE_CHECKING:
+    from pytest_sandbox.container import Container
+    from pytest_sandbox.container.network import Network
+
+__all__ = ["settle"]
+
+
+def settle(container: Container) -> None:
+    """Give a container its host name and its place on its network, also to a new init of one that has them: the address stays."""
+    if container.settings.hostname is not None:
+        _name(container, container.settings.hostname)
+    if container.endpoint is not None:
+        container.endpoint.network.plug(container.endpoint, container.pidfd)
+    elif not isinstance(container.settings.network, str):
+        network = cast("Network", container.settings.network)
+        container.endpoint = network.attach(container.id, container.hostname, container.pidfd)
+
+
+def _name(container: Container, name: str) -> None:
+    try:
+        namespaces.name_host(container.pidfd, name, container.launcher.builder_fd)
+    except ProcessLookupError as error:
+        raise ContainerStopped(f"the container {container.id} has ended. Make a new one.") from error
+    except OSError as error:
+        raise SetupError("name host", str(error.strerror)) from error
