@@ -15,7 +15,7 @@ __all__ = ["gather"]
 _SETTINGS = "/sys/kernel/mm/transparent_hugepage"
 _MADV_COLLAPSE = 25  # Linux 6.1
 #: How much of a stretch has to be in memory, that it may be in large pages, which have no holes.
-_FILLED = 0.8
+_FILLED = 0.95
 #: Where a large page is larger than this (512 MiB on some arm64), it is not for a heap.
 _LARGEST = 4 << 20
 
