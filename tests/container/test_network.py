@@ -22,6 +22,7 @@ from crash import remains
 
 from pytest_sandbox import Container, ContainerStopped, Network, SandboxError, SettingsError, SetupError, UnsupportedError, host
 from pytest_sandbox.container import session
+from pytest_sandbox.container.hosts import Hosts
 from pytest_sandbox.linux import network, process
 
 pytestmark = pytest.mark.needs("bridge")
@@ -342,6 +343,28 @@ def test_a_function_inside_holds_nothing_of_the_network(pair):
 
     assert ours <= set(held())
     assert set() == ours & set(pair[0].call(held))
+
+
+def test_the_names_of_the_others_are_whole_while_one_changes(tmp_path):
+    """Whoever reads the file finds every line that is not being changed, and its place is used again."""
+    hosts = Hosts(str(tmp_path / "hosts"))
+    hosts.add("10.0.0.2", "before", "1-1")
+    hosts.add("10.0.0.3", "changing", "1-2")
+    hosts.add("10.0.0.4", "after", "1-3")
+    length = (tmp_path / "hosts").stat().st_size
+
+    def change():
+        for _ in range(500):
+            hosts.remove("10.0.0.3")
+            hosts.add("10.0.0.3", "changing", "1-2")
+
+    with ThreadPoolExecutor(1) as pool:
+        changing = pool.submit(change)
+        while not changing.done():
+            lines = [line.rstrip() for line in (tmp_path / "hosts").read_text().splitlines()]
+            assert ["10.0.0.2\tbefore 1-1", "10.0.0.4\tafter 1-3"] == [lines[-3], lines[-1]]
+        changing.result()
+    assert length == (tmp_path / "hosts").stat().st_size
 
 
 # -- with other settings
