@@ -43,6 +43,7 @@ __all__ = ["News", "Receiver", "Wire"]
 #: The signal on which a fork writes its stack: the kernel's last real-time signal but one, which next to nobody uses.
 STACK_SIGNAL = signal.SIGRTMAX - 1
 _MOST = 256 << 20
+_MOST_STACK = 1 << 20
 _CHUNK = 1 << 18
 _STACK_TIME = 2.0
 _STACK_PAUSE = 0.1
@@ -138,7 +139,8 @@ class Receiver:
 
     def _take_stack(self, poll: select.poll) -> None:
         part = os.read(self._wire.stack_reader, _CHUNK)
-        self.stack += part
+        if len(self.stack) < _MOST_STACK:
+            self.stack += part
         if not part:
             poll.unregister(self._wire.stack_reader)
 

@@ -131,6 +131,23 @@ os._exit(0)"""
     misbehave(body.replace("os._exit(0)", ""), outcome="passed")
 
 
+def test_noise_without_end_on_every_descriptor(misbehave):
+    """Keeps no timeout from coming, and costs no more memory than a report may."""
+    body = """
+for fd in range(3, 256):
+    try:
+        os.set_blocking(fd, False)
+    except OSError:
+        pass
+while True:
+    for fd in range(3, 256):
+        try:
+            os.write(fd, b"noise\\n")
+        except OSError:
+            pass"""
+    assert misbehave(body, mark="timeout=1")["text"].startswith("timeout: still running after 1 s")
+
+
 def test_a_fork_that_goes_on_into_pytest(misbehave):
     """A child of the test that returns into pytest says nothing."""
     misbehave("os.fork()", outcome="passed")
