@@ -9,9 +9,10 @@ import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 
+from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.linux import copying, loop, userns
 
-__all__ = ["MEMORY", "DiskLimitError", "Place", "fill", "make", "remove"]
+__all__ = ["MEMORY", "DiskLimitError", "Place", "explain", "fill", "make", "remove"]
 
 _MKFS = "mkfs.ext4"
 _IMAGE = "file-system"
@@ -60,6 +61,17 @@ def make(base: str, size: int | None, *, session: str, identity: str, lock: str)
         shutil.rmtree(folder, ignore_errors=True)
         raise DiskLimitError(error.errno, f"{error.strerror}: {error.filename or 'loop device'}") from error
     return Place(folder, device, held)
+
+
+def explain(error: BaseException, place: Place) -> None:
+    """Raise :class:`UnsupportedError` for a layer's folder that the kernel does not take."""
+    if isinstance(error, OSError) and error.errno == errno.EINVAL and place.folder is not None and place.device is None:
+        where = os.path.dirname(os.path.dirname(place.folder))
+        raise UnsupportedError(
+            f'storage="disk" ({error.strerror})',
+            f"{where} takes no writable layer, as where it lies on an overlay itself (docker's own root is one): set PYTEST_SANDBOX_HOME to a folder on "
+            "another file system, such as a volume, or leave storage= out.",
+        ) from error
 
 
 def fill(place: Place, number: int, folder: str) -> None:

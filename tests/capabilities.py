@@ -116,6 +116,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "plain_root": lambda: (
         not any(line.split()[4] == "/" and " - overlay " in line for line in Path("/proc/self/mountinfo").read_text().splitlines())
     ),
+    "podmans_policy": lambda: os.path.exists("/usr/share/containers/seccomp.json"),
     "apparmor": lambda: os.access("/sys/kernel/security/apparmor/.load", os.W_OK),
     "undelegated": lambda: has_unified_cgroup() and not has_limits(),
 }

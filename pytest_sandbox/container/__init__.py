@@ -43,6 +43,7 @@ __all__ = ["Child", "Container", "Popen"]
 
 __tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
 
+_HELD_OUTSIDE = "what is in a container of its own cannot use it. Keep the test outside (no_sandbox), or start the container inside."
 #: Seconds between two looks at who still lives in a container that is being closed.
 _LOOK_AGAIN = 0.05
 
@@ -230,6 +231,8 @@ class Container(Files):
 
     def _running(self) -> Self:
         if (status := self.status) not in {"running", "paused"}:
+            if self._state == "running" and self._owner != os.getpid():
+                raise ContainerStopped(f"the container {self.id} is held outside, by process {self._owner}: {_HELD_OUTSIDE}")
             raise ContainerStopped(f"the container {self.id} is {status}. Start it first, or make a new one.")
         return self
 

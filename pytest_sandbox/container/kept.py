@@ -59,6 +59,11 @@ class Kept:
         remove_tree(self.folder)
 
 
+_ELSEWHERE = (
+    "Set PYTEST_SANDBOX_HOME to a folder with room that is not on an overlay, as docker's own root is: a volume, or below /dev/shm."
+)
+
+
 def _home() -> str:
     return os.path.join(images(), "kept")
 
@@ -80,8 +85,10 @@ def keep(container: Container) -> Kept:
                 {"id": made.id, "label": made.label, "time": made.time, "settings": made.settings, "points": points}, file, default=str
             )
         os.rename(unfinished, made.folder)
-    except BaseException:
+    except BaseException as error:
         remove_tree(unfinished)
+        if isinstance(error, OSError):
+            raise SandboxError(f"the layer of {container.id} cannot be kept in {_home()}: {error}. {_ELSEWHERE}") from error
         raise
     finally:
         close_all([layer])

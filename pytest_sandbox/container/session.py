@@ -227,7 +227,7 @@ def _explained(answer: Message) -> UnsupportedError | SetupError:
     from pytest_sandbox.host import kernel
     from pytest_sandbox.host.trial import Trial
 
-    remedy = kernel.around(Trial(answer["reason"], answer["errno"] or errno.EIO))
+    remedy = kernel.denied(Trial(answer["reason"], answer["errno"] or errno.EIO))
     if remedy:
         return UnsupportedError(f"a container here ({answer['step']}: {answer['reason']})", remedy)
     return SetupError(answer["step"], answer["reason"])

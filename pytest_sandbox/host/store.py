@@ -7,6 +7,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from pytest_sandbox import folders
+from pytest_sandbox.linux import overlay
 
 if TYPE_CHECKING:
     from pytest_sandbox.host.trial import Trial
@@ -16,23 +17,33 @@ __all__ = ["remedy_for_state", "remedy_for_store", "try_state", "try_store"]
 
 def _try_writing(path: str) -> str:
     """Write into the folder, or the nearest one above it that exists."""
-    existing = path
-    while not os.path.isdir(existing):
-        existing = os.path.dirname(existing) or "/"
+    existing = _existing(path)
     with tempfile.TemporaryFile(dir=existing):
         pass
     free = os.statvfs(existing)
     return f"{path}, {free.f_bavail * free.f_frsize / (1 << 30):.1f} GiB free"
 
 
+def _existing(path: str) -> str:
+    while not os.path.isdir(path):
+        path = os.path.dirname(path) or "/"
+    return path
+
+
 def try_store() -> str:
-    """Write where images are kept."""
-    return _try_writing(folders.images())
+    """Write where images are kept, and mark a deletion there."""
+    said = _try_writing(folders.images())
+    with tempfile.TemporaryDirectory(dir=_existing(folders.images())) as folder:
+        overlay.make_whiteout(f"{folder}/deleted")
+    return said
 
 
 def remedy_for_store(_trial: Trial) -> str:
     """Return what gives this user a store."""
-    return f"Set PYTEST_SANDBOX_HOME to a folder where this user may write: {folders.images()} is not one."
+    return (
+        "Set PYTEST_SANDBOX_HOME to a folder where this user may write, and which is not on an overlay as docker's own root is (a volume, or below "
+        f"/dev/shm): {folders.images()} is not one."
+    )
 
 
 def try_state() -> str:

@@ -136,6 +136,11 @@ class Tree:
         except FileExistsError:
             if stat.S_ISDIR(os.stat(target, dir_fd=parent, follow_symlinks=False).st_mode):
                 self._make_opaque(parent, target, name)
+        except PermissionError as error:
+            raise ImageError(
+                f"{printable(name)}: this file system takes no mark of a deletion, such as an overlay (docker's own root is one). "
+                "Put the store on another one with PYTEST_SANDBOX_HOME: a volume, or a folder below /dev/shm."
+            ) from error
 
     def _make_opaque(self, parent: int, base: bytes, name: bytes) -> None:
         fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)

@@ -236,9 +236,10 @@ class Launcher:
             joins = group.joins() if group.fd() < 0 else ()
             building = Building(placed, self.host, hostname=identity, joins=joins, shelved=shelved)
             built = building.build(group.fd())
-        except BaseException:
+        except BaseException as error:
             group.remove()
             place.remove()
+            layers.explain(error, place)
             raise
         finally:
             close_all(list(shelved.values()))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.linux.program import Program, Result
 
-__all__ = ["Like", "add_layer", "add_overlay", "make_layer", "mount_overlay"]
+__all__ = ["Like", "add_layer", "add_overlay", "make_layer", "make_whiteout", "mount_overlay"]
 
 _FOLDERS = (("", 0o700), ("/upper", 0o755), ("/work", 0o700))
 
@@ -85,3 +85,8 @@ def _nature(like: Like) -> tuple[tuple[int, int] | None, int]:
     if userns.has_id("uid", owner[0]) and userns.has_id("gid", owner[1]):
         return owner, mode
     return None, mode & ~0o700 | sum(bit << 6 for bit in (os.R_OK, os.W_OK, os.X_OK) if os.access(like.path, bit, dir_fd=like.fd))
+
+
+def make_whiteout(path: str) -> None:
+    """Mark a name as deleted, in a folder that is to be a layer; PermissionError on a file system that is an overlay itself."""
+    os.mknod(path, stat.S_IFCHR, os.makedev(0, 0))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
+from pytest_sandbox.errors import SandboxError
+
+if TYPE_CHECKING:
     from pytest_sandbox.container import Container
 
 __all__ = ["keep"]
@@ -19,4 +22,9 @@ def keep(item: pytest.Item, container: Container, *, failed: bool) -> str | None
         return None
     from pytest_sandbox.container import kept
 
-    return kept.keep(container).id
+    try:
+        return kept.keep(container).id
+    except SandboxError as error:
+        with suppress(pytest.PytestWarning):  # as an error it would take the report along
+            item.warn(pytest.PytestWarning(str(error)))
+        return None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tarballs import OCI, Made, digest_of, docker_archive, entry, files, folder, layer, link, tar_of
 
-from pytest_sandbox import Image, ImageError
+from pytest_sandbox import Container, Image, ImageError
 from pytest_sandbox.image.documents import Platform
 from pytest_sandbox.image.image import find
 
@@ -264,6 +264,14 @@ def test_the_store_is_closed_to_others(made, tmp_path, store):
     os.makedirs(store.folder, 0o755)
     Image.load(as_layout(made, tmp_path))
     assert 0o40700 == os.stat(store.folder).st_mode
+
+
+@pytest.mark.needs("root", "plain_root")
+def test_a_store_on_an_overlay_is_told_where_else_it_can_lie(made, tmp_path):
+    """On a root that is an overlay, as docker's and a container's own, a layer that deletes something cannot be stored: the error says where it can."""
+    layout = as_layout(made, tmp_path)
+    with Container() as container, pytest.raises(ImageError, match=r"\.wh\.one: .*PYTEST_SANDBOX_HOME"):
+        container.call(lambda: Image.load(layout).id)
 
 
 def test_the_store_follows_the_environment(monkeypatch, tmp_path):

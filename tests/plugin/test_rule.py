@@ -223,3 +223,20 @@ def test_the_fixture_asked_for_from_inside_says_what_to_do(run):
     """)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*name it as an argument*"])
+
+
+def test_a_container_that_is_held_outside_cannot_be_used_inside(run, reports):
+    """A body inside that uses a session's container is told whose it is, and the two ways out."""
+    run("""
+    import pytest
+    @pytest.fixture(scope="session")
+    def database(container_factory):
+        with container_factory() as made:
+            yield made
+    @pytest.mark.container
+    def test_inside(database):
+        database.run(["true"])
+    """).assert_outcomes(failed=1)
+    (report,) = [one for one in reports() if one["outcome"] == "failed"]
+    assert "is held outside, by process " in report["text"]
+    assert "no_sandbox" in report["text"]
