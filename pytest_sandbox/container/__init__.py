@@ -46,6 +46,7 @@ __tracebackhide__ = True  # pytest shows the line of the test that asked, not ou
 _HELD_OUTSIDE = "what is in a container of its own cannot use it. Keep the test outside (no_sandbox), or start the container inside."
 #: Seconds between two looks at who still lives in a container that is being closed.
 _LOOK_AGAIN = 0.05
+_MOST_LOOKS = 100
 
 _living: weakref.WeakSet[Container] = weakref.WeakSet()
 
@@ -182,8 +183,9 @@ class Container(Files):
             command.wait()
         for child in list(self.children):
             child.reap()
-        while not process.ended(self.pidfd, _LOOK_AGAIN) and (self.group.pids() or self.group.count() is None):
-            pass  # what is left once nobody lives are the dead of a visitor that does not reap them
+        looks = 0
+        while not process.ended(self.pidfd, _LOOK_AGAIN) and (self.group.pids() or (self.group.count() is None and looks < _MOST_LOOKS)):
+            looks += 1  # what is left once nobody lives are the dead of a visitor that does not reap them; without groups nobody knows
 
     def __del__(self) -> None:
         if getattr(self, "_state", "") in {"running", "paused"}:

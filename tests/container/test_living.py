@@ -94,6 +94,7 @@ def test_a_visitor_that_leaves_leaves_the_container_running():
         assert (-signal.SIGKILL, 0) == (killed.returncode, container.run(["true"]).returncode)
 
 
+@pytest.mark.vm
 def test_a_visitors_command_ends_with_the_container():
     """The owner's close() kills what a visitor runs, and tells the visitor."""
     with Container() as container:
