@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from capabilities import disk_of, has
 
-from pytest_sandbox import Container, SettingsError
+from pytest_sandbox import Container, Settings, SettingsError
 
 pytestmark = [pytest.mark.needs("containers"), pytest.mark.vm]
 
@@ -33,7 +33,7 @@ def test_a_volume_is_written_no_faster_than_its_disk_may_be():
 def test_what_is_no_disk_is_a_wrong_setting(path):
     """A path that is no block device is refused before anything starts."""
     with pytest.raises(SettingsError, match=rf"device_read_iops='{path}'.*a block device"):
-        Container(device_read_iops={path: 10}).start()
+        Container.check(Settings.of(device_read_iops={path: 10}))
 
 
 @pytest.mark.needs("cgroup_v2", "limits")
