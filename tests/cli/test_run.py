@@ -157,6 +157,17 @@ class TestFlags:
         assert "lo\n" == said("host", "ls", "/sys/class/net")
         assert ours == said("--network", "host", "host", "ls", "/sys/class/net").split()
 
+    def test_a_disks_rates(self):
+        """--device-read-bps and its kin are the settings of their names; what is no disk is refused with the form that is."""
+        refused = run("--device-write-iops", "/etc/passwd:10", "host", "true")
+        assert (125, True) == (
+            refused.returncode,
+            "device_write_iops='/etc/passwd' is not valid; accepted: a block device" in refused.stderr,
+        )
+        wrong = [run(f"--device-{name}", "/dev/sda", "host", "true") for name in ("read-bps", "write-bps", "read-iops", "write-iops")]
+        assert [125] * 4 == [done.returncode for done in wrong]
+        assert [] == [done.stderr for done in wrong if "PATH:RATE" not in done.stderr]
+
     @pytest.mark.needs("limits")
     def test_limits(self):
         """-m, --cpus and --pids-limit are the cgroup's."""

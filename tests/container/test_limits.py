@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -42,6 +43,18 @@ def test_the_soft_limit_reaches_the_group():
     with Container(memory_high="32m") as container, Container() as free:
         limits = [Path(one.group.folder, "memory.high").read_text() for one in (container, free)]
     assert ["33554432\n", "max\n"] == limits
+
+
+@pytest.mark.needs("cgroup_v2", "limits", "pressure")
+def test_what_is_slowed_down_is_under_pressure():
+    """Over memory_high the time that processes stand still for memory grows."""
+    with Container(memory_high="32m") as container:
+        greedy = container.popen([sys.executable, "-S", "-c", "held = b'x' * (96 << 20)"])
+        deadline = time.monotonic() + 60
+        while not container.stats().memory_pressure_seconds:
+            assert time.monotonic() < deadline, "it does not come"
+        greedy.kill()
+        greedy.wait()
 
 
 @pytest.mark.needs("limits")
