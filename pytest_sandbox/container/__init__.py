@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import signal
 import subprocess
@@ -297,6 +298,8 @@ class Container(Files):
         """Raise what a step into this container failed with."""
         if failure.step.startswith("raise ulimits"):
             raise UnsupportedError(f"ulimits: {failure.call}", "Start pytest with a higher hard limit (ulimit -H), or ask for less.")
+        if failure.errno == errno.ESRCH:  # an init that is ending has lost its namespaces a moment before its descriptor says so
+            raise ContainerStopped(f"the container {self.id} has ended. Make a new one.")
         self._running()  # one that has ended is not entered
         raise SetupError(failure.step, str(failure.error().strerror))
 
@@ -355,7 +358,8 @@ class Container(Files):
 
         The child must end by :func:`os._exit`. Raises :class:`UnsupportedError` where the caller may not enter a PID namespace.
         """
-        return fork_into(self._awake(), _living)
+        here = [one for one in _living if one._home is self._home]  # noqa: SLF001 - not those outside, of a fork that is inside
+        return fork_into(self._awake(), here)
 
     def call(self, func: Callable[..., Any], /, *args: Any, timeout: float | None = None, **keywords: Any) -> Any:
         """Run ``func(*args, **keywords)`` inside, in a fork of this process; return its value or raise its exception.

@@ -6,7 +6,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.errors import UnsupportedError
+from pytest_sandbox.errors import ContainerStopped, UnsupportedError
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux import userns
 from pytest_sandbox.linux.program import Program
@@ -60,8 +60,14 @@ def name_host(pidfd: int, name: str, builder_fd: int) -> None:
 
 
 def set_for_children(fd: int) -> None:
-    """Let what this thread forks from now on begin in the PID namespace of a process's or namespace's descriptor (setns(2))."""
-    sc.setns(fd, sc.CLONE_NEWPID)
+    """Let what this thread forks from now on begin in the PID namespace of a process's or namespace's descriptor (setns(2)).
+
+    Raises :class:`ContainerStopped` for a process that is ending: it has lost its namespaces a moment before its descriptor says so.
+    """
+    try:
+        sc.setns(fd, sc.CLONE_NEWPID)
+    except ProcessLookupError as error:
+        raise ContainerStopped("the container has ended. Make a new one.") from error
 
 
 def open_for_children() -> int:

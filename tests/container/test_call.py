@@ -400,3 +400,16 @@ def test_no_descriptor_is_left(box):
         with pytest.raises(SandboxError):
             box.call(os._exit, 3)
     assert len(before) == len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.needs("root")
+def test_a_call_in_a_container_in_a_container_leaves_what_is_open(tmp_path):
+    """The function inside the inner one has every descriptor of its caller's, whose numbers are some that the outer's owner uses for it."""
+
+    def nested(folder):
+        files = [os.open(folder, os.O_RDONLY) for _ in range(64)]
+        with Container() as inner:
+            return inner.call(lambda: [fd for fd in files if not os.path.samestat(os.fstat(fd), os.stat(files[0]))])
+
+    with Container(), Container(privileged=True) as outer:
+        assert [] == outer.call(nested, str(tmp_path))

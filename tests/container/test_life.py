@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import gc
 import os
+import pathlib
 import resource
 import select
 import signal
@@ -395,6 +396,32 @@ def test_inside_is_no_place_to_make_containers(box):
         return "ran"
 
     assert "ContainerStopped" == box.call(nested, box)
+
+
+@pytest.fixture
+def dying():
+    """The descriptor of a process that has lost its namespaces already, and has not ended: its first thread has, another lives."""
+    code = "import ctypes, threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\nctypes.CDLL(None).pthread_exit(None)"
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        while "Z" != pathlib.Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2][0]:
+            os.sched_yield()
+        pidfd = os.pidfd_open(process.pid)
+        yield pidfd
+        os.close(pidfd)
+        process.kill()
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("what", ["run", "call", "processes", "kill"])
+def test_an_init_that_is_ending_is_a_container_that_has_ended(what, dying, monkeypatch):
+    """In the moment between losing its namespaces and its end, too, what is tried says that the container has stopped."""
+    arguments = {"run": [["true"]], "call": [len, ""]}.get(what, [])
+    with Container() as container:
+        monkeypatch.setattr(container, "pidfd", dying)
+        with pytest.raises(ContainerStopped, match="has ended"):
+            getattr(container, what)(*arguments)
+        monkeypatch.undo()
+        assert 0 == container.run(["true"]).returncode
 
 
 def test_images_of_nobody_are_refused():

@@ -79,8 +79,9 @@ def test_what_another_user_inside_closed_is_swept(home, image):
     container.run(["/bin/sh", "-c", WRITE], check=True)
     folder = home / "writable" / session.current().name
     assert folder.is_dir()
-    session.current().process.send_signal(signal.SIGKILL)
-    session.current().process.wait()
+    launcher = session.current().process
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait()
     container.close()
     sweep.sweep()
     assert not folder.exists()
