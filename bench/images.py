@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -103,6 +104,7 @@ def registry(folder: Path) -> Iterator[str]:
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         line = next(line for line in process.stderr if "listening on " in line)
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # it waits for whoever does not read its log
         try:
             yield "127.0.0.1:" + line.partition("listening on ")[2].partition('"')[0].rpartition(":")[2].strip()
         finally:
