@@ -70,6 +70,7 @@ class Launcher:
         self.asked = 0
         self.count = 0
         self.wanted: Plan | None = None
+        self.last: Plan | None = None
         self.patience = 0
         self.offered = 0.0
         self.poll = select.poll()
@@ -190,10 +191,11 @@ class Launcher:
         return self.spare
 
     def claim(self, made: Made, about: Any) -> None:
-        """Note that a container is the client's, and that the one after it is wanted: at once, where this one was not waiting."""
+        """Note that a container is the client's, and that the one after it is wanted: at once, where one of the same plan was not waiting."""
         made.claimed, made.about, made.since = True, about, time.time()
-        in_hurry = made is not self.spare or time.monotonic() - self.offered < _PATIENCE / 1000
-        self.patience = 0 if in_hurry else _PATIENCE
+        was_waiting = made is self.spare and time.monotonic() - self.offered >= _PATIENCE / 1000
+        self.patience = _PATIENCE if was_waiting or made.plan != self.last else 0
+        self.last = made.plan
         if made is self.spare:
             self.spare = None
         self.wanted = made.plan
