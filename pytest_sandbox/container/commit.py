@@ -120,7 +120,9 @@ def commit(container: Container, name: str | None) -> Image:
 
 
 def _is_quiet(container: Container) -> bool:
-    return container.status == "running" and not container.processes()
+    if container.status != "running":
+        return False
+    return container.group.pids() == (container.pid,) or not container.processes()  # the groups, where there are any, are read faster
 
 
 @contextlib.contextmanager
