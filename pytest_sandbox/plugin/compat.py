@@ -1,6 +1,7 @@
 """Every private name of pytest, pluggy and execnet that this plugin uses, and why there is no public one.
 
 - ``item._request``: setting up an item's fixtures of higher scopes before its own setup runs has no public call.
+- ``SubRequest``, ``_request._fixture_defs``: a fixture that overrides one of its own name is what asks for that, and there is no other way to it.
 - ``item._fixtureinfo``, ``callspec._arg2scope``, ``_pytest.scope``: which of an item's fixtures have a scope above function, also where a
   parametrisation gives the scope.
 - ``item.session._setupstate``: a fork must forget the finalizers of nodes above its item, or each test would end the session's fixtures.
@@ -19,9 +20,12 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext, suppress
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from _pytest.compat import NOTSET
+from _pytest.fixtures import SubRequest
 from _pytest.scope import Scope
 from _pytest.warnings import catch_warnings_for_item
 
@@ -60,10 +64,28 @@ def _higher_fixtures(item: Any) -> Iterator[str]:
         yield "doctest_namespace"  # a doctest asks for it without naming it
 
 
+def _overridden(item: Any) -> Iterator[tuple[str, list[Any]]]:
+    """Yield each name under which a fixture of function scope asks for one of a higher scope, with the definitions above that, topmost first."""
+    info = getattr(item, "_fixtureinfo", None)
+    scopes = getattr(getattr(item, "callspec", None), "_arg2scope", {})  # a parametrisation's scope is that of all of a name
+    for name, definitions in info.name2fixturedefs.items() if info else ():
+        if name in scopes:
+            continue
+        above = list(takewhile(lambda one: one._scope is Scope.Function and one.argname in one.argnames, reversed(definitions)))
+        if 0 < len(above) < len(definitions) and definitions[-1 - len(above)]._scope > Scope.Function:
+            yield name, above
+
+
 def set_up_higher(item: Any) -> None:
-    """Set up the item's fixtures of higher scopes in this process."""
+    """Set up the item's fixtures of higher scopes in this process, those too that are overridden by one of function scope that asks for them."""
     for name in _higher_fixtures(item):
         item._request.getfixturevalue(name)
+    for name, above in _overridden(item):
+        request = item._request
+        for definition in above:
+            request = SubRequest(request, Scope.Function, NOTSET, 0, definition, _ispytest=True)
+        request.getfixturevalue(name)
+        del item._request._fixture_defs[name]  # what the item has by that name is the fork's to make
 
 
 class Finalizers:

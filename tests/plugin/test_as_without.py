@@ -249,6 +249,30 @@ def test_random_goes_on_from_its_seed(run):
     """).assert_outcomes(passed=1)
 
 
+def test_a_higher_fixture_is_made_once_and_outside_also_where_it_is_overridden(run, pytester):
+    """A fixture of function scope may take what it overrides, level by level: the session's own is made in the parent, the others inside."""
+    pytester.makeconftest("""
+    import os, pytest
+    @pytest.fixture(scope="session")
+    def server(): return [os.getppid() != 0]
+    """)
+    run("""
+    import os, pytest
+
+    @pytest.fixture
+    def server(server): return [*server, "module", os.getppid()]
+
+    class TestThem:
+        @pytest.fixture
+        def server(self, server): return [*server, "class", os.getppid()]
+
+        def test_a(self, server): assert [True, "module", 0, "class", 0] == server
+        def test_b(self, server): self.test_a(server)
+
+    def test_c(server): assert [True, "module", 0] == server
+    """).assert_outcomes(passed=3)
+
+
 def test_higher_scopes_are_made_once_and_outside(run, pytester):
     """Session, package, module and class fixtures are set up and torn down once, in the parent; function scope is inside."""
     log = pytester.path / "log"
