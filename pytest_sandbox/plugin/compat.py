@@ -50,42 +50,34 @@ __all__ = [
 ]
 
 
-def _higher_fixtures(item: Any) -> Iterator[str]:
+def _higher_fixtures(item: Any) -> Iterator[tuple[str, list[Any]]]:
+    """Yield the names of the item's fixtures of higher scopes, each with those of function scope that override it and ask for it, topmost first."""
     info = getattr(item, "_fixtureinfo", None)
     if info is None:
         return
-    scopes = getattr(getattr(item, "callspec", None), "_arg2scope", {})
-    for name in info.names_closure:
-        definitions = info.name2fixturedefs.get(name)
-        scope = scopes.get(name) or (definitions[-1]._scope if definitions else Scope.Function)
-        if definitions and scope > Scope.Function:
-            yield name
-    if hasattr(item, "dtest"):
-        yield "doctest_namespace"  # a doctest asks for it without naming it
-
-
-def _overridden(item: Any) -> Iterator[tuple[str, list[Any]]]:
-    """Yield each name under which a fixture of function scope asks for one of a higher scope, with the definitions above that, topmost first."""
-    info = getattr(item, "_fixtureinfo", None)
     scopes = getattr(getattr(item, "callspec", None), "_arg2scope", {})  # a parametrisation's scope is that of all of a name
-    for name, definitions in info.name2fixturedefs.items() if info else ():
-        if name in scopes:
-            continue
-        above = list(takewhile(lambda one: one._scope is Scope.Function and one.argname in one.argnames, reversed(definitions)))
-        if 0 < len(above) < len(definitions) and definitions[-1 - len(above)]._scope > Scope.Function:
+    for name in info.names_closure:
+        definitions = info.name2fixturedefs.get(name) or ()
+        above = [] if name in scopes else list(takewhile(_takes_what_it_overrides, reversed(definitions)))
+        if len(above) < len(definitions) and (scopes.get(name) or definitions[-1 - len(above)]._scope) > Scope.Function:
             yield name, above
+    if hasattr(item, "dtest"):
+        yield "doctest_namespace", []  # a doctest asks for it without naming it
+
+
+def _takes_what_it_overrides(definition: Any) -> bool:
+    return definition._scope is Scope.Function and definition.argname in definition.argnames
 
 
 def set_up_higher(item: Any) -> None:
-    """Set up the item's fixtures of higher scopes in this process, those too that are overridden by one of function scope that asks for them."""
-    for name in _higher_fixtures(item):
-        item._request.getfixturevalue(name)
-    for name, above in _overridden(item):
+    """Set up the item's fixtures of higher scopes in this process."""
+    for name, above in _higher_fixtures(item):
         request = item._request
         for definition in above:
             request = SubRequest(request, Scope.Function, NOTSET, 0, definition, _ispytest=True)
         request.getfixturevalue(name)
-        del item._request._fixture_defs[name]  # what the item has by that name is the fork's to make
+        if above:
+            del item._request._fixture_defs[name]  # what the item has by that name is the fork's to make
 
 
 class Finalizers:
