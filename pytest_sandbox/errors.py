@@ -7,6 +7,7 @@ it is a value of :mod:`pytest_sandbox.outcome`, or what :mod:`subprocess` would 
 from __future__ import annotations
 
 import subprocess
+from typing import Self
 
 __all__ = [
     "ContainerStopped",
@@ -73,6 +74,11 @@ class SetupError(SandboxError):
 
 class ContainerStopped(SandboxError):
     """The container is no longer running, so nothing can be done in it."""
+
+    @classmethod
+    def ended(cls, which: str = "") -> Self:
+        """Return the error for a container, ``which`` by its id, that is found to have ended while something was done in it."""
+        return cls(f"the container {which} has ended. Make a new one." if which else "the container has ended. Make a new one.")
 
 
 class OutOfMemory(subprocess.CalledProcessError):

@@ -299,7 +299,7 @@ class Container(Files):
         if failure.step.startswith("raise ulimits"):
             raise UnsupportedError(f"ulimits: {failure.call}", "Start pytest with a higher hard limit (ulimit -H), or ask for less.")
         if failure.errno == errno.ESRCH:  # an init that is ending has lost its namespaces a moment before its descriptor says so
-            raise ContainerStopped(f"the container {self.id} has ended. Make a new one.")
+            raise ContainerStopped.ended(self.id)
         self._running()  # one that has ended is not entered
         raise SetupError(failure.step, str(failure.error().strerror))
 
@@ -456,7 +456,7 @@ class Container(Files):
         """
         answer, fds = self._layer()
         if not fds:
-            raise ContainerStopped(f"the container {self.id} has ended. Make a new one.")
+            raise ContainerStopped.ended(self.id)
         close_all(fds[1:])
         numbers = sorted(int(name) for name in os.listdir(fds[0]) if name.isdigit())
         return fds[0], {str(number): self._ground_of(number, answer["points"]) for number in numbers}

@@ -49,7 +49,7 @@ class Files:
         os.waitpid(entrance.spawn(begun), 0)
         failure = begun.program.failure()
         if failure is None and begun.program[found] < 0:  # the container's end was the child's too
-            raise ContainerStopped(f"the container {self.id} has ended. Make a new one.")
+            raise ContainerStopped.ended(self.id)
         if failure is None:
             return int(begun.program[found])
         if failure.step != "open":

@@ -209,7 +209,7 @@ def _explained(step: str) -> Iterator[None]:
     try:
         yield
     except ProcessLookupError as error:
-        raise ContainerStopped("the container has ended. Make a new one.") from error
+        raise ContainerStopped.ended() from error
     except OSError as error:
         if error.errno == errno.EOPNOTSUPP:
             from pytest_sandbox import host

@@ -29,6 +29,6 @@ def _name(container: Container, name: str) -> None:
     try:
         namespaces.name_host(container.pidfd, name, container.launcher.builder_fd)
     except ProcessLookupError as error:
-        raise ContainerStopped(f"the container {container.id} has ended. Make a new one.") from error
+        raise ContainerStopped.ended(container.id) from error
     except OSError as error:
         raise SetupError("name host", str(error.strerror)) from error

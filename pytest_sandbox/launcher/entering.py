@@ -72,7 +72,7 @@ class Entrance:
                 pid, pidfd = begun.program.spawn(begun.flags, cgroup=self.cgroup)
         except OSError as error:
             if process.ended(self.pidfd, 0):
-                raise ContainerStopped("the container has ended. Make a new one.") from error
+                raise ContainerStopped.ended() from error
             raise
         os.close(pidfd)
         if begun.younger is None:

@@ -67,7 +67,7 @@ def set_for_children(fd: int) -> None:
     try:
         sc.setns(fd, sc.CLONE_NEWPID)
     except ProcessLookupError as error:
-        raise ContainerStopped("the container has ended. Make a new one.") from error
+        raise ContainerStopped.ended() from error
 
 
 def open_for_children() -> int:
