@@ -142,7 +142,6 @@ def import_of(statement: str) -> Iterator[Round]:
     def once() -> float:
         return float(subprocess.run([sys.executable, "-c", code], env=env, check=True, stdout=subprocess.PIPE).stdout)
 
-    once()
     yield once
 
 
