@@ -146,11 +146,8 @@ def fork_into(container: Container, living: Iterable[Container], *, shielded: bo
     entrance = container.entrance()
     lock_down = entrance.lock_down(None if container.settings.user is None else container.find_user(container.settings.user))
     twice = shielded or entrance.builder_fd >= 0
-    program, clone = Program(), None
-    if twice:
-        clone, files = entrance.add_start(program, shielded=shielded)
-        entrance.add_payload(program, files)
-    else:
+    program, clone = entrance.begin(shielded=shielded) if twice else (Program(), None)
+    if clone is None:
         entrance.add_enter(program)
     _add_arrival(container, program, living)
     program.prepare()

@@ -26,13 +26,13 @@ from pytest_sandbox.launcher import users
 from pytest_sandbox.launcher.entering import PYTHON_IGNORES, START_TIMEOUT
 from pytest_sandbox.linux import process, terminal
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.program import Program
 from pytest_sandbox.linux.spawn import Spawn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_sandbox.container import Container
+    from pytest_sandbox.linux.program import Program
     from pytest_sandbox.linux.spawn import Status
 
 __all__ = ["Popen", "with_pipes"]
@@ -95,9 +95,7 @@ class Popen(subprocess.Popen[Any]):
             commands = _candidates(words[0] if executable is None else os.fsdecode(executable), env)
             passed = _passed(pass_fds, close_fds=close_fds)
             entrance = self._container.entrance()
-            program = Program()
-            clone, files = entrance.add_start(program)
-            entrance.add_payload(program, files)
+            program, clone = entrance.begin()
             _add_streams(program, standards, tty=self._tty)
             if self._tty and who is not None:  # as login(1) does: else the user may not open its own terminal by name
                 program.add("own the terminal", "fchown", 0, who.uid, -1)

@@ -51,34 +51,20 @@ class Entrance:
 
     @property
     def descriptors(self) -> set[int]:
-        """The descriptors that :meth:`add_start` and :meth:`add_enter` use."""
+        """The descriptors that such a program uses."""
         return {fd for fd in (self.pidfd, self.user_fd, self.builder_fd, self.cgroup) if fd >= 0}
 
-    def add_start(self, program: Program, *, shielded: bool = True) -> tuple[Result, list[Result]]:
-        """Append what is done outside of the PID namespace: enter the others, make the payload in it.
+    def begin(self, *, shielded: bool = True) -> tuple[Program, Result]:
+        """Begin a program that enters from outside, and the call in it that makes the payload.
 
-        ``shielded`` keeps the payload from being looked at until it executes a program. Returns the
-        call that makes it, and the opened files by which it joins its cgroups.
+        ``shielded`` keeps the payload from being looked at until it executes a program.
         """
-        if shielded:
-            add_helper_start(program)
-        if self.builder_fd >= 0:
-            program.add("become the builder", "setns", self.builder_fd, sc.CLONE_NEWUSER)
-        files = [program.open("join cgroups", os.fsencode(path), os.O_WRONLY) for path in self.joins]
         flags = _OUTSIDE | sc.CLONE_NEWPID | (sc.CLONE_NEWNET if self.plan.own_network else 0)
-        program.add("enter namespaces", "setns", self.pidfd, flags)
-        how = sc.sibling_arguments(self.cgroup)
-        step = "make a process in the container"
-        return program.add(step, "clone3", how, len(how), stop_if_positive=True), files
-
-    def add_payload(self, program: Program, files: list[Result]) -> None:
-        """Append what the payload does first: join its cgroups by ``files``, enter what is left, be a session leader."""
-        for file in files:
-            program.add("join cgroups", "write", file, b"0", 1)
-            program.close("join cgroups", file)
-        process.add_ulimits(program, "raise ulimits", self.plan.ulimits)
-        namespaces.add_enter(program, "enter namespaces", self.pidfd, sc.CLONE_NEWCGROUP, self._user_fd)
-        program.add("new session", "setsid")
+        spaces = (self.pidfd, flags, self.builder_fd, self._user_fd)
+        part, clone = _beginning(self.joins, self.cgroup, self.plan.ulimits, spaces, shielded=shielded)
+        program = Program()
+        program.extend(part)
+        return program, clone
 
     def add_look(self, program: Program) -> None:
         """Append what a child does that looks at the container's files: enter its mounts, with the rights of root inside."""
@@ -117,6 +103,36 @@ class Entrance:
     def _is_rooted(self) -> bool:
         """Whether a user is root inside."""
         return self.builder_fd >= 0 and self.plan.user_namespace and not self.plan.is_on_host
+
+
+@lru_cache(maxsize=16)
+def _beginning(
+    joins: tuple[str, ...],
+    cgroup: int,
+    ulimits: tuple[tuple[str, int, int], ...],
+    spaces: tuple[int, int, int, int],
+    *,
+    shielded: bool,
+) -> tuple[Program, Result]:
+    """Return what enters first: outside of the PID namespace up to the clone3, in the payload from there on."""
+    pidfd, flags, builder_fd, user_fd = spaces
+    program = Program()
+    if shielded:
+        add_helper_start(program)
+    if builder_fd >= 0:
+        program.add("become the builder", "setns", builder_fd, sc.CLONE_NEWUSER)
+    files = [program.open("join cgroups", os.fsencode(path), os.O_WRONLY) for path in joins]
+    program.add("enter namespaces", "setns", pidfd, flags)
+    how = sc.sibling_arguments(cgroup)
+    step = "make a process in the container"
+    clone = program.add(step, "clone3", how, len(how), stop_if_positive=True)
+    for file in files:
+        program.add("join cgroups", "write", file, b"0", 1)
+        program.close("join cgroups", file)
+    process.add_ulimits(program, "raise ulimits", ulimits)
+    namespaces.add_enter(program, "enter namespaces", pidfd, sc.CLONE_NEWCGROUP, user_fd)
+    program.add("new session", "setsid")
+    return program, clone
 
 
 # It is the same for each test of a container's plan, and costs more to put together than to make.

@@ -267,61 +267,47 @@ class Program:
 
     def _assemble(self) -> int:
         """Lay out the program in a buffer of this process's; return the buffer's address."""
-        self._buffer = bytearray(self._size())
-        address = sc.address_of(self._buffer)
-        self._lay_out(self._buffer, address)
+        self._buffer, address = self._laid_out(self._words, None)
         return address
 
-    def image(self, address: int, mask: bytes) -> bytes:
+    def image(self, address: int, mask: bytes) -> bytearray:
         """Return the program for a process that finds it at ``address``.
 
-        ``mask`` is the signal mask that :meth:`restore_signals` restores there.
+        ``mask`` is the signal mask that :meth:`restore_signals` restores there. A record can be
+        read at the end of the list, too.
         """
-        self._text[self._mask_at : self._mask_at + 8] = mask
-        buffer = bytearray(self._size())
-        self._lay_out(buffer, address)
-        for index in range(len(self._said)):
-            at = 8 * (index * _SIZE + _MODE)
-            struct.pack_into("=Q", buffer, at, self._words[at // 8] | index << _INDEX_SHIFT)
-        return bytes(buffer)
+        self._text[self._mask_at : self._mask_at + len(mask)] = mask
+        words = list(self._words)
+        modes = enumerate(words[_MODE::_SIZE])
+        words[_MODE::_SIZE] = [mode | index << _INDEX_SHIFT for index, mode in modes]
+        return self._laid_out(words, address)[0] + bytes(RECORD_SIZE)
 
-    def _placed(self) -> tuple[list[tuple[int, int]], dict[int, int], int]:
-        """Return which word points to the table in which word, by table, and the count of words."""
-        size, tables, placed = len(self._words) + 1, [], dict[int, int]()
+    def _laid_out(self, records: list[int], address: int | None) -> tuple[bytearray, int]:
+        """Return records, tables and texts in one buffer, with every address in it, and where it begins.
+
+        Without an ``address`` that is where the buffer lies in this process.
+        """
+        words = [*records, _END]
+        texts = list(self._texts)
+        more = bytearray(self._text)  # what tables point to is not what another program is extended by
+        tables, placed = [], dict[int, int]()
         for place, table in self._tables:
+            tables.append((place, placed.setdefault(id(table), len(words))))
             # Each once: all tries of a command share its environment.
-            if id(table) not in placed:
-                placed[id(table)] = size
-                size += len(table)
-            tables.append((place, placed[id(table)]))
-        return tables, placed, size
-
-    def _size(self) -> int:
-        """Return the size of the assembled program in bytes."""
-        entries = {id(table): table for _place, table in self._tables}.values()
-        more = sum(_length(entry) for table in entries for entry in table if isinstance(entry, bytes))
-        # A record can be read at the end of the list, too.
-        return 8 * self._placed()[2] + len(self._text) + more + RECORD_SIZE
-
-    def _lay_out(self, buffer: bytearray, address: int) -> None:
-        """Write records, tables and texts into ``buffer``, with every address as seen from ``address``."""
-        tables, placed, size = self._placed()
-        words = [*self._words, _END, *([0] * (size - len(self._words) - 1))]
-        texts, more = list(self._texts), bytearray(self._text)
-        for table in {id(table): table for _place, table in self._tables}.values():
-            for at, entry in enumerate(table, placed[id(table)]):
+            for entry in table if placed[id(table)] == len(words) else ():
                 if isinstance(entry, bytes):
-                    texts.append((at, _append(more, entry)))
-                else:
-                    words[at] = entry & _WORD
+                    texts.append((len(words), _append(more, entry)))
+                words.append(0 if isinstance(entry, bytes) else entry & _WORD)
+        size = 8 * len(words)
+        buffer = bytearray(size) + more
+        start = sc.address_of(buffer) if address is None else address
         for place, target in (*tables, *self._links):
-            words[place] = address + 8 * target
-        text = address + 8 * size
-        self._mask = text + self._mask_at
+            words[place] = start + 8 * target
+        self._mask = start + size + self._mask_at
         for place, at in texts:
-            words[place] = text + at
-        struct.pack_into(f"={size}Q", buffer, 0, *words)
-        buffer[8 * size : 8 * size + len(more)] = more
+            words[place] = start + size + at
+        struct.pack_into(f"={len(words)}Q", buffer, 0, *words)
+        return buffer, start
 
     # -- afterwards
 
@@ -341,8 +327,11 @@ class Program:
     def failure_of(self, index: int, result: int) -> Failure:
         """Return how the call ``index`` failed, which has returned ``result``."""
         step, call, arguments = self._said[index]
-        may_be = bool(self._words[index * _SIZE + _MODE] & _GO_ON)
-        return Failure(step, -result, f"{call}({', '.join(map(_shown, arguments))})", may_be)
+        return Failure(step, -result, f"{call}({', '.join(map(_shown, arguments))})", self.may_fail(index))
+
+    def may_fail(self, index: int) -> bool:
+        """Tell whether an error of the call ``index`` does not end the program."""
+        return bool(self._words[index * _SIZE + _MODE] & _GO_ON)
 
     @staticmethod
     def read_record(record: bytes) -> tuple[int | None, int]:
@@ -362,15 +351,10 @@ class Program:
                 os.close(fd)
 
 
-def _length(text: bytes) -> int:
-    """Return what a text takes: its ending zero, and what aligns the next one."""
-    return len(text) + 8 - len(text) % 8
-
-
 def _append(texts: bytearray, text: bytes) -> int:
     at = len(texts)
     texts += text
-    texts += bytes(_length(text) - len(text))
+    texts += bytes(8 - len(text) % 8)  # ends it, and aligns the next
     return at
 
 

@@ -77,7 +77,7 @@ class Spawn:
         self._kept = kept
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC)
         self._pid, self._pidfd = 0, -1
-        self._failures: list[Failure] = []
+        self._failed: list[tuple[int, int]] = []  # which calls, with which results
         self._ended = False
         self._data = b""
 
@@ -101,9 +101,9 @@ class Spawn:
         What fails is reported, for errno alone tells the caller why.
         """
         arguments = Table((*words, 0)), Table((*environment, 0))
-        for command in commands:
-            tried = self._program.add("execute", "execve", command, *arguments, go_on=True)
-            self._program.add("execute", "write", self._writer, Record(tried.index), RECORD_SIZE)
+        tries = [self._program.add("execute", "execve", command, *arguments, go_on=True) for command in commands]
+        size = len(tries) * RECORD_SIZE
+        self._program.add("execute", "write", self._writer, Record(tries[0].index), size)
 
     def run(self, deadline: float) -> Status:
         """Start the helper, and wait until the payload has executed its program, or ended.
@@ -165,19 +165,20 @@ class Spawn:
                 with suppress(ProcessLookupError):
                     self._pidfd = os.pidfd_open(result)
             else:
-                self._failures.append(self._program.failure_of(index, result))
+                self._failed.append((index, result))
 
     def _status(self, *, late: bool) -> Status:
         if late and self._pid and process.name(self._pid) not in {NAME, b""}:
             late = False  # it has executed its program: a fork of this process holds the pipe open
-        executed = not late and not self._has_failed()
-        if not executed:
-            self._kill()
-        return Status(self._pid, self._failures, executed, late)
+        if not late and self._pid and not self._ended and not self._has_failed():
+            return Status(self._pid, [], executed=True, late=False)
+        self._kill()
+        failures = [self._program.failure_of(*one) for one in self._failed]
+        return Status(self._pid, failures, executed=False, late=late)
 
     def _has_failed(self) -> bool:
-        fatal = (one for one in self._failures if not one.may_be)
-        return self._ended or not self._pid or next(fatal, None) is not None
+        """Tell whether a call failed that may not."""
+        return any(not self._program.may_fail(index) for index, _result in self._failed)
 
     def _kill(self) -> None:
         """End a payload that nobody will wait for."""
@@ -199,14 +200,9 @@ class Spawn:
 def _executed(image: int, kept: Collection[int]) -> tuple[int, int]:
     """Execute the helper ``image`` with the descriptors ``kept``; return its PID and a pidfd."""
     program, step = Program(), "start the spawn helper"
-    previous = -1
-    for fd in sorted({*kept, image}):
-        if fd > previous + 1:
-            program.add(step, "close_range", previous + 1, fd - 1, 0)
-        if fd != image:
-            program.add(step, "fcntl", fd, fcntl.F_SETFD, 0)
-        previous = fd
-    program.add(step, "close_range", previous + 1, sc.MOST_FDS, 0)
+    program.add(step, "close_range", 0, sc.MOST_FDS, sc.CLOSE_RANGE_CLOEXEC)
+    for fd in kept:
+        program.add(step, "fcntl", fd, fcntl.F_SETFD, 0)
     program.add(step, "execveat", image, b"", Table((NAME, 0)), Table((0,)), sc.AT_EMPTY_PATH)
     pid, pidfd = program.spawn()
     failure = program.failure()
