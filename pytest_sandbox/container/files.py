@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import shutil
 import stat
@@ -25,6 +26,7 @@ __tracebackhide__ = True  # pytest shows the line of the test that asked, not ou
 _READ = os.O_RDONLY
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
+_MOST_OF_A_DEVICE = 1 << 20
 _NO_WAIT = os.O_NONBLOCK | os.O_NOCTTY
 _LINK = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -63,7 +65,7 @@ class Files:
         if stat.S_ISDIR(mode):
             os.close(fd)
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-        if stat.S_ISREG(mode) or not flags & os.O_WRONLY:
+        if stat.S_ISREG(mode):
             os.set_blocking(fd, True)
         return fd
 
@@ -80,14 +82,18 @@ class Files:
             os.close(fd)
 
     def read_bytes(self, path: Path) -> bytes:
-        """Return a file's content. Raises what :func:`open` would."""
+        """Return a file's content. Raises what :func:`open` would.
+
+        Of a FIFO or a device it returns what can be read without waiting, at most 1 MiB.
+        """
         with open(self._open_file(path, _READ), "rb") as file:
-            return file.read()
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return file.read()
+            return _read_available(file.fileno())
 
     def read_text(self, path: Path, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Return a file's content as text."""
-        with open(self._open_file(path, _READ), encoding=encoding, errors=errors) as file:
-            return file.read()
+        """Return a file's content as text, with newlines as :func:`open` reads them."""
+        return io.TextIOWrapper(io.BytesIO(self.read_bytes(path)), encoding=encoding, errors=errors).read()
 
     def write_bytes(self, path: Path, data: bytes) -> int:
         """Write a file, made or truncated; returns the count of bytes. Its folder must be there."""
@@ -184,6 +190,15 @@ class Files:
         except OSError as error:  # said by the name that was given
             raise OSError(error.errno, error.strerror, source) from None
         return folder, name or "."
+
+
+def _read_available(fd: int) -> bytes:
+    """Read a non-blocking descriptor up to its end, until reading would wait, or up to a bound."""
+    data = b""
+    with contextlib.suppress(BlockingIOError):
+        while len(data) < _MOST_OF_A_DEVICE and (part := os.read(fd, _MOST_OF_A_DEVICE - len(data))):
+            data += part
+    return data
 
 
 @contextlib.contextmanager

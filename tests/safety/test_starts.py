@@ -1,0 +1,241 @@
+"""What other processes of a container see of, and can do to, a command, a call or a file access that begins."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import pytest_sandbox
+from pytest_sandbox import Container, SandboxError
+from pytest_sandbox.container import living
+
+SPY = Path(__file__).with_name("spy.py").read_text()
+#: The starts of each kind; the whole of it is 20,000.
+STARTS = int(os.environ.get("PYTEST_SANDBOX_STARTS", "150"))
+SECRET = "secret-of-the-host"  # noqa: S105 - what must not be seen
+PLAIN = {"PATH": "/usr/bin:/bin"}
+#: Seconds over a timeout within which every call returns, as docs/security.md promises.
+GRACE = 2.0
+
+
+def stop_all(number):
+    """A payload that sends a signal to all others for ever."""
+    loop = f"import os\nprint('on', flush=True)\nwhile True:\n  try: os.kill(-1, {int(number)})\n  except OSError: pass"
+    return [sys.executable, "-S", "-c", loop]
+
+
+def started(container, command, **keywords):
+    popen = container.popen(command, stdout=subprocess.PIPE, text=True, env=PLAIN, **keywords)
+    assert "on\n" == popen.stdout.readline()
+    return popen
+
+
+def entered(container):
+    return living.enter(living.find(container.id))
+
+
+STARTED = {
+    "run": lambda c: c.run(["true"], env=PLAIN),
+    "popen": lambda c: c.popen(["true"], env=PLAIN).wait(),
+    "call": lambda c: c.call(int),
+    "exec": lambda c: entered(c).run(["true"], env=PLAIN),
+    "read_text": lambda c: c.read_text("/etc/passwd"),
+    "write_text": lambda c: c.write_text("/tmp/x", "x"),
+    "exists": lambda c: c.exists("/etc/passwd"),
+    "processes": lambda c: c.processes(),
+    "kill": lambda c: c.kill(0),
+}
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("kind", STARTED)
+@pytest.mark.parametrize("settings", [{}, {"network": "host"}], ids=["default", "network=host"])
+def test_nothing_of_the_caller_is_seen_in_proc(kind, settings, monkeypatch, tmp_path):
+    """No process that begins in a container shows the caller's memory, environment, command line, files or mounts."""
+    monkeypatch.setenv("SECRET", SECRET)
+    with Container(**settings) as c, open(tmp_path / SECRET, "w", encoding="utf-8"):
+        wanted = [SECRET, " ".join(map(str, Path("/proc/self/cmdline").read_bytes().split(b"\0")[:1])), "pytest-sandbox-helper-data"]
+        spy = started(c, [sys.executable, "-S", "-c", SPY, "600", *(text[::-1] for text in wanted if text.strip("b''"))])
+        for _ in range(STARTS):
+            STARTED[kind](c)
+        c.write_text("/dev/shm/stop", "")
+        assert [] == json.loads(spy.stdout.readline())
+
+
+@pytest.mark.parametrize("kind", STARTED)
+def test_a_process_that_stops_all_others_does_not_hang_the_caller(kind):
+    """Whatever is stopped inside, a call with a timeout returns in time, and one of files or signals at once."""
+    timed = {
+        "run": lambda c: c.run(["true"], env=PLAIN, timeout=1),
+        "popen": lambda c: c.popen(["true"], env=PLAIN, start_timeout=1).wait(1),
+        "call": lambda c: c.call(int, timeout=1),
+        "exec": lambda c: entered(c).run(["true"], env=PLAIN, timeout=1),
+    }
+    with Container() as c:
+        started(c, stop_all(signal.SIGSTOP))
+        for _ in range(3):
+            begun = time.monotonic()
+            try:
+                timed.get(kind, STARTED[kind])(c)
+            except (subprocess.TimeoutExpired, TimeoutError):
+                pass
+            assert time.monotonic() - begun < 1 + GRACE
+
+
+@pytest.mark.needs("root", "limits")
+@pytest.mark.parametrize("kind", ["run", "call"])
+def test_processes_that_take_all_cpu_time_do_not_hang_the_caller(kind):
+    """A timeout holds also where a hundred processes share two hundredths of a processor."""
+    with Container(cpus=0.02) as c:
+        with c.group.unthrottled():
+            started(c, ["sh", "-c", "for i in $(seq 100); do (while :; do :; done) & done; echo on; wait"])
+        begun = time.monotonic()
+        with pytest.raises((subprocess.TimeoutExpired, TimeoutError)):
+            c.run(["sleep", "9"], env=PLAIN, timeout=1) if kind == "run" else c.call(time.sleep, 9, timeout=1)
+        assert time.monotonic() - begun < 1 + GRACE
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 3 * GRACE
+
+
+@pytest.mark.needs("root", "limits")
+def test_a_limit_on_cpu_time_is_there_again_after_a_timeout():
+    """The limit that is lifted while killed processes end is set again."""
+    with Container(cpus=0.5) as c:
+        before = c.stats()
+        with pytest.raises(subprocess.TimeoutExpired):
+            c.run(["sleep", "9"], timeout=0.1)
+        assert before.cpu_seconds is not None
+        c.run([sys.executable, "-c", "import time\nend = time.monotonic() + .5\nwhile time.monotonic() < end: pass"], check=True)
+        assert c.stats().cpu_throttled_seconds > 0
+
+
+def test_a_fork_bomb_is_killed():
+    """kill() ends also what forks faster than it can be listed."""
+    with Container(pids_limit=60) as c:
+        started(c, ["sh", "-c", "f() { f & f & }; echo on; while :; do f 2>/dev/null; done"])
+        c.kill()
+        assert [] == c.processes()
+
+
+def test_a_timeout_of_a_call_leaves_other_processes_alone():
+    """call(timeout=) kills what the function started and nothing else."""
+    with Container() as c:
+        other = c.popen(["sleep", "1000"])
+        with pytest.raises(TimeoutError):
+            c.call(subprocess.run, ["sleep", "999"], timeout=0.2)
+        assert [("sleep 1000")] == [line for _pid, line in c.processes()]
+        assert other.poll() is None
+
+
+def test_what_a_called_function_prints_is_not_lost(tmp_path):
+    """Its output is flushed before its process ends, and the caller's own is not written twice."""
+    script = "from pytest_sandbox import Container\nprint('before')\nwith Container() as c: c.call(print, 'inside')\nprint('after')"
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": here()})
+    assert ("before\ninside\nafter\n", "") == (done.stdout, done.stderr)
+
+
+def here():
+    return str(Path(pytest_sandbox.__file__).parents[1])
+
+
+def test_an_endless_answer_of_a_call_is_refused():
+    """A function that returns more than 64 MiB gets an error that says so."""
+    with Container() as c, pytest.raises(SandboxError, match="more than 64 MiB"):
+        c.call(lambda: "x" * (65 << 20))
+
+
+CHILDREN_IGNORED = """
+import signal, sys, subprocess
+from pytest_sandbox import Container
+how = sys.argv[1]
+def reap(*_):
+    import os
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]: pass
+    except ChildProcessError: pass
+signal.signal(signal.SIGCHLD, signal.SIG_IGN if how == "ignored" else reap)
+with Container() as c:
+    print(c.run(["echo", "hello"], capture_output=True, text=True).stdout, end="")
+    print(c.call(int, "7"), c.read_text("/etc/passwd")[:4], c.exists("/etc"))
+    c.write_text("/tmp/x", "y")
+    try: c.call(sys.exit, 3)
+    except SystemExit as error: print("exit", error.code)
+with Container() as c: print(len(c.diff()) >= 0)
+"""
+
+
+@pytest.mark.parametrize("how", ["ignored", "reaped by a handler"])
+def test_a_caller_that_ignores_its_children(how):
+    """SIGCHLD may be ignored, or handled by a handler that waits for every child, as supervisors do."""
+    env = {**os.environ, "PYTHONPATH": here()}
+    done = subprocess.run([sys.executable, "-c", CHILDREN_IGNORED, how], check=False, capture_output=True, text=True, timeout=60, env=env)
+    assert ("hello\n7 root True\nexit 3\nTrue\n", "", 0) == (done.stdout, done.stderr, done.returncode)
+
+
+def test_descriptors_that_the_caller_names_are_passed():
+    """pass_fds keeps their numbers; all others are closed."""
+    reader, writer = os.pipe()
+    other = os.open("/dev/null", os.O_RDONLY)
+    os.set_inheritable(other, True)
+    try:
+        with Container() as c:
+            done = c.run(["sh", "-c", f"ls /proc/self/fd; echo hello >&{writer}"], pass_fds=[writer], capture_output=True, text=True)
+        assert ({"0", "1", "2", str(writer)}, "hello\n") == ({*done.stdout.split()} - {"3"} | ({"3"} & {str(writer)}), os.read(reader, 99).decode())
+    finally:
+        for fd in (reader, writer, other):
+            os.close(fd)
+
+
+def test_all_inheritable_descriptors_are_passed_where_that_is_asked_for():
+    """close_fds=False is as with subprocess."""
+    reader, writer = os.pipe()
+    os.set_inheritable(writer, True)
+    try:
+        with Container() as c:
+            c.run(["sh", "-c", f"echo hello >&{writer}"], close_fds=False, check=True)
+        assert b"hello\n" == os.read(reader, 99)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_files_of_proc_are_nobodys_of_the_caller():
+    """A link to /proc/self leads nowhere for who reads files from outside, and the kernel's log is not readable."""
+    with Container() as c:
+        c.run(["sh", "-c", "ln -s /proc/self/environ /root/a; ln -s /proc/kmsg /root/b; ln -s /proc/self/mem /root/c"], check=True)
+        with pytest.raises(FileNotFoundError):
+            c.read_bytes("/root/a")
+        with pytest.raises(PermissionError):
+            c.read_bytes("/root/b")
+        with pytest.raises(FileNotFoundError):
+            c.write_bytes("/root/c", b"x")
+
+
+def test_a_fifo_that_somebody_holds_open_does_not_hang_the_reader():
+    """What can be read at once is returned."""
+    with Container() as c:
+        c.run(["mkfifo", "/tmp/fifo"], check=True)
+        started(c, ["sh", "-c", "exec 3<>/tmp/fifo; printf abc >&3; echo on; sleep 60"])
+        assert (b"abc", b"") == (c.read_bytes("/tmp/fifo"), c.read_bytes("/tmp/fifo"))
+        assert 1 << 20 == len(c.read_bytes("/dev/zero"))
+
+
+def test_nobody_waits_for_any_child():
+    """No call of the library waits for -1, which would take the exit status of the caller's own children."""
+    found = []
+    for path in Path(pytest_sandbox.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = getattr(getattr(node, "func", None), "attr", "")
+            if name in {"waitpid", "wait4", "waitid"} and ast.unparse(node.args[0]) in {"-1", "os.P_ALL"}:
+                found.append(f"{path}:{node.lineno}")
+            if name in {"wait", "wait3"} and ast.unparse(node.func) in {"os.wait", "os.wait3"}:
+                found.append(f"{path}:{node.lineno}")
+    assert [] == found
