@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import resource
 import select
@@ -30,8 +31,10 @@ __all__ = [
     "is_near",
     "is_readable",
     "kill",
+    "milliseconds",
     "number_inside",
     "path_of",
+    "reap",
     "ulimit",
     "working_folder",
 ]
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
 FOLDER = "/proc"
 _RLIMIT_LOCKS = 10  # which Python's resource module lacks
 _MFD_EXEC = 0x10
+_LONGEST_POLL = (1 << 31) - 1  # poll(2) takes an int
 
 
 def kill(pidfd: int, number: int) -> None:
@@ -57,7 +61,7 @@ def ended(pidfd: int, timeout: float | None = None) -> bool:
     """Wait up to ``timeout`` seconds (None: for ever) for the process of ``pidfd`` to end, and tell whether it has."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(None if timeout is None else max(0, timeout) * 1000))
+    return bool(poll.poll(milliseconds(timeout)))
 
 
 def await_end(pid: int, seconds: float = 1.0) -> None:
@@ -68,11 +72,30 @@ def await_end(pid: int, seconds: float = 1.0) -> None:
         os.close(pidfd)
 
 
-def is_readable(fd: int) -> bool:
-    """Tell whether reading would not wait."""
+def reap(pid: int) -> int | None:
+    """Wait for the child ``pid`` and return its exit status as waitpid(2) gives it; None where it cannot be had.
+
+    Where SIGCHLD is ignored the kernel reaps children, and a handler of the caller's may reap all of them: then waitpid(2) fails with ECHILD
+    when the child has ended.
+    """
+    try:
+        return os.waitpid(pid, 0)[1]
+    except ChildProcessError:
+        return None
+
+
+def milliseconds(seconds: float | None) -> int | None:
+    """Return a timeout as poll(2) takes it, rounded up, None for no timeout: what is longer than its 24 days becomes 24 days."""
+    if seconds is None:
+        return None
+    return math.ceil(min(max(seconds, 0) * 1000, _LONGEST_POLL))
+
+
+def is_readable(fd: int, timeout: float = 0) -> bool:
+    """Wait up to ``timeout`` seconds until reading would not wait, and tell whether that is so."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(milliseconds(timeout)))
 
 
 def command_line(pid: int, folder: int) -> str:

@@ -21,6 +21,7 @@ __all__ = [
     "capset",
     "clone3",
     "fork_sibling",
+    "get_signal_mask",
     "getcaps",
     "join_new_session_keyring",
     "madvise",
@@ -307,7 +308,9 @@ def join_new_session_keyring() -> None:
     _checked(result, "keyctl", "KEYCTL_JOIN_SESSION_KEYRING")
 
 
-_SIG_SETMASK = 2
+_SIG_BLOCK, _SIG_SETMASK = 0, 2
+#: Bytes of the C library's sigset_t.
+SIGNAL_MASK_SIZE = 128
 _EVERY_SIGNAL = ctypes.c_char_p(b"\xff" * 128)
 _pthread_sigmask = ctypes.PyDLL(None).pthread_sigmask
 _pthread_sigmask.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
@@ -338,6 +341,11 @@ def map_code(code: bytes) -> Callable[[int, int], int]:
 def block_signals(saved: int) -> None:
     """Block all signals of the calling thread, whose mask until then is written to the address ``saved`` (sigprocmask(2))."""
     _pthread_sigmask(_SIG_SETMASK, _EVERY_SIGNAL, saved)
+
+
+def get_signal_mask(saved: int) -> None:
+    """Write the mask of the calling thread to an address."""
+    _pthread_sigmask(_SIG_BLOCK, None, saved)
 
 
 def set_signal_mask(saved: int) -> None:
