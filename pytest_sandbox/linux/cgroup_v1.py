@@ -113,17 +113,19 @@ class SessionV1(Session):
 
     def make(self) -> None:
         """Make and lock the session's cgroups."""
+        made: list[str] = []
         try:
             for folder in self.folders:
-                self._make(folder)
+                self._make(folder, made)
         except BaseException:
-            destroy(self.folders)
+            destroy(made)
             self.hand_over()
             raise
 
-    def _make(self, folder: str) -> None:
+    def _make(self, folder: str, made: list[str]) -> None:
         try:
             self.locks.append(make_owned(folder))
+            made.append(folder)
             if os.path.exists(f"{folder}/cpuset.cpus"):
                 inherit_cpuset(folder)
         except OSError:
@@ -337,5 +339,6 @@ class GroupV1(Group):
         kill_members(self.pids, seconds)
 
     def remove(self, seconds: float = PATIENCE) -> None:
-        for folder in self._folders:
+        on_demand = [f"{folder}/{self.id}" for name in _ON_DEMAND if (folder := self._session.folder_of(name))]
+        for folder in dict.fromkeys((*self._folders, *on_demand)):  # the session's other end may have made these
             remove_folder(folder, seconds)

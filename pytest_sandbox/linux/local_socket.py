@@ -36,10 +36,12 @@ def listen(path: str) -> socket.socket:
 def connect(path: str, timeout: float) -> socket.socket:
     """Connect to the socket at ``path``, whose calls wait ``timeout`` seconds at most."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    made.settimeout(timeout)
+    # With a timeout of Python's the socket does not block, and a full backlog is an error at once (connect(2), EAGAIN).
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(timeout), int(timeout % 1 * 1e6)))
     try:
         with _short(path) as name:
             made.connect(name)
+        made.settimeout(timeout)
     except BaseException:
         made.close()
         raise

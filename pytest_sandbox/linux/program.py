@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.linux import machine_code, seccomp
+from pytest_sandbox.linux import machine_code, process, seccomp
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ class Program:
         """Make the calls in a child, and wait for its end. Raises the failed call's :class:`OSError`."""
         pid, pidfd = self.spawn(flags)
         os.close(pidfd)
-        os.waitpid(pid, 0)
+        process.reap(pid)
         failure = self.failure()
         if failure is not None:
             if flags & sc.CLONE_FILES:
