@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from pytest_sandbox.channel import Channel, LostDescriptorsError, Message, close_all
 from pytest_sandbox.errors import SetupError
-from pytest_sandbox.linux import process
+from pytest_sandbox.linux import local_socket, process
 from pytest_sandbox.linux.signals import Deferred
 
 if TYPE_CHECKING:
@@ -40,9 +41,12 @@ class LauncherGoneError(SetupError):
 
 
 class Descriptors:
-    """The descriptors of an answer, closed with this object: also where an exception comes before anybody has taken them."""
+    """The descriptors of an answer; those that are neither taken nor closed when this object goes are closed with the next request.
 
-    __slots__ = ("_fds",)
+    Not by a finalizer, which a signal handler's exception may end before it has begun.
+    """
+
+    __slots__ = ("__weakref__", "_fds")
 
     def __init__(self, fds: list[int]) -> None:
         self._fds = fds
@@ -55,21 +59,19 @@ class Descriptors:
         return self._fds.pop(0) if self._fds else -1
 
     def first(self) -> int:
-        """Return the next one, which stays open as long as this object lives."""
+        """Return the next one, which stays open until :meth:`close`."""
         return self._fds[0]
 
     def close(self) -> None:
         """Close those that were not taken."""
-        fds, self._fds = self._fds, []
-        close_all(fds)
+        with Deferred():
+            close_all(self._fds)
+            self._fds.clear()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
         self.close()
 
 
@@ -80,7 +82,7 @@ class Requests:
     """
 
     def __init__(self, channel: Channel, offered: Callable[[Message, Descriptors], None]) -> None:
-        channel.socket.settimeout(_STALLED)
+        local_socket.set_timeouts(channel.socket, _STALLED)
         self.channel = channel
         self.is_gone = False
         self._offered = offered
@@ -88,6 +90,7 @@ class Requests:
         self._holder = 0
         self._number = 0
         self._unsent: deque[Message] = deque()
+        self._received: list[tuple[weakref.ref[Descriptors], list[int]]] = []
 
     def in_turn(self, func: Callable[[], T]) -> T:
         """Call ``func`` while no other thread asks.
@@ -110,21 +113,27 @@ class Requests:
         return self.in_turn(lambda: self.ask_in_turn(message))
 
     def tell(self, message: Message) -> None:
-        """Send a message that is not answered; from a finalizer within a request, it is sent with the next one."""
+        """Send a message that is not answered; from a finalizer within a request, it is sent with the next one. The caller defers signals."""
         if self._holder == threading.get_ident():
             self._unsent.append(message)
         else:
-            self.in_turn(lambda: self.send(message))
+            self.in_turn(lambda: self.send_deferred(message))
 
     def send(self, message: Message) -> None:
         """Send a message, and what was left to be sent before it."""
         with Deferred():
-            try:
-                while self._unsent:
-                    self.channel.send(self._unsent.popleft())
-                self.channel.send(message)
-            except OSError as error:
-                raise self._gone(f" ({error.strerror or error})") from error
+            self.send_deferred(message)
+
+    def send_deferred(self, message: Message) -> None:
+        """Do what :meth:`send` does, where the caller defers signals."""
+        if self._received:
+            self._close_lost()
+        try:
+            while self._unsent:
+                self.channel.send(self._unsent.popleft())
+            self.channel.send(message)
+        except OSError as error:
+            raise self._gone(f" ({error.strerror or error})") from error
 
     def ask_in_turn(self, message: Message, adopt: Callable[[Message, Descriptors], None] | None = None) -> tuple[Message, Descriptors]:
         """Send a message, and return its answer, which ``adopt`` is called with, signals deferred, if it brings a container."""
@@ -177,7 +186,19 @@ class Requests:
             return error.message, Descriptors([]), OSError(error.errno, error.strerror)
         except (EOFError, OSError):
             raise self._gone() from None
-        return message, Descriptors(fds), None
+        held = Descriptors(fds)
+        if fds:
+            self._received.append((weakref.ref(held), fds))
+        return message, held, None
+
+    def _close_lost(self) -> None:
+        """Close the descriptors of answers whose caller was interrupted before it had taken them."""
+        received, self._received = self._received, []
+        for holder, fds in received:
+            if holder() is None:
+                close_all(fds)
+            elif fds:
+                self._received.append((holder, fds))
 
     def _discard(self, message: Message) -> None:
         """Have the launcher close what a late answer brought, where it was not told before that nobody waits for it."""

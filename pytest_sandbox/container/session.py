@@ -121,7 +121,7 @@ class LauncherClient:
         _raise_for(answer, message["id"])
 
     def tell(self, message: Message) -> None:
-        """Say something that is not answered."""
+        """Say something that is not answered; the caller defers signals."""
         self._requests.tell(message)
 
     def create(self, plan: Plan, about: Message, adopt: Callable[[Ready], None]) -> None:
@@ -130,7 +130,8 @@ class LauncherClient:
         ``about`` is what others of this user are told of it. ``adopt`` is called with it, signals deferred: from then on it has an owner.
         """
         while self.unwanted:
-            self.tell({"op": "unshelve", "key": self.unwanted.pop()})
+            with Deferred():
+                self.tell({"op": "unshelve", "key": self.unwanted.pop()})
         answer = self._requests.in_turn(lambda: self._create(plan, about, adopt))
         if answer is not None:
             _raise_for(answer)
@@ -140,7 +141,7 @@ class LauncherClient:
             offer = self._take_offer(plan)
             if offer is not None:
                 try:
-                    self._requests.send({"op": "taken", "id": offer.id, "about": about})
+                    self._requests.send_deferred({"op": "taken", "id": offer.id, "about": about})
                 except LauncherGoneError:
                     os.close(offer.pidfd)
                     raise
@@ -159,7 +160,7 @@ class LauncherClient:
         if plan != self._asked:
             with Deferred():
                 self._ask(plan)
-                self._requests.send({"op": "prepare", "plan": plan.to_json(), "number": self._number})
+                self._requests.send_deferred({"op": "prepare", "plan": plan.to_json(), "number": self._number})
 
     def _ask(self, plan: Plan) -> None:
         """Ask for another plan: what was offered of the last one is not taken any more."""

@@ -61,7 +61,7 @@ def ended(pidfd: int, timeout: float | None = None) -> bool:
     """Wait up to ``timeout`` seconds (None: for ever) for the process of ``pidfd`` to end, and tell whether it has."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(milliseconds(timeout)))
+    return bool(poll.poll(0 if timeout == 0 else milliseconds(timeout)))
 
 
 def await_end(pid: int, seconds: float = 1.0) -> None:
@@ -95,7 +95,7 @@ def is_readable(fd: int, timeout: float = 0) -> bool:
     """Wait up to ``timeout`` seconds until reading would not wait, and tell whether that is so."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(milliseconds(timeout)))
+    return bool(poll.poll(milliseconds(timeout) if timeout else 0))
 
 
 def command_line(pid: int, folder: int) -> str:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 __all__ = ["Deferred", "reset"]
 
 
+#: Buffers for masks that are not in use: a container takes two, and each costs more than its use.
+_spare: list[tuple[bytearray, int]] = []
+
+
 class Deferred:
     """Block all signals of the calling thread for the duration of a ``with`` block (pthread_sigmask(3)).
 
@@ -20,20 +24,25 @@ class Deferred:
     still runs in the main thread: then the block can be interrupted.
     """
 
-    __slots__ = ("_address", "_before")
+    __slots__ = ("_mask",)
 
     def __enter__(self) -> None:
-        self._before = bytearray(sc.SIGNAL_MASK_SIZE)
-        self._address = sc.address_of(self._before)
-        sc.get_signal_mask(self._address)
+        self._mask = _spare.pop() if _spare else _new_mask()
         try:
-            sc.block_signals(self._address)
-        except BaseException:  # of the handler of a signal that came before
-            sc.set_signal_mask(self._address)
+            # Python looks for signals when the call has been made, and so the mask until then is known.
+            sc.pthread_sigmask(sc.SIG_SETMASK, sc.EVERY_SIGNAL, self._mask[1])
+        except BaseException:
+            sc.pthread_sigmask(sc.SIG_SETMASK, self._mask[1], None)
             raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        sc.set_signal_mask(self._address)
+        sc.pthread_sigmask(sc.SIG_SETMASK, self._mask[1], None)
+        _spare.append(self._mask)
+
+
+def _new_mask() -> tuple[bytearray, int]:
+    mask = bytearray(sc.SIGNAL_MASK_SIZE)
+    return mask, sc.address_of(mask)
 
 
 def reset() -> None:
