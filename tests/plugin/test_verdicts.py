@@ -134,6 +134,15 @@ def test_a_timeout_of_a_test_that_ignores_all_signals(run, reports):
     assert failed(reports())["text"].startswith("timeout: still running after 1 s")
 
 
+def test_a_timeout_of_weeks(run):
+    """A limit that is longer than poll(2) can wait is no error."""
+    run("""
+    import pytest
+    @pytest.mark.container(timeout=3_000_000)
+    def test_quick(): pass
+    """).assert_outcomes(passed=1)
+
+
 def test_an_early_exit_is_never_a_pass(run, reports):
     """``os._exit(0)`` in a body is a failure that says so."""
     run(f"""
