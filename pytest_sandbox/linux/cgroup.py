@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.linux import file_lock
+from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.outcome import Stats
 from pytest_sandbox.settings import DEVICE_RATES, Settings
 
@@ -59,26 +60,30 @@ UNLIMITED = Settings(pids_limit=None)
 
 
 def read(path: str) -> str:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        pieces = []
-        while piece := os.read(fd, 65536):
-            pieces.append(piece)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from None
-    finally:
-        os.close(fd)
+    """Return the text of a file of the kernel's; signals are deferred, so that an exception does not lose the descriptor."""
+    with Deferred():
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            pieces = []
+            while piece := os.read(fd, 65536):
+                pieces.append(piece)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None
+        finally:
+            os.close(fd)
     return b"".join(pieces).decode()
 
 
 def write(path: str, text: object) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, str(text).encode())
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror} for {str(text)!r}", path) from None
-    finally:
-        os.close(fd)
+    """Write to a file of the kernel's in one go, with signals deferred."""
+    with Deferred():
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, str(text).encode())
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror} for {str(text)!r}", path) from None
+        finally:
+            os.close(fd)
 
 
 def table(path: str) -> dict[str, int]:

@@ -121,6 +121,12 @@ def count() -> dict[str, int]:
     }
 
 
+def open_files() -> list[str]:
+    """Return what the descriptors of this process refer to."""
+    with os.scandir("/proc/self/fd") as entries:
+        return [os.readlink(entry.path) for entry in entries]
+
+
 def settled(before: dict[str, int]) -> dict[str, tuple[int, int]]:
     """Return what there is more of than before, once it does not become less: the launcher lets go in the background."""
     deadline = time.monotonic() + 20
@@ -156,7 +162,7 @@ def main() -> None:
     held.close()
     del held
     for name, (count, now) in settled(before).items():
-        say(f"{name}: {count} before, {now} after {rounds} rounds")
+        say(f"{name}: {count} before, {now} after {rounds} rounds, with {open_files()}")
     say("done" if interrupted > int(rounds) // 10 else f"interrupted only {interrupted} times")
 
 
