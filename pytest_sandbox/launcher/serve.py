@@ -90,6 +90,8 @@ class Launcher:
         """Cgroups that could not be removed yet, and until when that is tried."""
         self.spare: Made | None = None
         self.is_stale = False
+        self.is_outdated = False
+        """Whether what the host has mounted could not be found out when it was last looked at."""
         self.asked = 0
         self.count = 0
         self.wanted: Plan | None = None
@@ -115,8 +117,11 @@ class Launcher:
             if not found and self.wanted:
                 self.make_ahead(self.wanted)
             for fd, _event in sorted(found, key=self.order):
-                if not self.attend(fd):
-                    return
+                try:
+                    if not self.attend(fd):
+                        return
+                except Exception as error:  # noqa: BLE001 - nothing that one container or the host does ends the others
+                    traceback.print_exception(error)
             if self.busy:
                 self.remove_busy()
 
@@ -305,6 +310,8 @@ class Launcher:
 
     def build(self, plan: Plan, *, identity: str = "", group: cgroup.Group | None = None) -> Made:
         """Make a container with its groups and limits, or one more in the group of an old one."""
+        if self.is_outdated:
+            self.forget_mounts()  # what is wrong is the answer to who asks
         is_new = group is None
         if group is None:
             self.count += 1
@@ -351,10 +358,11 @@ class Launcher:
 
     def forget_mounts(self) -> None:
         """Look at the host's mounts again: what was made ahead is no longer what the host looks like, unless the client has it already."""
-        self.is_stale = True
+        self.is_stale = self.is_outdated = True
         for _ in range(_TRIES):
             with suppress(FileNotFoundError, NotADirectoryError):  # one went away between being found and being tried
                 self.host.look()
+                self.is_outdated = False
                 return
 
     def receive_visitor(self, message: Message) -> tuple[Message, list[int]]:
