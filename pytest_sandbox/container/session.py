@@ -6,6 +6,7 @@ import atexit
 import errno
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -77,6 +78,7 @@ class LauncherClient:
         self.channel, theirs = Channel.pair()
         try:
             self.process = _start(self.name, hierarchy, theirs)
+            self.pidfd = os.pidfd_open(self.process.pid)
             self._mounts = mounts.watch()
         except BaseException:
             self.channel.close()
@@ -190,22 +192,25 @@ class LauncherClient:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the launcher's process still runs."""
-        return not self._requests.is_gone and self.process.poll() is None
+        """Whether the launcher's process still runs.
+
+        Not by Popen.poll(), which keeps its lock for ever where a signal handler's exception interrupts it.
+        """
+        return not self._requests.is_gone and not process.ended(self.pidfd, 0)
 
     def close(self) -> None:
         """End the launcher, and with it every container, and wait until nothing of it is left; after 60 seconds, kill it."""
         self.channel.close()
-        try:
-            self.process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()  # what it leaves is removed by the next session
-            self.process.wait()
+        if not process.ended(self.pidfd, _PATIENCE):
+            process.kill(self.pidfd, signal.SIGKILL)  # what it leaves is removed by the next session
+            process.ended(self.pidfd, _PATIENCE)
+        with Deferred():
+            self.process.poll()
 
     def descriptors(self) -> list[int]:
         """Return what this process has open of the launcher: nothing that a fork may have inside a container."""
         offered = self._offer.pidfd if self._offer else -1
-        held = (self.channel.fileno(), self.user_fd, self._rooted_fd, self.builder_fd, self._mounts, offered)
+        held = (self.channel.fileno(), self.pidfd, self.user_fd, self._rooted_fd, self.builder_fd, self._mounts, offered)
         return [fd for fd in held if fd >= 0]
 
     def abandon_networks(self) -> None:
@@ -216,9 +221,10 @@ class LauncherClient:
     def abandon(self) -> None:
         """Close this process's descriptors of the launcher without a word: it is dead, or another process's."""
         self.abandon_networks()
+        self._requests.is_gone = True
         with Deferred():
             close_all([fd for fd in self.descriptors() if fd != self.channel.fileno()])
-            self.user_fd = self._rooted_fd = self.builder_fd = self._mounts = -1
+            self.pidfd = self.user_fd = self._rooted_fd = self.builder_fd = self._mounts = -1
             self._offer = None
             self.channel.close()
         self.process.returncode = 0

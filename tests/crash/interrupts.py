@@ -96,6 +96,7 @@ def check(number: int) -> list[str]:
 
 def say(*lines: str) -> None:
     sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
 
 
 def figures() -> dict[str, int]:
