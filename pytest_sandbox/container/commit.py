@@ -131,16 +131,19 @@ def _still(container: Container) -> Iterator[None]:
         yield
         return
     try:
+        _pause_unless_quiet(container)
+        yield
+    finally:  # also where an interrupt came in the middle of the pause
+        with Deferred():
+            container.unpause()
+
+
+def _pause_unless_quiet(container: Container) -> None:
+    try:
         container.pause()
     except UnsupportedError:  # no groups here
         if not _is_quiet(container):
             raise
-        yield
-        return
-    try:
-        yield
-    finally:
-        container.unpause()
 
 
 def _taken(container: Container) -> Image:
