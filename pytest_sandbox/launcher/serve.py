@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pytest_sandbox import layers
-from pytest_sandbox.channel import Channel, Message, close_all
+from pytest_sandbox.channel import Channel, InvalidMessageError, Message, close_all
 from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.launcher import footing
 from pytest_sandbox.launcher.building import Building, Host
@@ -137,12 +137,13 @@ class Launcher:
         if fd == self.mounts:
             self.forget_mounts()
         elif fd in self.by_pidfd:
-            self.dispose(self.by_pidfd[fd])
+            if process.ended(fd, 0):  # else its number is another container's by now: the first one was disposed of meanwhile
+                self.dispose(self.by_pidfd[fd])
         elif self.control.has(fd):
             self.control.attend(fd, self.receive_visitor)
-        else:
-            return fd != self.client_pidfd and self.hear()
-        return True
+        elif fd == self.client.fileno():
+            return self.hear()
+        return fd != self.client_pidfd
 
     def order(self, found: tuple[int, int]) -> int:
         """Sort what poll(2) reports: what was mounted, and what the client has said, comes before what others ask."""
@@ -152,7 +153,9 @@ class Launcher:
         """Do what the client asks for; False when it is gone."""
         try:
             message, fds = self.client.receive()
-        except EOFError:
+        except EOFError as error:
+            if isinstance(error, InvalidMessageError):
+                traceback.print_exception(error)  # seen with PYTEST_SANDBOX_DEBUG
             return False
         close_all(fds)
         try:
