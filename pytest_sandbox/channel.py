@@ -12,14 +12,20 @@ client ->    ``taken``           the offered container is the client's; no answe
 launcher     ``create``          a container of this plan: ``created`` (id, pid) + [init's pidfd]
              ``prepare``         have the next one of this plan made ahead; no answer
              ``closed``          the container is not needed any more; no answer
+             ``cancel``          the client does not wait for the answer to ``answer`` any more: what it made is closed; no answer
              ``layer``           its writable layer: ``layer`` (the points of its overlays) + [its folder]
-             ``freeze``          put its layer on the shelf: ``frozen``; then ``renew`` gives it a new one: ``created``
-             ``shelve``          make an empty layer on the shelf: ``shelved`` + [its folder]; ``unshelve`` drops one, without an answer
+             ``freeze``          hand its layer to the layer holder: ``frozen``; then ``renew`` gives it a new one: ``renewed`` (as ``created``)
+             ``shelve``          make an empty layer in the layer holder: ``shelved`` + [its folder]; ``unshelve`` drops one, without an answer
 launcher     ``error``           what was asked for failed: the step, the reason, the errno
--> client    ``unsupported``     this host cannot do it: the feature, the remedy
+-> client    ``ended``           the container that was named has ended
+             ``unsupported``     this host cannot do it: the feature, the remedy
 ===========  ==================  ==========================================================================================
 
-Other processes of the user ask at a session's door (launcher/door.py); a fork of pytest reports by messages of plugin/wire.py.
+A message that is answered has a number, ``request``, and its answer has the same one. An answer that nobody waits for any more is discarded,
+with its descriptors. Messages that are not answered have no number.
+
+Other processes of the user ask at a session's control socket (launcher/control_socket.py); a fork of pytest reports by messages of
+plugin/wire.py.
 """
 
 from __future__ import annotations
@@ -34,12 +40,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Channel", "LostDescriptorsError", "Message"]
+__all__ = [
+    "MOST_BYTES",
+    "Channel",
+    "InvalidMessageError",
+    "LostDescriptorsError",
+    "Message",
+    "close_all",
+    "message_of",
+    "packed",
+    "rights_of",
+    "unpacked",
+]
 
 Message = dict[str, Any]
 
 _HEADER = struct.Struct("!II")
+HEADER_SIZE = _HEADER.size
 _MOST_FDS = 253  # SCM_MAX_FD of <net/scm.h>
+#: The longest text of a message: plans and environments are far below.
+MOST_BYTES = 64 << 20
+
+
+class InvalidMessageError(EOFError):
+    """The other end sent what is no message: nothing that follows can be understood either."""
 
 
 class LostDescriptorsError(OSError):
@@ -74,11 +98,8 @@ class Channel:
 
         Raises :class:`BrokenPipeError` or :class:`ConnectionResetError` where the other end is gone.
         """
-        body = json.dumps(message).encode()
-        header = _HEADER.pack(len(body), len(fds))
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        frame = header + body
-        sent = self.socket.sendmsg([frame], rights, socket.MSG_NOSIGNAL)
+        frame = packed(message, len(fds))
+        sent = self.socket.sendmsg([frame], rights_of(fds), socket.MSG_NOSIGNAL)
         if sent < len(frame):
             self.socket.sendall(memoryview(frame)[sent:], socket.MSG_NOSIGNAL)
 
@@ -94,15 +115,15 @@ class Channel:
             header, ancillary = b"", []
         fds = _descriptors(ancillary)
         try:
-            length, count = _HEADER.unpack(header + self._exactly(_HEADER.size - len(header)) if header else self._ended())
-            body = self._exactly(length)
-        except EOFError:
+            length, count = unpacked(header + self._exactly(_HEADER.size - len(header)) if header else self._ended())
+            message = message_of(self._exactly(length))
+        except BaseException:
             close_all(fds)
             raise
         if len(fds) != count:
             close_all(fds)
-            raise LostDescriptorsError(count, len(fds), json.loads(body))
-        return json.loads(body), fds
+            raise LostDescriptorsError(count, len(fds), message)
+        return message, fds
 
     def _exactly(self, length: int) -> bytes:
         parts = bytearray()
@@ -127,6 +148,38 @@ class Channel:
     def close(self) -> None:
         """Close this end."""
         self.socket.close()
+
+
+def packed(message: Message, descriptors: int = 0) -> bytes:
+    """Return a message as it is sent, with the count of its descriptors."""
+    body = json.dumps(message).encode()
+    return _HEADER.pack(len(body), descriptors) + body
+
+
+def unpacked(header: bytes, most: int = MOST_BYTES) -> tuple[int, int]:
+    """Return a header's length of the text, in bytes, and count of descriptors. Raises :class:`InvalidMessageError` over ``most`` bytes."""
+    length, count = _HEADER.unpack(header)
+    if length > most or count > _MOST_FDS:
+        raise InvalidMessageError(
+            f"a message of {length} bytes and {count} descriptors was announced; at most {most} and {_MOST_FDS} are read"
+        )
+    return length, count
+
+
+def message_of(body: bytes) -> Message:
+    """Return the JSON object of a message's text. Raises :class:`InvalidMessageError` for anything else."""
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidMessageError(f"a message is no JSON: {type(error).__name__}") from error
+    if not isinstance(message, dict):
+        raise InvalidMessageError(f"a message is a {type(message).__name__} and not an object")
+    return message
+
+
+def rights_of(fds: Sequence[int]) -> list[tuple[int, int, array.array[int]]]:
+    """Return descriptors as sendmsg(2) takes them."""
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
 
 
 def _above_the_standards(one: socket.socket) -> socket.socket:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pytest_sandbox.errors import UnsupportedError
-from pytest_sandbox.linux import copying, loop, userns
+from pytest_sandbox.linux import copying, loop, private_directory, userns
 
 __all__ = ["MEMORY", "DiskLimitError", "Place", "explain", "fill", "make", "remove"]
 
@@ -52,7 +52,7 @@ def make(base: str, size: int | None, *, session: str, identity: str, lock: str)
     """Make the place of a container's layer below ``base``; the session's lock file says where its folders are, for a sweep."""
     folder = os.path.join(base, session, identity)
     _note(lock, os.path.dirname(folder))
-    os.makedirs(folder, 0o700)
+    private_directory.make_private(folder, below=base)
     if size is None:
         return Place(folder)
     try:

@@ -1,27 +1,35 @@
-"""What a killed session left behind: its groups, its lock, its folders; removed by the next session."""
+"""Cleanup: remove what a killed session has left behind (cgroups, lock, directories). Every new session starts with it.
+
+A session has ended when its locks can be taken: the lock file in the state directory, and that of each of its cgroups. Who has another state
+directory (another user, an outer container, a chroot) sees the cgroups alone, and removes them only where they are empty.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import os
+import re
 import shutil
+import time
 from contextlib import suppress
 
 from pytest_sandbox import folders, layers
-from pytest_sandbox.linux import cgroup
+from pytest_sandbox.linux import cgroup, file_lock, private_directory
 
 __all__ = ["lock_path", "state_folder", "sweep"]
 
+#: Seconds for the processes of a session that has ended to die.
+_PATIENCE = 2.0
+#: Seconds for which an empty lock file is left alone.
+_NEW = 2.0
+_UNFINISHED = re.compile(r".+\.\d+")
+
 
 def state_folder() -> str:
-    """Return the folder of the sessions' locks, made if it is not there."""
-    folder = folders.state()
-    with suppress(FileExistsError):
-        os.mkdir(folder, 0o700)
-    status = os.lstat(folder)
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise PermissionError(13, "belongs to somebody else, or others may write there: remove it", folder)
-    return folder
+    """Return the directory of the sessions' locks and sockets, created where it does not exist.
+
+    Raises PermissionError where it belongs to another user, or others may write to it.
+    """
+    return private_directory.make_private(folders.state())
 
 
 def lock_path(session: str) -> str:
@@ -30,39 +38,82 @@ def lock_path(session: str) -> str:
 
 
 def sweep() -> list[str]:
-    """Remove what belongs to sessions that nobody holds any more; returns their names."""
+    """Remove what belongs to sessions that have ended; return their names. What cannot be removed is logged, and tried again by the next."""
     found = cgroup.Hierarchy.find().sessions()
-    folder = state_folder()
-    known = {name.removesuffix(".lock") for name in os.listdir(folder)}
-    return [name for name in sorted(known | set(found)) if _sweep_one(name, found.get(name, ()))]
+    known = {name.removesuffix(".lock") for name in os.listdir(state_folder())}
+    removed = [name for name in sorted(known | set(found)) if _try(name, found.get(name, ()))]
+    _remove_unfinished(os.path.join(folders.images(), "kept"))
+    return removed
+
+
+def _try(session: str, groups: tuple[str, ...]) -> bool:
+    try:
+        return _sweep_one(session, groups)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop a new session
+        _report(session, error)
+        return False
+
+
+def _report(what: str, error: Exception) -> None:
+    import logging
+
+    logging.getLogger("pytest_sandbox").warning(
+        "cleanup of %s failed, the next session tries again: %s: %s", what, type(error).__name__, error
+    )
 
 
 def _sweep_one(session: str, groups: tuple[str, ...]) -> bool:
-    try:
-        lock = os.open(lock_path(session), os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        shutil.rmtree(os.path.join(state_folder(), session), ignore_errors=True)  # made by a client while its dead session was swept
-        return _remove_empty(groups)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    else:
-        cgroup.destroy(groups)
-        layers.remove(lock_path(session))
+    path = lock_path(session)
+    if not os.path.exists(path):
+        # The client of a session that was removed meanwhile may have made it.
         shutil.rmtree(os.path.join(state_folder(), session), ignore_errors=True)
-        with suppress(FileNotFoundError):
-            os.unlink(lock_path(session))
-        return True
+        return cgroup.remove_unowned(groups)
+    lock = file_lock.try_lock(path)
+    if lock is None:
+        return False
+    try:
+        return not _is_new(lock) and _remove(session, path, groups)
     finally:
         os.close(lock)
 
 
-def _remove_empty(groups: tuple[str, ...]) -> bool:
-    """Remove groups whose owner has no lock here; one with processes is somebody's of another container, and stays."""
-    removed = False
-    for path in (path for group in groups for path in cgroup.below(group)):
-        with suppress(OSError):
-            os.rmdir(path)
-            removed = True
-    return removed
+def _is_new(lock: int) -> bool:
+    """Whether a session may be about to lock it, which then writes to it: it would find out, and start again with another file."""
+    status = os.fstat(lock)
+    return not status.st_size and time.time() - status.st_mtime < _NEW
+
+
+def _remove(session: str, path: str, groups: tuple[str, ...]) -> bool:
+    held = cgroup.lock_unowned(groups)
+    if held is None:
+        return False
+    try:
+        cgroup.destroy(held, _PATIENCE)
+    finally:
+        for fd in held.values():
+            os.close(fd)
+    layers.remove(path)
+    shutil.rmtree(os.path.join(state_folder(), session), ignore_errors=True)
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    return True
+
+
+def _remove_unfinished(kept: str) -> None:
+    """Remove copies of layers that were not finished (``ID.PID``): whoever makes one holds a lock of its directory."""
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        for name in filter(_UNFINISHED.fullmatch, os.listdir(kept)):
+            path = os.path.join(kept, name)
+            lock = file_lock.try_lock(path)
+            if lock is not None:
+                _try_remove(path)
+                os.close(lock)
+
+
+def _try_remove(path: str) -> None:
+    from pytest_sandbox.image.folders import remove_tree  # few sessions need it
+
+    try:
+        remove_tree(path)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop a new session
+        _report(path, error)

@@ -7,6 +7,8 @@ import os
 import select
 from typing import TYPE_CHECKING
 
+from pytest_sandbox.linux import process
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -50,7 +52,7 @@ class Relay:
                 masks[fd] = masks.get(fd, 0) | mask
         for fd, mask in masks.items():
             poll.register(fd, mask)
-        ready = dict(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
+        ready = dict(poll.poll(process.milliseconds(timeout)))
         for fd in [fd for fd in self._watched if fd in ready]:
             self._watched[fd]()
         for route in list(self._routes.values()):

@@ -2,43 +2,44 @@
 
 from __future__ import annotations
 
-import atexit
 import errno
 import os
 import signal
 import subprocess
 import threading
 import time
-import weakref
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from signal import SIGKILL
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from pytest_sandbox.channel import close_all
 from pytest_sandbox.container import processes, session
 from pytest_sandbox.container.changes import changed_in
 from pytest_sandbox.container.child import Child, as_builder, fork_into, run_call
 from pytest_sandbox.container.files import Files
 from pytest_sandbox.container.ground import Ground
-from pytest_sandbox.container.planning import about, plan_for, plan_of, with_kept
+from pytest_sandbox.container.lifecycle import Lifecycle, held_here
+from pytest_sandbox.container.planning import plan_for, plan_of
 from pytest_sandbox.container.popen import Popen, with_pipes
 from pytest_sandbox.container.settling import settle
-from pytest_sandbox.errors import ContainerStopped, OutOfMemory, SandboxError, SetupError, UnsupportedError
+from pytest_sandbox.errors import ContainerStopped, OutOfMemory, SetupError, UnsupportedError
 from pytest_sandbox.launcher import users
 from pytest_sandbox.launcher.entering import Entrance
 from pytest_sandbox.launcher.plan import OVERHEAD
-from pytest_sandbox.linux import process, terminal
+from pytest_sandbox.linux import terminal
 from pytest_sandbox.outcome import Change, Stats
 from pytest_sandbox.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pytest_sandbox.channel import Message
     from pytest_sandbox.container.commit import Shelved
     from pytest_sandbox.container.network import Endpoint
+    from pytest_sandbox.container.requests import Descriptors
     from pytest_sandbox.image.image import Image
+    from pytest_sandbox.launcher.plan import Plan
     from pytest_sandbox.linux.program import Failure
 
 __all__ = ["Child", "Container", "Popen"]
@@ -46,14 +47,9 @@ __all__ = ["Child", "Container", "Popen"]
 __tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
 
 _HELD_OUTSIDE = "what is in a container of its own cannot use it. Keep the test outside (no_sandbox), or start the container inside."
-#: Seconds between two looks at who still lives in a container that is being closed.
-_LOOK_AGAIN = 0.05
-_MOST_LOOKS = 100
-
-_living: weakref.WeakSet[Container] = weakref.WeakSet()
 
 
-class Container(Files):
+class Container(Lifecycle, Files):
     """A place of its own for processes: ``with Container(memory="512m") as c: c.run(["true"])``.
 
     Settings are those of :class:`~pytest_sandbox.settings.Settings`, as keywords. Any thread may use a container.
@@ -83,7 +79,11 @@ class Container(Files):
         self.commands: set[Popen] = set()
         #: The forks of this process that were not awaited.
         self.children: set[Child] = set()
+        self.freezing = ""
+        """The key of the writable layer in the layer holder from the moment when it was asked for until :attr:`taken` has it."""
         self._closing = threading.Lock()
+        self._closer = 0
+        self._is_held = False
 
     def __enter__(self) -> Self:
         return self if self._state == "running" else self.start()
@@ -93,40 +93,6 @@ class Container(Files):
 
     def __repr__(self) -> str:
         return f"<Container {self.id or '(no id yet)'} {self.status}>"
-
-    def start(self) -> Self:
-        """Start the container; returns it. A container starts once."""
-        if self._state != "created":
-            raise ContainerStopped(f"the container {self.id} is {self.status}: it starts once. Make a new one.")
-        self.ground = Ground(self.settings)
-        try:
-            try:
-                made = self._create()
-            except session.LauncherGoneError:  # it was killed since the last container: a new one is asked, once
-                made = self._create()
-            self.id, self._pid, self.pidfd = made
-        except BaseException:
-            self.ground.release()
-            raise
-        self.group = self._launcher.session.group(self.id, self.settings)
-        self._owner, self._home = os.getpid(), session.home()
-        self._state = "running"
-        _living.add(self)
-        try:
-            settle(self)
-            self._make_workdir()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def _create(self) -> session.Ready:
-        """Have the launcher make it."""
-        self._launcher = session.current()
-        self._launcher.hierarchy.require(self.settings)
-        plan = plan_for(self.ground, self._launcher)
-        self.plan = replace(plan, folders=self.ground.with_way(self.folders), **with_kept(self.kept)) if self.kept or self.folders else plan
-        return self._launcher.create(self.plan, about(self.ground, label=self.label))
 
     @classmethod
     def check(cls, settings: Settings) -> None:
@@ -150,69 +116,19 @@ class Container(Files):
         finally:
             ground.release()
 
-    def close(self) -> None:
-        """Kill what runs inside, wait until it is dead, and throw everything away. Closing twice is fine."""
-        with self._closing:
-            if self._state == "created":
-                self._state = "stopped"
-            if self._state == "stopped":
-                return
-            self._state_before, self._state = self._state, "stopped"
-        _living.discard(self)
-        if os.getpid() != self._owner or self._home is not session.home():
-            return
-        if self._state_before == "paused":
-            self.group.thaw()
-        self._end_processes()
-        if self.endpoint is not None:
-            self.endpoint.network.detach(self.endpoint)
-        self.ground.release()
-        try:
-            self._launcher.tell({"op": "closed", "id": self.id})
-        except SandboxError:  # it has died, and init with it
-            process.ended(self.pidfd)
-            with suppress(OSError):
-                self.group.remove()
-        self.group.close()
-        os.close(self.pidfd)
-
-    def _end_processes(self) -> None:
-        """Kill what runs inside, and wait for it. Init alone is no reason to wait: the launcher ends it in its own time."""
-        if not self.commands and not self.children and self.group.count() == OVERHEAD:
-            return
-        process.kill(self.pidfd, SIGKILL)
-        with self.group.unthrottled():
-            for command in list(self.commands):  # they are this process's children: the namespace ends when they are reaped
-                command.await_end()
-            for child in list(self.children):
-                child.reap()
-            looks = 0
-            while not process.ended(self.pidfd, _LOOK_AGAIN) and looks < _MOST_LOOKS and (self.group.pids() or self.group.count() is None):
-                looks += 1  # what is left once nobody lives are the dead of a visitor that does not reap them; without cgroups nobody knows
-
-    def __del__(self) -> None:
-        if getattr(self, "_state", "") in {"running", "paused"}:
-            with suppress(Exception):
-                self.close()
-
     def descriptors(self) -> list[int]:
         """Return what this process has open of the container: nothing that a fork may have inside it, or inside another one."""
         return [fd for fd in (self.pidfd, self.group.held(), self.ground.held) if fd >= 0]
+
+    def _settle(self) -> None:
+        settle(self)
+        self._make_workdir()
 
     def _make_workdir(self) -> None:
         """Make a ``workdir`` that is not there, as docker does; where it cannot be made, the first command says so."""
         if self.settings.workdir is not None or not (self.ground.is_host or self.ground.has(self.workdir)):
             with suppress(OSError):
                 self.mkdir(self.workdir, parents=True, exist_ok=True)
-
-    @property
-    def status(self) -> str:
-        """What it is: "created", "running", "paused" or "stopped", also where its init was killed from outside."""
-        alive = self._state in {"running", "paused"}
-        if alive and self._home is not session.home():  # this is a fork inside
-            return "stopped"
-        renewable = self.taken is not None  # its old init does not matter any more
-        return "stopped" if alive and not renewable and process.ended(self.pidfd, 0) else self._state
 
     @property
     def pid(self) -> int:
@@ -254,12 +170,15 @@ class Container(Files):
     def _renew(self, taken: Shelved) -> None:
         """Go on above a layer that was taken: a new init, a new layer, in the same group and under the same name."""
         plan = replace(self.plan, above=(*taken.above, *self.plan.above), kept=())
-        answer, fds = self._launcher.request({"op": "renew", "id": self.id, "plan": plan.to_json()})
-        old, self.pidfd, self._pid = self.pidfd, fds[0], answer["pid"]
+        adopt = partial(self._adopt_renewed, plan, taken)
+        self._launcher.renew({"op": "renew", "id": self.id, "plan": plan.to_json()}, adopt)
+        settle(self)
+
+    def _adopt_renewed(self, plan: Plan, taken: Shelved, answer: Message, fds: Descriptors) -> None:
+        os.close(self.pidfd)
+        self.pidfd, self._pid = fds.take(), answer["pid"]
         self.frozen.append(taken)
         self.plan, self.taken = plan, None
-        os.close(old)
-        settle(self)
 
     @property
     def launcher(self) -> session.LauncherClient:
@@ -364,7 +283,7 @@ class Container(Files):
 
     def living(self) -> list[Container]:
         """Return the containers of this process; not those outside, where it is a fork that is inside one."""
-        return [one for one in _living if one._home is self._home]  # noqa: SLF001 - its own
+        return [one for one in held_here if one._home is self._home]  # noqa: SLF001 - its own
 
     def call(self, func: Callable[..., Any], /, *args: Any, timeout: float | None = None, **keywords: Any) -> Any:
         """Run ``func(*args, **keywords)`` inside, in a fork of this process; return its value or raise its exception.
@@ -441,26 +360,32 @@ class Container(Files):
     def diff(self) -> list[Change]:
         """Return what differs from what the container started on, sorted by path, as ``docker diff``."""
         self._running()
-        layer, places = self.layer()
-        try:
+        with self.opened_layer() as (layer, places):
             found = as_builder(self.user_namespaces()[1], lambda: changed_in(self, layer, places))
             return sorted({Change(path, kind) for kind, path in found})
-        finally:
-            os.close(layer)
+
+    @contextmanager
+    def opened_layer(self) -> Iterator[tuple[int, dict[str, tuple[str, tuple[str, ...]]]]]:
+        """Return what :meth:`layer` does, with a descriptor that is open within the block."""
+        answer, fds = self._layer()
+        with fds:
+            if not fds:
+                raise ContainerStopped.ended(self.id)
+            yield fds.first(), self._places(fds.first(), answer)
 
     def layer(self) -> tuple[int, dict[str, tuple[str, tuple[str, ...]]]]:
         """Return the folder of the writable layer (a descriptor, the caller's), and where each overlay in it lies ("": the root), and on what.
 
         An overlay is a folder with a number; below it, ``upper`` holds what was written.
         """
-        answer, fds = self._layer()
-        if not fds:
-            raise ContainerStopped.ended(self.id)
-        close_all(fds[1:])
-        numbers = sorted(int(name) for name in os.listdir(fds[0]) if name.isdigit())
-        return fds[0], {str(number): self._ground_of(number, answer["points"]) for number in numbers}
+        with self.opened_layer() as (layer, places):
+            return os.dup(layer), places
 
-    def _layer(self) -> tuple[Message, list[int]]:
+    def _places(self, layer: int, answer: Message) -> dict[str, tuple[str, tuple[str, ...]]]:
+        numbers = sorted(int(name) for name in os.listdir(layer) if name.isdigit())
+        return {str(number): self._ground_of(number, answer["points"]) for number in numbers}
+
+    def _layer(self) -> tuple[Message, Descriptors]:
         return self._launcher.request({"op": "layer", "id": self.id})
 
     def _ground_of(self, number: int, points: list[list[str]]) -> tuple[str, tuple[str, ...]]:
@@ -482,10 +407,3 @@ def without_init(found: Stats, settings: Settings) -> Stats:
     """Return a group's figures as the container's: init, which is ours, is not among its processes."""
     less = {name: max(0, value - OVERHEAD) for name in ("pids_current", "pids_peak") if (value := getattr(found, name)) is not None}
     return replace(found, memory_limit=settings.memory, **less)
-
-
-@atexit.register
-def _close_living() -> None:
-    """Close what was left open, before the launcher ends: it waits for containers, and they for the commands of this process."""
-    for container in list(_living):
-        container.close()

@@ -20,6 +20,7 @@ from pytest_sandbox.errors import OutOfMemory, SandboxError, SetupError
 from pytest_sandbox.linux import namespaces, pages, process
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.program import Failure, Program
+from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.outcome import Exited, OOMKilled, Outcome, Signaled, TimedOut
 
 if TYPE_CHECKING:
@@ -87,11 +88,12 @@ class Child:
         with self._reaping:
             if self._code is None:
                 with self.container.group.unthrottled():
-                    code = process.reap(self.pid, self.pidfd, END_TIMEOUT)
-                # Where the kernel does not say, its caller waits for all its children by itself.
-                self._code = -signal.SIGKILL if code is None else code
-                os.close(self.pidfd)
-                self.container.children.discard(self)
+                    code = process.await_exit(self.pid, self.pidfd, END_TIMEOUT)
+                with Deferred():
+                    # Where the kernel does not say, its caller waits for all its children by itself.
+                    self._code = -signal.SIGKILL if code is None else code
+                    os.close(self.pidfd)
+                    self.container.children.discard(self)
             return self._code
 
     def _verdict(self, code: int) -> Outcome:
@@ -236,7 +238,7 @@ def _younger(container: Container, elder: int, reader: int) -> int:
     try:
         answer = _first_line(reader, _ENTER_TIMEOUT)
         process.kill(pidfd, signal.SIGKILL)  # it has nothing more to do
-        process.reap(elder, pidfd, END_TIMEOUT)
+        process.await_exit(elder, pidfd, END_TIMEOUT)
     finally:
         os.close(pidfd)
     if not answer:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.channel import close_all
 from pytest_sandbox.container.child import as_builder
 from pytest_sandbox.errors import ImageError, SetupError, UnsupportedError
 from pytest_sandbox.image.adding import Adding
@@ -29,6 +28,7 @@ from pytest_sandbox.image.store import LayerFacts, Store
 from pytest_sandbox.launcher.plan import SHELF
 from pytest_sandbox.linux import process
 from pytest_sandbox.linux.copying import copy_tree
+from pytest_sandbox.linux.signals import Deferred
 
 if TYPE_CHECKING:
     import builtins
@@ -131,24 +131,29 @@ def _still(container: Container) -> Iterator[None]:
         yield
         return
     try:
+        _pause_unless_quiet(container)
+        yield
+    finally:  # also where an interrupt came in the middle of the pause
+        with Deferred():
+            container.unpause()
+
+
+def _pause_unless_quiet(container: Container) -> None:
+    try:
         container.pause()
     except UnsupportedError:  # no groups here
         if not _is_quiet(container):
             raise
-        yield
-        return
-    try:
-        yield
-    finally:
-        container.unpause()
 
 
 def _taken(container: Container) -> Image:
-    launcher, key = container.launcher, secrets.token_hex(8)
-    _answer, fds = launcher.request({"op": "freeze", "id": container.id, "key": key})
-    close_all(fds)
-    layer, places = container.layer()
-    container.taken = Shelved(launcher, key, layer, _points(container, places))
+    launcher = container.launcher
+    container.freezing = container.freezing or secrets.token_hex(8)  # the same again after an interrupt
+    launcher.request({"op": "freeze", "id": container.id, "key": container.freezing})
+    with container.opened_layer() as (layer, places):
+        points = _points(container, places)
+        with Deferred():
+            container.taken, container.freezing = Shelved(launcher, container.freezing, os.dup(layer), points), ""
     image = _committed(container, container.taken)
     container.prepare(container.settings.replace(image=image))  # what is committed is about to be started from
     return image
@@ -160,24 +165,31 @@ def _points(container: Container, places: dict[str, tuple[str, tuple[str, ...]]]
 
 
 def _copied(container: Container) -> Shelved:
-    layer, places = container.layer()
-    try:
+    with container.opened_layer() as (layer, places):
         points = _points(container, places)
         return _shelved(container.launcher, points, {number: f"{process.path_of(layer)}/{number}/upper" for number in points})
-    finally:
-        os.close(layer)
 
 
 def _shelved(launcher: LauncherClient, points: dict[str, str], sources: dict[str, str]) -> Shelved:
     """Copy folders to a new layer on the shelf."""
-    key = secrets.token_hex(8)
-    _answer, (folder,) = launcher.request({"op": "shelve", "key": key})
-    shelved = Shelved(launcher, key, folder, points)
+    shelved = _new_shelved(launcher, points)
+    folder = shelved.folder
     for number, source in sources.items():
         os.mkdir(number, 0o700, dir_fd=folder)
         target = f"{process.path_of(folder)}/{number}/upper"
         as_builder(launcher.builder_fd, partial(_copy_folder, source, target))
     return shelved
+
+
+def _new_shelved(launcher: LauncherClient, points: dict[str, str]) -> Shelved:
+    key = secrets.token_hex(8)
+    try:
+        _answer, fds = launcher.request({"op": "shelve", "key": key})
+        with Deferred():
+            return Shelved(launcher, key, fds.take(), points)
+    except BaseException:
+        launcher.unwanted.append(key)
+        raise
 
 
 def _copy_folder(source: str, target: str, *, owners: bool = True) -> None:
@@ -222,8 +234,7 @@ def _step() -> dict[str, str]:
 def _stored(container: Container, name: str) -> Image:
     """Copy the layer, and those on the shelf that it lies on, into the store."""
     store = Store()
-    layer, places = container.layer()
-    try:
+    with container.opened_layer() as (layer, places):
         points = _points(container, places)
         parts = [(layer, points), *((one.folder, one.points) for one in _shelves_below(container))]
         with Adding(store) as adding:
@@ -232,8 +243,6 @@ def _stored(container: Container, name: str) -> Image:
                 (point, _store_one(adding, builder, folder, number)) for folder, found in reversed(parts) for number, point in found.items()
             ]
             image_id = _register(adding, container, [piece for piece in pieces if piece[1]], name)
-    finally:
-        os.close(layer)
     return Image.get(name or image_id)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.program import Program
+from pytest_sandbox.linux.signals import Deferred
 
 __all__ = ["Files"]
 
@@ -51,8 +52,13 @@ class Files:
         self.entrance().add_look(program)
         # Never wait for the other end of a FIFO, never take a terminal, and never follow a magic link of /proc.
         how = sc.open_how(flags if flags & os.O_PATH else flags | _NO_WAIT, sc.RESOLVE_NO_MAGICLINKS, mode)
-        found = program.add("open", "openat2", -100, place, how, len(how))
-        failure = program.try_in_child(sc.CLONE_FILES)
+        found = program.open_as("open", place, how)
+        try:
+            with Deferred():
+                failure = program.try_in_child(sc.CLONE_FILES)
+        except BaseException:  # of a signal handler, when it may run again
+            program.close_leaks()
+            raise
         if failure is None:
             return program[found]
         if failure.step != "open":

@@ -11,8 +11,9 @@ from pytest_sandbox import folders
 from pytest_sandbox.channel import Channel, Message, close_all
 from pytest_sandbox.container import Container, session, without_init
 from pytest_sandbox.container.ground import Ground
+from pytest_sandbox.container.requests import Descriptors
 from pytest_sandbox.errors import ContainerStopped, SandboxError
-from pytest_sandbox.launcher import door
+from pytest_sandbox.launcher import control_socket
 from pytest_sandbox.launcher.plan import Plan
 from pytest_sandbox.linux import cgroup, local_socket
 from pytest_sandbox.outcome import Stats
@@ -50,21 +51,22 @@ def living(*, stats: bool = False) -> list[Living]:
 
 
 def _sessions() -> Iterator[str]:
-    """Yield the sessions that have a door; one of a dead launcher is found out when it is knocked at."""
+    """Yield the sessions that have a control socket; that of a dead launcher is found out when it is connected to."""
     try:
         names = sorted(os.listdir(folders.state()))
     except FileNotFoundError:
         return
-    yield from (name for name in names if os.path.exists(_door(name)))
+    yield from (name for name in names if os.path.exists(_socket_of(name)))
 
 
-def _door(session: str) -> str:
-    return os.path.join(folders.state(), session, door.NAME)
+def _socket_of(session: str) -> str:
+    return os.path.join(folders.state(), session, control_socket.NAME)
 
 
 def _ask_all(session: str, *, stats: bool) -> list[Living]:
     try:
-        answer, _fds = _ask(session, {"op": "list", "stats": stats})
+        answer, fds = _ask(session, {"op": "list", "stats": stats})
+        close_all(fds)
     except (OSError, EOFError):  # it has ended, and is swept by whoever comes next
         return []
     return [_read(session, card) for card in answer["containers"]]
@@ -84,7 +86,7 @@ def _read(session: str, card: Message) -> Living:
 
 def _ask(session: str, message: Message) -> tuple[Message, list[int]]:
     """Ask a session's launcher one thing. Raises :class:`OSError` or :class:`EOFError` where it is gone or does not answer."""
-    channel = Channel(local_socket.connect(_door(session), _PATIENCE))
+    channel = Channel(local_socket.connect(_socket_of(session), _PATIENCE))
     try:
         channel.send(message)
         return channel.receive()
@@ -210,5 +212,6 @@ class Entered(Container):
             raise ContainerStopped(f"the container {self.id} is paused. Its owner can unpause() it.")
         return self
 
-    def _layer(self) -> tuple[Message, list[int]]:
-        return _ask_owner(self._one, {"op": "layer", "id": self.id})
+    def _layer(self) -> tuple[Message, Descriptors]:
+        answer, fds = _ask_owner(self._one, {"op": "layer", "id": self.id})
+        return answer, Descriptors(fds)

@@ -26,6 +26,7 @@ from pytest_sandbox.launcher import users
 from pytest_sandbox.launcher.entering import PYTHON_IGNORES, START_TIMEOUT
 from pytest_sandbox.linux import process, terminal
 from pytest_sandbox.linux import syscall as sc
+from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.linux.spawn import Spawn
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ class Popen(subprocess.Popen[Any]):
         restore_signals, _gid, _gids, _uid, umask, *_rest = more[9:]
         opened: list[int] = []
         try:
-            standards = self._standards((pipes[0], pipes[3], pipes[5]), opened)
+            with Deferred():
+                standards = self._standards((pipes[0], pipes[3], pipes[5]), opened)
             env, workdir, user = self._container.surroundings(env=env, cwd=cwd, user=self._user)
             who = self._who(user, env)
             words = _words(args, executable, shell=shell)
@@ -110,18 +112,20 @@ class Popen(subprocess.Popen[Any]):
             timeout = START_TIMEOUT if self._start_timeout is None else self._start_timeout
             with Spawn(program, clone, {*standards, *passed, *entrance.descriptors}) as spawn:
                 spawn.add_execute([*map(os.fsencode, commands)], [*map(os.fsencode, words)], _assignments(env))
-                status = spawn.run(time.monotonic() + timeout)
+                status = spawn.run(time.monotonic() + timeout, self._adopt)
             self._take(status, args, workdir if cwd is None else cwd, executable or (words[0] if shell else _first(args)))
         finally:
             close_all(opened)
             self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 
+    def _adopt(self, pid: int) -> None:
+        self.pid = pid
+        self._child_created = True
+        self._container.commands.add(self)
+
     def _take(self, status: Status, args: Any, workdir: Any, command: Any) -> None:
-        """Be the process that was started, or raise what :mod:`subprocess` raises where the program could not be executed."""
+        """Raise what :mod:`subprocess` raises where the program could not be executed."""
         if status.executed:
-            self.pid = status.pid
-            self._child_created = True
-            self._container.commands.add(self)
             return
         if status.late:
             if self._start_timeout is not None:

@@ -7,15 +7,16 @@ a descriptor of a directory in it is a reference to the process (pidfd_send_sign
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from pytest_sandbox.channel import close_all
 from pytest_sandbox.errors import ContainerStopped, SandboxError
 from pytest_sandbox.linux import process
+from pytest_sandbox.linux.signals import Deferred
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,29 +118,29 @@ def kill_tree(container: Container, pid: int) -> bool:
 
     Returns whether all that were found have ended within :data:`END_TIMEOUT` seconds.
     """
-    with container.group.unthrottled():
-        opened = list(_tree(container.pid, pid))
-        try:
+    opened: list[int] = []
+    try:
+        with container.group.unthrottled():
+            for one in process.descendants(pid):
+                with Deferred():
+                    opened += _opened(one, container.pid)
             for fd in opened:
                 process.kill(fd, signal.SIGKILL)
             deadline = time.monotonic() + END_TIMEOUT
             return all(process.ended(fd, deadline - time.monotonic()) for fd in opened)
-        finally:
-            for fd in opened:
-                os.close(fd)
+    finally:
+        with Deferred():
+            close_all(opened)
 
 
-def _tree(init: int, pid: int) -> Iterator[int]:
-    """Yield a pidfd of each process from ``pid`` downwards that is in the PID namespace of ``init``."""
-    for one in process.descendants(pid):
-        try:
-            fd = os.pidfd_open(one)
-        except OSError as error:
-            if error.errno == errno.ESRCH:
-                continue
-            raise
-        # Whoever is looked at must be who the descriptor means: its PID could have passed to another.
-        if process.is_in_namespace_of(one, init) and not process.ended(fd, 0):
-            yield fd
-        else:
-            os.close(fd)
+def _opened(pid: int, init: int) -> list[int]:
+    """Return a pidfd of a process, if it is in the PID namespace of ``init``."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return []
+    # Whoever is looked at must be who the descriptor means: its PID could have passed to another.
+    if process.is_in_namespace_of(pid, init) and not process.ended(fd, 0):
+        return [fd]
+    os.close(fd)
+    return []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import atexit
 import errno
-import fcntl
 import os
+import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -13,16 +14,19 @@ import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_sandbox import sweep
-from pytest_sandbox.channel import Channel, LostDescriptorsError, Message, close_all
-from pytest_sandbox.errors import SetupError, UnsupportedError
-from pytest_sandbox.linux import mounts, namespaces, process, systemd
+from pytest_sandbox.channel import Channel, Message, close_all
+from pytest_sandbox.container.requests import Descriptors, LauncherGoneError, Requests
+from pytest_sandbox.errors import ContainerStopped, SandboxError, SetupError, UnsupportedError
+from pytest_sandbox.linux import file_lock, mounts, namespaces, process, systemd
+from pytest_sandbox.linux.signals import Deferred
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     from pytest_sandbox.container.commit import Shelved
     from pytest_sandbox.container.network import Network
     from pytest_sandbox.launcher.plan import Plan
+    from pytest_sandbox.linux.cgroup import Hierarchy
 
 __all__ = ["LauncherClient", "LauncherGoneError", "current", "home", "leave", "running"]
 
@@ -31,6 +35,8 @@ _COVERED = (
     "An outer container covers parts of its /proc, so the kernel gives no new one (mount_namespaces(7)): start it with "
     "--security-opt systempaths=unconfined (docker), --security-opt unmask=ALL (podman), or --privileged."
 )
+#: Seconds for the launcher to end its containers.
+_PATIENCE = 60.0
 #: Steps that fail where the host cannot hold a limit, and what helps.
 _LIMITS = {
     "raise ulimits": ("such a ulimit", "Start pytest with a higher hard limit (ulimit -H), or ask for less."),
@@ -39,10 +45,6 @@ _LIMITS = {
         'It takes loop devices and mkfs.ext4 (Debian: e2fsprogs): install them, or use storage="memory", which limits by itself.',
     ),
 }
-
-
-class LauncherGoneError(SetupError):
-    """The launcher was killed; :func:`current` makes a new one."""
 
 
 class Ready(NamedTuple):
@@ -54,159 +56,161 @@ class Ready(NamedTuple):
 
 
 class LauncherClient:
-    """One launcher; its calls are serialised, so any thread may make them."""
+    """One launcher; its calls are serialised, so any thread may make them. :meth:`await_start` comes before any other."""
 
-    def __init__(self) -> None:
+    def __init__(self, hierarchy: Hierarchy) -> None:
+        """Start the launcher with signals deferred: nothing that is opened here can be lost."""
         self.pid = os.getpid()
-        self.name = f"{self.pid:x}-{os.urandom(3).hex()}"
-        sweep.sweep()
-        self.hierarchy = systemd.find_groups()
-        self.session = self.hierarchy.session(self.name)
-        self._lock = threading.Lock()
-        self._is_gone = False
+        self.name = f"{self.pid:x}-{secrets.token_hex(4)}"
+        self.hierarchy = hierarchy
+        self.session = hierarchy.attach(self.name)
         self.brought: dict[str, Shelved] = {}
-        """Layers of stored commits on the shelf, by where they lie in the store."""
+        """Layers of stored commits in the layer holder, by where they lie in the store."""
         self.unwanted: list[str] = []
-        """Keys of layers on the shelf that nobody has any more."""
+        """Keys of layers in the layer holder that nobody has any more."""
         self.networks: weakref.WeakSet[Network] = weakref.WeakSet()
         """Those that run."""
-        self.channel, theirs = Channel.pair()
-        self.process = _start(self.name, theirs)
-        theirs.close()
-        _hello, fds = self._receive()
-        self.user_fd, self._rooted_fd = [*fds, -1, -1][:2]
-        self.has_user_namespace = self.user_fd >= 0
-        self.builder_fd = _builder(self.process.pid)
-        self._mounts = mounts.watch()
+        self.user_fd = self._rooted_fd = self.builder_fd = -1
         self._asked: Plan | None = None
         self._number = 0
         self._offer: Ready | None = None
+        self._is_ready = False
+        self.channel, theirs = Channel.pair()
+        try:
+            self.process = _start(self.name, hierarchy, theirs)
+            self.pidfd = os.pidfd_open(self.process.pid)
+            self._mounts = mounts.watch()
+        except BaseException:
+            self.channel.close()
+            raise
+        finally:
+            theirs.close()
+        self._requests = Requests(self.channel, self._note_offer)
+
+    def await_start(self) -> None:
+        """Wait until the launcher is ready to make containers. Raises what it says where it cannot."""
+        if not self._is_ready:
+            try:
+                answer, _fds = self._requests.wait(None, self._note_start)
+                _raise_for(answer)
+            except Exception:
+                self._requests.is_gone = True
+                raise
+
+    def _note_start(self, _hello: Message, fds: Descriptors) -> None:
+        self.user_fd, self._rooted_fd = fds.take(), fds.take()
+        self.builder_fd = _builder(self.process.pid)
+        self._is_ready = True
+
+    @property
+    def has_user_namespace(self) -> bool:
+        """Whether payloads have a user namespace of their own."""
+        return self.user_fd >= 0
 
     def user_of(self, plan: Plan) -> int:
         """Return the user namespace of a container's payloads; -1 where there is none."""
         return self._rooted_fd if self._rooted_fd >= 0 and not plan.is_on_host else self.user_fd
 
-    def request(self, message: Message) -> tuple[Message, list[int]]:
-        """Ask, and wait for the answer. Raises :class:`SetupError`."""
-        with self._lock:
-            self._send(message)
-            return self._receive()
+    def request(self, message: Message) -> tuple[Message, Descriptors]:
+        """Ask, and wait for the answer. Raises :class:`SetupError`, and :class:`ContainerStopped` for a container that has ended."""
+        answer, fds = self._requests.ask(message)
+        _raise_for(answer, message.get("id", ""))
+        return answer, fds
 
-    def tell(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Say something that is not answered."""
-        with self._lock:
-            self._send(message, fds)
+    def renew(self, message: Message, adopt: Callable[[Message, Descriptors], None]) -> None:
+        """Ask for a new init of a container, as :meth:`request`; ``adopt`` is called with the answer, signals deferred."""
+        answer, _fds = self._requests.in_turn(lambda: self._requests.ask_in_turn(message, adopt))
+        _raise_for(answer, message["id"])
 
-    def create(self, plan: Plan, about: Message) -> Ready:
-        """Return a container: the one that was offered, without waiting, or one that is asked for.
+    def tell(self, message: Message) -> None:
+        """Say something that is not answered; the caller defers signals."""
+        self._requests.tell(message)
 
-        ``about`` is what others of this user are told of it.
+    def create(self, plan: Plan, about: Message, adopt: Callable[[Ready], None]) -> None:
+        """Make a container: the one that was offered, without waiting, or one that is asked for.
+
+        ``about`` is what others of this user are told of it. ``adopt`` is called with it, signals deferred: from then on it has an owner.
         """
         while self.unwanted:
-            self.tell({"op": "unshelve", "key": self.unwanted.pop()})
-        with self._lock:
+            with Deferred():
+                self.tell({"op": "unshelve", "key": self.unwanted.pop()})
+        answer = self._requests.in_turn(lambda: self._create(plan, about, adopt))
+        if answer is not None:
+            _raise_for(answer)
+
+    def _create(self, plan: Plan, about: Message, adopt: Callable[[Ready], None]) -> Message | None:
+        with Deferred():
             offer = self._take_offer(plan)
             if offer is not None:
-                self._send({"op": "taken", "id": offer.id, "about": about})
-                return offer
+                try:
+                    self._requests.send_deferred({"op": "taken", "id": offer.id, "about": about})
+                except LauncherGoneError:
+                    os.close(offer.pidfd)
+                    raise
+                adopt(offer)
+                return None
             self._ask(plan)
-            self._send({"op": "create", "plan": plan.to_json(), "number": self._number, "about": about})
-            answer, fds = self._receive()
-            return Ready(answer["id"], answer["pid"], fds[0])
+        message = {"op": "create", "plan": plan.to_json(), "number": self._number, "about": about}
+        answer, _fds = self._requests.ask_in_turn(message, lambda answer, fds: adopt(Ready(answer["id"], answer["pid"], fds.take())))
+        return answer
 
     def prepare(self, plan: Plan) -> None:
         """Have a container of this plan made ahead."""
-        with self._lock:
-            if plan != self._asked:
+        self._requests.in_turn(lambda: self._prepare(plan))
+
+    def _prepare(self, plan: Plan) -> None:
+        if plan != self._asked:
+            with Deferred():
                 self._ask(plan)
-                self._send({"op": "prepare", "plan": plan.to_json(), "number": self._number})
+                self._requests.send_deferred({"op": "prepare", "plan": plan.to_json(), "number": self._number})
 
     def _ask(self, plan: Plan) -> None:
         """Ask for another plan: what was offered of the last one is not taken any more."""
         self._asked = plan
         self._number += 1
-        if self._offer is not None:
-            os.close(self._offer.pidfd)
-            self._offer = None
+        self._drop_offer()
+
+    def _drop_offer(self) -> None:
+        offer, self._offer = self._offer, None
+        if offer is not None:
+            os.close(offer.pidfd)
 
     def _take_offer(self, plan: Plan) -> Ready | None:
         """Return what was made ahead of this plan, unless the host has mounted or unmounted something since."""
         changed = mounts.has_changed(self._mounts)
-        while process.is_readable(self.channel.fileno()):
-            self._note_offer(*self._receive_any())
+        self._requests.receive_offers()
+        if changed or plan != self._asked or self._offer is None or process.ended(self._offer.pidfd, 0):
+            self._drop_offer()
         offer, self._offer = self._offer, None
-        if offer is not None and (changed or plan != self._asked or process.ended(offer.pidfd, 0)):
-            os.close(offer.pidfd)
-            return None
         return offer
 
-    def _note_offer(self, message: Message, fds: list[int]) -> None:
+    def _note_offer(self, message: Message, fds: Descriptors) -> None:
         """Keep the newest offer, if it is of what was asked for last."""
-        if message["number"] != self._number:
-            close_all(fds)
-            return
-        if self._offer is not None:
-            os.close(self._offer.pidfd)
-        self._offer = Ready(message["id"], message["pid"], fds[0])
-
-    def _send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        try:
-            self.channel.send(message, fds)
-        except OSError as error:
-            raise self._gone(f" ({error.strerror})") from error
-
-    def _receive_any(self) -> tuple[Message, list[int]]:
-        try:
-            return self.channel.receive()
-        except LostDescriptorsError as error:
-            if error.message["op"] != "ready":
-                raise OSError(error.errno, error.strerror) from None
-            return {**error.message, "number": -1}, []  # an offer is not what anybody waits for
-        except EOFError:
-            raise self._gone() from None
-
-    def _receive(self) -> tuple[Message, list[int]]:
-        """Wait for an answer; offers may come before it."""
-        answer, fds = self._receive_any()
-        while answer["op"] == "ready":
-            self._note_offer(answer, fds)
-            answer, fds = self._receive_any()
-        if answer["op"] == "unsupported":
-            raise UnsupportedError(answer["feature"], answer["remedy"])
-        if answer["op"] == "error":
-            limit = next((name for name in _LIMITS if answer["step"].startswith(name)), None)
-            if limit is not None:
-                what, remedy = _LIMITS[limit]
-                reason = answer["step"].removeprefix(limit).lstrip(": ") or answer["reason"]
-                raise UnsupportedError(f"{what} ({reason})", remedy)
-            if answer["step"] == "make a user namespace":
-                from pytest_sandbox import host
-
-                host.require("user namespace", "a container without root")
-            if answer["step"] == "mount own" and answer["errno"] in {errno.EPERM, errno.EACCES}:
-                raise UnsupportedError("a container in this container", _COVERED)
-            raise _explained(answer)
-        return answer, fds
-
-    def _gone(self, why: str = "") -> LauncherGoneError:
-        """Note that the launcher is dead, or dying: it closes its descriptors before it can be waited for."""
-        self._is_gone = True
-        return LauncherGoneError("ask the launcher", f"the launcher is gone{why}", "Start a new container: it gets a new launcher.")
+        if message["number"] == self._number:
+            self._drop_offer()
+            self._offer = Ready(message["id"], message["pid"], fds.take())
 
     @property
     def is_alive(self) -> bool:
-        """Whether the launcher's process still runs."""
-        return not self._is_gone and self.process.poll() is None
+        """Whether the launcher's process still runs.
+
+        Not by Popen.poll(), which keeps its lock for ever where a signal handler's exception interrupts it.
+        """
+        return not self._requests.is_gone and not process.ended(self.pidfd, 0)
 
     def close(self) -> None:
-        """End the launcher, and with it every container, and wait until nothing of it is left."""
+        """End the launcher, and with it every container, and wait until nothing of it is left; after 60 seconds, kill it."""
         self.channel.close()
-        self.process.wait()
+        if not process.ended(self.pidfd, _PATIENCE):
+            process.kill(self.pidfd, signal.SIGKILL)  # what it leaves is removed by the next session
+            process.ended(self.pidfd, _PATIENCE)
+        with Deferred():
+            self.process.poll()
 
     def descriptors(self) -> list[int]:
         """Return what this process has open of the launcher: nothing that a fork may have inside a container."""
         offered = self._offer.pidfd if self._offer else -1
-        held = (self.channel.fileno(), self.user_fd, self._rooted_fd, self.builder_fd, self._mounts, offered)
+        held = (self.channel.fileno(), self.pidfd, self.user_fd, self._rooted_fd, self.builder_fd, self._mounts, offered)
         return [fd for fd in held if fd >= 0]
 
     def abandon_networks(self) -> None:
@@ -217,9 +221,39 @@ class LauncherClient:
     def abandon(self) -> None:
         """Close this process's descriptors of the launcher without a word: it is dead, or another process's."""
         self.abandon_networks()
-        close_all([fd for fd in self.descriptors() if fd != self.channel.fileno()])
-        self.channel.close()
+        self._requests.is_gone = True
+        with Deferred():
+            close_all([fd for fd in self.descriptors() if fd != self.channel.fileno()])
+            self.pidfd = self.user_fd = self._rooted_fd = self.builder_fd = self._mounts = -1
+            self._offer = None
+            self.channel.close()
         self.process.returncode = 0
+
+
+def _raise_for(answer: Message, container: str = "") -> None:
+    """Raise the error that an answer is, if it is one: about a container, where one was named."""
+    if answer["op"] == "unsupported":
+        raise UnsupportedError(answer["feature"], answer["remedy"])
+    if answer["op"] == "ended":
+        raise ContainerStopped.ended(container)
+    if answer["op"] == "error":
+        raise _failure(answer)
+
+
+def _failure(answer: Message) -> SandboxError:
+    """Return the error for a step that failed."""
+    limit = next((name for name in _LIMITS if answer["step"].startswith(name)), None)
+    if limit is not None:
+        what, remedy = _LIMITS[limit]
+        reason = answer["step"].removeprefix(limit).lstrip(": ") or answer["reason"]
+        return UnsupportedError(f"{what} ({reason})", remedy)
+    if answer["step"] == "make a user namespace":
+        from pytest_sandbox import host
+
+        host.require("user namespace", "a container without root")
+    if answer["step"] == "mount own" and answer["errno"] in {errno.EPERM, errno.EACCES}:
+        return UnsupportedError("a container in this container", _COVERED)
+    return _explained(answer)
 
 
 def _explained(answer: Message) -> UnsupportedError | SetupError:
@@ -238,24 +272,33 @@ def _builder(pid: int) -> int:
     return -1 if namespaces.identity("user", pid) == namespaces.identity("user") else namespaces.open_of(pid, "user")
 
 
-def _start(name: str, channel: Channel) -> subprocess.Popen[bytes]:
-    lock_path = sweep.lock_path(name)
-    low = os.open(lock_path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    lock = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 3)  # a process without stdin has low numbers free, which the launcher's own stdin takes
-    os.close(low)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    fds = [channel.fileno(), lock]
+def _start(name: str, hierarchy: Hierarchy, channel: Channel) -> subprocess.Popen[bytes]:
+    """Make and lock the session's lock file and cgroups, and start its launcher, which inherits the locks."""
+    path = sweep.lock_path(name)
+    lock = file_lock.create_locked(path)
     try:
-        return _spawn([sys.executable, "-I", "-S", "-c", _START.format(path=package), name, lock_path, *map(str, fds)], fds)
+        os.write(lock, f"process {os.getpid()}\n".encode())
+        session = hierarchy.session(name)
+        try:
+            fds = [channel.fileno(), lock, *session.locks]
+            return _spawn(name, path, fds)
+        except BaseException:
+            session.close()
+            raise
+        finally:
+            session.hand_over()
+    except BaseException:
+        os.unlink(path)
+        raise
     finally:
         os.close(lock)
 
 
-def _spawn(command: list[str], fds: list[int]) -> subprocess.Popen[bytes]:
-    """Start the launcher with its two descriptors, in a session of its own, so that no Ctrl-C reaches it."""
+def _spawn(name: str, lock: str, fds: list[int]) -> subprocess.Popen[bytes]:
+    """Start the launcher with its descriptors, in a session of its own, so that no Ctrl-C reaches it."""
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     return subprocess.Popen(
-        command,
+        [sys.executable, "-I", "-S", "-c", _START.format(path=package), name, lock, *map(str, fds)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=None if os.environ.get("PYTEST_SANDBOX_DEBUG") else subprocess.DEVNULL,
@@ -268,20 +311,33 @@ def _spawn(command: list[str], fds: list[int]) -> subprocess.Popen[bytes]:
 _current: LauncherClient | None = None
 _home = object()
 _left: list[LauncherClient | None] = []  # what is closed already must not be closed again, when its object goes
-_starting = threading.Lock()
+_starting = threading.RLock()  # reentrant: a signal handler that makes a container may interrupt the start
 
 
 def current() -> LauncherClient:
     """Return this process's launcher, started where there is none, or where it died."""
-    global _current  # noqa: PLW0603 - one launcher a process is what makes containers cheap
     with _starting:
         if _current is None or _current.pid != os.getpid() or not _current.is_alive:
-            if _current is not None:  # it died, or is the parent's
-                if _current.pid == os.getpid():
-                    _current.process.wait()
-                _current.abandon()
-            _current = LauncherClient()
-        return _current
+            _replace()
+        launcher = _current
+        assert launcher is not None
+        launcher.await_start()
+        return launcher
+
+
+def _replace() -> None:
+    """Start a launcher, in the place of one that has died or is the parent process's."""
+    global _current  # noqa: PLW0603 - one launcher a process is what makes containers cheap
+    old, _current = _current, None
+    if old is not None:
+        if old.pid == os.getpid():
+            old.close()
+        old.abandon()
+    sweep.sweep()
+    hierarchy = systemd.find_groups()
+    with Deferred():
+        if _current is None:  # a signal handler may have started one meanwhile
+            _current = LauncherClient(hierarchy)
 
 
 def running() -> LauncherClient | None:
@@ -296,11 +352,11 @@ def home() -> object:
 
 def leave() -> None:
     """Have nothing to do with the launcher and its containers any more, in a fork whose descriptors of them are closed."""
-    global _current, _home
+    global _current, _home, _starting
     if _current is not None:
         _current.abandon_networks()
     _left.append(_current)
-    _current, _home = None, object()
+    _current, _home, _starting = None, object(), threading.RLock()
 
 
 @atexit.register

@@ -12,6 +12,8 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from pytest_sandbox.linux import process, signals
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -48,16 +50,25 @@ def attempt(do: Callable[[], str], patience: float = _PATIENCE) -> Trial:
         answer = _read(reader, time.monotonic() + patience)
     finally:
         os.close(reader)
-        if not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        if _is_running(pid):
             os.kill(pid, signal.SIGKILL)
-        _pid, status = os.waitpid(pid, 0)
+        status = process.reap(pid)
     if not answer:
-        return Trial(f"the attempt ended with {os.waitstatus_to_exitcode(status)} and no answer", errno.EIO)
+        code = "an unknown status" if status is None else os.waitstatus_to_exitcode(status)
+        return Trial(f"the attempt ended with {code} and no answer", errno.EIO)
     return Trial(**json.loads(answer))
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # the caller has its children reaped otherwise
+        return False
 
 
 def _do(do: Callable[[], str], writer: int) -> NoReturn:
     try:
+        signals.reset()  # what is tried waits for children of its own
         try:
             answer = {"said": do()}
         except OSError as error:
@@ -74,7 +85,7 @@ def _read(reader: int, deadline: float) -> bytes:
     parts: list[bytes] = []
     poll = select.poll()
     poll.register(reader, select.POLLIN)
-    while poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+    while poll.poll(process.milliseconds(deadline - time.monotonic())):
         part = os.read(reader, _CHUNK)
         if not part:
             return b"".join(parts)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
 
 from pytest_sandbox import folders
 from pytest_sandbox.channel import Channel
 from pytest_sandbox.errors import UnsupportedError
-from pytest_sandbox.linux import host_root, process, userns
+from pytest_sandbox.linux import host_root, private_directory, process, userns
 
 __all__ = ["find", "gain_power", "unlimited"]
 
@@ -50,9 +49,15 @@ def _layers() -> str | None:
     """Return a folder for writable layers where tmpfs holds none; raises OSError where nothing does."""
     if host_root.tmpfs_takes_attributes():
         return None
+    refused: list[str] = []
     for base in (os.path.join(folders.images(), "writable"), os.path.join("/var/tmp", f"pytest-sandbox-{os.geteuid()}")):
-        with suppress(OSError):
-            os.makedirs(base, 0o700, exist_ok=True)
-            if host_root.takes_attributes(base):
+        try:
+            if host_root.takes_attributes(private_directory.make_private(base)):
                 return base
-    raise OSError(95, "neither tmpfs (before Linux 6.6) nor the home's file system takes the attributes of a user's overlay")
+            refused.append(f"{base}: its file system has no user attributes")
+        except OSError as error:
+            refused.append(f"{base}: {error.strerror}")
+    reasons = "; ".join(refused)
+    raise OSError(
+        95, f"no directory for writable layers, which tmpfs cannot hold before Linux 6.6 ({reasons}). Set PYTEST_SANDBOX_HOME to one"
+    )

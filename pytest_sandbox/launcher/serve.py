@@ -6,33 +6,42 @@ client, however that ends, and takes every container with it.
 
 from __future__ import annotations
 
-import _thread
 import errno
 import os
 import select
-import shutil
 import signal
 import sys
 import time
+import traceback
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pytest_sandbox import layers
-from pytest_sandbox.channel import Channel, Message, close_all
+from pytest_sandbox.channel import Channel, InvalidMessageError, Message, close_all
 from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.launcher import footing
 from pytest_sandbox.launcher.building import Building, Host
-from pytest_sandbox.launcher.door import Door
+from pytest_sandbox.launcher.control_socket import ControlSocket
+from pytest_sandbox.launcher.layer_holder import LayerHolder
+from pytest_sandbox.launcher.layer_remover import LayerRemover
 from pytest_sandbox.launcher.plan import OVERHEAD, Plan
-from pytest_sandbox.launcher.shelf import Shelf
-from pytest_sandbox.linux import cgroup, mounts, namespaces, process
+from pytest_sandbox.linux import cgroup, mounts, namespaces, process, signals
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["main"]
 
 _TRIES = 100
 #: Milliseconds within which a container that was taken is made good use of, before the next one is made: both wait for the same locks of the kernel.
 _PATIENCE = 2
+#: Seconds between two tries to remove a cgroup that the kernel still takes for busy, and how long that is tried.
+_REMOVE_AGAIN = 0.01
+_REMOVE_FOR = 10.0
+#: Seconds for a killed init to end before its place is taken, and for all of them at the end of the session.
+_END_FOR = 0.5
+_CLOSE_FOR = 10.0
 
 
 @dataclass(slots=True)
@@ -51,6 +60,16 @@ class Made:
     claimed: bool = False
     about: Any = None
     since: float = 0.0
+    request: int = 0
+    """The number of the request that it was made for."""
+    held_as: str = ""
+    """The key of its writable layer in the layer holder, once it was committed."""
+    is_replaced: bool = False
+    """Whether another container has its id and its cgroup already."""
+
+
+class EndedError(Exception):
+    """The client named a container that has ended."""
 
 
 class Launcher:
@@ -61,12 +80,18 @@ class Launcher:
         self.lock = lock
         self.client_pidfd = os.pidfd_open(os.getppid())
         self.hierarchy = cgroup.Hierarchy.find()
-        self.session = self.hierarchy.session(session)
+        self.session = self.hierarchy.attach(session)
         self.mounts = mounts.watch()
         self.made: dict[str, Made] = {}
         self.by_pidfd: dict[int, Made] = {}
+        self.committed: dict[str, Made] = {}
+        """Containers whose init has ended and whose layer is in the layer holder: the client can have them renewed."""
+        self.busy: list[tuple[cgroup.Group, float]] = []
+        """Cgroups that could not be removed yet, and until when that is tried."""
         self.spare: Made | None = None
         self.is_stale = False
+        self.is_outdated = False
+        """Whether what the host has mounted could not be found out when it was last looked at."""
         self.asked = 0
         self.count = 0
         self.wanted: Plan | None = None
@@ -78,27 +103,47 @@ class Launcher:
             self.poll.register(fd, select.POLLIN)
         self.poll.register(self.mounts, select.POLLPRI)
         folder = lock.removesuffix(".lock")
-        self.door = Door(folder, self.poll)
+        self.control = ControlSocket(folder, self.poll)
         self.host = Host(folder)
-        self.shelf = Shelf()
+        self.layer_holder = LayerHolder()
+        self.layer_remover = LayerRemover()
 
     def serve(self) -> None:
         """Answer until the client is gone."""
         self.client.send({"op": "hello"}, [fd for fd in (self.host.user, self.host.rooted) if fd >= 0])
         while True:
             # What was mounted or unmounted before a container was asked for belongs into it.
-            found = self.poll.poll(self.patience if self.wanted else None)
+            found = self.poll.poll(self.next_deadline())
             if not found and self.wanted:
                 self.make_ahead(self.wanted)
             for fd, _event in sorted(found, key=self.order):
-                if fd == self.mounts:
-                    self.forget_mounts()
-                elif fd in self.by_pidfd:
-                    self.dispose(self.by_pidfd[fd])
-                elif self.door.has(fd):
-                    self.door.attend(fd, self.receive_visitor)
-                elif fd == self.client_pidfd or not self.hear():
-                    return
+                try:
+                    if not self.attend(fd):
+                        return
+                except Exception as error:  # noqa: BLE001 - nothing that one container or the host does ends the others
+                    traceback.print_exception(error)
+            if self.busy:
+                self.remove_busy()
+
+    def next_deadline(self) -> float | None:
+        """Return the milliseconds after which there is something to do, whether or not somebody asks."""
+        if self.wanted:
+            return self.patience
+        waits = [self.control.expire(), _REMOVE_AGAIN if self.busy else None]
+        return min((seconds * 1000 for seconds in waits if seconds is not None), default=None)
+
+    def attend(self, fd: int) -> bool:
+        """Do what a descriptor that poll(2) reported is about; return False when the client is gone."""
+        if fd == self.mounts:
+            self.forget_mounts()
+        elif fd in self.by_pidfd:
+            if process.ended(fd, 0):  # else its number is another container's by now: the first one was disposed of meanwhile
+                self.dispose(self.by_pidfd[fd])
+        elif self.control.has(fd):
+            self.control.attend(fd, self.receive_visitor)
+        elif fd == self.client.fileno():
+            return self.hear()
+        return fd != self.client_pidfd
 
     def order(self, found: tuple[int, int]) -> int:
         """Sort what poll(2) reports: what was mounted, and what the client has said, comes before what others ask."""
@@ -108,29 +153,53 @@ class Launcher:
         """Do what the client asks for; False when it is gone."""
         try:
             message, fds = self.client.receive()
-        except EOFError:
+        except EOFError as error:
+            if isinstance(error, InvalidMessageError):
+                traceback.print_exception(error)  # seen with PYTEST_SANDBOX_DEBUG
             return False
         close_all(fds)
         try:
             getattr(self, f"do_{message['op']}")(message)
-        except UnsupportedError as error:
-            self.client.send({"op": "unsupported", "feature": error.feature, "remedy": error.remedy})
-        except OSError as error:
-            self.fail(error, message["op"])
+        except Exception as error:  # noqa: BLE001 - one container's error must not end the others
+            return self.answer(message, self.refusal(error, message["op"]))
         return True
 
-    def fail(self, error: OSError, what: str) -> None:
-        """Tell the client why it does not get what it waits for."""
+    def answer(self, message: Message, answer: Message, fds: Sequence[int] = ()) -> bool:
+        """Answer a message under its number, if it is one that is answered; False when the client is gone."""
+        if "request" in message:
+            try:
+                self.client.send({**answer, "request": message["request"]}, fds)
+            except (BrokenPipeError, ConnectionResetError):
+                return False
+        return True
+
+    def refusal(self, error: Exception, what: str) -> Message:
+        """Return the answer that tells the client why it does not get what it waits for."""
+        if isinstance(error, UnsupportedError):
+            return {"op": "unsupported", "feature": error.feature, "remedy": error.remedy}
+        if isinstance(error, EndedError):
+            return {"op": "ended"}
+        if not isinstance(error, OSError):
+            traceback.print_exception(error)  # seen with PYTEST_SANDBOX_DEBUG
+            return {"op": "error", "step": what, "reason": f"{type(error).__name__}: {error}", "errno": 0}
         step = getattr(error, "step", "limit the disk" if isinstance(error, layers.DiskLimitError) else what)
         reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror or str(error)
-        self.client.send({"op": "error", "step": step, "reason": reason, "errno": error.errno})
+        return {"op": "error", "step": step, "reason": reason, "errno": error.errno}
+
+    def of(self, message: Message) -> Made:
+        """Return the container that a message names. Raises :class:`EndedError`."""
+        made = self.made.get(message["id"])
+        if made is None:
+            raise EndedError
+        return made
 
     def do_create(self, message: Message) -> None:
         """Give the client a container of this plan, the spare where it has one, and make the next one ahead."""
         plan, self.asked = Plan.from_json(message["plan"]), message["number"]
         made = self.spare_of(plan) or self.build_on_the_moving(plan)
-        self.client.send({"op": "created", "id": made.id, "pid": made.pid}, [made.pidfd])
+        made.request = message["request"]
         self.claim(made, message["about"])
+        self.answer(message, {"op": "created", "id": made.id, "pid": made.pid}, [made.pidfd])
 
     def do_prepare(self, message: Message) -> None:
         """See to it that the next container of this plan is ready."""
@@ -149,39 +218,60 @@ class Launcher:
         if made is not None:
             made.claimed = False
             process.kill(made.pidfd, signal.SIGKILL)
+        elif message["id"] in self.committed:
+            self.remove_group(self.committed.pop(message["id"]).group)
+
+    def do_cancel(self, message: Message) -> None:
+        """The client was interrupted while it waited for an answer: nobody has the container that was made for it."""
+        for made in self.made.values():
+            if made.request == message["answer"]:
+                made.claimed = False
+                process.kill(made.pidfd, signal.SIGKILL)
 
     def do_layer(self, message: Message) -> None:
         """Hand out the writable layer of a container."""
-        made = self.made.get(message["id"])
-        self.client.send({"op": "layer", "points": made.points if made else []}, [made.layer] if made else [])
+        made = self.of(message)
+        self.answer(message, {"op": "layer", "points": made.points}, [made.layer])
 
     def do_freeze(self, message: Message) -> None:
-        """Put a container's layer on the shelf, for others to lie on; one on disk stays where it is, and is to be copied."""
-        made = self.made[message["id"]]
+        """Hand a container's layer to the layer holder, for others to lie on; one on disk stays where it is, and is to be copied.
+
+        A client that was interrupted asks again with the same key.
+        """
+        made = self.of(message)
         if made.place.folder is not None:
             raise OSError(errno.EXDEV, "the layer is on disk")
-        self.shelf.ask("put", message["key"], [made.tree])
-        self.client.send({"op": "frozen"})
+        if made.held_as != message["key"]:
+            self.layer_holder.ask("put", message["key"], [made.tree])
+            made.held_as = message["key"]
+        self.answer(message, {"op": "frozen"})
 
     def do_shelve(self, message: Message) -> None:
-        """Make an empty layer on the shelf, for the client to fill."""
-        fds = self.shelf.ask("make", message["key"])
-        self.client.send({"op": "shelved"}, fds)
-        close_all(fds)
+        """Make an empty layer in the layer holder, for the client to fill."""
+        fds = self.layer_holder.ask("make", message["key"])
+        try:
+            self.answer(message, {"op": "shelved"}, fds)
+        finally:
+            close_all(fds)
 
     def do_unshelve(self, message: Message) -> None:
         """Let go of a committed layer; containers that lie on it keep it."""
-        self.shelf.ask("drop", message["key"])
+        self.layer_holder.ask("drop", message["key"])
 
     def do_renew(self, message: Message) -> None:
         """Give a container whose layer was taken a new init and a new layer, in the same group, under the same name."""
-        old = self.made[message["id"]]
-        process.kill(old.pidfd, signal.SIGKILL)
-        process.ended(old.pidfd)
-        self.let_go(old)
-        made = self.build(Plan.from_json(message["plan"]), identity=old.id, group=old.group)
+        old = self.committed.pop(message["id"], None)
+        if old is None:
+            old = self.of(message)
+            process.kill(old.pidfd, signal.SIGKILL)
+            self.replace(old)
+        try:
+            made = self.build(Plan.from_json(message["plan"]), identity=old.id, group=old.group)
+        except BaseException:
+            self.committed[old.id] = old
+            raise
         made.claimed, made.about, made.since = True, old.about, old.since
-        self.client.send({"op": "created", "id": made.id, "pid": made.pid}, [made.pidfd])
+        self.answer(message, {"op": "renewed", "id": made.id, "pid": made.pid}, [made.pidfd])
 
     def spare_of(self, plan: Plan) -> Made | None:
         """Return the spare if it is of this plan; one of another plan, or over mounts of before, is thrown away."""
@@ -204,7 +294,7 @@ class Launcher:
         """Make the next container of this plan, and offer it."""
         self.wanted = None
         if self.spare_of(plan) is None:
-            with suppress(OSError, UnsupportedError):  # what it was is said when somebody asks for that container
+            with suppress(Exception):  # what it was is said when somebody asks for that container
                 self.spare, self.is_stale = self.build(plan), False
                 offer = {"op": "ready", "id": self.spare.id, "pid": self.spare.pid, "number": self.asked}
                 self.client.send(offer, [self.spare.pidfd])
@@ -223,6 +313,9 @@ class Launcher:
 
     def build(self, plan: Plan, *, identity: str = "", group: cgroup.Group | None = None) -> Made:
         """Make a container with its groups and limits, or one more in the group of an old one."""
+        if self.is_outdated:
+            self.forget_mounts()  # what is wrong is the answer to who asks
+        is_new = group is None
         if group is None:
             self.count += 1
             identity = f"{self.session.name}-{self.count}"
@@ -232,14 +325,15 @@ class Launcher:
         try:
             group.apply(plan.limits(), overhead=OVERHEAD)
             for key in plan.shelved:
-                (shelved[key],) = self.shelf.ask("clone", key)
+                (shelved[key],) = self.layer_holder.ask("clone", key)
             place = self.find_place(plan, identity)
             placed = replace(plan, layer_folder=place.folder, layer_device=place.device)
             joins = group.joins() if group.fd() < 0 else ()
             building = Building(placed, self.host, hostname=identity, joins=joins, shelved=shelved)
             built = building.build(group.fd())
         except BaseException as error:
-            group.remove()
+            if is_new:
+                self.remove_group(group)
             place.remove()
             layers.explain(error, place)
             raise
@@ -267,10 +361,11 @@ class Launcher:
 
     def forget_mounts(self) -> None:
         """Look at the host's mounts again: what was made ahead is no longer what the host looks like, unless the client has it already."""
-        self.is_stale = True
+        self.is_stale = self.is_outdated = True
         for _ in range(_TRIES):
             with suppress(FileNotFoundError, NotADirectoryError):  # one went away between being found and being tried
                 self.host.look()
+                self.is_outdated = False
                 return
 
     def receive_visitor(self, message: Message) -> tuple[Message, list[int]]:
@@ -291,30 +386,66 @@ class Launcher:
         return {"op": "entered", "about": made.about, **way}, [os.dup(made.pidfd), *(fd for fd in spaces if fd >= 0)]
 
     def dispose(self, made: Made) -> None:
-        """Let go of a container whose init has ended; a thread pays for freeing its layer."""
+        """Let go of a container whose init has ended; one that was committed can be renewed until the client closes it."""
         if made is self.spare:
             self.spare = None
         self.let_go(made)
-        with suppress(OSError):  # the sweep finds it
-            made.group.remove()
+        if made.is_replaced:
+            return
+        if made.held_as and made.claimed:
+            self.committed[made.id] = made
+        else:
+            self.remove_group(made.group)
+
+    def replace(self, made: Made) -> None:
+        """Let go of a container that another one takes the place of; at once, unless its init waits for somebody to reap its processes."""
+        del self.made[made.id]
+        made.is_replaced = True
+        if process.ended(made.pidfd, _END_FOR):
+            self.let_go(made)
 
     def let_go(self, made: Made) -> None:
         """Take a dead init's exit status, and close what is held of it."""
-        del self.made[made.id], self.by_pidfd[made.pidfd]
+        del self.by_pidfd[made.pidfd]
+        if self.made.get(made.id) is made:
+            del self.made[made.id]
         self.poll.unregister(made.pidfd)
-        os.waitpid(made.pid, 0)
+        process.reap(made.pid)
         os.close(made.pidfd)
-        _thread.start_new_thread(_free, ([made.layer, made.tree], made.place.folder))
+        self.layer_remover.free([made.layer, made.tree], made.place.folder)
+
+    def remove_group(self, group: cgroup.Group) -> None:
+        """Remove the cgroup of a container that has ended, at once or later; frozen processes end when they are thawed."""
+        if not self.removed(group):
+            with suppress(OSError, UnsupportedError):
+                group.thaw()
+            self.busy.append((group, time.monotonic() + _REMOVE_FOR))
+
+    def removed(self, group: cgroup.Group) -> bool:
+        """Remove a cgroup unless the kernel takes it for busy."""
+        try:
+            group.remove(_PATIENCE / 1000)
+        except OSError as error:
+            return error.errno != errno.EBUSY  # else the end of the session finds it
+        return True
+
+    def remove_busy(self) -> None:
+        """Try again to remove the cgroups that were busy; what is busy for long goes with the session."""
+        now = time.monotonic()
+        self.busy = [(group, end) for group, end in self.busy if not self.removed(group) and end > now]
 
     def close(self) -> None:
         """Kill every container, and remove the groups of this session."""
-        for made in self.made.values():
-            process.kill(made.pidfd, signal.SIGKILL)
-        for made in self.made.values():
-            process.ended(made.pidfd, 10)
-        self.door.close()
-        cgroup.destroy(self.hierarchy.sessions().get(self.session.name, ()))
-        layers.remove(self.lock)
+        deadline = time.monotonic() + _CLOSE_FOR
+        for pidfd in self.by_pidfd:
+            process.kill(pidfd, signal.SIGKILL)
+        try:
+            cgroup.destroy(self.session.folders, _CLOSE_FOR)
+            for pidfd in self.by_pidfd:
+                process.ended(pidfd, deadline - time.monotonic())
+        finally:
+            self.control.close()
+            layers.remove(self.lock)
 
 
 def _card(made: Made, *, figures: bool) -> Message:
@@ -323,15 +454,10 @@ def _card(made: Made, *, figures: bool) -> Message:
     return {"id": made.id, "pid": made.pid, "since": made.since, "about": made.about, "stats": stats, "paused": made.group.is_frozen()}
 
 
-def _free(fds: list[int], folder: str | None) -> None:
-    close_all(fds)
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def main() -> NoReturn:
-    """Run with the arguments SESSION LOCK and two descriptors: the client's socket, and the lock, which is held by being open."""
+    """Run with the arguments SESSION LOCK and descriptors: the client's socket, and the session's locks, which are held by being open."""
     session, lock, *fds = sys.argv[1:]
+    signals.reset()
     footing.gain_power(int(fds[0]))
     for fd in map(int, fds):
         os.set_inheritable(fd, False)
@@ -346,7 +472,7 @@ def main() -> NoReturn:
     try:
         launcher.serve()
     finally:
-        launcher.close()
-        with suppress(OSError):
-            os.unlink(lock)
+        launcher.close()  # where it fails, the lock stays, and the next session's cleanup tries again
+    with suppress(OSError):
+        os.unlink(lock)
     sys.exit(0)

@@ -1,6 +1,8 @@
 """Control groups: one small interface over cgroup v1 and v2.
 
-``Hierarchy.find()`` -> ``session(name)``, one folder for each launcher -> ``create(id)``, one :class:`Group` for each container. The classes
+``Hierarchy.find()`` -> ``session(name)``, one folder for each launcher -> ``create(id)``, one :class:`Group` for each container.
+A session's cgroups are locked (flock(2)) as long as its launcher lives. The lock belongs to the directory itself, which is the same in every
+mount, PID, user and cgroup namespace and in every chroot, so a cleanup anywhere can tell whether their owner is alive. The classes
 here are also the third version: a host that gives no group at all has groups that hold nothing, know nothing and limit nothing, and
 :meth:`Hierarchy.require` refuses every limit that was asked for.
 
@@ -20,15 +22,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import UnsupportedError
+from pytest_sandbox.linux import file_lock
+from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.outcome import Stats
 from pytest_sandbox.settings import DEVICE_RATES, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-__all__ = ["LEAF", "PREFIX", "SCOPE", "Group", "Hierarchy", "Mount", "Session", "destroy", "parse_mounts", "parse_own"]
+__all__ = ["LEAF", "PREFIX", "SCOPE", "Group", "Hierarchy", "Mount", "Session", "destroy", "parse_mounts", "parse_own", "remove_unowned"]
 
-#: A session's folder is this and the session's name, in every hierarchy; a sweep looks up the name's lock.
+#: A session's folder is this and the session's name, in every hierarchy.
 PREFIX = "pytest-sandbox-"
 #: Where v2 puts the processes that were in a group which has to become an inner one.
 LEAF = "pytest-sandbox.leaf"
@@ -37,6 +41,7 @@ SCOPE = "run-pytest-sandbox-"
 #: CPU quotas are per this many microseconds, the kernel's default.
 PERIOD = 100_000
 PATIENCE = 10.0
+_TRIES = 100
 
 #: Controllers of v1 that are of use here; what else stands among a mount's options is not one.
 KNOWN = frozenset({"memory", "cpu", "cpuacct", "cpuset", "pids", "blkio", "freezer"})
@@ -55,26 +60,30 @@ UNLIMITED = Settings(pids_limit=None)
 
 
 def read(path: str) -> str:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        pieces = []
-        while piece := os.read(fd, 65536):
-            pieces.append(piece)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from None
-    finally:
-        os.close(fd)
+    """Return the text of a file of the kernel's; signals are deferred, so that an exception does not lose the descriptor."""
+    with Deferred():
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            pieces = []
+            while piece := os.read(fd, 65536):
+                pieces.append(piece)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None
+        finally:
+            os.close(fd)
     return b"".join(pieces).decode()
 
 
 def write(path: str, text: object) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, str(text).encode())
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror} for {str(text)!r}", path) from None
-    finally:
-        os.close(fd)
+    """Write to a file of the kernel's in one go, with signals deferred."""
+    with Deferred():
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, str(text).encode())
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror} for {str(text)!r}", path) from None
+        finally:
+            os.close(fd)
 
 
 def table(path: str) -> dict[str, int]:
@@ -195,6 +204,52 @@ def destroy(folders: Iterable[str], seconds: float = PATIENCE) -> None:
     kill_members(lambda: [pid for path in doomed for pid in members(path)], seconds)
     for path in doomed:
         remove_folder(path, seconds)
+
+
+def make_owned(folder: str) -> int:
+    """Create a session's cgroup, which only its user can open and so lock; return the descriptor whose lock says that it has an owner.
+
+    Raises FileExistsError where it exists, OSError where it cannot be created or locked.
+    """
+    for _ in range(_TRIES):
+        os.mkdir(folder, 0o700)
+        with contextlib.suppress(FileNotFoundError):  # a cleanup locked it first, and removed it
+            return file_lock.lock_directory(folder)
+    raise FileNotFoundError(errno.ENOENT, "another process keeps removing it", folder)
+
+
+def lock_unowned(folders: Iterable[str]) -> dict[str, int] | None:
+    """Lock session's cgroups whose owner has ended, so that they can be removed; None where one of them has an owner."""
+    held: dict[str, int] = {}
+    for folder in folders:
+        fd = file_lock.try_lock(folder)
+        if fd is None and os.path.exists(folder):
+            for other in held.values():
+                os.close(other)
+            return None
+        if fd is not None:
+            held[folder] = fd
+    return held
+
+
+def remove_unowned(folders: Iterable[str]) -> bool:
+    """Remove the empty cgroups of a session whose owner has ended; return whether one was removed. What still has processes stays."""
+    removed = False
+    for folder in folders:
+        fd = file_lock.try_lock(folder)
+        if fd is not None:
+            removed |= _remove_empty(folder)
+            os.close(fd)
+    return removed
+
+
+def _remove_empty(folder: str) -> bool:
+    removed = False
+    for path in below(folder):
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+            removed = True
+    return removed
 
 
 def _halt_forks_and_thaw(folder: str) -> None:
@@ -334,7 +389,9 @@ class Session:
         self.name = name
         self._remedy = remedy
         self.folders = folders
-        """What a sweep has to :func:`destroy` when nobody holds the session's lock any more."""
+        """What a cleanup has to :func:`destroy` when the session has ended."""
+        self.locks: list[int] = []
+        """Descriptors whose locks say that the session lives: the launcher inherits them."""
 
     def create(self, id: str) -> Group:  # noqa: A002 - the container's word
         """Make a group without limits, to be joined."""
@@ -344,9 +401,15 @@ class Session:
         """Return a handle on a group that the session's other end has made, with the limits that it has given it."""
         return Group(id, self._remedy)
 
+    def hand_over(self) -> None:
+        """Close the descriptors of the locks in this process, which another one has inherited."""
+        while self.locks:
+            os.close(self.locks.pop())
+
     def close(self) -> None:
         """Kill what still lives in the session, and remove its groups and its folders."""
         destroy(self.folders)
+        self.hand_over()
 
 
 class Hierarchy:
@@ -382,7 +445,11 @@ class Hierarchy:
                 raise UnsupportedError(f"{key}={value!r}", self.remedy(controller))
 
     def session(self, name: str) -> Session:
-        """Make the folder ``pytest-sandbox-NAME`` in every hierarchy that is used; FileExistsError where there is one."""
+        """Make and lock the cgroup ``pytest-sandbox-NAME`` in every hierarchy that is used; FileExistsError where there is one."""
+        return Session(name, remedy=self.remedy("freezer"))
+
+    def attach(self, name: str) -> Session:
+        """Return a handle on a session that another process has made."""
         return Session(name, remedy=self.remedy("freezer"))
 
     def roots(self) -> tuple[str, ...]:
@@ -390,10 +457,7 @@ class Hierarchy:
         return ()
 
     def sessions(self) -> Mapping[str, tuple[str, ...]]:
-        """Find the sessions on this host, dead or alive: the name, and the folders to :func:`destroy`.
-
-        A name without a lock file may belong to an outer or inner container, whose files are elsewhere: not to be destroyed.
-        """
+        """Find the sessions on this host, dead or alive, of every user and container: the name, and its cgroups."""
         found: dict[str, list[str]] = {}
         for root in self.roots():
             for path in below(root):

@@ -25,6 +25,7 @@ from pytest_sandbox.linux.cgroup import (
     destroy,
     device_number,
     kill_members,
+    make_owned,
     members,
     number,
     read,
@@ -46,7 +47,8 @@ __all__ = ["GroupV1", "HierarchyV1", "SessionV1"]
 
 #: Made for every container: limits have to be there before they are known, and figures cannot be had afterwards.
 ALWAYS = ("memory", "cpu", "cpuacct", "pids", "blkio")
-
+#: Made for a container that is paused, or has ``cpuset``; a session has them from the start, because only locked cgroups are safe from cleanups.
+_ON_DEMAND = ("freezer", "cpuset")
 
 _NO_HIGH = "cgroup v1 has no such limit: boot with cgroup v2 (systemd.unified_cgroup_hierarchy=1), or ask for memory= alone."
 #: The file of each key of a device's rate.
@@ -89,34 +91,53 @@ class HierarchyV1(Hierarchy):
         return tuple({self.mounts[name].point: None for name in sorted(self.controllers)})
 
     def session(self, name: str) -> Session:
+        made = SessionV1(self, name)
+        made.make()
+        return made
+
+    def attach(self, name: str) -> Session:
         return SessionV1(self, name)
 
 
 class SessionV1(Session):
-    """A folder below our own group in every hierarchy that is used; those that few ask for are made when they are."""
+    """A folder below our own group in every hierarchy that is used."""
 
     def __init__(self, hierarchy: HierarchyV1, name: str) -> None:
-        super().__init__(name)
         self._hierarchy = hierarchy
+        self.name = name
         #: The session's folder by controller; joined controllers (cpu,cpuacct) share one.
-        self.by_controller: dict[str, str] = {}
-        try:
-            for controller in ALWAYS:
-                if controller in hierarchy.controllers:
-                    self.need(controller)
-        except OSError:
-            self.close()
-            raise
+        self.by_controller = {name: folder for name in ALWAYS if (folder := self.folder_of(name))}
         # Distinct folders, by which a group is made.
         self._always = tuple(dict.fromkeys(self.by_controller.values()))
+        more = (folder for controller in _ON_DEMAND if (folder := self.folder_of(controller)))
+        super().__init__(name, tuple(dict.fromkeys((*self._always, *more))))
+
+    def make(self) -> None:
+        """Make and lock the session's cgroups."""
+        made: list[str] = []
+        try:
+            for folder in self.folders:
+                self._make(folder, made)
+        except BaseException:
+            destroy(made)
+            self.hand_over()
+            raise
+
+    def _make(self, folder: str, made: list[str]) -> None:
+        try:
+            self.locks.append(make_owned(folder))
+            made.append(folder)
+            if os.path.exists(f"{folder}/cpuset.cpus"):
+                inherit_cpuset(folder)
+        except OSError:
+            if folder in self._always:
+                raise
 
     def need(self, controller: str) -> str:
-        """Return the session's folder of a controller, made if it is not there; UnsupportedError where it cannot be."""
-        if controller not in self._hierarchy.controllers:
+        """Return the session's folder of a controller; UnsupportedError where it has none."""
+        folder = self.folder_of(controller)
+        if folder is None or not os.path.isdir(folder):
             raise UnsupportedError(f"cgroup controller {controller}", self._hierarchy.remedy(controller))
-        folder = self.folder_of(controller) or ""
-        if folder not in self.folders:
-            self._make(folder, controller)
         self.by_controller[controller] = folder
         return folder
 
@@ -125,23 +146,7 @@ class SessionV1(Session):
         own = self._hierarchy.own.get(controller)
         return own and f"{own}/{PREFIX}{self.name}"
 
-    def _make(self, folder: str, controller: str) -> None:
-        """Make the session's folder of a controller; a session has two ends, its client and its launcher, and either may be first."""
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(folder)
-            if controller == "cpuset":
-                inherit_cpuset(folder)
-        self.folders = tuple(dict.fromkeys((*self.folders, folder)))
-
     def create(self, id: str) -> GroupV1:  # noqa: A002 - the container's word
-        try:
-            return self._create(id)
-        except FileNotFoundError:  # a sweep that does not see this session's lock has removed the empty parents
-            for controller, folder in self.by_controller.items():
-                self._make(folder, controller)
-            return self._create(id)
-
-    def _create(self, id: str) -> GroupV1:  # noqa: A002 - the container's word
         made: list[str] = []
         try:
             for folder in self._always:
@@ -346,5 +351,6 @@ class GroupV1(Group):
         kill_members(self.pids, seconds)
 
     def remove(self, seconds: float = PATIENCE) -> None:
-        for folder in self._folders:
+        on_demand = [f"{folder}/{self.id}" for name in _ON_DEMAND if (folder := self._session.folder_of(name))]
+        for folder in dict.fromkeys((*self._folders, *on_demand)):  # the session's other end may have made these
             remove_folder(folder, seconds)

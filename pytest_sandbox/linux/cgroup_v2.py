@@ -26,9 +26,9 @@ from pytest_sandbox.linux.cgroup import (
     Group,
     Hierarchy,
     Session,
-    destroy,
     device_number,
     kill_members,
+    make_owned,
     members,
     number,
     read,
@@ -78,16 +78,16 @@ class Base:
         finally:
             os.close(fd)
 
-    def add(self, session: str) -> None:
-        """Make a session's folder that can have groups with limits."""
+    def add(self, session: str) -> int:
+        """Make a session's folder that can have groups with limits; return the descriptor that holds its lock."""
         with self._locked():
             if self.crowded:
                 self._make_room()
             else:
                 _hand_down(self.folder, ALWAYS)
-            with contextlib.suppress(FileExistsError):  # a session has two ends, its client and its launcher, and either may be first
-                os.mkdir(session)
+            lock = make_owned(session)
             _hand_down(session, ALWAYS)
+            return lock
 
     def _make_room(self, seconds: float = PATIENCE) -> None:
         deadline = time.monotonic() + seconds
@@ -206,7 +206,14 @@ class HierarchyV2(Hierarchy):
         return (self.mount.point,) if self.base else ()
 
     def session(self, name: str) -> Session:
-        return SessionV2(self.base, name) if self.base else super().session(name)
+        if self.base is None:
+            return super().session(name)
+        made = SessionV2(self.base, name)
+        made.make()
+        return made
+
+    def attach(self, name: str) -> Session:
+        return SessionV2(self.base, name) if self.base else super().attach(name)
 
 
 def _is_root(folder: str) -> bool:
@@ -240,18 +247,17 @@ class SessionV2(Session):
         self._base = base
         self.folder = f"{base.folder}/{PREFIX}{name}"
         super().__init__(name, (self.folder,))
+
+    def make(self) -> None:
+        """Make and lock the session's cgroup."""
         try:
-            base.add(self.folder)
+            self.locks.append(self._base.add(self.folder))
         except OSError as error:
             raise SetupError("make the parent of all groups", str(error)) from error
 
     def create(self, id: str) -> Group:  # noqa: A002 - the container's word
         folder = f"{self.folder}/{id}"
-        try:
-            os.mkdir(folder)
-        except FileNotFoundError:  # a sweep that does not see this session's lock has removed the empty parent
-            self._base.add(self.folder)
-            os.mkdir(folder)
+        os.mkdir(folder)
         return GroupV2(self, id, folder)
 
     def group(self, id: str, limits: Settings = UNLIMITED) -> Group:  # noqa: A002 - the container's word
@@ -262,7 +268,7 @@ class SessionV2(Session):
             _hand_down(folder, ("cpuset",))
 
     def close(self) -> None:
-        destroy(self.folders)
+        super().close()
         self._base.drop()
 
 

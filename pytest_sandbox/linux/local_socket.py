@@ -13,7 +13,7 @@ from pytest_sandbox.linux import process
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["connect", "is_ours", "listen"]
+__all__ = ["connect", "is_ours", "listen", "set_timeouts"]
 
 _BACKLOG = 16
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
@@ -36,14 +36,25 @@ def listen(path: str) -> socket.socket:
 def connect(path: str, timeout: float) -> socket.socket:
     """Connect to the socket at ``path``, whose calls wait ``timeout`` seconds at most."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    made.settimeout(timeout)
+    # With a timeout of Python's the socket does not block, and a full backlog is an error at once (connect(2), EAGAIN).
+    set_timeouts(made, timeout)
     try:
         with _short(path) as name:
             made.connect(name)
+        made.settimeout(timeout)
     except BaseException:
         made.close()
         raise
     return made
+
+
+def set_timeouts(blocking: socket.socket, seconds: float) -> None:
+    """Let no call of a blocking socket wait longer: it fails with BlockingIOError then (socket(7), SO_RCVTIMEO).
+
+    A timeout of Python's takes a poll(2) before each call.
+    """
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        blocking.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
 
 
 @contextmanager

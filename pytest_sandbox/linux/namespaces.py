@@ -6,8 +6,8 @@ import os
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import ContainerStopped, UnsupportedError
+from pytest_sandbox.linux import process, userns
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux import userns
 from pytest_sandbox.linux.program import Program
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def make_user_namespace(*, rooted: bool = False) -> int:
         finally:
             os.close(writer)
             writer = -1
-            os.waitpid(pid, 0)
+            process.reap(pid)
     finally:
         for fd in (reader, writer):
             if fd >= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import resource
 import select
@@ -19,6 +20,7 @@ __all__ = [
     "add_raised_ulimits",
     "add_ulimits",
     "argument_area",
+    "await_exit",
     "close_others",
     "command_line",
     "descendants",
@@ -61,12 +63,7 @@ def kill(pidfd: int, number: int) -> None:
         signal.pidfd_send_signal(pidfd, number)
 
 
-def milliseconds(seconds: float) -> int:
-    """Return a time as poll(2) takes it, at most as long as it can wait (24 days)."""
-    return int(min(max(0.0, seconds) * 1000, _LONGEST_POLL))
-
-
-def reap(pid: int, pidfd: int, timeout: float) -> int | None:
+def await_exit(pid: int, pidfd: int, timeout: float) -> int | None:
     """Wait up to ``timeout`` seconds for a child to end; return its exit status, negative for a signal.
 
     Returns None where it has not ended, and where its status is lost: the caller of this library
@@ -106,14 +103,33 @@ def ended(pidfd: int, timeout: float | None = None) -> bool:
     """Wait up to ``timeout`` seconds (None: for ever) for the process of ``pidfd`` to end, and tell whether it has."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(None if timeout is None else milliseconds(timeout)))
+    return bool(poll.poll(0 if timeout == 0 else milliseconds(timeout)))
 
 
-def is_readable(fd: int) -> bool:
-    """Tell whether reading would not wait."""
+def reap(pid: int) -> int | None:
+    """Wait for the child ``pid`` and return its exit status as waitpid(2) gives it; None where it cannot be had.
+
+    Where SIGCHLD is ignored the kernel reaps children, and a handler of the caller's may reap all of them: then waitpid(2) fails with ECHILD
+    when the child has ended.
+    """
+    try:
+        return os.waitpid(pid, 0)[1]
+    except ChildProcessError:
+        return None
+
+
+def milliseconds(seconds: float | None) -> int | None:
+    """Return a timeout as poll(2) takes it, rounded up, None for no timeout: what is longer than its 24 days becomes 24 days."""
+    if seconds is None:
+        return None
+    return math.ceil(min(max(seconds, 0) * 1000, _LONGEST_POLL))
+
+
+def is_readable(fd: int, timeout: float = 0) -> bool:
+    """Wait up to ``timeout`` seconds until reading would not wait, and tell whether that is so."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(milliseconds(timeout) if timeout else 0))
 
 
 def command_line(pid: int, folder: int) -> str:

@@ -159,6 +159,12 @@ class Program:
         self._opened.append(result.index)
         return result
 
+    def open_as(self, step: str, path: bytes, how: bytes) -> Result:
+        """Append openat2(2); ``how`` is what :func:`~pytest_sandbox.linux.syscall.open_how` returns."""
+        result = self.add(step, "openat2", -100, path, how, len(how))
+        self._opened.append(result.index)
+        return result
+
     def open_mount(self, step: str, path: bytes) -> Result:
         """Append open_tree(2) of a detached copy of a mount."""
         result = self.add(step, "open_tree", -100, path, sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC)
@@ -258,7 +264,7 @@ class Program:
         With CLONE_FILES, what a failed program has left open is closed.
         """
         pid, pidfd = self.spawn(flags)
-        process.reap(pid, pidfd, _PATIENCE)
+        process.await_exit(pid, pidfd, _PATIENCE)
         os.close(pidfd)
         failure = self.failure()
         if failure is not None and flags & sc.CLONE_FILES:
@@ -345,7 +351,7 @@ class Program:
 
     def close_leaks(self) -> None:
         """Close what a failed program left open in a table of descriptors that it shared with this process."""
-        for index in self._opened:
+        for index in self._opened if self._buffer else ():
             fd = self[Result(index)]
             if fd >= 0:
                 os.close(fd)

@@ -29,9 +29,10 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from pytest_sandbox.linux import elf, process
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.program import RECORD_SIZE, Program, Record, Table
+from pytest_sandbox.linux.signals import Deferred
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from pytest_sandbox.linux.program import Failure, Result
 
@@ -75,25 +76,34 @@ class Spawn:
         self._program = program
         self._clone = clone
         self._kept = kept
-        self._reader, self._writer = os.pipe2(os.O_CLOEXEC)
-        self._pid, self._pidfd = 0, -1
+        self._reader = self._writer = self._pidfd = self._helper_pidfd = -1
+        self._pid = self._helper = 0
         self._failed: list[tuple[int, int]] = []  # which calls, with which results
         self._ended = False
         self._data = b""
+        with Deferred():
+            self._reader, self._writer = os.pipe2(os.O_CLOEXEC)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self._close_writer()
-        os.close(self._reader)
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
+        self._close()
 
-    def _close_writer(self) -> None:
-        writer, self._writer = self._writer, -1
-        if writer >= 0:
-            os.close(writer)
+    def __del__(self) -> None:
+        """Close what an interrupt between the calls of the constructor's user has left open."""
+        self._close()
+
+    def _close(self) -> None:
+        for name in ("_reader", "_writer", "_pidfd", "_helper_pidfd"):
+            self._close_one(name)
+
+    def _close_one(self, name: str) -> None:
+        with Deferred():
+            fd = getattr(self, name, -1)
+            setattr(self, name, -1)
+            if fd >= 0:
+                os.close(fd)
 
     def add_execute(self, commands: list[bytes], words: list[bytes], environment: list[bytes]) -> None:
         """Append what the payload does last: execute the first of ``commands`` that can be, as execvp(3).
@@ -105,49 +115,60 @@ class Spawn:
         size = len(tries) * RECORD_SIZE
         self._program.add("execute", "write", self._writer, Record(tries[0].index), size)
 
-    def run(self, deadline: float) -> Status:
+    def run(self, deadline: float, adopt: Callable[[int], None]) -> Status:
         """Start the helper, and wait until the payload has executed its program, or ended.
 
         ``deadline`` is a time of :func:`time.monotonic`. A payload that is late is killed and
-        reaped. Raises :class:`OSError` where the helper cannot be started.
+        reaped; one that has executed its program is passed to ``adopt`` before any signal handler
+        of this process can raise. Raises :class:`OSError` where the helper cannot be started.
         """
+        mask = sc.signal_mask()
+        late = True
         try:
-            helper = self._start()
-            try:
-                late = not self._read(deadline)
-            finally:
-                self._reap(*helper)
-                self._drain()
-            return self._status(late=late)
-        except BaseException:
-            self._drain()
-            self._kill()
-            raise
+            with Deferred():
+                self._start(mask)
+            late = not self._read(deadline)
+        finally:
+            with Deferred():
+                self._reap()
+                status = self._status(late=late)
+                if status.executed:
+                    adopt(status.pid)
+        return status
 
-    def _start(self) -> tuple[int, int]:
-        """Execute the helper in a child that shares this memory until then; return PID and pidfd."""
+    def _start(self, mask: bytes) -> None:
+        """Execute the helper in a child that shares this memory until then."""
         data = struct.pack("=q", self._writer)
-        data += self._program.image(elf.DATA_ADDRESS + len(data), sc.signal_mask())
+        data += self._program.image(elf.DATA_ADDRESS + len(data), mask)
         image = elf.helper_fd(data)
         try:
-            return _executed(image, {*self._kept, self._writer})
+            self._helper, self._helper_pidfd = _executed(image, {*self._kept, self._writer})
         finally:
             os.close(image)
-            self._close_writer()
+            self._close_one("_writer")
 
     def _read(self, deadline: float) -> bool:
         """Read what helper and payload report, until both have closed the pipe; False if late."""
         poll = select.poll()
         poll.register(self._reader, select.POLLIN)
         while poll.poll(process.milliseconds(deadline - time.monotonic())):
-            data = os.read(self._reader, 1 << 16)
+            with Deferred():
+                data = os.read(self._reader, 1 << 16)
+                self._note(data)
             if not data:
                 return True
-            self._note(data)
         return False
 
-    def _drain(self) -> None:
-        """Take what has been reported and not been read, without waiting."""
+    def _reap(self) -> None:
+        """Wait for the helper, and take what has been reported and not been read.
+
+        No process of the container can stop the helper, but the machine may be slow.
+        """
+        if self._helper_pidfd < 0:
+            return
+        if not process.ended(self._helper_pidfd, _PATIENCE):
+            process.kill(self._helper_pidfd, signal.SIGKILL)
+        process.await_exit(self._helper, self._helper_pidfd, _PATIENCE)
         os.set_blocking(self._reader, False)
         with suppress(BlockingIOError):
             while data := os.read(self._reader, 1 << 16):
@@ -184,17 +205,7 @@ class Spawn:
         """End a payload that nobody will wait for."""
         if self._pid and self._pidfd >= 0:
             process.kill(self._pidfd, signal.SIGKILL)
-            process.reap(self._pid, self._pidfd, _PATIENCE)
-
-    @staticmethod
-    def _reap(pid: int, pidfd: int) -> None:
-        """Wait for the helper: no process of the container can stop it, but the machine may be slow."""
-        try:
-            if not process.ended(pidfd, _PATIENCE):
-                process.kill(pidfd, signal.SIGKILL)
-            process.reap(pid, pidfd, _PATIENCE)
-        finally:
-            os.close(pidfd)
+            process.await_exit(self._pid, self._pidfd, _PATIENCE)
 
 
 def _executed(image: int, kept: Collection[int]) -> tuple[int, int]:
@@ -207,7 +218,7 @@ def _executed(image: int, kept: Collection[int]) -> tuple[int, int]:
     pid, pidfd = program.spawn()
     failure = program.failure()
     if failure is not None:
-        process.reap(pid, pidfd, _PATIENCE)
+        process.await_exit(pid, pidfd, _PATIENCE)
         os.close(pidfd)
         raise failure.error()
     return pid, pidfd

@@ -32,6 +32,7 @@ __all__ = [
     "open_tree",
     "openat2",
     "prctl",
+    "pthread_sigmask",
     "seccomp_set_filter",
     "set_signal_mask",
     "setns",
@@ -315,10 +316,12 @@ def join_new_session_keyring() -> None:
     _checked(result, "keyctl", "KEYCTL_JOIN_SESSION_KEYRING")
 
 
-_SIG_BLOCK, _SIG_SETMASK = 0, 2
-_EVERY_SIGNAL = ctypes.c_char_p(b"\xff" * 128)
-_pthread_sigmask = ctypes.PyDLL(None).pthread_sigmask
-_pthread_sigmask.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+SIG_BLOCK, SIG_SETMASK = 0, 2
+#: Bytes of the C library's sigset_t.
+SIGNAL_MASK_SIZE = 128
+EVERY_SIGNAL = ctypes.c_char_p(b"\xff" * 128)
+pthread_sigmask = ctypes.PyDLL(None).pthread_sigmask
+pthread_sigmask.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
 _PROT_READ_EXEC = mmap.PROT_READ | mmap.PROT_EXEC
 _mapped: list[mmap.mmap] = []
 # With the interpreter's lock held: no other thread may fork, or change what the code reads, while a child shares this memory.
@@ -345,18 +348,18 @@ def map_code(code: bytes) -> Callable[[int, int], int]:
 
 def block_signals(saved: int) -> None:
     """Block all signals of the calling thread, whose mask until then is written to the address ``saved`` (sigprocmask(2))."""
-    _pthread_sigmask(_SIG_SETMASK, _EVERY_SIGNAL, saved)
+    pthread_sigmask(SIG_SETMASK, EVERY_SIGNAL, saved)
 
 
 def set_signal_mask(saved: int) -> None:
     """Give the calling thread the mask at an address."""
-    _pthread_sigmask(_SIG_SETMASK, saved, None)
+    pthread_sigmask(SIG_SETMASK, saved, None)
 
 
 def signal_mask() -> bytes:
     """Return the signal mask of the calling thread, as rt_sigprocmask(2) takes it."""
-    mask = ctypes.create_string_buffer(128)
-    _pthread_sigmask(_SIG_BLOCK, None, mask)
+    mask = ctypes.create_string_buffer(SIGNAL_MASK_SIZE)
+    pthread_sigmask(SIG_BLOCK, None, mask)
     return mask.raw[:8]
 
 

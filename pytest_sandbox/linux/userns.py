@@ -14,7 +14,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, NoReturn
 
-from pytest_sandbox.linux import capabilities
+from pytest_sandbox.linux import capabilities, process
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
@@ -131,8 +131,7 @@ def with_power(func: Callable[[], object]) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)  # the fork ends in os._exit, so it needs no other thread
         pid = os.fork()
     if pid:
-        _pid, status = os.waitpid(pid, 0)
-        if status:
+        if process.reap(pid):
             raise OSError(errno.EPERM, "a user namespace could not be made, or has not helped")
         return
     try:

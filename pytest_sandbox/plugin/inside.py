@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ import pytest
 
 from pytest_sandbox.container import Container
 from pytest_sandbox.container.child import forks
+from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.outcome import Exited, Outcome, TimedOut
 from pytest_sandbox.plugin import benchmarks, carried, compat, coverage_data, fork, python_home, verdict
 from pytest_sandbox.plugin.rule import FORKED, INSIDE, SETTINGS
@@ -98,8 +99,7 @@ class _Visit:
         started = time.time()
         with ExitStack() as recording:
             recording.enter_context(compat.recorded_warnings(self.item))
-            with refusing(self.item.config):
-                child = container.fork()
+            child = self._forked(wire, streams, timer)
             if child is None:
                 self.give_back()
                 self.item.stash[FORKED] = True
@@ -122,11 +122,28 @@ class _Visit:
             self.finding = None  # what somebody's hook raised is what the setup phase came to
             raise
 
+    def _forked(self, wire: Wire, streams: Streams, timer: Timer) -> Child | None:
+        """Fork into the container; where that is refused, close what the fork was to have."""
+        assert self.container is not None
+        try:
+            with refusing(self.item.config):
+                return self.container.fork()
+        except BaseException:
+            timer.go_on()
+            streams.close()
+            os.close(wire.stack_writer)  # the parent's end of it is closed, and this one is the fork's
+            wire.close()
+            raise
+
     def _prepare_next(self) -> None:
-        """Have the next test's container made while this one's test runs, where it is another than this one's."""
+        """Have the next test's container made while this one's test runs, where it is another than this one's.
+
+        What is wrong with its settings is that test's error, when its turn comes.
+        """
         following = None if self.nextitem is None else self.nextitem.stash.get(SETTINGS, None)
         if following is not None and following != self.item.stash[SETTINGS] and following.image == "host":
-            Container.prepare(following)
+            with suppress(SandboxError, OSError):
+                Container.prepare(following)
 
     def _wait(self, receiver: Receiver, child: Child, timer: Timer) -> Outcome:
         limits = [limit for limit in (child.container.settings.timeout, timer.most) if limit is not None]

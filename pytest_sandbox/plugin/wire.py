@@ -122,7 +122,7 @@ class Receiver:
         while True:
             try:
                 left = None if end is None or self.debugging else max(0.0, end + self._debugged - time.monotonic())
-                ready = {fd for fd, _event in poll.poll(left if left is None else left * 1000)}
+                ready = {fd for fd, _event in poll.poll(process.milliseconds(left))}
                 if self._wire.stack_reader in ready:
                     self._take_stack(poll)
                 self._take()
@@ -178,7 +178,7 @@ class Receiver:
         poll.register(self._wire.stack_reader, select.POLLIN)
         end = time.monotonic() + _STACK_TIME
         pause = _STACK_TIME
-        while time.monotonic() < end and poll.poll(pause * 1000):
+        while time.monotonic() < end and poll.poll(process.milliseconds(pause)):
             part = os.read(self._wire.stack_reader, _CHUNK)
             self.stack += part
             pause = _STACK_PAUSE

@@ -16,8 +16,8 @@ import pytest
 from capabilities import disk_of
 
 from pytest_sandbox import sweep
-from pytest_sandbox.errors import UnsupportedError
-from pytest_sandbox.linux import cgroup
+from pytest_sandbox.errors import SetupError, UnsupportedError
+from pytest_sandbox.linux import cgroup, file_lock
 from pytest_sandbox.linux.cgroup import PREFIX, Group, Hierarchy, Mount, Session, destroy, parse_mounts, parse_own
 from pytest_sandbox.outcome import Stats
 from pytest_sandbox.settings import Settings
@@ -382,7 +382,7 @@ class TestSession:
 
     def test_a_session_has_two_ends(self, session, start):
         """The client's end limits and reads the group that the launcher's end made."""
-        other = Hierarchy.find().session(session.name)
+        other = Hierarchy.find().attach(session.name)
         made, handle = session.create("both"), other.group("both")
         handle.apply(Settings(pids_limit=1))
         sleep = start("sleep", "1000", into=made)
@@ -436,17 +436,33 @@ def test_a_process_that_does_not_die_is_named():
 
 
 @pytest.mark.needs("root", "limits")
-def test_a_session_whose_empty_groups_were_swept_makes_them_again():
-    """Another container's sweep does not see this session's lock: what it has removed is made anew with the next group."""
-    session = cgroup.Hierarchy.find().session(f"swept-{os.getpid():x}")
-    try:
-        for folder in session.folders:
+def test_a_removal_between_the_cgroups_creation_and_its_lock(monkeypatch):
+    """A session whose new cgroup a cleanup removes before it is locked makes it again."""
+    made, lock_directory = [], file_lock.lock_directory
+
+    def remove_first(folder):
+        if not made:
             os.rmdir(folder)
-        group = session.create("one")
-        assert 0 == group.count()
-        group.remove()
-    finally:
-        session.close()
+        made.append(folder)
+        return lock_directory(folder)
+
+    monkeypatch.setattr(file_lock, "lock_directory", remove_first)
+    with contextlib.closing(Hierarchy.find().session(f"removed-{os.getpid():x}")) as session:
+        assert made[0] == made[1]
+        assert [] == [folder for folder in session.folders if not os.path.isdir(folder)]
+        assert not cgroup.remove_unowned(session.folders)
+
+
+@pytest.mark.needs("root", "limits")
+@pytest.mark.vm
+def test_a_session_that_is_there_is_not_made_twice():
+    """Two sessions of one name do not pass for one."""
+    with contextlib.closing(Hierarchy.find().session(f"twice-{os.getpid():x}")) as session, pytest.raises((FileExistsError, SetupError)):
+        Hierarchy.find().session(session.name)
+    with contextlib.closing(Hierarchy.find().session(f"twice-{os.getpid():x}")) as session:
+        with contextlib.suppress(FileExistsError, SetupError):
+            Hierarchy.find().session(session.name)
+        assert [] == [folder for folder in session.folders if not os.path.isdir(folder)]
 
 
 @pytest.mark.needs("cgroup_v1", "limits")

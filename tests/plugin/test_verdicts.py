@@ -134,6 +134,43 @@ def test_a_timeout_of_a_test_that_ignores_all_signals(run, reports):
     assert failed(reports())["text"].startswith("timeout: still running after 1 s")
 
 
+def test_a_timeout_of_weeks(run):
+    """A limit that is longer than poll(2) can wait is no error."""
+    run("""
+    import pytest
+    @pytest.mark.container(timeout=3_000_000)
+    def test_quick(): pass
+    """).assert_outcomes(passed=1)
+
+
+def test_a_fork_that_is_refused_leaves_no_descriptors(run):
+    """However many tests cannot be put into their containers, the session has as many open files as before."""
+    run("""
+    import os, pytest
+    counts = []
+    @pytest.fixture(scope="class", params=range(30))
+    def count(request):
+        counts.append(len(os.listdir("/proc/self/fd")))
+    @pytest.mark.container(user="nosuchuser")
+    class TestRefused:
+        def test_it(self, count): pass
+    @pytest.mark.no_sandbox
+    def test_count():
+        assert (30, counts[5]) == (len(counts), counts[-1])
+    """).assert_outcomes(passed=1, errors=30)
+
+
+def test_what_is_wrong_with_the_next_test_is_not_this_ones(run):
+    """Its container is made while this test runs, and its error waits for its turn."""
+    run("""
+    import pytest
+    @pytest.mark.container
+    def test_good(): pass
+    @pytest.mark.container(device_read_bps={"/dev/nope": 1000})
+    def test_bad(): pass
+    """).assert_outcomes(passed=1, errors=1)
+
+
 def test_an_early_exit_is_never_a_pass(run, reports):
     """``os._exit(0)`` in a body is a failure that says so."""
     run(f"""

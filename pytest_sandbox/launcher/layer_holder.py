@@ -1,4 +1,4 @@
-"""The launcher's shelf: layers of containers that were committed, each mounted in a mount namespace that nobody else sees.
+"""The layer holder: layers of containers that were committed, each mounted in a mount namespace that nobody else sees.
 
 A layer in memory is gone with the last mount of it, and a mount cannot be cloned across namespaces: so a small process holds them, and clones
 one for each container that is to lie on it. The protocol, with the descriptors that travel along:
@@ -14,22 +14,23 @@ drop       --                       no answer
 from __future__ import annotations
 
 import os
-import signal
-from typing import TYPE_CHECKING, NoReturn
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from pytest_sandbox.channel import Channel, close_all
-from pytest_sandbox.linux import mounts, process
+from pytest_sandbox.launcher import helper
+from pytest_sandbox.linux import mounts
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Shelf"]
+__all__ = ["LayerHolder"]
 
 _BASE = mounts.STAGE
 
 
-class Shelf:
+class LayerHolder:
     """The launcher's end; the process starts with the first layer."""
 
     def __init__(self) -> None:
@@ -38,39 +39,26 @@ class Shelf:
     def ask(self, what: str, key: str, fds: Sequence[int] = ()) -> list[int]:
         """Have something done with the layer ``key``; returns what descriptors come back. Raises OSError."""
         if self._channel is None:
-            self._channel = _started()
-        self._channel.send({"op": what, "key": key}, fds)
-        if what == "drop":
-            return []
-        answer, found = self._channel.receive()
+            self._channel = helper.start(_serve)
+        try:
+            self._channel.send({"op": what, "key": key}, fds)
+            if what == "drop":
+                return []
+            answer, found = self._channel.receive()
+        except EOFError as error:
+            raise OSError(32, "the process that holds committed layers has ended, and they with it") from error
         if answer["op"] == "failed":
             raise OSError(answer["errno"], answer["reason"])
         return found
 
 
-def _started() -> Channel:
-    ours, theirs = Channel.pair()
-    pid, pidfd = sc.clone3(sc.CLONE_NEWNS)
-    if not pid:
-        _run(theirs)
-    os.close(pidfd)
-    theirs.close()
-    return ours
-
-
-def _run(channel: Channel) -> NoReturn:
-    process.die_with_parent()
-    os.setsid()
-    process.close_others({channel.fileno()})
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _serve(channel: Channel) -> None:
+    sc.unshare(sc.CLONE_NEWNS)
     mounts.make_private()
     sc.mount("tmpfs", _BASE, "tmpfs", 0, "mode=700")
-    try:
-        while True:
-            message, fds = channel.receive()
-            _answer(channel, message["op"], f"{_BASE}/{message['key']}", fds)
-    except (EOFError, OSError):
-        os._exit(0)
+    while True:
+        message, fds = channel.receive()
+        _answer(channel, message["op"], f"{_BASE}/{message['key']}", fds)
 
 
 def _answer(channel: Channel, what: str, path: str, fds: list[int]) -> None:
@@ -78,7 +66,8 @@ def _answer(channel: Channel, what: str, path: str, fds: list[int]) -> None:
     try:
         found = _do(what, path, fds)
     except OSError as error:
-        channel.send({"op": "failed", "errno": error.errno, "reason": error.strerror})
+        if what != "drop":
+            channel.send({"op": "failed", "errno": error.errno, "reason": error.strerror})
     else:
         if what != "drop":
             channel.send({"op": what}, found)
@@ -87,12 +76,21 @@ def _answer(channel: Channel, what: str, path: str, fds: list[int]) -> None:
 
 def _do(what: str, path: str, fds: list[int]) -> list[int]:
     if what == "drop":
-        sc.umount2(path, sc.MNT_DETACH)
-        os.rmdir(path)
+        with suppress(FileNotFoundError):  # its client was interrupted before it was made
+            sc.umount2(path, sc.MNT_DETACH)
+            os.rmdir(path)
         return []
     if what == "clone":
         return [sc.open_tree(path, sc.OPEN_TREE_CLONE)]
     os.mkdir(path, 0o700)
+    try:
+        return _fill(what, path, fds)
+    except OSError:
+        os.rmdir(path)
+        raise
+
+
+def _fill(what: str, path: str, fds: list[int]) -> list[int]:
     if what == "put":
         sc.move_mount(fds[0], path)
         return []

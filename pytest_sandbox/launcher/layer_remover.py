@@ -1,0 +1,58 @@
+"""The layer remover: a process that frees the writable layers of containers that have ended, so that the launcher never waits for it.
+
+A layer in memory is freed when its last descriptor is closed, which takes the kernel a while for many files: descriptors are sent here and
+closed here. A layer on disk is a directory that is removed.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.channel import Channel, LostDescriptorsError, close_all, packed, rights_of
+from pytest_sandbox.launcher import helper
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["LayerRemover"]
+
+
+class LayerRemover:
+    """The launcher's end; the process starts with the first layer."""
+
+    def __init__(self) -> None:
+        self._channel: Channel | None = None
+
+    def free(self, fds: Sequence[int], folder: str | None) -> None:
+        """Close descriptors, and remove a directory, elsewhere; here where the process has ended or has too much to do already."""
+        if self._channel is None:
+            self._channel = helper.start(_serve)
+        frame = packed({"folder": folder}, len(fds))
+        sent = 0
+        with suppress(OSError):
+            sent = self._channel.socket.sendmsg([frame], rights_of(fds), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        if 0 < sent < len(frame):
+            self._channel.socket.sendall(memoryview(frame)[sent:], socket.MSG_NOSIGNAL)
+        close_all(fds)
+        if not sent and folder is not None:
+            _remove(folder)
+
+
+def _serve(channel: Channel) -> None:
+    while True:
+        try:
+            message, fds = channel.receive()
+        except LostDescriptorsError as error:
+            message, fds = error.message, []
+        close_all(fds)
+        if message["folder"] is not None:
+            _remove(message["folder"])
+
+
+def _remove(folder: str) -> None:
+    from pytest_sandbox.image.folders import remove_tree  # only layers on disk need it
+
+    with suppress(Exception):  # what is left is removed with the session
+        remove_tree(folder)

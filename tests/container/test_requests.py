@@ -1,0 +1,352 @@
+"""Requests to the launcher: what belongs to which answer, whatever interrupts, and whose error is whose."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from crash import remains
+
+from pytest_sandbox import Container, ContainerStopped, SetupError
+from pytest_sandbox.channel import Channel, InvalidMessageError
+from pytest_sandbox.container import living, session
+from pytest_sandbox.linux import local_socket, process
+
+pytestmark = pytest.mark.needs("root")
+
+
+class Interrupt(BaseException):
+    """What a signal handler raises."""
+
+
+@pytest.fixture
+def interrupt():
+    """Raise :class:`Interrupt` at SIGALRM, after so many seconds."""
+
+    def handler(*_arguments):
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, handler)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def python(code, **keywords):
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=100, **keywords)
+    return done.stdout, done.stderr
+
+
+def await_true(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        select.select([], [], [], 0.01)
+
+
+@pytest.mark.needs("limits")
+def test_an_answer_belongs_to_its_request(interrupt):
+    """After an interrupt between request and answer, the next container has its own limits, and the first one's is closed."""
+    with Container() as first:
+        launcher = first.launcher.process.pid
+        os.kill(launcher, signal.SIGSTOP)  # a busy machine: the launcher comes late
+        try:
+            interrupt(0.05)
+            with pytest.raises(Interrupt):
+                Container(memory="64m").start()
+        finally:
+            waker = threading.Timer(0.1, os.kill, (launcher, signal.SIGCONT))
+            waker.start()
+        with Container(memory="512m") as second:
+            waker.join()
+            assert 512 << 20 == second.stats().memory_limit
+            assert 512 << 20 == second.group.stats().memory_limit
+            mine = {first.id, second.id}
+            await_true(lambda: mine == {one.id for one in living.living() if one.session == first.launcher.name})
+
+
+def test_an_interrupt_while_the_launcher_starts(interrupt):
+    """The start goes on with the next call, with the same launcher."""
+    code = """
+import os, signal
+from pytest_sandbox import Container
+from pytest_sandbox.container import session
+class Interrupt(BaseException): pass
+def handler(*_): raise Interrupt
+signal.signal(signal.SIGALRM, handler)
+spawn = session._spawn
+def late(*arguments):
+    signal.setitimer(signal.ITIMER_REAL, 0.001)
+    return spawn(*arguments)
+session._spawn = late
+try: Container().start()
+except Interrupt: print("interrupted")
+first = session.running()
+with Container() as c: print(c.run(["true"]).returncode, c.launcher is first, len(os.listdir(f"/proc/{os.getpid()}/task")))
+"""
+    assert ("interrupted\n0 True 1\n", "") == python(code)
+
+
+def test_exceptions_at_random_moments(tmp_path):
+    """Sixty interrupts of start, close, commit and diff cause no wrong limit, no hang and no leak."""
+    assert ["done"] == interrupted(60, "start", "close", "commit", "diff")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_exceptions_at_3000_random_moments():
+    """The same three thousand times, with commands and calls."""
+    assert ["done"] == interrupted(3000, "start", "run", "call", "commit", "close", "diff")
+
+
+def interrupted(rounds, *operations):
+    folder = os.path.dirname(remains.__file__)
+    command = [sys.executable, os.path.join(folder, "interrupts.py"), str(rounds), "1", *operations]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(folder), os.path.dirname(os.path.dirname(folder))])}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60 + rounds, env=environment)
+    return (done.stdout + done.stderr).splitlines()
+
+
+def test_the_garbage_collector_closes_a_container_within_a_request():
+    """Whenever it runs, no lock is waited for that the same thread holds."""
+    code = """
+import gc
+from pytest_sandbox import Container
+class Holder: pass
+first = Container().start()
+def once(threshold):
+    gc.disable()
+    h = Holder(); h.c = Container().start(); h.me = h; del h
+    gc.set_threshold(gc.get_count()[0] + threshold, 1000, 1000); gc.enable()
+    first.launcher.request({"op": "layer", "id": first.id})
+    gc.disable()
+for threshold in range(1, 60, 3): once(threshold)
+first.close()
+print("done")
+"""
+    assert ("done\n", "") == python(code)
+
+
+def test_a_finalizer_that_uses_containers_within_a_request():
+    """Closing one is sent with the next request; asking for one is refused with the reason."""
+    with Container() as first, Container() as other:
+        requests = first.launcher._requests
+
+        def finalize():
+            other.close()
+            with pytest.raises(SetupError, match="a finalizer or a signal handler asks"):
+                Container().start()
+            return requests.ask_in_turn({"op": "layer", "id": first.id})
+
+        answer, fds = requests.in_turn(finalize)
+        assert ("layer", 1, "stopped") == (answer["op"], len(fds), other.status)
+        pidfd = os.pidfd_open(os.getpid())
+        os.close(pidfd)
+        await_true(lambda: other.id not in {one.id for one in living.living()})
+
+
+def test_a_container_that_nobody_has_any_more_is_killed():
+    """Its processes end at once, and the rest goes with the next start or close."""
+    made = Container().start()
+    pidfd, group = os.dup(made.pidfd), made.group
+    del made
+    try:
+        assert process.ended(pidfd, 20)
+    finally:
+        os.close(pidfd)
+    with Container():
+        await_true(lambda: group.count() is None)
+
+
+def test_a_committed_container_whose_init_was_killed():
+    """What it has written is in the layer holder, so it goes on; other containers do not notice."""
+    with Container() as other, Container() as container:
+        container.write_text("/tmp/x", "text")
+        container.commit()
+        os.kill(container.pid, signal.SIGKILL)
+        assert process.ended(container.pidfd, 20)
+        assert ("running", "text") == (container.status, container.read_text("/tmp/x"))
+        assert ("running", 0) == (other.status, other.run(["true"]).returncode)
+
+
+@pytest.mark.parametrize("op", ["layer", "freeze", "renew"])
+def test_a_request_about_a_container_that_has_ended(op):
+    """It is said to have ended, and other containers go on."""
+    with Container() as other:
+        with pytest.raises(ContainerStopped, match="the container no-such-id has ended"):
+            other.launcher.request({"op": op, "id": "no-such-id", "key": "x", "plan": other.plan.to_json()})
+        assert 0 == other.run(["true"]).returncode
+
+
+@pytest.mark.parametrize(
+    "message", [{"op": "nonsense"}, {"op": "create"}, {"op": "create", "plan": {"lower": 3}, "number": 0, "about": None}]
+)
+def test_a_request_that_fails_in_the_launcher(message):
+    """An error of any kind is the answer to its request, and the launcher goes on."""
+    with Container() as other:
+        with pytest.raises(SetupError, match=message["op"]):
+            other.launcher.request(message)
+        other.launcher.tell(message)
+        assert ([], 0) == (other.diff(), other.run(["true"]).returncode)
+
+
+@pytest.mark.needs("limits")
+def test_a_paused_container_whose_init_is_killed():
+    """It is closed without waiting, and nothing of it is left."""
+    container = Container().start()
+    with container.popen(["sleep", "100"]):
+        container.pause()
+        os.kill(container.pid, signal.SIGKILL)
+        container.close()
+    assert "stopped" == container.status
+    folders = session.current().session.folders
+    await_true(lambda: not any(os.path.exists(f"{folder}/{container.id}") for folder in folders))
+
+
+def test_the_launcher_has_one_thread_and_the_layer_holder_ends_with_the_client():
+    """The first commit comes while a layer on disk is removed; SIGKILL of the client ends all processes."""
+    code = """
+import os, signal
+from pytest_sandbox import Container
+a = Container(storage="disk").start()
+a.run(["sh", "-c", "cd /tmp; for i in $(seq 1 300); do mkdir $i; touch $i/1 $i/2 $i/3; done"], check=True)
+b = Container().start()
+b.write_text("/tmp/x", "x")
+a.close()
+with Container(image=b.commit()) as c: print(c.read_text("/tmp/x"), len(os.listdir(f"/proc/{c.launcher.process.pid}/task")), os.getpid(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    out, _error = python(code)
+    text, threads, client = out.split()
+    assert ("x", "1") == (text, threads)
+    assert [] == remains.all_gone(int(client))
+
+
+CHILDREN = {
+    "ignored": "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+    "reaped": """
+def reap(*_):
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]: pass
+    except ChildProcessError: pass
+signal.signal(signal.SIGCHLD, reap)
+""",
+}
+
+
+@pytest.mark.parametrize("how", CHILDREN)
+def test_a_caller_whose_children_are_reaped_otherwise(how):
+    """SIGCHLD ignored, or a handler that reaps every child, is no hindrance: the launcher has its own disposition."""
+    code = f"""
+import os, signal
+{CHILDREN[how]}
+from pytest_sandbox import Container
+for turn in range(3):
+    with Container(hostname="other", storage="disk" if turn == 1 else "memory") as c:
+        with Container(image=c.commit()) as d: print(c.diff(), d.status)
+print(os.getpid())
+"""
+    out, error = python(code)
+    *said, client = out.splitlines()
+    assert (["[] running"] * 3, "") == (said, error)
+    assert [] == remains.all_gone(int(client))
+
+
+def test_timeouts_of_any_length():
+    """What is longer than poll(2) takes is no error."""
+    assert (None, 0, 1, 1500, (1 << 31) - 1) == tuple(map(process.milliseconds, (None, -5, 0.0001, 1.5, 3e9)))
+    pidfd = os.pidfd_open(os.getpid())
+    reader, writer = os.pipe()
+    os.write(writer, b"x")
+    try:
+        assert (False, True) == (process.ended(pidfd, 0), process.is_readable(reader, 1e9))
+    finally:
+        for fd in (pidfd, reader, writer):
+            os.close(fd)
+
+
+class TestControlSocket:
+    """Clients that are slow, or say nonsense, delay nobody."""
+
+    @pytest.fixture
+    def path(self):
+        with Container() as container:
+            yield os.path.join(os.path.dirname(living._socket_of(container.launcher.name)), "door")
+
+    def connect(self, path):
+        return local_socket.connect(path, 20)
+
+    def test_half_a_request(self, path):
+        """The launcher answers everybody else while a client is in the middle of a request."""
+        with self.connect(path) as slow:
+            slow.sendall(struct.pack("!II", 60, 0))
+            for _ in range(3):
+                slow.sendall(b" ")
+                assert 1 == len([one for one in living.living() if one.session == session.current().name])
+            with Container() as other:
+                assert [] == other.diff()
+
+    def test_a_request_byte_by_byte(self, path):
+        """It is answered once it is whole."""
+        with self.connect(path) as client:
+            body = b'{"op": "list", "stats": false}'
+            for byte in struct.pack("!II", len(body), 0) + body:
+                client.sendall(bytes([byte]))
+            answer, _fds = Channel(client).receive()
+        assert ("list", 1) == (answer["op"], len(answer["containers"]))
+
+    @pytest.mark.parametrize(
+        "request_",
+        [
+            struct.pack("!II", 1 << 31, 0),
+            struct.pack("!II", 2, 1) + b"{}",
+            struct.pack("!II", 2, 0) + b"[]",
+            struct.pack("!II", 2, 0) + b"{}x",
+            struct.pack("!II", 2, 0) + b"\xff\xff",
+            struct.pack("!II", 2, 0) + b"{}",
+            struct.pack("!II", 14, 0) + b'{"op": "nope"}',
+        ],
+    )
+    def test_what_is_no_request(self, path, request_):
+        """The connection is closed, and the launcher goes on."""
+        with self.connect(path) as client:
+            client.sendall(request_)
+            assert b"" == client.recv(1)
+        assert 1 == len([one for one in living.living() if one.session == session.current().name])
+
+    def test_more_clients_than_are_served(self, path):
+        """Those that come too late are refused, and there is room again when others go."""
+        clients = [self.connect(path) for _ in range(64)]
+        try:
+            await_true(lambda: self.refused(path))
+        finally:
+            for client in clients:
+                client.close()
+        await_true(lambda: not self.refused(path))
+        assert 1 == len([one for one in living.living() if one.session == session.current().name])
+
+    def refused(self, path):
+        with self.connect(path) as client:
+            client.settimeout(0.1)
+            try:
+                return client.recv(1) == b""
+            except (TimeoutError, ConnectionResetError):
+                return False
+
+
+@pytest.mark.parametrize("frame", [struct.pack("!II", 1 << 31, 0), struct.pack("!II", 4, 254), struct.pack("!II", 4, 0) + b"[[[["])
+def test_a_message_of_a_size_that_none_has(frame):
+    """It is refused by its header, before memory is taken for it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(frame)
+        with pytest.raises(InvalidMessageError):
+            Channel(ours).receive()

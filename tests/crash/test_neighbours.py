@@ -1,0 +1,213 @@
+"""Sessions that start, clean up and are killed at the same time, in several mount namespaces: none disturbs another one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from crash import remains
+
+from pytest_sandbox import Container, sweep
+from pytest_sandbox.container import session
+from pytest_sandbox.linux import cgroup, file_lock
+
+pytestmark = pytest.mark.needs("root", "limits")
+
+HERE = Path(__file__).parent
+OWN_RUN = ["unshare", "--mount", "--propagation", "private", "sh", "-c", 'mount -t tmpfs tmpfs /run && exec "$@"', "sh"]
+SWEEP = "from pytest_sandbox import sweep; print(*sweep.sweep())"
+
+
+def neighbours(count, at_once, seed, *, prefix=()):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parents[1])])}
+    command = [*prefix, sys.executable, str(HERE / "neighbours.py"), str(count), str(at_once), str(seed)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def run_neighbours(count, timeout):
+    """Run sessions in two mount namespaces, three at a time in all; return what each says."""
+    found = [neighbours(count * 2 // 3, 2, 1), neighbours(count - count * 2 // 3, 1, 2, prefix=OWN_RUN)]
+    return [process.communicate(timeout=timeout)[0].splitlines()[-1:] for process in found]
+
+
+def test_nine_sessions_three_at_a_time():
+    """None is disturbed by others' starts, cleanups and kills."""
+    assert [["0 of 6 sessions were disturbed"], ["0 of 3 sessions were disturbed"]] == run_neighbours(9, 120)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_thousand_sessions_three_at_a_time():
+    """The same a thousand times."""
+    assert [["0 of 666 sessions were disturbed"], ["0 of 334 sessions were disturbed"]] == run_neighbours(1000, 1700)
+
+
+def swept_elsewhere(*prefix):
+    """Run another process's cleanup; return the names of the sessions that it has removed."""
+    done = subprocess.run([*prefix, sys.executable, "-c", SWEEP], check=True, capture_output=True, text=True, timeout=60)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "prefix", [(), OWN_RUN, ("unshare", "--cgroup", *OWN_RUN), ("chroot", "/")], ids=["same", "run", "cgroup", "chroot"]
+)
+def test_a_cleanup_leaves_the_cgroups_of_a_live_session(prefix):
+    """Whichever namespaces the cleanup is in: the locks of the cgroups are the same in all of them."""
+    with Container() as first:
+        name = first.launcher.name
+    assert name not in swept_elsewhere(*prefix)
+    assert [] == [folder for folder in session.current().session.folders if not os.path.isdir(folder)]
+    with Container(memory="64m") as container:
+        assert 0 == container.run(["true"]).returncode
+        assert name not in swept_elsewhere(*prefix)
+        assert (0, 64 << 20) == (container.run(["true"]).returncode, container.stats().memory_limit)
+
+
+def test_nobody_else_can_lock_a_sessions_cgroups():
+    """They can be opened by their user alone, so that no other user can keep them locked."""
+    with Container() as container:
+        folders = container.launcher.session.folders
+        assert {0o700} == {os.stat(folder).st_mode & 0o777 for folder in folders if os.path.isdir(folder)}
+
+
+def test_empty_cgroups_without_an_owner_are_removed_from_anywhere():
+    """What a session with another state directory has left is empty when its launcher has died, and goes with any cleanup."""
+    made = cgroup.Hierarchy.find().session(f"unowned-{os.getpid():x}")
+    made.create("one")
+    made.hand_over()
+    try:
+        assert made.name in swept_elsewhere(*OWN_RUN)
+        assert [] == [folder for folder in made.folders if os.path.exists(folder)]
+    finally:
+        cgroup.destroy(made.folders)
+
+
+def test_cgroups_without_a_lock_file_that_have_processes_stay():
+    """A cleanup kills nobody whose session it does not know."""
+    made = cgroup.Hierarchy.find().session(f"unowned-{os.getpid():x}")
+    group = made.create("one")
+    made.hand_over()
+    with subprocess.Popen(["sleep", "1000"]) as sleep:
+        try:
+            for path in group.joins():
+                Path(path).write_text(str(sleep.pid))
+            swept_elsewhere(*OWN_RUN)
+            assert (None, (sleep.pid,)) == (sleep.poll(), group.pids())
+        finally:
+            sleep.kill()
+    made.close()
+
+
+def test_a_cleanup_between_the_lock_files_creation_and_its_lock(monkeypatch):
+    """A session that is about to lock its file keeps it."""
+    code = """
+import fcntl, os, subprocess, sys, threading
+from pytest_sandbox import Container, sweep
+from pytest_sandbox.container import session
+flock, seen = fcntl.flock, []
+def slow(fd, how):
+    if how == fcntl.LOCK_EX and os.readlink(f"/proc/self/fd/{fd}").endswith(".lock") and threading.current_thread() is threading.main_thread():
+        seen.append(sweep.sweep())
+    return flock(fd, how)
+fcntl.flock = slow
+with Container() as c:
+    fcntl.flock = flock
+    name = session.current().name
+    swept = subprocess.run([sys.executable, "-c", "from pytest_sandbox import sweep; print(*sweep.sweep())"], capture_output=True, text=True).stdout
+    print(len(seen), name in swept.split(), os.path.exists(sweep.lock_path(name)), c.run(["true"]).returncode)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert ("1 False True 0\n", "") == (done.stdout, done.stderr)
+
+
+def test_a_lock_whose_file_was_removed_is_no_lock(tmp_path, monkeypatch):
+    """Whoever locks a file that a cleanup has removed meanwhile makes another one."""
+    path = str(tmp_path / "x.lock")
+    flock, removed = fcntl.flock, []
+
+    def remove_first(fd, how):
+        if not removed:
+            removed.append(os.unlink(path))
+        return flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    fd = file_lock.create_locked(path)
+    try:
+        assert (True, None) == (os.path.samestat(os.fstat(fd), os.stat(path)), file_lock.try_lock(path))
+    finally:
+        os.close(fd)
+
+
+def test_two_cleanups_of_one_dead_session(tmp_path):
+    """The second one finds the lock of a file that is gone, and takes it for no lock."""
+    path = str(tmp_path / "x.lock")
+    Path(path).touch()
+    first = file_lock.try_lock(path)
+    assert (True, None) == (first is not None, file_lock.try_lock(path))
+    os.unlink(path)
+    os.close(first)
+    assert None is file_lock.try_lock(path)
+
+
+def test_a_cleanup_that_fails_is_logged_and_stops_no_session(caplog, monkeypatch):
+    """What one dead session has left and cannot be removed is tried again by the next."""
+    name = f"{os.getpid():x}-dead01"
+    with open(sweep.lock_path(name), "w", encoding="utf-8") as lock:
+        lock.write("process 1\n")
+
+    def fail(_lock):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pytest_sandbox.layers.remove", fail)
+        assert name not in sweep.sweep()
+    assert [True] == [name in record.getMessage() and "Input/output error" in record.getMessage() for record in caplog.records]
+    assert name in sweep.sweep()
+
+
+def test_half_of_a_kept_layer_is_removed(tmp_path, monkeypatch):
+    """A copy of a layer whose maker has died goes with the next cleanup; one whose maker lives, and what is finished, stay."""
+    monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path))
+    for name in ("a-1.17", "b-1.18", "c-1"):
+        (tmp_path / "kept" / name / "0" / "upper").mkdir(parents=True)
+    lock = file_lock.lock_directory(str(tmp_path / "kept/b-1.18"))
+    try:
+        sweep.sweep()
+        assert ["b-1.18", "c-1"] == sorted(os.listdir(tmp_path / "kept"))
+    finally:
+        os.close(lock)
+
+
+def test_a_session_killed_at_its_start_leaves_nothing():
+    """A client that dies before its launcher has started holds no lock any more."""
+    code = """
+import os, signal
+from pytest_sandbox.container import session
+session._spawn = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+session.current()
+"""
+    with subprocess.Popen([sys.executable, "-c", code]) as client:
+        assert -signal.SIGKILL == client.wait(60)
+    assert [] == remains.all_gone(client.pid)
+
+
+def test_threads_share_one_launcher():
+    """Threads that start the first container at the same time get one launcher."""
+    code = """
+import threading
+from pytest_sandbox import Container
+names = []
+def one():
+    with Container() as c: names.append(c.launcher.name)
+threads = [threading.Thread(target=one) for _ in range(6)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(names), len(set(names)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert ("6 1\n", "") == (done.stdout, done.stderr)
