@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
+from pytest_sandbox.linux import mountinfo
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-tri
 
 @dataclass(frozen=True, slots=True)
 class Mounted:
-    """One line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
+    """A mount of this mount namespace, as containers are laid over it.
 
     ``source`` is where a container finds what is at ``point``; empty where that is the point itself.
     """
@@ -117,17 +118,20 @@ class Mounted:
         return self.source or self.point
 
 
-def mounted(text: str | None = None) -> list[Mounted]:
-    """Return what is mounted in this mount namespace, in the order of mounting."""
-    if text is None:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            text = file.read()
-    return [_parsed(line) for line in text.split("\n") if line]  # splitlines() would end a line at what a path may hold
+def mounted(data: bytes | None = None) -> list[Mounted]:
+    """Return what is mounted in this mount namespace, in the order of mounting.
+
+    ``data`` is the content of a mountinfo file, by default that of the calling process.
+    """
+    return [
+        Mounted(entry.point, entry.fstype, sum(_FLAGS.get(option, 0) for option in entry.options))
+        for entry in mountinfo.parse(mountinfo.read() if data is None else data)
+    ]
 
 
 def watch() -> int:
     """Return a descriptor on which poll(2) reports POLLPRI when something was mounted or unmounted in this mount namespace."""
-    return os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+    return os.open(mountinfo.PATH, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def has_changed(fd: int) -> bool:
@@ -135,22 +139,6 @@ def has_changed(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLPRI)
     return bool(poll.poll(0))
-
-
-def _parsed(line: str) -> Mounted:
-    front, _, back = line.partition(" - ")
-    fields = front.split(" ")
-    flags = sum(_FLAGS.get(option, 0) for option in fields[5].split(","))
-    return Mounted(_unescaped(fields[4]), back.split(" ")[0], flags)
-
-
-def _unescaped(path: str) -> str:
-    """Undo the octal escapes that mountinfo writes for blank, tab, newline and backslash."""
-    if "\\" not in path:
-        return path
-    for octal in ("040", "011", "012", "134"):
-        path = path.replace("\\" + octal, chr(int(octal, 8)))
-    return path
 
 
 def real_mounts(entries: list[Mounted]) -> list[Mounted]:
