@@ -61,6 +61,7 @@ def plan_of(ground: Ground, *, has_user_namespace: bool, is_root: bool = True) -
         volumes=tuple(sorted(((_source(v.source), v.target, v.read_only) for v in settings.volumes), key=lambda volume: volume[1])),
         capabilities=mask,
         seccomp=settings.seccomp,
+        packet_sockets=bool(capabilities.mask(settings.cap_add) & mask & capabilities.bit("NET_RAW")),
         no_new_privileges=settings.no_new_privileges,
         ulimits=tuple((name, soft, hard) for name, (soft, hard) in settings.ulimits.items()),
         memory=settings.memory,
