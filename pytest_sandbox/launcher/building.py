@@ -44,11 +44,13 @@ class Host:
         self._folder = folder
         self.init = process.init_fd()
         self.launcher = os.pidfd_open(os.getpid())
+        self.is_root = userns.is_initial()
+        if not self.is_root:
+            footing.bound_inotify()
         try:
-            self.user = namespaces.make_user_namespace()
+            self.user = namespaces.make_user_namespace(owner=footing.owner())
         except OSError:  # no user namespaces here: the payloads keep docker's default protection, which needs none
             self.user = -1
-        self.is_root = userns.is_initial()
         self.rooted = -1 if self.is_root or self.user < 0 else namespaces.make_user_namespace(rooted=True)
         self.look()
 
@@ -182,8 +184,8 @@ class Building:
         elif self.plan.layer_folder is not None:
             mounts.add_bind(self.program, step, self.plan.layer_folder, mounts.STAGE)
         else:
-            size = b"size=%d," % self.plan.disk if self.plan.disk is not None else b""
-            self.program.mount(step, b"tmpfs", stage, b"tmpfs", sc.MS_NODEV, size + b"mode=700")
+            size = b"," + mounts.limited(self.plan.disk) if self.plan.disk is not None else b""
+            self.program.mount(step, b"tmpfs", stage, b"tmpfs", sc.MS_NODEV, b"mode=700" + size)
         self.program.add(step, "mkdirat", -1, _ROOT.encode(), 0o755, go_on=True)
         self._layer = self.program.open(step, stage, os.O_RDONLY | os.O_DIRECTORY)
         self._tree = self.program.open_mount(step, stage)

@@ -31,6 +31,7 @@ __all__ = [
     "add_remount",
     "add_sys",
     "has_changed",
+    "limited",
     "make_private",
     "mounted",
     "real_mounts",
@@ -77,6 +78,10 @@ _DEVICE_LINKS = {
     "stderr": "/proc/self/fd/2",
     "ptmx": "pts/ptmx",
 }
+#: Pseudo-terminals of one container. All containers share what kernel.pty.max leaves beside the host's reserve (3072).
+MAX_TERMINALS = 256
+_LEAST_INODES = 1024
+_BYTES_PER_INODE = 4096
 _NO_EXEC = sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
 
 #: What docker hides of /proc and /sys, and what it makes read-only (moby, ``oci/defaults.go``).
@@ -157,6 +162,15 @@ def _is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder + "/")
 
 
+def limited(size: int) -> bytes:
+    """Return the options of a tmpfs that may hold ``size`` bytes.
+
+    Inodes and extended attributes are memory of the kernel's, outside of ``size=``. ``nr_inodes=`` bounds both: since Linux 6.6 an
+    attribute is counted in units of an inode (1 KiB), and before, a tmpfs has no user attributes. So they take a quarter at most.
+    """
+    return b"size=%d,nr_inodes=%d" % (size, max(_LEAST_INODES, size // _BYTES_PER_INODE))
+
+
 def add_private(program: Program, step: str) -> None:
     """:func:`make_private` as a step of a program."""
     program.mount(step, None, b"/", None, sc.MS_REC | sc.MS_PRIVATE)
@@ -229,7 +243,7 @@ def add_dev(program: Program, step: str, root: str, shm_size: int, *, tty_group:
     to group 5, ``tty`` everywhere, where that number exists (``tty_group``).
     """
     dev = f"{root}/dev"
-    terminals = b"newinstance,ptmxmode=0666,mode=0620" + (b",gid=5" if tty_group else b"")
+    terminals = b"newinstance,ptmxmode=0666,mode=0620,max=%d" % MAX_TERMINALS + (b",gid=5" if tty_group else b"")
     program.mount(step, b"tmpfs", os.fsencode(dev), b"tmpfs", sc.MS_NOSUID | sc.MS_NODEV, b"mode=755,size=64k,nr_inodes=1k")
     for name in _DEVICES:
         program.add(step, "mknodat", -1, os.fsencode(f"{dev}/{name}"), stat.S_IFREG | 0o666, 0)
@@ -238,7 +252,7 @@ def add_dev(program: Program, step: str, root: str, shm_size: int, *, tty_group:
         program.add(step, "symlinkat", target.encode(), -1, os.fsencode(f"{dev}/{name}"))
     for name, fstype, flags, data in (
         ("pts", b"devpts", sc.MS_NOSUID | sc.MS_NOEXEC, terminals),
-        ("shm", b"tmpfs", _NO_EXEC, b"mode=1777,size=%d" % shm_size),
+        ("shm", b"tmpfs", _NO_EXEC, b"mode=1777," + limited(shm_size)),
         ("mqueue", b"mqueue", _NO_EXEC, None),
     ):
         program.add(step, "mkdirat", -1, os.fsencode(f"{dev}/{name}"), 0o755)
