@@ -45,8 +45,11 @@ def owner() -> int | None:
 
 def bound_inotify() -> None:
     """Leave half of the user's inotify(7) instances to the user, where the launcher is in a user namespace of its own."""
-    if namespaces.identity("user") == namespaces.identity("user", os.getppid()):
-        return
+    try:
+        if namespaces.identity("user") == namespaces.identity("user", os.getppid()):
+            return
+    except PermissionError:  # a process of the namespace outside is not ours to look at
+        pass
     allowed = sysctl.value(_INOTIFY_ALLOWED)
     with suppress(OSError):  # the kernel has no inotify, or /proc/sys cannot be written to in an outer container
         sysctl.write(_INOTIFY_LIMIT, str(int(allowed or 0) // 2 or 1))
