@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pytest_sandbox import sweep
 from pytest_sandbox.channel import Channel, LostDescriptorsError, Message, close_all
 from pytest_sandbox.errors import SetupError, UnsupportedError
-from pytest_sandbox.linux import mounts, namespaces, process, systemd
+from pytest_sandbox.linux import mounts, namespaces, nodes, process, systemd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,6 +81,7 @@ class LauncherClient:
         self._asked: Plan | None = None
         self._number = 0
         self._offer: Ready | None = None
+        self._seen: list[nodes.Stamp] = []
 
     def user_of(self, plan: Plan) -> int:
         """Return the user namespace of a container's payloads; -1 where there is none."""
@@ -96,6 +97,10 @@ class LauncherClient:
         """Say something that is not answered."""
         with self._lock:
             self._send(message, fds)
+
+    def refused(self) -> list[str]:
+        """Return the host's mounted sockets, FIFOs and directories for which containers on its root get inert and empty ones."""
+        return list(self.request({"op": "refused"})[0]["paths"])
 
     def create(self, plan: Plan, about: Message) -> Ready:
         """Return a container: the one that was offered, without waiting, or one that is asked for.
@@ -135,7 +140,8 @@ class LauncherClient:
         while process.is_readable(self.channel.fileno()):
             self._note_offer(*self._receive_any())
         offer, self._offer = self._offer, None
-        if offer is not None and (changed or plan != self._asked or process.ended(offer.pidfd, 0)):
+        is_good = offer is not None and not changed and plan == self._asked and nodes.are_current(self._seen)
+        if offer is not None and (not is_good or process.ended(offer.pidfd, 0)):
             os.close(offer.pidfd)
             return None
         return offer
@@ -148,6 +154,7 @@ class LauncherClient:
         if self._offer is not None:
             os.close(self._offer.pidfd)
         self._offer = Ready(message["id"], message["pid"], fds[0])
+        self._seen = [nodes.Stamp(*one) for one in message["seen"]]
 
     def _send(self, message: Message, fds: Sequence[int] = ()) -> None:
         try:

@@ -12,22 +12,19 @@ import select
 import signal
 import stat
 import struct
-from contextlib import suppress
-from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.launcher import footing
+from pytest_sandbox.launcher import footing, host_mounts
 from pytest_sandbox.launcher.plan import SHELF
-from pytest_sandbox.linux import mounts, namespaces, network, overlay, process, userns
+from pytest_sandbox.linux import mounts, namespaces, network, nodes, overlay, process, userns
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.program import Program, Result, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
     from pytest_sandbox.launcher.plan import Plan
-    from pytest_sandbox.linux.mounts import Mounted
 
 __all__ = ["Building", "Host"]
 
@@ -60,36 +57,11 @@ class Host:
 
     def look(self) -> None:
         """Find what there is on the host's root, and try which of it can be below an overlay."""
-        found = footing.find(self._folder)
-        self.root = replace(found, below=tuple(_tried(found.below, found.options)))
+        self.root = host_mounts.shown(footing.find(self._folder))
 
     def points(self) -> list[tuple[str, str]]:
         """Return where the overlays above the root lie, and on what."""
         return [(entry.point, entry.lower) for entry in self.root.below]
-
-
-def _tried(entries: Iterable[Mounted], options: tuple[str, ...]) -> Iterator[Mounted]:
-    """Try all entries but those that have gone away since they were found: other tools' mounts come and go."""
-    for entry in entries:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            yield _tried_one(entry, options)
-
-
-def _tried_one(entry: Mounted, options: tuple[str, ...]) -> Mounted:
-    """Find out what an entry is: a file, a file system that an overlay may lie on, or one that may not (vfat, a third overlay)."""
-    if not stat.S_ISDIR(os.stat(entry.point).st_mode):
-        return replace(entry, is_folder=False, below_overlay=False)
-    if entry.flags & sc.MS_RDONLY:
-        return replace(entry, below_overlay=False)
-    program, step, stage = Program(), "try", mounts.STAGE
-    mounts.add_private(program, step)
-    program.mount(step, b"tmpfs", stage.encode(), b"tmpfs", 0)
-    overlay.add_layer(program, step, f"{stage}/0", overlay.Like(entry.point))
-    overlay.add_overlay(program, step, [entry.lower], f"{stage}/0", entry.point, options=options)
-    pid, pidfd = program.spawn(sc.CLONE_NEWNS)
-    os.close(pidfd)
-    os.waitpid(pid, 0)
-    return replace(entry, below_overlay=program.failure() is None)
 
 
 class Building:
@@ -103,9 +75,16 @@ class Building:
         self.joins = joins
         self.network = -1
         self.program = Program()
+        #: What the container is made from and may be replaced later: it is handed out only while this is current.
+        self.seen = self._seen()
         self._groups: list[Result] = []
         self._sources: list[Result] = []
         self._layer = self._tree = self._last = Result(0)
+
+    def _seen(self) -> list[nodes.Stamp]:
+        if self.plan.is_on_host:
+            return [nodes.stamp(path, content=True) for paths in self.host.root.copied.values() for path in paths]
+        return [nodes.stamp(self.plan.lower[-1], content=False)]  # all but the last one are the store's, which do not change
 
     def build(self, cgroup: int = -1) -> tuple[int, int, int, int]:
         """Make the container; returns its init's number and pidfd, and two descriptors of its writable layer: its folder, a copy of its mount.
@@ -224,20 +203,35 @@ class Building:
 
     def _overlay(self, step: str, lower: list[str], number: int, point: str, flags: int, *, like: str) -> None:
         above = self._above(point)
-        lower = [*map(self._staged, above), *lower]
+        lower = [*map(self._staged, above), *self._nodes(step, number, point), *lower]
         options = list(self.host.root.options)
+        if flags & sc.MS_RDONLY:
+            host_mounts.add_read_only_overlay(self.program, step, lower, _ROOT + point, flags, options)
+            return
         if self.plan.layer_folder is not None:
             options.append("volatile")  # nothing of it has to survive a crash of the machine, so no sync is worth its time
         overlay.add_layer(self.program, step, f"{mounts.STAGE}/{number}", self._like([*above, like][0]))
         overlay.add_overlay(self.program, step, lower, f"{mounts.STAGE}/{number}", _ROOT + point, flags=flags, options=options)
 
+    def _nodes(self, step: str, number: int, point: str) -> list[str]:
+        """Make what is copied for this overlay in a directory that lies on top of its other lower ones."""
+        paths = self.host.root.copied.get(point, ()) if self.plan.is_on_host else ()
+        if not paths:
+            return []
+        directory = f"{mounts.STAGE}/nodes-{number}"
+        made = [nodes.copy_of(path, point) for path in paths]
+        nodes.add_nodes(self.program, step, directory, made, lambda parent: os.stat(f"{point}/{parent}"))
+        return [directory]
+
     def _mount_below(self) -> None:
         """Lay a writable layer over every real file system on the host's root, or over the host's folders in an image."""
         step = "mount below"
         for number, entry in enumerate(self.host.root.below if self.plan.is_on_host else (), 1):
-            if entry.below_overlay:
+            if entry.shown in (mounts.WRITABLE, mounts.READ_ONLY):
                 self._overlay(step, [entry.lower], number, entry.point, entry.flags | sc.MS_NODEV, like=entry.point)
-            else:  # a file, or a file system that cannot be below an overlay: seen, and never written
+            elif entry.shown == mounts.COVERED:
+                mounts.add_cover(self.program, step, _ROOT + entry.point)
+            else:
                 mounts.add_bind(self.program, step, entry.point, _ROOT + entry.point, flags=entry.flags | sc.MS_RDONLY | sc.MS_NODEV)
         for number, folder in enumerate(self.plan.folders, 1000):
             self._make_folders(step, _ROOT, folder)
@@ -288,6 +282,8 @@ class Building:
         step = "make root read only"
         mounts.add_remount(self.program, step, "/", sc.MS_RDONLY | sc.MS_NODEV)
         for entry in self.host.root.below if self.plan.is_on_host else ():
+            if entry.shown != mounts.WRITABLE:
+                continue
             mounts.add_remount(self.program, step, entry.point, sc.MS_RDONLY | sc.MS_NODEV | entry.flags)
 
     def _name_host(self) -> None:

@@ -26,7 +26,7 @@ from pytest_sandbox.launcher.building import Building, Host
 from pytest_sandbox.launcher.door import Door
 from pytest_sandbox.launcher.plan import OVERHEAD, Plan
 from pytest_sandbox.launcher.shelf import Shelf
-from pytest_sandbox.linux import cgroup, mounts, namespaces, process
+from pytest_sandbox.linux import cgroup, mounts, namespaces, nodes, process
 
 __all__ = ["main"]
 
@@ -48,6 +48,7 @@ class Made:
     group: cgroup.Group
     points: list[tuple[str, str]]
     place: layers.Place
+    seen: list[nodes.Stamp]
     claimed: bool = False
     about: Any = None
     since: float = 0.0
@@ -155,6 +156,10 @@ class Launcher:
         made = self.made.get(message["id"])
         self.client.send({"op": "layer", "points": made.points if made else []}, [made.layer] if made else [])
 
+    def do_refused(self, _message: Message) -> None:
+        """Tell which sockets, FIFOs and directories of the host containers do not reach."""
+        self.client.send({"op": "refused", "paths": self.host.root.refused})
+
     def do_freeze(self, message: Message) -> None:
         """Put a container's layer on the shelf, for others to lie on; one on disk stays where it is, and is to be copied."""
         made = self.made[message["id"]]
@@ -184,8 +189,8 @@ class Launcher:
         self.client.send({"op": "created", "id": made.id, "pid": made.pid}, [made.pidfd])
 
     def spare_of(self, plan: Plan) -> Made | None:
-        """Return the spare if it is of this plan; one of another plan, or over mounts of before, is thrown away."""
-        if self.spare is not None and (self.is_stale or self.spare.plan != plan):
+        """Return the spare if it is of this plan; one of another plan, or over mounts or directories of before, is thrown away."""
+        if self.spare is not None and (self.is_stale or self.spare.plan != plan or not nodes.are_current(self.spare.seen)):
             process.kill(self.spare.pidfd, signal.SIGKILL)
             self.spare = None
         return self.spare
@@ -206,7 +211,7 @@ class Launcher:
         if self.spare_of(plan) is None:
             with suppress(OSError, UnsupportedError):  # what it was is said when somebody asks for that container
                 self.spare, self.is_stale = self.build(plan), False
-                offer = {"op": "ready", "id": self.spare.id, "pid": self.spare.pid, "number": self.asked}
+                offer = {"op": "ready", "id": self.spare.id, "pid": self.spare.pid, "number": self.asked, "seen": self.spare.seen}
                 self.client.send(offer, [self.spare.pidfd])
                 self.offered = time.monotonic()
 
@@ -246,7 +251,7 @@ class Launcher:
         finally:
             close_all(list(shelved.values()))
         place.release()
-        made = Made(identity, plan, *built, group, self.host.points(), place)
+        made = Made(identity, plan, *built, group, self.host.points(), place, building.seen)
         self.made[identity] = self.by_pidfd[made.pidfd] = made
         self.poll.register(made.pidfd, select.POLLIN)
         return made

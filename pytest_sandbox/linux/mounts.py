@@ -19,12 +19,18 @@ if TYPE_CHECKING:
     from pytest_sandbox.linux.program import Program
 
 __all__ = [
+    "BOUND",
+    "COPIED",
+    "COVERED",
     "OWN",
     "PSEUDO",
+    "READ_ONLY",
     "STAGE",
+    "WRITABLE",
     "Mounted",
     "add_become_root",
     "add_bind",
+    "add_cover",
     "add_dev",
     "add_private",
     "add_proc",
@@ -99,7 +105,12 @@ MASKED = (
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 )
-READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+STEERING = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+
+#: How a container shows what the host has mounted: below an overlay, below one without a writable layer, bound read-only (what
+#: cannot be below an overlay), copied (a single file), covered by an empty directory.
+WRITABLE, READ_ONLY, BOUND, COPIED, COVERED = "writable", "read-only", "bound", "copied", "covered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +125,10 @@ class Mounted:
     flags: int
     source: str = ""
     is_folder: bool = True
-    #: Whether an overlay may lie on it: vfat or a third overlay may not be below one.
-    below_overlay: bool = True
+    #: Whether nobody can write to the file system, by any mount of it.
+    is_immutable: bool = False
+    #: How a container shows it.
+    shown: str = WRITABLE
 
     @property
     def lower(self) -> str:
@@ -129,7 +142,12 @@ def mounted(data: bytes | None = None) -> list[Mounted]:
     ``data`` is the content of a mountinfo file, by default that of the calling process.
     """
     return [
-        Mounted(entry.point, entry.fstype, sum(_FLAGS.get(option, 0) for option in entry.options))
+        Mounted(
+            entry.point,
+            entry.fstype,
+            sum(_FLAGS.get(option, 0) for option in entry.options),
+            is_immutable="ro" in entry.super_options,
+        )
         for entry in mountinfo.parse(mountinfo.read() if data is None else data)
     ]
 
@@ -214,14 +232,19 @@ def _found(paths: tuple[str, ...]) -> dict[str, bool]:
 
 def _protect(program: Program, step: str, root: str, below: str) -> None:
     """Make read-only what steers; cover a folder that tells too much with an empty one, a file with /dev/null."""
-    for path in _found(READ_ONLY):
+    for path in _found(STEERING):
         if path.startswith(below):
             add_bind(program, step, root + path, root + path, flags=sc.MS_RDONLY | _NO_EXEC)
     for path, is_folder in _found(MASKED).items():
         if path.startswith(below) and is_folder:
-            program.mount(step, b"tmpfs", os.fsencode(root + path), b"tmpfs", _NO_EXEC | sc.MS_RDONLY, b"size=0,mode=555")
+            add_cover(program, step, root + path)
         elif path.startswith(below):
             add_bind(program, step, f"{root}/dev/null", root + path)
+
+
+def add_cover(program: Program, step: str, target: str) -> None:
+    """Cover a directory with an empty one that stays empty."""
+    program.mount(step, b"tmpfs", os.fsencode(target), b"tmpfs", _NO_EXEC | sc.MS_RDONLY, b"size=0,mode=555")
 
 
 def add_bind(program: Program, step: str, source: str, target: str, *, flags: int = 0) -> None:
