@@ -103,11 +103,12 @@ class _Splitter:
         elif entry.is_dir():
             os.mkdir(target)
             self._folder(entry.path)
+        elif nodes.is_unreachable(mode := entry.stat().st_mode):  # is_file() would tell what a mount of a file covers
+            os.mknod(target, mode)
+            os.chmod(target, stat.S_IMODE(mode))
+            self.refused += [entry.path] if entry.path in self.mounts else []
         elif entry.is_file():
             self._file(entry, target)
-        elif nodes.is_unreachable(mode := entry.stat().st_mode):
-            os.mknod(target, mode)
-            self.refused += [entry.path] if entry.path in self.mounts else []
 
     def _folder(self, path: str) -> None:
         mount = self._mount_of(path)
