@@ -20,6 +20,7 @@ from pytest_sandbox.launcher.plan import SHELF
 from pytest_sandbox.linux import mounts, namespaces, network, nodes, overlay, process, userns
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.program import Program, Result, Table
+from pytest_sandbox.linux.root_check import RootCheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +80,8 @@ class Building:
         self.seen = self._seen()
         self._groups: list[Result] = []
         self._sources: list[Result] = []
-        self._layer = self._tree = self._last = Result(0)
+        self._layer = self._tree = self._last = self._made_root = Result(0)
+        self._root_check: RootCheck | None = None
 
     def _seen(self) -> list[nodes.Stamp]:
         if self.plan.is_on_host:
@@ -106,12 +108,26 @@ class Building:
         pid, pidfd = self.program.spawn(_NAMESPACES | sc.CLONE_FILES, cgroup=cgroup)
         failure = self.program.failure()
         if failure is None and not self.program.ended_early(self._last):
+            self._verify_root(pid, pidfd)
             return pid, pidfd, self.program[self._layer], self.program[self._tree]
         os.waitpid(pid, 0)
         os.close(pidfd)
         self.program.close_leaks()
         error = failure.error() if failure else InterruptedError(errno.EINTR, "it was killed while it was built: is memory= enough?")
         error.step = failure.step if failure else "build"  # type: ignore[attr-defined]
+        raise error
+
+    def _verify_root(self, pid: int, pidfd: int) -> None:
+        """Kill the container unless whoever enters it is in its overlay; init has executed nothing but itself."""
+        if self._root_check is not None and self._root_check.is_right():
+            return
+        process.kill(pidfd, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(pidfd)
+        for result in (self._layer, self._tree):
+            os.close(self.program[result])
+        error = OSError(errno.EXDEV, "who enters the container would not be on its root")
+        error.step = "verify the root"  # type: ignore[attr-defined]
         raise error
 
     def _steps(self) -> tuple[Callable[[], None], ...]:
@@ -128,6 +144,7 @@ class Building:
             self._become_root,
             self._attach_volumes,
             self._make_root_read_only,
+            self._check_root,
             self._name_host,
             self._join_groups,
             self._become_init,
@@ -253,7 +270,11 @@ class Building:
         self.program.extend(_own_mounts(self.plan.shm_size, self.plan.protected, own_sys, self.host.root.tty_group))
 
     def _become_root(self) -> None:
+        self._made_root = RootCheck.look_at(self.program, "become root", _ROOT)
         mounts.add_become_root(self.program, "become root", _ROOT)
+
+    def _check_root(self) -> None:
+        self._root_check = RootCheck.add(self.program, "verify the root", self._made_root)
 
     def _attach_volumes(self) -> None:
         """Attach what was taken; from here on every name is the container's, and no link in it leads out."""

@@ -10,9 +10,9 @@ from contextlib import suppress
 from pytest_sandbox import folders
 from pytest_sandbox.channel import Channel
 from pytest_sandbox.errors import UnsupportedError
-from pytest_sandbox.linux import host_root, namespaces, process, sysctl, userns
+from pytest_sandbox.linux import host_root, namespaces, process, root_check, sysctl, userns
 
-__all__ = ["bound_inotify", "find", "gain_power", "owner", "unlimited"]
+__all__ = ["adopt_root", "bound_inotify", "find", "gain_power", "owner", "unlimited"]
 
 # Of no user: above the ranges of distributions and of systemd (its UIDS-GIDS document), below 2**31.
 _FIRST_OWNER = 0x7F000000
@@ -30,6 +30,15 @@ def gain_power(client: int) -> None:
     except OSError as error:
         Channel.of(client).send({"op": "error", "step": "make a user namespace", "reason": str(error.strerror), "errno": error.errno})
         sys.exit(1)
+
+
+def adopt_root() -> None:
+    """Leave a chroot for a mount namespace with the same root: containers are built on the root that the caller sees.
+
+    Raises :class:`OSError` where that is not allowed.
+    """
+    if root_check.is_chrooted():
+        root_check.leave_chroot()
 
 
 def owner() -> int | None:

@@ -342,6 +342,7 @@ def main() -> NoReturn:
         os.set_inheritable(fd, False)
     client = Channel.of(int(fds[0]))
     try:
+        footing.adopt_root()
         launcher = Launcher(client, session, lock)
     except OSError as error:
         client.send(
