@@ -209,6 +209,16 @@ class TestGroup:
         assert shell.pid in group.pids()
         assert (2, 2) == (len(group.pids()), group.stats().pids_current)
 
+    @pytest.mark.needs("cgroup_v1")
+    def test_the_buffers_of_tcp_sockets_are_bounded_with_the_memory(self, group):
+        """Version 1 counts them apart: they may take as much as memory= says, and no limit is left when it goes."""
+        limit = f"{group._path('memory', 'memory.kmem.tcp.limit_in_bytes')}"
+        before = cgroup.number(limit)
+        group.apply(Settings(memory=48 * MB))
+        bounded = cgroup.number(limit)
+        group.apply(Settings())
+        assert (48 * MB, before) == (bounded, cgroup.number(limit))
+
     def test_over_its_memory_it_is_killed(self, group, start):
         """A process over the limit gets SIGKILL, and the group says that it was for memory; within it, nothing happens."""
         group.apply(Settings(memory=48 * MB))
