@@ -54,6 +54,7 @@ def plan_of(ground: Ground, *, has_user_namespace: bool, is_root: bool = True) -
         layers=os.path.join(images(), "writable") if settings.storage == "disk" else None,
         shm_size=settings.shm_size,
         read_only=settings.read_only,
+        hostname=settings.hostname if settings.storage == "disk" else None,
         own_network=own_network,
         user_namespace=has_user_namespace and (not is_root or (own_network and not more)),
         protected=not settings.privileged,

@@ -12,10 +12,11 @@ import select
 import signal
 import stat
 import struct
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.launcher import footing, host_mounts
+from pytest_sandbox.launcher import footing, generated, host_mounts
 from pytest_sandbox.launcher.plan import SHELF
 from pytest_sandbox.linux import mounts, namespaces, network, nodes, overlay, process, userns
 from pytest_sandbox.linux import syscall as sc
@@ -23,7 +24,7 @@ from pytest_sandbox.linux.program import Program, Result, Table
 from pytest_sandbox.linux.root_check import RootCheck
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pytest_sandbox.launcher.plan import Plan
 
@@ -76,6 +77,8 @@ class Building:
         self.joins = joins
         self.network = -1
         self.program = Program()
+        self._has_base = False
+        self._generated_in = self._find_generated()
         #: What the container is made from and may be replaced later: it is handed out only while this is current.
         self.seen = self._seen()
         self._groups: list[Result] = []
@@ -84,9 +87,11 @@ class Building:
         self._root_check: RootCheck | None = None
 
     def _seen(self) -> list[nodes.Stamp]:
-        if self.plan.is_on_host:
-            return [nodes.stamp(path, content=True) for paths in self.host.root.copied.values() for path in paths]
-        return [nodes.stamp(self.plan.lower[-1], content=False)]  # all but the last one are the store's, which do not change
+        copied = {path for paths in self.host.root.copied.values() for path in paths} if self.plan.is_on_host else set()
+        used = generated.sources(self.plan) if self._generated_in is not None else []
+        found = [nodes.stamp(path, content=True) for path in sorted({*copied, *used})]
+        # Of an image all layers but the last one are the store's, which do not change.
+        return found if self.plan.is_on_host else [nodes.stamp(self.plan.lower[-1], content=False), *found]
 
     def build(self, cgroup: int = -1) -> tuple[int, int, int, int]:
         """Make the container; returns its init's number and pidfd, and two descriptors of its writable layer: its folder, a copy of its mount.
@@ -220,7 +225,7 @@ class Building:
 
     def _overlay(self, step: str, lower: list[str], number: int, point: str, flags: int, *, like: str) -> None:
         above = self._above(point)
-        lower = [*map(self._staged, above), *self._nodes(step, number, point), *lower]
+        lower = [*map(self._staged, above), *self._nodes(step, number, point, lower), *lower]
         options = list(self.host.root.options)
         if flags & sc.MS_RDONLY:
             host_mounts.add_read_only_overlay(self.program, step, lower, _ROOT + point, flags, options)
@@ -230,15 +235,41 @@ class Building:
         overlay.add_layer(self.program, step, f"{mounts.STAGE}/{number}", self._like([*above, like][0]))
         overlay.add_overlay(self.program, step, lower, f"{mounts.STAGE}/{number}", _ROOT + point, flags=flags, options=options)
 
-    def _nodes(self, step: str, number: int, point: str) -> list[str]:
-        """Make what is copied for this overlay in a directory that lies on top of its other lower ones."""
-        paths = self.host.root.copied.get(point, ()) if self.plan.is_on_host else ()
-        if not paths:
+    def _nodes(self, step: str, number: int, point: str, lower: list[str]) -> list[str]:
+        """Make what is copied or generated for this overlay in a directory that lies on top of its other lower ones."""
+        made = {node.path: node for node in self._copied(point)}
+        if point == self._generated_in:
+            made |= {node.path: node for node in generated.nodes_of(self.plan, self.plan.hostname or self.hostname, point)}
+        if not made:
             return []
-        directory = f"{mounts.STAGE}/nodes-{number}"
-        made = [nodes.copy_of(path, point) for path in paths]
-        nodes.add_nodes(self.program, step, directory, made, lambda parent: os.stat(f"{point}/{parent}"))
+        directory = f"{self._nodes_base(step)}/nodes-{number}"
+        nodes.add_nodes(self.program, step, directory, made.values(), lambda parent: _status(lower, parent))
         return [directory]
+
+    def _nodes_base(self, step: str) -> str:
+        """Return where lower layers are made: not in a directory of a file system that is a lower layer itself, which the kernel refuses."""
+        if self.plan.layer_folder is None:
+            return mounts.STAGE
+        base = f"{mounts.STAGE}/nodes"
+        if not self._has_base:
+            self._has_base = True
+            self.program.add(step, "mkdirat", -1, base.encode(), 0o700)
+            self.program.mount(step, b"tmpfs", base.encode(), b"tmpfs", sc.MS_NODEV, b"mode=700")
+        return base
+
+    def _copied(self, point: str) -> list[nodes.Node]:
+        paths = self.host.root.copied.get(point, ()) if self.plan.is_on_host else ()
+        return [nodes.copy_of(path, point) for path in paths]
+
+    def _find_generated(self) -> str | None:
+        """Return the point of the overlay that /etc lies in; None where that is no directory in an overlay."""
+        if not self.plan.is_on_host:
+            return "" if _is_plain(self.plan.lower, "etc") else None
+        around = [entry for entry in self.host.root.below if f"{generated.FOLDER}/".startswith(f"{entry.point}/")]
+        innermost = max(around, key=lambda entry: len(entry.point), default=None)
+        if innermost is not None and innermost.shown not in (mounts.WRITABLE, mounts.READ_ONLY):
+            return None
+        return (innermost.point if innermost else "") if _is_plain(["/"], "etc") else None
 
     def _mount_below(self) -> None:
         """Lay a writable layer over every real file system on the host's root, or over the host's folders in an image."""
@@ -338,6 +369,22 @@ def _own_mounts(shm_size: int, protected: bool, own_sys: bool, tty_group: bool) 
     mounts.add_proc(program, step, _ROOT, protected=protected)
     mounts.add_sys(program, step, _ROOT, protected=protected, own=own_sys)
     return program
+
+
+def _is_plain(lower: Sequence[str], name: str) -> bool:
+    """Return whether a name is a directory in the topmost layer that has it, or in none."""
+    for folder in lower:
+        with suppress(FileNotFoundError):
+            return stat.S_ISDIR(os.lstat(os.path.join(folder, name)).st_mode)
+    return True
+
+
+def _status(lower: Sequence[str], path: str) -> os.stat_result:
+    """Return what a directory looks like in the topmost layer that has it, or what / does."""
+    for folder in lower:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return os.stat(os.path.join(folder, path))
+    return os.stat("/")
 
 
 def _is_folder(lower: list[str], name: str) -> bool:

@@ -25,7 +25,7 @@ class Plan:
     ``shelf:KEY/...`` for what is in a committed layer. ``folders`` are folders of the host laid over an image at their usual places; ``scratch`` are an image's
     volumes, which stay writable on a read-only root: a path, and what lies below it; ``capabilities`` is a mask. ``packet_sockets`` are allowed where NET_RAW
     was asked for by name (packet(7)). ``layers`` is where writable
-    layers lie that are not in memory; the launcher adds the folder, and the device, of one container's.
+    layers lie that are not in memory, and ``hostname`` then is the name in /etc/hostname, which cannot be changed later; the launcher adds the folder, and the device, of one container's.
     """
 
     lower: tuple[str, ...] = ("/",)
@@ -38,6 +38,7 @@ class Plan:
     layer_device: str | None = None
     shm_size: int = 64 << 20
     read_only: bool = False
+    hostname: str | None = None
     own_network: bool = True
     user_namespace: bool = True
     protected: bool = True
