@@ -60,6 +60,16 @@ class Host:
     def look(self) -> None:
         """Find what there is on the host's root, and try which of it can be below an overlay."""
         self.root = host_mounts.shown(footing.find(self._folder))
+        #: The point of the overlay that /etc lies in.
+        self.generated_in = self._find_generated()
+
+    def _find_generated(self) -> str | None:
+        """Return the point of the overlay that /etc lies in; None where that is no directory in an overlay."""
+        around = [entry for entry in self.root.below if f"{generated.FOLDER}/".startswith(f"{entry.point}/")]
+        innermost = max(around, key=lambda entry: len(entry.point), default=None)
+        if innermost is not None and innermost.shown not in (mounts.WRITABLE, mounts.READ_ONLY):
+            return None
+        return (innermost.point if innermost else "") if _is_plain(["/"], "etc") else None
 
     def points(self) -> list[tuple[str, str]]:
         """Return where the overlays above the root lie, and on what."""
@@ -78,7 +88,8 @@ class Building:
         self.network = -1
         self.program = Program()
         self._has_base = False
-        self._generated_in = self._find_generated()
+        self._generated_in = host.generated_in if plan.is_on_host else _generated_in(plan.lower)
+        self._generated_from = generated.sources(plan) if self._generated_in is not None else {}
         #: What the container is made from and may be replaced later: it is handed out only while this is current.
         self.seen = self._seen()
         self._groups: list[Result] = []
@@ -87,11 +98,12 @@ class Building:
         self._root_check: RootCheck | None = None
 
     def _seen(self) -> list[nodes.Stamp]:
-        copied = {path for paths in self.host.root.copied.values() for path in paths} if self.plan.is_on_host else set()
-        used = generated.sources(self.plan) if self._generated_in is not None else []
-        found = [nodes.stamp(path, content=True) for path in sorted({*copied, *used})]
-        # Of an image all layers but the last one are the store's, which do not change.
-        return found if self.plan.is_on_host else [nodes.stamp(self.plan.lower[-1], content=False), *found]
+        found = list(self._generated_from.values())
+        if not self.plan.is_on_host:  # of an image all layers but the last one are the store's, which do not change
+            return [nodes.stamp(self.plan.lower[-1], content=False), *found]
+        for paths in self.host.root.copied.values():
+            found += [nodes.stamp(path, content=True) for path in paths if path not in self._generated_from]
+        return found
 
     def build(self, cgroup: int = -1) -> tuple[int, int, int, int]:
         """Make the container; returns its init's number and pidfd, and two descriptors of its writable layer: its folder, a copy of its mount.
@@ -159,6 +171,7 @@ class Building:
         process.add_hidden_from_oom(self.program, "detach")
         process.add_raised_ulimits(self.program, self.plan.ulimits)
         mounts.add_private(self.program, "make private")
+        self.program.add("make private", "umask", 0)  # what is made has the mode that it is made with, whatever the caller's umask
 
     def _enter_network(self) -> None:
         if self.network >= 0:
@@ -239,7 +252,9 @@ class Building:
         """Make what is copied or generated for this overlay in a directory that lies on top of its other lower ones."""
         made = {node.path: node for node in self._copied(point)}
         if point == self._generated_in:
-            made |= {node.path: node for node in generated.nodes_of(self.plan, self.plan.hostname or self.hostname, point)}
+            made |= {
+                node.path: node for node in generated.nodes_of(self.plan, self.plan.hostname or self.hostname, point, self._generated_from)
+            }
         if not made:
             return []
         directory = f"{self._nodes_base(step)}/nodes-{number}"
@@ -260,16 +275,6 @@ class Building:
     def _copied(self, point: str) -> list[nodes.Node]:
         paths = self.host.root.copied.get(point, ()) if self.plan.is_on_host else ()
         return [nodes.copy_of(path, point) for path in paths]
-
-    def _find_generated(self) -> str | None:
-        """Return the point of the overlay that /etc lies in; None where that is no directory in an overlay."""
-        if not self.plan.is_on_host:
-            return "" if _is_plain(self.plan.lower, "etc") else None
-        around = [entry for entry in self.host.root.below if f"{generated.FOLDER}/".startswith(f"{entry.point}/")]
-        innermost = max(around, key=lambda entry: len(entry.point), default=None)
-        if innermost is not None and innermost.shown not in (mounts.WRITABLE, mounts.READ_ONLY):
-            return None
-        return (innermost.point if innermost else "") if _is_plain(["/"], "etc") else None
 
     def _mount_below(self) -> None:
         """Lay a writable layer over every real file system on the host's root, or over the host's folders in an image."""
@@ -369,6 +374,11 @@ def _own_mounts(shm_size: int, protected: bool, own_sys: bool, tty_group: bool) 
     mounts.add_proc(program, step, _ROOT, protected=protected)
     mounts.add_sys(program, step, _ROOT, protected=protected, own=own_sys)
     return program
+
+
+def _generated_in(lower: Sequence[str]) -> str | None:
+    """Return the point of an image's overlay that /etc lies in; None where that is no directory: no link of an image is followed."""
+    return "" if _is_plain(lower, "etc") else None
 
 
 def _is_plain(lower: Sequence[str], name: str) -> bool:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import suppress
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from pytest_sandbox.linux.nodes import LARGEST, Node
+from pytest_sandbox.linux.nodes import LARGEST, Node, Stamp, stamp
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pytest_sandbox.launcher.plan import Plan
 
 __all__ = ["FOLDER", "LOCALHOST", "nodes_of", "rename", "sources"]
@@ -37,32 +40,37 @@ _OWN_ADDRESS: Final = b"127.0.1.1\t"
 _NO_SERVERS: Final = b"# This container reaches no name server: it has no network, or one of containers alone.\n"
 
 
-def sources(plan: Plan) -> list[str]:
+def sources(plan: Plan) -> dict[str, Stamp]:
     """Return the files of the host whose content goes into the generated ones."""
-    of_image = [] if plan.own_network else [_HOSTS, _RESOLV]
-    return [path for path in ([_HOSTS, _HOSTNAME] if plan.is_on_host else of_image) if os.path.isfile(path)]
+    of_image = () if plan.own_network else (_HOSTS, _RESOLV)
+    found = {}
+    for path in (_HOSTS, _HOSTNAME) if plan.is_on_host else of_image:
+        with suppress(OSError):
+            found[path] = stamp(path, content=True)
+    return found
 
 
-def nodes_of(plan: Plan, name: str, point: str) -> list[Node]:
-    """Return the files for a container called ``name``, as they lie in the overlay at ``point``.
+def nodes_of(plan: Plan, name: str, point: str, found: Mapping[str, Stamp]) -> list[Node]:
+    """Return the files for a container called ``name``, as they lie in the overlay at ``point``; ``found`` are its :func:`sources`.
 
     Raises :class:`OSError` where a file of the host's cannot be read.
     """
-    found = sources(plan)
-    hosts = (_content(_HOSTS) if _HOSTS in found else LOCALHOST) + _OWN_ADDRESS + name.encode() + b"\n"
-    contents = {_HOSTS: hosts, _HOSTNAME: name.encode() + b"\n"}
+    hosts = _content(found[_HOSTS]) if _HOSTS in found else LOCALHOST
+    contents = {_HOSTS: b"%s%s%s\n" % (hosts, _OWN_ADDRESS, name.encode()), _HOSTNAME: name.encode() + b"\n"}
     if plan.is_on_host:
         contents = {path: content for path, content in contents.items() if path in found}
     else:
-        contents[_RESOLV] = _content(_RESOLV) if _RESOLV in found else _NO_SERVERS
+        contents[_RESOLV] = _content(found[_RESOLV]) if _RESOLV in found else _NO_SERVERS
     # In an image of an unprivileged user's, root is the user.
     owner = (0, 0) if plan.is_on_host else (os.geteuid(), os.getegid())
-    return [Node(os.path.relpath(path, point or "/"), stat.S_IFREG | 0o644, owner, content) for path, content in contents.items()]
+    start = len(point) + 1
+    return [Node(path[start:], stat.S_IFREG | 0o644, owner, content) for path, content in contents.items()]
 
 
-def _content(path: str) -> bytes:
-    with open(path, "rb") as file:
-        content = file.read(LARGEST)
+@lru_cache(maxsize=16)
+def _content(file: Stamp) -> bytes:
+    with open(file.path, "rb") as opened:
+        content = opened.read(LARGEST)
     return content if content.endswith(b"\n") or not content else content + b"\n"
 
 

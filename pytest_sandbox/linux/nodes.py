@@ -24,6 +24,7 @@ __all__ = ["LARGEST", "Node", "Stamp", "add_nodes", "are_current", "copy_of", "i
 #: Bytes up to which a file is copied.
 LARGEST = 1 << 20
 _NANOSECONDS = 10**9
+_SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
 class Node(NamedTuple):
@@ -83,44 +84,48 @@ def _content(path: str) -> bytes:
 
 
 def add_nodes(program: Program, step: str, directory: str, nodes: Iterable[Node], status_of: Callable[[str], os.stat_result]) -> None:
-    """Make a directory with these nodes in it.
+    """Make a directory with these nodes in it, a lower layer.
 
-    ``status_of`` returns what a directory on the way ("" for the first) looks like in the layers below, since this one lies above them.
+    ``status_of`` returns what a directory on the way looks like in the layers below, since this one lies above them.
     """
+    program.add(step, "mkdirat", -1, os.fsencode(directory), 0o755)  # what / looks like is said by the layers above
     made: set[str] = set()
     for node in nodes:
         for parent in _parents(node.path):
             if parent not in made:
                 made.add(parent)
-                _add_directory(program, step, os.path.join(directory, parent), status_of(parent))
-        _add_node(program, step, os.path.join(directory, node.path), node)
+                _add_directory(program, step, os.fsencode(f"{directory}/{parent}"), status_of(parent))
+        _add_node(program, step, os.fsencode(f"{directory}/{node.path}"), node)
 
 
 def _parents(path: str) -> list[str]:
     parts = path.split("/")[:-1]
-    return ["", *("/".join(parts[: end + 1]) for end in range(len(parts)))]
+    return ["/".join(parts[: end + 1]) for end in range(len(parts))]
 
 
-def _add_directory(program: Program, step: str, path: str, status: os.stat_result) -> None:
-    name = os.fsencode(path.rstrip("/"))
-    program.add(step, "mkdirat", -1, name, 0o700)
-    _add_owner(program, step, name, (status.st_uid, status.st_gid))
-    program.add(step, "fchmodat", -1, name, stat.S_IMODE(status.st_mode))
+def _add_directory(program: Program, step: str, name: bytes, status: os.stat_result) -> None:
+    mode = stat.S_IMODE(status.st_mode)
+    program.add(step, "mkdirat", -1, name, mode)
+    _add_attributes(program, step, name, mode, (status.st_uid, status.st_gid))
     times = [part for time in (status.st_atime_ns, status.st_mtime_ns) for part in divmod(time, _NANOSECONDS)]
     program.add(step, "utimensat", -1, name, struct.pack("4q", *times), 0)
 
 
-def _add_node(program: Program, step: str, path: str, node: Node) -> None:
-    name = os.fsencode(path)
-    program.add(step, "mknodat", -1, name, stat.S_IFMT(node.mode) | 0o600, 0)
-    if node.content:
-        fd = program.open(step, name, os.O_WRONLY)
+def _add_node(program: Program, step: str, name: bytes, node: Node) -> None:
+    mode = stat.S_IMODE(node.mode)
+    if stat.S_ISREG(node.mode):
+        fd = program.open(step, name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=mode)
         program.add(step, "write", fd, node.content, len(node.content))
         program.close(step, fd)
-    _add_owner(program, step, name, node.owner)
-    program.add(step, "fchmodat", -1, name, stat.S_IMODE(node.mode))
+    else:
+        program.add(step, "mknodat", -1, name, node.mode, 0)
+    _add_attributes(program, step, name, mode, node.owner)
 
 
-def _add_owner(program: Program, step: str, name: bytes, owner: tuple[int, int]) -> None:
-    if owner != (os.geteuid(), os.getegid()) and userns.has_id("uid", owner[0]) and userns.has_id("gid", owner[1]):
+def _add_attributes(program: Program, step: str, name: bytes, mode: int, owner: tuple[int, int]) -> None:
+    """Set owner and mode, where they are not what they are by being made: the program's umask is 0, and chown(2) takes set-ID bits away."""
+    is_own = owner == (os.geteuid(), os.getegid())
+    if not is_own and userns.has_id("uid", owner[0]) and userns.has_id("gid", owner[1]):
         program.add(step, "fchownat", -1, name, *owner, 0)
+    if mode & _SET_ID:
+        program.add(step, "fchmodat", -1, name, mode)
