@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sandbox.launcher import footing, generated, host_mounts
 from pytest_sandbox.launcher.plan import SHELF
-from pytest_sandbox.linux import mounts, namespaces, network, nodes, overlay, process, userns
+from pytest_sandbox.linux import elf, mounts, namespaces, network, nodes, overlay, process, userns
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.program import Program, Result, Table
 from pytest_sandbox.linux.root_check import RootCheck
@@ -41,7 +41,7 @@ class Host:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self.init = process.init_fd()
+        self.init = elf.init_fd()
         self.launcher = os.pidfd_open(os.getpid())
         self.is_root = userns.is_initial()
         if not self.is_root:
