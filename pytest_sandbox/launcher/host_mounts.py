@@ -76,7 +76,10 @@ def _how(entry: Mounted, status: os.stat_result, room: int, options: tuple[str, 
     if not stat.S_ISDIR(status.st_mode) or entry.fstype in _WITHOUT_SOCKETS or _stays_empty(entry):
         return mounts.BOUND  # a device cannot be opened there: it is bound with nodev
     how = mounts.READ_ONLY if entry.flags & sc.MS_RDONLY else mounts.WRITABLE
-    return how if _works(entry, how, options) else mounts.COVERED
+    if _works(entry, how, options):
+        return how
+    # A directory of the root itself, in a container in a container whose root is an overlay: without it there is no root.
+    return mounts.COVERED if entry.is_mount else mounts.BOUND
 
 
 def _stays_empty(entry: Mounted) -> bool:

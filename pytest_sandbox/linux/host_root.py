@@ -114,9 +114,9 @@ class _Splitter:
         mount = self._mount_of(path)
         if path in mounts.OWN or mount.fstype in mounts.PSEUDO:
             return
-        self.below[path] = replace(mount, point=path)
+        self.below[path] = replace(mount, point=path, is_mount=path in self.mounts)
         if any(point.startswith(f"{path}/") for point in self.mounts):
-            self.below[path] = replace(mount, point=path, source=self.split(path))
+            self.below[path] = replace(self.below[path], source=self.split(path))
 
     def _mount_of(self, path: str) -> mounts.Mounted:
         while path not in self.mounts and path != "/":

@@ -127,6 +127,8 @@ class Mounted:
     is_folder: bool = True
     #: Whether nobody can write to the file system, by any mount of it.
     is_immutable: bool = False
+    #: Whether a mount is at the point, and not a directory of one above it.
+    is_mount: bool = True
     #: How a container shows it.
     shown: str = WRITABLE
 
