@@ -273,6 +273,10 @@ def add_dev(program: Program, step: str, root: str, shm_size: int, *, tty_group:
     for name in _DEVICES:
         program.add(step, "mknodat", -1, os.fsencode(f"{dev}/{name}"), stat.S_IFREG | 0o666, 0)
         add_bind(program, step, f"/dev/{name}", f"{dev}/{name}")
+    # Mode, owner and attributes of the nodes are the host's: read-only, nobody changes them, and devices are written to all the same.
+    attributes = sc.mount_attributes(sc.MOUNT_ATTR_RDONLY)
+    program.add(step, "mount_setattr", -100, os.fsencode(dev), sc.AT_RECURSIVE, attributes, len(attributes))
+    add_remount(program, step, dev, sc.MS_NOSUID | sc.MS_NODEV)
     for name, target in _DEVICE_LINKS.items():
         program.add(step, "symlinkat", target.encode(), -1, os.fsencode(f"{dev}/{name}"))
     for name, fstype, flags, data in (

@@ -172,6 +172,16 @@ def test_usual_sockets_can_be_opened(inside):
 # -- mounts and namespaces
 
 
+@pytest.mark.parametrize("name", ["null", "zero", "full", "random", "urandom", "tty"])
+@pytest.mark.parametrize("settings", [{}, {"network": "host"}], ids=str)
+def test_the_hosts_device_nodes_cannot_be_changed(name, settings):
+    """Mode, owner, times and attributes of /dev/null are the host's: root inside is refused, and can write to it."""
+    script = f"for do in 'chmod 666' 'chown 0:0' 'touch -c'; do $do /dev/{name} 2>&1; done; echo > /dev/null && echo written"
+    with Container(**settings) as c:
+        found = c.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.split("\n")
+    assert (3, ["written", ""]) == (sum("Read-only file system" in line for line in found), found[-2:])
+
+
 def test_nothing_can_be_mounted(inside):
     """mount, umount of a mask and remount of what is read-only are refused."""
     assert ["EPERM"] * 4 == [inside("mount"), inside("unmount", "/proc/keys"), inside("remount", "/proc/sys"), inside("remount", "/sys")]
