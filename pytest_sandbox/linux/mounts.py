@@ -90,13 +90,17 @@ _LEAST_INODES = 1024
 _BYTES_PER_INODE = 4096
 _NO_EXEC = sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
 
-#: What docker hides of /proc and /sys, and what it makes read-only (moby, ``oci/defaults.go``).
+#: What docker hides of /proc and /sys, and what it makes read-only (moby, ``oci/defaults.go``). Hidden are the states of the machine's
+#: pages (kpage*), too, which docker shows to root.
 MASKED = (
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
+    "/proc/kpagecgroup",
+    "/proc/kpagecount",
+    "/proc/kpageflags",
     "/proc/latency_stats",
     "/proc/sched_debug",
     "/proc/scsi",
@@ -234,9 +238,11 @@ def _found(paths: tuple[str, ...]) -> dict[str, bool]:
 
 def _protect(program: Program, step: str, root: str, below: str) -> None:
     """Make read-only what steers; cover a folder that tells too much with an empty one, a file with /dev/null."""
-    for path in _found(STEERING):
-        if path.startswith(below):
-            add_bind(program, step, root + path, root + path, flags=sc.MS_RDONLY | _NO_EXEC)
+    steering = [path for path in _found(STEERING) if path.startswith(below)]
+    for path in steering:
+        add_bind(program, step, root + path, root + path)
+    if steering:
+        _make_mounts_below_read_only(program, step, f"{root}{below.rstrip('/')}", _NO_EXEC)
     for path, is_folder in _found(MASKED).items():
         if path.startswith(below) and is_folder:
             add_cover(program, step, root + path)
@@ -261,6 +267,13 @@ def add_remount(program: Program, step: str, target: str, flags: int) -> None:
     program.mount(step, None, os.fsencode(target), None, sc.MS_BIND | sc.MS_REMOUNT | flags)
 
 
+def _make_mounts_below_read_only(program: Program, step: str, target: str, flags: int) -> None:
+    """Make all mounts below the one at ``target`` read-only, and not that one, which has these ``flags``: two calls for all of them."""
+    attributes = sc.mount_attributes(sc.MOUNT_ATTR_RDONLY)
+    program.add(step, "mount_setattr", -100, os.fsencode(target), sc.AT_RECURSIVE, attributes, len(attributes))
+    add_remount(program, step, target, flags)
+
+
 def add_dev(program: Program, step: str, root: str, shm_size: int, *, tty_group: bool = True) -> None:
     """Mount a /dev of its own: the usual nodes, /dev/pts, /dev/shm of ``shm_size`` bytes, /dev/mqueue.
 
@@ -274,9 +287,7 @@ def add_dev(program: Program, step: str, root: str, shm_size: int, *, tty_group:
         program.add(step, "mknodat", -1, os.fsencode(f"{dev}/{name}"), stat.S_IFREG | 0o666, 0)
         add_bind(program, step, f"/dev/{name}", f"{dev}/{name}")
     # Mode, owner and attributes of the nodes are the host's: read-only, nobody changes them, and devices are written to all the same.
-    attributes = sc.mount_attributes(sc.MOUNT_ATTR_RDONLY)
-    program.add(step, "mount_setattr", -100, os.fsencode(dev), sc.AT_RECURSIVE, attributes, len(attributes))
-    add_remount(program, step, dev, sc.MS_NOSUID | sc.MS_NODEV)
+    _make_mounts_below_read_only(program, step, dev, sc.MS_NOSUID | sc.MS_NODEV)
     for name, target in _DEVICE_LINKS.items():
         program.add(step, "symlinkat", target.encode(), -1, os.fsencode(f"{dev}/{name}"))
     for name, fstype, flags, data in (
