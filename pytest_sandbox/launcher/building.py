@@ -280,6 +280,8 @@ class Building:
         """Lay a writable layer over every real file system on the host's root, or over the host's folders in an image."""
         step = "mount below"
         for number, entry in enumerate(self.host.root.below if self.plan.is_on_host else (), 1):
+            if not entry.is_mount and not os.path.exists(entry.point):
+                continue  # beside a mount, other programs' directories come and go, which nobody tells
             if entry.shown in (mounts.WRITABLE, mounts.READ_ONLY):
                 self._overlay(step, [entry.lower], number, entry.point, entry.flags | sc.MS_NODEV, like=entry.point)
             elif entry.shown == mounts.COVERED:
