@@ -214,12 +214,12 @@ def hostname(value: object) -> str:
 
 def user(value: object) -> str:
     if isinstance(value, int):
-        value = str(_integer(value, 0, 2**32 - 2))  # 2**32 - 1 means "no change" to chown and setresuid
+        value = str(_integer(value, 0, 2**31 - 1))  # docker's range
     if not _USER.fullmatch(_text(value)):
         raise RefusedError
     for part in _text(value).split(":"):
-        if part.isdigit():
-            _integer(part, 0, 2**32 - 2)
+        if part.isascii() and part.isdigit():
+            _integer(part, 0, 2**31 - 1)
     return _text(value)
 
 

@@ -103,7 +103,7 @@ def _remove_all(folders: list[str]) -> None:
 def _noted(lock: str) -> list[str]:
     try:
         with open(lock, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read().splitlines()
+            return [line for line in file.read().split("\n") if line]
     except FileNotFoundError:
         return []
 

@@ -9,17 +9,10 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from pytest_sandbox.launcher.generated import LOCALHOST
+
 __all__ = ["Hosts"]
 
-#: What docker writes into a container's file.
-_ALWAYS: Final = b"""\
-127.0.0.1\tlocalhost
-::1\tlocalhost ip6-localhost ip6-loopback
-fe00::0\tip6-localnet
-ff00::0\tip6-mcastprefix
-ff02::1\tip6-allnodes
-ff02::2\tip6-allrouters
-"""
 _WIDTH: Final = 128  # an address, a host name of at most 63 characters, an id
 
 
@@ -32,7 +25,7 @@ class Hosts:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             os.fchmod(fd, 0o644)  # every user inside reads it, whatever this one's umask
-            os.write(fd, _ALWAYS)
+            os.write(fd, LOCALHOST)
         finally:
             os.close(fd)
 
@@ -52,6 +45,6 @@ class Hosts:
     def _write(self, place: int, line: str) -> None:
         fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.pwrite(fd, line.ljust(_WIDTH - 1).encode() + b"\n", len(_ALWAYS) + place * _WIDTH)
+            os.pwrite(fd, line.ljust(_WIDTH - 1).encode() + b"\n", len(LOCALHOST) + place * _WIDTH)
         finally:
             os.close(fd)

@@ -17,7 +17,7 @@ from pytest_sandbox import sweep
 from pytest_sandbox.channel import Channel, Message, close_all
 from pytest_sandbox.container.requests import Descriptors, LauncherGoneError, Requests
 from pytest_sandbox.errors import ContainerStopped, SandboxError, SetupError, UnsupportedError
-from pytest_sandbox.linux import file_lock, mounts, namespaces, process, systemd
+from pytest_sandbox.linux import file_lock, mounts, namespaces, nodes, process, systemd
 from pytest_sandbox.linux.signals import Deferred
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class LauncherClient:
         self._asked: Plan | None = None
         self._number = 0
         self._offer: Ready | None = None
+        self._seen: list[nodes.Stamp] = []
         self._is_ready = False
         self.channel, theirs = Channel.pair()
         try:
@@ -125,6 +126,10 @@ class LauncherClient:
     def tell(self, message: Message) -> None:
         """Say something that is not answered; the caller defers signals."""
         self._requests.tell(message)
+
+    def refused(self) -> list[str]:
+        """Return the host's mounted sockets, FIFOs and directories for which containers on its root get inert and empty ones."""
+        return list(self.request({"op": "refused"})[0]["paths"])
 
     def create(self, plan: Plan, about: Message, adopt: Callable[[Ready], None]) -> None:
         """Make a container: the one that was offered, without waiting, or one that is asked for.
@@ -179,7 +184,7 @@ class LauncherClient:
         """Return what was made ahead of this plan, unless the host has mounted or unmounted something since."""
         changed = mounts.has_changed(self._mounts)
         self._requests.receive_offers()
-        if changed or plan != self._asked or self._offer is None or process.ended(self._offer.pidfd, 0):
+        if changed or plan != self._asked or self._offer is None or not nodes.are_current(self._seen) or process.ended(self._offer.pidfd, 0):
             self._drop_offer()
         offer, self._offer = self._offer, None
         return offer
@@ -189,6 +194,7 @@ class LauncherClient:
         if message["number"] == self._number:
             self._drop_offer()
             self._offer = Ready(message["id"], message["pid"], fds.take())
+            self._seen = [nodes.Stamp(*one) for one in message["seen"]]
 
     @property
     def is_alive(self) -> bool:

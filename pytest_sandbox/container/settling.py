@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, cast
 
+from pytest_sandbox.container.child import as_builder
 from pytest_sandbox.errors import ContainerStopped, SetupError
+from pytest_sandbox.launcher import generated
 from pytest_sandbox.linux import namespaces
 
 if TYPE_CHECKING:
@@ -28,7 +31,23 @@ def settle(container: Container) -> None:
 def _name(container: Container, name: str) -> None:
     try:
         namespaces.name_host(container.pidfd, name, container.launcher.builder_fd)
+        _write_name(container, name)
     except ProcessLookupError as error:
         raise ContainerStopped.ended(container.id) from error
     except OSError as error:
         raise SetupError("name host", str(error.strerror)) from error
+
+
+def _write_name(container: Container, name: str) -> None:
+    """Write the name into the generated files: nothing has run in the container yet."""
+    layer, places = container.layer()
+    try:
+        directories = {f"nodes-{number}": point for number, (point, _lower) in places.items()}
+
+        def write() -> None:
+            for directory, point in directories.items():
+                generated.rename(directory, point, name, dir_fd=layer)
+
+        as_builder(container.user_namespaces()[1], write)
+    finally:
+        os.close(layer)

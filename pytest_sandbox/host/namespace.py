@@ -6,11 +6,12 @@ import errno
 import os
 import shutil
 import site
+from contextlib import suppress
 from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.host.kernel import denied
-from pytest_sandbox.linux import mounts, namespaces, network, sysctl, userns
+from pytest_sandbox.linux import mounts, namespaces, network, root_check, sysctl, userns
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.program import Program
 
@@ -68,7 +69,13 @@ def isolate(flags: int) -> None:
 
 
 def enter_own_user_namespace() -> None:
-    """Become root of a new user namespace."""
+    """Become root of a new user namespace.
+
+    In a chroot nobody may make one (unshare(2)); a launcher leaves it first, where it has the right.
+    """
+    with suppress(OSError):
+        if root_check.is_chrooted():
+            root_check.leave_chroot()
     uid, gid = os.geteuid(), os.getegid()
     sc.unshare(sc.CLONE_NEWUSER)
     userns.map_alone(uid, gid, rooted=True)

@@ -13,21 +13,20 @@ import signal
 import stat
 import struct
 from contextlib import suppress
-from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.launcher import footing
+from pytest_sandbox.launcher import footing, generated, host_mounts
 from pytest_sandbox.launcher.plan import SHELF
-from pytest_sandbox.linux import elf, mounts, namespaces, network, overlay, process, userns
+from pytest_sandbox.linux import elf, mounts, namespaces, network, nodes, overlay, process, userns
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.program import Program, Result, Table
+from pytest_sandbox.linux.root_check import RootCheck
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Sequence
 
     from pytest_sandbox.launcher.plan import Plan
-    from pytest_sandbox.linux.mounts import Mounted
 
 __all__ = ["Building", "Host"]
 
@@ -44,11 +43,13 @@ class Host:
         self._folder = folder
         self.init = elf.init_fd()
         self.launcher = os.pidfd_open(os.getpid())
+        self.is_root = userns.is_initial()
+        if not self.is_root:
+            footing.bound_inotify()
         try:
-            self.user = namespaces.make_user_namespace()
+            self.user = namespaces.make_user_namespace(owner=footing.owner())
         except OSError:  # no user namespaces here: the payloads keep docker's default protection, which needs none
             self.user = -1
-        self.is_root = userns.is_initial()
         self.rooted = -1 if self.is_root or self.user < 0 else namespaces.make_user_namespace(rooted=True)
         self.look()
 
@@ -58,36 +59,21 @@ class Host:
 
     def look(self) -> None:
         """Find what there is on the host's root, and try which of it can be below an overlay."""
-        found = footing.find(self._folder)
-        self.root = replace(found, below=tuple(_tried(found.below, found.options)))
+        self.root = host_mounts.shown(footing.find(self._folder))
+        #: The point of the overlay that /etc lies in.
+        self.generated_in = self._find_generated()
+
+    def _find_generated(self) -> str | None:
+        """Return the point of the overlay that /etc lies in; None where that is no directory in an overlay."""
+        around = [entry for entry in self.root.below if f"{generated.FOLDER}/".startswith(f"{entry.point}/")]
+        innermost = max(around, key=lambda entry: len(entry.point), default=None)
+        if innermost is not None and innermost.shown not in (mounts.WRITABLE, mounts.READ_ONLY):
+            return None
+        return (innermost.point if innermost else "") if _is_plain(["/"], "etc") else None
 
     def points(self) -> list[tuple[str, str]]:
         """Return where the overlays above the root lie, and on what."""
         return [(entry.point, entry.lower) for entry in self.root.below]
-
-
-def _tried(entries: Iterable[Mounted], options: tuple[str, ...]) -> Iterator[Mounted]:
-    """Try all entries but those that have gone away since they were found: other tools' mounts come and go."""
-    for entry in entries:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            yield _tried_one(entry, options)
-
-
-def _tried_one(entry: Mounted, options: tuple[str, ...]) -> Mounted:
-    """Find out what an entry is: a file, a file system that an overlay may lie on, or one that may not (vfat, a third overlay)."""
-    if not stat.S_ISDIR(os.stat(entry.point).st_mode):
-        return replace(entry, is_folder=False, below_overlay=False)
-    if entry.flags & sc.MS_RDONLY:
-        return replace(entry, below_overlay=False)
-    program, step, stage = Program(), "try", mounts.STAGE
-    mounts.add_private(program, step)
-    program.mount(step, b"tmpfs", stage.encode(), b"tmpfs", 0)
-    overlay.add_layer(program, step, f"{stage}/0", overlay.Like(entry.point))
-    overlay.add_overlay(program, step, [entry.lower], f"{stage}/0", entry.point, options=options)
-    pid, pidfd = program.spawn(sc.CLONE_NEWNS)
-    os.close(pidfd)
-    os.waitpid(pid, 0)
-    return replace(entry, below_overlay=program.failure() is None)
 
 
 class Building:
@@ -101,9 +87,23 @@ class Building:
         self.joins = joins
         self.network = -1
         self.program = Program()
+        self._has_base = False
+        self._generated_in = host.generated_in if plan.is_on_host else _generated_in(plan.lower)
+        self._generated_from = generated.sources(plan) if self._generated_in is not None else {}
+        #: What the container is made from and may be replaced later: it is handed out only while this is current.
+        self.seen = self._seen()
         self._groups: list[Result] = []
         self._sources: list[Result] = []
-        self._layer = self._tree = self._last = Result(0)
+        self._layer = self._tree = self._last = self._made_root = Result(0)
+        self._root_check: RootCheck | None = None
+
+    def _seen(self) -> list[nodes.Stamp]:
+        found = list(self._generated_from.values())
+        if not self.plan.is_on_host:  # of an image all layers but the last one are the store's, which do not change
+            return [nodes.stamp(self.plan.lower[-1], content=False), *found]
+        for paths in self.host.root.copied.values():
+            found += [nodes.stamp(path, content=True) for path in paths if path not in self._generated_from]
+        return found
 
     def build(self, cgroup: int = -1) -> tuple[int, int, int, int]:
         """Make the container; returns its init's number and pidfd, and two descriptors of its writable layer: its folder, a copy of its mount.
@@ -125,12 +125,26 @@ class Building:
         pid, pidfd = self.program.spawn(_NAMESPACES | sc.CLONE_FILES, cgroup=cgroup)
         failure = self.program.failure()
         if failure is None and not self.program.ended_early(self._last):
+            self._verify_root(pid, pidfd)
             return pid, pidfd, self.program[self._layer], self.program[self._tree]
         os.waitpid(pid, 0)
         os.close(pidfd)
         self.program.close_leaks()
         error = failure.error() if failure else InterruptedError(errno.EINTR, "it was killed while it was built: is memory= enough?")
         error.step = failure.step if failure else "build"  # type: ignore[attr-defined]
+        raise error
+
+    def _verify_root(self, pid: int, pidfd: int) -> None:
+        """Kill the container unless whoever enters it is in its overlay; init has executed nothing but itself."""
+        if self._root_check is not None and self._root_check.is_right():
+            return
+        process.kill(pidfd, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(pidfd)
+        for result in (self._layer, self._tree):
+            os.close(self.program[result])
+        error = OSError(errno.EXDEV, "who enters the container would not be on its root")
+        error.step = "verify the root"  # type: ignore[attr-defined]
         raise error
 
     def _steps(self) -> tuple[Callable[[], None], ...]:
@@ -147,6 +161,7 @@ class Building:
             self._become_root,
             self._attach_volumes,
             self._make_root_read_only,
+            self._check_root,
             self._name_host,
             self._join_groups,
             self._become_init,
@@ -156,6 +171,7 @@ class Building:
         process.add_hidden_from_oom(self.program, "detach")
         process.add_raised_ulimits(self.program, self.plan.ulimits)
         mounts.add_private(self.program, "make private")
+        self.program.add("make private", "umask", 0)  # what is made has the mode that it is made with, whatever the caller's umask
 
     def _enter_network(self) -> None:
         if self.network >= 0:
@@ -182,8 +198,8 @@ class Building:
         elif self.plan.layer_folder is not None:
             mounts.add_bind(self.program, step, self.plan.layer_folder, mounts.STAGE)
         else:
-            size = b"size=%d," % self.plan.disk if self.plan.disk is not None else b""
-            self.program.mount(step, b"tmpfs", stage, b"tmpfs", sc.MS_NODEV, size + b"mode=700")
+            size = b"," + mounts.limited(self.plan.disk) if self.plan.disk is not None else b""
+            self.program.mount(step, b"tmpfs", stage, b"tmpfs", sc.MS_NODEV, b"mode=700" + size)
         self.program.add(step, "mkdirat", -1, _ROOT.encode(), 0o755, go_on=True)
         self._layer = self.program.open(step, stage, os.O_RDONLY | os.O_DIRECTORY)
         self._tree = self.program.open_mount(step, stage)
@@ -222,20 +238,55 @@ class Building:
 
     def _overlay(self, step: str, lower: list[str], number: int, point: str, flags: int, *, like: str) -> None:
         above = self._above(point)
-        lower = [*map(self._staged, above), *lower]
+        lower = [*map(self._staged, above), *self._nodes(step, number, point, lower), *lower]
         options = list(self.host.root.options)
+        if flags & sc.MS_RDONLY:
+            host_mounts.add_read_only_overlay(self.program, step, lower, _ROOT + point, flags, options)
+            return
         if self.plan.layer_folder is not None:
             options.append("volatile")  # nothing of it has to survive a crash of the machine, so no sync is worth its time
         overlay.add_layer(self.program, step, f"{mounts.STAGE}/{number}", self._like([*above, like][0]))
         overlay.add_overlay(self.program, step, lower, f"{mounts.STAGE}/{number}", _ROOT + point, flags=flags, options=options)
 
+    def _nodes(self, step: str, number: int, point: str, lower: list[str]) -> list[str]:
+        """Make what is copied or generated for this overlay in a directory that lies on top of its other lower ones."""
+        made = {node.path: node for node in self._copied(point)}
+        if point == self._generated_in:
+            made |= {
+                node.path: node for node in generated.nodes_of(self.plan, self.plan.hostname or self.hostname, point, self._generated_from)
+            }
+        if not made:
+            return []
+        directory = f"{self._nodes_base(step)}/nodes-{number}"
+        nodes.add_nodes(self.program, step, directory, made.values(), lambda parent: _status(lower, parent))
+        return [directory]
+
+    def _nodes_base(self, step: str) -> str:
+        """Return where lower layers are made: not in a directory of a file system that is a lower layer itself, which the kernel refuses."""
+        if self.plan.layer_folder is None:
+            return mounts.STAGE
+        base = f"{mounts.STAGE}/nodes"
+        if not self._has_base:
+            self._has_base = True
+            self.program.add(step, "mkdirat", -1, base.encode(), 0o700)
+            self.program.mount(step, b"tmpfs", base.encode(), b"tmpfs", sc.MS_NODEV, b"mode=700")
+        return base
+
+    def _copied(self, point: str) -> list[nodes.Node]:
+        paths = self.host.root.copied.get(point, ()) if self.plan.is_on_host else ()
+        return [nodes.copy_of(path, point) for path in paths]
+
     def _mount_below(self) -> None:
         """Lay a writable layer over every real file system on the host's root, or over the host's folders in an image."""
         step = "mount below"
         for number, entry in enumerate(self.host.root.below if self.plan.is_on_host else (), 1):
-            if entry.below_overlay:
+            if not entry.is_mount and not os.path.exists(entry.point):
+                continue  # beside a mount, other programs' directories come and go, which nobody tells
+            if entry.shown in (mounts.WRITABLE, mounts.READ_ONLY):
                 self._overlay(step, [entry.lower], number, entry.point, entry.flags | sc.MS_NODEV, like=entry.point)
-            else:  # a file, or a file system that cannot be below an overlay: seen, and never written
+            elif entry.shown == mounts.COVERED:
+                mounts.add_cover(self.program, step, _ROOT + entry.point)
+            else:
                 mounts.add_bind(self.program, step, entry.point, _ROOT + entry.point, flags=entry.flags | sc.MS_RDONLY | sc.MS_NODEV)
         for number, folder in enumerate(self.plan.folders, 1000):
             self._make_folders(step, _ROOT, folder)
@@ -257,7 +308,11 @@ class Building:
         self.program.extend(_own_mounts(self.plan.shm_size, self.plan.protected, own_sys, self.host.root.tty_group))
 
     def _become_root(self) -> None:
+        self._made_root = RootCheck.look_at(self.program, "become root", _ROOT)
         mounts.add_become_root(self.program, "become root", _ROOT)
+
+    def _check_root(self) -> None:
+        self._root_check = RootCheck.add(self.program, "verify the root", self._made_root)
 
     def _attach_volumes(self) -> None:
         """Attach what was taken; from here on every name is the container's, and no link in it leads out."""
@@ -286,6 +341,8 @@ class Building:
         step = "make root read only"
         mounts.add_remount(self.program, step, "/", sc.MS_RDONLY | sc.MS_NODEV)
         for entry in self.host.root.below if self.plan.is_on_host else ():
+            if entry.shown != mounts.WRITABLE:
+                continue
             mounts.add_remount(self.program, step, entry.point, sc.MS_RDONLY | sc.MS_NODEV | entry.flags)
 
     def _name_host(self) -> None:
@@ -319,6 +376,27 @@ def _own_mounts(shm_size: int, protected: bool, own_sys: bool, tty_group: bool) 
     mounts.add_proc(program, step, _ROOT, protected=protected)
     mounts.add_sys(program, step, _ROOT, protected=protected, own=own_sys)
     return program
+
+
+def _generated_in(lower: Sequence[str]) -> str | None:
+    """Return the point of an image's overlay that /etc lies in; None where that is no directory: no link of an image is followed."""
+    return "" if _is_plain(lower, "etc") else None
+
+
+def _is_plain(lower: Sequence[str], name: str) -> bool:
+    """Return whether a name is a directory in the topmost layer that has it, or in none."""
+    for folder in lower:
+        with suppress(FileNotFoundError):
+            return stat.S_ISDIR(os.lstat(os.path.join(folder, name)).st_mode)
+    return True
+
+
+def _status(lower: Sequence[str], path: str) -> os.stat_result:
+    """Return what a directory looks like in the topmost layer that has it, or what / does."""
+    for folder in lower:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return os.stat(os.path.join(folder, path))
+    return os.stat("/")
 
 
 def _is_folder(lower: list[str], name: str) -> bool:

@@ -97,7 +97,9 @@ class Entrance:
         is_root = (os.geteuid() == 0 or self._is_rooted) if user is None else user.uid == 0
         left = self._kept(self.plan.capabilities) if is_root else 0
         plan = self.plan
-        return _locking_down(plan.capabilities, left, user, self.builder_fd >= 0, plan.no_new_privileges, filtered=plan.seccomp)
+        return _locking_down(
+            plan.capabilities, left, user, self.builder_fd >= 0, plan.no_new_privileges, filtered=plan.seccomp, packets=plan.packet_sockets
+        )
 
     @property
     def _is_rooted(self) -> bool:
@@ -154,13 +156,15 @@ def _entering(
 
 
 @lru_cache(maxsize=16)
-def _locking_down(kept: int, left: int, user: User | None, by_user: bool, no_new_privileges: bool, *, filtered: bool) -> Program:
+def _locking_down(
+    kept: int, left: int, user: User | None, by_user: bool, no_new_privileges: bool, *, filtered: bool, packets: bool
+) -> Program:
     program = Program()
     program.add("join a new session keyring", "keyctl", _KEYCTL_JOIN_SESSION_KEYRING, None, 0, 0, 0)
     if no_new_privileges:
         program.add("no new privileges", "prctl", sc.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     elif filtered:  # then loading a filter takes CAP_SYS_ADMIN, which the end of the capabilities may take away
-        _add_filter(program, kept)
+        _add_filter(program, kept, packets)
     for number in range(capabilities.supported().bit_length()):
         if not kept >> number & 1:
             program.add("drop capabilities", "prctl", sc.PR_CAPBSET_DROP, number, 0, 0, 0)
@@ -169,7 +173,7 @@ def _locking_down(kept: int, left: int, user: User | None, by_user: bool, no_new
     # Without inheritable ones a program that root executes gains none past the bounding set (CVE-2022-24769), and none is ambient.
     program.add("drop capabilities", "capset", *_capability_sets(left))
     if no_new_privileges and filtered:
-        _add_filter(program, kept)
+        _add_filter(program, kept, packets)
     program.prepare()
     return program
 
@@ -180,8 +184,8 @@ def _capability_sets(left: int) -> tuple[bytes, bytes]:
     return struct.pack("Ii", sc.CAPABILITY_VERSION, 0), struct.pack("6I", low, low, 0, high, high, 0)
 
 
-def _add_filter(program: Program, kept: int) -> None:
-    code = seccomp.program(kept)
+def _add_filter(program: Program, kept: int, packets: bool) -> None:
+    code = seccomp.program(kept, packets=packets)
     program.add("load the seccomp filter", "seccomp", _SECCOMP_SET_MODE_FILTER, 0, Table((len(code) // 8, code)))
 
 

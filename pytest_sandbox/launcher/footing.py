@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
+from contextlib import suppress
 
 from pytest_sandbox import folders
 from pytest_sandbox.channel import Channel
 from pytest_sandbox.errors import UnsupportedError
-from pytest_sandbox.linux import host_root, private_directory, process, userns
+from pytest_sandbox.linux import host_root, namespaces, private_directory, process, root_check, sysctl, userns
 
-__all__ = ["find", "gain_power", "unlimited"]
+__all__ = ["adopt_root", "bound_inotify", "find", "gain_power", "owner", "unlimited"]
+
+# Of no user: above the ranges of distributions and of systemd (its UIDS-GIDS document), below 2**31.
+_FIRST_OWNER = 0x7F000000
+_OWNERS = 1 << 16
+_INOTIFY_ALLOWED = "fs.inotify.max_user_instances"
+_INOTIFY_LIMIT = "user.max_inotify_instances"
 
 
 def gain_power(client: int) -> None:
@@ -22,6 +30,38 @@ def gain_power(client: int) -> None:
     except OSError as error:
         Channel.of(client).send({"op": "error", "step": "make a user namespace", "reason": str(error.strerror), "errno": error.errno})
         sys.exit(1)
+
+
+def adopt_root() -> None:
+    """Leave a chroot for a mount namespace with the same root: containers are built on the root that the caller sees.
+
+    Raises :class:`OSError` where that is not allowed.
+    """
+    if root_check.is_chrooted():
+        root_check.leave_chroot()
+
+
+def owner() -> int | None:
+    """Return the UID that is to own the payloads' user namespace; None for the launcher's own.
+
+    What the payloads use of inotify(7) and of other resources that the kernel counts by UID is charged to the owner. So it is nobody's
+    UID, and this session's only: host root's share stays its own, and other sessions' theirs.
+    """
+    if os.geteuid() or not userns.is_initial():
+        return None
+    return _FIRST_OWNER + secrets.randbelow(_OWNERS)
+
+
+def bound_inotify() -> None:
+    """Leave half of the user's inotify(7) instances to the user, where the launcher is in a user namespace of its own."""
+    try:
+        if namespaces.identity("user") == namespaces.identity("user", os.getppid()):
+            return
+    except PermissionError:  # a process of the namespace outside is not ours to look at
+        pass
+    allowed = sysctl.value(_INOTIFY_ALLOWED)
+    with suppress(OSError):  # the kernel has no inotify, or /proc/sys cannot be written to in an outer container
+        sysctl.write(_INOTIFY_LIMIT, str(int(allowed or 0) // 2 or 1))
 
 
 def find(folder: str) -> host_root.HostRoot:

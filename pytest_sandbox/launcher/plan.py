@@ -23,8 +23,9 @@ class Plan:
     ``lower`` are the folders below the writable layer, topmost first, ``("/",)`` for the host's root with every real file system on it;
     ``above`` are more folders, topmost first, each with the point of the overlay that it belongs to ("": the root): a path, or
     ``shelf:KEY/...`` for what is in a committed layer. ``folders`` are folders of the host laid over an image at their usual places; ``scratch`` are an image's
-    volumes, which stay writable on a read-only root: a path, and what lies below it; ``capabilities`` is a mask. ``layers`` is where writable
-    layers lie that are not in memory; the launcher adds the folder, and the device, of one container's.
+    volumes, which stay writable on a read-only root: a path, and what lies below it; ``capabilities`` is a mask. ``packet_sockets`` are allowed where NET_RAW
+    was asked for by name (packet(7)). ``layers`` is where writable
+    layers lie that are not in memory, and ``hostname`` then is the name in /etc/hostname, which cannot be changed later; the launcher adds the folder, and the device, of one container's.
     """
 
     lower: tuple[str, ...] = ("/",)
@@ -37,6 +38,7 @@ class Plan:
     layer_device: str | None = None
     shm_size: int = 64 << 20
     read_only: bool = False
+    hostname: str | None = None
     own_network: bool = True
     user_namespace: bool = True
     protected: bool = True
@@ -44,6 +46,7 @@ class Plan:
     volumes: tuple[tuple[str, str, bool], ...] = ()
     capabilities: int = 0
     seccomp: bool = True
+    packet_sockets: bool = False
     no_new_privileges: bool = True
     ulimits: tuple[tuple[str, int, int], ...] = ()
     memory: int | None = None

@@ -26,7 +26,7 @@ from pytest_sandbox.launcher.control_socket import ControlSocket
 from pytest_sandbox.launcher.layer_holder import LayerHolder
 from pytest_sandbox.launcher.layer_remover import LayerRemover
 from pytest_sandbox.launcher.plan import OVERHEAD, Plan
-from pytest_sandbox.linux import cgroup, mounts, namespaces, process, signals
+from pytest_sandbox.linux import cgroup, mounts, namespaces, nodes, process, signals
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +57,7 @@ class Made:
     group: cgroup.Group
     points: list[tuple[str, str]]
     place: layers.Place
+    seen: list[nodes.Stamp]
     claimed: bool = False
     about: Any = None
     since: float = 0.0
@@ -233,6 +234,10 @@ class Launcher:
         made = self.of(message)
         self.answer(message, {"op": "layer", "points": made.points}, [made.layer])
 
+    def do_refused(self, message: Message) -> None:
+        """Tell which sockets, FIFOs and directories of the host containers do not reach."""
+        self.answer(message, {"op": "refused", "paths": self.host.root.refused})
+
     def do_freeze(self, message: Message) -> None:
         """Hand a container's layer to the layer holder, for others to lie on; one on disk stays where it is, and is to be copied.
 
@@ -274,8 +279,8 @@ class Launcher:
         self.answer(message, {"op": "renewed", "id": made.id, "pid": made.pid}, [made.pidfd])
 
     def spare_of(self, plan: Plan) -> Made | None:
-        """Return the spare if it is of this plan; one of another plan, or over mounts of before, is thrown away."""
-        if self.spare is not None and (self.is_stale or self.spare.plan != plan):
+        """Return the spare if it is of this plan; one of another plan, or over mounts or directories of before, is thrown away."""
+        if self.spare is not None and (self.is_stale or self.spare.plan != plan or not nodes.are_current(self.spare.seen)):
             process.kill(self.spare.pidfd, signal.SIGKILL)
             self.spare = None
         return self.spare
@@ -296,7 +301,7 @@ class Launcher:
         if self.spare_of(plan) is None:
             with suppress(Exception):  # what it was is said when somebody asks for that container
                 self.spare, self.is_stale = self.build(plan), False
-                offer = {"op": "ready", "id": self.spare.id, "pid": self.spare.pid, "number": self.asked}
+                offer = {"op": "ready", "id": self.spare.id, "pid": self.spare.pid, "number": self.asked, "seen": self.spare.seen}
                 self.client.send(offer, [self.spare.pidfd])
                 self.offered = time.monotonic()
 
@@ -340,7 +345,7 @@ class Launcher:
         finally:
             close_all(list(shelved.values()))
         place.release()
-        made = Made(identity, plan, *built, group, self.host.points(), place)
+        made = Made(identity, plan, *built, group, self.host.points(), place, building.seen)
         self.made[identity] = self.by_pidfd[made.pidfd] = made
         self.poll.register(made.pidfd, select.POLLIN)
         return made
@@ -463,6 +468,7 @@ def main() -> NoReturn:
         os.set_inheritable(fd, False)
     client = Channel.of(int(fds[0]))
     try:
+        footing.adopt_root()
         launcher = Launcher(client, session, lock)
     except OSError as error:
         client.send(

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import select
 import signal
 import time
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import UnsupportedError
-from pytest_sandbox.linux import file_lock
+from pytest_sandbox.linux import file_lock, mountinfo
 from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.outcome import Stats
 from pytest_sandbox.settings import DEVICE_RATES, Settings
@@ -71,7 +70,7 @@ def read(path: str) -> str:
             raise OSError(error.errno, error.strerror, path) from None
         finally:
             os.close(fd)
-    return b"".join(pieces).decode()
+    return os.fsdecode(b"".join(pieces))
 
 
 def write(path: str, text: object) -> None:
@@ -279,28 +278,25 @@ class Mount:
         return (self.point + group.removeprefix(root)).rstrip("/")
 
 
-def parse_mounts(mountinfo: str) -> tuple[Mount, ...]:
-    """Find the hierarchies in the text of /proc/PID/mountinfo (proc_pid_mountinfo(5))."""
+def parse_mounts(data: bytes) -> tuple[Mount, ...]:
+    """Find the hierarchies in the content of /proc/PID/mountinfo."""
     mounts = []
-    for line in mountinfo.splitlines():
-        left, _, right = line.partition(" - ")
-        kind, _, options = right.split(" ", 2)
-        if kind in {"cgroup", "cgroup2"}:
-            root, point, mounted = (_unescape(word) for word in left.split()[3:6])
-            controllers = frozenset(options.split(",")) & KNOWN if kind == "cgroup" else frozenset()
-            writable = not {"ro"} & ({*mounted.split(",")} | {*options.split(",")})
-            mounts.append(Mount(2 if kind == "cgroup2" else 1, root, point, controllers, writable))
+    for entry in mountinfo.parse(data):
+        if entry.fstype in {"cgroup", "cgroup2"}:
+            is_first = entry.fstype == "cgroup"
+            controllers = entry.super_options & KNOWN if is_first else frozenset()
+            writable = "ro" not in entry.options | entry.super_options
+            mounts.append(Mount(1 if is_first else 2, entry.root, entry.point, controllers, writable))
     return tuple(mounts)
 
 
-def _unescape(word: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), word)
-
-
 def parse_own(cgroup: str) -> dict[str, str]:
-    """Read the text of /proc/PID/cgroup: the group by controller, v2's under the empty name (cgroups(7))."""
+    """Read the text of /proc/PID/cgroup: the group by controller, v2's under the empty name (cgroups(7)).
+
+    The name of a cgroup may hold every byte but a newline.
+    """
     own = {}
-    for line in cgroup.splitlines():
+    for line in filter(None, cgroup.split("\n")):
         _, controllers, group = line.split(":", 2)
         own.update(dict.fromkeys(controllers.split(","), group))
     return own
@@ -422,11 +418,11 @@ class Hierarchy:
     """What this version calls a controller that version 2 calls otherwise."""
 
     @staticmethod
-    def find(mountinfo: str = "/proc/self/mountinfo", cgroup: str = "/proc/self/cgroup") -> Hierarchy:
+    def find(mounts_path: str = mountinfo.PATH, cgroup: str = "/proc/self/cgroup") -> Hierarchy:
         """Look where we are: v1 where it has controllers (also a hybrid host), else v2, else nothing."""
         from pytest_sandbox.linux import cgroup_v1, cgroup_v2
 
-        mounts, own = parse_mounts(read(mountinfo)), parse_own(read(cgroup))
+        mounts, own = parse_mounts(mountinfo.read(mounts_path)), parse_own(read(cgroup))
         if any(mount.controllers & {"memory", "cpu", "pids"} for mount in mounts):
             return cgroup_v1.HierarchyV1(mounts, own)
         unified = next((mount for mount in mounts if mount.version == 2), None)

@@ -221,6 +221,12 @@ class GroupV1(Group):
             writes.reverse()
         for name, value in writes:
             self._write_memory(name, -1 if value is None else value)
+        self._bound_tcp_buffers(limits.memory)
+
+    def _bound_tcp_buffers(self, memory: int | None) -> None:
+        """Bound the buffers of TCP sockets, which version 1 does not count as memory of the cgroup (cgroup-v1/memory.rst, 2.7.1)."""
+        with contextlib.suppress(FileNotFoundError):  # a kernel without CONFIG_INET or CONFIG_MEMCG_KMEM has no such file
+            write(self._path("memory", "memory.kmem.tcp.limit_in_bytes"), -1 if memory is None else memory)
 
     def _write_memory(self, name: str, value: int) -> None:
         try:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.linux import mounts, userns
+from pytest_sandbox.linux import mounts, nodes, userns
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["HostRoot", "for_root", "for_user", "takes_attributes", "tmpfs_takes_attributes"]
 
-#: A plain file beside a mount is copied into the skeleton up to this size, and shown read-only above it.
-_SMALL = 1 << 20
 #: Folders where any user works, beside those that depend on the user.
 _SHARED = ("/tmp", "/var/tmp", "/run/lock")
 _TTY = 5
@@ -35,7 +33,9 @@ class HostRoot:
     """``root`` is the folder below the container's root, ``below`` what is laid over it, parents first, ``options`` those of every overlay.
 
     ``layers`` is the folder of writable layers where a tmpfs cannot hold one: before Linux 6.6 it has no attributes for who is not root.
-    ``tty_group`` tells whether the group of terminals has a number here.
+    ``tty_group`` tells whether the group of terminals has a number here. ``copied`` are mounted files that are copied for each container,
+    by the point of the overlay that they lie in ("": the root); ``refused`` are the sockets and FIFOs among the mounts, and directories
+    that cannot be shown: a container gets inert ones and empty ones in their places.
     """
 
     root: str
@@ -43,6 +43,8 @@ class HostRoot:
     options: tuple[str, ...] = ("redirect_dir=on",)
     layers: str | None = None
     tty_group: bool = True
+    copied: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    refused: tuple[str, ...] = ()
 
 
 def for_root() -> HostRoot:
@@ -58,9 +60,9 @@ def for_user(skeleton: str, works: Iterable[str], layers: str | None) -> HostRoo
     root = splitter.split("/")
     for path in (*_SHARED, *works):
         splitter.open(path)
-    return HostRoot(
-        root, tuple(sorted(splitter.below.values(), key=lambda entry: entry.point)), ("userxattr",), layers, userns.has_id("gid", _TTY)
-    )
+    below = tuple(sorted(splitter.below.values(), key=lambda entry: entry.point))
+    has_tty = userns.has_id("gid", _TTY)
+    return HostRoot(root, below, ("userxattr",), layers, has_tty, refused=tuple(splitter.refused))
 
 
 def takes_attributes(folder: str) -> bool:
@@ -78,6 +80,7 @@ class _Splitter:
         self.mounts = {entry.point: entry for entry in entries}
         self.skeleton = skeleton
         self.below: dict[str, mounts.Mounted] = {}
+        self.refused: list[str] = []
         self._count = 0
 
     def split(self, path: str) -> str:
@@ -100,6 +103,10 @@ class _Splitter:
         elif entry.is_dir():
             os.mkdir(target)
             self._folder(entry.path)
+        elif nodes.is_unreachable(mode := entry.stat().st_mode):  # is_file() would tell what a mount of a file covers
+            os.mknod(target, mode)
+            os.chmod(target, stat.S_IMODE(mode))
+            self.refused += [entry.path] if entry.path in self.mounts else []
         elif entry.is_file():
             self._file(entry, target)
 
@@ -107,9 +114,9 @@ class _Splitter:
         mount = self._mount_of(path)
         if path in mounts.OWN or mount.fstype in mounts.PSEUDO:
             return
-        self.below[path] = replace(mount, point=path)
+        self.below[path] = replace(mount, point=path, is_mount=path in self.mounts)
         if any(point.startswith(f"{path}/") for point in self.mounts):
-            self.below[path] = replace(mount, point=path, source=self.split(path))
+            self.below[path] = replace(self.below[path], source=self.split(path))
 
     def _mount_of(self, path: str) -> mounts.Mounted:
         while path not in self.mounts and path != "/":
@@ -118,7 +125,7 @@ class _Splitter:
 
     def _file(self, entry: os.DirEntry[str], target: str) -> None:
         status = entry.stat()
-        if status.st_size <= _SMALL and entry.path not in self.mounts:
+        if status.st_size <= nodes.LARGEST:
             try:
                 shutil.copy2(entry.path, target)
             except OSError:  # what the user cannot read, it cannot read in there

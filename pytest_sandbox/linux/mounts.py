@@ -12,24 +12,32 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
+from pytest_sandbox.linux import mountinfo
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
     from pytest_sandbox.linux.program import Program
 
 __all__ = [
+    "BOUND",
+    "COPIED",
+    "COVERED",
     "OWN",
     "PSEUDO",
+    "READ_ONLY",
     "STAGE",
+    "WRITABLE",
     "Mounted",
     "add_become_root",
     "add_bind",
+    "add_cover",
     "add_dev",
     "add_private",
     "add_proc",
     "add_remount",
     "add_sys",
     "has_changed",
+    "limited",
     "make_private",
     "mounted",
     "real_mounts",
@@ -76,15 +84,23 @@ _DEVICE_LINKS = {
     "stderr": "/proc/self/fd/2",
     "ptmx": "pts/ptmx",
 }
+#: Pseudo-terminals of one container. All containers share what kernel.pty.max leaves beside the host's reserve (3072).
+MAX_TERMINALS = 256
+_LEAST_INODES = 1024
+_BYTES_PER_INODE = 4096
 _NO_EXEC = sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
 
-#: What docker hides of /proc and /sys, and what it makes read-only (moby, ``oci/defaults.go``).
+#: What docker hides of /proc and /sys, and what it makes read-only (moby, ``oci/defaults.go``). Hidden are the states of the machine's
+#: pages (kpage*), too, which docker shows to root.
 MASKED = (
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
+    "/proc/kpagecgroup",
+    "/proc/kpagecount",
+    "/proc/kpageflags",
     "/proc/latency_stats",
     "/proc/sched_debug",
     "/proc/scsi",
@@ -93,12 +109,17 @@ MASKED = (
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 )
-READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+STEERING = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+
+#: How a container shows what the host has mounted: below an overlay, below one without a writable layer, bound read-only (what
+#: cannot be below an overlay), copied (a single file), covered by an empty directory.
+WRITABLE, READ_ONLY, BOUND, COPIED, COVERED = "writable", "read-only", "bound", "copied", "covered"
 
 
 @dataclass(frozen=True, slots=True)
 class Mounted:
-    """One line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
+    """A mount of this mount namespace, as containers are laid over it.
 
     ``source`` is where a container finds what is at ``point``; empty where that is the point itself.
     """
@@ -108,8 +129,12 @@ class Mounted:
     flags: int
     source: str = ""
     is_folder: bool = True
-    #: Whether an overlay may lie on it: vfat or a third overlay may not be below one.
-    below_overlay: bool = True
+    #: Whether nobody can write to the file system, by any mount of it.
+    is_immutable: bool = False
+    #: Whether a mount is at the point, and not a directory of one above it.
+    is_mount: bool = True
+    #: How a container shows it.
+    shown: str = WRITABLE
 
     @property
     def lower(self) -> str:
@@ -117,17 +142,25 @@ class Mounted:
         return self.source or self.point
 
 
-def mounted(text: str | None = None) -> list[Mounted]:
-    """Return what is mounted in this mount namespace, in the order of mounting."""
-    if text is None:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            text = file.read()
-    return [_parsed(line) for line in text.split("\n") if line]  # splitlines() would end a line at what a path may hold
+def mounted(data: bytes | None = None) -> list[Mounted]:
+    """Return what is mounted in this mount namespace, in the order of mounting.
+
+    ``data`` is the content of a mountinfo file, by default that of the calling process.
+    """
+    return [
+        Mounted(
+            entry.point,
+            entry.fstype,
+            sum(_FLAGS.get(option, 0) for option in entry.options),
+            is_immutable="ro" in entry.super_options,
+        )
+        for entry in mountinfo.parse(mountinfo.read() if data is None else data)
+    ]
 
 
 def watch() -> int:
     """Return a descriptor on which poll(2) reports POLLPRI when something was mounted or unmounted in this mount namespace."""
-    return os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+    return os.open(mountinfo.PATH, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def has_changed(fd: int) -> bool:
@@ -135,22 +168,6 @@ def has_changed(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLPRI)
     return bool(poll.poll(0))
-
-
-def _parsed(line: str) -> Mounted:
-    front, _, back = line.partition(" - ")
-    fields = front.split(" ")
-    flags = sum(_FLAGS.get(option, 0) for option in fields[5].split(","))
-    return Mounted(_unescaped(fields[4]), back.split(" ")[0], flags)
-
-
-def _unescaped(path: str) -> str:
-    """Undo the octal escapes that mountinfo writes for blank, tab, newline and backslash."""
-    if "\\" not in path:
-        return path
-    for octal in ("040", "011", "012", "134"):
-        path = path.replace("\\" + octal, chr(int(octal, 8)))
-    return path
 
 
 def real_mounts(entries: list[Mounted]) -> list[Mounted]:
@@ -167,6 +184,15 @@ def real_mounts(entries: list[Mounted]) -> list[Mounted]:
 
 def _is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder + "/")
+
+
+def limited(size: int) -> bytes:
+    """Return the options of a tmpfs that may hold ``size`` bytes.
+
+    Inodes and extended attributes are memory of the kernel's, outside of ``size=``. ``nr_inodes=`` bounds both: since Linux 6.6 an
+    attribute is counted in units of an inode (1 KiB), and before, a tmpfs has no user attributes. So they take a quarter at most.
+    """
+    return b"size=%d,nr_inodes=%d" % (size, max(_LEAST_INODES, size // _BYTES_PER_INODE))
 
 
 def add_private(program: Program, step: str) -> None:
@@ -212,14 +238,21 @@ def _found(paths: tuple[str, ...]) -> dict[str, bool]:
 
 def _protect(program: Program, step: str, root: str, below: str) -> None:
     """Make read-only what steers; cover a folder that tells too much with an empty one, a file with /dev/null."""
-    for path in _found(READ_ONLY):
-        if path.startswith(below):
-            add_bind(program, step, root + path, root + path, flags=sc.MS_RDONLY | _NO_EXEC)
+    steering = [path for path in _found(STEERING) if path.startswith(below)]
+    for path in steering:
+        add_bind(program, step, root + path, root + path)
+    if steering:
+        _make_mounts_below_read_only(program, step, f"{root}{below.rstrip('/')}", _NO_EXEC)
     for path, is_folder in _found(MASKED).items():
         if path.startswith(below) and is_folder:
-            program.mount(step, b"tmpfs", os.fsencode(root + path), b"tmpfs", _NO_EXEC | sc.MS_RDONLY, b"size=0,mode=555")
+            add_cover(program, step, root + path)
         elif path.startswith(below):
             add_bind(program, step, f"{root}/dev/null", root + path)
+
+
+def add_cover(program: Program, step: str, target: str) -> None:
+    """Cover a directory with an empty one that stays empty."""
+    program.mount(step, b"tmpfs", os.fsencode(target), b"tmpfs", _NO_EXEC | sc.MS_RDONLY, b"size=0,mode=555")
 
 
 def add_bind(program: Program, step: str, source: str, target: str, *, flags: int = 0) -> None:
@@ -234,6 +267,13 @@ def add_remount(program: Program, step: str, target: str, flags: int) -> None:
     program.mount(step, None, os.fsencode(target), None, sc.MS_BIND | sc.MS_REMOUNT | flags)
 
 
+def _make_mounts_below_read_only(program: Program, step: str, target: str, flags: int) -> None:
+    """Make all mounts below the one at ``target`` read-only, and not that one, which has these ``flags``: two calls for all of them."""
+    attributes = sc.mount_attributes(sc.MOUNT_ATTR_RDONLY)
+    program.add(step, "mount_setattr", -100, os.fsencode(target), sc.AT_RECURSIVE, attributes, len(attributes))
+    add_remount(program, step, target, flags)
+
+
 def add_dev(program: Program, step: str, root: str, shm_size: int, *, tty_group: bool = True) -> None:
     """Mount a /dev of its own: the usual nodes, /dev/pts, /dev/shm of ``shm_size`` bytes, /dev/mqueue.
 
@@ -241,16 +281,18 @@ def add_dev(program: Program, step: str, root: str, shm_size: int, *, tty_group:
     to group 5, ``tty`` everywhere, where that number exists (``tty_group``).
     """
     dev = f"{root}/dev"
-    terminals = b"newinstance,ptmxmode=0666,mode=0620" + (b",gid=5" if tty_group else b"")
+    terminals = b"newinstance,ptmxmode=0666,mode=0620,max=%d" % MAX_TERMINALS + (b",gid=5" if tty_group else b"")
     program.mount(step, b"tmpfs", os.fsencode(dev), b"tmpfs", sc.MS_NOSUID | sc.MS_NODEV, b"mode=755,size=64k,nr_inodes=1k")
     for name in _DEVICES:
         program.add(step, "mknodat", -1, os.fsencode(f"{dev}/{name}"), stat.S_IFREG | 0o666, 0)
         add_bind(program, step, f"/dev/{name}", f"{dev}/{name}")
+    # Mode, owner and attributes of the nodes are the host's: read-only, nobody changes them, and devices are written to all the same.
+    _make_mounts_below_read_only(program, step, dev, sc.MS_NOSUID | sc.MS_NODEV)
     for name, target in _DEVICE_LINKS.items():
         program.add(step, "symlinkat", target.encode(), -1, os.fsencode(f"{dev}/{name}"))
     for name, fstype, flags, data in (
         ("pts", b"devpts", sc.MS_NOSUID | sc.MS_NOEXEC, terminals),
-        ("shm", b"tmpfs", _NO_EXEC, b"mode=1777,size=%d" % shm_size),
+        ("shm", b"tmpfs", _NO_EXEC, b"mode=1777," + limited(shm_size)),
         ("mqueue", b"mqueue", _NO_EXEC, None),
     ):
         program.add(step, "mkdirat", -1, os.fsencode(f"{dev}/{name}"), 0o755)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pytest_sandbox.errors import ContainerStopped, UnsupportedError
 from pytest_sandbox.linux import process, userns
@@ -83,30 +84,62 @@ def open_for_children() -> int:
     return own
 
 
-def make_user_namespace(*, rooted: bool = False) -> int:
+def make_user_namespace(*, rooted: bool = False, owner: int | None = None) -> int:
     """Return the descriptor of a new user namespace in which everybody is who he is outside, or, ``rooted``, the caller is root.
 
+    ``owner`` is the UID that owns it, by default the caller's; another one takes CAP_SETUID. What the kernel counts by user namespace
+    and UID (inotify instances, pending signals, ...) is charged to the owner in the parent namespace.
     Raises :class:`OSError` where this kernel or its settings allow none.
     """
-    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pipes = [*os.pipe2(os.O_CLOEXEC), *os.pipe2(os.O_CLOEXEC)]
+    made_reader, made_writer, mapped_reader, mapped_writer = pipes
     try:
-        pid, pidfd = sc.clone3(sc.CLONE_NEWUSER)
+        pid, pidfd = sc.clone3(0)
         if not pid:
-            os.close(writer)
-            os.read(reader, 1)
-            os._exit(0)
+            os.close(mapped_writer)
+            _become_new_user_namespace(owner, made_writer, mapped_reader)
         os.close(pidfd)
+        _close(made_writer, pipes)
         try:
+            _raise_sent(os.read(made_reader, 8))
             (map_rooted if rooted else map_identity)(pid)
             return open_of(pid, "user")
         finally:
-            os.close(writer)
-            writer = -1
+            _close(mapped_writer, pipes)
             process.reap(pid)
     finally:
-        for fd in (reader, writer):
-            if fd >= 0:
-                os.close(fd)
+        for fd in pipes.copy():
+            _close(fd, pipes)
+
+
+def _become_new_user_namespace(owner: int | None, made: int, mapped: int) -> NoReturn:
+    """Move this process into a new user namespace, write the errno of that to ``made``, and end when ``mapped`` is closed."""
+    number = 0
+    try:
+        if owner is not None:
+            permitted = sc.getcaps()[1]
+            os.seteuid(owner)  # which empties the effective set (capabilities(7))
+            sc.capset(permitted, permitted, 0)
+        sc.unshare(sc.CLONE_NEWUSER)
+    except OSError as error:
+        number = error.errno or errno.EIO
+    finally:
+        os.write(made, b"%d" % number)
+        os.read(mapped, 1)
+        os._exit(0)
+
+
+def _raise_sent(digits: bytes) -> None:
+    number = int(digits or errno.EIO)
+    if number:
+        raise OSError(number, f"{os.strerror(number)}: making a user namespace")
+
+
+def _close(fd: int, among: list[int]) -> None:
+    """Close a descriptor of a list, once."""
+    if fd in among:
+        among.remove(fd)
+        os.close(fd)
 
 
 def map_identity(pid: int) -> None:

@@ -10,11 +10,11 @@ from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux import userns
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from pytest_sandbox.linux.program import Program, Result
 
-__all__ = ["Like", "add_layer", "add_overlay", "make_layer", "make_whiteout", "mount_overlay"]
+__all__ = ["Like", "add_layer", "add_overlay", "add_read_only", "make_layer", "make_whiteout", "mount_overlay"]
 
 _FOLDERS = (("", 0o700), ("/upper", 0o755), ("/work", 0o700))
 
@@ -41,8 +41,21 @@ def add_overlay(
     return program.mount(step, b"overlay", os.fsencode(target), b"overlay", flags, os.fsencode(_data(lower, layer, options)))
 
 
+def add_read_only(program: Program, step: str, lower: Sequence[str], target: str, *, flags: int = 0, options: Iterable[str] = ()) -> None:
+    """Mount an overlay without a writable layer as a step of a program; it takes two lower directories at least.
+
+    Of ``options`` those that only a writable layer needs are left out.
+    """
+    data = ",".join([_lower(lower), *(option for option in options if not option.startswith("redirect_dir"))])
+    program.mount(step, b"overlay", os.fsencode(target), b"overlay", flags | sc.MS_RDONLY, os.fsencode(data))
+
+
 def _data(lower: Sequence[str], layer: str, options: Sequence[str]) -> str:
-    return ",".join(["lowerdir=" + ":".join(map(_escaped, lower)), f"upperdir={layer}/upper", f"workdir={layer}/work", *options])
+    return ",".join([_lower(lower), f"upperdir={layer}/upper", f"workdir={layer}/work", *options])
+
+
+def _lower(lower: Sequence[str]) -> str:
+    return "lowerdir=" + ":".join(map(_escaped, lower))
 
 
 def _escaped(path: str) -> str:

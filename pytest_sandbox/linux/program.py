@@ -322,6 +322,12 @@ class Program:
         value: int = struct.unpack_from("=q", self._buffer, 8 * (result.index * _SIZE + _RESULT))[0]
         return value
 
+    def argument(self, result: Result, place: int, size: int) -> bytes:
+        """Return ``size`` bytes of the text that a call had as its argument ``place`` (the first is 0), as the kernel has left it."""
+        (address,) = struct.unpack_from("=Q", self._buffer, 8 * (result.index * _SIZE + _FIRST + place))
+        start = address - sc.address_of(self._buffer)
+        return bytes(self._buffer[start : start + size])
+
     def failure(self) -> Failure | None:
         """Return the call that ended the program by an error; None where there is none."""
         results = struct.unpack_from(f"={len(self._words)}q", self._buffer)[_RESULT::_SIZE]

@@ -31,6 +31,7 @@ RETURN = 0x06
 NUMBER = 0
 ARCHITECTURE = 4
 FIRST_ARGUMENT_LOW = 16
+ARGUMENT_SIZE = 8
 KILL_PROCESS = 0x80000000
 ALLOW = 0x7FFF0000
 ERRNO = 0x00050000
@@ -53,22 +54,24 @@ MACHINES = {
 }
 
 
-def program(capabilities: int, machine: str = "") -> bytes:
+def program(capabilities: int, machine: str = "", *, packets: bool = False) -> bytes:
     """Return docker's default policy for a payload with these capabilities, as an array of ``struct sock_filter``.
 
-    ``machine`` is what ``os.uname()`` calls it, by default this one. Raises :class:`ValueError` for a machine without a table.
+    ``packets`` allows packet sockets (packet(7)). ``machine`` is what ``os.uname()`` calls it, by default this one. Raises :class:`ValueError` for a machine without a table.
     """
     machine = machine or os.uname().machine
     if machine not in MACHINES:
         raise ValueError(f"no seccomp policy for machine {machine!r}; there is one for {', '.join(MACHINES)}")
-    return _program(capabilities & _relevant(), machine)
+    return _program(capabilities & _relevant(), machine, packets)
 
 
-def decide(name: str, capabilities: int) -> str:
-    """Return the answer of the policy to one call: ``"allow"``, ``"refuse"``, ``"missing"``, or the name of its rule for the first argument."""
+def decide(name: str, capabilities: int, *, packets: bool = False) -> str:
+    """Return the answer of the policy to one call: ``"allow"``, ``"refuse"``, ``"missing"``, or the name of its rule for an argument."""
     if name in _granted(capabilities):
         return "allow"
-    if name in policy.FIRST_ARGUMENT:
+    if name == "socket" and packets:
+        return policy.WITH_PACKETS
+    if name in policy.BY_ARGUMENT:
         return name
     if name in policy.REFUSED_AS_MISSING:
         return "missing"
@@ -106,12 +109,12 @@ class Range(NamedTuple):
     answer: str
 
 
-def _ranges(table: dict[int, str], capabilities: int) -> list[Range]:
+def _ranges(table: dict[int, str], capabilities: int, packets: bool) -> list[Range]:
     """Divide all numbers, from 0 on, into ranges with one answer."""
     newest = next(number for number, name in table.items() if name == policy.NEWEST)
     found: list[Range] = []
     for number in sorted({0, newest + 1, *table, *(number + 1 for number in table)}):
-        answer = decide(table.get(number, ""), capabilities)
+        answer = decide(table.get(number, ""), capabilities, packets=packets)
         if answer == "refuse" and number > newest:
             answer = "missing"
         if not found or found[-1].answer != answer:
@@ -171,7 +174,7 @@ def _middle(ranges: list[Range], end: int) -> int:
 
 
 @cache
-def _program(capabilities: int, machine: str) -> bytes:
+def _program(capabilities: int, machine: str, packets: bool) -> bytes:
     """Lay out: which entry, the tree of each entry, the rules of single calls, the answers (shared, at the end)."""
     native, compatible = MACHINES[machine]
     code = _Assembler()
@@ -180,46 +183,56 @@ def _program(capabilities: int, machine: str) -> bytes:
     code.add(JUMP_EQUAL, compatible.audit, compatible.table, "kill")
     for entry in (native, compatible):
         code.label(entry.table)
-        _add_entry(code, entry, capabilities)
+        _add_entry(code, entry, capabilities, packets)
     _add_rules(code)
     _add_answers(code)
     return code.assembled()
 
 
-def _add_entry(code: _Assembler, entry: Entry, capabilities: int) -> None:
+def _add_entry(code: _Assembler, entry: Entry, capabilities: int, packets: bool) -> None:
     if not entry.native:
         # The kernel caches only what it can foresee, which ends at this instruction: 32-bit programs are rare, and a load is 12 µs faster.
         code.add(LOAD_INDEX, 0)
     code.add(LOAD, NUMBER)
     if entry.table == "X86_64":
-        _sort_out_x32(code, capabilities)
-    _search(code, _ranges(numbers(entry.table), capabilities))
+        _sort_out_x32(code, capabilities, packets)
+    _search(code, _ranges(numbers(entry.table), capabilities, packets))
 
 
 def _search(code: _Assembler, ranges: list[Range]) -> None:
     code.halve(ranges, ranges[-1].first + 1)
 
 
-def _sort_out_x32(code: _Assembler, capabilities: int) -> None:
+def _sort_out_x32(code: _Assembler, capabilities: int, packets: bool) -> None:
     """The x32 entry has the architecture of x86_64: strip its bit; only what it numbers for itself needs a tree of its own."""
     code.add(JUMP_AT_LEAST, X32_BIT, "", "native")
     code.add(AND, 0xFFFFFFFF & ~X32_BIT)
     code.add(JUMP_AT_LEAST, X32_FIRST, "", "native")
-    _search(code, _from(X32_FIRST, _ranges(numbers("X32"), capabilities)))
+    _search(code, _from(X32_FIRST, _ranges(numbers("X32"), capabilities, packets)))
     code.label("native")
 
 
 def _add_rules(code: _Assembler) -> None:
-    """Each rule for a first argument ends the program: nothing falls through from one to the next."""
-    for name, rule in policy.FIRST_ARGUMENT.items():
-        refused = "missing" if rule.errno == ENOSYS else "refuse"
-        code.label(name)
-        code.add(LOAD, FIRST_ARGUMENT_LOW)
-        if rule.bits:
-            code.add(JUMP_ANY_BIT, rule.bits, refused, "allow")
-        values, hit, miss = (rule.only, "allow", refused) if rule.only else (rule.never, refused, "allow")
-        for value in values:
-            code.add(JUMP_EQUAL, value, hit, miss if value == values[-1] else "")
+    """Append the rules for arguments: each ends the program, nothing falls through from one to the next."""
+    for name, rule in policy.BY_ARGUMENT.items():
+        _add_rule(code, name, rule)
+
+
+def _add_rule(code: _Assembler, name: str, rule: policy.ByArgument) -> None:
+    refused = "missing" if rule.errno == ENOSYS else "refuse"
+    code.label(name)
+    code.add(LOAD, FIRST_ARGUMENT_LOW + ARGUMENT_SIZE * rule.index)
+    if rule.mask != 0xFFFFFFFF:
+        code.add(AND, rule.mask)
+    if rule.then:
+        code.add(JUMP_EQUAL, rule.then[0], f"{name}: then")
+    if rule.bits:
+        code.add(JUMP_ANY_BIT, rule.bits, refused, "allow")
+    values, hit, miss = (rule.only, "allow", refused) if rule.only else (rule.never, refused, "allow")
+    for value in values:
+        code.add(JUMP_EQUAL, value, hit, miss if value == values[-1] else "")
+    if rule.then:
+        _add_rule(code, f"{name}: then", rule.then[1])
 
 
 def _add_answers(code: _Assembler) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from errno import ENOSYS, EPERM
 
-__all__ = ["ALWAYS", "FIRST_ARGUMENT", "NEWEST", "REFUSED_AS_MISSING", "WITH_CAPABILITY", "FirstArgument"]
+__all__ = ["ALWAYS", "BY_ARGUMENT", "NEWEST", "REFUSED_AS_MISSING", "WITH_CAPABILITY", "WITH_PACKETS", "ByArgument"]
 
 # What is newer answers ENOSYS, for libc falls back on that alone; runc does so too (libcontainer/seccomp/patchbpf). New calls have had one number
 # on every architecture since Linux 5.1, so that one name marks the place in all tables.
@@ -16,45 +16,66 @@ NEWEST = "removexattrat"
 
 
 @dataclass(frozen=True, slots=True)
-class FirstArgument:
-    """What a call's first argument may be, as the 32 bits that the kernel takes of it; ``errno`` is the answer to the rest.
+class ByArgument:
+    """What the argument ``index`` of a call may be; ``errno`` is the answer to the rest.
 
-    Either ``only`` these values, or any but those ``never`` taken and those with one of ``bits`` set.
+    Compared are its low 32 bits that are set in ``mask``. Either ``only`` these values are allowed, or any but those ``never`` taken
+    and those with one of ``bits`` set. Of a call whose argument is the first of ``then``, the second of it judges.
     """
 
+    index: int = 0
+    mask: int = 0xFFFFFFFF
     only: tuple[int, ...] = ()
     never: tuple[int, ...] = ()
     bits: int = 0
     errno: int = EPERM
+    then: tuple[int, ByArgument] | None = None
 
 
+AF_INET = 2
+AF_PACKET = 17
 AF_ALG = 38
 AF_VSOCK = 40
+# socket(2)'s type has flags above these bits. The kernel makes AF_PACKET of AF_INET with the old SOCK_PACKET (packet(7)).
+SOCK_TYPE_MASK = 0xF
+SOCK_PACKET = 10
 SYS_SOCKET = 1  # <linux/net.h>: socketcall's number for socket
 # The CLONE_NEW* flags: mount, cgroup, uts, ipc, user, pid, net.
 NEW_NAMESPACES = 0x7E020000
 # PER_LINUX, PER_LINUX32, each with and without UNAME26, and the question that changes nothing.
 PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
+# They type into, and paste to, a terminal that others read from (tty_ioctl(4), CVE-2017-5226).
+TIOCSTI = 0x5412
+TIOCLINUX = 0x541C
 
-FIRST_ARGUMENT = {
-    "clone": FirstArgument(bits=NEW_NAMESPACES),
-    "personality": FirstArgument(only=PERSONALITIES),
-    "socket": FirstArgument(never=(AF_ALG, AF_VSOCK)),
+#: The rule for socket(2) where packet sockets are allowed.
+WITH_PACKETS = "socket with AF_PACKET"
+
+BY_ARGUMENT = {
+    "clone": ByArgument(bits=NEW_NAMESPACES),
+    "ioctl": ByArgument(index=1, never=(TIOCSTI, TIOCLINUX)),
+    "personality": ByArgument(only=PERSONALITIES),
+    # The rings of a packet socket are memory that no cgroup counts.
+    "socket": ByArgument(
+        never=(AF_ALG, AF_VSOCK, AF_PACKET),
+        then=(AF_INET, ByArgument(index=1, mask=SOCK_TYPE_MASK, never=(SOCK_PACKET,))),
+    ),
+    WITH_PACKETS: ByArgument(never=(AF_ALG, AF_VSOCK)),
     # Of i386: the family is behind a pointer, which no filter can follow. ENOSYS sends a libc that knows both to socket(2) itself.
-    "socketcall": FirstArgument(never=(SYS_SOCKET,), errno=ENOSYS),
+    "socketcall": ByArgument(never=(SYS_SOCKET,), errno=ENOSYS),
 }
 
 # Its flags are behind a pointer; ENOSYS makes libc fall back to clone, whose flags a filter can read.
 REFUSED_AS_MISSING = ("clone3",)
 
-# "clone" frees that call of its rule above.
+# "clone" and "ioctl" free those calls of their rules above.
 WITH_CAPABILITY = {
     "BPF": "bpf",
     "DAC_READ_SEARCH": "open_by_handle_at",
     "PERFMON": "perf_event_open",
     "SYSLOG": "syslog",
     "SYS_ADMIN": """
-        bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie lsm_get_self_attr lsm_list_modules lsm_set_self_attr
+        bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick ioctl lookup_dcookie lsm_get_self_attr lsm_list_modules lsm_set_self_attr
         mount mount_setattr move_mount open_tree perf_event_open quotactl quotactl_fd setdomainname sethostname setns syslog umount umount2
         unshare
     """,

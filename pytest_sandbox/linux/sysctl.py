@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["has_pressure", "value"]
+__all__ = ["has_pressure", "value", "write"]
 
 
 def value(name: str) -> str | None:
@@ -14,6 +14,15 @@ def value(name: str) -> str | None:
             return file.read().strip()
     except OSError:
         return None
+
+
+def write(name: str, value: str) -> None:
+    """Set a parameter.
+
+    Raises :class:`OSError` where it does not exist, or the caller lacks the right.
+    """
+    with open(f"/proc/sys/{name.replace('.', '/')}", "w", encoding="ascii") as file:
+        file.write(value)
 
 
 def has_pressure() -> bool:

@@ -91,7 +91,7 @@ def own_ranges(path: str, text: str | None = None, uid: int | None = None) -> li
                 text = file.read()
         except OSError:
             return []
-    lines = (line.strip().split(":") for line in text.splitlines())
+    lines = (line.strip().split(":") for line in text.split("\n"))
     return [
         (int(line[1]), int(line[2])) for line in lines if len(line) == 3 and line[0] in names and line[1].isdigit() and line[2].isdigit()
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +14,7 @@ from pytest_sandbox.linux import sockets
 from pytest_sandbox.plugin.words import mib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import pytest
 
@@ -72,6 +73,8 @@ def _symptom(error: BaseException) -> Symptom | None:
         return Symptom("full", path)
     if error.errno in _OF_USERS:
         return Symptom(_OF_USERS[error.errno], path)
+    if error.errno == errno.ENXIO and path:  # nobody has the FIFO open for reading (fifo(7))
+        return Symptom("unread", os.path.abspath(path))
     if error.errno == errno.EAGAIN and not path:
         return Symptom("pids")
     return Symptom("missing", os.path.abspath(path)) if error.errno == errno.ENOENT and path else None
@@ -98,14 +101,16 @@ def said(found: list[Symptom], item: pytest.Item, container: Container, stats: S
 def _line(symptom: Symptom, item: pytest.Item, container: Container, stats: Stats) -> str:
     settings = container.settings
     if symptom.kind == "refused":
-        return _refused(alone=settings.network != "host")
+        return "\n".join([*_refused(alone=settings.network != "host"), *_of_the_host(container, stat.S_ISSOCK)])
+    if symptom.kind == "unread":
+        return "\n".join(_of_the_host(container, stat.S_ISFIFO, symptom.path))
     if symptom.kind in {"dns", "unreachable"} and settings.network != "host":
         start = "No name can be looked up inside: the" if symptom.kind == "dns" else "The"
         return f'{start} {_reach(settings.network)}. network="host" gives it the host\'s.'
     if symptom.kind in _HELP_USERS and container.user_namespaces()[1] >= 0:
         return _HELP_USERS[symptom.kind]
     if symptom.kind == "missing":
-        return _missing(symptom.path, item)
+        return "\n".join([*_missing(symptom.path, item), *_of_the_host(container, stat.S_ISDIR, symptom.path)])
     if symptom.kind == "full" and settings.disk is not None:
         return f"Disk full: the container's writable layer may hold {mib(settings.disk)} (disk=)."
     if symptom.kind == "pids" and settings.pids_limit is not None:
@@ -121,7 +126,21 @@ def _reach(network: object) -> str:
     return f"container's network leads to those who are on it alone: {found}"
 
 
-def _refused(*, alone: bool) -> str:
+def _of_the_host(container: Container, is_kind: Callable[[int], bool], path: str = "") -> list[str]:
+    """Return a line for each mount of the host of this kind, above ``path`` where there is one, that the container does not reach."""
+    if not container.plan.is_on_host:
+        return []
+    refused: list[str] = []
+    with suppress(SandboxError, OSError):
+        refused = [one for one in container.launcher.refused() if is_kind(os.stat(one).st_mode)]
+    return [
+        f'The host\'s {one} is a mount that is not reached from inside. volumes=["{one}:{one}"] passes it in.'
+        for one in refused
+        if not path or f"{path}/".startswith(f"{one}/")
+    ]
+
+
+def _refused(*, alone: bool) -> list[str]:
     lines = []
     listening = sockets.listening(os.getpid())
     ports = sorted({f"{one.address}:{one.port}" for one in listening if one.port})
@@ -136,14 +155,15 @@ def _refused(*, alone: bool) -> str:
             f"The pytest process listens outside on the Unix socket {', '.join(paths)}: a socket cannot be connected to through the container's "
             f'layer. volumes=["{paths[0]}:{paths[0]}"] passes it in.'
         )
-    return "\n".join(lines)
+    return lines
 
 
-def _missing(path: str, item: pytest.Item) -> str:
+def _missing(path: str, item: pytest.Item) -> list[str]:
     maker = _made.get(path)
     if maker is None or maker == item.nodeid:
-        return ""
-    return (
-        f"{path} was made by {maker}, inside its own container, and went with it. A fixture of a higher scope makes it once for all, "
-        f'and volumes=["FOLDER:FOLDER"] keeps a folder.'
+        return []
+    line = (
+        f"{path} was made by {maker}, inside its own container, and went with it. "
+        'A fixture of a higher scope makes it once for all, and volumes=["FOLDER:FOLDER"] keeps a folder.'
     )
+    return [line]

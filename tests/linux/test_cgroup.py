@@ -63,7 +63,19 @@ def test_mounts_are_read_from_mountinfo():
         Mount(1, "/docker/ab", "/sys/fs/cgroup/memory", frozenset({"memory"}), writable=False),
         Mount(1, "/", "/sys/fs/cgroup/systemd", frozenset(), writable=True),
         Mount(2, "/", "/sys/fs/cgroup/uni fied", frozenset(), writable=True),
-    ) == parse_mounts(V1)
+    ) == parse_mounts(V1.encode())
+
+
+def test_a_path_may_hold_any_byte_but_a_newline():
+    """A mount whose path is not UTF-8, or holds a form feed, hides no hierarchy and is no error."""
+    odd = b"40 1 0:40 / /mnt/caf\xe9\x0c rw - tmpfs odd\x0c rw\n"
+    hierarchy = b"41 1 0:41 /a\xe9 /cg\x0c rw - cgroup2 cgroup2 rw\n"
+    assert (Mount(2, "/a\udce9", "/cg\x0c", frozenset(), writable=True),) == parse_mounts(odd + hierarchy)
+
+
+def test_the_name_of_a_group_may_hold_a_form_feed():
+    """Nothing but a newline ends a line of /proc/PID/cgroup."""
+    assert {"": "/a\x0cb\u2028"} == parse_own("0::/a\x0cb\u2028\n")
 
 
 def test_own_groups_are_read_by_controller():
@@ -196,6 +208,16 @@ class TestGroup:
         shell.stdout.readline()
         assert shell.pid in group.pids()
         assert (2, 2) == (len(group.pids()), group.stats().pids_current)
+
+    @pytest.mark.needs("cgroup_v1")
+    def test_the_buffers_of_tcp_sockets_are_bounded_with_the_memory(self, group):
+        """Version 1 counts them apart: they may take as much as memory= says, and no limit is left when it goes."""
+        limit = f"{group._path('memory', 'memory.kmem.tcp.limit_in_bytes')}"
+        before = cgroup.number(limit)
+        group.apply(Settings(memory=48 * MB))
+        bounded = cgroup.number(limit)
+        group.apply(Settings())
+        assert (48 * MB, before) == (bounded, cgroup.number(limit))
 
     def test_over_its_memory_it_is_killed(self, group, start):
         """A process over the limit gets SIGKILL, and the group says that it was for memory; within it, nothing happens."""

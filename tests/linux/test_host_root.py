@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import stat
 
 import pytest
 
@@ -56,13 +58,15 @@ def test_a_folder_with_a_mount_below_is_split(splitter, tree):
 
 
 def test_plain_files_beside_a_mount_are_copied(splitter, tree):
-    """Small ones can be written then; large and mounted ones are shown as they are."""
+    """Small ones can be written then, mounted ones among them; large ones are shown as they are."""
     splitter.split(str(tree))
     with open(f"{splitter.below[f'{tree}/var'].source}/small") as file:
         assert "small" == file.read()
     with open(f"{splitter.below[f'{tree}/etc'].source}/passwd") as file:
         assert "plain" == file.read()
-    assert {f"{tree}/var/large", f"{tree}/etc/hosts"} == {point for point in splitter.below if os.path.isfile(point)}
+    with open(f"{splitter.below[f'{tree}/etc'].source}/hosts") as file:
+        assert "mounted" == file.read()
+    assert {f"{tree}/var/large"} == {point for point in splitter.below if os.path.isfile(point)}
 
 
 def test_links_stay_links(splitter, tree):
@@ -79,3 +83,17 @@ def test_where_the_user_works_it_may_write(splitter, tree):
     splitter.open("/")
     splitter.open("/proc/self")
     assert not {"/", "/proc", "/proc/self"} & set(splitter.below)
+
+
+def test_sockets_and_fifos_beside_a_mount_are_inert(splitter, tree, monkeypatch):
+    """Each is a new one, which leads to nobody; those that are mounts are noted."""
+    os.mkfifo(tree / "etc/fifo", 0o640)
+    with socket.socket(socket.AF_UNIX) as one:
+        monkeypatch.chdir(tree)
+        one.bind("etc/socket")
+    splitter.mounts[f"{tree}/etc/socket"] = Mounted(f"{tree}/etc/socket", "ext4", 0)
+    splitter.split(str(tree))
+    for name, is_kind in {"fifo": stat.S_ISFIFO, "socket": stat.S_ISSOCK}.items():
+        copy, original = (os.stat(f"{folder}/{name}") for folder in (splitter.below[f"{tree}/etc"].source, tree / "etc"))
+        assert (True, True) == (is_kind(copy.st_mode), copy.st_ino != original.st_ino)
+    assert [f"{tree}/etc/socket"] == splitter.refused

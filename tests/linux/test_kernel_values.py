@@ -68,7 +68,7 @@ def test_paths_of_the_mount_table(written, point):
     text = (
         LINE.format(point=written, flags="rw,nosuid,noexec", kind="ext4") + "\n" + LINE.format(point="/z", flags="ro", kind="tmpfs") + "\n"
     )
-    first, second = mounts.mounted(text)
+    first, second = mounts.mounted(os.fsencode(text))
     assert (point, "ext4", sc.MS_NOSUID | sc.MS_NOEXEC) == (first.point, first.fstype, first.flags)
     assert ("/z", "tmpfs", sc.MS_RDONLY) == (second.point, second.fstype, second.flags)
 

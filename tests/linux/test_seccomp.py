@@ -14,9 +14,9 @@ JUMP = 5  # BPF_JMP
 WORDS = {0x7FFF0000: "allow", 0x00050001: "refuse", 0x00050026: "missing", 0x80000000: "kill"}
 
 
-def run(program, number, audit, argument=0):
+def run(program, number, audit, *arguments):
     """Interpret classic BPF as the kernel does (net/core/filter.c); returns the filter's word."""
-    data = struct.pack("<IIQQ", number, audit, 0, argument & 0xFFFFFFFFFFFFFFFF)
+    data = struct.pack("<IIQQQ", number, audit, 0, *(one & 0xFFFFFFFFFFFFFFFF for one in (*arguments, 0, 0)[:2]))
     code = list(struct.iter_unpack("<HBBI", program))
     at = accumulator = index = 0
     while True:
@@ -39,40 +39,50 @@ def run(program, number, audit, argument=0):
             at += then if holds else otherwise
 
 
-def expected(name, number, newest, granted, argument):
+def judge(rule, arguments):
+    """What a rule for an argument says, without any compiling."""
+    refused = "missing" if rule.errno == 38 else "refuse"
+    argument = arguments[rule.index] & 0xFFFFFFFF & rule.mask
+    if rule.then and argument == rule.then[0]:
+        return judge(rule.then[1], arguments)
+    if rule.bits and argument & rule.bits:
+        return refused
+    if rule.only:
+        return "allow" if argument in rule.only else refused
+    return refused if argument in rule.never else "allow"
+
+
+def expected(name, number, newest, granted, arguments=(0, 0), *, packets=False):
     """What the policy says, without any compiling."""
-    rule = seccomp.decide(name, granted)
-    if rule in policy.FIRST_ARGUMENT:
-        first = policy.FIRST_ARGUMENT[rule]
-        refused = "missing" if first.errno == 38 else "refuse"
-        if first.bits and argument & first.bits:
-            return refused
-        if first.only:
-            return "allow" if argument in first.only else refused
-        return refused if argument in first.never else "allow"
+    rule = seccomp.decide(name, granted, packets=packets)
+    if rule in policy.BY_ARGUMENT:
+        return judge(policy.BY_ARGUMENT[rule], arguments)
     return "missing" if rule == "refuse" and number > newest else rule
 
 
+VALUES = (0, 1, 2, 8, 17, 38, 40, 0x5412, 0x541C, 0x8080A, 0x10000000, 0x02000000, 0xFFFFFFFF, 0x100000026)
+ARGUMENTS = [(first, second) for first in VALUES for second in VALUES]
 ENTRIES = [(machine, entry) for machine, entries in seccomp.MACHINES.items() for entry in entries]
 
 
 @pytest.mark.parametrize(
     "granted", [0, DOCKER, capabilities.ALL, capabilities.bit("SYS_ADMIN"), DOCKER | capabilities.bit("SYS_PTRACE")], ids=hex
 )
+@pytest.mark.parametrize("packets", [False, True])
 @pytest.mark.parametrize(("machine", "entry"), ENTRIES, ids=lambda value: getattr(value, "table", value))
-def test_every_number_of_every_entry(machine, entry, granted):
-    """Each number, known or not, gets what the policy says of its name and argument."""
-    program = seccomp.program(granted, machine)
+def test_every_number_of_every_entry(machine, entry, granted, packets):
+    """Each number, known or not, gets what the policy says of its name and arguments."""
+    program = seccomp.program(granted, machine, packets=packets)
     table = seccomp.numbers(entry.table)
     newest = next(number for number, name in table.items() if name == policy.NEWEST)
     wrong = {}
     for number in sorted({*range(600), *table, *(one + 1 for one in table), 0x3FFFFFFF}):
         name = table.get(number, "")
-        arguments = (0, 1, 8, 38, 40, 0x10000000, 0x02000000, 0xFFFFFFFF, 0x100000026) if name in policy.FIRST_ARGUMENT else (0,)
-        for argument in arguments:
-            want, found = expected(name, number, newest, granted, argument & 0xFFFFFFFF), run(program, number, entry.audit, argument)[0]
+        for arguments in ARGUMENTS if name in policy.BY_ARGUMENT else ((0, 0),):
+            want = expected(name, number, newest, granted, arguments, packets=packets)
+            found = run(program, number, entry.audit, *arguments)[0]
             if want != found:
-                wrong[name or number, argument] = (want, found)
+                wrong[name or number, arguments] = (want, found)
     assert {} == wrong
 
 
@@ -87,7 +97,27 @@ def test_x32_has_no_more_rights(granted):
     newest = next(number for number, name in native.items() if name == policy.NEWEST)
     for number in range(seccomp.X32_FIRST, max(x32) + 1):
         name = x32.get(number, "")
-        assert expected(name, number, newest, granted, 0) == run(program, number | seccomp.X32_BIT, audit)[0], name
+        assert expected(name, number, newest, granted) == run(program, number | seccomp.X32_BIT, audit)[0], name
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "answers"),
+    [
+        ("socket", (policy.AF_PACKET, 3), ("refuse", "allow")),
+        ("socket", (policy.AF_INET, policy.SOCK_PACKET | 0x80000), ("refuse", "allow")),
+        ("socket", (policy.AF_INET, 1), ("allow", "allow")),
+        ("socket", (policy.AF_ALG, 5), ("refuse", "refuse")),
+        ("ioctl", (0, policy.TIOCSTI), ("refuse", "refuse")),
+        ("ioctl", (0, policy.TIOCLINUX | 1 << 32), ("refuse", "refuse")),
+        ("ioctl", (0, 0x5413), ("allow", "allow")),
+    ],
+)
+def test_what_goes_beyond_dockers_policy(name, arguments, answers):
+    """Typing into a terminal is refused, and a packet socket without NET_RAW asked for, by the old way to make one, too."""
+    number = next(number for number, known in seccomp.numbers("X86_64").items() if known == name)
+    programs = [seccomp.program(DOCKER, "x86_64", packets=packets) for packets in (False, True)]
+    audit = seccomp.MACHINES["x86_64"][0].audit
+    assert answers == tuple(run(program, number, audit, *arguments)[0] for program in programs)
 
 
 def test_another_architecture_is_killed():

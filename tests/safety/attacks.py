@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import signal
@@ -150,6 +151,20 @@ def open_socket(family, kind=socket.SOCK_STREAM):
     return outcome(lambda: socket.socket(family, kind).close())
 
 
+def type_into_terminal(request):
+    """Put a character into the input of a terminal, or steer the console: any ioctl(2) that takes a character."""
+
+    def go():
+        leader, terminal = os.openpty()
+        try:
+            fcntl.ioctl(terminal, request, b"x")
+        finally:
+            os.close(leader)
+            os.close(terminal)
+
+    return outcome(go)
+
+
 def connect(address):
     """Connect to a Unix socket; an abstract one's name begins with an @."""
 
@@ -215,8 +230,6 @@ def session_keyring():
 
 
 def push_into_terminal():
-    """Type a key into the terminal that is stdin."""
-    import fcntl
 
     return outcome(fcntl.ioctl, 0, TIOCSTI, b"x")
 

@@ -128,7 +128,7 @@ def test_the_tables_have_the_policys_calls():
     known = {name for table in ("X86_64", "I386", "AARCH64", "ARM", "X32") for name in seccomp.numbers(table).values()}
     named = {
         *policy.ALWAYS.split(),
-        *policy.FIRST_ARGUMENT,
+        *policy.BY_ARGUMENT,
         *policy.REFUSED_AS_MISSING,
         *(" ".join(policy.WITH_CAPABILITY.values())).split(),
     }
@@ -147,6 +147,21 @@ def test_sockets_that_reach_the_host_without_the_filter(without):
     assert "EPERM" != without({}, "open_socket", 38, socket.SOCK_SEQPACKET, security_opt=["seccomp=unconfined"])
 
 
+@pytest.mark.parametrize(("family", "kind"), [(socket.AF_PACKET, socket.SOCK_RAW), (socket.AF_INET, 10)], ids=["AF_PACKET", "SOCK_PACKET"])
+def test_packet_sockets_take_a_capability_by_name(inside, without, family, kind):
+    """Their rings are memory that no limit counts, so docker's set is not enough: cap_add names NET_RAW."""
+    assert "EPERM" == inside("open_socket", int(family), kind)
+    assert "done" == without({}, "open_socket", int(family), kind, cap_add=["NET_RAW"])
+
+
+@pytest.mark.parametrize("request_", [0x5412, 0x541C], ids=["TIOCSTI", "TIOCLINUX"])
+def test_nothing_can_be_typed_into_a_terminal(inside, without, request_):
+    """The filter refuses it on every terminal, and no other request (TIOCMGET, which a pseudo-terminal lacks)."""
+    assert ["EPERM", "ENOTTY"] == [inside("type_into_terminal", one) for one in (request_, 0x5415)]
+    unfiltered = without({}, "type_into_terminal", request_, security_opt=["seccomp=unconfined"])
+    assert request_ == 0x5412 or "ENOTTY" == unfiltered
+
+
 @pytest.mark.vm
 def test_usual_sockets_can_be_opened(inside):
     """TCP, UDP, Unix, netlink, and raw ones with docker's NET_RAW."""
@@ -155,6 +170,16 @@ def test_usual_sockets_can_be_opened(inside):
 
 
 # -- mounts and namespaces
+
+
+@pytest.mark.parametrize("name", ["null", "zero", "full", "random", "urandom", "tty"])
+@pytest.mark.parametrize("settings", [{}, {"network": "host"}], ids=str)
+def test_the_hosts_device_nodes_cannot_be_changed(name, settings):
+    """Mode, owner, times and attributes of /dev/null are the host's: root inside is refused, and can write to it."""
+    script = f"for do in 'chmod 666' 'chown 0:0' 'touch -c'; do $do /dev/{name} 2>&1; done; echo > /dev/null && echo written"
+    with Container(**settings) as c:
+        found = c.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.split("\n")
+    assert (3, ["written", ""]) == (sum("Read-only file system" in line for line in found), found[-2:])
 
 
 def test_nothing_can_be_mounted(inside):

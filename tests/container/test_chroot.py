@@ -1,0 +1,62 @@
+"""In a chroot, as of schroot, mock or arch-chroot, a container lies on the root that its maker sees, and never on the host's own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [pytest.mark.needs("containers", "root", "unshare"), pytest.mark.vm]
+
+#: Makes a root of the host's directories, with a /marker and a /tmp of its own.
+CHROOT = """
+mkdir root; mount -t tmpfs none root; cd root
+[ $0 = plain ] && mkdir plain && cd plain
+for path in /*; do
+  if [ -L $path ]; then cp -P $path .$path
+  elif [ $path = /tmp ]; then mkdir tmp
+  elif [ -d $path ]; then mkdir .$path; mount --rbind $path .$path
+  fi
+done
+echo chroot > marker
+"""
+REAL = """
+import os
+from pytest_sandbox import Container
+with Container() as c:
+    c.run(["touch", "/written", "/usr/written", "/tmp/written"], check=True)
+    print(c.read_text("/marker"), c.run(["readlink", "/proc/self/ns/user"], capture_output=True).stdout.decode() != os.readlink("/proc/self/ns/user"))
+    print(sorted(change.path for change in c.diff() if change.kind == "added"))
+print([os.path.exists(path) for path in ("/written", "/usr/written", "/tmp/written")])
+"""
+#: Builds a container as a launcher would that has not left the chroot.
+UNCHANGED = """
+import tempfile
+from pytest_sandbox.launcher.building import Building, Host
+from pytest_sandbox.launcher.plan import Plan
+host = Host(tempfile.mkdtemp())
+try:
+    Building(Plan(user_namespace=False), host, hostname="x", joins=(), shelved={}).build()
+except OSError as error:
+    print(error.step, error.strerror)
+"""
+
+
+def in_chroot(tmp_path, kind: str, code: str) -> str:
+    command = ["unshare", "-m", "sh", "-ec", CHROOT + '\nexec chroot . "$1" -c "$2"', kind, sys.executable, code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (0, "") == (done.returncode, done.stderr)
+    return done.stdout
+
+
+@pytest.mark.parametrize("kind", ["mounted", "plain"])
+def test_a_container_lies_on_the_root_of_its_maker(tmp_path, kind):
+    """Its files are the chroot's, what it writes stays inside, and it has a user namespace of its own, be the root a mount or not."""
+    expected = "chroot\n True\n['/tmp/written', '/usr/written', '/written']\n[False, False, False]\n"
+    assert expected == in_chroot(tmp_path, kind, REAL)
+
+
+def test_a_container_on_another_root_is_not_started(tmp_path):
+    """Whoever entered it would be on the host's own root: that is found before anything but init runs, and refused."""
+    assert "verify the root who enters the container would not be on its root\n" == in_chroot(tmp_path, "mounted", UNCHANGED)

@@ -1,0 +1,37 @@
+"""A directory that containers start from, and that is built again at the same path."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+
+import pytest
+
+from pytest_sandbox import Container
+from pytest_sandbox.container import session
+
+pytestmark = [pytest.mark.needs("containers"), pytest.mark.vm]
+
+
+def build(root: str, version: str) -> None:
+    shutil.rmtree(root, ignore_errors=True)
+    os.makedirs(f"{root}/etc")
+    with open(f"{root}/etc/version", "w") as file:
+        file.write(version)
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_container_lies_on_what_the_path_leads_to_now(tmp_path, is_link):
+    """One that was made ahead, on the directory that has been replaced meanwhile, is not handed out."""
+    seen = []
+    for number in range(4):
+        root = str(tmp_path / (f"build-{number}" if is_link else "root"))
+        build(root, str(number))
+        if is_link:
+            (tmp_path / "new").symlink_to(root)
+            os.replace(tmp_path / "new", tmp_path / "root")
+        with Container(image=str(tmp_path / "root")) as c:
+            seen.append(c.read_text("/etc/version"))
+            assert select.select([session.current().channel], [], [], 10)[0], "the next container is made meanwhile"
+    assert ["0", "1", "2", "3"] == seen
