@@ -10,7 +10,6 @@ import _thread
 import errno
 import os
 import select
-import shutil
 import signal
 import sys
 import time
@@ -27,6 +26,7 @@ from pytest_sandbox.launcher.door import Door
 from pytest_sandbox.launcher.plan import OVERHEAD, Plan
 from pytest_sandbox.launcher.shelf import Shelf
 from pytest_sandbox.linux import cgroup, mounts, namespaces, process
+from pytest_sandbox.linux.removal import remove_tree
 
 __all__ = ["main"]
 
@@ -326,7 +326,8 @@ def _card(made: Made, *, figures: bool) -> Message:
 def _free(fds: list[int], folder: str | None) -> None:
     close_all(fds)
     if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # what stays is tried again at the session's end
+            remove_tree(folder)
 
 
 def main() -> NoReturn:
