@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from pytest_sandbox.channel import close_all
 from pytest_sandbox.container import session
-from pytest_sandbox.container.changes import changed_in
-from pytest_sandbox.container.child import Child, as_builder, fork_into, run_call
+from pytest_sandbox.container.changes import Changes, changes_of
+from pytest_sandbox.container.child import Child, fork_into, run_call
 from pytest_sandbox.container.files import Files
 from pytest_sandbox.container.ground import Ground
 from pytest_sandbox.container.planning import about, plan_for, plan_of, with_kept
@@ -28,7 +28,6 @@ from pytest_sandbox.launcher import users
 from pytest_sandbox.launcher.entering import Entrance
 from pytest_sandbox.launcher.plan import OVERHEAD
 from pytest_sandbox.linux import process, terminal
-from pytest_sandbox.outcome import Change, Stats
 from pytest_sandbox.settings import Settings
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.network import Endpoint
     from pytest_sandbox.image.image import Image
     from pytest_sandbox.linux.program import Failure
+    from pytest_sandbox.outcome import Stats
 
 __all__ = ["Child", "Container", "Popen"]
 
@@ -48,6 +48,8 @@ _HELD_OUTSIDE = "what is in a container of its own cannot use it. Keep the test 
 #: Seconds between two looks at who still lives in a container that is being closed.
 _LOOK_AGAIN = 0.05
 _MOST_LOOKS = 100
+#: Seconds that looking for changes may take.
+_MOST_SECONDS = 30.0
 
 _living: weakref.WeakSet[Container] = weakref.WeakSet()
 
@@ -439,15 +441,13 @@ class Container(Files):
         self._running()
         return commit(self, name)
 
-    def diff(self) -> list[Change]:
-        """Return what differs from what the container started on, sorted by path, as ``docker diff``."""
+    def diff(self) -> Changes:
+        """Return what differs from what the container started on, sorted by path, as ``docker diff``.
+
+        At most a million changes are listed, found within 30 seconds; ``.complete`` tells whether these are all, ``.counted`` how many were found.
+        """
         self._running()
-        layer, places = self.layer()
-        try:
-            found = as_builder(self.user_namespaces()[1], lambda: changed_in(self, layer, places))
-            return sorted({Change(path, kind) for kind, path in found})
-        finally:
-            os.close(layer)
+        return changes_of(self, seconds=_MOST_SECONDS)
 
     def layer(self) -> tuple[int, dict[str, tuple[str, tuple[str, ...]]]]:
         """Return the folder of the writable layer (a descriptor, the caller's), and where each overlay in it lies ("": the root), and on what.
