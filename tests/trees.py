@@ -21,7 +21,10 @@ __all__ = ["deep_path", "dig", "few_descriptors", "levels"]
 
 @pytest.fixture
 def deep_path() -> Iterator[Path]:
-    """Return a directory in memory in which trees may be as deep as they like: pytest could not remove those of tmp_path."""
+    """Return a directory in memory in which trees may be as deep as they like.
+
+    Pytest could not remove those of tmp_path.
+    """
     path = tempfile.mkdtemp(dir="/dev/shm")
     yield Path(path)
     remove_tree(path)

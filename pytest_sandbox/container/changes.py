@@ -1,4 +1,7 @@
-"""What was written in a container: the layers of its overlays beside what they lie on, as ``docker diff`` tells it."""
+"""What was written in a container.
+
+The layers of its overlays beside what they lie on, as ``docker diff`` tells it.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,12 @@ Found = tuple[str, str]
 
 
 class Changes(list[Change]):
-    """Changes, sorted by path. ``counted`` is how many were found, and ``complete`` tells whether these are all that there are.
+    """Changes, sorted by path.
 
-    A test may write millions of files, or names that no memory holds: what is listed has a bound, and so has the time for it.
+    ``counted`` is how many were found, and ``complete`` tells whether these are all that there are.
+
+    A test may write millions of files, or names that no memory holds: what is listed has a bound,
+    and so has the time for it.
     """
 
     def __init__(self, changes: Iterable[Change] = (), *, counted: int = 0, complete: bool = True) -> None:
@@ -31,10 +37,19 @@ class Changes(list[Change]):
         self.complete = complete
 
 
-def changes_of(container: Container, *, most: int = 1_000_000, seconds: float | None = None, as_user: bool = False) -> Changes:
-    """Return what a container has changed: at most ``most`` changes, found in about ``seconds`` (None: any time).
+def changes_of(
+    container: Container,
+    *,
+    most: int = 1_000_000,
+    seconds: float | None = None,
+    as_user: bool = False,
+) -> Changes:
+    """Return what a container has changed.
 
-    ``as_user`` leaves out what this process's user may not look into, which saves a fork where the container was not made by root.
+    At most ``most`` changes, found in about ``seconds`` (None: any time).
+
+    ``as_user`` leaves out what this process's user may not look into, which saves a fork where the
+    container was not made by root.
     """
     layer, places = container.layer()
     budget = overlay_changes.Budget(most, seconds=seconds)
@@ -48,9 +63,14 @@ def changes_of(container: Container, *, most: int = 1_000_000, seconds: float | 
 
 
 def _found(
-    container: Container, layer: int, places: dict[str, tuple[str, tuple[str, ...]]], budget: overlay_changes.Budget
+    container: Container,
+    layer: int,
+    places: dict[str, tuple[str, tuple[str, ...]]],
+    budget: overlay_changes.Budget,
 ) -> tuple[list[Found], int, bool]:
-    """Return kind and path of each change in what :meth:`Container.layer` returned, their number, and whether these are all."""
+    """Return kind and path of each change in what :meth:`Container.layer` returned, their number,
+    and whether these are all.
+    """
     found: list[Found] = []
     for name, (point, lower) in places.items():
         try:
@@ -66,11 +86,17 @@ def _found(
             found += [("modified", parent) for parent in _parents(point)]
         found += below
     told = _without_mount_points(found, {target for _source, target, _ro in container.plan.volumes})
-    return told, max(budget.counted, len(told)) if not budget.complete else len(told), budget.complete
+    return (
+        told,
+        max(budget.counted, len(told)) if not budget.complete else len(told),
+        budget.complete,
+    )
 
 
 def _without_mount_points(found: list[Found], targets: set[str]) -> list[Found]:
-    """Leave out the volumes' targets, and the directories on the way to them in which nothing else has changed."""
+    """Leave out the volumes' targets, and the directories on the way to them in which nothing else
+    has changed.
+    """
     if not targets:
         return found
     ways = {parent for target in targets for parent in _parents(os.path.dirname(target))}

@@ -39,7 +39,10 @@ _FACTS = "kept.json"
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One kept layer: ``folder`` holds it; ``settings`` are those of its container, as :meth:`Settings.of` reads them."""
+    """One kept layer: ``folder`` holds it.
+
+    ``settings`` are those of its container, as :meth:`Settings.of` reads them.
+    """
 
     id: str
     label: str
@@ -77,7 +80,10 @@ def _home() -> str:
 
 
 def _made_home() -> str:
-    """Return the directory of what is kept, created and closed to other users: layers hold their set-user-ID programs and secrets."""
+    """Return the directory of what is kept, created and closed to other users.
+
+    Layers hold their set-user-ID programs and secrets.
+    """
     home = _home()
     os.makedirs(home, exist_ok=True)
     os.chmod(home, 0o700)
@@ -85,7 +91,8 @@ def _made_home() -> str:
 
 
 def keep(container: Container) -> Kept:
-    """Copy the writable layer of a running container out, and return what it is known by from now on.
+    """Copy the writable layer of a running container out, and return what it is known by from now
+    on.
 
     Raises SandboxError where it cannot be copied; nothing is left then.
     """
@@ -117,7 +124,13 @@ def _fill(unfinished: str, made: Kept, layer: int, builder: int) -> None:
         os.mkdir(f"{unfinished}/{number}")
         copy = partial(_copy, layer, f"{number}/upper", f"{unfinished}/{number}/upper", owners=builder < 0)
         as_builder(builder, copy)
-    facts = {"id": made.id, "label": made.label, "time": made.time, "settings": made.settings, "points": made.points}
+    facts = {
+        "id": made.id,
+        "label": made.label,
+        "time": made.time,
+        "settings": made.settings,
+        "points": made.points,
+    }
     with open(f"{unfinished}/{_FACTS}", "x", encoding="utf-8") as file:
         json.dump(facts, file, default=str)
     os.rename(unfinished, made.folder)
@@ -132,7 +145,9 @@ def _copy(layer: int, name: str, target: str, *, owners: bool) -> None:
 
 
 def kept(name: str = "") -> list[Kept]:
-    """Return what is kept, oldest first; with a ``name``, that one alone. What is not finished or is damaged is left out.
+    """Return what is kept, oldest first; with a ``name``, that one alone.
+
+    What is not finished or is damaged is left out.
 
     Raises SandboxError where nothing is kept under that name.
     """
@@ -154,7 +169,10 @@ def _read(name: str) -> Kept | None:
 
 
 def start(name: str) -> Container:
-    """Start a container that begins where the kept one ended. Raises :class:`SandboxError` where there is no such one."""
+    """Start a container that begins where the kept one ended.
+
+    Raises :class:`SandboxError` where there is no such one.
+    """
     from pytest_sandbox.container import Container
 
     (found,) = kept(name)

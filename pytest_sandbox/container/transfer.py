@@ -1,7 +1,10 @@
-"""Copies between host and container, as ``docker cp``: by descriptors, so that neither side's links lead anywhere.
+"""Copies between host and container, as ``docker cp``.
 
-Out of a container comes what the container sees. A symbolic link is copied as a link only where it cannot lead out of the copied directory,
-wherever that lies on the host; another one is copied as the file that it leads to inside.
+By descriptors, so that neither side's links lead anywhere.
+
+Out of a container comes what the container sees. A symbolic link is copied as a link only where it
+cannot lead out of the copied directory, wherever that lies on the host; another one is copied as
+the file that it leads to inside.
 """
 
 from __future__ import annotations
@@ -30,12 +33,15 @@ _DANGLING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 Path = str | os.PathLike[str]
 if TYPE_CHECKING:
-    #: Opens a path inside, with the flags of open(2): every link on the way is resolved inside, and none of procfs's magic links is followed.
+    #: Opens a path inside, with the flags of open(2): every link on the way is resolved inside, and
+    #: none of procfs's magic links is followed.
     Open = Callable[[str, int], int]
 
 
 def copy_in(open_inside: Open, source: Path, target: Path) -> None:
-    """Copy a file, a link or a directory of the host to ``target`` inside, or into it where it is a directory. Raises OSError."""
+    """Copy a file, a link or a directory of the host to ``target`` inside, or into it where it is a
+    directory. Raises OSError.
+    """
     os.lstat(source)  # the error names the path as it was given
     path = os.path.abspath(os.fspath(source))
     directory, name = _place_inside(open_inside, os.fspath(target), os.path.basename(path))
@@ -50,10 +56,12 @@ def copy_in(open_inside: Open, source: Path, target: Path) -> None:
 
 
 def copy_out(open_inside: Open, source: Path, target: Path) -> None:
-    """Copy a file or a directory inside to ``target`` on the host, or into it where it is a directory.
+    """Copy a file or a directory inside to ``target`` on the host, or into it where it is a
+    directory.
 
-    ``DIRECTORY/.`` copies what is in the directory. A ``source`` that is a link is what it leads to inside. Raises OSError, also for a link in a
-    directory that leads to another directory, outside of what is copied: copying that too could take any amount of space.
+    ``DIRECTORY/.`` copies what is in the directory. A ``source`` that is a link is what it leads to
+    inside. Raises OSError, also for a link in a directory that leads to another directory, outside
+    of what is copied: copying that too could take any amount of space.
     """
     path = os.fspath(source)
     name = "." if path.endswith("/.") else os.path.basename(os.path.normpath(path)) or "."
@@ -83,7 +91,11 @@ def _copy(make: Callable[[int], _Transfer], entry: int, directory: int, name: st
     status = os.fstat(entry)
     if not stat.S_ISDIR(status.st_mode):
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
-            raise OSError(errno.EINVAL, "it is a FIFO, a socket or a device: files, links and directories can be copied", shown)
+            raise OSError(
+                errno.EINVAL,
+                "it is a FIFO, a socket or a device: files, links and directories can be copied",
+                shown,
+            )
         make(directory).file(entry, status, directory, name)
         return
     source = os.open(process.path_of(entry), _FOUND_DIRECTORY)
@@ -110,7 +122,10 @@ def _make_directory(directory: int, name: str) -> tuple[int, bool]:
 
 
 class _Transfer(TreeCopy):
-    """A copy that belongs to whoever makes it, with modes and times; FIFOs, sockets and devices are left out, as they mean nothing elsewhere."""
+    """A copy that belongs to whoever makes it, with modes and times.
+
+    FIFOs, sockets and devices are left out, as they mean nothing elsewhere.
+    """
 
     def __init__(self, target: int) -> None:
         super().__init__(target)
@@ -156,7 +171,10 @@ class _Transfer(TreeCopy):
 
 
 def _open_target(directory: int, name: str) -> int:
-    """Return a descriptor of a new or emptied regular file; what else is there under that name is refused, not opened."""
+    """Return a descriptor of a new or emptied regular file.
+
+    What else is there under that name is refused, not opened.
+    """
     try:
         return os.open(name, _NEW_FILE, 0o600, dir_fd=directory)
     except FileExistsError:
@@ -181,7 +199,9 @@ class _Out(_Transfer):
         self._source = source
 
     def link(self, text: str, target: int, name: str) -> None:
-        """Make a link that stays in the copied directory, or else a copy of the file that it leads to inside."""
+        """Make a link that stays in the copied directory, or else a copy of the file that it leads
+        to inside.
+        """
         if _stays(text, len(self.names)):
             super().link(text, target, name)
             return
@@ -208,10 +228,11 @@ class _Out(_Transfer):
 
 
 def _stays(text: str, depth: int) -> bool:
-    """Tell whether a link in a directory ``depth`` levels below the copy's root leads to something below the root.
+    """Tell whether a link in a directory ``depth`` levels below the copy's root leads to something
+    below the root.
 
-    ".." is believed only at the beginning, where it leaves directories that the copy has made. After another name, which may be a link
-    itself, nobody knows what it leaves.
+    ".." is believed only at the beginning, where it leaves directories that the copy has made.
+    After another name, which may be a link itself, nobody knows what it leaves.
     """
     parts = [part for part in text.split("/") if part not in {"", "."}]
     up = next((at for at, part in enumerate(parts) if part != ".."), len(parts))

@@ -1,7 +1,10 @@
-"""Trees copied by descriptors: no link is followed, nothing but a regular file is opened for reading, and holes stay holes.
+"""Trees copied by descriptors.
 
-:func:`copy_tree` copies a layer with everything that overlayfs stores in one: owners, modes, times, extended attributes, devices, links, and
-names that share a file. What runs in a container may change the source meanwhile: what vanishes is left out.
+No link is followed, nothing but a regular file is opened for reading, and holes stay holes.
+
+:func:`copy_tree` copies a layer with everything that overlayfs stores in one: owners, modes, times,
+extended attributes, devices, links, and names that share a file. What runs in a container may
+change the source meanwhile: what vanishes is left out.
 """
 
 from __future__ import annotations
@@ -14,7 +17,13 @@ from typing import NamedTuple, Self
 
 from pytest_sandbox.linux import process
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.directories import DIRECTORY, DirectoryStack, batches, open_entry, open_regular
+from pytest_sandbox.linux.directories import (
+    DIRECTORY,
+    DirectoryStack,
+    batches,
+    open_entry,
+    open_regular,
+)
 
 __all__ = ["Copied", "TreeCopy", "copy_content", "copy_tree"]
 
@@ -24,7 +33,8 @@ _CHUNK = 8 << 20
 _SMALL = 1 << 16
 #: Bytes that st_blocks counts (stat(3type)).
 _BLOCK = 512
-#: Longest path, in characters, that is remembered for a file with several names. PATH_MAX is 4096 bytes.
+#: Longest path, in characters, that is remembered for a file with several names. PATH_MAX is 4096
+#: bytes.
 _LONGEST = 4000 // 4
 _ANY = 1 << 62
 #: Bytes that are read of a file that says it has none, as those of procfs and sysfs do.
@@ -32,14 +42,19 @@ _MOST_UNSIZED = 8 << 20
 
 
 class Copied(NamedTuple):
-    """What a copy holds: ``size`` of file content in bytes (holes count), and ``entries`` below its root."""
+    """What a copy holds.
+
+    ``size`` of file content in bytes (holes count), and ``entries`` below its root.
+    """
 
     size: int
     entries: int
 
 
 def copy_tree(source: int, target: str, *, owners: bool = True) -> Copied:
-    """Copy the directory ``source`` (a descriptor) to the new directory ``target``. Sockets are left out.
+    """Copy the directory ``source`` (a descriptor) to the new directory ``target``.
+
+    Sockets are left out.
 
     Without ``owners`` everything in the copy belongs to the calling process's user. Raises OSError.
     """
@@ -72,7 +87,10 @@ def copy_content(source: int, target: int, status: os.stat_result) -> int:
 
 
 def _next_data(source: int, at: int, size: int) -> tuple[int, int]:
-    """Return where the next stretch of data begins and ends; (size, size) where only a hole is left (lseek(2), SEEK_DATA)."""
+    """Return where the next stretch of data begins and ends.
+
+    (size, size) where only a hole is left (lseek(2), SEEK_DATA).
+    """
     try:
         start = os.lseek(source, at, os.SEEK_DATA)
         end = os.lseek(source, start, os.SEEK_HOLE)
@@ -84,7 +102,10 @@ def _next_data(source: int, at: int, size: int) -> tuple[int, int]:
 
 
 def _copy_range(source: int, target: int, start: int, length: int) -> int:
-    """Copy up to ``length`` bytes from ``start`` on to the target's position; return how many there were."""
+    """Copy up to ``length`` bytes from ``start`` on to the target's position.
+
+    Return how many there were.
+    """
     done = 0
     while done < length:
         part = _copy_part(source, target, start + done, min(_CHUNK, length - done))
@@ -114,14 +135,18 @@ def _copy_by_hand(source: int, target: int, start: int, length: int) -> int:
 
 
 class TreeCopy:
-    """One copy of a tree into the directory ``target``; what is done with each entry is a subclass's."""
+    """One copy of a tree into the directory ``target``.
+
+    What is done with each entry is a subclass's.
+    """
 
     def __init__(self, target: int) -> None:
         self._root = target
         #: The names of the directories from the root to the current one.
         self.names: list[str] = []
         self._size = self._count = 0
-        #: Where the first name of a file with several lies in the copy (None: too deep to be linked), and how many names are to come.
+        #: Where the first name of a file with several lies in the copy (None: too deep to be
+        #: linked), and how many names are to come.
         self._linked: dict[tuple[int, int], tuple[str | None, int]] = {}
 
     def run(self, source: int) -> Copied:
@@ -184,7 +209,9 @@ class TreeCopy:
         self._size += size
 
     def link_again(self, status: os.stat_result, target: int, name: str, *, always: bool = False) -> bool:
-        """Give a file that was copied under another name this one too; return whether that was done. Remember the first name.
+        """Give a file that was copied under another name this one too.
+
+        Return whether that was done. Remember the first name.
 
         ``always``: also a file that has one name only, for what is found in another way.
         """
@@ -198,7 +225,11 @@ class TreeCopy:
             return True
         if first is None and status.st_size:
             # Every further name of it would take its size again.
-            raise OSError(errno.ENAMETOOLONG, "it has several names, of which one is too deep to be linked to", name)
+            raise OSError(
+                errno.ENAMETOOLONG,
+                "it has several names, of which one is too deep to be linked to",
+                name,
+            )
         path = "/".join([*self.names, name])
         self._remember(key, path if len(path) <= _LONGEST else None, left - 1)
         return False
@@ -210,9 +241,17 @@ class TreeCopy:
             self._linked.pop(key, None)
 
     def _link_to(self, first: str, target: int, name: str) -> bool:
-        """Link ``name`` to a file of the copy; False where it has as many names as it can have, or has gone (link(2), openat2(2))."""
+        """Link ``name`` to a file of the copy.
+
+        False where it has as many names as it can have, or has gone (link(2), openat2(2)).
+        """
         try:
-            fd = sc.openat2(first, os.O_PATH | os.O_NOFOLLOW, sc.RESOLVE_BENEATH | sc.RESOLVE_NO_SYMLINKS, dir_fd=self._root)
+            fd = sc.openat2(
+                first,
+                os.O_PATH | os.O_NOFOLLOW,
+                sc.RESOLVE_BENEATH | sc.RESOLVE_NO_SYMLINKS,
+                dir_fd=self._root,
+            )
         except OSError:
             return False
         try:
@@ -276,7 +315,8 @@ class _LayerCopy(TreeCopy):
             write = os.open(name, _NEW_FILE, 0o600, dir_fd=target)
             try:
                 self.count(copy_content(read, write, status))
-                # Writing, and a change of the owner, take set-user-ID bits and capabilities away: they come last.
+                # Writing, and a change of the owner, take set-user-ID bits and capabilities away:
+                # they come last.
                 self._describe(status, write)
                 _copy_attributes(read, write)
                 os.fchmod(write, stat.S_IMODE(status.st_mode))
@@ -306,7 +346,10 @@ class _LayerCopy(TreeCopy):
         self.count()
 
     def _delete(self, target: int, name: str) -> None:
-        """Make a whiteout. They share an inode, as those that the kernel makes: there may be a million."""
+        """Make a whiteout. They share an inode, as those that the kernel makes.
+
+        There may be a million.
+        """
         self.count()
         if self._whiteout >= 0:
             with suppress(OSError):  # EMLINK: an inode cannot have more names

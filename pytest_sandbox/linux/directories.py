@@ -1,7 +1,9 @@
-"""Directories reached by descriptors alone: one name at a time, no link followed, whatever happens to the tree meanwhile.
+"""Directories reached by descriptors alone.
 
-Nothing here depends on the length of a path (PATH_MAX) or on the depth of a tree: a stack keeps a fixed number of descriptors open and opens
-the others again when it comes back to them.
+One name at a time, no link followed, whatever happens to the tree meanwhile.
+
+Nothing here depends on the length of a path (PATH_MAX) or on the depth of a tree: a stack keeps a
+fixed number of descriptors open and opens the others again when it comes back to them.
 """
 
 from __future__ import annotations
@@ -28,20 +30,28 @@ Identity = tuple[int, int]
 
 
 def open_entry(name: str, directory: int) -> int:
-    """Return an O_PATH descriptor of an entry of whatever type: opening it so has no effect, and fstat(2) says what it is."""
+    """Return an O_PATH descriptor of an entry of whatever type.
+
+    Opening it so has no effect, and fstat(2) says what it is.
+    """
     return os.open(name, _ENTRY, dir_fd=directory)
 
 
 def open_regular(entry: int) -> int:
-    """Return a descriptor to read the regular file that the O_PATH descriptor ``entry`` was found to be.
+    """Return a descriptor to read the regular file that the O_PATH descriptor ``entry`` was found
+    to be.
 
-    A second look at its name could find a FIFO or a device in its place (open(2), O_PATH; proc_pid_fd(5)).
+    A second look at its name could find a FIFO or a device in its place (open(2), O_PATH;
+    proc_pid_fd(5)).
     """
     return os.open(process.path_of(entry), _REGULAR)
 
 
 def batches(directory: int, most: int = _BATCH) -> Iterator[list[os.DirEntry[str]]]:
-    """Yield the entries of a directory in lists of at most ``most``, each sorted by name: a directory may have millions."""
+    """Yield the entries of a directory in lists of at most ``most``, each sorted by name.
+
+    A directory may have millions.
+    """
     with os.scandir(directory) as entries:
         batch: list[os.DirEntry[str]] = []
         for entry in entries:
@@ -57,9 +67,11 @@ def _name(entry: os.DirEntry[str]) -> str:
 
 
 class DirectoryStack:
-    """The directories from a root down to the current one (:attr:`fd`), of which the deepest 32 are open.
+    """The directories from a root down to the current one (:attr:`fd`), of which the deepest 32 are
+    open.
 
-    The others are reopened through ".." and compared with what they were. Close it when done; ``root`` stays the caller's.
+    The others are reopened through ".." and compared with what they were. Close it when done;
+    ``root`` stays the caller's.
     """
 
     def __init__(self, root: int) -> None:
@@ -86,7 +98,10 @@ class DirectoryStack:
         return self._identities[-1][0]
 
     def push(self, fd: int) -> None:
-        """Make ``fd``, a directory in the current one, the current one; it is the stack's from now on."""
+        """Make ``fd``, a directory in the current one, the current one.
+
+        It is the stack's from now on.
+        """
         self._fds.append(fd)
         self._identities.append(_identity(fd))
         oldest = len(self._fds) - 1 - _MOST_OPEN
@@ -95,7 +110,10 @@ class DirectoryStack:
             self._fds[oldest] = -1
 
     def pop(self) -> None:
-        """Go back to the directory above. Raises OSError (ESTALE) where the current one was moved elsewhere meanwhile."""
+        """Go back to the directory above.
+
+        Raises OSError (ESTALE) where the current one was moved elsewhere meanwhile.
+        """
         if self._fds[-2] < 0:
             self._fds[-2] = self._reopen()
         os.close(self._fds.pop())

@@ -1,7 +1,8 @@
-"""Directories of the layers below a writable one, reached by descriptors of which a fixed number is open at a time.
+"""Directories of the layers below a writable one, reached by descriptors of which a fixed number is
+open at a time.
 
-A layer may be as deep as its maker wanted, longer than PATH_MAX too, so a directory knows its name and its parent, and is opened when it is
-looked into.
+A layer may be as deep as its maker wanted, longer than PATH_MAX too, so a directory knows its name
+and its parent, and is opened when it is looked into.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ _MOST_BYTES = 4000
 
 
 class Lower:
-    """A directory of a lower layer: ``name`` in ``parent``; a layer's root has a path in place of both."""
+    """A directory of a lower layer: ``name`` in ``parent``.
+
+    A layer's root has a path in place of both.
+    """
 
     __slots__ = ("fd", "name", "parent")
 
@@ -37,7 +41,9 @@ class Lower:
 
 
 class OpenLowers:
-    """The lower layers (their paths, topmost first), and those of their directories that were used last. Close it when done."""
+    """The lower layers (their paths, topmost first), and those of their directories that were used
+    last. Close it when done.
+    """
 
     def __init__(self, layers: Sequence[str]) -> None:
         self.roots = tuple(Lower(None, path.rstrip("/") or "/") for path in layers)
@@ -51,12 +57,18 @@ class OpenLowers:
             self._close(lower)
 
     def mode(self, merged: Sequence[Lower], name: str) -> int:
-        """Return the mode of what is seen as ``name`` in a merged directory; 0 where there is nothing."""
+        """Return the mode of what is seen as ``name`` in a merged directory.
+
+        0 where there is nothing.
+        """
         modes = (self._mode(lower, name) for lower in merged)
         return next((mode for mode in modes if mode is not None), 0)
 
     def step(self, merged: Sequence[Lower], name: str) -> tuple[Lower, ...]:
-        """Return the directory ``name`` in a merged one; empty where there is none, or something else."""
+        """Return the directory ``name`` in a merged one.
+
+        Empty where there is none, or something else.
+        """
         found: list[Lower] = []
         for lower in merged:
             mode = self._mode(lower, name)
@@ -70,7 +82,9 @@ class OpenLowers:
         return tuple(found)
 
     def names(self, merged: Sequence[Lower], most: int) -> tuple[list[str], bool]:
-        """Return the names that the parts of a merged directory have, sorted, up to ``most``, and whether these are all."""
+        """Return the names that the parts of a merged directory have, sorted, up to ``most``, and
+        whether these are all.
+        """
         names: set[str] = set()
         for lower in merged:
             for name in self._listed(lower):
@@ -140,11 +154,18 @@ class OpenLowers:
 
 
 def _walk(start: int, names: Sequence[str]) -> int:
-    """Return a descriptor of the directory that ``names`` lead to from ``start``, through directories alone."""
+    """Return a descriptor of the directory that ``names`` lead to from ``start``, through
+    directories alone.
+    """
     fd = os.dup(start)
     try:
         for path in _parts(names):
-            deeper = sc.openat2(path, os.O_PATH | os.O_DIRECTORY, sc.RESOLVE_BENEATH | sc.RESOLVE_NO_SYMLINKS, dir_fd=fd)
+            deeper = sc.openat2(
+                path,
+                os.O_PATH | os.O_DIRECTORY,
+                sc.RESOLVE_BENEATH | sc.RESOLVE_NO_SYMLINKS,
+                dir_fd=fd,
+            )
             os.close(fd)
             fd = deeper
     except BaseException:

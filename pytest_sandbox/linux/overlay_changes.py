@@ -1,10 +1,13 @@
-"""What a writable layer changed: the tree that is seen through an overlay against the tree below it.
+"""What a writable layer changed.
 
-The format of a layer is the kernel's (Documentation/filesystems/overlayfs.rst): a character device 0:0 stands for a deletion, the attribute
-``overlay.opaque`` marks a directory that replaces the one below, ``overlay.redirect`` one that was renamed, with where its content lies below.
+The tree that is seen through an overlay against the tree below it.
 
-A layer may hold whatever a test has made of it, so the walk takes time and memory in proportion to the number of changes, however deep they
-lie, and no more of either than its :class:`Budget` says.
+The format of a layer is the kernel's (Documentation/filesystems/overlayfs.rst): a character device
+0:0 stands for a deletion, the attribute ``overlay.opaque`` marks a directory that replaces the one
+below, ``overlay.redirect`` one that was renamed, with where its content lies below.
+
+A layer may hold whatever a test has made of it, so the walk takes time and memory in proportion to
+the number of changes, however deep they lie, and no more of either than its :class:`Budget` says.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ __all__ = ["Budget", "changes", "changes_since"]
 
 #: As root's overlays keep their attributes, and as those of a user namespace.
 _PREFIXES = ("trusted.overlay.", "user.overlay.")
-#: Names of directories that wait for their turn, and names of one lower directory that are held at a time.
+#: Names of directories that wait for their turn, and names of one lower directory that are held at
+#: a time.
 _MOST_PENDING = 200_000
 #: Changes between two looks at the clock.
 _LOOK = 128
@@ -39,9 +43,12 @@ Found: TypeAlias = tuple[str, str]
 
 @dataclass(slots=True)
 class Budget:
-    """What a walk may take: ``entries`` that are listed, ``text`` characters of their paths, ``seconds`` (None: any).
+    """What a walk may take.
 
-    Afterwards ``counted`` is the number of changes that were found, listed or not, and ``complete`` tells whether these are all and listed.
+    ``entries`` that are listed, ``text`` characters of their paths, ``seconds`` (None: any).
+
+    Afterwards ``counted`` is the number of changes that were found, listed or not, and ``complete``
+    tells whether these are all and listed.
     """
 
     entries: int = 1_000_000
@@ -55,7 +62,10 @@ class Budget:
         self._end = float("inf") if self.seconds is None else time.monotonic() + self.seconds
 
     def lists(self, length: int) -> bool:
-        """Count a change, and tell whether it is listed, with a path of ``length`` characters. Raises TimeoutError."""
+        """Count a change, and tell whether it is listed, with a path of ``length`` characters.
+
+        Raises TimeoutError.
+        """
         self.counted += 1
         if not self.counted % _LOOK:
             self.check()
@@ -75,7 +85,9 @@ class Budget:
 
 @dataclass(slots=True)
 class _Level:
-    """A directory that is seen: whether it has a part in the writable layer, what is merged into it, and what was there before.
+    """A directory that is seen.
+
+    Whether it has a part in the writable layer, what is merged into it, and what was there before.
 
     ``pending``: its subdirectories to be walked, each with whether it lies in the writable layer.
     """
@@ -88,10 +100,11 @@ class _Level:
 
 
 def changes(upper: int, lower: Sequence[str], budget: Budget | None = None) -> Iterator[Found]:
-    """Yield ``(kind, path)`` for what the writable layer ``upper`` (a directory's descriptor) says about the directories ``lower``.
+    """Yield ``(kind, path)`` for what the writable layer ``upper`` (a directory's descriptor) says
+    about the directories ``lower``.
 
-    ``kind`` is "added", "modified" or "deleted"; ``path`` begins with "/". A directory that holds a change is itself "modified", as
-    ``docker diff`` says it. What vanishes meanwhile is left out.
+    ``kind`` is "added", "modified" or "deleted"; ``path`` begins with "/". A directory that holds a
+    change is itself "modified", as ``docker diff`` says it. What vanishes meanwhile is left out.
     """
     budget = budget or Budget()
     with OpenLowers(lower) as lowers, DirectoryStack(upper) as stack:
@@ -104,7 +117,9 @@ def changes(upper: int, lower: Sequence[str], budget: Budget | None = None) -> I
 
 
 def changes_since(upper: int, taken: Sequence[str], lower: Sequence[str], budget: Budget | None = None) -> Iterator[Found]:
-    """As :func:`changes`, where the topmost of what ``upper`` lies on, ``taken``, is not what is compared with, but part of the changes."""
+    """As :func:`changes`, where the topmost of what ``upper`` lies on, ``taken``, is not what is
+    compared with, but part of the changes.
+    """
     if not taken:
         return changes(upper, lower, budget)
     budget = budget or Budget()
@@ -142,7 +157,9 @@ def _forget_below(found: dict[str, str], paths: list[str], start: str) -> None:
 
 
 class _Walk:
-    """One walk over a writable layer and what it lies on, a directory at a time, from the root down."""
+    """One walk over a writable layer and what it lies on, a directory at a time, from the root
+    down.
+    """
 
     def __init__(self, stack: DirectoryStack, lowers: OpenLowers, budget: Budget) -> None:
         self._stack = stack
@@ -174,7 +191,9 @@ class _Walk:
             self._stack.pop()
 
     def _directory(self, level: _Level) -> Iterator[Found]:
-        """Yield what changed directly in a directory, and note which directories in it have to be walked."""
+        """Yield what changed directly in a directory, and note which directories in it have to be
+        walked.
+        """
         path = ""  # made when it is needed: paths of deep directories are long
         for kind, name in self._names(level):
             if self._budget.lists(self._length + len(name)):
@@ -218,7 +237,10 @@ class _Walk:
                 self._note(level, name, has_upper=False)
 
     def _gone(self, level: _Level) -> Iterator[Found]:
-        """Yield what was in this place before and is not any more; a deletion that the layer has was told already."""
+        """Yield what was in this place before and is not any more.
+
+        A deletion that the layer has was told already.
+        """
         for name in self._names_in(level.before):
             is_there = self._is_written(level, name) or self._lowers.mode(level.below, name)
             if not is_there and self._lowers.mode(level.before, name):
@@ -258,7 +280,9 @@ class _Walk:
         return _Level(name, True, self._below(level, name, before), before)
 
     def _below(self, level: _Level, name: str, before: Merged) -> Merged:
-        """Return what is merged into the directory that was just entered, the same object as ``before`` where nothing was moved."""
+        """Return what is merged into the directory that was just entered, the same object as
+        ``before`` where nothing was moved.
+        """
         if _attribute(self._stack.fd, "opaque") == b"y":
             return () if before else before
         redirect = _attribute(self._stack.fd, "redirect")
@@ -278,7 +302,9 @@ class _Walk:
 
 
 def _shown(entry: os.DirEntry[str]) -> tuple[bool, bool]:
-    """Tell whether an entry of the writable layer is a directory, and whether it stands for a deletion."""
+    """Tell whether an entry of the writable layer is a directory, and whether it stands for a
+    deletion.
+    """
     if entry.is_dir(follow_symlinks=False):
         return True, False
     if entry.is_file(follow_symlinks=False) or entry.is_symlink():

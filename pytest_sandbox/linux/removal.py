@@ -1,4 +1,7 @@
-"""Removal of directories whose content a container may have written: iterative and by descriptor, so that nothing in them can break it."""
+"""Removal of directories whose content a container may have written.
+
+Iterative and by descriptor, so that nothing in them can break it.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,12 @@ _MOST_SHOWN = 200
 
 
 def remove_tree(path: str, *, dir_fd: int | None = None) -> None:
-    """Remove the directory ``path`` and all in it, of any depth, also what its owner has no permissions for.
+    """Remove the directory ``path`` and all in it, of any depth, also what its owner has no
+    permissions for.
 
-    What is gone already is fine. A symbolic link or a file in the place of ``path`` raises NotADirectoryError. What cannot be removed (a
-    mount point, somebody else's file) stays, the rest is removed, and the first such error is raised at the end.
+    What is gone already is fine. A symbolic link or a file in the place of ``path`` raises
+    NotADirectoryError. What cannot be removed (a mount point, somebody else's file) stays, the rest
+    is removed, and the first such error is raised at the end.
     """
     try:
         root = os.open(path, DIRECTORY, dir_fd=dir_fd)
@@ -44,7 +49,10 @@ def remove_tree(path: str, *, dir_fd: int | None = None) -> None:
 
 
 def _opened_to_owner(name: str, directory: int | None) -> int:
-    """Open a directory that its mode closes to its owner. The mode is changed by descriptor: chmod(2) of a name follows links."""
+    """Open a directory that its mode closes to its owner. The mode is changed by descriptor.
+
+    chmod(2) of a name follows links.
+    """
     entry = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
         os.chmod(process.path_of(entry), 0o700)
@@ -55,7 +63,10 @@ def _opened_to_owner(name: str, directory: int | None) -> int:
 
 @dataclass(slots=True)
 class _Level:
-    """One directory on the way: its name in its parent, subdirectories to be emptied, and names that could not be removed."""
+    """One directory on the way.
+
+    Its name in its parent, subdirectories to be emptied, and names that could not be removed.
+    """
 
     name: str
     pending: list[str] = field(default_factory=list)
@@ -82,9 +93,12 @@ class _Removal:
         return self._error
 
     def _clear(self, level: _Level) -> bool:
-        """Remove what lies directly in the current directory; return whether there is more to do in it.
+        """Remove what lies directly in the current directory.
 
-        A directory is read again until nothing is found: removing while reading may skip names, and names are taken in portions.
+        Return whether there is more to do in it.
+
+        A directory is read again until nothing is found: removing while reading may skip names, and
+        names are taken in portions.
         """
         found = False
         with os.scandir(self._stack.fd) as entries:
@@ -108,7 +122,10 @@ class _Removal:
         return True
 
     def _remove(self, function: Callable[..., None], level: _Level, name: str) -> None:
-        """Remove one name, where necessary with the permissions of an owner; remember it where that fails."""
+        """Remove one name, where necessary with the permissions of an owner.
+
+        Remember it where that fails.
+        """
         try:
             try:
                 function(name, dir_fd=self._stack.fd)

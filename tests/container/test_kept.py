@@ -1,4 +1,7 @@
-"""Kept layers: copied whole or not at all, in no more space than they take, and nothing unfinished stays."""
+"""Kept layers.
+
+Copied whole or not at all, in no more space than they take, and nothing unfinished stays.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_what_a_killed_process_had_begun_is_removed(home):
-    """An unfinished copy goes once nobody holds it; one that is being made, finished ones and other files stay."""
+    """An unfinished copy goes once nobody holds it.
+
+    One that is being made, finished ones and other files stay.
+    """
     home.mkdir(parents=True)
     begin_and_die(home / "dead")
     (home / "whole").mkdir()
@@ -50,7 +56,9 @@ def test_what_a_killed_process_had_begun_is_removed(home):
 
 
 def test_keeping_removes_what_others_left(home):
-    """The next copy that is made clears away what a killed process had begun, and the directory is closed to others."""
+    """The next copy that is made clears away what a killed process had begun, and the directory is
+    closed to others.
+    """
     home.mkdir(parents=True)
     begin_and_die(home / "dead")
     with Container() as container:
@@ -59,20 +67,30 @@ def test_keeping_removes_what_others_left(home):
 
 
 def test_a_copy_that_fails_leaves_nothing(home, monkeypatch):
-    """An error while a layer is copied is a SandboxError that says where, and no part of the copy stays."""
+    """An error while a layer is copied is a SandboxError that says where, and no part of the copy
+    stays.
+    """
 
     def fail(*_arguments, **_keywords):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(kept, "copy_tree", fail)
-    with Container() as container, pytest.raises(SandboxError, match=f"cannot be kept in {home}.*No space left"):
+    with (
+        Container() as container,
+        pytest.raises(SandboxError, match=f"cannot be kept in {home}.*No space left"),
+    ):
         kept.keep(container)
     assert [] == os.listdir(home)
 
 
 def test_damaged_ones_are_left_out(home):
     """What has no readable description, or is not finished, is not listed, and breaks nothing."""
-    for name, text in (("a", "{"), ("b", "[]"), ("c", json.dumps({"id": "c", "unknown": 1})), ("d.12", json.dumps(["d"]))):
+    for name, text in (
+        ("a", "{"),
+        ("b", "[]"),
+        ("c", json.dumps({"id": "c", "unknown": 1})),
+        ("d.12", json.dumps(["d"])),
+    ):
         (home / name).mkdir(parents=True)
         (home / name / "kept.json").write_text(text)
     (home / "d.12/kept.json").write_text(json.dumps({"id": "d", "label": "", "time": 1.0}))

@@ -21,7 +21,9 @@ _GIB = 1 << 30
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    """A container whose root is not the host's, so that a file of either can be told from the other's."""
+    """A container whose root is not the host's, so that a file of either can be told from the
+    other's.
+    """
     root = make_busybox_root(tmp_path_factory.mktemp("transfer") / "root")
     with Container(image=root) as c:
         c.write_text("/etc/hostname", "the container's\n")
@@ -33,17 +35,25 @@ def made(other):
     """Make things in the new directory /root/made by a script."""
 
     def made(script):
-        other.run(["sh", "-ec", f"rm -rf /root/made; mkdir /root/made; cd /root/made; {script}"], check=True)
+        other.run(
+            ["sh", "-ec", f"rm -rf /root/made; mkdir /root/made; cd /root/made; {script}"],
+            check=True,
+        )
 
     return made
 
 
 def test_a_named_link_is_what_it_leads_to_inside(other, made, tmp_path):
-    """copy_out of a link to a file or a directory copies that, of the container's, and makes no link on the host."""
+    """copy_out of a link to a file or a directory copies that, of the container's, and makes no
+    link on the host.
+    """
     made("mkdir dir; echo in > dir/file; ln -s /etc/hostname f; ln -s dir d")
     other.copy_out("/root/made/f", tmp_path)
     other.copy_out("/root/made/d", tmp_path / "as")
-    assert (False, "the container's\n") == ((tmp_path / "f").is_symlink(), (tmp_path / "f").read_text())
+    assert (False, "the container's\n") == (
+        (tmp_path / "f").is_symlink(),
+        (tmp_path / "f").read_text(),
+    )
     assert (False, ["file"]) == ((tmp_path / "as").is_symlink(), os.listdir(tmp_path / "as"))
 
 
@@ -70,7 +80,10 @@ def test_links_that_stay_in_the_directory_are_links(other, made, tmp_path):
     made("mkdir -p a/b; echo x > f; ln -s b/../../f a/odd; ln -s ../../f a/b/up; ln -s a/./b down; ln -s nothing dangling")
     other.copy_out("/root/made", tmp_path / "out")
     assert ("../../f", "a/./b", "nothing") == tuple(os.readlink(tmp_path / "out" / one) for one in ("a/b/up", "down", "dangling"))
-    assert (False, "x\n") == ((tmp_path / "out/a/odd").is_symlink(), (tmp_path / "out/a/odd").read_text())
+    assert (False, "x\n") == (
+        (tmp_path / "out/a/odd").is_symlink(),
+        (tmp_path / "out/a/odd").read_text(),
+    )
 
 
 ESCAPES = {
@@ -107,7 +120,10 @@ def test_many_links_to_one_file_take_its_space_once(other, made, tmp_path):
     """What a thousand links lead to is copied once."""
     made("i=0; while [ $i -lt 20 ]; do ln -s /bin/busybox l$i; i=$((i+1)); done")
     other.copy_out("/root/made", tmp_path / "out")
-    assert [1, 20] == [len({os.lstat(tmp_path / f"out/l{i}").st_ino for i in range(20)}), len(os.listdir(tmp_path / "out"))]
+    assert [1, 20] == [
+        len({os.lstat(tmp_path / f"out/l{i}").st_ino for i in range(20)}),
+        len(os.listdir(tmp_path / "out")),
+    ]
 
 
 def test_names_that_share_a_file(other, tmp_path):
@@ -121,7 +137,11 @@ def test_names_that_share_a_file(other, tmp_path):
     other.copy_out("/root/shared", tmp_path / "out")
     other.copy_out("/root/shared/.", tmp_path / "out")
     found = [tmp_path / "out" / name for name in ("a", "b", "sub/c", "sub/d")]
-    assert ("4\n", 1, {"shared"}) == (links, len({one.stat().st_ino for one in found}), {one.read_text() for one in found})
+    assert ("4\n", 1, {"shared"}) == (
+        links,
+        len({one.stat().st_ino for one in found}),
+        {one.read_text() for one in found},
+    )
 
 
 def test_sparse_files(other, tmp_path):
@@ -132,7 +152,10 @@ def test_sparse_files(other, tmp_path):
     other.copy_in(tmp_path / "sparse", "/root/sparse")
     other.copy_out("/root/sparse", tmp_path / "out")
     with open(tmp_path / "out", "rb") as file:
-        assert (b"middle", 2 * _GIB) == (os.pread(file.fileno(), 6, _GIB), os.fstat(file.fileno()).st_size)
+        assert (b"middle", 2 * _GIB) == (
+            os.pread(file.fileno(), 6, _GIB),
+            os.fstat(file.fileno()).st_size,
+        )
     assert (tmp_path / "out").stat().st_blocks * 512 < 1 << 20
     other.run(["rm", "/root/sparse"], check=True)
 

@@ -1,4 +1,7 @@
-"""Copies of layers: everything that a layer says, in no more room than it takes, whatever happens to it meanwhile."""
+"""Copies of layers.
+
+Everything that a layer says, in no more room than it takes, whatever happens to it meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,10 @@ def test_holes_stay_holes(source, copy):
         os.pwrite(file.fileno(), b"middle", _GIB)
     made = copy() / "sparse"
     with open(made, "rb") as file:
-        assert (b"middle", 2 * _GIB) == (os.pread(file.fileno(), 6, _GIB), os.fstat(file.fileno()).st_size)
+        assert (b"middle", 2 * _GIB) == (
+            os.pread(file.fileno(), 6, _GIB),
+            os.fstat(file.fileno()).st_size,
+        )
     assert made.stat().st_blocks * 512 < 1 << 20
 
 
@@ -91,7 +97,10 @@ def test_a_deep_tree_is_copied(source, copy):
 
 
 def test_names_share_a_file_in_the_copy_as_in_the_source(source, copy):
-    """Any number of names, of files, links and FIFOs, in any directory; sockets are left out under all of their names."""
+    """Any number of names, of files, links and FIFOs, in any directory.
+
+    Sockets are left out under all of their names.
+    """
     (source / "a").write_text("shared")
     os.mkfifo(source / "fifo")
     (source / "link").symlink_to("nowhere")
@@ -110,7 +119,9 @@ def test_names_share_a_file_in_the_copy_as_in_the_source(source, copy):
 
 
 def test_a_file_with_names_that_are_too_deep_is_refused(source, copy):
-    """A further name cannot be linked there, and another copy of the content could take any amount of space."""
+    """A further name cannot be linked there, and another copy of the content could take any amount
+    of space.
+    """
     dig(source, 50, "d" * 200)
     fd = os.open(source, os.O_RDONLY)
     for _ in range(50):
@@ -130,11 +141,16 @@ def test_deletions_share_an_inode(source, copy):
         os.mknod(source / str(number), stat.S_IFCHR, 0)
     made = copy()
     found = [os.lstat(made / str(number)) for number in range(5)]
-    assert ({True}, 1) == ({stat.S_ISCHR(one.st_mode) and one.st_rdev == 0 for one in found}, len({one.st_ino for one in found}))
+    assert ({True}, 1) == (
+        {stat.S_ISCHR(one.st_mode) and one.st_rdev == 0 for one in found},
+        len({one.st_ino for one in found}),
+    )
 
 
 def test_a_fifo_in_the_place_of_a_file_is_not_opened(source, copy, monkeypatch):
-    """A process that puts a FIFO in a file's place, before or after the copy has looked, does not make it wait."""
+    """A process that puts a FIFO in a file's place, before or after the copy has looked, does not
+    make it wait.
+    """
     (source / "before").write_text("x")
     (source / "after").write_text("content")
     real = copying.open_entry
@@ -151,7 +167,10 @@ def test_a_fifo_in_the_place_of_a_file_is_not_opened(source, copy, monkeypatch):
 
     monkeypatch.setattr(copying, "open_entry", swapping)
     made = copy()
-    assert (True, "content") == (stat.S_ISFIFO(os.lstat(made / "before").st_mode), (made / "after").read_text())
+    assert (True, "content") == (
+        stat.S_ISFIFO(os.lstat(made / "before").st_mode),
+        (made / "after").read_text(),
+    )
 
 
 def test_what_vanishes_is_left_out(source, copy, monkeypatch):

@@ -46,7 +46,10 @@ def test_more_directories_than_are_remembered_at_a_time(tmp_path, monkeypatch):
 
 
 def test_links_are_removed_and_not_followed(tmp_path):
-    """A link goes, what it leads to stays; so does the target of a link in the place of the tree itself."""
+    """A link goes, what it leads to stays.
+
+    So does the target of a link in the place of the tree itself.
+    """
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/file").touch()
     (tmp_path / "root").mkdir()
@@ -65,7 +68,10 @@ def test_what_is_not_there_is_fine(tmp_path):
 
 @pytest.mark.needs("root")
 def test_a_mounted_file_system_stays(tmp_path):
-    """What is mounted in the tree is not emptied: the rest is removed, and the error names the place."""
+    """What is mounted in the tree is not emptied.
+
+    The rest is removed, and the error names the place.
+    """
     code = f"""
 import os
 from pytest_sandbox.linux import mounts, syscall as sc

@@ -32,7 +32,10 @@ DEEP = """
 
 
 def test_deep_trees_are_reported_in_part(run):
-    """A failed test's changes are the first ones, and a count; paths are cut; the other tests and the session go on."""
+    """A failed test's changes are the first ones, and a count; paths are cut.
+
+    The other tests and the session go on.
+    """
     result = run(DEEP)
     result.assert_outcomes(passed=3, failed=1)
     result.stdout.fnmatch_lines(["C /opt", "A /opt/ddd*", "A /opt/ddd*... (* characters)", "... and at least * more"])
@@ -41,7 +44,9 @@ def test_deep_trees_are_reported_in_part(run):
 
 
 def test_a_million_changes_are_counted_in_part(run):
-    """A test that is killed at its time limit while it writes files is reported with the first of them."""
+    """A test that is killed at its time limit while it writes files is reported with the first of
+    them.
+    """
     result = run(
         """
     import itertools, os, pytest
@@ -53,4 +58,12 @@ def test_a_million_changes_are_counted_in_part(run):
     """
     )
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["timeout: still running after 5 s*", "C /opt", "A /opt/many", "A /opt/many/000*", "... and * more"])
+    result.stdout.fnmatch_lines(
+        [
+            "timeout: still running after 5 s*",
+            "C /opt",
+            "A /opt/many",
+            "A /opt/many/000*",
+            "... and * more",
+        ]
+    )
