@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
 import shutil
 import subprocess
 from contextlib import suppress
@@ -11,12 +13,17 @@ from dataclasses import dataclass
 
 from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.linux import copying, loop, private_directory, userns
+from pytest_sandbox.linux.removal import remove_tree
 
-__all__ = ["MEMORY", "DiskLimitError", "Place", "explain", "fill", "make", "remove"]
+__all__ = ["MEMORY", "DiskLimitError", "Place", "explain", "fill", "make", "make_unfinished", "remove", "remove_unfinished"]
 
 _MKFS = "mkfs.ext4"
 _IMAGE = "file-system"
 _SEARCH = os.pathsep.join([os.defpath, "/usr/sbin", "/sbin"])
+#: ``ID.PID``: a directory that the process PID is filling, or was when it died.
+_UNFINISHED = re.compile(r"[^.]+(\.[0-9]+)+")
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_TRIES = 100
 _OPTIONS = ("-q", "-m", "0", "-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=1,nodiscard")
 
 
@@ -39,10 +46,11 @@ class Place:
             os.close(held)
 
     def remove(self) -> None:
-        """Release the device and remove the folder."""
+        """Release the device and remove the directory; what cannot be removed is left to the session's end."""
         self.release()
         if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            with suppress(OSError):
+                remove_tree(self.folder)
 
 
 MEMORY = Place()
@@ -58,7 +66,8 @@ def make(base: str, size: int | None, *, session: str, identity: str, lock: str)
     try:
         device, held = _limited(os.path.join(folder, _IMAGE), size)
     except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            remove_tree(folder)
         raise DiskLimitError(error.errno, f"{error.strerror}: {error.filename or 'loop device'}") from error
     return Place(folder, device, held)
 
@@ -86,18 +95,82 @@ def fill(place: Place, number: int, folder: str) -> None:
 
 
 def remove(lock: str) -> None:
-    """Remove the folders that a session has noted in its lock file."""
+    """Remove the directories that a session has noted in its lock file.
+
+    What can be removed is. Raises the first OSError, so that the caller keeps the lock file and a later cleanup tries again.
+    """
     session = os.path.basename(lock).removesuffix(".lock")
     doomed = [folder for folder in _noted(lock) if os.path.basename(folder) == session and os.path.isdir(folder)]
-    if doomed and not userns.has_power():  # others inside, whose numbers are the user's too, may have closed their folders to it
+    if doomed and not userns.has_power():  # others inside, whose UIDs are the user's too, may have closed their directories to it
         with suppress(OSError):
-            return userns.with_power(lambda: _remove_all(doomed))
-    return _remove_all(doomed)
+            userns.with_power(lambda: _remove_all(doomed))
+    _remove_all(doomed)
 
 
-def _remove_all(folders: list[str]) -> None:
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
+def _remove_all(directories: list[str]) -> None:
+    errors: list[OSError] = []
+    for directory in directories:
+        try:
+            remove_tree(directory)
+        except OSError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def make_unfinished(path: str) -> tuple[str, int]:
+    """Make the directory ``PATH.PID`` (mode 0700), to be renamed to ``path`` once it is filled; return it and a descriptor that holds its lock.
+
+    Close the descriptor after that: :func:`remove_unfinished` removes such directories whose lock (flock(2)) nobody holds. Raises OSError.
+    """
+    for attempt in range(_TRIES):
+        unfinished = f"{path}.{os.getpid()}.{attempt}" if attempt else f"{path}.{os.getpid()}"
+        os.mkdir(unfinished, 0o700)
+        try:
+            lock = os.open(unfinished, _DIRECTORY)
+        except FileNotFoundError:  # a cleanup has removed what nobody held yet
+            continue
+        if _has_locked(lock, unfinished):
+            return unfinished, lock
+        os.close(lock)
+    raise OSError(errno.EAGAIN, "its lock could not be taken", path)
+
+
+def remove_unfinished(directory: str) -> None:
+    """Remove from ``directory`` what processes that have died had begun (:func:`make_unfinished`).
+
+    What can be removed is. Raises the first OSError.
+    """
+    locks: list[int] = []
+    try:
+        found = [name for name in os.listdir(directory) if _UNFINISHED.fullmatch(name)] if os.path.isdir(directory) else []
+        free = [path for path in (os.path.join(directory, name) for name in found) if _is_free(path, locks)]
+        _remove_all(free)
+    finally:
+        for lock in locks:
+            os.close(lock)
+
+
+def _is_free(path: str, locks: list[int]) -> bool:
+    """Take the lock of a directory unless somebody holds it."""
+    try:
+        lock = os.open(path, _DIRECTORY)
+    except OSError:
+        return False
+    if _has_locked(lock, path):
+        locks.append(lock)
+        return True
+    os.close(lock)
+    return False
+
+
+def _has_locked(fd: int, path: str) -> bool:
+    """Lock a directory, and tell whether that was possible and it still has its name: another process may remove it in between."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except OSError:
+        return False
 
 
 def _noted(lock: str) -> list[str]:

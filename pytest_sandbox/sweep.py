@@ -7,7 +7,6 @@ directory (another user, an outer container, a chroot) sees the cgroups alone, a
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import time
 from contextlib import suppress
@@ -21,7 +20,6 @@ __all__ = ["lock_path", "state_folder", "sweep"]
 _PATIENCE = 2.0
 #: Seconds for which an empty lock file is left alone.
 _NEW = 2.0
-_UNFINISHED = re.compile(r".+\.\d+")
 
 
 def state_folder() -> str:
@@ -42,7 +40,11 @@ def sweep() -> list[str]:
     found = cgroup.Hierarchy.find().sessions()
     known = {name.removesuffix(".lock") for name in os.listdir(state_folder())}
     removed = [name for name in sorted(known | set(found)) if _try(name, found.get(name, ()))]
-    _remove_unfinished(os.path.join(folders.images(), "kept"))
+    kept = os.path.join(folders.images(), "kept")
+    try:
+        layers.remove_unfinished(kept)
+    except OSError as error:
+        _report(kept, error)
     return removed
 
 
@@ -97,23 +99,3 @@ def _remove(session: str, path: str, groups: tuple[str, ...]) -> bool:
     with suppress(FileNotFoundError):
         os.unlink(path)
     return True
-
-
-def _remove_unfinished(kept: str) -> None:
-    """Remove copies of layers that were not finished (``ID.PID``): whoever makes one holds a lock of its directory."""
-    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-        for name in filter(_UNFINISHED.fullmatch, os.listdir(kept)):
-            path = os.path.join(kept, name)
-            lock = file_lock.try_lock(path)
-            if lock is not None:
-                _try_remove(path)
-                os.close(lock)
-
-
-def _try_remove(path: str) -> None:
-    from pytest_sandbox.image.folders import remove_tree  # few sessions need it
-
-    try:
-        remove_tree(path)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop a new session
-        _report(path, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -142,8 +143,6 @@ def _shell_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _shell(found: argparse.Namespace) -> int:
-    import sys
-
     from pytest_sandbox.cli.attach import Command, attach
 
     with _living_or_kept(found.id) as container:
@@ -198,6 +197,8 @@ def _diff(found: argparse.Namespace) -> int:
         screen.print_json([asdict(change) for change in changes])
     else:
         print("".join(f"{change}\n" for change in changes), end="")
+    if not changes.complete:
+        print(f"pytest-sandbox: at least {changes.counted} changes, of which {len(changes)} are listed", file=sys.stderr)
     return 0
 
 

@@ -15,8 +15,8 @@ from signal import SIGKILL
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from pytest_sandbox.container import processes, session
-from pytest_sandbox.container.changes import changed_in
-from pytest_sandbox.container.child import Child, as_builder, fork_into, run_call
+from pytest_sandbox.container.changes import Changes, changes_of
+from pytest_sandbox.container.child import Child, fork_into, run_call
 from pytest_sandbox.container.files import Files
 from pytest_sandbox.container.ground import Ground
 from pytest_sandbox.container.lifecycle import Lifecycle, held_here
@@ -28,7 +28,6 @@ from pytest_sandbox.launcher import users
 from pytest_sandbox.launcher.entering import Entrance
 from pytest_sandbox.launcher.plan import OVERHEAD
 from pytest_sandbox.linux import terminal
-from pytest_sandbox.outcome import Change, Stats
 from pytest_sandbox.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,12 +40,15 @@ if TYPE_CHECKING:
     from pytest_sandbox.image.image import Image
     from pytest_sandbox.launcher.plan import Plan
     from pytest_sandbox.linux.program import Failure
+    from pytest_sandbox.outcome import Stats
 
 __all__ = ["Child", "Container", "Popen"]
 
 __tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
 
 _HELD_OUTSIDE = "what is in a container of its own cannot use it. Keep the test outside (no_sandbox), or start the container inside."
+#: Seconds that looking for changes may take.
+_MOST_SECONDS = 30.0
 
 
 class Container(Lifecycle, Files):
@@ -357,12 +359,13 @@ class Container(Lifecycle, Files):
         self._running()
         return commit(self, name)
 
-    def diff(self) -> list[Change]:
-        """Return what differs from what the container started on, sorted by path, as ``docker diff``."""
+    def diff(self) -> Changes:
+        """Return what differs from what the container started on, sorted by path, as ``docker diff``.
+
+        At most a million changes are listed, found within 30 seconds; ``.complete`` tells whether these are all, ``.counted`` how many were found.
+        """
         self._running()
-        with self.opened_layer() as (layer, places):
-            found = as_builder(self.user_namespaces()[1], lambda: changed_in(self, layer, places))
-            return sorted({Change(path, kind) for kind, path in found})
+        return changes_of(self, seconds=_MOST_SECONDS)
 
     @contextmanager
     def opened_layer(self) -> Iterator[tuple[int, dict[str, tuple[str, tuple[str, ...]]]]]:

@@ -27,7 +27,7 @@ from pytest_sandbox.image.reference import parse_reference
 from pytest_sandbox.image.store import LayerFacts, Store
 from pytest_sandbox.launcher.plan import SHELF
 from pytest_sandbox.linux import process
-from pytest_sandbox.linux.copying import copy_tree
+from pytest_sandbox.linux.copying import Copied, copy_tree
 from pytest_sandbox.linux.signals import Deferred
 
 if TYPE_CHECKING:
@@ -192,10 +192,10 @@ def _new_shelved(launcher: LauncherClient, points: dict[str, str]) -> Shelved:
         raise
 
 
-def _copy_folder(source: str, target: str, *, owners: bool = True) -> None:
+def _copy_folder(source: str, target: str, *, owners: bool = True) -> Copied:
     fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        copy_tree(fd, target, owners=owners)
+        return copy_tree(fd, target, owners=owners)
     finally:
         os.close(fd)
 
@@ -271,15 +271,7 @@ def _store_one(adding: Adding, builder: int, folder: int, number: str) -> str:
 
 def _stored_copy(source: str, target: str, *, owners: bool) -> tuple[int, int]:
     """Copy a folder, and return the copy's size and its count of entries."""
-    _copy_folder(source, target, owners=owners)
-    return _measured(target)
-
-
-def _measured(folder: str) -> tuple[int, int]:
-    size = entries = 0
-    for where, folders, files in os.walk(folder):
-        entries += len(folders) + len(files)
-        size += sum(os.lstat(os.path.join(where, name)).st_size for name in files)
+    size, entries = _copy_folder(source, target, owners=owners)
     return size, max(entries, 1)
 
 

@@ -9,13 +9,10 @@ import contextlib
 import errno
 import io
 import os
-import shutil
 import stat
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+from pytest_sandbox.container import transfer
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.program import Program
 from pytest_sandbox.linux.signals import Deferred
@@ -29,7 +26,6 @@ _WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 _MOST_OF_A_DEVICE = 1 << 20
 _NO_WAIT = os.O_NONBLOCK | os.O_NOCTTY
-_LINK = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 Path = str | os.PathLike[str]
 
@@ -157,45 +153,16 @@ class Files:
         return False
 
     def copy_in(self, source: Path, target: Path) -> None:
-        """Copy a file, a link or a folder of the host to ``target`` inside; into it, where it is a folder (as ``docker cp``)."""
-        os.lstat(source)  # what is not there is said by the name that was given
-        source = os.path.abspath(os.fspath(source))
-        folder, name = self._place(target, os.path.basename(source))
-        try:
-            _copy(os.path.dirname(source), os.path.basename(source), folder, name)
-        finally:
-            os.close(folder)
-
-    def _place(self, target: Path, name: str) -> tuple[int, str]:
-        """Return the descriptor of the folder that is copied into, and the name there."""
-        try:
-            return self._open(target, _FOLDER), name
-        except (FileNotFoundError, NotADirectoryError):
-            parent, last = os.path.split(os.fspath(target).rstrip("/"))
-            return self._open(parent or ".", _FOLDER), last
+        """Copy a file, a link or a directory of the host to ``target`` inside; into it, where it is a directory (as ``docker cp``)."""
+        transfer.copy_in(self._open, source, target)
 
     def copy_out(self, source: Path, target: Path) -> None:
-        """Copy a file, a link or a folder inside to ``target`` on the host; into it, where it is a folder. Links are copied as links.
+        """Copy a file or a directory inside to ``target`` on the host; into it, where it is a directory (as ``docker cp``).
 
-        ``FOLDER/.`` copies what is in the folder, as ``docker cp``.
+        ``DIRECTORY/.`` copies what is in the directory. A link is copied as a link where it stays in the copied directory, otherwise as the file
+        that it leads to inside; one that leads to a directory elsewhere raises OSError.
         """
-        folder, name = self._found(os.fspath(source))
-        into, as_name = (os.fspath(target), name) if os.path.isdir(target) else os.path.split(os.path.abspath(os.fspath(target)))
-        try:
-            _copy(folder, name, into, as_name or ".")
-        finally:
-            os.close(folder)
-
-    def _found(self, source: str) -> tuple[int, str]:
-        """Return the descriptor of the folder that holds ``source``, and the name there, "." for a folder's content ("FOLDER/.")."""
-        parent, name = (source, ".") if source.endswith("/.") else os.path.split(os.path.normpath(source))
-        try:
-            folder = self._open(parent or ".", _FOLDER)
-            with _closed_on_error(folder):
-                os.stat(name or ".", dir_fd=folder, follow_symlinks=False)
-        except OSError as error:  # said by the name that was given
-            raise OSError(error.errno, error.strerror, source) from None
-        return folder, name or "."
+        transfer.copy_out(self._open, source, target)
 
 
 def _read_available(fd: int) -> bytes:
@@ -205,70 +172,3 @@ def _read_available(fd: int) -> bytes:
         while len(data) < _MOST_OF_A_DEVICE and (part := os.read(fd, _MOST_OF_A_DEVICE - len(data))):
             data += part
     return data
-
-
-@contextlib.contextmanager
-def _closed_on_error(fd: int) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        os.close(fd)
-        raise
-
-
-def _opened(folder: int | str, flags: int) -> int:
-    return os.dup(folder) if isinstance(folder, int) else os.open(folder, flags | os.O_CLOEXEC)
-
-
-def _copy(source: int | str, name: str, target: int | str, as_name: str) -> None:
-    """Copy one entry of the folder ``source`` to the folder ``target``, each a descriptor or a trusted path; one name at a time."""
-    from_, to = _opened(source, _FOLDER), _opened(target, _FOLDER)
-    try:
-        _copy_entry(from_, name, to, as_name)
-    finally:
-        os.close(from_)
-        os.close(to)
-
-
-def _copy_entry(source: int, name: str, target: int, as_name: str) -> None:
-    status = os.stat(name, dir_fd=source, follow_symlinks=False)
-    if stat.S_ISLNK(status.st_mode):
-        os.symlink(os.readlink(name, dir_fd=source), as_name, dir_fd=target)
-        return
-    if stat.S_ISDIR(status.st_mode):
-        _copy_folder(source, name, target, as_name, status)
-        return
-    if not stat.S_ISREG(status.st_mode):
-        return  # a socket, a FIFO or a device means nothing elsewhere
-    from_ = os.open(name, _READ | _LINK, dir_fd=source)
-    with open(from_, "rb") as read:
-        to = os.open(as_name, _WRITE | _LINK, 0o600, dir_fd=target)
-        with open(to, "wb") as write:
-            shutil.copyfileobj(read, write, 1 << 20)
-            os.fchmod(to, stat.S_IMODE(status.st_mode) & 0o777)
-            write.flush()
-            os.utime(to, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def _copy_folder(source: int, name: str, target: int, as_name: str, status: os.stat_result) -> None:
-    from_ = os.open(name, _FOLDER | _LINK, dir_fd=source)
-    try:
-        made = _made(target, as_name)
-        to = os.open(as_name, _FOLDER | _LINK, dir_fd=target)
-        try:
-            for entry in os.listdir(from_):
-                _copy_entry(from_, entry, to, entry)
-            if made:  # a folder that was there before keeps its mode
-                os.fchmod(to, stat.S_IMODE(status.st_mode) & 0o777)
-        finally:
-            os.close(to)
-    finally:
-        os.close(from_)
-
-
-def _made(folder: int, name: str) -> bool:
-    try:
-        os.mkdir(name, 0o700, dir_fd=folder)
-    except FileExistsError:
-        return False
-    return True

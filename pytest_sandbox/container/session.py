@@ -184,7 +184,13 @@ class LauncherClient:
         """Return what was made ahead of this plan, unless the host has mounted or unmounted something since."""
         changed = mounts.has_changed(self._mounts)
         self._requests.receive_offers()
-        if changed or plan != self._asked or self._offer is None or not nodes.are_current(self._seen) or process.ended(self._offer.pidfd, 0):
+        if (
+            changed
+            or plan != self._asked
+            or self._offer is None
+            or not nodes.are_current(self._seen)
+            or process.ended(self._offer.pidfd, 0)
+        ):
             self._drop_offer()
         offer, self._offer = self._offer, None
         return offer

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
 from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.image.tree import is_whiteout
+from pytest_sandbox.linux.removal import remove_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["adopt", "fold", "is_opaque", "remove_tree"]
 
@@ -97,19 +97,3 @@ def _merged(sources: Sequence[bytes]) -> dict[bytes, list[bytes]]:
             if not is_whiteout(entry.stat(follow_symlinks=False)) and (is_folder or entry.name not in found):
                 found.setdefault(entry.name, []).append(entry.path)
     return found
-
-
-def remove_tree(path: str, *, make_way: Callable[[str], None] = lambda path: os.chmod(path, 0o700)) -> None:
-    """Remove a folder and all in it, also what its owner has no rights in; what is gone already is fine."""
-
-    def again(function: Callable[[str], object], at: str, _error: object) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            make_way(os.path.dirname(at))
-            with contextlib.suppress(NotADirectoryError):
-                make_way(at) if os.path.isdir(at) and not os.path.islink(at) else None
-            if function in (os.unlink, os.rmdir):
-                function(at)
-            else:
-                shutil.rmtree(at, ignore_errors=True)
-
-    shutil.rmtree(path, onerror=again)

@@ -1,88 +1,382 @@
-"""A folder copied with all that an overlay's layer says: owners, modes, times, attributes, devices, links, and names that share a file."""
+"""Trees copied by descriptors.
+
+No link is followed, nothing but a regular file is opened for reading, and holes stay holes.
+
+:func:`copy_tree` copies a layer with everything that overlayfs stores in one: owners, modes, times,
+extended attributes, devices, links, and names that share a file. What runs in a container may
+change the source meanwhile: what vanishes is left out.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 import stat
 from contextlib import suppress
+from typing import NamedTuple, Self
 
-__all__ = ["copy_tree"]
+from pytest_sandbox.linux import process
+from pytest_sandbox.linux import syscall as sc
+from pytest_sandbox.linux.directories import (
+    DIRECTORY,
+    DirectoryStack,
+    batches,
+    open_entry,
+    open_regular,
+)
+
+__all__ = ["Copied", "TreeCopy", "copy_content", "copy_tree"]
+
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_CHUNK = 8 << 20
+#: Bytes up to which reading and writing take less time than sendfile(2).
+_SMALL = 1 << 16
+#: Bytes that st_blocks counts (stat(3type)).
+_BLOCK = 512
+#: Longest path, in characters, that is remembered for a file with several names. PATH_MAX is 4096
+#: bytes.
+_LONGEST = 4000 // 4
+_ANY = 1 << 62
+#: Bytes that are read of a file that says it has none, as those of procfs and sysfs do.
+_MOST_UNSIZED = 8 << 20
 
 
-def copy_tree(source: int, target: str, *, owners: bool = True) -> None:
-    """Copy the folder ``source`` (a descriptor) to the new folder ``target``; no link in it is followed. Sockets are left out.
+class Copied(NamedTuple):
+    """What a copy holds.
 
-    Without ``owners`` all of the copy belongs to the calling process's user.
+    ``size`` of file content in bytes (holes count), and ``entries`` below its root.
     """
-    _Copying(owners=owners).folder(source, target)
+
+    size: int
+    entries: int
 
 
-class _Copying:
-    """One copy of a tree: which owners it keeps, and the names that share a file."""
+def copy_tree(source: int, target: str, *, owners: bool = True) -> Copied:
+    """Copy the directory ``source`` (a descriptor) to the new directory ``target``.
 
-    def __init__(self, *, owners: bool) -> None:
-        self._owners = owners
-        self._seen: dict[tuple[int, int], str] = {}
+    Sockets are left out.
 
-    def folder(self, source: int, target: str) -> None:
-        """Copy a folder and all below it."""
-        os.mkdir(target, 0o700)
-        with os.scandir(source) as entries:
-            for entry in entries:
-                self._entry(source, entry.name, f"{target}/{entry.name}")
-        _copy_attributes(source, target)
-        self._status(os.fstat(source), target)
+    Without ``owners`` everything in the copy belongs to the calling process's user. Raises OSError.
+    """
+    os.mkdir(target, 0o700)
+    into = os.open(target, DIRECTORY)
+    try:
+        with _LayerCopy(into, owners=owners) as copy:
+            return copy.run(source)
+    finally:
+        os.close(into)
 
-    def _entry(self, folder: int, name: str, target: str) -> None:
-        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        if stat.S_ISDIR(status.st_mode):
-            child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-            try:
-                self.folder(child, target)
-            finally:
-                os.close(child)
+
+def copy_content(source: int, target: int, status: os.stat_result) -> int:
+    """Copy a regular file to an empty one, and return how many bytes it has; holes stay holes.
+
+    ``status`` is what fstat(2) said: a file that grows meanwhile does not keep the copy going.
+    """
+    size = status.st_size
+    if not size or status.st_blocks * _BLOCK >= size:
+        return _copy_range(source, target, 0, size or _MOST_UNSIZED)
+    at = 0
+    while at < size:
+        start, end = _next_data(source, at, size)
+        os.lseek(target, start, os.SEEK_SET)
+        at = start + _copy_range(source, target, start, end - start)
+        if at < end:  # it was made shorter
+            break
+    os.ftruncate(target, at)
+    return at
+
+
+def _next_data(source: int, at: int, size: int) -> tuple[int, int]:
+    """Return where the next stretch of data begins and ends.
+
+    (size, size) where only a hole is left (lseek(2), SEEK_DATA).
+    """
+    try:
+        start = os.lseek(source, at, os.SEEK_DATA)
+        end = os.lseek(source, start, os.SEEK_HOLE)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return size, size
+        return at, size  # a file system that knows of no holes
+    return min(start, size), min(end, size)
+
+
+def _copy_range(source: int, target: int, start: int, length: int) -> int:
+    """Copy up to ``length`` bytes from ``start`` on to the target's position.
+
+    Return how many there were.
+    """
+    done = 0
+    while done < length:
+        part = _copy_part(source, target, start + done, min(_CHUNK, length - done))
+        if not part:
+            break
+        done += part
+    return done
+
+
+def _copy_part(source: int, target: int, start: int, length: int) -> int:
+    if length > _SMALL:
+        try:
+            return os.sendfile(target, source, start, length)
+        except OSError as error:
+            if error.errno not in {errno.EINVAL, errno.ENOSYS, errno.EOVERFLOW}:
+                raise
+    return _copy_by_hand(source, target, start, length)
+
+
+def _copy_by_hand(source: int, target: int, start: int, length: int) -> int:
+    """Do what sendfile(2) does, also for file systems that lack it, as procfs."""
+    left = memoryview(os.pread(source, length, start))
+    size = len(left)
+    while left:
+        left = left[os.write(target, left) :]
+    return size
+
+
+class TreeCopy:
+    """One copy of a tree into the directory ``target``.
+
+    What is done with each entry is a subclass's.
+    """
+
+    def __init__(self, target: int) -> None:
+        self._root = target
+        #: The names of the directories from the root to the current one.
+        self.names: list[str] = []
+        self._size = self._count = 0
+        #: Where the first name of a file with several lies in the copy (None: too deep to be
+        #: linked), and how many names are to come.
+        self._linked: dict[tuple[int, int], tuple[str | None, int]] = {}
+
+    def run(self, source: int) -> Copied:
+        """Copy what is in the directory ``source``, a descriptor."""
+        with DirectoryStack(source) as from_, DirectoryStack(self._root) as to:
+            pending = [self._entries(from_.fd, to.fd)]
+            while True:
+                if pending[-1]:
+                    name = pending[-1].pop()
+                    if self._descend(from_, to, name):
+                        pending.append(self._entries(from_.fd, to.fd))
+                    continue
+                self.leave(from_.fd, to.fd)
+                pending.pop()
+                if not pending:
+                    return Copied(self._size, self._count)
+                from_.pop()
+                to.pop()
+                self.names.pop()
+
+    def _entries(self, source: int, target: int) -> list[str]:
+        """Copy what is not a directory, and return the names of the directories."""
+        directories = []
+        for batch in batches(source):
+            for entry in batch:
+                if entry.is_dir(follow_symlinks=False):
+                    directories.append(entry.name)
+                else:
+                    self._entry(source, target, entry.name)
+        return directories
+
+    def _entry(self, source: int, target: int, name: str) -> None:
+        try:
+            entry = open_entry(name, source)
+        except FileNotFoundError:
             return
-        known = self._seen.setdefault((status.st_dev, status.st_ino), target)
-        if known != target:
-            os.link(known, target, follow_symlinks=False)
+        try:
+            status = os.fstat(entry)
+            if not stat.S_ISDIR(status.st_mode) and not self.link_again(status, target, name):
+                self.file(entry, status, target, name)
+        except ProcessLookupError:  # a file of procfs, whose process has ended
             return
-        self._file(folder, name, target, status)
+        finally:
+            os.close(entry)
 
-    def _file(self, folder: int, name: str, target: str, status: os.stat_result) -> None:
-        if stat.S_ISREG(status.st_mode):
-            with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder), "rb") as read, open(target, "xb") as write:
-                shutil.copyfileobj(read, write)
-                write.flush()  # writing, as a change of the owner, takes capabilities away
-                self._owner(status, target)
-                _copy_attributes(read.fileno(), target)
-            _copy_mode(status, target)
-            return
-        if stat.S_ISLNK(status.st_mode):
-            os.symlink(os.readlink(name, dir_fd=folder), target)
-        elif not stat.S_ISSOCK(status.st_mode):
-            os.mknod(target, status.st_mode, status.st_rdev)
+    def _descend(self, from_: DirectoryStack, to: DirectoryStack, name: str) -> bool:
+        try:
+            source = os.open(name, DIRECTORY, dir_fd=from_.fd)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        from_.push(source)
+        to.push(self.directory(to.fd, name))
+        self.names.append(name)
+        self._count += 1
+        return True
+
+    def count(self, size: int = 0) -> None:
+        """Count one more entry, and the size of its content."""
+        self._count += 1
+        self._size += size
+
+    def link_again(self, status: os.stat_result, target: int, name: str, *, always: bool = False) -> bool:
+        """Give a file that was copied under another name this one too.
+
+        Return whether that was done. Remember the first name.
+
+        ``always``: also a file that has one name only, for what is found in another way.
+        """
+        if (status.st_nlink < 2 and not always) or not self.is_linked(status):
+            return False
+        key = (status.st_dev, status.st_ino)
+        first, left = self._linked.get(key, ("", _ANY if always else status.st_nlink))
+        if first and self._link_to(first, target, name):
+            self.count()
+            self._remember(key, first, left - 1)
+            return True
+        if first is None and status.st_size:
+            # Every further name of it would take its size again.
+            raise OSError(
+                errno.ENAMETOOLONG,
+                "it has several names, of which one is too deep to be linked to",
+                name,
+            )
+        path = "/".join([*self.names, name])
+        self._remember(key, path if len(path) <= _LONGEST else None, left - 1)
+        return False
+
+    def _remember(self, key: tuple[int, int], first: str | None, left: int) -> None:
+        if left > 0:
+            self._linked[key] = first, left
         else:
-            return
-        self._status(status, target)
+            self._linked.pop(key, None)
 
-    def _status(self, status: os.stat_result, target: str) -> None:
-        self._owner(status, target)
-        _copy_mode(status, target)
+    def _link_to(self, first: str, target: int, name: str) -> bool:
+        """Link ``name`` to a file of the copy.
 
-    def _owner(self, status: os.stat_result, target: str) -> None:
+        False where it has as many names as it can have, or has gone (link(2), openat2(2)).
+        """
+        try:
+            fd = sc.openat2(
+                first,
+                os.O_PATH | os.O_NOFOLLOW,
+                sc.RESOLVE_BENEATH | sc.RESOLVE_NO_SYMLINKS,
+                dir_fd=self._root,
+            )
+        except OSError:
+            return False
+        try:
+            os.link(process.path_of(fd), name, dst_dir_fd=target, follow_symlinks=True)
+        except OSError as error:
+            if error.errno in {errno.EMLINK, errno.EEXIST, errno.ENOENT, errno.EPERM, errno.EXDEV}:
+                return False
+            raise
+        finally:
+            os.close(fd)
+        return True
+
+    # -- what a subclass does
+
+    def is_linked(self, status: os.stat_result) -> bool:
+        """Tell whether names that share such a file do so in the copy."""
+        return not stat.S_ISSOCK(status.st_mode)
+
+    def file(self, entry: int, status: os.stat_result, target: int, name: str) -> None:
+        """Copy what is not a directory: ``entry`` is an O_PATH descriptor of it."""
+        raise NotImplementedError
+
+    def directory(self, target: int, name: str) -> int:
+        """Create a directory of the copy, and return a descriptor of it."""
+        raise NotImplementedError
+
+    def leave(self, source: int, target: int) -> None:
+        """Finish a directory, the root too, once all of its content is copied."""
+        raise NotImplementedError
+
+
+class _LayerCopy(TreeCopy):
+    """A copy of an overlay's layer."""
+
+    def __init__(self, target: int, *, owners: bool) -> None:
+        super().__init__(target)
+        self._owners = owners
+        self._whiteout = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self._whiteout >= 0:
+            os.close(self._whiteout)
+
+    def is_linked(self, status: os.stat_result) -> bool:
+        return not stat.S_ISSOCK(status.st_mode) and not _is_whiteout(status)
+
+    def file(self, entry: int, status: os.stat_result, target: int, name: str) -> None:
+        if stat.S_ISREG(status.st_mode):
+            self._regular(entry, status, target, name)
+        elif _is_whiteout(status):
+            self._delete(target, name)
+        elif not stat.S_ISSOCK(status.st_mode):
+            self._special(entry, status, target, name)
+
+    def _regular(self, entry: int, status: os.stat_result, target: int, name: str) -> None:
+        read = open_regular(entry)
+        try:
+            write = os.open(name, _NEW_FILE, 0o600, dir_fd=target)
+            try:
+                self.count(copy_content(read, write, status))
+                # Writing, and a change of the owner, take set-user-ID bits and capabilities away:
+                # they come last.
+                self._describe(status, write)
+                _copy_attributes(read, write)
+                os.fchmod(write, stat.S_IMODE(status.st_mode))
+                os.utime(write, ns=(status.st_atime_ns, status.st_mtime_ns))
+            finally:
+                os.close(write)
+        finally:
+            os.close(read)
+
+    def _describe(self, status: os.stat_result, target: int) -> None:
         if self._owners:
             with suppress(PermissionError):
-                os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
+                os.fchown(target, status.st_uid, status.st_gid)
+
+    def _special(self, entry: int, status: os.stat_result, target: int, name: str) -> None:
+        """Copy a symbolic link, a FIFO or a device node."""
+        if stat.S_ISLNK(status.st_mode):
+            os.symlink(os.readlink("", dir_fd=entry), name, dir_fd=target)
+        else:
+            os.mknod(name, status.st_mode, status.st_rdev, dir_fd=target)
+        if self._owners:
+            with suppress(PermissionError):
+                os.chown(name, status.st_uid, status.st_gid, dir_fd=target, follow_symlinks=False)
+        if not stat.S_ISLNK(status.st_mode):
+            os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=target)
+        os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=target, follow_symlinks=False)
+        self.count()
+
+    def _delete(self, target: int, name: str) -> None:
+        """Make a whiteout. They share an inode, as those that the kernel makes.
+
+        There may be a million.
+        """
+        self.count()
+        if self._whiteout >= 0:
+            with suppress(OSError):  # EMLINK: an inode cannot have more names
+                os.link(process.path_of(self._whiteout), name, dst_dir_fd=target, follow_symlinks=True)
+                return
+        os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=target)
+        if self._whiteout >= 0:
+            os.close(self._whiteout)
+        self._whiteout = open_entry(name, target)
+
+    def directory(self, target: int, name: str) -> int:
+        os.mkdir(name, 0o700, dir_fd=target)
+        return os.open(name, DIRECTORY, dir_fd=target)
+
+    def leave(self, source: int, target: int) -> None:
+        status = os.fstat(source)
+        _copy_attributes(source, target)
+        self._describe(status, target)
+        os.fchmod(target, stat.S_IMODE(status.st_mode))
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def _copy_attributes(source: int, target: str) -> None:
+def _is_whiteout(status: os.stat_result) -> bool:
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+
+def _copy_attributes(source: int, target: int) -> None:
     for name in os.listxattr(source):
         with suppress(OSError):  # one that the target's file system does not take
             os.setxattr(target, name, os.getxattr(source, name))
-
-
-def _copy_mode(status: os.stat_result, target: str) -> None:
-    if not stat.S_ISLNK(status.st_mode):
-        os.chmod(target, stat.S_IMODE(status.st_mode))
-    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)

@@ -1,84 +1,145 @@
-"""What a writable layer changed: the tree that is seen through an overlay against the tree below it.
+"""What a writable layer changed.
 
-The format of a layer is the kernel's (Documentation/filesystems/overlayfs.rst): a character device 0:0 stands for a deletion, the attribute
-``overlay.opaque`` marks a folder that replaces the one below, ``overlay.redirect`` one that was renamed, with where its content lies below.
+The tree that is seen through an overlay against the tree below it.
+
+The format of a layer is the kernel's (Documentation/filesystems/overlayfs.rst): a character device
+0:0 stands for a deletion, the attribute ``overlay.opaque`` marks a directory that replaces the one
+below, ``overlay.redirect`` one that was renamed, with where its content lies below.
+
+A layer may hold whatever a test has made of it, so the walk takes time and memory in proportion to
+the number of changes, however deep they lie, and no more of either than its :class:`Budget` says.
 """
 
 from __future__ import annotations
 
+import bisect
+import errno
 import os
 import stat
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from pytest_sandbox.linux.directories import DIRECTORY, DirectoryStack, batches
+from pytest_sandbox.linux.lower_directories import Lower, OpenLowers
 
-__all__ = ["changes", "changes_since"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+__all__ = ["Budget", "changes", "changes_since"]
 
 #: As root's overlays keep their attributes, and as those of a user namespace.
 _PREFIXES = ("trusted.overlay.", "user.overlay.")
-_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Names of directories that wait for their turn, and names of one lower directory that are held at
+#: a time.
+_MOST_PENDING = 200_000
+#: Changes between two looks at the clock.
+_LOOK = 128
 
-#: One folder as it lies in several layers: the paths of those that have a part in it, topmost first.
-Merged: TypeAlias = "tuple[str, ...]"
+#: One directory as it lies in several layers: those that have a part in it, topmost first.
+Merged: TypeAlias = "tuple[Lower, ...]"
 Found: TypeAlias = tuple[str, str]
 
 
 @dataclass(slots=True)
-class _Folder:
-    """A folder that is seen at ``path``: its part in the writable layer (-1: none), what is merged into it, and what was there before."""
+class Budget:
+    """What a walk may take.
 
-    upper: int
-    path: str
+    ``entries`` that are listed, ``text`` characters of their paths, ``seconds`` (None: any).
+
+    Afterwards ``counted`` is the number of changes that were found, listed or not, and ``complete``
+    tells whether these are all and listed.
+    """
+
+    entries: int = 1_000_000
+    text: int = 64 << 20
+    seconds: float | None = None
+    counted: int = 0
+    complete: bool = True
+    _end: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self._end = float("inf") if self.seconds is None else time.monotonic() + self.seconds
+
+    def lists(self, length: int) -> bool:
+        """Count a change, and tell whether it is listed, with a path of ``length`` characters.
+
+        Raises TimeoutError.
+        """
+        self.counted += 1
+        if not self.counted % _LOOK:
+            self.check()
+        if self.entries <= 0 or self.text < length:
+            self.complete = False
+            return False
+        self.entries -= 1
+        self.text -= length
+        return True
+
+    def check(self) -> None:
+        """Raise TimeoutError where the time is over."""
+        if time.monotonic() >= self._end:
+            self.complete = False
+            raise TimeoutError
+
+
+@dataclass(slots=True)
+class _Level:
+    """A directory that is seen.
+
+    Whether it has a part in the writable layer, what is merged into it, and what was there before.
+
+    ``pending``: its subdirectories to be walked, each with whether it lies in the writable layer.
+    """
+
+    name: str
+    has_upper: bool
     below: Merged
     before: Merged
+    pending: list[tuple[str, bool]] = field(default_factory=list)
 
 
-def changes(upper: int, lower: Sequence[str]) -> Iterator[Found]:
-    """Yield ``(kind, path)`` for all that the writable layer ``upper`` (a folder's descriptor) says about the folders ``lower``.
+def changes(upper: int, lower: Sequence[str], budget: Budget | None = None) -> Iterator[Found]:
+    """Yield ``(kind, path)`` for what the writable layer ``upper`` (a directory's descriptor) says
+    about the directories ``lower``.
 
-    ``kind`` is "added", "modified" or "deleted"; ``path`` begins with "/". A folder that holds a change is itself "modified", as
-    ``docker diff`` says it. What vanishes meanwhile is left out.
+    ``kind`` is "added", "modified" or "deleted"; ``path`` begins with "/". A directory that holds a
+    change is itself "modified", as ``docker diff`` says it. What vanishes meanwhile is left out.
     """
-    roots = tuple(folder.rstrip("/") for folder in lower)
-    open_ = [_Folder(os.dup(upper), "", roots, roots)]
-    walks = [_walk(open_[0], roots)]
-    try:
-        while walks:
-            found = next(walks[-1], None)
-            if found is None:
-                walks.pop()
-                _close(open_.pop())
-            elif isinstance(found, _Folder):
-                open_.append(found)
-                walks.append(_walk(found, roots))
-            else:
-                yield found
-    finally:
-        for folder in open_:
-            _close(folder)
+    budget = budget or Budget()
+    with OpenLowers(lower) as lowers, DirectoryStack(upper) as stack:
+        try:
+            yield from _Walk(stack, lowers, budget).run()
+        except OSError as error:
+            if not isinstance(error, TimeoutError) and error.errno != errno.ESTALE:
+                raise
+            budget.complete = False
 
 
-def changes_since(upper: int, taken: Sequence[str], lower: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """As :func:`changes`, where the topmost of what ``upper`` lies on, ``taken``, is not what is compared with, but part of the changes."""
+def changes_since(upper: int, taken: Sequence[str], lower: Sequence[str], budget: Budget | None = None) -> Iterator[Found]:
+    """As :func:`changes`, where the topmost of what ``upper`` lies on, ``taken``, is not what is
+    compared with, but part of the changes.
+    """
+    if not taken:
+        return changes(upper, lower, budget)
+    budget = budget or Budget()
     found: dict[str, str] = {}
     for at in range(len(taken), 0, -1):
         fd = os.open(taken[at - 1], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _merge(found, changes(fd, [*taken[at:], *lower]))
+            _merge(found, changes(fd, [*taken[at:], *lower], budget))
         finally:
             os.close(fd)
-    _merge(found, changes(upper, [*taken, *lower]))
+    _merge(found, changes(upper, [*taken, *lower], budget))
     return ((kind, path) for path, kind in found.items())
 
 
-def _merge(found: dict[str, str], newer: Iterator[tuple[str, str]]) -> None:
+def _merge(found: dict[str, str], newer: Iterable[Found]) -> None:
+    paths = sorted(found)
     for kind, path in list(newer):
         before = found.pop(path, None)
         if kind == "deleted":
-            for below in [one for one in found if one.startswith(path + "/")]:
-                del found[below]
+            _forget_below(found, paths, path + "/")
             if before != "added":
                 found[path] = kind
         elif before == "added":
@@ -87,131 +148,175 @@ def _merge(found: dict[str, str], newer: Iterator[tuple[str, str]]) -> None:
             found[path] = "modified" if before == "deleted" else kind
 
 
-def _close(folder: _Folder) -> None:
-    if folder.upper >= 0:
-        os.close(folder.upper)
+def _forget_below(found: dict[str, str], paths: list[str], start: str) -> None:
+    """Remove what begins with ``start``: in sorted paths, it stands together."""
+    for at in range(bisect.bisect_left(paths, start), len(paths)):
+        if not paths[at].startswith(start):
+            return
+        found.pop(paths[at], None)
 
 
-def _walk(folder: _Folder, roots: Merged) -> Iterator[Found | _Folder]:
-    """Yield what changed directly in a folder, and the folders in it that have to be walked."""
-    written = _written(folder.upper)
-    seen = {name for name, mode in written.items() if mode}
-    before: set[str] = {name for name, mode in written.items() if _mode(folder.before, name)}
-    if folder.below != folder.before:  # renamed or replaced: what lies below is news, what was here before may be gone
-        seen |= {name for name in _names(folder.below) if name not in written}
-        before = _names(folder.before)
-    for name in sorted(seen | before):
-        path = f"{folder.path}/{name}"
-        if name not in seen:
-            yield "deleted", path
-            continue
-        yield "modified" if name in before else "added", path
-        child = _child(folder, name, written.get(name, 0), roots)
-        if child is not None:
-            yield child
+class _Walk:
+    """One walk over a writable layer and what it lies on, a directory at a time, from the root
+    down.
+    """
 
+    def __init__(self, stack: DirectoryStack, lowers: OpenLowers, budget: Budget) -> None:
+        self._stack = stack
+        self._lowers = lowers
+        self._budget = budget
+        self._pending = 0
+        self._length = 1  # of the current directory's path with a "/" at its end
+        roots = lowers.roots
+        self._levels = [_Level("", True, roots, roots)]
 
-def _written(upper: int) -> dict[str, int]:
-    """Return name and mode of what is in the writable layer's folder; the mode of a deletion is 0."""
-    found = {}
-    for name in os.listdir(upper) if upper >= 0 else ():
+    def run(self) -> Iterator[Found]:
+        yield from self._directory(self._levels[0])
+        while self._levels:
+            level = self._levels[-1]
+            if not level.pending:
+                self._leave()
+                continue
+            self._pending -= 1
+            child = self._enter(level, *level.pending.pop())
+            if child is not None:
+                self._levels.append(child)
+                self._length += len(child.name) + 1
+                yield from self._directory(child)
+
+    def _leave(self) -> None:
+        level = self._levels.pop()
+        self._length -= len(level.name) + 1
+        if level.has_upper and self._levels:
+            self._stack.pop()
+
+    def _directory(self, level: _Level) -> Iterator[Found]:
+        """Yield what changed directly in a directory, and note which directories in it have to be
+        walked.
+        """
+        path = ""  # made when it is needed: paths of deep directories are long
+        for kind, name in self._names(level):
+            if self._budget.lists(self._length + len(name)):
+                path = path or "/".join([*(one.name for one in self._levels), ""])
+                yield kind, path + name
+        level.pending.reverse()
+
+    def _names(self, level: _Level) -> Iterator[Found]:
+        if level.has_upper:
+            yield from self._written(level)
+        if level.below is not level.before:  # renamed or replaced: what lies below is new, what was here before may be gone
+            yield from self._moved(level)
+            yield from self._gone(level)
+
+    def _written(self, level: _Level) -> Iterator[Found]:
+        """Yield what the writable layer has in this directory."""
+        for batch in batches(self._stack.fd):
+            self._budget.check()
+            for entry in batch:
+                try:
+                    is_directory, is_deleted = _shown(entry)
+                except FileNotFoundError:
+                    continue
+                was = self._lowers.mode(level.before, entry.name)
+                if is_deleted:
+                    if was:
+                        yield "deleted", entry.name
+                    continue
+                yield "modified" if was else "added", entry.name
+                if is_directory:
+                    self._note(level, entry.name, has_upper=True)
+
+    def _moved(self, level: _Level) -> Iterator[Found]:
+        """Yield what came with a directory that was renamed to here."""
+        for name in self._names_in(level.below):
+            mode = self._lowers.mode(level.below, name)
+            if not mode or self._is_written(level, name):
+                continue
+            yield "modified" if self._lowers.mode(level.before, name) else "added", name
+            if stat.S_ISDIR(mode):
+                self._note(level, name, has_upper=False)
+
+    def _gone(self, level: _Level) -> Iterator[Found]:
+        """Yield what was in this place before and is not any more.
+
+        A deletion that the layer has was told already.
+        """
+        for name in self._names_in(level.before):
+            is_there = self._is_written(level, name) or self._lowers.mode(level.below, name)
+            if not is_there and self._lowers.mode(level.before, name):
+                yield "deleted", name
+
+    def _names_in(self, merged: Merged) -> list[str]:
+        names, is_all = self._lowers.names(merged, _MOST_PENDING)
+        self._budget.complete &= is_all
+        return names
+
+    def _is_written(self, level: _Level, name: str) -> bool:
+        if not level.has_upper:
+            return False
         try:
-            found[name] = _shown(os.stat(name, dir_fd=upper, follow_symlinks=False))
-        except FileNotFoundError:
-            continue
-    return found
+            os.stat(name, dir_fd=self._stack.fd, follow_symlinks=False)
+        except OSError:
+            return False
+        return True
+
+    def _note(self, level: _Level, name: str, *, has_upper: bool) -> None:
+        if self._pending >= _MOST_PENDING:
+            self._budget.complete = False
+            return
+        self._pending += 1
+        level.pending.append((name, has_upper))
+
+    def _enter(self, level: _Level, name: str, has_upper: bool) -> _Level | None:
+        """Return a directory to be walked; None where it has gone meanwhile, or may not be read."""
+        before = self._lowers.step(level.before, name)
+        if not has_upper:
+            below = self._lowers.step(level.below, name)
+            return _Level(name, False, below, before) if below else None
+        try:
+            self._stack.push(os.open(name, DIRECTORY, dir_fd=self._stack.fd))
+        except OSError:
+            return None
+        return _Level(name, True, self._below(level, name, before), before)
+
+    def _below(self, level: _Level, name: str, before: Merged) -> Merged:
+        """Return what is merged into the directory that was just entered, the same object as
+        ``before`` where nothing was moved.
+        """
+        if _attribute(self._stack.fd, "opaque") == b"y":
+            return () if before else before
+        redirect = _attribute(self._stack.fd, "redirect")
+        if redirect is not None:
+            below = self._redirected(level, os.fsdecode(redirect))
+            return before if self._lowers.is_same(below, before) else below
+        return before if level.below is level.before else self._lowers.step(level.below, name)
+
+    def _redirected(self, level: _Level, redirect: str) -> Merged:
+        absolute, *parts = redirect.split("/")
+        if absolute:  # the name of before, renamed within its directory
+            parts = [absolute]
+        merged = level.below if absolute else self._lowers.roots
+        for part in parts:  # a user's attribute can be forged, and must not lead out
+            merged = self._lowers.step(merged, part) if part not in {"", ".", ".."} else ()
+        return merged
 
 
-def _shown(status: os.stat_result) -> int:
-    return 0 if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0 else status.st_mode
+def _shown(entry: os.DirEntry[str]) -> tuple[bool, bool]:
+    """Tell whether an entry of the writable layer is a directory, and whether it stands for a
+    deletion.
+    """
+    if entry.is_dir(follow_symlinks=False):
+        return True, False
+    if entry.is_file(follow_symlinks=False) or entry.is_symlink():
+        return False, False
+    status = entry.stat(follow_symlinks=False)
+    return False, stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
-def _child(folder: _Folder, name: str, mode: int, roots: Merged) -> _Folder | None:
-    """Return the folder ``name`` to be walked, None where it is none; ``mode`` is that of its part in the writable layer, 0 without one."""
-    path, before = f"{folder.path}/{name}", _step(folder.before, name)
-    if not mode:
-        below = _step(folder.below, name)
-        return _Folder(-1, path, below, before) if below else None
-    if not stat.S_ISDIR(mode):
-        return None
-    try:
-        upper = os.open(name, _OPEN, dir_fd=folder.upper)
-    except OSError:  # gone, or another kind of thing by now
-        return None
-    return _Folder(upper, path, _below(upper, folder, name, roots), before)
-
-
-def _below(upper: int, folder: _Folder, name: str, roots: Merged) -> Merged:
-    """Return what is merged into a folder of the writable layer."""
-    if _attribute(upper, "opaque") == b"y":
-        return ()
-    redirect = _attribute(upper, "redirect")
-    if redirect is None:
-        return _step(folder.below, name)
-    absolute, *parts = os.fsdecode(redirect).split("/")
-    if absolute:  # the name of before, renamed within its folder
-        parts = [absolute]
-    merged = folder.below if absolute else roots
-    for part in parts:  # a user's attribute can be forged, and must not lead out
-        merged = _step(merged, part) if part not in {"", ".", ".."} else ()
-    return merged
-
-
-def _attribute(folder: int, name: str) -> bytes | None:
+def _attribute(directory: int, name: str) -> bytes | None:
     for prefix in _PREFIXES:
         try:
-            return os.getxattr(folder, prefix + name)
+            return os.getxattr(directory, prefix + name)
         except OSError:
             continue
     return None
-
-
-def _step(merged: Merged, name: str) -> Merged:
-    """Return the folder ``name`` in a merged one; empty where there is none, or something else."""
-    found: list[str] = []
-    for layer in merged:
-        path = f"{layer}/{name}"
-        mode = _lstat(path)
-        if mode is None:
-            continue
-        if not mode or not stat.S_ISDIR(mode):
-            break
-        found.append(path)
-        if len(merged) > 1 and _is_opaque(path):
-            break
-    return tuple(found)
-
-
-def _is_opaque(path: str) -> bool:
-    try:
-        folder = os.open(path, _OPEN)
-    except OSError:
-        return False
-    try:
-        return _attribute(folder, "opaque") == b"y"
-    finally:
-        os.close(folder)
-
-
-def _mode(merged: Merged, name: str) -> int:
-    """Return the mode of what is seen as ``name`` in a merged folder; 0 where there is nothing."""
-    modes = (_lstat(f"{layer}/{name}") for layer in merged)
-    return next((mode for mode in modes if mode is not None), 0)
-
-
-def _lstat(path: str) -> int | None:
-    """Return a mode, 0 for a deletion, None for what is not there."""
-    try:
-        return _shown(os.lstat(path))
-    except OSError:
-        return None
-
-
-def _names(merged: Merged) -> set[str]:
-    names: set[str] = set()
-    for layer in merged:
-        try:
-            names.update(os.listdir(layer or "/"))
-        except OSError:
-            continue
-    return {name for name in names if _mode(merged, name)}

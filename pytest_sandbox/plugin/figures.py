@@ -17,6 +17,10 @@ __all__ = ["PREFIX", "add_properties", "sections"]
 
 PREFIX = "container."
 _MOST_CHANGES = 20
+#: Changes that are looked for: a test may have made millions, and its report must not wait for all of them.
+_MOST_LISTED = 10_000
+_MOST_SECONDS = 1.0
+_MOST_LENGTH = 1024
 
 
 def add_properties(item: pytest.Item, container: Container, stats: Stats, *, killed: bool, kept: str | None = None) -> None:
@@ -68,11 +72,17 @@ def _count(value: int | None) -> str:
 
 
 def _changes(container: Container) -> str:
+    from pytest_sandbox.container.changes import changes_of
+
     try:
-        changes = [str(change) for change in container.diff()]
+        changes = changes_of(container, most=_MOST_LISTED, seconds=_MOST_SECONDS)
     except (SandboxError, OSError) as error:
         return f"not known: {error}"
-    shown = changes[:_MOST_CHANGES]
-    if len(changes) > _MOST_CHANGES:
-        shown.append(f"... and {len(changes) - _MOST_CHANGES} more")
+    shown = [_shortened(str(change)) for change in changes[:_MOST_CHANGES]]
+    if changes.counted > len(shown):
+        shown.append(f"... and {'' if changes.complete else 'at least '}{changes.counted - len(shown)} more")
     return "\n".join(shown)
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= _MOST_LENGTH else f"{line[:_MOST_LENGTH]}... ({len(line)} characters)"

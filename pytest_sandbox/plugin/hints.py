@@ -83,13 +83,19 @@ def _symptom(error: BaseException) -> Symptom | None:
 #: Paths that tests inside have made, and which test it was: the next one does not see them.
 _made: dict[str, str] = {}
 _MOST_MADE = 100_000
+#: What is remembered of one test: passing tests pay for it too.
+_MOST_OF_ONE = 1000
+_MOST_SECONDS = 0.05
 
 
 def remember(item: pytest.Item, container: Container) -> None:
-    """Remember what a test has left in its container."""
+    """Remember what a test has left in its container, as far as that takes next to no time."""
+    from pytest_sandbox.container.changes import changes_of
+
     if len(_made) < _MOST_MADE:
         with suppress(SandboxError, OSError):
-            _made.update((change.path, item.nodeid) for change in container.diff() if change.kind == "added")
+            found = changes_of(container, most=_MOST_OF_ONE, seconds=_MOST_SECONDS, as_user=True)
+            _made.update((change.path, item.nodeid) for change in found if change.kind == "added")
 
 
 def said(found: list[Symptom], item: pytest.Item, container: Container, stats: Stats) -> str:

@@ -9,6 +9,7 @@ import pytest
 from boxes import make_busybox_root
 
 from pytest_sandbox import Change, Container
+from pytest_sandbox.container.changes import changes_of
 
 pytestmark = pytest.mark.needs("containers")
 
@@ -161,6 +162,50 @@ def test_a_deep_tree(root):
     with Container(image=root) as c:
         c.call(dig)
         assert 401 == len(c.diff())
+
+
+def test_a_bounded_look(root):
+    """Of more changes than are asked for, the first are listed, all are counted, and the answer says that it is not complete."""
+    with Container(image=root) as c:
+        c.run(["sh", "-c", "mkdir /data/many; cd /data/many; seq 100 | xargs touch"], check=True)
+        whole, part = c.diff(), changes_of(c, most=10)
+        assert (102, 102, True) == (len(whole), whole.counted, whole.complete)
+        assert (10, 102, False) == (len(part), part.counted, part.complete)
+        assert set(part) <= set(whole)
+
+
+def test_a_look_that_has_no_time(root):
+    """Where the time is over, the answer has what was found until then, and says that it is not complete."""
+    with Container(image=root) as c:
+        c.run(["sh", "-c", "mkdir /data/many; cd /data/many; seq 100 | xargs touch"], check=True)
+        part = changes_of(c, seconds=0)
+        assert ([], 0, False) == (list(part), part.counted, part.complete)
+
+
+def test_paths_that_no_memory_holds(root):
+    """A thousand levels of long names are counted; their paths are listed as far as they have a place."""
+
+    def dig():
+        os.chdir("/data")
+        for _ in range(1200):
+            os.mkdir("d" * 250)
+            os.chdir("d" * 250)
+
+    with Container(image=root) as c:
+        c.call(dig)
+        found = c.diff()
+        assert (1201, False) == (found.counted, found.complete)
+        assert len(found) < 1201
+        assert sum(len(change.path) for change in found) <= 64 << 20
+
+
+def test_changes_below_a_committed_layer(root):
+    """What a container removed of a layer that it committed before is no change any more; what it added there is one."""
+    with Container(image=root) as c:
+        c.run(["sh", "-c", "mkdir -p /data/new/sub /data/new-er; touch /data/new/a /data/new/sub/b /data/new-er/c"], check=True)
+        c.commit()
+        c.run(["sh", "-c", "rm -r /data/new; rm -r /data/full; touch /data/new-er/d"], check=True)
+        assert ["C /data", "D /data/full", "A /data/new-er", "A /data/new-er/c", "A /data/new-er/d"] == [str(one) for one in c.diff()]
 
 
 def test_while_things_change(root):

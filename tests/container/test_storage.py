@@ -9,6 +9,7 @@ from pathlib import Path
 from subprocess import PIPE
 
 import pytest
+from trees import dig as dig_at
 
 from pytest_sandbox import Change, Container, UnsupportedError, sweep
 from pytest_sandbox.linux import loop
@@ -75,6 +76,36 @@ def test_a_layer_on_disk_is_discarded_with_its_container(home):
         session, identity = c.id.rpartition("-")[0], c.id
         assert identity in layers(home, c)
     assert gone(home / "writable" / session / identity)
+
+
+def dig():
+    """Nest directories deeper than a function can call itself."""
+    os.chdir("/var/tmp")
+    for _ in range(3000):
+        os.mkdir("d")
+        os.chdir("d")
+
+
+def test_a_deep_layer_on_disk_is_discarded(home):
+    """Thousands of levels are removed with their container."""
+    with Container(storage="disk") as c:
+        c.call(dig)
+        session, identity = c.id.rpartition("-")[0], c.id
+    assert gone(home / "writable" / session / identity)
+
+
+def test_a_cleanup_removes_a_deep_layer(tmp_path):
+    """What a killed session left is removed, however deep; what cannot be removed is an error, and the rest is."""
+    from pytest_sandbox import layers as room
+
+    lock = tmp_path / "s.lock"
+    for name in ("one", "two"):
+        (tmp_path / name / "s").mkdir(parents=True)
+    dig_at(tmp_path / "one/s", 3000)
+    dig_at(tmp_path / "two/s", 10)
+    lock.write_text(f"{tmp_path}/one/s\n{tmp_path}/two/s\n")
+    room.remove(str(lock))
+    assert [[], []] == [os.listdir(tmp_path / name) for name in ("one", "two")]
 
 
 def test_nothing_on_disk_outlives_the_process(home):

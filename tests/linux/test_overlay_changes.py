@@ -6,8 +6,11 @@ import os
 import stat
 
 import pytest
+from trees import deep_path, dig, few_descriptors
 
-from pytest_sandbox.linux.overlay_changes import changes
+from pytest_sandbox.linux.overlay_changes import Budget, changes
+
+__all__ = ["deep_path"]
 
 pytestmark = [pytest.mark.needs("root"), pytest.mark.vm]
 
@@ -102,3 +105,54 @@ def test_a_link_in_a_lower_layer_is_not_followed(layer, tmp_path):
     base = layer("base")
     (base.folder / "d").symlink_to("/etc")
     assert [("/d", "modified"), ("/d/passwd", "added")] == said(layer("upper").file("d/passwd"), base)
+
+
+def test_deep_layers_are_compared(deep_path):
+    """A tree that is deeper than any path is long is compared level by level, with few descriptors."""
+    layers = [Layer(deep_path / name) for name in ("upper", "top", "base")]
+    dig(layers[0].folder, 1100, "d" * 200)
+    dig(layers[1].folder, 1000, "d" * 200)
+    dig(layers[2].folder, 300, "d" * 200)
+    fd = os.open(layers[0].folder, os.O_RDONLY)
+    budget = Budget(entries=0)
+    with few_descriptors():
+        assert [] == list(changes(fd, [str(one.folder) for one in layers[1:]], budget))
+    os.close(fd)
+    # a directory and the file beside it for each level, and the file at the end
+    assert (2 * 1100 + 1, False) == (budget.counted, budget.complete)
+
+
+def test_what_is_found_at_the_end_of_a_deep_layer(deep_path):
+    """A change below thousands of levels of a lower layer is told by what was there, and directories beside the way are compared too."""
+    layers = [Layer(deep_path / name) for name in ("upper", "base")]
+    for layer in layers:
+        dig(layer.folder, 3000)
+        fd = os.open(layer.folder, os.O_RDONLY)
+        for _depth in range(2):
+            os.mkdir("beside", dir_fd=fd)
+            os.close(os.open("beside/x", os.O_CREAT, dir_fd=fd))
+            deeper = os.open("d", os.O_RDONLY, dir_fd=fd)
+            os.close(fd)
+            fd = deeper
+        os.close(fd)
+    fd = os.open(layers[0].folder, os.O_RDONLY)
+    kinds = {kind for kind, _path in changes(fd, [str(layers[1].folder)])}
+    os.close(fd)
+    assert {"modified"} == kinds
+
+
+def test_renamed_directories_in_renamed_ones(layer):
+    """Each redirect begins at its own place, and what follows it is compared with what was there."""
+    base = layer("base").file("a/x").file("b/y").file("c/z")
+    upper = layer("upper").deleted("a").deleted("b").renamed("n", "/a").renamed("n/m", "/b").renamed("c", "/c").file("n/m/new")
+    wanted = [("/a", "deleted"), ("/b", "deleted"), ("/c", "modified"), ("/n", "added"), ("/n/m", "added"), ("/n/m/new", "added")]
+    assert [*wanted, ("/n/m/y", "added"), ("/n/x", "added")] == said(upper, base)
+
+
+def test_time_is_bounded(layer):
+    """A walk whose time is over says that it is not complete."""
+    upper = layer("upper").file("x")
+    budget = Budget(seconds=0)
+    fd = os.open(upper.folder, os.O_RDONLY)
+    assert ([], False) == (list(changes(fd, [], budget)), budget.complete)
+    os.close(fd)

@@ -1,0 +1,239 @@
+"""Copies between host and container, as ``docker cp``.
+
+By descriptors, so that neither side's links lead anywhere.
+
+Out of a container comes what the container sees. A symbolic link is copied as a link only where it
+cannot lead out of the copied directory, wherever that lies on the host; another one is copied as
+the file that it leads to inside.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.linux import process
+from pytest_sandbox.linux.copying import TreeCopy, copy_content
+from pytest_sandbox.linux.directories import DIRECTORY, open_entry, open_regular
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["copy_in", "copy_out"]
+
+__tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
+
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OLD_FILE = os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_FOUND_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_MODE = 0o777  # a set-user-ID program of one side is none on the other
+_DANGLING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
+
+Path = str | os.PathLike[str]
+if TYPE_CHECKING:
+    #: Opens a path inside, with the flags of open(2): every link on the way is resolved inside, and
+    #: none of procfs's magic links is followed.
+    Open = Callable[[str, int], int]
+
+
+def copy_in(open_inside: Open, source: Path, target: Path) -> None:
+    """Copy a file, a link or a directory of the host to ``target`` inside, or into it where it is a
+    directory. Raises OSError.
+    """
+    os.lstat(source)  # the error names the path as it was given
+    path = os.path.abspath(os.fspath(source))
+    directory, name = _place_inside(open_inside, os.fspath(target), os.path.basename(path))
+    try:
+        entry = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            _copy(_Transfer, entry, directory, name, path)
+        finally:
+            os.close(entry)
+    finally:
+        os.close(directory)
+
+
+def copy_out(open_inside: Open, source: Path, target: Path) -> None:
+    """Copy a file or a directory inside to ``target`` on the host, or into it where it is a
+    directory.
+
+    ``DIRECTORY/.`` copies what is in the directory. A ``source`` that is a link is what it leads to
+    inside. Raises OSError, also for a link in a directory that leads to another directory, outside
+    of what is copied: copying that too could take any amount of space.
+    """
+    path = os.fspath(source)
+    name = "." if path.endswith("/.") else os.path.basename(os.path.normpath(path)) or "."
+    entry = open_inside(path, os.O_PATH)
+    try:
+        into, as_name = (os.fspath(target), name) if os.path.isdir(target) else os.path.split(os.path.abspath(os.fspath(target)))
+        directory = os.open(into, _FOUND_DIRECTORY)
+        try:
+            _copy(lambda root: _Out(root, open_inside, path), entry, directory, as_name or ".", path)
+        finally:
+            os.close(directory)
+    finally:
+        os.close(entry)
+
+
+def _place_inside(open_inside: Open, target: str, name: str) -> tuple[int, str]:
+    """Return a descriptor of the directory that is copied into, and the name there."""
+    try:
+        return open_inside(target, _FOUND_DIRECTORY), name
+    except (FileNotFoundError, NotADirectoryError):
+        parent, last = os.path.split(target.rstrip("/"))
+        return open_inside(parent or ".", _FOUND_DIRECTORY), last
+
+
+def _copy(make: Callable[[int], _Transfer], entry: int, directory: int, name: str, shown: str) -> None:
+    """Copy what the O_PATH descriptor ``entry`` refers to, as ``name`` in a directory."""
+    status = os.fstat(entry)
+    if not stat.S_ISDIR(status.st_mode):
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+            raise OSError(
+                errno.EINVAL,
+                "it is a FIFO, a socket or a device: files, links and directories can be copied",
+                shown,
+            )
+        make(directory).file(entry, status, directory, name)
+        return
+    source = os.open(process.path_of(entry), _FOUND_DIRECTORY)
+    try:
+        target, is_new = _make_directory(directory, name)
+        try:
+            copy = make(target)
+            copy.created.append(is_new)
+            copy.run(source)
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+
+
+def _make_directory(directory: int, name: str) -> tuple[int, bool]:
+    """Create a directory unless it exists; return a descriptor of it, and whether it is new."""
+    try:
+        os.mkdir(name, 0o700, dir_fd=directory)
+        is_new = True
+    except FileExistsError:
+        is_new = False
+    return os.open(name, DIRECTORY, dir_fd=directory), is_new
+
+
+class _Transfer(TreeCopy):
+    """A copy that belongs to whoever makes it, with modes and times.
+
+    FIFOs, sockets and devices are left out, as they mean nothing elsewhere.
+    """
+
+    def __init__(self, target: int) -> None:
+        super().__init__(target)
+        #: For each directory on the way: whether the copy made it. One that existed keeps its mode.
+        self.created: list[bool] = []
+
+    def is_linked(self, status: os.stat_result) -> bool:
+        return stat.S_ISREG(status.st_mode)
+
+    def file(self, entry: int, status: os.stat_result, target: int, name: str) -> None:
+        if stat.S_ISREG(status.st_mode):
+            self.regular(entry, status, target, name)
+        elif stat.S_ISLNK(status.st_mode):
+            self.link(os.readlink("", dir_fd=entry), target, name)
+
+    def regular(self, entry: int, status: os.stat_result, target: int, name: str) -> None:
+        """Copy a regular file."""
+        read = open_regular(entry)
+        try:
+            write = _open_target(target, name)
+            try:
+                self.count(copy_content(read, write, status))
+                os.fchmod(write, stat.S_IMODE(status.st_mode) & _MODE)
+                os.utime(write, ns=(status.st_atime_ns, status.st_mtime_ns))
+            finally:
+                os.close(write)
+        finally:
+            os.close(read)
+
+    def link(self, text: str, target: int, name: str) -> None:
+        """Make a symbolic link."""
+        os.symlink(text, name, dir_fd=target)
+        self.count()
+
+    def directory(self, target: int, name: str) -> int:
+        fd, is_new = _make_directory(target, name)
+        self.created.append(is_new)
+        return fd
+
+    def leave(self, source: int, target: int) -> None:
+        if self.created.pop():
+            os.fchmod(target, stat.S_IMODE(os.fstat(source).st_mode) & _MODE)
+
+
+def _open_target(directory: int, name: str) -> int:
+    """Return a descriptor of a new or emptied regular file.
+
+    What else is there under that name is refused, not opened.
+    """
+    try:
+        return os.open(name, _NEW_FILE, 0o600, dir_fd=directory)
+    except FileExistsError:
+        entry = open_entry(name, directory)
+    try:
+        mode = os.fstat(entry).st_mode
+        if stat.S_ISREG(mode):
+            return os.open(process.path_of(entry), _OLD_FILE)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+        raise FileExistsError(errno.EEXIST, "what exists there is not a regular file", name)
+    finally:
+        os.close(entry)
+
+
+class _Out(_Transfer):
+    """A copy to the host of the path ``source`` inside: what the container sees."""
+
+    def __init__(self, target: int, open_inside: Open, source: str) -> None:
+        super().__init__(target)
+        self._open = open_inside
+        self._source = source
+
+    def link(self, text: str, target: int, name: str) -> None:
+        """Make a link that stays in the copied directory, or else a copy of the file that it leads
+        to inside.
+        """
+        if _stays(text, len(self.names)):
+            super().link(text, target, name)
+            return
+        path = "/".join([self._source, *self.names, name])
+        try:
+            entry = self._open(path, os.O_PATH)
+        except OSError as error:
+            if error.errno in _DANGLING:  # the container sees nothing there either
+                return
+            raise
+        try:
+            self._seen(entry, target, name, path)
+        finally:
+            os.close(entry)
+
+    def _seen(self, entry: int, target: int, name: str, path: str) -> None:
+        status = os.fstat(entry)
+        if stat.S_ISDIR(status.st_mode):
+            what = "this link leads to a directory outside of what is copied: copy that one by its own name"
+            raise OSError(errno.EINVAL, what, path)
+        # A thousand links to one large file are a thousand names of one copy.
+        if stat.S_ISREG(status.st_mode) and not self.link_again(status, target, name, always=True):
+            self.regular(entry, status, target, name)
+
+
+def _stays(text: str, depth: int) -> bool:
+    """Tell whether a link in a directory ``depth`` levels below the copy's root leads to something
+    below the root.
+
+    ".." is believed only at the beginning, where it leaves directories that the copy has made.
+    After another name, which may be a link itself, nobody knows what it leaves.
+    """
+    parts = [part for part in text.split("/") if part not in {"", "."}]
+    up = next((at for at, part in enumerate(parts) if part != ".."), len(parts))
+    return not text.startswith("/") and up <= depth and ".." not in parts[up:]

@@ -1,0 +1,132 @@
+"""Directories reached by descriptors alone.
+
+One name at a time, no link followed, whatever happens to the tree meanwhile.
+
+Nothing here depends on the length of a path (PATH_MAX) or on the depth of a tree: a stack keeps a
+fixed number of descriptors open and opens the others again when it comes back to them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Self
+
+from pytest_sandbox.linux import process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["DIRECTORY", "DirectoryStack", "batches", "open_entry", "open_regular"]
+
+#: How a directory is opened to be read: never through a symbolic link.
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ENTRY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_REGULAR = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_MOST_OPEN = 32
+_BATCH = 10_000
+
+Identity = tuple[int, int]
+
+
+def open_entry(name: str, directory: int) -> int:
+    """Return an O_PATH descriptor of an entry of whatever type.
+
+    Opening it so has no effect, and fstat(2) says what it is.
+    """
+    return os.open(name, _ENTRY, dir_fd=directory)
+
+
+def open_regular(entry: int) -> int:
+    """Return a descriptor to read the regular file that the O_PATH descriptor ``entry`` was found
+    to be.
+
+    A second look at its name could find a FIFO or a device in its place (open(2), O_PATH;
+    proc_pid_fd(5)).
+    """
+    return os.open(process.path_of(entry), _REGULAR)
+
+
+def batches(directory: int, most: int = _BATCH) -> Iterator[list[os.DirEntry[str]]]:
+    """Yield the entries of a directory in lists of at most ``most``, each sorted by name.
+
+    A directory may have millions.
+    """
+    with os.scandir(directory) as entries:
+        batch: list[os.DirEntry[str]] = []
+        for entry in entries:
+            batch.append(entry)
+            if len(batch) == most:
+                yield sorted(batch, key=_name)
+                batch = []
+        yield sorted(batch, key=_name)
+
+
+def _name(entry: os.DirEntry[str]) -> str:
+    return entry.name
+
+
+class DirectoryStack:
+    """The directories from a root down to the current one (:attr:`fd`), of which the deepest 32 are
+    open.
+
+    The others are reopened through ".." and compared with what they were. Close it when done;
+    ``root`` stays the caller's.
+    """
+
+    def __init__(self, root: int) -> None:
+        self._fds = [os.dup(root)]
+        self._identities = [_identity(root)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for fd in self._fds:
+            if fd >= 0:
+                os.close(fd)
+        self._fds.clear()
+
+    @property
+    def fd(self) -> int:
+        """The current directory."""
+        return self._fds[-1]
+
+    @property
+    def device(self) -> int:
+        """The file system of the current directory (st_dev)."""
+        return self._identities[-1][0]
+
+    def push(self, fd: int) -> None:
+        """Make ``fd``, a directory in the current one, the current one.
+
+        It is the stack's from now on.
+        """
+        self._fds.append(fd)
+        self._identities.append(_identity(fd))
+        oldest = len(self._fds) - 1 - _MOST_OPEN
+        if oldest >= 0 and self._fds[oldest] >= 0:
+            os.close(self._fds[oldest])
+            self._fds[oldest] = -1
+
+    def pop(self) -> None:
+        """Go back to the directory above.
+
+        Raises OSError (ESTALE) where the current one was moved elsewhere meanwhile.
+        """
+        if self._fds[-2] < 0:
+            self._fds[-2] = self._reopen()
+        os.close(self._fds.pop())
+        self._identities.pop()
+
+    def _reopen(self) -> int:
+        fd = os.open("..", DIRECTORY, dir_fd=self._fds[-1])
+        if _identity(fd) == self._identities[-2]:
+            return fd
+        os.close(fd)
+        raise OSError(errno.ESTALE, "a directory was moved while it was read")
+
+
+def _identity(fd: int) -> Identity:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino

@@ -1,0 +1,186 @@
+"""Directories of the layers below a writable one, reached by descriptors of which a fixed number is
+open at a time.
+
+A layer may be as deep as its maker wanted, longer than PATH_MAX too, so a directory knows its name
+and its parent, and is opened when it is looked into.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Self
+
+from pytest_sandbox.linux import process
+from pytest_sandbox.linux import syscall as sc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["Lower", "OpenLowers"]
+
+#: As root's overlays keep the attribute, and as those of a user namespace.
+_OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
+_MOST_OPEN = 64
+#: Bytes of a path that is given to the kernel at once; PATH_MAX is 4096.
+_MOST_BYTES = 4000
+
+
+class Lower:
+    """A directory of a lower layer: ``name`` in ``parent``.
+
+    A layer's root has a path in place of both.
+    """
+
+    __slots__ = ("fd", "name", "parent")
+
+    def __init__(self, parent: Lower | None, name: str) -> None:
+        self.parent = parent
+        self.name = name
+        self.fd = -1
+
+
+class OpenLowers:
+    """The lower layers (their paths, topmost first), and those of their directories that were used
+    last. Close it when done.
+    """
+
+    def __init__(self, layers: Sequence[str]) -> None:
+        self.roots = tuple(Lower(None, path.rstrip("/") or "/") for path in layers)
+        self._used: dict[Lower, None] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for lower in list(self._used):
+            self._close(lower)
+
+    def mode(self, merged: Sequence[Lower], name: str) -> int:
+        """Return the mode of what is seen as ``name`` in a merged directory.
+
+        0 where there is nothing.
+        """
+        modes = (self._mode(lower, name) for lower in merged)
+        return next((mode for mode in modes if mode is not None), 0)
+
+    def step(self, merged: Sequence[Lower], name: str) -> tuple[Lower, ...]:
+        """Return the directory ``name`` in a merged one.
+
+        Empty where there is none, or something else.
+        """
+        found: list[Lower] = []
+        for lower in merged:
+            mode = self._mode(lower, name)
+            if mode is None:
+                continue
+            if not stat.S_ISDIR(mode):
+                break
+            found.append(Lower(lower, name))
+            if len(merged) > 1 and self._is_opaque(lower, name):
+                break
+        return tuple(found)
+
+    def names(self, merged: Sequence[Lower], most: int) -> tuple[list[str], bool]:
+        """Return the names that the parts of a merged directory have, sorted, up to ``most``, and
+        whether these are all.
+        """
+        names: set[str] = set()
+        for lower in merged:
+            for name in self._listed(lower):
+                names.add(name)
+                if len(names) >= most:
+                    return sorted(names), False
+        return sorted(names), True
+
+    def is_same(self, one: Sequence[Lower], other: Sequence[Lower]) -> bool:
+        """Tell whether two merged directories consist of the same ones."""
+        try:
+            return len(one) == len(other) and all(
+                os.path.samestat(os.fstat(self._fd(a)), os.fstat(self._fd(b))) for a, b in zip(one, other, strict=True)
+            )
+        except OSError:
+            return False
+
+    def _mode(self, lower: Lower, name: str) -> int | None:
+        """Return a mode, 0 for a deletion, None for what does not exist or may not be looked at."""
+        try:
+            status = os.stat(name, dir_fd=self._fd(lower), follow_symlinks=False)
+        except OSError:
+            return None
+        return 0 if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0 else status.st_mode
+
+    def _is_opaque(self, lower: Lower, name: str) -> bool:
+        for attribute in _OPAQUE:
+            try:
+                path = f"{process.path_of(self._fd(lower))}/{name}"
+                return os.getxattr(path, attribute, follow_symlinks=False) == b"y"
+            except OSError:
+                continue
+        return False
+
+    def _listed(self, lower: Lower) -> Iterator[str]:
+        try:
+            with os.scandir(process.path_of(self._fd(lower))) as entries:
+                yield from (entry.name for entry in entries)
+        except OSError:
+            return
+
+    def _fd(self, lower: Lower) -> int:
+        """Return an O_PATH descriptor of a directory, which is open until many others were used."""
+        if lower.fd < 0:
+            lower.fd = self._open(lower)
+        else:
+            del self._used[lower]
+        self._used[lower] = None
+        if len(self._used) > _MOST_OPEN:
+            self._close(next(iter(self._used)))
+        return lower.fd
+
+    def _open(self, lower: Lower) -> int:
+        if lower.parent is None:
+            return os.open(lower.name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        names: list[str] = []
+        one: Lower = lower
+        while one.parent is not None and one.fd < 0:
+            names.append(one.name)
+            one = one.parent
+        return _walk(self._fd(one), names[::-1])
+
+    def _close(self, lower: Lower) -> None:
+        del self._used[lower]
+        os.close(lower.fd)
+        lower.fd = -1
+
+
+def _walk(start: int, names: Sequence[str]) -> int:
+    """Return a descriptor of the directory that ``names`` lead to from ``start``, through
+    directories alone.
+    """
+    fd = os.dup(start)
+    try:
+        for path in _parts(names):
+            deeper = sc.openat2(
+                path,
+                os.O_PATH | os.O_DIRECTORY,
+                sc.RESOLVE_BENEATH | sc.RESOLVE_NO_SYMLINKS,
+                dir_fd=fd,
+            )
+            os.close(fd)
+            fd = deeper
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _parts(names: Sequence[str]) -> Iterator[bytes]:
+    """Join names to paths that are short enough for the kernel."""
+    path = b""
+    for name in map(os.fsencode, names):
+        if len(path) + len(name) >= _MOST_BYTES:
+            yield path
+            path = b""
+        path = path + b"/" + name if path else name
+    if path:
+        yield path

@@ -1,0 +1,139 @@
+"""Kept layers.
+
+Copied whole or not at all, in no more space than they take, and nothing unfinished stays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pytest_sandbox import Container, SandboxError, layers
+from pytest_sandbox.container import kept
+
+pytestmark = pytest.mark.needs("containers")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """Kept layers are here; below them lies what a container wrote."""
+    monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path / "home"))
+    return tmp_path / "home/kept"
+
+
+def begin_and_die(path):
+    """Begin to fill a directory in a process that is killed."""
+    code = f"""
+import os, signal
+from pytest_sandbox import layers
+unfinished, lock = layers.make_unfinished("{path}")
+os.makedirs(f"{{unfinished}}/0/upper/deep")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert -9 == subprocess.run([sys.executable, "-c", code], check=False).returncode
+
+
+def test_what_a_killed_process_had_begun_is_removed(home):
+    """An unfinished copy goes once nobody holds it.
+
+    One that is being made, finished ones and other files stay.
+    """
+    home.mkdir(parents=True)
+    begin_and_die(home / "dead")
+    (home / "whole").mkdir()
+    (home / "notes.txt").touch()
+    unfinished, lock = layers.make_unfinished(str(home / "alive"))
+    try:
+        assert 4 == len(os.listdir(home))
+        layers.remove_unfinished(str(home))
+        assert sorted([os.path.basename(unfinished), "notes.txt", "whole"]) == sorted(os.listdir(home))
+    finally:
+        os.close(lock)
+
+
+def test_keeping_removes_what_others_left(home):
+    """The next copy that is made clears away what a killed process had begun, and the directory is
+    closed to others.
+    """
+    home.mkdir(parents=True)
+    begin_and_die(home / "dead")
+    with Container() as container:
+        one = kept.keep(container)
+    assert ([one.id], 0o700) == (os.listdir(home), home.stat().st_mode & 0o777)
+
+
+def test_a_copy_that_fails_leaves_nothing(home, monkeypatch):
+    """An error while a layer is copied is a SandboxError that says where, and no part of the copy
+    stays.
+    """
+
+    def fail(*_arguments, **_keywords):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(kept, "copy_tree", fail)
+    with (
+        Container() as container,
+        pytest.raises(SandboxError, match=f"cannot be kept in {home}.*No space left"),
+    ):
+        kept.keep(container)
+    assert [] == os.listdir(home)
+
+
+def test_damaged_ones_are_left_out(home):
+    """What has no readable description, or is not finished, is not listed, and breaks nothing."""
+    for name, text in (
+        ("a", "{"),
+        ("b", "[]"),
+        ("c", json.dumps({"id": "c", "unknown": 1})),
+        ("d.12", json.dumps(["d"])),
+    ):
+        (home / name).mkdir(parents=True)
+        (home / name / "kept.json").write_text(text)
+    (home / "d.12/kept.json").write_text(json.dumps({"id": "d", "label": "", "time": 1.0}))
+    assert [] == kept.kept()
+    with pytest.raises(SandboxError, match="no layer is kept as"):
+        kept.start("../kept/a")
+
+
+def test_a_sparse_file_is_kept_as_one(home):
+    """A hole of gigabytes that a test left takes no space on the host's disk."""
+    with Container(memory=None) as container:
+        container.run(["truncate", "-s", "2G", "/var/tmp/sparse"], check=True)
+        one = kept.keep(container)
+    (found,) = home.glob("*/*/upper/**/sparse")
+    assert (2 << 30, True) == (found.stat().st_size, found.stat().st_blocks * 512 < 1 << 20)
+    one.remove()
+    assert [] == os.listdir(home)
+
+
+def test_a_fifo_and_a_socket_do_not_stop_it():
+    """What is no file is copied without being opened, or left out."""
+    with Container() as container:
+        script = "import os, socket; os.mkfifo('/var/tmp/fifo'); socket.socket(socket.AF_UNIX).bind('/var/tmp/socket')"
+        container.run([sys.executable, "-c", script], check=True)
+        one = kept.keep(container)
+    with kept.start(one.id) as again:
+        assert "fifo" in again.listdir("/var/tmp")
+        assert "socket" not in again.listdir("/var/tmp")
+
+
+def test_a_deep_tree_is_kept_and_removed(home):
+    """Any depth is kept, begun from, and removed."""
+
+    def dig():
+        os.chdir("/var/tmp")
+        for _ in range(1200):
+            os.mkdir("d")
+            os.chdir("d")
+
+    with Container() as container:
+        container.call(dig)
+        one = kept.keep(container)
+    with kept.start(one.id) as again:
+        assert "d" in again.listdir("/var/tmp")
+    one.remove()
+    assert [] == os.listdir(home)

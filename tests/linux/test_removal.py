@@ -1,0 +1,92 @@
+"""Removal of trees that a container wrote: of any depth, and of nothing else."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+from trees import deep_path, dig, few_descriptors
+
+from pytest_sandbox.linux.removal import remove_tree
+
+__all__ = ["deep_path"]
+
+
+@pytest.mark.parametrize(("depth", "name"), [(3000, "d"), (1500, "d" * 200)], ids=["levels", "long names"])
+def test_a_deep_tree_is_removed(deep_path, depth, name):
+    """Neither the depth nor the length of paths is a limit, and few descriptors are used."""
+    root = deep_path / "root"
+    root.mkdir()
+    dig(root, depth, name)
+    with few_descriptors():
+        remove_tree(str(root))
+    assert not root.exists()
+
+
+def test_directories_without_permissions_are_removed(tmp_path):
+    """What its owner has closed goes too."""
+    (tmp_path / "root/closed/deep").mkdir(parents=True)
+    (tmp_path / "root/closed/deep/file").touch()
+    for path in ("root/closed/deep", "root/closed", "root"):
+        (tmp_path / path).chmod(0)
+    remove_tree(str(tmp_path / "root"))
+    assert [] == os.listdir(tmp_path)
+
+
+def test_more_directories_than_are_remembered_at_a_time(tmp_path, monkeypatch):
+    """Names are taken in portions, and none is left."""
+    monkeypatch.setattr("pytest_sandbox.linux.removal._MOST_NAMES", 3)
+    for number in range(10):
+        (tmp_path / f"root/{number}/deep").mkdir(parents=True)
+    remove_tree(str(tmp_path / "root"))
+    assert [] == os.listdir(tmp_path)
+
+
+def test_links_are_removed_and_not_followed(tmp_path):
+    """A link goes, what it leads to stays.
+
+    So does the target of a link in the place of the tree itself.
+    """
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/file").touch()
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/link").symlink_to(tmp_path / "precious")
+    remove_tree(str(tmp_path / "root"))
+    (tmp_path / "root").symlink_to(tmp_path / "precious")
+    with pytest.raises(NotADirectoryError):
+        remove_tree(str(tmp_path / "root"))
+    assert ["file"] == os.listdir(tmp_path / "precious")
+
+
+def test_what_is_not_there_is_fine(tmp_path):
+    """Somebody else may have removed it."""
+    remove_tree(str(tmp_path / "none"))
+
+
+@pytest.mark.needs("root")
+def test_a_mounted_file_system_stays(tmp_path):
+    """What is mounted in the tree is not emptied.
+
+    The rest is removed, and the error names the place.
+    """
+    code = f"""
+import os
+from pytest_sandbox.linux import mounts, syscall as sc
+from pytest_sandbox.linux.removal import remove_tree
+sc.unshare(sc.CLONE_NEWNS)
+mounts.make_private()
+os.makedirs("{tmp_path}/root/a/mounted")
+os.makedirs("{tmp_path}/root/b/other")
+sc.mount("tmpfs", "{tmp_path}/root/a/mounted", "tmpfs")
+open("{tmp_path}/root/a/mounted/file", "w").close()
+try:
+    remove_tree("{tmp_path}/root")
+except OSError as error:
+    print(error.errno, error.filename)
+print(os.listdir("{tmp_path}/root"), os.listdir("{tmp_path}/root/a/mounted"))
+"""
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert f"{errno.EBUSY} {tmp_path}/root/a/mounted\n['a'] ['file']\n" == said
