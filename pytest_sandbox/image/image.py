@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import builtins
     from collections.abc import Callable, Iterable, Iterator
 
+    from pytest_sandbox.image.index import Index, Record
     from pytest_sandbox.image.reference import Reference
-    from pytest_sandbox.image.store import Record
 
 __all__ = ["Image", "find"]
 
@@ -52,7 +52,8 @@ class Image:
 
         store = Store()
         with _explained(reference):
-            return _of(store, pull(reference, store, progress), reference)
+            pulled = pull(reference, store, progress)
+            return _of(store, store.index(), pulled, reference)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, name: str = "", progress: Callable[[str, str, int, int], None] | None = None) -> Image:
@@ -81,7 +82,9 @@ class Image:
         names = (full_name(name),) if name else ()
         with _explained(where), Adding(store) as adding:
             loader = Loader(adding, limits_from_environment(), Platform.of_host(), names, progress or (lambda *_: None))
-            return [_of(store, image_id, loader.called[image_id]) for image_id in load(where, store, loader)]
+            loaded = load(where, store, loader)
+            index = store.index()
+            return [_of(store, index, one, loader.called[one]) for one in loaded]
 
     @classmethod
     def get(cls, reference: str) -> Image:
@@ -97,8 +100,8 @@ class Image:
                 raise ImageError(f"{reference!r} is the beginning of {len(matching)} image ids. Give more digits.")
             if not matching:
                 raise ImageError(f"there is no stored image {reference!r}. Run: pytest-sandbox pull {reference}")
-            return _of(store, matching[0])
-        return _of(store, found, reference)
+            return _of(store, index, matching[0])
+        return _of(store, index, found, reference)
 
     @classmethod
     def list(cls) -> list[Image]:
@@ -106,8 +109,8 @@ class Image:
         store = Store()
         index = store.index()
         newest = sorted(index.images, key=lambda one: (-index.images[one].stored, one))
-        named = [_of(store, one, name) for one in newest for name in index.names_of(one)]
-        return named + [_of(store, one) for one in newest if not index.names_of(one)]
+        named = [_of(store, index, one, name) for one in newest for name in index.names_of(one)]
+        return named + [_of(store, index, one) for one in newest if not index.names_of(one)]
 
     @cached_property
     def document(self) -> dict[str, Any]:
@@ -247,9 +250,10 @@ def _name_of(reference: str) -> str:
     return parsed.full if parsed else ""
 
 
-def _of(store: Store, image_id: str, reference: str = "") -> Image:
-    index = store.index()
-    record = index.images[image_id]
+def _of(store: Store, index: Index, image_id: str, reference: str = "") -> Image:
+    record = index.images.get(image_id)
+    if record is None:
+        raise ImageError(f"the image {reference or image_id} was removed by another process meanwhile. Pull or load it again.")
     names = index.names_of(image_id)
     name = _name_of(reference)
     shown = str(parse_reference(name if name in names else names[0])) if names else image_id

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
 from pytest_sandbox.errors import ImageError
 from pytest_sandbox.image.adding import unpack_verified
 from pytest_sandbox.image.documents import Descriptor, ImageDocuments, Platform, diff_ids_of, parsed, read_image, synthesised
+from pytest_sandbox.image.limits import Budget
 from pytest_sandbox.image.reference import parse_reference
 from pytest_sandbox.image.stream import Plain, compression_of, decompress, read_chunks
 from pytest_sandbox.image.tar import BLOCK, TarReader, printable
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pytest_sandbox.image.adding import Adding
+    from pytest_sandbox.image.index import LayerFacts
     from pytest_sandbox.image.limits import Limits
-    from pytest_sandbox.image.store import LayerFacts, Store
+    from pytest_sandbox.image.store import Store
 
 __all__ = ["Loader", "full_name", "is_image_folder", "load"]
 
@@ -186,19 +188,27 @@ class Loader:
         return self._register(documents.config, documents.diff_ids, names, documents.manifest)
 
     def _add_layers(self, documents: ImageDocuments, sources: list[tuple[Members, str, Descriptor | None]]) -> None:
-        makers = [
-            (diff_id, self._maker(members, path, descriptor, diff_id))
-            for diff_id, (members, path, descriptor) in zip(documents.diff_ids, sources, strict=True)
-        ]
+        budget = Budget(self.limits, self.adding.stopping)
+        makers = [(diff_id, self._maker(source, diff_id, budget)) for diff_id, source in zip(documents.diff_ids, sources, strict=True)]
         self.adding.layers(makers)
 
-    def _maker(self, members: Members, path: str, descriptor: Descriptor | None, diff_id: str) -> Callable[[str], LayerFacts]:
+    def _maker(self, source: tuple[Members, str, Descriptor | None], diff_id: str, budget: Budget) -> Callable[[str], LayerFacts]:
+        members, path, descriptor = source
+
         def make(target: str) -> LayerFacts:
             if not members.has(path):
                 raise ImageError(f"the layer {diff_id} is missing: there is no file {path!r}")
             raw = self._reported(members.chunks(path), diff_id, members.size(path))
             digest, size = (descriptor.digest, descriptor.size) if descriptor else ("", None)
-            return unpack_verified(raw, target, self.limits, digest=digest, size=size, diff_id=diff_id)[1]
+            return unpack_verified(
+                raw,
+                target,
+                self.limits,
+                digest=digest,
+                size=size,
+                diff_id=diff_id,
+                budget=budget,
+            )[1]
 
         return make
 

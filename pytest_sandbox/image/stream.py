@@ -15,6 +15,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, Self
 
 from pytest_sandbox.errors import ImageError
+from pytest_sandbox.image.limits import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -189,9 +190,11 @@ class Plain:
     Raises ImageError where the stream is damaged, or grows past ``limits``.
     """
 
-    def __init__(self, raw: Iterable[bytes], limits: Limits) -> None:
+    def __init__(self, raw: Iterable[bytes], limits: Limits, budget: Budget | None = None) -> None:
         self.raw_bytes = 0
         self.plain_bytes = 0
+        self._budget = budget or Budget(limits)
+        self._counted = 0
         self._raw = raw
         self._limits = limits
         self._raw_hash = hashlib.sha256()
@@ -230,7 +233,7 @@ class Plain:
             for plain in decompress(self._hashed()):
                 self._plain_hash.update(plain)
                 self.plain_bytes += len(plain)
-                self._check()
+                self._check(len(plain))
                 self._queue.put(plain)
                 if self._stopped.is_set():
                     return
@@ -247,8 +250,9 @@ class Plain:
             self.raw_bytes += len(data)
             yield data
 
-    def _check(self) -> None:
+    def _check(self, plain: int) -> None:
         limits = self._limits
+        raw, self._counted = self.raw_bytes - self._counted, self.raw_bytes
         if self.plain_bytes > limits.layer_bytes:
             raise ImageError(f"it unpacks to more than {limits.layer_bytes} bytes. Set PYTEST_SANDBOX_MAX_LAYER if that is meant.")
         if self.plain_bytes > limits.ratio_from and self.plain_bytes > limits.ratio * self.raw_bytes:
@@ -256,3 +260,4 @@ class Plain:
                 f"it unpacks to more than {limits.ratio} times its size ({self.raw_bytes} bytes made {self.plain_bytes}), as only a "
                 "decompression bomb does. Set PYTEST_SANDBOX_MAX_LAYER (for example 16g) if that is meant."
             )
+        self._budget.add_bytes(raw, plain)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 from urllib.parse import unquote_to_bytes
 
 from pytest_sandbox.errors import ImageError
+from pytest_sandbox.printable import printable as escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -37,7 +38,7 @@ _SECOND: Final = 1_000_000_000
 
 def printable(name: bytes) -> str:
     """Show a path in a message: no newline, no escape sequence, and no undecodable byte reaches a terminal as it is."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in name[:300].decode("utf-8", "backslashreplace"))
+    return escaped(name[:300].decode("utf-8", "backslashreplace"))
 
 
 @runtime_checkable

@@ -21,7 +21,7 @@ from pytest_sandbox.image.tree import WHITEOUT_PREFIX, Tree
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_sandbox.image.limits import Limits
+    from pytest_sandbox.image.limits import Budget, Limits
 
 __all__ = ["Unpacked", "unpack"]
 
@@ -32,6 +32,7 @@ _SECOND: Final = 1_000_000_000
 _TIMES: Final = (-(1 << 31) * _SECOND, (1 << 33) * _SECOND)
 _IMPLIED: Final = _TIMES[0] - 1  # the time of a folder that the archive does not describe
 _DEVICES: Final = {b"3": stat.S_IFCHR, b"4": stat.S_IFBLK}
+_COUNTED: Final = 1000  # entries that are added to the image's sum at a time
 _MISSING_RIGHT: Final = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP)
 
 
@@ -60,7 +61,7 @@ class _Attributes:
     mtime_ns: int | None
 
 
-def unpack(pieces: Iterable[bytes], root: str, limits: Limits, *, end_required: bool = True) -> Unpacked:
+def unpack(pieces: Iterable[bytes], root: str, limits: Limits, *, end_required: bool = True, budget: Budget | None = None) -> Unpacked:
     """Write the layer in ``pieces`` (a plain tar stream) into the empty folder ``root``.
 
     ``end_required`` asks for the archive's end marker: without it, a stream that is cut between two entries cannot be told from a whole one.
@@ -72,6 +73,8 @@ def unpack(pieces: Iterable[bytes], root: str, limits: Limits, *, end_required: 
         for member in reader:
             try:
                 unpacker.add(member, reader)
+                if budget and unpacker.result.entries % _COUNTED == 0:
+                    budget.add_entries(_COUNTED)
             except OSError as error:
                 raise ImageError(f"{printable(member.name)}: {_explained(error)}") from error
             except EOFError:
@@ -81,6 +84,8 @@ def unpack(pieces: Iterable[bytes], root: str, limits: Limits, *, end_required: 
         if end_required and not reader.complete:
             raise ImageError("the archive is cut off: it has no end marker")
         unpacker.finish()
+        if budget:
+            budget.add_entries(unpacker.result.entries % _COUNTED)
     finally:
         unpacker.close()
     return unpacker.result
