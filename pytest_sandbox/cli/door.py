@@ -36,7 +36,8 @@ def guarded(do: Callable[[], int], *, debugging: bool = False) -> int:
     """Do it, and return its status; an error becomes one line and 125, or its traceback where ``debugging``."""
     try:
         status = do()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # the caller has closed it (``>&-``)
+            sys.stdout.flush()
     except SystemExit as end:  # argparse's help, version, and wrong use
         return end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:

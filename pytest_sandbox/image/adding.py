@@ -80,7 +80,6 @@ class Adding:
         self.store = store
         self.stopping = threading.Event()
         self._pins: list[int] = []
-        self._is_changed = False
         self._guard = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -91,7 +90,7 @@ class Adding:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         for fd in self._pins:
             os.close(fd)
-        if kind is not None and self._is_changed:
+        if kind is not None and self._pins:
             with contextlib.suppress(OSError, ImageError):  # the first error says more
                 self.store.collect()
 
@@ -110,7 +109,6 @@ class Adding:
     def _made(self, key: str, make: Callable[[str], LayerFacts]) -> LayerFacts:
         with self.store.workplace() as work:
             facts = make(_made_directory(work))
-            self._is_changed = True
             self.store.publish(work, key, facts)
         return facts
 
@@ -121,7 +119,6 @@ class Adding:
             self._pin(key)
             with making(self.store.making_path(key), self.stopping):
                 if self.store.whole_layer(key) is None:
-                    self._is_changed = True
                     self.store.publish(work, key, facts)
         return key, facts
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from pytest_sandbox.errors import ImageError
 from pytest_sandbox.image.reference import parse_reference
 from pytest_sandbox.image.store import Store
+from pytest_sandbox.linux.process import path_of
 
 if TYPE_CHECKING:
     import builtins
@@ -20,10 +23,23 @@ if TYPE_CHECKING:
     from pytest_sandbox.image.index import Index, Record
     from pytest_sandbox.image.reference import Reference
 
-__all__ = ["Image", "find"]
+__all__ = ["Image", "UnknownImage", "find"]
 
 _SHORTEST_ID: Final = 4
+_COPIED: Final = 1 << 20
 _FOLDER_STARTS: Final = ("/", "./", "../", "~")
+
+
+class UnknownImage(ImageError):
+    """No image of this name is stored; ``remedy`` says how to get it."""
+
+    def __init__(self, reference: str, remedy: str) -> None:
+        super().__init__(reference, remedy)
+        self.reference = reference
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"there is no stored image {self.reference!r}. {self.remedy}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -70,21 +86,28 @@ class Image:
         cls, path: str | os.PathLike[str], *, name: str = "", progress: Callable[[str, str, int, int], None] | None = None
     ) -> list[Image]:
         """As :meth:`load`, for every image in an archive."""
-        from pytest_sandbox.image.adding import Adding
-        from pytest_sandbox.image.documents import Platform
-        from pytest_sandbox.image.limits import limits_from_environment
-        from pytest_sandbox.image.sources import Loader, full_name, is_image_folder, load
+        from pytest_sandbox.image.sources import is_image_folder
 
         where = os.path.abspath(os.path.expanduser(os.fspath(path)))
         if os.path.isdir(where) and not is_image_folder(where):
             return [_of_folder(where)]
-        store = Store()
-        names = (full_name(name),) if name else ()
-        with _explained(where), Adding(store) as adding:
-            loader = Loader(adding, limits_from_environment(), Platform.of_host(), names, progress or (lambda *_: None))
-            loaded = load(where, store, loader)
-            index = store.index()
-            return [_of(store, index, one, loader.called[one]) for one in loaded]
+        return _loaded(where, name, progress)
+
+    @classmethod
+    def load_stream(
+        cls,
+        stream: BinaryIO,
+        *,
+        name: str = "",
+        progress: Callable[[str, str, int, int], None] | None = None,
+    ) -> builtins.list[Image]:
+        """As :meth:`load_all`, from a stream. It is copied to a file that has no name, and so goes
+        with this process, however that ends.
+        """
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(stream, copy, _COPIED)
+            copy.flush()
+            return _loaded(path_of(copy.fileno()), name, progress, "the archive on stdin")
 
     @classmethod
     def get(cls, reference: str) -> Image:
@@ -99,7 +122,7 @@ class Image:
             if len(matching) > 1:
                 raise ImageError(f"{reference!r} is the beginning of {len(matching)} image ids. Give more digits.")
             if not matching:
-                raise ImageError(f"there is no stored image {reference!r}. Run: pytest-sandbox pull {reference}")
+                raise UnknownImage(reference, f"Run: pytest-sandbox pull {reference}" if parsed else "")
             return _of(store, index, matching[0])
         return _of(store, index, found, reference)
 
@@ -224,6 +247,29 @@ def find(value: object) -> Image | None:
     if not os.path.isdir(where):
         raise ImageError(f"image={text!r}: there is no such folder. Give a folder with a root file system, or the name of a stored image.")
     return _of_folder(where)
+
+
+def _loaded(
+    where: str,
+    name: str,
+    progress: Callable[[str, str, int, int], None] | None,
+    title: str = "",
+) -> list[Image]:
+    """Load what lies at an absolute path."""
+    from pytest_sandbox.image.adding import Adding
+    from pytest_sandbox.image.documents import Platform
+    from pytest_sandbox.image.limits import limits_from_environment
+    from pytest_sandbox.image.sources import Loader, full_name, load
+
+    store = Store()
+    names = (full_name(name),) if name else ()
+    told = progress or (lambda *_: None)
+    with _explained(title or where), Adding(store) as adding:
+        limits = limits_from_environment()
+        loader = Loader(adding, limits, Platform.of_host(), names, told, title)
+        loaded = load(where, store, loader)
+        index = store.index()
+        return [_of(store, index, one, loader.called[one]) for one in loaded]
 
 
 @contextlib.contextmanager
