@@ -231,6 +231,10 @@ class Answer:
         if re.fullmatch(r"[0-9]{1,9}", length) and int(length) <= _SMALL_BODY:
             with contextlib.suppress(ImageError, *network_errors()):
                 self.document(_SMALL_BODY)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the answer and its connection."""
         self._finish(reusable=False)
 
     def _finish(self, *, reusable: bool) -> None:
@@ -269,6 +273,7 @@ class Transport:
 
         Raises :func:`network_errors`, and ImageError where the head of the answer is too slow.
         """
+        why = f"{address.place} did not answer in {_HEAD_SECONDS:.0f} s"
         guard = Guard(time.monotonic() + _HEAD_SECONDS)
         self._remember(guard)
         pool = self._manager(address.host).connection_from_host(address.host, address.port, address.scheme)
@@ -286,12 +291,16 @@ class Transport:
             )
         except BaseException as error:
             self.forget(guard)
-            self._explain(guard, f"{address.place} did not answer in {_HEAD_SECONDS:.0f} s", error)
+            self._explain(guard, why, error)
             raise
         finally:
             _current.guard = None
         guard.ends = math.inf
-        return Answer(response, guard, self, address.place)
+        answer = Answer(response, guard, self, address.place)
+        if guard.is_cut or self._stopping.is_set():  # the end of the connection ended the head
+            answer.close()
+            self._explain(guard, why)
+        return answer
 
     def check(self, answer: Answer) -> None:
         """Raise ImageError if the exchange was ended from here, which reads as a broken one."""
