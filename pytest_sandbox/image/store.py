@@ -340,6 +340,7 @@ class Store:
         With ``keep_bytes`` go those used longest ago, until the layers take no more than that. Layers that no image has and what dead
         processes left go in any case. Returns the ids, and how many bytes of layers went.
         """
+        self.prepare()
         before = self.disk_usage()
         with self.locked() as index:
             now = time.time()

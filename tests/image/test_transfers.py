@@ -67,7 +67,7 @@ def is_empty(store: Store) -> bool:
 def test_an_endless_body_is_not_read_to_its_end(server, store, status):
     """A manifest is bounded; the body of an error is not read at all."""
     server.hooks.append(endless(status))
-    with pytest.raises(ImageError, match="more than 8388608|no access|has no"):
+    with pytest.raises(ImageError, match=r"more than 8388608|no access|has no"):
         Image.pull(f"{server.host}/a/b:1")
     assert is_empty(store)
 
