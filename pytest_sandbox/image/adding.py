@@ -158,6 +158,8 @@ class Adding:
         visible = _visible(keys, facts)
         mounts = visible if base else self._folded(self._described(visible))
         size = sum(one.size for one in facts)
+        for key in {*keys, *mounts}:
+            self.store.sync_layer(key)
         with self.store.locked() as index:
             image_id = self.store.put_document(config)
             manifest_id = self.store.put_document(manifest) if manifest else ""

@@ -252,7 +252,8 @@ class Store:
         os.mkdir(made, _PRIVATE)
         os.rename(os.path.join(work, "fs"), os.path.join(made, "fs"))
         text = json.dumps(asdict(facts), ensure_ascii=False)
-        _write_through(os.path.join(made, "layer.json"), text.encode("utf-8", "surrogateescape"))
+        with open(os.path.join(made, "layer.json"), "xb") as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
         target = self.path("layers", hex_of(key))
         try:
             os.rename(made, target)
@@ -260,6 +261,13 @@ class Store:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise
             self._exchange(key, made, target)
+
+    def sync_layer(self, key: str) -> None:
+        """Wait until the disk has what is known of a layer: to be called before the index names
+        it. For many layers at the end it takes one journal commit, and not one for each.
+        """
+        with open(self.path("layers", hex_of(key), "layer.json"), "rb") as file:
+            os.fsync(file.fileno())
 
     def _exchange(self, key: str, made: str, target: str) -> None:
         """Put a layer in the place of a damaged one, unless a container lives on that."""
