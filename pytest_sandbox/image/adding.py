@@ -66,7 +66,8 @@ def unpack_verified(
             )
     implied = tuple(map(os.fsdecode, result.implied))
     not_kept = dict(result.not_kept)
-    return plain.diff_id, LayerFacts(result.size, result.entries, result.opaque_root, implied, not_kept)
+    whiteouts = tuple(map(os.fsdecode, result.whiteouts))
+    return plain.diff_id, LayerFacts(result.size, result.entries, result.opaque_root, implied, not_kept, whiteouts)
 
 
 class Adding:
@@ -173,15 +174,9 @@ class Adding:
 
     def _described(self, keys: list[str]) -> list[str]:
         """Put a layer on top where directories of the chain look different from those of the
-        layer that has them.
+        layer that has them, or would show marks of deletions.
         """
-        lowers = [
-            Lower(
-                os.fsencode(self.store.layer_path(key)),
-                frozenset(map(os.fsencode, self.store.layer_facts(key).implied)),
-            )
-            for key in keys
-        ]
+        lowers = [self._lower(key) for key in keys]
         if not (attributes := inherited(lowers)):
             return keys
         top = _key_of("attributes", keys)
@@ -191,6 +186,11 @@ class Adding:
 
         self.layer(top, make)
         return [top, *keys]
+
+    def _lower(self, key: str) -> Lower:
+        facts = self.store.layer_facts(key)
+        paths = (frozenset(map(os.fsencode, found)) for found in (facts.implied, facts.whiteouts))
+        return Lower(os.fsencode(self.store.layer_path(key)), *paths)
 
     def _folded(self, keys: list[str]) -> list[str]:
         """Fold the lowest layers into one where mount(2) would not take the names of all."""

@@ -65,10 +65,13 @@ class Attributes:
 
 @dataclass(frozen=True, slots=True)
 class Lower:
-    """A layer's directory, and the paths in it that its archive did not describe."""
+    """A layer's directory, the paths in it that its archive did not describe, and those of
+    directories that hold marks of deletions.
+    """
 
     directory: bytes
     implied: frozenset[bytes]
+    whiteouts: frozenset[bytes] = frozenset()
 
 
 @dataclass(slots=True)
@@ -86,21 +89,32 @@ def inherited(layers: Sequence[Lower]) -> dict[bytes, Attributes]:
     """Return the directories of a chain (topmost layer first) whose attributes are others than
     those in the topmost layer that has them, with the directories above them.
 
+    So are those that hold marks of deletions and are in one layer only: the overlay hides the
+    marks of directories that it merges, and lists them in others, where nobody can open them.
+
     Each directory is looked at once in each layer that has it, so the time is linear in the
     number of entries.
     """
-    wanted = _children(path for one in layers for path in one.implied)
+    wanted = _children(path for one in layers for path in one.implied | one.whiteouts)
     found: dict[bytes, Attributes] = {}
     wrong: list[bytes] = []
     pending = [_Merged(b"", list(layers), list(layers))]
     while pending:
         merged = pending.pop()
         found[merged.path], is_wrong = _effective(merged)
-        if is_wrong:
+        if is_wrong or _would_show_marks(merged):
             wrong.append(merged.path)
         pending += _below(merged, wanted.get(merged.path, set()))
     needed = {above for path in wrong for above in _with_parents(path)}
     return {path: found[path] for path in sorted(needed)}
+
+
+def _would_show_marks(merged: _Merged) -> bool:
+    """Whether marks of deletions lie in a directory that the overlay merges with no other; the
+    root is merged with the container's own layer.
+    """
+    is_alone = len(merged.content) == 1 and bool(merged.path)
+    return is_alone and merged.path in merged.content[0].whiteouts
 
 
 def _with_parents(path: bytes) -> list[bytes]:

@@ -69,7 +69,9 @@ def _merged(sources: Sequence[bytes]) -> dict[bytes, list[bytes]]:
     found: dict[bytes, list[bytes]] = {}
     closed: set[bytes] = set()
     for source in sources:
-        for entry in os.scandir(source):
+        with os.scandir(source) as scanned:
+            entries = list(scanned)
+        for entry in entries:
             if entry.name in closed:
                 continue
             is_folder = entry.is_dir(follow_symlinks=False)

@@ -27,6 +27,8 @@ __all__ = ["Image", "UnknownImage", "find"]
 
 _SHORTEST_ID: Final = 4
 _COPIED: Final = 1 << 20
+#: Of these a root file system has one, also one of a single program.
+_ROOT_NAMES: Final = frozenset(("bin", "dev", "etc", "lib", "lib64", "nix", "opt", "proc", "sbin", "usr", "var"))
 _FOLDER_STARTS: Final = ("/", "./", "../", "~")
 
 
@@ -307,6 +309,18 @@ def _of(store: Store, index: Index, image_id: str, reference: str = "") -> Image
 
 
 def _of_folder(path: str) -> Image:
+    """Return the image of a directory. Raises ImageError unless it looks like a root file system:
+    any other is a mistake, such as the project's own directory.
+    """
+    try:
+        names = set(os.listdir(path))
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror}") from error
+    if not names & _ROOT_NAMES:
+        raise ImageError(
+            f"{path} does not look like a root file system: it has none of "
+            f"{', '.join(sorted(_ROOT_NAMES))}. Make one of them there if it is."
+        )
     return Image(path, f"folder:{path}", (), 0, folder=path)
 
 

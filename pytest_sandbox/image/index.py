@@ -38,6 +38,7 @@ class LayerFacts:
     opaque_root: bool = False
     implied: tuple[str, ...] = ()
     not_kept: dict[str, int] = field(default_factory=dict)
+    whiteouts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,8 @@ def read_facts(file: TextIO) -> LayerFacts:
     """
     data = json.load(file)
     _refuse_newer(file.name, set(data) - set(LayerFacts.__dataclass_fields__))
-    found = LayerFacts(**{**data, "implied": tuple(data.get("implied", ()))})
+    lists = {name: tuple(data.get(name, ())) for name in ("implied", "whiteouts")}
+    found = LayerFacts(**{**data, **lists})
     if not all(isinstance(one, int) for one in (found.size, found.entries)):
         raise TypeError("size and entries are numbers")
     return found

@@ -192,3 +192,15 @@ def test_a_link_is_never_followed(lowers, tmp_path):
     found = lowers({"a": None}, {"b": 0o700})
     (tmp_path / "layer1/a").symlink_to("b")
     assert {} == modes(inherited(found))
+
+
+@pytest.mark.needs("root", "busybox")
+def test_a_deletion_of_what_no_layer_has_is_not_listed(busybox):
+    """A whiteout is a mark for the overlay, and never a file that cannot be opened."""
+    image = busybox(
+        layer(folder("only"), entry("only/.wh.gone"), entry("only/kept"), folder("only/sub")),
+        layer(folder("etc"), entry("etc/.wh.gone")),
+    )
+    with Container(image=image) as container:
+        done = container.run(["ls", "-A", "/only", "/etc"], capture_output=True, text=True)
+    assert ("/etc:\ngroup\npasswd\n\n/only:\nkept\nsub\n", "") == (done.stdout, done.stderr)
