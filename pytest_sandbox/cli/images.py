@@ -72,7 +72,7 @@ def _load_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _load(found: argparse.Namespace) -> int:
     from pytest_sandbox.cli.progress import reporting
-    from pytest_sandbox.image.image import Image
+    from pytest_sandbox.image.image import Image, load_stream
 
     if found.path and found.input:
         raise SandboxError("PATH and --input are the same thing: give one of them")
@@ -81,7 +81,7 @@ def _load(found: argparse.Namespace) -> int:
         if path:
             images = Image.load_all(path, name=found.tag, progress=progress)
         else:
-            images = Image.load_stream(_stdin(), name=found.tag, progress=progress)
+            images = load_stream(_stdin(), name=found.tag, progress=progress)
         for image in images:
             _say_loaded(image, path)
     return 0

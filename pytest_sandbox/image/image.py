@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.image.index import Index, Record
     from pytest_sandbox.image.reference import Reference
 
-__all__ = ["Image", "UnknownImage", "find"]
+__all__ = ["Image", "UnknownImage", "find", "load_stream"]
 
 _SHORTEST_ID: Final = 4
 _COPIED: Final = 1 << 20
@@ -94,22 +94,6 @@ class Image:
         if os.path.isdir(where) and not is_image_folder(where):
             return [_of_folder(where)]
         return _loaded(where, name, progress)
-
-    @classmethod
-    def load_stream(
-        cls,
-        stream: BinaryIO,
-        *,
-        name: str = "",
-        progress: Callable[[str, str, int, int], None] | None = None,
-    ) -> builtins.list[Image]:
-        """As :meth:`load_all`, from a stream. It is copied to a file that has no name, and so goes
-        with this process, however that ends.
-        """
-        with tempfile.TemporaryFile() as copy:
-            shutil.copyfileobj(stream, copy, _COPIED)
-            copy.flush()
-            return _loaded(path_of(copy.fileno()), name, progress, "the archive on stdin")
 
     @classmethod
     def get(cls, reference: str) -> Image:
@@ -249,6 +233,22 @@ def find(value: object) -> Image | None:
     if not os.path.isdir(where):
         raise ImageError(f"image={text!r}: there is no such folder. Give a folder with a root file system, or the name of a stored image.")
     return _of_folder(where)
+
+
+def load_stream(
+    stream: BinaryIO,
+    *,
+    name: str = "",
+    progress: Callable[[str, str, int, int], None] | None = None,
+) -> list[Image]:
+    """Load the images of an archive that comes as a stream.
+
+    It is copied to a file that has no name, and so goes with this process, however that ends.
+    """
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(stream, copy, _COPIED)
+        copy.flush()
+        return _loaded(path_of(copy.fileno()), name, progress, "the archive on stdin")
 
 
 def _loaded(

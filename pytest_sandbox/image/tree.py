@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["WHITEOUT_PREFIX", "Tree", "is_whiteout"]
 
 WHITEOUT_PREFIX: Final = b".wh."
-_OPEN_FOLDERS: Final = 64
+_OPEN_FOLDERS: Final = 192  # three layers at once stay below the usual limit of 1024 descriptors
 _FOLDER: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
