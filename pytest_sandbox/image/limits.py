@@ -54,10 +54,14 @@ class Budget:
         self._lock = threading.Lock()
         self._raw = self._plain = self._entries = 0
 
-    def add_bytes(self, raw: int, plain: int) -> None:
-        """Count bytes of a stream before and after it was decompressed. Raises ImageError."""
+    def check(self) -> None:
+        """Raise ImageError where nobody wants the image any more."""
         if self._stopping.is_set():
             raise ImageError("interrupted")
+
+    def add_bytes(self, raw: int, plain: int) -> None:
+        """Count bytes of a stream before and after it was decompressed. Raises ImageError."""
+        self.check()
         limits = self._limits
         with self._lock:
             self._raw += raw

@@ -448,3 +448,12 @@ def test_what_aufs_keeps_for_itself_is_no_file_of_the_layer(root):
     )
     assert (["d", "linked"], []) == (sorted(os.listdir(root)), os.listdir(root / "d"))
     assert (b"data", [b""]) == ((root / "linked").read_bytes(), result.implied)
+
+
+@pytest.mark.parametrize("packed", [gzip.compress(b""), bz2.compress(b""), lzma.compress(b"")], ids=["gzip", "bzip2", "xz"])
+def test_a_stream_of_empty_members_is_refused(packed):
+    """Each costs time and brings nothing; the few that tools write are read."""
+    assert b"" == b"".join(decompress([packed * 100]))
+    with pytest.raises(ImageError, match="more than 1000 empty members"):
+        for _ in decompress([packed * 2000]):
+            pass
