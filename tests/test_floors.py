@@ -20,6 +20,7 @@ FLOORS: dict[str, int] = {
     "settings": 1,
     "outcome": 1,
     "folders": 1,
+    "printable": 1,
     "linux": 2,
     "host": 3,
     "image": 3,

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,11 +19,12 @@ OUR_ERROR = 125
 CANNOT_EXECUTE = 126
 NOT_FOUND = 127
 _SIGNALED = 128
+_LAYOUT = "\n\t"  # what our own messages of several lines are laid out by
 
 
 def complain(text: object) -> None:
     """Say something on stderr that is not the command's."""
-    print(f"pytest-sandbox: {text}", file=sys.stderr)
+    print(f"pytest-sandbox: {printable(text, keep=_LAYOUT)}", file=sys.stderr)
 
 
 def status_of(returncode: int) -> int:
@@ -34,7 +36,8 @@ def guarded(do: Callable[[], int], *, debugging: bool = False) -> int:
     """Do it, and return its status; an error becomes one line and 125, or its traceback where ``debugging``."""
     try:
         status = do()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # the caller has closed it (``>&-``)
+            sys.stdout.flush()
     except SystemExit as end:  # argparse's help, version, and wrong use
         return end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:

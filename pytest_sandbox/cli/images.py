@@ -6,11 +6,13 @@ import re
 import sys
 import time
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pytest_sandbox.cli import screen
+from pytest_sandbox.cli.door import complain
 from pytest_sandbox.cli.verb import Verb
 from pytest_sandbox.errors import ImageError, SandboxError
+from pytest_sandbox.printable import printable
 
 if TYPE_CHECKING:
     import argparse
@@ -35,7 +37,7 @@ def have(reference: str, *, policy: str) -> None:
         except ImageError:
             if policy == "never" or reference.startswith(("/", ".", "~")):
                 raise
-            print(f"Unable to find image {reference!r} locally", file=sys.stderr)
+            print(f"Unable to find image {printable(reference)!r} locally", file=sys.stderr)
         else:
             return
     with reporting(sys.stderr) as progress:
@@ -69,33 +71,33 @@ def _load_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _load(found: argparse.Namespace) -> int:
-    import tempfile
-
     from pytest_sandbox.cli.progress import reporting
-    from pytest_sandbox.image.image import Image
+    from pytest_sandbox.image.image import Image, load_stream
 
     if found.path and found.input:
         raise SandboxError("PATH and --input are the same thing: give one of them")
     path = found.path or found.input
-    with tempfile.NamedTemporaryFile(prefix="pytest-sandbox-") as copy, reporting(sys.stderr, quiet=found.quiet) as progress:
-        if not path:
-            _copy_stdin(copy)
-        for image in Image.load_all(path or copy.name, name=found.tag, progress=progress):
-            if image.folder:
-                raise ImageError(
-                    f"{image.folder} is a folder with a root file system: it is used as it is. Run: pytest-sandbox run {path} ..."
-                )
-            print(f"Loaded image: {image.reference}" if image.reference != image.id else f"Loaded image ID: {image.id}")
+    with reporting(sys.stderr, quiet=found.quiet) as progress:
+        if path:
+            images = Image.load_all(path, name=found.tag, progress=progress)
+        else:
+            images = load_stream(_stdin(), name=found.tag, progress=progress)
+        for image in images:
+            _say_loaded(image, path)
     return 0
 
 
-def _copy_stdin(copy: Any) -> None:
-    import shutil
+def _say_loaded(image: Image, path: str) -> None:
+    if image.folder:
+        raise ImageError(f"{image.folder} is a directory with a root file system: it is used as it is. Run: pytest-sandbox run {path} ...")
+    named = image.reference != image.id
+    print(f"Loaded image: {image.reference}" if named else f"Loaded image ID: {image.id}")
 
-    if sys.stdin.isatty():
-        raise SandboxError("give a file or folder, or an archive on stdin: `pytest-sandbox load PATH`")
-    shutil.copyfileobj(sys.stdin.buffer, copy)
-    copy.flush()
+
+def _stdin() -> BinaryIO:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise SandboxError("give a file or directory, or an archive on stdin: `pytest-sandbox load PATH`")
+    return sys.stdin.buffer
 
 
 # -- images
@@ -118,15 +120,39 @@ def _images(found: argparse.Namespace) -> int:
         screen.print_json([_card(image) for image in ones])
     else:
         rows = [
-            (*_split(image), _id(image, whole=found.no_trunc), _age(image.document.get("created")), decimal(image.size)) for image in ones
+            (
+                *_split(image),
+                _id(image, whole=found.no_trunc),
+                _age(_created(image)),
+                decimal(image.size),
+            )
+            for image in ones
         ]
         screen.print_table(("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"), rows)
     return 0
 
 
+def _created(image: Image) -> object:
+    """Return when an image was made, None where its configuration is damaged, which is said: the
+    others are listed all the same.
+    """
+    try:
+        return image.document.get("created")
+    except ImageError as error:
+        complain(f"{image.reference}: {error}")
+        return None
+
+
 def _card(image: Image) -> dict[str, object]:
     repository, tag = _split(image)
-    return {"id": image.id, "repository": repository, "tag": tag, "created": image.document.get("created"), "size": image.size}
+    created = _created(image)
+    return {
+        "id": image.id,
+        "repository": repository,
+        "tag": tag,
+        "created": created,
+        "size": image.size,
+    }
 
 
 def _split(image: Image) -> tuple[str, str]:
@@ -150,7 +176,7 @@ def _age(created: object) -> str:
     text = re.sub(r"(\.\d{1,6})\d*", r"\1", created.replace("Z", "+00:00"))
     try:
         return f"{screen.duration(max(0.0, time.time() - datetime.fromisoformat(text).timestamp()))} ago"
-    except ValueError:
+    except (ValueError, OverflowError):
         return "N/A"
 
 
@@ -246,18 +272,20 @@ def _rmi_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _rmi(found: argparse.Namespace) -> int:
-    from pytest_sandbox.image.image import Image
+    from pytest_sandbox.image.image import Image, UnknownImage
 
     failures = []
     for name in found.images:
         try:
             for gone in Image.get(name).remove():
                 print(f"Deleted: {gone}" if gone.startswith("sha256:") else f"Untagged: {gone}")
+        except UnknownImage:  # the remedy, to pull it, is none for who removes it
+            if not found.force:
+                failures.append(f"there is no stored image {name!r}")
         except ImageError as error:
-            if not (found.force and "no stored image" in str(error)):
-                failures.append(error)
+            failures.append(str(error))
     if failures:
-        raise ImageError("; ".join(map(str, failures)))
+        raise ImageError("; ".join(failures))
     return 0
 
 

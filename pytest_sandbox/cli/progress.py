@@ -18,9 +18,9 @@ _SHORT = 12
 
 
 @contextmanager
-def reporting(stream: TextIO, *, quiet: bool = False) -> Iterator[Report | None]:
+def reporting(stream: TextIO | None, *, quiet: bool = False) -> Iterator[Report | None]:
     """Give a function that shows the progress of each layer on ``stream``; None where nothing is to be shown."""
-    bars = None if quiet or not stream.isatty() else _bars(stream)
+    bars = None if quiet or stream is None or not stream.isatty() else _bars(stream)
     if bars is None:
         yield None
         return

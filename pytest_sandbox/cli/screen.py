@@ -6,6 +6,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from pytest_sandbox.printable import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -18,7 +20,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 def console() -> Console | None:
     """Return rich's console of stdout; None where it is no terminal, or rich (the extra ``cli``) is not installed."""
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():  # None: the caller closed it (``>&-``)
         return None
     try:
         from rich.console import Console
@@ -32,7 +34,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     cells = [[str(cell) for cell in row] for row in rows]
     screen = console()
     if screen is None:
-        sys.stdout.write(plain_table(columns, cells))
+        print(plain_table(columns, cells), end="")
         return
     screen.print(rich_table(columns, cells))
 
@@ -46,20 +48,28 @@ def rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
     for number, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=number == 0)  # an id is copied, and found by double-click
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return docker's form: columns three spaces apart, no trailing blanks."""
-    lines = [list(columns), *map(list, rows)]
+    lines = [list(columns), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(line[number]) for line in lines) for number in range(len(columns))]
     return "".join("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines)
 
 
 def print_json(value: object) -> None:
     """Print a value as JSON, as people and ``jq`` read it."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    print(text if text.isprintable() else "".join(map(_json_character, text)))
+
+
+def _json_character(character: str) -> str:
+    """Escape what a terminal could obey; outside of JSON's strings there are printable characters and newlines only."""
+    if character == "\n" or character.isprintable():
+        return character
+    return json.dumps(character)[1:-1] if not character.isascii() else f"\\u{ord(character):04x}"
 
 
 def size(count: float | None) -> str:

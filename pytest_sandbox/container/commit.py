@@ -23,8 +23,9 @@ from pytest_sandbox.errors import ImageError, SetupError, UnsupportedError
 from pytest_sandbox.image.adding import Adding
 from pytest_sandbox.image.documents import synthesised
 from pytest_sandbox.image.image import Image
+from pytest_sandbox.image.index import LayerFacts
 from pytest_sandbox.image.reference import parse_reference
-from pytest_sandbox.image.store import LayerFacts, Store
+from pytest_sandbox.image.store import Store
 from pytest_sandbox.launcher.plan import SHELF
 from pytest_sandbox.linux import process
 from pytest_sandbox.linux.copying import Copied, copy_tree

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, Self
 
 from pytest_sandbox.errors import ImageError
-from pytest_sandbox.image.folders import adopt, fold
-from pytest_sandbox.image.locks import share
-from pytest_sandbox.image.store import LayerFacts, Record
+from pytest_sandbox.image.chain import Lower, inherited, make_layer
+from pytest_sandbox.image.folders import fold
+from pytest_sandbox.image.index import FORMAT, LayerFacts, Record
+from pytest_sandbox.image.locks import making
 from pytest_sandbox.image.stream import Plain
 from pytest_sandbox.image.unpack import unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from pytest_sandbox.image.limits import Limits
+    from pytest_sandbox.image.limits import Budget, Limits
     from pytest_sandbox.image.store import Store
 
 __all__ = ["Adding", "unpack_verified"]
@@ -32,16 +34,25 @@ _LONGEST_LOWER: Final = 3500
 
 
 def unpack_verified(
-    raw: Iterable[bytes], target: str, limits: Limits, *, digest: str = "", size: int | None = None, diff_id: str = ""
+    raw: Iterable[bytes],
+    target: str,
+    limits: Limits,
+    *,
+    digest: str = "",
+    size: int | None = None,
+    diff_id: str = "",
+    budget: Budget | None = None,
 ) -> tuple[str, LayerFacts]:
-    """Unpack a compressed or plain layer into the empty folder ``target``; what is given of its digests and size must be so.
+    """Unpack a compressed or plain layer into the empty directory ``target``; what is given of its
+    digests and size must be so. ``budget`` counts what the image's layers bring together.
 
-    Returns its diff_id, and what is known of it. Raises ImageError; what was written by then is of no worth.
+    Returns its diff_id, and what is known of it. Raises ImageError; what was written by then is of
+    no worth.
     """
     label = f"the layer {digest or diff_id}: " if digest or diff_id else ""
     try:
-        with Plain(raw, limits) as plain:
-            result = unpack(plain, target, limits, end_required=not diff_id)
+        with Plain(raw, limits, budget) as plain:
+            result = unpack(plain, target, limits, end_required=not diff_id, budget=budget)
     except ImageError as error:
         raise ImageError(f"{label}{error}") from error
     for what, expected, found in (
@@ -54,16 +65,22 @@ def unpack_verified(
                 f"{label}its {what} is {found}, not {expected}: it was damaged or forged on its way. Try again, or from elsewhere."
             )
     implied = tuple(map(os.fsdecode, result.implied))
-    return plain.diff_id, LayerFacts(result.size, result.entries, result.opaque_root, implied, dict(result.not_kept))
+    not_kept = dict(result.not_kept)
+    whiteouts = tuple(map(os.fsdecode, result.whiteouts))
+    return plain.diff_id, LayerFacts(result.size, result.entries, result.opaque_root, implied, not_kept, whiteouts)
 
 
 class Adding:
-    """A context: what is pinned within it stays in the store at least until its end."""
+    """A context: what is pinned within it stays in the store at least until its end.
+
+    Where an exception leaves it, nothing of what it has made stays. ``stopping`` is set when what
+    is being made is no longer wanted: threads that make layers end soon after.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.stopping = threading.Event()
         self._pins: list[int] = []
-        self._made: set[str] = set()
         self._guard = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -71,43 +88,56 @@ class Adding:
         self.store.sweep()
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         for fd in self._pins:
             os.close(fd)
+        if kind is not None and self._pins:
+            with contextlib.suppress(OSError, ImageError):  # the first error says more
+                self.store.collect()
 
     def layer(self, key: str, make: Callable[[str], LayerFacts]) -> LayerFacts:
-        """Return a layer's facts; where the store has not got it, ``make`` fills an empty folder. Two processes never make it twice."""
-        pin = self._pin(key, shared=True)
-        if self.store.has_layer(key):
-            return self.store.layer_facts(key)
-        self._release(pin)
-        pin = self._pin(key, shared=False)
-        if not self.store.has_layer(key):
-            with self.store.workplace() as work:
-                self.store.publish(work, key, make(_made_folder(work)))
-            self._made.add(key)
-        share(pin)
-        return self.store.layer_facts(key)
+        """Return a layer's facts; where the store has not got it whole, ``make`` fills an empty
+        directory. Two processes never make it at the same time.
+        """
+        self._pin(key)
+        if (facts := self.store.whole_layer(key)) is not None:
+            return facts
+        with making(self.store.making_path(key), self.stopping):
+            if (facts := self.store.whole_layer(key)) is None:
+                facts = self._made(key, make)
+        return facts
+
+    def _made(self, key: str, make: Callable[[str], LayerFacts]) -> LayerFacts:
+        with self.store.workplace() as work:
+            facts = make(_made_directory(work))
+            self.store.publish(work, key, facts)
+        return facts
 
     def unknown_layer(self, make: Callable[[str], tuple[str, LayerFacts]]) -> tuple[str, LayerFacts]:
         """Make a layer whose key is known only when it is there."""
         with self.store.workplace() as work:
-            key, facts = make(_made_folder(work))
-            self._pin(key, shared=True)
-            if not self.store.has_layer(key):
-                self.store.publish(work, key, facts)
-                self._made.add(key)
+            key, facts = make(_made_directory(work))
+            self._pin(key)
+            with making(self.store.making_path(key), self.stopping):
+                if self.store.whole_layer(key) is None:
+                    self.store.publish(work, key, facts)
         return key, facts
 
-    def layers(self, makers: Sequence[tuple[str, Callable[[str], LayerFacts]]]) -> list[LayerFacts]:
-        """Make several layers at once; the first failure is raised when all have ended."""
+    def layers(self, makers: Sequence[tuple[str, Callable[[str], LayerFacts]]]) -> None:
+        """Make several layers at once; a layer that is named twice is made once.
+
+        The first failure, or an interrupt, ends the others and is raised.
+        """
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="pytest-sandbox-layer") as pool:
-            futures = [pool.submit(self.layer, key, make) for key, make in makers]
+            futures = [pool.submit(self.layer, key, make) for key, make in dict(makers).items()]
             try:
-                return [future.result() for future in futures]
+                done = wait(futures, return_when=FIRST_EXCEPTION).done
+                for future in done:
+                    future.result()
             except BaseException:
-                for future in futures:
-                    future.cancel()
+                self.stopping.set()
+                pool.shutdown(cancel_futures=True)
+                self.stopping.clear()  # all threads have ended; another place may be asked
                 raise
 
     def register(
@@ -126,27 +156,41 @@ class Adding:
         ``digest`` is what a registry calls it by, its manifest's or its index'; ``base`` and ``points`` are as in :class:`Record`.
         """
         facts = [self.store.layer_facts(key) for key in keys]
-        self._adopt(keys, facts)
         visible = _visible(keys, facts)
-        mounts = visible if base else self._folded(visible)
+        mounts = visible if base else self._folded(self._described(visible))
         size = sum(one.size for one in facts)
+        for key in {*keys, *mounts}:
+            self.store.sync_layer(key)
         with self.store.locked() as index:
             image_id = self.store.put_document(config)
             manifest_id = self.store.put_document(manifest) if manifest else ""
-            with open(self.store.path("images", image_id.removeprefix("sha256:")), "a", encoding="utf-8"):
-                pass
+            self.store.put_image_file(image_id)
             known = index.images.get(image_id)
             stored = known.stored if known else time.time()
-            index.images[image_id] = Record(tuple(keys), tuple(mounts), size, stored, manifest_id, base, points or {})
+            index.images[image_id] = Record(tuple(keys), tuple(mounts), size, stored, manifest_id, base, points or {}, FORMAT)
             for name in names:
                 index.call(name, image_id, digest)
         return image_id
 
-    def _adopt(self, keys: Sequence[str], facts: Sequence[LayerFacts]) -> None:
-        folders = [os.fsencode(self.store.layer_path(key)) for key in keys]
-        for at, (key, one) in enumerate(zip(keys, facts, strict=True)):
-            if key in self._made and one.implied:
-                adopt(folders[at], list(map(os.fsencode, one.implied)), folders[:at][::-1])
+    def _described(self, keys: list[str]) -> list[str]:
+        """Put a layer on top where directories of the chain look different from those of the
+        layer that has them, or would show marks of deletions.
+        """
+        lowers = [self._lower(key) for key in keys]
+        if not (attributes := inherited(lowers)):
+            return keys
+        top = _key_of("attributes", keys)
+
+        def make(target: str) -> LayerFacts:
+            return LayerFacts(entries=make_layer(attributes, os.fsencode(target)))
+
+        self.layer(top, make)
+        return [top, *keys]
+
+    def _lower(self, key: str) -> Lower:
+        facts = self.store.layer_facts(key)
+        paths = (frozenset(map(os.fsencode, found)) for found in (facts.implied, facts.whiteouts))
+        return Lower(os.fsencode(self.store.layer_path(key)), *paths)
 
     def _folded(self, keys: list[str]) -> list[str]:
         """Fold the lowest layers into one where mount(2) would not take the names of all."""
@@ -155,7 +199,7 @@ class Adding:
         if fitting == len(keys):
             return keys
         high, low = keys[: fitting - 1], keys[fitting - 1 :]
-        chain = f"sha256:{hashlib.sha256(' '.join(['folded', *low]).encode()).hexdigest()}"
+        chain = _key_of("folded", low)
         self.layer(chain, lambda target: self._fold(low, target))
         return [*high, chain]
 
@@ -163,23 +207,22 @@ class Adding:
         fold([os.fsencode(self.store.layer_path(key)) for key in keys], os.fsencode(target))
         return LayerFacts()
 
-    def _pin(self, key: str, *, shared: bool) -> int:
-        fd = self.store.pin(key, shared=shared)
+    def _pin(self, key: str) -> None:
+        fd = self.store.pin(key)
         with self._guard:
             self._pins.append(fd)
-        return fd
-
-    def _release(self, fd: int) -> None:
-        with self._guard:
-            self._pins.remove(fd)
-        os.close(fd)
 
 
-def _made_folder(work: str) -> str:
-    folder = os.path.join(work, "fs")
-    os.mkdir(folder)
-    os.chmod(folder, 0o755)  # noqa: S103 - a root that nothing describes; the store above it is closed to others
-    return folder
+def _key_of(what: str, keys: Sequence[str]) -> str:
+    """Return the key of a layer that is made of others."""
+    return f"sha256:{hashlib.sha256(' '.join([what, *keys]).encode()).hexdigest()}"
+
+
+def _made_directory(work: str) -> str:
+    made = os.path.join(work, "fs")
+    os.mkdir(made)
+    os.chmod(made, 0o755)  # noqa: S103 - a root that nothing describes; the store is closed to others
+    return made
 
 
 def _visible(keys: Sequence[str], facts: Sequence[LayerFacts]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import ImageError
 from pytest_sandbox.image.reference import DIGEST
+from pytest_sandbox.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -36,6 +37,8 @@ _MACHINES: Final = {
     "ppc64le": ("ppc64le", ""),
 }
 _LARGEST: Final = 1 << 50
+_HIGHEST_ID: Final = (1 << 31) - 1  # as docker
+_LONGEST_USER: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,10 @@ def _rate(one: Any, platform: Platform) -> int:
 
 def _platform_text(one: dict[str, Any]) -> str:
     said = one.get("platform")
-    return "/".join(str(said[key]) for key in ("os", "architecture", "variant") if said.get(key)) if isinstance(said, dict) else "any"
+    if not isinstance(said, dict):
+        return "any"
+    parts = (said.get(key) for key in ("os", "architecture", "variant"))
+    return "/".join(printable(str(part)[:40]) for part in parts if part)
 
 
 def _image(fetch: Callable[[Descriptor], bytes], top: Descriptor, data: bytes, document: dict[str, Any], limits: Limits) -> ImageDocuments:
@@ -168,7 +174,8 @@ def diff_ids_of(config: bytes, count: int) -> tuple[str, ...]:
     if len(found) != count:
         raise ImageError(f"the image's configuration names {len(found)} layers, its manifest {count}")
     if document.get("os") not in ("linux", "", None):
-        raise ImageError(f"this is an image for {str(document['os'])[:40]}, and not for linux")
+        system = printable(str(document["os"])[:40])
+        raise ImageError(f"this is an image for {system}, and not for linux")
     _check_parts(document)
     return tuple(found)
 
@@ -187,8 +194,19 @@ def _check_parts(document: dict[str, Any]) -> None:
         _check_texts(config.get(key), f"config.{key}")
     for key in ("User", "WorkingDir", "StopSignal"):
         _check_texts([config.get(key) or ""], f"config.{key}")
-    if not isinstance(config.get("Volumes") or {}, dict):
-        raise ImageError("the image's config.Volumes is no object")
+    _check_user(config.get("User") or "")
+    for key in ("Volumes", "Labels", "ExposedPorts"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise ImageError(f"the image's config.{key} is no object")
+
+
+def _check_user(user: str) -> None:
+    """Refuse a user who is out of range: setuid(2) reads 4294967295 as "leave it as it is"."""
+    parts = user.split(":")
+    if any(part.isdecimal() and int(part) > _HIGHEST_ID for part in parts if len(part) < 100):
+        raise ImageError(f"the image's config.User {user!r} is out of range; users and groups are 0 to {_HIGHEST_ID}")
+    if len(parts) > 2 or not user.isprintable() or len(user) > _LONGEST_USER:
+        raise ImageError(f"the image's config.User {printable(user[:80])!r} is not USER or USER:GROUP")
 
 
 def _check_texts(value: Any, what: str) -> None:
@@ -199,21 +217,24 @@ def _check_texts(value: Any, what: str) -> None:
 
 
 def _object(data: bytes, what: str) -> dict[str, Any]:
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ImageError(f"{what} is no JSON: {str(error)[:200]}") from None
+    document = parsed(data, what)
     if not isinstance(document, dict):
         raise ImageError(f"{what} is no JSON object")
     return document
 
 
 def parsed(data: bytes, what: str) -> Any:
-    """Read JSON of any kind."""
+    """Read JSON of any kind. Raises ImageError, also for text that is not valid Unicode, which
+    JSON can write (half of a surrogate pair) and nothing can print.
+    """
     try:
-        return json.loads(data)
+        document = json.loads(data)
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ImageError(f"{what} holds text that is not valid Unicode") from None
     except (ValueError, RecursionError) as error:
-        raise ImageError(f"{what} is no JSON: {str(error)[:200]}") from None
+        raise ImageError(f"{what} is no JSON: {printable(str(error)[:200])}") from None
+    return document
 
 
 def synthesised(diff_ids: Iterable[str], history: list[dict[str, Any]], config: dict[str, Any] | None = None) -> bytes:

@@ -1,4 +1,4 @@
-"""Folders of layers as they lie in the store: attributes from below, many folded into one, removal."""
+"""Folders of layers as they lie in the store: many folded into one, removal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_sandbox.linux.removal import remove_tree
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["adopt", "fold", "is_opaque", "remove_tree"]
+__all__ = ["fold", "is_opaque", "remove_tree"]
 
 _OPAQUE: Final = (b"trusted.overlay.opaque", b"user.overlay.opaque")
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -28,25 +28,6 @@ def _attribute(path: bytes, name: bytes) -> bytes | None:
     try:
         return os.getxattr(path, name, follow_symlinks=False)
     except OSError:
-        return None
-
-
-def adopt(layer: bytes, implied: Sequence[bytes], below: Sequence[bytes]) -> None:
-    """Give the folders of ``layer`` that its archive did not describe the attributes of those ``below`` (topmost first)."""
-    for path in implied:
-        for lower in below:
-            status = _lstat(os.path.join(lower, path))
-            if status is None:
-                continue
-            if stat.S_ISDIR(status.st_mode):
-                _describe(os.path.join(layer, path), os.path.join(lower, path), status)
-            break
-
-
-def _lstat(path: bytes) -> os.stat_result | None:
-    try:
-        return os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -88,7 +69,9 @@ def _merged(sources: Sequence[bytes]) -> dict[bytes, list[bytes]]:
     found: dict[bytes, list[bytes]] = {}
     closed: set[bytes] = set()
     for source in sources:
-        for entry in os.scandir(source):
+        with os.scandir(source) as scanned:
+            entries = list(scanned)
+        for entry in entries:
             if entry.name in closed:
                 continue
             is_folder = entry.is_dir(follow_symlinks=False)

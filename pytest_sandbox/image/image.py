@@ -5,25 +5,43 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from pytest_sandbox.errors import ImageError
 from pytest_sandbox.image.reference import parse_reference
 from pytest_sandbox.image.store import Store
+from pytest_sandbox.linux.process import path_of
 
 if TYPE_CHECKING:
     import builtins
     from collections.abc import Callable, Iterable, Iterator
 
+    from pytest_sandbox.image.index import Index, Record
     from pytest_sandbox.image.reference import Reference
-    from pytest_sandbox.image.store import Record
 
-__all__ = ["Image", "find"]
+__all__ = ["Image", "UnknownImage", "find", "load_stream"]
 
 _SHORTEST_ID: Final = 4
+_COPIED: Final = 1 << 20
+#: Of these a root file system has one, also one of a single program.
+_ROOT_NAMES: Final = frozenset(("bin", "dev", "etc", "lib", "lib64", "nix", "opt", "proc", "sbin", "usr", "var"))
 _FOLDER_STARTS: Final = ("/", "./", "../", "~")
+
+
+class UnknownImage(ImageError):
+    """No image of this name is stored; ``remedy`` says how to get it."""
+
+    def __init__(self, reference: str, remedy: str) -> None:
+        super().__init__(reference, remedy)
+        self.reference = reference
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"there is no stored image {self.reference!r}. {self.remedy}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -52,7 +70,8 @@ class Image:
 
         store = Store()
         with _explained(reference):
-            return _of(store, pull(reference, store, progress), reference)
+            pulled = pull(reference, store, progress)
+            return _of(store, store.index(), pulled, reference)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, name: str = "", progress: Callable[[str, str, int, int], None] | None = None) -> Image:
@@ -69,19 +88,12 @@ class Image:
         cls, path: str | os.PathLike[str], *, name: str = "", progress: Callable[[str, str, int, int], None] | None = None
     ) -> list[Image]:
         """As :meth:`load`, for every image in an archive."""
-        from pytest_sandbox.image.adding import Adding
-        from pytest_sandbox.image.documents import Platform
-        from pytest_sandbox.image.limits import limits_from_environment
-        from pytest_sandbox.image.sources import Loader, full_name, is_image_folder, load
+        from pytest_sandbox.image.sources import is_image_folder
 
         where = os.path.abspath(os.path.expanduser(os.fspath(path)))
         if os.path.isdir(where) and not is_image_folder(where):
             return [_of_folder(where)]
-        store = Store()
-        names = (full_name(name),) if name else ()
-        with _explained(where), Adding(store) as adding:
-            loader = Loader(adding, limits_from_environment(), Platform.of_host(), names, progress or (lambda *_: None))
-            return [_of(store, image_id, loader.called[image_id]) for image_id in load(where, store, loader)]
+        return _loaded(where, name, progress)
 
     @classmethod
     def get(cls, reference: str) -> Image:
@@ -96,9 +108,9 @@ class Image:
             if len(matching) > 1:
                 raise ImageError(f"{reference!r} is the beginning of {len(matching)} image ids. Give more digits.")
             if not matching:
-                raise ImageError(f"there is no stored image {reference!r}. Run: pytest-sandbox pull {reference}")
-            return _of(store, matching[0])
-        return _of(store, found, reference)
+                raise UnknownImage(reference, f"Run: pytest-sandbox pull {reference}" if parsed else "")
+            return _of(store, index, matching[0])
+        return _of(store, index, found, reference)
 
     @classmethod
     def list(cls) -> list[Image]:
@@ -106,8 +118,8 @@ class Image:
         store = Store()
         index = store.index()
         newest = sorted(index.images, key=lambda one: (-index.images[one].stored, one))
-        named = [_of(store, one, name) for one in newest for name in index.names_of(one)]
-        return named + [_of(store, one) for one in newest if not index.names_of(one)]
+        named = [_of(store, index, one, name) for one in newest for name in index.names_of(one)]
+        return named + [_of(store, index, one) for one in newest if not index.names_of(one)]
 
     @cached_property
     def document(self) -> dict[str, Any]:
@@ -223,6 +235,45 @@ def find(value: object) -> Image | None:
     return _of_folder(where)
 
 
+def load_stream(
+    stream: BinaryIO,
+    *,
+    name: str = "",
+    progress: Callable[[str, str, int, int], None] | None = None,
+) -> list[Image]:
+    """Load the images of an archive that comes as a stream.
+
+    It is copied to a file that has no name, and so goes with this process, however that ends.
+    """
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(stream, copy, _COPIED)
+        copy.flush()
+        return _loaded(path_of(copy.fileno()), name, progress, "the archive on stdin")
+
+
+def _loaded(
+    where: str,
+    name: str,
+    progress: Callable[[str, str, int, int], None] | None,
+    title: str = "",
+) -> list[Image]:
+    """Load what lies at an absolute path."""
+    from pytest_sandbox.image.adding import Adding
+    from pytest_sandbox.image.documents import Platform
+    from pytest_sandbox.image.limits import limits_from_environment
+    from pytest_sandbox.image.sources import Loader, full_name, load
+
+    store = Store()
+    names = (full_name(name),) if name else ()
+    told = progress or (lambda *_: None)
+    with _explained(title or where), Adding(store) as adding:
+        limits = limits_from_environment()
+        loader = Loader(adding, limits, Platform.of_host(), names, told, title)
+        loaded = load(where, store, loader)
+        index = store.index()
+        return [_of(store, index, one, loader.called[one]) for one in loaded]
+
+
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
     """Turn what the system refuses (no room, no rights, a file that went) into an ImageError that says where."""
@@ -247,9 +298,10 @@ def _name_of(reference: str) -> str:
     return parsed.full if parsed else ""
 
 
-def _of(store: Store, image_id: str, reference: str = "") -> Image:
-    index = store.index()
-    record = index.images[image_id]
+def _of(store: Store, index: Index, image_id: str, reference: str = "") -> Image:
+    record = index.images.get(image_id)
+    if record is None:
+        raise ImageError(f"the image {reference or image_id} was removed by another process meanwhile. Pull or load it again.")
     names = index.names_of(image_id)
     name = _name_of(reference)
     shown = str(parse_reference(name if name in names else names[0])) if names else image_id
@@ -257,6 +309,18 @@ def _of(store: Store, image_id: str, reference: str = "") -> Image:
 
 
 def _of_folder(path: str) -> Image:
+    """Return the image of a directory. Raises ImageError unless it looks like a root file system:
+    any other is a mistake, such as the project's own directory.
+    """
+    try:
+        names = set(os.listdir(path))
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror}") from error
+    if not names & _ROOT_NAMES:
+        raise ImageError(
+            f"{path} does not look like a root file system: it has none of "
+            f"{', '.join(sorted(_ROOT_NAMES))}. Make one of them there if it is."
+        )
     return Image(path, f"folder:{path}", (), 0, folder=path)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from dataclasses import dataclass
 
 from pytest_sandbox.errors import ImageError
 
-__all__ = ["DEFAULT_LIMITS", "Limits", "limits_from_environment"]
+__all__ = ["DEFAULT_LIMITS", "Budget", "Limits", "limits_from_environment"]
 
 _GIB = 1 << 30
 _VARIABLE = "PYTEST_SANDBOX_MAX_LAYER"
@@ -19,7 +20,7 @@ class Limits:
     """Bounds for one layer and for the documents around it, in bytes and counts.
 
     ``layer_bytes`` bounds the unpacked size (holes of sparse files count); ``ratio`` is looked at once ``ratio_from`` bytes came out of a
-    compressed stream. Defaults lie far above what real images do: the largest public layers have some 30 GiB and 400,000 entries, and
+    compressed stream. Both, and ``entries``, hold for one layer and for the sum over the layers of one image. Defaults lie far above what real images do: the largest public layers have some 30 GiB and 400,000 entries, and
     program files compress 2 - 10 times.
     """
 
@@ -39,6 +40,47 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+
+class Budget:
+    """What the layers of one image have brought so far, in all threads: many small bombs are one.
+
+    ``stopping`` is set when nobody wants the image any more: whoever adds to it is told.
+    """
+
+    def __init__(self, limits: Limits, stopping: threading.Event | None = None) -> None:
+        self._limits = limits
+        self._stopping = stopping or threading.Event()
+        self._lock = threading.Lock()
+        self._raw = self._plain = self._entries = 0
+
+    def check(self) -> None:
+        """Raise ImageError where nobody wants the image any more."""
+        if self._stopping.is_set():
+            raise ImageError("interrupted")
+
+    def add_bytes(self, raw: int, plain: int) -> None:
+        """Count bytes of a stream before and after it was decompressed. Raises ImageError."""
+        self.check()
+        limits = self._limits
+        with self._lock:
+            self._raw += raw
+            self._plain += plain
+            if self._plain > limits.layer_bytes:
+                raise ImageError(f"the image's layers unpack to more than {limits.layer_bytes} bytes. Set {_VARIABLE} if that is meant.")
+            if self._plain > limits.ratio_from and self._plain > limits.ratio * self._raw:
+                raise ImageError(
+                    f"the image's layers unpack to more than {limits.ratio} times their size "
+                    f"({self._raw} bytes made {self._plain}), as only a decompression bomb does. "
+                    f"Set {_VARIABLE} (for example 16g) if that is meant."
+                )
+
+    def add_entries(self, count: int) -> None:
+        """Count entries of a layer. Raises ImageError."""
+        with self._lock:
+            self._entries += count
+            if self._entries > self._limits.entries:
+                raise ImageError(f"the image's layers have more than {self._limits.entries} entries")
 
 
 def limits_from_environment() -> Limits:

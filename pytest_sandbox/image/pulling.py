@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 from pytest_sandbox.errors import ImageError
 from pytest_sandbox.image.adding import Adding, unpack_verified
 from pytest_sandbox.image.documents import Descriptor, Platform, read_image
-from pytest_sandbox.image.limits import limits_from_environment
-from pytest_sandbox.image.reference import Reference, parse_reference
+from pytest_sandbox.image.limits import Budget, limits_from_environment
+from pytest_sandbox.image.reference import REGISTRY, Reference, parse_reference
 from pytest_sandbox.image.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pytest_sandbox.image.index import LayerFacts
     from pytest_sandbox.image.limits import Limits
-    from pytest_sandbox.image.store import LayerFacts, Store
+    from pytest_sandbox.image.store import Store
 
 __all__ = ["places", "pull"]
 
@@ -32,20 +33,23 @@ def pull(text: str, store: Store, progress: Callable[[str, str, int, int], None]
     """Fetch an image; returns its id. Raises ImageError: the last place's, with what was wrong at those before."""
     reference = parse_reference(text)
     known = store.index().find(reference)
-    if reference.digest and known:
+    if reference.digest and known and store.is_whole(known):
         return known
     limits = limits_from_environment()
-    failures: list[str] = []
-    for registry, repository in places(reference):
-        try:
-            with Registry(registry, limits) as asked:
-                return _Pull(reference, store, asked, repository, limits, progress or (lambda *_: None)).run()
-        except ImageError as error:
-            last, said = error, f"{registry}/{repository}: {error}"
-            failures.append(said)
-    if len(failures) == 1:
-        raise last
-    raise ImageError(f"{reference} could not be pulled from any of its places. " + " ".join(failures))
+    failures: list[ImageError] = []
+    found = places(reference)
+    with Adding(store) as adding:
+        for registry, repository in found:
+            try:
+                with Registry(registry, limits, adding.stopping) as asked:
+                    told = progress or (lambda *_: None)
+                    return _Pull(reference, adding, asked, repository, limits, told).run()
+            except ImageError as error:
+                failures.append(error)
+        if len(failures) == 1:
+            raise failures[0]
+        said = [f"{'/'.join(place)}: {error}" for place, error in zip(found, failures, strict=True)]
+        raise ImageError(f"{reference} could not be pulled from any of its places. " + " ".join(said))
 
 
 def places(reference: Reference) -> list[tuple[str, str]]:
@@ -66,6 +70,10 @@ def places(reference: Reference) -> list[tuple[str, str]]:
 
 def _below(place: str, repository: str) -> tuple[str, str]:
     host, _, folder = place.removeprefix("https://").removeprefix("http://").partition("/")
+    if not REGISTRY.match(host):  # not repeated here: it may hold a name and password
+        raise ImageError(
+            "PYTEST_SANDBOX_MIRRORS and PYTEST_SANDBOX_REGISTRY_PREFIX name hosts, as in mirror.example:5000/prefix; logins are docker's"
+        )
     return host, f"{folder}/{repository}" if folder else repository
 
 
@@ -74,22 +82,32 @@ class _Pull:
     """One pull from one place."""
 
     reference: Reference
-    store: Store
+    adding: Adding
     registry: Registry
     repository: str
     limits: Limits
     progress: Any
 
+    @property
+    def store(self) -> Store:
+        return self.adding.store
+
     def run(self) -> str:
         known = self.store.index().names.get(self.reference.full)
-        if known and self._is_current():
+        if known and self.store.is_whole(known) and self._is_current():
             return known
-        with Adding(self.store) as adding:
-            top, data = self.registry.manifest(self.repository, self.reference.wanted)
-            documents = read_image(self._document, top, data, Platform.of_host(), self.limits)
-            adding.layers([(diff_id, self._maker(one, diff_id)) for one, diff_id in zip(documents.layers, documents.diff_ids, strict=True)])
-            names = [self.reference.full]
-            return adding.register(documents.config, documents.diff_ids, names, manifest=documents.manifest, digest=top.digest)
+        top, data = self.registry.manifest(self.repository, self.reference.wanted)
+        documents = read_image(self._document, top, data, Platform.of_host(), self.limits)
+        budget = Budget(self.limits, self.adding.stopping)
+        pairs = zip(documents.layers, documents.diff_ids, strict=True)
+        self.adding.layers([(one, self._maker(layer, one, budget)) for layer, one in pairs])
+        return self.adding.register(
+            documents.config,
+            documents.diff_ids,
+            [self.reference.full],
+            manifest=documents.manifest,
+            digest=top.digest,
+        )
 
     def _is_current(self) -> bool:
         """Whether the tag still means what is stored: one request without a body, which counts towards nobody's rate limit."""
@@ -97,14 +115,21 @@ class _Pull:
         return bool(stored) and stored == self.registry.digest_of(self.repository, self.reference.wanted)
 
     def _document(self, descriptor: Descriptor) -> bytes:
-        if self.store.has_document(descriptor.digest):
-            return self.store.document(descriptor.digest)
+        stored = self.store.whole_document(descriptor.digest)
+        if stored is not None and len(stored) == descriptor.size:
+            return stored
         return self.registry.document(self.repository, descriptor)
 
-    def _maker(self, descriptor: Descriptor, diff_id: str) -> Callable[[str], LayerFacts]:
+    def _maker(self, descriptor: Descriptor, diff_id: str, budget: Budget) -> Callable[[str], LayerFacts]:
         def make(target: str) -> LayerFacts:
             return unpack_verified(
-                self._reported(descriptor), target, self.limits, digest=descriptor.digest, size=descriptor.size, diff_id=diff_id
+                self._reported(descriptor),
+                target,
+                self.limits,
+                digest=descriptor.digest,
+                size=descriptor.size,
+                diff_id=diff_id,
+                budget=budget,
             )[1]
 
         return make

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pytest_sandbox.errors import ImageError
 
-__all__ = ["DIGEST", "Reference", "parse_reference"]
+__all__ = ["DIGEST", "REGISTRY", "Reference", "parse_reference"]
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
@@ -20,8 +20,9 @@ _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_PART}(?:/{_PART})*\Z")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
 _LABEL = r"(?:[A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9-]*[A-Za-z0-9])"
-_REGISTRY = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{{1,5}})?\Z")
+REGISTRY = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{{1,5}})?\Z")
 _LONGEST_NAME = 255
+_LIKE_A_DIGEST = re.compile(r"[a-z0-9+._-]+:[0-9a-fA-F]{16,}\Z|sha")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def parse_reference(text: str) -> Reference:
         raise _wrong(text, "the digest must be sha256: and 64 lower-case hexadecimal digits")
     name, tag = _split_tag(name)
     registry, repository = _split_registry(name)
-    if not _REGISTRY.match(registry):
+    if not REGISTRY.match(registry):
         raise _wrong(text, f"{registry!r} is no registry (a host name, or host:port)")
     if not _REPOSITORY.match(repository):
         raise _wrong(text, "a name is made of lower-case letters, digits, '.', '_', '-' and '/'")
@@ -92,6 +93,9 @@ def _split_registry(name: str) -> tuple[str, str]:
 
 
 def _wrong(text: str, why: str) -> ImageError:
+    before, at, after = text.rpartition("@")
+    if at and not _LIKE_A_DIGEST.match(after):  # USER:PASSWORD@HOST, as in an address
+        text = f"***@{after}" if ":" in before.partition("/")[0] else text
     return ImageError(
         f"{text!r} is not an image reference: {why}. Write it as docker does, for example debian:12 or registry.example/a/b:tag."
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
 from pytest_sandbox.errors import ImageError
 from pytest_sandbox.image.adding import unpack_verified
 from pytest_sandbox.image.documents import Descriptor, ImageDocuments, Platform, diff_ids_of, parsed, read_image, synthesised
+from pytest_sandbox.image.limits import Budget
 from pytest_sandbox.image.reference import parse_reference
 from pytest_sandbox.image.stream import Plain, compression_of, decompress, read_chunks
 from pytest_sandbox.image.tar import BLOCK, TarReader, printable
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pytest_sandbox.image.adding import Adding
+    from pytest_sandbox.image.index import LayerFacts
     from pytest_sandbox.image.limits import Limits
-    from pytest_sandbox.image.store import LayerFacts, Store
+    from pytest_sandbox.image.store import Store
 
 __all__ = ["Loader", "full_name", "is_image_folder", "load"]
 
@@ -152,6 +154,8 @@ class Loader:
     platform: Platform
     names: tuple[str, ...] = ()
     progress: Any = field(default=lambda *_: None)
+    title: str = ""
+    """What messages and the history call the source, where that is not its path."""
     called: dict[str, str] = field(default_factory=dict)
     """A name of each image that was loaded, by its id."""
 
@@ -186,19 +190,27 @@ class Loader:
         return self._register(documents.config, documents.diff_ids, names, documents.manifest)
 
     def _add_layers(self, documents: ImageDocuments, sources: list[tuple[Members, str, Descriptor | None]]) -> None:
-        makers = [
-            (diff_id, self._maker(members, path, descriptor, diff_id))
-            for diff_id, (members, path, descriptor) in zip(documents.diff_ids, sources, strict=True)
-        ]
+        budget = Budget(self.limits, self.adding.stopping)
+        makers = [(diff_id, self._maker(source, diff_id, budget)) for diff_id, source in zip(documents.diff_ids, sources, strict=True)]
         self.adding.layers(makers)
 
-    def _maker(self, members: Members, path: str, descriptor: Descriptor | None, diff_id: str) -> Callable[[str], LayerFacts]:
+    def _maker(self, source: tuple[Members, str, Descriptor | None], diff_id: str, budget: Budget) -> Callable[[str], LayerFacts]:
+        members, path, descriptor = source
+
         def make(target: str) -> LayerFacts:
             if not members.has(path):
                 raise ImageError(f"the layer {diff_id} is missing: there is no file {path!r}")
             raw = self._reported(members.chunks(path), diff_id, members.size(path))
             digest, size = (descriptor.digest, descriptor.size) if descriptor else ("", None)
-            return unpack_verified(raw, target, self.limits, digest=digest, size=size, diff_id=diff_id)[1]
+            return unpack_verified(
+                raw,
+                target,
+                self.limits,
+                digest=digest,
+                size=size,
+                diff_id=diff_id,
+                budget=budget,
+            )[1]
 
         return make
 
@@ -234,28 +246,30 @@ class Loader:
         with open(path, "rb") as file:
             raw = self._reported(read_chunks(file), os.path.basename(path), os.fstat(file.fileno()).st_size)
             key, _facts = self.adding.unknown_layer(lambda target: unpack_verified(raw, target, self.limits))
-        history = [{"created_by": f"pytest-sandbox load {os.path.basename(path)}"}]
+        name = self.title or os.path.basename(path)
+        history = [{"created_by": f"pytest-sandbox load {printable(os.fsencode(name))}"}]
         return self._register(synthesised([key], history), [key], self.names)
 
 
 def load(path: str, store: Store, loader: Loader) -> list[str]:
     """Load what lies at ``path``, whatever it is; returns the ids of the images."""
+    label = loader.title or path
     if os.path.isdir(path):
-        return _load_members(FolderMembers(path), loader, path)
+        return _load_members(FolderMembers(path), loader, label)
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
-        raise ImageError(f"{path}: {error.strerror}") from error
+        raise ImageError(f"{label}: {error.strerror}") from error
     if not stat.S_ISREG(mode):
-        raise ImageError(f"{path} is neither a file nor a folder")
+        raise ImageError(f"{label} is neither a file nor a folder")
     with open(path, "rb") as file:
         kind = compression_of(file.read(8))
     if not kind:
-        return _load_tar(path, path, loader)
-    if not _holds_an_image(path, loader.limits):
+        return _load_tar(path, label, loader)
+    if not _holds_an_image(path, label, loader.limits):
         return [loader.root_file_system(path)]
     with store.workplace() as work:
-        return _load_tar(_plain_copy(path, work, loader.limits), path, loader)
+        return _load_tar(_plain_copy(path, work, label, loader.limits), label, loader)
 
 
 def _load_members(members: Members, loader: Loader, path: str) -> list[str]:
@@ -276,7 +290,7 @@ def _load_tar(plain: str, path: str, loader: Loader) -> list[str]:
     return [loader.root_file_system(plain)]
 
 
-def _holds_an_image(path: str, limits: Limits) -> bool:
+def _holds_an_image(path: str, label: str, limits: Limits) -> bool:
     """Look whether a compressed archive begins as an archive of images does: with blobs, documents and folders alone."""
     with open(path, "rb") as file:
         try:
@@ -289,19 +303,19 @@ def _holds_an_image(path: str, limits: Limits) -> bool:
                         name.endswith((".json", "/json", "/layer.tar", "/VERSION", "repositories")) and "/" not in name.rpartition("/")[0]
                     )
         except ImageError as error:
-            raise ImageError(f"{path}: {error}") from error
+            raise ImageError(f"{label}: {error}") from error
     return False
 
 
-def _plain_copy(path: str, work: str, limits: Limits) -> str:
+def _plain_copy(path: str, work: str, label: str, limits: Limits) -> str:
     plain = os.path.join(work, os.path.basename(path))
     try:
         with open(path, "rb") as file, open(plain, "xb") as copy, Plain(read_chunks(file), limits) as pieces:
             copy.writelines(pieces)
     except ImageError as error:
-        raise ImageError(f"{path}: {error}") from error
+        raise ImageError(f"{label}: {error}") from error
     except OSError as error:
-        raise ImageError(f"{path}: {error.strerror} while it was unpacked") from error
+        raise ImageError(f"{label}: {error.strerror} while it was unpacked") from error
     return plain
 
 

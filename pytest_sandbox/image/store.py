@@ -7,113 +7,56 @@
     documents/HEX     configurations and manifests, as they came
     layers/HEX/       fs: the folder that overlayfs takes; layer.json: what is known of it
     images/HEX        locked (shared) while a container lives on the image; its time is the last use
-    locks/HEX         locked while somebody makes the layer HEX, or counts on it before the index names it
+    locks/HEX         locked (shared) while somebody counts on the layer HEX before the index names it
+    locks/HEX.making  locked while somebody makes the layer HEX
     tmp/              what is being made; whatever nobody holds is a dead process's, and goes
 
-Nothing has a final name before it is complete, so a process can be killed at any moment. A layer is referenced by the images in the index:
+Nothing has a final name before it is complete, so a process can be killed at any moment. Files of other names are not the store's, and are left
+alone. A layer is referenced by the images in the index:
 nothing is counted, so nothing can be miscounted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
+import stat
 import time
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import ImageError
 from pytest_sandbox.folders import images
 from pytest_sandbox.image.folders import remove_tree
+from pytest_sandbox.image.index import (
+    FORMAT,
+    UNREADABLE,
+    Index,
+    LayerFacts,
+    hex_of,
+    read_facts,
+    read_index,
+    text_of,
+)
 from pytest_sandbox.image.locks import lock_file, lock_folder, try_exclusive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_sandbox.image.reference import Reference
-
-__all__ = ["Index", "LayerFacts", "Record", "Store"]
+__all__ = ["Store"]
 
 _FOLDERS: Final = ("documents", "layers", "images", "locks", "tmp")
 _PRIVATE: Final = 0o700
-
-
-@dataclass(frozen=True, slots=True)
-class LayerFacts:
-    """What layer.json says: sizes, and what a mount has to know. Paths that are no UTF-8 are surrogate-escaped."""
-
-    size: int = 0
-    entries: int = 0
-    opaque_root: bool = False
-    implied: tuple[str, ...] = ()
-    not_kept: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One image in the index: its layers' keys, bottom first, and the keys that a container mounts, topmost first.
-
-    What the layers of a commit lie on, if not on others: ``base`` is "host", or the folder of a root file system; ``points`` say which of
-    the host's file systems a layer belongs to, where that is not its root's.
-    """
-
-    layers: tuple[str, ...]
-    mounts: tuple[str, ...]
-    size: int
-    stored: float
-    manifest: str = ""
-    base: str = ""
-    points: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Index:
-    """What is stored: ``names`` (full references) lead to image ids, ``images`` from ids to records.
-
-    ``digests`` say which manifest or index of its registry a pulled name meant.
-    """
-
-    names: dict[str, str] = field(default_factory=dict)
-    images: dict[str, Record] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
-
-    def find(self, reference: Reference) -> str | None:
-        """Return the id of a stored image by its name, or by its name and the digest that it was pulled by."""
-        found = self.names.get(reference.full)
-        if found is None and reference.digest:
-            start = f"{reference.registry}/{reference.repository}:"
-            known = (name for name, digest in self.digests.items() if digest == reference.digest and name.startswith(start))
-            found = next((self.names[name] for name in known if name in self.names), None)
-        return found
-
-    def call(self, name: str, image_id: str, digest: str = "") -> None:
-        """Give an image a name, which it takes away from another."""
-        self.names[name] = image_id
-        self.digests.pop(name, None)
-        if digest:
-            self.digests[name] = digest
-
-    def drop(self, name: str) -> None:
-        """Take a name away."""
-        self.names.pop(name, None)
-        self.digests.pop(name, None)
-
-    def names_of(self, image_id: str) -> list[str]:
-        return sorted(name for name, found in self.names.items() if found == image_id)
-
-    def layers_in_use(self) -> set[str]:
-        return {key for record in self.images.values() for key in (*record.layers, *record.mounts)}
-
-    def documents_in_use(self) -> set[str]:
-        return {*self.images, *(record.manifest for record in self.images.values())}
-
-
-def hex_of(digest: str) -> str:
-    """Return a digest's digits, which name files."""
-    return digest.removeprefix("sha256:")
+_HEX: Final = re.compile(r"[0-9a-f]{64}\Z")
+_OWN_TEMPORARY: Final = re.compile(r"[0-9a-f]{16}\Z")
+_MAKING: Final = ".making"
+_MAKING_LOCK: Final = re.compile(r"[0-9a-f]{64}\.making\Z")
+_LOCK_SECONDS: Final = 60.0
 
 
 class Store:
@@ -129,47 +72,105 @@ class Store:
         """Return the folder that overlayfs takes."""
         return self.path("layers", hex_of(key), "fs")
 
-    def has_layer(self, key: str) -> bool:
-        return os.path.isdir(self.path("layers", hex_of(key)))
+    def making_path(self, key: str) -> str:
+        """Return the file that is locked by who makes a layer."""
+        return self.path("locks", hex_of(key) + _MAKING)
+
+    def whole_layer(self, key: str) -> LayerFacts | None:
+        """Return what is known of a stored layer; None where it is missing or damaged.
+
+        What its files hold is not looked at. Raises ImageError for one of a newer format.
+        """
+        if not os.path.isdir(self.layer_path(key)):
+            return None
+        try:
+            return self._facts(key)
+        except (OSError, *UNREADABLE):
+            return None
 
     def layer_facts(self, key: str) -> LayerFacts:
-        with open(self.path("layers", hex_of(key), "layer.json"), encoding="utf-8", errors="surrogateescape") as file:
-            data = json.load(file)
-        return LayerFacts(**{**data, "implied": tuple(data["implied"])})
+        """Return what is known of a stored layer. Raises ImageError where that is damaged."""
+        try:
+            return self._facts(key)
+        except (OSError, *UNREADABLE):
+            raise ImageError(f"the stored layer {key} is damaged or missing. Pull or load the image again.") from None
 
-    def has_document(self, digest: str) -> bool:
-        return os.path.isfile(self.path("documents", hex_of(digest)))
+    def _facts(self, key: str) -> LayerFacts:
+        path = self.path("layers", hex_of(key), "layer.json")
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return read_facts(file)
 
     def document(self, digest: str) -> bytes:
-        """Return a stored document, verified."""
+        """Return a stored document, verified. Raises ImageError where it is damaged or missing."""
+        data = self.whole_document(digest)
+        if data is None:
+            raise ImageError(f"the stored document {digest} is damaged or missing. Pull or load the image again.")
+        return data
+
+    def whole_document(self, digest: str) -> bytes | None:
+        """Return a stored document, verified; None where it is missing or damaged."""
         try:
             with open(self.path("documents", hex_of(digest)), "rb") as file:
                 data = file.read()
-        except FileNotFoundError:
-            raise ImageError(f"the store has lost the document {digest}. Pull or load the image again.") from None
-        if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
-            raise ImageError(f"the stored document {digest} is damaged. Remove the image, and pull or load it again.")
-        return data
+        except OSError:
+            return None
+        return data if f"sha256:{hashlib.sha256(data).hexdigest()}" == digest else None
+
+    def is_whole(self, image_id: str) -> bool:
+        """Whether all of an image is there, in today's format; what files hold is not looked at."""
+        record = self.index().images.get(image_id)
+        if record is None or record.format < FORMAT:
+            return False
+        documents = filter(None, (image_id, record.manifest))
+        return (
+            all(self.whole_layer(key) for key in {*record.layers, *record.mounts})
+            and all(self.whole_document(one) is not None for one in documents)
+            and os.path.exists(self.path("images", hex_of(image_id)))
+        )
 
     def index(self) -> Index:
-        """Read what is stored; needs no lock, because the file is replaced as a whole. Do not change what is returned."""
+        """Read what is stored; needs no lock, because the file is replaced as a whole. Do not
+        change what is returned. Raises ImageError for a store of somebody else, a newer or a
+        damaged one.
+        """
+        path = self.path("index.json")
         try:
-            with open(self.path("index.json"), encoding="utf-8") as file:
+            self._check_owner(os.stat(self.folder))
+            with open(path, encoding="utf-8") as file:
                 status = os.fstat(file.fileno())
-                return _parsed(file, (status.st_dev, status.st_ino, status.st_mtime_ns))
+                version = (status.st_dev, status.st_ino, status.st_mtime_ns)
+                return read_index(file, version)
         except FileNotFoundError:
             return Index()
-        except (ValueError, KeyError, TypeError) as error:
-            raise ImageError(f"{self.path('index.json')} is damaged ({error}). Remove {self.folder}, and pull or load again.") from error
+        except OSError as error:
+            raise ImageError(f"{path} cannot be read: {error.strerror}") from error
+        except UNREADABLE as error:
+            raise ImageError(
+                f"{path} is damaged ({str(error)[:200]}). Move this file away, and pull or load "
+                "the images again: what is stored of them is found."
+            ) from error
+
+    def _check_owner(self, status: os.stat_result) -> None:
+        """Raise ImageError for a store that others could have written to."""
+        if not stat.S_ISDIR(status.st_mode):
+            raise ImageError(f"{self.folder} is not a directory")
+        if status.st_uid != os.geteuid():
+            raise ImageError(
+                f"{self.folder} belongs to another user (uid {status.st_uid}). Set PYTEST_SANDBOX_HOME to a directory of yours."
+            )
 
     # -- writing
 
     def prepare(self) -> None:
-        """Make the store's folders, closed to other users: layers hold setuid programs and devices."""
-        os.makedirs(self.folder, _PRIVATE, exist_ok=True)
+        """Make the store's directories, closed to other users: layers hold setuid programs and
+        devices.
+        """
+        try:
+            os.makedirs(self.folder, _PRIVATE, exist_ok=True)
+        except FileExistsError:
+            raise ImageError(f"{self.folder} is not a directory") from None
         status = os.stat(self.folder)
-        if status.st_uid != os.geteuid():
-            raise ImageError(f"{self.folder} belongs to somebody else (uid {status.st_uid}). Set PYTEST_SANDBOX_HOME to a folder of yours.")
+        self._check_owner(status)
         if status.st_mode & 0o077:
             os.chmod(self.folder, _PRIVATE)
         for name in _FOLDERS:
@@ -178,35 +179,62 @@ class Store:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[Index]:
-        """Hold the index; what is changed in it is written at the end, unless an exception comes out."""
-        from filelock import FileLock
+        """Hold the index; what is changed in it is written at the end, unless an exception comes
+        out. Raises ImageError where another process has held it for a minute.
+        """
+        from filelock import FileLock, Timeout
 
         self.prepare()
-        with FileLock(self.path("lock"), poll_interval=0.005):
+        lock = FileLock(self.path("lock"), timeout=_LOCK_SECONDS, poll_interval=0.005)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ImageError(
+                f"another process has held {self.path('lock')} for {_LOCK_SECONDS:.0f} s. "
+                f"`fuser {self.path('lock')}` names it; try again when it has ended."
+            ) from None
+        try:
             read = self.index()
             index = Index(dict(read.names), dict(read.images), dict(read.digests))
-            before = _text(index)
+            before = text_of(index)
             yield index
-            after = _text(index)
+            after = text_of(index)
             if after != before:
                 self._replace("index.json", after.encode())
+        finally:
+            lock.release()
 
     def _replace(self, name: str, data: bytes) -> None:
+        """Write a file as a whole, so that a power loss leaves the old one or the new one."""
         new = self.path("tmp", secrets.token_hex(8))
-        with open(new, "xb") as file:
-            file.write(data)
-        os.replace(new, self.path(name))
+        try:
+            _write_through(new, data)
+            os.replace(new, self.path(name))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(new)
+            raise
 
     def put_document(self, data: bytes) -> str:
         """Store a document; call with the index locked. Returns its digest."""
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        self._replace(os.path.join("documents", hex_of(digest)), data)
+        if self.whole_document(digest) is None:
+            self._replace(os.path.join("documents", hex_of(digest)), data)
         return digest
+
+    def put_image_file(self, image_id: str) -> None:
+        """Make the file that containers lock while they live on the image; call with the index
+        locked.
+        """
+        path = self.path("images", hex_of(image_id))
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     @contextlib.contextmanager
     def workplace(self) -> Iterator[str]:
-        """Give an empty folder in the store's file system; what is left of it at the end goes."""
-        with self.locked():  # a sweep between the folder and its lock would take it for a dead process's
+        """Give an empty directory in the store's file system; what is left of it at the end
+        goes.
+        """
+        with self.locked():  # a sweep between making and locking it would remove it
             path = self.path("tmp", secrets.token_hex(8))
             os.mkdir(path, _PRIVATE)
             fd = lock_folder(path)
@@ -217,30 +245,61 @@ class Store:
             os.close(fd)
 
     def publish(self, work: str, key: str, facts: LayerFacts) -> None:
-        """Give the complete layer in ``work`` (with ``fs`` in it) its name; the caller holds its pin."""
+        """Give the complete layer in ``work`` (with ``fs`` in it) its name, in the place of a
+        damaged one; the caller holds its pin.
+        """
         made = os.path.join(work, "layer")
         os.mkdir(made, _PRIVATE)
         os.rename(os.path.join(work, "fs"), os.path.join(made, "fs"))
-        with open(os.path.join(made, "layer.json"), "x", encoding="utf-8", errors="surrogateescape") as file:
-            json.dump(asdict(facts), file, ensure_ascii=False)
-        with contextlib.suppress(OSError):  # it is there already
-            os.rename(made, self.path("layers", hex_of(key)))
-        if not self.has_layer(key):
-            raise ImageError(f"the layer {key} could not be put into {self.path('layers')}")
+        text = json.dumps(asdict(facts), ensure_ascii=False)
+        with open(os.path.join(made, "layer.json"), "xb") as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
+        target = self.path("layers", hex_of(key))
+        try:
+            os.rename(made, target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            self._exchange(key, made, target)
 
-    def pin(self, key: str, *, shared: bool) -> int:
-        """Keep a layer from being removed (shared), or make it alone; the descriptor holds until it is closed."""
-        return lock_file(self.path("locks", hex_of(key)), shared=shared)
+    def sync_layer(self, key: str) -> None:
+        """Wait until the disk has what is known of a layer: to be called before the index names
+        it. For many layers at the end it takes one journal commit, and not one for each.
+        """
+        with open(self.path("layers", hex_of(key), "layer.json"), "rb") as file:
+            os.fsync(file.fileno())
+
+    def _exchange(self, key: str, made: str, target: str) -> None:
+        """Put a layer in the place of a damaged one, unless a container lives on that."""
+        with self.locked() as index, contextlib.ExitStack() as held:
+            for image_id, record in index.images.items():
+                path = self.path("images", hex_of(image_id))
+                if key not in (*record.layers, *record.mounts):
+                    continue
+                if (fd := try_exclusive(path)) is not None:
+                    held.callback(os.close, fd)
+                elif os.path.exists(path):
+                    raise ImageError(
+                        f"the stored layer {key} is damaged, and a container lives on it. "
+                        "Close the container, and pull or load the image again."
+                    )
+            os.rename(target, self.path("tmp", secrets.token_hex(8)))  # the next sweep removes it
+            os.rename(made, target)
+
+    def pin(self, key: str) -> int:
+        """Keep a layer from being removed; the descriptor holds until it is closed."""
+        return lock_file(self.path("locks", hex_of(key)))
 
     # -- use
 
     def hold(self, image_id: str) -> int:
         """Keep an image from being removed while a container lives on it; returns a descriptor to close. Marks the image as used now."""
         try:
-            fd = lock_file(self.path("images", hex_of(image_id)), shared=True, make=False)
+            fd = lock_file(self.path("images", hex_of(image_id)), make=False)
         except FileNotFoundError:
             raise ImageError(f"the image {image_id} is no longer stored. Pull or load it again.") from None
-        os.utime(fd)
+        with contextlib.suppress(OSError):  # a store that is read only
+            os.utime(fd)
         return fd
 
     def last_used(self, image_id: str) -> float:
@@ -289,6 +348,7 @@ class Store:
         With ``keep_bytes`` go those used longest ago, until the layers take no more than that. Layers that no image has and what dead
         processes left go in any case. Returns the ids, and how many bytes of layers went.
         """
+        self.prepare()
         before = self.disk_usage()
         with self.locked() as index:
             now = time.time()
@@ -302,29 +362,37 @@ class Store:
 
     def disk_usage(self) -> int:
         """Return the bytes of all layers in the store."""
-        with contextlib.suppress(FileNotFoundError):
-            return sum(self._size(name) for name in os.listdir(self.path("layers")))
-        return 0
+        return sum(map(self._size, self._names("layers")))
 
     def _usage(self, index: Index) -> int:
         return sum(self._size(key) for key in index.layers_in_use())
 
     def _size(self, key: str) -> int:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(ImageError):
             return self.layer_facts(key).size
         return 0
+
+    def _names(self, directory: str, pattern: re.Pattern[str] = _HEX) -> set[str]:
+        """Return the names in one of the store's directories that are the store's own."""
+        try:
+            return {one for one in os.listdir(self.path(directory)) if pattern.match(one)}
+        except FileNotFoundError:
+            return set()
 
     def collect(self) -> None:
         """Remove layers and documents that no image has, and what dead processes left behind."""
         with self.locked() as index:
-            used = {hex_of(key) for key in index.layers_in_use()}
-            for name in set(os.listdir(self.path("layers"))) - used:
+            for name in self._names("layers") - set(map(hex_of, index.layers_in_use())):
                 self._take_away(name)
-            documents = {hex_of(digest) for digest in index.documents_in_use()}
-            for name in set(os.listdir(self.path("documents"))) - documents:
-                os.unlink(self.path("documents", name))
-            for name in set(os.listdir(self.path("locks"))) - set(os.listdir(self.path("layers"))):
-                self._unlock(name)
+            for name in self._names("documents") - set(map(hex_of, index.documents_in_use())):
+                with contextlib.suppress(OSError):  # a directory of this name is not the store's
+                    os.unlink(self.path("documents", name))
+            for name in self._names("images") - set(map(hex_of, index.images)):
+                self._unlock("images", name)
+            for name in self._names("locks") - self._names("layers"):
+                self._unlock("locks", name)
+            for name in self._names("locks", _MAKING_LOCK):
+                self._unlock("locks", name)
         self.sweep()
 
     def _take_away(self, name: str) -> None:
@@ -335,25 +403,39 @@ class Store:
             os.unlink(self.path("locks", name))
             os.close(lock)
 
-    def _unlock(self, name: str) -> None:
-        fd = try_exclusive(self.path("locks", name))
-        if fd is not None:
-            os.unlink(self.path("locks", name))
-            os.close(fd)
+    def _unlock(self, directory: str, name: str) -> None:
+        """Remove a lock's file, unless somebody holds it."""
+        path = self.path(directory, name)
+        with contextlib.suppress(IsADirectoryError):
+            if (fd := try_exclusive(path)) is not None:
+                try:
+                    os.unlink(path)
+                finally:
+                    os.close(fd)
 
     def sweep(self) -> None:
-        """Remove what processes that were killed had begun."""
+        """Remove what processes that were killed had begun; what cannot be removed stays."""
         dead = []
         with self.locked():
-            for name in os.listdir(self.path("tmp")):
+            for name in self._names("tmp", _OWN_TEMPORARY):
                 path = self.path("tmp", name)
-                if not os.path.isdir(path):
-                    os.unlink(path)
+                if not os.path.isdir(path) or os.path.islink(path):
+                    with contextlib.suppress(FileNotFoundError):  # its maker has removed it
+                        os.unlink(path)
                 elif (fd := try_exclusive(path)) is not None:
                     dead.append((path, fd))
         for path, fd in dead:
-            remove_tree(path)
+            with contextlib.suppress(OSError):
+                remove_tree(path)
             os.close(fd)
+
+
+def _write_through(path: str, data: bytes) -> None:
+    """Write a new file, and wait until the disk has it."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _lock_unless_held(path: str) -> int | None:
@@ -361,26 +443,3 @@ def _lock_unless_held(path: str) -> int | None:
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     return try_exclusive(path)
-
-
-_last_parsed: tuple[object, Index] = (None, Index())
-
-
-def _parsed(file: TextIO, version: tuple[int, ...]) -> Index:
-    """Read an index, unless it is the one that was read last: containers ask for it at every start."""
-    global _last_parsed  # noqa: PLW0603 - a cache of one
-    if _last_parsed[0] != version:
-        data = json.load(file)
-        images = {image_id: _record(record) for image_id, record in data["images"].items()}
-        index = Index(data["names"], images, data["digests"])
-        _last_parsed = (version, index)
-    return _last_parsed[1]
-
-
-def _record(data: dict[str, Any]) -> Record:
-    return Record(**{**data, "layers": tuple(data["layers"]), "mounts": tuple(data["mounts"])})
-
-
-def _text(index: Index) -> str:
-    images = {key: asdict(record) for key, record in index.images.items()}
-    return json.dumps({"names": index.names, "digests": index.digests, "images": images}, sort_keys=True)

@@ -15,6 +15,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, Self
 
 from pytest_sandbox.errors import ImageError
+from pytest_sandbox.image.limits import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,7 @@ __all__ = ["Plain", "compression_of", "decompress", "read_chunks"]
 _READ: Final = 256 << 10
 _CHUNK: Final = 1 << 20
 _AHEAD: Final = 4
+_MOST_EMPTY: Final = 1000  # bgzip ends with one; zstd's skippable frames count too
 _MAGIC: Final = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ\0", "xz"), (b"BZh", "bzip2"))
 # A zstd stream may begin with a skippable frame (RFC 8878, 3.1.2): 0x184D2A50 - 0x184D2A5F, little-endian.
 _ZSTD_SKIPPABLE: Final = (b"\x2a\x4d\x18",)
@@ -100,40 +102,56 @@ def _zlib_module() -> Any:
 def _gzip(data: bytes, stream: Iterator[bytes]) -> Iterator[bytes]:
     """Decompress gzip members one after another (pigz and eStargz write many); zero padding after the last is allowed."""
     module = _zlib_module()
+    empty = 0
     try:
         while data:
-            unused = yield from _gzip_member(module.decompressobj(wbits=31), data, stream)
+            member = module.decompressobj(wbits=31)
+            unused, has_content = yield from _gzip_member(member, data, stream)
+            empty = _checked_count(empty + (not has_content))
             data = _next_frame("gzip", unused, stream)
     except module.error as error:
         raise ValueError(str(error)) from error
 
 
-def _gzip_member(member: Any, data: bytes, stream: Iterator[bytes]) -> Generator[bytes, None, bytes]:
+def _checked_count(empty: int) -> int:
+    """Refuse streams of empty members, each of which costs time and brings nothing."""
+    if empty > _MOST_EMPTY:
+        raise ValueError(f"it has more than {_MOST_EMPTY} empty members")
+    return empty
+
+
+def _gzip_member(member: Any, data: bytes, stream: Iterator[bytes]) -> Generator[bytes, None, tuple[bytes, bool]]:
+    has_content = False
     while not member.eof:
         plain = member.decompress(data, _CHUNK)
         data = member.unconsumed_tail
         if plain:
+            has_content = True
             yield plain
         if not data and not member.eof and len(plain) < _CHUNK:
             data = next(stream, b"")
             if not data:
                 raise EOFError("it is cut off before its end")
-    return bytes(member.unused_data)
+    return bytes(member.unused_data), has_content
 
 
 def _frames(new: Callable[[], _Frame], kind: str, data: bytes, stream: Iterator[bytes]) -> Iterator[bytes]:
     """Decompress frames of zstd, xz or bzip2, one after another."""
+    empty = 0
     while data:
         frame = new()
+        has_content = False
         while not frame.eof:
             plain = frame.decompress(data, _CHUNK)
             data = b""
             if plain:
+                has_content = True
                 yield plain
             if frame.needs_input and not frame.eof:
                 data = next(stream, b"")
                 if not data:
                     raise EOFError("it is cut off before its end")
+        empty = _checked_count(empty + (not has_content))
         data = _next_frame(kind, frame.unused_data, stream)
 
 
@@ -189,9 +207,11 @@ class Plain:
     Raises ImageError where the stream is damaged, or grows past ``limits``.
     """
 
-    def __init__(self, raw: Iterable[bytes], limits: Limits) -> None:
+    def __init__(self, raw: Iterable[bytes], limits: Limits, budget: Budget | None = None) -> None:
         self.raw_bytes = 0
         self.plain_bytes = 0
+        self._budget = budget or Budget(limits)
+        self._counted = 0
         self._raw = raw
         self._limits = limits
         self._raw_hash = hashlib.sha256()
@@ -230,7 +250,7 @@ class Plain:
             for plain in decompress(self._hashed()):
                 self._plain_hash.update(plain)
                 self.plain_bytes += len(plain)
-                self._check()
+                self._check(len(plain))
                 self._queue.put(plain)
                 if self._stopped.is_set():
                     return
@@ -245,10 +265,12 @@ class Plain:
         for data in self._raw:
             self._raw_hash.update(data)
             self.raw_bytes += len(data)
+            self._budget.check()  # also where nothing comes out
             yield data
 
-    def _check(self) -> None:
+    def _check(self, plain: int) -> None:
         limits = self._limits
+        raw, self._counted = self.raw_bytes - self._counted, self.raw_bytes
         if self.plain_bytes > limits.layer_bytes:
             raise ImageError(f"it unpacks to more than {limits.layer_bytes} bytes. Set PYTEST_SANDBOX_MAX_LAYER if that is meant.")
         if self.plain_bytes > limits.ratio_from and self.plain_bytes > limits.ratio * self.raw_bytes:
@@ -256,3 +278,4 @@ class Plain:
                 f"it unpacks to more than {limits.ratio} times its size ({self.raw_bytes} bytes made {self.plain_bytes}), as only a "
                 "decompression bomb does. Set PYTEST_SANDBOX_MAX_LAYER (for example 16g) if that is meant."
             )
+        self._budget.add_bytes(raw, plain)

@@ -11,10 +11,12 @@ import binascii
 import contextlib
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 from urllib.parse import unquote_to_bytes
 
 from pytest_sandbox.errors import ImageError
+from pytest_sandbox.printable import printable as escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -37,7 +39,7 @@ _SECOND: Final = 1_000_000_000
 
 def printable(name: bytes) -> str:
     """Show a path in a message: no newline, no escape sequence, and no undecodable byte reaches a terminal as it is."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in name[:300].decode("utf-8", "backslashreplace"))
+    return escaped(name[:300].decode("utf-8", "backslashreplace"))
 
 
 @runtime_checkable
@@ -271,18 +273,31 @@ def _plain_member(header: bytes) -> Member:
     if kind in _REGULAR:
         kind = b"5" if name.endswith(b"/") and kind != b"S" else b"0"  # v7 marks folders by a slash only
     size = 0 if kind in _WITHOUT_DATA else _number(header[124:136], "size")
+    mode, uid, gid = _owner_of(header[100:124])
     return Member(
         name=name,
         kind=kind,
-        mode=_number(header[100:108], "mode") & 0o7777,
-        uid=_number(header[108:116], "uid"),
-        gid=_number(header[116:124], "gid"),
-        mtime_ns=_number(header[136:148], "mtime", signed=True) * _SECOND,
+        mode=mode,
+        uid=uid,
+        gid=gid,
+        mtime_ns=_time_of(header[136:148]),
         size=size,
         stored=size,
         link=header[157:257].partition(b"\0")[0] if kind in b"12" else b"",
         device=(_number(header[329:337], "major"), _number(header[337:345], "minor")) if kind in b"34" else (0, 0),
     )
+
+
+@lru_cache(maxsize=1024)  # most entries of a layer have the same few
+def _owner_of(fields: bytes) -> tuple[int, int, int]:
+    """Read mode, uid and gid, which lie side by side."""
+    mode = _number(fields[:8], "mode") & 0o7777
+    return mode, _number(fields[8:16], "uid"), _number(fields[16:], "gid")
+
+
+@lru_cache(maxsize=1024)
+def _time_of(text: bytes) -> int:
+    return _number(text, "mtime", signed=True) * _SECOND
 
 
 def _extend(member: Member, records: dict[bytes, bytes]) -> None:  # noqa: C901 - one branch a key

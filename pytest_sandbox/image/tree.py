@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["WHITEOUT_PREFIX", "Tree", "is_whiteout"]
 
 WHITEOUT_PREFIX: Final = b".wh."
-_OPEN_FOLDERS: Final = 64
+_OPEN_FOLDERS: Final = 192  # three layers at once stay below the usual limit of 1024 descriptors
 _FOLDER: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -35,12 +35,13 @@ def is_whiteout(status: os.stat_result) -> bool:
 class Tree:
     """The folder ``root`` and the descriptors of the folders in it that were used last; close it when done.
 
-    ``opaque_root`` becomes true where the layer hides all that lies below it: overlayfs does not look at the attribute there.
+    ``whiteouts`` are the directories that hold marks of deletions. ``opaque_root`` becomes true where the layer hides all that lies below it: overlayfs does not look at the attribute there.
     """
 
     def __init__(self, root: str, limits: Limits, made: Callable[[bytes], None]) -> None:
         """Begin with an empty folder; ``made`` is told of each folder that is made because an entry lies in it."""
         self.opaque_root = False
+        self.whiteouts: set[bytes] = set()
         self.privileged = os.geteuid() == 0
         self._limits = limits
         self._made = made
@@ -131,6 +132,7 @@ class Tree:
 
     def _delete(self, parent: int, target: bytes, name: bytes) -> None:
         """Mark ``target`` as deleted below; what this same layer puts there stays (the spec: whiteouts concern lower layers only)."""
+        self.whiteouts.add(b"/".join(self.parts(name)[:-1]))
         try:
             os.mknod(target, stat.S_IFCHR, os.makedev(0, 0), dir_fd=parent)
         except FileExistsError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import stat
 from collections import Counter
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from pytest_sandbox.image.tree import WHITEOUT_PREFIX, Tree
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_sandbox.image.limits import Limits
+    from pytest_sandbox.image.limits import Budget, Limits
 
 __all__ = ["Unpacked", "unpack"]
 
@@ -32,6 +33,10 @@ _SECOND: Final = 1_000_000_000
 _TIMES: Final = (-(1 << 31) * _SECOND, (1 << 33) * _SECOND)
 _IMPLIED: Final = _TIMES[0] - 1  # the time of a folder that the archive does not describe
 _DEVICES: Final = {b"3": stat.S_IFCHR, b"4": stat.S_IFBLK}
+_AUFS: Final = b".wh..wh."  # what aufs keeps for itself in a layer (mount.aufs(8))
+_AUFS_OPAQUE: Final = b".wh..wh..opq"
+_AUFS_LINKS: Final = b".wh..wh.plnk"
+_COUNTED: Final = 1000  # entries that are added to the image's sum at a time
 _MISSING_RIGHT: Final = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP)
 
 
@@ -40,13 +45,15 @@ class Unpacked:
     """What came of one layer: ``size`` of file content in bytes (holes count), ``entries``, and ``not_kept``: what could not be kept, and how often.
 
     ``implied`` are the folders that the archive does not describe, though entries lie in them (``b""`` is the root): their attributes are
-    those of the layers below, which whoever lays layers over one another knows.
+    those of the layers below, which whoever lays layers over one another knows. ``whiteouts`` are the
+    directories that hold marks of deletions.
     """
 
     entries: int = 0
     size: int = 0
     opaque_root: bool = False
     implied: list[bytes] = field(default_factory=list)
+    whiteouts: list[bytes] = field(default_factory=list)
     not_kept: Counter[str] = field(default_factory=Counter)
 
 
@@ -60,7 +67,7 @@ class _Attributes:
     mtime_ns: int | None
 
 
-def unpack(pieces: Iterable[bytes], root: str, limits: Limits, *, end_required: bool = True) -> Unpacked:
+def unpack(pieces: Iterable[bytes], root: str, limits: Limits, *, end_required: bool = True, budget: Budget | None = None) -> Unpacked:
     """Write the layer in ``pieces`` (a plain tar stream) into the empty folder ``root``.
 
     ``end_required`` asks for the archive's end marker: without it, a stream that is cut between two entries cannot be told from a whole one.
@@ -72,6 +79,8 @@ def unpack(pieces: Iterable[bytes], root: str, limits: Limits, *, end_required: 
         for member in reader:
             try:
                 unpacker.add(member, reader)
+                if budget and unpacker.result.entries % _COUNTED == 0:
+                    budget.add_entries(_COUNTED)
             except OSError as error:
                 raise ImageError(f"{printable(member.name)}: {_explained(error)}") from error
             except EOFError:
@@ -81,6 +90,8 @@ def unpack(pieces: Iterable[bytes], root: str, limits: Limits, *, end_required: 
         if end_required and not reader.complete:
             raise ImageError("the archive is cut off: it has no end marker")
         unpacker.finish()
+        if budget:
+            budget.add_entries(unpacker.result.entries % _COUNTED)
     finally:
         unpacker.close()
     return unpacker.result
@@ -104,6 +115,7 @@ class _Unpacker:
         self._folders: list[tuple[bytes, int, int, int, int]] = []
         self._uid, self._gid = os.geteuid(), os.getegid()
         self._room = limits.layer_bytes
+        self._has_links_of_aufs = False
         self._made(b"")
 
     def add(self, member: Member, reader: TarReader) -> None:
@@ -113,6 +125,8 @@ class _Unpacker:
             raise ImageError(f"more than {self._limits.entries} entries")
         if member.uid > _HIGHEST_ID or member.gid > _HIGHEST_ID:
             raise ImageError(f"{printable(member.name)}: owner {member.uid}:{member.gid} is out of range")
+        if _AUFS in member.name and self._is_aufs_own(member):
+            return
         parent, base = self._tree.place(member.name)
         kind = member.kind
         if base.startswith(WHITEOUT_PREFIX):
@@ -130,6 +144,18 @@ class _Unpacker:
         else:
             raise ImageError(f"{printable(member.name)}: an entry of unknown type {kind!r}")
 
+    def _is_aufs_own(self, member: Member) -> bool:
+        """Whether an entry is aufs' bookkeeping and no file of the container.
+
+        Files in .wh..wh.plnk are what hard links lead to: they are there until the end.
+        """
+        parts = self._tree.parts(member.name)
+        if not any(part.startswith(_AUFS) and part != _AUFS_OPAQUE for part in parts):
+            return False
+        is_target = parts[0] == _AUFS_LINKS and len(parts) == 2 and member.kind == b"0"
+        self._has_links_of_aufs |= is_target
+        return not is_target
+
     def finish(self) -> None:
         """Give the folders their attributes, those inside first: a time changes when something is written, a right may be taken away."""
         self._folders.sort(key=lambda record: record[0])
@@ -143,9 +169,12 @@ class _Unpacker:
                 FileNotFoundError, NotADirectoryError, ImageError
             ):  # a later entry took its place, or that of one above
                 self._finish_folder(path, attributes)
-                if mtime_ns == _IMPLIED:
+                if mtime_ns == _IMPLIED and path != _AUFS_LINKS:
                     self.result.implied.append(path)
         self.result.opaque_root = self._tree.opaque_root
+        self.result.whiteouts = sorted(self._tree.whiteouts)
+        if self._has_links_of_aufs:
+            shutil.rmtree(os.path.join(os.fsencode(self._root), _AUFS_LINKS))
 
     def close(self) -> None:
         self._tree.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -194,3 +195,65 @@ def test_run_pulls_what_is_missing(capsys, tmp_path):
 def test_sizes_are_dockers(count, expected):
     """Powers of 1000, three digits."""
     assert expected == decimal(count)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_load_from_stdin_that_is_killed_leaves_no_copy(tmp_path, number):
+    """The copy has no name: it goes with the process."""
+    (tmp_path / "tmp").mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    process = subprocess.Popen([sys.executable, "-m", "pytest_sandbox", "load"], stdin=subprocess.PIPE, env=environment)
+    assert process.stdin
+    process.stdin.write(bytes(5_000_000))  # more than a pipe takes: it is being copied
+    process.stdin.flush()
+    process.send_signal(number)
+    process.wait()
+    process.stdin.close()
+    assert (-number, []) == (process.returncode, os.listdir(tmp_path / "tmp"))
+
+
+def test_an_archive_from_stdin_is_named_so_in_errors(tmp_path):
+    """No path of a copy that nobody knows."""
+    done = subprocess.run([sys.executable, "-m", "pytest_sandbox", "load"], input=b"x" * 600, capture_output=True, check=False)
+    assert (125, True) == (done.returncode, b"the archive on stdin: " in done.stderr)
+    assert b"/proc/" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["images"], ["images", "-q"], ["images", "--format=json"], ["history", "app:1"], ["inspect", "app:1"], ["prune"], ["rmi", "app:1"]],
+)
+def test_a_closed_stdout_changes_no_status(archive, words):
+    """`pytest-sandbox images >&-` does what it does, and prints nothing."""
+    Image.load(archive)
+    command = [sys.executable, "-m", "pytest_sandbox", *words]
+    done = subprocess.run(["/bin/sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, check=False)
+    assert (0, b"") == (done.returncode, done.stderr)
+
+
+def test_history_shows_what_a_terminal_could_obey_escaped(capsys, tmp_path):
+    """A registry's image says what it likes, and a terminal obeys nothing of it."""
+    made = Made([files(a="1")])
+    made.document["history"] = [{"created_by": "\x1b]0;x\x07\x1b[2J\rrm", "comment": "\x9b31m\n\u202e"}]
+    made.document["author"] = "\x1b[31m\x9b"
+    made.reseal()
+    Image.load(made.write(tmp_path / "layout"), name="evil:1")
+    for words in (["history", "evil:1"], ["history", "--format=json", "evil:1"], ["inspect", "evil:1"]):
+        text = ours(capsys, *words)
+        assert [] == [one for one in text if not one.isprintable() and one != "\n"]
+
+
+def test_rmi_of_an_unknown_image_does_not_advise_to_pull_it(capsys):
+    """Who removes it does not want it."""
+    assert 125 == main(["rmi", "nosuch:1"])
+    assert "pytest-sandbox: there is no stored image 'nosuch:1'\n" == capsys.readouterr().err
+
+
+@pytest.mark.parametrize("created", [5, "99999-01-01T00:00:00Z", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "\x1b[31m"])
+def test_an_odd_time_is_not_available(capsys, tmp_path, created):
+    """No time that an image may have is an error."""
+    made = Made([files(a="1")])
+    made.document["created"] = created
+    made.reseal()
+    Image.load(made.write(tmp_path / "layout"), name="odd:1")
+    assert "odd" in ours(capsys, "images")

@@ -249,8 +249,8 @@ def test_a_name_moves_to_the_newer_image(tmp_path):
 def test_a_setting_means_the_host_an_image_or_a_folder(made, tmp_path, monkeypatch):
     """A stored name wins over a folder of that name; a path always means the folder."""
     image = Image.load(as_layout(made, tmp_path), name="root")
-    (tmp_path / "root").mkdir()
-    (tmp_path / "other").mkdir()
+    (tmp_path / "root/etc").mkdir(parents=True)
+    (tmp_path / "other/bin").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert (None, image, image) == (find("host"), find(image), find("root"))
     assert [str(tmp_path / "root"), str(tmp_path / "other")] == [find(text).folder for text in ("./root", "other")]
@@ -322,3 +322,13 @@ def test_every_image_of_an_archive_is_stored(tmp_path):
     shutil.copytree(tmp_path / "1", tmp_path / "0", dirs_exist_ok=True)
     (tmp_path / "0/manifest.json").write_text(json.dumps(both))
     assert ["a:1", "b:1"] == [image.reference for image in Image.load_all(tmp_path / "0")]
+
+
+@pytest.mark.parametrize("use", [Image.load, find], ids=["load", "image="])
+def test_a_directory_that_is_no_root_file_system_is_refused(tmp_path, use):
+    """Such as a project's own, by a slip of the pen; the error names what a root has."""
+    (tmp_path / "project/tests").mkdir(parents=True)
+    with pytest.raises(ImageError, match="does not look like a root file system"):
+        use(tmp_path / "project")
+    with pytest.raises(ImageError):
+        use("/dev/zero")

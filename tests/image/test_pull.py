@@ -19,6 +19,7 @@ from tarballs import DOCKER, OCI, Made, digest_of, entry, files, layer
 
 from pytest_sandbox import Image, ImageError
 from pytest_sandbox.image import registry as module
+from pytest_sandbox.image import transport
 from pytest_sandbox.image.documents import Platform
 
 if TYPE_CHECKING:
@@ -434,7 +435,7 @@ def test_dockers_own_folder_of_authorities_is_read(encrypted, authority, tmp_pat
     """What docker was told to trust for a registry is trusted here."""
     (tmp_path / "certs.d" / encrypted.host).mkdir(parents=True)
     authority.cert_pem.write_to_path(str(tmp_path / "certs.d" / encrypted.host / "ca.crt"))
-    monkeypatch.setattr(module, "_CERTIFICATES", (str(tmp_path / "certs.d"),))
+    monkeypatch.setattr(transport, "_CERTIFICATES", (str(tmp_path / "certs.d"),))
     assert "base" in names_in(Image.pull(f"{encrypted.host}/private:1"))
 
 
@@ -451,7 +452,7 @@ def test_an_unknown_authority_is_an_error_at_once(encrypted, pauses):
 )
 def test_plain_http_is_for_loopback_alone(host, expected):
     """No other registry is ever asked without encryption."""
-    assert expected == module.is_loopback(host)
+    assert expected == transport.is_loopback(host)
 
 
 # -- other places
@@ -508,5 +509,5 @@ def test_urllib3_is_loaded_only_by_a_pull():
 
 def test_an_ssl_context_verifies_names():
     """The context is the standard library's strict one."""
-    context = module._trust("registry.example")
+    context = transport._trust("registry.example")
     assert (True, ssl.CERT_REQUIRED) == (context.check_hostname, context.verify_mode)

@@ -430,3 +430,30 @@ def test_without_root_what_is_not_kept_is_listed(tmp_path):
     data = layer(entry("f", uid=1), entry("g", uid=1), entry("c", kind="char", devmajor=1, devminor=3))
     done = subprocess.run([sys.executable, "-c", code, tmp_path], input=data, capture_output=True, check=False)
     assert (b"{'owner': 2, 'device': 1}\n", b"") == (done.stdout, done.stderr)
+
+
+def test_what_aufs_keeps_for_itself_is_no_file_of_the_layer(root):
+    """Its directories and lists are left out; what a hard link leads to is a file of the layer."""
+    result = put(
+        layer(
+            entry(".wh..wh.aufs"),
+            folder(".wh..wh.plnk"),
+            entry(".wh..wh.plnk/1.2", b"data"),
+            link("linked", ".wh..wh.plnk/1.2", kind="hard"),
+            folder("d"),
+            folder("d/.wh..wh.orph"),
+            entry("d/.wh..wh.orph/x", b"x"),
+        ),
+        root,
+    )
+    assert (["d", "linked"], []) == (sorted(os.listdir(root)), os.listdir(root / "d"))
+    assert (b"data", [b""]) == ((root / "linked").read_bytes(), result.implied)
+
+
+@pytest.mark.parametrize("packed", [gzip.compress(b""), bz2.compress(b""), lzma.compress(b"")], ids=["gzip", "bzip2", "xz"])
+def test_a_stream_of_empty_members_is_refused(packed):
+    """Each costs time and brings nothing; the few that tools write are read."""
+    assert b"" == b"".join(decompress([packed * 100]))
+    with pytest.raises(ImageError, match="more than 1000 empty members"):
+        for _ in decompress([packed * 2000]):
+            pass

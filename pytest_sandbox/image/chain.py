@@ -1,0 +1,196 @@
+"""Directories that a layer has entries in, but does not describe: what they look like depends on
+the layers below, which differ from image to image.
+
+A stored layer is shared by images and never changed. What depends on the chain of layers lies in a
+small layer of the chain's own, on top of the others: empty directories with the right attributes,
+which the overlay merges with those below (overlayfs.rst, "Merged directories").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from pytest_sandbox.image.folders import is_opaque
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["Attributes", "Lower", "inherited", "make_layer"]
+
+_OVERLAYS_OWN: Final = ("trusted.overlay.", "user.overlay.")
+_FEW: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """A directory's attributes; ``mtime_ns`` None: whatever it is."""
+
+    mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
+    mtime_ns: int | None = None
+    xattrs: tuple[tuple[str, bytes], ...] = ()
+
+    @classmethod
+    def of(cls, path: bytes) -> Attributes:
+        found = os.lstat(path)
+        names = os.listxattr(path, follow_symlinks=False)
+        xattrs = tuple(
+            (name, os.getxattr(path, name, follow_symlinks=False)) for name in sorted(names) if not name.startswith(_OVERLAYS_OWN)
+        )
+        mode = stat.S_IMODE(found.st_mode)
+        return cls(mode, found.st_uid, found.st_gid, found.st_mtime_ns, xattrs)
+
+    def is_like(self, other: Attributes) -> bool:
+        """Whether a directory with ``other`` attributes may stand for one with these."""
+        mine = (self.mode, self.uid, self.gid, self.xattrs)
+        theirs = (other.mode, other.uid, other.gid, other.xattrs)
+        return mine == theirs and self.mtime_ns in (None, other.mtime_ns)
+
+    def apply(self, path: bytes) -> None:
+        """Give a directory these attributes, as far as this user may."""
+        with contextlib.suppress(PermissionError):
+            os.chown(path, self.uid, self.gid)
+        for name, value in self.xattrs:
+            with contextlib.suppress(OSError):
+                os.setxattr(path, name, value)
+        os.chmod(path, self.mode)
+        if self.mtime_ns is not None:
+            os.utime(path, ns=(self.mtime_ns, self.mtime_ns))
+
+
+@dataclass(frozen=True, slots=True)
+class Lower:
+    """A layer's directory, the paths in it that its archive did not describe, and those of
+    directories that hold marks of deletions.
+    """
+
+    directory: bytes
+    implied: frozenset[bytes]
+    whiteouts: frozenset[bytes] = frozenset()
+
+
+@dataclass(slots=True)
+class _Merged:
+    """One directory of the chain: the layers that it consists of (topmost first), and those that
+    its attributes may come from, which an opaque directory does not end.
+    """
+
+    path: bytes
+    content: list[Lower]
+    described: list[Lower]
+
+
+def inherited(layers: Sequence[Lower]) -> dict[bytes, Attributes]:
+    """Return the directories of a chain (topmost layer first) whose attributes are others than
+    those in the topmost layer that has them, with the directories above them.
+
+    So are those that hold marks of deletions and are in one layer only: the overlay hides the
+    marks of directories that it merges, and lists them in others, where nobody can open them.
+
+    Each directory is looked at once in each layer that has it, so the time is linear in the
+    number of entries.
+    """
+    wanted = _children(path for one in layers for path in one.implied | one.whiteouts)
+    found: dict[bytes, Attributes] = {}
+    wrong: list[bytes] = []
+    pending = [_Merged(b"", list(layers), list(layers))]
+    while pending:
+        merged = pending.pop()
+        found[merged.path], is_wrong = _effective(merged)
+        if is_wrong or _would_show_marks(merged):
+            wrong.append(merged.path)
+        pending += _below(merged, wanted.get(merged.path, set()))
+    needed = {above for path in wrong for above in _with_parents(path)}
+    return {path: found[path] for path in sorted(needed)}
+
+
+def _would_show_marks(merged: _Merged) -> bool:
+    """Whether marks of deletions lie in a directory that the overlay merges with no other; the
+    root is merged with the container's own layer.
+    """
+    is_alone = len(merged.content) == 1 and bool(merged.path)
+    return is_alone and merged.path in merged.content[0].whiteouts
+
+
+def _with_parents(path: bytes) -> list[bytes]:
+    parts = path.split(b"/") if path else []
+    return [b"/".join(parts[:count]) for count in range(len(parts) + 1)]
+
+
+def _children(paths: Iterable[bytes]) -> dict[bytes, set[bytes]]:
+    """Return the names below each directory that lead to ``paths``."""
+    children: dict[bytes, set[bytes]] = {}
+    for path in paths:
+        while path:
+            above, _, name = path.rpartition(b"/")
+            names = children.setdefault(above, set())
+            if name in names:
+                break
+            names.add(name)
+            path = above  # noqa: PLW2901 - up to the root
+    return children
+
+
+def _effective(merged: _Merged) -> tuple[Attributes, bool]:
+    """Return a directory's attributes, and whether the topmost layer has others."""
+    top = merged.content[0]
+    actual = Attributes.of(os.path.join(top.directory, merged.path))
+    if merged.path not in top.implied:
+        return actual, False
+    source = next((one for one in merged.described if merged.path not in one.implied), None)
+    if source is None:  # nobody describes it
+        expected = Attributes(uid=os.geteuid(), gid=os.getegid())
+    else:
+        expected = Attributes.of(os.path.join(source.directory, merged.path))
+    if not merged.path:  # the time of the root is that of the container's own layer
+        expected = Attributes(expected.mode, expected.uid, expected.gid, None, expected.xattrs)
+    return expected, not expected.is_like(actual)
+
+
+def _below(merged: _Merged, names: set[bytes]) -> list[_Merged]:
+    """Return the directories of these names in a directory of the chain."""
+    content: dict[bytes, list[Lower]] = {}
+    described: dict[bytes, list[Lower]] = {}
+    hidden: set[bytes] = set()
+    replaced: set[bytes] = set()
+    for lower in merged.content if names else ():
+        where = os.path.join(lower.directory, merged.path)
+        for name, is_directory in _entries(where, names - replaced):
+            if not is_directory:  # a file, or the mark of a deletion
+                replaced.add(name)
+                continue
+            if name not in hidden:
+                content.setdefault(name, []).append(lower)
+            described.setdefault(name, []).append(lower)
+            if is_opaque(os.path.join(where, name)):
+                hidden.add(name)
+    above = merged.path + b"/" if merged.path else b""
+    return [_Merged(above + name, content[name], described[name]) for name in content]
+
+
+def _entries(where: bytes, names: set[bytes]) -> list[tuple[bytes, bool]]:
+    """Return which of these names are there, and whether each is a directory."""
+    if len(names) > _FEW:
+        with os.scandir(where) as entries:
+            return [(one.name, one.is_dir(follow_symlinks=False)) for one in entries if one.name in names]
+    found = []
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            found.append((name, stat.S_ISDIR(os.lstat(os.path.join(where, name)).st_mode)))
+    return found
+
+
+def make_layer(attributes: dict[bytes, Attributes], target: bytes) -> int:
+    """Fill the empty directory ``target`` with these directories; returns how many there are."""
+    paths = sorted(attributes)
+    for path in paths:
+        if path:
+            os.mkdir(os.path.join(target, path), 0o700)
+    for path in reversed(paths):  # times last: what is made inside changes them
+        attributes[path].apply(os.path.join(target, path))
+    return len(paths)

@@ -1,0 +1,258 @@
+"""Whatever a registry sends, it is bounded in size and in time, and an interrupt ends it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from fake_registry import Fake, challenge, dripping, endless, fake_registry, on
+from registries import reply
+from tarballs import Made, entry, files, layer
+
+from pytest_sandbox import Image, ImageError
+from pytest_sandbox.image import limits as limits_module
+from pytest_sandbox.image import registry as registry_module
+from pytest_sandbox.image import transport
+from pytest_sandbox.image.limits import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_sandbox.image.store import Store
+
+DEADLINE = 30
+
+
+@pytest.fixture(autouse=True)
+def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that were asked for, none of which is made."""
+    made: list[float] = []
+    original = registry_module.Registry.__init__
+
+    def without_pauses(self, *args):
+        original(self, *args, pause=made.append)
+
+    monkeypatch.setattr(registry_module.Registry, "__init__", without_pauses)
+    return made
+
+
+@pytest.fixture
+def server() -> Iterator[Fake]:
+    with fake_registry() as fake:
+        fake.add("a/b:1", Made([files(a="1"), layer(entry("big", os.urandom(1 << 20)))]))
+        yield fake
+
+
+def is_empty(store: Store) -> bool:
+    """Whether nothing at all is left, without anybody collecting it."""
+    names = ("layers", "tmp", "documents", "images", "locks")
+    return not any(os.listdir(store.path(name)) for name in names if os.path.isdir(store.path(name)))
+
+
+@pytest.mark.parametrize("status", [200, 401, 404])
+def test_an_endless_body_is_not_read_to_its_end(server, store, status):
+    """A manifest is bounded; the body of an error is not read at all."""
+    server.hooks.append(endless(status))
+    with pytest.raises(ImageError, match=r"more than 8388608|no access|has no"):
+        Image.pull(f"{server.host}/a/b:1")
+    assert is_empty(store)
+
+
+def test_an_endless_redirect_is_not_read_to_its_end(server):
+    """What comes with a Location is of no interest."""
+    server.hooks.append(endless(307, Location="/v2/x"))
+    with pytest.raises(ImageError, match="redirects more than"):
+        Image.pull(f"{server.host}/a/b:1")
+
+
+def test_an_endless_token_is_refused(server):
+    """A token is no longer than a header."""
+    server.hooks += [
+        challenge(f'Bearer realm="http://{server.host}/token"'),
+        lambda handler: handler.path.startswith("/token") and endless(200)(handler),
+    ]
+    with pytest.raises(ImageError, match="more than 1048576 bytes"):
+        Image.pull(f"{server.host}/a/b:1")
+
+
+def test_a_compressed_token_is_not_unpacked(server):
+    """Nobody has asked for an encoding: a megabyte could become gigabytes."""
+    bomb = gzip.compress(bytes(64 << 20), 9)
+    server.hooks += [
+        challenge(f'Bearer realm="http://{server.host}/token"'),
+        on("/token", 200, bomb, Content_Encoding="gzip"),
+    ]
+    with pytest.raises(ImageError, match="gave no token"):
+        Image.pull(f"{server.host}/a/b:1")
+
+
+@pytest.mark.parametrize("wait", ["\u00b2", "-5", "1.5", "nan", "Wed, 21 Oct 2099 07:28:00 GMT", "9" * 5000])
+def test_an_odd_retry_after_is_passed_over(server, pauses, wait):
+    """The pause is our own then, and never longer than a minute."""
+    answers = iter([wait])
+    server.hooks.append(lambda handler: (text := next(answers, None)) and reply(handler, 429, Retry_After=text))
+    Image.pull(f"{server.host}/a/b:1")
+    assert (1, True) == (len(pauses), 0 < pauses[0] <= 60)
+
+
+def test_a_blob_that_drips_is_given_up(server, store, monkeypatch):
+    """Each read has a deadline for all of its bytes, not for the next one only."""
+    monkeypatch.setattr(transport, "_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(transport, "_LEAST_RATE", 1 << 20)
+    server.hooks.append(dripping(bytes(100_000)))
+    with pytest.raises(ImageError, match="too slow"):
+        Image.pull(f"{server.host}/a/b:1")
+    assert is_empty(store)
+
+
+def test_a_head_that_drips_is_given_up(server, monkeypatch):
+    """The head of an answer has a deadline of its own."""
+    monkeypatch.setattr(transport, "_HEAD_SECONDS", 0.5)
+    asked = threading.Event()
+
+    def never(handler) -> bool:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+        while not asked.wait(0.05):
+            handler.wfile.write(b"x")
+        return True
+
+    server.hooks.append(never)
+    try:
+        with pytest.raises(ImageError, match="did not answer in"):
+            Image.pull(f"{server.host}/a/b:1")
+    finally:
+        asked.set()
+
+
+def test_a_download_that_breaks_off_again_and_again_is_given_up(server):
+    """A byte more in each request is no progress."""
+    blob = max(server.images["a/b:1"].blobs.values(), key=len)
+
+    def cut(handler) -> bool:
+        if "/blobs/" not in handler.path:
+            return False
+        start = int(handler.headers.get("Range", "bytes=0-")[6:-1])
+        handler.send_response(206 if start else 200)
+        handler.send_header("Content-Length", str(len(blob) - start))
+        handler.end_headers()
+        handler.wfile.write(blob[start : start + 1])
+        handler.close_connection = True
+        return True
+
+    server.hooks.append(cut)
+    with pytest.raises(ImageError, match=r"failed 6 times in a row: .*broke off"):
+        Image.pull(f"{server.host}/a/b:1")
+
+
+def test_the_layers_of_an_image_are_bounded_together(server, store, monkeypatch):
+    """Many layers just below the limit of one are a bomb as well."""
+    made = Made([layer(entry(f"zeros{number}", bytes(900_000))) for number in range(3)])
+    small = Limits(layer_bytes=4 << 20, ratio=50, ratio_from=1 << 20)
+    monkeypatch.setattr(limits_module, "DEFAULT_LIMITS", small)
+    with pytest.raises(ImageError, match="the image's layers unpack to more than 50 times"):
+        Image.pull(server.add("a/bomb:1", made))
+    assert is_empty(store)
+
+
+def test_the_entries_of_an_image_are_counted_together(server, monkeypatch):
+    """Many layers with many empty files, too."""
+    made = Made([layer(*(entry(f"{number}-{at}") for at in range(15))) for number in range(3)])
+    monkeypatch.setattr(limits_module, "DEFAULT_LIMITS", Limits(entries=40))
+    with pytest.raises(ImageError, match="more than 40 entries"):
+        Image.pull(server.add("a/many:1", made))
+
+
+def test_a_refused_pull_leaves_nothing(server, store):
+    """The layers that were whole go with the one that was not."""
+    last = server.images["a/b:1"].manifest["layers"][1]["digest"]
+    server.hooks.append(on(last, 404))
+    with pytest.raises(ImageError, match="has no a/b/blobs"):
+        Image.pull(f"{server.host}/a/b:1")
+    assert is_empty(store)
+
+
+PULL = "import sys; from pytest_sandbox import Image; print('go', flush=True); Image.pull(sys.argv[1])"
+
+
+def test_an_interrupt_ends_a_pull_promptly(server, store):
+    """Also while a layer drips, whose end would be years away; and nothing is left."""
+    begun = threading.Event()
+
+    def hold(handler) -> bool:
+        if "/blobs/" not in handler.path:
+            return False
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000000000")
+        handler.end_headers()
+        handler.wfile.write(b"\x1f\x8b")
+        begun.set()
+        handler.connection.settimeout(DEADLINE)
+        handler.connection.recv(1)  # until the client has gone
+        return True
+
+    digest = server.images["a/b:1"].manifest["layers"][1]["digest"]
+    server.hooks.append(lambda handler: handler.path.endswith(digest) and hold(handler))
+    server.images["a/b:1"].manifest["layers"][1]["size"] = 1_000_000_000
+    process = subprocess.Popen([sys.executable, "-c", PULL, f"{server.host}/a/b:1"], stderr=subprocess.PIPE)
+    try:
+        assert begun.wait(DEADLINE)
+        process.send_signal(signal.SIGINT)
+        pidfd = os.pidfd_open(process.pid)
+        assert select.select([pidfd], [], [], DEADLINE)[0]
+        os.close(pidfd)
+        assert b"KeyboardInterrupt" in process.communicate(timeout=DEADLINE)[1]
+    finally:
+        process.kill()
+        process.communicate()
+    assert is_empty(store)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("User", "4294967295", "out of range"),
+        ("User", "0:4294967296", "out of range"),
+        ("User", "2147483648", "out of range"),
+        ("User", "root\n", "is not USER"),
+        ("User", "a:b:c", "is not USER"),
+        ("Env", ["A=\ud800"], "not valid Unicode"),
+        ("Labels", {"\x1b": "\ud800"}, "not valid Unicode"),
+        ("Labels", ["x"], "is no object"),
+    ],
+)
+def test_an_image_configuration_out_of_range_is_refused(server, store, key, value, said):
+    """Before anything of it is stored."""
+    with pytest.raises(ImageError, match=said) as caught:
+        Image.pull(server.add("a/odd:1", Made([files(a="1")], {key: value})))
+    assert (True, True) == (str(caught.value).isprintable(), is_empty(store))
+
+
+def test_the_highest_user_is_accepted(server):
+    """2147483647, as docker has it."""
+    image = Image.pull(server.add("a/high:1", Made([files(a="1")], {"User": "2147483647:0"})))
+    assert "2147483647:0" == image.config["User"]
+
+
+def test_platforms_of_an_index_are_shown_escaped(server):
+    """What a registry says never reaches a terminal as it is."""
+    platform = {"os": "\x1b[31mevil\n\u202e", "architecture": "\r"}
+    manifest = {"digest": f"sha256:{'0' * 64}", "size": 1, "platform": platform}
+    index = {"mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [manifest]}
+    server.hooks.append(on("/manifests/", 200, json.dumps(index).encode()))
+    with pytest.raises(ImageError, match=r"\\x1b\[31mevil\\x0a\\u202e") as caught:
+        Image.pull(f"{server.host}/a/b:1")
+    assert str(caught.value).isprintable()
