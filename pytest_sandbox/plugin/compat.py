@@ -41,6 +41,7 @@ __all__ = [
     "captured_files",
     "close_worker_streams",
     "failed_subtests",
+    "is_at_terminal",
     "ini_value",
     "junit_xml",
     "recorded_warnings",
@@ -144,6 +145,13 @@ def captured_files(config: pytest.Config) -> list[tuple[str, int, int]]:
         if hasattr(stream, "targetfd_save"):
             found.append((name, stream.tmpfile.fileno(), stream.targetfd))
     return found
+
+
+def is_at_terminal(config: pytest.Config) -> bool:
+    """Tell whether this process's own standard input and output are terminals, also while they are captured."""
+    capturing = getattr(config.pluginmanager.getplugin("capturemanager"), "_global_capturing", None)
+    found = [getattr(getattr(capturing, name, None), "targetfd_save", fd) for name, fd in (("in_", 0), ("out", 1))]
+    return all(os.isatty(fd) for fd in found) and not hasattr(config, "workerinput")
 
 
 def junit_xml(config: pytest.Config) -> Any:

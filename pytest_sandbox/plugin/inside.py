@@ -16,8 +16,9 @@ teardown   discards the container, higher fixtures as pytest does     function f
 from __future__ import annotations
 
 import os
+import signal
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,20 @@ import pytest
 
 from pytest_sandbox.container import Container
 from pytest_sandbox.container.child import forks
+from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.linux import process
 from pytest_sandbox.outcome import Exited, Outcome, TimedOut
-from pytest_sandbox.plugin import benchmarks, carried, compat, coverage_data, fork, python_home, verdict
+from pytest_sandbox.plugin import (
+    benchmarks,
+    carried,
+    compat,
+    coverage_data,
+    fork,
+    messages,
+    python_home,
+    verdict,
+    words,
+)
 from pytest_sandbox.plugin.rule import FORKED, INSIDE, SETTINGS
 from pytest_sandbox.plugin.streams import Streams, flush_terminal
 from pytest_sandbox.plugin.timer import Remembering, Timer
@@ -42,7 +55,7 @@ __all__ = ["register"]
 
 _NAME = "sandbox-inside"
 #: How long a fork that has said all may take to end, in seconds.
-_PATIENCE = 10
+_PATIENCE = 2
 _VISIT = pytest.StashKey["_Visit"]()
 
 
@@ -91,6 +104,7 @@ class _Visit:
             container.start()
             self._prepare_next()
         self.item.ihook.pytest_sandbox_started(item=self.item, container=container)
+        checker = messages.Checker(self.item)
         wire, streams, timer = Wire(), Streams(self.item.config), Timer(self.item)
         coverage_data.before_fork()
         timer.stop()
@@ -98,8 +112,7 @@ class _Visit:
         started = time.time()
         with ExitStack() as recording:
             recording.enter_context(compat.recorded_warnings(self.item))
-            with refusing(self.item.config):
-                child = container.fork()
+            child = self._forked(container, wire, streams, timer)
             if child is None:
                 self.give_back()
                 self.item.stash[FORKED] = True
@@ -108,7 +121,7 @@ class _Visit:
                 self.item.setup()
                 return
         self._child = child
-        receiver = wire.in_parent(child)
+        receiver = wire.in_parent(child, checker, may_debug=_may_debug(self.item.config))
         try:
             outcome = self._wait(receiver, child, timer)
         finally:
@@ -122,16 +135,35 @@ class _Visit:
             self.finding = None  # what somebody's hook raised is what the setup phase came to
             raise
 
+    def _forked(
+        self, container: Container, wire: Wire, streams: Streams, timer: Timer
+    ) -> Child | None:
+        """Fork, and leave nothing open where that is refused."""
+        try:
+            with refusing(self.item.config):
+                return container.fork()
+        except BaseException:
+            wire.discard()
+            streams.close()
+            timer.go_on()
+            raise
+
     def _prepare_next(self) -> None:
-        """Have the next test's container made while this one's test runs, where it is another than this one's."""
+        """Have the next test's container made while this one's test runs, where it is another than this one's.
+
+        What cannot be made is that test's own error, when its turn comes.
+        """
         following = None if self.nextitem is None else self.nextitem.stash.get(SETTINGS, None)
         if following is not None and following != self.item.stash[SETTINGS] and following.image == "host":
-            Container.prepare(following)
+            with suppress(SandboxError, OSError):
+                Container.prepare(following)
 
     def _wait(self, receiver: Receiver, child: Child, timer: Timer) -> Outcome:
         limits = [limit for limit in (child.container.settings.timeout, timer.most) if limit is not None]
         limit = min(limits, default=None)
         if receiver.receive(limit):
+            if receiver.invalid:
+                process.kill(child.pidfd, signal.SIGKILL)
             return Exited(0) if receiver.is_done else child.wait()
         if not receiver.interrupted:
             receiver.ask_for_stack()
@@ -224,7 +256,12 @@ class _Frame:
         if answer is None:
             return (yield)
         call.excinfo = answer.exception()
-        yield
+        try:
+            yield
+        except Exception as error:
+            if call.excinfo is None:
+                raise
+            answer.spoil(words.refused(f"a hook fails at its exception ({type(error).__name__})"))
         call.excinfo = None  # a debugger has looked at it inside
         return answer.report
 
@@ -237,6 +274,13 @@ class _Answers:
         """Return a copy of the fork's report of this phase."""
         answer = _answer(item.stash.get(_VISIT, None), call)
         return None if answer is None else answer.copy()
+
+
+def _may_debug(config: pytest.Config) -> bool:
+    """Tell whether a debugger may stop the clock: it was asked for, or a person is at a terminal."""
+    if config.getoption("usepdb", default=False) or config.getoption("trace", default=False):
+        return True
+    return compat.is_at_terminal(config)
 
 
 def _answer(visit: _Visit | None, call: pytest.CallInfo[Any]) -> verdict.Answer | None:
