@@ -123,15 +123,8 @@ def decode(data: Any) -> Any:
     tag, *rest = data
     if tag == "list":
         return list(map(decode, rest))
-    if tag == "dict":
-        pairs = [(decode(key), decode(one)) for key, one in rest]
-        _check_hashes([key for key, _one in pairs])
-        return dict(pairs)
-    if tag in _SEQUENCES:
-        found = [decode(one) for one in rest]
-        if tag != "tuple":
-            _check_hashes(found)
-        return _SEQUENCES[tag](found)
+    if tag == "dict" or tag in _SEQUENCES:
+        return _decode_collection(tag, rest)
     if tag == "float":
         return float(rest[0])
     if tag in {"bytes", "bytearray"}:
@@ -144,6 +137,17 @@ def decode(data: Any) -> Any:
     if tag == "exception":
         return decode_exception(rest[0])
     return _decode_object(tag, rest)
+
+
+def _decode_collection(tag: str, rest: list[Any]) -> Any:
+    if tag == "dict":
+        pairs = [(decode(key), decode(one)) for key, one in rest]
+        _check_hashes([key for key, _one in pairs])
+        return dict(pairs)
+    found = [decode(one) for one in rest]
+    if tag != "tuple":
+        _check_hashes(found)
+    return _SEQUENCES[tag](found)
 
 
 def _check_hashes(found: list[Any]) -> None:

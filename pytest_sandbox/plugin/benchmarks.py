@@ -58,9 +58,7 @@ def merge(item: pytest.Item, receiver: Receiver) -> None:
             return
         params = getattr(getattr(item, "callspec", None), "params", None)
         facts = {**data["facts"], "name": item.name, "fullname": item.nodeid}
-        measured = SimpleNamespace(
-            **facts, params=params, cprofile_stats=None, has_error=data["has_error"]
-        )
+        measured = SimpleNamespace(**facts, params=params, cprofile_stats=None, has_error=data["has_error"])
         timer = session.options["timer"].target
         made = metadata(measured, data["iterations"], {**data["options"], "timer": timer})
         for seconds in times(data["times"]):

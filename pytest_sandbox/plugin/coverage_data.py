@@ -9,10 +9,13 @@ from __future__ import annotations
 import base64
 import glob
 import os
+import re
 import sys
 from array import array
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from pytest_sandbox.plugin import compat
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -77,9 +80,9 @@ def _send_file(wire: Wire, path: str) -> None:
 def _send(wire: Wire, data: Any) -> None:
     is_arcs = data.has_arcs()
     for context in sorted(data.measured_contexts()) or [""]:
-        data.set_query_contexts([f"^{_quoted(context)}$"])
+        data.set_query_contexts([f"^{re.escape(context)}$"])
         for file in sorted(data.measured_files()):
-            numbers = _flat(data.arcs(file) or ()) if is_arcs else data.lines(file) or ()
+            numbers = list(_flat(data.arcs(file) or ()) if is_arcs else data.lines(file) or ())
             sent = {
                 "file": file,
                 "context": context,
@@ -87,14 +90,9 @@ def _send(wire: Wire, data: Any) -> None:
                 "kind": "arcs" if is_arcs else "lines",
                 "numbers": base64.b64encode(array("i", numbers)).decode(),
             }
-            wire.send("coverage", sent)
+            if numbers or not context:  # a file without a line is measured too
+                wire.send("coverage", sent)
     data.set_query_contexts(None)
-
-
-def _quoted(context: str) -> str:
-    import re
-
-    return re.escape(context)
 
 
 def _flat(arcs: Iterable[tuple[int, int]]) -> Iterator[int]:
@@ -122,10 +120,20 @@ def merge(receiver: Receiver) -> None:
 
 
 def _is_measured(measuring: Any, file: str) -> bool:
-    """Tell whether coverage's settings have the file measured; one that an executed module names by itself is none."""
+    """Tell whether coverage's settings have the file measured, and it is one."""
     if not os.path.isabs(file) or "\0" in file:
         return False
-    return file.endswith((".py", ".pyw", ".pyx", ".html")) or os.path.isfile(file)
+    return compat.is_measured(measuring, file, _module(file))
+
+
+def _module(file: str) -> str:
+    """Return the name of a file's module, by the packages that it lies in."""
+    folder, name = os.path.split(file)
+    parts = [os.path.splitext(name)[0]]
+    while os.path.exists(os.path.join(folder, "__init__.py")):
+        folder, name = os.path.split(folder)
+        parts.insert(0, name)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def _add(data: Any, one: dict[str, Any]) -> None:

@@ -121,7 +121,8 @@ class _Visit:
                 self.item.setup()
                 return
         self._child = child
-        receiver = wire.in_parent(child, checker, may_debug=_may_debug(self.item.config))
+        streams.outputs.in_parent()
+        receiver = wire.in_parent(child, checker, streams.outputs, may_debug=_may_debug(self.item.config))
         try:
             outcome = self._wait(receiver, child, timer)
         finally:
@@ -135,9 +136,7 @@ class _Visit:
             self.finding = None  # what somebody's hook raised is what the setup phase came to
             raise
 
-    def _forked(
-        self, container: Container, wire: Wire, streams: Streams, timer: Timer
-    ) -> Child | None:
+    def _forked(self, container: Container, wire: Wire, streams: Streams, timer: Timer) -> Child | None:
         """Fork, and leave nothing open where that is refused."""
         try:
             with refusing(self.item.config):

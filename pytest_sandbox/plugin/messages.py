@@ -172,9 +172,7 @@ _OUTCOMES = (pytest.fail.Exception, pytest.skip.Exception, pytest.xfail.Exceptio
 
 def _is_outcome(error: BaseException) -> bool:
     found = vars(error)
-    return isinstance(found.get("msg", 0), str | None) and (
-        isinstance(error, pytest.exit.Exception) or type(found.get("pytrace")) is bool
-    )
+    return isinstance(found.get("msg", 0), str | None) and (isinstance(error, pytest.exit.Exception) or type(found.get("pytrace")) is bool)
 
 
 _EXCEPTION = record(
@@ -278,9 +276,9 @@ class Checker:
         kind, data = message
         if kind not in _SCHEMAS:
             raise InvalidError(f"there is no message {escaped(kind[:40])!r}")
+        if self._is_done:
+            raise InvalidError(f"message {kind!r} came after the last one")
         try:
-            if self._is_done:
-                raise InvalidError("came after the last one")
             checked = _SCHEMAS[kind](data)
             follow = getattr(self, f"_follow_{kind}", None)
             return kind, checked if follow is None else follow(checked)
@@ -345,7 +343,7 @@ class Checker:
         self._has_exit = True
         return data
 
-    def _follow_done(self, has_written: bool) -> bool:  # noqa: FBT001 - a schema's value
+    def _follow_done(self, has_written: bool) -> bool:
         if self._next and not self._has_exit:
             raise InvalidError(f"came without a report of the phase {self._next[0]!r}")
         self._is_done = True

@@ -41,9 +41,7 @@ _ENTRY = record(
         "data": record(
             {
                 "lines": each(_LINE, _MOST_LINES),
-                "reprfuncargs": optional(
-                    record({"args": each(items(text(_NAME), _LINE), 10_000)})
-                ),
+                "reprfuncargs": optional(record({"args": each(items(text(_NAME), _LINE), 10_000)})),
                 "reprlocals": optional(record({"lines": each(_LINE, _MOST_LINES)})),
                 "reprfileloc": optional(_FILE_LOCATION),
                 "style": one_of("long", "short", "line", "no", "native", "value", "auto"),
@@ -76,9 +74,7 @@ _EXCEPTION = record(
         "reprcrash": optional(_FILE_LOCATION),
         "reprtraceback": _TRACEBACK,
         "sections": each(items(text(_NAME), _LINE, text(10)), 1000),
-        "chain": optional(
-            each(items(_TRACEBACK, optional(_FILE_LOCATION), optional(_LINE)), 1000, least=1)
-        ),
+        "chain": optional(each(items(_TRACEBACK, optional(_FILE_LOCATION), optional(_LINE)), 1000, least=1)),
     }
 )
 _REASON = items(text(_PATH), optional(_LINE_NUMBER), _LINE)

@@ -144,9 +144,7 @@ def items(*inner: Check) -> Check:
             raise _expected("an array", value)
         if len(value) != len(inner):
             raise InvalidError(f"has {len(value)} entries, and must have {len(inner)}")
-        return tuple(
-            _checked(one, value[index], f"[{index}]") for index, one in enumerate(inner)
-        )
+        return tuple(_checked(one, value[index], f"[{index}]") for index, one in enumerate(inner))
 
     return check
 
@@ -172,7 +170,7 @@ def record(required: Mapping[str, Check], others: Mapping[str, Check] | None = N
         if type(value) is not dict:
             raise _expected("an object", value)
         if missing := required.keys() - value.keys():
-            raise InvalidError(f"lacks {sorted(missing)[0]!r}")
+            raise InvalidError(f"lacks {min(missing)!r}")
         if unknown := value.keys() - checks.keys():
             raise InvalidError(f"has the unknown entry {escaped(min(unknown)[:40])!r}")
         return {name: _checked(checks[name], one, f".{name}") for name, one in value.items()}
@@ -195,7 +193,7 @@ def anything(value: Any, depth: int = 0) -> Any:
         return value
     if depth >= DEEPEST:
         raise InvalidError(f"is nested more than {DEEPEST} times")
-    if type(value) is list:
+    if isinstance(value, list):
         return [anything(one, depth + 1) for one in value]
     return {_without_surrogates(name): anything(one, depth + 1) for name, one in value.items()}
 

@@ -135,9 +135,7 @@ class Finding:
             self.answers.clear()
         self._crash(text, started, stopped, printed)
 
-    def _crash(
-        self, text: str, started: float, stopped: float, printed: list[tuple[str, str]]
-    ) -> None:
+    def _crash(self, text: str, started: float, stopped: float, printed: list[tuple[str, str]]) -> None:
         """Answer for the phase in which the fork ended: never as the failure that a mark expects."""
         when = self._phase
         done = [answer.report for answer in self.answers.values()]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.container import Child
     from pytest_sandbox.plugin.messages import Checker
+    from pytest_sandbox.plugin.outputs import Outputs
 
 __all__ = ["News", "Receiver", "Wire", "dumps"]
 
@@ -59,10 +60,10 @@ class Wire:
         self.stack_reader, self.stack_writer = os.pipe2(os.O_CLOEXEC)
         self._owner = 0
 
-    def in_parent(self, child: Child, checker: Checker, *, may_debug: bool = False) -> Receiver:
+    def in_parent(self, child: Child, checker: Checker, outputs: Outputs, *, may_debug: bool = False) -> Receiver:
         """Keep the parent's ends."""
         os.close(self.stack_writer)
-        return Receiver(self, child, checker, may_debug=may_debug)
+        return Receiver(self, child, checker, outputs, may_debug=may_debug)
 
     def discard(self) -> None:
         """Close all ends, where there was no fork."""
@@ -98,12 +99,11 @@ class Receiver:
     read after it. ``may_debug`` says that a message may stop the clock.
     """
 
-    def __init__(
-        self, wire: Wire, child: Child, checker: Checker, *, may_debug: bool = False
-    ) -> None:
+    def __init__(self, wire: Wire, child: Child, checker: Checker, outputs: Outputs, *, may_debug: bool = False) -> None:
         self._wire = wire
         self._child = child
         self._checker = checker
+        self._outputs = outputs
         self._may_debug = may_debug
         self._read = 0
         self._rest = bytearray()
@@ -122,7 +122,7 @@ class Receiver:
         terminal's reach; it gets some seconds to end by itself, and none after a second one.
         """
         poll = select.poll()
-        for fd in (self._child.pidfd, self._wire.stack_reader):
+        for fd in (self._child.pidfd, self._wire.stack_reader, *self._outputs.readers):
             poll.register(fd, select.POLLIN)
         end = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -131,6 +131,9 @@ class Receiver:
                 ready = {fd for fd, _event in poll.poll(left if left is None else left * 1000)}
                 if self._wire.stack_reader in ready:
                     self._take_stack(poll)
+                for reader in ready & self._outputs.readers.keys():
+                    if not self._outputs.copy(reader):
+                        poll.unregister(reader)
                 self._take()
                 if self.is_done or self.invalid or self._child.pidfd in ready:
                     return True
