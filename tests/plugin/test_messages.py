@@ -105,9 +105,7 @@ RECORDED = [
 
 
 def checker(**options):
-    config = SimpleNamespace(
-        option=SimpleNamespace(**options), getoption=lambda _name, default=None: default
-    )
+    config = SimpleNamespace(option=SimpleNamespace(**options), getoption=lambda _name, default=None: default)
     return messages.Checker(SimpleNamespace(nodeid=NODEID, location=tuple(LOCATION), config=config))
 
 
