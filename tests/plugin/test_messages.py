@@ -149,7 +149,6 @@ def report(**changed):
         (["nothing", 1], "no message"),
         (["done", True], "without a report"),
         ("report", "no pair"),
-        (["subtests", 10**5000], "digits"),
         (["internal", "x" * (5 << 20)], "larger than 4 MiB"),
         (["exit", ["x", 256]], "between"),
     ],
@@ -157,9 +156,13 @@ def report(**changed):
 def test_a_message_that_cannot_be_true_is_refused(message, problem):
     """The error names what is wrong."""
     with pytest.raises(InvalidError, match=problem):
-        if message == ["subtests", 10**5000]:
-            checker().read(b'["subtests", ' + b"1" * 5000 + b"]")
         read(message)
+
+
+def test_a_long_integer_is_refused():
+    """An integer of thousands of digits, which takes quadratic time to read, is no value."""
+    with pytest.raises(InvalidError, match="digits"):
+        checker().read(b'["subtests", ' + b"1" * 5000 + b"]")
 
 
 def test_deep_nesting_is_refused():
@@ -174,9 +177,10 @@ def test_all_messages_together_are_limited():
     """Many messages that are each allowed do not fill the parent's memory."""
     found = checker()
     line = json.dumps(["internal", "x" * (1 << 20)]).encode()
+    for _ in range(20):
+        found.read(line)
     with pytest.raises(InvalidError, match="24 MiB"):
-        for _ in range(30):
-            found.read(line)
+        _ = [found.read(line) for _ in range(10)]
 
 
 def test_junit_needs_pairs():
@@ -268,7 +272,7 @@ def test_hostile_messages_are_accepted_whole_or_refused(sent):
         try:
             kind, data = found.read(line)
         except InvalidError as error:
-            assert str(error)
+            assert error.problem  # noqa: PT017 - most examples raise nothing
             continue
         _use(kind, data)
 
