@@ -61,7 +61,7 @@ def merge(item: pytest.Item, receiver: Receiver) -> None:
         measured = SimpleNamespace(**facts, params=params, cprofile_stats=None, has_error=data["has_error"])
         timer = session.options["timer"].target
         made = metadata(measured, data["iterations"], {**data["options"], "timer": timer})
-        for seconds in times(data["times"]):
+        for seconds in data["times"]:
             made.stats.update(seconds)
         session.benchmarks.append(made)
 

@@ -73,7 +73,9 @@ class Outputs:
 
     @staticmethod
     def _opened_again(fd: int) -> int:
-        return os.open(os.ttyname(fd), os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        with suppress(OSError):  # it may have no name here
+            return os.open(os.ttyname(fd), os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        return os.dup(fd)
 
     def _piped(self, fd: int) -> int:
         reader, writer = os.pipe2(os.O_CLOEXEC)

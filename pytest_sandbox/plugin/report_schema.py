@@ -112,7 +112,6 @@ def _extras_of_html(value: Any) -> Any:
 
 
 _FIELDS = {
-    "$report_type": one_of("TestReport", "SubtestReport", "SubTestReport"),
     "nodeid": text(1 << 16, show=str),
     "location": items(text(_PATH, show=str), optional(_LINE_NUMBER), text(1 << 16, show=str)),
     "keywords": mapping(text(1 << 16), anything, 10_000),
@@ -124,6 +123,7 @@ _FIELDS = {
     "duration": number,
 }
 _OTHERS = {
+    "$report_type": one_of("TestReport"),
     "start": number,
     "stop": number,
     "wasxfail": text(_TEXT),
@@ -174,3 +174,5 @@ def _check_outcome(found: dict[str, Any]) -> None:
         raise InvalidError(".longrepr must be path, line and reason of the skip")
     if ("_report_type" in found) != ("_subtest.context" in found):
         raise InvalidError("is half a subtest")
+    if ("_report_type" in found) == ("$report_type" in found):
+        raise InvalidError("must be a test's or a subtest's")

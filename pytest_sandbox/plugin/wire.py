@@ -163,6 +163,7 @@ class Receiver:
         while not self.invalid:
             part = os.pread(self._wire.file, _CHUNK, self._read)
             if not part:
+                self.strange = self.strange or bool(self._rest)
                 return
             self._read += len(part)
             if self._read > _MOST:

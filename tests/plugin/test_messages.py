@@ -37,6 +37,7 @@ REPORT = {
     "stop": 1.1,
     "$report_type": "TestReport",
 }
+SUBTEST = {name: one for name, one in REPORT.items() if name != "$report_type"}
 CRASH = {"path": "test_it.py", "lineno": 4, "message": "assert 0"}
 TRACEBACK = {
     "reprentries": [
@@ -69,7 +70,7 @@ RECORDED = [
     ["report", PHASE],
     ["report", {**PHASE, "report": {**REPORT, "outcome": "failed", "longrepr": LONGREPR}, "error": ERROR}],
     ["report", {**PHASE, "report": {**REPORT, "outcome": "skipped", "longrepr": ["test_it.py", 3, "no"]}}],
-    ["logged", {**REPORT, "_report_type": "SubTestReport", "_subtest.context": {"msg": "m", "kwargs": {"i": "1"}}}],
+    ["logged", {**SUBTEST, "_report_type": "SubTestReport", "_subtest.context": {"msg": "m", "kwargs": {"i": "1"}}}],
     [
         "warning",
         {
