@@ -47,7 +47,8 @@ class Outputs:
         self._at_terminal = compat.is_at_terminal(config)
         known = {_identity(os.fstat(fd)) for fd in self._own if _is_open(fd)}
         for fd in descriptors.opened():
-            if fd not in without:
+            # The list has the number of the folder's own descriptor, which may be a writer's now.
+            if fd not in without and fd not in self._writers.values():
                 with suppress(OSError):
                     self._plan(fd, known)
 

@@ -127,6 +127,7 @@ _OTHERS = {
     "start": number,
     "stop": number,
     "wasxfail": text(_TEXT),
+    "_hypothesis_stats": text(_TEXT),
     "extras": _extras_of_html,
     "extra": _extras_of_html,
     "_report_type": one_of("SubTestReport"),
@@ -144,7 +145,7 @@ def report(value: Any) -> dict[str, Any]:
     """Accept a serialised report.
 
     Further attributes may be any plain data, under names that no report has already; private ones
-    are left out.
+    are left out: among them Hypothesis' failing examples, which it writes to a file in the parent.
     """
     if type(value) is not dict:
         raise InvalidError("must be an object")
