@@ -13,9 +13,11 @@ import decimal
 import enum
 import fractions
 import pathlib
+import re
 import sys
 import traceback
 import types
+from collections import Counter
 from typing import Any
 
 from pytest_sandbox.errors import SandboxError
@@ -23,9 +25,32 @@ from pytest_sandbox.errors import SandboxError
 __all__ = ["RemoteTraceback", "decode", "decode_exception", "encode", "encode_exception"]
 
 _PLAIN = (bool, int, str, type(None))
+# Numbers whose text is short may be huge: 10^30000000 takes half a minute to make. The limits are
+# CPython's own for the text of an integer (sys.int_info.default_max_str_digits), and decimal's for
+# an exponent in its default context.
+_MOST_DIGITS = sys.int_info.default_max_str_digits
+_MOST_EXPONENT = 999_999
+_FRACTION = re.compile(f"-?[0-9]{{1,{_MOST_DIGITS}}}(/[0-9]{{1,{_MOST_DIGITS}}})?")
+
+
+def _fraction(text: str) -> fractions.Fraction:
+    if not _FRACTION.fullmatch(text):
+        raise SandboxError(f"the container sent a fraction of more than {_MOST_DIGITS} digits")
+    return fractions.Fraction(text)
+
+
+def _decimal(text: str) -> decimal.Decimal:
+    if len(text) > _MOST_DIGITS:
+        raise SandboxError(f"the container sent a decimal of more than {_MOST_DIGITS} digits")
+    made = decimal.Decimal(text)
+    if made.is_finite() and abs(made.adjusted()) > _MOST_EXPONENT:
+        raise SandboxError(f"the container sent a decimal of an exponent past {_MOST_EXPONENT}")
+    return made
+
+
 _BY_TEXT: dict[str, tuple[type, Any]] = {
-    "Decimal": (decimal.Decimal, decimal.Decimal),
-    "Fraction": (fractions.Fraction, fractions.Fraction),
+    "Decimal": (decimal.Decimal, _decimal),
+    "Fraction": (fractions.Fraction, _fraction),
     "PosixPath": (pathlib.PosixPath, pathlib.PosixPath),
     "PurePosixPath": (pathlib.PurePosixPath, pathlib.PurePosixPath),
     "datetime": (dt.datetime, dt.datetime.fromisoformat),
@@ -98,10 +123,8 @@ def decode(data: Any) -> Any:
     tag, *rest = data
     if tag == "list":
         return list(map(decode, rest))
-    if tag == "dict":
-        return {decode(key): decode(one) for key, one in rest}
-    if tag in _SEQUENCES:
-        return _SEQUENCES[tag](map(decode, rest))
+    if tag == "dict" or tag in _SEQUENCES:
+        return _decode_collection(tag, rest)
     if tag == "float":
         return float(rest[0])
     if tag in {"bytes", "bytearray"}:
@@ -114,6 +137,26 @@ def decode(data: Any) -> Any:
     if tag == "exception":
         return decode_exception(rest[0])
     return _decode_object(tag, rest)
+
+
+def _decode_collection(tag: str, rest: list[Any]) -> Any:
+    if tag == "dict":
+        pairs = [(decode(key), decode(one)) for key, one in rest]
+        _check_hashes([key for key, _one in pairs])
+        return dict(pairs)
+    found = [decode(one) for one in rest]
+    if tag != "tuple":
+        _check_hashes(found)
+    return _SEQUENCES[tag](found)
+
+
+def _check_hashes(found: list[Any]) -> None:
+    """Refuse keys that were chosen to have one hash: that of a number is no secret, and a dict of such keys takes quadratic time."""
+    if len(found) > _MOST_OF_ONE_HASH and max(Counter(map(hash, found)).values()) > _MOST_OF_ONE_HASH:
+        raise SandboxError(f"the container sent more than {_MOST_OF_ONE_HASH} keys of one hash")
+
+
+_MOST_OF_ONE_HASH = 100
 
 
 def _decode_object(tag: str, rest: list[Any]) -> Any:
@@ -201,7 +244,8 @@ def decode_exception(data: Any) -> BaseException:
         for name in _fields(type(error)):
             setattr(error, name, decode(data["fields"][name]))
         for name, value in data["state"].items():
-            vars(error)[name] = decode(value)
+            if not hasattr(BaseException, name):  # it would hide a method
+                vars(error)[name] = decode(value)
     for note in data["notes"]:
         error.add_note(note)
     error.__cause__ = RemoteTraceback(data["traceback"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.container import values
 from pytest_sandbox.plugin import compat
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def apply(item: pytest.Item, receiver: Receiver) -> None:
     """Do in the parent what the fork sent."""
     for key, value in receiver.of("cache"):
         if item.config.cache is not None:
-            item.config.cache.set(key, value)
+            item.config.cache.set(key, value)  # messages.py has let no key pass that leads elsewhere
     for count in receiver.of("subtests"):
         compat.add_failed_subtests(item, count)
     for stop, fail in receiver.of("wishes"):
@@ -67,13 +66,9 @@ def apply(item: pytest.Item, receiver: Receiver) -> None:
 def _announce(item: pytest.Item, data: dict[str, Any]) -> None:
     import warnings
 
-    message = values.decode_exception(data["message"])
-    message.__cause__ = None
-    if not isinstance(message, Warning):
-        message = UserWarning(str(message))
+    message = data["message"]
     recorded = warnings.WarningMessage(message, type(message), data["filename"], data["lineno"])
-    location = tuple(data["location"]) if data["location"] else None
-    arguments = {"warning_message": recorded, "when": data["when"], "nodeid": data["nodeid"], "location": location}
+    arguments = {"warning_message": recorded, **{name: data[name] for name in ("when", "nodeid", "location")}}
     item.ihook.pytest_warning_recorded.call_historic(kwargs=arguments)
 
 

@@ -13,6 +13,7 @@
 - ``SubtestReport.context.kwargs`` is set against its frozen class, since reading it from JSON changes it.
 - ``config._tmp_path_factory``: the session's temporary folder has to be in an image before a test asks for it.
 - ``config._inicfg``: in ``[tool.pytest]`` a setting has a native type, and no declared type lets a number and a text both pass.
+- ``Coverage._inorout``: whether the session measures a file has no public answer.
 - ``gateway._io`` of execnet: a test must not be able to write into the stream between an xdist worker and its controller.
 """
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext, suppress
 from itertools import takewhile
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -41,7 +43,10 @@ __all__ = [
     "captured_files",
     "close_worker_streams",
     "failed_subtests",
+    "host_outputs",
     "ini_value",
+    "is_at_terminal",
+    "is_measured",
     "junit_xml",
     "recorded_warnings",
     "restore_subtest",
@@ -144,6 +149,28 @@ def captured_files(config: pytest.Config) -> list[tuple[str, int, int]]:
         if hasattr(stream, "targetfd_save"):
             found.append((name, stream.tmpfile.fileno(), stream.targetfd))
     return found
+
+
+def host_outputs(config: pytest.Config) -> list[int]:
+    """Return this process's own standard output and error, also while they are captured."""
+    capturing = getattr(config.pluginmanager.getplugin("capturemanager"), "_global_capturing", None)
+    return [getattr(getattr(capturing, name, None), "targetfd_save", fd) for name, fd in (("out", 1), ("err", 2))]
+
+
+def is_at_terminal(config: pytest.Config) -> bool:
+    """Tell whether this process's own standard input and output are terminals, also while they are captured."""
+    capturing = getattr(config.pluginmanager.getplugin("capturemanager"), "_global_capturing", None)
+    found = [getattr(getattr(capturing, name, None), "targetfd_save", fd) for name, fd in (("in_", 0), ("out", 1))]
+    return all(os.isatty(fd) for fd in found) and not hasattr(config, "workerinput")
+
+
+def is_measured(measuring: Any, file: str, module: str) -> bool:
+    """Tell whether a session of coverage measures a file, the source of ``module``."""
+    rules = getattr(measuring, "_inorout", None)
+    if rules is None:  # it has not begun
+        return True
+    frame: Any = SimpleNamespace(f_globals={"__name__": module})
+    return rules.check_include_omit_etc(file, frame) is None
 
 
 def junit_xml(config: pytest.Config) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.plugin.display import escaped
 from pytest_sandbox.plugin.words import mib
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.container import Container
     from pytest_sandbox.outcome import Stats
 
-__all__ = ["PREFIX", "add_properties", "sections"]
+__all__ = ["PREFIX", "add_properties", "is_ours", "sections"]
 
 PREFIX = "container."
 _MOST_CHANGES = 20
@@ -34,8 +35,17 @@ def add_properties(item: pytest.Item, container: Container, stats: Stats, *, kil
     }
     if kept is not None:
         found["kept"] = kept
-    others = [one for one in item.user_properties if not one[0].startswith(PREFIX)]
+    others = [one for one in item.user_properties if not is_ours(one)]
     item.user_properties[:] = [*others, *((PREFIX + name, value) for name, value in found.items())]
+
+
+def is_ours(one: Any) -> bool:
+    """Tell whether a user property is one of ours; a test's own may have any name and any length."""
+    return bool(one) and isinstance(one[0], str) and one[0].startswith(PREFIX)
+
+
+def _on_one_line(path: str) -> str:
+    return escaped(path).replace("\n", "\\n")
 
 
 def sections(container: Container, stats: Stats, kept: str | None = None) -> list[tuple[str, str]]:
@@ -78,7 +88,7 @@ def _changes(container: Container) -> str:
         changes = changes_of(container, most=_MOST_LISTED, seconds=_MOST_SECONDS)
     except (SandboxError, OSError) as error:
         return f"not known: {error}"
-    shown = [_shortened(str(change)) for change in changes[:_MOST_CHANGES]]
+    shown = [_shortened(_on_one_line(str(change))) for change in changes[:_MOST_CHANGES]]
     if changes.counted > len(shown):
         shown.append(f"... and {'' if changes.complete else 'at least '}{changes.counted - len(shown)} more")
     return "\n".join(shown)

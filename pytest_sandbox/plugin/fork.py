@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_sandbox.container import values
-from pytest_sandbox.plugin import benchmarks, carried, compat, coverage_data, hints
+from pytest_sandbox.plugin import benchmarks, carried, compat, coverage_data, fitting, hints
 
 if TYPE_CHECKING:
     import warnings
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from pytest_sandbox.plugin.wire import Wire
 
 __all__ = ["Fork", "Relay"]
-
-_LONGEST_SECTION = 16 << 20
 
 
 class Relay:
@@ -157,18 +155,21 @@ class Fork:
 
     def _tell(self, call: pytest.CallInfo[Any], report: pytest.TestReport) -> None:
         error = None if call.excinfo is None else call.excinfo.value
-        report.sections = [(title, _shortened(text)) for title, text in report.sections]
-        data = {
-            "report": self._serialised(report),
-            "error": None if error is None else values.encode_exception(error),
-            "symptoms": hints.symptoms(error) if report.failed else [],
-        }
-        self._wire.send("report", data)
+        symptoms = hints.symptoms(error) if report.failed else []
+        data = {"report": self._serialised(report), "error": _encoded(error), "symptoms": symptoms}
+        self._wire.send("report", fitting.fitted(data, report))
         if error is not None and _is_interactive(error, report):
             self._item.ihook.pytest_exception_interact(node=self._item, call=call, report=report)
 
     def _serialised(self, report: pytest.TestReport) -> Any:
-        return self._item.config.hook.pytest_report_to_serializable(config=self._item.config, report=report)
+        """Return the report as data: under the test's own name, whatever a hook has called it."""
+        if report.failed and report.longrepr is None:  # a hook has made it fail
+            report.longrepr = ""
+        config = self._item.config
+        data = config.hook.pytest_report_to_serializable(config=config, report=report)
+        data.update(nodeid=self._item.nodeid, location=self._item.location)
+        data["user_properties"] = fitting.properties(data["user_properties"])
+        return data
 
     def _finish(self) -> None:
         self._recording.close()
@@ -190,7 +191,7 @@ class Fork:
                 self._leave(0)
             if isinstance(error, KeyboardInterrupt) and not self._driving:
                 self._interrupted_setup(error)
-            self._wire.send("internal", values.encode_exception(error)["traceback"])
+            self._wire.send("internal", fitting.shortened(values.encode_exception(error)["traceback"]))
         self._leave(1)
 
     def _interrupted_setup(self, error: KeyboardInterrupt) -> NoReturn:
@@ -236,8 +237,5 @@ def _is_interactive(error: BaseException, report: pytest.TestReport) -> bool:
     return not hasattr(report, "wasxfail") and not isinstance(error, (pytest.skip.Exception, bdb.BdbQuit, unittest.SkipTest))
 
 
-def _shortened(text: str) -> str:
-    if len(text) <= _LONGEST_SECTION:
-        return text
-    half = _LONGEST_SECTION // 2
-    return f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+def _encoded(error: BaseException | None) -> Any:
+    return None if error is None else values.encode_exception(error)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.linux import sockets
+from pytest_sandbox.plugin.display import escaped
 from pytest_sandbox.plugin.words import mib
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def _missing(path: str, item: pytest.Item) -> list[str]:
     if maker is None or maker == item.nodeid:
         return []
     line = (
-        f"{path} was made by {maker}, inside its own container, and went with it. "
+        f"{escaped(path)} was made by {maker}, inside its own container, and went with it. "
         'A fixture of a higher scope makes it once for all, and volumes=["FOLDER:FOLDER"] keeps a folder.'
     )
     return [line]

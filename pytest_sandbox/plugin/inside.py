@@ -16,6 +16,7 @@ teardown   discards the container, higher fixtures as pytest does     function f
 from __future__ import annotations
 
 import os
+import signal
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -26,8 +27,19 @@ import pytest
 from pytest_sandbox.container import Container
 from pytest_sandbox.container.child import forks
 from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.linux import process
 from pytest_sandbox.outcome import Exited, Outcome, TimedOut
-from pytest_sandbox.plugin import benchmarks, carried, compat, coverage_data, fork, python_home, verdict
+from pytest_sandbox.plugin import (
+    benchmarks,
+    carried,
+    compat,
+    coverage_data,
+    fork,
+    messages,
+    python_home,
+    verdict,
+    words,
+)
 from pytest_sandbox.plugin.rule import FORKED, INSIDE, SETTINGS
 from pytest_sandbox.plugin.streams import Streams, flush_terminal
 from pytest_sandbox.plugin.timer import Remembering, Timer
@@ -43,7 +55,7 @@ __all__ = ["register"]
 
 _NAME = "sandbox-inside"
 #: How long a fork that has said all may take to end, in seconds.
-_PATIENCE = 10
+_PATIENCE = 2
 _VISIT = pytest.StashKey["_Visit"]()
 
 
@@ -92,6 +104,7 @@ class _Visit:
             container.start()
             self._prepare_next()
         self.item.ihook.pytest_sandbox_started(item=self.item, container=container)
+        checker = messages.Checker(self.item)
         wire, streams, timer = Wire(), Streams(self.item.config), Timer(self.item)
         coverage_data.before_fork()
         timer.stop()
@@ -99,7 +112,7 @@ class _Visit:
         started = time.time()
         with ExitStack() as recording:
             recording.enter_context(compat.recorded_warnings(self.item))
-            child = self._forked(wire, streams, timer)
+            child = self._forked(container, wire, streams, timer)
             if child is None:
                 self.give_back()
                 self.item.stash[FORKED] = True
@@ -108,7 +121,8 @@ class _Visit:
                 self.item.setup()
                 return
         self._child = child
-        receiver = wire.in_parent(child)
+        streams.outputs.in_parent()
+        receiver = wire.in_parent(child, checker, streams.outputs, may_debug=_may_debug(self.item.config))
         try:
             outcome = self._wait(receiver, child, timer)
         finally:
@@ -122,23 +136,21 @@ class _Visit:
             self.finding = None  # what somebody's hook raised is what the setup phase came to
             raise
 
-    def _forked(self, wire: Wire, streams: Streams, timer: Timer) -> Child | None:
-        """Fork into the container; where that is refused, close what the fork was to have."""
-        assert self.container is not None
+    def _forked(self, container: Container, wire: Wire, streams: Streams, timer: Timer) -> Child | None:
+        """Fork, and leave nothing open where that is refused."""
         try:
             with refusing(self.item.config):
-                return self.container.fork()
+                return container.fork()
         except BaseException:
-            timer.go_on()
+            wire.discard()
             streams.close()
-            os.close(wire.stack_writer)  # the parent's end of it is closed, and this one is the fork's
-            wire.close()
+            timer.go_on()
             raise
 
     def _prepare_next(self) -> None:
         """Have the next test's container made while this one's test runs, where it is another than this one's.
 
-        What is wrong with its settings is that test's error, when its turn comes.
+        What cannot be made is that test's own error, when its turn comes.
         """
         following = None if self.nextitem is None else self.nextitem.stash.get(SETTINGS, None)
         if following is not None and following != self.item.stash[SETTINGS] and following.image == "host":
@@ -149,6 +161,8 @@ class _Visit:
         limits = [limit for limit in (child.container.settings.timeout, timer.most) if limit is not None]
         limit = min(limits, default=None)
         if receiver.receive(limit):
+            if receiver.invalid:
+                process.kill(child.pidfd, signal.SIGKILL)
             return Exited(0) if receiver.is_done else child.wait()
         if not receiver.interrupted:
             receiver.ask_for_stack()
@@ -241,7 +255,12 @@ class _Frame:
         if answer is None:
             return (yield)
         call.excinfo = answer.exception()
-        yield
+        try:
+            yield
+        except Exception as error:
+            if call.excinfo is None:
+                raise
+            answer.spoil(words.refused(f"a hook fails at its exception ({type(error).__name__})"))
         call.excinfo = None  # a debugger has looked at it inside
         return answer.report
 
@@ -254,6 +273,13 @@ class _Answers:
         """Return a copy of the fork's report of this phase."""
         answer = _answer(item.stash.get(_VISIT, None), call)
         return None if answer is None else answer.copy()
+
+
+def _may_debug(config: pytest.Config) -> bool:
+    """Tell whether a debugger may stop the clock: it was asked for, or a person is at a terminal."""
+    if config.getoption("usepdb", default=False) or config.getoption("trace", default=False):
+        return True
+    return compat.is_at_terminal(config)
 
 
 def _answer(visit: _Visit | None, call: pytest.CallInfo[Any]) -> verdict.Answer | None:

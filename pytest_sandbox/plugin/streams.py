@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.plugin import compat
+from pytest_sandbox.plugin import compat, outputs
 from pytest_sandbox.plugin.wire import STACK_SIGNAL
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class Streams:
             with suppress(AttributeError, ValueError, OSError):
                 stream.flush()
         self._captured = compat.captured_files(config)
+        captured = {fd for _name, file, target in self._captured for fd in (file, target)}
+        self.outputs = outputs.Outputs(config, without=captured)
         self._files = {name: _copied(f"captured-{name}", file) for name, file, _target in self._captured}
 
     def in_fork(self, stack: int) -> None:
@@ -43,6 +45,7 @@ class Streams:
             os.dup2(own, file, inheritable=False)
             os.dup2(own, target)
             os.close(own)
+        self.outputs.in_fork()
         faulthandler.enable(stack)
         faulthandler.register(STACK_SIGNAL, stack)
 
@@ -51,7 +54,8 @@ class Streams:
         return [(name, text) for name, fd in self._files.items() if (text := _tail(fd))]
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, and copy what is still in the pipes."""
+        self.outputs.close()
         for fd in self._files.values():
             os.close(fd)
         self._files.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_sandbox.plugin.figures import PREFIX
+from pytest_sandbox.plugin.figures import PREFIX, is_ours
 from pytest_sandbox.plugin.options import wants_sandbox
 from pytest_sandbox.plugin.words import mib
 
@@ -48,7 +48,8 @@ class _Summary:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the figures of a test's report."""
-        found = {name.removeprefix(PREFIX): value for name, value in report.user_properties if name.startswith(PREFIX)}
+        ours = [one for one in report.user_properties if is_ours(one)]
+        found = {name.removeprefix(PREFIX): value for name, value in ours}
         if found and report.when in {"setup", "call"}:
             figures = (found.get("memory_peak") or 0, found.get("cpu_seconds") or 0.0)
             self._rows[report.nodeid] = _Row(*figures, report.duration, report.nodeid)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["Remembering", "Timer"]
 
 #: How long the parent waits past pytest-timeout's own end of a test inside, which is the better one to report.
-_GRACE = 5.0
+_GRACE = 1.0
 _SETTINGS = pytest.StashKey[Any]()
 
 

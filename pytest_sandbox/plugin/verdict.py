@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sandbox.container import values
 from pytest_sandbox.outcome import Exited, OOMKilled, Outcome
 from pytest_sandbox.plugin import compat, figures, hints, keep, words
 
@@ -23,7 +22,7 @@ _PHASES = ("setup", "call", "teardown")
 class Answer:
     """A phase's report, and the exception that it is about."""
 
-    def __init__(self, report: pytest.TestReport, error: Any = None) -> None:
+    def __init__(self, report: pytest.TestReport, error: BaseException | None = None) -> None:
         self.report = report
         self._error = error
         self._excinfo: pytest.ExceptionInfo[BaseException] | None = None
@@ -36,14 +35,20 @@ class Answer:
         return made
 
     def exception(self) -> pytest.ExceptionInfo[BaseException] | None:
-        """Return the exception, made anew, for those who ask what a report is about."""
+        """Return the exception, for those who ask what a report is about."""
         if self._error is not None and self._excinfo is None:
             call = pytest.CallInfo.from_call(self._raise, when="call", reraise=())
             self._excinfo = call.excinfo
         return self._excinfo
 
     def _raise(self) -> None:
-        raise values.decode_exception(self._error)
+        assert self._error is not None
+        raise self._error
+
+    def spoil(self, text: str) -> None:
+        """Make the report a failure that says ``text``."""
+        self.report.outcome, self.report.longrepr = "failed", text
+        vars(self.report).pop("wasxfail", None)
 
     def is_shown(self, call: pytest.CallInfo[Any]) -> bool:
         """Tell whether the phase's exception is this one, and not the parent's own."""
@@ -71,9 +76,11 @@ class Finding:
         self.exit: tuple[str, str, int | None] | None = None
         self._receiver = receiver
         self._symptoms: list[hints.Symptom] = []
-        self._read()
-        if not self._is_finished:
-            self._crash(*time, printed)
+        self._read_all()
+        if receiver.invalid:
+            self._refuse(*time, printed)
+        elif not self._is_finished:
+            self._crash(words.said(outcome, receiver, self.stats), *time, printed)
 
     @property
     def _is_finished(self) -> bool:
@@ -83,6 +90,12 @@ class Finding:
     def _phase(self) -> str:
         """The phase that has not been reported; the last where all have."""
         return next((when for when in _PHASES if when not in self.answers), _PHASES[-1])
+
+    def _read_all(self) -> None:
+        try:
+            self._read()
+        except Exception as error:  # noqa: BLE001 - a report that passed its schema, but not pytest
+            self._receiver.invalid = f"a report cannot be read ({type(error).__name__}: {error})"
 
     def _read(self) -> None:
         for kind, data in self._receiver.news:
@@ -96,29 +109,44 @@ class Finding:
                 self.exit = (self._phase, *data)
 
     def _report(self, data: dict[str, Any]) -> Any:
-        """Make a report again; what was a tuple is one again."""
+        """Make a report again."""
         report = self.item.config.hook.pytest_report_from_serializable(config=self.item.config, data=data)
         compat.restore_subtest(report, data)
-        report.location = tuple(report.location)
-        report.sections = [tuple(section) for section in report.sections]
-        report.user_properties = [tuple(one) for one in report.user_properties]
-        if isinstance(report.longrepr, list):
-            report.longrepr = tuple(report.longrepr)
+        if report.failed:
+            _ = report.longreprtext  # raises here what a terminal would meet later
         return report
 
-    def _crash(self, started: float, stopped: float, printed: list[tuple[str, str]]) -> None:
+    def _refuse(self, started: float, stopped: float, printed: list[tuple[str, str]]) -> None:
+        """Fail the test whose process sent an invalid message, whatever else it has reported.
+
+        A failure of its own stays, with a section about the message.
+        """
+        self._receiver.forget()
+        self.logged.clear()
+        self.exit = None
+        text = words.refused(self._receiver.invalid)
+        failed = next((one.report for one in self.answers.values() if one.report.failed), None)
+        if failed is not None:
+            failed.sections.append(("invalid report", text))
+            return
+        if self._phase != "setup" and self.answers["setup"].report.passed:
+            self.answers = {"setup": self.answers["setup"]}
+        else:
+            self.answers.clear()
+        self._crash(text, started, stopped, printed)
+
+    def _crash(self, text: str, started: float, stopped: float, printed: list[tuple[str, str]]) -> None:
         """Answer for the phase in which the fork ended: never as the failure that a mark expects."""
         when = self._phase
         done = [answer.report for answer in self.answers.values()]
         began = max([started, *(report.stop for report in done)])
-        text = words.said(self.outcome, self._receiver, self.stats)
         call = pytest.CallInfo.from_call(lambda: pytest.fail(text, pytrace=False), when)  # type: ignore[arg-type]
         call.start, call.stop, call.duration = began, stopped, stopped - began
         report = pytest.TestReport.from_item_and_call(self.item, call)
         earlier = list(done[-1].sections) if done else []
-        report.sections = [*earlier, *((f"Captured {name} {when}", text) for name, text in printed)]
+        report.sections = [*earlier, *((f"Captured {name} {when}", said) for name, said in printed)]
         report.user_properties = list(done[-1].user_properties) if done else []
-        self.answers[when] = Answer(report, values.encode_exception(call.excinfo.value) if call.excinfo else None)
+        self.answers[when] = Answer(report, call.excinfo.value if call.excinfo else None)
 
     def conclude(self) -> None:
         """Put figures, changes and hints into the reports, and keep the layer if that is wanted."""

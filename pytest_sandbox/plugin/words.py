@@ -6,11 +6,12 @@ import signal
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.outcome import Exited, OOMKilled, Outcome, Signaled, Stats, TimedOut
+from pytest_sandbox.plugin.display import escaped
 
 if TYPE_CHECKING:
     from pytest_sandbox.plugin.wire import Receiver
 
-__all__ = ["mib", "said"]
+__all__ = ["mib", "refused", "said"]
 
 _STACK_LINES = 60
 
@@ -22,16 +23,24 @@ def mib(size: int | None) -> str:
     return f"{size / (1 << 20):.1f} MiB" if size % (1 << 20) else f"{size >> 20} MiB"
 
 
+def refused(invalid: str) -> str:
+    """Return what is to be said of a test whose process sent a message that cannot be true."""
+    return (
+        f"the test's process sent an invalid report: {escaped(invalid)}. Nothing that it reported is believed; "
+        f"look for what writes to its descriptors or replaces parts of pytest in it."
+    )
+
+
 def said(outcome: Outcome, receiver: Receiver, stats: Stats) -> str:
     """Return what is to be said of a test whose process ended with ``outcome`` before all was reported."""
-    stack = _stack(bytes(receiver.stack).decode(errors="replace"))
+    stack = escaped(_stack(bytes(receiver.stack).decode(errors="replace")))
     internal = next(iter(receiver.of("internal")), None)
     if internal is not None:
         return f"the test's process failed outside of the test's phases:\n{internal}"
     if isinstance(outcome, OOMKilled):
         return _killed_for_memory(outcome) + stack
     if isinstance(outcome, TimedOut):
-        running = "".join(f"\n  {line}" for line in outcome.processes)
+        running = "".join(f"\n  {escaped(line)}" for line in outcome.processes)
         return f"timeout: still running after {outcome.limit:g} s, so it was killed{stack}\nprocesses in the container:{running}"
     if isinstance(outcome, Signaled):
         return _signaled(outcome.signal, stats) + stack
@@ -40,7 +49,7 @@ def said(outcome: Outcome, receiver: Receiver, stats: Stats) -> str:
 
 def _killed_for_memory(outcome: OOMKilled) -> str:
     limit = f"limit {mib(outcome.limit)}" if outcome.limit is not None else "no limit of the container's: the machine's memory was full"
-    victim = f" ({outcome.victim})" if outcome.victim else ""
+    victim = f" ({escaped(outcome.victim)})" if outcome.victim else ""
     files = f', of which {mib(outcome.files)} files (what it wrote counts as memory; storage="disk" does not)' if outcome.files else ""
     return f"killed for memory: {limit}, peak {mib(outcome.peak)}{files}; killed was the test's own process{victim}"
 
@@ -56,8 +65,6 @@ def _signaled(number: int, stats: Stats) -> str:
 
 
 def _exited(outcome: Exited, receiver: Receiver) -> str:
-    if receiver.too_much:
-        return "the test's report is larger than 256 MiB"
     early = f"the test's process ended with status {outcome.status} before the test was over (os._exit?)"
     if receiver.strange:
         early += "; something else than reports came on the descriptor on which they travel"

@@ -1,0 +1,310 @@
+"""What a test's process may tell its parent: everything else is refused, without a cost or an effect."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import os
+from array import array
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pytest_sandbox.container import values
+from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.plugin import messages
+from pytest_sandbox.plugin.display import escaped, escaped_output
+from pytest_sandbox.plugin.schema import InvalidError
+
+#: Examples of the property test: 20,000 before a release.
+EXAMPLES = int(os.environ.get("SANDBOX_HOSTILE_EXAMPLES", "300"))
+NODEID = "test_it.py::test_it"
+LOCATION = ["test_it.py", 3, "test_it"]
+REPORT = {
+    "nodeid": NODEID,
+    "location": LOCATION,
+    "keywords": {"test_it": 1},
+    "outcome": "passed",
+    "longrepr": None,
+    "when": "setup",
+    "user_properties": [["name", 3]],
+    "sections": [["Captured stdout call", "text"]],
+    "duration": 0.1,
+    "start": 1.0,
+    "stop": 1.1,
+    "$report_type": "TestReport",
+}
+SUBTEST = {name: one for name, one in REPORT.items() if name != "$report_type"}
+CRASH = {"path": "test_it.py", "lineno": 4, "message": "assert 0"}
+TRACEBACK = {
+    "reprentries": [
+        {
+            "type": "ReprEntry",
+            "data": {
+                "lines": ["    def test_it():", ">       assert 0"],
+                "reprfuncargs": {"args": [["here", "1"]]},
+                "reprlocals": {"lines": ["x = 1"]},
+                "reprfileloc": CRASH,
+                "style": "long",
+            },
+        },
+        {"type": "ReprEntryNative", "data": {"lines": ["native"]}},
+    ],
+    "extraline": None,
+    "style": "long",
+}
+LONGREPR = {
+    "reprcrash": CRASH,
+    "reprtraceback": TRACEBACK,
+    "sections": [["title", "content", "-"]],
+    "chain": [[TRACEBACK, CRASH, None]],
+}
+ERROR = values.encode_exception(ValueError("wrong", 3))
+PHASE = {"report": REPORT, "error": None, "symptoms": [["missing", "/tmp/x"]]}
+NUMBERS = base64.b64encode(array("i", [1, 2]).tobytes()).decode()
+#: One honest message of each kind, and of each form of a report.
+RECORDED = [
+    ["report", PHASE],
+    ["report", {**PHASE, "report": {**REPORT, "outcome": "failed", "longrepr": LONGREPR}, "error": ERROR}],
+    ["report", {**PHASE, "report": {**REPORT, "outcome": "skipped", "longrepr": ["test_it.py", 3, "no"]}}],
+    ["logged", {**SUBTEST, "_report_type": "SubTestReport", "_subtest.context": {"msg": "m", "kwargs": {"i": "1"}}}],
+    [
+        "warning",
+        {
+            "message": values.encode_exception(UserWarning("old")),
+            "filename": "test_it.py",
+            "lineno": 3,
+            "when": "runtest",
+            "nodeid": NODEID,
+            "location": ["test_it.py", 3, "test_it"],
+        },
+    ],
+    ["debugger", True],
+    ["cache", ["mine/key", {"a": [1, 2.5, None]}]],
+    ["subtests", 1],
+    ["wishes", ["stop", False]],
+    ["junit", [[["name", "value"]], {"classname": "it"}]],
+    [
+        "benchmark",
+        {
+            "facts": {"name": "test_it", "fullname": NODEID, "group": None, "param": None, "extra_info": {}},
+            "options": {"min_rounds": 5, "disable_gc": False},
+            "iterations": 1,
+            "times": base64.b64encode(array("d", [0.5, 0.25]).tobytes()).decode(),
+            "has_error": False,
+        },
+    ],
+    ["coverage", {"file": "/srv/it.py", "context": "", "tracer": "", "kind": "arcs", "numbers": NUMBERS}],
+    ["late_fixture", ["database", "session"]],
+    ["exit", ["enough", 3]],
+    ["internal", "Traceback"],
+    ["done", True],
+]
+
+
+def checker(**options):
+    config = SimpleNamespace(option=SimpleNamespace(**options), getoption=lambda _name, default=None: default)
+    return messages.Checker(SimpleNamespace(nodeid=NODEID, location=tuple(LOCATION), config=config))
+
+
+def read(message, **options):
+    return checker(**options).read(json.dumps(message).encode())
+
+
+@pytest.mark.parametrize("message", RECORDED[:-1], ids=lambda message: message[0])
+def test_an_honest_message_is_accepted(message):
+    """A message of each kind, as an honest test's process sends it, keeps its kind."""
+    assert message[0] == read(message)[0]
+
+
+def report(**changed):
+    return ["report", {"report": {**REPORT, **changed}, "error": None, "symptoms": []}]
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        (report(nodeid="other.py::test"), "about another test"),
+        (report(location=["other.py", 1, "test"]), "another test's location"),
+        (report(when="call"), "not its turn"),
+        (report(when=None), "report.when"),
+        (report(outcome="rerun"), "report.outcome"),
+        (report(outcome="failed"), "longrepr"),
+        (report(outcome="skipped", longrepr="text"), "longrepr"),
+        (report(duration="x"), "duration"),
+        (report(duration=float("nan")), "duration"),
+        (report(sections=[["a", 5]]), "sections"),
+        (report(toterminal="x"), "toterminal"),
+        (report(node="x"), "node"),
+        (report(wasxfail=5), "wasxfail"),
+        (report(**{"$report_type": "CollectReport"}), "report_type"),
+        (report(user_properties=[[["a"], 1]]), "user_properties"),
+        (["cache", ["/etc/passwd", 1]], "no relative path"),
+        (["cache", ["a/../../b", 1]], "no relative path"),
+        (["cache", ["cache/lastfailed", {}]], "pytest's own"),
+        (["junit", [[], {'a="1"/><testcase b': "x"}]], "XML"),
+        (["coverage", "eA=="], "must be an object"),
+        (["nothing", 1], "no message"),
+        (["done", True], "without a report"),
+        ("report", "no pair"),
+        (["internal", "x" * (5 << 20)], "larger than 4 MiB"),
+        (["exit", ["x", 256]], "between"),
+    ],
+)  # fmt: skip
+def test_a_message_that_cannot_be_true_is_refused(message, problem):
+    """The error names what is wrong."""
+    with pytest.raises(InvalidError, match=problem):
+        read(message)
+
+
+def test_a_long_integer_is_refused():
+    """An integer of thousands of digits, which takes quadratic time to read, is no value."""
+    with pytest.raises(InvalidError, match="digits"):
+        checker().read(b'["subtests", ' + b"1" * 5000 + b"]")
+
+
+def test_deep_nesting_is_refused():
+    """A value that is nested without end is no message."""
+    with pytest.raises(InvalidError):
+        checker().read(b'["internal", ' + b"[" * 100_000)
+    with pytest.raises(InvalidError, match="nested"):
+        read(["cache", ["key", json.loads("[" * 150 + "]" * 150)]])
+
+
+def test_all_messages_together_are_limited():
+    """Many messages that are each allowed do not fill the parent's memory."""
+    found = checker()
+    line = json.dumps(["internal", "x" * (1 << 20)]).encode()
+    for _ in range(20):
+        found.read(line)
+    with pytest.raises(InvalidError, match="24 MiB"):
+        _ = [found.read(line) for _ in range(10)]
+
+
+def test_junit_needs_pairs():
+    """A property that is no pair is refused where junit XML would fail at it, and kept elsewhere."""
+    triple = report(user_properties=[[1, 2, 3]])
+    assert [(1, 2, 3)] == read(triple)[1]["report"]["user_properties"]
+    with pytest.raises(InvalidError, match="no pair"):
+        read(triple, xmlpath="x.xml")
+
+
+def test_a_process_cannot_set_the_parents_figures():
+    """Properties in the parent's own name are left out."""
+    forged = report(user_properties=[["container.kept", "x; reboot"], ["mine", 1]])
+    assert [("mine", 1)] == read(forged)[1]["report"]["user_properties"]
+
+
+def test_control_characters_are_shown_escaped():
+    """What moves a terminal's cursor or renames its window is text; captured output keeps its colours."""
+    assert "\\x1b]0;x\\x07\\x9b\\u202e\\ud800\n\t" == escaped("\x1b]0;x\x07\x9b\u202e\ud800\n\t")
+    assert "\x1b[31mred\\x1b[2J\x1b[0m" == escaped_output("\x1b[31mred\x1b[2J")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [["Fraction", "1e30000000"], ["Decimal", "1e999999999"], ["Decimal", "1" * 5000], ["Fraction", "1/" + "3" * 5000]],
+)
+def test_a_huge_number_is_refused(data):
+    """A number with a short text that would take long to make is no value."""
+    with pytest.raises(SandboxError):
+        values.decode(data)
+
+
+def test_keys_of_one_hash_are_refused():
+    """Integers that were chosen to have one hash would take quadratic time."""
+    with pytest.raises(SandboxError, match="one hash"):
+        values.decode(["set", *(number * (2**61 - 1) for number in range(1, 200))])
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+    st.sampled_from(["", "..", "/etc", "\x1b[2J", "\ud800", "failed", "setup", NODEID, "node", "1e30000000", "Fraction"]),
+)
+HOSTILE = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def places(value, path=()):
+    """Every place in a message, as a path of keys and indices."""
+    yield path
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from places(value[key], (*path, key))
+
+
+def replaced(message, path, value):
+    if not path:
+        return value
+    made = copy.deepcopy(message)
+    inner = made
+    for step in path[:-1]:
+        inner = inner[step]
+    inner[path[-1]] = value
+    return made
+
+
+@st.composite
+def mutated(draw):
+    message = draw(st.sampled_from(RECORDED))
+    kind = message[0]
+    if draw(st.booleans()):
+        return [kind, draw(HOSTILE)]
+    return replaced(message, draw(st.sampled_from(list(places(message)))), draw(HOSTILE))
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(mutated(), min_size=1, max_size=3))
+def test_hostile_messages_are_accepted_whole_or_refused(sent):
+    """Whatever comes, it is refused by name, or is a message that pytest can read, for this test, and show."""
+    found = checker(xmlpath="x.xml")
+    for message in sent:
+        line = json.dumps(message).encode("utf-8", "surrogatepass")
+        try:
+            kind, data = found.read(line)
+        except InvalidError as error:
+            assert error.problem  # noqa: PT017 - most examples raise nothing
+            continue
+        _use(kind, data)
+
+
+def _use(kind, data):
+    """Do with a message what the parent does."""
+    if kind in {"report", "logged"}:
+        _use_report(data["report"] if kind == "report" else data)
+    if kind == "cache":
+        assert not data[0].startswith("/")
+        assert ".." not in data[0].split("/")
+        json.dumps(data[1], ensure_ascii=False).encode()
+    if kind == "warning":
+        assert isinstance(data["message"], Warning)
+        str(data["message"])
+    if kind == "report" and data["error"] is not None:
+        assert isinstance(data["error"], BaseException)
+
+
+def _use_report(data):
+    assert NODEID == data["nodeid"]
+    made = pytest.TestReport._from_json(copy.deepcopy(data))
+    assert "\x1b" not in made.longreprtext
+    assert made.outcome in {"passed", "failed", "skipped"}
+    assert all(len(one) == 2 for one in made.user_properties)
+    made.head_line, made.caplog, made.capstdout  # noqa: B018 - each reads the report
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.binary(max_size=200))
+def test_hostile_bytes_are_refused(line):
+    """Bytes that are no message are an invalid one."""
+    with pytest.raises(InvalidError):
+        checker().read(line)
