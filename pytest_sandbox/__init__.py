@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pytest_sandbox.container import Container
     from pytest_sandbox.container.network import Network
+    from pytest_sandbox.container.typed import ContainerFactory
     from pytest_sandbox.errors import (
         ContainerStopped,
         ImageError,
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from pytest_sandbox.image.image import Image
+    from pytest_sandbox.kwargs import SettingsKwargs
     from pytest_sandbox.outcome import Change, Exited, OOMKilled, Signaled, Stats, TimedOut
     from pytest_sandbox.settings import Settings
 
 __all__ = [
     "Change",
     "Container",
+    "ContainerFactory",
     "ContainerStopped",
     "Exited",
     "Image",
@@ -37,6 +40,7 @@ __all__ = [
     "SandboxError",
     "Settings",
     "SettingsError",
+    "SettingsKwargs",
     "SetupError",
     "Signaled",
     "Stats",
@@ -47,8 +51,10 @@ __all__ = [
 _HOMES = {
     "container": ("Container",),
     "container.network": ("Network",),
+    "container.typed": ("ContainerFactory",),
     "errors": ("ContainerStopped", "ImageError", "OutOfMemory", "SandboxError", "SettingsError", "SetupError", "UnsupportedError"),
     "image.image": ("Image",),
+    "kwargs": ("SettingsKwargs",),
     "outcome": ("Change", "Exited", "OOMKilled", "Signaled", "Stats", "TimedOut"),
     "settings": ("Settings",),
 }

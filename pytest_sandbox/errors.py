@@ -41,7 +41,7 @@ class SettingsError(SandboxError, ValueError):
 
 
 class UnsupportedError(SandboxError):
-    """This host cannot enforce what was asked; ``remedy`` says what would make it able to."""
+    """This host cannot enforce ``feature``, which was asked for; ``remedy`` says what would make it able to."""
 
     def __init__(self, feature: str, remedy: str) -> None:
         super().__init__(feature, remedy)
@@ -57,7 +57,10 @@ class ImageError(SandboxError):
 
 
 class SetupError(SandboxError):
-    """A step of making a container failed; ``step`` names it, ``reason`` says what the kernel answered."""
+    """A step of making a container failed: ``step`` names it.
+
+    ``reason`` says what the kernel answered, ``remedy`` what helps (empty: doctor).
+    """
 
     def __init__(self, step: str, reason: str = "", remedy: str = "") -> None:
         super().__init__(step, reason, remedy)

@@ -17,7 +17,7 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class Signaled:
-    """A signal ended the process; the kernel's memory killer did not send it."""
+    """A signal, ``signal`` by its number, ended the process; the kernel's memory killer did not send it."""
 
     signal: int
 
@@ -57,23 +57,39 @@ class Stats:
     """
 
     memory_current: int | None
+    """Bytes charged now, page cache and the writable layer in memory included."""
     memory_peak: int | None
+    """The most bytes charged so far."""
     memory_limit: int | None
+    """Bytes: the setting ``memory``."""
     cpu_seconds: float | None
+    """CPU time of all processes, user and system."""
     cpu_throttled_seconds: float | None
+    """For how long the setting ``cpus`` has held processes back."""
     pids_current: int | None
+    """Processes and threads now."""
     pids_peak: int | None
+    """The most processes and threads so far."""
     oom_kills: int | None
+    """Processes that the kernel has killed for memory."""
     io_read_bytes: int | None
+    """Bytes read from block devices."""
     io_write_bytes: int | None
+    """Bytes written to block devices."""
     cpu_pressure_seconds: float | None = None
+    """For how long some process stood still for want of CPU time."""
     memory_pressure_seconds: float | None = None
+    """For how long some process stood still for want of memory."""
     io_pressure_seconds: float | None = None
+    """For how long some process stood still for want of I/O."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Change:
-    """One path that differs from what the container started on; ``path`` is absolute, as seen inside."""
+    """One path that differs from what the container started on; ``path`` is absolute, as seen inside.
+
+    ``kind`` is "added", "modified" or "deleted".
+    """
 
     path: str
     kind: Literal["added", "modified", "deleted"]

@@ -118,17 +118,19 @@ class _Attachment:
 
     # -- starting
 
-    def _start(self) -> Popen:
+    def _start(self) -> Popen[bytes]:
         self.undo.callback(self.container.close)
         slave = self._open_terminal() if self.command.tty else -1
-        streams = dict.fromkeys(("stdin", "stdout", "stderr"), slave) if self.command.tty else self._choose_streams()
+        stdin, stdout, stderr = (slave, slave, slave) if self.command.tty else self._choose_streams()
         environment, _workdir, _user = self.container.surroundings(env=None, cwd=None, user=None)
         if self.command.tty and self.container.settings.image != "host":
             environment.setdefault("TERM", "xterm")
         try:
             popen = self.container.popen(
                 self.command.words,
-                **streams,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
                 tty=self.command.tty,
                 env={**environment, **self.command.env},
                 cwd=self.command.workdir,
@@ -154,7 +156,7 @@ class _Attachment:
         copy_size(_STDIN if self.command.interactive else _STDOUT, self.master)
         return slave
 
-    def _choose_streams(self) -> dict[str, int | None]:
+    def _choose_streams(self) -> tuple[int | None, int | None, int | None]:
         """Give the command our own streams, but never our terminal: what is one gets a pipe that is copied."""
         stdin: int | None = subprocess.DEVNULL
         if self.command.interactive:
@@ -163,9 +165,9 @@ class _Attachment:
         stderr = subprocess.PIPE if _is_terminal(_STDERR) else None
         if stdout == stderr == subprocess.PIPE and os.ttyname(_STDOUT) == os.ttyname(_STDERR):
             stderr = subprocess.STDOUT  # in the order in which it was written
-        return {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+        return stdin, stdout, stderr
 
-    def _connect(self, popen: Popen) -> None:
+    def _connect(self, popen: Popen[bytes]) -> None:
         """Lay the routes."""
         if self.command.tty:
             self._route_output(self.master, _STDOUT)
@@ -191,7 +193,7 @@ class _Attachment:
 
     # -- signals
 
-    def _deliver(self, popen: Popen) -> None:
+    def _deliver(self, popen: Popen[bytes]) -> None:
         for number in self.box.read():
             if number == signal.SIGWINCH:
                 copy_size(_STDIN if self.command.interactive else _STDOUT, self.master)

@@ -70,7 +70,7 @@ def settings(image: str, found: argparse.Namespace) -> Settings:
             raw[key] = True
     if env := environment(found):
         raw["env"] = env
-    return Settings.of(**raw)
+    return Settings(**raw)
 
 
 def add_environment(parser: argparse.ArgumentParser) -> None:

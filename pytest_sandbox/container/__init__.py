@@ -12,7 +12,7 @@ import time
 import weakref
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar, overload
 
 from pytest_sandbox.channel import close_all
 from pytest_sandbox.container import session
@@ -23,6 +23,8 @@ from pytest_sandbox.container.ground import Ground
 from pytest_sandbox.container.planning import about, plan_for, plan_of, with_kept
 from pytest_sandbox.container.popen import Popen, with_pipes
 from pytest_sandbox.container.settling import settle
+from pytest_sandbox.container.state import State
+from pytest_sandbox.container.typed import typed_popen, typed_run
 from pytest_sandbox.errors import ContainerStopped, OutOfMemory, SandboxError, SetupError, UnsupportedError
 from pytest_sandbox.launcher import users
 from pytest_sandbox.launcher.entering import Entrance
@@ -33,11 +35,12 @@ from pytest_sandbox.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Unpack
 
     from pytest_sandbox.channel import Message
     from pytest_sandbox.container.commit import Shelved
-    from pytest_sandbox.container.network import Endpoint
     from pytest_sandbox.image.image import Image
+    from pytest_sandbox.kwargs import SettingsKwargs
     from pytest_sandbox.linux.program import Failure
 
 __all__ = ["Child", "Container", "Popen"]
@@ -50,9 +53,11 @@ _LOOK_AGAIN = 0.05
 _MOST_LOOKS = 100
 
 _living: weakref.WeakSet[Container] = weakref.WeakSet()
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-class Container(Files):
+class Container(State, Files):
     """A place of its own for processes: ``with Container(memory="512m") as c: c.run(["true"])``.
 
     Settings are those of :class:`~pytest_sandbox.settings.Settings`, as keywords. Any thread may use a container.
@@ -61,27 +66,20 @@ class Container(Files):
     enforce and :class:`SetupError` for a step that failed.
     """
 
-    def __init__(self, settings: Settings | None = None, /, **keywords: object) -> None:
+    def __init__(self, settings: Settings | None = None, /, **keywords: Unpack[SettingsKwargs]) -> None:
         given = settings or Settings()
         self.settings = given.replace(**keywords) if keywords else given
         self.id = ""
         self.label = ""
-        """What people are shown beside the id (a test's name), set before :meth:`start`."""
-        self.kept: dict[str, str] = {}
-        """Folders that hold what the writable layer begins with, by where it lies (:mod:`pytest_sandbox.container.kept`); set before :meth:`start`."""
-        self.folders: tuple[str, ...] = ()
-        """Folders of the host that are laid over an image at their usual places, each under a writable layer; set before :meth:`start`."""
-        self.taken: Shelved | None = None
-        """The writable layer, once it was committed and until something is done in here again."""
-        self.frozen: list[Shelved] = []
-        """Layers of this container that were taken, in order: it lies on them now."""
+        self.kept = {}
+        self.folders = ()
+        self.taken = None
+        self.frozen = []
         self._renewing = threading.Lock()
         self._state = "created"
-        self.endpoint: Endpoint | None = None
-        #: The commands of this process's that have not ended.
-        self.commands: set[Popen] = set()
-        #: The forks of this process that were not awaited.
-        self.children: set[Child] = set()
+        self.endpoint = None
+        self.commands = set()
+        self.children = set()
         self._closing = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -89,9 +87,6 @@ class Container(Files):
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
-
-    def __repr__(self) -> str:
-        return f"<Container {self.id or '(no id yet)'} {self.status}>"
 
     def start(self) -> Self:
         """Start the container; returns it. A container starts once."""
@@ -218,16 +213,6 @@ class Container(Files):
         return self._running()._pid  # noqa: SLF001 - its own
 
     @property
-    def hostname(self) -> str:
-        """The host name inside."""
-        return self.settings.hostname or self.id
-
-    @property
-    def ip_address(self) -> str | None:
-        """Its address on its :class:`Network`, such as "172.30.0.2"; None where it is on none, or has not started."""
-        return self.endpoint.address if self.endpoint else None
-
-    @property
     def workdir(self) -> str:
         """Where commands start: ``workdir``; on the host's root the caller's folder, else the image's."""
         return self._running().ground.workdir
@@ -312,10 +297,12 @@ class Container(Files):
 
     # -- processes
 
-    def popen(self, args: Any, **keywords: Any) -> Popen:
+    @typed_popen
+    def popen(self, args: Any, **keywords: Any) -> Popen[Any]:
         """Start a command inside: :class:`subprocess.Popen`'s arguments, and ``user``."""
         return Popen(self._running(), args, **keywords)
 
+    @typed_run
     def run(
         self,
         args: Any,
@@ -346,7 +333,7 @@ class Container(Files):
             self._raise_for(popen, stdout, stderr, kills)
         return subprocess.CompletedProcess(popen.args, popen.returncode, stdout, stderr)
 
-    def _raise_for(self, popen: Popen, stdout: Any, stderr: Any, kills: int) -> None:
+    def _raise_for(self, popen: Popen[Any], stdout: Any, stderr: Any, kills: int) -> None:
         assert popen.returncode is not None
         if self.group.oom_kills() > kills:
             used = self.figures()
@@ -361,7 +348,11 @@ class Container(Files):
         here = [one for one in _living if one._home is self._home]  # noqa: SLF001 - not those outside, of a fork that is inside
         return fork_into(self._awake(), here)
 
-    def call(self, func: Callable[..., Any], /, *args: Any, timeout: float | None = None, **keywords: Any) -> Any:
+    @overload
+    def call(self, func: Callable[..., T], /, *args: Any, timeout: float | None, **keywords: Any) -> T: ...
+    @overload
+    def call(self, func: Callable[P, T], /, *args: P.args, **keywords: P.kwargs) -> T: ...
+    def call(self, func: Callable[..., Any], /, *args: Any, timeout: Any = None, **keywords: Any) -> Any:
         """Run ``func(*args, **keywords)`` inside, in a fork of this process; return its value or raise its exception.
 
         Values travel as data (see :mod:`pytest_sandbox.container.values`); the traceback inside is the exception's cause. Raises

@@ -16,7 +16,7 @@ import subprocess
 import threading
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, AnyStr
 
 from pytest_sandbox.channel import close_all
 from pytest_sandbox.errors import SettingsError
@@ -43,7 +43,7 @@ _MOST_FDS = (1 << 32) - 1
 _WORKDIR = "change to the working folder"
 
 
-class Popen(subprocess.Popen[Any]):
+class Popen(subprocess.Popen[AnyStr]):
     """A process in a container; see :class:`subprocess.Popen`.
 
     ``pid`` is its number outside, where it is a child of the calling process. ``user`` (also ``"USER:GROUP"``), ``group`` and ``extra_groups`` are read from the container's own
@@ -81,7 +81,7 @@ class Popen(subprocess.Popen[Any]):
             standards = self._standards((pipes[0], pipes[3], pipes[5]), opened)
             env, workdir, user = self._container.surroundings(env=env, cwd=cwd, user=self._user)
             who = self._who(user, env)
-            words = _words(args, executable, shell=shell)
+            words: list[str] = _words(args, executable, shell=shell)
             commands = _candidates(words[0] if executable is None else os.fsdecode(executable), env)
             entrance = self._container.entrance()
             begun = entrance.begin()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_sandbox.plugin.rule import FORKED, HOLDS, settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Generator, Iterator
+    from typing import Unpack
 
     from pytest_sandbox.container import Container
+    from pytest_sandbox.container.typed import ContainerFactory
+    from pytest_sandbox.kwargs import SettingsKwargs
+    from pytest_sandbox.settings import Settings
 
 __all__ = ["container", "container_factory", "pytest_runtest_makereport"]
 
@@ -42,14 +46,14 @@ def container(request: pytest.FixtureRequest) -> Iterator[Container]:
 
 
 @pytest.fixture(scope="session")
-def container_factory() -> Iterator[Callable[..., Container]]:
+def container_factory() -> Iterator[ContainerFactory]:
     """Make containers by ``container_factory(memory="256m")``, each a context manager; what is still open ends with the session."""
     from pytest_sandbox.container import Container
 
     with ExitStack() as opened:
 
-        def make(**settings: Any) -> Container:
-            made = Container(**settings)
+        def make(settings: Settings | None = None, /, **keywords: Unpack[SettingsKwargs]) -> Container:
+            made = Container(settings, **keywords)
             opened.callback(made.close)
             return made
 

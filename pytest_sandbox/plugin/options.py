@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -88,6 +88,9 @@ def _read(where: str, key: str, value: object) -> object:
     from pytest_sandbox.settings import Settings, from_text
 
     try:
-        return from_text(key, value) if isinstance(value, str) else getattr(Settings.of(**{key: value}), key)
+        if isinstance(value, str):
+            return from_text(key, value)
+        given: dict[str, Any] = {key: value}
+        return getattr(Settings(**given), key)
     except SettingsError as error:
         raise pytest.UsageError(f"{where}: {error}") from None

@@ -98,7 +98,7 @@ def _read(item: pytest.Item, marks: list[pytest.Mark], ini: dict[str, object], o
             )
         marked.update(mark.kwargs)
     try:
-        settings = Settings.of(**{**ini, **marked, **options})
+        settings = Settings(**{**ini, **marked, **options})
         if {"image", "volumes"} & settings.given:
             from pytest_sandbox.container import Container
 
