@@ -60,11 +60,19 @@ _HOMES = {
 }
 
 
+def _load(home: str, name: str) -> object:
+    """Load a name; what needs Linux is a class that refuses to be used elsewhere, so that importing it is harmless."""
+    from pytest_sandbox import supported
+
+    if supported.lacking() and home.startswith(("container", "image")):
+        return supported.stand_in(name)
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+
+
 def __getattr__(name: str) -> object:
     for home, names in _HOMES.items():
         if name in names:
-            value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
-            globals()[name] = value
+            value = globals()[name] = _load(home, name)
             return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

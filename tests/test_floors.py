@@ -19,6 +19,7 @@ FLOORS: dict[str, int] = {
     "keys": 1,
     "kwargs": 1,
     "settings": 1,
+    "supported": 1,
     "outcome": 1,
     "folders": 1,
     "linux": 2,
@@ -40,6 +41,7 @@ ONE_ROOM = {
     "keys": "values",
     "kwargs": "values",
     "settings": "values",
+    "supported": "values",
     "outcome": "values",
     "__main__": "cli",
 }

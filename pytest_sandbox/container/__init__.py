@@ -20,7 +20,7 @@ from pytest_sandbox.container.changes import changed_in
 from pytest_sandbox.container.child import Child, as_builder, fork_into, run_call
 from pytest_sandbox.container.files import Files
 from pytest_sandbox.container.ground import Ground
-from pytest_sandbox.container.planning import about, plan_for, plan_of, with_kept
+from pytest_sandbox.container.planning import about, plan_for, with_kept
 from pytest_sandbox.container.popen import Popen, with_pipes
 from pytest_sandbox.container.settling import settle
 from pytest_sandbox.container.state import State
@@ -124,12 +124,10 @@ class Container(State, Files):
 
     @classmethod
     def check(cls, settings: Settings) -> None:
-        """Raise what :meth:`start` would for what the settings name: an image or a folder that is not there, what no host supports."""
-        ground = Ground(settings)
-        try:
-            plan_of(ground, has_user_namespace=True)
-        finally:
-            ground.release()
+        """Raise what :meth:`start` would for what the settings name: an image, a directory, a user or a device that is not there, what no host supports."""
+        from pytest_sandbox.container.checking import check
+
+        check(settings)
 
     @classmethod
     def prepare(cls, settings: Settings) -> None:

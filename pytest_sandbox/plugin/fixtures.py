@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_sandbox import supported
 from pytest_sandbox.plugin.rule import FORKED, HOLDS, settings_of
 
 if TYPE_CHECKING:
@@ -26,10 +27,13 @@ _HELD = pytest.StashKey["Container"]()
 @pytest.fixture
 def container(request: pytest.FixtureRequest) -> Iterator[Container]:
     """A running container with the settings of the test's mark; thrown away after the test."""
-    from pytest_sandbox.container import Container
     from pytest_sandbox.plugin.unsupported import refusing
 
     item = request.node
+    with refusing(item.config):
+        supported.require()
+    from pytest_sandbox.container import Container
+
     if FORKED in item.stash:
         pytest.fail("The test is inside its container, so it cannot hold it: name it as an argument (`container`) instead.", pytrace=False)
     made = Container(settings_of(item))
@@ -46,13 +50,17 @@ def container(request: pytest.FixtureRequest) -> Iterator[Container]:
 
 
 @pytest.fixture(scope="session")
-def container_factory() -> Iterator[ContainerFactory]:
+def container_factory(request: pytest.FixtureRequest) -> Iterator[ContainerFactory]:
     """Make containers by ``container_factory(memory="256m")``, each a context manager; what is still open ends with the session."""
-    from pytest_sandbox.container import Container
+    from pytest_sandbox.plugin.unsupported import refusing
 
     with ExitStack() as opened:
 
         def make(settings: Settings | None = None, /, **keywords: Unpack[SettingsKwargs]) -> Container:
+            with refusing(request.config):
+                supported.require()
+            from pytest_sandbox.container import Container
+
             made = Container(settings, **keywords)
             opened.callback(made.close)
             return made
