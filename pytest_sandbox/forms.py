@@ -35,6 +35,8 @@ _MOST_CPUS = 8192  # CONFIG_NR_CPUS at its greatest on x86_64
 _MOST_BYTES = (1 << 63) - 1
 _LEAST_RATE = 2  # io.max refuses less
 _MOST_RATE = (1 << 32) - 1  # blkio.throttle.*_iops_device is an unsigned int
+#: Docker's; all but ro and rw are for SELinux or for Docker Desktop, and have no effect here.
+_VOLUME_OPTIONS = ("ro", "rw", "z", "Z", "cached", "delegated", "consistent")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _HOSTNAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
@@ -254,7 +256,8 @@ def env(value: object) -> FrozenMap[str]:
 
 
 def volumes(value: object) -> tuple[Volume, ...]:
-    volumes = tuple(one if isinstance(one, Volume) else _volume(one) for one in _items(value))
+    separator = rf",(?!(?:{'|'.join(_VOLUME_OPTIONS)})\s*(?:,|$))"  # "/a:/b:ro,z,/c:/d" are two
+    volumes = tuple(one if isinstance(one, Volume) else _volume(one) for one in _items(value, separator))
     targets = [volume.target for volume in volumes]
     if len(targets) != len(set(targets)):
         raise RefusedError(f"each target once ({max(targets, key=targets.count)} is there twice)")
@@ -263,14 +266,17 @@ def volumes(value: object) -> tuple[Volume, ...]:
 
 def _volume(value: object) -> Volume:
     source, *rest = _text(value).split(":")
-    if not rest or len(rest) > 2 or rest[1:] not in ([], ["ro"], ["rw"]):
+    if not 1 <= len(rest) <= 2:
+        raise RefusedError
+    options = rest[1].split(",") if rest[1:] else []
+    if not set(options) <= set(_VOLUME_OPTIONS) or {"ro", "rw"} <= set(options):
         raise RefusedError
     if not source.startswith(("/", ".", "~")):
         raise RefusedError(f'a path: named volumes do not exist here, "./{source}:{rest[0]}" is the folder below the current one')
     target = os.path.normpath(absolute(rest[0]))
     if target in {"/", "//"}:
         raise RefusedError('a target below "/"; image="PATH" makes a folder the root')
-    return Volume(source, target.replace("//", "/"), rest[1:] == ["ro"])
+    return Volume(source, target.replace("//", "/"), "ro" in options)
 
 
 def capabilities(value: object) -> tuple[str, ...]:

@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status: the command's own, or 125 for an error of ours, which is one line on stderr."""
     from pytest_sandbox.cli import door, parser
 
+    door.open_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     debugging = bool(os.environ.get("PYTEST_SANDBOX_DEBUG"))
     return door.guarded(lambda: parser.dispatch(words), debugging=debugging)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import SandboxError
@@ -12,7 +13,16 @@ from pytest_sandbox.errors import SandboxError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["CANNOT_EXECUTE", "NOT_FOUND", "OUR_ERROR", "complain", "guarded", "status_of"]
+__all__ = [
+    "CANNOT_EXECUTE",
+    "NOT_FOUND",
+    "OUR_ERROR",
+    "complain",
+    "guarded",
+    "open_standard_streams",
+    "say",
+    "status_of",
+]
 
 OUR_ERROR = 125
 CANNOT_EXECUTE = 126
@@ -20,9 +30,30 @@ NOT_FOUND = 127
 _SIGNALED = 128
 
 
+def open_standard_streams() -> None:
+    """Open /dev/null in place of each standard stream that is closed, as in ``pytest-sandbox ps >&-``.
+
+    Python leaves ``sys.stdout`` None then, and the next file that is opened gets the descriptor.
+    """
+    for fd, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(fd)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, so this one
+            os.set_inheritable(null, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(fd, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - stays open
+
+
+def say(text: str) -> None:
+    """Write a line on stderr, if anybody reads it."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
 def complain(text: object) -> None:
     """Say something on stderr that is not the command's."""
-    print(f"pytest-sandbox: {text}", file=sys.stderr)
+    say(f"pytest-sandbox: {text}")
 
 
 def status_of(returncode: int) -> int:

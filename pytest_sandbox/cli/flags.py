@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.errors import SandboxError, SettingsError, UnsupportedError
 from pytest_sandbox.settings import Settings, from_text
 
-__all__ = ["add_command", "add_environment", "add_terminal", "add_to", "environment", "settings", "words"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "add_command",
+    "add_environment",
+    "add_terminal",
+    "add_to",
+    "environment",
+    "named",
+    "settings",
+    "words",
+]
 
 # Flags of one value: the words, the key of the settings, the metavar, the help.
 _VALUES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
@@ -56,6 +69,15 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(word, dest=key, action="store_true", default=None, help=text)
 
 
+#: What a person has written for each setting.
+_FLAGS = {
+    "image": "IMAGE",
+    "env": "--env",
+    **{key: words[-1] if key != "network" else words[0] for words, key, _metavar, _text in (*_VALUES, *_LISTS)},
+    **{key: word for word, key, _text in _SWITCHES},
+}
+
+
 def settings(image: str, found: argparse.Namespace) -> Settings:
     """Return the settings that the flags stand for. Raises :class:`SettingsError`."""
     raw: dict[str, Any] = {"image": image}
@@ -64,6 +86,7 @@ def settings(image: str, found: argparse.Namespace) -> Settings:
             raw[key] = from_text(key, text)
     for _words, key, _metavar, _text in _LISTS:
         if (items := getattr(found, key)) is not None:
+            _check_each(key, items)
             raw[key] = items
     for _word, key, _text in _SWITCHES:
         if getattr(found, key):
@@ -71,6 +94,38 @@ def settings(image: str, found: argparse.Namespace) -> Settings:
     if env := environment(found):
         raw["env"] = env
     return Settings(**raw)
+
+
+def _check_each(key: str, items: list[str]) -> None:
+    """Raise for the first wrong item alone, before all are read as one value."""
+    for item in items:
+        one: dict[str, Any] = {key: [item]}
+        try:
+            Settings(**one)
+        except SettingsError as error:
+            raise SettingsError(key, item, error.accepted) from None
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """Name the flag, in place of the setting, in errors about a setting."""
+    try:
+        yield
+    except SettingsError as error:
+        if error.key not in _FLAGS:
+            raise
+        accepted = error.accepted.removeprefix("items ")
+        text = f"{_FLAGS[error.key]} {_as_typed(error.value)} is not valid; accepted: {accepted}"
+        raise SandboxError(text) from error
+    except UnsupportedError as error:
+        key, equals, value = error.feature.partition("=")
+        if not equals or key not in _FLAGS:
+            raise
+        raise UnsupportedError(f"{_FLAGS[key]} {value}".strip(), error.remedy) from error
+
+
+def _as_typed(value: object) -> str:
+    return " ".join(map(repr, value)) if isinstance(value, (list, tuple)) else repr(value)
 
 
 def add_environment(parser: argparse.ArgumentParser) -> None:

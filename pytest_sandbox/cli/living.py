@@ -120,7 +120,7 @@ def _exec(found: argparse.Namespace) -> int:
         workdir=found.workdir,
         user=found.user,
     )
-    with enter(find(found.id)) as container:
+    with enter(find(found.id)) as container, flags.named():
         return attach(container, command)
 
 

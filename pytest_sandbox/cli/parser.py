@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, NoReturn
 
 from pytest_sandbox import cli, supported
-from pytest_sandbox.cli.door import OUR_ERROR
+from pytest_sandbox.cli.door import OUR_ERROR, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line and where the help is; exits with 125."""
-        self.exit(OUR_ERROR, f"{PROGRAM}: {message}\nSee '{self.prog} --help'.\n")
+        say(f"{PROGRAM}: {message}\nSee '{self.prog} --help'.")
+        raise SystemExit(OUR_ERROR)
 
 
 def of_verb(verb: Verb) -> Parser:

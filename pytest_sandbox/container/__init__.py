@@ -91,7 +91,7 @@ class Container(State, Files):
     def start(self) -> Self:
         """Start the container; returns it. A container starts once."""
         if self._state != "created":
-            raise ContainerStopped(f"the container {self.id} is {self.status}: it starts once. Make a new one.")
+            raise ContainerStopped(f"{self._called} is {self.status}: it starts once. Make a new one.")
         self.ground = Ground(self.settings)
         try:
             try:
@@ -219,7 +219,9 @@ class Container(State, Files):
         if (status := self.status) not in {"running", "paused"}:
             if self._state == "running" and self._owner != os.getpid():
                 raise ContainerStopped(f"the container {self.id} is held outside, by process {self._owner}: {_HELD_OUTSIDE}")
-            raise ContainerStopped(f"the container {self.id} is {status}. Start it first, or make a new one.")
+            if status == "created":
+                raise ContainerStopped("the container has not been started. Use it in a `with` statement, or call start() first.")
+            raise ContainerStopped(f"{self._called} is {status}. Make a new one.")
         return self
 
     def _awake(self) -> Self:

@@ -267,7 +267,7 @@ def _words(args: Any, executable: Any, *, shell: bool) -> list[str]:
     if shell:
         words = [executable or "/bin/sh", "-c", *words]
     if not words:
-        raise IndexError("list index out of range")  # what subprocess says
+        raise SettingsError("args", args, 'a program and its arguments, such as ["ls", "-l"]')
     found = [os.fsdecode(word) for word in words]
     if any("\0" in word for word in found):
         raise ValueError("embedded null byte")

@@ -68,6 +68,11 @@ class State:
         return f"<Container {self.id or '(no id yet)'} {self.status}>"
 
     @property
+    def _called(self) -> str:
+        """What messages call it."""
+        return f"the container {self.id}" if self.id else "the container"
+
+    @property
     def status(self) -> str:
         """What it is: "created", "running", "paused" or "stopped"."""
         raise NotImplementedError
