@@ -221,7 +221,7 @@ class Container(State, Files):
                 raise ContainerStopped(f"the container {self.id} is held outside, by process {self._owner}: {_HELD_OUTSIDE}")
             if status == "created":
                 raise ContainerStopped("the container has not been started. Use it in a `with` statement, or call start() first.")
-            raise ContainerStopped(f"{self._called} is {status}. Make a new one.")
+            raise ContainerStopped(f"{self._called} is {status}: make a new one.")
         return self
 
     def _awake(self) -> Self:

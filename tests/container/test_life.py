@@ -194,7 +194,7 @@ def test_a_container_that_has_not_been_started_says_so():
     ):
         container.run(["true"])
     container.close()
-    with pytest.raises(ContainerStopped, match=r"^the container is stopped\. Make a new one\.$"):
+    with pytest.raises(ContainerStopped, match=r"^the container is stopped: make a new one\.$"):
         container.run(["true"])
     with pytest.raises(ContainerStopped, match=r"^the container is stopped: it starts once"):
         container.start()
