@@ -1,6 +1,8 @@
-"""Containers for tests: namespaces, limits and a throwaway layer, in milliseconds and without a daemon.
+"""Containers for tests: namespaces, limits and a throwaway layer, in milliseconds and without a
+daemon.
 
-The names below are loaded when they are first used, so that importing the library costs next to nothing.
+The names below are loaded when they are first used, so that importing the library costs next to
+nothing.
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ _HOMES = {
 
 
 def _load(home: str, name: str) -> object:
-    """Load a name; what needs Linux is a class that refuses to be used elsewhere, so that importing it is harmless."""
+    """Load a name; what needs Linux is a class that refuses to be used elsewhere, so that importing
+    it is harmless.
+    """
     from pytest_sandbox import supported
 
     if supported.lacking() and home.startswith(("container", "image")):

@@ -1,4 +1,5 @@
-"""The forms in which settings are written: one reader for each kind of value, which returns the canonical value or refuses.
+"""The forms in which settings are written: one reader for each kind of value, which returns the
+canonical value or refuses.
 
 Names and forms are docker's where docker has them. Nothing here reads a file or the environment.
 """
@@ -25,8 +26,9 @@ CAPABILITIES: tuple[str, ...] = tuple(
     ).split()
 )
 
-#: Resource limits under docker's names; ``as`` is ours. ``resource.RLIMIT_<NAME>`` is the constant, but for ``locks``, which Python lacks.
-ULIMITS = tuple("as core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split())  # noqa: SIM905 - a list of names
+#: Resource limits under docker's names; ``as`` is ours. ``resource.RLIMIT_<NAME>`` is the constant,
+#: but for ``locks``, which Python lacks.
+ULIMITS = tuple("as core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split())  # noqa: SIM905
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
 _SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]*)?|\.[0-9]+) ?(?:([kmgtp])(?:i?b)?|b)?", re.IGNORECASE | re.ASCII)
@@ -46,7 +48,9 @@ V = TypeVar("V")
 
 
 class FrozenMap(Mapping[str, V]):
-    """A mapping that cannot be changed, can be hashed and can be pickled (``types.MappingProxyType`` can do neither)."""
+    """A mapping that cannot be changed, can be hashed and can be pickled
+    (``types.MappingProxyType`` can do neither).
+    """
 
     __slots__ = ("_items",)
 
@@ -71,7 +75,8 @@ class FrozenMap(Mapping[str, V]):
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A host folder or file that is not thrown away: ``source`` on the host appears as ``target`` inside.
+    """A host folder or file that is not thrown away: ``source`` on the host appears as ``target``
+    inside.
 
     ``source`` is as it was written: absolute, or beginning with ``.`` or ``~``.
     """
@@ -85,14 +90,17 @@ class Volume:
 
 
 class RefusedError(Exception):
-    """The value does not have the key's form; its argument, where there is one, says the accepted form better than the table."""
+    """The value does not have the key's form; its argument, where there is one, says the accepted
+    form better than the table.
+    """
 
 
 def parse_size(size: object) -> int:
     """Read a size as docker does: ``"512m"`` is 536,870,912.
 
-    An int is bytes. Text is a number, which may have a fraction, and a unit (b, k, m, g, t, p; also kb, kib, ...; any case), counted by
-    1024; what is left of a byte is cut off. Raises :class:`SettingsError`, a ValueError.
+    An int is bytes. Text is a number, which may have a fraction, and a unit (b, k, m, g, t, p; also
+    kb, kib, ...; any case), counted by 1024; what is left of a byte is cut off. Raises
+    :class:`SettingsError`, a ValueError.
     """
     try:
         return _size(size)
@@ -185,14 +193,18 @@ def pids_limit(value: object) -> int | None:
 
 
 def image(value: object) -> object:
-    """Text and paths become text; an image itself is known by its layers, so that this floor need not import images."""
+    """Text and paths become text; an image itself is known by its layers, so that this floor need
+    not import images.
+    """
     if isinstance(value, str | os.PathLike):
         return _text(value)
     return value if hasattr(value, "layers") else _refuse()
 
 
 def network(value: object) -> object:
-    """Text is one of two words; a network itself is known by its subnet, so that this floor need not import it."""
+    """Text is one of two words; a network itself is known by its subnet, so that this floor need
+    not import it.
+    """
     if isinstance(value, str):
         return value if value in {"none", "host"} else _refuse('"none" or "host"; or a Network, which is no text: network=Network()')
     return value if hasattr(value, "subnet") else _refuse()
@@ -216,7 +228,8 @@ def hostname(value: object) -> str:
 
 def user(value: object) -> str:
     if isinstance(value, int):
-        value = str(_integer(value, 0, 2**32 - 2))  # 2**32 - 1 means "no change" to chown and setresuid
+        # 2**32 - 1 means "no change" to chown and setresuid
+        value = str(_integer(value, 0, 2**32 - 2))
     if not _USER.fullmatch(_text(value)):
         raise RefusedError
     for part in _text(value).split(":"):
@@ -230,7 +243,9 @@ def absolute(value: object) -> str:
 
 
 def _items(value: object, separator: str = r",") -> Iterable[object]:
-    """Text of several lines has one item a line; text of one line has commas; anything else is iterated."""
+    """Text of several lines has one item a line; text of one line has commas; anything else is
+    iterated.
+    """
     if isinstance(value, str):
         parts = value.splitlines() if "\n" in value.strip() else re.split(separator, value)
         return [part.strip() for part in parts if part.strip()]

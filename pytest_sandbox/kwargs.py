@@ -41,7 +41,9 @@ class NetworkLike(Protocol):
 
 
 class SettingsKwargs(TypedDict, total=False):
-    """Every setting by its name; None stands for its default, and for no limit in ``pids_limit``."""
+    """Every setting by its name; None stands for its default, and for no limit in
+    ``pids_limit``.
+    """
 
     image: str | os.PathLike[str] | ImageLike | None
     memory: Size | None

@@ -1,4 +1,6 @@
-"""What happened inside, as frozen values: how a process ended, what the container used, what it wrote."""
+"""What happened inside, as frozen values: how a process ended, what the container used, what it
+wrote.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class Signaled:
-    """A signal, ``signal`` by its number, ended the process; the kernel's memory killer did not send it."""
+    """A signal, ``signal`` by its number, ended the process; the kernel's memory killer did not
+    send it.
+    """
 
     signal: int
 
@@ -26,8 +30,8 @@ class Signaled:
 class OOMKilled:
     """The kernel killed the process because its container was over its memory.
 
-    ``limit``, ``peak`` and ``files`` (pages of files, the writable layer among them) are in bytes; ``victim`` is the name of the killed process
-    where the kernel's log or the survivors tell it.
+    ``limit``, ``peak`` and ``files`` (pages of files, the writable layer among them) are in bytes;
+    ``victim`` is the name of the killed process where the kernel's log or the survivors tell it.
     """
 
     limit: int | None
@@ -38,7 +42,9 @@ class OOMKilled:
 
 @dataclass(frozen=True, slots=True)
 class TimedOut:
-    """The process was killed because it ran longer than ``limit`` seconds; ``processes`` are the command lines that ran then."""
+    """The process was killed because it ran longer than ``limit`` seconds; ``processes`` are the
+    command lines that ran then.
+    """
 
     limit: float
     processes: tuple[str, ...] = field(default=())
@@ -51,9 +57,11 @@ Outcome: TypeAlias = Exited | Signaled | OOMKilled | TimedOut
 class Stats:
     """What a container uses: bytes, seconds and counts since it was made.
 
-    A figure that this host's cgroups do not give is None, never a guess. ``*_pressure_seconds`` is for how long some process inside stood still for
-    want of CPU time, memory or I/O (the kernel's PSI, "some"): of cgroup v2, where the kernel counts it. It takes three more files to read, so
-    ``Container.stats()`` alone has it: it is None in the figures that a hook or a report is given of every test.
+    A figure that this host's cgroups do not give is None, never a guess. ``*_pressure_seconds`` is
+    for how long some process inside stood still for want of CPU time, memory or I/O (the kernel's
+    PSI, "some"): of cgroup v2, where the kernel counts it. It takes three more files to read, so
+    ``Container.stats()`` alone has it: it is None in the figures that a hook or a report is given
+    of every test.
     """
 
     memory_current: int | None
@@ -86,7 +94,8 @@ class Stats:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Change:
-    """One path that differs from what the container started on; ``path`` is absolute, as seen inside.
+    """One path that differs from what the container started on; ``path`` is absolute, as seen
+    inside.
 
     ``kind`` is "added", "modified" or "deleted".
     """

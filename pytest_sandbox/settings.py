@@ -1,7 +1,9 @@
 """The settings of a container: one frozen value, checked once, pure.
 
-Names and forms are docker's where docker has them. :data:`KEYS` is every key with its reader and its words, of which the reference documentation is made. Nothing here reads a file or the environment, so relative ``volumes`` and an unknown image
-are found out later, by whoever opens them.
+Names and forms are docker's where docker has them. :data:`KEYS` is every key with its reader and
+its words, of which the reference documentation is made. Nothing here reads a file or the
+environment, so relative ``volumes`` and an unknown image are found out later, by whoever opens
+them.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ DEVICE_RATES: tuple[str, ...] = ("device_read_bps", "device_write_bps", "device_
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One setting: ``form`` (what it accepts), ``default`` and ``meaning`` in words, and whether it is an ``option`` of pytest's too.
+    """One setting: ``form`` (what it accepts), ``default`` and ``meaning`` in words, and whether it
+    is an ``option`` of pytest's too.
 
     ``read`` turns what the user wrote, a value or a text, into the canonical value, or refuses it.
     """
@@ -49,13 +52,14 @@ def _key(name: str, default: object, read: Callable[[object], object]) -> Any:
 class Settings:
     """What a container is like: ``Settings(memory="512m", pids_limit=64)``.
 
-    None stands for a key's default; for ``pids_limit`` it is "no limit". Raises :class:`SettingsError` for an
-    unknown key (with the name that was probably meant), a value of another form, or values that
-    contradict each other.
+    None stands for a key's default; for ``pids_limit`` it is "no limit". Raises
+    :class:`SettingsError` for an unknown key (with the name that was probably meant), a value of
+    another form, or values that contradict each other.
 
-    Sizes are bytes, times seconds; None is "no limit", or "as the image or the caller has it". ``memory_swap`` is memory plus swap, -1 for
-    no limit on swap, None for "as memory" (see :attr:`swap_limit`). ``given`` are the keys that somebody asked for: a default may be left
-    out where the host cannot enforce it, what was asked for may not.
+    Sizes are bytes, times seconds; None is "no limit", or "as the image or the caller has it".
+    ``memory_swap`` is memory plus swap, -1 for no limit on swap, None for "as memory" (see
+    :attr:`swap_limit`). ``given`` are the keys that somebody asked for: a default may be left out
+    where the host cannot enforce it, what was asked for may not.
     """
 
     image: object = _key("image", "host", forms.image)
@@ -109,14 +113,18 @@ class Settings:
         return made
 
     def replace(self, **raw: Unpack[SettingsKwargs]) -> Settings:
-        """Return settings in which these keys have new values, in any form that the constructor reads."""
+        """Return settings in which these keys have new values, in any form that the constructor
+        reads.
+        """
         values: dict[str, Any] = {name: getattr(self, name) for name in _defaults} | _read_all(raw)
         values["given"] |= self.given - raw.keys()
         _agree(values)
         return Settings.unchecked(**values)
 
     def raw(self) -> dict[str, object]:
-        """Return the keys that were given, as values that ``of`` reads again and JSON can hold (but for an Image or a Network)."""
+        """Return the keys that were given, as values that ``of`` reads again and JSON can hold (but
+        for an Image or a Network).
+        """
         return {name: _plain(getattr(self, name)) for name in KEYS if name in self.given or getattr(self, name) != getattr(_DEFAULTS, name)}
 
     @property
@@ -185,10 +193,11 @@ def _plain(value: object) -> object:
 
 
 def from_text(key: str, text: str) -> object:
-    """Read one key from the text of an ini file, an option or a command line, into the canonical value of :class:`Settings`.
+    """Read one key from the text of an ini file, an option or a command line, into the canonical
+    value of :class:`Settings`.
 
-    Lists and dicts have one item a line, or commas; an empty text, and ``none`` for a key that can be without a value, is the default
-    (no limit for ``pids_limit``). Raises :class:`SettingsError`.
+    Lists and dicts have one item a line, or commas; an empty text, and ``none`` for a key that can
+    be without a value, is the default (no limit for ``pids_limit``). Raises :class:`SettingsError`.
     """
     text = text.strip()
     absent = ("", "none") if key in KEYS and key != "network" else ("",)

@@ -1,4 +1,6 @@
-"""Whether containers can exist on this operating system at all; imports nothing that only Linux has."""
+"""Whether containers can exist on this operating system at all; imports nothing that only Linux
+has.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def require() -> None:
 
 
 class _Refusing(type):
-    """A class that can be imported and named, and raises :class:`UnsupportedError` when it is used."""
+    """A class that can be imported and named, and raises :class:`UnsupportedError` when it is
+    used.
+    """
 
     def __call__(cls, *_arguments: object, **_keywords: object) -> NoReturn:
         raise UnsupportedError(lacking(), _REMEDY)

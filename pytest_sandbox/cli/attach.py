@@ -1,4 +1,6 @@
-"""A command in a container, joined to this process: its streams or its terminal, its signals, its status."""
+"""A command in a container, joined to this process: its streams or its terminal, its signals, its
+status.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class Command:
 
 
 def attach(container: Container, command: Command) -> int:
-    """Run a command with this process's streams, and return its status as a shell would; the container is closed after it."""
+    """Run a command with this process's streams, and return its status as a shell would; the
+    container is closed after it.
+    """
     if command.tty and command.interactive and not os.isatty(_STDIN):
         raise SandboxError(
             "-it needs a terminal, and standard input is none. Leave out -t to pipe into the command, or -i for its output alone."
@@ -146,7 +150,9 @@ class _Attachment:
         return popen
 
     def _open_terminal(self) -> int:
-        """Open one of the container's own terminals, of the size of the user's; returns the end that the command gets."""
+        """Open one of the container's own terminals, of the size of the user's; returns the end
+        that the command gets.
+        """
         try:
             self.master, slave = self.container.openpty()
         except OSError as error:
@@ -157,7 +163,9 @@ class _Attachment:
         return slave
 
     def _choose_streams(self) -> tuple[int | None, int | None, int | None]:
-        """Give the command our own streams, but never our terminal: what is one gets a pipe that is copied."""
+        """Give the command our own streams, but never our terminal: what is one gets a pipe that is
+        copied.
+        """
         stdin: int | None = subprocess.DEVNULL
         if self.command.interactive:
             stdin = subprocess.PIPE if os.isatty(_STDIN) else None
@@ -205,7 +213,9 @@ class _Attachment:
                 popen.send_signal(number)
 
     def _pause_or_go_on(self, number: int) -> None:
-        """Stop, as somebody else has asked, with the terminal as the shell had it; begin again where we left."""
+        """Stop, as somebody else has asked, with the terminal as the shell had it; begin again
+        where we left.
+        """
         if not self.command.interactive:
             if number == signal.SIGTSTP:
                 os.kill(os.getpid(), signal.SIGSTOP)

@@ -31,7 +31,8 @@ _SIGNALED = 128
 
 
 def open_standard_streams() -> None:
-    """Open /dev/null in place of each standard stream that is closed, as in ``pytest-sandbox ps >&-``.
+    """Open /dev/null in place of each standard stream that is closed, as in the shell's
+    ``pytest-sandbox ps >&-``.
 
     Python leaves ``sys.stdout`` None then, and the next file that is opened gets the descriptor.
     """
@@ -42,7 +43,8 @@ def open_standard_streams() -> None:
             null = os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, so this one
             os.set_inheritable(null, True)
         if getattr(sys, name) is None:
-            setattr(sys, name, open(fd, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - stays open
+            # It stays open.
+            setattr(sys, name, open(fd, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def say(text: str) -> None:
@@ -62,7 +64,9 @@ def status_of(returncode: int) -> int:
 
 
 def guarded(do: Callable[[], int], *, debugging: bool = False) -> int:
-    """Do it, and return its status; an error becomes one line and 125, or its traceback where ``debugging``."""
+    """Do it, and return its status; an error becomes one line and 125, or its traceback where
+    ``debugging``.
+    """
     try:
         status = do()
         sys.stdout.flush()

@@ -1,4 +1,6 @@
-"""Docker's flags for what a container and a command are like, and the settings that they stand for."""
+"""Docker's flags for what a container and a command are like, and the settings that they stand
+for.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +139,9 @@ def add_environment(parser: argparse.ArgumentParser) -> None:
 
 
 def environment(found: argparse.Namespace) -> dict[str, str]:
-    """Return the variables of the flags: files first, so that ``-e`` wins; a name alone is taken from this process, if it is there."""
+    """Return the variables of the flags: files first, so that ``-e`` wins; a name alone is taken
+    from this process, if it is there.
+    """
     lines = [line for path in found.env_file for line in _lines(path)]
     env: dict[str, str] = {}
     for line in [*lines, *found.env]:

@@ -1,4 +1,6 @@
-"""``ps``, ``exec``, ``shell``, ``rm``, ``stats`` and ``diff``: containers of other processes of this user, and what is kept of them."""
+"""``ps``, ``exec``, ``shell``, ``rm``, ``stats`` and ``diff``: containers of other processes of
+this user, and what is kept of them.
+"""
 
 from __future__ import annotations
 
@@ -125,7 +127,10 @@ def _exec(found: argparse.Namespace) -> int:
 
 
 def _living_or_kept(name: str) -> Container:
-    """Enter a living container of that name, or start one where a kept one ended. Raises :class:`SandboxError` for a name that is none."""
+    """Enter a living container of that name, or start one where a kept one ended.
+
+    Raises :class:`SandboxError` for a name that is none.
+    """
     from pytest_sandbox.container import kept, living
 
     alive = living.living()

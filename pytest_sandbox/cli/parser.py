@@ -22,7 +22,9 @@ _DESCRIPTION = "Run commands in throwaway containers, and look at those of tests
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser with docker's status for a wrong use, and no guessing of shortened options."""
+    """argparse's parser with docker's status for a wrong use, and no guessing of shortened
+    options.
+    """
 
     def __init__(self, **keywords: object) -> None:
         super().__init__(

@@ -23,12 +23,13 @@ __all__ = ["VERBS"]
 _PATIENCE = 30.0
 _EVERY = 0.01
 _DETAILS = """\
-IMAGE is 'host' (the root of this host, as copy-on-write), a folder with a root file system, or a stored image; one that is not
-stored is pulled first.
+IMAGE is 'host' (the root of this host, as copy-on-write), a folder with a root file system, or a
+stored image; one that is not stored is pulled first.
 Options come before IMAGE; what follows it is the command's.
 
-exit status: the command's own; 125 for an error of pytest-sandbox, 126 and 127 for a command that cannot be executed or found,
-128 and the signal's number for one that a signal ended: 137 after a kill, for memory or over --timeout.
+exit status: the command's own; 125 for an error of pytest-sandbox, 126 and 127 for a command that
+cannot be executed or found, 128 and the signal's number for one that a signal ended: 137 after a
+kill, for memory or over --timeout.
 """
 
 

@@ -1,4 +1,6 @@
-"""What the settings of a container name, looked up before it is made: image, volumes, devices, user, CPUs."""
+"""What the settings of a container name, looked up before it is made: image, volumes, devices,
+user, CPUs.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def _check_cpus(settings: Settings) -> None:
 
 
 def _check_user(ground: Ground) -> None:
-    """Look the user up in the image's own files; one that cannot be read without a container is left to the start."""
+    """Look the user up in the image's own files; one that cannot be read without a container is
+    left to the start.
+    """
     if ground.settings.user is None:
         return
     with suppress(_UnknownError):

@@ -18,24 +18,30 @@ __all__ = ["State"]
 
 
 class State:
-    """What a container is known by, and what it holds; :class:`~pytest_sandbox.Container` fills it."""
+    """What a container is known by, and what it holds; :class:`~pytest_sandbox.Container` fills
+    it.
+    """
 
     settings: Settings
     """The settings that it was made with."""
 
     id: str
-    """Its id, which is its host name too unless ``hostname`` is given; empty before :meth:`Container.start`."""
+    """Its id, which is its host name too unless ``hostname`` is given; empty before
+    :meth:`Container.start`.
+    """
 
     label: str
-    """What people are shown beside the id (a test's name, ``--name``); set it before :meth:`Container.start`."""
+    """What people are shown beside the id (a test's name, ``--name``); set it before
+    :meth:`Container.start`.
+    """
 
     kept: dict[str, str]
     """Directories that hold what the writable layer begins with, by where it lies
     (:mod:`pytest_sandbox.container.kept`); set it before :meth:`Container.start`."""
 
     folders: tuple[str, ...]
-    """Directories of the host that are laid over an image at their usual places, each under a writable
-    layer; set it before :meth:`Container.start`."""
+    """Directories of the host that are laid over an image at their usual places, each under a
+    writable layer; set it before :meth:`Container.start`."""
 
     taken: Shelved | None
     """The writable layer, once it was committed and until something is done in here again."""
@@ -44,7 +50,9 @@ class State:
     """Committed layers of this container, in order: its writable layer lies on them."""
 
     endpoint: Endpoint | None
-    """Its place on its :class:`~pytest_sandbox.Network`; None where it is on none, or has not started."""
+    """Its place on its :class:`~pytest_sandbox.Network`; None where it is on none, or has not
+    started.
+    """
 
     commands: set[Popen[Any]]
     """The commands of this process's that have not ended."""
@@ -84,7 +92,7 @@ class State:
 
     @property
     def ip_address(self) -> str | None:
-        """Its address on its :class:`~pytest_sandbox.Network`, such as "172.30.0.2"; None where it is on
-        none, or has not started.
+        """Its address on its :class:`~pytest_sandbox.Network`, such as "172.30.0.2"; None where it
+        is on none, or has not started.
         """
         return self.endpoint.address if self.endpoint else None

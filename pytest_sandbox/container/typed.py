@@ -1,8 +1,9 @@
 """The types of :meth:`Container.run` and :meth:`Container.popen`, for type checkers.
 
-The overloads are subprocess's in typeshed: ``text``, ``encoding``, ``errors`` and ``universal_newlines``
-decide between str and bytes. What :class:`~pytest_sandbox.container.popen.Popen` refuses
-(``preexec_fn``, ``process_group``, ``startupinfo``, ``creationflags``) is left out.
+The overloads are subprocess's in typeshed: ``text``, ``encoding``, ``errors`` and
+``universal_newlines`` decide between str and bytes. What
+:class:`~pytest_sandbox.container.popen.Popen` refuses (``preexec_fn``, ``process_group``,
+``startupinfo``, ``creationflags``) is left out.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ File: TypeAlias = int | IO[Any] | None
 
 
 class PopenKwargs(TypedDict, total=False):
-    """What ``run`` and ``popen`` take from :class:`subprocess.Popen` whatever the type of the output is."""
+    """What ``run`` and ``popen`` take from :class:`subprocess.Popen` whatever the type of the
+    output is.
+    """
 
     bufsize: int
     executable: StrOrBytesPath | None
@@ -228,7 +231,9 @@ def typed_run(method: Callable[..., CompletedProcess[Any]]) -> _RunMethod:
 
 
 def typed_popen(method: Callable[..., Popen[Any]]) -> _PopenMethod:
-    """Return ``method``, which type checkers see with the overloads of :class:`subprocess.Popen`."""
+    """Return ``method``, which type checkers see with the overloads of
+    :class:`subprocess.Popen`.
+    """
     return cast("_PopenMethod", method)
 
 

@@ -51,7 +51,9 @@ def container(request: pytest.FixtureRequest) -> Iterator[Container]:
 
 @pytest.fixture(scope="session")
 def container_factory(request: pytest.FixtureRequest) -> Iterator[ContainerFactory]:
-    """Make containers by ``container_factory(memory="256m")``, each a context manager; what is still open ends with the session."""
+    """Make containers by ``container_factory(memory="256m")``, each a context manager; what is
+    still open ends with the session.
+    """
     from pytest_sandbox.plugin.unsupported import refusing
 
     with ExitStack() as opened:

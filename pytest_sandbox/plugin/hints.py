@@ -1,4 +1,6 @@
-"""Hints for the surprises of isolation: a failure that a test has inside and would not have outside, and what to do about it."""
+"""Hints for the surprises of isolation: a failure that a test has inside and would not have
+outside, and what to do about it.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class Symptom(NamedTuple):
 
 
 def symptoms(error: BaseException | None) -> list[Symptom]:
-    """Return what an exception, or one that led to it, shows of the surprises that isolation brings."""
+    """Return what an exception, or one that led to it, shows of the surprises that isolation
+    brings.
+    """
     found = [symptom for one in _chain(error, 0) if (symptom := _symptom(one))]
     return list(dict.fromkeys(found))
 
@@ -98,7 +102,9 @@ def said(found: list[Symptom], item: pytest.Item, container: Container, stats: S
 
 
 def _killed(stats: Stats) -> str:
-    """Say that processes inside were killed for memory, which the test that started them sees as SIGKILL alone."""
+    """Say that processes inside were killed for memory, which the test that started them sees as
+    SIGKILL alone.
+    """
     count = "a process" if stats.oom_kills == 1 else f"{stats.oom_kills} processes"
     if stats.memory_limit is None:
         return f"Out of memory: the kernel killed {count} inside, for the machine's memory was full."

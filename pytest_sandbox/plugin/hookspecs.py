@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 @pytest.hookspec(firstresult=True)
 def pytest_sandbox_settings(item: pytest.Item, settings: Settings) -> Settings | Mapping[str, object] | None:
-    """Return changed settings for a test's container, or None to leave them as they are. Called at collection.
+    """Return changed settings for a test's container, or None to leave them as they are. Called at
+    collection.
 
     ``settings.replace(timeout=600)`` and the dict ``{"timeout": 600}`` are the same.
     """

@@ -50,7 +50,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def _count(text: str) -> int | str:
-    """Return a number; other text as it is, for it may be the path that follows ``--sandbox-stats``."""
+    """Return a number; other text as it is, for it may be the path that follows
+    ``--sandbox-stats``.
+    """
     return int(text) if text.isdecimal() else text
 
 
@@ -101,7 +103,10 @@ def wants_sandbox(config: pytest.Config) -> bool:
 
 
 def given(config: pytest.Config) -> tuple[dict[str, object], dict[str, object]]:
-    """Return the settings of the ini file and those of the command line. Raises :class:`pytest.UsageError`."""
+    """Return the settings of the ini file and those of the command line.
+
+    Raises :class:`pytest.UsageError`.
+    """
     from pytest_sandbox.plugin import compat
 
     ini, options = {}, {}

@@ -91,7 +91,9 @@ def _register(config: pytest.Config) -> None:
 
 
 def _nearest_first(item: pytest.Item) -> list[pytest.Mark]:
-    """Return the item's marks of this plugin, those of a parameter before the function's, a class's before its base's."""
+    """Return the item's marks of this plugin, those of a parameter before the function's, a class's
+    before its base's.
+    """
     return [mark for node in reversed(item.listchain()) for mark in reversed(node.own_markers) if mark.name in _OURS]
 
 
@@ -107,7 +109,9 @@ def _refuse_contradiction(item: pytest.Item, checked: set[pytest.Collector]) -> 
 
 
 def _levels(node: Any) -> Iterator[set[str]]:
-    """Yield the names of the marks that a node has from one place: a class and each of its bases, a parameter and its function."""
+    """Yield the names of the marks that a node has from one place: a class and each of its bases, a
+    parameter and its function.
+    """
     if isinstance(node, pytest.Class):
         for kind in node.obj.__mro__:
             marks = vars(kind).get("pytestmark", ())
@@ -132,7 +136,10 @@ class _Reader:
         self._known: dict[tuple[int, ...], Settings] = {}
 
     def settings(self, item: pytest.Item) -> Settings:
-        """Return an item's settings, as the hook has left them. Raises :class:`pytest.UsageError`."""
+        """Return an item's settings, as the hook has left them.
+
+        Raises :class:`pytest.UsageError`.
+        """
         if self._common is None:  # a session that asks for nothing does not pay for reading
             self._common = given(self._config)
         marks = [mark for mark in _nearest_first(item) if mark.name == "container"]
@@ -160,7 +167,9 @@ def _read(item: pytest.Item, marks: list[pytest.Mark], ini: dict[str, object], o
 
 
 def _change(item: pytest.Item, settings: Settings, changed: object) -> Settings:
-    """Return what ``pytest_sandbox_settings`` has made of the settings: other ones, or a dict of changes."""
+    """Return what ``pytest_sandbox_settings`` has made of the settings: other ones, or a dict of
+    changes.
+    """
     from pytest_sandbox.settings import Settings
 
     where = f"{item.nodeid}: pytest_sandbox_settings"
@@ -176,7 +185,9 @@ def _change(item: pytest.Item, settings: Settings, changed: object) -> Settings:
 
 
 def _check(config: pytest.Config, settings: Settings) -> None:
-    """Raise for what the settings name and this host does not have: an image, a directory, a user, a CPU, a device."""
+    """Raise for what the settings name and this host does not have: an image, a directory, a user,
+    a CPU, a device.
+    """
     if not _NAMING & settings.given or supported.lacking():
         return
     from pytest_sandbox.container import Container
@@ -197,7 +208,9 @@ def _naming(where: str) -> Iterator[None]:
 
 
 def settings_of(item: pytest.Item) -> Settings:
-    """Return the settings of a test's container, also of one that nobody knew to want one when it was collected."""
+    """Return the settings of a test's container, also of one that nobody knew to want one when it
+    was collected.
+    """
     if SETTINGS not in item.stash:
         item.stash[SETTINGS] = _Reader(item.config).settings(item)
     return item.stash[SETTINGS]

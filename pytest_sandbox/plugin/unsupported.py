@@ -1,4 +1,6 @@
-"""A container that cannot be made: an error of the test's setup that says why, or a skip where the suite prefers that."""
+"""A container that cannot be made: an error of the test's setup that says why, or a skip where the
+suite prefers that.
+"""
 
 from __future__ import annotations
 
