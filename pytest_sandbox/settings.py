@@ -92,13 +92,14 @@ class Settings:
     given: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __init__(self, **raw: Unpack[SettingsKwargs]) -> None:
-        values: dict[str, Any] = {**_defaults, **_read_all(raw)}
+        values = {**_defaults, **_read_all(raw)}
         _agree(values)
         self._assign(values)
 
     def _assign(self, values: Mapping[str, object]) -> None:
+        put = object.__setattr__  # frozen
         for name, value in values.items():
-            object.__setattr__(self, name, value)  # frozen
+            put(self, name, value)
 
     @classmethod
     def of(cls, **raw: Unpack[SettingsKwargs]) -> Settings:
@@ -113,13 +114,14 @@ class Settings:
         return made
 
     def replace(self, **raw: Unpack[SettingsKwargs]) -> Settings:
-        """Return settings in which these keys have new values, in any form that the constructor
-        reads.
-        """
-        values: dict[str, Any] = {name: getattr(self, name) for name in _defaults} | _read_all(raw)
-        values["given"] |= self.given - raw.keys()
+        """Return settings with new values for these keys, in any form that the constructor reads."""
+        read = _read_all(raw)
+        values = {**{name: getattr(self, name) for name in _defaults}, **read}
+        values["given"] = read["given"] | (self.given - raw.keys())
         _agree(values)
-        return Settings.unchecked(**values)
+        made = Settings.__new__(Settings)
+        made._assign(values)  # noqa: SLF001 - its own
+        return made
 
     def raw(self) -> dict[str, object]:
         """Return the keys that were given, as values that ``of`` reads again and JSON can hold (but
@@ -169,7 +171,7 @@ def _read(name: str, value: object) -> object:
         raise SettingsError(name, value, str(refused) or key.form) from None
 
 
-def _read_all(raw: Mapping[str, object]) -> dict[str, object]:
+def _read_all(raw: Mapping[str, object]) -> dict[str, Any]:
     """Return the canonical values, and in ``given`` the keys that were asked for."""
     said = frozenset(name for name, value in raw.items() if value is not None or name == "pids_limit")
     return {**{name: _read(name, value) for name, value in raw.items()}, "given": said}

@@ -67,8 +67,10 @@ class Container(State, Files):
     """
 
     def __init__(self, settings: Settings | None = None, /, **keywords: Unpack[SettingsKwargs]) -> None:
-        given = settings or Settings()
-        self.settings = given.replace(**keywords) if keywords else given
+        if settings is None:
+            self.settings = Settings(**keywords)
+        else:
+            self.settings = settings.replace(**keywords) if keywords else settings
         self.id = ""
         self.label = ""
         self.kept = {}
