@@ -55,6 +55,8 @@ _LISTS: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
     (("--ulimit",), "ulimits", "NAME=SOFT[:HARD]", "resource limit of each process, such as nofile=1024"),
     (("--security-opt",), "security_opt", "OPTION", "seccomp=unconfined, no-new-privileges:false"),
 )
+#: Docker's other names for the fields of --mount.
+_MOUNT_NAMES = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
 _SWITCHES: tuple[tuple[str, str, str], ...] = (
     ("--read-only", "read_only", "no writable layer"),
     ("--privileged", "privileged", "all capabilities, no seccomp, no masked paths"),
@@ -67,8 +69,27 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(*words, dest=key, metavar=metavar, help=text)
     for words, key, metavar, text in _LISTS:
         parser.add_argument(*words, dest=key, metavar=metavar, action="append", help=text)
+    parser.add_argument(
+        "--mount",
+        dest="volumes",
+        metavar="type=bind,source=SOURCE,target=TARGET[,readonly]",
+        action="append",
+        type=_volume_of_mount,
+        help="the same as --volume, in docker's longer form",
+    )
     for word, key, text in _SWITCHES:
         parser.add_argument(word, dest=key, action="store_true", default=None, help=text)
+
+
+def _volume_of_mount(text: str) -> str:
+    """Return docker's ``--mount`` as ``--volume`` has it. Raises :class:`argparse.ArgumentTypeError`."""
+    fields = [item.partition("=") for item in text.split(",")]
+    given = {_MOUNT_NAMES.get(name, name): value for name, _equals, value in fields}
+    unknown = given.keys() - {"type", "source", "target", "readonly"}
+    if unknown or given.get("type") != "bind" or not given.get("source") or not given.get("target"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid; accepted: type=bind,source=SOURCE,target=TARGET[,readonly]")
+    read_only = given.get("readonly", "false") in {"", "true", "1"}
+    return f"{given['source']}:{given['target']}{':ro' if read_only else ''}"
 
 
 #: What a person has written for each setting.

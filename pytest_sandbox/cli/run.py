@@ -42,6 +42,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--entrypoint", metavar="PROGRAM", help="in place of the image's; the image's own command is left out then")
     parser.add_argument("-d", "--detach", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--init", action="store_true", help="accepted for docker's sake: the dead are always reaped")
     parser.add_argument("--rm", action="store_true", help="accepted for docker's sake: a container always goes when its command ends")
     parser.add_argument("--pull", choices=["missing", "always", "never"], default="missing", help="when to pull IMAGE (default: missing)")
     parser.add_argument("image", metavar="IMAGE", help="what the container's root is")

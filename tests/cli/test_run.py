@@ -201,6 +201,22 @@ class TestFlags:
         assert "kept\n" == (tmp_path / "out").read_text()
         assert 0 != run("-v", f"{tmp_path}:/data:ro", "host", "touch", "/data/more").returncode
 
+    def test_mounts(self, tmp_path: Path):
+        """--mount type=bind is --volume in other words; other types and fields are refused."""
+        (tmp_path / "in").write_text("read")
+        for form in ("type=bind,source={},target=/x,readonly", "type=bind,src={},dst=/x,ro=true"):
+            assert "read\n" == said("--mount", form.format(tmp_path), "host", "sh", "-c", "cat /x/in; touch /x/out 2>&- ; echo")
+        assert ["in"] == os.listdir(tmp_path)
+        said("--mount", f"type=bind,destination=/x,source={tmp_path}", "host", "touch", "/x/out")
+        assert ["in", "out"] == sorted(os.listdir(tmp_path))
+        for wrong in ("type=tmpfs,target=/x", "type=bind,source=/,target=", "type=bind,source=/,target=/x,mode=7", "/a:/b"):
+            refused = run("--mount", wrong, "host", "true")
+            assert (125, True) == (refused.returncode, f"{wrong!r} is not valid" in refused.stderr)
+
+    def test_init_is_accepted(self):
+        """--init changes nothing."""
+        assert "hi\n" == said("--init", "host", "echo", "hi")
+
     def test_all_else_is_thrown_away(self, tmp_path: Path):
         """What the command writes elsewhere is gone with its container."""
         assert "x\n" == said("host", "sh", "-c", f"echo x > {tmp_path}/gone; cat {tmp_path}/gone")
