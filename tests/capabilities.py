@@ -91,6 +91,13 @@ def has_huge_pages() -> bool:
     return "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
 
 
+def has_assembler(machine: str) -> bool:
+    """Whether tools/make_machine_code.py can assemble the code of *machine* here."""
+    from make_machine_code import tools
+
+    return tools(machine) is not None
+
+
 def has_mypy() -> bool:
     return find_spec("mypy") is not None
 
@@ -120,6 +127,8 @@ PROBES: dict[str, Callable[[], bool]] = {
     "loop": lambda: os.access("/dev/loop-control", os.W_OK) and has_program("mkfs.ext4"),
     "limits": has_limits,
     "bridge": has_bridges,
+    "assembler_x86_64": lambda: has_assembler("x86_64"),
+    "assembler_aarch64": lambda: has_assembler("aarch64"),
     "mypy": has_mypy,
     "pyright": has_pyright,
     "huge_pages": has_huge_pages,
