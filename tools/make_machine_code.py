@@ -24,9 +24,14 @@ A test assembles those again and compares.
 
 from __future__ import annotations
 
-__all__ = ["INIT", "RUN"]
+__all__ = ["HELPER", "INIT", "RUN"]
 
 '''
+COMMENTS = {
+    "run": "Makes the system calls of a list.",
+    "helper": "Follows RUN in a program whose entry point it is, aligned to 16 bytes.",
+    "init": "A container's PID 1.",
+}
 
 
 def tools(machine: str) -> tuple[str, str, str] | None:
@@ -43,11 +48,11 @@ def printed(*command: str | Path) -> str:
 
 
 def assembled(machine: str) -> dict[str, bytes] | None:
-    """The bytes of ``run`` and ``init``; None where this machine has no assembler for the architecture."""
-    found = tools(machine)
-    if found is None:
+    """The bytes of ``run``, ``helper`` and ``init``; None where this machine has no assembler for the architecture."""
+    installed = tools(machine)
+    if installed is None:
         return None
-    assembler, nm, objcopy = found
+    assembler, nm, objcopy = installed
     with tempfile.TemporaryDirectory() as folder:
         source, object_, text = (Path(folder, name) for name in ("code.s", "code.o", "code.text"))
         source.write_text(printed("cpp", "-P", "-undef", "-x", "assembler-with-cpp", SOURCES / f"{machine}.S"))
@@ -55,7 +60,8 @@ def assembled(machine: str) -> dict[str, bytes] | None:
         subprocess.run([objcopy, "-O", "binary", "-j", ".text", object_, text], check=True)
         places = {name: int(place, 16) for place, _kind, name in map(str.split, printed(nm, object_).splitlines())}
         code = text.read_bytes()
-    return {name: code[places[name] : places[f"{name}_end"]] for name in ("run", "init")}
+    found = {name: code[places[name] : places[f"{name}_end"]] for name in ("run", "init")}
+    return {**found, "helper": code[places["run_end"] : places["helper_end"]]}
 
 
 def literal(code: bytes) -> str:
@@ -64,12 +70,12 @@ def literal(code: bytes) -> str:
 
 
 def module(codes: dict[str, dict[str, bytes]]) -> str:
-    parts = [HEAD]
-    for name, comment in (("run", "Makes the system calls of a list."), ("init", "A container's PID 1.")):
-        parts.append(f"#: {comment}\n{name.upper()} = {{\n")
-        parts += [f'    "{machine}": {literal(code[name])},\n' for machine, code in codes.items()]
-        parts.append("}\n" + ("\n" if name == "run" else ""))
-    return "".join(parts)
+    parts = []
+    for name, comment in COMMENTS.items():
+        part = f"#: {comment}\n{name.upper()} = {{\n"
+        part += "".join(f'    "{machine}": {literal(code[name])},\n' for machine, code in codes.items())
+        parts.append(f"{part}}}\n")
+    return HEAD + "\n".join(parts)
 
 
 def main() -> int:
@@ -88,7 +94,7 @@ def main() -> int:
 def known(machine: str) -> dict[str, bytes]:
     from pytest_sandbox.linux import machine_code
 
-    return {"run": machine_code.RUN[machine], "init": machine_code.INIT[machine]}
+    return {name: getattr(machine_code, name.upper())[machine] for name in COMMENTS}
 
 
 if __name__ == "__main__":

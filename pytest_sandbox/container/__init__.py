@@ -12,10 +12,11 @@ import time
 import weakref
 from contextlib import suppress
 from dataclasses import replace
+from signal import SIGKILL
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar, overload
 
 from pytest_sandbox.channel import close_all
-from pytest_sandbox.container import session
+from pytest_sandbox.container import processes, session
 from pytest_sandbox.container.changes import changed_in
 from pytest_sandbox.container.child import Child, as_builder, fork_into, run_call
 from pytest_sandbox.container.files import Files
@@ -174,14 +175,15 @@ class Container(State, Files):
         """Kill what runs inside, and wait for it. Init alone is no reason to wait: the launcher ends it in its own time."""
         if not self.commands and not self.children and self.group.count() == OVERHEAD:
             return
-        process.kill(self.pidfd, signal.SIGKILL)
-        for command in list(self.commands):  # they are this process's children: the namespace ends when they are reaped
-            command.wait()
-        for child in list(self.children):
-            child.reap()
-        looks = 0
-        while not process.ended(self.pidfd, _LOOK_AGAIN) and (self.group.pids() or (self.group.count() is None and looks < _MOST_LOOKS)):
-            looks += 1  # what is left once nobody lives are the dead of a visitor that does not reap them; without groups nobody knows
+        process.kill(self.pidfd, SIGKILL)
+        with self.group.unthrottled():
+            for command in list(self.commands):  # they are this process's children: the namespace ends when they are reaped
+                command.await_end()
+            for child in list(self.children):
+                child.reap()
+            looks = 0
+            while not process.ended(self.pidfd, _LOOK_AGAIN) and looks < _MOST_LOOKS and (self.group.pids() or self.group.count() is None):
+                looks += 1  # what is left once nobody lives are the dead of a visitor that does not reap them; without cgroups nobody knows
 
     def __del__(self) -> None:
         if getattr(self, "_state", "") in {"running", "paused"}:
@@ -290,12 +292,9 @@ class Container(State, Files):
         self._running()  # one that has ended is not entered
         raise SetupError(failure.step, str(failure.error().strerror))
 
-    def signal_inside(self, pid: int, number: int) -> None:
-        """Send a signal by a number inside, in there: whoever has the number, it is nobody of the host's."""
-        entrance = self.entrance()
-        begun = entrance.begin()
-        begun.program.add("send a signal", "kill", pid, int(number))
-        os.waitpid(entrance.spawn(begun), 0)
+    def open_directory(self, path: str) -> int:
+        """Open a directory inside for reading; returns a descriptor, the caller's."""
+        return self._open(path, os.O_RDONLY | os.O_DIRECTORY)
 
     # -- processes
 
@@ -322,15 +321,18 @@ class Container(State, Files):
         """
         keywords = with_pipes(keywords, input=input, capture_output=capture_output)
         timeout = self.settings.timeout if timeout is None else timeout
+        end = None if timeout is None else time.monotonic() + timeout
         kills = self.group.oom_kills() if check else 0
-        with self.popen(args, **keywords) as popen:
-            try:
-                stdout, stderr = popen.communicate(input, timeout=timeout)
-            except BaseException as error:
-                self.kill_tree(popen.pid)
-                if isinstance(error, subprocess.TimeoutExpired):  # it has the output until then already, as bytes, as subprocess has it
-                    error.timeout = timeout  # type: ignore[assignment]
-                raise
+        popen = self.popen(args, start_timeout=timeout, **keywords)
+        try:
+            stdout, stderr = popen.communicate(input, timeout=None if end is None else max(0, end - time.monotonic()))
+        except BaseException as error:
+            popen.end()
+            if isinstance(error, subprocess.TimeoutExpired):  # it has the output until then already, as bytes, as subprocess has it
+                error.timeout = timeout  # type: ignore[assignment]
+            raise
+        finally:
+            popen.close_pipes()
         if check and popen.returncode:
             self._raise_for(popen, stdout, stderr, kills)
         return subprocess.CompletedProcess(popen.args, popen.returncode, stdout, stderr)
@@ -347,8 +349,11 @@ class Container(State, Files):
 
         The child must end by :func:`os._exit`. Raises :class:`UnsupportedError` where the caller may not enter a PID namespace.
         """
-        here = [one for one in _living if one._home is self._home]  # noqa: SLF001 - not those outside, of a fork that is inside
-        return fork_into(self._awake(), here)
+        return fork_into(self._awake(), self.living())
+
+    def living(self) -> list[Container]:
+        """Return the containers of this process; not those outside, where it is a fork that is inside one."""
+        return [one for one in _living if one._home is self._home]  # noqa: SLF001 - its own
 
     @overload
     def call(self, func: Callable[..., T], /, *args: Any, timeout: float | None, **keywords: Any) -> T: ...
@@ -361,28 +366,22 @@ class Container(State, Files):
         :class:`TimeoutError` over ``timeout`` seconds, :class:`SandboxError` where the fork ended without an answer, and
         :class:`OutOfMemory` where it was killed for memory.
         """
-        return run_call(self._running(), func, args, keywords, self.settings.timeout if timeout is None else timeout)
+        return run_call(self._awake(), func, args, keywords, self.settings.timeout if timeout is None else timeout)
 
     def processes(self) -> list[tuple[int, str]]:
-        """Return number (inside) and command line of every process inside but init."""
-        folder = self._open(process.FOLDER, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            found = [(pid, process.command_line(pid, folder)) for pid in process.everyone(folder) if pid != 1]
-        finally:
-            os.close(folder)
-        return sorted((pid, line) for pid, line in found if line)
+        """Return PID (inside) and command line of every process inside but init."""
+        return processes.listed(self._running())
 
     def kill(self, signal: int = signal.SIGKILL) -> None:
         """Send a signal to every process inside but init."""
-        self.signal_inside(-1, signal)
+        if signal == SIGKILL:
+            processes.kill_all(self._awake())
+        else:
+            processes.send_to_all(self._awake(), int(signal))
 
     def kill_tree(self, pid: int) -> None:
-        """Kill a command, by its number outside, and all below it."""
-        for one in process.descendants(pid):
-            inside = process.number_inside(one)
-            if inside > 1:
-                self.signal_inside(inside, signal.SIGKILL)
-                process.await_end(one)
+        """Kill a command, by its PID outside, and all below it."""
+        processes.kill_tree(self._running(), pid)
 
     def stop(self, timeout: float = 10) -> None:
         """End what runs inside as ``docker stop`` does: the image's STOPSIGNAL (else SIGTERM) to each command of this process's, SIGKILL after ``timeout`` seconds.
@@ -399,7 +398,7 @@ class Container(State, Files):
                 command.wait(max(0, end - time.monotonic()))
         self.kill()
         for command in commands:
-            command.wait()
+            command.await_end()
 
     def pause(self) -> None:
         """Stop every process inside until :meth:`unpause` (the cgroup freezer)."""

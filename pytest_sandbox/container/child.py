@@ -6,19 +6,20 @@ import json
 import os
 import select
 import signal
+import sys
 import threading
 import time
 import warnings
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pytest_sandbox.channel import Channel, close_all
-from pytest_sandbox.container import session, values
+from pytest_sandbox.container import processes, session, values
+from pytest_sandbox.container.processes import END_TIMEOUT
 from pytest_sandbox.errors import OutOfMemory, SandboxError, SetupError
 from pytest_sandbox.linux import namespaces, pages, process
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.program import Program
+from pytest_sandbox.linux.program import Failure, Program
 from pytest_sandbox.outcome import Exited, OOMKilled, Outcome, Signaled, TimedOut
 
 if TYPE_CHECKING:
@@ -27,12 +28,17 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.container import Container
     from pytest_sandbox.launcher.entering import Entrance
+    from pytest_sandbox.linux.program import Result
 
 __all__ = ["Child", "Forks", "as_builder", "fork_into", "forks", "run_call"]
 
 __tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
 
 _CHUNK = 1 << 16
+#: Bytes that the answer of a call may have; it comes from inside, and is kept in memory more than once.
+_LONGEST_ANSWER = 64 << 20
+#: Seconds for a process outside of the container, which nothing inside can stop, to fork into it.
+_ENTER_TIMEOUT = 30.0
 
 
 class Child:
@@ -48,19 +54,28 @@ class Child:
         self._reaping = threading.Lock()
         container.children.add(self)
 
-    def wait(self, timeout: float | None = None) -> Outcome:
-        """Wait for the end, and return what it was; over ``timeout`` seconds everything inside but init is killed."""
+    def wait(self, timeout: float | None = None, *, everything: bool = True) -> Outcome:
+        """Wait for the end, and return what it was.
+
+        Over ``timeout`` seconds it is killed with all below it, or with ``everything`` in the
+        container but init. Returns within :data:`END_TIMEOUT` seconds more, whatever runs inside.
+        """
         if self._outcome is not None:
             return self._outcome
         overrun: TimedOut | None = None
         if not process.ended(self.pidfd, timeout):
-            running = tuple(line for _pid, line in self.container.processes())
-            overrun = TimedOut(timeout or 0, running)
-            self.kill()
-            process.ended(self.pidfd)
+            overrun = TimedOut(timeout or 0, self._running())
+            self.kill(everything=everything)
         code = self._reaped()
         self._outcome = overrun or self._verdict(code)
         return self._outcome
+
+    def _running(self) -> tuple[str, ...]:
+        """Return the command lines of what runs inside, for people to read."""
+        try:
+            return tuple(line for _pid, line in self.container.processes())
+        except (OSError, SandboxError):
+            return ()
 
     def reap(self) -> None:
         """Kill it and take its status: until then, its PID namespace does not end (pid_namespaces(7))."""
@@ -71,11 +86,10 @@ class Child:
     def _reaped(self) -> int:
         with self._reaping:
             if self._code is None:
-                process.ended(self.pidfd)
-                try:
-                    self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-                except ChildProcessError:  # the caller waits for all its children by itself
-                    self._code = -signal.SIGKILL
+                with self.container.group.unthrottled():
+                    code = process.reap(self.pid, self.pidfd, END_TIMEOUT)
+                # Where the kernel does not say, its caller waits for all its children by itself.
+                self._code = -signal.SIGKILL if code is None else code
                 os.close(self.pidfd)
                 self.container.children.discard(self)
             return self._code
@@ -88,11 +102,14 @@ class Child:
             return OOMKilled(used.memory_limit, used.memory_peak or 0, self.container.group.files_bytes())
         return Signaled(-code)
 
-    def kill(self) -> None:
-        """Kill everything inside but init."""
+    def kill(self, *, everything: bool = True) -> None:
+        """Kill everything inside but init, or only the process and all below it."""
+        with suppress(SandboxError, OSError):
+            if everything:
+                processes.kill_all(self.container)
+            else:
+                processes.kill_tree(self.container, self.pid)
         process.kill(self.pidfd, signal.SIGKILL)
-        with suppress(SandboxError):
-            self.container.kill()
 
 
 class Forks:
@@ -116,36 +133,44 @@ class Forks:
 forks = Forks()
 
 
-def fork_into(container: Container, living: Iterable[Container]) -> Child | None:
-    """Fork once; the child is in the container's PID namespace from its first moment, and in the rest before this returns None."""
+def fork_into(container: Container, living: Iterable[Container], *, shielded: bool = False) -> Child | None:
+    """Fork; the child is in the container when this returns None.
+
+    ``shielded`` is for a container in which something may run already: nothing of this process can
+    be seen there, neither its command line nor, at any time, its memory, environment and
+    descriptors. It costs a second fork, and the child cannot be traced, nor dumps core.
+    """
     forks.gather()
     forks.count()
     kills = container.group.oom_kills()
     entrance = container.entrance()
-    program = _way_in(container, entrance, living)
-    program.prepare()
     lock_down = entrance.lock_down(None if container.settings.user is None else container.find_user(container.settings.user))
+    twice = shielded or entrance.builder_fd >= 0
+    program, clone = entrance.begin(shielded=shielded) if twice else (Program(), None)
+    if clone is None:
+        entrance.add_enter(program)
+    _add_arrival(container, program, living)
+    program.prepare()
     # An interrupt between the fork and what notes it would leave a child that nobody waits for, or a second caller.
     program.block_signals()
     pid = -1
     try:
-        pid = _fork_as_root(entrance) if entrance.builder_fd < 0 else _fork_as_user(entrance)
+        pid = _fork_once(entrance) if clone is None else _fork_twice(container, program, clone, shielded=shielded)
         child = Child(container, pid, kills) if pid else None
     finally:
         if pid:
             program.unblock_signals()
     if child is None:
-        _enter(container, program, lock_down)
+        _enter(container, program if clone is None else None, lock_down)
     return child
 
 
-def _way_in(container: Container, entrance: Entrance, living: Iterable[Container]) -> Program:
-    """Return what the child does first: it enters, lets go of this library's own descriptors, and takes interrupts again."""
-    settings, program = container.settings, Program()
+def _add_arrival(container: Container, program: Program, living: Iterable[Container]) -> None:
+    """Append what the child does once it is inside: let go of this library's own descriptors, take interrupts again."""
+    settings = container.settings
     folders = [settings.workdir] if settings.workdir else [os.getcwd(), container.workdir]
-    replace(entrance, joins=container.group.joins()).add_enter(program)
     for folder in ["/", *reversed(folders)]:
-        program.add("change to the working folder", "chdir", os.fsencode(folder), go_on=True)  # the last that is there
+        program.add("change to the working directory", "chdir", os.fsencode(folder), go_on=True)  # the last that is there
     launcher = session.running()
     own = [] if launcher is None else launcher.descriptors()
     for one in {container, *living}:
@@ -153,10 +178,10 @@ def _way_in(container: Container, entrance: Entrance, living: Iterable[Container
     for fd in own:
         program.add("let go of the library's own", "close", fd, go_on=True)
     program.restore_signals("take interrupts again")
-    return program
 
 
-def _fork_as_root(entrance: Entrance) -> int:
+def _fork_once(entrance: Entrance) -> int:
+    """Fork with the container's PID namespace set for the children of this thread."""
     own = namespaces.open_for_children()
     pid = -1
     try:
@@ -169,33 +194,70 @@ def _fork_as_root(entrance: Entrance) -> int:
     return pid
 
 
-def _fork_as_user(entrance: Entrance) -> int:
-    """Fork twice: entering a PID namespace takes power in one's own user namespace, which only a process of one thread can change.
+def _fork_twice(container: Container, program: Program, clone: Result, *, shielded: bool) -> int:
+    """Fork a process that enters the namespaces, and is forked there: a second child of this process (CLONE_PARENT).
 
-    The second is a child of this process too, so it is awaited as any other.
+    Entering namespaces before that takes a process of one thread, which this one need not be.
     """
+    arguments = process.argument_area() if shielded else (0, 0)
     reader, writer = os.pipe2(os.O_CLOEXEC)
-    elder = _fork()
-    if elder:
-        os.close(writer)
-        with open(reader, "rb") as file:
-            number = file.read()
-        os.waitpid(elder, 0)
-        if not number:
-            raise SetupError("enter the container's PID namespace")
-        return int(number)
     try:
-        sc.setns(entrance.builder_fd, sc.CLONE_NEWUSER)
-        namespaces.set_for_children(entrance.pidfd)
-        younger = sc.fork_sibling()
-    except BaseException as error:  # noqa: BLE001 - half inside is nowhere
-        os.write(2, f"pytest-sandbox: the test could not enter its container: {error}\n".encode())
-        os._exit(125)
-    if younger:
-        os.write(writer, b"%d" % younger)
-        os._exit(0)
-    close_all([reader, writer])
-    return 0
+        elder = _fork()
+        if not elder:
+            _be_elder(program, clone, writer, arguments)
+            return 0
+        os.close(writer)
+        writer = -1
+        return _younger(container, elder, reader)
+    finally:
+        close_all([fd for fd in (reader, writer) if fd >= 0])
+
+
+def _be_elder(program: Program, clone: Result, writer: int, arguments: tuple[int, int]) -> None:
+    """Enter and fork; return in the younger process, and end in this one."""
+    status = 125
+    try:
+        sc.clear_memory(*arguments)
+        younger = program.run_fork(clone)
+        failure = program.failure()
+        if younger == 0 and failure is None:
+            status = -1
+            return
+        answer = {"pid": younger} if failure is None else {"step": failure.step, "errno": failure.errno, "call": failure.call}
+        os.write(writer, json.dumps(answer).encode() + b"\n")
+    finally:
+        if status >= 0:
+            os._exit(status)
+
+
+def _younger(container: Container, elder: int, reader: int) -> int:
+    """Return the PID of the process that the elder has forked into the container."""
+    pidfd = os.pidfd_open(elder)
+    try:
+        answer = _first_line(reader, _ENTER_TIMEOUT)
+        process.kill(pidfd, signal.SIGKILL)  # it has nothing more to do
+        process.reap(elder, pidfd, END_TIMEOUT)
+    finally:
+        os.close(pidfd)
+    if not answer:
+        raise SetupError("enter the container's PID namespace", "the process that forks there was killed")
+    said = json.loads(answer)
+    if "pid" not in said:
+        container.raise_for(Failure(said["step"], said["errno"], said["call"]))
+    return int(said["pid"])
+
+
+def _first_line(reader: int, timeout: float) -> bytes:
+    """Read up to the first newline, the end of file, or the end of the time."""
+    deadline, data = time.monotonic() + timeout, b""
+    poll = select.poll()
+    poll.register(reader, select.POLLIN)
+    while not data.endswith(b"\n") and poll.poll(process.milliseconds(deadline - time.monotonic())):
+        part = os.read(reader, _CHUNK)
+        if not part:
+            break
+        data += part
+    return data
 
 
 def _fork() -> int:
@@ -207,9 +269,10 @@ def _fork() -> int:
         return os.fork()
 
 
-def _enter(container: Container, program: Program, lock_down: Program) -> None:
+def _enter(container: Container, program: Program | None, lock_down: Program) -> None:
     try:
-        program.run()
+        if program is not None:
+            program.run()
         lock_down.run()
     except OSError as error:  # half inside is nowhere
         os.write(2, f"pytest-sandbox: the test could not enter its container: {error.strerror}\n".encode())
@@ -264,7 +327,8 @@ def run_call(container: Container, func: Callable[..., Any], args: tuple[Any, ..
     """Fork, run the function inside, and bring its value or its exception back."""
     ours, theirs = (end.socket for end in Channel.pair())
     with ours, theirs:
-        child = container.fork()
+        _flush()  # or the fork would write it once more
+        child = fork_into(container, container.living(), shielded=True)
         if child is None:
             ours.close()
             _answer(theirs, func, args, keywords)
@@ -272,7 +336,7 @@ def run_call(container: Container, func: Callable[..., Any], args: tuple[Any, ..
         try:
             end = None if timeout is None else time.monotonic() + timeout
             data = _collect(ours, child.pidfd, end)
-            outcome = child.wait(None if end is None else max(0, end - time.monotonic()))
+            outcome = child.wait(None if end is None else max(0, end - time.monotonic()), everything=False)
         except BaseException:
             child.reap()
             raise
@@ -281,35 +345,42 @@ def run_call(container: Container, func: Callable[..., Any], args: tuple[Any, ..
     return _value(outcome, data)
 
 
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # whatever stands there; None, where it is closed
+            stream.flush()
+
+
 def _answer(to: socket.socket, func: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> NoReturn:
     try:
         try:
             answer = json.dumps({"value": values.encode(func(*args, **keywords))})
         except BaseException as error:  # noqa: BLE001 - it is the caller's
             answer = json.dumps({"error": values.encode_exception(error)})
+        _flush()
         to.sendall(answer.encode() + b"\n")
     finally:
         os._exit(0)
 
 
 def _collect(ours: socket.socket, pidfd: int, end: float | None) -> bytes:
-    """Read until the answer's end, the child's end, or the end of the time."""
+    """Read until the answer's end, the child's end, the end of the time, or more than an answer may have."""
     poll = select.poll()
     for fd in (ours.fileno(), pidfd):
         poll.register(fd, select.POLLIN)
-    parts: list[bytes] = []
-    while True:
-        left = None if end is None else max(0, end - time.monotonic()) * 1000
-        ready = dict(poll.poll(left))
+    data = bytearray()
+    while len(data) <= _LONGEST_ANSWER:
+        ready = dict(poll.poll(None if end is None else process.milliseconds(end - time.monotonic())))
         if ours.fileno() not in ready:  # the child has ended, or the time
-            return b"".join(parts)
+            return bytes(data)
         try:
             part = ours.recv(_CHUNK)
         except ConnectionResetError:
             part = b""
-        parts.append(part)
+        data += part
         if not part or part.endswith(b"\n"):
-            return b"".join(parts)
+            return bytes(data)
+    raise SandboxError(f"call() was answered with more than {_LONGEST_ANSWER >> 20} MiB. Return less, or write a file and copy_out() it.")
 
 
 def _value(outcome: Outcome, data: bytes) -> Any:

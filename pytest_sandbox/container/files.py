@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-from pytest_sandbox.errors import ContainerStopped
 from pytest_sandbox.linux import syscall as sc
+from pytest_sandbox.linux.program import Program
 
 __all__ = ["Files"]
 
@@ -35,23 +35,24 @@ class Files:
     """The methods of :class:`~pytest_sandbox.container.Container` that read and write files."""
 
     def _open(self: Any, path: Path, flags: int, mode: int = 0) -> int:
-        """Open by the names inside, in a child that shares this process's descriptors and nothing else of the host's."""
+        """Open by the names inside, with the rights of root inside.
+
+        The call is made by a child that shares this process's memory and descriptors, in the
+        container's mount namespace but not in its PID namespace: nothing in the container sees it
+        or can stop it, and in its /proc there is no "self" that would be this process.
+        """
         name = os.fspath(path)
-        entrance = self.entrance()
-        begun = entrance.begin(shares_files=True)
-        begun.program.add("enter", "setns", entrance.pidfd, sc.CLONE_NEWNS)
-        # Never wait for the other end of a FIFO, never take a terminal, and never follow what /proc has for links: they could be ours.
-        how = sc.open_how(flags if flags & os.O_PATH else flags | _NO_WAIT, sc.RESOLVE_NO_MAGICLINKS, mode)
         place = os.fsencode(os.path.join(self.workdir, name))
         if b"\0" in place:
             raise ValueError("embedded null byte")
-        found = begun.program.add("open", "openat2", -100, place, how, len(how))
-        os.waitpid(entrance.spawn(begun), 0)
-        failure = begun.program.failure()
-        if failure is None and begun.program[found] < 0:  # the container's end was the child's too
-            raise ContainerStopped.ended(self.id)
+        program = Program()
+        self.entrance().add_look(program)
+        # Never wait for the other end of a FIFO, never take a terminal, and never follow a magic link of /proc.
+        how = sc.open_how(flags if flags & os.O_PATH else flags | _NO_WAIT, sc.RESOLVE_NO_MAGICLINKS, mode)
+        found = program.add("open", "openat2", -100, place, how, len(how))
+        failure = program.try_in_child(sc.CLONE_FILES)
         if failure is None:
-            return int(begun.program[found])
+            return program[found]
         if failure.step != "open":
             self.raise_for(failure)
         raise OSError(failure.errno, os.strerror(failure.errno), name)

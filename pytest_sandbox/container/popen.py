@@ -14,24 +14,27 @@ import select
 import stat
 import subprocess
 import threading
+import time
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, AnyStr
 
 from pytest_sandbox.channel import close_all
-from pytest_sandbox.errors import SettingsError
+from pytest_sandbox.container.processes import END_TIMEOUT
+from pytest_sandbox.errors import SettingsError, SetupError
 from pytest_sandbox.launcher import users
-from pytest_sandbox.launcher.entering import PYTHON_IGNORES
+from pytest_sandbox.launcher.entering import PYTHON_IGNORES, START_TIMEOUT
 from pytest_sandbox.linux import process, terminal
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.program import Table
+from pytest_sandbox.linux.spawn import Spawn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_sandbox.container import Container
-    from pytest_sandbox.launcher.entering import Begun, Entrance
-    from pytest_sandbox.linux.program import Program, Result
+    from pytest_sandbox.launcher.entering import Entrance
+    from pytest_sandbox.linux.program import Program
+    from pytest_sandbox.linux.spawn import Status
 
 __all__ = ["Popen", "with_pipes"]
 
@@ -39,15 +42,19 @@ __tracebackhide__ = True  # pytest shows the line of the test that asked, not ou
 
 _CHUNK = 1 << 16
 _PIPE_AT_MOST = 1 << 20  # /proc/sys/fs/pipe-max-size, by default
-_MOST_FDS = (1 << 32) - 1
 _WORKDIR = "change to the working folder"
+_NOT_EXECUTED = "Other processes in the container stop it, or leave it no CPU time: end them, or raise cpus=."
 
 
 class Popen(subprocess.Popen[AnyStr]):
     """A process in a container; see :class:`subprocess.Popen`.
 
     ``pid`` is its number outside, where it is a child of the calling process. ``user`` (also ``"USER:GROUP"``), ``group`` and ``extra_groups`` are read from the container's own
-    files. It is always the leader of a session of its own.
+    files. It is always the leader of a session of its own. Descriptors of ``pass_fds`` are open in it
+    under the same numbers, as with :mod:`subprocess`: what they refer to is not part of the container.
+
+    ``start_timeout`` are the seconds that it may take until the program is executed (60 by default); over them
+    it is killed, and :class:`subprocess.TimeoutExpired` raised, or without one :class:`SetupError`.
     """
 
     def __init__(
@@ -59,9 +66,10 @@ class Popen(subprocess.Popen[AnyStr]):
         group: str | int | None = None,
         extra_groups: Iterable[str | int] | None = None,
         tty: bool = False,
+        start_timeout: float | None = None,
         **kwargs: Any,
     ) -> None:
-        for key in ("preexec_fn", "pass_fds", "process_group", "startupinfo", "creationflags"):
+        for key in ("preexec_fn", "process_group", "startupinfo", "creationflags"):
             if kwargs.get(key):
                 raise SettingsError(key, kwargs[key], "nothing: it has no meaning for a process in a container")
         self._container = container
@@ -69,24 +77,26 @@ class Popen(subprocess.Popen[AnyStr]):
         self._group = None if group is None else str(group)
         self._extra_groups = None if extra_groups is None else [str(one) for one in extra_groups]
         self._tty = tty
+        self._start_timeout = start_timeout
         self._pumps: list[_Pump] = []
         self._pidfd = -1
         super().__init__(args, **kwargs)
 
-    def _execute_child(self, args: Any, executable: Any, _preexec: Any, _close: Any, _pass: Any, cwd: Any, env: Any, *more: Any) -> None:
+    def _execute_child(
+        self, args: Any, executable: Any, _preexec: Any, close_fds: Any, pass_fds: Any, cwd: Any, env: Any, *more: Any
+    ) -> None:
         shell, pipes = more[2], more[3:9]
         restore_signals, _gid, _gids, _uid, umask, *_rest = more[9:]
         opened: list[int] = []
         try:
-            standards = self._standards((pipes[0], pipes[3], pipes[5]), opened)
+            standards: list[int] = self._standards((pipes[0], pipes[3], pipes[5]), opened)
             env, workdir, user = self._container.surroundings(env=env, cwd=cwd, user=self._user)
             who = self._who(user, env)
             words: list[str] = _words(args, executable, shell=shell)
-            commands = _candidates(words[0] if executable is None else os.fsdecode(executable), env)
-            entrance = self._container.entrance()
-            begun = entrance.begin()
-            program = begun.program
-            entrance.add_enter(program)
+            commands: list[str] = _candidates(words[0] if executable is None else os.fsdecode(executable), env)
+            passed: set[int] = _passed(pass_fds, close_fds=close_fds)
+            entrance: Entrance = self._container.entrance()
+            program, clone = entrance.begin()
             _add_streams(program, standards, tty=self._tty)
             if self._tty and who is not None:  # as login(1) does: else the user may not open its own terminal by name
                 program.add("own the terminal", "fchown", 0, who.uid, -1)
@@ -94,15 +104,41 @@ class Popen(subprocess.Popen[AnyStr]):
             if umask >= 0:
                 program.add("set umask", "umask", umask)
             entrance.add_lock_down(program, who)
+            program.add("close descriptors", "close_range", 3, sc.MOST_FDS, sc.CLOSE_RANGE_CLOEXEC)
+            for fd in passed:
+                program.add("pass descriptors", "fcntl", fd, fcntl.F_SETFD, 0)
             program.restore_signals("restore signals", PYTHON_IGNORES if restore_signals else ())
-            program.add("close descriptors", "close_range", 3, _MOST_FDS, 0)
-            tables = (Table((*map(os.fsencode, words), 0)), Table((*_assignments(env), 0)))
-            tries = [program.add("execute", "execve", os.fsencode(command), *tables, go_on=True) for command in commands]
-            self._spawn(begun, entrance)
-            self._examine(program, tries, workdir if cwd is None else cwd, executable or (words[0] if shell else _first(args)))
+            timeout = START_TIMEOUT if self._start_timeout is None else self._start_timeout
+            with Spawn(program, clone, {*standards, *passed, *entrance.descriptors}) as spawn:
+                spawn.add_execute([*map(os.fsencode, commands)], [*map(os.fsencode, words)], _assignments(env))
+                status = spawn.run(time.monotonic() + timeout)
+            self._take(status, args, workdir if cwd is None else cwd, executable or (words[0] if shell else _first(args)))
         finally:
             close_all(opened)
             self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+    def _take(self, status: Status, args: Any, workdir: Any, command: Any) -> None:
+        """Be the process that was started, or raise what :mod:`subprocess` raises where the program could not be executed."""
+        if status.executed:
+            self.pid = status.pid
+            self._child_created = True
+            self._container.commands.add(self)
+            return
+        if status.late:
+            if self._start_timeout is not None:
+                raise subprocess.TimeoutExpired(args, self._start_timeout)
+            raise SetupError("execute", f"the program was not executed within {START_TIMEOUT:.0f} s", _NOT_EXECUTED)
+        failure = next((one for one in status.failures if not one.may_be), None)
+        if failure is None and not status.failures:
+            raise SetupError("execute", "the spawn helper was killed")
+        if failure is None:
+            # As execvp(3): what was there and could not be executed says more than what was not there.
+            errors = [one.errno for one in status.failures]
+            number = next((error for error in errors if error not in {errno.ENOENT, errno.ENOTDIR}), errors[-1])
+            raise OSError(number, os.strerror(number), command)
+        if failure.step == _WORKDIR:
+            raise OSError(failure.errno, os.strerror(failure.errno), workdir)
+        self._container.raise_for(failure)
 
     def _who(self, user: str | None, env: dict[str, str]) -> users.User | None:
         """Find the user, who brings his home with him, and the groups; None where all stays as it is."""
@@ -119,30 +155,6 @@ class Popen(subprocess.Popen[AnyStr]):
         if self._extra_groups is not None:
             found = replace(found, groups=tuple(users.find_group(one, read) for one in self._extra_groups))
         return found
-
-    def _spawn(self, begun: Begun, entrance: Entrance) -> None:
-        """Spawn in the container; from here on it is a child of this process like any other."""
-        dumpable = sc.prctl(sc.PR_GET_DUMPABLE)
-        self.pid = entrance.spawn(begun)
-        if dumpable == 1:  # a change of user in a child with this memory takes it away
-            sc.prctl(sc.PR_SET_DUMPABLE, 1)
-        self._child_created = self.pid > 0
-        self._container.commands.add(self)
-
-    def _examine(self, program: Program, tries: list[Result], workdir: Any, command: Any) -> None:
-        """Raise what :mod:`subprocess` raises where the program could not be executed."""
-        failure = program.failure()
-        errors = [-program[one] for one in tries]
-        if failure is None and not all(0 < error < 4096 for error in errors):
-            return
-        self._child_created and self.wait()
-        if failure is None:
-            # As execvp(3): what was there and could not be executed says more than what was not there.
-            number = next((error for error in errors if error not in {errno.ENOENT, errno.ENOTDIR}), errors[-1])
-            raise OSError(number, os.strerror(number), command)
-        if failure.step == _WORKDIR:
-            raise OSError(failure.errno, os.strerror(failure.errno), workdir)
-        self._container.raise_for(failure)
 
     def _standards(self, given: tuple[int, int, int], opened: list[int]) -> list[int]:
         """Return the child's stdin, stdout and stderr for what was given: -1 is the caller's own, or /dev/null where that is closed.
@@ -185,12 +197,30 @@ class Popen(subprocess.Popen[AnyStr]):
     def signal_group(self, sig: int) -> None:
         """Send a signal to the process group that the process leads, as a terminal does for a key."""
         if self.poll() is None:
-            self._container.signal_inside(-self.inside_pid, sig)
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, sig)
 
     def kill_tree(self) -> None:
         """Kill the process and all below it."""
         if self.poll() is None:
             self._container.kill_tree(self.pid)
+
+    def end(self) -> None:
+        """Kill the process and all below it, and take its exit status."""
+        self.kill_tree()
+        self.await_end()
+
+    def await_end(self) -> None:
+        """Take the exit status of a process that was killed; one that the kernel does not let end is left to :meth:`Container.close`."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(END_TIMEOUT)
+
+    def close_pipes(self) -> None:
+        """Close this process's ends of the pipes."""
+        for pipe in (self.stdin, self.stdout, self.stderr):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
 
     def _handle_exitstatus(self, *args: Any, **kwargs: Any) -> None:
         """Take the exit status; by then everything that the command wrote is in its files."""
@@ -212,6 +242,14 @@ def _add_streams(program: Program, standards: list[int], *, tty: bool) -> None:
         program.add(step, "dup3", fd, standard, 0)
     if tty:
         program.add(step, "ioctl", 0, terminal.TIOCSCTTY, 0)
+
+
+def _passed(pass_fds: Iterable[int], *, close_fds: bool) -> set[int]:
+    """Return the descriptors past stderr that the command has: those that the caller names, or all inheritable ones."""
+    passed = {int(fd) for fd in pass_fds}
+    if not close_fds:
+        passed |= process.inheritable_descriptors()
+    return {fd for fd in passed if fd > 2}
 
 
 def _candidates(command: str, env: dict[str, str]) -> list[str]:

@@ -55,6 +55,12 @@ class PopenKwargs(TypedDict, total=False):
     tty: bool
 
 
+class StartKwargs(PopenKwargs, total=False):
+    """What ``popen`` alone takes."""
+
+    start_timeout: float | None
+
+
 class _Run(Protocol):
     @overload
     def __call__(
@@ -158,7 +164,7 @@ class _Popen(Protocol):
         encoding: str | None = None,
         errors: str | None = None,
         universal_newlines: bool | None = None,
-        **keywords: Unpack[PopenKwargs],
+        **keywords: Unpack[StartKwargs],
     ) -> Popen[str]: ...
     @overload
     def __call__(
@@ -169,7 +175,7 @@ class _Popen(Protocol):
         encoding: str,
         errors: str | None = None,
         universal_newlines: bool | None = None,
-        **keywords: Unpack[PopenKwargs],
+        **keywords: Unpack[StartKwargs],
     ) -> Popen[str]: ...
     @overload
     def __call__(
@@ -180,7 +186,7 @@ class _Popen(Protocol):
         encoding: str | None = None,
         errors: str,
         universal_newlines: bool | None = None,
-        **keywords: Unpack[PopenKwargs],
+        **keywords: Unpack[StartKwargs],
     ) -> Popen[str]: ...
     @overload
     def __call__(
@@ -191,7 +197,7 @@ class _Popen(Protocol):
         encoding: str | None = None,
         errors: str | None = None,
         universal_newlines: Literal[True],
-        **keywords: Unpack[PopenKwargs],
+        **keywords: Unpack[StartKwargs],
     ) -> Popen[str]: ...
     @overload
     def __call__(
@@ -202,7 +208,7 @@ class _Popen(Protocol):
         encoding: None = None,
         errors: None = None,
         universal_newlines: Literal[False] | None = None,
-        **keywords: Unpack[PopenKwargs],
+        **keywords: Unpack[StartKwargs],
     ) -> Popen[bytes]: ...
     @overload
     def __call__(
@@ -213,7 +219,7 @@ class _Popen(Protocol):
         encoding: str | None = None,
         errors: str | None = None,
         universal_newlines: bool | None = None,
-        **keywords: Unpack[PopenKwargs],
+        **keywords: Unpack[StartKwargs],
     ) -> Popen[Any]: ...
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sandbox.launcher import footing
 from pytest_sandbox.launcher.plan import SHELF
-from pytest_sandbox.linux import mounts, namespaces, network, overlay, process, userns
+from pytest_sandbox.linux import elf, mounts, namespaces, network, overlay, process, userns
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.program import Program, Result, Table
 
@@ -42,7 +42,7 @@ class Host:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self.init = process.init_fd()
+        self.init = elf.init_fd()
         self.launcher = os.pidfd_open(os.getpid())
         try:
             self.user = namespaces.make_user_namespace()

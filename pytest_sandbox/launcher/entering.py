@@ -5,42 +5,41 @@ from __future__ import annotations
 import os
 import signal
 import struct
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.errors import ContainerStopped
 from pytest_sandbox.linux import capabilities, namespaces, process, seccomp
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.program import Program, Table
+from pytest_sandbox.linux.spawn import add_helper_start
 
 if TYPE_CHECKING:
     from pytest_sandbox.launcher.plan import Plan
     from pytest_sandbox.launcher.users import User
     from pytest_sandbox.linux.program import Result
 
-__all__ = ["PYTHON_IGNORES", "Begun", "Entrance"]
+__all__ = ["PYTHON_IGNORES", "START_TIMEOUT", "Entrance"]
 
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _SECCOMP_SET_MODE_FILTER = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """A program for a child: the flags of its clone, and the result that is the child's number where it is not the first."""
-
-    program: Program
-    flags: int
-    younger: Result | None
+#: Seconds that a command may take to be executed, where its caller gives no timeout: others in
+#: the container may stop it or take all CPU time, and nobody can wait for them.
+START_TIMEOUT = 60.0
+#: What file access from outside needs beside the payload's own rights, as root has it for its files.
+_FILE_CAPABILITIES = sum(map(capabilities.bit, ("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID")))
+_OUTSIDE = sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC
 
 
 @dataclass(frozen=True, slots=True)
 class Entrance:
-    """Where a payload enters: a container's plan, a pidfd of its init, how its groups are joined, and two user namespaces, -1 where there are none.
+    """Where a payload enters: a container's plan, a pidfd of its init, how its cgroups are joined, user namespaces.
 
-    ``user_fd`` is the payloads' own; ``builder_fd`` is what the container was built in by who is not root. ``cgroup`` is the descriptor of a
-    version 2 group to begin in, ``joins`` are the files to which "0" is written otherwise.
+    ``user_fd`` is the payloads' own; ``builder_fd`` is what the container was built in by an
+    unprivileged user; -1 where there is none. ``cgroup`` is the descriptor of a version 2 cgroup to
+    begin in, ``joins`` are the files to which "0" is written otherwise.
     """
 
     plan: Plan
@@ -50,40 +49,44 @@ class Entrance:
     user_fd: int
     builder_fd: int
 
-    def begin(self, *, shares_files: bool = False) -> Begun:
-        """Begin a program that :meth:`spawn` makes in a child inside the container's PID namespace.
+    @property
+    def descriptors(self) -> set[int]:
+        """The descriptors that such a program uses."""
+        return {fd for fd in (self.pidfd, self.user_fd, self.builder_fd, self.cgroup) if fd >= 0}
 
-        Entering that takes power in one's own user namespace. Who is not root gains it in a child, whose own child goes on, as a child of
-        this process (CLONE_PARENT).
+    def begin(self, *, shielded: bool = True) -> tuple[Program, Result]:
+        """Begin a program that enters from outside, and the call in it that makes the payload.
+
+        ``shielded`` keeps the payload from being looked at until it executes a program.
         """
-        flags = sc.CLONE_FILES if shares_files else 0
-        if self.builder_fd < 0:
-            return Begun(Program(), flags, None)
+        flags = _OUTSIDE | sc.CLONE_NEWPID | (sc.CLONE_NEWNET if self.plan.own_network else 0)
+        spaces = (self.pidfd, flags, self.builder_fd, self._user_fd)
+        part, clone = _beginning(self.joins, self.cgroup, self.plan.ulimits, spaces, shielded=shielded)
         program = Program()
-        program.add("become the builder", "setns", self.builder_fd, sc.CLONE_NEWUSER)
-        program.add("enter namespaces", "setns", self.pidfd, sc.CLONE_NEWPID)
-        how = sc.sibling_arguments(flags)
-        return Begun(program, flags, program.add("enter namespaces", "clone3", how, len(how), stop_if_positive=True))
+        program.extend(part)
+        return program, clone
 
-    def spawn(self, begun: Begun) -> int:
-        """Make a begun program's calls; returns the number of the child, which is to be awaited."""
-        try:
-            with nullcontext() if begun.younger else namespaces.children_in(self.pidfd):
-                pid, pidfd = begun.program.spawn(begun.flags, cgroup=self.cgroup)
-        except OSError as error:
-            if process.ended(self.pidfd, 0):
-                raise ContainerStopped.ended() from error
-            raise
-        os.close(pidfd)
-        if begun.younger is None:
-            return pid
-        os.waitpid(pid, 0)
-        return max(begun.program[begun.younger], -1)
+    def add_look(self, program: Program) -> None:
+        """Append what a child does that looks at the container's files: enter its mounts, with the rights of root inside."""
+        if self.builder_fd >= 0:
+            program.add("become the builder", "setns", self.builder_fd, sc.CLONE_NEWUSER)
+        namespaces.add_enter(program, "enter namespaces", self.pidfd, sc.CLONE_NEWNS, self._user_fd)
+        left = self._kept(self.plan.capabilities | _FILE_CAPABILITIES)
+        program.add("drop capabilities", "capset", *_capability_sets(left))
+
+    def _kept(self, wanted: int) -> int:
+        """Return which of these capabilities a payload can have: all in a new user namespace, else the caller's."""
+        in_new = self.builder_fd >= 0 or self._user_fd >= 0
+        return wanted & (capabilities.supported() if in_new else sc.getcaps()[1])
 
     def add_enter(self, program: Program) -> None:
-        """Append the way in: groups, limits, namespaces. The PID namespace is the caller's matter: it has to be set before the fork."""
-        user_fd = self.user_fd if self.plan.user_namespace else -1
-        program.extend(_entering(self.joins, self.plan.ulimits, self.pidfd, self.plan.own_network, user_fd))
+        """Append the whole way in, for a fork that is in the PID namespace already."""
+        flags = _OUTSIDE | sc.CLONE_NEWCGROUP | (sc.CLONE_NEWNET if self.plan.own_network else 0)
+        program.extend(_entering(self.joins, self.plan.ulimits, self.pidfd, flags, self._user_fd))
+
+    @property
+    def _user_fd(self) -> int:
+        return self.user_fd if self.plan.user_namespace else -1
 
     def add_lock_down(self, program: Program, user: User | None) -> None:
         """Append the giving up, for good, of all that the plan's payload may not have, and the change to its user."""
@@ -92,9 +95,7 @@ class Entrance:
     def lock_down(self, user: User | None) -> Program:
         """Return the same as a program of its own, which is ready to be run in forks."""
         is_root = (os.geteuid() == 0 or self._is_rooted) if user is None else user.uid == 0
-        in_new = self.builder_fd >= 0 or (self.user_fd >= 0 and self.plan.user_namespace)
-        held = capabilities.supported() if in_new else sc.getcaps()[1]
-        left = self.plan.capabilities & held if is_root else 0
+        left = self._kept(self.plan.capabilities) if is_root else 0
         plan = self.plan
         return _locking_down(plan.capabilities, left, user, self.builder_fd >= 0, plan.no_new_privileges, filtered=plan.seccomp)
 
@@ -104,15 +105,51 @@ class Entrance:
         return self.builder_fd >= 0 and self.plan.user_namespace and not self.plan.is_on_host
 
 
-# What enters a living container is the same for each of its commands and calls, and costs more to put together than to make.
 @lru_cache(maxsize=16)
-def _entering(joins: tuple[str, ...], ulimits: tuple[tuple[str, int, int], ...], pidfd: int, own_network: bool, user_fd: int) -> Program:
+def _beginning(
+    joins: tuple[str, ...],
+    cgroup: int,
+    ulimits: tuple[tuple[str, int, int], ...],
+    spaces: tuple[int, int, int, int],
+    *,
+    shielded: bool,
+) -> tuple[Program, Result]:
+    """Return what enters first: outside of the PID namespace up to the clone3, in the payload from there on."""
+    pidfd, flags, builder_fd, user_fd = spaces
+    program = Program()
+    if shielded:
+        add_helper_start(program)
+    if builder_fd >= 0:
+        program.add("become the builder", "setns", builder_fd, sc.CLONE_NEWUSER)
+    files = [program.open("join cgroups", os.fsencode(path), os.O_WRONLY) for path in joins]
+    program.add("enter namespaces", "setns", pidfd, flags)
+    how = sc.sibling_arguments(cgroup)
+    step = "make a process in the container"
+    clone = program.add(step, "clone3", how, len(how), stop_if_positive=True)
+    for file in files:
+        program.add("join cgroups", "write", file, b"0", 1)
+        program.close("join cgroups", file)
+    process.add_ulimits(program, "raise ulimits", ulimits)
+    namespaces.add_enter(program, "enter namespaces", pidfd, sc.CLONE_NEWCGROUP, user_fd)
+    program.add("new session", "setsid")
+    return program, clone
+
+
+# It is the same for each test of a container's plan, and costs more to put together than to make.
+@lru_cache(maxsize=16)
+def _entering(
+    joins: tuple[str, ...],
+    ulimits: tuple[tuple[str, int, int], ...],
+    pidfd: int,
+    flags: int,
+    user_fd: int,
+) -> Program:
     program = Program()
     for path in joins:
-        program.write("join groups", os.fsencode(path), b"0")
+        program.write("join cgroups", os.fsencode(path), b"0")
     process.add_ulimits(program, "raise ulimits", ulimits)
-    namespaces.add_enter(program, "enter namespaces", pidfd, network=own_network, user_fd=user_fd)
-    program.add("new session", "setsid", go_on=True)  # a leader of a session already has what it would get
+    namespaces.add_enter(program, "enter namespaces", pidfd, flags, user_fd)
+    program.add("new session", "setsid", go_on=True)  # a session leader has what it would get
     return program
 
 
@@ -130,13 +167,17 @@ def _locking_down(kept: int, left: int, user: User | None, by_user: bool, no_new
     if user is not None:
         _add_user(program, user, by_user=by_user)
     # Without inheritable ones a program that root executes gains none past the bounding set (CVE-2022-24769), and none is ambient.
-    low, high = left & 0xFFFFFFFF, left >> 32
-    header = struct.pack("Ii", sc.CAPABILITY_VERSION, 0)
-    program.add("drop capabilities", "capset", header, struct.pack("6I", low, low, 0, high, high, 0))
+    program.add("drop capabilities", "capset", *_capability_sets(left))
     if no_new_privileges and filtered:
         _add_filter(program, kept)
     program.prepare()
     return program
+
+
+def _capability_sets(left: int) -> tuple[bytes, bytes]:
+    """Return what capset(2) takes to leave these capabilities, none of them inheritable."""
+    low, high = left & 0xFFFFFFFF, left >> 32
+    return struct.pack("Ii", sc.CAPABILITY_VERSION, 0), struct.pack("6I", low, low, 0, high, high, 0)
 
 
 def _add_filter(program: Program, kept: int) -> None:

@@ -37,7 +37,7 @@ from pytest_sandbox.outcome import Stats
 from pytest_sandbox.settings import FrozenMap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from pytest_sandbox.linux.cgroup import Mount
     from pytest_sandbox.settings import Settings
@@ -323,6 +323,17 @@ class GroupV1(Group):
     def thaw(self) -> None:
         if self._has("freezer") and os.path.exists(path := self._path("freezer", "freezer.state")):
             write(path, "THAWED")
+
+    @contextlib.contextmanager
+    def unthrottled(self) -> Iterator[None]:
+        limited = self._limits.cpus is not None and self._has("cpu")
+        if limited:
+            self._apply_cpus(None)
+        try:
+            yield
+        finally:
+            if limited:
+                self._apply_cpus(self._limits.cpus)
 
     def is_frozen(self) -> bool:
         folder = self._session.folder_of("freezer")

@@ -368,6 +368,17 @@ class GroupV2(Group):
         with contextlib.suppress(FileNotFoundError):  # removed: as good as thawed
             write(f"{self.folder}/cgroup.freeze", 0)
 
+    @contextlib.contextmanager
+    def unthrottled(self) -> Iterator[None]:
+        limited = self._limits.cpus is not None
+        if limited:
+            self._limit("cpu.max", f"max {PERIOD}")
+        try:
+            yield
+        finally:
+            if limited:
+                self._limit("cpu.max", _quota(self._limits.cpus))
+
     def is_frozen(self) -> bool:
         return bool(number(f"{self.folder}/cgroup.freeze"))
 
@@ -410,6 +421,11 @@ def _stalled(path: str) -> float | None:
         return None
 
 
+def _quota(cpus: float | None) -> str:
+    """Return a limit on CPU time as cpu.max has it: microseconds of each period."""
+    return f"{'max' if cpus is None else round(cpus * PERIOD)} {PERIOD}"
+
+
 def _changes(before: Settings, limits: Settings, overhead: int) -> dict[str, str]:
     """Return the files that have to be written, in an order that never asks for more than is there."""
     pids = None if limits.pids_limit is None else limits.pids_limit + overhead
@@ -417,8 +433,7 @@ def _changes(before: Settings, limits: Settings, overhead: int) -> dict[str, str
     if limits.cpuset != before.cpuset:
         changes["cpuset.cpus"] = limits.cpuset or "\n"
     if limits.cpus != before.cpus:
-        quota = "max" if limits.cpus is None else str(round(limits.cpus * PERIOD))
-        changes["cpu.max"] = f"{quota} {PERIOD}"
+        changes["cpu.max"] = _quota(limits.cpus)
     if (limits.memory, limits.swap_limit) != (before.memory, before.swap_limit):
         swap = None if limits.swap_limit is None or limits.memory is None else limits.swap_limit - limits.memory
         changes["memory.swap.max"] = "max" if swap is None else str(swap)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import ContainerStopped, UnsupportedError
@@ -12,13 +11,11 @@ from pytest_sandbox.linux import userns
 from pytest_sandbox.linux.program import Program
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 __all__ = [
-    "ALL_BUT_USER_AND_PID",
     "add_enter",
-    "children_in",
     "identity",
     "make_user_namespace",
     "map_identity",
@@ -28,8 +25,6 @@ __all__ = [
     "open_of",
     "set_for_children",
 ]
-
-ALL_BUT_USER_AND_PID = sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP
 
 
 def open_of(pid: int, kind: str) -> int:
@@ -42,9 +37,12 @@ def identity(kind: str, pid: int | str = "self") -> str:
     return os.readlink(f"/proc/{pid}/ns/{kind}")
 
 
-def add_enter(program: Program, step: str, pidfd: int, *, network: bool, user_fd: int) -> None:
-    """Move the calling, single-threaded process into all namespaces of another one's but its PID namespace (setns(2)), the user one last."""
-    program.add(step, "setns", pidfd, ALL_BUT_USER_AND_PID | (sc.CLONE_NEWNET if network else 0))
+def add_enter(program: Program, step: str, pidfd: int, flags: int, user_fd: int) -> None:
+    """Append entering the namespaces ``flags`` of the process ``pidfd`` (setns(2)), and then a user namespace, if ``user_fd`` >= 0.
+
+    The process that runs it has one thread, and gets its PID namespace when it is forked.
+    """
+    program.add(step, "setns", pidfd, flags)
     if user_fd >= 0:
         program.add(step, "setns", user_fd, sc.CLONE_NEWUSER)
 
@@ -83,20 +81,6 @@ def open_for_children() -> int:
         remedy = "Allow user namespaces (sysctl user.max_user_namespaces), or run as root of the PID namespace too (unshare --pid)."
         raise UnsupportedError(f"entering a container from this user namespace ({error.strerror})", remedy) from error
     return own
-
-
-@contextmanager
-def children_in(pidfd: int) -> Iterator[None]:
-    """Let what this thread spawns meanwhile begin in the PID namespace of a process."""
-    own = open_for_children()
-    try:
-        set_for_children(pidfd)
-        try:
-            yield
-        finally:
-            set_for_children(own)
-    finally:
-        os.close(own)
 
 
 def make_user_namespace(*, rooted: bool = False) -> int:

@@ -11,7 +11,6 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.linux import machine_code
 from pytest_sandbox.linux import syscall as sc
 
 __all__ = [
@@ -19,19 +18,25 @@ __all__ = [
     "add_hidden_from_oom",
     "add_raised_ulimits",
     "add_ulimits",
-    "await_end",
+    "argument_area",
     "close_others",
     "command_line",
     "descendants",
     "die_with_parent",
     "ended",
     "everyone",
-    "init_fd",
+    "has_ended",
+    "inheritable_descriptors",
+    "is_in_namespace_of",
     "is_near",
+    "is_proc_of",
     "is_readable",
     "kill",
+    "milliseconds",
+    "name",
     "number_inside",
     "path_of",
+    "reap",
     "ulimit",
     "working_folder",
 ]
@@ -43,8 +48,11 @@ if TYPE_CHECKING:
 
 #: Where the kernel shows processes, in every root.
 FOLDER = "/proc"
+# <linux/pidfd.h>
+_PIDFD_GET_INFO = 0xC040FF0B
+_PIDFD_INFO_SIZE, _PIDFD_INFO_EXIT = 64, 1 << 3
+_LONGEST_POLL = (1 << 31) - 1
 _RLIMIT_LOCKS = 10  # which Python's resource module lacks
-_MFD_EXEC = 0x10
 
 
 def kill(pidfd: int, number: int) -> None:
@@ -53,19 +61,52 @@ def kill(pidfd: int, number: int) -> None:
         signal.pidfd_send_signal(pidfd, number)
 
 
+def milliseconds(seconds: float) -> int:
+    """Return a time as poll(2) takes it, at most as long as it can wait (24 days)."""
+    return int(min(max(0.0, seconds) * 1000, _LONGEST_POLL))
+
+
+def reap(pid: int, pidfd: int, timeout: float) -> int | None:
+    """Wait up to ``timeout`` seconds for a child to end; return its exit status, negative for a signal.
+
+    Returns None where it has not ended, and where its status is lost: the caller of this library
+    ignores SIGCHLD, or has a handler for it that waits for every child (wait(2)), and the kernel
+    is older than Linux 6.15.
+    """
+    if not ended(pidfd, timeout):
+        return None
+    try:
+        found, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return _exit_status(pidfd)
+    return os.waitstatus_to_exitcode(status) if found else None
+
+
+def _exit_status(pidfd: int) -> int | None:
+    """Return the exit status of a process that somebody has reaped; None before Linux 6.15 (PIDFD_GET_INFO)."""
+    info = bytearray(_PIDFD_INFO_SIZE)
+    struct.pack_into("=Q", info, 0, _PIDFD_INFO_EXIT)
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+    except OSError:
+        return None
+    mask, status = struct.unpack_from("=Q", info)[0], struct.unpack_from("=i", info, 60)[0]
+    return os.waitstatus_to_exitcode(status) if mask & _PIDFD_INFO_EXIT else None
+
+
+def name(pid: int) -> bytes:
+    """Return the name of a process's program, at most 15 bytes; empty where it has ended."""
+    try:
+        return _read(f"{pid}/comm").rstrip(b"\n")
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 def ended(pidfd: int, timeout: float | None = None) -> bool:
     """Wait up to ``timeout`` seconds (None: for ever) for the process of ``pidfd`` to end, and tell whether it has."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(None if timeout is None else max(0, timeout) * 1000))
-
-
-def await_end(pid: int, seconds: float = 1.0) -> None:
-    """Wait until a process that was killed has ended; whether somebody has reaped it does not matter."""
-    with suppress(ProcessLookupError):
-        pidfd = os.pidfd_open(pid)
-        ended(pidfd, seconds)
-        os.close(pidfd)
+    return bool(poll.poll(None if timeout is None else milliseconds(timeout)))
 
 
 def is_readable(fd: int) -> bool:
@@ -103,8 +144,43 @@ def descendants(pid: int) -> list[int]:
     found = [pid]
     for one in found:
         with suppress(FileNotFoundError, ProcessLookupError):
-            found.extend(map(int, _read(f"{one}/task/{one}/children").split()))
+            for thread in os.listdir(f"/proc/{one}/task"):  # each has the children that it forked
+                found.extend(map(int, _read(f"{one}/task/{thread}/children").split()))
     return found
+
+
+def has_ended(directory: int) -> bool:
+    """Tell whether the process of a directory in a /proc is dead, though perhaps not yet reaped."""
+    try:
+        state = _read("stat", directory).rpartition(b")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state in {b"Z", b"X"}
+
+
+def is_proc_of(directory: int, init: int) -> bool:
+    """Tell whether a directory is a /proc of the PID namespace whose first process is ``init`` here."""
+    try:
+        one, two = os.stat("1/ns/pid", dir_fd=directory), os.stat(f"/proc/{init}/ns/pid")
+    except OSError:
+        return False
+    return (one.st_dev, one.st_ino) == (two.st_dev, two.st_ino)
+
+
+def is_in_namespace_of(pid: int, other: int) -> bool:
+    """Tell whether two processes are in the same PID namespace; not where either has ended."""
+    try:
+        one, two = os.stat(f"/proc/{pid}/ns/pid"), os.stat(f"/proc/{other}/ns/pid")
+    except OSError:
+        return False
+    return (one.st_dev, one.st_ino) == (two.st_dev, two.st_ino)
+
+
+def argument_area() -> tuple[int, int]:
+    """Return address and length of the memory that /proc/self/cmdline shows (proc_pid_stat(5))."""
+    fields = _read("self/stat").rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, fields 48 and 49
+    return start, end - start
 
 
 def number_inside(pid: int) -> int:
@@ -128,6 +204,16 @@ def close_others(kept: set[int]) -> None:
         os.closerange(previous + 1, fd)
         previous = max(previous, fd)
     os.closerange(previous + 1, 1 << 20)
+
+
+def inheritable_descriptors() -> set[int]:
+    """Return the descriptors of this process that stay open when it executes a program."""
+    found = set()
+    for name_ in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the one that listed them is closed
+            if not fcntl.fcntl(int(name_), fcntl.F_GETFD) & fcntl.FD_CLOEXEC:
+                found.add(int(name_))
+    return found
 
 
 def is_near(pid: int) -> bool:
@@ -172,34 +258,6 @@ def ulimit(name: str) -> int:
     """Return the kernel's number of a resource limit by docker's name."""
     number: int = getattr(resource, f"RLIMIT_{name.upper()}", _RLIMIT_LOCKS)
     return number
-
-
-def init_fd() -> int:
-    """Return a descriptor of the program that is PID 1 of every container: a sealed file in memory, so that nobody can write to what runs.
-
-    Through /proc/1/exe a writable program of the host would be a door out (CVE-2019-5736).
-    """
-    code = machine_code.INIT[os.uname().machine]
-    try:
-        low = os.memfd_create("pytest-sandbox-init", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | _MFD_EXEC)
-    except OSError:  # before Linux 6.3 there is no such flag, and every memfd is executable
-        low = os.memfd_create("pytest-sandbox-init", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.write(low, _elf(code))
-    fcntl.fcntl(low, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
-    fd = os.open(f"/proc/self/fd/{low}", os.O_RDONLY | os.O_CLOEXEC)  # what is open for writing is not executed (ETXTBSY)
-    os.close(low)
-    return fd
-
-
-def _elf(code: bytes) -> bytes:
-    """Return the smallest static program: header, one segment, code (elf(5))."""
-    machine = {"x86_64": 62, "aarch64": 183}[os.uname().machine]
-    start, address = 64 + 56, 0x400000
-    identity = b"\x7fELF\x02\x01\x01" + bytes(9)
-    header = identity + struct.pack("<HHIQQQIHHHHHH", 2, machine, 1, address + start, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    size = start + len(code)
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, address, address, size, size, 0x1000)
-    return header + segment + code
 
 
 def path_of(fd: int) -> str:

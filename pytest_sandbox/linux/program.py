@@ -15,26 +15,37 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.linux import machine_code, seccomp
+from pytest_sandbox.linux import machine_code, process, seccomp
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["Failure", "Program", "Result", "Table", "number"]
+__all__ = ["RECORD_SIZE", "Failure", "Program", "Record", "Result", "Table", "number"]
 
 # Of a record, in words; the bits of its mode.
 _SIZE, _FIRST, _THIRD, _MODE, _RESULT = 9, 1, 3, 7, 8
 _GO_ON, _STOP_IF_POSITIVE, _FIRST_IS_RESULT, _THIRD_IS_RESULT = 1, 2, 4, 8
 _NOT_MADE = 1 << 63  # no call returns it
 _END = (1 << 64) - 1
+#: Bytes of a record.
+RECORD_SIZE = 8 * _SIZE
+_INDEX_SHIFT = 16  # of a record's number in its mode, whose lower bits are the flags
 _WORD = (1 << 64) - 1
+_PATIENCE = 2.0  # seconds until a child that has made its calls has ended
 _IGNORED_SIGCHLD = struct.pack("QQQQ", signal.SIG_IGN, 0, 0, 0)  # the kernel's struct sigaction
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a call of the program will return, for the first or third argument of a later one."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The address of a call's record, for a call that writes it to who reads :meth:`Program.read_record`."""
 
     index: int
 
@@ -47,11 +58,12 @@ class Table(tuple[int | bytes, ...]):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The call that ended a program, the step that it belongs to, and its errno."""
+    """A call that failed, the step that it belongs to, its errno, and whether it may fail (``go_on``)."""
 
     step: str
     errno: int
     call: str
+    may_be: bool = False
 
     def error(self) -> OSError:
         """Return it as an exception, whose text names the call."""
@@ -98,7 +110,12 @@ class Program:
         self._mask = 0  # where the calls of restore_signals read it
 
     def add(
-        self, step: str, call: str, *arguments: int | bytes | Result | Table | None, go_on: bool = False, stop_if_positive: bool = False
+        self,
+        step: str,
+        call: str,
+        *arguments: int | bytes | Result | Record | Table | None,
+        go_on: bool = False,
+        stop_if_positive: bool = False,
     ) -> Result:
         """Append a call. Texts get their ending zero; None is a null pointer; an error ends the program unless ``go_on``."""
         start = len(self._words)
@@ -111,12 +128,14 @@ class Program:
         self._said.append((step, call, arguments))
         return Result(start // _SIZE)
 
-    def _place(self, start: int, place: int, argument: int | bytes | Result | Table) -> None:
+    def _place(self, start: int, place: int, argument: int | bytes | Result | Record | Table) -> None:
         if isinstance(argument, bytes):
             self._texts.append((place, _append(self._text, argument)))
         elif isinstance(argument, Result):
             self._words[start + _MODE] |= {_FIRST: _FIRST_IS_RESULT, _THIRD: _THIRD_IS_RESULT}[place - start]
             self._links.append((place, argument.index * _SIZE + _RESULT))
+        elif isinstance(argument, Record):
+            self._links.append((place, argument.index * _SIZE))
         elif isinstance(argument, Table):
             self._tables.append((place, argument))
         else:
@@ -193,6 +212,19 @@ class Program:
         if failure is not None:
             raise failure.error()
 
+    def run_fork(self, clone: Result) -> int:
+        """Make the calls in this process, which has one thread and forks by the call ``clone``.
+
+        Returns the PID of the fork; 0 in the fork, which has made the calls that follow, or a
+        negative number where there is none. :meth:`failure` tells in both what went wrong.
+        """
+        before, after, inside = sc.fork_handlers()
+        before()
+        self._run(0, self._prepared)
+        forked = self[clone]
+        (inside if forked == 0 else after)()
+        return forked
+
     def spawn(self, flags: int = 0, *, cgroup: int = -1) -> tuple[int, int]:
         """Make the calls in a child, and wait until it has executed a program or ended; returns its number and a pidfd.
 
@@ -216,37 +248,66 @@ class Program:
 
     def run_in_child(self, flags: int = 0) -> None:
         """Make the calls in a child, and wait for its end. Raises the failed call's :class:`OSError`."""
-        pid, pidfd = self.spawn(flags)
-        os.close(pidfd)
-        os.waitpid(pid, 0)
-        failure = self.failure()
+        failure = self.try_in_child(flags)
         if failure is not None:
-            if flags & sc.CLONE_FILES:
-                self.close_leaks()
             raise failure.error()
 
+    def try_in_child(self, flags: int = 0) -> Failure | None:
+        """Make the calls in a child, wait for its end, and return the call that failed, if any.
+
+        With CLONE_FILES, what a failed program has left open is closed.
+        """
+        pid, pidfd = self.spawn(flags)
+        process.reap(pid, pidfd, _PATIENCE)
+        os.close(pidfd)
+        failure = self.failure()
+        if failure is not None and flags & sc.CLONE_FILES:
+            self.close_leaks()
+        return failure
+
     def _assemble(self) -> int:
-        """Lay out records, tables and texts in one buffer, with every address in it; returns the buffer's address."""
-        words = [*self._words, _END]
+        """Lay out the program in a buffer of this process's; return the buffer's address."""
+        self._buffer, address = self._laid_out(self._words, None)
+        return address
+
+    def image(self, address: int, mask: bytes) -> bytearray:
+        """Return the program for a process that finds it at ``address``.
+
+        ``mask`` is the signal mask that :meth:`restore_signals` restores there. A record can be
+        read at the end of the list, too.
+        """
+        self._text[self._mask_at : self._mask_at + len(mask)] = mask
+        words = list(self._words)
+        modes = enumerate(words[_MODE::_SIZE])
+        words[_MODE::_SIZE] = [mode | index << _INDEX_SHIFT for index, mode in modes]
+        return self._laid_out(words, address)[0] + bytes(RECORD_SIZE)
+
+    def _laid_out(self, records: list[int], address: int | None) -> tuple[bytearray, int]:
+        """Return records, tables and texts in one buffer, with every address in it, and where it begins.
+
+        Without an ``address`` that is where the buffer lies in this process.
+        """
+        words = [*records, _END]
         texts = list(self._texts)
         more = bytearray(self._text)  # what tables point to is not what another program is extended by
         tables, placed = [], dict[int, int]()
         for place, table in self._tables:
             tables.append((place, placed.setdefault(id(table), len(words))))
-            for entry in table if placed[id(table)] == len(words) else ():  # each once: all tries of a command share its environment
+            # Each once: all tries of a command share its environment.
+            for entry in table if placed[id(table)] == len(words) else ():
                 if isinstance(entry, bytes):
                     texts.append((len(words), _append(more, entry)))
                 words.append(0 if isinstance(entry, bytes) else entry & _WORD)
-        self._buffer = bytearray(8 * len(words)) + more
-        address = sc.address_of(self._buffer)
+        size = 8 * len(words)
+        buffer = bytearray(size) + more
+        start = sc.address_of(buffer) if address is None else address
         for place, target in (*tables, *self._links):
-            words[place] = address + 8 * target
-        text = address + 8 * len(words)
-        self._mask = text + self._mask_at
+            words[place] = start + 8 * target
+        self._mask = start + size + self._mask_at
         for place, at in texts:
-            words[place] = text + at
-        struct.pack_into(f"={len(words)}Q", self._buffer, 0, *words)
-        return address
+            words[place] = start + size + at
+        struct.pack_into(f"={len(words)}Q", buffer, 0, *words)
+        return buffer, start
 
     # -- afterwards
 
@@ -260,9 +321,23 @@ class Program:
         results = struct.unpack_from(f"={len(self._words)}q", self._buffer)[_RESULT::_SIZE]
         for index, result in enumerate(results):
             if -4096 < result < 0 and not self._words[index * _SIZE + _MODE] & _GO_ON:
-                step, call, arguments = self._said[index]
-                return Failure(step, -result, f"{call}({', '.join(map(_shown, arguments))})")
+                return self.failure_of(index, result)
         return None
+
+    def failure_of(self, index: int, result: int) -> Failure:
+        """Return how the call ``index`` failed, which has returned ``result``."""
+        step, call, arguments = self._said[index]
+        return Failure(step, -result, f"{call}({', '.join(map(_shown, arguments))})", self.may_fail(index))
+
+    def may_fail(self, index: int) -> bool:
+        """Tell whether an error of the call ``index`` does not end the program."""
+        return bool(self._words[index * _SIZE + _MODE] & _GO_ON)
+
+    @staticmethod
+    def read_record(record: bytes) -> tuple[int | None, int]:
+        """Return which call a record of an :meth:`image` is of, None for the list's end, and its result."""
+        words: tuple[int, ...] = struct.unpack(f"={_SIZE - 1}Qq", record)
+        return (None if words[0] == _END else words[_MODE] >> _INDEX_SHIFT), words[_RESULT]
 
     def ended_early(self, last: Result) -> bool:
         """Tell whether the child was killed before it came to the call ``last``, which does not return."""

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 __all__ = [
     "block_signals",
     "capset",
+    "clear_memory",
     "clone3",
-    "fork_sibling",
+    "fork_handlers",
     "getcaps",
     "join_new_session_keyring",
     "madvise",
@@ -34,6 +35,7 @@ __all__ = [
     "seccomp_set_filter",
     "set_signal_mask",
     "setns",
+    "signal_mask",
     "spawn_code",
     "umount2",
     "unshare",
@@ -79,10 +81,14 @@ MOUNT_ATTR_NODEV = 0x00000004
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_IN_ROOT = 0x10
 
+# <linux/close_range.h>
+CLOSE_RANGE_CLOEXEC = 4
+MOST_FDS = (1 << 32) - 1  # the last descriptor that close_range(2) takes
+
 # <linux/prctl.h>
 PR_SET_PDEATHSIG = 1
-PR_GET_DUMPABLE = 3
 PR_SET_DUMPABLE = 4
+PR_SET_NAME = 15
 PR_GET_SECCOMP = 21
 PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
@@ -196,17 +202,19 @@ def clone3(flags: int, *, cgroup: int = -1) -> tuple[int, int]:
     return (pid, pidfd.value) if pid else (0, -1)
 
 
-def fork_sibling() -> int:
-    """Fork a child of the calling process's parent (CLONE_PARENT of clone3(2)): its number in the caller, 0 in the child.
+def fork_handlers() -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
+    """Return what CPython calls before a fork, after it in the parent, and after it in the child.
 
-    As :func:`os.fork`, Python's fork handlers run (PyOS_BeforeFork and its kin); the caller has to be single-threaded.
+    For a fork that os.fork() cannot make; the caller has to be single-threaded, since the C
+    library's own handlers do not run (PyOS_BeforeFork and its kin).
     """
-    arguments = _CloneArgs(flags=CLONE_PARENT)  # it ends as its elder sibling does: with SIGCHLD for a fork's
     before, after, inside = (getattr(ctypes.pythonapi, f"PyOS_{name}") for name in ("BeforeFork", "AfterFork_Parent", "AfterFork_Child"))
-    before()
-    pid: int = _syscall(_NR_CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments))
-    (after if pid else inside)()
-    return _checked(pid, "clone3", "CLONE_PARENT")
+    return before, after, inside
+
+
+def clear_memory(address: int, length: int) -> None:
+    """Fill a stretch of this process's memory with zeros."""
+    ctypes.memset(address, 0, length)
 
 
 def setns(fd: int, flags: int) -> None:
@@ -307,7 +315,7 @@ def join_new_session_keyring() -> None:
     _checked(result, "keyctl", "KEYCTL_JOIN_SESSION_KEYRING")
 
 
-_SIG_SETMASK = 2
+_SIG_BLOCK, _SIG_SETMASK = 0, 2
 _EVERY_SIGNAL = ctypes.c_char_p(b"\xff" * 128)
 _pthread_sigmask = ctypes.PyDLL(None).pthread_sigmask
 _pthread_sigmask.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
@@ -345,9 +353,20 @@ def set_signal_mask(saved: int) -> None:
     _pthread_sigmask(_SIG_SETMASK, saved, None)
 
 
-def sibling_arguments(flags: int) -> bytes:
-    """Return what clone3(2) takes for a child of the caller's own parent, with this memory and before the caller goes on."""
-    return bytes(_CloneArgs(flags=flags | CLONE_PARENT | CLONE_VM | CLONE_VFORK))
+def signal_mask() -> bytes:
+    """Return the signal mask of the calling thread, as rt_sigprocmask(2) takes it."""
+    mask = ctypes.create_string_buffer(128)
+    _pthread_sigmask(_SIG_BLOCK, None, mask)
+    return mask.raw[:8]
+
+
+def sibling_arguments(cgroup: int) -> bytes:
+    """Return what clone3(2) takes for a fork that is a child of the caller's own parent.
+
+    With ``cgroup`` >= 0 it starts in that version 2 cgroup.
+    """
+    into = CLONE_INTO_CGROUP if cgroup >= 0 else 0
+    return bytes(_CloneArgs(flags=CLONE_PARENT | into, cgroup=max(cgroup, 0)))
 
 
 def spawn_code(code: Callable[[int, int], int], flags: int, cgroup: int, argument: int) -> tuple[int, int]:

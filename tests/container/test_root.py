@@ -209,10 +209,15 @@ def test_a_volumes_target_with_links_is_resolved_inside(tmp_path, busybox_root):
     assert not os.path.exists("/etc/x")
 
 
+def mountinfo(container):
+    done = container.run(["cat", "/proc/self/mountinfo"], capture_output=True, text=True)
+    return done.stdout.splitlines()
+
+
 def test_devices_and_setuid_of_a_volume_give_nothing(tmp_path):
     """A volume is nodev and nosuid."""
     with Container(volumes=[f"{tmp_path}:/data"]) as c:
-        flags = next(line.split()[5] for line in c.read_text("/proc/self/mountinfo").splitlines() if line.split()[4] == "/data")
+        flags = next(line.split()[5] for line in mountinfo(c) if line.split()[4] == "/data")
     assert {"nodev", "nosuid"} <= set(flags.split(","))
 
 
@@ -325,7 +330,7 @@ with Container() as c:
     for p in ("ro/x", "target"):
         try: c.write_text(f"{base}/{p}", "x")
         except OSError as e: refused.append(e.errno)
-    flags = next(l.split()[5] for l in c.read_text("/proc/self/mountinfo").splitlines() if l.split()[4] == f"{base}/data/inner")
+    flags = next(l.split()[5] for l in c.run(["cat", "/proc/self/mountinfo"], capture_output=True, text=True).stdout.splitlines() if l.split()[4] == f"{base}/data/inner")
     mode = c.run(["stat", "-c", "%a", f"{base}/data/inner"], capture_output=True, text=True).stdout.strip()
     diff = [str(change) for change in c.diff() if change.path.startswith(base)]
 host = {p: open(f"{base}/{p}").read() for p in seen}

@@ -278,7 +278,6 @@ def test_env_of_the_settings_is_added_and_an_argument_replaces_it():
         ({"user": "root:nobody-such"}, "user='root:nobody-such' is not valid"),
         ({"group": "nobody-such"}, "group='nobody-such' is not valid"),
         ({"extra_groups": ["nobody-such"]}, "group='nobody-such' is not valid"),
-        ({"pass_fds": [0]}, "pass_fds=[0] is not valid"),
         ({"preexec_fn": print}, "preexec_fn="),
         ({"process_group": 77}, "process_group=77 is not valid"),
     ],

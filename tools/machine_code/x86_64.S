@@ -2,14 +2,16 @@
 #
 # Make the system calls of a list, one after the other; with `how`, in a child that shares this memory and that the caller waits for until it
 # has executed a program or ended (clone3(2) with CLONE_VM | CLONE_VFORK). The child uses no stack: it is the caller's.
-# Returns 0, or what clone3 returned. A record is nine words: number, six arguments, mode, result. A number of -1 ends the list.
+# With `how`, returns what clone3 returned; without, the address of the record that ended the list. A record is nine words: number, six
+# arguments, mode, result. A number of -1 ends the list.
 
 #define GO_ON 1             /* an error does not end the list */
 #define STOP_IF_POSITIVE 2  /* a result above 0 ends it: the parent's side of a clone3 */
 #define FIRST_IS_RESULT 4   /* the first argument is the address of a word, another record's result */
 #define THIRD_IS_RESULT 8   /* the same for the third */
+#define CODE 0x100          /* where the code and the data of a program begin in its file: pytest_sandbox/linux/elf.py */
+#define DATA 0x10000
 
-.globl run, run_end, init, init_end
 run:
         push    %rbx
         push    %r12
@@ -54,7 +56,7 @@ advance:
         add     $72, %rbx
         jmp     next
 end:
-        xor     %eax, %eax
+        mov     %rbx, %rax
         test    %r12, %r12
         jz      return
         mov     $127, %edi
@@ -65,6 +67,25 @@ return:
         pop     %rbx
         ret
 run_end:
+
+# The entry point of the spawn helper, a program that Program.image() makes: make the calls of the list in the image, write the record that
+# ended it to the status pipe, and end. The data segment is a word, the descriptor of the status pipe, and the list (elf.py).
+        .set    data, run + DATA - CODE
+        .balign 16
+helper:
+        lea     data(%rip), %rbp
+        lea     8(%rbp), %rsi
+        xor     %edi, %edi
+        call    run
+        mov     (%rbp), %rdi
+        mov     %rax, %rsi
+        mov     $72, %edx
+        mov     $1, %eax                # write
+        syscall
+        xor     %edi, %edi
+        mov     $231, %eax              # exit_group
+        syscall
+helper_end:
 
 # A container's PID 1: closes /proc/1 to everybody, takes a name, and sleeps for ever. The kernel reaps what it inherits, for it ignores SIGCHLD.
 init:
