@@ -12,7 +12,7 @@ import sys
 import time
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Round = Callable[[], float]
 
 # What the floor sets, too.
-LIMITS = {"memory": "256m", "cpus": 1.0, "pids_limit": 100}
+LIMITS: dict[str, Any] = {"memory": "256m", "cpus": 1.0, "pids_limit": 100}
 
 
 def clocked(do: Callable[[], object]) -> float:
@@ -32,7 +32,7 @@ def clocked(do: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def limited(**settings: object) -> Container:
+def limited(**settings: Any) -> Container:
     from pytest_sandbox import Container
 
     return Container(**LIMITS, **settings)

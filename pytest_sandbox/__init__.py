@@ -1,6 +1,8 @@
-"""Containers for tests: namespaces, limits and a throwaway layer, in milliseconds and without a daemon.
+"""Containers for tests: namespaces, limits and a throwaway layer, in milliseconds and without a
+daemon.
 
-The names below are loaded when they are first used, so that importing the library costs next to nothing.
+The names below are loaded when they are first used, so that importing the library costs next to
+nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pytest_sandbox.container import Container
     from pytest_sandbox.container.network import Network
+    from pytest_sandbox.container.typed import ContainerFactory
     from pytest_sandbox.errors import (
         ContainerStopped,
         ImageError,
@@ -21,12 +24,14 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from pytest_sandbox.image.image import Image
+    from pytest_sandbox.kwargs import SettingsKwargs
     from pytest_sandbox.outcome import Change, Exited, OOMKilled, Signaled, Stats, TimedOut
     from pytest_sandbox.settings import Settings
 
 __all__ = [
     "Change",
     "Container",
+    "ContainerFactory",
     "ContainerStopped",
     "Exited",
     "Image",
@@ -37,6 +42,7 @@ __all__ = [
     "SandboxError",
     "Settings",
     "SettingsError",
+    "SettingsKwargs",
     "SetupError",
     "Signaled",
     "Stats",
@@ -47,18 +53,30 @@ __all__ = [
 _HOMES = {
     "container": ("Container",),
     "container.network": ("Network",),
+    "container.typed": ("ContainerFactory",),
     "errors": ("ContainerStopped", "ImageError", "OutOfMemory", "SandboxError", "SettingsError", "SetupError", "UnsupportedError"),
     "image.image": ("Image",),
+    "kwargs": ("SettingsKwargs",),
     "outcome": ("Change", "Exited", "OOMKilled", "Signaled", "Stats", "TimedOut"),
     "settings": ("Settings",),
 }
 
 
+def _load(home: str, name: str) -> object:
+    """Load a name; what needs Linux is a class that refuses to be used elsewhere, so that importing
+    it is harmless.
+    """
+    from pytest_sandbox import supported
+
+    if supported.lacking() and home.startswith(("container", "image")):
+        return supported.stand_in(name)
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+
+
 def __getattr__(name: str) -> object:
     for home, names in _HOMES.items():
         if name in names:
-            value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
-            globals()[name] = value
+            value = globals()[name] = _load(home, name)
             return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

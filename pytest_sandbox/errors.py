@@ -1,7 +1,8 @@
 """The error tree: what a caller asked for wrongly, or what this host cannot give.
 
-What a process inside a container does (an exit code, a signal, a kill for memory, an overrun) is never an error of ours:
-it is a value of :mod:`pytest_sandbox.outcome`, or what :mod:`subprocess` would raise.
+What a process inside a container does (an exit code, a signal, a kill for memory, an overrun) is
+never an error of ours: it is a value of :mod:`pytest_sandbox.outcome`, or what :mod:`subprocess`
+would raise.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class SandboxError(Exception):
 class SettingsError(SandboxError, ValueError):
     """A setting has a name or a value that is not understood.
 
-    ``key``, ``value`` and ``accepted`` (the accepted form, in words) are attributes, and stand in the text.
+    ``key``, ``value`` and ``accepted`` (the accepted form, in words) are attributes, and stand in
+    the text.
     """
 
     def __init__(self, key: str, value: object, accepted: str) -> None:
@@ -41,7 +43,9 @@ class SettingsError(SandboxError, ValueError):
 
 
 class UnsupportedError(SandboxError):
-    """This host cannot enforce what was asked; ``remedy`` says what would make it able to."""
+    """This host cannot enforce ``feature``, which was asked for; ``remedy`` says what would make it
+    able to.
+    """
 
     def __init__(self, feature: str, remedy: str) -> None:
         super().__init__(feature, remedy)
@@ -57,7 +61,10 @@ class ImageError(SandboxError):
 
 
 class SetupError(SandboxError):
-    """A step of making a container failed; ``step`` names it, ``reason`` says what the kernel answered."""
+    """A step of making a container failed: ``step`` names it.
+
+    ``reason`` says what the kernel answered, ``remedy`` what helps (empty: doctor).
+    """
 
     def __init__(self, step: str, reason: str = "", remedy: str = "") -> None:
         super().__init__(step, reason, remedy)
@@ -77,7 +84,9 @@ class ContainerStopped(SandboxError):
 
     @classmethod
     def ended(cls, which: str = "") -> Self:
-        """Return the error for a container, ``which`` by its id, that is found to have ended while something was done in it."""
+        """Return the error for a container, ``which`` by its id, that is found to have ended while
+        something was done in it.
+        """
         return cls(f"the container {which} has ended. Make a new one." if which else "the container has ended. Make a new one.")
 
 

@@ -1,4 +1,5 @@
-"""The forms in which settings are written: one reader for each kind of value, which returns the canonical value or refuses.
+"""The forms in which settings are written: one reader for each kind of value, which returns the
+canonical value or refuses.
 
 Names and forms are docker's where docker has them. Nothing here reads a file or the environment.
 """
@@ -25,8 +26,9 @@ CAPABILITIES: tuple[str, ...] = tuple(
     ).split()
 )
 
-#: Resource limits under docker's names; ``as`` is ours. ``resource.RLIMIT_<NAME>`` is the constant, but for ``locks``, which Python lacks.
-ULIMITS = tuple("as core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split())  # noqa: SIM905 - a list of names
+#: Resource limits under docker's names; ``as`` is ours. ``resource.RLIMIT_<NAME>`` is the constant,
+#: but for ``locks``, which Python lacks.
+ULIMITS = tuple("as core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split())  # noqa: SIM905
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
 _SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]*)?|\.[0-9]+) ?(?:([kmgtp])(?:i?b)?|b)?", re.IGNORECASE | re.ASCII)
@@ -35,6 +37,8 @@ _MOST_CPUS = 8192  # CONFIG_NR_CPUS at its greatest on x86_64
 _MOST_BYTES = (1 << 63) - 1
 _LEAST_RATE = 2  # io.max refuses less
 _MOST_RATE = (1 << 32) - 1  # blkio.throttle.*_iops_device is an unsigned int
+#: Docker's; all but ro and rw are for SELinux or for Docker Desktop, and have no effect here.
+_VOLUME_OPTIONS = ("ro", "rw", "z", "Z", "cached", "delegated", "consistent")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _HOSTNAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
@@ -44,7 +48,9 @@ V = TypeVar("V")
 
 
 class FrozenMap(Mapping[str, V]):
-    """A mapping that cannot be changed, can be hashed and can be pickled (``types.MappingProxyType`` can do neither)."""
+    """A mapping that cannot be changed, can be hashed and can be pickled
+    (``types.MappingProxyType`` can do neither).
+    """
 
     __slots__ = ("_items",)
 
@@ -69,7 +75,8 @@ class FrozenMap(Mapping[str, V]):
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A host folder or file that is not thrown away: ``source`` on the host appears as ``target`` inside.
+    """A host folder or file that is not thrown away: ``source`` on the host appears as ``target``
+    inside.
 
     ``source`` is as it was written: absolute, or beginning with ``.`` or ``~``.
     """
@@ -83,14 +90,17 @@ class Volume:
 
 
 class RefusedError(Exception):
-    """The value does not have the key's form; its argument, where there is one, says the accepted form better than the table."""
+    """The value does not have the key's form; its argument, where there is one, says the accepted
+    form better than the table.
+    """
 
 
 def parse_size(size: object) -> int:
     """Read a size as docker does: ``"512m"`` is 536,870,912.
 
-    An int is bytes. Text is a number, which may have a fraction, and a unit (b, k, m, g, t, p; also kb, kib, ...; any case), counted by
-    1024; what is left of a byte is cut off. Raises :class:`SettingsError`, a ValueError.
+    An int is bytes. Text is a number, which may have a fraction, and a unit (b, k, m, g, t, p; also
+    kb, kib, ...; any case), counted by 1024; what is left of a byte is cut off. Raises
+    :class:`SettingsError`, a ValueError.
     """
     try:
         return _size(size)
@@ -183,14 +193,18 @@ def pids_limit(value: object) -> int | None:
 
 
 def image(value: object) -> object:
-    """Text and paths become text; an image itself is known by its layers, so that this floor need not import images."""
+    """Text and paths become text; an image itself is known by its layers, so that this floor need
+    not import images.
+    """
     if isinstance(value, str | os.PathLike):
         return _text(value)
     return value if hasattr(value, "layers") else _refuse()
 
 
 def network(value: object) -> object:
-    """Text is one of two words; a network itself is known by its subnet, so that this floor need not import it."""
+    """Text is one of two words; a network itself is known by its subnet, so that this floor need
+    not import it.
+    """
     if isinstance(value, str):
         return value if value in {"none", "host"} else _refuse('"none" or "host"; or a Network, which is no text: network=Network()')
     return value if hasattr(value, "subnet") else _refuse()
@@ -228,7 +242,9 @@ def absolute(value: object) -> str:
 
 
 def _items(value: object, separator: str = r",") -> Iterable[object]:
-    """Text of several lines has one item a line; text of one line has commas; anything else is iterated."""
+    """Text of several lines has one item a line; text of one line has commas; anything else is
+    iterated.
+    """
     if isinstance(value, str):
         parts = value.splitlines() if "\n" in value.strip() else re.split(separator, value)
         return [part.strip() for part in parts if part.strip()]
@@ -254,7 +270,8 @@ def env(value: object) -> FrozenMap[str]:
 
 
 def volumes(value: object) -> tuple[Volume, ...]:
-    volumes = tuple(one if isinstance(one, Volume) else _volume(one) for one in _items(value))
+    separator = rf",(?!(?:{'|'.join(_VOLUME_OPTIONS)})\s*(?:,|$))"  # "/a:/b:ro,z,/c:/d" are two
+    volumes = tuple(one if isinstance(one, Volume) else _volume(one) for one in _items(value, separator))
     targets = [volume.target for volume in volumes]
     if len(targets) != len(set(targets)):
         raise RefusedError(f"each target once ({max(targets, key=targets.count)} is there twice)")
@@ -263,14 +280,17 @@ def volumes(value: object) -> tuple[Volume, ...]:
 
 def _volume(value: object) -> Volume:
     source, *rest = _text(value).split(":")
-    if not rest or len(rest) > 2 or rest[1:] not in ([], ["ro"], ["rw"]):
+    if not 1 <= len(rest) <= 2:
+        raise RefusedError
+    options = rest[1].split(",") if rest[1:] else []
+    if not set(options) <= set(_VOLUME_OPTIONS) or {"ro", "rw"} <= set(options):
         raise RefusedError
     if not source.startswith(("/", ".", "~")):
         raise RefusedError(f'a path: named volumes do not exist here, "./{source}:{rest[0]}" is the folder below the current one')
     target = os.path.normpath(absolute(rest[0]))
     if target in {"/", "//"}:
         raise RefusedError('a target below "/"; image="PATH" makes a folder the root')
-    return Volume(source, target.replace("//", "/"), rest[1:] == ["ro"])
+    return Volume(source, target.replace("//", "/"), "ro" in options)
 
 
 def capabilities(value: object) -> tuple[str, ...]:

@@ -1,7 +1,9 @@
-"""Every setting in words: what it accepts, its default, what it means, and whether it is an option of pytest's too.
+"""Every setting in words: what it accepts, its default, what it means, and whether it is an option
+of pytest's too.
 
-The options, the ini settings and the reference documentation are made from them. They stand apart from the readers of values and from
-:class:`~pytest_sandbox.settings.Settings`, which a pytest session that asks for no container does not load.
+The options, the ini settings and the reference documentation are made from them. They stand apart
+from the readers of values and from :class:`~pytest_sandbox.settings.Settings`, which a pytest
+session that asks for no container does not load.
 """
 
 from __future__ import annotations

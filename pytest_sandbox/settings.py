@@ -1,7 +1,9 @@
 """The settings of a container: one frozen value, checked once, pure.
 
-Names and forms are docker's where docker has them. :data:`KEYS` is every key with its reader and its words, of which the reference documentation is made. Nothing here reads a file or the environment, so relative ``volumes`` and an unknown image
-are found out later, by whoever opens them.
+Names and forms are docker's where docker has them. :data:`KEYS` is every key with its reader and
+its words, of which the reference documentation is made. Nothing here reads a file or the
+environment, so relative ``volumes`` and an unknown image are found out later, by whoever opens
+them.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ from pytest_sandbox.keys import SECURITY, WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Unpack
+
+    from pytest_sandbox.kwargs import SettingsKwargs
 
 __all__ = ["CAPABILITIES", "DEVICE_RATES", "KEYS", "ULIMITS", "FrozenMap", "Key", "Settings", "Volume", "from_text", "parse_size"]
 
@@ -25,7 +30,8 @@ DEVICE_RATES: tuple[str, ...] = ("device_read_bps", "device_write_bps", "device_
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One setting: ``form`` (what it accepts), ``default`` and ``meaning`` in words, and whether it is an ``option`` of pytest's too.
+    """One setting: ``form`` (what it accepts), ``default`` and ``meaning`` in words, and whether it
+    is an ``option`` of pytest's too.
 
     ``read`` turns what the user wrote, a value or a text, into the canonical value, or refuses it.
     """
@@ -42,13 +48,18 @@ def _key(name: str, default: object, read: Callable[[object], object]) -> Any:
     return field(default=default, metadata={"read": read, **WORDS[name]._asdict()})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Settings:
-    """What a container is like; make one with :meth:`of`, which checks.
+    """What a container is like: ``Settings(memory="512m", pids_limit=64)``.
 
-    Sizes are bytes, times seconds; None is "no limit", or "as the image or the caller has it". ``memory_swap`` is memory plus swap, -1 for
-    no limit on swap, None for "as memory" (see :attr:`swap_limit`). ``given`` are the keys that somebody asked for: a default may be left
-    out where the host cannot enforce it, what was asked for may not.
+    None stands for a key's default; for ``pids_limit`` it is "no limit". Raises
+    :class:`SettingsError` for an unknown key (with the name that was probably meant), a value of
+    another form, or values that contradict each other.
+
+    Sizes are bytes, times seconds; None is "no limit", or "as the image or the caller has it".
+    ``memory_swap`` is memory plus swap, -1 for no limit on swap, None for "as memory" (see
+    :attr:`swap_limit`). ``given`` are the keys that somebody asked for: a default may be left out
+    where the host cannot enforce it, what was asked for may not.
     """
 
     image: object = _key("image", "host", forms.image)
@@ -80,26 +91,42 @@ class Settings:
     privileged: bool = _key("privileged", False, forms.boolean)
     given: frozenset[str] = field(default=frozenset(), compare=False)
 
+    def __init__(self, **raw: Unpack[SettingsKwargs]) -> None:
+        values = {**_defaults, **_read_all(raw)}
+        _agree(values)
+        self._assign(values)
+
+    def _assign(self, values: Mapping[str, object]) -> None:
+        put = object.__setattr__  # frozen
+        for name, value in values.items():
+            put(self, name, value)
+
     @classmethod
-    def of(cls, **raw: object) -> Settings:
-        """Read what a user wrote, as values or as text.
+    def of(cls, **raw: Unpack[SettingsKwargs]) -> Settings:
+        """Return ``Settings(**raw)``."""
+        return cls(**raw)
 
-        None stands for the key's default; for ``pids_limit`` it is "no limit". Raises :class:`SettingsError` for an unknown key (with the
-        name that was probably meant), a value of another form, or values that contradict each other.
-        """
-        return cls().replace(**raw)
+    @classmethod
+    def unchecked(cls, **values: Any) -> Settings:
+        """Return settings of canonical values, which are not parsed again; ``given`` is empty."""
+        made = cls.__new__(cls)
+        made._assign({**_defaults, **values})  # noqa: SLF001 - its own
+        return made
 
-    def replace(self, **raw: object) -> Settings:
-        """Return settings in which these keys have new values, in any form that :meth:`of` reads."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        for name, value in raw.items():
-            values[name] = _read(name, value)
-        said = {name for name, value in raw.items() if value is not None or name == "pids_limit"}
-        values["given"] = (self.given - raw.keys()) | said
-        return _agree(Settings(**values))
+    def replace(self, **raw: Unpack[SettingsKwargs]) -> Settings:
+        """Return settings with new values for these keys, in any form that the constructor reads."""
+        read = _read_all(raw)
+        values = {**{name: getattr(self, name) for name in _defaults}, **read}
+        values["given"] = read["given"] | (self.given - raw.keys())
+        _agree(values)
+        made = Settings.__new__(Settings)
+        made._assign(values)  # noqa: SLF001 - its own
+        return made
 
     def raw(self) -> dict[str, object]:
-        """Return the keys that were given, as values that ``of`` reads again and JSON can hold (but for an Image or a Network)."""
+        """Return the keys that were given, as values that ``of`` reads again and JSON can hold (but
+        for an Image or a Network).
+        """
         return {name: _plain(getattr(self, name)) for name in KEYS if name in self.given or getattr(self, name) != getattr(_DEFAULTS, name)}
 
     @property
@@ -124,7 +151,9 @@ class Settings:
         return "no-new-privileges:false" not in self.security_opt
 
 
-_DEFAULTS = Settings()
+#: The default of each field.
+_defaults: dict[str, Any] = {one.name: one.default for one in fields(Settings)}
+_DEFAULTS = Settings.unchecked()
 
 #: Every key by its name, in the order of the documentation.
 KEYS: Mapping[str, Key] = FrozenMap((one.name, Key(one.name, **one.metadata)) for one in fields(Settings) if one.metadata)
@@ -135,21 +164,26 @@ def _read(name: str, value: object) -> object:
     if key is None:
         raise SettingsError(name, value, f"{forms.meant(name, KEYS).lstrip('; ')} the keys are {', '.join(KEYS)}".strip())
     if value is None:
-        return None if name == "pids_limit" else getattr(_DEFAULTS, name)
+        return None if name == "pids_limit" else _defaults[name]
     try:
         return key.read(value)
     except forms.RefusedError as refused:
         raise SettingsError(name, value, str(refused) or key.form) from None
 
 
-def _agree(settings: Settings) -> Settings:
-    swap, memory = settings.memory_swap, settings.memory
+def _read_all(raw: Mapping[str, object]) -> dict[str, Any]:
+    """Return the canonical values, and in ``given`` the keys that were asked for."""
+    said = frozenset(name for name, value in raw.items() if value is not None or name == "pids_limit")
+    return {**{name: _read(name, value) for name, value in raw.items()}, "given": said}
+
+
+def _agree(values: Mapping[str, Any]) -> None:
+    swap, memory = values["memory_swap"], values["memory"]
     if swap not in {None, -1} and (memory is None or swap < memory):
         raise SettingsError("memory_swap", swap, f"memory plus swap, so not below memory, which must be given too (memory is {memory})")
-    said = set(settings.security_opt)
+    said = set(values["security_opt"])
     if said.issuperset(SECURITY[:2]) or said.issuperset(SECURITY[2:]):
-        raise SettingsError("security_opt", list(settings.security_opt), "items that do not contradict each other")
-    return settings
+        raise SettingsError("security_opt", list(values["security_opt"]), "items that do not contradict each other")
 
 
 def _plain(value: object) -> object:
@@ -161,10 +195,11 @@ def _plain(value: object) -> object:
 
 
 def from_text(key: str, text: str) -> object:
-    """Read one key from the text of an ini file, an option or a command line, into the canonical value of :class:`Settings`.
+    """Read one key from the text of an ini file, an option or a command line, into the canonical
+    value of :class:`Settings`.
 
-    Lists and dicts have one item a line, or commas; an empty text, and ``none`` for a key that can be without a value, is the default
-    (no limit for ``pids_limit``). Raises :class:`SettingsError`.
+    Lists and dicts have one item a line, or commas; an empty text, and ``none`` for a key that can
+    be without a value, is the default (no limit for ``pids_limit``). Raises :class:`SettingsError`.
     """
     text = text.strip()
     absent = ("", "none") if key in KEYS and key != "network" else ("",)

@@ -7,7 +7,9 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,6 +91,23 @@ def has_huge_pages() -> bool:
     return "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
 
 
+def has_assembler(machine: str) -> bool:
+    """Whether tools/make_machine_code.py can assemble the code of *machine* here."""
+    from make_machine_code import tools
+
+    return tools(machine) is not None
+
+
+def has_mypy() -> bool:
+    return find_spec("mypy") is not None
+
+
+def has_pyright() -> bool:
+    """Whether pyright runs here: its package downloads what it lacks, which an offline machine refuses."""
+    asked = [sys.executable, "-m", "pyright", "--version"]
+    return find_spec("pyright") is not None and subprocess.run(asked, capture_output=True, check=False).returncode == 0
+
+
 def has_program(name: str) -> bool:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is not None
 
@@ -108,6 +127,10 @@ PROBES: dict[str, Callable[[], bool]] = {
     "loop": lambda: os.access("/dev/loop-control", os.W_OK) and has_program("mkfs.ext4"),
     "limits": has_limits,
     "bridge": has_bridges,
+    "assembler_x86_64": lambda: has_assembler("x86_64"),
+    "assembler_aarch64": lambda: has_assembler("aarch64"),
+    "mypy": has_mypy,
+    "pyright": has_pyright,
     "huge_pages": has_huge_pages,
     "systemd_user": has_systemd_user,
     # tools/vm's machine, in which a test may change the kernel's parameters.

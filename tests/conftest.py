@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+from typing import TYPE_CHECKING
+
 import pytest
 from capabilities import has
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def wanted(item: pytest.Item) -> set[str]:
@@ -26,3 +32,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         lacking = sorted(capability for capability in wanted(item) if not has(capability))
         if lacking:
             item.add_marker(pytest.mark.skip(reason=f"this host lacks {', '.join(lacking)}"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heard_interrupts() -> Iterator[None]:
+    """Give children SIGINT and SIGQUIT as a terminal's foreground job has them.
+
+    A shell starts background jobs with both ignored, which children inherit through execve(2); a
+    signal that has a handler here is at its default there.
+    """
+    ignored = [one for one in (signal.SIGINT, signal.SIGQUIT) if signal.getsignal(one) is signal.SIG_IGN]
+    for one in ignored:
+        signal.signal(one, signal.default_int_handler)
+    yield
+    for one in ignored:
+        signal.signal(one, signal.SIG_IGN)

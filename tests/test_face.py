@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import itertools
 import pickle
+import re
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
 import pytest_sandbox
 from pytest_sandbox import errors
+from pytest_sandbox.settings import KEYS
 
 ERRORS = {
     errors.SandboxError: ("wrong",),
@@ -56,18 +61,55 @@ def test_an_unknown_name_is_an_attribute_error():
 
 @pytest.mark.parametrize("name", pytest_sandbox.__all__)
 def test_every_public_name_is_documented(name):
-    """Each public class or function has a docstring of its own, and so has each of its public methods."""
+    """Each public class or function has a docstring of its own, and so has each of its public methods and attributes, those of its bases too."""
     value = getattr(pytest_sandbox, name)
     if not callable(value):
         return
-    parts = {name: value} | (
-        {f"{name}.{key}": part for key, part in vars(value).items() if is_public(key, part)} if inspect.isclass(value) else {}
-    )
-    assert [] == [key for key, part in parts.items() if not inspect.getdoc(part)]
+    assert inspect.getdoc(value)
+    assert [] == [f"{name}.{key}" for kind in ours(value) for key in undocumented(kind)]
 
 
-def is_public(key: str, part: object) -> bool:
-    return not key.startswith("_") and (inspect.isroutine(part) or isinstance(part, property | classmethod | staticmethod))
+def ours(value: object) -> list[type]:
+    """The classes that make up a class and are this project's."""
+    kinds = value.__mro__ if inspect.isclass(value) else ()
+    return [kind for kind in kinds if kind.__module__.startswith("pytest_sandbox")]
+
+
+def undocumented(kind: type) -> list[str]:
+    """The public methods and attributes of a class that have no docstring: neither their own, nor in the class's, nor in a base's."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    found = {**attributes(tree), **methods(tree)}
+    mentioned = [name for base in kind.__mro__ for name in re.findall(r"``(?:\w+\.)?(\w+)``", base.__doc__ or "")]
+    above = {name for base in ours(kind)[1:] for name in vars(base).get("__annotations__", {})}
+    return [
+        name
+        for name, documented in found.items()
+        if not name.startswith("_") and not documented and name not in {*mentioned, *above, *KEYS}
+    ]
+
+
+def methods(tree: ast.ClassDef) -> dict[str, bool]:
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return {
+        node.name: bool(ast.get_docstring(node))
+        for node in functions
+        if not any("overload" in ast.unparse(one) for one in node.decorator_list)
+    }
+
+
+def attributes(tree: ast.ClassDef) -> dict[str, bool]:
+    """The attributes that the class's body or its __init__ sets, and whether a string that documents them follows."""
+    makers = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    found = {}
+    for body in [tree.body, *(maker.body for maker in makers)]:
+        for node, after in itertools.pairwise([*body, ast.Pass()]):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+            documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            for target in targets:
+                names = target.elts if isinstance(target, ast.Tuple) else [target]
+                wanted = ast.Name if body is tree.body else ast.Attribute
+                found |= {ast.unparse(one).removeprefix("self."): documented for one in names if isinstance(one, wanted)}
+    return found
 
 
 def test_the_examples_name_every_error():

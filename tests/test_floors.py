@@ -17,7 +17,9 @@ FLOORS: dict[str, int] = {
     "errors": 1,
     "forms": 1,
     "keys": 1,
+    "kwargs": 1,
     "settings": 1,
+    "supported": 1,
     "outcome": 1,
     "folders": 1,
     "printable": 1,
@@ -34,7 +36,16 @@ FLOORS: dict[str, int] = {
     "__main__": 6,
 }
 # The values of the first floor know each other: settings raises errors.
-ONE_ROOM = {"errors": "values", "forms": "values", "keys": "values", "settings": "values", "outcome": "values", "__main__": "cli"}
+ONE_ROOM = {
+    "errors": "values",
+    "forms": "values",
+    "keys": "values",
+    "kwargs": "values",
+    "settings": "values",
+    "supported": "values",
+    "outcome": "values",
+    "__main__": "cli",
+}
 
 # A foreign module, and the only places that may import it (a file, or a folder that ends in /).
 ONLY_IN: dict[str, tuple[str, ...]] = {

@@ -38,7 +38,7 @@ def tools(machine: str) -> tuple[str, str, str] | None:
     """The assembler, nm and objcopy for a machine, where they are installed."""
     for prefix in ("", f"{machine}-linux-gnu-"):
         names = (f"{prefix}as", f"{prefix}nm", f"{prefix}objcopy")
-        if all(map(shutil.which, names)) and f"{machine}-linux-gnu" in printed(names[0], "--version"):
+        if all(map(shutil.which, ("cpp", *names))) and f"{machine}-linux-gnu" in printed(names[0], "--version"):
             return names
     return None
 

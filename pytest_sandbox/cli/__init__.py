@@ -1,7 +1,8 @@
 """The command line, ``pytest-sandbox VERB``: docker's verbs, flags and exit statuses.
 
-Each file of this folder holds the verbs of one subject, as :class:`~pytest_sandbox.cli.verb.Verb` values in its ``VERBS``;
-:data:`MODULES` says which file has which verb, so that one verb loads what it needs and no more.
+Each file of this folder holds the verbs of one subject, as
+:class:`~pytest_sandbox.cli.verb.Verb` values in its ``VERBS``; :data:`MODULES` says which file has
+which verb, so that one verb loads what it needs and no more.
 """
 
 from __future__ import annotations
@@ -46,9 +47,12 @@ def load(name: str) -> Verb:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns its exit status: the command's own, or 125 for an error of ours, which is one line on stderr."""
+    """Run the command line; returns its exit status: the command's own, or 125 for an error of
+    ours, which is one line on stderr.
+    """
     from pytest_sandbox.cli import door, parser
 
+    door.open_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     debugging = bool(os.environ.get("PYTEST_SANDBOX_DEBUG"))
     return door.guarded(lambda: parser.dispatch(words), debugging=debugging)

@@ -1,4 +1,6 @@
-"""A command in a container, joined to this process: its streams or its terminal, its signals, its status."""
+"""A command in a container, joined to this process: its streams or its terminal, its signals, its
+status.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class Command:
 
 
 def attach(container: Container, command: Command) -> int:
-    """Run a command with this process's streams, and return its status as a shell would; the container is closed after it."""
+    """Run a command with this process's streams, and return its status as a shell would; the
+    container is closed after it.
+    """
     if command.tty and command.interactive and not os.isatty(_STDIN):
         raise SandboxError(
             "-it needs a terminal, and standard input is none. Leave out -t to pipe into the command, or -i for its output alone."
@@ -118,17 +122,19 @@ class _Attachment:
 
     # -- starting
 
-    def _start(self) -> Popen:
+    def _start(self) -> Popen[bytes]:
         self.undo.callback(self.container.close)
         slave = self._open_terminal() if self.command.tty else -1
-        streams = dict.fromkeys(("stdin", "stdout", "stderr"), slave) if self.command.tty else self._choose_streams()
+        stdin, stdout, stderr = (slave, slave, slave) if self.command.tty else self._choose_streams()
         environment, _workdir, _user = self.container.surroundings(env=None, cwd=None, user=None)
         if self.command.tty and self.container.settings.image != "host":
             environment.setdefault("TERM", "xterm")
         try:
             popen = self.container.popen(
                 self.command.words,
-                **streams,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
                 tty=self.command.tty,
                 env={**environment, **self.command.env},
                 cwd=self.command.workdir,
@@ -144,7 +150,9 @@ class _Attachment:
         return popen
 
     def _open_terminal(self) -> int:
-        """Open one of the container's own terminals, of the size of the user's; returns the end that the command gets."""
+        """Open one of the container's own terminals, of the size of the user's; returns the end
+        that the command gets.
+        """
         try:
             self.master, slave = self.container.openpty()
         except OSError as error:
@@ -154,8 +162,10 @@ class _Attachment:
         copy_size(_STDIN if self.command.interactive else _STDOUT, self.master)
         return slave
 
-    def _choose_streams(self) -> dict[str, int | None]:
-        """Give the command our own streams, but never our terminal: what is one gets a pipe that is copied."""
+    def _choose_streams(self) -> tuple[int | None, int | None, int | None]:
+        """Give the command our own streams, but never our terminal: what is one gets a pipe that is
+        copied.
+        """
         stdin: int | None = subprocess.DEVNULL
         if self.command.interactive:
             stdin = subprocess.PIPE if os.isatty(_STDIN) else None
@@ -163,9 +173,9 @@ class _Attachment:
         stderr = subprocess.PIPE if _is_terminal(_STDERR) else None
         if stdout == stderr == subprocess.PIPE and os.ttyname(_STDOUT) == os.ttyname(_STDERR):
             stderr = subprocess.STDOUT  # in the order in which it was written
-        return {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+        return stdin, stdout, stderr
 
-    def _connect(self, popen: Popen) -> None:
+    def _connect(self, popen: Popen[bytes]) -> None:
         """Lay the routes."""
         if self.command.tty:
             self._route_output(self.master, _STDOUT)
@@ -191,7 +201,7 @@ class _Attachment:
 
     # -- signals
 
-    def _deliver(self, popen: Popen) -> None:
+    def _deliver(self, popen: Popen[bytes]) -> None:
         for number in self.box.read():
             if number == signal.SIGWINCH:
                 copy_size(_STDIN if self.command.interactive else _STDOUT, self.master)
@@ -203,7 +213,9 @@ class _Attachment:
                 popen.send_signal(number)
 
     def _pause_or_go_on(self, number: int) -> None:
-        """Stop, as somebody else has asked, with the terminal as the shell had it; begin again where we left."""
+        """Stop, as somebody else has asked, with the terminal as the shell had it; begin again
+        where we left.
+        """
         if not self.command.interactive:
             if number == signal.SIGTSTP:
                 os.kill(os.getpid(), signal.SIGSTOP)

@@ -22,7 +22,8 @@ __all__ = ["VERBS"]
 _DETAILS = """\
 Everything is tried, in forks that leave nothing behind; nothing is guessed from a version.
 
-marks: 'yes'; 'no', where only what the row names is lacking; 'NO', without which no container can be made.
+marks: 'yes'; 'no', where only what the row names is lacking; 'NO', without which no container can
+be made.
 exit status: 0 where containers can be made here, else 1.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import SandboxError
@@ -13,7 +14,16 @@ from pytest_sandbox.printable import printable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["CANNOT_EXECUTE", "NOT_FOUND", "OUR_ERROR", "complain", "guarded", "status_of"]
+__all__ = [
+    "CANNOT_EXECUTE",
+    "NOT_FOUND",
+    "OUR_ERROR",
+    "complain",
+    "guarded",
+    "open_standard_streams",
+    "say",
+    "status_of",
+]
 
 OUR_ERROR = 125
 CANNOT_EXECUTE = 126
@@ -22,9 +32,32 @@ _SIGNALED = 128
 _LAYOUT = "\n\t"  # what our own messages of several lines are laid out by
 
 
+def open_standard_streams() -> None:
+    """Open /dev/null in place of each standard stream that is closed, as in the shell's
+    ``pytest-sandbox ps >&-``.
+
+    Python leaves ``sys.stdout`` None then, and the next file that is opened gets the descriptor.
+    """
+    for fd, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(fd)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, so this one
+            os.set_inheritable(null, True)
+        if getattr(sys, name) is None:
+            # It stays open.
+            setattr(sys, name, open(fd, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def say(text: str) -> None:
+    """Write a line on stderr, if anybody reads it."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
 def complain(text: object) -> None:
     """Say something on stderr that is not the command's."""
-    print(f"pytest-sandbox: {printable(text, keep=_LAYOUT)}", file=sys.stderr)
+    say(f"pytest-sandbox: {printable(text, keep=_LAYOUT)}")
 
 
 def status_of(returncode: int) -> int:
@@ -33,7 +66,9 @@ def status_of(returncode: int) -> int:
 
 
 def guarded(do: Callable[[], int], *, debugging: bool = False) -> int:
-    """Do it, and return its status; an error becomes one line and 125, or its traceback where ``debugging``."""
+    """Do it, and return its status; an error becomes one line and 125, or its traceback where
+    ``debugging``.
+    """
     try:
         status = do()
         if sys.stdout is not None:  # the caller has closed it (``>&-``)

@@ -1,15 +1,30 @@
-"""Docker's flags for what a container and a command are like, and the settings that they stand for."""
+"""Docker's flags for what a container and a command are like, and the settings that they stand
+for.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.errors import SandboxError, SettingsError, UnsupportedError
 from pytest_sandbox.settings import Settings, from_text
 
-__all__ = ["add_command", "add_environment", "add_terminal", "add_to", "environment", "settings", "words"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "add_command",
+    "add_environment",
+    "add_terminal",
+    "add_to",
+    "environment",
+    "named",
+    "settings",
+    "words",
+]
 
 # Flags of one value: the words, the key of the settings, the metavar, the help.
 _VALUES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
@@ -40,6 +55,8 @@ _LISTS: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
     (("--ulimit",), "ulimits", "NAME=SOFT[:HARD]", "resource limit of each process, such as nofile=1024"),
     (("--security-opt",), "security_opt", "OPTION", "seccomp=unconfined, no-new-privileges:false"),
 )
+#: Docker's other names for the fields of --mount.
+_MOUNT_NAMES = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
 _SWITCHES: tuple[tuple[str, str, str], ...] = (
     ("--read-only", "read_only", "no writable layer"),
     ("--privileged", "privileged", "all capabilities, no seccomp, no masked paths"),
@@ -52,8 +69,36 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(*words, dest=key, metavar=metavar, help=text)
     for words, key, metavar, text in _LISTS:
         parser.add_argument(*words, dest=key, metavar=metavar, action="append", help=text)
+    parser.add_argument(
+        "--mount",
+        dest="volumes",
+        metavar="type=bind,source=SOURCE,target=TARGET[,readonly]",
+        action="append",
+        type=_volume_of_mount,
+        help="the same as --volume, in docker's longer form",
+    )
     for word, key, text in _SWITCHES:
         parser.add_argument(word, dest=key, action="store_true", default=None, help=text)
+
+
+def _volume_of_mount(text: str) -> str:
+    """Return docker's ``--mount`` as ``--volume`` has it. Raises :class:`argparse.ArgumentTypeError`."""
+    fields = [item.partition("=") for item in text.split(",")]
+    given = {_MOUNT_NAMES.get(name, name): value for name, _equals, value in fields}
+    unknown = given.keys() - {"type", "source", "target", "readonly"}
+    if unknown or given.get("type") != "bind" or not given.get("source") or not given.get("target"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid; accepted: type=bind,source=SOURCE,target=TARGET[,readonly]")
+    read_only = given.get("readonly", "false") in {"", "true", "1"}
+    return f"{given['source']}:{given['target']}{':ro' if read_only else ''}"
+
+
+#: What a person has written for each setting.
+_FLAGS = {
+    "image": "IMAGE",
+    "env": "--env",
+    **{key: words[-1] if key != "network" else words[0] for words, key, _metavar, _text in (*_VALUES, *_LISTS)},
+    **{key: word for word, key, _text in _SWITCHES},
+}
 
 
 def settings(image: str, found: argparse.Namespace) -> Settings:
@@ -64,13 +109,46 @@ def settings(image: str, found: argparse.Namespace) -> Settings:
             raw[key] = from_text(key, text)
     for _words, key, _metavar, _text in _LISTS:
         if (items := getattr(found, key)) is not None:
+            _check_each(key, items)
             raw[key] = items
     for _word, key, _text in _SWITCHES:
         if getattr(found, key):
             raw[key] = True
     if env := environment(found):
         raw["env"] = env
-    return Settings.of(**raw)
+    return Settings(**raw)
+
+
+def _check_each(key: str, items: list[str]) -> None:
+    """Raise for the first wrong item alone, before all are read as one value."""
+    for item in items:
+        one: dict[str, Any] = {key: [item]}
+        try:
+            Settings(**one)
+        except SettingsError as error:
+            raise SettingsError(key, item, error.accepted) from None
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """Name the flag, in place of the setting, in errors about a setting."""
+    try:
+        yield
+    except SettingsError as error:
+        if error.key not in _FLAGS:
+            raise
+        accepted = error.accepted.removeprefix("items ")
+        text = f"{_FLAGS[error.key]} {_as_typed(error.value)} is not valid; accepted: {accepted}"
+        raise SandboxError(text) from error
+    except UnsupportedError as error:
+        key, equals, value = error.feature.partition("=")
+        if not equals or key not in _FLAGS:
+            raise
+        raise UnsupportedError(f"{_FLAGS[key]} {value}".strip(), error.remedy) from error
+
+
+def _as_typed(value: object) -> str:
+    return " ".join(map(repr, value)) if isinstance(value, (list, tuple)) else repr(value)
 
 
 def add_environment(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +160,9 @@ def add_environment(parser: argparse.ArgumentParser) -> None:
 
 
 def environment(found: argparse.Namespace) -> dict[str, str]:
-    """Return the variables of the flags: files first, so that ``-e`` wins; a name alone is taken from this process, if it is there."""
+    """Return the variables of the flags: files first, so that ``-e`` wins; a name alone is taken
+    from this process, if it is there.
+    """
     lines = [line for path in found.env_file for line in _lines(path)]
     env: dict[str, str] = {}
     for line in [*lines, *found.env]:

@@ -1,4 +1,6 @@
-"""``ps``, ``exec``, ``shell``, ``rm``, ``stats`` and ``diff``: containers of other processes of this user, and what is kept of them."""
+"""``ps``, ``exec``, ``shell``, ``rm``, ``stats`` and ``diff``: containers of other processes of
+this user, and what is kept of them.
+"""
 
 from __future__ import annotations
 
@@ -121,12 +123,15 @@ def _exec(found: argparse.Namespace) -> int:
         workdir=found.workdir,
         user=found.user,
     )
-    with enter(find(found.id)) as container:
+    with enter(find(found.id)) as container, flags.named():
         return attach(container, command)
 
 
 def _living_or_kept(name: str) -> Container:
-    """Enter a living container of that name, or start one where a kept one ended. Raises :class:`SandboxError` for a name that is none."""
+    """Enter a living container of that name, or start one where a kept one ended.
+
+    Raises :class:`SandboxError` for a name that is none.
+    """
     from pytest_sandbox.container import kept, living
 
     alive = living.living()

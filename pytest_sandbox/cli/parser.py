@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, NoReturn
 
-from pytest_sandbox import cli
-from pytest_sandbox.cli.door import OUR_ERROR
+from pytest_sandbox import cli, supported
+from pytest_sandbox.cli.door import OUR_ERROR, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 __all__ = ["Parser", "dispatch", "of_verb"]
 
 PROGRAM = "pytest-sandbox"
+#: Verbs that delete something: what was typed otherwise is never taken for one of them.
+_DESTRUCTIVE = {"rm", "rmi", "prune"}
 _DESCRIPTION = "Run commands in throwaway containers, and look at those of tests."
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser with docker's status for a wrong use, and no guessing of shortened options."""
+    """argparse's parser with docker's status for a wrong use, and no guessing of shortened
+    options.
+    """
 
     def __init__(self, **keywords: object) -> None:
         super().__init__(
@@ -32,7 +36,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line and where the help is; exits with 125."""
-        self.exit(OUR_ERROR, f"{PROGRAM}: {message}\nSee '{self.prog} --help'.\n")
+        say(f"{PROGRAM}: {message}\nSee '{self.prog} --help'.")
+        raise SystemExit(OUR_ERROR)
 
 
 def of_verb(verb: Verb) -> Parser:
@@ -47,7 +52,9 @@ def dispatch(words: Sequence[str]) -> int:
     """Find the verb in ``words``, read its arguments, and do it."""
     if words and words[0] in cli.MODULES:
         verb = cli.load(words[0])
-        return verb.run(of_verb(verb).parse_args(words[1:]))
+        found = of_verb(verb).parse_args(words[1:])
+        supported.require()
+        return verb.run(found)
     whole = _whole()
     if words:
         _options, rest = whole.parse_known_args(words)
@@ -59,7 +66,7 @@ def dispatch(words: Sequence[str]) -> int:
 def _unknown(word: str) -> str:
     from difflib import get_close_matches
 
-    near = get_close_matches(word, cli.MODULES, n=1)
+    near = get_close_matches(word, [name for name in cli.MODULES if name not in _DESTRUCTIVE], n=1)
     return f"there is no verb {word!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 

@@ -1,4 +1,6 @@
-"""Progress of long work on images: bars on a terminal where rich is installed, silence everywhere else."""
+"""Progress of long work on images: bars on a terminal where rich is installed, silence everywhere
+else.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ _SHORT = 12
 
 @contextmanager
 def reporting(stream: TextIO | None, *, quiet: bool = False) -> Iterator[Report | None]:
-    """Give a function that shows the progress of each layer on ``stream``; None where nothing is to be shown."""
+    """Give a function that shows the progress of each layer on ``stream``; None where nothing is to
+    be shown.
+    """
     bars = None if quiet or stream is None or not stream.isatty() else _bars(stream)
     if bars is None:
         yield None
@@ -50,4 +54,5 @@ class _Layers:
         if task is None:
             name = key.removeprefix("sha256:")[:_SHORT]
             task = self._tasks[key] = self._bars.add_task(f"{name} {what}", total=total)
-        self._bars.update(task, completed=done)  # type: ignore[arg-type] # rich's own number of a task
+        # rich's own number of a task
+        self._bars.update(task, completed=done)  # type: ignore[arg-type]

@@ -1,4 +1,6 @@
-"""Copying between descriptors until a command has ended: nothing waits for one direction while another has something to say."""
+"""Copying between descriptors until a command has ended: nothing waits for one direction while
+another has something to say.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ _MOST_PENDING = 1 << 18
 
 
 class Relay:
-    """Routes from one descriptor to another, and other descriptors to be watched; one loop over poll(2)."""
+    """Routes from one descriptor to another, and other descriptors to be watched; one loop over
+    poll(2).
+    """
 
     def __init__(self) -> None:
         self._routes: dict[int, _Route] = {}
@@ -28,7 +32,8 @@ class Relay:
     def route(self, source: int, target: int, *, at_end: Callable[[], object] | None = None, eager: bool = False) -> None:
         """Copy what comes from ``source`` to ``target``, and call ``at_end`` when there is no more.
 
-        ``eager``: what ``target``, which does not block, does not take at once is kept, so that its reader may be one who writes to us.
+        ``eager``: what ``target``, which does not block, does not take at once is kept, so that its
+        reader may be one who writes to us.
         """
         self._routes[source] = _Route(source, target, at_end, eager=eager)
 
@@ -42,7 +47,9 @@ class Relay:
         self._watched.pop(fd, None)
 
     def step(self, timeout: float | None = None) -> bool:
-        """Wait for something to do, at most ``timeout`` seconds, and do it; False where nothing came."""
+        """Wait for something to do, at most ``timeout`` seconds, and do it; False where nothing
+        came.
+        """
         poll = select.poll()
         for fd in self._watched:
             poll.register(fd, select.POLLIN)
@@ -63,7 +70,9 @@ class Relay:
         return bool(ready)
 
     def drain(self, sources: list[int], quiet: float) -> None:
-        """Copy the rest of these sources: to their end, or until none of them has said anything for ``quiet`` seconds."""
+        """Copy the rest of these sources: to their end, or until none of them has said anything for
+        ``quiet`` seconds.
+        """
         self._watched.clear()
         self._routes = {fd: route for fd, route in self._routes.items() if fd in sources}
         while self._routes and self.step(quiet):
@@ -114,7 +123,9 @@ class _Route:
 
 
 def _read(fd: int) -> bytes:
-    """Read what is there; nothing at the end, which a terminal whose other side is closed tells as EIO."""
+    """Read what is there; nothing at the end, which a terminal whose other side is closed tells as
+    EIO.
+    """
     try:
         return os.read(fd, _CHUNK)
     except OSError:

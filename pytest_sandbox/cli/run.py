@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.cli import flags, images
@@ -10,17 +13,23 @@ from pytest_sandbox.cli.verb import Verb
 from pytest_sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pytest_sandbox.container import Container
 
 __all__ = ["VERBS"]
 
+#: How long to wait for another `run --name`, and between two looks, in seconds.
+_PATIENCE = 30.0
+_EVERY = 0.01
 _DETAILS = """\
-IMAGE is 'host' (the root of this host, as copy-on-write), a folder with a root file system, or a stored image; one that is not
-stored is pulled first.
+IMAGE is 'host' (the root of this host, as copy-on-write), a folder with a root file system, or a
+stored image; one that is not stored is pulled first.
 Options come before IMAGE; what follows it is the command's.
 
-exit status: the command's own; 125 for an error of pytest-sandbox, 126 and 127 for a command that cannot be executed or found,
-128 and the signal's number for one that a signal ended: 137 after a kill, for memory or over --timeout.
+exit status: the command's own; 125 for an error of pytest-sandbox, 126 and 127 for a command that
+cannot be executed or found, 128 and the signal's number for one that a signal ended: 137 after a
+kill, for memory or over --timeout.
 """
 
 
@@ -28,9 +37,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_terminal(parser)
     flags.add_environment(parser)
     flags.add_to(parser)
-    parser.add_argument("--name", default="", metavar="NAME", help="what `ps` shows and `exec` finds it by")
+    parser.add_argument(
+        "--name", default="", metavar="NAME", help="what `ps` shows and `exec` finds it by; no two living ones have the same"
+    )
     parser.add_argument("--entrypoint", metavar="PROGRAM", help="in place of the image's; the image's own command is left out then")
     parser.add_argument("-d", "--detach", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--init", action="store_true", help="accepted for docker's sake: the dead are always reaped")
     parser.add_argument("--rm", action="store_true", help="accepted for docker's sake: a container always goes when its command ends")
     parser.add_argument("--pull", choices=["missing", "always", "never"], default="missing", help="when to pull IMAGE (default: missing)")
     parser.add_argument("image", metavar="IMAGE", help="what the container's root is")
@@ -46,9 +58,12 @@ def _run(found: argparse.Namespace) -> int:
             "there is no --detach: a container lives as long as the `run` that made it. Put & behind it, as for any command."
         )
     images.have(found.image, policy=found.pull)
-    container = Container(flags.settings(found.image, found))
-    container.label = found.name
-    with container:
+    with flags.named():
+        container = Container(flags.settings(found.image, found))
+        container.label = found.name
+        with _claimed(found.name):
+            container.start()
+    with container, flags.named():
         return attach(
             container,
             Command(
@@ -59,6 +74,43 @@ def _run(found: argparse.Namespace) -> int:
                 timeout=container.settings.timeout,
             ),
         )
+
+
+@contextmanager
+def _claimed(name: str) -> Iterator[None]:
+    """Refuse a name that a living container has; no other ``run`` takes it meanwhile."""
+    if not name:
+        yield
+        return
+    from pytest_sandbox.container.living import living
+    from pytest_sandbox.sweep import state_folder
+
+    with _locked(state_folder()):
+        taken = next((one.id for one in living() if name in {one.label, one.id}), None)
+        if taken is not None:
+            raise SandboxError(f"--name {name}: the container {taken} has this name. Take another one, or wait until it has ended.")
+        yield
+
+
+@contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    """Hold a lock (flock(2)) on a directory. Raises :class:`SandboxError` after 30 seconds."""
+    import fcntl
+
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise SandboxError(f"another process holds the lock on {directory}. Try again.") from None
+                time.sleep(_EVERY)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _words(container: Container, found: argparse.Namespace) -> list[str]:

@@ -1,4 +1,6 @@
-"""What a person sees: tables with rich where it is installed and the output is a terminal, else plain text as docker prints it."""
+"""What a person sees: tables with rich where it is installed and the output is a terminal, else
+plain text as docker prints it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def console() -> Console | None:
-    """Return rich's console of stdout; None where it is no terminal, or rich (the extra ``cli``) is not installed."""
+    """Return rich's console of stdout; None where it is no terminal, or rich (the extra ``cli``) is
+    not installed.
+    """
     if sys.stdout is None or not sys.stdout.isatty():  # None: the caller closed it (``>&-``)
         return None
     try:
@@ -46,7 +50,8 @@ def rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=number == 0)  # an id is copied, and found by double-click
+        # an id is copied, and found by double-click
+        table.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     return table

@@ -24,7 +24,8 @@ FORWARDED = (
 
 
 class Mailbox:
-    """Collects signals for a loop over poll(2), in the order of their coming: ``with Mailbox(signals) as box``.
+    """Collects signals for a loop over poll(2), in the order of their coming:
+    ``with Mailbox(signals) as box``.
 
     A signal that this process was started to ignore (nohup) stays ignored.
     """

@@ -15,7 +15,9 @@ __all__ = ["Raw", "copy_size"]
 
 
 class Raw:
-    """Raw mode of the terminal ``fd``, which every key reaches the container in: ``with Raw(0) as raw``."""
+    """Raw mode of the terminal ``fd``, which every key reaches the container in:
+    ``with Raw(0) as raw``.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -31,7 +33,9 @@ class Raw:
         self.end()
 
     def begin(self) -> None:
-        """Make it raw (again, after the user's shell had it); fine where it is gone, which its readers are told too."""
+        """Make it raw (again, after the user's shell had it); fine where it is gone, which its
+        readers are told too.
+        """
         with suppress(termios.error):
             tty.setraw(self._fd, termios.TCSADRAIN)
 
@@ -53,6 +57,8 @@ def _from_the_background() -> Iterator[None]:
 
 
 def copy_size(source: int, target: int) -> None:
-    """Give the terminal ``target`` the size of ``source``, where that is one; the kernel tells the programs in it."""
+    """Give the terminal ``target`` the size of ``source``, where that is one; the kernel tells the
+    programs in it.
+    """
     with suppress(termios.error):
         termios.tcsetwinsize(target, termios.tcgetwinsize(source))

@@ -14,9 +14,11 @@ __all__ = ["Verb"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verb:
-    """One verb: ``arguments`` adds its arguments to a parser, ``run`` does it and returns the exit status.
+    """One verb: ``arguments`` adds its arguments to a parser, ``run`` does it and returns the exit
+    status.
 
-    ``usage`` is what follows the name in the first line of the help, ``summary`` its second, ``details`` what stands below the arguments.
+    ``usage`` is what follows the name in the first line of the help, ``summary`` its second,
+    ``details`` what stands below the arguments.
     """
 
     name: str

@@ -1,4 +1,6 @@
-"""The table of ``stats``: figures of living containers, twice where a rate is asked for, and again and again on a terminal."""
+"""The table of ``stats``: figures of living containers, twice where a rate is asked for, and again
+and again on a terminal.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class _Sample:
         self.time = time.monotonic()
 
     def cpu_percent(self, one: Living, before: _Sample) -> float | None:
-        """Return the CPU time since the sample before, per wall time; None where it is not counted, or the container was not there."""
+        """Return the CPU time since the sample before, per wall time; None where it is not counted,
+        or the container was not there.
+        """
         earlier = next((other.stats for other in before.ones if other.id == one.id), None)
         if not one.stats or not earlier or one.stats.cpu_seconds is None or earlier.cpu_seconds is None:
             return None
@@ -39,7 +43,9 @@ class _Sample:
 
 
 def run(names: Sequence[str], *, form: str, once: bool) -> int:
-    """Print the figures of these containers (of all where none is named): once, or until Ctrl-C, or until there are none of the named."""
+    """Print the figures of these containers (of all where none is named): once, or until Ctrl-C, or
+    until there are none of the named.
+    """
     before = _Sample(names)
     if once and form == "table" and not before.ones:
         screen.print_table(_COLUMNS, [])

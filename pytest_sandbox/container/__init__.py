@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from signal import SIGKILL
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar, overload
 
 from pytest_sandbox.container import processes, session
 from pytest_sandbox.container.changes import Changes, changes_of
@@ -20,9 +20,10 @@ from pytest_sandbox.container.child import Child, fork_into, run_call
 from pytest_sandbox.container.files import Files
 from pytest_sandbox.container.ground import Ground
 from pytest_sandbox.container.lifecycle import Lifecycle, held_here
-from pytest_sandbox.container.planning import plan_for, plan_of
+from pytest_sandbox.container.planning import plan_for
 from pytest_sandbox.container.popen import Popen, with_pipes
 from pytest_sandbox.container.settling import settle
+from pytest_sandbox.container.typed import typed_popen, typed_run
 from pytest_sandbox.errors import ContainerStopped, OutOfMemory, SetupError, UnsupportedError
 from pytest_sandbox.launcher import users
 from pytest_sandbox.launcher.entering import Entrance
@@ -32,12 +33,13 @@ from pytest_sandbox.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Unpack
 
     from pytest_sandbox.channel import Message
     from pytest_sandbox.container.commit import Shelved
-    from pytest_sandbox.container.network import Endpoint
     from pytest_sandbox.container.requests import Descriptors
     from pytest_sandbox.image.image import Image
+    from pytest_sandbox.kwargs import SettingsKwargs
     from pytest_sandbox.launcher.plan import Plan
     from pytest_sandbox.linux.program import Failure
     from pytest_sandbox.outcome import Stats
@@ -49,6 +51,8 @@ __tracebackhide__ = True  # pytest shows the line of the test that asked, not ou
 _HELD_OUTSIDE = "what is in a container of its own cannot use it. Keep the test outside (no_sandbox), or start the container inside."
 #: Seconds that looking for changes may take.
 _MOST_SECONDS = 30.0
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Container(Lifecycle, Files):
@@ -60,29 +64,23 @@ class Container(Lifecycle, Files):
     enforce and :class:`SetupError` for a step that failed.
     """
 
-    def __init__(self, settings: Settings | None = None, /, **keywords: object) -> None:
-        given = settings or Settings()
-        self.settings = given.replace(**keywords) if keywords else given
+    def __init__(self, settings: Settings | None = None, /, **keywords: Unpack[SettingsKwargs]) -> None:
+        if settings is None:
+            self.settings = Settings(**keywords)
+        else:
+            self.settings = settings.replace(**keywords) if keywords else settings
         self.id = ""
         self.label = ""
-        """What people are shown beside the id (a test's name), set before :meth:`start`."""
-        self.kept: dict[str, str] = {}
-        """Folders that hold what the writable layer begins with, by where it lies (:mod:`pytest_sandbox.container.kept`); set before :meth:`start`."""
-        self.folders: tuple[str, ...] = ()
-        """Folders of the host that are laid over an image at their usual places, each under a writable layer; set before :meth:`start`."""
-        self.taken: Shelved | None = None
-        """The writable layer, once it was committed and until something is done in here again."""
-        self.frozen: list[Shelved] = []
-        """Layers of this container that were taken, in order: it lies on them now."""
+        self.kept = {}
+        self.folders = ()
+        self.taken = None
+        self.frozen = []
         self._renewing = threading.Lock()
         self._state = "created"
-        self.endpoint: Endpoint | None = None
-        #: The commands of this process's that have not ended.
-        self.commands: set[Popen] = set()
-        #: The forks of this process that were not awaited.
-        self.children: set[Child] = set()
+        self.endpoint = None
+        self.commands = set()
+        self.children = set()
         self.freezing = ""
-        """The key of the writable layer in the layer holder from the moment when it was asked for until :attr:`taken` has it."""
         self._closing = threading.Lock()
         self._closer = 0
         self._is_held = False
@@ -93,17 +91,12 @@ class Container(Lifecycle, Files):
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"<Container {self.id or '(no id yet)'} {self.status}>"
-
     @classmethod
     def check(cls, settings: Settings) -> None:
-        """Raise what :meth:`start` would for what the settings name: an image or a folder that is not there, what no host supports."""
-        ground = Ground(settings)
-        try:
-            plan_of(ground, has_user_namespace=True)
-        finally:
-            ground.release()
+        """Raise what :meth:`start` would for what the settings name: an image, a directory, a user or a device that is not there, what no host supports."""
+        from pytest_sandbox.container.checking import check
+
+        check(settings)
 
     @classmethod
     def prepare(cls, settings: Settings) -> None:
@@ -138,16 +131,6 @@ class Container(Lifecycle, Files):
         return self._running()._pid  # noqa: SLF001 - its own
 
     @property
-    def hostname(self) -> str:
-        """The host name inside."""
-        return self.settings.hostname or self.id
-
-    @property
-    def ip_address(self) -> str | None:
-        """Its address on its :class:`Network`, such as "172.30.0.2"; None where it is on none, or has not started."""
-        return self.endpoint.address if self.endpoint else None
-
-    @property
     def workdir(self) -> str:
         """Where commands start: ``workdir``; on the host's root the caller's folder, else the image's."""
         return self._running().ground.workdir
@@ -156,7 +139,9 @@ class Container(Lifecycle, Files):
         if (status := self.status) not in {"running", "paused"}:
             if self._state == "running" and self._owner != os.getpid():
                 raise ContainerStopped(f"the container {self.id} is held outside, by process {self._owner}: {_HELD_OUTSIDE}")
-            raise ContainerStopped(f"the container {self.id} is {status}. Start it first, or make a new one.")
+            if status == "created":
+                raise ContainerStopped("the container has not been started. Use it in a `with` statement, or call start() first.")
+            raise ContainerStopped(f"{self._called} is {status}: make a new one.")
         return self
 
     def _awake(self) -> Self:
@@ -232,10 +217,12 @@ class Container(Lifecycle, Files):
 
     # -- processes
 
-    def popen(self, args: Any, **keywords: Any) -> Popen:
+    @typed_popen
+    def popen(self, args: Any, **keywords: Any) -> Popen[Any]:
         """Start a command inside: :class:`subprocess.Popen`'s arguments, and ``user``."""
         return Popen(self._running(), args, **keywords)
 
+    @typed_run
     def run(
         self,
         args: Any,
@@ -269,7 +256,7 @@ class Container(Lifecycle, Files):
             self._raise_for(popen, stdout, stderr, kills)
         return subprocess.CompletedProcess(popen.args, popen.returncode, stdout, stderr)
 
-    def _raise_for(self, popen: Popen, stdout: Any, stderr: Any, kills: int) -> None:
+    def _raise_for(self, popen: Popen[Any], stdout: Any, stderr: Any, kills: int) -> None:
         assert popen.returncode is not None
         if self.group.oom_kills() > kills:
             used = self.figures()
@@ -287,7 +274,11 @@ class Container(Lifecycle, Files):
         """Return the containers of this process; not those outside, where it is a fork that is inside one."""
         return [one for one in held_here if one._home is self._home]  # noqa: SLF001 - its own
 
-    def call(self, func: Callable[..., Any], /, *args: Any, timeout: float | None = None, **keywords: Any) -> Any:
+    @overload
+    def call(self, func: Callable[..., T], /, *args: Any, timeout: float | None, **keywords: Any) -> T: ...
+    @overload
+    def call(self, func: Callable[P, T], /, *args: P.args, **keywords: P.kwargs) -> T: ...
+    def call(self, func: Callable[..., Any], /, *args: Any, timeout: Any = None, **keywords: Any) -> Any:
         """Run ``func(*args, **keywords)`` inside, in a fork of this process; return its value or raise its exception.
 
         Values travel as data (see :mod:`pytest_sandbox.container.values`); the traceback inside is the exception's cause. Raises

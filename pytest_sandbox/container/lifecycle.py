@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self, cast
 from pytest_sandbox.container import session
 from pytest_sandbox.container.ground import Ground
 from pytest_sandbox.container.planning import about, plan_for, with_kept
+from pytest_sandbox.container.state import State
 from pytest_sandbox.errors import ContainerStopped, SandboxError
 from pytest_sandbox.launcher.plan import OVERHEAD
 from pytest_sandbox.linux import process
@@ -22,13 +23,6 @@ from pytest_sandbox.linux.signals import Deferred
 
 if TYPE_CHECKING:
     from pytest_sandbox.container import Container
-    from pytest_sandbox.container.child import Child
-    from pytest_sandbox.container.commit import Shelved
-    from pytest_sandbox.container.network import Endpoint
-    from pytest_sandbox.container.popen import Popen
-    from pytest_sandbox.launcher.plan import Plan
-    from pytest_sandbox.linux.cgroup import Group
-    from pytest_sandbox.settings import Settings
 
 __all__ = ["Lifecycle", "held_here"]
 
@@ -46,23 +40,9 @@ held_here: weakref.WeakSet[Container] = weakref.WeakSet()
 _dropped: deque[Lifecycle] = deque()
 
 
-class Lifecycle:
+class Lifecycle(State):
     """The methods of :class:`~pytest_sandbox.container.Container` that start and end it."""
 
-    settings: Settings
-    id: str
-    label: str
-    pidfd: int
-    ground: Ground
-    group: Group
-    plan: Plan
-    kept: dict[str, str]
-    folders: tuple[str, ...]
-    commands: set[Popen]
-    children: set[Child]
-    endpoint: Endpoint | None
-    freezing: str
-    taken: Shelved | None
     _pid: int
     _state: str
     _owner: int
@@ -75,7 +55,7 @@ class Lifecycle:
     def start(self) -> Self:
         """Start the container; returns it. A container starts once."""
         if self._state != "created":
-            raise ContainerStopped(f"the container {self.id} is {self.status}: it starts once. Make a new one.")
+            raise ContainerStopped(f"{self._called} is {self.status}: it starts once. Make a new one.")
         _close_dropped()
         self.ground = Ground(self.settings)
         try:

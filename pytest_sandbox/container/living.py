@@ -79,7 +79,7 @@ def _figures(told: Message) -> Stats:
 
 def _read(session: str, card: Message) -> Living:
     about = card["about"] or {"label": "", "settings": {}}
-    settings = Settings.of(**about["settings"])
+    settings = Settings(**about["settings"])
     used = None if card["stats"] is None else without_init(_figures(card["stats"]), settings)
     return Living(session, card["id"], card["pid"], card["since"], about["label"], settings, used, bool(card.get("paused")))
 

@@ -17,7 +17,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, AnyStr
 
 from pytest_sandbox.channel import close_all
 from pytest_sandbox.container.processes import END_TIMEOUT
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_sandbox.container import Container
+    from pytest_sandbox.launcher.entering import Entrance
     from pytest_sandbox.linux.program import Program
     from pytest_sandbox.linux.spawn import Status
 
@@ -46,7 +47,7 @@ _WORKDIR = "change to the working folder"
 _NOT_EXECUTED = "Other processes in the container stop it, or leave it no CPU time: end them, or raise cpus=."
 
 
-class Popen(subprocess.Popen[Any]):
+class Popen(subprocess.Popen[AnyStr]):
     """A process in a container; see :class:`subprocess.Popen`.
 
     ``pid`` is its number outside, where it is a child of the calling process. ``user`` (also ``"USER:GROUP"``), ``group`` and ``extra_groups`` are read from the container's own
@@ -90,13 +91,13 @@ class Popen(subprocess.Popen[Any]):
         opened: list[int] = []
         try:
             with Deferred():
-                standards = self._standards((pipes[0], pipes[3], pipes[5]), opened)
+                standards: list[int] = self._standards((pipes[0], pipes[3], pipes[5]), opened)
             env, workdir, user = self._container.surroundings(env=env, cwd=cwd, user=self._user)
             who = self._who(user, env)
-            words = _words(args, executable, shell=shell)
-            commands = _candidates(words[0] if executable is None else os.fsdecode(executable), env)
-            passed = _passed(pass_fds, close_fds=close_fds)
-            entrance = self._container.entrance()
+            words: list[str] = _words(args, executable, shell=shell)
+            commands: list[str] = _candidates(words[0] if executable is None else os.fsdecode(executable), env)
+            passed: set[int] = _passed(pass_fds, close_fds=close_fds)
+            entrance: Entrance = self._container.entrance()
             program, clone = entrance.begin()
             _add_streams(program, standards, tty=self._tty)
             if self._tty and who is not None:  # as login(1) does: else the user may not open its own terminal by name
@@ -308,7 +309,7 @@ def _words(args: Any, executable: Any, *, shell: bool) -> list[str]:
     if shell:
         words = [executable or "/bin/sh", "-c", *words]
     if not words:
-        raise IndexError("list index out of range")  # what subprocess says
+        raise SettingsError("args", args, 'a program and its arguments, such as ["ls", "-l"]')
     found = [os.fsdecode(word) for word in words]
     if any("\0" in word for word in found):
         raise ValueError("embedded null byte")

@@ -56,7 +56,7 @@ MORE = (
     (
         "device rates",
         "device_read_bps and the like: how fast a disk is used",
-        Settings(device_read_bps={"/dev": 1}),
+        Settings(device_read_bps={"/dev": 2}),
         "the block controller obeys",
         "the block controller does not obey",
     ),

@@ -50,6 +50,7 @@ class Image:
 
     ``reference`` is its name as docker prints it (``debian:12``), or its id where it has none; ``id`` the digest of its configuration,
     ``sha256:...``; ``layers`` the digests of its plain layers, bottom first; ``size`` the bytes of all files in them.
+    ``folder`` is the directory that is used as an image, else empty.
     """
 
     reference: str

@@ -59,7 +59,7 @@ class Plan:
 
     def limits(self) -> Settings:
         """Return the limits that its group enforces."""
-        return Settings(
+        return Settings.unchecked(
             memory=self.memory,
             memory_swap=self.memory_swap,
             memory_high=self.memory_high,

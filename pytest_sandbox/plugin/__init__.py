@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.plugin.fixtures import container, container_factory, pytest_runtest_makereport
-from pytest_sandbox.plugin.options import pytest_addoption, pytest_configure
+from pytest_sandbox.plugin.options import pytest_addoption, pytest_configure, pytest_load_initial_conftests
 from pytest_sandbox.plugin.rule import pytest_collection_modifyitems, pytest_testnodedown
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ __all__ = [
     "pytest_addoption",
     "pytest_collection_modifyitems",
     "pytest_configure",
+    "pytest_load_initial_conftests",
     "pytest_runtest_makereport",
     "pytest_testnodedown",
 ]

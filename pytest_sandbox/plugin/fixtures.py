@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_sandbox import supported
 from pytest_sandbox.plugin.rule import FORKED, HOLDS, settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Generator, Iterator
+    from typing import Unpack
 
     from pytest_sandbox.container import Container
+    from pytest_sandbox.container.typed import ContainerFactory
+    from pytest_sandbox.kwargs import SettingsKwargs
+    from pytest_sandbox.settings import Settings
 
 __all__ = ["container", "container_factory", "pytest_runtest_makereport"]
 
@@ -22,10 +27,13 @@ _HELD = pytest.StashKey["Container"]()
 @pytest.fixture
 def container(request: pytest.FixtureRequest) -> Iterator[Container]:
     """A running container with the settings of the test's mark; thrown away after the test."""
-    from pytest_sandbox.container import Container
     from pytest_sandbox.plugin.unsupported import refusing
 
     item = request.node
+    with refusing(item.config):
+        supported.require()
+    from pytest_sandbox.container import Container
+
     if FORKED in item.stash:
         pytest.fail("The test is inside its container, so it cannot hold it: name it as an argument (`container`) instead.", pytrace=False)
     made = Container(settings_of(item))
@@ -42,14 +50,20 @@ def container(request: pytest.FixtureRequest) -> Iterator[Container]:
 
 
 @pytest.fixture(scope="session")
-def container_factory() -> Iterator[Callable[..., Container]]:
-    """Make containers by ``container_factory(memory="256m")``, each a context manager; what is still open ends with the session."""
-    from pytest_sandbox.container import Container
+def container_factory(request: pytest.FixtureRequest) -> Iterator[ContainerFactory]:
+    """Make containers by ``container_factory(memory="256m")``, each a context manager; what is
+    still open ends with the session.
+    """
+    from pytest_sandbox.plugin.unsupported import refusing
 
     with ExitStack() as opened:
 
-        def make(**settings: Any) -> Container:
-            made = Container(**settings)
+        def make(settings: Settings | None = None, /, **keywords: Unpack[SettingsKwargs]) -> Container:
+            with refusing(request.config):
+                supported.require()
+            from pytest_sandbox.container import Container
+
+            made = Container(settings, **keywords)
             opened.callback(made.close)
             return made
 

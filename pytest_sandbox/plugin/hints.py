@@ -1,4 +1,6 @@
-"""Hints for the surprises of isolation: a failure that a test has inside and would not have outside, and what to do about it."""
+"""Hints for the surprises of isolation: a failure that a test has inside and would not have
+outside, and what to do about it.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Symptom(NamedTuple):
 
 
 def symptoms(error: BaseException | None) -> list[Symptom]:
-    """Return what an exception, or one that led to it, shows of the surprises that isolation brings."""
+    """Return what an exception, or one that led to it, shows of the surprises that isolation
+    brings.
+    """
     found = [symptom for one in _chain(error, 0) if (symptom := _symptom(one))]
     return list(dict.fromkeys(found))
 
@@ -102,7 +106,22 @@ def remember(item: pytest.Item, container: Container) -> None:
 def said(found: list[Symptom], item: pytest.Item, container: Container, stats: Stats) -> str:
     """Return the hints for the symptoms, a line each; empty where isolation explains nothing."""
     lines = [line for symptom in dict.fromkeys(found) if (line := _line(symptom, item, container, stats))]
+    if stats.oom_kills:
+        lines.append(_killed(stats))
     return "\n".join(dict.fromkeys(lines))
+
+
+def _killed(stats: Stats) -> str:
+    """Say that processes inside were killed for memory, which the test that started them sees as
+    SIGKILL alone.
+    """
+    count = "a process" if stats.oom_kills == 1 else f"{stats.oom_kills} processes"
+    if stats.memory_limit is None:
+        return f"Out of memory: the kernel killed {count} inside, for the machine's memory was full."
+    return (
+        f"Out of memory: the kernel killed {count} inside. The container may use {mib(stats.memory_limit)} (memory=), "
+        f"and its peak was {mib(stats.memory_peak)}."
+    )
 
 
 def _line(symptom: Symptom, item: pytest.Item, container: Container, stats: Stats) -> str:

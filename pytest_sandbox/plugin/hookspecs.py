@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pytest_sandbox.container import Container
     from pytest_sandbox.outcome import Outcome, Stats
     from pytest_sandbox.settings import Settings
 
 
 @pytest.hookspec(firstresult=True)
-def pytest_sandbox_settings(item: pytest.Item, settings: Settings) -> Settings | None:
-    """Return changed settings for a test's container, or None to leave them as they are. Called at collection."""
+def pytest_sandbox_settings(item: pytest.Item, settings: Settings) -> Settings | Mapping[str, object] | None:
+    """Return changed settings for a test's container, or None to leave them as they are. Called at
+    collection.
+
+    ``settings.replace(timeout=600)`` and the dict ``{"timeout": 600}`` are the same.
+    """
 
 
 def pytest_sandbox_started(item: pytest.Item, container: Container) -> None:

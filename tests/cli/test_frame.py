@@ -42,6 +42,22 @@ def test_a_mistyped_verb_is_guessed(capsys):
     assert (125, True) == (cli.main(["exce", "box"]), "did you mean 'exec'?" in capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("word", ["pause", "prun", "rmm", "rim"])
+def test_nothing_that_deletes_is_guessed(word, capsys):
+    """A word that is no verb is never taken for one that deletes something."""
+    assert 125 == cli.main([word])
+    said = capsys.readouterr().err
+    assert f"there is no verb '{word}'" in said
+    assert [] == [verb for verb in ("'prune'", "'rm'", "'rmi'") if verb in said]
+
+
+def test_nobody_who_reads_errors_is_no_error():
+    """An error's status stays where standard error is a pipe whose reader has gone."""
+    for words in ("bogus", "exec no-such-container true"):
+        shell = f"{{ {sys.executable} -m pytest_sandbox {words}; echo $? >&3; }} 3>&1 >&2 2>&1 2> >(exec 0<&-; true)"
+        assert "125\n" == subprocess.run(["bash", "-c", shell], stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
 def test_the_version_is_the_distributions():
     """--version tells what pip installed."""
     from importlib.metadata import version

@@ -56,17 +56,20 @@ def test_the_status_is_the_commands_own(command, status):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (("-m", "5x", "host", "true"), "memory='5x'"),
-        (("--network", "bridge", "host", "true"), "network='bridge'"),
-        (("-v", "nowhere:/x", "host", "true"), "volumes="),
-        (("-v", "/no/such/folder:/x", "host", "true"), "/no/such/folder"),
-        (("--cap-add", "FLY", "host", "true"), "cap_add="),
-        (("--ulimit", "nofile=5:1", "host", "true"), "ulimits="),
-        (("--security-opt", "apparmor=x", "host", "true"), "security_opt="),
-        (("--timeout", "never", "host", "true"), "timeout="),
+        (("-m", "5x", "host", "true"), "--memory '5x' is not valid; accepted: bytes"),
+        (("--network", "bridge", "host", "true"), "--network 'bridge'"),
+        (("-v", "nowhere:/x", "host", "true"), "--volume 'nowhere:/x' is not valid; accepted: a path"),
+        (("-v", "/no/such/folder:/x", "host", "true"), "--volume '/no/such/folder'"),
+        (("-v", "/:/x", "-v", "/:/y:rx", "host", "true"), "--volume '/:/y:rx'"),
+        (("--device-read-bps", "/dev/no-disk:1mb", "host", "true"), "--device-read-bps '/dev/no-disk'"),
+        (("-h", "a_b", "host", "true"), "--hostname 'a_b'"),
+        (("--cap-add", "FLY", "host", "true"), "--cap-add 'FLY'"),
+        (("--ulimit", "nofile=5:1", "host", "true"), "--ulimit 'nofile=5:1'"),
+        (("--security-opt", "apparmor=x", "host", "true"), "--security-opt 'apparmor=x'"),
+        (("--timeout", "never", "host", "true"), "--timeout 'never'"),
         (("-e", "=x", "host", "true"), "a variable needs a name"),
         (("--env-file", "/no/such/file", "host", "true"), "--env-file /no/such/file"),
-        (("-u", "nobody-of-that-name", "host", "true"), "user="),
+        (("-u", "nobody-of-that-name", "host", "true"), "--user 'nobody-of-that-name'"),
         (("/no/such/folder", "true"), "/no/such/folder"),
         (("--pull", "never", "no/such:image", "true"), "no/such:image"),
         (("host",), "no command"),
@@ -81,6 +84,66 @@ def test_an_error_of_ours_is_125_and_names_what_was_wrong(words, text):
     assert (125, "") == (done.returncode, done.stdout)
     assert text in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@root
+@pytest.mark.needs("cpuset")
+def test_a_limit_that_cannot_be_held_names_the_flag():
+    """What this host refuses is called as it was typed."""
+    assert "--cpuset-cpus '4000' is not supported here" in run("--cpuset-cpus", "4000", "host", "true").stderr
+
+
+def test_a_name_that_is_taken_is_refused():
+    """Two living containers never have the same --name; the error says who has it, and a name is free when its container has ended."""
+    name = f"box-{uuid.uuid4().hex}"
+    with subprocess.Popen([*COMMAND, "-i", "--name", name, "host", "cat"], stdin=subprocess.PIPE) as first:
+        wait_for(lambda: name in [one.label for one in living.living()])
+        (holder,) = [one.id for one in living.living() if one.label == name]
+        second = run("--name", name, "host", "true")
+        assert (125, True) == (second.returncode, f"--name {name}: the container {holder} has this name" in second.stderr)
+        first.stdin.close()
+    assert 0 == run("--name", name, "host", "true").returncode
+
+
+def test_of_many_that_ask_for_a_name_one_gets_it():
+    """The name is looked up and taken in one step."""
+    name = f"box-{uuid.uuid4().hex}"
+    started = [subprocess.Popen([*COMMAND, "--name", name, "host", "sleep", "1000"], stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    wait_for(lambda: 3 == len([one for one in started if one.poll() == 125]), 60)
+    (winner,) = [one for one in started if one.poll() is None]
+    wait_for(lambda: name in [one.label for one in living.living()])
+    winner.terminate()
+    assert [125, 125, 125, 143] == sorted(one.wait() for one in started)
+    for one in started:
+        one.stderr.close()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("run host echo hi", 0),
+        ("run -i host cat", 0),
+        ("run host sh -c 'exit 7'", 7),
+        ("run -m 5x host true", 125),
+        ("run host no-such-command", 127),
+        ("run", 125),
+        ("ps -a", 0),
+        ("stats --no-stream", 0),
+        ("exec no-such-container true", 125),
+        ("diff no-such-container", 125),
+        ("rm no-such-container", 125),
+        ("images", 0),
+        ("--help", 0),
+        ("bogus", 125),
+    ],
+)
+def test_a_closed_stream_changes_no_status(words, status, closed, monkeypatch, tmp_path):
+    """With standard input, output or error closed a verb ends as it does with all open."""
+    monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path))
+    shell = f"exec </dev/null; {sys.executable} -m pytest_sandbox {words} {closed}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+    assert (status, False) == (done.returncode, "Traceback" in done.stderr), done.stderr
 
 
 def test_the_output_goes_where_ours_goes():
@@ -138,6 +201,22 @@ class TestFlags:
         assert "kept\n" == (tmp_path / "out").read_text()
         assert 0 != run("-v", f"{tmp_path}:/data:ro", "host", "touch", "/data/more").returncode
 
+    def test_mounts(self, tmp_path: Path):
+        """--mount type=bind is --volume in other words; other types and fields are refused."""
+        (tmp_path / "in").write_text("read")
+        for form in ("type=bind,source={},target=/x,readonly", "type=bind,src={},dst=/x,ro=true"):
+            assert "read\n" == said("--mount", form.format(tmp_path), "host", "sh", "-c", "cat /x/in; touch /x/out 2>&- ; echo")
+        assert ["in"] == os.listdir(tmp_path)
+        said("--mount", f"type=bind,destination=/x,source={tmp_path}", "host", "touch", "/x/out")
+        assert ["in", "out"] == sorted(os.listdir(tmp_path))
+        for wrong in ("type=tmpfs,target=/x", "type=bind,source=/,target=", "type=bind,source=/,target=/x,mode=7", "/a:/b"):
+            refused = run("--mount", wrong, "host", "true")
+            assert (125, True) == (refused.returncode, f"{wrong!r} is not valid" in refused.stderr)
+
+    def test_init_is_accepted(self):
+        """--init changes nothing."""
+        assert "hi\n" == said("--init", "host", "echo", "hi")
+
     def test_all_else_is_thrown_away(self, tmp_path: Path):
         """What the command writes elsewhere is gone with its container."""
         assert "x\n" == said("host", "sh", "-c", f"echo x > {tmp_path}/gone; cat {tmp_path}/gone")
@@ -162,7 +241,7 @@ class TestFlags:
         refused = run("--device-write-iops", "/etc/passwd:10", "host", "true")
         assert (125, True) == (
             refused.returncode,
-            "device_write_iops='/etc/passwd' is not valid; accepted: a block device" in refused.stderr,
+            "--device-write-iops '/etc/passwd' is not valid; accepted: a block device" in refused.stderr,
         )
         wrong = [run(f"--device-{name}", "/dev/sda", "host", "true") for name in ("read-bps", "write-bps", "read-iops", "write-iops")]
         assert [125] * 4 == [done.returncode for done in wrong]

@@ -186,6 +186,20 @@ def test_pid_is_the_init_outside(box):
 
 
 @pytest.mark.vm
+def test_a_container_that_has_not_been_started_says_so():
+    """What needs a running container names what to do, and no id where there is none yet."""
+    container = Container()
+    with pytest.raises(
+        ContainerStopped, match=r"^the container has not been started\. Use it in a `with` statement, or call start\(\) first\.$"
+    ):
+        container.run(["true"])
+    container.close()
+    with pytest.raises(ContainerStopped, match=r"^the container is stopped: make a new one\.$"):
+        container.run(["true"])
+    with pytest.raises(ContainerStopped, match=r"^the container is stopped: it starts once"):
+        container.start()
+
+
 def test_repr_says_which_and_how(box):
     """Repr has id and status."""
     assert f"<Container {box.id} running>" == repr(box)

@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from subprocess import DEVNULL, PIPE
 
 import pytest
 
-from pytest_sandbox import Container, ContainerStopped
+from pytest_sandbox import Container, ContainerStopped, SettingsError
 
 pytestmark = pytest.mark.needs("containers")
 
@@ -42,6 +43,13 @@ def test_a_living_process_polls_none_and_a_dead_one_its_status(popen):
         assert (None, None) == (p.poll(), p.returncode)
         p.stdin.close()
         assert (0, 0, 0) == (p.wait(30), p.poll(), p.returncode)
+
+
+@pytest.mark.parametrize("args", [[], ()])
+def test_no_program_is_a_value_error(box, args):
+    """An empty list of arguments is refused with the accepted form."""
+    with pytest.raises(SettingsError, match=re.escape(f"args={args!r} is not valid; accepted: a program and its arguments")):
+        box.popen(args)
 
 
 def test_wait_runs_out_of_time(popen):

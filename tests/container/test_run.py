@@ -98,7 +98,6 @@ SAME = {
     "a folder": (["/usr"], {}),
     "below a file": (["/etc/passwd/x"], {}),
     "an empty command": ([""], {}),
-    "no command": ([], {}),
     "no words": ("", {}),
     "null byte": (["echo", "a\0b"], {}),
     "words of another type": (["echo", 3], {}),

@@ -533,6 +533,7 @@ def test_the_debugger_has_the_terminal(run, pytester):
     terminal.process.wait(60)
 
 
+@pytest.mark.needs("pgrep")
 def test_ctrl_c_ends_the_session_with_its_containers(run, pytester):
     """An interrupt while a test runs inside ends the session as without, and leaves nothing running."""
     pytester.makepyfile("""

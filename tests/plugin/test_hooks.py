@@ -67,3 +67,35 @@ def test_a_hook_that_raises_is_an_error_of_its_test(run, pytester, hook):
     if not hook.startswith("settings"):
         assert result.parseoutcomes().get("errors", 0) + result.parseoutcomes().get("error", 0) == 1
         assert result.parseoutcomes()["passed"] >= 1
+
+
+def test_a_hook_may_return_a_dict_of_changes(run, pytester):
+    """A dict stands for what ``settings.replace`` would make of it; the settings that it does not name stay."""
+    pytester.makeconftest("def pytest_sandbox_settings(item, settings): return {'hostname': 'changed', 'memory': '64m'}")
+    source = """
+    import pytest
+    @pytest.mark.container(workdir="/usr", hostname="marked")
+    def test(container):
+        settings = container.settings
+        assert ("changed", 64 << 20, "/usr") == (settings.hostname, settings.memory, settings.workdir)
+    """
+    run(source).assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("{'memroy': 1}", "memroy=1 is not valid; accepted: did you mean memory?"),
+        ("{'image': '/no/such/root'}", "image='/no/such/root'"),
+        ("settings.replace(user='nobody-of-that-name')", "user='nobody-of-that-name' is not valid"),
+        ("'64m'", "returned '64m'; it returns settings.replace(...), a dict of changes, or None"),
+        ("{1: 2}", "returned {1: 2}; it returns settings.replace(...), a dict of changes, or None"),
+    ],
+)
+def test_what_a_hook_returns_wrongly_is_a_usage_error(run, pytester, returned, said):
+    """Neither a wrong setting nor a value of another kind is a crash: test, hook and value are named."""
+    pytester.makeconftest(f"def pytest_sandbox_settings(item, settings): return {returned}")
+    result = run("def test(): pass")
+    assert pytest.ExitCode.USAGE_ERROR == result.ret
+    assert "::test: pytest_sandbox_settings" in result.stderr.str()
+    assert said in result.stderr.str()

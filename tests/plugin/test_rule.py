@@ -139,6 +139,11 @@ def test_the_command_line_wins_over_marks_and_ini(run, pytester):
         ('image="/no/such/root"', "image='/no/such/root'"),
         ('volumes=["/no/such/folder:/x"]', "volumes='/no/such/folder'"),
         ('"512m"', "takes settings by name"),
+        ('user="nobody-of-that-name"', "user='nobody-of-that-name' is not valid; accepted: a number, or a name"),
+        ('user="0:no-such-group"', "which has no 'no-such-group'"),
+        ('cpuset="4000"', "cpuset='4000' is not supported here. The CPUs of this host are 0"),
+        ('device_read_bps=["/dev/no-such-disk:1m"]', "device_read_bps='/dev/no-such-disk'"),
+        ('device_write_iops={"/dev/null": 5}', "device_write_iops='/dev/null'"),
     ],
 )
 def test_a_wrong_mark_is_a_usage_error_at_collection(run, mark, said):
@@ -158,6 +163,75 @@ def test_a_wrong_mark_is_a_usage_error_at_collection(run, mark, said):
     assert "passed" not in result.stdout.str()
 
 
+def test_a_user_is_looked_up_in_the_image(run, pytester):
+    """A name that the image's own /etc/passwd has is right; one of the host's alone is not."""
+    (pytester.mkdir("root") / "etc").mkdir()
+    (pytester.path / "root" / "etc" / "passwd").write_text("worker:x:7:7::/:/bin/sh\n")
+    source = """
+    import pytest
+    @pytest.mark.container(image="./root", user="{}")
+    def test(container_factory): pass
+    """
+    assert "::test: user='root'" in run(source.format("root"), "--collect-only", sandbox=False).stderr.str()
+    assert 0 == run(source.format("worker"), "--collect-only", sandbox=False).ret
+
+
+def test_cpus_that_are_not_there_may_be_a_skip(run):
+    """With ``sandbox_unsupported = skip`` a test for more CPUs than this host has is collected, and skipped."""
+    source = """
+    import pytest
+    @pytest.mark.container(cpuset="4000")
+    def test(): pass
+    """
+    run(source, "-o", "sandbox_unsupported=skip").assert_outcomes(skipped=1)
+
+
+CONTRADICTIONS = {
+    "test_it.py": "pytestmark = [pytest.mark.container, pytest.mark.no_sandbox]\ndef test_it(): pass",
+    "test_it.py::TestIt": "@pytest.mark.no_sandbox\n@pytest.mark.container(memory='64m')\nclass TestIt:\n    def test_it(self): pass",
+    "test_it.py::test_it": "@pytest.mark.container\n@pytest.mark.no_sandbox\ndef test_it(): pass",
+}
+
+
+@pytest.mark.parametrize(("node", "source"), CONTRADICTIONS.items())
+def test_both_marks_on_one_node_are_a_usage_error(run, pytester, node, source):
+    """``container`` and ``no_sandbox`` contradict each other on a function, a class or a module, which is named."""
+    pytester.makepyfile(test_it=f"import pytest\n{source}")
+    result = run("", "test_it.py", sandbox=False)
+    assert pytest.ExitCode.USAGE_ERROR == result.ret
+    assert f"ERROR: {node}: @pytest.mark.container and @pytest.mark.no_sandbox contradict each other" in result.stderr.str()
+
+
+def test_the_nearer_mark_may_say_the_opposite(run):
+    """A function's mark stands over its class's, a class's over its base's, a parameter's over its function's."""
+    source = """
+    import os, pytest
+
+    here = os.getpid()
+    def is_inside(): return os.getpid() != here
+
+    @pytest.mark.no_sandbox
+    class TestBase:
+        def test_base(self): assert not is_inside()
+        @pytest.mark.container
+        def test_function(self): assert is_inside()
+
+    @pytest.mark.container
+    class TestBelow(TestBase):
+        def test_base(self): assert is_inside()
+
+    @pytest.mark.container(hostname="function")
+    @pytest.mark.parametrize("place", [
+        "function",
+        pytest.param("outside", marks=pytest.mark.no_sandbox),
+        pytest.param("parameter", marks=pytest.mark.container(hostname="parameter")),
+    ])
+    def test_parameter(place):
+        assert place == (os.uname().nodename if is_inside() else "outside")
+    """
+    run(source, sandbox=False).assert_outcomes(passed=7)
+
+
 @pytest.mark.parametrize("where", ["option", "ini"])
 def test_a_wrong_setting_is_a_usage_error_that_names_its_place(run, pytester, where):
     """An unreadable value on the command line or in the ini file names the option or the file's setting."""
@@ -166,6 +240,33 @@ def test_a_wrong_setting_is_a_usage_error_that_names_its_place(run, pytester, wh
     result = run("def test(): pass", *(["--sandbox-memory=lots"] if where == "option" else []))
     assert pytest.ExitCode.USAGE_ERROR == result.ret
     assert ("--sandbox-memory: memory='lots'" if where == "option" else "sandbox_memory: memory='lots'") in result.stderr.str()
+
+
+def test_a_wrong_override_names_the_option(run):
+    """An unreadable value that came by ``-o`` says so, where there is no ini file."""
+    result = run("def test(): pass", "-o", "sandbox_memory=lots")
+    assert "ERROR: -o sandbox_memory: memory='lots'" in result.stderr.str()
+    assert "ERROR: -o sandbox_unsupported='perhaps'" in run("def test(): pass", "-o", "sandbox_unsupported=perhaps").stderr.str()
+
+
+def test_the_path_after_stats_is_a_path(run, pytester):
+    """``--sandbox-stats PATH`` runs what is there, with its conftest files; a number belongs to the option."""
+    folder = pytester.mkdir("below")
+    (folder / "conftest.py").write_text("def pytest_addoption(parser): parser.addoption('--of-below')")
+    (folder / "test_below.py").write_text("def test_below(request): assert 'x' == request.config.getoption('of_below')")
+    (folder / "test_other.py").write_text("def test_other(): pass")
+    paths = ["below/test_below.py", "below/test_other.py"]
+    for words in (["--sandbox-stats", *paths], [paths[0], "--sandbox-stats", paths[1]], ["--sandbox-stats", "3", *paths]):
+        result = run("def test_here(): pass", *words, "--of-below=x", "-v")
+        result.assert_outcomes(passed=2)
+        result.stdout.fnmatch_lines(["*test_below PASSED*", "*test_other PASSED*"])
+
+
+def test_a_number_of_tests_that_is_none_is_a_usage_error(run):
+    """``--sandbox-stats=many`` names the option and its form."""
+    result = run("def test(): pass", "--sandbox-stats=many")
+    assert pytest.ExitCode.USAGE_ERROR == result.ret
+    assert "--sandbox-stats=many: not a number of tests, such as --sandbox-stats=10" in result.stderr.str()
 
 
 def test_a_limit_that_cannot_be_held_is_an_error_or_a_skip(run, pytester):

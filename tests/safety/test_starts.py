@@ -138,7 +138,9 @@ def test_a_timeout_of_a_call_leaves_other_processes_alone():
 def test_what_a_called_function_prints_is_not_lost(tmp_path):
     """Its output is flushed before its process ends, and the caller's own is not written twice."""
     script = "from pytest_sandbox import Container\nprint('before')\nwith Container() as c: c.call(print, 'inside')\nprint('after')"
-    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": here()})
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": here()}
+    )
     assert ("before\ninside\nafter\n", "") == (done.stdout, done.stderr)
 
 
@@ -188,7 +190,10 @@ def test_descriptors_that_the_caller_names_are_passed():
     try:
         with Container() as c:
             done = c.run(["sh", "-c", f"ls /proc/self/fd; echo hello >&{writer}"], pass_fds=[writer], capture_output=True, text=True)
-        assert ({"0", "1", "2", str(writer)}, "hello\n") == ({*done.stdout.split()} - {"3"} | ({"3"} & {str(writer)}), os.read(reader, 99).decode())
+        assert ({"0", "1", "2", str(writer)}, "hello\n") == (
+            {*done.stdout.split()} - {"3"} | ({"3"} & {str(writer)}),
+            os.read(reader, 99).decode(),
+        )
     finally:
         for fd in (reader, writer, other):
             os.close(fd)

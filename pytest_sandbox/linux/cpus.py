@@ -1,0 +1,25 @@
+"""The processors of this host."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["online", "parse"]
+
+
+def online() -> str:
+    """Return the CPUs that are online as the kernel writes a list (cpuset(7)), such as "0-3,8"."""
+    try:
+        with open("/sys/devices/system/cpu/online", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:  # /sys is not mounted
+        return f"0-{(os.cpu_count() or 1) - 1}"
+
+
+def parse(text: str) -> set[int]:
+    """Return the numbers of a list such as "0-3,8"."""
+    found: set[int] = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    return found
