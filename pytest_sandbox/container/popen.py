@@ -111,7 +111,8 @@ class Popen(subprocess.Popen[AnyStr]):
                 program.add("pass descriptors", "fcntl", fd, fcntl.F_SETFD, 0)
             program.restore_signals("restore signals", PYTHON_IGNORES if restore_signals else ())
             timeout = START_TIMEOUT if self._start_timeout is None else self._start_timeout
-            with Spawn(program, clone, {*standards, *passed, *entrance.descriptors}) as spawn:
+            kept = {*standards, *passed, *entrance.descriptors}
+            with Spawn(program, clone, kept, self._container.group.unthrottled) as spawn:
                 spawn.add_execute([*map(os.fsencode, commands)], [*map(os.fsencode, words)], _assignments(env))
                 status = spawn.run(time.monotonic() + timeout, self._adopt)
             self._take(status, args, workdir if cwd is None else cwd, executable or (words[0] if shell else _first(args)))

@@ -49,7 +49,8 @@ def _proc(container: Container) -> Iterator[int]:
 def listed(container: Container) -> list[tuple[int, str]]:
     """Return PID (inside) and command line of every process but init, by PID; not those that have ended."""
     with _proc(container) as proc:
-        found = [(int(pid), process.command_line(int(pid), proc)) for pid in _pids(proc)]
+        alive = [int(pid) for pid in _pids(proc) if not process.has_ended(pid, proc)]
+        found = [(pid, process.command_line(pid, proc)) for pid in alive]
     return sorted((pid, line) for pid, line in found if line)
 
 
@@ -67,16 +68,22 @@ def _send(proc: int, number: int) -> int:
     """Send a signal to every process that a /proc shows but init; return how many live."""
     alive = 0
     for pid in _pids(proc):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            fd = os.open(pid, _DIRECTORY, dir_fd=proc)
-            try:
-                if process.has_ended(fd):
-                    continue
-                alive += 1
-                signal.pidfd_send_signal(fd, number)
-            finally:
-                os.close(fd)
+        if process.has_ended(pid, proc):
+            continue
+        with suppress(FileNotFoundError, ProcessLookupError), _process(proc, pid) as fd:
+            alive += 1
+            signal.pidfd_send_signal(fd, number)
     return alive
+
+
+@contextmanager
+def _process(proc: int, pid: str) -> Iterator[int]:
+    """Open a process's directory in a /proc, which serves as its pidfd."""
+    fd = os.open(pid, _DIRECTORY, dir_fd=proc)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def kill_all(container: Container, timeout: float = END_TIMEOUT) -> bool:

@@ -165,10 +165,10 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def has_ended(directory: int) -> bool:
-    """Tell whether the process of a directory in a /proc is dead, though perhaps not yet reaped."""
+def has_ended(pid: str, directory: int) -> bool:
+    """Tell whether a process that a /proc shows is dead, though perhaps not yet reaped."""
     try:
-        state = _read("stat", directory).rpartition(b")")[2].split()[0]
+        state = _read(f"{pid}/stat", directory).rpartition(b")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return True
     return state in {b"Z", b"X"}

@@ -23,7 +23,7 @@ import select
 import signal
 import struct
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from pytest_sandbox.linux import elf, process
@@ -33,6 +33,7 @@ from pytest_sandbox.linux.signals import Deferred
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
+    from contextlib import AbstractContextManager
 
     from pytest_sandbox.linux.program import Failure, Result
 
@@ -69,10 +70,18 @@ class Spawn:
     """One start of a payload: ``with Spawn(...) as spawn: spawn.run(deadline)``.
 
     ``clone`` is the call of the program that makes the payload; ``kept`` are the descriptors that
-    the program uses, under the numbers that they have here.
+    the program uses, under the numbers that they have here. ``hurrying`` returns a context in which
+    a killed payload gets the CPU time that it takes to end.
     """
 
-    def __init__(self, program: Program, clone: Result, kept: Collection[int]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        clone: Result,
+        kept: Collection[int],
+        hurrying: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._hurrying = hurrying
         self._program = program
         self._clone = clone
         self._kept = kept
@@ -205,7 +214,8 @@ class Spawn:
         """End a payload that nobody will wait for."""
         if self._pid and self._pidfd >= 0:
             process.kill(self._pidfd, signal.SIGKILL)
-            process.await_exit(self._pid, self._pidfd, _PATIENCE)
+            with self._hurrying():
+                process.await_exit(self._pid, self._pidfd, _PATIENCE)
 
 
 def _executed(image: int, kept: Collection[int]) -> tuple[int, int]:

@@ -59,17 +59,22 @@ def link(path: str) -> str:
         return ""
 
 
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     end = time.monotonic() + float(sys.argv[1])
     wanted = [text[::-1].encode() for text in sys.argv[2:]]  # reversed, or it would find its own command line
     newest, found = os.getpid(), set()
-    print("on", flush=True)
+    say("on")
     while time.monotonic() < end and not os.path.exists("/dev/shm/stop"):
         for pid in range(newest + 1, newest + 40):
             if os.path.exists(f"/proc/{pid}"):
                 newest = max(newest, pid - 2)
                 found |= {*look(str(pid), wanted)}
-    print(json.dumps(sorted(found)), flush=True)
+    say(json.dumps(sorted(found)))
 
 
 if __name__ == "__main__":
