@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sandbox.container.child import as_builder
 from pytest_sandbox.linux import overlay_changes
+from pytest_sandbox.linux.directories import OpenDirectory
 from pytest_sandbox.outcome import Change
 
 if TYPE_CHECKING:
@@ -70,15 +71,13 @@ def _found(
     """
     found: list[Found] = []
     for name, (point, lower) in places.items():
-        try:
-            fd = os.open(f"{name}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layer)
-        except PermissionError:  # a directory that others may not enter, this user among them: it has changed nothing in there
-            continue
         own = sum(len(one.paths(point)) for one in container.frozen)
         try:
-            below = [(kind, point + path) for kind, path in overlay_changes.changes_since(fd, lower[:own], lower[own:], budget)]
-        finally:
-            os.close(fd)
+            with OpenDirectory(f"{name}/upper", layer) as fd:
+                changes = overlay_changes.changes_since(fd, lower[:own], lower[own:], budget)
+                below = [(kind, point + path) for kind, path in changes]
+        except PermissionError:  # a directory that others may not enter, this user among them: it has changed nothing in there
+            continue
         if below and point:
             found += [("modified", parent) for parent in _parents(point)]
         found += below

@@ -13,11 +13,12 @@ import os
 from typing import TYPE_CHECKING, Self
 
 from pytest_sandbox.linux import process
+from pytest_sandbox.linux.signals import Deferred
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["DIRECTORY", "DirectoryStack", "batches", "open_entry", "open_regular"]
+__all__ = ["DIRECTORY", "DirectoryStack", "OpenDirectory", "batches", "open_entry", "open_regular"]
 
 #: How a directory is opened to be read: never through a symbolic link.
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -64,6 +65,31 @@ def batches(directory: int, most: int = _BATCH) -> Iterator[list[os.DirEntry[str
 
 def _name(entry: os.DirEntry[str]) -> str:
     return entry.name
+
+
+class OpenDirectory:
+    """A directory that is open within a ``with`` block, also where a signal handler raises anywhere."""
+
+    fd = -1
+
+    def __init__(self, name: str, dir_fd: int) -> None:
+        self._name = name
+        self._dir_fd = dir_fd
+
+    def __enter__(self) -> int:
+        with Deferred():
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            self.fd = os.open(self._name, flags, dir_fd=self._dir_fd)
+        return self.fd
+
+    def __exit__(self, *_exception: object) -> None:
+        self.__del__()
+
+    def __del__(self) -> None:
+        with Deferred():
+            fd, self.fd = self.fd, -1
+            if fd >= 0:
+                os.close(fd)
 
 
 class DirectoryStack:

@@ -186,7 +186,7 @@ _EXCEPTION = record(
     }
 )
 _SYMPTOM = items(
-    one_of("dns", "refused", "pids", "unreachable", "full", "moved", "foreign", "missing"),
+    one_of("dns", "refused", "pids", "unreachable", "full", "moved", "foreign", "missing", "unread"),
     text(4096),
 )
 _LOCATION = optional(items(text(4096), integer(0, 1 << 31), text(_NAME)))

@@ -43,6 +43,7 @@ def test_an_image_on_the_hosts_network_has_its_name_servers(busybox_root):
 
 def test_an_image_without_etc_gets_one(tmp_path):
     """What an image lacks is made, and is no change of the test's."""
+    (tmp_path / "opt").mkdir()
     with Container(image=tmp_path) as c:
         assert (["hostname", "hosts", "resolv.conf"], []) == (sorted(c.listdir("/etc")), c.diff())
 

@@ -203,4 +203,4 @@ def test_a_deletion_of_what_no_layer_has_is_not_listed(busybox):
     )
     with Container(image=image) as container:
         done = container.run(["ls", "-A", "/only", "/etc"], capture_output=True, text=True)
-    assert ("/etc:\ngroup\npasswd\n\n/only:\nkept\nsub\n", "") == (done.stdout, done.stderr)
+    assert ("/etc:\ngroup\nhostname\nhosts\npasswd\nresolv.conf\n\n/only:\nkept\nsub\n", "") == (done.stdout, done.stderr)

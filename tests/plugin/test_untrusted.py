@@ -176,31 +176,3 @@ def test_a_forged_failure_cannot_move_the_cursor(run):
     result = run('def test(): assert 0, "\\x1b[2J\\x1b]0;owned\\x07"')
     assert "\x1b[2J" not in result.stdout.str()
     assert "\\x1b[2J" in result.stdout.str()
-
-
-def test_the_next_tests_invalid_setting_is_its_own_error(run):
-    """A setting that cannot be had fails the test that has it, and not the one before it."""
-    source = """
-    import pytest
-    @pytest.mark.container
-    def test_good(): pass
-    @pytest.mark.container(device_read_bps={"/dev/nope": 1000})
-    def test_bad(): pass
-    """
-    run(source).assert_outcomes(passed=1, errors=1)
-
-
-def test_a_refused_fork_leaves_nothing_open(run):
-    """After many tests whose container refuses them, the process has as many descriptors as after few."""
-    source = """
-    import os, pytest
-    count = []
-    @pytest.mark.no_sandbox
-    def test_before(): count.append(len(os.listdir("/proc/self/fd")))
-    @pytest.mark.parametrize("n", range(8))
-    @pytest.mark.container(user="nosuchuser")
-    def test_user(n): pass
-    @pytest.mark.no_sandbox
-    def test_count(): assert len(os.listdir("/proc/self/fd")) < count[0] + 8
-    """
-    run(source).assert_outcomes(passed=2, errors=8)

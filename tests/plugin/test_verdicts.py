@@ -143,15 +143,20 @@ def test_a_timeout_of_weeks(run):
     """).assert_outcomes(passed=1)
 
 
-def test_a_fork_that_is_refused_leaves_no_descriptors(run):
+def test_a_fork_that_is_refused_leaves_no_descriptors(run, pytester):
     """However many tests cannot be put into their containers, the session has as many open files as before."""
+    # The user is known at collection, and gone when the test is forked.
+    pytester.makeconftest("""
+    def pytest_sandbox_started(item, container):
+        container.write_text("/etc/passwd", "")
+    """)
     run("""
     import os, pytest
     counts = []
     @pytest.fixture(scope="class", params=range(30))
     def count(request):
         counts.append(len(os.listdir("/proc/self/fd")))
-    @pytest.mark.container(user="nosuchuser")
+    @pytest.mark.container(user="nobody")
     class TestRefused:
         def test_it(self, count): pass
     @pytest.mark.no_sandbox
@@ -160,13 +165,16 @@ def test_a_fork_that_is_refused_leaves_no_descriptors(run):
     """).assert_outcomes(passed=1, errors=30)
 
 
-def test_what_is_wrong_with_the_next_test_is_not_this_ones(run):
+def test_what_is_wrong_with_the_next_test_is_not_this_ones(run, pytester):
     """Its container is made while this test runs, and its error waits for its turn."""
+    pytester.mkdir("volume")
     run("""
-    import pytest
+    import os, pytest
+    @pytest.fixture(scope="session")
+    def removed(): os.rmdir("volume")
     @pytest.mark.container
-    def test_good(): pass
-    @pytest.mark.container(device_read_bps={"/dev/nope": 1000})
+    def test_good(removed): pass
+    @pytest.mark.container(volumes=["./volume:/volume"])
     def test_bad(): pass
     """).assert_outcomes(passed=1, errors=1)
 
