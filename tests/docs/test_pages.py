@@ -49,6 +49,17 @@ def test_the_reference_describes_every_verb():
         assert f"\nusage: pytest-sandbox {name} " in page
 
 
+def test_every_promise_names_a_test_that_exists():
+    """Each row of a table of promises in docs/security.md names tests, and each of them is there."""
+    text = (ROOT / "docs/security.md").read_text()
+    rows = re.findall(r"^\| promise \| test \|\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert [] == [row for table in rows for row in table.splitlines() if "`tests/" not in row]
+    named = re.findall(r"`(tests/[\w/]+\.py)::([\w:]+)`", text)
+    assert len(named) > 40
+    for path, name in named:
+        assert re.search(rf"^ *def {name.split('::')[-1]}\(", (ROOT / path).read_text(), re.MULTILINE), name
+
+
 def test_ci_runs_the_readmes_commands():
     """Each of the two commands stands once in the README, and CI takes it from there."""
     ci = (ROOT / ".ci/run").read_text()
