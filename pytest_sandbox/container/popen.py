@@ -164,8 +164,9 @@ class Popen(subprocess.Popen[AnyStr]):
     def _standards(self, given: tuple[int, int, int], opened: list[int]) -> list[int]:
         """Return the child's stdin, stdout and stderr for what was given: -1 is the caller's own, or /dev/null where that is closed.
 
-        A regular file goes through a pipe, for by /proc/self/fd it could be opened anew with other rights; one file, one pipe, so that what
-        is written keeps its order.
+        A regular file goes through a pipe, for by /proc/self/fd it could be opened again with other rights; so does the caller's own
+        stdout or stderr that is a pipe or a socket, for O_NONBLOCK that is set on it holds for the caller too (fcntl(2)). One file, one
+        pipe, so that what is written keeps its order. A terminal of the caller's is opened again.
         """
         fds = [standard if fd == -1 else fd for standard, fd in enumerate(given)]
         found = [_status_of(fd, inherited=given[standard] == -1) for standard, fd in enumerate(fds)]
@@ -174,7 +175,10 @@ class Popen(subprocess.Popen[AnyStr]):
             if status is None:
                 fds[standard] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
                 opened.append(fds[standard])
-            elif stat.S_ISREG(status.st_mode):
+            elif given[standard] == -1 and os.isatty(fds[standard]):
+                fds[standard] = _opened_again(fds[standard])
+                opened.append(fds[standard])
+            elif stat.S_ISREG(status.st_mode) or (given[standard] == -1 and standard and _is_stream(status.st_mode)):
                 key = (status.st_ino if standard else -1, status.st_dev)
                 if key not in pipes:
                     pipes[key] = self._pump(fds[standard], reading=standard == 0)
@@ -247,6 +251,18 @@ def _add_streams(program: Program, standards: list[int], *, tty: bool) -> None:
         program.add(step, "dup3", fd, standard, 0)
     if tty:
         program.add(step, "ioctl", 0, terminal.TIOCSCTTY, 0)
+
+
+def _is_stream(mode: int) -> bool:
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def _opened_again(terminal_fd: int) -> int:
+    """Return a terminal with an open file description of its own, or the same where it has no name here."""
+    try:
+        return os.open(process.path_of(terminal_fd), os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return os.dup(terminal_fd)
 
 
 def _passed(pass_fds: Iterable[int], *, close_fds: bool) -> set[int]:

@@ -169,6 +169,21 @@ def test_an_endless_answer_of_a_call_is_refused():
         c.call(lambda: "x" * (65 << 20))
 
 
+def test_what_a_command_sets_on_its_stdout_is_its_own():
+    """O_NONBLOCK on the stdout that a command inherits does not make the caller's own non-blocking."""
+    script = """
+import os, sys
+from pytest_sandbox import Container
+with Container() as c:
+    c.run([sys.executable, "-c", "import os; os.set_blocking(1, False); os.set_blocking(2, False); print('inside', flush=True)"], check=True)
+print(os.get_blocking(1), os.get_blocking(2))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": here()}
+    )
+    assert ("inside\nTrue True\n", "") == (done.stdout, done.stderr)
+
+
 CHILDREN_IGNORED = """
 import signal, sys, subprocess
 from pytest_sandbox import Container
