@@ -48,7 +48,7 @@ class Child:
     def __init__(self, container: Container, pid: int, kills: int) -> None:
         self.container = container
         self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
+        self.pidfd = _pidfd(pid)
         self._kills = kills
         self._outcome: Outcome | None = None
         self._code: int | None = None
@@ -112,6 +112,16 @@ class Child:
             else:
                 processes.kill_tree(self.container, self.pid)
         process.kill(self.pidfd, signal.SIGKILL)
+
+
+def _pidfd(pid: int) -> int:
+    """Return a pidfd; of a child that has ended already, and that the kernel has reaped since
+    SIGCHLD is ignored, a descriptor that poll(2) reports as readable too.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
 
 class Forks:

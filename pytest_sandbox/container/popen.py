@@ -42,6 +42,7 @@ __all__ = ["Popen", "with_pipes"]
 __tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
 
 _CHUNK = 1 << 16
+_LOOK_AGAIN = 100  # milliseconds between two looks at whether anybody still waits
 _PIPE_AT_MOST = 1 << 20  # /proc/sys/fs/pipe-max-size, by default
 _WORKDIR = "change to the working folder"
 _NOT_EXECUTED = "Other processes in the container stop it, or leave it no CPU time: end them, or raise cpus=."
@@ -214,6 +215,17 @@ class Popen(subprocess.Popen[AnyStr]):
         if self.poll() is None:
             self._container.kill_tree(self.pid)
 
+    def _communicate(self, input: Any, endtime: Any, orig_timeout: Any) -> Any:  # noqa: A002 - subprocess calls it
+        """Do what :mod:`subprocess` does, without waiting in a read: the command can take back what it has written."""
+        for pipe in (self.stdout, self.stderr):
+            if pipe is not None and not pipe.closed:
+                os.set_blocking(pipe.fileno(), False)
+        while True:
+            try:
+                return super()._communicate(input, endtime, orig_timeout)  # type: ignore[misc]
+            except BlockingIOError:
+                self._communication_started = True  # what was read until now is kept
+
     def end(self) -> None:
         """Kill the process and all below it, and take its exit status."""
         self.kill_tree()
@@ -238,7 +250,8 @@ class Popen(subprocess.Popen[AnyStr]):
             self._container.commands.discard(self)
             close_all([self._pidfd] if self._pidfd >= 0 else [])
             self._pidfd = -1
-            errors = [error for error in [pump.drain() for pump in self._pumps] if error is not None]
+            patience = None if self._start_timeout is None else END_TIMEOUT / 2
+            errors = [error for error in [pump.drain(patience) for pump in self._pumps] if error is not None]
             if errors:  # a full disk, where the command itself would have met it
                 raise errors[0]
 
@@ -346,6 +359,9 @@ class _Pump:
         self._ours = write_end if reading else read_end
         os.set_blocking(self._ours, reading)  # before any thread may drain it
         self._file = os.dup(fd)
+        # What poll(2) says can be written to a pipe or a socket without waiting.
+        self._step = _CHUNK if stat.S_ISREG(os.fstat(fd).st_mode) else select.PIPE_BUF
+        self._deadline: float | None = None
         self._moving = threading.Lock()
         self._done = False
         self._error: OSError | None = None
@@ -387,12 +403,34 @@ class _Pump:
         self._done = not chunk
         view = memoryview(chunk)
         while view:
-            view = view[os.write(self._file, view) :]
+            if not self._may_write():
+                self._done = True
+                return False
+            with suppress(BlockingIOError):
+                view = view[os.write(self._file, view[: self._step]) :]
         return True
 
-    def drain(self) -> OSError | None:
-        """Return when all that was written before the call is in the file; with the error that stopped it."""
-        with self._moving:
+    def _may_write(self) -> bool:
+        """Wait until the file takes more; False once nobody waits for that any more."""
+        poll = select.poll()
+        poll.register(self._file, select.POLLOUT)
+        while not poll.poll(_LOOK_AGAIN):
+            if self._deadline is not None and time.monotonic() > self._deadline:
+                return False
+        return True
+
+    def drain(self, timeout: float | None) -> OSError | None:
+        """Return when all that was written before the call is in the file; with the error that stopped it.
+
+        Over ``timeout`` seconds the rest is given up: nobody reads what the file leads to.
+        """
+        if timeout is not None:
+            self._deadline = time.monotonic() + timeout
+        if not self._moving.acquire(timeout=-1 if timeout is None else timeout + 1):
+            return None
+        try:
             self._move()
             error, self._error = self._error, None
             return error
+        finally:
+            self._moving.release()

@@ -79,7 +79,7 @@ def _send(proc: int, number: int) -> int:
 @contextmanager
 def _process(proc: int, pid: str) -> Iterator[int]:
     """Open a process's directory in a /proc, which serves as its pidfd."""
-    fd = os.open(pid, _DIRECTORY, dir_fd=proc)
+    fd = process.open_in_proc(pid, proc, _DIRECTORY)
     try:
         yield fd
     finally:

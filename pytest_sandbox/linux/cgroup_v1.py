@@ -338,13 +338,16 @@ class GroupV1(Group):
     @contextlib.contextmanager
     def unthrottled(self) -> Iterator[None]:
         limited = self._limits.cpus is not None and self._has("cpu")
-        if limited:
-            self._apply_cpus(None)
-        try:
-            yield
-        finally:
+        with contextlib.ExitStack() as stack:
             if limited:
-                self._apply_cpus(self._limits.cpus)
+                stack.callback(self._set_cpus, self._limits.cpus)
+                self._set_cpus(None)
+            yield
+
+    def _set_cpus(self, cpus: float | None) -> None:
+        """Limit CPU time, unless the cgroup went with its container."""
+        with contextlib.suppress(FileNotFoundError):
+            self._apply_cpus(cpus)
 
     def is_frozen(self) -> bool:
         folder = self._session.folder_of("freezer")

@@ -383,7 +383,7 @@ class GroupV2(Group):
             yield
         finally:
             if limited:
-                self._limit("cpu.max", _quota(self._limits.cpus))
+                self._limit("cpu.max", _quota(self._limits.cpus))  # which is none where it is gone
 
     def is_frozen(self) -> bool:
         return bool(number(f"{self.folder}/cgroup.freeze"))

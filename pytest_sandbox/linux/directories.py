@@ -77,15 +77,16 @@ class OpenDirectory:
         self._dir_fd = dir_fd
 
     def __enter__(self) -> int:
-        with Deferred():
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-            self.fd = os.open(self._name, flags, dir_fd=self._dir_fd)
+        try:
+            with Deferred():
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                self.fd = os.open(self._name, flags, dir_fd=self._dir_fd)
+        except BaseException:
+            self.__exit__()
+            raise
         return self.fd
 
     def __exit__(self, *_exception: object) -> None:
-        self.__del__()
-
-    def __del__(self) -> None:
         with Deferred():
             fd, self.fd = self.fd, -1
             if fd >= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import math
 import os
@@ -37,6 +38,7 @@ __all__ = [
     "milliseconds",
     "name",
     "number_inside",
+    "open_in_proc",
     "path_of",
     "reap",
     "ulimit",
@@ -53,14 +55,20 @@ FOLDER = "/proc"
 # <linux/pidfd.h>
 _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_SIZE, _PIDFD_INFO_EXIT = 64, 1 << 3
+_NS_GET_PARENT = 0xB702  # <linux/nsfs.h>
 _LONGEST_POLL = (1 << 31) - 1
 _RLIMIT_LOCKS = 10  # which Python's resource module lacks
 
 
 def kill(pidfd: int, number: int) -> None:
     """Send a signal to the process of ``pidfd``; nothing happens where it has ended."""
-    with suppress(ProcessLookupError):
+    try:
         signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return
+    except OSError as error:  # of one that had ended before it could be opened there is no pidfd
+        if error.errno != errno.EBADF or os.fstat(pidfd).st_rdev == 0:
+            raise
 
 
 def await_exit(pid: int, pidfd: int, timeout: float) -> int | None:
@@ -145,9 +153,23 @@ def command_line(pid: int, folder: int) -> str:
 
 def _read(name: str, folder: int | None = None) -> bytes:
     """Read a file of this process's own /proc, or of another one."""
-    fd = os.open(name if folder is not None else f"/proc/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    fd = os.open(f"/proc/{name}", os.O_RDONLY | os.O_CLOEXEC) if folder is None else open_in_proc(name, folder)
     with open(fd, "rb") as file:
         return file.read()
+
+
+def open_in_proc(name: str, proc: int, flags: int = os.O_RDONLY) -> int:
+    """Open what lies below a container's /proc, and nothing that was mounted or linked there.
+
+    A privileged payload can mount over it; the path would then be followed on the host.
+    """
+    resolve = sc.RESOLVE_BENEATH | sc.RESOLVE_NO_SYMLINKS | sc.RESOLVE_NO_XDEV
+    try:
+        return sc.openat2(name, flags | os.O_NONBLOCK, resolve, dir_fd=proc)
+    except OSError as error:
+        if error.errno in {errno.EXDEV, errno.ELOOP}:
+            raise FileNotFoundError(errno.ENOENT, "something else is mounted there", name) from None
+        raise
 
 
 def everyone(folder: int) -> list[int]:
@@ -166,30 +188,55 @@ def descendants(pid: int) -> list[int]:
 
 
 def has_ended(pid: str, directory: int) -> bool:
-    """Tell whether a process that a /proc shows is dead, though perhaps not yet reaped."""
+    """Tell whether a process that a /proc shows is dead, though perhaps not yet reaped.
+
+    One whose first thread has ended looks dead while the others go on (proc_pid_stat(5)).
+    """
     try:
-        state = _read(f"{pid}/stat", directory).rpartition(b")")[2].split()[0]
+        fields = _read(f"{pid}/stat", directory).rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return True
-    return state in {b"Z", b"X"}
+    state, threads = fields[0], int(fields[17])  # fields 3 and 20
+    return state in {b"Z", b"X"} and threads <= 1
 
 
 def is_proc_of(directory: int, init: int) -> bool:
     """Tell whether a directory is a /proc of the PID namespace whose first process is ``init`` here."""
     try:
-        one, two = os.stat("1/ns/pid", dir_fd=directory), os.stat(f"/proc/{init}/ns/pid")
+        fd = open_in_proc("1", directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            signal.pidfd_send_signal(fd, 0)  # EBADF where it is no directory of a /proc
+        finally:
+            os.close(fd)
+        return _started(_read("1/stat", directory)) == _started(_read(f"{init}/stat"))
     except OSError:
         return False
-    return (one.st_dev, one.st_ino) == (two.st_dev, two.st_ino)
+
+
+def _started(stat: bytes) -> tuple[bytes, bytes]:
+    """Return a process's name and when it has started (field 22), which no other init shares."""
+    name, _, rest = stat.partition(b"(")[2].rpartition(b")")
+    return name, rest.split()[19]
 
 
 def is_in_namespace_of(pid: int, other: int) -> bool:
-    """Tell whether two processes are in the same PID namespace; not where either has ended."""
+    """Tell whether a process is in the PID namespace of another, or in one below it; not where either has ended."""
     try:
-        one, two = os.stat(f"/proc/{pid}/ns/pid"), os.stat(f"/proc/{other}/ns/pid")
+        wanted = os.stat(f"/proc/{other}/ns/pid")
+        space = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
-    return (one.st_dev, one.st_ino) == (two.st_dev, two.st_ino)
+    try:
+        while not os.path.samestat(os.fstat(space), wanted):
+            parent = fcntl.ioctl(space, _NS_GET_PARENT)  # EPERM past one's own
+            os.close(space)
+            space = parent
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(space)
 
 
 def argument_area() -> tuple[int, int]:

@@ -90,29 +90,29 @@ class Spawn:
         self._failed: list[tuple[int, int]] = []  # which calls, with which results
         self._ended = False
         self._data = b""
-        with Deferred():
-            self._reader, self._writer = os.pipe2(os.O_CLOEXEC)
 
     def __enter__(self) -> Self:
+        try:
+            with Deferred():
+                self._reader, self._writer = os.pipe2(os.O_CLOEXEC)
+        except BaseException:  # of a signal handler, when it may run again
+            self._close()
+            raise
         return self
 
     def __exit__(self, *_exception: object) -> None:
         self._close()
 
-    def __del__(self) -> None:
-        """Close what an interrupt between the calls of the constructor's user has left open."""
-        self._close()
-
     def _close(self) -> None:
-        for name in ("_reader", "_writer", "_pidfd", "_helper_pidfd"):
-            self._close_one(name)
+        with Deferred():
+            for name in ("_reader", "_writer", "_pidfd", "_helper_pidfd"):
+                self._close_one(name)
 
     def _close_one(self, name: str) -> None:
-        with Deferred():
-            fd = getattr(self, name, -1)
-            setattr(self, name, -1)
-            if fd >= 0:
-                os.close(fd)
+        fd = getattr(self, name)
+        setattr(self, name, -1)
+        if fd >= 0:
+            os.close(fd)
 
     def add_execute(self, commands: list[bytes], words: list[bytes], environment: list[bytes]) -> None:
         """Append what the payload does last: execute the first of ``commands`` that can be, as execvp(3).

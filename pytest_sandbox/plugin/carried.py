@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.plugin import compat
@@ -67,9 +68,23 @@ def _announce(item: pytest.Item, data: dict[str, Any]) -> None:
     import warnings
 
     message = data["message"]
-    recorded = warnings.WarningMessage(message, type(message), data["filename"], data["lineno"])
+    recorded = warnings.WarningMessage(
+        message, type(message), data["filename"], data["lineno"], line=_line_of(data["filename"], data["lineno"])
+    )
     arguments = {"warning_message": recorded, **{name: data[name] for name in ("when", "nodeid", "location")}}
     item.ihook.pytest_warning_recorded.call_historic(kwargs=arguments)
+
+
+def _line_of(path: str, number: int) -> str:
+    """Return the line of a source file that a warning names, for the terminal would open whatever path it is.
+
+    Only of a module that this process has imported: anything else could be a FIFO, or nobody's to show.
+    """
+    import linecache
+
+    if any(getattr(module, "__file__", None) == path for module in list(sys.modules.values())):
+        return linecache.getline(path, number)
+    return ""
 
 
 def _announce_late_fixture(item: pytest.Item, name: str, scope: str) -> None:

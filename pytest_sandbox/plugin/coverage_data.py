@@ -121,7 +121,7 @@ def merge(receiver: Receiver) -> None:
 
 def _is_measured(measuring: Any, file: str) -> bool:
     """Tell whether coverage's settings have the file measured, and it is one."""
-    if not os.path.isabs(file) or "\0" in file:
+    if not os.path.isabs(file) or "\0" in file or (os.path.exists(file) and not os.path.isfile(file)):
         return False
     return compat.is_measured(measuring, file, _module(file))
 

@@ -31,7 +31,12 @@ class Timer:
         return None if self._settings is None or self._settings.disable_debugger_detection else self._settings.timeout + _GRACE
 
     def stop(self) -> None:
-        """Stop the parent's clock: the fork has one."""
+        """Stop the parent's clocks: the fork has its own.
+
+        The watchdog of faulthandler is a thread, for which the fork would wait for ever.
+        """
+        if self._dump_after > 0:
+            faulthandler.cancel_dump_traceback_later()
         if self._settings is not None:
             self._item.config.hook.pytest_timeout_cancel_timer(item=self._item)
 

@@ -58,6 +58,7 @@ class Wire:
         fcntl.fcntl(self.file, fcntl.F_SETFL, os.O_APPEND)
         fcntl.fcntl(self.file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
         self.stack_reader, self.stack_writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self.stack_reader, False)  # the fork can take back what it has written
         self._owner = 0
 
     def in_parent(self, child: Child, checker: Checker, outputs: Outputs, *, may_debug: bool = False) -> Receiver:
@@ -153,9 +154,8 @@ class Receiver:
         return max(0.0, end + self._debugged - time.monotonic())
 
     def _take_stack(self, poll: select.poll) -> None:
-        part = os.read(self._wire.stack_reader, _CHUNK)
-        self.stack += part[: _MOST_STACK - len(self.stack)]
-        if not part:
+        part = self._read_stack()
+        if part == b"":
             poll.unregister(self._wire.stack_reader)
 
     def _take(self) -> None:
@@ -211,11 +211,18 @@ class Receiver:
         end = time.monotonic() + _STACK_TIME
         pause = _STACK_TIME
         while time.monotonic() < end and len(self.stack) < _MOST_STACK and poll.poll(process.milliseconds(pause)):
-            part = os.read(self._wire.stack_reader, _CHUNK)
-            self.stack += part[: _MOST_STACK - len(self.stack)]
             pause = _STACK_PAUSE
-            if not part:
+            if self._read_stack() == b"":
                 return
+
+    def _read_stack(self) -> bytes | None:
+        """Take a part of the stack, b"" at its end; None where somebody else has taken it."""
+        try:
+            part = os.read(self._wire.stack_reader, _CHUNK)
+        except BlockingIOError:
+            return None
+        self.stack += part[: _MOST_STACK - len(self.stack)]
+        return part
 
     @property
     def is_done(self) -> bool:

@@ -176,3 +176,18 @@ def test_a_forged_failure_cannot_move_the_cursor(run):
     result = run('def test(): assert 0, "\\x1b[2J\\x1b]0;owned\\x07"')
     assert "\x1b[2J" not in result.stdout.str()
     assert "\\x1b[2J" in result.stdout.str()
+
+
+def test_a_watchdog_of_faulthandler_is_the_forks_own(run):
+    """``faulthandler_timeout`` arms a thread in the parent, which a fork does not have."""
+    run("def test_one(): pass\ndef test_two(): pass", "-o", "faulthandler_timeout=60").assert_outcomes(passed=2)
+
+
+def test_a_warning_names_no_file_that_the_parent_opens(run, pytester):
+    """A FIFO of the host as the place of a warning hangs nobody."""
+    os.mkfifo(pytester.path / "fifo")
+    source = f"""
+    import warnings
+    def test(): warnings.warn_explicit("hello", UserWarning, {str(pytester.path / "fifo")!r}, 1)
+    """
+    run(source).assert_outcomes(passed=1, warnings=1)
