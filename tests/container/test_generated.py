@@ -22,7 +22,11 @@ def read(path):
         return file.read()
 
 
-@pytest.mark.parametrize("settings", [{}, {"hostname": "my.host"}], ids=["id", "hostname"])
+# Without root, and on a kernel before Linux 6.6, the layer is on disk, and is made before its taker's name is known.
+NAMED = pytest.param({"hostname": "my.host"}, marks=pytest.mark.needs("root"), id="hostname")
+
+
+@pytest.mark.parametrize("settings", [pytest.param({}, id="id"), NAMED])
 def test_an_image_has_dockers_files(busybox_root, settings):
     """Localhost and the container's own name are in hosts(5), and no name server is named that cannot be reached."""
     for name in ("hosts", "hostname", "resolv.conf"):
@@ -55,9 +59,7 @@ def test_an_image_whose_etc_is_a_link_keeps_it(tmp_path):
         assert ["dev", "etc", "proc", "sys"] == sorted(c.listdir("/"))
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"hostname": "my.host"}, {"storage": "disk"}, {"storage": "disk", "hostname": "my.host"}], ids=str
-)
+@pytest.mark.parametrize("settings", [{}, NAMED, {"storage": "disk"}, {"storage": "disk", "hostname": "my.host"}], ids=str)
 def test_the_hosts_root_has_the_containers_own_name(settings):
     """Its host name is in /etc/hostname, where the host has one, and leads to the container itself; the rest is the host's."""
     with Container(**settings) as c:

@@ -63,6 +63,7 @@ def test_a_containers_terminals_are_limited():
     assert (256, "2\n") == (count, found.stdout)
 
 
+@pytest.mark.needs("root")  # a user's layer in memory, which disk= takes, needs Linux 6.6
 @pytest.mark.parametrize("where", ["/tmp", "/dev/shm"])
 def test_empty_files_are_limited_with_the_size(where):
     """Inodes are memory, too: disk= and shm_size= bound their count."""
