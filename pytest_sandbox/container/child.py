@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pytest_sandbox.channel import Channel, close_all
@@ -160,7 +161,8 @@ def fork_into(container: Container, living: Iterable[Container], *, shielded: bo
     twice = shielded or entrance.builder_fd >= 0
     program, clone = entrance.begin(shielded=shielded) if twice else (Program(), None)
     if clone is None:
-        entrance.add_enter(program)
+        # os.fork() has no cgroup to begin in, as clone3(2) has on version 2: the fork joins it.
+        replace(entrance, joins=container.group.joins()).add_enter(program)
     _add_arrival(container, program, living)
     program.prepare()
     # An interrupt between the fork and what notes it would leave a child that nobody waits for, or a second caller.

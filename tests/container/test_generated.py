@@ -10,7 +10,7 @@ import pytest
 from pytest_sandbox import Container
 from pytest_sandbox.launcher.generated import LOCALHOST
 
-pytestmark = [pytest.mark.needs("containers"), pytest.mark.vm]
+pytestmark = [pytest.mark.needs("containers")]
 
 
 def files(container):

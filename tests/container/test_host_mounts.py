@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-pytestmark = [pytest.mark.needs("containers", "root", "unshare"), pytest.mark.vm]
+pytestmark = [pytest.mark.needs("containers", "root", "unshare")]
 
 
 @pytest.fixture

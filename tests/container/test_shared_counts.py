@@ -12,7 +12,7 @@ import pytest
 
 from pytest_sandbox import Container
 
-pytestmark = [pytest.mark.needs("containers"), pytest.mark.vm]
+pytestmark = [pytest.mark.needs("containers")]
 
 #: Uses up what there is of something, prints the count, and waits until it is killed.
 EXHAUST = """

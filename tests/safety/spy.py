@@ -25,13 +25,25 @@ def look(pid: str, wanted: list[bytes]) -> list[str]:
         found += [f"fd: {target}" for text_ in wanted if text_.decode() in target]
     if is_ours(pid):
         return found
-    try:
-        os.close(os.open(f"/proc/{pid}/mem", os.O_RDWR))
-    except OSError:
+    if not can_read_memory(pid):
         return found
     # What has executed its program is a payload as this one is; what has ended says nothing.
     executed = content(f"/proc/{pid}/comm") != b"pytest-sandbox\n"
     return found if executed else [*found, "mem"]
+
+
+def can_read_memory(pid: str) -> bool:
+    """Tell whether a process has memory, and shows it: one that is ending can be opened and has none."""
+    try:
+        fd = os.open(f"/proc/{pid}/mem", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return os.pread(fd, 1, 0x1000) != b""
+    except OSError:  # there is memory, though not at this address
+        return True
+    finally:
+        os.close(fd)
 
 
 def is_ours(pid: str) -> bool:

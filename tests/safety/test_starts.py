@@ -71,7 +71,7 @@ STARTED = {
 }
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.vm) if kind in {"run", "call"} else kind for kind in STARTED])
+@pytest.mark.parametrize("kind", STARTED)
 @pytest.mark.parametrize("settings", [{}, {"network": "host"}], ids=["default", "network=host"])
 def test_nothing_of_the_caller_is_seen_in_proc(kind, settings, monkeypatch, tmp_path, started):
     """No process that begins in a container shows the caller's memory, environment, command line, files or mounts."""
