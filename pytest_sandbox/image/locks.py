@@ -76,15 +76,7 @@ def making(path: str, stopping: threading.Event) -> Iterator[None]:
 
 def _try_making(path: str) -> int | None:
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    if _is_still(fd, path):
-        return fd
-    os.close(fd)
-    return None
+    return _try_holding(fd, path)
 
 
 def lock_folder(path: str) -> int:
@@ -100,6 +92,11 @@ def try_exclusive(path: str) -> int | None:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    return _try_holding(fd, path)
+
+
+def _try_holding(fd: int, path: str) -> int | None:
+    """Lock the open file ``fd`` without waiting; close it and return None where it is held or gone."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
