@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from crash import remains
+from descriptors import open_descriptors
 
 from pytest_sandbox import Container, ContainerStopped, Network, SandboxError, SettingsError, SetupError, UnsupportedError, host
 from pytest_sandbox.container import session
@@ -608,11 +609,11 @@ def test_descriptors_do_not_grow(net):
             pass
 
     use()
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     for _ in range(5):
         use()
     Network().start()  # forgotten
-    assert before == len(os.listdir("/proc/self/fd"))
+    assert before == open_descriptors()
     assert 1 == threading.active_count()
 
 

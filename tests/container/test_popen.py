@@ -6,7 +6,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import gc
-import os
 import re
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import threading
 from subprocess import DEVNULL, PIPE
 
 import pytest
+from descriptors import open_descriptors
 
 from pytest_sandbox import Container, ContainerStopped, SettingsError
 
@@ -252,26 +252,26 @@ def test_no_descriptors_are_left(box):
     """Two hundred runs later, the caller has as many descriptors and threads as before."""
     box.run(["true"])
     settle()
-    before = (len(os.listdir("/proc/self/fd")), threading.active_count())
+    before = (open_descriptors(), threading.active_count())
     for _ in range(100):
         box.run(["true"], capture_output=True)
         with contextlib.suppress(FileNotFoundError):
             box.run(["no-such-command"], capture_output=True)
     settle()
-    assert before == (len(os.listdir("/proc/self/fd")), threading.active_count())
+    assert before == (open_descriptors(), threading.active_count())
 
 
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 def test_a_popen_that_nobody_waits_for(box):
     """Dropping a Popen of a living process leaves no descriptor behind once the process has ended."""
     with box.popen(["cat"], stdin=PIPE) as other:
-        before = len(os.listdir("/proc/self/fd"))
+        before = open_descriptors()
         p = box.popen(["cat"], stdin=PIPE)
         stdin = p.stdin
         del p
         stdin.close()
         other.stdin.write(b"x")
-        while len(os.listdir("/proc/self/fd")) > before:
+        while open_descriptors() > before:
             subprocess._cleanup()
 
 

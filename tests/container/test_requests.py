@@ -90,7 +90,9 @@ session._spawn = late
 try: Container().start()
 except Interrupt: print("interrupted")
 first = session.running()
-with Container() as c: print(c.run(["true"]).returncode, c.launcher is first, len(os.listdir(f"/proc/{os.getpid()}/task")))
+with Container() as c:
+    status = c.run(["true"], capture_output=True).returncode  # without a thread for stdout
+    print(status, c.launcher is first, len(os.listdir("/proc/self/task")))
 """
     assert ("interrupted\n0 True 1\n", "") == python(code)
 
