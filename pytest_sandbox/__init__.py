@@ -11,22 +11,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytest_sandbox.container import Container
+    from pytest_sandbox.container.container import Container
     from pytest_sandbox.container.network import Network
-    from pytest_sandbox.container.typed import ContainerFactory
-    from pytest_sandbox.errors import (
-        ContainerStopped,
-        ImageError,
-        OutOfMemory,
-        SandboxError,
-        SettingsError,
-        SetupError,
-        UnsupportedError,
-    )
+    from pytest_sandbox.container.signatures import ContainerFactory
+    from pytest_sandbox.errors import ContainerStopped, ImageError, OutOfMemory, SandboxError, SettingsError, SetupError, UnsupportedError
     from pytest_sandbox.image.image import Image
-    from pytest_sandbox.kwargs import SettingsKwargs
     from pytest_sandbox.outcome import Change, Exited, OOMKilled, Signaled, Stats, TimedOut
     from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.kwargs import SettingsKwargs
 
 __all__ = [
     "Change",
@@ -51,12 +43,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "container": ("Container",),
+    "container.container": ("Container",),
     "container.network": ("Network",),
-    "container.typed": ("ContainerFactory",),
+    "container.signatures": ("ContainerFactory",),
     "errors": ("ContainerStopped", "ImageError", "OutOfMemory", "SandboxError", "SettingsError", "SetupError", "UnsupportedError"),
     "image.image": ("Image",),
-    "kwargs": ("SettingsKwargs",),
+    "settings.kwargs": ("SettingsKwargs",),
     "outcome": ("Change", "Exited", "OOMKilled", "Signaled", "Stats", "TimedOut"),
     "settings": ("Settings",),
 }

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_sandbox.cli import screen
+from pytest_sandbox.cli import output
 from pytest_sandbox.printable import printable
 
 
@@ -49,13 +49,13 @@ def test_json_on_a_terminal_is_escaped_and_means_the_same(value):
     import io
 
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        screen.print_json(value)
+        output.print_json(value)
     assert value == json.loads(out.getvalue())
     assert all(one.isprintable() or one == "\n" for one in out.getvalue())
 
 
 def test_cells_of_a_table_are_escaped():
     """Columns stay aligned, and no cell makes a line of its own."""
-    text = screen.plain_table(("A", "B"), [("x\x1b[2J\nforged", "y")])
+    text = output.plain_table(("A", "B"), [("x\x1b[2J\nforged", "y")])
     assert 2 == len(text.splitlines())
     assert "\x1b" not in text

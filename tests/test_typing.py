@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_sandbox.kwargs import SettingsKwargs
 from pytest_sandbox.settings import KEYS, Settings
+from pytest_sandbox.settings.kwargs import SettingsKwargs
 
 PROGRAM = Path(__file__).parent / "typing_programs" / "calls.py"
 WRONG = [number for number, line in enumerate(PROGRAM.read_text().splitlines(), 1) if line.endswith("# wrong")]

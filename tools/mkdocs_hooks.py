@@ -6,7 +6,7 @@ import os
 import re
 from typing import Any
 
-from pytest_sandbox import cli
+from pytest_sandbox.cli import main
 from pytest_sandbox.cli.parser import PROGRAM, of_verb
 from pytest_sandbox.settings import KEYS, Key
 
@@ -37,14 +37,14 @@ def _cell(text: str) -> str:
 
 def verbs() -> str:
     """One section for each verb: what it says of itself, and its help."""
-    return "\n\n".join(map(_verb, cli.MODULES))
+    return "\n\n".join(map(_verb, main.MODULES))
 
 
 def _verb(name: str) -> str:
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = _COLUMNS
     try:
-        verb = cli.load(name)
+        verb = main.load(name)
         shown = of_verb(verb).format_help()
     finally:
         os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)

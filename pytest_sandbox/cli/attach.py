@@ -13,17 +13,17 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
-from pytest_sandbox.channel import close_all
-from pytest_sandbox.cli import signals
-from pytest_sandbox.cli.door import CANNOT_EXECUTE, NOT_FOUND, complain, status_of
+from pytest_sandbox.cli import signal_proxy
+from pytest_sandbox.cli.exit_status import CANNOT_EXECUTE, NOT_FOUND, complain, status_of
+from pytest_sandbox.cli.raw_terminal import Raw, copy_size
 from pytest_sandbox.cli.relay import Relay
-from pytest_sandbox.cli.terminal import Raw, copy_size
 from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.runtime.protocol import close_all
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pytest_sandbox.container import Container, Popen
+    from pytest_sandbox.container.container import Container, Popen
 
 __all__ = ["Command", "attach"]
 
@@ -94,7 +94,7 @@ class _Attachment:
 
     def run(self) -> int:
         """Start it, serve it until it has ended, and return its status."""
-        self.box = self.undo.enter_context(signals.Mailbox(self._signals()))
+        self.box = self.undo.enter_context(signal_proxy.Mailbox(self._signals()))
         popen = self._start()
         self.relay.watch(self.box.fileno(), lambda: self._deliver(popen))
         deadline = None if self.command.timeout is None else time.monotonic() + self.command.timeout
@@ -117,7 +117,7 @@ class _Attachment:
             complain("killed for memory: it needed more than --memory allows. Give it more, or have it use less.")
 
     def _signals(self) -> list[signal.Signals]:
-        proxied = list(signals.FORWARDED) if self.command.sig_proxy else []
+        proxied = list(signal_proxy.FORWARDED) if self.command.sig_proxy else []
         return [*proxied, signal.SIGWINCH, signal.SIGCONT, signal.SIGTSTP] if self.command.tty else proxied
 
     # -- starting
@@ -209,7 +209,7 @@ class _Attachment:
                 self._pause_or_go_on(number)
             elif number in _KEYS:
                 popen.signal_group(number)
-            elif number in signals.FORWARDED:
+            elif number in signal_proxy.FORWARDED:
                 popen.send_signal(number)
 
     def _pause_or_go_on(self, number: int) -> None:

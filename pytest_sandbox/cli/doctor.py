@@ -6,7 +6,7 @@ import sys
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.cli import screen
+from pytest_sandbox.cli import output
 from pytest_sandbox.cli.verb import Verb
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ def _run(found: argparse.Namespace) -> int:
 
     rows = host.capabilities()
     if found.json:
-        screen.print_json([row.to_json() for row in rows])
+        output.print_json([row.to_json() for row in rows])
     else:
         _print(rows)
     return int(any(row.needed and not row.found for row in rows))
 
 
 def _print(rows: Sequence[Capability]) -> None:
-    terminal = screen.console()
+    terminal = output.console()
     width = max(len(row.name) for row in rows)
     for area, inside in groupby(rows, key=lambda row: row.area):
         _line(terminal, area, "bold")

@@ -8,8 +8,8 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pytest_sandbox.cli import screen
-from pytest_sandbox.cli.door import complain
+from pytest_sandbox.cli import output
+from pytest_sandbox.cli.exit_status import complain
 from pytest_sandbox.cli.verb import Verb
 from pytest_sandbox.errors import ImageError, SandboxError
 from pytest_sandbox.printable import printable
@@ -117,7 +117,7 @@ def _images(found: argparse.Namespace) -> int:
     if found.quiet:
         print("".join(f"{_id(image, whole=found.no_trunc)}\n" for image in dict.fromkeys(ones)), end="")
     elif found.format == "json":
-        screen.print_json([_card(image) for image in ones])
+        output.print_json([_card(image) for image in ones])
     else:
         rows = [
             (
@@ -128,7 +128,7 @@ def _images(found: argparse.Namespace) -> int:
             )
             for image in ones
         ]
-        screen.print_table(("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"), rows)
+        output.print_table(("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"), rows)
     return 0
 
 
@@ -175,7 +175,7 @@ def _age(created: object) -> str:
         return "N/A"
     text = re.sub(r"(\.\d{1,6})\d*", r"\1", created.replace("Z", "+00:00"))
     try:
-        return f"{screen.duration(max(0.0, time.time() - datetime.fromisoformat(text).timestamp()))} ago"
+        return f"{output.duration(max(0.0, time.time() - datetime.fromisoformat(text).timestamp()))} ago"
     except (ValueError, OverflowError):
         return "N/A"
 
@@ -200,7 +200,7 @@ def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
 def _inspect(found: argparse.Namespace) -> int:
     from pytest_sandbox.image.image import Image
 
-    screen.print_json([_inspected(Image.get(name)) for name in found.images])
+    output.print_json([_inspected(Image.get(name)) for name in found.images])
     return 0
 
 
@@ -235,7 +235,7 @@ def _history(found: argparse.Namespace) -> int:
     image = Image.get(found.image)
     steps = _steps(image)
     if found.format == "json":
-        screen.print_json(steps)
+        output.print_json(steps)
         return 0
     rows = []
     for number, step in enumerate(steps):
@@ -244,7 +244,7 @@ def _history(found: argparse.Namespace) -> int:
             command = command[: _COMMAND_WIDTH - 1] + "…"
         identity = "<missing>" if number else _id(image, whole=found.no_trunc)
         rows.append((identity, _age(step["Created"]), command, decimal(step["Size"]), step["Comment"]))
-    screen.print_table(("IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"), rows)
+    output.print_table(("IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"), rows)
     return 0
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, NoReturn
 
-from pytest_sandbox import cli, supported
-from pytest_sandbox.cli.door import OUR_ERROR, say
+from pytest_sandbox import supported
+from pytest_sandbox.cli import main
+from pytest_sandbox.cli.exit_status import OUR_ERROR, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,8 +51,8 @@ def of_verb(verb: Verb) -> Parser:
 
 def dispatch(words: Sequence[str]) -> int:
     """Find the verb in ``words``, read its arguments, and do it."""
-    if words and words[0] in cli.MODULES:
-        verb = cli.load(words[0])
+    if words and words[0] in main.MODULES:
+        verb = main.load(words[0])
         found = of_verb(verb).parse_args(words[1:])
         supported.require()
         return verb.run(found)
@@ -66,13 +67,13 @@ def dispatch(words: Sequence[str]) -> int:
 def _unknown(word: str) -> str:
     from difflib import get_close_matches
 
-    near = get_close_matches(word, [name for name in cli.MODULES if name not in _DESTRUCTIVE], n=1)
+    near = get_close_matches(word, [name for name in main.MODULES if name not in _DESTRUCTIVE], n=1)
     return f"there is no verb {word!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def _whole() -> Parser:
     """Return the parser of what comes before a verb."""
-    summaries = "\n".join(f"  {name:<10} {cli.load(name).summary}" for name in cli.MODULES)
+    summaries = "\n".join(f"  {name:<10} {main.load(name).summary}" for name in main.MODULES)
     parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} VERB [ARGUMENTS]",

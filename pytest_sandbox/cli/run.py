@@ -15,7 +15,7 @@ from pytest_sandbox.errors import SandboxError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_sandbox.container import Container
+    from pytest_sandbox.container.container import Container
 
 __all__ = ["VERBS"]
 
@@ -51,7 +51,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(found: argparse.Namespace) -> int:
     from pytest_sandbox.cli.attach import Command, attach
-    from pytest_sandbox.container import Container
+    from pytest_sandbox.container.container import Container
 
     if found.detach:
         raise SandboxError(
@@ -82,8 +82,8 @@ def _claimed(name: str) -> Iterator[None]:
     if not name:
         yield
         return
-    from pytest_sandbox.container.living import living
-    from pytest_sandbox.sweep import state_folder
+    from pytest_sandbox.client.cleanup import state_folder
+    from pytest_sandbox.container.remote import living
 
     with _locked(state_folder()):
         taken = next((one.id for one in living() if name in {one.label, one.id}), None)

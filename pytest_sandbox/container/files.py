@@ -14,8 +14,8 @@ from typing import Any
 
 from pytest_sandbox.container import transfer
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.program import Program
 from pytest_sandbox.linux.signals import Deferred
+from pytest_sandbox.linux.syscall_batch import Program
 
 __all__ = ["Files"]
 

@@ -12,17 +12,17 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self, cast
 
-from pytest_sandbox.container import session
-from pytest_sandbox.container.ground import Ground
-from pytest_sandbox.container.planning import about, plan_for, with_kept
+from pytest_sandbox.client import session
+from pytest_sandbox.container.build_spec import about, plan_for, with_kept
+from pytest_sandbox.container.rootfs import Ground
 from pytest_sandbox.container.state import State
 from pytest_sandbox.errors import ContainerStopped, SandboxError
-from pytest_sandbox.launcher.plan import OVERHEAD
 from pytest_sandbox.linux import process
 from pytest_sandbox.linux.signals import Deferred
+from pytest_sandbox.runtime.spec import OVERHEAD
 
 if TYPE_CHECKING:
-    from pytest_sandbox.container import Container
+    from pytest_sandbox.container.container import Container
 
 __all__ = ["Lifecycle", "held_here"]
 
@@ -156,7 +156,7 @@ class Lifecycle(State):
             with suppress(OSError):
                 self.group.remove()
         if self.freezing:
-            self._launcher.unwanted.append(self.freezing)
+            self._launcher.snapshots.unused.append(self.freezing)
 
     def _end_processes(self) -> None:
         """Kill what runs inside, and wait for it. Init alone is no reason to wait: the launcher ends it in its own time."""

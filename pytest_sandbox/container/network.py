@@ -10,11 +10,10 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self
 
-from pytest_sandbox import sweep
-from pytest_sandbox.container import session
-from pytest_sandbox.container.hosts import Hosts
+from pytest_sandbox.client import cleanup, session
+from pytest_sandbox.container.hosts_file import Hosts
 from pytest_sandbox.errors import ContainerStopped, SandboxError, SettingsError, SetupError, UnsupportedError
-from pytest_sandbox.linux.network import Bridge
+from pytest_sandbox.linux.rtnetlink import Bridge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,7 +104,7 @@ class Network:
 
     def _begin(self) -> None:
         launcher = session.current()
-        folder = os.path.join(sweep.state_folder(), launcher.name, "networks")
+        folder = os.path.join(cleanup.state_folder(), launcher.name, "networks")
         with _explained("make a network"):
             self._bridge = Bridge(launcher.builder_fd)
             with suppress(FileExistsError):

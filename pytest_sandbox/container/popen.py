@@ -19,23 +19,23 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, AnyStr
 
-from pytest_sandbox.channel import close_all
 from pytest_sandbox.container.processes import END_TIMEOUT
 from pytest_sandbox.errors import SettingsError, SetupError
-from pytest_sandbox.launcher import users
-from pytest_sandbox.launcher.entering import PYTHON_IGNORES, START_TIMEOUT
-from pytest_sandbox.linux import process, terminal
+from pytest_sandbox.linux import process, pty
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.linux.spawn import Spawn
+from pytest_sandbox.runtime import users
+from pytest_sandbox.runtime.join import PYTHON_IGNORES, START_TIMEOUT
+from pytest_sandbox.runtime.protocol import close_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_sandbox.container import Container
-    from pytest_sandbox.launcher.entering import Entrance
-    from pytest_sandbox.linux.program import Program
+    from pytest_sandbox.container.container import Container
     from pytest_sandbox.linux.spawn import Status
+    from pytest_sandbox.linux.syscall_batch import Program
+    from pytest_sandbox.runtime.join import Entrance
 
 __all__ = ["Popen", "with_pipes"]
 
@@ -263,7 +263,7 @@ def _add_streams(program: Program, standards: list[int], *, tty: bool) -> None:
     for standard, fd in enumerate(high):
         program.add(step, "dup3", fd, standard, 0)
     if tty:
-        program.add(step, "ioctl", 0, terminal.TIOCSCTTY, 0)
+        program.add(step, "ioctl", 0, pty.TIOCSCTTY, 0)
 
 
 def _is_stream(mode: int) -> bool:

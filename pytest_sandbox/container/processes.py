@@ -13,15 +13,15 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.channel import close_all
 from pytest_sandbox.errors import ContainerStopped, SandboxError
 from pytest_sandbox.linux import process
 from pytest_sandbox.linux.signals import Deferred
+from pytest_sandbox.runtime.protocol import close_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_sandbox.container import Container
+    from pytest_sandbox.container.container import Container
 
 __all__ = ["END_TIMEOUT", "kill_all", "kill_tree", "listed", "send_to_all"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_sandbox.container.child import Child
-    from pytest_sandbox.container.commit import Shelved
-    from pytest_sandbox.container.ground import Ground
+    from pytest_sandbox.client.snapshots import Snapshot
+    from pytest_sandbox.container.fork import Child
     from pytest_sandbox.container.network import Endpoint
     from pytest_sandbox.container.popen import Popen
-    from pytest_sandbox.launcher.plan import Plan
+    from pytest_sandbox.container.rootfs import Ground
     from pytest_sandbox.linux.cgroup import Group
+    from pytest_sandbox.runtime.spec import Plan
     from pytest_sandbox.settings import Settings
 
 __all__ = ["State"]
@@ -37,16 +37,16 @@ class State:
 
     kept: dict[str, str]
     """Directories that hold what the writable layer begins with, by where it lies
-    (:mod:`pytest_sandbox.container.kept`); set it before :meth:`Container.start`."""
+    (:mod:`pytest_sandbox.container.saved_layers`); set it before :meth:`Container.start`."""
 
     folders: tuple[str, ...]
     """Directories of the host that are laid over an image at their usual places, each under a
     writable layer; set it before :meth:`Container.start`."""
 
-    taken: Shelved | None
+    taken: Snapshot | None
     """The writable layer, once it was committed and until something is done in here again."""
 
-    frozen: list[Shelved]
+    frozen: list[Snapshot]
     """Committed layers of this container, in order: its writable layer lies on them."""
 
     freezing: str

@@ -6,7 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.linux import capabilities, seccomp, surroundings
+from pytest_sandbox.linux import capabilities, confinement, seccomp
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ GVISOR = (
 
 def by_profile(trial: Trial) -> str:
     """Return what helps where an AppArmor profile around this process has denied it; empty where none has."""
-    name = surroundings.profile()
+    name = confinement.profile()
     if not name or trial.errno not in {errno.EACCES, errno.EPERM}:
         return ""
     return (
@@ -59,12 +59,12 @@ def by_profile(trial: Trial) -> str:
 
 def around(trial: Trial) -> str:
     """Return what helps where it was not the kernel that said no, but a stand-in for it or a profile around this process; empty otherwise."""
-    return GVISOR if surroundings.is_gvisor() else by_profile(trial)
+    return GVISOR if confinement.is_gvisor() else by_profile(trial)
 
 
 def denied(trial: Trial) -> str:
     """Return what helps where something around this process said no, a seccomp policy among them; empty otherwise."""
-    if is_filtered() and trial.errno in {errno.EPERM, errno.ENOSYS} and not surroundings.is_gvisor():
+    if is_filtered() and trial.errno in {errno.EPERM, errno.ENOSYS} and not confinement.is_gvisor():
         return FILTERED
     return around(trial)
 
@@ -93,14 +93,14 @@ def try_kernel() -> str:
     system = os.uname()
     if system.sysname != "Linux" or system.machine not in seccomp.MACHINES:
         raise OSError(errno.ENOSYS, f"{system.sysname} {system.release} on {system.machine}")
-    if surroundings.is_gvisor():
+    if confinement.is_gvisor():
         raise OSError(errno.ENOSYS, f"gVisor, which answers as {system.sysname} {system.release}")
     return f"{system.sysname} {system.release} on {system.machine}"
 
 
 def remedy_for_kernel(_trial: Trial) -> str:
     """Return what helps on another system."""
-    if surroundings.is_gvisor():
+    if confinement.is_gvisor():
         return GVISOR
     return f"Run on Linux, on one of: {', '.join(seccomp.MACHINES)}."
 
@@ -143,7 +143,7 @@ def try_seccomp() -> str:
 
 def try_profile() -> str:
     """See whether an AppArmor profile confines this process."""
-    if name := surroundings.profile():
+    if name := confinement.profile():
         raise OSError(errno.EACCES, f"the AppArmor profile {name} confines this process")
     return "no AppArmor profile confines this process"
 

@@ -11,9 +11,9 @@ from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.host.kernel import denied
-from pytest_sandbox.linux import mounts, namespaces, network, root_check, sysctl, userns
+from pytest_sandbox.linux import mounts, namespaces, root_check, rtnetlink, sysctl, userns
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.program import Program
+from pytest_sandbox.linux.syscall_batch import Program
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -207,7 +207,7 @@ def try_bridge() -> str:
     isolate(sc.CLONE_NEWNET)
     site.main()  # this process was started without site-packages, where pyroute2 is
     own = os.pidfd_open(os.getpid())
-    bridge = network.Bridge(-1)
+    bridge = rtnetlink.Bridge(-1)
     bridge.plug(2, own, IPv4Interface("192.0.2.2/24"))
     return "a container can be plugged into a bridge"
 
@@ -225,6 +225,6 @@ def try_loopback() -> str:
     """Make a network, and bring its loopback up."""
     isolate(0)
     program = Program()
-    network.add_network(program, "loopback")
+    rtnetlink.add_network(program, "loopback")
     program.run()
     return "a new network's loopback comes up"

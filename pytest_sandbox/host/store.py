@@ -6,7 +6,7 @@ import os
 import tempfile
 from typing import TYPE_CHECKING
 
-from pytest_sandbox import folders
+from pytest_sandbox import paths
 from pytest_sandbox.linux import overlay
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def _existing(path: str) -> str:
 
 def try_store() -> str:
     """Write where images are kept, and mark a deletion there."""
-    said = _try_writing(folders.images())
-    with tempfile.TemporaryDirectory(dir=_existing(folders.images())) as folder:
+    said = _try_writing(paths.images())
+    with tempfile.TemporaryDirectory(dir=_existing(paths.images())) as folder:
         overlay.make_whiteout(f"{folder}/deleted")
     return said
 
@@ -42,15 +42,15 @@ def remedy_for_store(_trial: Trial) -> str:
     """Return what gives this user a store."""
     return (
         "Set PYTEST_SANDBOX_HOME to a folder where this user may write, and which is not on an overlay as docker's own root is (a volume, or below "
-        f"/dev/shm): {folders.images()} is not one."
+        f"/dev/shm): {paths.images()} is not one."
     )
 
 
 def try_state() -> str:
     """Write where the sessions' locks are."""
-    return _try_writing(folders.state())
+    return _try_writing(paths.state())
 
 
 def remedy_for_state(_trial: Trial) -> str:
     """Return what gives this user a folder for sessions."""
-    return f"Set XDG_RUNTIME_DIR to a folder where only this user may write, as a login with systemd does: {folders.state()} is not one."
+    return f"Set XDG_RUNTIME_DIR to a folder where only this user may write, as a login with systemd does: {paths.state()} is not one."

@@ -14,7 +14,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from pytest_sandbox.image.folders import is_opaque
+from pytest_sandbox.image.flatten import is_opaque
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

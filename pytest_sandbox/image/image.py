@@ -67,7 +67,7 @@ class Image:
         ``reference`` is read as docker reads it. ``progress`` is called with a layer's digest, what happens to it, and bytes done and in all.
         Raises :class:`ImageError`: an unknown name, no access, a registry that does not answer, a digest that does not agree.
         """
-        from pytest_sandbox.image.pulling import pull
+        from pytest_sandbox.image.pull import pull
 
         store = Store()
         with _explained(reference):
@@ -89,7 +89,7 @@ class Image:
         cls, path: str | os.PathLike[str], *, name: str = "", progress: Callable[[str, str, int, int], None] | None = None
     ) -> list[Image]:
         """As :meth:`load`, for every image in an archive."""
-        from pytest_sandbox.image.sources import is_image_folder
+        from pytest_sandbox.image.archive import is_image_folder
 
         where = os.path.abspath(os.path.expanduser(os.fspath(path)))
         if os.path.isdir(where) and not is_image_folder(where):
@@ -259,10 +259,10 @@ def _loaded(
     title: str = "",
 ) -> list[Image]:
     """Load what lies at an absolute path."""
-    from pytest_sandbox.image.adding import Adding
-    from pytest_sandbox.image.documents import Platform
-    from pytest_sandbox.image.limits import limits_from_environment
-    from pytest_sandbox.image.sources import Loader, full_name, load
+    from pytest_sandbox.image.archive import Loader, full_name, load
+    from pytest_sandbox.image.manifest import Platform
+    from pytest_sandbox.image.size_limits import limits_from_environment
+    from pytest_sandbox.image.transaction import Adding
 
     store = Store()
     names = (full_name(name),) if name else ()

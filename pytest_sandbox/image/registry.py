@@ -15,22 +15,15 @@ from typing import TYPE_CHECKING, Final, Self
 
 from pytest_sandbox.errors import ImageError
 from pytest_sandbox.image.credentials import Credentials, credentials_for
-from pytest_sandbox.image.documents import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from pytest_sandbox.image.login import challenge_of, realm_of, token_in, token_request
-from pytest_sandbox.image.transport import (
-    Address,
-    Pace,
-    Transport,
-    is_loopback,
-    network_errors,
-    parse_address,
-)
+from pytest_sandbox.image.manifest import INDEX_TYPES, MANIFEST_TYPES, Descriptor
+from pytest_sandbox.image.transport import Address, Pace, Transport, is_loopback, network_errors, parse_address
 from pytest_sandbox.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from pytest_sandbox.image.limits import Limits
+    from pytest_sandbox.image.size_limits import Limits
     from pytest_sandbox.image.transport import Answer
 
 __all__ = ["Registry", "UnknownImageError"]

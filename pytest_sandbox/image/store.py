@@ -31,19 +31,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import ImageError
-from pytest_sandbox.folders import images
-from pytest_sandbox.image.folders import remove_tree
-from pytest_sandbox.image.index import (
-    FORMAT,
-    UNREADABLE,
-    Index,
-    LayerFacts,
-    hex_of,
-    read_facts,
-    read_index,
-    text_of,
-)
+from pytest_sandbox.image.flatten import remove_tree
+from pytest_sandbox.image.index import FORMAT, UNREADABLE, Index, LayerFacts, hex_of, read_facts, read_index, text_of
 from pytest_sandbox.image.locks import lock_file, lock_folder, try_exclusive
+from pytest_sandbox.paths import images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,7 +21,7 @@ from pytest_sandbox.printable import printable as escaped
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from pytest_sandbox.image.limits import Limits
+    from pytest_sandbox.image.size_limits import Limits
 
 __all__ = ["BLOCK", "Bytes", "Member", "Source", "TarReader", "printable"]
 

@@ -22,8 +22,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.channel import HEADER_SIZE, InvalidMessageError, Message, close_all, message_of, packed, rights_of, unpacked
 from pytest_sandbox.linux import local_socket
+from pytest_sandbox.runtime.protocol import HEADER_SIZE, InvalidMessageError, Message, close_all, message_of, packed, rights_of, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable

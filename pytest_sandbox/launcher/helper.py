@@ -10,8 +10,8 @@ import os
 import signal
 from typing import TYPE_CHECKING, NoReturn
 
-from pytest_sandbox.channel import Channel
 from pytest_sandbox.linux import process
+from pytest_sandbox.runtime.protocol import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Callable

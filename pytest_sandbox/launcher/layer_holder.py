@@ -17,10 +17,10 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.channel import Channel, close_all
 from pytest_sandbox.launcher import helper
 from pytest_sandbox.linux import mounts
 from pytest_sandbox.linux import syscall as sc
+from pytest_sandbox.runtime.protocol import Channel, close_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

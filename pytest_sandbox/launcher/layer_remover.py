@@ -10,8 +10,8 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.channel import Channel, LostDescriptorsError, close_all, packed, rights_of
 from pytest_sandbox.launcher import helper
+from pytest_sandbox.runtime.protocol import Channel, LostDescriptorsError, close_all, packed, rights_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +52,7 @@ def _serve(channel: Channel) -> None:
 
 
 def _remove(folder: str) -> None:
-    from pytest_sandbox.image.folders import remove_tree  # only layers on disk need it
+    from pytest_sandbox.image.flatten import remove_tree  # only layers on disk need it
 
     with suppress(Exception):  # what is left is removed with the session
         remove_tree(folder)

@@ -17,13 +17,7 @@ from typing import NamedTuple, Self
 
 from pytest_sandbox.linux import process
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.directories import (
-    DIRECTORY,
-    DirectoryStack,
-    batches,
-    open_entry,
-    open_regular,
-)
+from pytest_sandbox.linux.directories import DIRECTORY, DirectoryStack, batches, open_entry, open_regular
 
 __all__ = ["Copied", "TreeCopy", "copy_content", "copy_tree"]
 

@@ -14,7 +14,7 @@ import stat
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.linux import mounts, nodes, userns
+from pytest_sandbox.linux import file_mounts, mounts, userns
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class _Splitter:
         elif entry.is_dir():
             os.mkdir(target)
             self._folder(entry.path)
-        elif nodes.is_unreachable(mode := entry.stat().st_mode):  # is_file() would tell what a mount of a file covers
+        elif file_mounts.is_unreachable(mode := entry.stat().st_mode):  # is_file() would tell what a mount of a file covers
             os.mknod(target, mode)
             os.chmod(target, stat.S_IMODE(mode))
             self.refused += [entry.path] if entry.path in self.mounts else []
@@ -125,7 +125,7 @@ class _Splitter:
 
     def _file(self, entry: os.DirEntry[str], target: str) -> None:
         status = entry.stat()
-        if status.st_size <= nodes.LARGEST:
+        if status.st_size <= file_mounts.LARGEST:
             try:
                 shutil.copy2(entry.path, target)
             except OSError:  # what the user cannot read, it cannot read in there

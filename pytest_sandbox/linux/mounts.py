@@ -16,7 +16,7 @@ from pytest_sandbox.linux import mountinfo
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
-    from pytest_sandbox.linux.program import Program
+    from pytest_sandbox.linux.syscall_batch import Program
 
 __all__ = [
     "BOUND",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 from pytest_sandbox.errors import ContainerStopped, UnsupportedError
 from pytest_sandbox.linux import process, userns
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.program import Program
+from pytest_sandbox.linux.syscall_batch import Program
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ from pytest_sandbox.linux import userns
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pytest_sandbox.linux.program import Program, Result
+    from pytest_sandbox.linux.syscall_batch import Program, Result
 
 __all__ = ["Like", "add_layer", "add_overlay", "add_read_only", "make_layer", "make_whiteout", "mount_overlay"]
 

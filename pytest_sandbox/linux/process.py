@@ -48,7 +48,7 @@ __all__ = [
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_sandbox.linux.program import Program
+    from pytest_sandbox.linux.syscall_batch import Program
 
 #: Where the kernel shows processes, in every root.
 FOLDER = "/proc"

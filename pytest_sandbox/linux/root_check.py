@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.program import Program
+from pytest_sandbox.linux.syscall_batch import Program
 
 if TYPE_CHECKING:
-    from pytest_sandbox.linux.program import Result
+    from pytest_sandbox.linux.syscall_batch import Result
 
 __all__ = ["RootCheck", "is_chrooted", "leave_chroot"]
 

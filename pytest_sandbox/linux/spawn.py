@@ -11,7 +11,7 @@ stopped there while the caller waits for it. So there are three processes::
 The helper is a static program of a few hundred bytes in a memfd (linux/elf.py). It holds the
 descriptors that it was given, is not dumpable, enters the namespaces, makes the payload, and ends.
 The payload is a child of the *caller* (CLONE_PARENT), as subprocess.Popen needs it, and shares
-memory with nobody. Both run one :class:`~pytest_sandbox.linux.program.Program`; a record that ends
+memory with nobody. Both run one :class:`~pytest_sandbox.linux.syscall_batch.Program`; a record that ends
 it, or that one of its calls writes, comes back through the status pipe, which closes on exec.
 """
 
@@ -28,14 +28,14 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from pytest_sandbox.linux import elf, process
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.program import RECORD_SIZE, Program, Record, Table
 from pytest_sandbox.linux.signals import Deferred
+from pytest_sandbox.linux.syscall_batch import RECORD_SIZE, Program, Record, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from contextlib import AbstractContextManager
 
-    from pytest_sandbox.linux.program import Failure, Result
+    from pytest_sandbox.linux.syscall_batch import Failure, Result
 
 __all__ = ["Spawn", "Status", "add_helper_start"]
 

@@ -1,6 +1,6 @@
 """System calls that Python's standard library lacks: one typed function each, one errno door, the only ctypes.
 
-At its end the door to the machine code of :mod:`pytest_sandbox.linux.program`.
+At its end the door to the machine code of :mod:`pytest_sandbox.linux.syscall_batch`.
 
 Every function raises the :class:`OSError` subclass of its errno, whose text names the call and its arguments. Numbers of 424 and above are
 the same on every architecture (``include/uapi/asm-generic/unistd.h``); the older ones stand in ``_OLD_NUMBERS``.

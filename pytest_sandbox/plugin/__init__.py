@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sandbox.plugin.fixtures import container, container_factory, pytest_runtest_makereport
 from pytest_sandbox.plugin.options import pytest_addoption, pytest_configure, pytest_load_initial_conftests
-from pytest_sandbox.plugin.rule import pytest_collection_modifyitems, pytest_testnodedown
+from pytest_sandbox.plugin.selection import pytest_collection_modifyitems, pytest_testnodedown
 
 if TYPE_CHECKING:
     import pytest

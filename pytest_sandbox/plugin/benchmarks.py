@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_sandbox.plugin.wire import Receiver, Wire
+    from pytest_sandbox.plugin.report_channel import Receiver, Wire
 
 __all__ = ["Benchmarks", "merge", "times"]
 

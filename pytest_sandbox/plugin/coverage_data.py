@@ -20,7 +20,7 @@ from pytest_sandbox.plugin import compat
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from pytest_sandbox.plugin.wire import Receiver, Wire
+    from pytest_sandbox.plugin.report_channel import Receiver, Wire
 
 __all__ = ["Measured", "before_fork", "merge", "unpacked"]
 

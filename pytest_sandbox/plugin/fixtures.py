@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_sandbox import supported
-from pytest_sandbox.plugin.rule import FORKED, HOLDS, settings_of
+from pytest_sandbox.plugin.selection import FORKED, HOLDS, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from typing import Unpack
 
-    from pytest_sandbox.container import Container
-    from pytest_sandbox.container.typed import ContainerFactory
-    from pytest_sandbox.kwargs import SettingsKwargs
+    from pytest_sandbox.container.container import Container
+    from pytest_sandbox.container.signatures import ContainerFactory
     from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.kwargs import SettingsKwargs
 
 __all__ = ["container", "container_factory", "pytest_runtest_makereport"]
 
@@ -32,7 +32,7 @@ def container(request: pytest.FixtureRequest) -> Iterator[Container]:
     item = request.node
     with refusing(item.config):
         supported.require()
-    from pytest_sandbox.container import Container
+    from pytest_sandbox.container.container import Container
 
     if FORKED in item.stash:
         pytest.fail("The test is inside its container, so it cannot hold it: name it as an argument (`container`) instead.", pytrace=False)
@@ -61,7 +61,7 @@ def container_factory(request: pytest.FixtureRequest) -> Iterator[ContainerFacto
         def make(settings: Settings | None = None, /, **keywords: Unpack[SettingsKwargs]) -> Container:
             with refusing(request.config):
                 supported.require()
-            from pytest_sandbox.container import Container
+            from pytest_sandbox.container.container import Container
 
             made = Container(settings, **keywords)
             opened.callback(made.close)
@@ -76,12 +76,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     held = item.stash.get(_HELD, None) if HOLDS in item.stash else None
     if held is not None and report.when == "call" and held.status != "stopped":
-        from pytest_sandbox.plugin import figures, keep
+        from pytest_sandbox.plugin import keep, report_sections
 
         stats = held.figures()
         kept = keep.keep(item, held, failed=report.failed)
-        figures.add_properties(item, held, stats, killed=False, kept=kept)
+        report_sections.add_properties(item, held, stats, killed=False, kept=kept)
         report.user_properties = list(item.user_properties)
         if report.failed:
-            report.sections.extend(figures.sections(held, stats, kept))
+            report.sections.extend(report_sections.sections(held, stats, kept))
     return report

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.linux import sockets
+from pytest_sandbox.plugin.crash_report import mib
 from pytest_sandbox.plugin.display import escaped
-from pytest_sandbox.plugin.words import mib
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import pytest
 
-    from pytest_sandbox.container import Container
+    from pytest_sandbox.container.container import Container
     from pytest_sandbox.outcome import Stats
 
 __all__ = ["Symptom", "said", "symptoms"]
@@ -95,7 +95,7 @@ _MOST_SECONDS = 0.05
 
 def remember(item: pytest.Item, container: Container) -> None:
     """Remember what a test has left in its container, as far as that takes next to no time."""
-    from pytest_sandbox.container.changes import changes_of
+    from pytest_sandbox.container.diff import changes_of
 
     if len(_made) < _MOST_MADE:
         with suppress(SandboxError, OSError):

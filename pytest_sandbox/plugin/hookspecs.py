@@ -9,7 +9,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pytest_sandbox.container import Container
+    from pytest_sandbox.container.container import Container
     from pytest_sandbox.outcome import Outcome, Stats
     from pytest_sandbox.settings import Settings
 

@@ -10,7 +10,7 @@ import pytest
 from pytest_sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
-    from pytest_sandbox.container import Container
+    from pytest_sandbox.container.container import Container
 
 __all__ = ["keep"]
 
@@ -20,10 +20,10 @@ def keep(item: pytest.Item, container: Container, *, failed: bool) -> str | None
     wanted = item.config.getoption("sandbox_keep")
     if wanted == "none" or (wanted == "failed" and not failed):
         return None
-    from pytest_sandbox.container import kept
+    from pytest_sandbox.container import saved_layers
 
     try:
-        return kept.keep(container).id
+        return saved_layers.keep(container).id
     except SandboxError as error:
         with suppress(pytest.PytestWarning):  # as an error it would take the report along
             item.warn(pytest.PytestWarning(str(error)))

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sandbox import supported
-from pytest_sandbox.keys import WORDS
+from pytest_sandbox.settings.schema import WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from pytest_sandbox.keys import Words
+    from pytest_sandbox.settings.schema import Words
 
 __all__ = ["given", "pytest_addoption", "pytest_configure", "pytest_load_initial_conftests", "wants_sandbox"]
 

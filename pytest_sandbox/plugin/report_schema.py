@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_sandbox.plugin.display import escaped, escaped_output
-from pytest_sandbox.plugin.figures import is_ours
+from pytest_sandbox.plugin.report_sections import is_ours
 from pytest_sandbox.plugin.schema import (
     InvalidError,
     anything,

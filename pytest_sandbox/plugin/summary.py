@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_sandbox.plugin.figures import PREFIX, is_ours
+from pytest_sandbox.plugin.crash_report import mib
 from pytest_sandbox.plugin.options import wants_sandbox
-from pytest_sandbox.plugin.words import mib
+from pytest_sandbox.plugin.report_sections import PREFIX, is_ours
 
 if TYPE_CHECKING:
     import pytest

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_sandbox import cli, host
+from pytest_sandbox import host
+from pytest_sandbox.cli import main
 
 pytestmark = pytest.mark.vm
 
@@ -22,7 +23,7 @@ def doctor(monkeypatch, capsys):
 
     def run(rows: tuple[host.Capability, ...], *words: str) -> tuple[int, str]:
         monkeypatch.setattr(host, "capabilities", lambda: rows)
-        return cli.main(["doctor", *words]), capsys.readouterr().out
+        return main.main(["doctor", *words]), capsys.readouterr().out
 
     return run
 
@@ -30,7 +31,7 @@ def doctor(monkeypatch, capsys):
 @pytest.mark.vm
 def test_the_rows_are_printed_as_json(capsys):
     """--json is a list with one object a row: name, found, why, remedy and more."""
-    status = cli.main(["doctor", "--json"])
+    status = main.main(["doctor", "--json"])
     rows = json.loads(capsys.readouterr().out)
     assert [row.to_json() for row in host.capabilities()] == rows
     assert {"name", "found", "why", "remedy", "needed", "area", "use"} == set(rows[0])

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from pytest_sandbox import cli, errors
-from pytest_sandbox.cli import door, screen
+from pytest_sandbox import errors
+from pytest_sandbox.cli import exit_status, main, output
 from pytest_sandbox.cli.parser import of_verb
 
 
@@ -17,10 +17,10 @@ def pytest_sandbox(*words: str, **keywords: object) -> subprocess.CompletedProce
     return subprocess.run([sys.executable, "-m", "pytest_sandbox", *words], capture_output=True, text=True, check=False, **keywords)
 
 
-@pytest.mark.parametrize("name", cli.MODULES)
+@pytest.mark.parametrize("name", main.MODULES)
 def test_each_verb_is_in_its_file(name):
     """The table of verbs leads to a verb of that name, with a summary of one line and a parser that can be made."""
-    verb = cli.load(name)
+    verb = main.load(name)
     assert (name, 1) == (verb.name, len(verb.summary.splitlines()))
     assert of_verb(verb).format_help().startswith(f"usage: pytest-sandbox {name} ")
 
@@ -29,23 +29,23 @@ def test_the_help_lists_every_verb():
     """Without knowing anything, a user finds all verbs."""
     done = pytest_sandbox("--help")
     listed = [line.split()[0] for line in done.stdout.partition("verbs:\n")[2].partition("\n\n")[0].splitlines()]
-    assert (0, list(cli.MODULES)) == (done.returncode, listed)
+    assert (0, list(main.MODULES)) == (done.returncode, listed)
 
 
 def test_without_a_word_the_help_is_shown(capsys):
     """The bare command is a question, not an error."""
-    assert (0, True) == (cli.main([]), "verbs:" in capsys.readouterr().out)
+    assert (0, True) == (main.main([]), "verbs:" in capsys.readouterr().out)
 
 
 def test_a_mistyped_verb_is_guessed(capsys):
     """The verb that was probably meant is named."""
-    assert (125, True) == (cli.main(["exce", "box"]), "did you mean 'exec'?" in capsys.readouterr().err)
+    assert (125, True) == (main.main(["exce", "box"]), "did you mean 'exec'?" in capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("word", ["pause", "prun", "rmm", "rim"])
 def test_nothing_that_deletes_is_guessed(word, capsys):
     """A word that is no verb is never taken for one that deletes something."""
-    assert 125 == cli.main([word])
+    assert 125 == main.main([word])
     said = capsys.readouterr().err
     assert f"there is no verb '{word}'" in said
     assert [] == [verb for verb in ("'prune'", "'rm'", "'rmi'") if verb in said]
@@ -68,7 +68,7 @@ def test_the_version_is_the_distributions():
 @pytest.mark.parametrize("words", [("bogus",), ("--bogus",), ("run",), ("run", "--bogus", "host", "true"), ("run", "--mem", "1g", "host")])
 def test_a_wrong_use_is_125_with_a_line_and_a_hint(words, capsys):
     """A wrong verb or option ends as docker's: 125, what is wrong, where the help is."""
-    status = cli.main(words)
+    status = main.main(words)
     said = capsys.readouterr().err.splitlines()
     assert (125, 2, True) == (status, len(said), said[1].startswith("See 'pytest-sandbox"))
 
@@ -88,7 +88,7 @@ def test_an_error_is_one_line_and_125(error, said, capsys):
     def fail() -> int:
         raise error
 
-    assert (125, said) == (door.guarded(fail), capsys.readouterr().err)
+    assert (125, said) == (exit_status.guarded(fail), capsys.readouterr().err)
 
 
 def test_an_error_can_be_debugged():
@@ -98,12 +98,12 @@ def test_an_error_can_be_debugged():
         raise errors.SandboxError("wrong")
 
     with pytest.raises(errors.SandboxError):
-        door.guarded(fail, debugging=True)
+        exit_status.guarded(fail, debugging=True)
 
 
 def test_a_reader_that_left_is_no_error():
     """`pytest-sandbox ... | head` ends with SIGPIPE's status and without a word."""
-    code = "import sys; from pytest_sandbox.cli import door; sys.exit(door.guarded(lambda: print('x' * 100_000)))"
+    code = "import sys; from pytest_sandbox.cli import exit_status; sys.exit(exit_status.guarded(lambda: print('x' * 100_000)))"
     shell = f'{sys.executable} -c "{code}" | true; echo ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
     assert ("141\n", "") == (done.stdout, done.stderr)
@@ -112,7 +112,7 @@ def test_a_reader_that_left_is_no_error():
 @pytest.mark.parametrize(("returncode", "status"), [(0, 0), (7, 7), (-9, 137), (-2, 130), (-15, 143)])
 def test_a_signal_is_128_and_its_number(returncode, status):
     """A command's end by a signal is told as a shell tells it."""
-    assert status == door.status_of(returncode)
+    assert status == exit_status.status_of(returncode)
 
 
 def test_one_verb_loads_its_own_file_only():
@@ -126,7 +126,7 @@ def test_one_verb_loads_its_own_file_only():
 
 def test_a_plain_table_is_dockers():
     """Columns stand three blanks apart, and no line ends with a blank."""
-    assert "ID     IMAGE\na-1    host\nb-22   x\n" == screen.plain_table(("ID", "IMAGE"), [["a-1", "host"], ["b-22", "x"]])
+    assert "ID     IMAGE\na-1    host\nb-22   x\n" == output.plain_table(("ID", "IMAGE"), [["a-1", "host"], ["b-22", "x"]])
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_plain_table_is_dockers():
 )
 def test_sizes_are_printed_as_docker_does(count, text):
     """Bytes are counted by 1024 and carry their unit."""
-    assert text == screen.size(count)
+    assert text == output.size(count)
 
 
 @pytest.mark.parametrize(
@@ -143,4 +143,4 @@ def test_sizes_are_printed_as_docker_does(count, text):
 )
 def test_a_duration_has_one_unit(seconds, text):
     """Ages are told in their largest unit."""
-    assert text == screen.duration(seconds)
+    assert text == output.duration(seconds)

@@ -13,8 +13,8 @@ import pytest
 from registries import push, registry
 from tarballs import Made, digest_of, docker_archive, files
 
-from pytest_sandbox.cli import main
 from pytest_sandbox.cli.images import decimal
+from pytest_sandbox.cli.main import main
 from pytest_sandbox.image.image import Image
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ import uuid
 import pytest
 from terminals import Terminal, wait_for
 
-from pytest_sandbox import Container, cli
-from pytest_sandbox.cli import screen, watch
-from pytest_sandbox.container import kept, session
+from pytest_sandbox import Container
+from pytest_sandbox.cli import main, output, stats
+from pytest_sandbox.client import session
+from pytest_sandbox.container import saved_layers
 from pytest_sandbox.outcome import Stats
 
 pytestmark = pytest.mark.needs("containers")
@@ -41,7 +42,7 @@ def left(tmp_path, monkeypatch):
     container.label = "tests/test_x.py::test_y"
     with container:
         container.run(["sh", "-c", "echo left > /etc/left; rm /etc/passwd-; true"], check=True, stderr=subprocess.DEVNULL)
-        return kept.keep(container)
+        return saved_layers.keep(container)
 
 
 class TestPs:
@@ -260,15 +261,15 @@ class TestStats:
             if len(drawn) == 2:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(screen, "console", lambda: None)
-        monkeypatch.setattr(screen, "print_table", print_table)
-        monkeypatch.setattr(watch, "_EVERY", 0.01)
-        assert (0, [labelled.id] * 2) == (cli.main(["stats", labelled.id]), drawn)
+        monkeypatch.setattr(output, "console", lambda: None)
+        monkeypatch.setattr(output, "print_table", print_table)
+        monkeypatch.setattr(stats, "_EVERY", 0.01)
+        assert (0, [labelled.id] * 2) == (main.main(["stats", labelled.id]), drawn)
 
     def test_figures_that_are_not_kept_are_dashes(self):
         """What this host does not count is a dash, never a zero."""
         from pytest_sandbox import Settings
-        from pytest_sandbox.container.living import Living
+        from pytest_sandbox.container.remote import Living
 
         one = Living("s", "s-1", 1, 0.0, "name", Settings(), Stats(*[None] * 10))
-        assert ("s-1", "name", "-", "- / -", "-", "-", "- / -", "-") == watch._row(one, None)
+        assert ("s-1", "name", "-", "- / -", "-", "-", "- / -", "-") == stats._row(one, None)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from terminals import wait_for
 
-from pytest_sandbox.container import living
+from pytest_sandbox.container import remote
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,8 +97,8 @@ def test_a_name_that_is_taken_is_refused():
     """Two living containers never have the same --name; the error says who has it, and a name is free when its container has ended."""
     name = f"box-{uuid.uuid4().hex}"
     with subprocess.Popen([*COMMAND, "-i", "--name", name, "host", "cat"], stdin=subprocess.PIPE) as first:
-        wait_for(lambda: name in [one.label for one in living.living()])
-        (holder,) = [one.id for one in living.living() if one.label == name]
+        wait_for(lambda: name in [one.label for one in remote.living()])
+        (holder,) = [one.id for one in remote.living() if one.label == name]
         second = run("--name", name, "host", "true")
         assert (125, True) == (second.returncode, f"--name {name}: the container {holder} has this name" in second.stderr)
         first.stdin.close()
@@ -111,7 +111,7 @@ def test_of_many_that_ask_for_a_name_one_gets_it():
     started = [subprocess.Popen([*COMMAND, "--name", name, "host", "sleep", "1000"], stderr=subprocess.PIPE, text=True) for _ in range(4)]
     wait_for(lambda: 3 == len([one for one in started if one.poll() == 125]), 60)
     (winner,) = [one for one in started if one.poll() is None]
-    wait_for(lambda: name in [one.label for one in living.living()])
+    wait_for(lambda: name in [one.label for one in remote.living()])
     winner.terminate()
     assert [125, 125, 125, 143] == sorted(one.wait() for one in started)
     for one in started:
@@ -254,7 +254,7 @@ class TestFlags:
         command = [*COMMAND, "--name", with_name, "-m", "64m", "--cpus", "1.5", "--pids-limit", "50", "host", "sleep", "1000"]
         with subprocess.Popen(command) as process:
             try:
-                (one,) = wait_for(lambda: [one for one in living.living(stats=True) if one.label == with_name])
+                (one,) = wait_for(lambda: [one for one in remote.living(stats=True) if one.label == with_name])
                 assert (64 << 20, 1.5, 50) == (one.settings.memory, one.settings.cpus, one.settings.pids_limit)
                 assert 64 << 20 == one.stats.memory_limit
             finally:
@@ -353,7 +353,7 @@ class TestSignals:
         """SIGKILL to the command line leaves nothing of the container running."""
         name = uuid.uuid4().hex
         with self.start("--name", name) as process:
-            (one,) = [one for one in living.living() if one.label == name]
+            (one,) = [one for one in remote.living() if one.label == name]
             process.kill()
             process.wait()
         wait_for(lambda: not os.path.exists(f"/proc/{one.pid}"))

@@ -15,7 +15,7 @@ import pytest
 from terminals import Terminal, wait_for
 
 from pytest_sandbox import Container
-from pytest_sandbox.container import living
+from pytest_sandbox.container import remote
 
 pytestmark = pytest.mark.needs("root")
 
@@ -33,8 +33,8 @@ def process_state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def named(name: str) -> list[living.Living]:
-    return [one for one in living.living() if one.label == name]
+def named(name: str) -> list[remote.Living]:
+    return [one for one in remote.living() if one.label == name]
 
 
 def test_the_terminal_inside_is_the_containers_own():

@@ -21,7 +21,7 @@ import pytest
 from descriptors import open_descriptors
 
 from pytest_sandbox import Container, OutOfMemory, SandboxError
-from pytest_sandbox.container import child
+from pytest_sandbox.container import fork
 
 pytestmark = pytest.mark.needs("containers")
 
@@ -234,14 +234,14 @@ def test_a_forged_answer_calls_nothing(data):
     """What the inside would not have written names no function, and makes no object of a class that is not plain data."""
     before = os.listdir("/proc/self/fd"), threading.active_count()
     with pytest.raises(SandboxError):
-        child._understood(json.dumps({"value": data}).encode())
+        fork._understood(json.dumps({"value": data}).encode())
     assert before == (os.listdir("/proc/self/fd"), threading.active_count())
 
 
 def test_a_forged_exception_of_no_class_is_an_error():
     """A function's name in the place of an exception's class gives a SandboxError with its text."""
     forged = {"class": ["os", "system"], "args": ["id"], "state": {}, "fields": {}, "notes": [], "traceback": ""}
-    error, _value = child._understood(json.dumps({"error": forged}).encode())
+    error, _value = fork._understood(json.dumps({"error": forged}).encode())
     assert (SandboxError, "system: id") == (type(error), str(error))
 
 

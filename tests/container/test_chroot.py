@@ -33,8 +33,8 @@ print([os.path.exists(path) for path in ("/written", "/usr/written", "/tmp/writt
 #: Builds a container as a launcher would that has not left the chroot.
 UNCHANGED = """
 import tempfile
-from pytest_sandbox.launcher.building import Building, Host
-from pytest_sandbox.launcher.plan import Plan
+from pytest_sandbox.runtime.create import Building, Host
+from pytest_sandbox.runtime.spec import Plan
 host = Host(tempfile.mkdtemp())
 try:
     Building(Plan(user_namespace=False), host, hostname="x", joins=(), shelved={}).build()

@@ -10,7 +10,7 @@ from boxes import make_busybox_root
 from descriptors import open_descriptors
 
 from pytest_sandbox import Change, Container
-from pytest_sandbox.container.changes import changes_of
+from pytest_sandbox.container.diff import changes_of
 
 pytestmark = pytest.mark.needs("containers")
 

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from pytest_sandbox import Container
-from pytest_sandbox.launcher.generated import LOCALHOST
+from pytest_sandbox.runtime.etc_files import LOCALHOST
 
 pytestmark = [pytest.mark.needs("containers")]
 

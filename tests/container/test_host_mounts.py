@@ -71,7 +71,7 @@ def test_the_content_of_a_mounted_file_is_the_current_one(in_mounts):
     code = """
 import os, select
 from pytest_sandbox import Container
-from pytest_sandbox.container import session
+from pytest_sandbox.client import session
 path, seen = os.path.abspath("at-file"), []
 for number in range(4):
     with open(path, "w") as file:

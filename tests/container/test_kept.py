@@ -12,8 +12,9 @@ import sys
 
 import pytest
 
-from pytest_sandbox import Container, SandboxError, layers
-from pytest_sandbox.container import kept
+from pytest_sandbox import Container, SandboxError
+from pytest_sandbox.container import saved_layers
+from pytest_sandbox.runtime import storage
 
 pytestmark = pytest.mark.needs("containers")
 
@@ -29,8 +30,8 @@ def begin_and_die(path):
     """Begin to fill a directory in a process that is killed."""
     code = f"""
 import os, signal
-from pytest_sandbox import layers
-unfinished, lock = layers.make_unfinished("{path}")
+from pytest_sandbox.runtime import storage
+unfinished, lock = storage.make_unfinished("{path}")
 os.makedirs(f"{{unfinished}}/0/upper/deep")
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -46,10 +47,10 @@ def test_what_a_killed_process_had_begun_is_removed(home):
     begin_and_die(home / "dead")
     (home / "whole").mkdir()
     (home / "notes.txt").touch()
-    unfinished, lock = layers.make_unfinished(str(home / "alive"))
+    unfinished, lock = storage.make_unfinished(str(home / "alive"))
     try:
         assert 4 == len(os.listdir(home))
-        layers.remove_unfinished(str(home))
+        storage.remove_unfinished(str(home))
         assert sorted([os.path.basename(unfinished), "notes.txt", "whole"]) == sorted(os.listdir(home))
     finally:
         os.close(lock)
@@ -62,7 +63,7 @@ def test_keeping_removes_what_others_left(home):
     home.mkdir(parents=True)
     begin_and_die(home / "dead")
     with Container() as container:
-        one = kept.keep(container)
+        one = saved_layers.keep(container)
     assert ([one.id], 0o700) == (os.listdir(home), home.stat().st_mode & 0o777)
 
 
@@ -74,12 +75,12 @@ def test_a_copy_that_fails_leaves_nothing(home, monkeypatch):
     def fail(*_arguments, **_keywords):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(kept, "copy_tree", fail)
+    monkeypatch.setattr(saved_layers, "copy_tree", fail)
     with (
         Container() as container,
         pytest.raises(SandboxError, match=f"cannot be kept in {home}.*No space left"),
     ):
-        kept.keep(container)
+        saved_layers.keep(container)
     assert [] == os.listdir(home)
 
 
@@ -94,16 +95,16 @@ def test_damaged_ones_are_left_out(home):
         (home / name).mkdir(parents=True)
         (home / name / "kept.json").write_text(text)
     (home / "d.12/kept.json").write_text(json.dumps({"id": "d", "label": "", "time": 1.0}))
-    assert [] == kept.kept()
+    assert [] == saved_layers.kept()
     with pytest.raises(SandboxError, match="no layer is kept as"):
-        kept.start("../kept/a")
+        saved_layers.start("../kept/a")
 
 
 def test_a_sparse_file_is_kept_as_one(home):
     """A hole of gigabytes that a test left takes no space on the host's disk."""
     with Container(memory=None) as container:
         container.run(["truncate", "-s", "2G", "/var/tmp/sparse"], check=True)
-        one = kept.keep(container)
+        one = saved_layers.keep(container)
     (found,) = home.glob("*/*/upper/**/sparse")
     assert (2 << 30, True) == (found.stat().st_size, found.stat().st_blocks * 512 < 1 << 20)
     one.remove()
@@ -115,8 +116,8 @@ def test_a_fifo_and_a_socket_do_not_stop_it():
     with Container() as container:
         script = "import os, socket; os.mkfifo('/var/tmp/fifo'); socket.socket(socket.AF_UNIX).bind('/var/tmp/socket')"
         container.run([sys.executable, "-c", script], check=True)
-        one = kept.keep(container)
-    with kept.start(one.id) as again:
+        one = saved_layers.keep(container)
+    with saved_layers.start(one.id) as again:
         assert "fifo" in again.listdir("/var/tmp")
         assert "socket" not in again.listdir("/var/tmp")
 
@@ -132,8 +133,8 @@ def test_a_deep_tree_is_kept_and_removed(home):
 
     with Container() as container:
         container.call(dig)
-        one = kept.keep(container)
-    with kept.start(one.id) as again:
+        one = saved_layers.keep(container)
+    with saved_layers.start(one.id) as again:
         assert "d" in again.listdir("/var/tmp")
     one.remove()
     assert [] == os.listdir(home)

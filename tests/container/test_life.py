@@ -386,7 +386,7 @@ def test_a_fork_of_the_client_has_a_launcher_of_its_own(box):
         try:
             with Container() as c:
                 os.write(writer, f"{c.id} {c.run(['true']).returncode}".encode())
-            from pytest_sandbox.container import session
+            from pytest_sandbox.client import session
 
             session._close_at_exit()
         finally:

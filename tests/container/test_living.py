@@ -12,8 +12,9 @@ import tempfile
 
 import pytest
 
-from pytest_sandbox import Container, ContainerStopped, SandboxError, folders, sweep
-from pytest_sandbox.container import living, session
+from pytest_sandbox import Container, ContainerStopped, SandboxError, paths
+from pytest_sandbox.client import cleanup, session
+from pytest_sandbox.container import remote
 from pytest_sandbox.host.trial import attempt
 from pytest_sandbox.linux import local_socket
 from pytest_sandbox.outcome import Change
@@ -21,22 +22,22 @@ from pytest_sandbox.outcome import Change
 pytestmark = pytest.mark.needs("containers")
 
 
-def mine() -> list[living.Living]:
+def mine() -> list[remote.Living]:
     """The living containers of this test's own session."""
-    return [one for one in living.living(stats=True) if one.session == session.current().name]
+    return [one for one in remote.living(stats=True) if one.session == session.current().name]
 
 
-def of(container: Container) -> living.Living:
-    return living.find(container.id, mine())
+def of(container: Container) -> remote.Living:
+    return remote.find(container.id, mine())
 
 
 def door() -> str:
-    return os.path.join(folders.state(), session.current().name, "door")
+    return os.path.join(paths.state(), session.current().name, "door")
 
 
 def elsewhere(code: str, *args: str) -> subprocess.CompletedProcess[str]:
     """Run code in another process, which has no container of its own."""
-    begin = "import sys\nfrom pytest_sandbox.container import living\n"
+    begin = "import sys\nfrom pytest_sandbox.container import remote\n"
     return subprocess.run([sys.executable, "-c", begin + code, *args], capture_output=True, text=True, check=False)
 
 
@@ -64,7 +65,7 @@ def test_another_process_runs_commands_inside():
     """A command that another process starts sees the container's files, host name and variables."""
     with Container(env={"A": "b"}) as container:
         container.write_text("/etc/only-here", "yes")
-        code = "with living.enter(living.find(sys.argv[1])) as c: print(c.run(['sh', '-c', 'cat /etc/only-here; hostname; echo $A'], text=True, capture_output=True).stdout)"
+        code = "with remote.enter(remote.find(sys.argv[1])) as c: print(c.run(['sh', '-c', 'cat /etc/only-here; hostname; echo $A'], text=True, capture_output=True).stdout)"
         assert f"yes{container.hostname}\nb\n\n" == elsewhere(code, container.id).stdout
 
 
@@ -72,7 +73,7 @@ def test_another_process_sees_what_was_changed():
     """diff() of an entered container is the owner's."""
     with Container() as container:
         container.write_text("/etc/only-here", "yes")
-        with living.enter(of(container)) as entered:
+        with remote.enter(of(container)) as entered:
             assert container.diff() == entered.diff()
             assert Change("/etc/only-here", "added") in entered.diff()
 
@@ -80,7 +81,7 @@ def test_another_process_sees_what_was_changed():
 @pytest.mark.needs("limits")
 def test_another_process_sees_the_figures():
     """stats() of an entered container are its group's."""
-    with Container(memory="64m") as container, living.enter(of(container)) as entered:
+    with Container(memory="64m") as container, remote.enter(of(container)) as entered:
         entered.run(["true"])
         assert (64 << 20, True) == (entered.stats().memory_limit, entered.stats().cpu_seconds > 0)
 
@@ -88,9 +89,9 @@ def test_another_process_sees_the_figures():
 def test_a_visitor_that_leaves_leaves_the_container_running():
     """Closing an entered container, or dying with it, ends nothing of its owner's."""
     with Container() as container:
-        with living.enter(of(container)) as entered:
+        with remote.enter(of(container)) as entered:
             assert 0 == entered.run(["true"]).returncode
-        killed = elsewhere("import os; c = living.enter(living.find(sys.argv[1])); os.kill(os.getpid(), 9)", container.id)
+        killed = elsewhere("import os; c = remote.enter(remote.find(sys.argv[1])); os.kill(os.getpid(), 9)", container.id)
         assert (-signal.SIGKILL, 0) == (killed.returncode, container.run(["true"]).returncode)
 
 
@@ -98,7 +99,7 @@ def test_a_visitor_that_leaves_leaves_the_container_running():
 def test_a_visitors_command_ends_with_the_container():
     """The owner's close() kills what a visitor runs, and tells the visitor."""
     with Container() as container:
-        entered = living.enter(of(container))
+        entered = remote.enter(of(container))
         popen = entered.popen(["sleep", "1000"])
     assert -signal.SIGKILL == popen.wait(30)
     with pytest.raises(ContainerStopped):
@@ -114,7 +115,7 @@ def test_a_visitors_command_ends_with_the_container():
 )
 def test_nobody_enters_a_paused_container(enters):
     """Who would wait for the owner's unpause() is told at once, as docker does it; afterwards all goes on."""
-    with Container() as container, living.enter(of(container)) as entered:
+    with Container() as container, remote.enter(of(container)) as entered:
         container.pause()
         with pytest.raises(ContainerStopped, match=f"{container.id} is paused"):
             enters(entered)
@@ -125,7 +126,7 @@ def test_nobody_enters_a_paused_container(enters):
 @pytest.mark.needs("limits")
 def test_a_paused_container_is_listed_and_looked_at():
     """What needs nobody inside works on: figures, changes, the list of containers."""
-    with Container() as container, living.enter(of(container)) as entered:
+    with Container() as container, remote.enter(of(container)) as entered:
         container.write_text("/etc/only-here", "yes")
         container.pause()
         assert (True, False) == (of(container).paused, entered.stats().pids_current is None)
@@ -137,7 +138,7 @@ def test_an_ended_container_cannot_be_entered():
     with Container() as container:
         one = of(container)
     with pytest.raises(ContainerStopped, match="pytest-sandbox ps"):
-        living.enter(one)
+        remote.enter(one)
 
 
 class TestFind:
@@ -146,32 +147,32 @@ class TestFind:
     def test_by_the_beginning_of_its_id(self):
         """As much of an id as tells it from the others is enough."""
         with Container() as container:
-            assert container.id == living.find(container.id[:-1], mine()).id
+            assert container.id == remote.find(container.id[:-1], mine()).id
 
     def test_by_its_label(self):
         """The label finds it too."""
         container = Container()
         container.label = "database"
         with container:
-            assert container.id == living.find("database", mine()).id
+            assert container.id == remote.find("database", mine()).id
 
     def test_an_id_that_begins_another_is_exact(self):
         """-1 is found although there is a -11."""
         with Container() as container:
             one = of(container)
-            longer = living.Living(one.session, f"{one.id}1", 1, 0.0, "", one.settings)
-            assert one == living.find(one.id, [longer, one])
+            longer = remote.Living(one.session, f"{one.id}1", 1, 0.0, "", one.settings)
+            assert one == remote.find(one.id, [longer, one])
 
     def test_several_are_an_error_that_names_them(self):
         """What fits several finds none."""
         with Container(), Container(), pytest.raises(SandboxError, match="is the beginning of 2 containers"):
-            living.find(session.current().name, mine())
+            remote.find(session.current().name, mine())
 
     @pytest.mark.parametrize("name", ["nobody", ""])
     def test_none_is_an_error_that_says_where_to_look(self, name):
         """A name that fits nothing, the empty one too, is an error with a remedy."""
         with Container(), pytest.raises(SandboxError, match="pytest-sandbox ps"):
-            living.find(name, mine())
+            remote.find(name, mine())
 
 
 class TestDoor:
@@ -217,7 +218,7 @@ class TestDoor:
                 "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
                 "b = b'{\"op\": \"list\"}'; s.sendall(len(b).to_bytes(4, 'big') + bytes(4) + b); print(s.recv(100))"
             )
-            with Container(volumes=[f"{folders.state()}:/state"]) as hostile:
+            with Container(volumes=[f"{paths.state()}:/state"]) as hostile:
                 done = hostile.run([sys.executable, "-c", inside, f"/state/{session.current().name}/door"], capture_output=True, text=True)
             assert True is ("b''" in done.stdout or "ConnectionResetError" in done.stderr or "BrokenPipeError" in done.stderr), done
 
@@ -248,12 +249,12 @@ class TestDoor:
             launcher = session.current()
             launcher.process.kill()
             launcher.process.wait()
-            assert [] == [one for one in living.living() if one.session == launcher.name]
-        sweep.sweep()
-        assert not os.path.exists(os.path.join(folders.state(), launcher.name))
+            assert [] == [one for one in remote.living() if one.session == launcher.name]
+        cleanup.sweep()
+        assert not os.path.exists(os.path.join(paths.state(), launcher.name))
 
     def test_an_ended_session_leaves_no_folder(self):
         """A session that ends removes its door."""
-        code = "from pytest_sandbox.container import session, Container; Container().start(); print(session.current().name)"
+        code = "from pytest_sandbox.client import session; from pytest_sandbox.container.container import Container; Container().start(); print(session.current().name)"
         name = elsewhere(code).stdout.strip()
-        assert (True, False) == (bool(name), os.path.exists(os.path.join(folders.state(), name)))
+        assert (True, False) == (bool(name), os.path.exists(os.path.join(paths.state(), name)))

@@ -22,9 +22,9 @@ from crash import remains
 from descriptors import open_descriptors
 
 from pytest_sandbox import Container, ContainerStopped, Network, SandboxError, SettingsError, SetupError, UnsupportedError, host
-from pytest_sandbox.container import session
-from pytest_sandbox.container.hosts import Hosts
-from pytest_sandbox.linux import network, process
+from pytest_sandbox.client import session
+from pytest_sandbox.container.hosts_file import Hosts
+from pytest_sandbox.linux import process, rtnetlink
 
 pytestmark = pytest.mark.needs("bridge")
 
@@ -512,7 +512,7 @@ def test_a_kernel_without_bridges_is_told(monkeypatch):
     """What the kernel lacks is an UnsupportedError, at the first use, with what to do; anything else that it refuses names the step."""
 
     def refuse(number):
-        monkeypatch.setattr(network, "_ask", lambda *_requests: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
+        monkeypatch.setattr(rtnetlink, "_ask", lambda *_requests: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
 
     lacking = replace(host.find("bridge"), found=False, why="Operation not supported", remedy="As root: modprobe -a bridge veth.")
     monkeypatch.setattr(host, "find", lambda _name: lacking)

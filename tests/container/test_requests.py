@@ -16,9 +16,10 @@ import pytest
 from crash import remains
 
 from pytest_sandbox import Container, ContainerStopped, SetupError
-from pytest_sandbox.channel import Channel, InvalidMessageError
-from pytest_sandbox.container import living, session
+from pytest_sandbox.client import session
+from pytest_sandbox.container import remote
 from pytest_sandbox.linux import local_socket, process
+from pytest_sandbox.runtime.protocol import Channel, InvalidMessageError
 
 pytestmark = pytest.mark.needs("root")
 
@@ -70,7 +71,7 @@ def test_an_answer_belongs_to_its_request(interrupt):
             assert 512 << 20 == second.stats().memory_limit
             assert 512 << 20 == second.group.stats().memory_limit
             mine = {first.id, second.id}
-            await_true(lambda: mine == {one.id for one in living.living() if one.session == first.launcher.name})
+            await_true(lambda: mine == {one.id for one in remote.living() if one.session == first.launcher.name})
 
 
 def test_an_interrupt_while_the_launcher_starts(interrupt):
@@ -78,7 +79,7 @@ def test_an_interrupt_while_the_launcher_starts(interrupt):
     code = """
 import os, signal
 from pytest_sandbox import Container
-from pytest_sandbox.container import session
+from pytest_sandbox.client import session
 class Interrupt(BaseException): pass
 def handler(*_): raise Interrupt
 signal.signal(signal.SIGALRM, handler)
@@ -153,7 +154,7 @@ def test_a_finalizer_that_uses_containers_within_a_request():
         assert ("layer", 1, "stopped") == (answer["op"], len(fds), other.status)
         pidfd = os.pidfd_open(os.getpid())
         os.close(pidfd)
-        await_true(lambda: other.id not in {one.id for one in living.living()})
+        await_true(lambda: other.id not in {one.id for one in remote.living()})
 
 
 def test_a_container_that_nobody_has_any_more_is_killed():
@@ -282,7 +283,7 @@ class TestControlSocket:
     @pytest.fixture
     def path(self):
         with Container() as container:
-            yield os.path.join(os.path.dirname(living._socket_of(container.launcher.name)), "door")
+            yield os.path.join(os.path.dirname(remote._socket_of(container.launcher.name)), "door")
 
     def connect(self, path):
         return local_socket.connect(path, 20)
@@ -293,7 +294,7 @@ class TestControlSocket:
             slow.sendall(struct.pack("!II", 60, 0))
             for _ in range(3):
                 slow.sendall(b" ")
-                assert 1 == len([one for one in living.living() if one.session == session.current().name])
+                assert 1 == len([one for one in remote.living() if one.session == session.current().name])
             with Container() as other:
                 assert [] == other.diff()
 
@@ -323,7 +324,7 @@ class TestControlSocket:
         with self.connect(path) as client:
             client.sendall(request_)
             assert b"" == client.recv(1)
-        assert 1 == len([one for one in living.living() if one.session == session.current().name])
+        assert 1 == len([one for one in remote.living() if one.session == session.current().name])
 
     def test_more_clients_than_are_served(self, path):
         """Those that come too late are refused, and there is room again when others go."""
@@ -334,7 +335,7 @@ class TestControlSocket:
             for client in clients:
                 client.close()
         await_true(lambda: not self.refused(path))
-        assert 1 == len([one for one in living.living() if one.session == session.current().name])
+        assert 1 == len([one for one in remote.living() if one.session == session.current().name])
 
     def refused(self, path):
         with self.connect(path) as client:

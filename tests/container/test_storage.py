@@ -11,7 +11,8 @@ from subprocess import PIPE
 import pytest
 from trees import dig as dig_at
 
-from pytest_sandbox import Change, Container, UnsupportedError, sweep
+from pytest_sandbox import Change, Container, UnsupportedError
+from pytest_sandbox.client import cleanup
 from pytest_sandbox.linux import loop
 
 pytestmark = pytest.mark.needs("root")
@@ -96,7 +97,7 @@ def test_a_deep_layer_on_disk_is_discarded(home):
 
 def test_a_cleanup_removes_a_deep_layer(tmp_path):
     """What a killed session left is removed, however deep; what cannot be removed is an error, and the rest is."""
-    from pytest_sandbox import layers as room
+    from pytest_sandbox.runtime import storage as room
 
     lock = tmp_path / "s.lock"
     for name in ("one", "two"):
@@ -130,17 +131,17 @@ def test_a_sweep_removes_the_layers_of_a_killed_session(home):
     os.environ["PYTEST_SANDBOX_HOME"] = "/nowhere"
     deadline = time.monotonic() + 30
     while folder.exists():
-        sweep.sweep()
+        cleanup.sweep()
         assert time.monotonic() < deadline
-    assert not os.path.exists(sweep.lock_path(session))
+    assert not os.path.exists(cleanup.lock_path(session))
 
 
 def test_a_sweep_removes_nothing_that_is_not_named_for_its_session(tmp_path):
     """A lock file that names another folder does not have it removed."""
     (tmp_path / "precious").mkdir()
-    lock = Path(sweep.lock_path("dead-beef"))
+    lock = Path(cleanup.lock_path("dead-beef"))
     lock.write_text(f"{tmp_path}/precious\n")
-    sweep.sweep()
+    cleanup.sweep()
     assert (False, True) == (lock.exists(), (tmp_path / "precious").exists())
 
 
@@ -199,7 +200,7 @@ def test_many_limited_layers_at_once():
 @needs_loop
 def test_a_limit_that_cannot_be_held_is_refused(home, monkeypatch):
     """Without mkfs.ext4, disk= with storage="disk" is an UnsupportedError with what helps, and nothing is left."""
-    from pytest_sandbox import layers as room
+    from pytest_sandbox.runtime import storage as room
 
     monkeypatch.setattr(room, "_SEARCH", "/nowhere")
     with pytest.raises(room.DiskLimitError, match="mkfs"):

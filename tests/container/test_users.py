@@ -7,7 +7,7 @@ import os
 import pytest
 
 from pytest_sandbox import Container, SettingsError
-from pytest_sandbox.launcher import users
+from pytest_sandbox.runtime import users
 
 PASSWD = "/etc/passwd"
 

@@ -102,7 +102,7 @@ def start() -> None:
             said = victim()
             with open(answer, "w", encoding="utf-8") as file:
                 file.write(said)
-            from pytest_sandbox.container import session
+            from pytest_sandbox.client import session
 
             session._close_at_exit()
             os._exit(0)

@@ -17,7 +17,7 @@ import time
 from crash import remains
 
 from pytest_sandbox import Container
-from pytest_sandbox.container import session
+from pytest_sandbox.client import session
 from pytest_sandbox.linux import cgroup
 
 

@@ -14,7 +14,7 @@ import time
 import traceback
 
 from pytest_sandbox import Container
-from pytest_sandbox.container import session
+from pytest_sandbox.client import session
 
 
 def live(number: int) -> None:

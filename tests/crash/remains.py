@@ -7,7 +7,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from pytest_sandbox import folders, sweep
+from pytest_sandbox import paths
+from pytest_sandbox.client import cleanup
 from pytest_sandbox.linux import cgroup
 
 __all__ = ["all_gone", "await_no_processes", "containers_of", "launcher_of", "processes", "remains"]
@@ -70,9 +71,11 @@ def await_no_processes(client, seconds=20):
 def remains(client):
     """Files, groups and mounts with the name of a client's session, besides what is swept."""
     start = f"{client:x}-"
-    found = [str(path) for path in Path(sweep.state_folder()).iterdir() if path.name.startswith(start)]
-    found += list((Path(folders.images()) / "writable").glob(f"{start}*"))
-    found += [folder for name, folders in cgroup.Hierarchy.find().sessions().items() if name.startswith(start) for folder in folders]
+    found = [str(path) for path in Path(cleanup.state_folder()).iterdir() if path.name.startswith(start)]
+    found += list((Path(paths.images()) / "writable").glob(f"{start}*"))
+    found += [
+        folder for name, directories in cgroup.Hierarchy.find().sessions().items() if name.startswith(start) for folder in directories
+    ]
     found += [line for line in _read("/proc/self/mountinfo").decode(errors="replace").splitlines() if start in line]
     return [str(one) for one in found]
 
@@ -84,7 +87,7 @@ def all_gone(client, seconds=20):
     """
     left = await_no_processes(client)
     deadline = time.monotonic() + seconds
-    sweep.sweep()
+    cleanup.sweep()
     while remains(client) and time.monotonic() < deadline:
-        sweep.sweep()
+        cleanup.sweep()
     return [*left, *remains(client)]

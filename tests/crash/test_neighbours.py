@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 from crash import remains
 
-from pytest_sandbox import Container, sweep
-from pytest_sandbox.container import session
+from pytest_sandbox import Container
+from pytest_sandbox.client import cleanup, session
 from pytest_sandbox.linux import cgroup, file_lock
 
 pytestmark = pytest.mark.needs("root", "limits")
 
 HERE = Path(__file__).parent
 OWN_RUN = ["unshare", "--mount", "--propagation", "private", "sh", "-c", 'mount -t tmpfs tmpfs /run && exec "$@"', "sh"]
-SWEEP = "from pytest_sandbox import sweep; print(*sweep.sweep())"
+SWEEP = "from pytest_sandbox.client import cleanup; print(*cleanup.sweep())"
 
 
 def neighbours(count, at_once, seed, *, prefix=()):
@@ -107,19 +107,19 @@ def test_a_cleanup_between_the_lock_files_creation_and_its_lock(monkeypatch):
     """A session that is about to lock its file keeps it."""
     code = """
 import fcntl, os, subprocess, sys, threading
-from pytest_sandbox import Container, sweep
-from pytest_sandbox.container import session
+from pytest_sandbox import Container; from pytest_sandbox.client import cleanup
+from pytest_sandbox.client import session
 flock, seen = fcntl.flock, []
 def slow(fd, how):
     if how == fcntl.LOCK_EX and os.readlink(f"/proc/self/fd/{fd}").endswith(".lock") and threading.current_thread() is threading.main_thread():
-        seen.append(sweep.sweep())
+        seen.append(cleanup.sweep())
     return flock(fd, how)
 fcntl.flock = slow
 with Container() as c:
     fcntl.flock = flock
     name = session.current().name
-    swept = subprocess.run([sys.executable, "-c", "from pytest_sandbox import sweep; print(*sweep.sweep())"], capture_output=True, text=True).stdout
-    print(len(seen), name in swept.split(), os.path.exists(sweep.lock_path(name)), c.run(["true"]).returncode)
+    swept = subprocess.run([sys.executable, "-c", "from pytest_sandbox.client import cleanup; print(*cleanup.sweep())"], capture_output=True, text=True).stdout
+    print(len(seen), name in swept.split(), os.path.exists(cleanup.lock_path(name)), c.run(["true"]).returncode)
 """
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
     assert ("1 False True 0\n", "") == (done.stdout, done.stderr)
@@ -157,17 +157,17 @@ def test_two_cleanups_of_one_dead_session(tmp_path):
 def test_a_cleanup_that_fails_is_logged_and_stops_no_session(caplog, monkeypatch):
     """What one dead session has left and cannot be removed is tried again by the next."""
     name = f"{os.getpid():x}-dead01"
-    with open(sweep.lock_path(name), "w", encoding="utf-8") as lock:
+    with open(cleanup.lock_path(name), "w", encoding="utf-8") as lock:
         lock.write("process 1\n")
 
     def fail(_lock):
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pytest_sandbox.layers.remove", fail)
-        assert name not in sweep.sweep()
+        patch.setattr("pytest_sandbox.runtime.storage.remove", fail)
+        assert name not in cleanup.sweep()
     assert [True] == [name in record.getMessage() and "Input/output error" in record.getMessage() for record in caplog.records]
-    assert name in sweep.sweep()
+    assert name in cleanup.sweep()
 
 
 def test_half_of_a_kept_layer_is_removed(tmp_path, monkeypatch):
@@ -177,7 +177,7 @@ def test_half_of_a_kept_layer_is_removed(tmp_path, monkeypatch):
         (tmp_path / "kept" / name / "0" / "upper").mkdir(parents=True)
     lock = file_lock.lock_directory(str(tmp_path / "kept/b-1.18"))
     try:
-        sweep.sweep()
+        cleanup.sweep()
         assert ["b-1.18", "c-1"] == sorted(os.listdir(tmp_path / "kept"))
     finally:
         os.close(lock)
@@ -187,7 +187,7 @@ def test_a_session_killed_at_its_start_leaves_nothing():
     """A client that dies before its launcher has started holds no lock any more."""
     code = """
 import os, signal
-from pytest_sandbox.container import session
+from pytest_sandbox.client import session
 session._spawn = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 session.current()
 """

@@ -15,9 +15,10 @@ import pytest
 from crash import remains
 from crash.remains import all_gone
 
-from pytest_sandbox import Container, ContainerStopped, SandboxError, SetupError, sweep
+from pytest_sandbox import Container, ContainerStopped, SandboxError, SetupError
+from pytest_sandbox.client import cleanup
 from pytest_sandbox.linux import process
-from pytest_sandbox.linux.program import number
+from pytest_sandbox.linux.syscall_batch import number
 
 pytestmark = pytest.mark.needs("root")
 
@@ -225,9 +226,7 @@ def test_a_state_folder_of_somebody_else(tmp_path):
     folder = tmp_path / "pytest-sandbox"
     folder.mkdir()
     folder.chmod(0o777)
-    code = (
-        f"import pytest_sandbox.folders as f; f.state = lambda: {str(folder)!r}\nfrom pytest_sandbox import Container\nContainer().start()"
-    )
+    code = f"import pytest_sandbox.paths as f; f.state = lambda: {str(folder)!r}\nfrom pytest_sandbox import Container\nContainer().start()"
     with python(code) as p:
         _out, error = p.communicate(timeout=60)
     assert str(folder) in error
@@ -272,8 +271,8 @@ def test_a_step_that_fails_is_named(tmp_path):
 
 BUILDER = """
 import sys
-from pytest_sandbox.launcher.building import Building, Host
-from pytest_sandbox.launcher.plan import Plan
+from pytest_sandbox.runtime.create import Building, Host
+from pytest_sandbox.runtime.spec import Plan
 Building(Plan(), Host(sys.argv[1]), hostname="x", joins=(sys.argv[2],), shelved={}).build()
 """
 
@@ -306,8 +305,8 @@ def test_a_container_that_is_half_made_when_its_launcher_dies(tmp_path):
 def test_what_a_client_makes_for_a_session_that_was_swept():
     """A session's folder that has no lock is nobody's, and goes with the next sweep; one whose lock is held stays."""
     with Container():
-        folder = Path(sweep.state_folder()) / f"{os.getpid():x}-dead00"
+        folder = Path(cleanup.state_folder()) / f"{os.getpid():x}-dead00"
         (folder / "networks").mkdir(parents=True)
-        own = [path for path in Path(sweep.state_folder()).iterdir() if path.name.startswith(f"{os.getpid():x}-") and path != folder]
-        sweep.sweep()
+        own = [path for path in Path(cleanup.state_folder()).iterdir() if path.name.startswith(f"{os.getpid():x}-") and path != folder]
+        cleanup.sweep()
         assert (False, 2, True) == (folder.exists(), len(own), all(path.exists() for path in own))

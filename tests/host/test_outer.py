@@ -144,10 +144,10 @@ def test_with_two_options_limits_are_refused_by_name(outer):
 #: What cannot be on docker's own root, and what is said of it.
 ON_AN_OVERLAY = """
 from pytest_sandbox import Container, SandboxError, host
-from pytest_sandbox.container import kept
+from pytest_sandbox.container import saved_layers
 row = host.find("image store")
 print(row.found, row.remedy)
-for attempt in (lambda: Container(storage="disk").start(), lambda: kept.keep(container)):
+for attempt in (lambda: Container(storage="disk").start(), lambda: saved_layers.keep(container)):
     with Container() as container:
         container.run(["rm", "/etc/passwd"], check=True)
         try:

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_sandbox import UnsupportedError, host
-from pytest_sandbox.container import session
+from pytest_sandbox.client import session
 from pytest_sandbox.host import files, kernel, namespace
 from pytest_sandbox.host.trial import Trial
-from pytest_sandbox.linux import surroundings
+from pytest_sandbox.linux import confinement
 
 REAL = "#1 SMP PREEMPT_DYNAMIC Debian 6.12.5-1 (2024-12-15)"
 STAND_IN = "#1 SMP Sun Jan 10 15:06:54 PST 2016"
@@ -27,13 +27,13 @@ STAND_IN = "#1 SMP Sun Jan 10 15:06:54 PST 2016"
 def test_gvisor_is_recognised(monkeypatch, release, version, is_it):
     """By what it answers to uname(2), in its older and its newer form."""
     system = SimpleNamespace(sysname="Linux", release=release, version=version, machine="x86_64")
-    monkeypatch.setattr(surroundings.os, "uname", lambda: system)
-    assert is_it == surroundings.is_gvisor()
+    monkeypatch.setattr(confinement.os, "uname", lambda: system)
+    assert is_it == confinement.is_gvisor()
 
 
 @pytest.fixture
 def gvisor(monkeypatch):
-    monkeypatch.setattr(surroundings, "is_gvisor", lambda: True)
+    monkeypatch.setattr(confinement, "is_gvisor", lambda: True)
 
 
 @pytest.mark.usefixtures("gvisor")
@@ -72,13 +72,13 @@ def test_in_gvisor_a_failed_step_is_unsupported():
 )
 def test_a_profile_is_read_as_apparmor_writes_it(text, name):
     """A name with spaces is whole, and a profile that only complains is none."""
-    assert name == surroundings._confining(text)
+    assert name == confinement._confining(text)
 
 
 @pytest.mark.parametrize(("number", "is_named"), [(errno.EACCES, True), (errno.EPERM, True), (errno.ENODEV, False)])
 def test_a_profile_is_named_where_it_may_have_denied(monkeypatch, number, is_named):
     """What a profile can answer is told with its name and docker's option; what it cannot is not blamed on it."""
-    monkeypatch.setattr(surroundings, "profile", lambda: "docker-default")
+    monkeypatch.setattr(confinement, "profile", lambda: "docker-default")
     monkeypatch.setattr(kernel, "is_filtered", lambda: False)
     said = files.remedy_for("tmpfs")(Trial("refused", number))
     assert is_named == ("profile docker-default" in said) == ("apparmor=unconfined" in said)
@@ -87,7 +87,7 @@ def test_a_profile_is_named_where_it_may_have_denied(monkeypatch, number, is_nam
 def test_without_apparmor_no_profile_confines():
     """The row says that nobody confines this process, on hosts without AppArmor and outside of a profile."""
     row = host.find("no profile")
-    assert (not surroundings.profile(), bool(row.remedy)) == (row.found, not row.found)
+    assert (not confinement.profile(), bool(row.remedy)) == (row.found, not row.found)
 
 
 NO_MOUNTS = "network, capability, file, umount, signal, ptrace, deny mount,"

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_sandbox import Container, sweep
-from pytest_sandbox.container import kept, session
+from pytest_sandbox import Container
+from pytest_sandbox.client import cleanup, session
+from pytest_sandbox.container import saved_layers
 
 pytestmark = [pytest.mark.needs("user", "containers", "busybox"), pytest.mark.vm]
 
@@ -67,7 +68,7 @@ def test_what_another_user_inside_closed_is_kept(home, image):
     """A kept layer has it too, and can be removed."""
     with Container(image=image) as container:
         container.run(["/bin/sh", "-c", WRITE], check=True)
-        one = kept.keep(container)
+        one = saved_layers.keep(container)
     assert ({os.getuid()}, "text\n") == (owners(Path(one.folder)), Path(one.folder, "0/upper/five/file").read_text())
     one.remove()
     assert not Path(one.folder).exists()
@@ -83,5 +84,5 @@ def test_what_another_user_inside_closed_is_swept(home, image):
     launcher.send_signal(signal.SIGKILL)
     launcher.wait()
     container.close()
-    sweep.sweep()
+    cleanup.sweep()
     assert not folder.exists()

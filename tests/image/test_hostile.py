@@ -19,7 +19,7 @@ from registries import push, registry
 from tarballs import DOCKER, OCI, Made, digest_of, docker_archive, entry, files, folder, layer, link, tar_of
 
 from pytest_sandbox import Image, ImageError
-from pytest_sandbox.image.limits import DEFAULT_LIMITS
+from pytest_sandbox.image.size_limits import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -380,6 +380,6 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, store):
 def test_docker_media_types_are_known():
     """Schema 2's own names for the same things."""
     made = Made([files(a="1")], media=f"{DOCKER.replace('distribution', 'image')}.rootfs.diff.tar.gzip")
-    from pytest_sandbox.image.documents import _LAYER
+    from pytest_sandbox.image.manifest import _LAYER
 
     assert _LAYER.match(made.manifest["layers"][0]["mediaType"])

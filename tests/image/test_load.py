@@ -15,8 +15,8 @@ import pytest
 from tarballs import OCI, Made, digest_of, docker_archive, entry, files, folder, layer, link, tar_of
 
 from pytest_sandbox import Container, Image, ImageError
-from pytest_sandbox.image.documents import Platform
 from pytest_sandbox.image.image import find
+from pytest_sandbox.image.manifest import Platform
 
 if TYPE_CHECKING:
     from pytest_sandbox.image.store import Store
@@ -276,7 +276,7 @@ def test_a_store_on_an_overlay_is_told_where_else_it_can_lie(made, tmp_path):
 
 def test_the_store_follows_the_environment(monkeypatch, tmp_path):
     """$PYTEST_SANDBOX_HOME, else the XDG cache home, else ~/.cache; a relative XDG folder counts for nothing, as its spec says."""
-    from pytest_sandbox.folders import images as home
+    from pytest_sandbox.paths import images as home
 
     assert str(tmp_path / "home") == home()
     monkeypatch.delenv("PYTEST_SANDBOX_HOME")

@@ -20,7 +20,7 @@ from tarballs import DOCKER, OCI, Made, digest_of, entry, files, layer
 from pytest_sandbox import Image, ImageError
 from pytest_sandbox.image import registry as module
 from pytest_sandbox.image import transport
-from pytest_sandbox.image.documents import Platform
+from pytest_sandbox.image.manifest import Platform
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from pytest_sandbox import Container
-from pytest_sandbox.container import session
+from pytest_sandbox.client import session
 
 pytestmark = [pytest.mark.needs("containers"), pytest.mark.vm]
 

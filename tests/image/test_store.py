@@ -14,7 +14,8 @@ import pytest
 from fake_registry import Fake, fake_registry
 from tarballs import Made, entry, files, folder, layer
 
-from pytest_sandbox import Image, ImageError, cli
+from pytest_sandbox import Image, ImageError
+from pytest_sandbox.cli import main
 from pytest_sandbox.image import image as image_module
 from pytest_sandbox.image import index as index_module
 from pytest_sandbox.image.store import Store
@@ -109,7 +110,7 @@ def test_one_damaged_document_does_not_fail_the_others(server, pulled, store, ca
     Image.pull(f"{server.host}/a/c:1")
     flipped(_path(store, "documents", pulled.id))
     image_module._document.cache_clear()  # as in another process
-    assert 0 == cli.main(["images"])
+    assert 0 == main.main(["images"])
     out, err = capfd.readouterr()
     assert (3, True) == (len(out.splitlines()), f"{server.host}/a/b " in out)
     assert "Pull or load the image again" in err

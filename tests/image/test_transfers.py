@@ -18,10 +18,10 @@ from registries import reply
 from tarballs import Made, entry, files, layer
 
 from pytest_sandbox import Image, ImageError
-from pytest_sandbox.image import limits as limits_module
 from pytest_sandbox.image import registry as registry_module
+from pytest_sandbox.image import size_limits as limits_module
 from pytest_sandbox.image import transport
-from pytest_sandbox.image.limits import Limits
+from pytest_sandbox.image.size_limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from tarballs import entry, folder, layer, link
 
 from pytest_sandbox.errors import ImageError
-from pytest_sandbox.image.limits import Limits
-from pytest_sandbox.image.stream import Plain, _zstd_module, compression_of, decompress
-from pytest_sandbox.image.unpack import Unpacked, unpack
+from pytest_sandbox.image.decompress import Plain, _zstd_module, compression_of, decompress
+from pytest_sandbox.image.extract import Unpacked, unpack
+from pytest_sandbox.image.size_limits import Limits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -420,8 +420,8 @@ def test_without_root_what_is_not_kept_is_listed(tmp_path):
     """A user who may not give files away gets them as their own, and is told how many."""
     code = (
         "import os, sys\n"
-        "from pytest_sandbox.image.unpack import unpack\n"
-        "from pytest_sandbox.image.limits import Limits\n"
+        "from pytest_sandbox.image.extract import unpack\n"
+        "from pytest_sandbox.image.size_limits import Limits\n"
         "root = os.geteuid() == 0\n"
         "os.chdir(sys.argv[1])\n"
         "root and (os.chown('.', 65534, 65534), os.setgid(65534), os.setuid(65534))\n"

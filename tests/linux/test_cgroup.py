@@ -15,7 +15,7 @@ import time
 import pytest
 from capabilities import disk_of
 
-from pytest_sandbox import sweep
+from pytest_sandbox.client import cleanup
 from pytest_sandbox.errors import SetupError, UnsupportedError
 from pytest_sandbox.linux import cgroup, file_lock
 from pytest_sandbox.linux.cgroup import PREFIX, Group, Hierarchy, Mount, Session, destroy, parse_mounts, parse_own
@@ -143,7 +143,7 @@ def test_a_host_without_groups_has_groups_that_know_nothing(nowhere):
 def session():
     """A session whose lock is held, or the sweep of whoever starts a container meanwhile would remove its empty groups."""
     name = f"test-{os.getpid()}-{secrets.token_hex(3)}"
-    with open(sweep.lock_path(name), "w") as lock:
+    with open(cleanup.lock_path(name), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         made = Hierarchy.find().session(name)
         yield made

@@ -15,7 +15,7 @@ import pytest
 from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.linux import syscall
 from pytest_sandbox.linux.cgroup import LEAF, Hierarchy, Mount, destroy, table
-from pytest_sandbox.linux.cgroup_v2 import HierarchyV2
+from pytest_sandbox.linux.cgroup.v2 import HierarchyV2
 from pytest_sandbox.settings import Settings
 
 pytestmark = [pytest.mark.needs("cgroup_v2"), pytest.mark.vm]

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pytest_sandbox.linux import elf, program
-from pytest_sandbox.linux.program import RECORD_SIZE, Program
+from pytest_sandbox.linux import elf, syscall_batch
+from pytest_sandbox.linux.syscall_batch import RECORD_SIZE, Program
 
 HEADER = 8  # the word before the list: the descriptor of the status pipe
 STDERR = 2
@@ -34,7 +34,7 @@ def run(request, monkeypatch, tmp_path):
     emulator = shutil.which("qemu-aarch64-static")
     if request.param == "aarch64":
         monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="aarch64"))
-    caches = (program._numbers, elf._helper_code)
+    caches = (syscall_batch._numbers, elf._helper_code)
     for cache in caches:
         cache.cache_clear()
 

@@ -8,7 +8,7 @@ import stat
 import pytest
 from trees import deep_path, dig, few_descriptors
 
-from pytest_sandbox.linux.overlay_changes import Budget, changes
+from pytest_sandbox.linux.overlay_diff import Budget, changes
 
 __all__ = ["deep_path"]
 

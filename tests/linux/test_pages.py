@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_sandbox.container.child import Forks
-from pytest_sandbox.linux import pages
+from pytest_sandbox.container.fork import Forks
+from pytest_sandbox.linux import huge_pages
 
 SIZE = 16 << 20
 
@@ -32,7 +32,7 @@ def test_memory_in_use_is_gathered(memory):
     memory[:] = content = os.urandom(1 << 20) * (SIZE >> 20)
     memory.madvise(mmap.MADV_HUGEPAGE)
     before = figure("AnonHugePages:")
-    pages.gather()
+    huge_pages.gather()
     assert figure("AnonHugePages:") - before >= SIZE - (4 << 20)
     assert content == memory[:]
 
@@ -40,19 +40,19 @@ def test_memory_in_use_is_gathered(memory):
 @pytest.mark.needs("huge_pages")
 def test_what_is_nearly_empty_stays_so(memory):
     """A stretch with little in it is not filled up."""
-    pages.gather()
+    huge_pages.gather()
     for at in range(0, SIZE, 1 << 20):
         memory[at] = 1
     memory.madvise(mmap.MADV_HUGEPAGE)
     before = figure("Rss:")
-    pages.gather()
+    huge_pages.gather()
     assert figure("Rss:") - before < SIZE // 2
 
 
 def test_it_is_done_after_ever_more_forks(monkeypatch):
     """It costs time, so that it comes when forks have cost as much, and not again before as many more."""
     forks, made, done = Forks(), [], []
-    monkeypatch.setattr(pages, "gather", lambda: done.append(len(made)))
+    monkeypatch.setattr(huge_pages, "gather", lambda: done.append(len(made)))
     for number in range(100):
         forks.gather()
         forks.count()

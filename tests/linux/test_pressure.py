@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_sandbox.linux.cgroup_v2 import GroupV2
+from pytest_sandbox.linux.cgroup.v2 import GroupV2
 
 SOME = "some avg10=0.00 avg60=0.12 avg300=1.00 total={}\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n"
 

@@ -7,10 +7,11 @@ import stat
 
 import pytest
 
-from pytest_sandbox import folders, layers, sweep
-from pytest_sandbox.launcher import footing
+from pytest_sandbox import paths
+from pytest_sandbox.client import cleanup
 from pytest_sandbox.linux import host_root
 from pytest_sandbox.linux.private_directory import make_private
+from pytest_sandbox.runtime import privileges, storage
 
 
 def mode(path):
@@ -66,9 +67,9 @@ def test_a_state_directory_that_another_user_made_first(tmp_path, monkeypatch):
     state = tmp_path / "pytest-sandbox-0"
     os.mkdir(state, 0o777)
     os.chown(state, 4321, 4321)
-    monkeypatch.setattr(folders, "state", lambda: str(state))
+    monkeypatch.setattr(paths, "state", lambda: str(state))
     with pytest.raises(PermissionError, match="belongs to the user 4321"):
-        sweep.state_folder()
+        cleanup.state_folder()
 
 
 @pytest.mark.needs("root")
@@ -80,11 +81,11 @@ def test_a_layer_directory_that_another_user_made_first(tmp_path, monkeypatch):
     monkeypatch.setattr(host_root, "takes_attributes", lambda folder: not refused.append(folder))
     os.mkdir(tmp_path / "writable", 0o777)
     os.chown(tmp_path / "writable", 4321, 4321)
-    assert f"/var/tmp/pytest-sandbox-{os.geteuid()}" == footing._layers()
+    assert f"/var/tmp/pytest-sandbox-{os.geteuid()}" == privileges._layers()
     os.rmdir(f"/var/tmp/pytest-sandbox-{os.geteuid()}")
     monkeypatch.setattr(host_root, "takes_attributes", lambda _folder: False)
     with pytest.raises(OSError, match=r"writable: it belongs to the user 4321.*no user attributes.*Set PYTEST_SANDBOX_HOME"):
-        footing._layers()
+        privileges._layers()
     os.rmdir(f"/var/tmp/pytest-sandbox-{os.geteuid()}")
 
 
@@ -92,7 +93,7 @@ def test_the_parents_of_a_layer_on_disk_are_closed(tmp_path):
     """Layers hold setuid programs and devices: nobody else comes near them."""
     before = os.umask(0)
     try:
-        place = layers.make(str(tmp_path / "home/writable"), None, session="s", identity="s-1", lock=str(tmp_path / "s.lock"))
+        place = storage.make(str(tmp_path / "home/writable"), None, session="s", identity="s-1", lock=str(tmp_path / "s.lock"))
     finally:
         os.umask(before)
     assert [0o700] * 4 == [mode(tmp_path / name) for name in ("home", "home/writable", "home/writable/s", "home/writable/s/s-1")]

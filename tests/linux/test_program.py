@@ -14,7 +14,7 @@ import pytest
 
 from pytest_sandbox.linux import machine_code
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.program import Program, Table, number
+from pytest_sandbox.linux.syscall_batch import Program, Table, number
 
 ROOT = Path(__file__).parents[2]
 

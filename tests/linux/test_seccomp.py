@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from pytest_sandbox.linux import capabilities, seccomp
-from pytest_sandbox.linux import seccomp_policy as policy
+from pytest_sandbox.linux.seccomp import profile as policy
 
 DOCKER = capabilities.DOCKER_DEFAULT
 JUMP = 5  # BPF_JMP

@@ -9,8 +9,7 @@ import sys
 
 import pytest
 
-from pytest_sandbox.linux import systemd
-from pytest_sandbox.linux.cgroup import Hierarchy
+from pytest_sandbox.linux.cgroup import Hierarchy, systemd
 
 pytestmark = pytest.mark.vm
 
@@ -18,7 +17,7 @@ pytestmark = pytest.mark.vm
 ASK = """
 import json, os
 from pytest_sandbox import Container
-from pytest_sandbox.linux import systemd
+from pytest_sandbox.linux.cgroup import systemd
 from pytest_sandbox.linux.cgroup import SCOPE, Hierarchy, parse_own, read
 
 name = f"{SCOPE}{os.getpid()}.scope"

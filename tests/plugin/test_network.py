@@ -102,8 +102,8 @@ def test_a_kept_layer_is_opened_without_its_network(run, pytester, monkeypatch):
         assert 0
     """
     run(source, "--sandbox-keep=failed").assert_outcomes(failed=1)
-    from pytest_sandbox.container import kept
+    from pytest_sandbox.container import saved_layers
 
-    (found,) = kept.kept()
-    with kept.start(found.id) as again:
+    (found,) = saved_layers.kept()
+    with saved_layers.start(found.id) as again:
         assert ("x", "none") == (again.read_text("/srv/x"), again.settings.network)

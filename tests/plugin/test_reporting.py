@@ -66,7 +66,7 @@ KEEPING = """
 @pytest.mark.parametrize(("keep", "kept"), [("none", []), ("failed", ["held", "it"]), ("all", ["held", "it", "other"])])
 def test_layers_are_kept_as_wanted(run, home, keep, kept):
     """What a failed test or every test wrote can be opened later, by the command that is printed, and begins where it ended."""
-    from pytest_sandbox.container import kept as layers
+    from pytest_sandbox.container import saved_layers as layers
 
     result = run(KEEPING, f"--sandbox-keep={keep}")
     result.assert_outcomes(passed=1, failed=2)
@@ -82,7 +82,7 @@ def test_layers_are_kept_as_wanted(run, home, keep, kept):
 
 def test_kept_layers_can_be_listed_and_removed(run, home):
     """A kept layer knows its test, and is gone once it is removed; an unknown name says how to keep some."""
-    from pytest_sandbox.container import kept as layers
+    from pytest_sandbox.container import saved_layers as layers
     from pytest_sandbox.errors import SandboxError
 
     run(KEEPING, "--sandbox-keep=failed")

@@ -19,7 +19,7 @@ def test_without_being_asked_nothing_is_inside(run):
 
 def test_without_being_asked_nothing_is_loaded(run):
     """What reads settings and makes containers is no part of a session that asks for none."""
-    needless = {"pytest_sandbox.settings", "pytest_sandbox.forms", "pytest_sandbox.container", "pytest_sandbox.linux", "ctypes"}
+    needless = {"pytest_sandbox.settings", "pytest_sandbox.settings.parsers", "pytest_sandbox.container", "pytest_sandbox.linux", "ctypes"}
     run(f"import sys\ndef test(): assert not {needless} & sys.modules.keys()", sandbox=False).assert_outcomes(passed=1)
 
 

@@ -16,7 +16,7 @@ WIRE = """
     import fcntl, gc, json, os, pathlib, pytest, signal, sys, time
 
     def wire():
-        from pytest_sandbox.plugin.wire import Wire
+        from pytest_sandbox.plugin.report_channel import Wire
         return next(one for one in gc.get_objects() if type(one) is Wire and one._owner == os.getpid())
 
     NODEID = "test_lies.py::test_lies"

@@ -8,8 +8,8 @@ import pytest
 from boxes import box, busybox_root
 from safety.ways import attack
 
-from pytest_sandbox import container as room
-from pytest_sandbox.container import planning
+from pytest_sandbox.container import build_spec
+from pytest_sandbox.container import container as room
 
 __all__ = ["box", "busybox_root"]
 
@@ -25,9 +25,9 @@ def without(request, monkeypatch):
     """An attack in a container from whose plan a protection was taken, to see that it is what stops the attack."""
 
     def go(changes, name, *arguments, **settings):
-        original = planning.plan_of
+        original = build_spec.plan_of
         with monkeypatch.context() as patch:
-            patch.setattr(planning, "plan_of", lambda *one, **two: dataclasses.replace(original(*one, **two), **changes))
+            patch.setattr(build_spec, "plan_of", lambda *one, **two: dataclasses.replace(original(*one, **two), **changes))
             with room.Container(**settings) as container:
                 return attack(container, request.param, name, *arguments)
 

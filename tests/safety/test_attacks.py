@@ -17,7 +17,8 @@ from safety import attacks
 from safety.ways import attack
 
 from pytest_sandbox import Container
-from pytest_sandbox.linux import capabilities, mounts, seccomp, seccomp_policy, syscall_numbers
+from pytest_sandbox.linux import capabilities, mounts, seccomp, syscall_numbers
+from pytest_sandbox.linux.seccomp import profile
 
 pytestmark = pytest.mark.needs("root")
 
@@ -80,7 +81,7 @@ def denied(answer):
     """The numbers of the calls that the policy answers so, by the machine's own table."""
     table = {"x86_64": "X86_64", "aarch64": "AARCH64"}[os.uname().machine]
     every = seccomp.numbers(table)
-    newest = next(number for number, name in every.items() if name == seccomp_policy.NEWEST)
+    newest = next(number for number, name in every.items() if name == profile.NEWEST)
     # The kernel lets no filter see the calls of its own uprobe trampolines.
     known = {number: name for number, name in every.items() if number <= newest and name not in {"uprobe", "uretprobe"}}
     return {number: name for number, name in known.items() if seccomp.decide(name, capabilities.DOCKER_DEFAULT) == answer}
@@ -124,7 +125,7 @@ def test_other_entries_are_no_way_around(inside):
 
 def test_the_tables_have_the_policys_calls():
     """Each call of the policy has a number in some table, so that no name is misspelt."""
-    policy = seccomp_policy
+    policy = profile
     known = {name for table in ("X86_64", "I386", "AARCH64", "ARM", "X32") for name in seccomp.numbers(table).values()}
     named = {
         *policy.ALWAYS.split(),

@@ -16,7 +16,7 @@ import pytest
 
 import pytest_sandbox
 from pytest_sandbox import Container, SandboxError
-from pytest_sandbox.container import living
+from pytest_sandbox.container import remote
 
 SPY = Path(__file__).with_name("spy.py").read_text()
 #: The starts of each kind; the whole of it is 20,000.
@@ -54,7 +54,7 @@ MOUNTED = " cgroup "
 
 
 def enter_and_run(container, **keywords):
-    with living.enter(living.find(container.id)) as entered:
+    with remote.enter(remote.find(container.id)) as entered:
         return entered.run(["true"], env=PLAIN, **keywords)
 
 

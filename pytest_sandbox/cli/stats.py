@@ -1,0 +1,118 @@
+"""The table of ``stats``: figures of living containers, twice where a rate is asked for, and again
+and again on a terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.cli import output
+from pytest_sandbox.container.remote import find, living
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_sandbox.container.remote import Living
+
+__all__ = ["run"]
+
+_EVERY = 1.0
+_COLUMNS = ("CONTAINER ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %", "MEM PEAK", "BLOCK I/O", "PIDS")
+
+
+class _Sample:
+    """All figures at one moment."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        everything = living(stats=True)
+        self.ones = [find(name, everything) for name in names] if names else everything
+        self.time = time.monotonic()
+
+    def cpu_percent(self, one: Living, before: _Sample) -> float | None:
+        """Return the CPU time since the sample before, per wall time; None where it is not counted,
+        or the container was not there.
+        """
+        earlier = next((other.stats for other in before.ones if other.id == one.id), None)
+        if not one.stats or not earlier or one.stats.cpu_seconds is None or earlier.cpu_seconds is None:
+            return None
+        return 100 * (one.stats.cpu_seconds - earlier.cpu_seconds) / max(self.time - before.time, 1e-9)
+
+
+def run(names: Sequence[str], *, form: str, once: bool) -> int:
+    """Print the figures of these containers (of all where none is named): once, or until Ctrl-C, or
+    until there are none of the named.
+    """
+    before = _Sample(names)
+    if once and form == "table" and not before.ones:
+        output.print_table(_COLUMNS, [])
+        return 0
+    time.sleep(_EVERY)
+    now = _Sample(names)
+    if once:
+        _print(now, before, form)
+        return 0
+    with suppress(KeyboardInterrupt):  # the way to end it
+        _show(names, now, before)
+    return 0
+
+
+def _print(now: _Sample, before: _Sample, form: str) -> None:
+    if form == "json":
+        output.print_json([_card(one, now.cpu_percent(one, before)) for one in now.ones])
+    else:
+        output.print_table(_COLUMNS, _rows(now, before))
+
+
+def _card(one: Living, cpu: float | None) -> dict[str, object]:
+    figures = asdict(one.stats) if one.stats else {}
+    return {"id": one.id, "name": one.label, "cpu_percent": None if cpu is None else round(cpu, 2), **figures}
+
+
+def _rows(now: _Sample, before: _Sample) -> list[tuple[str, ...]]:
+    return [_row(one, now.cpu_percent(one, before)) for one in now.ones]
+
+
+def _row(one: Living, cpu: float | None) -> tuple[str, ...]:
+    used = one.stats
+    if used is None:
+        return (one.id, one.label, *("-",) * (len(_COLUMNS) - 2))
+    share = 100 * used.memory_current / used.memory_limit if used.memory_current is not None and used.memory_limit else None
+    return (
+        one.id,
+        one.label,
+        _percent(cpu),
+        f"{output.size(used.memory_current)} / {output.size(used.memory_limit)}",
+        _percent(share),
+        output.size(used.memory_peak),
+        f"{output.size(used.io_read_bytes)} / {output.size(used.io_write_bytes)}",
+        "-" if used.pids_current is None else str(used.pids_current),
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}%"
+
+
+def _show(names: Sequence[str], now: _Sample, before: _Sample) -> None:
+    """Draw the table anew every second: in place by rich, else one below the other."""
+    terminal = output.console()
+    if terminal is None:
+        while True:
+            output.print_table(_COLUMNS, _rows(now, before))
+            sys.stdout.flush()
+            before, now = now, _next(names)
+    from rich.live import Live
+
+    with Live(output.rich_table(_COLUMNS, _rows(now, before)), console=terminal, auto_refresh=False, screen=False) as live:
+        while True:
+            before, now = now, _next(names)
+            live.update(output.rich_table(_COLUMNS, _rows(now, before)), refresh=True)
+
+
+def _next(names: Sequence[str]) -> _Sample:
+    time.sleep(_EVERY)
+    return _Sample(names)

@@ -1,0 +1,1 @@
+"""The calling process's side of its launcher."""

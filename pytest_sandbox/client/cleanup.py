@@ -1,0 +1,102 @@
+"""Cleanup: remove what a killed session has left behind (cgroups, lock, directories). Every new session starts with it.
+
+A session has ended when its locks can be taken: the lock file in the state directory, and that of each of its cgroups. Who has another state
+directory (another user, an outer container, a chroot) sees the cgroups alone, and removes them only where they are empty.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from contextlib import suppress
+
+from pytest_sandbox import paths
+from pytest_sandbox.linux import cgroup, file_lock, private_directory
+from pytest_sandbox.runtime import storage
+
+__all__ = ["lock_path", "state_folder", "sweep"]
+
+#: Seconds for the processes of a session that has ended to die.
+_PATIENCE = 2.0
+#: Seconds for which an empty lock file is left alone.
+_NEW = 2.0
+
+
+def state_folder() -> str:
+    """Return the directory of the sessions' locks and sockets, created where it does not exist.
+
+    Raises PermissionError where it belongs to another user, or others may write to it.
+    """
+    return private_directory.make_private(paths.state())
+
+
+def lock_path(session: str) -> str:
+    """Return the path of a session's lock; it is held (flock(2)) while the session's launcher lives."""
+    return os.path.join(state_folder(), f"{session}.lock")
+
+
+def sweep() -> list[str]:
+    """Remove what belongs to sessions that have ended; return their names. What cannot be removed is logged, and tried again by the next."""
+    found = cgroup.Hierarchy.find().sessions()
+    known = {name.removesuffix(".lock") for name in os.listdir(state_folder())}
+    removed = [name for name in sorted(known | set(found)) if _try(name, found.get(name, ()))]
+    kept = os.path.join(paths.images(), "kept")
+    try:
+        storage.remove_unfinished(kept)
+    except OSError as error:
+        _report(kept, error)
+    return removed
+
+
+def _try(session: str, groups: tuple[str, ...]) -> bool:
+    try:
+        return _sweep_one(session, groups)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop a new session
+        _report(session, error)
+        return False
+
+
+def _report(what: str, error: Exception) -> None:
+    import logging
+
+    logging.getLogger("pytest_sandbox").warning(
+        "cleanup of %s failed, the next session tries again: %s: %s", what, type(error).__name__, error
+    )
+
+
+def _sweep_one(session: str, groups: tuple[str, ...]) -> bool:
+    path = lock_path(session)
+    if not os.path.exists(path):
+        # The client of a session that was removed meanwhile may have made it.
+        shutil.rmtree(os.path.join(state_folder(), session), ignore_errors=True)
+        return cgroup.remove_unowned(groups)
+    lock = file_lock.try_lock(path)
+    if lock is None:
+        return False
+    try:
+        return not _is_new(lock) and _remove(session, path, groups)
+    finally:
+        os.close(lock)
+
+
+def _is_new(lock: int) -> bool:
+    """Whether a session may be about to lock it, which then writes to it: it would find out, and start again with another file."""
+    status = os.fstat(lock)
+    return not status.st_size and time.time() - status.st_mtime < _NEW
+
+
+def _remove(session: str, path: str, groups: tuple[str, ...]) -> bool:
+    held = cgroup.lock_unowned(groups)
+    if held is None:
+        return False
+    try:
+        cgroup.destroy(held, _PATIENCE)
+    finally:
+        for fd in held.values():
+            os.close(fd)
+    storage.remove(path)
+    shutil.rmtree(os.path.join(state_folder(), session), ignore_errors=True)
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    return True

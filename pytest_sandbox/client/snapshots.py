@@ -1,0 +1,89 @@
+"""Snapshots: committed layers of this process's containers, which the launcher's layer holder keeps
+in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.linux import process
+from pytest_sandbox.linux.signals import Deferred
+from pytest_sandbox.runtime.spec import SHELF
+
+if TYPE_CHECKING:
+    from pytest_sandbox.client.session import LauncherClient
+
+__all__ = ["Snapshot", "Snapshots"]
+
+
+class Snapshot:
+    """A committed layer: ``directory`` is a descriptor of it, -1 once its launcher has gone.
+
+    ``points`` tells for each overlay, by its number, which directory of the container it was
+    mounted on ("" for the root). The layer is freed when no object and no container uses it.
+    """
+
+    __slots__ = ("__weakref__", "directory", "key", "launcher", "points")
+
+    def __init__(self, launcher: LauncherClient, key: str, directory: int, points: dict[str, str]) -> None:
+        self.launcher = launcher
+        self.key = key
+        self.directory = directory
+        self.points = points
+
+    @property
+    def above(self) -> tuple[tuple[str, str], ...]:
+        """The directories as a spec names them."""
+        return tuple((point, f"{SHELF}{self.key}/{number}/upper") for number, point in self.points.items())
+
+    def paths(self, point: str) -> list[str]:
+        """Return the directories of one overlay as this process reaches them."""
+        root = process.path_of(self.directory)
+        return [f"{root}/{number}/upper" for number, at in self.points.items() if at == point]
+
+
+class Snapshots:
+    """The snapshots of one launcher.
+
+    A snapshot has no finalizer, which an exception of a signal handler could end before it has
+    closed anything. :meth:`collect` closes the descriptors of those that nobody refers to.
+    """
+
+    def __init__(self) -> None:
+        #: Keys of layers in the layer holder that nobody uses any more.
+        self.unused: list[str] = []
+        self._open: list[tuple[weakref.ref[Snapshot], str, int]] = []
+
+    def add(self, launcher: LauncherClient, key: str, directory: int, points: dict[str, str]) -> Snapshot:
+        """Return a new snapshot, which owns the descriptor; the caller defers signals."""
+        snapshot = Snapshot(launcher, key, directory, points)
+        self._open.append((weakref.ref(snapshot), key, directory))
+        return snapshot
+
+    def collect(self) -> None:
+        """Close the descriptors of snapshots that nobody refers to, and note their keys."""
+        if all(reference() is not None for reference, _key, _directory in self._open):
+            return
+        with Deferred():
+            alive = []
+            for entry in self._open:
+                reference, key, directory = entry
+                if reference() is not None:
+                    alive.append(entry)
+                else:
+                    os.close(directory)
+                    self.unused.append(key)
+            self._open = alive
+
+    def descriptors(self) -> list[int]:
+        """Return the open descriptors of the snapshots."""
+        return [directory for _reference, _key, directory in self._open]
+
+    def forget(self) -> None:
+        """Have no snapshot use its descriptor again, as the caller closes them all."""
+        for reference, _key, _directory in self._open:
+            if (snapshot := reference()) is not None:
+                snapshot.directory = -1
+        self._open = []

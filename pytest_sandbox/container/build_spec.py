@@ -1,0 +1,114 @@
+"""From settings, which are the user's words, to a plan, which is what the launcher builds."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+from pytest_sandbox.errors import SettingsError
+from pytest_sandbox.linux import capabilities
+from pytest_sandbox.paths import images
+from pytest_sandbox.runtime.spec import Plan
+
+if TYPE_CHECKING:
+    from pytest_sandbox.client.session import LauncherClient
+    from pytest_sandbox.container.network import Network
+    from pytest_sandbox.container.rootfs import Ground
+    from pytest_sandbox.settings import Settings
+
+__all__ = ["about", "plain", "plan_for", "plan_of", "with_kept"]
+
+
+def about(ground: Ground, *, label: str) -> dict[str, object]:
+    """Return what other processes of this user are told of a container, as JSON can hold it.
+
+    ``env`` and ``user`` are an image's commands' (None on the host's root: the asker's own).
+    """
+    settings = ground.settings
+    raw = {**plain(settings), "workdir": ground.workdir}
+    if not isinstance(settings.image, str):
+        raw["image"] = getattr(settings.image, "reference", None) or repr(settings.image)
+    env = ground.environment(settings.hostname or "") if not ground.is_host else None
+    return {"label": label, "settings": raw, "env": env, "user": ground.user}
+
+
+def plain(settings: Settings) -> dict[str, object]:
+    """Return settings as another process can read them, which a network does not reach."""
+    return {name: value for name, value in settings.raw().items() if name != "network" or isinstance(value, str)}
+
+
+def plan_of(ground: Ground, *, has_user_namespace: bool, is_root: bool = True) -> Plan:
+    """Return the plan; who is not root has power over no namespace of the host's, so there is none to be taken from a payload. Raises :class:`SettingsError`, :class:`ImageError`, or :class:`UnsupportedError`."""
+    settings = ground.settings
+    mask = capabilities.resolve(settings.cap_add, settings.cap_drop, privileged=settings.privileged) & capabilities.supported()
+    own_network = settings.network != "host"
+    # A user namespace takes from a payload what docker's words promise: power over the host's own namespaces.
+    more = mask & ~capabilities.DOCKER_DEFAULT
+    return Plan(
+        lower=ground.lower,
+        above=ground.above,
+        scratch=ground.scratch,
+        disk=settings.disk,
+        layers=os.path.join(images(), "writable") if settings.storage == "disk" else None,
+        shm_size=settings.shm_size,
+        read_only=settings.read_only,
+        hostname=settings.hostname if settings.storage == "disk" else None,
+        own_network=own_network,
+        user_namespace=has_user_namespace and (not is_root or (own_network and not more)),
+        protected=not settings.privileged,
+        # Outer targets first, so that none covers another.
+        volumes=tuple(sorted(((_source(v.source), v.target, v.read_only) for v in settings.volumes), key=lambda volume: volume[1])),
+        capabilities=mask,
+        seccomp=settings.seccomp,
+        packet_sockets=bool(capabilities.mask(settings.cap_add) & mask & capabilities.bit("NET_RAW")),
+        no_new_privileges=settings.no_new_privileges,
+        ulimits=tuple((name, soft, hard) for name, (soft, hard) in settings.ulimits.items()),
+        memory=settings.memory,
+        memory_swap=settings.memory_swap,
+        memory_high=settings.memory_high,
+        cpus=settings.cpus,
+        cpuset=settings.cpuset,
+        pids_limit=settings.pids_limit,
+        device_rates=tuple((key, _device(key, path), rate) for key, path, rate in settings.device_rates()),
+    )
+
+
+def plan_for(ground: Ground, launcher: LauncherClient) -> Plan:
+    """Return the plan for this launcher: what a host root's container lies on besides is brought to its shelf."""
+    plan = plan_of(ground, has_user_namespace=launcher.has_user_namespace, is_root=launcher.builder_fd < 0)
+    if plan.above and ground.is_host:
+        from pytest_sandbox.container.snapshot import bring
+
+        plan = replace(plan, above=bring(launcher, plan.above))
+    network = ground.settings.network
+    return plan if isinstance(network, str) else replace(plan, volumes=_with_hosts(plan.volumes, cast("Network", network)))
+
+
+def _with_hosts(volumes: tuple[tuple[str, str, bool], ...], network: Network) -> tuple[tuple[str, str, bool], ...]:
+    """Add the network's names, unless somebody brings a file of his own."""
+    hosts = network.hosts()
+    return volumes if any(target == hosts[1] for _source, target, _ro in volumes) else (*volumes, hosts)
+
+
+def with_kept(kept: dict[str, str]) -> dict[str, Any]:
+    """Return what a plan says of a writable layer that begins with a copy of what was kept of others: it lies on disk, as they do."""
+    return {"kept": tuple(kept.items()), "layers": os.path.join(images(), "writable")} if kept else {}
+
+
+def _device(key: str, path: str) -> str:
+    try:
+        is_block = stat.S_ISBLK(os.stat(path).st_mode)
+    except OSError:
+        is_block = False
+    if not is_block:
+        raise SettingsError(key, path, "a block device of the host, before the colon, such as /dev/sda")
+    return path
+
+
+def _source(path: str) -> str:
+    found = os.path.abspath(os.path.expanduser(path))
+    if not os.path.exists(found):
+        raise SettingsError("volumes", path, "a file or folder of the host that exists, before the colon")
+    return found

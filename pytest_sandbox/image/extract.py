@@ -1,0 +1,355 @@
+"""A layer's tar stream made into a folder, in the form that overlayfs takes, with everything that the archive says about each file.
+
+Each entry costs five system calls for a file; its content goes from the decompressor's buffer to the file without a copy. What this user
+may not do (owners, devices, some attributes) is counted in :class:`Unpacked`, never silently different.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from pytest_sandbox.errors import ImageError
+from pytest_sandbox.image.layer_writer import WHITEOUT_PREFIX, Tree
+from pytest_sandbox.image.tar import Member, TarReader, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_sandbox.image.size_limits import Budget, Limits
+
+__all__ = ["Unpacked", "unpack"]
+
+_NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_HIGHEST_ID: Final = (1 << 32) - 2  # the last one means "leave as it is" to chown
+_SECOND: Final = 1_000_000_000
+_TIMES: Final = (-(1 << 31) * _SECOND, (1 << 33) * _SECOND)
+_IMPLIED: Final = _TIMES[0] - 1  # the time of a folder that the archive does not describe
+_DEVICES: Final = {b"3": stat.S_IFCHR, b"4": stat.S_IFBLK}
+_AUFS: Final = b".wh..wh."  # what aufs keeps for itself in a layer (mount.aufs(8))
+_AUFS_OPAQUE: Final = b".wh..wh..opq"
+_AUFS_LINKS: Final = b".wh..wh.plnk"
+_COUNTED: Final = 1000  # entries that are added to the image's sum at a time
+_MISSING_RIGHT: Final = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP)
+
+
+@dataclass(slots=True)
+class Unpacked:
+    """What came of one layer: ``size`` of file content in bytes (holes count), ``entries``, and ``not_kept``: what could not be kept, and how often.
+
+    ``implied`` are the folders that the archive does not describe, though entries lie in them (``b""`` is the root): their attributes are
+    those of the layers below, which whoever lays layers over one another knows. ``whiteouts`` are the
+    directories that hold marks of deletions.
+    """
+
+    entries: int = 0
+    size: int = 0
+    opaque_root: bool = False
+    implied: list[bytes] = field(default_factory=list)
+    whiteouts: list[bytes] = field(default_factory=list)
+    not_kept: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attributes:
+    """A folder's attributes, set after all in it was written."""
+
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int | None
+
+
+def unpack(pieces: Iterable[bytes], root: str, limits: Limits, *, end_required: bool = True, budget: Budget | None = None) -> Unpacked:
+    """Write the layer in ``pieces`` (a plain tar stream) into the empty folder ``root``.
+
+    ``end_required`` asks for the archive's end marker: without it, a stream that is cut between two entries cannot be told from a whole one.
+    Raises ImageError, with the entry's path, for anything that is damaged, hostile or past ``limits``.
+    """
+    reader = TarReader(pieces, limits)
+    unpacker = _Unpacker(root, limits)
+    try:
+        for member in reader:
+            try:
+                unpacker.add(member, reader)
+                if budget and unpacker.result.entries % _COUNTED == 0:
+                    budget.add_entries(_COUNTED)
+            except OSError as error:
+                raise ImageError(f"{printable(member.name)}: {_explained(error)}") from error
+            except EOFError:
+                raise ImageError(f"{printable(member.name)}: the archive is cut off within this entry") from None
+            except OverflowError as error:
+                raise ImageError(f"{printable(member.name)}: a number is out of range") from error
+        if end_required and not reader.complete:
+            raise ImageError("the archive is cut off: it has no end marker")
+        unpacker.finish()
+        if budget:
+            budget.add_entries(unpacker.result.entries % _COUNTED)
+    finally:
+        unpacker.close()
+    return unpacker.result
+
+
+def _explained(error: OSError) -> str:
+    said = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{said}. Make room with `pytest-sandbox prune`, or put the store elsewhere with PYTEST_SANDBOX_HOME."
+    return said
+
+
+class _Unpacker:
+    """One layer's folder, and what is still to be done to its subfolders."""
+
+    def __init__(self, root: str, limits: Limits) -> None:
+        self.result = Unpacked()
+        self._limits = limits
+        self._root = root
+        self._tree = Tree(root, limits, self._made)
+        self._folders: list[tuple[bytes, int, int, int, int]] = []
+        self._uid, self._gid = os.geteuid(), os.getegid()
+        self._room = limits.layer_bytes
+        self._has_links_of_aufs = False
+        self._made(b"")
+
+    def add(self, member: Member, reader: TarReader) -> None:
+        """Make one entry."""
+        self.result.entries += 1
+        if self.result.entries > self._limits.entries:
+            raise ImageError(f"more than {self._limits.entries} entries")
+        if member.uid > _HIGHEST_ID or member.gid > _HIGHEST_ID:
+            raise ImageError(f"{printable(member.name)}: owner {member.uid}:{member.gid} is out of range")
+        if _AUFS in member.name and self._is_aufs_own(member):
+            return
+        parent, base = self._tree.place(member.name)
+        kind = member.kind
+        if base.startswith(WHITEOUT_PREFIX):
+            self._tree.whiteout(parent, base, member.name)
+        elif kind == b"0":
+            self._file(parent, base, member, reader)
+        elif kind == b"5":
+            self._folder(parent, base, member)
+        elif kind == b"1":
+            self._hard_link(base, member)
+        elif kind == b"2":
+            self._link(parent, base, member)
+        elif kind in b"346":
+            self._node(parent, base, member)
+        else:
+            raise ImageError(f"{printable(member.name)}: an entry of unknown type {kind!r}")
+
+    def _is_aufs_own(self, member: Member) -> bool:
+        """Whether an entry is aufs' bookkeeping and no file of the container.
+
+        Files in .wh..wh.plnk are what hard links lead to: they are there until the end.
+        """
+        parts = self._tree.parts(member.name)
+        if not any(part.startswith(_AUFS) and part != _AUFS_OPAQUE for part in parts):
+            return False
+        is_target = parts[0] == _AUFS_LINKS and len(parts) == 2 and member.kind == b"0"
+        self._has_links_of_aufs |= is_target
+        return not is_target
+
+    def finish(self) -> None:
+        """Give the folders their attributes, those inside first: a time changes when something is written, a right may be taken away."""
+        self._folders.sort(key=lambda record: record[0])
+        done = None
+        for path, mode, uid, gid, mtime_ns in reversed(self._folders):
+            if path == done:
+                continue  # an earlier entry of the same folder
+            done = path
+            attributes = _Attributes(mode, uid, gid, None if mtime_ns == _IMPLIED else mtime_ns)
+            with contextlib.suppress(
+                FileNotFoundError, NotADirectoryError, ImageError
+            ):  # a later entry took its place, or that of one above
+                self._finish_folder(path, attributes)
+                if mtime_ns == _IMPLIED and path != _AUFS_LINKS:
+                    self.result.implied.append(path)
+        self.result.opaque_root = self._tree.opaque_root
+        self.result.whiteouts = sorted(self._tree.whiteouts)
+        if self._has_links_of_aufs:
+            shutil.rmtree(os.path.join(os.fsencode(self._root), _AUFS_LINKS))
+
+    def close(self) -> None:
+        self._tree.close()
+
+    def _file(self, parent: int, base: bytes, member: Member, reader: TarReader) -> None:
+        self._room -= member.size
+        if self._room < 0:
+            raise ImageError(
+                f"{printable(member.name)}: the layer's files are larger than {self._limits.layer_bytes} bytes. "
+                "Set PYTEST_SANDBOX_MAX_LAYER if that is meant."
+            )
+        try:
+            fd = os.open(base, _NEW_FILE, 0o600, dir_fd=parent)
+        except FileExistsError:
+            self._tree.clear(parent, base, member.name)
+            parent, base = self._tree.place(member.name)
+            fd = os.open(base, _NEW_FILE, 0o600, dir_fd=parent)
+        try:
+            if member.sparse is None:
+                for view in reader.data():
+                    _write(fd, view)
+            else:
+                _write_sparse(fd, member, reader)
+            self._describe(fd, member)
+        finally:
+            os.close(fd)
+        self.result.size += member.size
+
+    def _describe(self, fd: int, member: Member) -> None:
+        """Set owner, mode, attributes, time: in this order, as chown takes away setuid and capabilities, and writing attributes the time."""
+        if member.uid != self._uid or member.gid != self._gid:
+            self._own(fd, member.uid, member.gid)
+        os.fchmod(fd, member.mode)
+        if member.xattrs:
+            self._set_xattrs(fd, member)
+        mtime = _in_range(member.mtime_ns)
+        os.utime(fd, ns=(mtime, mtime))
+
+    def _own(self, fd: int, uid: int, gid: int) -> None:
+        try:
+            os.fchown(fd, uid, gid)
+        except OSError as error:
+            self._pass_over(error, "owner")
+
+    def _set_xattrs(self, fd: int, member: Member) -> None:
+        for name, value in member.xattrs.items():
+            if name.startswith((b"trusted.", b"user.overlay.", b"security.selinux")):
+                self.result.not_kept[f"attribute {printable(name)}"] += 1  # the overlay's own language, or the builder's host
+                continue
+            try:
+                os.setxattr(fd, name, value)
+            except OSError as error:
+                self._pass_over(error, f"attribute {printable(name)}")
+
+    def _pass_over(self, error: OSError, what: str) -> None:
+        if error.errno not in _MISSING_RIGHT:
+            raise error
+        self.result.not_kept[what] += 1
+
+    def _folder(self, parent: int, base: bytes, member: Member) -> None:
+        self._tree.folder(parent, base, member.name)
+        path = b"/".join(self._tree.parts(member.name))
+        self._note(path, member.mode, member.uid, member.gid, _in_range(member.mtime_ns))
+        if member.xattrs:
+            fd = os.open(base, _READ_FOLDER, dir_fd=parent)
+            try:
+                self._set_xattrs(fd, member)
+            finally:
+                os.close(fd)
+
+    def _made(self, path: bytes) -> None:
+        self._note(path, 0o755, self._uid, self._gid, _IMPLIED)
+
+    def _note(self, path: bytes, mode: int, uid: int, gid: int, mtime_ns: int) -> None:
+        if len(self._folders) >= self._limits.directories:
+            raise ImageError(f"more than {self._limits.directories} folders")
+        self._folders.append((path, mode, uid, gid, mtime_ns))
+
+    def _finish_folder(self, path: bytes, attributes: _Attributes) -> None:
+        parent, base = self._tree.existing(path) if path else self._tree.place(b".")
+        fd = os.open(base, _READ_FOLDER, dir_fd=parent)
+        try:
+            if attributes.uid != self._uid or attributes.gid != self._gid:
+                self._own(fd, attributes.uid, attributes.gid)
+            os.fchmod(fd, attributes.mode)
+            if attributes.mtime_ns is not None:
+                os.utime(fd, ns=(attributes.mtime_ns, attributes.mtime_ns))
+        finally:
+            os.close(fd)
+
+    def _hard_link(self, base: bytes, member: Member) -> None:
+        try:
+            source, source_base = self._tree.existing(member.link)
+        except FileNotFoundError:
+            raise ImageError(f"{printable(member.name)}: a hard link to {printable(member.link)}, which the layer has not") from None
+        source = os.dup(source)
+        try:
+            parent, base = self._tree.place(member.name)
+            self._link_to(source, source_base, parent, base, member)
+        finally:
+            os.close(source)
+
+    def _link_to(self, source: int, source_base: bytes, parent: int, base: bytes, member: Member) -> None:
+        try:
+            status = os.stat(source_base, dir_fd=source, follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                raise ImageError(f"{printable(member.name)}: a hard link to the folder {printable(member.link)}")
+            try:
+                os.link(source_base, base, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+            except FileExistsError:
+                if os.path.samestat(status, os.stat(base, dir_fd=parent, follow_symlinks=False)):
+                    return
+                self._tree.clear(parent, base, member.name)
+                parent, base = self._tree.place(member.name)
+                os.link(source_base, base, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+        except FileNotFoundError:
+            raise ImageError(f"{printable(member.name)}: a hard link to {printable(member.link)}, which the layer has not") from None
+
+    def _link(self, parent: int, base: bytes, member: Member) -> None:
+        if not member.link:
+            raise ImageError(f"{printable(member.name)}: a link to nothing")
+        try:
+            os.symlink(member.link, base, dir_fd=parent)
+        except FileExistsError:
+            self._tree.clear(parent, base, member.name)
+            parent, base = self._tree.place(member.name)
+            os.symlink(member.link, base, dir_fd=parent)
+        self._describe_name(parent, base, member)
+
+    def _node(self, parent: int, base: bytes, member: Member) -> None:
+        """Make a device or a FIFO. The store's root folder is closed to others, so that no user of the host reaches it."""
+        device = os.makedev(*member.device) if member.kind != b"6" else 0
+        file_type = _DEVICES.get(member.kind, stat.S_IFIFO)
+        with contextlib.suppress(FileNotFoundError):
+            self._tree.clear(parent, base, member.name)
+            parent, base = self._tree.place(member.name)
+        try:
+            os.mknod(base, file_type | 0o600, device, dir_fd=parent)
+        except OSError as error:
+            self._pass_over(error, "device")
+            return
+        self._describe_name(parent, base, member)
+        os.chmod(base, member.mode, dir_fd=parent)
+
+    def _describe_name(self, parent: int, base: bytes, member: Member) -> None:
+        """Set owner and time of what cannot be opened: links, devices, FIFOs."""
+        if member.uid != self._uid or member.gid != self._gid:
+            try:
+                os.chown(base, member.uid, member.gid, dir_fd=parent, follow_symlinks=False)
+            except OSError as error:
+                self._pass_over(error, "owner")
+        for name in member.xattrs:
+            self.result.not_kept[f"attribute {printable(name)} of a link or device"] += 1
+        mtime = _in_range(member.mtime_ns)
+        os.utime(base, ns=(mtime, mtime), dir_fd=parent, follow_symlinks=False)
+
+
+def _in_range(time_ns: int) -> int:
+    """Keep a time within what every file system takes."""
+    return min(max(time_ns, _TIMES[0]), _TIMES[1])
+
+
+def _write(fd: int, view: memoryview) -> None:
+    while (written := os.write(fd, view)) < len(view):
+        view = view[written:]
+
+
+def _write_sparse(fd: int, member: Member, reader: TarReader) -> None:
+    os.ftruncate(fd, member.size)
+    views = reader.data()
+    view = memoryview(b"")
+    for offset, length in member.sparse or ():
+        os.lseek(fd, offset, os.SEEK_SET)
+        while length > 0:
+            view = view or next(views)
+            _write(fd, view[:length])
+            used = min(length, len(view))
+            view, length = view[used:], length - used  # noqa: PLW2901 - what is left of this part

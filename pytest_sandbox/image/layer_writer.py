@@ -1,0 +1,199 @@
+"""A layer's folder while it is filled: names are walked from its root, one component at a time, and no link is ever followed.
+
+Whoever unpacks hands over names as the archive has them; what leaves the folder, or goes through anything but a folder, is refused here.
+The overlay's own marks (Documentation/filesystems/overlayfs.rst) are made here too: 0:0 devices and the ``opaque`` attribute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from typing import TYPE_CHECKING, Final
+
+from pytest_sandbox.errors import ImageError
+from pytest_sandbox.image.tar import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_sandbox.image.size_limits import Limits
+
+__all__ = ["WHITEOUT_PREFIX", "Tree", "is_whiteout"]
+
+WHITEOUT_PREFIX: Final = b".wh."
+_OPEN_FOLDERS: Final = 192  # three layers at once stay below the usual limit of 1024 descriptors
+_FOLDER: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def is_whiteout(status: os.stat_result) -> bool:
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+
+class Tree:
+    """The folder ``root`` and the descriptors of the folders in it that were used last; close it when done.
+
+    ``whiteouts`` are the directories that hold marks of deletions. ``opaque_root`` becomes true where the layer hides all that lies below it: overlayfs does not look at the attribute there.
+    """
+
+    def __init__(self, root: str, limits: Limits, made: Callable[[bytes], None]) -> None:
+        """Begin with an empty folder; ``made`` is told of each folder that is made because an entry lies in it."""
+        self.opaque_root = False
+        self.whiteouts: set[bytes] = set()
+        self.privileged = os.geteuid() == 0
+        self._limits = limits
+        self._made = made
+        self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._open: dict[bytes, int] = {b"": self._root}
+
+    def close(self) -> None:
+        self._forget()
+        os.close(self._root)
+
+    def place(self, name: bytes) -> tuple[int, bytes]:
+        """Return the descriptor of the folder that ``name`` lies in, and its last component; (root, b".") for the root itself.
+
+        Folders on the way that the archive did not name are made. The descriptor is valid until the next call.
+        """
+        head, _, base = name.rpartition(b"/")
+        folder = self._open.get(head)
+        if folder is not None and base not in (b"", b".", b"..") and name[:1] != b"/":
+            return folder, base
+        parts = self.parts(name)
+        if not parts:
+            return self._root, b"."
+        return self._walk(parts[:-1]), parts[-1]
+
+    def existing(self, name: bytes) -> tuple[int, bytes]:
+        """As :meth:`place`, for the target of a hard link: nothing is made, and a leading "/" means the layer's root (kaniko writes so)."""
+        parts = self.parts(name.lstrip(b"/"))
+        if not parts:
+            raise ImageError(f"{printable(name)}: a hard link to the root folder")
+        return self._walk(parts[:-1], make=False), parts[-1]
+
+    def parts(self, name: bytes) -> list[bytes]:
+        """Split a name; what is absolute, goes up, or is too long or too deep is an ImageError."""
+        if name in (b"/", b"./", b"."):
+            return []
+        if name.startswith(b"/") or not name:
+            raise ImageError(f"{printable(name)!r}: an absolute or empty name")
+        parts = [part for part in name.split(b"/") if part not in (b"", b".")]
+        if b".." in parts:
+            raise ImageError(f"{printable(name)}: the name leads out of the layer by '..'")
+        if len(name) > self._limits.path_bytes or len(parts) > self._limits.path_depth:
+            raise ImageError(
+                f"{printable(name)}: the name is longer than {self._limits.path_bytes} bytes or {self._limits.path_depth} folders"
+            )
+        return parts
+
+    def folder(self, parent: int, base: bytes, name: bytes) -> None:
+        """Make the folder ``name`` unless it is there; what else is there gives way."""
+        if base == b".":
+            return
+        try:
+            os.mkdir(base, 0o700, dir_fd=parent)
+        except FileExistsError:
+            status = os.stat(base, dir_fd=parent, follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                return
+            os.unlink(base, dir_fd=parent)
+            os.mkdir(base, 0o700, dir_fd=parent)
+            if is_whiteout(status):  # the layer deletes what lay below, and begins anew
+                self._make_opaque(parent, base, name)
+
+    def clear(self, parent: int, base: bytes, name: bytes) -> None:
+        """Take away what an earlier entry of the same name made: the last one counts."""
+        if base == b".":
+            raise ImageError(f"{printable(name)}: the root of a layer must be a folder")
+        status = os.stat(base, dir_fd=parent, follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
+            parent = os.dup(parent)
+            try:
+                self._forget()
+                shutil.rmtree(base, dir_fd=parent)
+            finally:
+                os.close(parent)
+        else:
+            os.unlink(base, dir_fd=parent)
+
+    def whiteout(self, parent: int, base: bytes, name: bytes) -> None:
+        """Apply a whiteout entry: mark a deletion, or a folder that hides the ones below (OCI image spec, layer.md)."""
+        target = base[len(WHITEOUT_PREFIX) :]
+        if base == b".wh..wh..opq":
+            self._make_opaque(parent, b".", name)
+        elif target.startswith(WHITEOUT_PREFIX):
+            return  # aufs' own bookkeeping
+        elif target in (b"", b".", b".."):
+            raise ImageError(f"{printable(name)}: a whiteout of nothing, or of a folder itself")
+        else:
+            self._delete(parent, target, name)
+
+    def _delete(self, parent: int, target: bytes, name: bytes) -> None:
+        """Mark ``target`` as deleted below; what this same layer puts there stays (the spec: whiteouts concern lower layers only)."""
+        self.whiteouts.add(b"/".join(self.parts(name)[:-1]))
+        try:
+            os.mknod(target, stat.S_IFCHR, os.makedev(0, 0), dir_fd=parent)
+        except FileExistsError:
+            if stat.S_ISDIR(os.stat(target, dir_fd=parent, follow_symlinks=False).st_mode):
+                self._make_opaque(parent, target, name)
+        except PermissionError as error:
+            raise ImageError(
+                f"{printable(name)}: this file system takes no mark of a deletion, such as an overlay (docker's own root is one). "
+                "Put the store on another one with PYTEST_SANDBOX_HOME: a volume, or a folder below /dev/shm."
+            ) from error
+
+    def _make_opaque(self, parent: int, base: bytes, name: bytes) -> None:
+        fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            if os.path.samestat(os.fstat(fd), os.fstat(self._root)):
+                self.opaque_root = True
+                return
+            os.setxattr(fd, b"trusted.overlay.opaque" if self.privileged else b"user.overlay.opaque", b"y")
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EPERM):
+                raise
+            raise ImageError(
+                f"{printable(name)}: this file system cannot mark a folder as opaque ({error.strerror}). "
+                "Put the store on another one with PYTEST_SANDBOX_HOME; on a tmpfs, user attributes need Linux 6.6."
+            ) from error
+        finally:
+            os.close(fd)
+
+    def _walk(self, parts: list[bytes], *, make: bool = True) -> int:
+        """Open the folder of ``parts``, from the longest known beginning on, a component at a time."""
+        known = len(parts)
+        while (folder := self._open.get(b"/".join(parts[:known]))) is None:
+            known -= 1
+        if len(self._open) > _OPEN_FOLDERS:
+            self._forget()
+            folder, known = self._root, 0
+        for depth in range(known, len(parts)):
+            path = b"/".join(parts[: depth + 1])
+            folder = self._open[path] = self._step(folder, parts[depth], path, make=make)
+        return folder
+
+    def _step(self, parent: int, part: bytes, path: bytes, *, make: bool) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                return os.open(part, _FOLDER, dir_fd=parent)
+            except OSError as error:
+                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                    raise
+                if not make or not is_whiteout(os.stat(part, dir_fd=parent, follow_symlinks=False)):
+                    raise ImageError(f"{printable(path)}: an entry goes through a link or a file, not a folder") from None
+                self._made(path)
+                self.folder(parent, part, path)
+                return os.open(part, _FOLDER, dir_fd=parent)
+        if not make:
+            raise FileNotFoundError(errno.ENOENT, "no such folder in the layer", path)
+        self._made(path)
+        os.mkdir(part, 0o700, dir_fd=parent)
+        return os.open(part, _FOLDER, dir_fd=parent)
+
+    def _forget(self) -> None:
+        for path, fd in self._open.items():
+            if path:
+                os.close(fd)
+        self._open = {b"": self._root}

@@ -1,0 +1,113 @@
+"""How a container on the host's root shows what the host has mounted below it.
+
+Nothing of it may reach the host: no socket, no FIFO, no lock. So each mount is below an overlay, copied, or covered; what is bound, since
+its file system cannot be below an overlay, is read-only and holds neither sockets nor FIFOs.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.linux import file_mounts, mounts, overlay
+from pytest_sandbox.linux import syscall as sc
+from pytest_sandbox.linux.syscall_batch import Program
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_sandbox.linux.host_root import HostRoot
+    from pytest_sandbox.linux.mounts import Mounted
+
+__all__ = ["add_read_only_overlay", "shown"]
+
+# FAT has neither sockets nor FIFOs. The others are images that were packed once: nobody can be listening at a socket in one.
+_WITHOUT_SOCKETS = frozenset({"cramfs", "erofs", "exfat", "iso9660", "msdos", "romfs", "squashfs", "udf", "vfat"})
+#: Bytes of all files that are copied, for each container.
+_MOST_COPIED = 4 << 20
+
+
+def shown(root: HostRoot) -> HostRoot:
+    """Return the host's root with what is laid over it tried, so that each entry says how it is shown.
+
+    What goes away meanwhile is left out: other tools' mounts come and go.
+    """
+    below: list[Mounted] = []
+    copied: dict[str, list[str]] = {}
+    refused: list[str] = []
+    room = _MOST_COPIED
+    for entry in root.below:
+        around = _around(entry.point, below)
+        if around is not None and around.shown in (mounts.BOUND, mounts.COVERED):
+            continue  # it lies in what is covered, or what cannot hold it: the host's file there stays unseen
+        with suppress(FileNotFoundError, NotADirectoryError):
+            status = os.stat(entry.point)
+            if file_mounts.is_unreachable(status.st_mode):
+                refused.append(entry.point)
+            how = _how(entry, status, room, root.options)
+            if how == mounts.COPIED:
+                room -= status.st_size if stat.S_ISREG(status.st_mode) else 0
+                copied.setdefault(around.point if around else "", []).append(entry.point)
+            else:
+                refused += [entry.point] * (how == mounts.COVERED)
+                below.append(replace(entry, is_folder=stat.S_ISDIR(status.st_mode), shown=how))
+    return replace(
+        root,
+        below=tuple(below),
+        copied={point: tuple(paths) for point, paths in copied.items()},
+        refused=tuple(sorted({*root.refused, *refused})),
+    )
+
+
+def _around(point: str, below: Iterable[Mounted]) -> Mounted | None:
+    """Return the innermost entry that ``point`` lies in; None for the root."""
+    found = [entry for entry in below if entry.is_folder and point.startswith(f"{entry.point}/")]
+    return max(found, key=lambda entry: len(entry.point), default=None)
+
+
+def _how(entry: Mounted, status: os.stat_result, room: int, options: tuple[str, ...]) -> str:
+    if file_mounts.is_unreachable(status.st_mode):
+        return mounts.COPIED
+    if stat.S_ISREG(status.st_mode):
+        return mounts.COPIED if status.st_size <= min(room, file_mounts.LARGEST) else mounts.BOUND
+    if not stat.S_ISDIR(status.st_mode) or entry.fstype in _WITHOUT_SOCKETS or _stays_empty(entry):
+        return mounts.BOUND  # a device cannot be opened there: it is bound with nodev
+    how = mounts.READ_ONLY if entry.flags & sc.MS_RDONLY else mounts.WRITABLE
+    if _works(entry, how, options):
+        return how
+    # A directory of the root itself, in a container in a container whose root is an overlay: without it there is no root.
+    return mounts.COVERED if entry.is_mount else mounts.BOUND
+
+
+def _stays_empty(entry: Mounted) -> bool:
+    """Return whether nothing is there and nothing can be made there: a bind mount costs a fifth of an overlay."""
+    return entry.is_immutable and not os.listdir(entry.point)
+
+
+def _works(entry: Mounted, how: str, options: tuple[str, ...]) -> bool:
+    """Try whether an overlay may lie on an entry: not on vfat, and not on a second overlay."""
+    program, step, stage = Program(), "try", mounts.STAGE
+    mounts.add_private(program, step)
+    program.mount(step, b"tmpfs", stage.encode(), b"tmpfs", 0)
+    if how == mounts.READ_ONLY:
+        add_read_only_overlay(program, step, [entry.lower], entry.point, 0, options)
+    else:
+        overlay.add_layer(program, step, f"{stage}/0", overlay.Like(entry.point))
+        overlay.add_overlay(program, step, [entry.lower], f"{stage}/0", entry.point, options=options)
+    pid, pidfd = program.spawn(sc.CLONE_NEWNS)
+    os.close(pidfd)
+    os.waitpid(pid, 0)
+    return program.failure() is None
+
+
+def add_read_only_overlay(program: Program, step: str, lower: list[str], target: str, flags: int, options: Iterable[str]) -> None:
+    """Lay an overlay without a writable layer over a directory: what is opened there is the overlay's, not the host's.
+
+    The kernel takes two lower directories at least, so the last one is empty.
+    """
+    empty = f"{mounts.STAGE}/empty"
+    program.add(step, "mkdirat", -1, empty.encode(), 0o755, go_on=True)
+    overlay.add_read_only(program, step, [*lower, empty], target, flags=flags, options=options)
