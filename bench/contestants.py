@@ -39,22 +39,22 @@ def on_path(program: str) -> str | None:
 
 
 def group_parents() -> list[Path]:
-    """The cgroup folders in which the floor may make groups with limits: one per v1 controller, or one of v2."""
+    """The cgroup directories in which the floor may make groups with limits: one per v1 controller, or one of v2."""
     # Not the prefix of the library's own groups: its sweep would take them for a dead session's.
     name = f"bench-floor-{os.getpid()}"
     if not (CGROUPS / "cgroup.controllers").exists():
         return [CGROUPS / controller / name for controller in CONTROLLERS]
     own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
     here = CGROUPS / own.removeprefix("0::").strip("/")
-    for folder in (here, here.parent):
-        if set(CONTROLLERS) <= set((folder / "cgroup.subtree_control").read_text().split()):
-            return [folder / name]
-    raise PermissionError("no cgroup v2 folder with memory, cpu and pids is delegated to this process")
+    for directory in (here, here.parent):
+        if set(CONTROLLERS) <= set((directory / "cgroup.subtree_control").read_text().split()):
+            return [directory / name]
+    raise PermissionError("no cgroup v2 directory with memory, cpu and pids is delegated to this process")
 
 
-def let_have_limits(folder: Path) -> None:
-    if (folder / "cgroup.controllers").exists():
-        (folder / "cgroup.subtree_control").write_text(" ".join(f"+{controller}" for controller in CONTROLLERS))
+def let_have_limits(directory: Path) -> None:
+    if (directory / "cgroup.controllers").exists():
+        (directory / "cgroup.subtree_control").write_text(" ".join(f"+{controller}" for controller in CONTROLLERS))
 
 
 @contextmanager
@@ -64,10 +64,10 @@ def floor() -> Iterator[list[tuple[str, ...]]]:
         scratch = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="pytest-sandbox-floor-")))
         subprocess.run(["cc", "-O2", "-o", scratch / "floor", Path(__file__).with_name("floor.c")], check=True)
         parents = group_parents()
-        for folder in parents:
-            folder.mkdir()
-            undo.callback(folder.rmdir)
-            let_have_limits(folder)
+        for directory in parents:
+            directory.mkdir()
+            undo.callback(directory.rmdir)
+            let_have_limits(directory)
         commands = []
         for name in ("one", "two"):
             (scratch / name).mkdir()
@@ -75,45 +75,45 @@ def floor() -> Iterator[list[tuple[str, ...]]]:
         yield commands
 
 
-def write_bundle(folder: Path, runtime: str) -> None:
+def write_bundle(directory: Path, runtime: str) -> None:
     """A bundle for an OCI runtime: its own ``spec``, the host's /usr read-only, the same limits as everybody, and ``true``."""
-    subprocess.run([runtime, "spec"], cwd=folder, check=True)
-    spec = json.loads((folder / "config.json").read_text())
+    subprocess.run([runtime, "spec"], cwd=directory, check=True)
+    spec = json.loads((directory / "config.json").read_text())
     spec["process"] |= {"terminal": False, "args": ["/bin/true"]}
     spec["root"] = {"path": "rootfs", "readonly": True}
     spec["mounts"].append({"destination": "/usr", "source": "/usr", "type": "bind", "options": ["rbind", "ro"]})
     limits = {"memory": {"limit": 256 << 20}, "pids": {"limit": 100}, "cpu": {"quota": 100_000, "period": 100_000}}
     spec["linux"]["resources"] = spec["linux"].get("resources", {}) | limits
-    (folder / "config.json").write_text(json.dumps(spec))
-    write_rootfs(folder / "rootfs")
+    (directory / "config.json").write_text(json.dumps(spec))
+    write_rootfs(directory / "rootfs")
 
 
-def write_rootfs(folder: Path) -> None:
+def write_rootfs(directory: Path) -> None:
     for name in ("usr", "proc", "dev", "sys", "tmp"):
-        (folder / name).mkdir(parents=True)
+        (directory / name).mkdir(parents=True)
     for name in ("bin", "lib", "lib64"):
-        (folder / name).symlink_to(f"usr/{name}")
+        (directory / name).symlink_to(f"usr/{name}")
 
 
-def oci_runtime(name: str, program: str, folder: Path) -> Peer:
-    bundle = folder / name
+def oci_runtime(name: str, program: str, directory: Path) -> Peer:
+    bundle = directory / name
     bundle.mkdir()
     write_bundle(bundle, program)
     run = (program, "run", "--bundle", str(bundle), f"{PEERS}-{name}")
     return Peer(name, run, "namespaces, limits, masks; no overlay", slower=3)
 
 
-def podman(program: str, folder: Path) -> Peer:
-    write_rootfs(folder / "podman")
+def podman(program: str, directory: Path) -> Peer:
+    write_rootfs(directory / "podman")
     limits = ("--memory=256m", "--cpus=1", "--pids-limit=100", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
-    where = ("--volume=/usr:/usr:ro", "--network=none", "--rootfs", str(folder / "podman"))
+    where = ("--volume=/usr:/usr:ro", "--network=none", "--rootfs", str(directory / "podman"))
     runtime = ("--runtime=runc",) if on_path("runc") else ()
     argv = (program, *runtime, "--cgroup-manager=cgroupfs", "run", "--rm", f"--cgroup-parent=/{PEERS}", *limits, *where, "true")
     return Peer("podman run", argv, "all but the overlay", slower=10)
 
 
-def installed(folder: Path) -> Iterator[Peer]:
-    """Every peer found on this machine, with what it needs made below *folder*."""
+def installed(directory: Path) -> Iterator[Peer]:
+    """Every peer found on this machine, with what it needs made below *directory*."""
     if program := on_path("unshare"):
         flags = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--fork", "--mount-proc")
         yield Peer("unshare", (program, *flags, "true"), "namespaces; no overlay, no limits, no loopback")
@@ -121,18 +121,18 @@ def installed(folder: Path) -> Iterator[Peer]:
         flags = ("--unshare-all", "--bind", "/", "/", "--proc", "/proc", "--dev", "/dev")
         yield Peer("bubblewrap", (program, *flags, "true"), "namespaces; no overlay, no limits")
     if program := on_path("crun"):
-        yield oci_runtime("crun", program, folder)
+        yield oci_runtime("crun", program, directory)
     if program := on_path("runc"):
-        yield oci_runtime("runc", program, folder)
+        yield oci_runtime("runc", program, directory)
     if program := on_path("podman"):
-        yield podman(program, folder)
+        yield podman(program, directory)
     if program := on_path("docker"):
         argv = (program, "run", "--rm", "--network=none", "--memory=256m", "--cpus=1", "--pids-limit=100", "busybox", "true")
         yield Peer("docker run", argv, "all, and an image", slower=10)
 
 
 def without_hybrid_cgroups(argv: tuple[str, ...]) -> tuple[str, ...]:
-    """The command in a mount namespace without the v2 folder: crun before 1.9 refuses hosts that have v1 and v2 at once."""
+    """The command in a mount namespace without the v2 directory: crun before 1.9 refuses hosts that have v1 and v2 at once."""
     hide = 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"'
     return ("unshare", "--mount", "sh", "-c", hide, "sh", *argv)
 
@@ -150,16 +150,16 @@ def why_not(argv: tuple[str, ...]) -> str:
 def remove_groups_of_peers() -> None:
     """Podman leaves the parents of its groups behind, in each hierarchy; a runtime that was killed leaves its own."""
     for parent in (*CGROUPS.glob(f"{PEERS}*"), *CGROUPS.glob(f"*/{PEERS}*")):
-        for folder, _, _ in os.walk(parent, topdown=False):
-            Path(folder).rmdir()
+        for directory, _, _ in os.walk(parent, topdown=False):
+            Path(directory).rmdir()
 
 
 @contextmanager
 def peers() -> Iterator[tuple[list[Series], list[str]]]:
     """The peers that work here as series to measure, and a line for each one that does not."""
-    with tempfile.TemporaryDirectory(prefix="pytest-sandbox-peers-") as folder:
+    with tempfile.TemporaryDirectory(prefix="pytest-sandbox-peers-") as directory:
         working, silent = [], []
-        for peer in installed(Path(folder)):
+        for peer in installed(Path(directory)):
             worker = python("command", *peer.argv)
             reason = why_not(peer.argv)
             if reason and peer.name == "crun" and not why_not(without_hybrid_cgroups(peer.argv)):

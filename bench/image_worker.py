@@ -1,6 +1,6 @@
-"""One measured process of the rows about images: ``python -m bench.image_worker OPERATION FOLDER [ARGUMENT...]``, as bench.worker.
+"""One measured process of the rows about images: ``python -m bench.image_worker OPERATION DIRECTORY [ARGUMENT...]``, as bench.worker.
 
-FOLDER is a tmpfs that holds the sample of :mod:`bench.images`; every round begins without a store, or with one that is known, and tidies up unmeasured.
+DIRECTORY is a tmpfs that holds the sample of :mod:`bench.images`; every round begins without a store, or with one that is known, and tidies up unmeasured.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     Round = Callable[[], float]
 
 
-def fresh(folder: str, name: str) -> str:
+def fresh(directory: str, name: str) -> str:
     """Return a path that nothing has (podman remembers a storage by its path) and that is short (podman takes no more than 50 characters)."""
-    return os.path.join(folder, f"{name[0]}{time.monotonic_ns() % 10**10}")
+    return os.path.join(directory, f"{name[0]}{time.monotonic_ns() % 10**10}")
 
 
 def program(*argv: str) -> None:
@@ -35,13 +35,13 @@ def program(*argv: str) -> None:
 
 
 @contextmanager
-def tar(folder: str) -> Iterator[Round]:
+def tar(directory: str) -> Iterator[Round]:
     """GNU tar, with gzip as its filter."""
 
     def once() -> float:
-        target = fresh(folder, "tar")
+        target = fresh(directory, "tar")
         os.mkdir(target)
-        took = clocked(partial(program, "tar", "-C", target, "-xzf", f"{folder}/layer.tar.gz"))
+        took = clocked(partial(program, "tar", "-C", target, "-xzf", f"{directory}/layer.tar.gz"))
         shutil.rmtree(target)
         return took
 
@@ -49,13 +49,13 @@ def tar(folder: str) -> Iterator[Round]:
 
 
 @contextmanager
-def load(folder: str) -> Iterator[Round]:
+def load(directory: str) -> Iterator[Round]:
     """``Image.load`` of an OCI layout into an empty store: verified, unpacked, in the index."""
     from pytest_sandbox import Image
 
     def once() -> float:
-        os.environ["PYTEST_SANDBOX_HOME"] = target = fresh(folder, "home")
-        took = clocked(partial(Image.load, f"{folder}/layout"))
+        os.environ["PYTEST_SANDBOX_HOME"] = target = fresh(directory, "home")
+        took = clocked(partial(Image.load, f"{directory}/layout"))
         shutil.rmtree(target)
         return took
 
@@ -63,12 +63,12 @@ def load(folder: str) -> Iterator[Round]:
 
 
 @contextmanager
-def umoci(folder: str) -> Iterator[Round]:
+def umoci(directory: str) -> Iterator[Round]:
     """``umoci unpack`` of the same layout."""
 
     def once() -> float:
-        target = fresh(folder, "umoci")
-        took = clocked(partial(program, "umoci", "unpack", "--image", f"{folder}/layout:latest", target))
+        target = fresh(directory, "umoci")
+        took = clocked(partial(program, "umoci", "unpack", "--image", f"{directory}/layout:latest", target))
         shutil.rmtree(target)
         return took
 
@@ -76,13 +76,13 @@ def umoci(folder: str) -> Iterator[Round]:
 
 
 @contextmanager
-def podman(folder: str) -> Iterator[Round]:
+def podman(directory: str) -> Iterator[Round]:
     """``podman load`` of the same image as an archive, into an empty storage."""
 
     def once() -> float:
-        target = fresh(folder, "podman")
+        target = fresh(directory, "podman")
         storage = ("podman", "--root", f"{target}/root", "--runroot", f"{target}/run", "--storage-driver", "overlay")
-        took = clocked(partial(program, *storage, "load", "-q", "-i", f"{folder}/layout.tar"))
+        took = clocked(partial(program, *storage, "load", "-q", "-i", f"{directory}/layout.tar"))
         program("sh", "-c", f"umount {target}/root/overlay 2>/dev/null; rm -rf {target}")
         return took
 
@@ -90,12 +90,12 @@ def podman(folder: str) -> Iterator[Round]:
 
 
 @contextmanager
-def pull(folder: str, reference: str) -> Iterator[Round]:
+def pull(directory: str, reference: str) -> Iterator[Round]:
     """``Image.pull`` from a registry on loopback into an empty store."""
     from pytest_sandbox import Image
 
     def once() -> float:
-        os.environ["PYTEST_SANDBOX_HOME"] = target = fresh(folder, "home")
+        os.environ["PYTEST_SANDBOX_HOME"] = target = fresh(directory, "home")
         took = clocked(partial(Image.pull, reference))
         shutil.rmtree(target)
         return took
@@ -104,7 +104,7 @@ def pull(folder: str, reference: str) -> Iterator[Round]:
 
 
 @contextmanager
-def skopeo(folder: str, reference: str) -> Iterator[Round]:
+def skopeo(directory: str, reference: str) -> Iterator[Round]:
     """``skopeo copy`` of the same image to a layout, then ``umoci unpack``."""
     copy = ("skopeo", "--insecure-policy", "copy", "-q", "--src-tls-verify=false", f"docker://{reference}")
 
@@ -113,7 +113,7 @@ def skopeo(folder: str, reference: str) -> Iterator[Round]:
         program("umoci", "unpack", "--image", f"{target}/layout:latest", f"{target}/bundle")
 
     def once() -> float:
-        target = fresh(folder, "skopeo")
+        target = fresh(directory, "skopeo")
         os.mkdir(target)
         took = clocked(partial(fetch, target))
         shutil.rmtree(target)
@@ -123,9 +123,9 @@ def skopeo(folder: str, reference: str) -> Iterator[Round]:
 
 
 @contextmanager
-def start(folder: str, image: str) -> Iterator[Round]:
+def start(directory: str, image: str) -> Iterator[Round]:
     """A container on an image (or on the host's root): created, ``true`` run in it, closed."""
-    os.environ["PYTEST_SANDBOX_HOME"] = f"{folder}/store"
+    os.environ["PYTEST_SANDBOX_HOME"] = f"{directory}/store"
 
     def once() -> None:
         with limited(image=image) as container:
@@ -135,7 +135,7 @@ def start(folder: str, image: str) -> Iterator[Round]:
 
 
 @contextmanager
-def commit(folder: str) -> Iterator[Round]:
+def commit(directory: str) -> Iterator[Round]:
     """``commit()`` after 1,000 files were written, and a container from it: created, ``true`` run in it, closed."""
 
     def commit_and_start(container: Container) -> None:
@@ -144,20 +144,20 @@ def commit(folder: str) -> Iterator[Round]:
 
     def once() -> float:
         with limited() as container:
-            container.run(["sh", "-c", f"mkdir {folder}/many && cd {folder}/many && seq 1000 | xargs touch"], check=True)
+            container.run(["sh", "-c", f"mkdir {directory}/many && cd {directory}/many && seq 1000 | xargs touch"], check=True)
             return clocked(partial(commit_and_start, container))
 
     yield once
 
 
 @contextmanager
-def memory(folder: str) -> Iterator[Round]:
+def memory(directory: str) -> Iterator[Round]:
     """The most memory that a process had while it loaded the image: "milliseconds" are kilobytes here."""
     from pytest_sandbox import Image
 
     def once() -> float:
-        os.environ["PYTEST_SANDBOX_HOME"] = target = fresh(folder, "home")
-        Image.load(f"{folder}/layout")
+        os.environ["PYTEST_SANDBOX_HOME"] = target = fresh(directory, "home")
+        Image.load(f"{directory}/layout")
         shutil.rmtree(target)
         # Not ru_maxrss: that remembers what the process was before its exec.
         return float(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")))

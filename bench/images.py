@@ -89,18 +89,18 @@ def write_layout(where: Path, layers: list[bytes]) -> list[bytes]:
 def scratch() -> Iterator[Path]:
     """A tmpfs of the benchmark's own."""
     with ExitStack() as undo:
-        folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="images-")))
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4g", "tmpfs", folder], check=True)
-        undo.callback(lambda: subprocess.run(["umount", "-l", folder], check=False))
-        yield folder
+        directory = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="images-")))
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4g", "tmpfs", directory], check=True)
+        undo.callback(lambda: subprocess.run(["umount", "-l", directory], check=False))
+        yield directory
 
 
 @contextmanager
-def registry(folder: Path) -> Iterator[str]:
-    """Debian's docker-registry on loopback, with its blobs in *folder*."""
-    config = {"version": 0.1, "storage": {"filesystem": {"rootdirectory": str(folder / "registry")}}, "http": {"addr": "127.0.0.1:0"}}
-    (folder / "registry.yml").write_text(json.dumps(config))
-    command = ["docker-registry", "serve", str(folder / "registry.yml")]
+def registry(directory: Path) -> Iterator[str]:
+    """Debian's docker-registry on loopback, with its blobs in *directory*."""
+    config = {"version": 0.1, "storage": {"filesystem": {"rootdirectory": str(directory / "registry")}}, "http": {"addr": "127.0.0.1:0"}}
+    (directory / "registry.yml").write_text(json.dumps(config))
+    command = ["docker-registry", "serve", str(directory / "registry.yml")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         line = next(line for line in process.stderr if "listening on " in line)
@@ -129,20 +129,20 @@ def measured(bench: Bench, ours: Series, peers: list[tuple[str, Series, float]])
 
 
 def unpacking(bench: Bench) -> Row:
-    with scratch() as folder:
-        (packed,) = write_layout(folder / "layout", [layer(list(contents(ENTRIES, MEGABYTES)))])
-        (folder / "layer.tar.gz").write_bytes(packed)
-        subprocess.run(["tar", "-C", folder / "layout", "-cf", folder / "layout.tar", "."], check=True)
+    with scratch() as directory:
+        (packed,) = write_layout(directory / "layout", [layer(list(contents(ENTRIES, MEGABYTES)))])
+        (directory / "layer.tar.gz").write_bytes(packed)
+        subprocess.run(["tar", "-C", directory / "layout", "-cf", directory / "layout.tar", "."], check=True)
         figures = measured(
             bench,
-            Series(f"{OURS}: Image.load", worker("load", folder)),
+            Series(f"{OURS}: Image.load", worker("load", directory)),
             [
-                ("tar", Series("GNU tar xzf (no store, nothing verified)", worker("tar", folder)), 1.0),
-                ("umoci", Series("umoci unpack", worker("umoci", folder)), 0.4),
-                ("podman", Series("podman load", worker("podman", folder)), 0.35),
+                ("tar", Series("GNU tar xzf (no store, nothing verified)", worker("tar", directory)), 1.0),
+                ("umoci", Series("umoci unpack", worker("umoci", directory)), 0.4),
+                ("podman", Series("podman load", worker("podman", directory)), 0.35),
             ],
         )
-        samples = interleave([Series("memory", worker("memory", folder))], blocks=1, size=1)
+        samples = interleave([Series("memory", worker("memory", directory))], blocks=1, size=1)
     figures.append(Figure(f"{OURS}: the process's memory at its largest", max(samples["memory"].times) / 1024, "MB", at_most=100))
     return Row("images-unpack", f"One layer of {ENTRIES:,} entries, {MEGABYTES} MB, gzip, from a layout on a tmpfs to a tmpfs", figures)
 
@@ -150,13 +150,13 @@ def unpacking(bench: Bench) -> Row:
 def pulling(bench: Bench) -> Row:
     if not all(map(on_path, ("docker-registry", "skopeo", "umoci"))):
         return Row("images-pull", "A pull", [], ["docker-registry, skopeo or umoci is not installed."])
-    with scratch() as folder, registry(folder) as host:
+    with scratch() as directory, registry(directory) as host:
         files = list(contents(ENTRIES, MEGABYTES))
-        write_layout(folder / "layout", [layer(files[at::5]) for at in range(5)])
-        push = ("skopeo", "--insecure-policy", "copy", "-q", "--dest-tls-verify=false", f"oci:{folder}/layout:latest")
+        write_layout(directory / "layout", [layer(files[at::5]) for at in range(5)])
+        push = ("skopeo", "--insecure-policy", "copy", "-q", "--dest-tls-verify=false", f"oci:{directory}/layout:latest")
         subprocess.run([*push, f"docker://{host}/sample:1"], check=True)
-        peer = Series("skopeo copy, then umoci unpack", worker("skopeo", folder, f"{host}/sample:1"))
-        figures = measured(bench, Series(f"{OURS}: Image.pull", worker("pull", folder, f"{host}/sample:1")), [("skopeo", peer, 0.6)])
+        peer = Series("skopeo copy, then umoci unpack", worker("skopeo", directory, f"{host}/sample:1"))
+        figures = measured(bench, Series(f"{OURS}: Image.pull", worker("pull", directory, f"{host}/sample:1")), [("skopeo", peer, 0.6)])
     return Row("images-pull", f"The same files in 5 layers, from docker-registry on loopback, unpacked ({MEGABYTES} MB)", figures)
 
 
@@ -164,14 +164,14 @@ def starting(bench: Bench) -> Row:
     program = shutil.which("busybox")
     if program is None:
         return Row("images-start", "A start", [], ["busybox (static) is not installed."])
-    with scratch() as folder:
+    with scratch() as directory:
         base = layer([("bin/true", Path(program).read_bytes())])
         layers = [base, *(layer([(f"layer{n}/file", b"x"), ("top", str(n).encode())]) for n in range(19))]
-        write_layout(folder / "layout", layers)
-        load = f"from pytest_sandbox import Image; Image.load({str(folder / 'layout')!r}, name='sample')"
-        subprocess.run([sys.executable, "-c", load], check=True, env={"PYTEST_SANDBOX_HOME": f"{folder}/store", "PATH": "/usr/bin:/bin"})
-        host = Series("on the host's root", worker("start", folder, "host"))
-        image = Series("on a stored image of 20 layers", worker("start", folder, "sample"), against=host.label, at_most=1.15)
+        write_layout(directory / "layout", layers)
+        load = f"from pytest_sandbox import Image; Image.load({str(directory / 'layout')!r}, name='sample')"
+        subprocess.run([sys.executable, "-c", load], check=True, env={"PYTEST_SANDBOX_HOME": f"{directory}/store", "PATH": "/usr/bin:/bin"})
+        host = Series("on the host's root", worker("start", directory, "host"))
+        image = Series("on a stored image of 20 layers", worker("start", directory, "sample"), against=host.label, at_most=1.15)
         commit = Series("commit() after 1,000 files, and a start from it", worker("commit", "/var/tmp"), against=host.label, at_most=2.0)
         figures, _ = bench.compare([host, image, commit])
     return Row("images-start", "Create, run true, destroy, on an image and on a commit", figures)

@@ -70,8 +70,8 @@ def main() -> int:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     heap = fill_heap(int(megabytes))
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
+    with tempfile.TemporaryDirectory() as directory:
+        os.chdir(directory)
         Path("test_it.py").write_text("".join(TESTS.get(test, TESTS["empty"]).format(name) for name in "ab"), encoding="utf-8")
         status = pytest.main(
             ["-q", "-p", "no:cacheprovider", "--rootdir=.", *arguments], plugins=[Loop(questions, answers, bare_fork=test == "fork")]

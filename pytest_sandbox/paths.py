@@ -1,4 +1,4 @@
-"""Where this user's files are: what running sessions need, and images. Nothing here makes or opens a folder."""
+"""Where this user's files are: what running sessions need, and images. Nothing here makes or opens a directory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["images", "state"]
 
 
 def state() -> str:
-    """Return the folder of the sessions' locks and doors: below /run for root, else below ``$XDG_RUNTIME_DIR`` or /tmp."""
+    """Return the directory of the sessions' locks and doors: below /run for root, else below ``$XDG_RUNTIME_DIR`` or /tmp."""
     uid = os.geteuid()
     if uid == 0:
         return "/run/pytest-sandbox"
@@ -17,7 +17,7 @@ def state() -> str:
 
 
 def images() -> str:
-    """Return the folder of the image store: ``$PYTEST_SANDBOX_HOME``, else ``pytest-sandbox`` below the XDG cache home."""
+    """Return the directory of the image store: ``$PYTEST_SANDBOX_HOME``, else ``pytest-sandbox`` below the XDG cache home."""
     given = os.environ.get("PYTEST_SANDBOX_HOME")
     if given:
         return os.path.abspath(os.path.expanduser(given))

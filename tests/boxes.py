@@ -25,23 +25,23 @@ def box() -> Iterator[Container]:
         yield container
 
 
-def make_busybox_root(folder: Path) -> Path:
+def make_busybox_root(directory: Path) -> Path:
     """Make a root file system of one static program, without /proc, /sys and /dev."""
     for name in ("bin", "etc", "tmp", "root", "home/ann"):
-        (folder / name).mkdir(parents=True)
-    (folder / "tmp").chmod(0o1777)
+        (directory / name).mkdir(parents=True)
+    (directory / "tmp").chmod(0o1777)
     program = shutil.which("busybox") or pytest.skip("needs busybox (Debian: busybox-static)")
-    shutil.copy(program, folder / "bin/busybox")
+    shutil.copy(program, directory / "bin/busybox")
     applets = subprocess.run([program, "--list"], check=True, capture_output=True, text=True).stdout.split()
     for applet in applets:
         if applet != "busybox":
-            os.symlink("busybox", folder / "bin" / applet)
-    (folder / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nann:x:1234:2345:Ann:/home/ann:/bin/sh\n")
-    (folder / "etc/group").write_text("root:x:0:\npeople:x:2345:\nstaff:x:777:ann,bob\n")
-    return folder
+            os.symlink("busybox", directory / "bin" / applet)
+    (directory / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nann:x:1234:2345:Ann:/home/ann:/bin/sh\n")
+    (directory / "etc/group").write_text("root:x:0:\npeople:x:2345:\nstaff:x:777:ann,bob\n")
+    return directory
 
 
 @pytest.fixture(scope="session")
 def busybox_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a root file system, shared: containers write above it."""
+    """A directory with a root file system, shared: containers write above it."""
     return make_busybox_root(tmp_path_factory.mktemp("busybox") / "root")

@@ -36,21 +36,21 @@ def has_unified_cgroup() -> bool:
 
 
 def own_cgroup() -> Path:
-    """The v2 folder of this process."""
+    """The v2 directory of this process."""
     line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
     return CGROUPS / line.removeprefix("0::").strip("/")
 
 
 def has_controller(name: str) -> bool:
-    """Whether this process may make groups with limits of the controller *name* (v2: its own or a parent's folder was delegated)."""
+    """Whether this process may make groups with limits of the controller *name* (v2: its own or a parent's directory was delegated)."""
     if not has_unified_cgroup():
         return os.access(CGROUPS / name, os.W_OK) and (CGROUPS / name / "cgroup.procs").exists()
     own = own_cgroup()
     return any(
-        os.access(folder / "cgroup.subtree_control", os.W_OK)
-        and os.access(folder / "cgroup.procs", os.W_OK)
-        and name in (folder / "cgroup.controllers").read_text().split()
-        for folder in (own, own.parent)
+        os.access(directory / "cgroup.subtree_control", os.W_OK)
+        and os.access(directory / "cgroup.procs", os.W_OK)
+        and name in (directory / "cgroup.controllers").read_text().split()
+        for directory in (own, own.parent)
     )
 
 
@@ -65,9 +65,9 @@ def has_systemd_user() -> bool:
     return has_program("busctl") and subprocess.run(asked, capture_output=True, check=False).returncode == 0
 
 
-def disk_of(folder: str) -> str | None:
-    """The disk that *folder* lies on, None where that is no block device of its own (tmpfs, an overlay) or a mapped one."""
-    number = os.stat(folder).st_dev
+def disk_of(directory: str) -> str | None:
+    """The disk that *directory* lies on, None where that is no block device of its own (tmpfs, an overlay) or a mapped one."""
+    number = os.stat(directory).st_dev
     place = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
     disk = place.parent if (place / "partition").exists() else place
     return f"/dev/{disk.name}" if Path(f"/dev/{disk.name}").is_block_device() else None

@@ -32,28 +32,28 @@ LISTENING = "listening on "
 
 @dataclass
 class Running:
-    """A registry that listens: its name in references, and the folder of its blobs."""
+    """A registry that listens: its name in references, and the directory of its blobs."""
 
     host: str
-    folder: Path
+    directory: Path
 
     def blob(self, digest: str) -> Path:
         """The file in which the registry keeps a blob."""
         digits = digest.removeprefix("sha256:")
-        return self.folder / "docker/registry/v2/blobs/sha256" / digits[:2] / digits / "data"
+        return self.directory / "docker/registry/v2/blobs/sha256" / digits[:2] / digits / "data"
 
 
 @contextmanager
-def registry(folder: Path, **sections: Any) -> Iterator[Running]:
-    """Debian's docker-registry on a free port, with its blobs in *folder*; *sections* go into its configuration."""
+def registry(directory: Path, **sections: Any) -> Iterator[Running]:
+    """Debian's docker-registry on a free port, with its blobs in *directory*; *sections* go into its configuration."""
     config = {
         "version": 0.1,
         "log": {"level": "info", "formatter": "text", "accesslog": {"disabled": True}},
-        "storage": {"filesystem": {"rootdirectory": str(folder)}, "delete": {"enabled": True}},
+        "storage": {"filesystem": {"rootdirectory": str(directory)}, "delete": {"enabled": True}},
         **sections,
     }
     config["http"] = {"addr": "127.0.0.1:0", "secret": "s", **sections.get("http", {})}
-    path = folder.with_name(f"{folder.name}-{time.monotonic_ns()}.yml")
+    path = directory.with_name(f"{directory.name}-{time.monotonic_ns()}.yml")
     path.write_text(json.dumps(config))
     process = subprocess.Popen(["docker-registry", "serve", path], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
@@ -62,7 +62,7 @@ def registry(folder: Path, **sections: Any) -> Iterator[Running]:
         assert line, f"docker-registry ended with status {process.wait()}"
         threading.Thread(target=process.stderr.read, daemon=True).start()
         port = line.partition(LISTENING)[2].partition('"')[0].split(",")[0].strip().rpartition(":")[2]
-        yield Running(f"127.0.0.1:{port}", folder)
+        yield Running(f"127.0.0.1:{port}", directory)
     finally:
         process.kill()
         process.wait()
@@ -185,9 +185,9 @@ class TokenServer:
         self.user, self.password = user, password
         self.asked: list[str] = []
 
-    def section(self, host: str, folder: Path) -> dict[str, Any]:
+    def section(self, host: str, directory: Path) -> dict[str, Any]:
         """What a registry's configuration says of this server."""
-        bundle = folder.with_name("token-bundle.pem")
+        bundle = directory.with_name("token-bundle.pem")
         bundle.write_bytes(b"".join(part.bytes() for part in self.leaf.cert_chain_pems))
         return {"token": {"realm": f"http://{host}/token", "service": "here", "issuer": "us", "rootcertbundle": str(bundle)}}
 

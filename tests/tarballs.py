@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 TYPES = {
     "file": tarfile.REGTYPE,
-    "folder": tarfile.DIRTYPE,
+    "directory": tarfile.DIRTYPE,
     "link": tarfile.SYMTYPE,
     "hard": tarfile.LNKTYPE,
     "char": tarfile.CHRTYPE,
@@ -29,14 +29,14 @@ def entry(name: str, data: bytes = b"", *, kind: str | bytes = "file", tar_forma
     info = tarfile.TarInfo(name)
     info.type = TYPES.get(kind, kind) if isinstance(kind, str) else kind
     info.size = len(data)
-    info.mode = 0o755 if kind == "folder" else 0o644
+    info.mode = 0o755 if kind == "directory" else 0o644
     for key, value in more.items():
         setattr(info, key, value)
     return info.tobuf(tar_format, "utf-8", "surrogateescape") + data + bytes(-len(data) % 512)
 
 
-def folder(name: str, **more: Any) -> bytes:
-    return entry(name, kind="folder", **more)
+def directory(name: str, **more: Any) -> bytes:
+    return entry(name, kind="directory", **more)
 
 
 def link(name: str, target: str, *, kind: str = "link", **more: Any) -> bytes:
@@ -110,7 +110,7 @@ class Made:
         return {"schemaVersion": 2, "manifests": [described]}
 
     def write(self, where: Path) -> Path:
-        """Write an OCI layout into the folder *where*."""
+        """Write an OCI layout into the directory *where*."""
         index = self.index()
         (where / "blobs/sha256").mkdir(parents=True)
         (where / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
@@ -130,7 +130,7 @@ def docker_archive(made: Made, *tags: str) -> bytes:
 
 
 def tar_of(where: Path) -> bytes:
-    """A folder as a plain archive, by the standard library."""
+    """A directory as a plain archive, by the standard library."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.add(where, arcname=".")

@@ -59,8 +59,8 @@ def elsewhere(request, tmp_path, monkeypatch):
     return run
 
 
-def suite(elsewhere, folder: Path, *args: str) -> str:
-    (folder / "test_it.py").write_text(SUITE)
+def suite(elsewhere, directory: Path, *args: str) -> str:
+    (directory / "test_it.py").write_text(SUITE)
     return elsewhere(f"sys.exit(pytest.main(['-p', 'pytest_sandbox.plugin', '-rs', *{args!r}]))").stdout
 
 

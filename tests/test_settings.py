@@ -143,7 +143,7 @@ def test_a_misspelt_name_is_told_what_was_meant(key, wrong, meant):
         Settings.of(**{key: wrong})
 
 
-def test_a_named_volume_is_told_how_to_write_a_folder():
+def test_a_named_volume_is_told_how_to_write_a_directory():
     """Docker's named volumes are refused with the path that was probably meant."""
     with pytest.raises(SettingsError, match=r"\./out:/out"):
         Settings.of(volumes=["out:/out"])

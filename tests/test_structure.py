@@ -42,7 +42,7 @@ SAME_PACKAGE = {
     "__main__": "cli",
 }
 
-# A foreign module, and the only places that may import it (a file, or a folder that ends in /).
+# A foreign module, and the only places that may import it (a file, or a directory that ends in /).
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "ctypes": ("linux/syscall.py",),
     "pyroute2": ("linux/rtnetlink.py",),
@@ -88,8 +88,8 @@ class Source:
         return [PACKAGE, *self.path.split("/")[:-1]]
 
 
-def sources(*folders: str) -> list[Source]:
-    found = (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))
+def sources(*directories: str) -> list[Source]:
+    found = (path for directory in directories for path in sorted((ROOT / directory).rglob("*.py")))
     return [Source(str(path.relative_to(ROOT)).removeprefix(f"{PACKAGE}/"), path.read_text()) for path in found]
 
 

@@ -18,15 +18,15 @@ PROGRAM = Path(__file__).parent / "typing_programs" / "calls.py"
 WRONG = [number for number, line in enumerate(PROGRAM.read_text().splitlines(), 1) if line.endswith("# wrong")]
 
 
-def lines_by_mypy(folder: Path) -> dict[int, str]:
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={folder}", "--no-error-summary", PROGRAM]
+def lines_by_mypy(directory: Path) -> dict[int, str]:
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={directory}", "--no-error-summary", PROGRAM]
     printed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "" == printed.stderr
     found = re.findall(r"calls\.py:(\d+): error: (.*)", printed.stdout)
     return {int(number): text for number, text in found}
 
 
-def lines_by_pyright(_folder: Path) -> dict[int, str]:
+def lines_by_pyright(_directory: Path) -> dict[int, str]:
     command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson", PROGRAM]
     printed = subprocess.run(command, capture_output=True, text=True, check=False)
     found = json.loads(printed.stdout)["generalDiagnostics"]

@@ -60,16 +60,16 @@ def pip(python: Path, *arguments: str) -> None:
 
 def prepare(suite: Suite, cache: Path) -> tuple[Path, Path]:
     """Return the suite's interpreter and its unpacked sources."""
-    folder = cache / f"{suite.name}-{suite.version}"
-    python, ready = folder / "venv/bin/python", folder / "ready"
-    sources = folder / "src" / f"{suite.name}-{suite.version}"
+    directory = cache / f"{suite.name}-{suite.version}"
+    python, ready = directory / "venv/bin/python", directory / "ready"
+    sources = directory / "src" / f"{suite.name}-{suite.version}"
     if not ready.exists():
-        subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+        subprocess.run([sys.executable, "-m", "venv", directory / "venv"], check=True)
         requirement = f"{suite.name}=={suite.version}"
-        pip(python, "download", "--no-deps", "--no-binary", suite.name, "-d", str(folder), requirement)
-        archive = next(folder.glob("*.tar.gz"))
+        pip(python, "download", "--no-deps", "--no-binary", suite.name, "-d", str(directory), requirement)
+        archive = next(directory.glob("*.tar.gz"))
         with tarfile.open(archive) as file:
-            file.extractall(folder / "src", filter="data")
+            file.extractall(directory / "src", filter="data")
         pip(python, "install", str(archive), *suite.needs)
         ready.touch()
     pip(python, "install", "-e", str(ROOT))

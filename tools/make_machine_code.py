@@ -53,8 +53,8 @@ def assembled(machine: str) -> dict[str, bytes] | None:
     if installed is None:
         return None
     assembler, nm, objcopy = installed
-    with tempfile.TemporaryDirectory() as folder:
-        source, object_, text = (Path(folder, name) for name in ("code.s", "code.o", "code.text"))
+    with tempfile.TemporaryDirectory() as directory:
+        source, object_, text = (Path(directory, name) for name in ("code.s", "code.o", "code.text"))
         source.write_text(printed("cpp", "-P", "-undef", "-x", "assembler-with-cpp", SOURCES / f"{machine}.S"))
         subprocess.run([assembler, "-o", object_, source], check=True)
         subprocess.run([objcopy, "-O", "binary", "-j", ".text", object_, text], check=True)

@@ -34,14 +34,14 @@ def interpreter(version: str) -> str:
 
 def prepare(python: str, pytest: str, cache: Path) -> Path:
     """Return the interpreter of the pair's environment, made at first need."""
-    folder = cache / f"python{python}-pytest{pytest}"
-    inner = folder / "bin/python"
-    if not (folder / "ready").exists():
-        subprocess.run([interpreter(python), "-m", "venv", "--clear", folder], check=True)
+    directory = cache / f"python{python}-pytest{pytest}"
+    inner = directory / "bin/python"
+    if not (directory / "ready").exists():
+        subprocess.run([interpreter(python), "-m", "venv", "--clear", directory], check=True)
         wanted = "pytest" if pytest == "newest" else f"pytest=={pytest}"
         pip = [str(inner), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
         subprocess.run([*pip, wanted, *PLUGINS, *MORE_PLUGINS, "-e", str(ROOT)], check=True)
-        (folder / "ready").touch()
+        (directory / "ready").touch()
     return inner
 
 

@@ -105,7 +105,7 @@ def _exec_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_terminal(parser)
     flags.add_environment(parser)
     parser.add_argument("-u", "--user", metavar="USER[:GROUP]", help="who runs the command (default: as the container's own commands)")
-    parser.add_argument("-w", "--workdir", metavar="DIR", help="working folder inside (default: the container's)")
+    parser.add_argument("-w", "--workdir", metavar="DIR", help="working directory inside (default: the container's)")
     _id_argument(parser)
     flags.add_command(parser)
 

@@ -40,12 +40,12 @@ _VALUES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
     (("--network", "--net"), "network", "MODE", "none (default): a network of its own with loopback up; host: this host's"),
     (("-h", "--hostname"), "hostname", "NAME", "host name inside (default: the container's id)"),
     (("-u", "--user"), "user", "USER[:GROUP]", "who runs the command: names or numbers of the container's own files"),
-    (("-w", "--workdir"), "workdir", "DIR", "working folder inside, made if it is not there"),
+    (("-w", "--workdir"), "workdir", "DIR", "working directory inside, made if it is not there"),
     (("--timeout",), "timeout", "SECONDS", "wall time; over it everything inside is killed (status 137)"),
 )
 # Flags that may be given again and again.
 _LISTS: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
-    (("-v", "--volume"), "volumes", "SOURCE:TARGET[:ro]", "host folder or file that is not thrown away"),
+    (("-v", "--volume"), "volumes", "SOURCE:TARGET[:ro]", "host directory or file that is not thrown away"),
     (("--device-read-bps",), "device_read_bps", "PATH:RATE", "bytes a second read from a block device, such as /dev/sda:1mb"),
     (("--device-write-bps",), "device_write_bps", "PATH:RATE", "bytes a second written to a block device"),
     (("--device-read-iops",), "device_read_iops", "PATH:RATE", "reads a second from a block device"),

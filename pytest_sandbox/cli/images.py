@@ -27,7 +27,7 @@ _SPAN = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def have(reference: str, *, policy: str) -> None:
-    """See to it that ``run`` finds its image: pulled where it is ``missing``, ``always``, or ``never``; the host and folders are there."""
+    """See to it that ``run`` finds its image: pulled where it is ``missing``, ``always``, or ``never``; the host and directories are there."""
     from pytest_sandbox.cli.progress import reporting
     from pytest_sandbox.image.image import Image, find
 
@@ -67,7 +67,7 @@ def _load_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     parser.add_argument("-i", "--input", metavar="FILE", help="the same as PATH, as docker has it")
     parser.add_argument("-t", "--tag", default="", metavar="NAME[:TAG]", help="what the image is called, instead of the names it brings")
-    parser.add_argument("path", nargs="?", metavar="PATH", help="a file or folder (default: an archive from stdin)")
+    parser.add_argument("path", nargs="?", metavar="PATH", help="a file or directory (default: an archive from stdin)")
 
 
 def _load(found: argparse.Namespace) -> int:
@@ -88,8 +88,10 @@ def _load(found: argparse.Namespace) -> int:
 
 
 def _say_loaded(image: Image, path: str) -> None:
-    if image.folder:
-        raise ImageError(f"{image.folder} is a directory with a root file system: it is used as it is. Run: pytest-sandbox run {path} ...")
+    if image.directory:
+        raise ImageError(
+            f"{image.directory} is a directory with a root file system: it is used as it is. Run: pytest-sandbox run {path} ..."
+        )
     named = image.reference != image.id
     print(f"Loaded image: {image.reference}" if named else f"Loaded image ID: {image.id}")
 
@@ -328,7 +330,7 @@ VERBS = (
     Verb(
         name="load",
         usage="[-q] [-t NAME[:TAG]] [PATH]",
-        summary="Store an image from a file or folder: `docker save`, an OCI layout, the tar of a root file system",
+        summary="Store an image from a file or directory: `docker save`, an OCI layout, the tar of a root file system",
         arguments=_load_arguments,
         run=_load,
     ),

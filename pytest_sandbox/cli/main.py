@@ -1,6 +1,6 @@
 """The command line, ``pytest-sandbox VERB``: docker's verbs, flags and exit statuses.
 
-Each file of this folder holds the verbs of one subject, as
+Each file of this directory holds the verbs of one subject, as
 :class:`~pytest_sandbox.cli.verb.Verb` values in its ``VERBS``; :data:`MODULES` says which file has
 which verb, so that one verb loads what it needs and no more.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MODULES", "load", "main"]
 
-#: Verb -> the file of this folder that has it, in the order of the help.
+#: Verb -> the file of this directory that has it, in the order of the help.
 MODULES: dict[str, str] = {
     "doctor": "doctor",
     "run": "run",

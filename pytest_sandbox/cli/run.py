@@ -23,7 +23,7 @@ __all__ = ["VERBS"]
 _PATIENCE = 30.0
 _EVERY = 0.01
 _DETAILS = """\
-IMAGE is 'host' (the root of this host, as copy-on-write), a folder with a root file system, or a
+IMAGE is 'host' (the root of this host, as copy-on-write), a directory with a root file system, or a
 stored image; one that is not stored is pulled first.
 Options come before IMAGE; what follows it is the command's.
 
@@ -82,10 +82,10 @@ def _claimed(name: str) -> Iterator[None]:
     if not name:
         yield
         return
-    from pytest_sandbox.client.cleanup import state_folder
+    from pytest_sandbox.client.cleanup import state_directory
     from pytest_sandbox.container.remote import living
 
-    with _locked(state_folder()):
+    with _locked(state_directory()):
         taken = next((one.id for one in living() if name in {one.label, one.id}), None)
         if taken is not None:
             raise SandboxError(f"--name {name}: the container {taken} has this name. Take another one, or wait until it has ended.")
@@ -115,7 +115,7 @@ def _locked(directory: str) -> Iterator[None]:
 
 def _words(container: Container, found: argparse.Namespace) -> list[str]:
     """Return entry point and command, from the image where they are not given; docker's rules."""
-    image = container.ground.image
+    image = container.rootfs.image
     if found.entrypoint is not None:
         words = [found.entrypoint, *found.command] if found.entrypoint else found.command
     else:

@@ -15,7 +15,7 @@ from pytest_sandbox import paths
 from pytest_sandbox.linux import cgroup, file_lock, private_directory
 from pytest_sandbox.runtime import storage
 
-__all__ = ["lock_path", "state_folder", "sweep"]
+__all__ = ["lock_path", "state_directory", "sweep"]
 
 #: Seconds for the processes of a session that has ended to die.
 _PATIENCE = 2.0
@@ -23,7 +23,7 @@ _PATIENCE = 2.0
 _NEW = 2.0
 
 
-def state_folder() -> str:
+def state_directory() -> str:
     """Return the directory of the sessions' locks and sockets, created where it does not exist.
 
     Raises PermissionError where it belongs to another user, or others may write to it.
@@ -33,13 +33,13 @@ def state_folder() -> str:
 
 def lock_path(session: str) -> str:
     """Return the path of a session's lock; it is held (flock(2)) while the session's launcher lives."""
-    return os.path.join(state_folder(), f"{session}.lock")
+    return os.path.join(state_directory(), f"{session}.lock")
 
 
 def sweep() -> list[str]:
     """Remove what belongs to sessions that have ended; return their names. What cannot be removed is logged, and tried again by the next."""
     found = cgroup.Hierarchy.find().sessions()
-    known = {name.removesuffix(".lock") for name in os.listdir(state_folder())}
+    known = {name.removesuffix(".lock") for name in os.listdir(state_directory())}
     removed = [name for name in sorted(known | set(found)) if _try(name, found.get(name, ()))]
     kept = os.path.join(paths.images(), "kept")
     try:
@@ -69,7 +69,7 @@ def _sweep_one(session: str, groups: tuple[str, ...]) -> bool:
     path = lock_path(session)
     if not os.path.exists(path):
         # The client of a session that was removed meanwhile may have made it.
-        shutil.rmtree(os.path.join(state_folder(), session), ignore_errors=True)
+        shutil.rmtree(os.path.join(state_directory(), session), ignore_errors=True)
         return cgroup.remove_unowned(groups)
     lock = file_lock.try_lock(path)
     if lock is None:
@@ -96,7 +96,7 @@ def _remove(session: str, path: str, groups: tuple[str, ...]) -> bool:
         for fd in held.values():
             os.close(fd)
     storage.remove(path)
-    shutil.rmtree(os.path.join(state_folder(), session), ignore_errors=True)
+    shutil.rmtree(os.path.join(state_directory(), session), ignore_errors=True)
     with suppress(FileNotFoundError):
         os.unlink(path)
     return True

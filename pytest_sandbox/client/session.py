@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_sandbox.linux.cgroup import Hierarchy
-    from pytest_sandbox.runtime.spec import Plan
+    from pytest_sandbox.runtime.spec import Spec
 
 __all__ = ["LauncherClient", "LauncherGoneError", "current", "home", "leave", "running"]
 
@@ -77,7 +77,7 @@ class LauncherClient:
         self.networks: weakref.WeakSet[Abandoned] = weakref.WeakSet()
         """Those that run."""
         self.user_fd = self._rooted_fd = self.builder_fd = -1
-        self._asked: Plan | None = None
+        self._asked: Spec | None = None
         self._number = 0
         self._offer: Ready | None = None
         self._seen: list[file_mounts.Stamp] = []
@@ -114,9 +114,9 @@ class LauncherClient:
         """Whether payloads have a user namespace of their own."""
         return self.user_fd >= 0
 
-    def user_of(self, plan: Plan) -> int:
+    def user_of(self, spec: Spec) -> int:
         """Return the user namespace of a container's payloads; -1 where there is none."""
-        return self._rooted_fd if self._rooted_fd >= 0 and not plan.is_on_host else self.user_fd
+        return self._rooted_fd if self._rooted_fd >= 0 and not spec.is_on_host else self.user_fd
 
     def request(self, message: Message) -> tuple[Message, Descriptors]:
         """Ask, and wait for the answer. Raises :class:`SetupError`, and :class:`ContainerStopped` for a container that has ended."""
@@ -137,7 +137,7 @@ class LauncherClient:
         """Return the host's mounted sockets, FIFOs and directories for which containers on its root get inert and empty ones."""
         return list(self.request({"op": "refused"})[0]["paths"])
 
-    def create(self, plan: Plan, about: Message, adopt: Callable[[Ready], None]) -> None:
+    def create(self, spec: Spec, about: Message, adopt: Callable[[Ready], None]) -> None:
         """Make a container: the one that was offered, without waiting, or one that is asked for.
 
         ``about`` is what others of this user are told of it. ``adopt`` is called with it, signals deferred: from then on it has an owner.
@@ -146,13 +146,13 @@ class LauncherClient:
         while self.snapshots.unused:
             with Deferred():
                 self.tell({"op": "unshelve", "key": self.snapshots.unused.pop()})
-        answer = self._requests.in_turn(lambda: self._create(plan, about, adopt))
+        answer = self._requests.in_turn(lambda: self._create(spec, about, adopt))
         if answer is not None:
             _raise_for(answer)
 
-    def _create(self, plan: Plan, about: Message, adopt: Callable[[Ready], None]) -> Message | None:
+    def _create(self, spec: Spec, about: Message, adopt: Callable[[Ready], None]) -> Message | None:
         with Deferred():
-            offer = self._take_offer(plan)
+            offer = self._take_offer(spec)
             if offer is not None:
                 try:
                     self._requests.send_deferred({"op": "taken", "id": offer.id, "about": about})
@@ -161,24 +161,24 @@ class LauncherClient:
                     raise
                 adopt(offer)
                 return None
-            self._ask(plan)
-        message = {"op": "create", "plan": plan.to_json(), "number": self._number, "about": about}
+            self._ask(spec)
+        message = {"op": "create", "spec": spec.to_json(), "number": self._number, "about": about}
         answer, _fds = self._requests.ask_in_turn(message, lambda answer, fds: adopt(Ready(answer["id"], answer["pid"], fds.take())))
         return answer
 
-    def prepare(self, plan: Plan) -> None:
-        """Have a container of this plan made ahead."""
-        self._requests.in_turn(lambda: self._prepare(plan))
+    def prepare(self, spec: Spec) -> None:
+        """Have a container of this spec made ahead."""
+        self._requests.in_turn(lambda: self._prepare(spec))
 
-    def _prepare(self, plan: Plan) -> None:
-        if plan != self._asked:
+    def _prepare(self, spec: Spec) -> None:
+        if spec != self._asked:
             with Deferred():
-                self._ask(plan)
-                self._requests.send_deferred({"op": "prepare", "plan": plan.to_json(), "number": self._number})
+                self._ask(spec)
+                self._requests.send_deferred({"op": "prepare", "spec": spec.to_json(), "number": self._number})
 
-    def _ask(self, plan: Plan) -> None:
-        """Ask for another plan: what was offered of the last one is not taken any more."""
-        self._asked = plan
+    def _ask(self, spec: Spec) -> None:
+        """Ask for another spec: what was offered of the last one is not taken any more."""
+        self._asked = spec
         self._number += 1
         self._drop_offer()
 
@@ -187,13 +187,13 @@ class LauncherClient:
         if offer is not None:
             os.close(offer.pidfd)
 
-    def _take_offer(self, plan: Plan) -> Ready | None:
-        """Return what was made ahead of this plan, unless the host has mounted or unmounted something since."""
+    def _take_offer(self, spec: Spec) -> Ready | None:
+        """Return what was made ahead of this spec, unless the host has mounted or unmounted something since."""
         changed = mounts.has_changed(self._mounts)
         self._requests.receive_offers()
         if (
             changed
-            or plan != self._asked
+            or spec != self._asked
             or self._offer is None
             or not file_mounts.are_current(self._seen)
             or process.ended(self._offer.pidfd, 0)

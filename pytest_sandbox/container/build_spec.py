@@ -1,4 +1,4 @@
-"""From settings, which are the user's words, to a plan, which is what the launcher builds."""
+"""From settings, which are the user's words, to a spec, which is what the launcher builds."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import TYPE_CHECKING, Any, cast
 from pytest_sandbox.errors import SettingsError
 from pytest_sandbox.linux import capabilities
 from pytest_sandbox.paths import images
-from pytest_sandbox.runtime.spec import Plan
+from pytest_sandbox.runtime.spec import Spec
 
 if TYPE_CHECKING:
     from pytest_sandbox.client.session import LauncherClient
     from pytest_sandbox.container.network import Network
-    from pytest_sandbox.container.rootfs import Ground
+    from pytest_sandbox.container.rootfs import Rootfs
     from pytest_sandbox.settings import Settings
 
-__all__ = ["about", "plain", "plan_for", "plan_of", "with_kept"]
+__all__ = ["about", "plain", "spec_for", "spec_of", "with_kept"]
 
 
-def about(ground: Ground, *, label: str) -> dict[str, object]:
+def about(rootfs: Rootfs, *, label: str) -> dict[str, object]:
     """Return what other processes of this user are told of a container, as JSON can hold it.
 
     ``env`` and ``user`` are an image's commands' (None on the host's root: the asker's own).
     """
-    settings = ground.settings
-    raw = {**plain(settings), "workdir": ground.workdir}
+    settings = rootfs.settings
+    raw = {**plain(settings), "workdir": rootfs.workdir}
     if not isinstance(settings.image, str):
         raw["image"] = getattr(settings.image, "reference", None) or repr(settings.image)
-    env = ground.environment(settings.hostname or "") if not ground.is_host else None
-    return {"label": label, "settings": raw, "env": env, "user": ground.user}
+    env = rootfs.environment(settings.hostname or "") if not rootfs.is_host else None
+    return {"label": label, "settings": raw, "env": env, "user": rootfs.user}
 
 
 def plain(settings: Settings) -> dict[str, object]:
@@ -39,17 +39,17 @@ def plain(settings: Settings) -> dict[str, object]:
     return {name: value for name, value in settings.raw().items() if name != "network" or isinstance(value, str)}
 
 
-def plan_of(ground: Ground, *, has_user_namespace: bool, is_root: bool = True) -> Plan:
-    """Return the plan; who is not root has power over no namespace of the host's, so there is none to be taken from a payload. Raises :class:`SettingsError`, :class:`ImageError`, or :class:`UnsupportedError`."""
-    settings = ground.settings
+def spec_of(rootfs: Rootfs, *, has_user_namespace: bool, is_root: bool = True) -> Spec:
+    """Return the spec; who is not root has power over no namespace of the host's, so there is none to be taken from a payload. Raises :class:`SettingsError`, :class:`ImageError`, or :class:`UnsupportedError`."""
+    settings = rootfs.settings
     mask = capabilities.resolve(settings.cap_add, settings.cap_drop, privileged=settings.privileged) & capabilities.supported()
     own_network = settings.network != "host"
     # A user namespace takes from a payload what docker's words promise: power over the host's own namespaces.
     more = mask & ~capabilities.DOCKER_DEFAULT
-    return Plan(
-        lower=ground.lower,
-        above=ground.above,
-        scratch=ground.scratch,
+    return Spec(
+        lower=rootfs.lower,
+        above=rootfs.above,
+        scratch=rootfs.scratch,
         disk=settings.disk,
         layers=os.path.join(images(), "writable") if settings.storage == "disk" else None,
         shm_size=settings.shm_size,
@@ -75,15 +75,15 @@ def plan_of(ground: Ground, *, has_user_namespace: bool, is_root: bool = True) -
     )
 
 
-def plan_for(ground: Ground, launcher: LauncherClient) -> Plan:
-    """Return the plan for this launcher: what a host root's container lies on besides is brought to its shelf."""
-    plan = plan_of(ground, has_user_namespace=launcher.has_user_namespace, is_root=launcher.builder_fd < 0)
-    if plan.above and ground.is_host:
+def spec_for(rootfs: Rootfs, launcher: LauncherClient) -> Spec:
+    """Return the spec for this launcher: what a host root's container lies on besides is brought to its shelf."""
+    spec = spec_of(rootfs, has_user_namespace=launcher.has_user_namespace, is_root=launcher.builder_fd < 0)
+    if spec.above and rootfs.is_host:
         from pytest_sandbox.container.snapshot import bring
 
-        plan = replace(plan, above=bring(launcher, plan.above))
-    network = ground.settings.network
-    return plan if isinstance(network, str) else replace(plan, volumes=_with_hosts(plan.volumes, cast("Network", network)))
+        spec = replace(spec, above=bring(launcher, spec.above))
+    network = rootfs.settings.network
+    return spec if isinstance(network, str) else replace(spec, volumes=_with_hosts(spec.volumes, cast("Network", network)))
 
 
 def _with_hosts(volumes: tuple[tuple[str, str, bool], ...], network: Network) -> tuple[tuple[str, str, bool], ...]:
@@ -93,7 +93,7 @@ def _with_hosts(volumes: tuple[tuple[str, str, bool], ...], network: Network) ->
 
 
 def with_kept(kept: dict[str, str]) -> dict[str, Any]:
-    """Return what a plan says of a writable layer that begins with a copy of what was kept of others: it lies on disk, as they do."""
+    """Return what a spec says of a writable layer that begins with a copy of what was kept of others: it lies on disk, as they do."""
     return {"kept": tuple(kept.items()), "layers": os.path.join(images(), "writable")} if kept else {}
 
 
@@ -110,5 +110,5 @@ def _device(key: str, path: str) -> str:
 def _source(path: str) -> str:
     found = os.path.abspath(os.path.expanduser(path))
     if not os.path.exists(found):
-        raise SettingsError("volumes", path, "a file or folder of the host that exists, before the colon")
+        raise SettingsError("volumes", path, "a file or directory of the host that exists, before the colon")
     return found

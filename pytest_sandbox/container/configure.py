@@ -1,4 +1,4 @@
-"""How a container that was made ahead, for anybody, becomes its taker's: by what no plan has to say before."""
+"""How a container that was made ahead, for anybody, becomes its taker's: by what no spec has to say before."""
 
 from __future__ import annotations
 

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar, overl
 
 from pytest_sandbox.client import session
 from pytest_sandbox.container import processes
-from pytest_sandbox.container.build_spec import plan_for
+from pytest_sandbox.container.build_spec import spec_for
 from pytest_sandbox.container.configure import settle
 from pytest_sandbox.container.diff import Changes, changes_of
 from pytest_sandbox.container.files import Files
 from pytest_sandbox.container.fork import Child, fork_into, run_call
 from pytest_sandbox.container.lifecycle import Lifecycle, held_here
 from pytest_sandbox.container.popen import Popen, with_pipes
-from pytest_sandbox.container.rootfs import Ground
+from pytest_sandbox.container.rootfs import Rootfs
 from pytest_sandbox.container.signatures import typed_popen, typed_run
 from pytest_sandbox.errors import ContainerStopped, OutOfMemory, SetupError, UnsupportedError
 from pytest_sandbox.linux import pty
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.linux.syscall_batch import Failure
     from pytest_sandbox.outcome import Stats
     from pytest_sandbox.runtime.protocol import Message
-    from pytest_sandbox.runtime.spec import Plan
+    from pytest_sandbox.runtime.spec import Spec
     from pytest_sandbox.settings.kwargs import SettingsKwargs
 
 __all__ = ["Child", "Container", "Popen"]
@@ -73,7 +73,7 @@ class Container(Lifecycle, Files):
         self.id = ""
         self.label = ""
         self.kept = {}
-        self.folders = ()
+        self.directories = ()
         self.taken = None
         self.frozen = []
         self._renewing = threading.Lock()
@@ -105,16 +105,16 @@ class Container(Lifecycle, Files):
         if not isinstance(settings.network, str):
             return  # its first container is what a network starts with
         launcher = session.current()
-        ground = Ground(settings)
+        rootfs = Rootfs(settings)
         try:
-            plan = plan_for(ground, launcher)
-            launcher.prepare(plan)
+            spec = spec_for(rootfs, launcher)
+            launcher.prepare(spec)
         finally:
-            ground.release()
+            rootfs.release()
 
     def descriptors(self) -> list[int]:
         """Return what this process has open of the container: nothing that a fork may have inside it, or inside another one."""
-        return [fd for fd in (self.pidfd, self.group.held(), self.ground.held) if fd >= 0]
+        return [fd for fd in (self.pidfd, self.group.held(), self.rootfs.held) if fd >= 0]
 
     def _settle(self) -> None:
         settle(self)
@@ -122,7 +122,7 @@ class Container(Lifecycle, Files):
 
     def _make_workdir(self) -> None:
         """Make a ``workdir`` that is not there, as docker does; where it cannot be made, the first command says so."""
-        if self.settings.workdir is not None or not (self.ground.is_host or self.ground.has(self.workdir)):
+        if self.settings.workdir is not None or not (self.rootfs.is_host or self.rootfs.has(self.workdir)):
             with suppress(OSError):
                 self.mkdir(self.workdir, parents=True, exist_ok=True)
 
@@ -133,8 +133,8 @@ class Container(Lifecycle, Files):
 
     @property
     def workdir(self) -> str:
-        """Where commands start: ``workdir``; on the host's root the caller's folder, else the image's."""
-        return self._running().ground.workdir
+        """Where commands start: ``workdir``; on the host's root the caller's directory, else the image's."""
+        return self._running().rootfs.workdir
 
     def _running(self) -> Self:
         if (status := self.status) not in {"running", "paused"}:
@@ -157,16 +157,16 @@ class Container(Lifecycle, Files):
 
     def _renew(self, taken: Snapshot) -> None:
         """Go on above a layer that was taken: a new init, a new layer, in the same group and under the same name."""
-        plan = replace(self.plan, above=(*taken.above, *self.plan.above), kept=())
-        adopt = partial(self._adopt_renewed, plan, taken)
-        self._launcher.renew({"op": "renew", "id": self.id, "plan": plan.to_json()}, adopt)
+        spec = replace(self.spec, above=(*taken.above, *self.spec.above), kept=())
+        adopt = partial(self._adopt_renewed, spec, taken)
+        self._launcher.renew({"op": "renew", "id": self.id, "spec": spec.to_json()}, adopt)
         settle(self)
 
-    def _adopt_renewed(self, plan: Plan, taken: Snapshot, answer: Message, fds: Descriptors) -> None:
+    def _adopt_renewed(self, spec: Spec, taken: Snapshot, answer: Message, fds: Descriptors) -> None:
         os.close(self.pidfd)
         self.pidfd, self._pid = fds.take(), answer["pid"]
         self.frozen.append(taken)
-        self.plan, self.taken = plan, None
+        self.spec, self.taken = spec, None
 
     @property
     def launcher(self) -> session.LauncherClient:
@@ -180,19 +180,19 @@ class Container(Lifecycle, Files):
         self._awake()
         cgroup = self.group.fd()
         joins = self.group.joins() if cgroup < 0 else ()
-        return Entrance(self.plan, self.pidfd, joins, cgroup, *self.user_namespaces())
+        return Entrance(self.spec, self.pidfd, joins, cgroup, *self.user_namespaces())
 
     def user_namespaces(self) -> tuple[int, int]:
         """Return the payloads' user namespace, and the one that the container was built in; -1 where there is none."""
-        return self._launcher.user_of(self.plan), self._launcher.builder_fd
+        return self._launcher.user_of(self.spec), self._launcher.builder_fd
 
     def surroundings(self, *, env: Any, cwd: Any, user: str | None) -> tuple[dict[str, str], str, str | None]:
-        """Return environment, folder and user of a command, from its own arguments over the settings'."""
+        """Return environment, directory and user of a command, from its own arguments over the settings'."""
         own = env is not None
         return (
-            {os.fsdecode(name): os.fsdecode(value) for name, value in env.items()} if own else self.ground.environment(self.hostname),
+            {os.fsdecode(name): os.fsdecode(value) for name, value in env.items()} if own else self.rootfs.environment(self.hostname),
             self.workdir if cwd is None else os.path.join(self.workdir, os.fsdecode(cwd)),
-            user if user is not None else self.ground.user,
+            user if user is not None else self.rootfs.user,
         )
 
     def find_user(self, text: str) -> users.User:
@@ -308,7 +308,7 @@ class Container(Lifecycle, Files):
 
         What was written stays until :meth:`close`: the container can be read, committed, and used again.
         """
-        number = self._awake().ground.stop_signal
+        number = self._awake().rootfs.stop_signal
         commands = list(self.commands)
         for command in commands:
             command.send_signal(number)
@@ -369,32 +369,32 @@ class Container(Lifecycle, Files):
             yield fds.first(), self._places(fds.first(), answer)
 
     def layer(self) -> tuple[int, dict[str, tuple[str, tuple[str, ...]]]]:
-        """Return the folder of the writable layer (a descriptor, the caller's), and where each overlay in it lies ("": the root), and on what.
+        """Return the directory of the writable layer (a descriptor, the caller's), and where each overlay in it lies ("": the root), and on what.
 
-        An overlay is a folder with a number; below it, ``upper`` holds what was written.
+        An overlay is a directory with a number; below it, ``upper`` holds what was written.
         """
         with self.opened_layer() as (layer, places):
             return os.dup(layer), places
 
     def _places(self, layer: int, answer: Message) -> dict[str, tuple[str, tuple[str, ...]]]:
         numbers = sorted(int(name) for name in os.listdir(layer) if name.isdigit())
-        return {str(number): self._ground_of(number, answer["points"]) for number in numbers}
+        return {str(number): self._lower_of(number, answer["points"]) for number in numbers}
 
     def _layer(self) -> tuple[Message, Descriptors]:
         return self._launcher.request({"op": "layer", "id": self.id})
 
-    def _ground_of(self, number: int, points: list[list[str]]) -> tuple[str, tuple[str, ...]]:
+    def _lower_of(self, number: int, points: list[list[str]]) -> tuple[str, tuple[str, ...]]:
         if number == 0:
-            return "", (*self._above(""), *self.plan.lower)
+            return "", (*self._above(""), *self.spec.lower)
         if number >= 2000:
-            return self.plan.scratch[number - 2000][0], self.plan.scratch[number - 2000][1:]
-        point, lower = [self.plan.folders[number - 1000]] * 2 if number >= 1000 else points[number - 1]
+            return self.spec.scratch[number - 2000][0], self.spec.scratch[number - 2000][1:]
+        point, lower = [self.spec.directories[number - 1000]] * 2 if number >= 1000 else points[number - 1]
         return point, (*self._above(point), lower)
 
     def _above(self, point: str) -> list[str]:
-        """Return the folders of committed layers that an overlay lies on, as this process reaches them."""
-        shelves = [*reversed(self.frozen), *getattr(self.ground.image, "shelves", ())]
-        stored = [place for at, place in self.ground.above if at == point and os.path.isabs(place)]
+        """Return the directories of committed layers that an overlay lies on, as this process reaches them."""
+        shelves = [*reversed(self.frozen), *getattr(self.rootfs.image, "shelves", ())]
+        stored = [place for at, place in self.rootfs.above if at == point and os.path.isabs(place)]
         return [*(path for one in shelves for path in one.paths(point)), *stored]
 
 

@@ -81,7 +81,7 @@ def _found(
         if below and point:
             found += [("modified", parent) for parent in _parents(point)]
         found += below
-    told = _without_mount_points(found, {target for _source, target, _ro in container.plan.volumes})
+    told = _without_mount_points(found, {target for _source, target, _ro in container.spec.volumes})
     return (
         told,
         max(budget.counted, len(told)) if not budget.complete else len(told),

@@ -1,6 +1,6 @@
 """Files inside: opened by the names that they have in there, by a child of this process that is in there, so that no link leads to the host.
 
-From a folder's descriptor on, every step down is one name with O_NOFOLLOW.
+From a directory's descriptor on, every step down is one name with O_NOFOLLOW.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __tracebackhide__ = True  # pytest shows the line of the test that asked, not ou
 
 _READ = os.O_RDONLY
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _MOST_OF_A_DEVICE = 1 << 20
 _NO_WAIT = os.O_NONBLOCK | os.O_NOCTTY
 
@@ -98,7 +98,7 @@ class Files:
         return io.TextIOWrapper(io.BytesIO(self.read_bytes(path)), encoding=encoding, errors=errors).read()
 
     def write_bytes(self, path: Path, data: bytes) -> int:
-        """Write a file, made or truncated; returns the count of bytes. Its folder must be there."""
+        """Write a file, made or truncated; returns the count of bytes. Its directory must be there."""
         with open(self._open_file(path, _WRITE), "wb") as file:
             return file.write(data)
 
@@ -120,33 +120,33 @@ class Files:
         return True
 
     def listdir(self, path: Path = ".") -> list[str]:
-        """Return the names in a folder, sorted."""
-        fd = self._open(path, _FOLDER)
+        """Return the names in a directory, sorted."""
+        fd = self._open(path, _DIRECTORY)
         try:
             return sorted(os.listdir(fd))
         finally:
             os.close(fd)
 
     def mkdir(self, path: Path, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False) -> None:
-        """Make a folder, as :meth:`pathlib.Path.mkdir`."""
+        """Make a directory, as :meth:`pathlib.Path.mkdir`."""
         name = os.path.normpath(os.path.join("/", os.fspath(path))) if os.path.isabs(path) else os.fspath(path).rstrip("/")
         parent, last = os.path.split(name)
         try:
-            folder = self._open(parent or ".", os.O_PATH | os.O_DIRECTORY)
+            directory = self._open(parent or ".", os.O_PATH | os.O_DIRECTORY)
         except FileNotFoundError:
             if not parents or not parent:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path)) from None
             self.mkdir(parent, parents=True, exist_ok=True)
-            folder = self._open(parent, os.O_PATH | os.O_DIRECTORY)
+            directory = self._open(parent, os.O_PATH | os.O_DIRECTORY)
         try:
-            os.mkdir(last or ".", mode, dir_fd=folder)
+            os.mkdir(last or ".", mode, dir_fd=directory)
         except FileExistsError:
-            if not (exist_ok and self._is_folder(path)):
+            if not (exist_ok and self._is_directory(path)):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path)) from None
         finally:
-            os.close(folder)
+            os.close(directory)
 
-    def _is_folder(self, path: Path) -> bool:
+    def _is_directory(self, path: Path) -> bool:
         with contextlib.suppress(OSError):
             os.close(self._open(path, os.O_PATH | os.O_DIRECTORY))
             return True

@@ -183,9 +183,9 @@ def fork_into(container: Container, living: Iterable[Container], *, shielded: bo
 def _add_arrival(container: Container, program: Program, living: Iterable[Container]) -> None:
     """Append what the child does once it is inside: let go of this library's own descriptors, take interrupts again."""
     settings = container.settings
-    folders = [settings.workdir] if settings.workdir else [os.getcwd(), container.workdir]
-    for folder in ["/", *reversed(folders)]:
-        program.add("change to the working directory", "chdir", os.fsencode(folder), go_on=True)  # the last that is there
+    directories = [settings.workdir] if settings.workdir else [os.getcwd(), container.workdir]
+    for directory in ["/", *reversed(directories)]:
+        program.add("change to the working directory", "chdir", os.fsencode(directory), go_on=True)  # the last that is there
     launcher = session.running()
     own = [] if launcher is None else launcher.descriptors()
     for one in {container, *living}:
@@ -295,7 +295,7 @@ def _enter(container: Container, program: Program | None, lock_down: Program) ->
     except KeyboardInterrupt:  # it came before this had a session of its own
         os._exit(128 + signal.SIGINT)
     session.leave()
-    additions = container.ground.additions
+    additions = container.rootfs.additions
     if additions:
         os.environ.update(additions)
 

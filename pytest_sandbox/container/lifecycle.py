@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Self, cast
 
 from pytest_sandbox.client import session
-from pytest_sandbox.container.build_spec import about, plan_for, with_kept
-from pytest_sandbox.container.rootfs import Ground
+from pytest_sandbox.container.build_spec import about, spec_for, with_kept
+from pytest_sandbox.container.rootfs import Rootfs
 from pytest_sandbox.container.state import State
 from pytest_sandbox.errors import ContainerStopped, SandboxError
 from pytest_sandbox.linux import process
@@ -57,7 +57,7 @@ class Lifecycle(State):
         if self._state != "created":
             raise ContainerStopped(f"{self._called} is {self.status}: it starts once. Make a new one.")
         _close_dropped()
-        self.ground = Ground(self.settings)
+        self.rootfs = Rootfs(self.settings)
         try:
             self._create()
             self._settle()
@@ -67,7 +67,7 @@ class Lifecycle(State):
         return self
 
     def _settle(self) -> None:
-        """Give what was made for anybody what no plan says: a name, a place on a network, a working directory."""
+        """Give what was made for anybody what no spec says: a name, a place on a network, a working directory."""
         raise NotImplementedError
 
     def _create(self) -> None:
@@ -80,9 +80,13 @@ class Lifecycle(State):
     def _ask_launcher(self) -> None:
         self._launcher = session.current()
         self._launcher.hierarchy.require(self.settings)
-        plan = plan_for(self.ground, self._launcher)
-        self.plan = replace(plan, folders=self.ground.with_way(self.folders), **with_kept(self.kept)) if self.kept or self.folders else plan
-        self._launcher.create(self.plan, about(self.ground, label=self.label), self._adopt)
+        spec = spec_for(self.rootfs, self._launcher)
+        self.spec = (
+            replace(spec, directories=self.rootfs.with_way(self.directories), **with_kept(self.kept))
+            if self.kept or self.directories
+            else spec
+        )
+        self._launcher.create(self.spec, about(self.rootfs, label=self.label), self._adopt)
 
     def _adopt(self, made: session.Ready) -> None:
         """Become the owner of what the launcher has made; called with signals deferred, so that it has an owner at every moment."""
@@ -97,7 +101,7 @@ class Lifecycle(State):
         if self._is_held:
             self.close()
         else:
-            self.ground.release()
+            self.rootfs.release()
 
     def close(self) -> None:
         """Kill what runs inside, wait until it is dead, and throw everything away. Closing twice is fine."""
@@ -144,7 +148,7 @@ class Lifecycle(State):
                     if self.endpoint is not None:
                         self.endpoint.network.detach(self.endpoint)
                 finally:
-                    self.ground.release()
+                    self.rootfs.release()
                     self.group.close()
                     os.close(self.pidfd)
 

@@ -104,12 +104,12 @@ class Network:
 
     def _begin(self) -> None:
         launcher = session.current()
-        folder = os.path.join(cleanup.state_folder(), launcher.name, "networks")
+        directory = os.path.join(cleanup.state_directory(), launcher.name, "networks")
         with _explained("make a network"):
             self._bridge = Bridge(launcher.builder_fd)
             with suppress(FileExistsError):
-                os.mkdir(folder, 0o700)  # never the session's own: that is gone with its launcher
-            self._hosts = Hosts(os.path.join(folder, f"hosts-{next(_count)}"))
+                os.mkdir(directory, 0o700)  # never the session's own: that is gone with its launcher
+            self._hosts = Hosts(os.path.join(directory, f"hosts-{next(_count)}"))
         self._launcher = launcher
         self._state = "running"
         launcher.networks.add(self)

@@ -44,7 +44,7 @@ __tracebackhide__ = True  # pytest shows the line of the test that asked, not ou
 _CHUNK = 1 << 16
 _LOOK_AGAIN = 100  # milliseconds between two looks at whether anybody still waits
 _PIPE_AT_MOST = 1 << 20  # /proc/sys/fs/pipe-max-size, by default
-_WORKDIR = "change to the working folder"
+_WORKDIR = "change to the working directory"
 _NOT_EXECUTED = "Other processes in the container stop it, or leave it no CPU time: end them, or raise cpus=."
 
 
@@ -290,7 +290,7 @@ def _candidates(command: str, env: dict[str, str]) -> list[str]:
     """Return the paths at which a command is looked for, as execvp(3) does, in the command's own environment."""
     if "/" in command:
         return [command]
-    return [os.path.join(folder, command) for folder in env.get("PATH", os.defpath).split(os.pathsep)]
+    return [os.path.join(directory, command) for directory in env.get("PATH", os.defpath).split(os.pathsep)]
 
 
 def _assignments(env: dict[str, str]) -> list[bytes]:

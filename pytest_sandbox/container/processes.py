@@ -34,7 +34,7 @@ _INIT = "1"
 @contextmanager
 def _proc(container: Container) -> Iterator[int]:
     """Open the container's /proc. Raises :class:`SandboxError` where something else lies there."""
-    fd = container.open_directory(process.FOLDER)
+    fd = container.open_directory(process.DIRECTORY)
     try:
         if not process.is_proc_of(fd, container.pid):
             if process.ended(container.pidfd, 0):

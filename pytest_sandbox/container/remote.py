@@ -11,13 +11,13 @@ from pytest_sandbox import paths
 from pytest_sandbox.client import session
 from pytest_sandbox.client.requests import Descriptors
 from pytest_sandbox.container.container import Container, without_init
-from pytest_sandbox.container.rootfs import Ground
+from pytest_sandbox.container.rootfs import Rootfs
 from pytest_sandbox.errors import ContainerStopped, SandboxError
 from pytest_sandbox.launcher import control_socket
 from pytest_sandbox.linux import cgroup, local_socket
 from pytest_sandbox.outcome import Stats
 from pytest_sandbox.runtime.protocol import Channel, Message, close_all
-from pytest_sandbox.runtime.spec import Plan
+from pytest_sandbox.runtime.spec import Spec
 from pytest_sandbox.settings import Settings
 
 if TYPE_CHECKING:
@@ -149,8 +149,8 @@ class _Groups(cgroup.Group):
         return self._joins
 
 
-class _Told(Ground):
-    """What an owner has said about the ground of its container: commands of others start as its own do."""
+class _Told(Rootfs):
+    """What an owner has said about the rootfs of its container: commands of others start as its own do."""
 
     def __init__(self, settings: Settings, about: Message) -> None:
         self.settings = settings
@@ -173,7 +173,7 @@ class Entered(Container):
     def __init__(self, one: Living, answer: Message, pidfd: int, *user_namespaces: int) -> None:
         super().__init__(one.settings)
         self.id, self.label, self.pidfd, self._pid = one.id, one.label, pidfd, answer["pid"]
-        self.plan, self.ground = Plan.from_json(answer["plan"]), _Told(one.settings, answer["about"])
+        self.spec, self.rootfs = Spec.from_json(answer["spec"]), _Told(one.settings, answer["about"])
         self.group = _Groups(one.id, answer["joins"])
         self._state = "running"
         self._one = one

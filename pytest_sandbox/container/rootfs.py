@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.image.image import Image
     from pytest_sandbox.settings import Settings
 
-__all__ = ["Ground"]
+__all__ = ["Rootfs"]
 
 #: What docker gives an image that names no PATH (moby, ``oci/defaults.go``).
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -39,7 +39,7 @@ def _signal_of(text: str) -> int:
     return (int(name) if name.isdigit() else int(getattr(signal, f"SIG{name}", 0))) + int(distance)
 
 
-class Ground:
+class Rootfs:
     """Found by a container's settings; while it is held, the image is not removed. Raises :class:`ImageError` where there is no such image."""
 
     def __init__(self, settings: Settings) -> None:
@@ -59,12 +59,12 @@ class Ground:
 
     @property
     def lower(self) -> tuple[str, ...]:
-        """The folders below the writable layer, topmost first."""
+        """The directories below the writable layer, topmost first."""
         return self.image.lower_directories() if self.image else ("/",)
 
     @property
     def above(self) -> tuple[tuple[str, str], ...]:
-        """More folders below the writable layer, topmost first, with the points that they belong to."""
+        """More directories below the writable layer, topmost first, with the points that they belong to."""
         return self.image.above() if self.image else ()
 
     @property
@@ -74,7 +74,7 @@ class Ground:
 
     @property
     def workdir(self) -> str:
-        """Where commands start: ``workdir``; on the host's root the caller's folder, else the image's."""
+        """Where commands start: ``workdir``; on the host's root the caller's directory, else the image's."""
         if self.settings.workdir:
             return self.settings.workdir
         return os.path.join("/", self._config.get("WorkingDir") or "") if not self.is_host else os.getcwd()
@@ -89,7 +89,7 @@ class Ground:
         return number
 
     def has(self, path: str) -> bool:
-        """Whether an image's topmost layer that knows ``path`` has a folder there, reached through folders alone."""
+        """Whether an image's topmost layer that knows ``path`` has a directory there, reached through directories alone."""
         for lower in self.lower:
             with suppress(FileNotFoundError, NotADirectoryError):
                 return stat.S_ISDIR(os.lstat(lower + path).st_mode)
@@ -129,7 +129,7 @@ class Ground:
             with suppress(FileNotFoundError, NotADirectoryError):
                 if stat.S_ISLNK(os.lstat(lower + path).st_mode):
                     raise ImageError(
-                        f"the image has a link at {path}, where {whole} is to be laid over it. Use an image that has a folder there."
+                        f"the image has a link at {path}, where {whole} is to be laid over it. Use an image that has a directory there."
                     )
                 return
 

@@ -6,7 +6,7 @@
     HOME/kept/ID/N/upper     what overlay N held, in overlayfs's own language (Documentation/filesystems/overlayfs.rst)
     HOME/kept/ID.PID/        one that process PID is copying and holds by a lock (flock(2)), or left unfinished when it was killed
 
-HOME is the image store's. :func:`start` makes a container that begins where the kept one ended: the kept folders lie below its writable
+HOME is the image store's. :func:`start` makes a container that begins where the kept one ended: the kept directories lie below its writable
 layer, so what is done in it changes nothing that is kept.
 """
 
@@ -39,7 +39,7 @@ _FACTS = "kept.json"
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One kept layer: ``folder`` holds it.
+    """One kept layer: ``directory`` holds it.
 
     ``settings`` are those of its container, as :meth:`Settings.of` reads them.
     """
@@ -51,27 +51,27 @@ class Kept:
     points: dict[str, str] = field(default_factory=dict)
 
     @property
-    def folder(self) -> str:
-        """The folder that holds it."""
+    def directory(self) -> str:
+        """The directory that holds it."""
         return os.path.join(_home(), self.id)
 
     @property
     def layers(self) -> dict[str, str]:
-        """Where each overlay lay, and the folder that holds what it held."""
-        return {point: f"{self.folder}/{number}/upper" for number, point in self.points.items()}
+        """Where each overlay lay, and the directory that holds what it held."""
+        return {point: f"{self.directory}/{number}/upper" for number, point in self.points.items()}
 
     def remove(self) -> None:
         """Remove it from disk. Raises OSError where that is not possible."""
-        doomed = f"{self.folder}.{os.getpid()}"
+        doomed = f"{self.directory}.{os.getpid()}"
         try:
-            os.rename(self.folder, doomed)  # what is left of it after a crash is removed as an unfinished copy is
+            os.rename(self.directory, doomed)  # what is left of it after a crash is removed as an unfinished copy is
         except FileNotFoundError:
             return
         remove_tree(doomed)
 
 
 _ELSEWHERE = (
-    "Set PYTEST_SANDBOX_HOME to a folder with room that is not on an overlay, as docker's own root is: a volume, or below /dev/shm."
+    "Set PYTEST_SANDBOX_HOME to a directory with room that is not on an overlay, as docker's own root is: a volume, or below /dev/shm."
 )
 
 
@@ -102,7 +102,7 @@ def keep(container: Container) -> Kept:
         made = Kept(container.id, container.label, time.time(), plain(container.settings), points)
         with suppress(OSError):
             storage.remove_unfinished(_made_home())
-        unfinished, lock = storage.make_unfinished(made.folder)
+        unfinished, lock = storage.make_unfinished(made.directory)
         try:
             _fill(unfinished, made, layer, container.user_namespaces()[1])
         except BaseException:
@@ -133,7 +133,7 @@ def _fill(unfinished: str, made: Kept, layer: int, builder: int) -> None:
     }
     with open(f"{unfinished}/{_FACTS}", "x", encoding="utf-8") as file:
         json.dump(facts, file, default=str)
-    os.rename(unfinished, made.folder)
+    os.rename(unfinished, made.directory)
 
 
 def _copy(layer: int, name: str, target: str, *, owners: bool) -> None:

@@ -84,11 +84,11 @@ def commit(container: Container, name: str | None) -> Image:
     full = parse_reference(name).full if name else ""
     if not full and container.taken is not None:
         return _committed(container, container.taken)
-    if not full and container.plan.layers is None and _is_quiet(container):
+    if not full and container.spec.layers is None and _is_quiet(container):
         with contextlib.suppress(SetupError):  # a layer on disk: it is copied
             return _taken(container)
     with _still(container):
-        if full or container.plan.layers is not None:
+        if full or container.spec.layers is not None:
             return _stored(container, full)
         return _committed(container, _copied(container))
 
@@ -134,8 +134,8 @@ def _taken(container: Container) -> Image:
 
 
 def _points(container: Container, places: dict[str, tuple[str, tuple[str, ...]]]) -> dict[str, str]:
-    """Return where the overlays lie, without those of the host's folders over an image: they are not the image's."""
-    return {number: point for number, (point, _lower) in places.items() if point not in container.plan.folders}
+    """Return where the overlays lie, without those of the host's directories over an image: they are not the image's."""
+    return {number: point for number, (point, _lower) in places.items() if point not in container.spec.directories}
 
 
 def _copied(container: Container) -> Snapshot:
@@ -145,13 +145,13 @@ def _copied(container: Container) -> Snapshot:
 
 
 def _shelved(launcher: LauncherClient, points: dict[str, str], sources: dict[str, str]) -> Snapshot:
-    """Copy folders to a new layer on the shelf."""
+    """Copy directories to a new layer on the shelf."""
     shelved = _new_shelved(launcher, points)
-    folder = shelved.directory
+    directory = shelved.directory
     for number, source in sources.items():
-        os.mkdir(number, 0o700, dir_fd=folder)
-        target = f"{process.path_of(folder)}/{number}/upper"
-        as_builder(launcher.builder_fd, partial(_copy_folder, source, target))
+        os.mkdir(number, 0o700, dir_fd=directory)
+        target = f"{process.path_of(directory)}/{number}/upper"
+        as_builder(launcher.builder_fd, partial(_copy_directory, source, target))
     return shelved
 
 
@@ -166,7 +166,7 @@ def _new_shelved(launcher: LauncherClient, points: dict[str, str]) -> Snapshot:
         raise
 
 
-def _copy_folder(source: str, target: str, *, owners: bool = True) -> Copied:
+def _copy_directory(source: str, target: str, *, owners: bool = True) -> Copied:
     fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return copy_tree(fd, target, owners=owners)
@@ -175,7 +175,7 @@ def _copy_folder(source: str, target: str, *, owners: bool = True) -> Copied:
 
 
 def bring(launcher: LauncherClient, above: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """Return the folders that lie above the host's root as a plan may name them: what is stored is copied to the shelf, once for a launcher.
+    """Return the directories that lie above the host's root as a spec may name them: what is stored is copied to the shelf, once for a launcher.
 
     The store lies on the host's root, and overlayfs takes no two layers of which one is within the other (ELOOP).
     """
@@ -191,7 +191,7 @@ def bring(launcher: LauncherClient, above: tuple[tuple[str, str], ...]) -> tuple
 
 
 def _committed(container: Container, shelved: Snapshot) -> Image:
-    on = container.ground.image
+    on = container.rootfs.image
     below = on.shelves if isinstance(on, Committed) else ()
     root = on.on if isinstance(on, Committed) else on
     used = os.fstatvfs(shelved.directory)
@@ -214,23 +214,25 @@ def _stored(container: Container, name: str) -> Image:
         with Adding(store) as adding:
             builder = container.user_namespaces()[1]
             pieces = [
-                (point, _store_one(adding, builder, folder, number)) for folder, found in reversed(parts) for number, point in found.items()
+                (point, _store_one(adding, builder, directory, number))
+                for directory, found in reversed(parts)
+                for number, point in found.items()
             ]
             image_id = _register(adding, container, [piece for piece in pieces if piece[1]], name)
     return Image.get(name or image_id)
 
 
 def _shelves_below(container: Container) -> list[Snapshot]:
-    on = container.ground.image
+    on = container.rootfs.image
     return [*reversed(container.frozen), *(on.shelves if isinstance(on, Committed) else ())]
 
 
-def _store_one(adding: Adding, builder: int, folder: int, number: str) -> str:
+def _store_one(adding: Adding, builder: int, directory: int, number: str) -> str:
     """Store one overlay's layer under a key of its own; returns "" for one that holds nothing.
 
     What a user stores belongs to this user, whoever has it inside, as what it loads does: nobody else could remove it.
     """
-    source = f"{process.path_of(folder)}/{number}/upper"
+    source = f"{process.path_of(directory)}/{number}/upper"
     if number != "0" and not as_builder(builder, lambda: os.listdir(source)):
         return ""
     key = f"sha256:{secrets.token_hex(32)}"
@@ -244,13 +246,13 @@ def _store_one(adding: Adding, builder: int, folder: int, number: str) -> str:
 
 
 def _stored_copy(source: str, target: str, *, owners: bool) -> tuple[int, int]:
-    """Copy a folder, and return the copy's size and its count of entries."""
-    size, entries = _copy_folder(source, target, owners=owners)
+    """Copy a directory, and return the copy's size and its count of entries."""
+    size, entries = _copy_directory(source, target, owners=owners)
     return size, max(entries, 1)
 
 
 def _register(adding: Adding, container: Container, pieces: list[tuple[str, str]], name: str) -> str:
-    on = container.ground.image
+    on = container.rootfs.image
     root = on.on if isinstance(on, Committed) else on
     history = [*(on.history if on else ()), _step()]
     below = list(root.layers) if root else []
@@ -260,6 +262,6 @@ def _register(adding: Adding, container: Container, pieces: list[tuple[str, str]
     if root and root.document:
         document["rootfs"] = {"type": "layers", "diff_ids": [*below, *keys]}
         config = json.dumps(document).encode()
-    base = root.base or root.folder if root else "host"
+    base = root.base or root.directory if root else "host"
     points = {key: point for point, key in pieces} | (dict(root.points) if root else {})
     return adding.register(config, [*below, *keys], [name] if name else [], base=base, points=points)

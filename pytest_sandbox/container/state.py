@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.fork import Child
     from pytest_sandbox.container.network import Endpoint
     from pytest_sandbox.container.popen import Popen
-    from pytest_sandbox.container.rootfs import Ground
+    from pytest_sandbox.container.rootfs import Rootfs
     from pytest_sandbox.linux.cgroup import Group
-    from pytest_sandbox.runtime.spec import Plan
+    from pytest_sandbox.runtime.spec import Spec
     from pytest_sandbox.settings import Settings
 
 __all__ = ["State"]
@@ -39,7 +39,7 @@ class State:
     """Directories that hold what the writable layer begins with, by where it lies
     (:mod:`pytest_sandbox.container.saved_layers`); set it before :meth:`Container.start`."""
 
-    folders: tuple[str, ...]
+    directories: tuple[str, ...]
     """Directories of the host that are laid over an image at their usual places, each under a
     writable layer; set it before :meth:`Container.start`."""
 
@@ -67,13 +67,13 @@ class State:
     pidfd: int
     """The pidfd of its init process; from :meth:`Container.start` on."""
 
-    ground: Ground
+    rootfs: Rootfs
     """The image, or the host's root, that it lies on; from :meth:`Container.start` on."""
 
     group: Group
     """Its cgroup; from :meth:`Container.start` on."""
 
-    plan: Plan
+    spec: Spec
     """What the launcher was asked to make; from :meth:`Container.start` on."""
 
     def __repr__(self) -> str:

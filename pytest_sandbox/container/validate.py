@@ -9,8 +9,8 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.container.build_spec import plan_of
-from pytest_sandbox.container.rootfs import Ground
+from pytest_sandbox.container.build_spec import spec_of
+from pytest_sandbox.container.rootfs import Rootfs
 from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.linux import cpus
 from pytest_sandbox.runtime import users
@@ -29,13 +29,13 @@ def check(settings: Settings) -> None:
     Raises :class:`SettingsError` for a volume, a device or a user that does not exist,
     :class:`ImageError`, and :class:`UnsupportedError` for CPUs that this host does not have.
     """
-    ground = Ground(settings)
+    rootfs = Rootfs(settings)
     try:
-        plan_of(ground, has_user_namespace=True)
+        spec_of(rootfs, has_user_namespace=True)
         _check_cpus(settings)
-        _check_user(ground)
+        _check_user(rootfs)
     finally:
-        ground.release()
+        rootfs.release()
 
 
 def _check_cpus(settings: Settings) -> None:
@@ -46,26 +46,26 @@ def _check_cpus(settings: Settings) -> None:
         raise UnsupportedError(f"cpuset={settings.cpuset!r}", f"The CPUs of this host are {online}.")
 
 
-def _check_user(ground: Ground) -> None:
+def _check_user(rootfs: Rootfs) -> None:
     """Look the user up in the image's own files; one that cannot be read without a container is
     left to the start.
     """
-    if ground.settings.user is None:
+    if rootfs.settings.user is None:
         return
     with suppress(_UnknownError):
-        users.find(ground.settings.user, lambda path: _read(ground, path))
+        users.find(rootfs.settings.user, lambda path: _read(rootfs, path))
 
 
 class _UnknownError(Exception):
     """What the file holds is not known before the container is made."""
 
 
-def _read(ground: Ground, path: str) -> str:
+def _read(rootfs: Rootfs, path: str) -> str:
     """Return a file of the topmost layer that has it, "" where none has; no link is followed."""
-    covered = any(path == one.target or path.startswith(f"{one.target}/") for one in ground.settings.volumes)
-    if covered or ground.above:
+    covered = any(path == one.target or path.startswith(f"{one.target}/") for one in rootfs.settings.volumes)
+    if covered or rootfs.above:
         raise _UnknownError
-    for lower in ground.lower:
+    for lower in rootfs.lower:
         with suppress(FileNotFoundError):
             directory = os.lstat(lower + os.path.dirname(path))
             status = os.lstat(lower + path)

@@ -28,8 +28,8 @@ __all__ = [
 ]
 
 _STAGE = mounts.STAGE
-#: Without power over the mounts of the outer namespace, a folder with locked mounts below it cannot be a lower layer: these have none.
-_PLAIN_FOLDERS = ("/usr", "/etc", "/bin")
+#: Without power over the mounts of the outer namespace, a directory with locked mounts below it cannot be a lower layer: these have none.
+_PLAIN_DIRECTORIES = ("/usr", "/etc", "/bin")
 _MODULES = {"overlay": "overlay", "overlay in a user namespace": "overlay", "tmpfs": "tmpfs"}
 
 
@@ -58,20 +58,24 @@ def try_overlay() -> str:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-    folder = _plain_folder()
-    return f"{_write_over(folder)}, not over / at once, which has locked mounts below it"
+    directory = _plain_directory()
+    return f"{_write_over(directory)}, not over / at once, which has locked mounts below it"
 
 
 def try_overlay_in_user_namespace() -> str:
-    """Lay one over a folder with no other right than a user namespace's own root has; write and delete there."""
+    """Lay one over a directory with no other right than a user namespace's own root has; write and delete there."""
     enter_own_user_namespace()
     sc.unshare(sc.CLONE_NEWNS)
     _stage()
-    return _write_over(_plain_folder(), ["userxattr"])
+    return _write_over(_plain_directory(), ["userxattr"])
 
 
-def _plain_folder() -> str:
-    return next(folder for folder in _PLAIN_FOLDERS if os.path.isdir(folder) and not os.path.islink(folder) and os.listdir(folder))
+def _plain_directory() -> str:
+    return next(
+        directory
+        for directory in _PLAIN_DIRECTORIES
+        if os.path.isdir(directory) and not os.path.islink(directory) and os.listdir(directory)
+    )
 
 
 def _write_over(lower: str, options: list[str] | None = None) -> str:
@@ -144,7 +148,9 @@ def remedy_for(name: str) -> Callable[[Trial], str]:
         if trial.errno == errno.EPERM and name == "proc":
             return "The /proc around this process is partly covered, as in a container: start the outer one with --privileged."
         if trial.errno == errno.EINVAL and name.startswith("overlay"):
-            return "Use Linux 5.11 or newer for overlays in a user namespace; an outer container's own root may have to be a plain folder."
+            return (
+                "Use Linux 5.11 or newer for overlays in a user namespace; an outer container's own root may have to be a plain directory."
+            )
         return "Run as root, or see the row `user namespace`."
 
     return remedy

@@ -122,7 +122,7 @@ def try_clone3() -> str:
 
 
 def try_openat2() -> str:
-    """Open a folder with rules for its resolution."""
+    """Open a directory with rules for its resolution."""
     os.close(sc.openat2(".", os.O_PATH, sc.RESOLVE_IN_ROOT))
     return "openat2"
 

@@ -98,7 +98,7 @@ def _files() -> list[Probe]:
             ("overlay in a user namespace", "the same without root", files.try_overlay_in_user_namespace, not namespace.is_root()),
             ("proc", "a /proc that shows the container's processes", files.try_proc, True),
             ("devpts", "terminals of the container's own", files.try_devpts, True),
-            ("volumes", "host folders inside", files.try_bind, True),
+            ("volumes", "host directories inside", files.try_bind, True),
         )
     ]
 
@@ -134,7 +134,11 @@ def _rest() -> list[Probe]:
             needed=False,
         ),
         Probe(
-            "state folder", "store", "locks of running sessions, and the door to their containers", store.try_state, store.remedy_for_state
+            "state directory",
+            "store",
+            "locks of running sessions, and the door to their containers",
+            store.try_state,
+            store.remedy_for_state,
         ),
         Probe("image store", "store", "pulled and loaded images", store.try_store, store.remedy_for_store, needed=False),
     ]

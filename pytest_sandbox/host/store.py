@@ -1,4 +1,4 @@
-"""Folders that this user needs: of running sessions, and of images."""
+"""Directories that this user needs: of running sessions, and of images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["remedy_for_state", "remedy_for_store", "try_state", "try_store"]
 
 
 def _try_writing(path: str) -> str:
-    """Write into the folder, or the nearest one above it that exists."""
+    """Write into the directory, or the nearest one above it that exists."""
     existing = _existing(path)
     with tempfile.TemporaryFile(dir=existing):
         pass
@@ -33,15 +33,15 @@ def _existing(path: str) -> str:
 def try_store() -> str:
     """Write where images are kept, and mark a deletion there."""
     said = _try_writing(paths.images())
-    with tempfile.TemporaryDirectory(dir=_existing(paths.images())) as folder:
-        overlay.make_whiteout(f"{folder}/deleted")
+    with tempfile.TemporaryDirectory(dir=_existing(paths.images())) as directory:
+        overlay.make_whiteout(f"{directory}/deleted")
     return said
 
 
 def remedy_for_store(_trial: Trial) -> str:
     """Return what gives this user a store."""
     return (
-        "Set PYTEST_SANDBOX_HOME to a folder where this user may write, and which is not on an overlay as docker's own root is (a volume, or below "
+        "Set PYTEST_SANDBOX_HOME to a directory where this user may write, and which is not on an overlay as docker's own root is (a volume, or below "
         f"/dev/shm): {paths.images()} is not one."
     )
 
@@ -52,5 +52,5 @@ def try_state() -> str:
 
 
 def remedy_for_state(_trial: Trial) -> str:
-    """Return what gives this user a folder for sessions."""
-    return f"Set XDG_RUNTIME_DIR to a folder where only this user may write, as a login with systemd does: {paths.state()} is not one."
+    """Return what gives this user a directory for sessions."""
+    return f"Set XDG_RUNTIME_DIR to a directory where only this user may write, as a login with systemd does: {paths.state()} is not one."

@@ -1,6 +1,6 @@
-"""Images that lie in a file or a folder: OCI layouts, docker's archives, root file systems; told apart by what is in them.
+"""Images that lie in a file or a directory: OCI layouts, docker's archives, root file systems; told apart by what is in them.
 
-A layout or an archive is the same thing behind two doors: members of a folder, and members of a tar file (read in place, by their offsets).
+A layout or an archive is the same thing behind two doors: members of a directory, and members of a tar file (read in place, by their offsets).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.image.store import Store
     from pytest_sandbox.image.transaction import Adding
 
-__all__ = ["Loader", "full_name", "is_image_folder", "load"]
+__all__ = ["Loader", "full_name", "is_image_directory", "load"]
 
 _LAYOUT: Final = ("oci-layout", "index.json")
 _MANIFEST: Final = "manifest.json"
@@ -44,16 +44,16 @@ class Members(Protocol):
     def chunks(self, name: str) -> Iterator[bytes]: ...
 
 
-class FolderMembers:
-    """The files of a folder; what is not a regular file in there is not read."""
+class DirectoryMembers:
+    """The files of a directory; what is not a regular file in there is not read."""
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
 
     def _path(self, name: str) -> str:
         if os.path.isabs(name) or ".." in name.split("/"):
-            raise ImageError(f"{name!r} leads out of {self._folder}")
-        return os.path.join(self._folder, name)
+            raise ImageError(f"{name!r} leads out of {self._directory}")
+        return os.path.join(self._directory, name)
 
     def has(self, name: str) -> bool:
         with contextlib.suppress(OSError):
@@ -67,7 +67,7 @@ class FolderMembers:
         fd = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise ImageError(f"{name!r} in {self._folder} is no file")
+                raise ImageError(f"{name!r} in {self._directory} is no file")
             yield from read_chunks(file)
 
 
@@ -255,13 +255,13 @@ def load(path: str, store: Store, loader: Loader) -> list[str]:
     """Load what lies at ``path``, whatever it is; returns the ids of the images."""
     label = loader.title or path
     if os.path.isdir(path):
-        return _load_members(FolderMembers(path), loader, label)
+        return _load_members(DirectoryMembers(path), loader, label)
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
         raise ImageError(f"{label}: {error.strerror}") from error
     if not stat.S_ISREG(mode):
-        raise ImageError(f"{label} is neither a file nor a folder")
+        raise ImageError(f"{label} is neither a file nor a directory")
     with open(path, "rb") as file:
         kind = compression_of(file.read(8))
     if not kind:
@@ -277,7 +277,9 @@ def _load_members(members: Members, loader: Loader, path: str) -> list[str]:
         return loader.layout(members)
     if members.has(_MANIFEST):
         return loader.archive(members)
-    raise ImageError(f"{path} is neither an OCI layout nor what `docker save` writes. A folder with a root file system is used as it is.")
+    raise ImageError(
+        f"{path} is neither an OCI layout nor what `docker save` writes. A directory with a root file system is used as it is."
+    )
 
 
 def _load_tar(plain: str, path: str, loader: Loader) -> list[str]:
@@ -291,7 +293,7 @@ def _load_tar(plain: str, path: str, loader: Loader) -> list[str]:
 
 
 def _holds_an_image(path: str, label: str, limits: Limits) -> bool:
-    """Look whether a compressed archive begins as an archive of images does: with blobs, documents and folders alone."""
+    """Look whether a compressed archive begins as an archive of images does: with blobs, documents and directories alone."""
     with open(path, "rb") as file:
         try:
             for member in TarReader(decompress(read_chunks(file)), limits):
@@ -369,7 +371,7 @@ def full_name(text: str) -> str:
     return parse_reference(text).full
 
 
-def is_image_folder(path: str) -> bool:
-    """Whether a folder holds an OCI layout or an unpacked ``docker save``, and not a root file system."""
-    members = FolderMembers(path)
+def is_image_directory(path: str) -> bool:
+    """Whether a directory holds an OCI layout or an unpacked ``docker save``, and not a root file system."""
+    members = DirectoryMembers(path)
     return all(map(members.has, _LAYOUT)) or members.has(_MANIFEST)

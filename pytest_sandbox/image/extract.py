@@ -1,4 +1,4 @@
-"""A layer's tar stream made into a folder, in the form that overlayfs takes, with everything that the archive says about each file.
+"""A layer's tar stream made into a directory, in the form that overlayfs takes, with everything that the archive says about each file.
 
 Each entry costs five system calls for a file; its content goes from the decompressor's buffer to the file without a copy. What this user
 may not do (owners, devices, some attributes) is counted in :class:`Unpacked`, never silently different.
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["Unpacked", "unpack"]
 
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _HIGHEST_ID: Final = (1 << 32) - 2  # the last one means "leave as it is" to chown
 _SECOND: Final = 1_000_000_000
 _TIMES: Final = (-(1 << 31) * _SECOND, (1 << 33) * _SECOND)
-_IMPLIED: Final = _TIMES[0] - 1  # the time of a folder that the archive does not describe
+_IMPLIED: Final = _TIMES[0] - 1  # the time of a directory that the archive does not describe
 _DEVICES: Final = {b"3": stat.S_IFCHR, b"4": stat.S_IFBLK}
 _AUFS: Final = b".wh..wh."  # what aufs keeps for itself in a layer (mount.aufs(8))
 _AUFS_OPAQUE: Final = b".wh..wh..opq"
@@ -44,7 +44,7 @@ _MISSING_RIGHT: Final = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP)
 class Unpacked:
     """What came of one layer: ``size`` of file content in bytes (holes count), ``entries``, and ``not_kept``: what could not be kept, and how often.
 
-    ``implied`` are the folders that the archive does not describe, though entries lie in them (``b""`` is the root): their attributes are
+    ``implied`` are the directories that the archive does not describe, though entries lie in them (``b""`` is the root): their attributes are
     those of the layers below, which whoever lays layers over one another knows. ``whiteouts`` are the
     directories that hold marks of deletions.
     """
@@ -59,7 +59,7 @@ class Unpacked:
 
 @dataclass(frozen=True, slots=True)
 class _Attributes:
-    """A folder's attributes, set after all in it was written."""
+    """A directory's attributes, set after all in it was written."""
 
     mode: int
     uid: int
@@ -68,7 +68,7 @@ class _Attributes:
 
 
 def unpack(pieces: Iterable[bytes], root: str, limits: Limits, *, end_required: bool = True, budget: Budget | None = None) -> Unpacked:
-    """Write the layer in ``pieces`` (a plain tar stream) into the empty folder ``root``.
+    """Write the layer in ``pieces`` (a plain tar stream) into the empty directory ``root``.
 
     ``end_required`` asks for the archive's end marker: without it, a stream that is cut between two entries cannot be told from a whole one.
     Raises ImageError, with the entry's path, for anything that is damaged, hostile or past ``limits``.
@@ -105,14 +105,14 @@ def _explained(error: OSError) -> str:
 
 
 class _Unpacker:
-    """One layer's folder, and what is still to be done to its subfolders."""
+    """One layer's directory, and what is still to be done to its subdirectories."""
 
     def __init__(self, root: str, limits: Limits) -> None:
         self.result = Unpacked()
         self._limits = limits
         self._root = root
         self._tree = Tree(root, limits, self._made)
-        self._folders: list[tuple[bytes, int, int, int, int]] = []
+        self._directories: list[tuple[bytes, int, int, int, int]] = []
         self._uid, self._gid = os.geteuid(), os.getegid()
         self._room = limits.layer_bytes
         self._has_links_of_aufs = False
@@ -134,7 +134,7 @@ class _Unpacker:
         elif kind == b"0":
             self._file(parent, base, member, reader)
         elif kind == b"5":
-            self._folder(parent, base, member)
+            self._directory(parent, base, member)
         elif kind == b"1":
             self._hard_link(base, member)
         elif kind == b"2":
@@ -157,18 +157,18 @@ class _Unpacker:
         return not is_target
 
     def finish(self) -> None:
-        """Give the folders their attributes, those inside first: a time changes when something is written, a right may be taken away."""
-        self._folders.sort(key=lambda record: record[0])
+        """Give the directories their attributes, those inside first: a time changes when something is written, a right may be taken away."""
+        self._directories.sort(key=lambda record: record[0])
         done = None
-        for path, mode, uid, gid, mtime_ns in reversed(self._folders):
+        for path, mode, uid, gid, mtime_ns in reversed(self._directories):
             if path == done:
-                continue  # an earlier entry of the same folder
+                continue  # an earlier entry of the same directory
             done = path
             attributes = _Attributes(mode, uid, gid, None if mtime_ns == _IMPLIED else mtime_ns)
             with contextlib.suppress(
                 FileNotFoundError, NotADirectoryError, ImageError
             ):  # a later entry took its place, or that of one above
-                self._finish_folder(path, attributes)
+                self._finish_directory(path, attributes)
                 if mtime_ns == _IMPLIED and path != _AUFS_LINKS:
                     self.result.implied.append(path)
         self.result.opaque_root = self._tree.opaque_root
@@ -234,12 +234,12 @@ class _Unpacker:
             raise error
         self.result.not_kept[what] += 1
 
-    def _folder(self, parent: int, base: bytes, member: Member) -> None:
-        self._tree.folder(parent, base, member.name)
+    def _directory(self, parent: int, base: bytes, member: Member) -> None:
+        self._tree.directory(parent, base, member.name)
         path = b"/".join(self._tree.parts(member.name))
         self._note(path, member.mode, member.uid, member.gid, _in_range(member.mtime_ns))
         if member.xattrs:
-            fd = os.open(base, _READ_FOLDER, dir_fd=parent)
+            fd = os.open(base, _READ_DIRECTORY, dir_fd=parent)
             try:
                 self._set_xattrs(fd, member)
             finally:
@@ -249,13 +249,13 @@ class _Unpacker:
         self._note(path, 0o755, self._uid, self._gid, _IMPLIED)
 
     def _note(self, path: bytes, mode: int, uid: int, gid: int, mtime_ns: int) -> None:
-        if len(self._folders) >= self._limits.directories:
-            raise ImageError(f"more than {self._limits.directories} folders")
-        self._folders.append((path, mode, uid, gid, mtime_ns))
+        if len(self._directories) >= self._limits.directories:
+            raise ImageError(f"more than {self._limits.directories} directories")
+        self._directories.append((path, mode, uid, gid, mtime_ns))
 
-    def _finish_folder(self, path: bytes, attributes: _Attributes) -> None:
+    def _finish_directory(self, path: bytes, attributes: _Attributes) -> None:
         parent, base = self._tree.existing(path) if path else self._tree.place(b".")
-        fd = os.open(base, _READ_FOLDER, dir_fd=parent)
+        fd = os.open(base, _READ_DIRECTORY, dir_fd=parent)
         try:
             if attributes.uid != self._uid or attributes.gid != self._gid:
                 self._own(fd, attributes.uid, attributes.gid)
@@ -281,7 +281,7 @@ class _Unpacker:
         try:
             status = os.stat(source_base, dir_fd=source, follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode):
-                raise ImageError(f"{printable(member.name)}: a hard link to the folder {printable(member.link)}")
+                raise ImageError(f"{printable(member.name)}: a hard link to the directory {printable(member.link)}")
             try:
                 os.link(source_base, base, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
             except FileExistsError:
@@ -305,7 +305,7 @@ class _Unpacker:
         self._describe_name(parent, base, member)
 
     def _node(self, parent: int, base: bytes, member: Member) -> None:
-        """Make a device or a FIFO. The store's root folder is closed to others, so that no user of the host reaches it."""
+        """Make a device or a FIFO. The store's root directory is closed to others, so that no user of the host reaches it."""
         device = os.makedev(*member.device) if member.kind != b"6" else 0
         file_type = _DEVICES.get(member.kind, stat.S_IFIFO)
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Folders of layers as they lie in the store: many folded into one, removal."""
+"""Directories of layers as they lie in the store: many folded into one, removal."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["fold", "is_opaque", "remove_tree"]
 
 _OPAQUE: Final = (b"trusted.overlay.opaque", b"user.overlay.opaque")
-_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def is_opaque(folder: bytes) -> bool:
-    """Whether the overlay shows nothing of what lies below this folder."""
-    return any(_attribute(folder, name) == b"y" for name in _OPAQUE)
+def is_opaque(directory: bytes) -> bool:
+    """Whether the overlay shows nothing of what lies below this directory."""
+    return any(_attribute(directory, name) == b"y" for name in _OPAQUE)
 
 
 def _attribute(path: bytes, name: bytes) -> bytes | None:
@@ -32,7 +32,7 @@ def _attribute(path: bytes, name: bytes) -> bytes | None:
 
 
 def _describe(target: bytes, source: bytes, status: os.stat_result) -> None:
-    """Copy a folder's owner, attributes, mode and times, as far as this user may."""
+    """Copy a directory's owner, attributes, mode and times, as far as this user may."""
     with contextlib.suppress(PermissionError):
         os.chown(target, status.st_uid, status.st_gid)
     for name in os.listxattr(source):
@@ -44,7 +44,7 @@ def _describe(target: bytes, source: bytes, status: os.stat_result) -> None:
 
 
 def fold(layers: Sequence[bytes], target: bytes) -> None:
-    """Make ``target``, an empty folder, show what an overlay of ``layers`` (topmost first) shows; files are hard links, and take no room.
+    """Make ``target``, an empty directory, show what an overlay of ``layers`` (topmost first) shows; files are hard links, and take no room.
 
     The result may lie at the bottom of an overlay: deletions have been applied, and are gone.
     """
@@ -65,7 +65,7 @@ def fold(layers: Sequence[bytes], target: bytes) -> None:
 
 
 def _merged(sources: Sequence[bytes]) -> dict[bytes, list[bytes]]:
-    """Map each visible name to the paths that it consists of: one file, or folders down to the first that hides the rest."""
+    """Map each visible name to the paths that it consists of: one file, or directories down to the first that hides the rest."""
     found: dict[bytes, list[bytes]] = {}
     closed: set[bytes] = set()
     for source in sources:
@@ -74,9 +74,9 @@ def _merged(sources: Sequence[bytes]) -> dict[bytes, list[bytes]]:
         for entry in entries:
             if entry.name in closed:
                 continue
-            is_folder = entry.is_dir(follow_symlinks=False)
-            if not is_folder or is_opaque(entry.path):
+            is_directory = entry.is_dir(follow_symlinks=False)
+            if not is_directory or is_opaque(entry.path):
                 closed.add(entry.name)
-            if not is_whiteout(entry.stat(follow_symlinks=False)) and (is_folder or entry.name not in found):
+            if not is_whiteout(entry.stat(follow_symlinks=False)) and (is_directory or entry.name not in found):
                 found.setdefault(entry.name, []).append(entry.path)
     return found

@@ -29,7 +29,7 @@ _SHORTEST_ID: Final = 4
 _COPIED: Final = 1 << 20
 #: Of these a root file system has one, also one of a single program.
 _ROOT_NAMES: Final = frozenset(("bin", "dev", "etc", "lib", "lib64", "nix", "opt", "proc", "sbin", "usr", "var"))
-_FOLDER_STARTS: Final = ("/", "./", "../", "~")
+_DIRECTORY_STARTS: Final = ("/", "./", "../", "~")
 
 
 class UnknownImage(ImageError):
@@ -50,14 +50,14 @@ class Image:
 
     ``reference`` is its name as docker prints it (``debian:12``), or its id where it has none; ``id`` the digest of its configuration,
     ``sha256:...``; ``layers`` the digests of its plain layers, bottom first; ``size`` the bytes of all files in them.
-    ``folder`` is the directory that is used as an image, else empty.
+    ``directory`` is the directory that is used as an image, else empty.
     """
 
     reference: str
     id: str
     layers: tuple[str, ...]
     size: int
-    folder: str = ""
+    directory: str = ""
     _store: str = ""
 
     @classmethod
@@ -76,10 +76,10 @@ class Image:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, name: str = "", progress: Callable[[str, str, int, int], None] | None = None) -> Image:
-        """Store what lies at ``path``, and return it: an OCI layout (folder or tar), what ``docker save`` writes, or the tar of a root file system.
+        """Store what lies at ``path``, and return it: an OCI layout (directory or tar), what ``docker save`` writes, or the tar of a root file system.
 
         Archives may be compressed by gzip, zstd, xz or bzip2; which of them it is, is seen by their content. ``name`` is what it is to be called,
-        instead of the names that it brings. Of an archive of several images all are stored, and the first is returned. A folder with a root
+        instead of the names that it brings. Of an archive of several images all are stored, and the first is returned. A directory with a root
         file system is used as it is, and not stored. Raises :class:`ImageError`.
         """
         return cls.load_all(path, name=name, progress=progress)[0]
@@ -89,11 +89,11 @@ class Image:
         cls, path: str | os.PathLike[str], *, name: str = "", progress: Callable[[str, str, int, int], None] | None = None
     ) -> list[Image]:
         """As :meth:`load`, for every image in an archive."""
-        from pytest_sandbox.image.archive import is_image_folder
+        from pytest_sandbox.image.archive import is_image_directory
 
         where = os.path.abspath(os.path.expanduser(os.fspath(path)))
-        if os.path.isdir(where) and not is_image_folder(where):
-            return [_of_folder(where)]
+        if os.path.isdir(where) and not is_image_directory(where):
+            return [_of_directory(where)]
         return _loaded(where, name, progress)
 
     @classmethod
@@ -125,7 +125,7 @@ class Image:
     @cached_property
     def document(self) -> dict[str, Any]:
         """The configuration document (OCI image spec, config.md)."""
-        return _document(self._store, self.id) if not self.folder else {}
+        return _document(self._store, self.id) if not self.directory else {}
 
     @property
     def config(self) -> dict[str, Any]:
@@ -165,16 +165,16 @@ class Image:
         return (*(self.config.get("Entrypoint") or ()), *given)
 
     def lower_directories(self) -> tuple[str, ...]:
-        """Return the folders that a container lies on, topmost first."""
-        if self.folder:
-            return (self.folder,)
+        """Return the directories that a container lies on, topmost first."""
+        if self.directory:
+            return (self.directory,)
         record = self._record
         if record.base == "host":
             return ("/",)
         return (*map(Store(self._store).layer_path, record.mounts), *filter(None, [record.base]))
 
     def above(self) -> tuple[tuple[str, str], ...]:
-        """Return what lies between the host's own root and a container, topmost first: each folder with the file system that it belongs to."""
+        """Return what lies between the host's own root and a container, topmost first: each directory with the file system that it belongs to."""
         if self.base != "host":
             return ()
         record, store = self._record, Store(self._store)
@@ -182,13 +182,13 @@ class Image:
 
     @property
     def base(self) -> str:
-        """What the layers of a commit lie on, if not on an image: ``"host"``, or a folder with a root file system."""
-        return "" if self.folder else self._record.base
+        """What the layers of a commit lie on, if not on an image: ``"host"``, or a directory with a root file system."""
+        return "" if self.directory else self._record.base
 
     @property
     def points(self) -> dict[str, str]:
         """Which of the host's file systems a layer belongs to, by the layers' keys."""
-        return {} if self.folder else self._record.points
+        return {} if self.directory else self._record.points
 
     @property
     def _record(self) -> Record:
@@ -198,24 +198,24 @@ class Image:
             raise ImageError(f"the image {self.reference} is no longer stored. Pull or load it again.") from None
 
     def hold(self) -> int:
-        """Keep the image from being removed while a container lives on it; returns a descriptor to close, -1 for a folder."""
-        return -1 if self.folder else Store(self._store).hold(self.id)
+        """Keep the image from being removed while a container lives on it; returns a descriptor to close, -1 for a directory."""
+        return -1 if self.directory else Store(self._store).hold(self.id)
 
     def remove(self) -> builtins.list[str]:
-        """Take the image's name away, and with the last name the image and the layers that no other has; a folder stays as it is.
+        """Take the image's name away, and with the last name the image and the layers that no other has; a directory stays as it is.
 
         Returns what is gone: names and ids. Raises :class:`ImageError` where a container lives on it.
         """
-        if self.folder:
+        if self.directory:
             return []
         gone = Store(self._store).remove(self.id, name=_name_of(self.reference) if self.reference != self.id else "")
         return [one if one == self.id else str(parse_reference(one)) for one in gone]
 
 
 def find(value: object) -> Image | None:
-    """Return the image that a setting means: None for the host's root; an :class:`Image`, a stored one by name or id, a folder by path.
+    """Return the image that a setting means: None for the host's root; an :class:`Image`, a stored one by name or id, a directory by path.
 
-    A name that is stored wins over a folder of the same name; write ``./NAME`` for the folder.
+    A name that is stored wins over a directory of the same name; write ``./NAME`` for the directory.
     """
     if value == "host":
         return None
@@ -224,7 +224,7 @@ def find(value: object) -> Image | None:
     text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else ""
     if not isinstance(text, str) or not text:
         raise ImageError(f"image={value!r} is neither a name, a path nor an Image")
-    if not text.startswith(_FOLDER_STARTS):
+    if not text.startswith(_DIRECTORY_STARTS):
         try:
             return Image.get(text)
         except ImageError:
@@ -232,8 +232,10 @@ def find(value: object) -> Image | None:
                 raise
     where = os.path.abspath(os.path.expanduser(text))
     if not os.path.isdir(where):
-        raise ImageError(f"image={text!r}: there is no such folder. Give a folder with a root file system, or the name of a stored image.")
-    return _of_folder(where)
+        raise ImageError(
+            f"image={text!r}: there is no such directory. Give a directory with a root file system, or the name of a stored image."
+        )
+    return _of_directory(where)
 
 
 def load_stream(
@@ -306,10 +308,10 @@ def _of(store: Store, index: Index, image_id: str, reference: str = "") -> Image
     names = index.names_of(image_id)
     name = _name_of(reference)
     shown = str(parse_reference(name if name in names else names[0])) if names else image_id
-    return Image(shown, image_id, record.layers, record.size, _store=store.folder)
+    return Image(shown, image_id, record.layers, record.size, _store=store.directory)
 
 
-def _of_folder(path: str) -> Image:
+def _of_directory(path: str) -> Image:
     """Return the image of a directory. Raises ImageError unless it looks like a root file system:
     any other is a mistake, such as the project's own directory.
     """
@@ -322,7 +324,7 @@ def _of_folder(path: str) -> Image:
             f"{path} does not look like a root file system: it has none of "
             f"{', '.join(sorted(_ROOT_NAMES))}. Make one of them there if it is."
         )
-    return Image(path, f"folder:{path}", (), 0, folder=path)
+    return Image(path, f"directory:{path}", (), 0, directory=path)
 
 
 @lru_cache(maxsize=64)

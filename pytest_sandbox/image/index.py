@@ -45,7 +45,7 @@ class LayerFacts:
 class Record:
     """One image in the index: its layers' keys, bottom first, and the keys that a container mounts, topmost first.
 
-    What the layers of a commit lie on, if not on others: ``base`` is "host", or the folder of a root file system; ``points`` say which of
+    What the layers of a commit lie on, if not on others: ``base`` is "host", or the directory of a root file system; ``points`` say which of
     the host's file systems a layer belongs to, where that is not its root's. ``format`` is the one
     that the record was written in.
     """

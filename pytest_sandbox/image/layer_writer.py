@@ -1,6 +1,6 @@
-"""A layer's folder while it is filled: names are walked from its root, one component at a time, and no link is ever followed.
+"""A layer's directory while it is filled: names are walked from its root, one component at a time, and no link is ever followed.
 
-Whoever unpacks hands over names as the archive has them; what leaves the folder, or goes through anything but a folder, is refused here.
+Whoever unpacks hands over names as the archive has them; what leaves the directory, or goes through anything but a directory, is refused here.
 The overlay's own marks (Documentation/filesystems/overlayfs.rst) are made here too: 0:0 devices and the ``opaque`` attribute.
 """
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["WHITEOUT_PREFIX", "Tree", "is_whiteout"]
 
 WHITEOUT_PREFIX: Final = b".wh."
-_OPEN_FOLDERS: Final = 192  # three layers at once stay below the usual limit of 1024 descriptors
-_FOLDER: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_DIRECTORIES: Final = 192  # three layers at once stay below the usual limit of 1024 descriptors
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def is_whiteout(status: os.stat_result) -> bool:
@@ -33,13 +33,13 @@ def is_whiteout(status: os.stat_result) -> bool:
 
 
 class Tree:
-    """The folder ``root`` and the descriptors of the folders in it that were used last; close it when done.
+    """The directory ``root`` and the descriptors of the directories in it that were used last; close it when done.
 
     ``whiteouts`` are the directories that hold marks of deletions. ``opaque_root`` becomes true where the layer hides all that lies below it: overlayfs does not look at the attribute there.
     """
 
     def __init__(self, root: str, limits: Limits, made: Callable[[bytes], None]) -> None:
-        """Begin with an empty folder; ``made`` is told of each folder that is made because an entry lies in it."""
+        """Begin with an empty directory; ``made`` is told of each directory that is made because an entry lies in it."""
         self.opaque_root = False
         self.whiteouts: set[bytes] = set()
         self.privileged = os.geteuid() == 0
@@ -53,14 +53,14 @@ class Tree:
         os.close(self._root)
 
     def place(self, name: bytes) -> tuple[int, bytes]:
-        """Return the descriptor of the folder that ``name`` lies in, and its last component; (root, b".") for the root itself.
+        """Return the descriptor of the directory that ``name`` lies in, and its last component; (root, b".") for the root itself.
 
-        Folders on the way that the archive did not name are made. The descriptor is valid until the next call.
+        Directories on the way that the archive did not name are made. The descriptor is valid until the next call.
         """
         head, _, base = name.rpartition(b"/")
-        folder = self._open.get(head)
-        if folder is not None and base not in (b"", b".", b"..") and name[:1] != b"/":
-            return folder, base
+        directory = self._open.get(head)
+        if directory is not None and base not in (b"", b".", b"..") and name[:1] != b"/":
+            return directory, base
         parts = self.parts(name)
         if not parts:
             return self._root, b"."
@@ -70,7 +70,7 @@ class Tree:
         """As :meth:`place`, for the target of a hard link: nothing is made, and a leading "/" means the layer's root (kaniko writes so)."""
         parts = self.parts(name.lstrip(b"/"))
         if not parts:
-            raise ImageError(f"{printable(name)}: a hard link to the root folder")
+            raise ImageError(f"{printable(name)}: a hard link to the root directory")
         return self._walk(parts[:-1], make=False), parts[-1]
 
     def parts(self, name: bytes) -> list[bytes]:
@@ -84,12 +84,12 @@ class Tree:
             raise ImageError(f"{printable(name)}: the name leads out of the layer by '..'")
         if len(name) > self._limits.path_bytes or len(parts) > self._limits.path_depth:
             raise ImageError(
-                f"{printable(name)}: the name is longer than {self._limits.path_bytes} bytes or {self._limits.path_depth} folders"
+                f"{printable(name)}: the name is longer than {self._limits.path_bytes} bytes or {self._limits.path_depth} directories"
             )
         return parts
 
-    def folder(self, parent: int, base: bytes, name: bytes) -> None:
-        """Make the folder ``name`` unless it is there; what else is there gives way."""
+    def directory(self, parent: int, base: bytes, name: bytes) -> None:
+        """Make the directory ``name`` unless it is there; what else is there gives way."""
         if base == b".":
             return
         try:
@@ -106,7 +106,7 @@ class Tree:
     def clear(self, parent: int, base: bytes, name: bytes) -> None:
         """Take away what an earlier entry of the same name made: the last one counts."""
         if base == b".":
-            raise ImageError(f"{printable(name)}: the root of a layer must be a folder")
+            raise ImageError(f"{printable(name)}: the root of a layer must be a directory")
         status = os.stat(base, dir_fd=parent, follow_symlinks=False)
         if stat.S_ISDIR(status.st_mode):
             parent = os.dup(parent)
@@ -119,14 +119,14 @@ class Tree:
             os.unlink(base, dir_fd=parent)
 
     def whiteout(self, parent: int, base: bytes, name: bytes) -> None:
-        """Apply a whiteout entry: mark a deletion, or a folder that hides the ones below (OCI image spec, layer.md)."""
+        """Apply a whiteout entry: mark a deletion, or a directory that hides the ones below (OCI image spec, layer.md)."""
         target = base[len(WHITEOUT_PREFIX) :]
         if base == b".wh..wh..opq":
             self._make_opaque(parent, b".", name)
         elif target.startswith(WHITEOUT_PREFIX):
             return  # aufs' own bookkeeping
         elif target in (b"", b".", b".."):
-            raise ImageError(f"{printable(name)}: a whiteout of nothing, or of a folder itself")
+            raise ImageError(f"{printable(name)}: a whiteout of nothing, or of a directory itself")
         else:
             self._delete(parent, target, name)
 
@@ -141,7 +141,7 @@ class Tree:
         except PermissionError as error:
             raise ImageError(
                 f"{printable(name)}: this file system takes no mark of a deletion, such as an overlay (docker's own root is one). "
-                "Put the store on another one with PYTEST_SANDBOX_HOME: a volume, or a folder below /dev/shm."
+                "Put the store on another one with PYTEST_SANDBOX_HOME: a volume, or a directory below /dev/shm."
             ) from error
 
     def _make_opaque(self, parent: int, base: bytes, name: bytes) -> None:
@@ -155,42 +155,42 @@ class Tree:
             if error.errno not in (errno.ENOTSUP, errno.EPERM):
                 raise
             raise ImageError(
-                f"{printable(name)}: this file system cannot mark a folder as opaque ({error.strerror}). "
+                f"{printable(name)}: this file system cannot mark a directory as opaque ({error.strerror}). "
                 "Put the store on another one with PYTEST_SANDBOX_HOME; on a tmpfs, user attributes need Linux 6.6."
             ) from error
         finally:
             os.close(fd)
 
     def _walk(self, parts: list[bytes], *, make: bool = True) -> int:
-        """Open the folder of ``parts``, from the longest known beginning on, a component at a time."""
+        """Open the directory of ``parts``, from the longest known beginning on, a component at a time."""
         known = len(parts)
-        while (folder := self._open.get(b"/".join(parts[:known]))) is None:
+        while (directory := self._open.get(b"/".join(parts[:known]))) is None:
             known -= 1
-        if len(self._open) > _OPEN_FOLDERS:
+        if len(self._open) > _OPEN_DIRECTORIES:
             self._forget()
-            folder, known = self._root, 0
+            directory, known = self._root, 0
         for depth in range(known, len(parts)):
             path = b"/".join(parts[: depth + 1])
-            folder = self._open[path] = self._step(folder, parts[depth], path, make=make)
-        return folder
+            directory = self._open[path] = self._step(directory, parts[depth], path, make=make)
+        return directory
 
     def _step(self, parent: int, part: bytes, path: bytes, *, make: bool) -> int:
         with contextlib.suppress(FileNotFoundError):
             try:
-                return os.open(part, _FOLDER, dir_fd=parent)
+                return os.open(part, _DIRECTORY, dir_fd=parent)
             except OSError as error:
                 if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                     raise
                 if not make or not is_whiteout(os.stat(part, dir_fd=parent, follow_symlinks=False)):
-                    raise ImageError(f"{printable(path)}: an entry goes through a link or a file, not a folder") from None
+                    raise ImageError(f"{printable(path)}: an entry goes through a link or a file, not a directory") from None
                 self._made(path)
-                self.folder(parent, part, path)
-                return os.open(part, _FOLDER, dir_fd=parent)
+                self.directory(parent, part, path)
+                return os.open(part, _DIRECTORY, dir_fd=parent)
         if not make:
-            raise FileNotFoundError(errno.ENOENT, "no such folder in the layer", path)
+            raise FileNotFoundError(errno.ENOENT, "no such directory in the layer", path)
         self._made(path)
         os.mkdir(part, 0o700, dir_fd=parent)
-        return os.open(part, _FOLDER, dir_fd=parent)
+        return os.open(part, _DIRECTORY, dir_fd=parent)
 
     def _forget(self) -> None:
         for path, fd in self._open.items():

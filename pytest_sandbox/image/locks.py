@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator
 
-__all__ = ["lock_file", "lock_folder", "making", "try_exclusive"]
+__all__ = ["lock_directory", "lock_file", "making", "try_exclusive"]
 
 _POLL_SECONDS = 0.02
 _LONGEST_MAKING = 3600.0
@@ -79,15 +79,15 @@ def _try_making(path: str) -> int | None:
     return _try_holding(fd, path)
 
 
-def lock_folder(path: str) -> int:
-    """Hold a new folder that nobody else uses yet."""
+def lock_directory(path: str) -> int:
+    """Hold a new directory that nobody else uses yet."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fcntl.flock(fd, fcntl.LOCK_EX)
     return fd
 
 
 def try_exclusive(path: str) -> int | None:
-    """Hold the file or folder ``path`` alone, if nobody holds it now; None where somebody does, or where it is gone."""
+    """Hold the file or directory ``path`` alone, if nobody holds it now; None where somebody does, or where it is gone."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:

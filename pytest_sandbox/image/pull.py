@@ -69,12 +69,12 @@ def places(reference: Reference) -> list[tuple[str, str]]:
 
 
 def _below(place: str, repository: str) -> tuple[str, str]:
-    host, _, folder = place.removeprefix("https://").removeprefix("http://").partition("/")
+    host, _, directory = place.removeprefix("https://").removeprefix("http://").partition("/")
     if not REGISTRY.match(host):  # not repeated here: it may hold a name and password
         raise ImageError(
             "PYTEST_SANDBOX_MIRRORS and PYTEST_SANDBOX_REGISTRY_PREFIX name hosts, as in mirror.example:5000/prefix; logins are docker's"
         )
-    return host, f"{folder}/{repository}" if folder else repository
+    return host, f"{directory}/{repository}" if directory else repository
 
 
 @dataclass

@@ -5,7 +5,7 @@
     index.json        what is stored: names and images          written by rename, under the lock
     lock              filelock's, held for moments
     documents/HEX     configurations and manifests, as they came
-    layers/HEX/       fs: the folder that overlayfs takes; layer.json: what is known of it
+    layers/HEX/       fs: the directory that overlayfs takes; layer.json: what is known of it
     images/HEX        locked (shared) while a container lives on the image; its time is the last use
     locks/HEX         locked (shared) while somebody counts on the layer HEX before the index names it
     locks/HEX.making  locked while somebody makes the layer HEX
@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Final
 from pytest_sandbox.errors import ImageError
 from pytest_sandbox.image.flatten import remove_tree
 from pytest_sandbox.image.index import FORMAT, UNREADABLE, Index, LayerFacts, hex_of, read_facts, read_index, text_of
-from pytest_sandbox.image.locks import lock_file, lock_folder, try_exclusive
+from pytest_sandbox.image.locks import lock_directory, lock_file, try_exclusive
 from pytest_sandbox.paths import images
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Store"]
 
-_FOLDERS: Final = ("documents", "layers", "images", "locks", "tmp")
+_DIRECTORIES: Final = ("documents", "layers", "images", "locks", "tmp")
 _PRIVATE: Final = 0o700
 _HEX: Final = re.compile(r"[0-9a-f]{64}\Z")
 _OWN_TEMPORARY: Final = re.compile(r"[0-9a-f]{16}\Z")
@@ -51,16 +51,16 @@ _LOCK_SECONDS: Final = 60.0
 
 
 class Store:
-    """The store below one folder; an object holds no state but the path, and can be made at any time."""
+    """The store below one directory; an object holds no state but the path, and can be made at any time."""
 
-    def __init__(self, folder: str | None = None) -> None:
-        self.folder = folder or images()
+    def __init__(self, directory: str | None = None) -> None:
+        self.directory = directory or images()
 
     def path(self, *parts: str) -> str:
-        return os.path.join(self.folder, *parts)
+        return os.path.join(self.directory, *parts)
 
     def layer_path(self, key: str) -> str:
-        """Return the folder that overlayfs takes."""
+        """Return the directory that overlayfs takes."""
         return self.path("layers", hex_of(key), "fs")
 
     def making_path(self, key: str) -> str:
@@ -126,7 +126,7 @@ class Store:
         """
         path = self.path("index.json")
         try:
-            self._check_owner(os.stat(self.folder))
+            self._check_owner(os.stat(self.directory))
             with open(path, encoding="utf-8") as file:
                 status = os.fstat(file.fileno())
                 version = (status.st_dev, status.st_ino, status.st_mtime_ns)
@@ -144,10 +144,10 @@ class Store:
     def _check_owner(self, status: os.stat_result) -> None:
         """Raise ImageError for a store that others could have written to."""
         if not stat.S_ISDIR(status.st_mode):
-            raise ImageError(f"{self.folder} is not a directory")
+            raise ImageError(f"{self.directory} is not a directory")
         if status.st_uid != os.geteuid():
             raise ImageError(
-                f"{self.folder} belongs to another user (uid {status.st_uid}). Set PYTEST_SANDBOX_HOME to a directory of yours."
+                f"{self.directory} belongs to another user (uid {status.st_uid}). Set PYTEST_SANDBOX_HOME to a directory of yours."
             )
 
     # -- writing
@@ -157,14 +157,14 @@ class Store:
         devices.
         """
         try:
-            os.makedirs(self.folder, _PRIVATE, exist_ok=True)
+            os.makedirs(self.directory, _PRIVATE, exist_ok=True)
         except FileExistsError:
-            raise ImageError(f"{self.folder} is not a directory") from None
-        status = os.stat(self.folder)
+            raise ImageError(f"{self.directory} is not a directory") from None
+        status = os.stat(self.directory)
         self._check_owner(status)
         if status.st_mode & 0o077:
-            os.chmod(self.folder, _PRIVATE)
-        for name in _FOLDERS:
+            os.chmod(self.directory, _PRIVATE)
+        for name in _DIRECTORIES:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(self.path(name), _PRIVATE)
 
@@ -228,7 +228,7 @@ class Store:
         with self.locked():  # a sweep between making and locking it would remove it
             path = self.path("tmp", secrets.token_hex(8))
             os.mkdir(path, _PRIVATE)
-            fd = lock_folder(path)
+            fd = lock_directory(path)
         try:
             yield path
         finally:

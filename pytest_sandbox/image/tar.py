@@ -271,7 +271,7 @@ def _plain_member(header: bytes) -> Member:
     if header[257:263] == b"ustar\0" and header[345]:
         name = header[345:500].partition(b"\0")[0] + b"/" + name
     if kind in _REGULAR:
-        kind = b"5" if name.endswith(b"/") and kind != b"S" else b"0"  # v7 marks folders by a slash only
+        kind = b"5" if name.endswith(b"/") and kind != b"S" else b"0"  # v7 marks directories by a slash only
     size = 0 if kind in _WITHOUT_DATA else _number(header[124:136], "size")
     mode, uid, gid = _owner_of(header[100:124])
     return Member(

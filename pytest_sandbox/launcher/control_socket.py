@@ -4,8 +4,8 @@
 client asks             answer
 ===========  =========  ===================================================================================================
 ``list``     (stats)    ``list``: every container that somebody has, with what its client said about it, and its figures
-``enter``    id         ``entered`` (plan, about) + [init's pidfd, the payloads' and the builder's user namespace]
-``layer``    id         ``layer`` (points) + [the writable layer's folder]
+``enter``    id         ``entered`` (spec, about) + [init's pidfd, the payloads' and the builder's user namespace]
+``layer``    id         ``layer`` (points) + [the writable layer's directory]
 ===========  =========  ===================================================================================================
 
 Nobody else connects: the directory is this user's alone, and the kernel says who connects (SO_PEERCRED of unix(7)). Sockets are non-blocking,
@@ -90,13 +90,13 @@ class _Client:
 
 
 class ControlSocket:
-    """The listening socket in ``folder``, which is made and removed with it, and its clients, all of them in the launcher's ``poll``."""
+    """The listening socket in ``directory``, which is made and removed with it, and its clients, all of them in the launcher's ``poll``."""
 
-    def __init__(self, folder: str, poll: select.poll) -> None:
-        os.mkdir(folder, 0o700)
-        self._folder = folder
+    def __init__(self, directory: str, poll: select.poll) -> None:
+        os.mkdir(directory, 0o700)
+        self._directory = directory
         self._poll = poll
-        self._listening = local_socket.listen(os.path.join(folder, NAME))
+        self._listening = local_socket.listen(os.path.join(directory, NAME))
         self._clients: dict[int, _Client] = {}
         poll.register(self._listening, select.POLLIN)
 
@@ -151,4 +151,4 @@ class ControlSocket:
         for fd in list(self._clients):
             self._drop(fd)
         self._listening.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self._directory, ignore_errors=True)

@@ -5,7 +5,7 @@ one for each container that is to lie on it. The protocol, with the descriptors 
 
 =========  =======================  ==========================
 put        a detached mount         --
-make       --                       the folder of a new tmpfs
+make       --                       the directory of a new tmpfs
 clone      --                       a detached mount
 drop       --                       no answer
 =========  =======================  ==========================

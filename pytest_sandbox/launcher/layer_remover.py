@@ -25,19 +25,19 @@ class LayerRemover:
     def __init__(self) -> None:
         self._channel: Channel | None = None
 
-    def free(self, fds: Sequence[int], folder: str | None) -> None:
+    def free(self, fds: Sequence[int], directory: str | None) -> None:
         """Close descriptors, and remove a directory, elsewhere; here where the process has ended or has too much to do already."""
         if self._channel is None:
             self._channel = helper.start(_serve)
-        frame = packed({"folder": folder}, len(fds))
+        frame = packed({"directory": directory}, len(fds))
         sent = 0
         with suppress(OSError):
             sent = self._channel.socket.sendmsg([frame], rights_of(fds), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         if 0 < sent < len(frame):
             self._channel.socket.sendall(memoryview(frame)[sent:], socket.MSG_NOSIGNAL)
         close_all(fds)
-        if not sent and folder is not None:
-            _remove(folder)
+        if not sent and directory is not None:
+            _remove(directory)
 
 
 def _serve(channel: Channel) -> None:
@@ -47,12 +47,12 @@ def _serve(channel: Channel) -> None:
         except LostDescriptorsError as error:
             message, fds = error.message, []
         close_all(fds)
-        if message["folder"] is not None:
-            _remove(message["folder"])
+        if message["directory"] is not None:
+            _remove(message["directory"])
 
 
-def _remove(folder: str) -> None:
+def _remove(directory: str) -> None:
     from pytest_sandbox.image.flatten import remove_tree  # only layers on disk need it
 
     with suppress(Exception):  # what is left is removed with the session
-        remove_tree(folder)
+        remove_tree(directory)

@@ -1,6 +1,6 @@
 """The launcher: one small process for each client, whose children the containers' inits are.
 
-It keeps one container ready ahead of the plan that was asked for last, and offers it to the client before it is asked. It ends with its
+It keeps one container ready ahead of the spec that was asked for last, and offers it to the client before it is asked. It ends with its
 client, however that ends, and takes every container with it.
 """
 
@@ -25,7 +25,7 @@ from pytest_sandbox.linux import cgroup, file_mounts, mounts, namespaces, proces
 from pytest_sandbox.runtime import privileges, storage
 from pytest_sandbox.runtime.create import Building, Host
 from pytest_sandbox.runtime.protocol import Channel, InvalidMessageError, Message, close_all
-from pytest_sandbox.runtime.spec import OVERHEAD, Plan
+from pytest_sandbox.runtime.spec import OVERHEAD, Spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +48,7 @@ class Made:
     """One container as the launcher knows it; ``claimed`` by the client, or the spare that was made ahead."""
 
     id: str
-    plan: Plan
+    spec: Spec
     pid: int
     pidfd: int
     layer: int
@@ -94,17 +94,17 @@ class Launcher:
         """Whether what the host has mounted could not be found out when it was last looked at."""
         self.asked = 0
         self.count = 0
-        self.wanted: Plan | None = None
-        self.last: Plan | None = None
+        self.wanted: Spec | None = None
+        self.last: Spec | None = None
         self.patience = 0
         self.offered = 0.0
         self.poll = select.poll()
         for fd in (client.fileno(), self.client_pidfd):
             self.poll.register(fd, select.POLLIN)
         self.poll.register(self.mounts, select.POLLPRI)
-        folder = lock.removesuffix(".lock")
-        self.control = ControlSocket(folder, self.poll)
-        self.host = Host(folder)
+        directory = lock.removesuffix(".lock")
+        self.control = ControlSocket(directory, self.poll)
+        self.host = Host(directory)
         self.layer_holder = LayerHolder()
         self.layer_remover = LayerRemover()
 
@@ -194,17 +194,17 @@ class Launcher:
         return made
 
     def do_create(self, message: Message) -> None:
-        """Give the client a container of this plan, the spare where it has one, and make the next one ahead."""
-        plan, self.asked = Plan.from_json(message["plan"]), message["number"]
-        made = self.spare_of(plan) or self.build_on_the_moving(plan)
+        """Give the client a container of this spec, the spare where it has one, and make the next one ahead."""
+        spec, self.asked = Spec.from_json(message["spec"]), message["number"]
+        made = self.spare_of(spec) or self.build_on_the_moving(spec)
         made.request = message["request"]
         self.claim(made, message["about"])
         self.answer(message, {"op": "created", "id": made.id, "pid": made.pid}, [made.pidfd])
 
     def do_prepare(self, message: Message) -> None:
-        """See to it that the next container of this plan is ready."""
+        """See to it that the next container of this spec is ready."""
         self.asked = message["number"]
-        self.make_ahead(Plan.from_json(message["plan"]))
+        self.make_ahead(Spec.from_json(message["spec"]))
 
     def do_taken(self, message: Message) -> None:
         """The client has taken the spare that it was offered."""
@@ -243,7 +243,7 @@ class Launcher:
         A client that was interrupted asks again with the same key.
         """
         made = self.of(message)
-        if made.place.folder is not None:
+        if made.place.directory is not None:
             raise OSError(errno.EXDEV, "the layer is on disk")
         if made.held_as != message["key"]:
             self.layer_holder.ask("put", message["key"], [made.tree])
@@ -270,52 +270,52 @@ class Launcher:
             process.kill(old.pidfd, signal.SIGKILL)
             self.replace(old)
         try:
-            made = self.build(Plan.from_json(message["plan"]), identity=old.id, group=old.group)
+            made = self.build(Spec.from_json(message["spec"]), identity=old.id, group=old.group)
         except BaseException:
             self.committed[old.id] = old
             raise
         made.claimed, made.about, made.since = True, old.about, old.since
         self.answer(message, {"op": "renewed", "id": made.id, "pid": made.pid}, [made.pidfd])
 
-    def spare_of(self, plan: Plan) -> Made | None:
-        """Return the spare if it is of this plan; one of another plan, or over mounts or directories of before, is thrown away."""
-        if self.spare is not None and (self.is_stale or self.spare.plan != plan or not file_mounts.are_current(self.spare.seen)):
+    def spare_of(self, spec: Spec) -> Made | None:
+        """Return the spare if it is of this spec; one of another spec, or over mounts or directories of before, is thrown away."""
+        if self.spare is not None and (self.is_stale or self.spare.spec != spec or not file_mounts.are_current(self.spare.seen)):
             process.kill(self.spare.pidfd, signal.SIGKILL)
             self.spare = None
         return self.spare
 
     def claim(self, made: Made, about: Any) -> None:
-        """Note that a container is the client's, and that the one after it is wanted: at once, where one of the same plan was not waiting."""
+        """Note that a container is the client's, and that the one after it is wanted: at once, where one of the same spec was not waiting."""
         made.claimed, made.about, made.since = True, about, time.time()
         was_waiting = made is self.spare and time.monotonic() - self.offered >= _PATIENCE / 1000
-        self.patience = _PATIENCE if was_waiting or made.plan != self.last else 0
-        self.last = made.plan
+        self.patience = _PATIENCE if was_waiting or made.spec != self.last else 0
+        self.last = made.spec
         if made is self.spare:
             self.spare = None
-        self.wanted = made.plan
+        self.wanted = made.spec
 
-    def make_ahead(self, plan: Plan) -> None:
-        """Make the next container of this plan, and offer it."""
+    def make_ahead(self, spec: Spec) -> None:
+        """Make the next container of this spec, and offer it."""
         self.wanted = None
-        if self.spare_of(plan) is None:
+        if self.spare_of(spec) is None:
             with suppress(Exception):  # what it was is said when somebody asks for that container
-                self.spare, self.is_stale = self.build(plan), False
+                self.spare, self.is_stale = self.build(spec), False
                 offer = {"op": "ready", "id": self.spare.id, "pid": self.spare.pid, "number": self.asked, "seen": self.spare.seen}
                 self.client.send(offer, [self.spare.pidfd])
                 self.offered = time.monotonic()
 
-    def build_on_the_moving(self, plan: Plan) -> Made:
+    def build_on_the_moving(self, spec: Spec) -> Made:
         """Make a container, once more where a mount went away between the look at it and its turn (other tools' containers come and go)."""
         for _ in range(_TRIES - 1):
             try:
-                return self.build(plan)
+                return self.build(spec)
             except OSError:
                 if not mounts.has_changed(self.mounts):
                     raise
                 self.forget_mounts()
-        return self.build(plan)
+        return self.build(spec)
 
-    def build(self, plan: Plan, *, identity: str = "", group: cgroup.Group | None = None) -> Made:
+    def build(self, spec: Spec, *, identity: str = "", group: cgroup.Group | None = None) -> Made:
         """Make a container with its groups and limits, or one more in the group of an old one."""
         if self.is_outdated:
             self.forget_mounts()  # what is wrong is the answer to who asks
@@ -327,11 +327,11 @@ class Launcher:
         place = storage.MEMORY
         shelved: dict[str, int] = {}
         try:
-            group.apply(plan.limits(), overhead=OVERHEAD)
-            for key in plan.shelved:
+            group.apply(spec.limits(), overhead=OVERHEAD)
+            for key in spec.shelved:
                 (shelved[key],) = self.layer_holder.ask("clone", key)
-            place = self.find_place(plan, identity)
-            placed = replace(plan, layer_folder=place.folder, layer_device=place.device)
+            place = self.find_place(spec, identity)
+            placed = replace(spec, layer_directory=place.directory, layer_device=place.device)
             joins = group.joins() if group.fd() < 0 else ()
             building = Building(placed, self.host, hostname=identity, joins=joins, shelved=shelved)
             built = building.build(group.fd())
@@ -344,22 +344,24 @@ class Launcher:
         finally:
             close_all(list(shelved.values()))
         place.release()
-        made = Made(identity, plan, *built, group, self.host.points(), place, building.seen)
+        made = Made(identity, spec, *built, group, self.host.points(), place, building.seen)
         self.made[identity] = self.by_pidfd[made.pidfd] = made
         self.poll.register(made.pidfd, select.POLLIN)
         return made
 
-    def find_place(self, plan: Plan, identity: str) -> storage.Place:
+    def find_place(self, spec: Spec, identity: str) -> storage.Place:
         """Make the place of a writable layer that is not in memory, with what is to be in it from the start."""
-        base = plan.layers or self.host.root.layers
+        base = spec.layers or self.host.root.layers
         if base is None:
             return storage.MEMORY
-        if plan.disk is not None and not self.host.is_root:
-            raise privileges.unlimited(self.host.root, plan.disk)
-        place = storage.make(base, plan.disk, session=self.session.name, identity=identity, lock=self.lock)
+        if spec.disk is not None and not self.host.is_root:
+            raise privileges.unlimited(self.host.root, spec.disk)
+        place = storage.make(base, spec.disk, session=self.session.name, identity=identity, lock=self.lock)
         points = ["", *(point for point, _lower in self.host.points())]
-        numbers = {point: number for number, point in enumerate(points)} | {folder: n for n, folder in enumerate(plan.folders, 1000)}
-        for point, kept in plan.kept:
+        numbers = {point: number for number, point in enumerate(points)} | {
+            directory: n for n, directory in enumerate(spec.directories, 1000)
+        }
+        for point, kept in spec.kept:
             storage.fill(place, numbers[point], kept)
         return place
 
@@ -384,9 +386,9 @@ class Launcher:
         if what == "layer":
             return {"op": "layer", "points": made.points}, [os.dup(made.layer)]
         builder = -1 if self.host.is_root else namespaces.open_of(os.getpid(), "user")
-        user = self.host.user_of(made.plan)
+        user = self.host.user_of(made.spec)
         spaces = [os.dup(user) if user >= 0 else -1, builder]
-        way = {"plan": made.plan.to_json(), "joins": made.group.joins(), "pid": made.pid, "user_namespaces": [fd >= 0 for fd in spaces]}
+        way = {"spec": made.spec.to_json(), "joins": made.group.joins(), "pid": made.pid, "user_namespaces": [fd >= 0 for fd in spaces]}
         return {"op": "entered", "about": made.about, **way}, [os.dup(made.pidfd), *(fd for fd in spaces if fd >= 0)]
 
     def dispose(self, made: Made) -> None:
@@ -416,7 +418,7 @@ class Launcher:
         self.poll.unregister(made.pidfd)
         process.reap(made.pid)
         os.close(made.pidfd)
-        self.layer_remover.free([made.layer, made.tree], made.place.folder)
+        self.layer_remover.free([made.layer, made.tree], made.place.directory)
 
     def remove_group(self, group: cgroup.Group) -> None:
         """Remove the cgroup of a container that has ended, at once or later; frozen processes end when they are thawed."""
@@ -444,7 +446,7 @@ class Launcher:
         for pidfd in self.by_pidfd:
             process.kill(pidfd, signal.SIGKILL)
         try:
-            cgroup.destroy(self.session.folders, _CLOSE_FOR)
+            cgroup.destroy(self.session.directories, _CLOSE_FOR)
             for pidfd in self.by_pidfd:
                 process.ended(pidfd, deadline - time.monotonic())
         finally:

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 __all__ = ["is_writable", "names_a_file", "open_again", "opened"]
 
-_FOLDER = "/proc/self/fd"
+_DIRECTORY = "/proc/self/fd"
 _OPENED_BY_PATH = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFBLK, stat.S_IFIFO}
 _KEPT_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_DIRECTORY | os.O_PATH
 _MOST_COPIED = 1 << 20
@@ -17,7 +17,7 @@ _MOST_COPIED = 1 << 20
 
 def opened() -> list[int]:
     """Return the open descriptors."""
-    return [int(name) for name in os.listdir(_FOLDER)]
+    return [int(name) for name in os.listdir(_DIRECTORY)]
 
 
 def is_writable(fd: int, *, only: bool = False) -> bool:
@@ -30,7 +30,7 @@ def names_a_file(fd: int, mode: int) -> str:
     """Return the path that ``fd`` was opened by, or "" for a socket, a pipe, a file in memory and the like."""
     if stat.S_IFMT(mode) not in _OPENED_BY_PATH:
         return ""
-    path = os.readlink(f"{_FOLDER}/{fd}")
+    path = os.readlink(f"{_DIRECTORY}/{fd}")
     return path if path.startswith("/") and not path.startswith("/memfd:") else ""
 
 

@@ -1,8 +1,8 @@
 """What the host's root looks like to those who lay containers over it, and where the rights of who lays them make a difference.
 
-Root lays one overlay over ``/`` and one over each file system below. Without root the kernel refuses an overlay over a folder that has a
-mount below it (it would show what the mount covers). Then such a folder is *split*: its place is taken by a skeleton with the same names, and
-each folder in it that has no mount below gets an overlay of its own. And as no file of another user can be copied up, the first folder that
+Root lays one overlay over ``/`` and one over each file system below. Without root the kernel refuses an overlay over a directory that has a
+mount below it (it would show what the mount covers). Then such a directory is *split*: its place is taken by a skeleton with the same names, and
+each directory in it that has no mount below gets an overlay of its own. And as no file of another user can be copied up, the first directory that
 the user may write to, on the way to where it works, gets one too.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HostRoot", "for_root", "for_user", "takes_attributes", "tmpfs_takes_attributes"]
 
-#: Folders where any user works, beside those that depend on the user.
+#: Directories where any user works, beside those that depend on the user.
 _SHARED = ("/tmp", "/var/tmp", "/run/lock")
 _TTY = 5
 _ATTRIBUTE = "user.pytest-sandbox"
@@ -30,9 +30,9 @@ _ATTRIBUTE = "user.pytest-sandbox"
 
 @dataclass(frozen=True, slots=True)
 class HostRoot:
-    """``root`` is the folder below the container's root, ``below`` what is laid over it, parents first, ``options`` those of every overlay.
+    """``root`` is the directory below the container's root, ``below`` what is laid over it, parents first, ``options`` those of every overlay.
 
-    ``layers`` is the folder of writable layers where a tmpfs cannot hold one: before Linux 6.6 it has no attributes for who is not root.
+    ``layers`` is the directory of writable layers where a tmpfs cannot hold one: before Linux 6.6 it has no attributes for who is not root.
     ``tty_group`` tells whether the group of terminals has a number here. ``copied`` are mounted files that are copied for each container,
     by the point of the overlay that they lie in ("": the root); ``refused`` are the sockets and FIFOs among the mounts, and directories
     that cannot be shown: a container gets inert ones and empty ones in their places.
@@ -53,7 +53,7 @@ def for_root() -> HostRoot:
 
 
 def for_user(skeleton: str, works: Iterable[str], layers: str | None) -> HostRoot:
-    """Return what a user stands on. ``skeleton`` is a new folder's path, and ``works`` are the folders where the user works."""
+    """Return what a user stands on. ``skeleton`` is a new directory's path, and ``works`` are the directories where the user works."""
     shutil.rmtree(skeleton, ignore_errors=True)
     os.makedirs(skeleton, 0o700)
     splitter = _Splitter(mounts.mounted(), skeleton)
@@ -65,11 +65,11 @@ def for_user(skeleton: str, works: Iterable[str], layers: str | None) -> HostRoo
     return HostRoot(root, below, ("userxattr",), layers, has_tty, refused=tuple(splitter.refused))
 
 
-def takes_attributes(folder: str) -> bool:
-    """Whether a user's overlay can have its writable layer in ``folder``: it marks folders by user attributes (xattr(7))."""
+def takes_attributes(directory: str) -> bool:
+    """Whether a user's overlay can have its writable layer in ``directory``: it marks directories by user attributes (xattr(7))."""
     try:
-        os.setxattr(folder, _ATTRIBUTE, b"")
-        os.removexattr(folder, _ATTRIBUTE)
+        os.setxattr(directory, _ATTRIBUTE, b"")
+        os.removexattr(directory, _ATTRIBUTE)
     except OSError:
         return False
     return True
@@ -84,25 +84,25 @@ class _Splitter:
         self._count = 0
 
     def split(self, path: str) -> str:
-        """Make a skeleton of a folder that has mounts below it, and see to all that is in it."""
+        """Make a skeleton of a directory that has mounts below it, and see to all that is in it."""
         self._count += 1
-        folder = f"{self.skeleton}/{self._count}"
-        os.mkdir(folder, 0o755)
+        directory = f"{self.skeleton}/{self._count}"
+        os.mkdir(directory, 0o755)
         try:
             with os.scandir(path) as entries:
                 found = list(entries)
         except OSError:  # what the user cannot list is as empty as it looks
-            return folder
+            return directory
         for entry in found:
-            self._place(entry, f"{folder}/{entry.name}")
-        return folder
+            self._place(entry, f"{directory}/{entry.name}")
+        return directory
 
     def _place(self, entry: os.DirEntry[str], target: str) -> None:
         if entry.is_symlink():
             os.symlink(os.readlink(entry.path), target)
         elif entry.is_dir():
             os.mkdir(target)
-            self._folder(entry.path)
+            self._directory(entry.path)
         elif file_mounts.is_unreachable(mode := entry.stat().st_mode):  # is_file() would tell what a mount of a file covers
             os.mknod(target, mode)
             os.chmod(target, stat.S_IMODE(mode))
@@ -110,7 +110,7 @@ class _Splitter:
         elif entry.is_file():
             self._file(entry, target)
 
-    def _folder(self, path: str) -> None:
+    def _directory(self, path: str) -> None:
         mount = self._mount_of(path)
         if path in mounts.OWN or mount.fstype in mounts.PSEUDO:
             return
@@ -135,16 +135,16 @@ class _Splitter:
         self.below[entry.path] = replace(self._mount_of(entry.path), point=entry.path)
 
     def open(self, path: str) -> None:
-        """Give an overlay of its own to the first folder on the way to ``path`` in which the user may write."""
+        """Give an overlay of its own to the first directory on the way to ``path`` in which the user may write."""
         path = os.path.realpath(path)
         way = [path[:end] for end in range(1, len(path)) if path[end] == "/"]
-        folder = next((one for one in [*way, path] if one != "/" and os.path.isdir(one) and os.access(one, os.W_OK)), None)
-        if folder is not None and folder not in self.below and not any(_within(folder, own) for own in mounts.OWN):
-            self._folder(folder)
+        directory = next((one for one in [*way, path] if one != "/" and os.path.isdir(one) and os.access(one, os.W_OK)), None)
+        if directory is not None and directory not in self.below and not any(_within(directory, own) for own in mounts.OWN):
+            self._directory(directory)
 
 
-def _within(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(f"{folder}/")
+def _within(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(f"{directory}/")
 
 
 def tmpfs_takes_attributes() -> bool:

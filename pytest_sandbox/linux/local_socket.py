@@ -1,4 +1,4 @@
-"""Sockets in a folder, and who is at the other end (unix(7))."""
+"""Sockets in a directory, and who is at the other end (unix(7))."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
 def listen(path: str) -> socket.socket:
-    """Make a socket at ``path``, whose folder only this user may enter, and listen there."""
+    """Make a socket at ``path``, whose directory only this user may enter, and listen there."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         with _short(path) as name:
@@ -68,7 +68,7 @@ def _short(path: str) -> Iterator[str]:
 
 
 def is_ours(connection: socket.socket) -> bool:
-    """Whether the process that connected is of this user, and in this process's PID namespace: not in a container that sees the folder."""
+    """Whether the process that connected is of this user, and in this process's PID namespace: not in a container that sees the directory."""
     pid, uid, _gid = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     try:
         return uid == os.geteuid() and process.is_near(pid)

@@ -1,6 +1,6 @@
 """Mounts: what the host has mounted, and the file systems of its own that every container gets.
 
-Everything is assembled below a staging folder in a mount namespace of its own and becomes the root by pivot_root(2) at the end.
+Everything is assembled below a staging directory in a mount namespace of its own and becomes the root by pivot_root(2) at the end.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ PSEUDO = frozenset(
         "tracefs",
     ]
 )
-#: Where a container's root is put together, in a mount namespace of its own: a folder that every Linux has and that init needs no more.
+#: Where a container's root is put together, in a mount namespace of its own: a directory that every Linux has and that init needs no more.
 STAGE = "/proc"
 OWN = ("/proc", "/sys", "/dev")
 _FLAGS = {"ro": sc.MS_RDONLY, "nosuid": sc.MS_NOSUID, "nodev": sc.MS_NODEV, "noexec": sc.MS_NOEXEC}
@@ -128,7 +128,7 @@ class Mounted:
     fstype: str
     flags: int
     source: str = ""
-    is_folder: bool = True
+    is_directory: bool = True
     #: Whether nobody can write to the file system, by any mount of it.
     is_immutable: bool = False
     #: Whether a mount is at the point, and not a directory of one above it.
@@ -138,7 +138,7 @@ class Mounted:
 
     @property
     def lower(self) -> str:
-        """The folder below the container's writable layer."""
+        """The directory below the container's writable layer."""
         return self.source or self.point
 
 
@@ -178,12 +178,12 @@ def real_mounts(entries: list[Mounted]) -> list[Mounted]:
         for entry in last.values()
         if entry.point != "/" and entry.fstype not in PSEUDO and not any(_is_below(entry.point, own) for own in OWN)
     ]
-    found = [replace(entry, is_folder=os.path.isdir(entry.point)) for entry in kept if os.path.exists(entry.point)]
+    found = [replace(entry, is_directory=os.path.isdir(entry.point)) for entry in kept if os.path.exists(entry.point)]
     return sorted(found, key=lambda entry: entry.point)
 
 
-def _is_below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder + "/")
+def _is_below(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory + "/")
 
 
 def limited(size: int) -> bytes:
@@ -232,19 +232,19 @@ def add_sys(program: Program, step: str, root: str, *, protected: bool, own: boo
 
 @cache
 def _found(paths: tuple[str, ...]) -> dict[str, bool]:
-    """Which of the kernel's files this one has, and whether it is a folder: every mount of /proc and /sys has the same."""
+    """Which of the kernel's files this one has, and whether it is a directory: every mount of /proc and /sys has the same."""
     return {path: os.path.isdir(path) for path in paths if os.path.exists(path)}
 
 
 def _protect(program: Program, step: str, root: str, below: str) -> None:
-    """Make read-only what steers; cover a folder that tells too much with an empty one, a file with /dev/null."""
+    """Make read-only what steers; cover a directory that tells too much with an empty one, a file with /dev/null."""
     steering = [path for path in _found(STEERING) if path.startswith(below)]
     for path in steering:
         add_bind(program, step, root + path, root + path)
     if steering:
         _make_mounts_below_read_only(program, step, f"{root}{below.rstrip('/')}", _NO_EXEC)
-    for path, is_folder in _found(MASKED).items():
-        if path.startswith(below) and is_folder:
+    for path, is_directory in _found(MASKED).items():
+        if path.startswith(below) and is_directory:
             add_cover(program, step, root + path)
         elif path.startswith(below):
             add_bind(program, step, f"{root}/dev/null", root + path)

@@ -1,4 +1,4 @@
-"""Overlays: a writable layer over folders that stay as they are (Documentation/filesystems/overlayfs.rst)."""
+"""Overlays: a writable layer over directories that stay as they are (Documentation/filesystems/overlayfs.rst)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Like", "add_layer", "add_overlay", "add_read_only", "make_layer", "make_whiteout", "mount_overlay"]
 
-_FOLDERS = (("", 0o700), ("/upper", 0o755), ("/work", 0o700))
+_DIRECTORIES = (("", 0o700), ("/upper", 0o755), ("/work", 0o700))
 
 
 class Like(NamedTuple):
-    """A folder whose mode and owner a layer's root gets: a path, below a descriptor where there is one."""
+    """A directory whose mode and owner a layer's root gets: a path, below a descriptor where there is one."""
 
     path: str
     fd: int | None = None
@@ -36,7 +36,7 @@ def add_overlay(
 ) -> Result:
     """:func:`mount_overlay` as a step of a program.
 
-    ``redirect_dir`` lets a folder of the lower layers be renamed, which would give EXDEV otherwise.
+    ``redirect_dir`` lets a directory of the lower layers be renamed, which would give EXDEV otherwise.
     """
     return program.mount(step, b"overlay", os.fsencode(target), b"overlay", flags, os.fsencode(_data(lower, layer, options)))
 
@@ -59,27 +59,27 @@ def _lower(lower: Sequence[str]) -> str:
 
 
 def _escaped(path: str) -> str:
-    """Escape what separates lower folders and mount options."""
+    """Escape what separates lower directories and mount options."""
     for character in "\\:,":
         path = path.replace(character, "\\" + character)
     return path
 
 
-def make_layer(folder: str, like: str) -> None:
-    """Make an empty layer whose root has the mode, owner and times of the folder ``like``."""
-    for name, mode in _FOLDERS:
-        os.mkdir(f"{folder}{name}", mode)
+def make_layer(directory: str, like: str) -> None:
+    """Make an empty layer whose root has the mode, owner and times of the directory ``like``."""
+    for name, mode in _DIRECTORIES:
+        os.mkdir(f"{directory}{name}", mode)
     owner, mode = _nature(Like(like))
     if owner is not None:
-        os.chown(f"{folder}/upper", *owner)
-    os.chmod(f"{folder}/upper", mode)
+        os.chown(f"{directory}/upper", *owner)
+    os.chmod(f"{directory}/upper", mode)
 
 
-def add_layer(program: Program, step: str, folder: str, like: Like) -> None:
+def add_layer(program: Program, step: str, directory: str, like: Like) -> None:
     """:func:`make_layer` as a step of a program; what is there already stays."""
-    for name, mode in _FOLDERS:
-        program.add(step, "mkdirat", -1, f"{folder}{name}".encode(), mode, go_on=True)
-    upper = f"{folder}/upper".encode()
+    for name, mode in _DIRECTORIES:
+        program.add(step, "mkdirat", -1, f"{directory}{name}".encode(), mode, go_on=True)
+    upper = f"{directory}/upper".encode()
     owner, mode = _nature(like)
     if owner is not None:
         program.add(step, "fchownat", -1, upper, *owner, 0)
@@ -101,5 +101,5 @@ def _nature(like: Like) -> tuple[tuple[int, int] | None, int]:
 
 
 def make_whiteout(path: str) -> None:
-    """Mark a name as deleted, in a folder that is to be a layer; PermissionError on a file system that is an overlay itself."""
+    """Mark a name as deleted, in a directory that is to be a layer; PermissionError on a file system that is an overlay itself."""
     os.mknod(path, stat.S_IFCHR, os.makedev(0, 0))

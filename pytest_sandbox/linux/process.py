@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pytest_sandbox.linux import syscall as sc
 
 __all__ = [
-    "FOLDER",
+    "DIRECTORY",
     "add_hidden_from_oom",
     "add_raised_ulimits",
     "add_ulimits",
@@ -42,7 +42,7 @@ __all__ = [
     "path_of",
     "reap",
     "ulimit",
-    "working_folder",
+    "working_directory",
 ]
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.linux.syscall_batch import Program
 
 #: Where the kernel shows processes, in every root.
-FOLDER = "/proc"
+DIRECTORY = "/proc"
 # <linux/pidfd.h>
 _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_SIZE, _PIDFD_INFO_EXIT = 64, 1 << 3
@@ -140,20 +140,20 @@ def is_readable(fd: int, timeout: float = 0) -> bool:
     return bool(poll.poll(milliseconds(timeout) if timeout else 0))
 
 
-def command_line(pid: int, folder: int) -> str:
-    """Return a process's command line, or its name in brackets; empty where it has ended. ``folder`` is the /proc that has its number."""
+def command_line(pid: int, directory: int) -> str:
+    """Return a process's command line, or its name in brackets; empty where it has ended. ``directory`` is the /proc that has its number."""
     try:
-        words = _read(f"{pid}/cmdline", folder).rstrip(b"\0").split(b"\0")
+        words = _read(f"{pid}/cmdline", directory).rstrip(b"\0").split(b"\0")
         if words != [b""]:
             return b" ".join(words).decode(errors="backslashreplace")
-        return f"[{_read(f'{pid}/comm', folder).decode(errors='backslashreplace').strip()}]"
+        return f"[{_read(f'{pid}/comm', directory).decode(errors='backslashreplace').strip()}]"
     except (FileNotFoundError, ProcessLookupError):
         return ""
 
 
-def _read(name: str, folder: int | None = None) -> bytes:
+def _read(name: str, directory: int | None = None) -> bytes:
     """Read a file of this process's own /proc, or of another one."""
-    fd = os.open(f"/proc/{name}", os.O_RDONLY | os.O_CLOEXEC) if folder is None else open_in_proc(name, folder)
+    fd = os.open(f"/proc/{name}", os.O_RDONLY | os.O_CLOEXEC) if directory is None else open_in_proc(name, directory)
     with open(fd, "rb") as file:
         return file.read()
 
@@ -172,9 +172,9 @@ def open_in_proc(name: str, proc: int, flags: int = os.O_RDONLY) -> int:
         raise
 
 
-def everyone(folder: int) -> list[int]:
+def everyone(directory: int) -> list[int]:
     """Return every process that a /proc shows."""
-    return [int(name) for name in os.listdir(folder) if name.isdigit()]
+    return [int(name) for name in os.listdir(directory) if name.isdigit()]
 
 
 def descendants(pid: int) -> list[int]:
@@ -285,8 +285,8 @@ def is_near(pid: int) -> bool:
         return any(line.startswith("NSpid:") and len(line.split()) == 2 for line in file)
 
 
-def working_folder(pid: int) -> str:
-    """Return a process's working folder; "/" where this one may not look."""
+def working_directory(pid: int) -> str:
+    """Return a process's working directory; "/" where this one may not look."""
     try:
         return os.readlink(f"/proc/{pid}/cwd")
     except OSError:

@@ -199,7 +199,7 @@ def clone3(flags: int, *, cgroup: int = -1) -> tuple[int, int]:
     """Fork into new namespaces (clone3(2)): ``(pid, pidfd)`` in the parent, ``(0, -1)`` in the child.
 
     Only for a single-threaded process: Python's and libc's own fork handlers do not run, which is what makes it cheap. With
-    ``CLONE_INTO_CGROUP`` in ``flags``, ``cgroup`` is the descriptor of a version 2 group's folder.
+    ``CLONE_INTO_CGROUP`` in ``flags``, ``cgroup`` is the descriptor of a version 2 group's directory.
     """
     pidfd = ctypes.c_int(-1)
     arguments = _CloneArgs(

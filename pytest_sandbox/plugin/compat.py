@@ -11,7 +11,7 @@
 - ``_pytest.junitxml.xml_key``: what ``record_testsuite_property`` and ``record_xml_attribute`` write has no other way out of a fork.
 - ``_pytest.subtests.failed_subtests_key``: pytest counts failed subtests there, and turns the report of their test by it.
 - ``SubtestReport.context.kwargs`` is set against its frozen class, since reading it from JSON changes it.
-- ``config._tmp_path_factory``: the session's temporary folder has to be in an image before a test asks for it.
+- ``config._tmp_path_factory``: the session's temporary directory has to be in an image before a test asks for it.
 - ``config._inicfg``: in ``[tool.pytest]`` a setting has a native type, and no declared type lets a number and a text both pass.
 - ``Coverage._inorout``: whether the session measures a file has no public answer.
 - ``gateway._io`` of execnet: a test must not be able to write into the stream between an xdist worker and its controller.
@@ -134,7 +134,7 @@ def recorded_warnings(item: pytest.Item) -> AbstractContextManager[None]:
 
 
 def base_temporary(config: Any) -> str:
-    """Return the folder below which ``tmp_path`` and its like are; it is made where it is not there."""
+    """Return the directory below which ``tmp_path`` and its like are; it is made where it is not there."""
     factory = getattr(config, "_tmp_path_factory", None)
     return "" if factory is None else str(factory.getbasetemp())
 

@@ -128,10 +128,10 @@ def _is_measured(measuring: Any, file: str) -> bool:
 
 def _module(file: str) -> str:
     """Return the name of a file's module, by the packages that it lies in."""
-    folder, name = os.path.split(file)
+    directory, name = os.path.split(file)
     parts = [os.path.splitext(name)[0]]
-    while os.path.exists(os.path.join(folder, "__init__.py")):
-        folder, name = os.path.split(folder)
+    while os.path.exists(os.path.join(directory, "__init__.py")):
+        directory, name = os.path.split(directory)
         parts.insert(0, name)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

@@ -30,7 +30,7 @@ _DEEPEST = 20
 #: What only containers without root meet, and what helps.
 _OF_USERS = {errno.EXDEV: "moved", errno.EOVERFLOW: "foreign"}
 _HELP_USERS = {
-    "moved": "Without root a container cannot rename a folder that the host has (the kernel's overlay of a user keeps no note of it): copy it and "
+    "moved": "Without root a container cannot rename a directory that the host has (the kernel's overlay of a user keeps no note of it): copy it and "
     "remove the old one, as mv and shutil.move do, or run pytest as root.",
     "foreign": "It belongs to somebody of the host's who has no number in a user's container, so it cannot be copied into the writable layer to be "
     "changed: work on a copy, give it to the container by volumes=, or run pytest as root.",
@@ -154,7 +154,7 @@ def _reach(network: object) -> str:
 
 def _of_the_host(container: Container, is_kind: Callable[[int], bool], path: str = "") -> list[str]:
     """Return a line for each mount of the host of this kind, above ``path`` where there is one, that the container does not reach."""
-    if not container.plan.is_on_host:
+    if not container.spec.is_on_host:
         return []
     refused: list[str] = []
     with suppress(SandboxError, OSError):
@@ -190,6 +190,6 @@ def _missing(path: str, item: pytest.Item) -> list[str]:
         return []
     line = (
         f"{escaped(path)} was made by {maker}, inside its own container, and went with it. "
-        'A fixture of a higher scope makes it once for all, and volumes=["FOLDER:FOLDER"] keeps a folder.'
+        'A fixture of a higher scope makes it once for all, and volumes=["DIRECTORY:DIRECTORY"] keeps a directory.'
     )
     return [line]

@@ -47,12 +47,12 @@ class Outputs:
         self._at_terminal = compat.is_at_terminal(config)
         known = {_identity(os.fstat(fd)) for fd in self._own if _is_open(fd)}
         for fd in descriptors.opened():
-            # The list has the number of the folder's own descriptor, which may be a writer's now.
+            # The list has the number of the directory's own descriptor, which may be a writer's now.
             if fd not in without and fd not in self._writers.values():
                 with suppress(OSError):
-                    self._plan(fd, known)
+                    self._spec(fd, known)
 
-    def _plan(self, fd: int, known: set[tuple[int, int]]) -> None:
+    def _spec(self, fd: int, known: set[tuple[int, int]]) -> None:
         status = os.fstat(fd)
         identity = _identity(status)
         if identity in known:

@@ -100,7 +100,7 @@ class _Visit:
             self.container = container = Container(self.item.stash[SETTINGS])
             container.label = self.item.nodeid
             if container.settings.image != "host":
-                container.folders = python_home.folders(self.item.config)
+                container.directories = python_home.directories(self.item.config)
             container.start()
             self._prepare_next()
         self.item.ihook.pytest_sandbox_started(item=self.item, container=container)

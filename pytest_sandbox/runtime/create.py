@@ -1,4 +1,4 @@
-"""How a container is built: the steps from a plan to a program, at whose end stands PID 1.
+"""How a container is built: the steps from a spec to a program, at whose end stands PID 1.
 
 The program runs in a child of the launcher that is in the container's new namespaces but not yet in its root; everything it needs from
 the host is looked up by :class:`Host` before.
@@ -26,7 +26,7 @@ from pytest_sandbox.runtime.spec import SHELF
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_sandbox.runtime.spec import Plan
+    from pytest_sandbox.runtime.spec import Spec
 
 __all__ = ["Building", "Host"]
 
@@ -39,8 +39,8 @@ _NAME = b"pytest-sandbox-init"
 class Host:
     """What every container of a launcher is made from; ``root`` is looked at again when something is mounted."""
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
         self.init = elf.init_fd()
         self.launcher = os.pidfd_open(os.getpid())
         self.is_root = userns.is_initial()
@@ -53,19 +53,19 @@ class Host:
         self.rooted = -1 if self.is_root or self.user < 0 else namespaces.make_user_namespace(rooted=True)
         self.look()
 
-    def user_of(self, plan: Plan) -> int:
+    def user_of(self, spec: Spec) -> int:
         """Return the payloads' user namespace: who is not root is root in an image, whose files it owns, and itself on its host's root."""
-        return self.rooted if self.rooted >= 0 and not plan.is_on_host else self.user
+        return self.rooted if self.rooted >= 0 and not spec.is_on_host else self.user
 
     def look(self) -> None:
         """Find what there is on the host's root, and try which of it can be below an overlay."""
-        self.root = host_mounts.shown(privileges.find(self._folder))
+        self.root = host_mounts.shown(privileges.find(self._directory))
         #: The point of the overlay that /etc lies in.
         self.generated_in = self._find_generated()
 
     def _find_generated(self) -> str | None:
         """Return the point of the overlay that /etc lies in; None where that is no directory in an overlay."""
-        around = [entry for entry in self.root.below if f"{etc_files.FOLDER}/".startswith(f"{entry.point}/")]
+        around = [entry for entry in self.root.below if f"{etc_files.DIRECTORY}/".startswith(f"{entry.point}/")]
         innermost = max(around, key=lambda entry: len(entry.point), default=None)
         if innermost is not None and innermost.shown not in (mounts.WRITABLE, mounts.READ_ONLY):
             return None
@@ -79,8 +79,8 @@ class Host:
 class Building:
     """One container's program; each step is a method, in the order of ``_steps``."""
 
-    def __init__(self, plan: Plan, host: Host, *, hostname: str, joins: tuple[str, ...], shelved: dict[str, int]) -> None:
-        self.plan = plan
+    def __init__(self, spec: Spec, host: Host, *, hostname: str, joins: tuple[str, ...], shelved: dict[str, int]) -> None:
+        self.spec = spec
         self.shelved = shelved
         self.host = host
         self.hostname = hostname
@@ -88,8 +88,8 @@ class Building:
         self.network = -1
         self.program = Program()
         self._has_base = False
-        self._generated_in = host.generated_in if plan.is_on_host else _generated_in(plan.lower)
-        self._generated_from = etc_files.sources(plan) if self._generated_in is not None else {}
+        self._generated_in = host.generated_in if spec.is_on_host else _generated_in(spec.lower)
+        self._generated_from = etc_files.sources(spec) if self._generated_in is not None else {}
         #: What the container is made from and may be replaced later: it is handed out only while this is current.
         self.seen = self._seen()
         self._groups: list[Result] = []
@@ -99,21 +99,21 @@ class Building:
 
     def _seen(self) -> list[file_mounts.Stamp]:
         found = list(self._generated_from.values())
-        if not self.plan.is_on_host:  # of an image all layers but the last one are the store's, which do not change
-            return [file_mounts.stamp(self.plan.lower[-1], content=False), *found]
+        if not self.spec.is_on_host:  # of an image all layers but the last one are the store's, which do not change
+            return [file_mounts.stamp(self.spec.lower[-1], content=False), *found]
         for paths in self.host.root.copied.values():
             found += [file_mounts.stamp(path, content=True) for path in paths if path not in self._generated_from]
         return found
 
     def build(self, cgroup: int = -1) -> tuple[int, int, int, int]:
-        """Make the container; returns its init's number and pidfd, and two descriptors of its writable layer: its folder, a copy of its mount.
+        """Make the container; returns its init's number and pidfd, and two descriptors of its writable layer: its directory, a copy of its mount.
 
         ``cgroup`` is the descriptor of a version 2 group to begin in. Raises :class:`OSError` for a system call that failed, whose
         ``step`` is an attribute.
         """
         try:
-            if self.plan.own_network and self.plan.user_namespace:
-                self.network = rtnetlink.make_network(self.host.user_of(self.plan))
+            if self.spec.own_network and self.spec.user_namespace:
+                self.network = rtnetlink.make_network(self.host.user_of(self.spec))
             for step in self._steps():
                 step()
             return self._spawn(cgroup)
@@ -169,14 +169,14 @@ class Building:
 
     def _detach(self) -> None:
         process.add_hidden_from_oom(self.program, "detach")
-        process.add_raised_ulimits(self.program, self.plan.ulimits)
+        process.add_raised_ulimits(self.program, self.spec.ulimits)
         mounts.add_private(self.program, "make private")
         self.program.add("make private", "umask", 0)  # what is made has the mode that it is made with, whatever the caller's umask
 
     def _enter_network(self) -> None:
         if self.network >= 0:
             self.program.add("enter network", "setns", self.network, sc.CLONE_NEWNET)
-        elif self.plan.own_network:
+        elif self.spec.own_network:
             rtnetlink.add_network(self.program, "enter network")
 
     def _open_groups(self) -> None:
@@ -184,21 +184,21 @@ class Building:
         self._groups = [self.program.open("open groups", os.fsencode(path), os.O_WRONLY) for path in self.joins]
 
     def _open_volumes(self) -> None:
-        """Take a detached copy of each host folder now, to be attached when links resolve inside."""
+        """Take a detached copy of each host directory now, to be attached when links resolve inside."""
         flags = sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE
         self._sources = [
-            self.program.add("open volumes", "open_tree", -100, os.fsencode(source), flags) for source, _target, _ro in self.plan.volumes
+            self.program.add("open volumes", "open_tree", -100, os.fsencode(source), flags) for source, _target, _ro in self.spec.volumes
         ]
 
     def _make_layer(self) -> None:
-        """Mount the file system of the writable layer, or bind its folder."""
+        """Mount the file system of the writable layer, or bind its directory."""
         step, stage = "make layer", mounts.STAGE.encode()
-        if self.plan.layer_device is not None:
-            self.program.mount(step, os.fsencode(self.plan.layer_device), stage, b"ext4", sc.MS_NODEV)
-        elif self.plan.layer_folder is not None:
-            mounts.add_bind(self.program, step, self.plan.layer_folder, mounts.STAGE)
+        if self.spec.layer_device is not None:
+            self.program.mount(step, os.fsencode(self.spec.layer_device), stage, b"ext4", sc.MS_NODEV)
+        elif self.spec.layer_directory is not None:
+            mounts.add_bind(self.program, step, self.spec.layer_directory, mounts.STAGE)
         else:
-            size = b"," + mounts.limited(self.plan.disk) if self.plan.disk is not None else b""
+            size = b"," + mounts.limited(self.spec.disk) if self.spec.disk is not None else b""
             self.program.mount(step, b"tmpfs", stage, b"tmpfs", sc.MS_NODEV, b"mode=700" + size)
         self.program.add(step, "mkdirat", -1, _ROOT.encode(), 0o755, go_on=True)
         self._layer = self.program.open(step, stage, os.O_RDONLY | os.O_DIRECTORY)
@@ -214,10 +214,10 @@ class Building:
 
     def _above(self, point: str) -> list[str]:
         """Return what lies directly below the writable layer of an overlay, topmost first."""
-        return [place for at, place in self.plan.above if at == point]
+        return [place for at, place in self.spec.above if at == point]
 
     def _staged(self, place: str) -> str:
-        """Return the path of a lower folder while the container is built."""
+        """Return the path of a lower directory while the container is built."""
         return place.replace(SHELF, f"{mounts.STAGE}/shelf-", 1) if place.startswith(SHELF) else place
 
     def _like(self, place: str) -> overlay.Like:
@@ -228,13 +228,13 @@ class Building:
         return overlay.Like(path, self.shelved[key])
 
     def _mount_root(self) -> None:
-        step, lower = "mount root", [self.host.root.root] if self.plan.is_on_host else list(self.plan.lower)
-        missing = [name for name in _OWN if not _is_folder(lower, name)]
+        step, lower = "mount root", [self.host.root.root] if self.spec.is_on_host else list(self.spec.lower)
+        missing = [name for name in _OWN if not _is_directory(lower, name)]
         if missing:  # a root without them gets them below its writable layer, so that they are no change of the test's
-            for folder in ("", *(f"/{name}" for name in missing)):
-                self.program.add(step, "mkdirat", -1, f"{mounts.STAGE}/base{folder}".encode(), 0o755)
+            for directory in ("", *(f"/{name}" for name in missing)):
+                self.program.add(step, "mkdirat", -1, f"{mounts.STAGE}/base{directory}".encode(), 0o755)
             lower.append(f"{mounts.STAGE}/base")
-        self._overlay(step, lower, 0, "", sc.MS_NODEV, like=self.plan.lower[0])
+        self._overlay(step, lower, 0, "", sc.MS_NODEV, like=self.spec.lower[0])
 
     def _overlay(self, step: str, lower: list[str], number: int, point: str, flags: int, *, like: str) -> None:
         above = self._above(point)
@@ -243,7 +243,7 @@ class Building:
         if flags & sc.MS_RDONLY:
             host_mounts.add_read_only_overlay(self.program, step, lower, _ROOT + point, flags, options)
             return
-        if self.plan.layer_folder is not None:
+        if self.spec.layer_directory is not None:
             options.append("volatile")  # nothing of it has to survive a crash of the machine, so no sync is worth its time
         overlay.add_layer(self.program, step, f"{mounts.STAGE}/{number}", self._like([*above, like][0]))
         overlay.add_overlay(self.program, step, lower, f"{mounts.STAGE}/{number}", _ROOT + point, flags=flags, options=options)
@@ -253,7 +253,7 @@ class Building:
         made = {node.path: node for node in self._copied(point)}
         if point == self._generated_in:
             made |= {
-                node.path: node for node in etc_files.nodes_of(self.plan, self.plan.hostname or self.hostname, point, self._generated_from)
+                node.path: node for node in etc_files.nodes_of(self.spec, self.spec.hostname or self.hostname, point, self._generated_from)
             }
         if not made:
             return []
@@ -263,7 +263,7 @@ class Building:
 
     def _nodes_base(self, step: str) -> str:
         """Return where lower layers are made: not in a directory of a file system that is a lower layer itself, which the kernel refuses."""
-        if self.plan.layer_folder is None:
+        if self.spec.layer_directory is None:
             return mounts.STAGE
         base = f"{mounts.STAGE}/nodes"
         if not self._has_base:
@@ -273,13 +273,13 @@ class Building:
         return base
 
     def _copied(self, point: str) -> list[file_mounts.Node]:
-        paths = self.host.root.copied.get(point, ()) if self.plan.is_on_host else ()
+        paths = self.host.root.copied.get(point, ()) if self.spec.is_on_host else ()
         return [file_mounts.copy_of(path, point) for path in paths]
 
     def _mount_below(self) -> None:
-        """Lay a writable layer over every real file system on the host's root, or over the host's folders in an image."""
+        """Lay a writable layer over every real file system on the host's root, or over the host's directories in an image."""
         step = "mount below"
-        for number, entry in enumerate(self.host.root.below if self.plan.is_on_host else (), 1):
+        for number, entry in enumerate(self.host.root.below if self.spec.is_on_host else (), 1):
             if not entry.is_mount and not os.path.exists(entry.point):
                 continue  # beside a mount, other programs' directories come and go, which nobody tells
             if entry.shown in (mounts.WRITABLE, mounts.READ_ONLY):
@@ -288,24 +288,24 @@ class Building:
                 mounts.add_cover(self.program, step, _ROOT + entry.point)
             else:
                 mounts.add_bind(self.program, step, entry.point, _ROOT + entry.point, flags=entry.flags | sc.MS_RDONLY | sc.MS_NODEV)
-        for number, folder in enumerate(self.plan.folders, 1000):
-            self._make_folders(step, _ROOT, folder)
-            self._overlay(step, [folder], number, folder, sc.MS_NODEV, like=folder)
-        for number, (path, *lower) in enumerate(self.plan.scratch, 2000):
-            self._make_folders(step, _ROOT, path)
-            self._make_folders(step, mounts.STAGE, "/empty")
+        for number, directory in enumerate(self.spec.directories, 1000):
+            self._make_directories(step, _ROOT, directory)
+            self._overlay(step, [directory], number, directory, sc.MS_NODEV, like=directory)
+        for number, (path, *lower) in enumerate(self.spec.scratch, 2000):
+            self._make_directories(step, _ROOT, path)
+            self._make_directories(step, mounts.STAGE, "/empty")
             below = [*lower, f"{mounts.STAGE}/empty"]
             self._overlay(step, below, number, path, sc.MS_NODEV, like=[*lower, "/usr"][0])
 
-    def _make_folders(self, step: str, root: str, folder: str) -> None:
-        """Make a folder and those above it; what is wrong with them is found out by who needs them."""
-        parts = folder.strip("/").split("/")
+    def _make_directories(self, step: str, root: str, directory: str) -> None:
+        """Make a directory and those above it; what is wrong with them is found out by who needs them."""
+        parts = directory.strip("/").split("/")
         for end in range(1, len(parts) + 1):
             self.program.add(step, "mkdirat", -1, os.fsencode(f"{root}/{'/'.join(parts[:end])}"), 0o755, go_on=True)
 
     def _mount_own(self) -> None:
-        own_sys = self.host.is_root or self.plan.own_network
-        self.program.extend(_own_mounts(self.plan.shm_size, self.plan.protected, own_sys, self.host.root.tty_group))
+        own_sys = self.host.is_root or self.spec.own_network
+        self.program.extend(_own_mounts(self.spec.shm_size, self.spec.protected, own_sys, self.host.root.tty_group))
 
     def _become_root(self) -> None:
         self._made_root = RootCheck.look_at(self.program, "become root", _ROOT)
@@ -317,8 +317,8 @@ class Building:
     def _attach_volumes(self) -> None:
         """Attach what was taken; from here on every name is the container's, and no link in it leads out."""
         step = "attach volumes"
-        for fd, (source, target, read_only) in zip(self._sources, self.plan.volumes, strict=True):
-            self._make_mount_point(step, target, is_folder=os.path.isdir(source))
+        for fd, (source, target, read_only) in zip(self._sources, self.spec.volumes, strict=True):
+            self._make_mount_point(step, target, is_directory=os.path.isdir(source))
             attributes = sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_NOSUID | (sc.MOUNT_ATTR_RDONLY if read_only else 0)
             self.program.add(
                 step, "mount_setattr", fd, b"", sc.AT_EMPTY_PATH | sc.AT_RECURSIVE, sc.mount_attributes(attributes), sc.MOUNT_ATTR_SIZE
@@ -330,17 +330,17 @@ class Building:
             for one in (fd, point):
                 self.program.close(step, one)
 
-    def _make_mount_point(self, step: str, target: str, *, is_folder: bool) -> None:
-        self._make_folders(step, "", target if is_folder else os.path.dirname(target))
-        if not is_folder:
+    def _make_mount_point(self, step: str, target: str, *, is_directory: bool) -> None:
+        self._make_directories(step, "", target if is_directory else os.path.dirname(target))
+        if not is_directory:
             self.program.add(step, "mknodat", -1, os.fsencode(target), stat.S_IFREG | 0o644, 0, go_on=True)
 
     def _make_root_read_only(self) -> None:
-        if not self.plan.read_only:
+        if not self.spec.read_only:
             return
         step = "make root read only"
         mounts.add_remount(self.program, step, "/", sc.MS_RDONLY | sc.MS_NODEV)
-        for entry in self.host.root.below if self.plan.is_on_host else ():
+        for entry in self.host.root.below if self.spec.is_on_host else ():
             if entry.shown != mounts.WRITABLE:
                 continue
             mounts.add_remount(self.program, step, entry.point, sc.MS_RDONLY | sc.MS_NODEV | entry.flags)
@@ -385,29 +385,29 @@ def _generated_in(lower: Sequence[str]) -> str | None:
 
 def _is_plain(lower: Sequence[str], name: str) -> bool:
     """Return whether a name is a directory in the topmost layer that has it, or in none."""
-    for folder in lower:
+    for directory in lower:
         with suppress(FileNotFoundError):
-            return stat.S_ISDIR(os.lstat(os.path.join(folder, name)).st_mode)
+            return stat.S_ISDIR(os.lstat(os.path.join(directory, name)).st_mode)
     return True
 
 
 def _status(lower: Sequence[str], path: str) -> os.stat_result:
     """Return what a directory looks like in the topmost layer that has it, or what / does."""
-    for folder in lower:
+    for directory in lower:
         with suppress(FileNotFoundError, NotADirectoryError):
-            return os.stat(os.path.join(folder, path))
+            return os.stat(os.path.join(directory, path))
     return os.stat("/")
 
 
-def _is_folder(lower: list[str], name: str) -> bool:
-    """Whether the root has a folder of this name; NotADirectoryError where it has something else in its place."""
-    for folder in lower:
+def _is_directory(lower: list[str], name: str) -> bool:
+    """Whether the root has a directory of this name; NotADirectoryError where it has something else in its place."""
+    for directory in lower:
         try:
-            mode = os.lstat(os.path.join(folder, name)).st_mode
+            mode = os.lstat(os.path.join(directory, name)).st_mode
         except FileNotFoundError:
             continue
         if not stat.S_ISDIR(mode):
-            error = NotADirectoryError(errno.ENOTDIR, "the root file system has something else in the place of a folder", f"/{name}")
+            error = NotADirectoryError(errno.ENOTDIR, "the root file system has something else in the place of a directory", f"/{name}")
             error.step = "mount root"  # type: ignore[attr-defined]
             raise error
         return True

@@ -18,11 +18,11 @@ from pytest_sandbox.linux.file_mounts import LARGEST, Node, Stamp, stamp
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pytest_sandbox.runtime.spec import Plan
+    from pytest_sandbox.runtime.spec import Spec
 
-__all__ = ["FOLDER", "LOCALHOST", "nodes_of", "rename", "sources"]
+__all__ = ["DIRECTORY", "LOCALHOST", "nodes_of", "rename", "sources"]
 
-FOLDER: Final = "/etc"
+DIRECTORY: Final = "/etc"
 #: What docker writes into a container's /etc/hosts.
 LOCALHOST: Final = b"""\
 127.0.0.1\tlocalhost
@@ -40,29 +40,29 @@ _OWN_ADDRESS: Final = b"127.0.1.1\t"
 _NO_SERVERS: Final = b"# This container reaches no name server: it has no network, or one of containers alone.\n"
 
 
-def sources(plan: Plan) -> dict[str, Stamp]:
+def sources(spec: Spec) -> dict[str, Stamp]:
     """Return the files of the host whose content goes into the generated ones."""
-    of_image = () if plan.own_network else (_HOSTS, _RESOLV)
+    of_image = () if spec.own_network else (_HOSTS, _RESOLV)
     found = {}
-    for path in (_HOSTS, _HOSTNAME) if plan.is_on_host else of_image:
+    for path in (_HOSTS, _HOSTNAME) if spec.is_on_host else of_image:
         with suppress(OSError):
             found[path] = stamp(path, content=True)
     return found
 
 
-def nodes_of(plan: Plan, name: str, point: str, found: Mapping[str, Stamp]) -> list[Node]:
+def nodes_of(spec: Spec, name: str, point: str, found: Mapping[str, Stamp]) -> list[Node]:
     """Return the files for a container called ``name``, as they lie in the overlay at ``point``; ``found`` are its :func:`sources`.
 
     Raises :class:`OSError` where a file of the host's cannot be read.
     """
     hosts = _content(found[_HOSTS]) if _HOSTS in found else LOCALHOST
     contents = {_HOSTS: b"%s%s%s\n" % (hosts, _OWN_ADDRESS, name.encode()), _HOSTNAME: name.encode() + b"\n"}
-    if plan.is_on_host:
+    if spec.is_on_host:
         contents = {path: content for path, content in contents.items() if path in found}
     else:
         contents[_RESOLV] = _content(found[_RESOLV]) if _RESOLV in found else _NO_SERVERS
     # In an image of an unprivileged user's, root is the user.
-    owner = (0, 0) if plan.is_on_host else (os.geteuid(), os.getegid())
+    owner = (0, 0) if spec.is_on_host else (os.geteuid(), os.getegid())
     start = len(point) + 1
     return [Node(path[start:], stat.S_IFREG | 0o644, owner, content) for path, content in contents.items()]
 

@@ -53,7 +53,7 @@ def shown(root: HostRoot) -> HostRoot:
                 copied.setdefault(around.point if around else "", []).append(entry.point)
             else:
                 refused += [entry.point] * (how == mounts.COVERED)
-                below.append(replace(entry, is_folder=stat.S_ISDIR(status.st_mode), shown=how))
+                below.append(replace(entry, is_directory=stat.S_ISDIR(status.st_mode), shown=how))
     return replace(
         root,
         below=tuple(below),
@@ -64,7 +64,7 @@ def shown(root: HostRoot) -> HostRoot:
 
 def _around(point: str, below: Iterable[Mounted]) -> Mounted | None:
     """Return the innermost entry that ``point`` lies in; None for the root."""
-    found = [entry for entry in below if entry.is_folder and point.startswith(f"{entry.point}/")]
+    found = [entry for entry in below if entry.is_directory and point.startswith(f"{entry.point}/")]
     return max(found, key=lambda entry: len(entry.point), default=None)
 
 

@@ -16,7 +16,7 @@ from pytest_sandbox.linux.syscall_batch import Program, Table
 
 if TYPE_CHECKING:
     from pytest_sandbox.linux.syscall_batch import Result
-    from pytest_sandbox.runtime.spec import Plan
+    from pytest_sandbox.runtime.spec import Spec
     from pytest_sandbox.runtime.users import User
 
 __all__ = ["PYTHON_IGNORES", "START_TIMEOUT", "Entrance"]
@@ -35,14 +35,14 @@ _OUTSIDE = sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC
 
 @dataclass(frozen=True, slots=True)
 class Entrance:
-    """Where a payload enters: a container's plan, a pidfd of its init, how its cgroups are joined, user namespaces.
+    """Where a payload enters: a container's spec, a pidfd of its init, how its cgroups are joined, user namespaces.
 
     ``user_fd`` is the payloads' own; ``builder_fd`` is what the container was built in by an
     unprivileged user; -1 where there is none. ``cgroup`` is the descriptor of a version 2 cgroup to
     begin in, ``joins`` are the files to which "0" is written otherwise.
     """
 
-    plan: Plan
+    spec: Spec
     pidfd: int
     joins: tuple[str, ...]
     cgroup: int
@@ -59,9 +59,9 @@ class Entrance:
 
         ``shielded`` keeps the payload from being looked at until it executes a program.
         """
-        flags = _OUTSIDE | sc.CLONE_NEWPID | (sc.CLONE_NEWNET if self.plan.own_network else 0)
+        flags = _OUTSIDE | sc.CLONE_NEWPID | (sc.CLONE_NEWNET if self.spec.own_network else 0)
         spaces = (self.pidfd, flags, self.builder_fd, self._user_fd)
-        part, clone = _beginning(self.joins, self.cgroup, self.plan.ulimits, spaces, shielded=shielded)
+        part, clone = _beginning(self.joins, self.cgroup, self.spec.ulimits, spaces, shielded=shielded)
         program = Program()
         program.extend(part)
         return program, clone
@@ -71,7 +71,7 @@ class Entrance:
         if self.builder_fd >= 0:
             program.add("become the builder", "setns", self.builder_fd, sc.CLONE_NEWUSER)
         namespaces.add_enter(program, "enter namespaces", self.pidfd, sc.CLONE_NEWNS, self._user_fd)
-        left = self._kept(self.plan.capabilities | _FILE_CAPABILITIES)
+        left = self._kept(self.spec.capabilities | _FILE_CAPABILITIES)
         program.add("drop capabilities", "capset", *_capability_sets(left))
 
     def _kept(self, wanted: int) -> int:
@@ -81,30 +81,30 @@ class Entrance:
 
     def add_enter(self, program: Program) -> None:
         """Append the whole way in, for a fork that is in the PID namespace already."""
-        flags = _OUTSIDE | sc.CLONE_NEWCGROUP | (sc.CLONE_NEWNET if self.plan.own_network else 0)
-        program.extend(_entering(self.joins, self.plan.ulimits, self.pidfd, flags, self._user_fd))
+        flags = _OUTSIDE | sc.CLONE_NEWCGROUP | (sc.CLONE_NEWNET if self.spec.own_network else 0)
+        program.extend(_entering(self.joins, self.spec.ulimits, self.pidfd, flags, self._user_fd))
 
     @property
     def _user_fd(self) -> int:
-        return self.user_fd if self.plan.user_namespace else -1
+        return self.user_fd if self.spec.user_namespace else -1
 
     def add_lock_down(self, program: Program, user: User | None) -> None:
-        """Append the giving up, for good, of all that the plan's payload may not have, and the change to its user."""
+        """Append the giving up, for good, of all that the spec's payload may not have, and the change to its user."""
         program.extend(self.lock_down(user))
 
     def lock_down(self, user: User | None) -> Program:
         """Return the same as a program of its own, which is ready to be run in forks."""
         is_root = (os.geteuid() == 0 or self._is_rooted) if user is None else user.uid == 0
-        left = self._kept(self.plan.capabilities) if is_root else 0
-        plan = self.plan
+        left = self._kept(self.spec.capabilities) if is_root else 0
+        spec = self.spec
         return _locking_down(
-            plan.capabilities, left, user, self.builder_fd >= 0, plan.no_new_privileges, filtered=plan.seccomp, packets=plan.packet_sockets
+            spec.capabilities, left, user, self.builder_fd >= 0, spec.no_new_privileges, filtered=spec.seccomp, packets=spec.packet_sockets
         )
 
     @property
     def _is_rooted(self) -> bool:
         """Whether a user is root inside."""
-        return self.builder_fd >= 0 and self.plan.user_namespace and not self.plan.is_on_host
+        return self.builder_fd >= 0 and self.spec.user_namespace and not self.spec.is_on_host
 
 
 @lru_cache(maxsize=16)
@@ -137,7 +137,7 @@ def _beginning(
     return program, clone
 
 
-# It is the same for each test of a container's plan, and costs more to put together than to make.
+# It is the same for each test of a container's spec, and costs more to put together than to make.
 @lru_cache(maxsize=16)
 def _entering(
     joins: tuple[str, ...],

@@ -64,13 +64,13 @@ def bound_inotify() -> None:
         sysctl.write(_INOTIFY_LIMIT, str(int(allowed or 0) // 2 or 1))
 
 
-def find(folder: str) -> host_root.HostRoot:
-    """Look at the host's mounts, and return what containers stand on from now on; ``folder`` is the session's own."""
+def find(directory: str) -> host_root.HostRoot:
+    """Look at the host's mounts, and return what containers stand on from now on; ``directory`` is the session's own."""
     if userns.is_initial():
         return host_root.for_root()
-    number = len(os.listdir(folder))  # containers that live stand on the older ones
-    works = [process.working_folder(os.getppid()), sys.prefix, os.environ.get("TMPDIR", "/tmp"), paths.images(), os.path.expanduser("~")]
-    return host_root.for_user(f"{folder}/skeleton-{number}", works, _layers())
+    number = len(os.listdir(directory))  # containers that live stand on the older ones
+    works = [process.working_directory(os.getppid()), sys.prefix, os.environ.get("TMPDIR", "/tmp"), paths.images(), os.path.expanduser("~")]
+    return host_root.for_user(f"{directory}/skeleton-{number}", works, _layers())
 
 
 def unlimited(root: host_root.HostRoot, disk: int) -> UnsupportedError:
@@ -86,7 +86,7 @@ def unlimited(root: host_root.HostRoot, disk: int) -> UnsupportedError:
 
 
 def _layers() -> str | None:
-    """Return a folder for writable layers where tmpfs holds none; raises OSError where nothing does."""
+    """Return a directory for writable layers where tmpfs holds none; raises OSError where nothing does."""
     if host_root.tmpfs_takes_attributes():
         return None
     refused: list[str] = []

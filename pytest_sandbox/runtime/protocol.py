@@ -9,14 +9,14 @@ from -> to   message             meaning, and what is answered
 launcher     ``hello``           the launcher is ready: + [the payloads' user namespace], where there is one
 -> client    ``ready``           a container was made ahead and may be taken: id, pid, seen + [init's pidfd]; nobody asked
 client ->    ``taken``           the offered container is the client's; no answer
-launcher     ``create``          a container of this plan: ``created`` (id, pid) + [init's pidfd]
-             ``prepare``         have the next one of this plan made ahead; no answer
+launcher     ``create``          a container of this spec: ``created`` (id, pid) + [init's pidfd]
+             ``prepare``         have the next one of this spec made ahead; no answer
              ``closed``          the container is not needed any more; no answer
              ``cancel``          the client does not wait for the answer to ``answer`` any more: what it made is closed; no answer
-             ``layer``           its writable layer: ``layer`` (the points of its overlays) + [its folder]
+             ``layer``           its writable layer: ``layer`` (the points of its overlays) + [its directory]
              ``refused``         what of the host containers do not reach: ``refused`` (paths)
              ``freeze``          hand its layer to the layer holder: ``frozen``; then ``renew`` gives it a new one: ``renewed`` (as ``created``)
-             ``shelve``          make an empty layer in the layer holder: ``shelved`` + [its folder]; ``unshelve`` drops one, without an answer
+             ``shelve``          make an empty layer in the layer holder: ``shelved`` + [its directory]; ``unshelve`` drops one, without an answer
 launcher     ``error``           what was asked for failed: the step, the reason, the errno
 -> client    ``ended``           the container that was named has ended
              ``unsupported``     this host cannot do it: the feature, the remedy
@@ -59,7 +59,7 @@ Message = dict[str, Any]
 _HEADER = struct.Struct("!II")
 HEADER_SIZE = _HEADER.size
 _MOST_FDS = 253  # SCM_MAX_FD of <net/scm.h>
-#: The longest text of a message: plans and environments are far below.
+#: The longest text of a message: specs and environments are far below.
 MOST_BYTES = 64 << 20
 
 

@@ -7,34 +7,34 @@ from typing import Any
 
 from pytest_sandbox.settings import FrozenMap, Settings
 
-__all__ = ["OVERHEAD", "SHELF", "Plan"]
+__all__ = ["OVERHEAD", "SHELF", "Spec"]
 
-#: What the place of a folder in a committed layer begins with.
+#: What the place of a directory in a committed layer begins with.
 SHELF = "shelf:"
 #: Processes of ours in a container's group, which its limit does not count: init.
 OVERHEAD = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Spec:
     """All that has to be known before the first process of a container starts.
 
-    Two containers of one plan are interchangeable until one is claimed, which is what lets the launcher make the next one ahead.
-    ``lower`` are the folders below the writable layer, topmost first, ``("/",)`` for the host's root with every real file system on it;
-    ``above`` are more folders, topmost first, each with the point of the overlay that it belongs to ("": the root): a path, or
-    ``shelf:KEY/...`` for what is in a committed layer. ``folders`` are folders of the host laid over an image at their usual places; ``scratch`` are an image's
+    Two containers of one spec are interchangeable until one is claimed, which is what lets the launcher make the next one ahead.
+    ``lower`` are the directories below the writable layer, topmost first, ``("/",)`` for the host's root with every real file system on it;
+    ``above`` are more directories, topmost first, each with the point of the overlay that it belongs to ("": the root): a path, or
+    ``shelf:KEY/...`` for what is in a committed layer. ``directories`` are directories of the host laid over an image at their usual places; ``scratch`` are an image's
     volumes, which stay writable on a read-only root: a path, and what lies below it; ``capabilities`` is a mask. ``packet_sockets`` are allowed where NET_RAW
     was asked for by name (packet(7)). ``layers`` is where writable
-    layers lie that are not in memory, and ``hostname`` then is the name in /etc/hostname, which cannot be changed later; the launcher adds the folder, and the device, of one container's.
+    layers lie that are not in memory, and ``hostname`` then is the name in /etc/hostname, which cannot be changed later; the launcher adds the directory, and the device, of one container's.
     """
 
     lower: tuple[str, ...] = ("/",)
     above: tuple[tuple[str, str], ...] = ()
-    folders: tuple[str, ...] = ()
+    directories: tuple[str, ...] = ()
     scratch: tuple[tuple[str, ...], ...] = ()
     disk: int | None = None
     layers: str | None = None
-    layer_folder: str | None = None
+    layer_directory: str | None = None
     layer_device: str | None = None
     shm_size: int = 64 << 20
     read_only: bool = False
@@ -81,11 +81,11 @@ class Plan:
         return self.lower == ("/",)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as JSON can hold it."""
+        """Return the spec as JSON can hold it."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Plan:
+    def from_json(cls, data: dict[str, Any]) -> Spec:
         """Read what :meth:`to_json` wrote."""
         tuples = {key: _tuples(value) if isinstance(value, list) else value for key, value in data.items()}
         return cls(**tuples)

@@ -1,4 +1,4 @@
-"""Writable layers that are not in memory: a folder of a session's, or a file system in a file there, whose size is a limit."""
+"""Writable layers that are not in memory: a directory of a session's, or a file system in a file there, whose size is a limit."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class DiskLimitError(OSError):
 
 @dataclass(slots=True)
 class Place:
-    """Where one layer lies: a folder, and where it is limited a block device, held by a descriptor until :meth:`release`."""
+    """Where one layer lies: a directory, and where it is limited a block device, held by a descriptor until :meth:`release`."""
 
-    folder: str | None = None
+    directory: str | None = None
     device: str | None = None
     held: int = -1
 
@@ -48,48 +48,48 @@ class Place:
     def remove(self) -> None:
         """Release the device and remove the directory; what cannot be removed is left to the session's end."""
         self.release()
-        if self.folder is not None:
+        if self.directory is not None:
             with suppress(OSError):
-                remove_tree(self.folder)
+                remove_tree(self.directory)
 
 
 MEMORY = Place()
 
 
 def make(base: str, size: int | None, *, session: str, identity: str, lock: str) -> Place:
-    """Make the place of a container's layer below ``base``; the session's lock file says where its folders are, for a sweep."""
-    folder = os.path.join(base, session, identity)
-    _note(lock, os.path.dirname(folder))
-    private_directory.make_private(folder, below=base)
+    """Make the place of a container's layer below ``base``; the session's lock file says where its directories are, for a sweep."""
+    directory = os.path.join(base, session, identity)
+    _note(lock, os.path.dirname(directory))
+    private_directory.make_private(directory, below=base)
     if size is None:
-        return Place(folder)
+        return Place(directory)
     try:
-        device, held = _limited(os.path.join(folder, _IMAGE), size)
+        device, held = _limited(os.path.join(directory, _IMAGE), size)
     except OSError as error:
         with suppress(OSError):
-            remove_tree(folder)
+            remove_tree(directory)
         raise DiskLimitError(error.errno, f"{error.strerror}: {error.filename or 'loop device'}") from error
-    return Place(folder, device, held)
+    return Place(directory, device, held)
 
 
 def explain(error: BaseException, place: Place) -> None:
-    """Raise :class:`UnsupportedError` for a layer's folder that the kernel does not take."""
-    if isinstance(error, OSError) and error.errno == errno.EINVAL and place.folder is not None and place.device is None:
-        where = os.path.dirname(os.path.dirname(place.folder))
+    """Raise :class:`UnsupportedError` for a layer's directory that the kernel does not take."""
+    if isinstance(error, OSError) and error.errno == errno.EINVAL and place.directory is not None and place.device is None:
+        where = os.path.dirname(os.path.dirname(place.directory))
         raise UnsupportedError(
             f'storage="disk" ({error.strerror})',
-            f"{where} takes no writable layer, as where it lies on an overlay itself (docker's own root is one): set PYTEST_SANDBOX_HOME to a folder on "
+            f"{where} takes no writable layer, as where it lies on an overlay itself (docker's own root is one): set PYTEST_SANDBOX_HOME to a directory on "
             "another file system, such as a volume, or leave storage= out.",
         ) from error
 
 
-def fill(place: Place, number: int, folder: str) -> None:
-    """Begin an overlay of the layer with a copy of a folder."""
-    assert place.folder is not None
-    os.mkdir(f"{place.folder}/{number}", 0o700)
-    source = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def fill(place: Place, number: int, directory: str) -> None:
+    """Begin an overlay of the layer with a copy of a directory."""
+    assert place.directory is not None
+    os.mkdir(f"{place.directory}/{number}", 0o700)
+    source = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        copying.copy_tree(source, f"{place.folder}/{number}/upper")
+        copying.copy_tree(source, f"{place.directory}/{number}/upper")
     finally:
         os.close(source)
 
@@ -100,7 +100,7 @@ def remove(lock: str) -> None:
     What can be removed is. Raises the first OSError, so that the caller keeps the lock file and a later cleanup tries again.
     """
     session = os.path.basename(lock).removesuffix(".lock")
-    doomed = [folder for folder in _noted(lock) if os.path.basename(folder) == session and os.path.isdir(folder)]
+    doomed = [directory for directory in _noted(lock) if os.path.basename(directory) == session and os.path.isdir(directory)]
     if doomed and not userns.has_power():  # others inside, whose UIDs are the user's too, may have closed their directories to it
         with suppress(OSError):
             userns.with_power(lambda: _remove_all(doomed))
@@ -181,10 +181,10 @@ def _noted(lock: str) -> list[str]:
         return []
 
 
-def _note(lock: str, folder: str) -> None:
-    if folder not in _noted(lock):
+def _note(lock: str, directory: str) -> None:
+    if directory not in _noted(lock):
         with open(lock, "a", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(f"{folder}\n")
+            file.write(f"{directory}\n")
 
 
 def _limited(image: str, size: int) -> tuple[str, int]:

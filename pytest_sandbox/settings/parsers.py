@@ -75,7 +75,7 @@ class FrozenMap(Mapping[str, V]):
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A host folder or file that is not thrown away: ``source`` on the host appears as ``target``
+    """A host directory or file that is not thrown away: ``source`` on the host appears as ``target``
     inside.
 
     ``source`` is as it was written: absolute, or beginning with ``.`` or ``~``.
@@ -286,10 +286,10 @@ def _volume(value: object) -> Volume:
     if not set(options) <= set(_VOLUME_OPTIONS) or {"ro", "rw"} <= set(options):
         raise RefusedError
     if not source.startswith(("/", ".", "~")):
-        raise RefusedError(f'a path: named volumes do not exist here, "./{source}:{rest[0]}" is the folder below the current one')
+        raise RefusedError(f'a path: named volumes do not exist here, "./{source}:{rest[0]}" is the directory below the current one')
     target = os.path.normpath(absolute(rest[0]))
     if target in {"/", "//"}:
-        raise RefusedError('a target below "/"; image="PATH" makes a folder the root')
+        raise RefusedError('a target below "/"; image="PATH" makes a directory the root')
     return Volume(source, target.replace("//", "/"), "ro" in options)
 
 

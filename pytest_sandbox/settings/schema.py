@@ -37,7 +37,9 @@ class Words(NamedTuple):
 
 #: By the setting's name, in the order of the documentation.
 WORDS: dict[str, Words] = {
-    "image": Words('"host", a reference, a path or an Image', "host", "the host's own root, a stored image, or a root folder", option=True),
+    "image": Words(
+        '"host", a reference, a path or an Image', "host", "the host's own root, a stored image, or a root directory", option=True
+    ),
     "memory": Words(f"{SIZE_FORM}; at least 6m", "none", "hard cap; over it the kernel kills inside", option=True),
     "memory_swap": Words("as memory and not below it, or -1 for no limit", "as memory", "memory plus swap"),
     "memory_high": Words(f"{SIZE_FORM}; at least 6m", "none", "over it the kernel slows down and takes back memory (cgroup v2)"),
@@ -49,15 +51,17 @@ WORDS: dict[str, Words] = {
     "device_read_iops": Words(COUNT_RATE_FORM, "none", "reads a second from a device"),
     "device_write_iops": Words(COUNT_RATE_FORM, "none", "writes a second to a device"),
     "disk": Words(f"{SIZE_FORM}; more than 0", "none", "size of the writable layer; over it writes get ENOSPC", option=True),
-    "storage": Words('"memory" or "disk"', "memory", "where the writable layer lives: a tmpfs (counts as memory) or a folder", option=True),
+    "storage": Words(
+        '"memory" or "disk"', "memory", "where the writable layer lives: a tmpfs (counts as memory) or a directory", option=True
+    ),
     "shm_size": Words(f"{SIZE_FORM}; more than 0", "64m", "size of /dev/shm"),
     "timeout": Words("seconds, more than 0", "none", "wall time of the test inside, or of one run; over it all is killed", option=True),
     "network": Words('"none", "host" or a Network', "none", "none: a network namespace of its own with loopback up", option=True),
     "hostname": Words("a host name by RFC 1123 of at most 63 characters", "the container's id", "host name inside"),
     "env": Words('a dict of str to str, or "NAME=value" items', "inherited, or the image's", "environment variables to add"),
     "user": Words('"UID", "UID:GID", "NAME", "NAME:GROUP"', "the invoking user, or the image's", "who runs inside"),
-    "workdir": Words("an absolute path inside", "the current folder, or the image's", "working folder"),
-    "volumes": Words(VOLUME_FORM, "none", "host folders that are not thrown away"),
+    "workdir": Words("an absolute path inside", "the current directory, or the image's", "working directory"),
+    "volumes": Words(VOLUME_FORM, "none", "host directories that are not thrown away"),
     "read_only": Words("true or false", "false", "no writable layer"),
     "cap_add": Words("capability names such as NET_ADMIN, or ALL", "none", "more than docker's default set"),
     "cap_drop": Words("capability names such as NET_RAW, or ALL", "none", "less than docker's default set"),

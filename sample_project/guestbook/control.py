@@ -9,13 +9,13 @@ from pathlib import Path
 
 def running() -> list[int]:
     """The numbers of all processes on this machine that serve a guest book."""
-    commands = {int(folder.name): command(folder) for folder in Path("/proc").iterdir() if folder.name.isdigit()}
+    commands = {int(directory.name): command(directory) for directory in Path("/proc").iterdir() if directory.name.isdigit()}
     return sorted(pid for pid, words in commands.items() if words[-2:] == ["guestbook", "serve"])
 
 
-def command(folder: Path) -> list[str]:
+def command(directory: Path) -> list[str]:
     try:
-        return (folder / "cmdline").read_text().rstrip("\0").split("\0")
+        return (directory / "cmdline").read_text().rstrip("\0").split("\0")
     except OSError:  # it has ended meanwhile
         return []
 

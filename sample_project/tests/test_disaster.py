@@ -17,7 +17,7 @@ OF_THE_USER = [Path.home() / name for name in (".bashrc", ".gnupg", ".profile", 
 @pytest.fixture(autouse=True)
 def prove_that_this_is_a_container():
     """Refuse to go on where more runs than the container's first process and this test."""
-    processes = [folder.name for folder in Path("/proc").iterdir() if folder.name.isdigit()]
+    processes = [directory.name for directory in Path("/proc").iterdir() if directory.name.isdigit()]
     assert len(processes) == 2, "this is a real machine"
 
 

@@ -13,7 +13,7 @@ PROJECT = Path(__file__).parents[1]
 GUESTBOOK = [sys.executable, "-B", "-m", "guestbook"]
 
 
-def test_signing_writes_one_file_and_its_folder(container):
+def test_signing_writes_one_file_and_its_directory(container):
     container.run([*GUESTBOOK, "sign", "Ada", "I was here."], cwd=PROJECT, env={"HOME": "/var/tmp"}, check=True)
 
     assert [

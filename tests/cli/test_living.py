@@ -152,8 +152,8 @@ class TestExec:
         """-u is who runs the command."""
         assert "1000\n" == sandbox("exec", "-u", "1000", box.id, "id", "-u").stdout
 
-    def test_the_containers_own_variables_and_folder(self):
-        """Variables and working folder of the container's settings are the command's."""
+    def test_the_containers_own_variables_and_directory(self):
+        """Variables and working directory of the container's settings are the command's."""
         with Container(env={"A": "b"}, workdir="/etc") as container:
             assert "b /etc\n" == sandbox("exec", container.id, "sh", "-c", "echo $A $(pwd)").stdout
 

@@ -59,7 +59,7 @@ def test_the_status_is_the_commands_own(command, status):
         (("-m", "5x", "host", "true"), "--memory '5x' is not valid; accepted: bytes"),
         (("--network", "bridge", "host", "true"), "--network 'bridge'"),
         (("-v", "nowhere:/x", "host", "true"), "--volume 'nowhere:/x' is not valid; accepted: a path"),
-        (("-v", "/no/such/folder:/x", "host", "true"), "--volume '/no/such/folder'"),
+        (("-v", "/no/such/directory:/x", "host", "true"), "--volume '/no/such/directory'"),
         (("-v", "/:/x", "-v", "/:/y:rx", "host", "true"), "--volume '/:/y:rx'"),
         (("--device-read-bps", "/dev/no-disk:1mb", "host", "true"), "--device-read-bps '/dev/no-disk'"),
         (("-h", "a_b", "host", "true"), "--hostname 'a_b'"),
@@ -70,7 +70,7 @@ def test_the_status_is_the_commands_own(command, status):
         (("-e", "=x", "host", "true"), "a variable needs a name"),
         (("--env-file", "/no/such/file", "host", "true"), "--env-file /no/such/file"),
         (("-u", "nobody-of-that-name", "host", "true"), "--user 'nobody-of-that-name'"),
-        (("/no/such/folder", "true"), "/no/such/folder"),
+        (("/no/such/directory", "true"), "/no/such/directory"),
         (("--pull", "never", "no/such:image", "true"), "no/such:image"),
         (("host",), "no command"),
         (("-d", "host", "true"), "Put & behind it"),
@@ -79,7 +79,7 @@ def test_the_status_is_the_commands_own(command, status):
     ids=str,
 )
 def test_an_error_of_ours_is_125_and_names_what_was_wrong(words, text):
-    """A wrong flag, value, folder or image ends with 125 and a line that names it; the command never starts."""
+    """A wrong flag, value, directory or image ends with 125 and a line that names it; the command never starts."""
     done = run(*words)
     assert (125, "") == (done.returncode, done.stdout)
     assert text in done.stderr
@@ -195,7 +195,7 @@ class TestFlags:
         assert "flag,file two,ours,too,unset\n" == said(*words, env=environment)
 
     def test_volumes(self, tmp_path: Path):
-        """-v shows a host folder inside, and keeps what is written there; :ro does not let it be written."""
+        """-v shows a host directory inside, and keeps what is written there; :ro does not let it be written."""
         (tmp_path / "in").write_text("seen")
         assert "seen" == said("-v", f"{tmp_path}:/data", "host", "sh", "-c", "cat /data/in; echo kept > /data/out")
         assert "kept\n" == (tmp_path / "out").read_text()
@@ -224,7 +224,7 @@ class TestFlags:
 
     @root
     def test_who_and_where(self):
-        """-u, -w and -h are the command's user, folder and host name; a folder that is not there is made."""
+        """-u, -w and -h are the command's user, directory and host name; a directory that is not there is made."""
         assert "1000:2000 /made/here box\n" == said(
             "-u", "1000:2000", "-w", "/made/here", "-h", "box", "host", "sh", "-c", "echo $(id -u):$(id -g) $(pwd) $(hostname)"
         )
@@ -360,8 +360,8 @@ class TestSignals:
 
 
 @root
-def test_a_folder_is_an_image(tmp_path: Path):
-    """IMAGE may be a folder with a root file system."""
+def test_a_directory_is_an_image(tmp_path: Path):
+    """IMAGE may be a directory with a root file system."""
     from boxes import make_busybox_root
 
     root = make_busybox_root(tmp_path / "root")

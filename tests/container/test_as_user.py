@@ -38,25 +38,25 @@ def test_a_function_is_alone_inside(box):
     assert 2 == box.call(lambda: len([name for name in os.listdir("/proc") if name.isdigit()]))
 
 
-@pytest.mark.parametrize("folder", ["~", "/tmp", "/var/tmp"])
-def test_what_is_written_is_thrown_away(box, folder):
+@pytest.mark.parametrize("directory", ["~", "/tmp", "/var/tmp"])
+def test_what_is_written_is_thrown_away(box, directory):
     """Where a user writes, it writes inside, and the host keeps what it had."""
-    path = Path(folder).expanduser() / f"pytest-sandbox-{os.getpid()}"
+    path = Path(directory).expanduser() / f"pytest-sandbox-{os.getpid()}"
     assert "new" == box.call(lambda: (path.write_text("new"), path.read_text())[1])
     assert not path.exists()
 
 
-def test_folders_of_the_host_can_be_removed(box):
-    """Removing and making anew a folder that the host has works inside, and changes nothing outside."""
-    folder = Path.home() / "there"
-    (folder / "deep").mkdir(parents=True)
+def test_directories_of_the_host_can_be_removed(box):
+    """Removing and making anew a directory that the host has works inside, and changes nothing outside."""
+    directory = Path.home() / "there"
+    (directory / "deep").mkdir(parents=True)
     try:
         with Container() as fresh:
-            out(fresh, "sh", "-c", f"rm -r {folder} && mkdir {folder} && rmdir {folder} && echo x >{folder}")
-        assert (folder / "deep").is_dir()
+            out(fresh, "sh", "-c", f"rm -r {directory} && mkdir {directory} && rmdir {directory} && echo x >{directory}")
+        assert (directory / "deep").is_dir()
     finally:
-        (folder / "deep").rmdir()
-        folder.rmdir()
+        (directory / "deep").rmdir()
+        directory.rmdir()
 
 
 def test_files_of_a_volume_belong_to_the_user(tmp_path):

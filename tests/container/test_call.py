@@ -407,8 +407,8 @@ def test_no_descriptor_is_left(box):
 def test_a_call_in_a_container_in_a_container_leaves_what_is_open(tmp_path):
     """The function inside the inner one has every descriptor of its caller's, whose numbers are some that the outer's owner uses for it."""
 
-    def nested(folder):
-        files = [os.open(folder, os.O_RDONLY) for _ in range(64)]
+    def nested(directory):
+        files = [os.open(directory, os.O_RDONLY) for _ in range(64)]
         with Container() as inner:
             return inner.call(lambda: [fd for fd in files if not os.path.samestat(os.fstat(fd), os.stat(files[0]))])
 

@@ -34,10 +34,10 @@ print([os.path.exists(path) for path in ("/written", "/usr/written", "/tmp/writt
 UNCHANGED = """
 import tempfile
 from pytest_sandbox.runtime.create import Building, Host
-from pytest_sandbox.runtime.spec import Plan
+from pytest_sandbox.runtime.spec import Spec
 host = Host(tempfile.mkdtemp())
 try:
-    Building(Plan(user_namespace=False), host, hostname="x", joins=(), shelved={}).build()
+    Building(Spec(user_namespace=False), host, hostname="x", joins=(), shelved={}).build()
 except OSError as error:
     print(error.step, error.strerror)
 """

@@ -18,14 +18,14 @@ pytestmark = pytest.mark.needs("containers")
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """A root with something to change."""
-    folder = make_busybox_root(tmp_path_factory.mktemp("diff") / "root")
+    directory = make_busybox_root(tmp_path_factory.mktemp("diff") / "root")
     for path in ("data/full/one", "data/full/two", "data/full/deep/three", "data/file", "data/other"):
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(path)
-    (folder / "data/link").symlink_to("file")
-    (folder / "data/empty").mkdir()
-    os.mkfifo(folder / "data/fifo")
-    return folder
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        (directory / path).write_text(path)
+    (directory / "data/link").symlink_to("file")
+    (directory / "data/empty").mkdir()
+    os.mkfifo(directory / "data/fifo")
+    return directory
 
 
 def after(root, script, **settings):
@@ -44,58 +44,58 @@ CHANGES = {
     "a file added": ("echo > /data/new", ["C /data", "A /data/new"]),
     "a file added at the top": ("echo > /new", ["A /new"]),
     "a file added and deleted": ("echo > /data/new; rm /data/new", ["C /data"]),
-    "a folder added": ("mkdir -p /data/a/b; echo > /data/a/b/c", ["C /data", "A /data/a", "A /data/a/b", "A /data/a/b/c"]),
+    "a directory added": ("mkdir -p /data/a/b; echo > /data/a/b/c", ["C /data", "A /data/a", "A /data/a/b", "A /data/a/b/c"]),
     "a file written": ("echo >> /data/file", ["C /data", "C /data/file"]),
     "a file truncated": (": > /data/file", ["C /data", "C /data/file"]),
     "a file replaced": ("echo x > /data/n; mv /data/n /data/file", ["C /data", "C /data/file"]),
     "a file deleted": ("rm /data/file", ["C /data", "D /data/file"]),
     "a file deleted and made anew": ("rm /data/file; echo > /data/file", ["C /data", "C /data/file"]),
-    "a folder deleted": ("rm -r /data/full", ["C /data", "D /data/full"]),
-    "an empty folder deleted": ("rmdir /data/empty", ["C /data", "D /data/empty"]),
-    "a folder deleted and made anew, empty": (
+    "a directory deleted": ("rm -r /data/full", ["C /data", "D /data/full"]),
+    "an empty directory deleted": ("rmdir /data/empty", ["C /data", "D /data/empty"]),
+    "a directory deleted and made anew, empty": (
         "rm -r /data/full; mkdir /data/full",
         ["C /data", "C /data/full", "D /data/full/deep", "D /data/full/one", "D /data/full/two"],
     ),
-    "a folder deleted and made anew, with other things": (
+    "a directory deleted and made anew, with other things": (
         "rm -r /data/full; mkdir /data/full; echo > /data/full/one; echo > /data/full/four",
         ["C /data", "C /data/full", "D /data/full/deep", "A /data/full/four", "C /data/full/one", "D /data/full/two"],
     ),
-    "a deep folder anew": (
+    "a deep directory anew": (
         "rm -r /data/full/deep; mkdir /data/full/deep",
         ["C /data", "C /data/full", "C /data/full/deep", "D /data/full/deep/three"],
     ),
     "a mode": ("chmod 600 /data/file", ["C /data", "C /data/file"]),
     "an owner": ("chown 5:6 /data/file", ["C /data", "C /data/file"]),
     "a time": ("touch -d '2020-01-01 00:00' /data/file", ["C /data", "C /data/file"]),
-    "a folder's mode": ("chmod 700 /data/full", ["C /data", "C /data/full"]),
-    "a folder's mode, back again": ("chmod 700 /data/empty; chmod 755 /data/empty", ["C /data", "C /data/empty"]),
-    "a file becomes a folder": ("rm /data/file; mkdir /data/file; echo > /data/file/x", ["C /data", "C /data/file", "A /data/file/x"]),
-    "a folder becomes a file": ("rm -r /data/full; echo > /data/full", ["C /data", "C /data/full"]),
-    "a folder becomes a link": ("rm -r /data/full; ln -s file /data/full", ["C /data", "C /data/full"]),
+    "a directory's mode": ("chmod 700 /data/full", ["C /data", "C /data/full"]),
+    "a directory's mode, back again": ("chmod 700 /data/empty; chmod 755 /data/empty", ["C /data", "C /data/empty"]),
+    "a file becomes a directory": ("rm /data/file; mkdir /data/file; echo > /data/file/x", ["C /data", "C /data/file", "A /data/file/x"]),
+    "a directory becomes a file": ("rm -r /data/full; echo > /data/full", ["C /data", "C /data/full"]),
+    "a directory becomes a link": ("rm -r /data/full; ln -s file /data/full", ["C /data", "C /data/full"]),
     "a link is pointed elsewhere": ("ln -sf other /data/link", ["C /data", "C /data/link"]),
     "a link is made": ("ln -s /nowhere /data/sym", ["C /data", "A /data/sym"]),
     "a hard link": ("ln /data/file /data/hard", ["C /data", "C /data/file", "A /data/hard"]),
     "a fifo": ("mkfifo /data/pipe", ["C /data", "A /data/pipe"]),
     "a fifo deleted": ("rm /data/fifo", ["C /data", "D /data/fifo"]),
     "a file renamed": ("mv /data/file /data/moved", ["C /data", "D /data/file", "A /data/moved"]),
-    "a folder renamed": (
+    "a directory renamed": (
         "mv /data/full /data/moved",
         ["C /data", "D /data/full", "A /data/moved", "A /data/moved/deep", "A /data/moved/deep/three", "A /data/moved/one", "A /data/moved/two"],
     ),
-    "a folder renamed, then changed": (
+    "a directory renamed, then changed": (
         "mv /data/full /data/moved; rm /data/moved/one; echo > /data/moved/new; echo >> /data/moved/two",
         ["C /data", "D /data/full", "A /data/moved", "A /data/moved/deep", "A /data/moved/deep/three", "A /data/moved/new", "A /data/moved/two"],
     ),
-    "a folder renamed elsewhere, and another in its place": (
+    "a directory renamed elsewhere, and another in its place": (
         "mv /data/full /top; mkdir /data/full; echo > /data/full/x",
         ["C /data", "C /data/full", "D /data/full/deep", "D /data/full/one", "D /data/full/two", "A /data/full/x", "A /top", "A /top/deep",
          "A /top/deep/three", "A /top/one", "A /top/two"],
     ),
-    "a folder renamed over an empty one": (
+    "a directory renamed over an empty one": (
         "mv -T /data/full /data/empty",
         ["C /data", "C /data/empty", "A /data/empty/deep", "A /data/empty/deep/three", "A /data/empty/one", "A /data/empty/two", "D /data/full"],
     ),
-    "a folder renamed, and one in it": (
+    "a directory renamed, and one in it": (
         "mv /data/full /data/m; mv /data/m/deep /data/m/deeper",
         ["C /data", "D /data/full", "A /data/m", "A /data/m/deeper", "A /data/m/deeper/three", "A /data/m/one", "A /data/m/two"],
     ),
@@ -104,7 +104,7 @@ CHANGES = {
 
 
 @pytest.mark.vm
-@pytest.mark.needs("root")  # a user's overlay moves no folder of the host's: mv copies it
+@pytest.mark.needs("root")  # a user's overlay moves no directory of the host's: mv copies it
 @pytest.mark.parametrize(("script", "expected"), CHANGES.values(), ids=CHANGES.keys())
 def test_what_a_script_changed(root, script, expected):
     """Each kind of change is told as docker tells it."""
@@ -130,9 +130,9 @@ def test_a_change_beside_a_volume(root, tmp_path):
     assert ["A /made", "A /made/x"] == after(root, "echo > /made/x; echo > /made/out/z", volumes=[f"{tmp_path}:/made/out"])
 
 
-def _touched(folder):
-    (folder / "file").touch()
-    return folder / "file"
+def _touched(directory):
+    (directory / "file").touch()
+    return directory / "file"
 
 
 def test_the_hosts_root(tmp_path):
@@ -152,13 +152,13 @@ def test_bytes_that_are_no_text(root):
 
 
 def test_a_deep_tree(root):
-    """Deep folders and long paths are no limit of the walk."""
+    """Deep directories and long paths are no limit of the walk."""
 
     def dig():
         os.chdir("/data")
         for _ in range(400):
-            os.mkdir("folder-of-some-length")
-            os.chdir("folder-of-some-length")
+            os.mkdir("directory-of-some-length")
+            os.chdir("directory-of-some-length")
 
     with Container(image=root) as c:
         c.call(dig)

@@ -56,7 +56,7 @@ def test_line_ends_are_kept(other):
 
 
 @pytest.mark.vm
-def test_folders(other):
+def test_directories(other):
     """mkdir, listdir and exists as pathlib has them."""
     other.mkdir("/tmp/d")
     with pytest.raises(FileExistsError):
@@ -164,23 +164,23 @@ def test_big_files(other):
     assert data == other.read_bytes("/tmp/big")
 
 
-def tree(folder):
-    """Make a folder with everything that can be copied; returns how it should look."""
-    (folder / "sub/empty").mkdir(parents=True)
-    (folder / "sub/file").write_text("content")
-    (folder / "sub/file").chmod(0o640)
-    (folder / "run").write_text("#!/bin/sh\necho ran\n")
-    (folder / "run").chmod(0o755)
-    (folder / "link").symlink_to("sub/file")
-    (folder / "outside").symlink_to("/no/such/file")
-    os.mkfifo(folder / "fifo")
-    os.utime(folder / "sub/file", (1, 2))
+def tree(directory):
+    """Make a directory with everything that can be copied; returns how it should look."""
+    (directory / "sub/empty").mkdir(parents=True)
+    (directory / "sub/file").write_text("content")
+    (directory / "sub/file").chmod(0o640)
+    (directory / "run").write_text("#!/bin/sh\necho ran\n")
+    (directory / "run").chmod(0o755)
+    (directory / "link").symlink_to("sub/file")
+    (directory / "outside").symlink_to("/no/such/file")
+    os.mkfifo(directory / "fifo")
+    os.utime(directory / "sub/file", (1, 2))
     return ["link", "outside", "run", "sub"]
 
 
 @pytest.mark.vm
-def test_a_folder_in_and_out(other, tmp_path):
-    """Folders with files, links, modes and times go in and come out as they were; a FIFO stays behind."""
+def test_a_directory_in_and_out(other, tmp_path):
+    """Directories with files, links, modes and times go in and come out as they were; a FIFO stays behind."""
     (tmp_path / "in").mkdir()
     names = tree(tmp_path / "in")
     other.copy_in(tmp_path / "in", "/root/copied")
@@ -196,17 +196,17 @@ def test_a_folder_in_and_out(other, tmp_path):
     assert (0o755, True) == (stat.S_IMODE((tmp_path / "out/run").stat().st_mode), (tmp_path / "out/sub/empty").is_dir())
 
 
-def test_a_file_into_a_folder_or_to_a_name(other, tmp_path):
-    """As docker cp: into a folder that is there, else to the name."""
+def test_a_file_into_a_directory_or_to_a_name(other, tmp_path):
+    """As docker cp: into a directory that is there, else to the name."""
     (tmp_path / "f").write_text("x")
     other.mkdir("/root/into", exist_ok=True)
     other.copy_in(tmp_path / "f", "/root/into")
     other.copy_in(tmp_path / "f", "/root/as-name")
     assert ("x", "x") == (other.read_text("/root/into/f"), other.read_text("/root/as-name"))
-    (tmp_path / "folder").mkdir()
-    other.copy_out("/root/into/f", tmp_path / "folder")
+    (tmp_path / "directory").mkdir()
+    other.copy_out("/root/into/f", tmp_path / "directory")
     other.copy_out("/root/into/f", tmp_path / "named")
-    assert ("x", "x") == ((tmp_path / "folder/f").read_text(), (tmp_path / "named").read_text())
+    assert ("x", "x") == ((tmp_path / "directory/f").read_text(), (tmp_path / "named").read_text())
 
 
 def test_copying_in_writes_through_no_link(other, tmp_path, secret):
@@ -234,8 +234,8 @@ def test_copying_out_writes_through_no_link_of_the_container(other, tmp_path, se
     assert "the host's" == secret.read_text()
 
 
-def test_a_race_of_folders_and_links(other, tmp_path, secret):
-    """While a payload swaps a folder for a link to the outside, no copy reads or writes the host's file."""
+def test_a_race_of_directories_and_links(other, tmp_path, secret):
+    """While a payload swaps a directory for a link to the outside, no copy reads or writes the host's file."""
     script = f"cd /root; mkdir -p race/d; echo inside > race/d/secret; ln -sfn {secret.parent} race/l; while :; do mv -T race/d race/x 2>/dev/null; mv -T race/l race/d 2>/dev/null; mv -T race/d race/l 2>/dev/null; mv -T race/x race/d 2>/dev/null; done"
     found = set()
     with other.popen(["sh", "-c", script]) as p:
@@ -249,8 +249,8 @@ def test_a_race_of_folders_and_links(other, tmp_path, secret):
                 found.add(other.read_text("/root/race/d/secret"))
                 out = tmp_path / f"out{count}"
                 other.copy_out("/root/race", out)
-                for folder, _folders, files in os.walk(out):
-                    found.update((Path(folder) / name).read_text() for name in files)
+                for directory, _directories, files in os.walk(out):
+                    found.update((Path(directory) / name).read_text() for name in files)
             except OSError:
                 continue
         p.kill()
@@ -258,8 +258,8 @@ def test_a_race_of_folders_and_links(other, tmp_path, secret):
     assert "the host's" == secret.read_text()
 
 
-def test_a_folders_content(other, tmp_path):
-    """FOLDER/. copies what is in it, and the folder that it is copied to keeps its mode."""
+def test_a_directories_content(other, tmp_path):
+    """DIRECTORY/. copies what is in it, and the directory that it is copied to keeps its mode."""
     other.run(["sh", "-c", "mkdir -m 711 /root/c; echo x > /root/c/x"], check=True)
     (tmp_path / "there").mkdir()
     (tmp_path / "there").chmod(0o1777)

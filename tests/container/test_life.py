@@ -289,7 +289,7 @@ def test_ipc_objects_stay_inside(box):
 
 @pytest.mark.parametrize("how", ["run", "call"])
 def test_workdir(how):
-    """Workdir is where commands start; without it, the caller's folder."""
+    """Workdir is where commands start; without it, the caller's directory."""
     with Container(workdir="/usr/share") as c:
         assert "/usr/share" == (out(c, "pwd").strip() if how == "run" else c.call(os.getcwd))
     with Container() as c:
@@ -439,7 +439,7 @@ def test_an_init_that_is_ending_is_a_container_that_has_ended(what, dying, monke
 
 
 def test_images_of_nobody_are_refused():
-    """A folder that is not there is named."""
+    """A directory that is not there is named."""
     from pytest_sandbox import ImageError
 
     with pytest.raises(ImageError, match="/no/such/root"):
@@ -505,7 +505,7 @@ def test_a_cpu_that_the_host_lacks_is_refused():
 def test_a_host_name_takes_no_container_of_its_own():
     """Containers that differ by name alone are made alike, so that the one that was made ahead serves; the name stays when one goes on after a commit."""
     with Container(hostname="ann") as ann, Container(hostname="bob") as bob, Container() as nobody:
-        assert ann.plan == bob.plan == nobody.plan
+        assert ann.spec == bob.spec == nobody.spec
         assert ["ann", "bob", nobody.id] == [one.call(socket.gethostname) for one in (ann, bob, nobody)]
         ann.commit()
         assert "ann\n" == ann.run(["hostname"], stdout=PIPE, text=True).stdout

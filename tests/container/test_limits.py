@@ -21,8 +21,8 @@ PRESSURE = ("cpu_pressure_seconds", "memory_pressure_seconds", "io_pressure_seco
 def test_a_volume_is_written_no_faster_than_its_disk_may_be():
     """Writing past the page cache takes the time that device_write_bps gives it."""
     with (
-        tempfile.TemporaryDirectory(dir="/var/tmp") as folder,
-        Container(device_write_bps=[f"{disk_of('/var/tmp')}:128k"], volumes=[f"{folder}:/data"]) as container,
+        tempfile.TemporaryDirectory(dir="/var/tmp") as directory,
+        Container(device_write_bps=[f"{disk_of('/var/tmp')}:128k"], volumes=[f"{directory}:/data"]) as container,
     ):
         write = ["dd", "if=/dev/zero", "of=/data/file", "bs=8k", "count=16", "oflag=direct"]
         started = time.monotonic()
@@ -41,7 +41,7 @@ def test_what_is_no_disk_is_a_wrong_setting(path):
 def test_the_soft_limit_reaches_the_group():
     """memory_high is in force while the container lives, and no limit on another."""
     with Container(memory_high="32m") as container, Container() as free:
-        limits = [Path(one.group.folder, "memory.high").read_text() for one in (container, free)]
+        limits = [Path(one.group.directory, "memory.high").read_text() for one in (container, free)]
     assert ["33554432\n", "max\n"] == limits
 
 

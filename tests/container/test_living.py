@@ -178,17 +178,17 @@ class TestFind:
 class TestDoor:
     """Who gets in."""
 
-    def test_only_this_user_may_enter_the_folder(self):
-        """The folder of the door, and the one above it, are closed to all others."""
+    def test_only_this_user_may_enter_the_directory(self):
+        """The directory of the door, and the one above it, are closed to all others."""
         with Container():
-            folder = os.path.dirname(door())
-            assert [0o700, 0o700, 0o600] == [os.stat(path).st_mode & 0o777 for path in (os.path.dirname(folder), folder, door())]
+            directory = os.path.dirname(door())
+            assert [0o700, 0o700, 0o600] == [os.stat(path).st_mode & 0o777 for path in (os.path.dirname(directory), directory, door())]
 
     @pytest.mark.needs("root")
     def test_another_user_is_known_by_the_kernel(self):
-        """Even where the folder is open, a connection of another user is not ours."""
-        with tempfile.TemporaryDirectory() as folder, local_socket.listen(path := os.path.join(folder, "door")) as listening:
-            os.chmod(folder, 0o755)
+        """Even where the directory is open, a connection of another user is not ours."""
+        with tempfile.TemporaryDirectory() as directory, local_socket.listen(path := os.path.join(directory, "door")) as listening:
+            os.chmod(directory, 0o755)
             os.chmod(path, 0o666)
 
             def connect_as_nobody() -> str:
@@ -211,8 +211,8 @@ class TestDoor:
             assert local_socket.is_ours(connection)
             connection.close()
 
-    def test_a_container_that_sees_the_folder_is_not_let_in(self):
-        """Root inside a container to which the state folder was given as a volume gets no answer."""
+    def test_a_container_that_sees_the_directory_is_not_let_in(self):
+        """Root inside a container to which the state directory was given as a volume gets no answer."""
         with Container():
             inside = (
                 "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
@@ -244,7 +244,7 @@ class TestDoor:
             assert [container.id] == [one.id for one in mine()]
 
     def test_a_dead_sessions_door_is_passed_by_and_swept(self):
-        """After a SIGKILL to the launcher nothing is listed, and the sweep removes its folder."""
+        """After a SIGKILL to the launcher nothing is listed, and the sweep removes its directory."""
         with Container():
             launcher = session.current()
             launcher.process.kill()
@@ -253,7 +253,7 @@ class TestDoor:
         cleanup.sweep()
         assert not os.path.exists(os.path.join(paths.state(), launcher.name))
 
-    def test_an_ended_session_leaves_no_folder(self):
+    def test_an_ended_session_leaves_no_directory(self):
         """A session that ends removes its door."""
         code = "from pytest_sandbox.client import session; from pytest_sandbox.container.container import Container; Container().start(); print(session.current().name)"
         name = elsewhere(code).stdout.strip()

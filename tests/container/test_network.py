@@ -373,7 +373,7 @@ def test_the_names_of_the_others_are_whole_while_one_changes(tmp_path):
 
 @pytest.mark.vm
 def test_other_settings_hold_too(net, busybox_root):
-    """On a root that is read-only, and in a folder as the root, the names are there, and are no change."""
+    """On a root that is read-only, and in a directory as the root, the names are there, and are no change."""
     with Container(network=net, hostname="db") as db:
         for number, more in enumerate(({"read_only": True}, {"image": busybox_root}, {"image": busybox_root, "read_only": True})):
             with Container(network=net, hostname=f"c{number}", **more) as one:
@@ -461,7 +461,7 @@ def test_what_went_wrong_in_the_block_is_told():
 def test_a_start_that_fails_leaves_the_network_as_it_was(net):
     """A container that is not made has no address and no name."""
     with pytest.raises(SettingsError):
-        Container(network=net, volumes=["/no/such/folder:/x"]).start()
+        Container(network=net, volumes=["/no/such/directory:/x"]).start()
     with pytest.raises(SandboxError):
         Container(network=net, hostname="x", user="nobody-has-this-name").start().run(["true"])
     with Container(network=net, hostname="y") as one:

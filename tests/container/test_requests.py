@@ -112,9 +112,9 @@ def test_exceptions_at_many_random_moments():
 
 
 def interrupted(rounds, *operations):
-    folder = os.path.dirname(remains.__file__)
-    command = [sys.executable, os.path.join(folder, "interrupts.py"), str(rounds), "1", *operations]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(folder), os.path.dirname(os.path.dirname(folder))])}
+    directory = os.path.dirname(remains.__file__)
+    command = [sys.executable, os.path.join(directory, "interrupts.py"), str(rounds), "1", *operations]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(directory), os.path.dirname(os.path.dirname(directory))])}
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60 + rounds, env=environment)
     return (done.stdout + done.stderr).splitlines()
 
@@ -186,12 +186,12 @@ def test_a_request_about_a_container_that_has_ended(op):
     """It is said to have ended, and other containers go on."""
     with Container() as other:
         with pytest.raises(ContainerStopped, match="the container no-such-id has ended"):
-            other.launcher.request({"op": op, "id": "no-such-id", "key": "x", "plan": other.plan.to_json()})
+            other.launcher.request({"op": op, "id": "no-such-id", "key": "x", "spec": other.spec.to_json()})
         assert 0 == other.run(["true"]).returncode
 
 
 @pytest.mark.parametrize(
-    "message", [{"op": "nonsense"}, {"op": "create"}, {"op": "create", "plan": {"lower": 3}, "number": 0, "about": None}]
+    "message", [{"op": "nonsense"}, {"op": "create"}, {"op": "create", "spec": {"lower": 3}, "number": 0, "about": None}]
 )
 def test_a_request_that_fails_in_the_launcher(message):
     """An error of any kind is the answer to its request, and the launcher goes on."""
@@ -211,8 +211,8 @@ def test_a_paused_container_whose_init_is_killed():
         os.kill(container.pid, signal.SIGKILL)
         container.close()
     assert "stopped" == container.status
-    folders = session.current().session.folders
-    await_true(lambda: not any(os.path.exists(f"{folder}/{container.id}") for folder in folders))
+    directories = session.current().session.directories
+    await_true(lambda: not any(os.path.exists(f"{directory}/{container.id}") for directory in directories))
 
 
 def test_the_launcher_has_one_thread_and_the_layer_holder_ends_with_the_client():

@@ -27,11 +27,11 @@ def sh(container, script):
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize("folder", ["/etc", "/usr/share", "/var", "/tmp", "/", "/root"])
+@pytest.mark.parametrize("directory", ["/etc", "/usr/share", "/var", "/tmp", "/", "/root"])
 @pytest.mark.needs("root")
-def test_writes_stay_inside(folder):
+def test_writes_stay_inside(directory):
     """A file made anywhere, /tmp included, is seen inside and neither by the host nor by the next container."""
-    name = os.path.join(folder, f"written-inside-{os.getpid()}")
+    name = os.path.join(directory, f"written-inside-{os.getpid()}")
     with Container() as c:
         c.run(["touch", name], check=True)
         assert (True, False) == (c.exists(name), os.path.exists(name))
@@ -72,7 +72,7 @@ def test_the_host_can_be_wiped_out_inside(tmp_path):
 
 @pytest.mark.vm
 def test_the_root_looks_like_the_hosts(box):
-    """The top folders are the host's, with their modes; /tmp keeps its sticky bit."""
+    """The top directories are the host's, with their modes; /tmp keeps its sticky bit."""
     assert sorted(os.listdir("/")) == box.listdir("/")
     look = lambda: {name: oct(os.lstat(f"/{name}").st_mode) for name in os.listdir("/") if name not in {"proc", "sys"}}  # noqa: E731
     assert look() == box.call(look)
@@ -80,7 +80,7 @@ def test_the_root_looks_like_the_hosts(box):
 
 @pytest.mark.vm
 def test_dev_is_small_and_its_own(box):
-    """The usual nodes and folders, nothing of the host's hardware."""
+    """The usual nodes and directories, nothing of the host's hardware."""
     names = ["fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero"]
     assert names == box.listdir("/dev")
     assert ["3", "16"] == sh(box, "head -c 3 /dev/zero | wc -c; head -c 16 /dev/urandom | wc -c; echo lost > /dev/null").stdout.split()
@@ -96,7 +96,7 @@ def test_terminals_are_the_containers_own(box):
 
 def test_dev_is_writable_like_dockers(box):
     """A test may make files and links in /dev, and they go with the container."""
-    assert "" == sh(box, "ln -s /tmp /dev/link && mkdir /dev/folder && rm -r /dev/folder /dev/link").stdout
+    assert "" == sh(box, "ln -s /tmp /dev/link && mkdir /dev/directory && rm -r /dev/directory /dev/link").stdout
 
 
 def test_proc_is_of_the_containers_pid_namespace(box):
@@ -222,7 +222,7 @@ def test_devices_and_setuid_of_a_volume_give_nothing(tmp_path):
 
 
 @pytest.mark.vm
-def test_a_folder_as_the_root(busybox_root):
+def test_a_directory_as_the_root(busybox_root):
     """image=PATH: its files are the root, its own /proc, /sys and /dev are added, and it stays as it is."""
     before = sorted(os.listdir(busybox_root))
     with Container(image=busybox_root) as c:
@@ -266,7 +266,7 @@ def test_a_call_on_another_root(busybox_root):
         assert (busybox_root / "etc/passwd").read_text() == c.call(lambda: open("/etc/passwd").read())  # noqa: SIM115
 
 
-def test_a_root_whose_proc_is_no_folder_is_refused(tmp_path):
+def test_a_root_whose_proc_is_no_directory_is_refused(tmp_path):
     """A root that would have the library mount through a link of its own is refused, with the step and the place."""
     root = make_busybox_root(tmp_path / "root")
     (root / "proc").symlink_to("/etc")
@@ -275,7 +275,7 @@ def test_a_root_whose_proc_is_no_folder_is_refused(tmp_path):
 
 
 def test_a_paths_odd_characters(tmp_path):
-    """A root, a volume and a working folder may have blanks, commas, colons, backslashes and no ASCII in their names."""
+    """A root, a volume and a working directory may have blanks, commas, colons, backslashes and no ASCII in their names."""
     root = make_busybox_root(tmp_path / "a b,c:d\\e ü" / "root")
     source = tmp_path / "x y,z ü"
     source.mkdir()
@@ -425,7 +425,7 @@ def test_a_unix_socket_of_the_host_needs_a_volume(tmp_path):
 
 @pytest.mark.needs("root")
 def test_hard_links_renames_and_times(tmp_path):
-    """Usual file operations on lower files work: rename of a folder, hard link, times, truncation, mmap-free copies."""
+    """Usual file operations on lower files work: rename of a directory, hard link, times, truncation, mmap-free copies."""
     (tmp_path / "d/e").mkdir(parents=True)
     (tmp_path / "d/e/f").write_text("x")
     with Container(workdir=str(tmp_path)) as c:

@@ -32,15 +32,15 @@ def home(tmp_path, monkeypatch):
 
 def layers(home, container):
     session = container.id.rpartition("-")[0]
-    folder = home / "writable" / session
-    return sorted(os.listdir(folder)) if folder.exists() else []
+    directory = home / "writable" / session
+    return sorted(os.listdir(directory)) if directory.exists() else []
 
 
-def gone(folder):
-    """Wait until a folder that is removed in the background is no more."""
+def gone(directory):
+    """Wait until a directory that is removed in the background is no more."""
     deadline = time.monotonic() + 30
-    while folder.exists():
-        assert time.monotonic() < deadline, f"{folder} is still there"
+    while directory.exists():
+        assert time.monotonic() < deadline, f"{directory} is still there"
         os.sched_yield()
     return True
 
@@ -61,8 +61,8 @@ def test_writes_are_seen_inside_and_nowhere_else(kind, tmp_path):
     assert os.path.exists("/etc/hostname")
 
 
-def test_a_layer_on_disk_is_a_folder_of_the_cache(home):
-    """storage="disk" writes to the cache folder, not to memory, and only its owner may look."""
+def test_a_layer_on_disk_is_a_directory_of_the_cache(home):
+    """storage="disk" writes to the cache directory, not to memory, and only its owner may look."""
     with Container(storage="disk", memory="256m") as c:
         assert (0, False) == fill(c, "/var/big", 300)
         assert 300 << 20 == c.call(lambda: os.stat("/var/big").st_size)
@@ -110,7 +110,7 @@ def test_a_cleanup_removes_a_deep_layer(tmp_path):
 
 
 def test_nothing_on_disk_outlives_the_process(home):
-    """At the end of the process no folder of its session is left, open containers or not."""
+    """At the end of the process no directory of its session is left, open containers or not."""
     code = "from pytest_sandbox import Container; c = Container(storage='disk').start(); c.write_text('/x', ''); print(c.id)"
     command = ["python", "-c", code]
     identity = subprocess.run(command, check=True, stdout=PIPE, text=True).stdout.strip()
@@ -118,7 +118,7 @@ def test_nothing_on_disk_outlives_the_process(home):
 
 
 def test_a_sweep_removes_the_layers_of_a_killed_session(home):
-    """After SIGKILL of client and launcher, the next sweep removes the folder, although it is of another home than its own."""
+    """After SIGKILL of client and launcher, the next sweep removes the directory, although it is of another home than its own."""
     code = (
         "import os, signal; from pytest_sandbox import Container\n"
         "c = Container(storage='disk').start(); c.write_text('/x', ''); print(c.id, flush=True)\n"
@@ -126,18 +126,18 @@ def test_a_sweep_removes_the_layers_of_a_killed_session(home):
     )
     done = subprocess.run(["python", "-c", code], check=False, stdout=PIPE, text=True)
     session = done.stdout.strip().rpartition("-")[0]
-    folder = home / "writable" / session
-    assert (-9, True) == (done.returncode, folder.exists())
+    directory = home / "writable" / session
+    assert (-9, True) == (done.returncode, directory.exists())
     os.environ["PYTEST_SANDBOX_HOME"] = "/nowhere"
     deadline = time.monotonic() + 30
-    while folder.exists():
+    while directory.exists():
         cleanup.sweep()
         assert time.monotonic() < deadline
     assert not os.path.exists(cleanup.lock_path(session))
 
 
 def test_a_sweep_removes_nothing_that_is_not_named_for_its_session(tmp_path):
-    """A lock file that names another folder does not have it removed."""
+    """A lock file that names another directory does not have it removed."""
     (tmp_path / "precious").mkdir()
     lock = Path(cleanup.lock_path("dead-beef"))
     lock.write_text(f"{tmp_path}/precious\n")
@@ -211,7 +211,7 @@ def test_a_limit_that_cannot_be_held_is_refused(home, monkeypatch):
 
 
 def test_a_full_host_fails_with_the_step(tmp_path, monkeypatch):
-    """A cache folder where nothing can be made is said with its path, and the next container of another kind starts."""
+    """A cache directory where nothing can be made is said with its path, and the next container of another kind starts."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path / "file"))
     from pytest_sandbox import SetupError

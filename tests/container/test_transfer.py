@@ -105,8 +105,8 @@ def test_no_link_leads_out_of_the_copy(other, made, tmp_path, script, content):
     (tmp_path / "host").write_text("the host's")
     made(script.format(host=tmp_path / "host"))
     other.copy_out(f"/root/made{content}", tmp_path / "out")
-    for folder, folders, files in os.walk(tmp_path / "out"):
-        for path in (os.path.join(folder, name) for name in (*folders, *files)):
+    for directory, directories, files in os.walk(tmp_path / "out"):
+        for path in (os.path.join(directory, name) for name in (*directories, *files)):
             assert os.path.realpath(path).startswith(f"{tmp_path}/out")
             assert os.path.isdir(path) or "the container's\n" == Path(path).read_text()
 

@@ -27,7 +27,7 @@ def live(number: int) -> None:
                 container.pause()
                 container.unpause()
             assert container.stats().memory_limit == asked
-        missing = [folder for folder in session.current().session.folders if not os.path.isdir(folder)]
+        missing = [directory for directory in session.current().session.directories if not os.path.isdir(directory)]
         assert missing == []
 
 

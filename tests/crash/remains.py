@@ -71,10 +71,10 @@ def await_no_processes(client, seconds=20):
 def remains(client):
     """Files, groups and mounts with the name of a client's session, besides what is swept."""
     start = f"{client:x}-"
-    found = [str(path) for path in Path(cleanup.state_folder()).iterdir() if path.name.startswith(start)]
+    found = [str(path) for path in Path(cleanup.state_directory()).iterdir() if path.name.startswith(start)]
     found += list((Path(paths.images()) / "writable").glob(f"{start}*"))
     found += [
-        folder for name, directories in cgroup.Hierarchy.find().sessions().items() if name.startswith(start) for folder in directories
+        directory for name, directories in cgroup.Hierarchy.find().sessions().items() if name.startswith(start) for directory in directories
     ]
     found += [line for line in _read("/proc/self/mountinfo").decode(errors="replace").splitlines() if start in line]
     return [str(one) for one in found]

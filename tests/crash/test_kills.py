@@ -22,16 +22,16 @@ pytestmark = pytest.mark.needs("root")
 class Zygote:
     """Forks victims that have the library imported already."""
 
-    def __init__(self, folder):
+    def __init__(self, directory):
         command = [sys.executable, str(Path(__file__).with_name("driver.py"))]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.folder = folder
+        self.directory = directory
         self.count = 0
 
     def start(self):
         """Start a victim; returns its number, and where it will say how it ended."""
         self.count += 1
-        said = self.folder / f"said-{self.process.pid}-{self.count}"
+        said = self.directory / f"said-{self.process.pid}-{self.count}"
         self._write(f"{said}\n")
         return int(self.process.stdout.readline()), said
 
@@ -88,8 +88,8 @@ def one_round(zygote, whom, seed):
     return [(whom, seed, one) for one in wrong + remains.all_gone(client)]
 
 
-def rounds(folder, number, count):
-    zygote = Zygote(folder)
+def rounds(directory, number, count):
+    zygote = Zygote(directory)
     whom = ("client", "launcher", "init", "all", "helper")
     try:
         return [one for turn in range(count) for one in one_round(zygote, whom[(turn + number) % len(whom)], 1000 * number + turn)]

@@ -61,7 +61,7 @@ def test_a_cleanup_leaves_the_cgroups_of_a_live_session(prefix):
     with Container() as first:
         name = first.launcher.name
     assert name not in swept_elsewhere(*prefix)
-    assert [] == [folder for folder in session.current().session.folders if not os.path.isdir(folder)]
+    assert [] == [directory for directory in session.current().session.directories if not os.path.isdir(directory)]
     with Container(memory="64m") as container:
         assert 0 == container.run(["true"]).returncode
         assert name not in swept_elsewhere(*prefix)
@@ -71,8 +71,8 @@ def test_a_cleanup_leaves_the_cgroups_of_a_live_session(prefix):
 def test_nobody_else_can_lock_a_sessions_cgroups():
     """They can be opened by their user alone, so that no other user can keep them locked."""
     with Container() as container:
-        folders = container.launcher.session.folders
-        assert {0o700} == {os.stat(folder).st_mode & 0o777 for folder in folders if os.path.isdir(folder)}
+        directories = container.launcher.session.directories
+        assert {0o700} == {os.stat(directory).st_mode & 0o777 for directory in directories if os.path.isdir(directory)}
 
 
 def test_empty_cgroups_without_an_owner_are_removed_from_anywhere():
@@ -82,9 +82,9 @@ def test_empty_cgroups_without_an_owner_are_removed_from_anywhere():
     made.hand_over()
     try:
         assert made.name in swept_elsewhere(*OWN_RUN)
-        assert [] == [folder for folder in made.folders if os.path.exists(folder)]
+        assert [] == [directory for directory in made.directories if os.path.exists(directory)]
     finally:
-        cgroup.destroy(made.folders)
+        cgroup.destroy(made.directories)
 
 
 def test_cgroups_without_a_lock_file_that_have_processes_stay():

@@ -221,15 +221,17 @@ except SandboxError as error: print(type(error).__name__, error)
     assert [] == all_gone(p.pid)
 
 
-def test_a_state_folder_of_somebody_else(tmp_path):
-    """A state folder in which others may write is not trusted, and the error says which and what to do."""
-    folder = tmp_path / "pytest-sandbox"
-    folder.mkdir()
-    folder.chmod(0o777)
-    code = f"import pytest_sandbox.paths as f; f.state = lambda: {str(folder)!r}\nfrom pytest_sandbox import Container\nContainer().start()"
+def test_a_state_directory_of_somebody_else(tmp_path):
+    """A state directory in which others may write is not trusted, and the error says which and what to do."""
+    directory = tmp_path / "pytest-sandbox"
+    directory.mkdir()
+    directory.chmod(0o777)
+    code = (
+        f"import pytest_sandbox.paths as f; f.state = lambda: {str(directory)!r}\nfrom pytest_sandbox import Container\nContainer().start()"
+    )
     with python(code) as p:
         _out, error = p.communicate(timeout=60)
-    assert str(folder) in error
+    assert str(directory) in error
     assert "remove it" in error
 
 
@@ -272,8 +274,8 @@ def test_a_step_that_fails_is_named(tmp_path):
 BUILDER = """
 import sys
 from pytest_sandbox.runtime.create import Building, Host
-from pytest_sandbox.runtime.spec import Plan
-Building(Plan(), Host(sys.argv[1]), hostname="x", joins=(sys.argv[2],), shelved={}).build()
+from pytest_sandbox.runtime.spec import Spec
+Building(Spec(), Host(sys.argv[1]), hostname="x", joins=(sys.argv[2],), shelved={}).build()
 """
 
 
@@ -303,10 +305,12 @@ def test_a_container_that_is_half_made_when_its_launcher_dies(tmp_path):
 
 
 def test_what_a_client_makes_for_a_session_that_was_swept():
-    """A session's folder that has no lock is nobody's, and goes with the next sweep; one whose lock is held stays."""
+    """A session's directory that has no lock is nobody's, and goes with the next sweep; one whose lock is held stays."""
     with Container():
-        folder = Path(cleanup.state_folder()) / f"{os.getpid():x}-dead00"
-        (folder / "networks").mkdir(parents=True)
-        own = [path for path in Path(cleanup.state_folder()).iterdir() if path.name.startswith(f"{os.getpid():x}-") and path != folder]
+        directory = Path(cleanup.state_directory()) / f"{os.getpid():x}-dead00"
+        (directory / "networks").mkdir(parents=True)
+        own = [
+            path for path in Path(cleanup.state_directory()).iterdir() if path.name.startswith(f"{os.getpid():x}-") and path != directory
+        ]
         cleanup.sweep()
-        assert (False, 2, True) == (folder.exists(), len(own), all(path.exists() for path in own))
+        assert (False, 2, True) == (directory.exists(), len(own), all(path.exists() for path in own))

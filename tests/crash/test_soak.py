@@ -24,7 +24,7 @@ def figures():
     """What could grow: descriptors and threads here, descriptors and memory there, groups, processes, mounts."""
     me, launcher = os.getpid(), remains.launcher_of(os.getpid())
     session = next(name for name in cgroup.Hierarchy.find().sessions() if name.startswith(f"{me:x}-"))
-    groups = [path for folder in cgroup.Hierarchy.find().sessions()[session] for path in cgroup.below(folder)]
+    groups = [path for directory in cgroup.Hierarchy.find().sessions()[session] for path in cgroup.below(directory)]
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
         mounts = sum(1 for line in file if session in line)
     return {

@@ -1,6 +1,6 @@
 """Every example of the README and of docs/ runs, in containers, as it is printed.
 
-A fence of Python without a title is a script. Fences with ``title="NAME"`` below one heading are the files of one folder, in which pytest runs.
+A fence of Python without a title is a script. Fences with ``title="NAME"`` below one heading are the files of one directory, in which pytest runs.
 A comment before a fence says more: ``<!-- options: --sandbox -n 2 -->`` for pytest, ``<!-- outcomes: failed=1 -->`` where not all pass,
 ``<!-- output -->`` where the fence is what is printed ("..." stands for anything), ``<!-- not run: REASON -->``.
 """
@@ -175,7 +175,7 @@ broken(
 
 
 def test_a_page_is_taken_apart(tmp_path, monkeypatch):
-    """Scripts, files of one folder, comments and outputs are told apart."""
+    """Scripts, files of one directory, comments and outputs are told apart."""
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     page = tmp_path / "page.md"
     page.write_text(PAGE)

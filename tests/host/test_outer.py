@@ -56,18 +56,18 @@ def applies(includes: dict[str, list[str]], excludes: dict[str, list[str]], held
 class Outer:
     """A container of docker's: ``run`` starts Python in one, with the flags of docker's that are named."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
 
     def run(self, *argv: str, flags: str = "", by: str = "docker") -> subprocess.CompletedProcess[str]:
         name = f"pytest-sandbox-{uuid.uuid4().hex}"
-        (self.folder / "rootfs").mkdir(exist_ok=True)
-        (self.folder / "config.json").write_text(json.dumps(self.config([sys.executable, *argv], {by, *flags.split()})))
+        (self.directory / "rootfs").mkdir(exist_ok=True)
+        (self.directory / "config.json").write_text(json.dumps(self.config([sys.executable, *argv], {by, *flags.split()})))
         # Docker's own root is an overlay, too.
         script = (
-            f"mount -t tmpfs layer {self.folder}/rootfs && mkdir {self.folder}/rootfs/upper {self.folder}/rootfs/work && "
-            f"mount -t overlay -o lowerdir=/,upperdir={self.folder}/rootfs/upper,workdir={self.folder}/rootfs/work docker {self.folder}/rootfs && "
-            f"exec runc --root {self.folder}/state run --bundle {self.folder} {name}"
+            f"mount -t tmpfs layer {self.directory}/rootfs && mkdir {self.directory}/rootfs/upper {self.directory}/rootfs/work && "
+            f"mount -t overlay -o lowerdir=/,upperdir={self.directory}/rootfs/upper,workdir={self.directory}/rootfs/work docker {self.directory}/rootfs && "
+            f"exec runc --root {self.directory}/state run --bundle {self.directory} {name}"
         )
         return subprocess.run(
             ["unshare", "--mount", "sh", "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
@@ -99,11 +99,11 @@ class Outer:
 
     def spec(self) -> dict[str, Any]:
         """What runc suggests."""
-        folder = self.folder / "spec"
-        folder.mkdir(exist_ok=True)
-        (folder / "config.json").unlink(missing_ok=True)
-        subprocess.run(["runc", "spec", "--bundle", folder], check=True)
-        return json.loads((folder / "config.json").read_text())
+        directory = self.directory / "spec"
+        directory.mkdir(exist_ok=True)
+        (directory / "config.json").unlink(missing_ok=True)
+        subprocess.run(["runc", "spec", "--bundle", directory], check=True)
+        return json.loads((directory / "config.json").read_text())
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from tarballs import Made, entry, folder, layer, link
+from tarballs import Made, directory, entry, layer, link
 
 from pytest_sandbox import Image
 from pytest_sandbox.image.store import Store
@@ -32,14 +32,14 @@ def busybox_layer() -> bytes:
         program = file.read()
     users = b"root:x:0:0:root:/root:/bin/sh\nme:x:1000:1001:Me:/home/me:/bin/sh\n"
     return layer(
-        folder("bin"),
+        directory("bin"),
         entry("bin/busybox", program, mode=0o755),
         *(link(f"bin/{name}", "busybox") for name in APPLETS),
-        folder("etc"),
+        directory("etc"),
         entry("etc/passwd", users),
         entry("etc/group", b"root:x:0:\nmine:x:1001:\nextra:x:44:me\n"),
-        folder("tmp", mode=0o1777),
-        folder("root", mode=0o700),
+        directory("tmp", mode=0o1777),
+        directory("root", mode=0o700),
     )
 
 

@@ -16,16 +16,16 @@ from pytest_sandbox.container import saved_layers
 
 pytestmark = [pytest.mark.needs("user", "containers", "busybox"), pytest.mark.vm]
 
-#: A folder of another user inside, whose number is another one outside too, and nobody else may enter it.
+#: A directory of another user inside, whose number is another one outside too, and nobody else may enter it.
 WRITE = "mkdir /five && echo text >/five/file && busybox chown -R 5:5 /five && busybox chmod 700 /five"
 
 
 @pytest.fixture
 def home(monkeypatch):
     """A store of the test's own, on a disk."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-        monkeypatch.setenv("PYTEST_SANDBOX_HOME", f"{folder}/home")
-        yield Path(folder, "home")
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
+        monkeypatch.setenv("PYTEST_SANDBOX_HOME", f"{directory}/home")
+        yield Path(directory, "home")
 
 
 @pytest.fixture
@@ -34,14 +34,16 @@ def image(home, busybox):
     return busybox()
 
 
-def owners(folder: Path) -> set[int]:
-    return {os.lstat(os.path.join(where, name)).st_uid for where, folders, files in os.walk(folder) for name in (*folders, *files)}
+def owners(directory: Path) -> set[int]:
+    return {
+        os.lstat(os.path.join(where, name)).st_uid for where, directories, files in os.walk(directory) for name in (*directories, *files)
+    }
 
 
-def files(folder: Path) -> list[str]:
-    """The files below a folder, but for the store's own index and lock."""
-    found = [path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
-    return sorted(str(path.relative_to(folder)) for path in found if path.name not in {"index.json", "lock"})
+def files(directory: Path) -> list[str]:
+    """The files below a directory, but for the store's own index and lock."""
+    found = [path for path in directory.rglob("*") if not path.is_dir() or path.is_symlink()]
+    return sorted(str(path.relative_to(directory)) for path in found if path.name not in {"index.json", "lock"})
 
 
 def test_a_stored_image_is_its_users_alone_and_goes_with_it(home, image):
@@ -69,20 +71,20 @@ def test_what_another_user_inside_closed_is_kept(home, image):
     with Container(image=image) as container:
         container.run(["/bin/sh", "-c", WRITE], check=True)
         one = saved_layers.keep(container)
-    assert ({os.getuid()}, "text\n") == (owners(Path(one.folder)), Path(one.folder, "0/upper/five/file").read_text())
+    assert ({os.getuid()}, "text\n") == (owners(Path(one.directory)), Path(one.directory, "0/upper/five/file").read_text())
     one.remove()
-    assert not Path(one.folder).exists()
+    assert not Path(one.directory).exists()
 
 
 def test_what_another_user_inside_closed_is_swept(home, image):
     """A launcher that was killed leaves a layer on disk that the next session removes, whoever has it."""
     container = Container(image=image, storage="disk").start()
     container.run(["/bin/sh", "-c", WRITE], check=True)
-    folder = home / "writable" / session.current().name
-    assert folder.is_dir()
+    directory = home / "writable" / session.current().name
+    assert directory.is_dir()
     launcher = session.current().process
     launcher.send_signal(signal.SIGKILL)
     launcher.wait()
     container.close()
     cleanup.sweep()
-    assert not folder.exists()
+    assert not directory.exists()

@@ -9,7 +9,7 @@ import stat
 from typing import TYPE_CHECKING
 
 import pytest
-from tarballs import Made, entry, folder, layer
+from tarballs import Made, directory, entry, layer
 
 from pytest_sandbox import Container, Image, ImageError
 from pytest_sandbox.image.chain import Attributes, Lower, inherited, make_layer
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pytest_sandbox.image.store import Store
 
 SHARED = layer(entry("etc/app.conf", b"x"))
-BASE = layer(folder("etc", mode=0o750), folder("tmp", mode=0o1777), folder("root", mode=0o700))
-HOSTILE = layer(folder("./", mode=0o1777, uid=1000), folder("etc", mode=0o777, uid=1000))
+BASE = layer(directory("etc", mode=0o750), directory("tmp", mode=0o1777), directory("root", mode=0o700))
+HOSTILE = layer(directory("./", mode=0o1777, uid=1000), directory("etc", mode=0o777, uid=1000))
 
 
 def load(where: Path, *layers: bytes, name: str) -> Image:
@@ -54,7 +54,7 @@ def test_an_image_does_not_change_another_one_that_shares_a_layer(tmp_path, orde
 def test_a_container_sees_the_attributes_of_its_own_image(busybox, tmp_path):
     """Through the overlay, after a hostile image with the same layer was loaded and removed."""
     load(tmp_path, HOSTILE, SHARED, name="hostile").remove()
-    with Container(image=busybox(layer(folder("etc", mode=0o710)), SHARED)) as container:
+    with Container(image=busybox(layer(directory("etc", mode=0o710)), SHARED)) as container:
         said = container.run(["stat", "-c", "%a %u", "/etc", "/", "/tmp"], capture_output=True, text=True)
     assert "710 0\n755 0\n1777 0\n" == said.stdout
 
@@ -87,7 +87,7 @@ def test_after_a_failed_load_nothing_is_missing(tmp_path):
 
 def test_an_image_whose_layers_describe_all_needs_no_layer_of_its_own(tmp_path):
     """What most builders write costs nothing: one directory is mounted for each layer."""
-    image = load(tmp_path, BASE, layer(folder("etc", mode=0o750), entry("etc/x")), name="whole")
+    image = load(tmp_path, BASE, layer(directory("etc", mode=0o750), entry("etc/x")), name="whole")
     assert 2 == len(image.lower_directories())
 
 
@@ -198,8 +198,8 @@ def test_a_link_is_never_followed(lowers, tmp_path):
 def test_a_deletion_of_what_no_layer_has_is_not_listed(busybox):
     """A whiteout is a mark for the overlay, and never a file that cannot be opened."""
     image = busybox(
-        layer(folder("only"), entry("only/.wh.gone"), entry("only/kept"), folder("only/sub")),
-        layer(folder("etc"), entry("etc/.wh.gone")),
+        layer(directory("only"), entry("only/.wh.gone"), entry("only/kept"), directory("only/sub")),
+        layer(directory("etc"), entry("etc/.wh.gone")),
     )
     with Container(image=image) as container:
         done = container.run(["ls", "-A", "/only", "/etc"], capture_output=True, text=True)

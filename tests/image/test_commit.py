@@ -21,15 +21,15 @@ def kinds(container: Container, below: str = "/") -> dict[str, str]:
 
 
 @pytest.fixture(params=["host", "image"])
-def ground(request, busybox) -> object:
+def rootfs(request, busybox) -> object:
     """What the committed container lies on."""
     return "host" if request.param == "host" else busybox(files(below="b"), Env=["A=image"])
 
 
 @pytest.mark.parametrize("name", [None, "committed:1"])
-def test_what_was_written_is_there_in_each_container_from_it(ground, name):
+def test_what_was_written_is_there_in_each_container_from_it(rootfs, name):
     """Files, deletions and modes; each container has its own copy of all that it changes."""
-    with Container(image=ground) as container:
+    with Container(image=rootfs) as container:
         container.run(["sh", "-c", "mkdir -m 700 /srv2; echo 1 > /srv2/a; rm /etc/passwd; chmod 711 /etc"], check=True)
         image = container.commit(name)
     with Container(image=image) as first, Container(image=image) as second:
@@ -41,9 +41,9 @@ def test_what_was_written_is_there_in_each_container_from_it(ground, name):
 
 
 @pytest.mark.parametrize("name", [None, "committed:1"])
-def test_the_container_goes_on_apart_from_the_image(ground, name):
+def test_the_container_goes_on_apart_from_the_image(rootfs, name):
     """Neither sees what the other does afterwards; id, name, group and settings of the container stay."""
-    with Container(image=ground, memory="200m", env={"B": "2"}) as container:
+    with Container(image=rootfs, memory="200m", env={"B": "2"}) as container:
         container.write_text("/state", "before")
         identity = (container.id, container.hostname)
         image = container.commit(name)
@@ -58,9 +58,9 @@ def test_the_container_goes_on_apart_from_the_image(ground, name):
         assert 200 << 20 == container.stats().memory_limit
 
 
-def test_what_runs_on_keeps_its_files(ground):
+def test_what_runs_on_keeps_its_files(rootfs):
     """With a process inside, the layer is copied while it is paused; it goes on where it was."""
-    with Container(image=ground) as container:
+    with Container(image=rootfs) as container:
         popen = container.popen(
             ["sh", "-c", "exec 3>/log; echo one >&3; echo ready; read line; echo two >&3"], stdin=-1, stdout=-1, text=True
         )
@@ -72,9 +72,9 @@ def test_what_runs_on_keeps_its_files(ground):
         assert "one\n" == clone.read_text("/log")
 
 
-def test_a_paused_container_is_committed_and_stays_paused(ground):
+def test_a_paused_container_is_committed_and_stays_paused(rootfs):
     """As docker commits it."""
-    with Container(image=ground) as container:
+    with Container(image=rootfs) as container:
         container.write_text("/state", "x")
         container.pause()
         image = container.commit()
@@ -85,9 +85,9 @@ def test_a_paused_container_is_committed_and_stays_paused(ground):
 
 
 @pytest.mark.parametrize("name", [None, "deep"])
-def test_commits_lie_on_commits(ground, name):
+def test_commits_lie_on_commits(rootfs, name):
     """Each step adds to the one before, and deletes from it."""
-    image = ground
+    image = rootfs
     for step in range(5):
         with Container(image=image) as container:
             container.write_text(f"/step{step}", str(step))
@@ -100,10 +100,10 @@ def test_commits_lie_on_commits(ground, name):
     assert 5 == len([step for step in image.history if "commit" in step["created_by"]])
 
 
-def test_one_container_is_committed_again_and_again(ground):
+def test_one_container_is_committed_again_and_again(rootfs):
     """Each image is what the container was at that moment."""
     images = []
-    with Container(image=ground) as container:
+    with Container(image=rootfs) as container:
         for number in range(4):
             container.write_text("/count", str(number))
             container.write_text(f"/only{number}", "x")
@@ -118,9 +118,9 @@ def test_one_container_is_committed_again_and_again(ground):
             assert [f"only{number // 2}"] == [one for one in clone.listdir("/") if one.startswith("only")]
 
 
-def test_a_name_stores_the_whole_chain(ground):
+def test_a_name_stores_the_whole_chain(rootfs):
     """Another process starts from it, although the layers below were in memory alone."""
-    with Container(image=ground) as container:
+    with Container(image=rootfs) as container:
         container.write_text("/one", "1")
         first = container.commit()
     with Container(image=first) as container:
@@ -179,9 +179,9 @@ def test_memory_of_a_commit_is_free_when_nobody_has_it():
         assert 0 == container.run(["true"]).returncode
 
 
-def test_a_layer_on_disk_is_committed(ground):
+def test_a_layer_on_disk_is_committed(rootfs):
     """It is copied into the store, as an image without a name."""
-    with Container(image=ground, storage="disk") as container:
+    with Container(image=rootfs, storage="disk") as container:
         container.write_text("/x", "x")
         image = container.commit()
         container.write_text("/x", "y")
@@ -204,9 +204,9 @@ def test_capabilities_of_files_survive_a_copy(tmp_path):
     assert capability == os.getxattr(tmp_path / "target/file", "security.capability")
 
 
-def test_threads_use_a_container_that_is_committed(ground):
+def test_threads_use_a_container_that_is_committed(rootfs):
     """A renewal happens once, whoever comes first."""
-    with Container(image=ground) as container:
+    with Container(image=rootfs) as container:
         container.write_text("/x", "x")
         container.commit()
         codes: list[int] = []

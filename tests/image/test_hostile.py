@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from registries import push, registry
-from tarballs import DOCKER, OCI, Made, digest_of, docker_archive, entry, files, folder, layer, link, tar_of
+from tarballs import DOCKER, OCI, Made, digest_of, directory, docker_archive, entry, files, layer, link, tar_of
 
 from pytest_sandbox import Image, ImageError
 from pytest_sandbox.image.size_limits import DEFAULT_LIMITS
@@ -139,7 +139,7 @@ FORGED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("form", ["folder", "tar"])
+@pytest.mark.parametrize("form", ["directory", "tar"])
 @pytest.mark.parametrize(("change", "said"), FORGED.values(), ids=FORGED)
 def test_a_forged_layout_is_refused_and_leaves_nothing(tmp_path, store, change, said, form):
     """Documents and layers that do not agree, in every place where they could."""
@@ -172,7 +172,7 @@ EVIL = {
 def test_an_evil_layer_names_layer_and_path(tmp_path, store, entries, said):
     """What a terminal would obey is shown as text."""
     (tmp_path / "precious").write_text("untouched")
-    made = Made([files(a="1"), layer(folder("d"), entry("d/good"), entries)])
+    made = Made([files(a="1"), layer(directory("d"), entry("d/good"), entries)])
     with pytest.raises(ImageError, match=said) as caught:
         Image.load(made.write(tmp_path / "layout"))
     assert made.manifest["layers"][1]["digest"] in str(caught.value)
@@ -264,7 +264,7 @@ def test_setuid_programs_and_devices_are_out_of_reach(tmp_path, store):
     """No other user can come to what lies in the store."""
     made = Made([layer(entry("su", b"#!/bin/sh\n", mode=0o4755), entry("null", kind="char", devmajor=1, devminor=3, mode=0o666))])
     top = Image.load(made.write(tmp_path / "layout")).lower_directories()[0]
-    assert 0o40700 == os.stat(store.folder).st_mode
+    assert 0o40700 == os.stat(store.directory).st_mode
     if os.geteuid() == 0:
         code = "import os, sys; os.setuid(65534); os.stat(sys.argv[1])"
         done = subprocess.run([sys.executable, "-c", code, f"{top}/su"], capture_output=True, text=True, check=False)
@@ -367,14 +367,14 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, store):
     """No room for a layer: an ImageError that says what makes room."""
     where = heavy().write(tmp_path / "layout")
     store.prepare()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", store.folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", store.directory], check=True)
     try:
         with pytest.raises(ImageError, match=r"No space left.*pytest-sandbox prune"):
             Image.load(where)
         store.collect()
         assert is_clean(store)
     finally:
-        subprocess.run(["umount", store.folder], check=True)
+        subprocess.run(["umount", store.directory], check=True)
 
 
 def test_docker_media_types_are_known():

@@ -1,4 +1,4 @@
-"""Images that lie in files and folders are told apart by their content, verified, and stored once."""
+"""Images that lie in files and directories are told apart by their content, verified, and stored once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tarballs import OCI, Made, digest_of, docker_archive, entry, files, folder, layer, link, tar_of
+from tarballs import OCI, Made, digest_of, directory, docker_archive, entry, files, layer, link, tar_of
 
 from pytest_sandbox import Container, Image, ImageError
 from pytest_sandbox.image.image import find
@@ -82,7 +82,7 @@ def as_unpacked_archive(made: Made, tmp_path: Path) -> Path:
 @pytest.mark.needs("root")
 @pytest.mark.parametrize("write", [as_layout, as_layout_tar, as_archive, as_compressed_archive, as_unpacked_archive])
 def test_every_kind_of_source_gives_the_same_image(made, tmp_path, store, write):
-    """A layout and an archive, as folder and as file, hold the same id, layers, history, configuration and files."""
+    """A layout and an archive, as directory and as file, hold the same id, layers, history, configuration and files."""
     image = Image.load(write(made, tmp_path))
     assert ("example.test/made:1", digest_of(json.dumps(made.document).encode())) == (image.reference, image.id)
     assert tuple(made.document["rootfs"]["diff_ids"]) == image.layers
@@ -95,7 +95,7 @@ def test_every_kind_of_source_gives_the_same_image(made, tmp_path, store, write)
 @pytest.mark.parametrize("packer", [pytest.param(name, marks=pytest.mark.needs(name)) for name in ("cat", "gzip", "zstd", "xz")])
 def test_a_root_file_system_is_an_image_of_one_layer(tmp_path, store, packer):
     """Plain or compressed, the tar of a root file system is stored under its content: the same content is the same image."""
-    (tmp_path / "root.tar").write_bytes(layer(folder("etc"), entry("etc/name", b"me")))
+    (tmp_path / "root.tar").write_bytes(layer(directory("etc"), entry("etc/name", b"me")))
     packed = tmp_path / "packed"
     with (tmp_path / "root.tar").open("rb") as source, packed.open("wb") as target:
         subprocess.run([packer], stdin=source, stdout=target, check=True)
@@ -106,7 +106,7 @@ def test_a_root_file_system_is_an_image_of_one_layer(tmp_path, store, packer):
     assert is_clean(store)
 
 
-def test_a_root_folder_is_used_as_it_is(tmp_path, store):
+def test_a_root_directory_is_used_as_it_is(tmp_path, store):
     """Nothing of it is stored, and what it shows is what it holds."""
     (tmp_path / "root/etc").mkdir(parents=True)
     image = Image.load(tmp_path / "root")
@@ -176,9 +176,9 @@ def test_an_image_for_other_platforms_is_refused_by_name(tmp_path):
         Image.load(made.write(tmp_path / "layout"))
 
 
-def test_folders_that_a_layer_does_not_describe_look_as_below(tmp_path):
+def test_directories_that_a_layer_does_not_describe_look_as_below(tmp_path):
     """A file put into /tmp by an archive without an entry for /tmp leaves its mode and owner as the layer below has them."""
-    layers = [layer(folder(".", mode=0o751), folder("tmp", mode=0o1777)), layer(entry("tmp/file", b"x"))]
+    layers = [layer(directory(".", mode=0o751), directory("tmp", mode=0o1777)), layer(entry("tmp/file", b"x"))]
     top = Path(Image.load(Made(layers).write(tmp_path / "layout")).lower_directories()[0])
     assert (0o41777, 0o40751) == ((top / "tmp").stat().st_mode, top.stat().st_mode)
 
@@ -186,12 +186,12 @@ def test_folders_that_a_layer_does_not_describe_look_as_below(tmp_path):
 @pytest.mark.needs("root")
 @pytest.mark.parametrize("count", [20, 130, 700])
 def test_any_number_of_layers_fits_into_a_mount(tmp_path, store, count):
-    """More layers than mount(2) takes are folded: deletions, replaced folders, hard links and modes are as an overlay shows them."""
+    """More layers than mount(2) takes are folded: deletions, replaced directories, hard links and modes are as an overlay shows them."""
     layers = [files(**{f"file{n}": str(n), "top": str(n)}) for n in range(count)]
-    layers[1] = layer(folder("d", mode=0o700), entry("d/a", b"a"), link("d/b", "d/a", kind="hard"), folder("gone"), entry("gone/x"))
+    layers[1] = layer(directory("d", mode=0o700), entry("d/a", b"a"), link("d/b", "d/a", kind="hard"), directory("gone"), entry("gone/x"))
     layers[2] = layer(entry(".wh.gone"), entry("d/.wh.a"), entry("file0", b"new"))
-    layers[3] = layer(folder("o"), entry("o/old"))
-    layers[4] = layer(folder("o", mode=0o711), entry("o/.wh..wh..opq"), entry("o/new", b"n"))
+    layers[3] = layer(directory("o"), entry("o/old"))
+    layers[4] = layer(directory("o", mode=0o711), entry("o/.wh..wh..opq"), entry("o/new", b"n"))
     image = Image.load(Made(layers).write(tmp_path / "layout"))
     lower = image.lower_directories()
     assert len(",".join(lower)) < 3600
@@ -246,24 +246,24 @@ def test_a_name_moves_to_the_newer_image(tmp_path):
     assert {"x:1", old.id} == {image.reference for image in Image.list()}
 
 
-def test_a_setting_means_the_host_an_image_or_a_folder(made, tmp_path, monkeypatch):
-    """A stored name wins over a folder of that name; a path always means the folder."""
+def test_a_setting_means_the_host_an_image_or_a_directory(made, tmp_path, monkeypatch):
+    """A stored name wins over a directory of that name; a path always means the directory."""
     image = Image.load(as_layout(made, tmp_path), name="root")
     (tmp_path / "root/etc").mkdir(parents=True)
     (tmp_path / "other/bin").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert (None, image, image) == (find("host"), find(image), find("root"))
-    assert [str(tmp_path / "root"), str(tmp_path / "other")] == [find(text).folder for text in ("./root", "other")]
+    assert [str(tmp_path / "root"), str(tmp_path / "other")] == [find(text).directory for text in ("./root", "other")]
     for wrong in ("./missing", "missing:1", str(tmp_path / "missing")):
         with pytest.raises(ImageError, match="missing"):
             find(wrong)
 
 
 def test_the_store_is_closed_to_others(made, tmp_path, store):
-    """Setuid programs and devices of layers are out of other users' reach, also in a folder that was open before."""
-    os.makedirs(store.folder, 0o755)
+    """Setuid programs and devices of layers are out of other users' reach, also in a directory that was open before."""
+    os.makedirs(store.directory, 0o755)
     Image.load(as_layout(made, tmp_path))
-    assert 0o40700 == os.stat(store.folder).st_mode
+    assert 0o40700 == os.stat(store.directory).st_mode
 
 
 @pytest.mark.needs("root", "plain_root")
@@ -275,7 +275,7 @@ def test_a_store_on_an_overlay_is_told_where_else_it_can_lie(made, tmp_path):
 
 
 def test_the_store_follows_the_environment(monkeypatch, tmp_path):
-    """$PYTEST_SANDBOX_HOME, else the XDG cache home, else ~/.cache; a relative XDG folder counts for nothing, as its spec says."""
+    """$PYTEST_SANDBOX_HOME, else the XDG cache home, else ~/.cache; a relative XDG directory counts for nothing, as its spec says."""
     from pytest_sandbox.paths import images as home
 
     assert str(tmp_path / "home") == home()

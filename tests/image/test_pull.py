@@ -295,7 +295,7 @@ def filled(backend: Running) -> Running:
 def basic(filled: Running, tmp_path: Path) -> Iterator[Running]:
     """A registry for the user me with the password a:b (bcrypt, made by htpasswd -nbB)."""
     (tmp_path / "htpasswd").write_text("me:$2b$05$abcdefghijklmnopqrstuuHmWBvP7qEGtE3QR9nVB9.XCJgT5GrRi\n")
-    with registry(filled.folder, auth={"htpasswd": {"realm": "r", "path": str(tmp_path / "htpasswd")}}) as running:
+    with registry(filled.directory, auth={"htpasswd": {"realm": "r", "path": str(tmp_path / "htpasswd")}}) as running:
         yield running
 
 
@@ -358,7 +358,7 @@ def authority() -> trustme.CA:
 def test_a_token_is_asked_for(filled, authority, no_login, user):
     """By anybody or with a name and password, once for a repository."""
     tokens = TokenServer(authority, user=user, password="a:b")
-    with tokens.running() as realm, registry(filled.folder, auth=tokens.section(realm, filled.folder)) as running:
+    with tokens.running() as realm, registry(filled.directory, auth=tokens.section(realm, filled.directory)) as running:
         if user:
             log_in(no_login, running.host)
         assert "base" in names_in(Image.pull(f"{running.host}/private:1"))
@@ -369,7 +369,7 @@ def test_a_token_is_asked_for(filled, authority, no_login, user):
 def test_an_identity_token_is_exchanged(filled, authority, no_login):
     """What `docker login` against some clouds stores instead of a password."""
     tokens = TokenServer(authority)
-    with tokens.running() as realm, registry(filled.folder, auth=tokens.section(realm, filled.folder)) as running:
+    with tokens.running() as realm, registry(filled.directory, auth=tokens.section(realm, filled.directory)) as running:
         no_login.write_text(json.dumps({"auths": {running.host: {"identitytoken": "secret"}}}))
         assert "base" in names_in(Image.pull(f"{running.host}/private:1"))
     assert ["POST refresh_token secret"] == tokens.asked
@@ -378,7 +378,7 @@ def test_an_identity_token_is_exchanged(filled, authority, no_login):
 def test_a_refused_token_says_the_remedy(filled, authority, no_login):
     """A wrong password at the token server."""
     tokens = TokenServer(authority, user="me", password="right")
-    with tokens.running() as realm, registry(filled.folder, auth=tokens.section(realm, filled.folder)) as running:
+    with tokens.running() as realm, registry(filled.directory, auth=tokens.section(realm, filled.directory)) as running:
         log_in(no_login, running.host)
         with pytest.raises(ImageError, match="not accepted by"):
             Image.pull(f"{running.host}/private:1")
@@ -420,7 +420,7 @@ def encrypted(filled: Running, authority: trustme.CA, tmp_path: Path) -> Iterato
     for part in leaf.cert_chain_pems:
         part.write_to_path(str(tmp_path / "cert.pem"), append=True)
     http = {"tls": {"certificate": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem")}}
-    with registry(filled.folder, http=http) as running:
+    with registry(filled.directory, http=http) as running:
         yield running
 
 
@@ -431,7 +431,7 @@ def test_tls_is_spoken_where_the_authority_is_trusted(encrypted, authority, tmp_
     assert "base" in names_in(Image.pull(f"{encrypted.host}/private:1"))
 
 
-def test_dockers_own_folder_of_authorities_is_read(encrypted, authority, tmp_path, monkeypatch):
+def test_dockers_own_directory_of_authorities_is_read(encrypted, authority, tmp_path, monkeypatch):
     """What docker was told to trust for a registry is trusted here."""
     (tmp_path / "certs.d" / encrypted.host).mkdir(parents=True)
     authority.cert_pem.write_to_path(str(tmp_path / "certs.d" / encrypted.host / "ca.crt"))

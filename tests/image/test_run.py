@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from tarballs import entry, files, folder, layer, link
+from tarballs import directory, entry, files, layer, link
 
 from pytest_sandbox import Container, Image, ImageError
 
@@ -87,7 +87,7 @@ def test_a_stop_signal_that_does_not_exist(busybox):
 
 def test_path_of_the_image_finds_its_programs(busybox):
     """A program is looked up where the image says, not where the host does."""
-    image = busybox(layer(folder("opt"), entry("opt/own", b"#!/bin/sh\necho mine\n", mode=0o755)), Env=["PATH=/opt:/bin"])
+    image = busybox(layer(directory("opt"), entry("opt/own", b"#!/bin/sh\necho mine\n", mode=0o755)), Env=["PATH=/opt:/bin"])
     with Container(image=image) as container:
         assert "mine" == said(container, "own")
 
@@ -112,7 +112,7 @@ def test_home_follows_the_user_of_the_image(busybox):
 @pytest.mark.vm
 def test_workdir_of_the_image_is_where_commands_start(busybox):
     """It is made where the image has not got it, as docker does; the setting wins."""
-    image = busybox(layer(folder("here")), WorkingDir="/here")
+    image = busybox(layer(directory("here")), WorkingDir="/here")
     with Container(image=image) as container:
         assert ("/here", []) == (said(container, "pwd"), container.diff())
         assert "/here/x" == said(container, "sh", "-c", "echo 1 > x; ls $PWD/x")
@@ -162,7 +162,7 @@ def test_a_removed_image_starts_no_container(busybox):
 
 def test_devices_of_an_image_are_inert(busybox):
     """A device node that a layer brings opens nothing."""
-    image = busybox(layer(folder("dev2"), entry("dev2/kmsg", kind="char", devmajor=1, devminor=11, mode=0o666)))
+    image = busybox(layer(directory("dev2"), entry("dev2/kmsg", kind="char", devmajor=1, devminor=11, mode=0o666)))
     with Container(image=image) as container:
         assert 0 != container.run(["cat", "/dev2/kmsg"], capture_output=True).returncode
 
@@ -176,7 +176,7 @@ def test_images_are_listed_newest_first(busybox):
 
 def test_volumes_of_the_image_stay_writable_on_a_read_only_root(busybox):
     """With what the image has there, as docker fills them; on a writable root they are part of it, so that a commit holds them."""
-    own = layer(folder("data", uid=1000, mode=0o700), entry("data/there", b"1", uid=1000))
+    own = layer(directory("data", uid=1000, mode=0o700), entry("data/there", b"1", uid=1000))
     image = busybox(own, Volumes={"/data": {}, "/new/one": {}, "/": {}}, User="me")
     with Container(image=image, read_only=True) as container:
         assert "1" == said(container, "cat", "/data/there")
@@ -199,11 +199,11 @@ def test_a_link_on_the_way_to_a_volume_is_refused(busybox, tmp_path):
     assert not (tmp_path / "inner").exists()
 
 
-def test_folders_of_the_host_are_not_laid_through_a_link(busybox, tmp_path):
-    """The same for Python's own folders, when a body runs in an image."""
+def test_directories_of_the_host_are_not_laid_through_a_link(busybox, tmp_path):
+    """The same for Python's own directories, when a body runs in an image."""
     image = busybox(layer(link("opt", str(tmp_path))))
     container = Container(image=image)
-    container.folders = ("/opt/python",)
+    container.directories = ("/opt/python",)
     with pytest.raises(ImageError, match="a link at /opt"):
         container.start()
     assert [] == [name for name in os.listdir(tmp_path) if name == "python"]

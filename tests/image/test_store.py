@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fake_registry import Fake, fake_registry
-from tarballs import Made, entry, files, folder, layer
+from tarballs import Made, directory, entry, files, layer
 
 from pytest_sandbox import Image, ImageError
 from pytest_sandbox.cli import main
@@ -29,7 +29,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     """A registry with two images that share a layer."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
     with fake_registry() as fake:
-        shared = layer(folder("d", mode=0o700), entry("d/shared", b"s"))
+        shared = layer(directory("d", mode=0o700), entry("d/shared", b"s"))
         fake.add("a/b:1", Made([shared, files(own="o")], {"Cmd": ["sh"]}))
         fake.add("a/c:1", Made([shared]))
         yield fake
@@ -93,11 +93,11 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_pull_repairs_what_is_damaged_or_missing(server, pulled, store, damage):
     """It does not say that all is well because a name is known; images, rmi and prune go on."""
-    damage(Path(store.folder))
+    damage(Path(store.directory))
     Image.list()
     again = Image.pull(f"{server.host}/a/b:1")
     assert (pulled.id, WHOLE, {"Cmd": ["sh"]}) == (again.id, contents(again), again.config)
-    damage(Path(store.folder))
+    damage(Path(store.directory))
     store.prune()
     for image in Image.list():
         image.remove()
@@ -151,7 +151,7 @@ NEWER = {
 def test_a_newer_store_is_named_and_left_alone(server, pulled, store, pattern, change):
     """Nobody is told to remove it, and nothing is fetched over it."""
     assert pulled
-    for path in Path(store.folder).glob(pattern):
+    for path in Path(store.directory).glob(pattern):
         path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(ImageError, match="newer pytest-sandbox") as caught:
         Image.pull(f"{server.host}/a/b:1")
@@ -184,7 +184,7 @@ def test_a_name_of_an_image_that_is_not_there_is_passed_over(pulled, store):
 
 def test_foreign_files_stay_and_break_nothing(server, pulled, store):
     """Snapshots, editors' files, a lost+found: neither removed nor taken for the store's own."""
-    home = Path(store.folder)
+    home = Path(store.directory)
     places = ("documents", "layers", "images", "locks", "tmp", ".")
     foreign = [home / place / name for place in places for name in ("x y", ".snap", "lost+found")]
     for path in foreign:
@@ -202,7 +202,7 @@ def test_foreign_files_stay_and_break_nothing(server, pulled, store):
 def test_a_store_of_another_user_is_refused(pulled, store, use):
     """Also for reading, and also by root: that user could change what root starts."""
     assert pulled
-    os.chown(store.folder, 1000, 1000)
+    os.chown(store.directory, 1000, 1000)
     with pytest.raises(ImageError, match=r"belongs to another user .uid 1000."):
         use()
 
@@ -210,7 +210,7 @@ def test_a_store_of_another_user_is_refused(pulled, store, use):
 @pytest.mark.parametrize("use", [Image.list, lambda: Store().prune()])
 def test_a_store_that_is_a_file_is_an_error(store, use):
     """Which names it."""
-    Path(store.folder).write_text("x")
+    Path(store.directory).write_text("x")
     with pytest.raises(ImageError, match="is not a directory"):
         use()
 
@@ -221,14 +221,14 @@ def test_containers_start_from_a_store_that_is_read_only(busybox, store):
     from pytest_sandbox import Container
 
     image = busybox()
-    subprocess.run(["mount", "--bind", store.folder, store.folder], check=True)
+    subprocess.run(["mount", "--bind", store.directory, store.directory], check=True)
     try:
-        subprocess.run(["mount", "-o", "remount,ro,bind", store.folder], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", store.directory], check=True)
         with Container(image=image) as container:
             done = container.run(["echo", "hi"], capture_output=True, text=True)
         assert "hi\n" == done.stdout
     finally:
-        subprocess.run(["umount", store.folder], check=True)
+        subprocess.run(["umount", store.directory], check=True)
 
 
 def test_a_damaged_layer_under_a_container_is_not_replaced(server, pulled, store):

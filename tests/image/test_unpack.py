@@ -1,4 +1,4 @@
-"""A layer's archive becomes a folder with everything that the archive says, or nothing at all."""
+"""A layer's archive becomes a directory with everything that the archive says, or nothing at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tarballs import entry, folder, layer, link
+from tarballs import directory, entry, layer, link
 
 from pytest_sandbox.errors import ImageError
 from pytest_sandbox.image.decompress import Plain, _zstd_module, compression_of, decompress
@@ -74,10 +74,10 @@ def test_every_attribute_of_a_file_is_kept(root):
 
 @pytest.mark.needs("root")
 def test_every_kind_of_node_is_made(root):
-    """Folders, links, hard links, FIFOs and devices, with owner, mode and time."""
+    """Directories, links, hard links, FIFOs and devices, with owner, mode and time."""
     put(
         layer(
-            folder("d", mode=0o1777, uid=5, mtime=1000),
+            directory("d", mode=0o1777, uid=5, mtime=1000),
             entry("d/f", b"1"),
             link("l", "/no/where", uid=3, mtime=2000),
             link("h", "d/f", kind="hard"),
@@ -96,18 +96,18 @@ def test_every_kind_of_node_is_made(root):
 
 
 def test_whiteouts_become_the_overlays_own_marks(root):
-    """A deletion is a 0:0 device, an opaque folder has the attribute, and what this layer adds itself stays."""
+    """A deletion is a 0:0 device, an opaque directory has the attribute, and what this layer adds itself stays."""
     put(
         layer(
-            folder("d"),
+            directory("d"),
             entry("d/.wh.gone"),
             entry("d/kept"),
             entry("d/.wh.kept"),
-            folder("o"),
+            directory("o"),
             entry("o/.wh..wh..opq"),
             entry("o/new"),
             entry(".wh.back"),
-            folder("back"),
+            directory("back"),
             entry(".wh.again"),
             entry("again", b"a"),
             entry("d/.wh..wh.plnk"),
@@ -117,7 +117,7 @@ def test_whiteouts_become_the_overlays_own_marks(root):
     assert is_whiteout(root / "d/gone")
     assert (root / "d/kept").is_file()
     assert opaque(root / "o")
-    assert opaque(root / "back"), "deleted below and begun anew: nothing of the folder below may show"
+    assert opaque(root / "back"), "deleted below and begun anew: nothing of the directory below may show"
     assert b"a" == (root / "again").read_bytes()
     assert ["gone", "kept"] == sorted(os.listdir(root / "d"))
 
@@ -127,16 +127,16 @@ def test_an_opaque_root_is_reported(root):
     assert put(layer(entry(".wh..wh..opq"), entry("f")), root).opaque_root
 
 
-def test_folders_that_the_archive_does_not_describe_are_reported(root):
+def test_directories_that_the_archive_does_not_describe_are_reported(root):
     """Their attributes are those of the layer below, which is not known here."""
-    result = put(layer(entry("a/b/c"), folder("a/b"), entry("tmp/.wh.x")), root)
+    result = put(layer(entry("a/b/c"), directory("a/b"), entry("tmp/.wh.x")), root)
     assert {b"", b"a", b"tmp"} == set(result.implied)
     assert 0o755 == stat.S_IMODE((root / "tmp").stat().st_mode)
 
 
 def test_the_last_entry_of_a_name_counts(root):
     """Any kind of entry takes the place of any other of the same name."""
-    kinds = [entry("x", b"1"), folder("x"), link("x", "y"), entry("x", kind="fifo"), link("x", "seed", kind="hard")]
+    kinds = [entry("x", b"1"), directory("x"), link("x", "y"), entry("x", kind="fifo"), link("x", "seed", kind="hard")]
     for before in kinds:
         for after in kinds:
             where = root / str(random.random())
@@ -148,9 +148,9 @@ def test_the_last_entry_of_a_name_counts(root):
             assert stat.S_IFMT((expected / "x").lstat().st_mode) == stat.S_IFMT((where / "x").lstat().st_mode)
 
 
-def test_a_folder_that_was_replaced_is_no_error_at_the_end(root):
-    """Attributes of folders are set last; one whose place a link took has none."""
-    put(layer(folder("a"), folder("a/b"), link("a", "/etc")), root)
+def test_a_directory_that_was_replaced_is_no_error_at_the_end(root):
+    """Attributes of directories are set last; one whose place a link took has none."""
+    put(layer(directory("a"), directory("a/b"), link("a", "/etc")), root)
     assert "/etc" == os.readlink(root / "a")
 
 
@@ -219,19 +219,19 @@ HOSTILE = {
     "through a link": (link("a", "..") + entry("a/evil"), "through a link"),
     "through an absolute link": (link("a", "/tmp") + entry("a/evil"), "through a link"),
     "through a file": (entry("a") + entry("a/evil"), "through a link or a file"),
-    "folder through a link": (link("a", "..") + folder("a/evil"), "through a link"),
+    "directory through a link": (link("a", "..") + directory("a/evil"), "through a link"),
     "hard link out": (link("h", "../outside", kind="hard"), "out of the layer"),
     "hard link to nothing": (link("h", "nothing", kind="hard"), "which the layer has not"),
     "hard link through a link": (link("a", "..") + link("h", "a/outside", kind="hard"), "through a link"),
-    "hard link to a folder": (folder("d") + link("h", "d", kind="hard"), "a hard link to the folder"),
-    "hard link to the root": (link("h", ".", kind="hard"), "root folder"),
+    "hard link to a directory": (directory("d") + link("h", "d", kind="hard"), "a hard link to the directory"),
+    "hard link to the root": (link("h", ".", kind="hard"), "root directory"),
     "link to nothing": (link("l", ""), "a link to nothing"),
     "whiteout of dot": (entry("d/.wh.."), "whiteout of nothing"),
     "whiteout of dot dot": (entry("d/.wh..."), "whiteout of nothing"),
     "whiteout through a link": (link("a", "..") + entry("a/.wh.outside"), "through a link"),
     "opaque through a link": (link("a", "..") + entry("a/.wh..wh..opq"), "through a link"),
-    "root as a file": (entry("."), "must be a folder"),
-    "root as a link": (link(".", "/tmp"), "must be a folder"),
+    "root as a file": (entry("."), "must be a directory"),
+    "root as a link": (link(".", "/tmp"), "must be a directory"),
     "unknown type": (entry("x", kind=b"Z"), "unknown type"),
     "NUL in a name": (entry("x", pax_headers={"path": "a\0b"}), "NUL"),
     "owner out of range": (entry("x", pax_headers={"uid": str((1 << 32) - 1)}), "out of range"),
@@ -255,10 +255,10 @@ def test_a_hostile_entry_is_refused_and_nothing_outside_is_touched(root, entries
 
 BOMBS = {
     "entries": (b"".join(entry(str(n)) for n in range(30)), "more than 20 entries"),
-    "folders": (b"".join(folder(str(n)) for n in range(15)), "more than 10 folders"),
-    "implied folders": (entry("1/2/3/4/5/6/f") + entry("a/b/c/d/e/f"), "more than 10 folders"),
-    "depth": (folder("/".join("abcdefghijkl")), "longer than 200 bytes or 8 folders"),
-    "path": (folder("/".join(["n" * 99] * 3)), "longer than 200 bytes or 8 folders"),
+    "directories": (b"".join(directory(str(n)) for n in range(15)), "more than 10 directories"),
+    "implied directories": (entry("1/2/3/4/5/6/f") + entry("a/b/c/d/e/f"), "more than 10 directories"),
+    "depth": (directory("/".join("abcdefghijkl")), "longer than 200 bytes or 8 directories"),
+    "path": (directory("/".join(["n" * 99] * 3)), "longer than 200 bytes or 8 directories"),
     "header": (entry("x", pax_headers={"comment": "x" * 9000}), "extension headers"),
     "size": (entry("x", b"x" * (1 << 20)) + entry("y", b"y"), "larger than 1048576 bytes"),
     "sparse claim": (entry("x", pax_headers={"GNU.sparse.map": "", "GNU.sparse.size": str(1 << 40)}), "larger than 1048576 bytes"),
@@ -271,7 +271,7 @@ BOMBS = {
 
 @pytest.mark.parametrize(("entries", "said"), BOMBS.values(), ids=BOMBS)
 def test_what_claims_too_much_is_refused(root, entries, said):
-    """Entries, folders, depth, headers, sizes and sparse maps are bounded before they cost anything."""
+    """Entries, directories, depth, headers, sizes and sparse maps are bounded before they cost anything."""
     with pytest.raises(ImageError, match=said):
         put(layer(entries), root, SMALL)
 
@@ -286,7 +286,7 @@ def test_many_extension_headers_for_one_entry_are_refused(root):
 
 def test_a_cut_archive_is_refused_at_every_length(root):
     """No prefix of an archive passes for a whole one."""
-    data = layer(folder("d"), entry("d/a", b"x" * 700), link("h", "d/a", kind="hard"))[:-1024] + bytes(512)
+    data = layer(directory("d"), entry("d/a", b"x" * 700), link("h", "d/a", kind="hard"))[:-1024] + bytes(512)
     for length in range(0, len(data), 128):
         where = root / str(length)
         where.mkdir()
@@ -308,10 +308,10 @@ def test_an_archive_after_the_end_is_refused(root):
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_a_damaged_archive_ends_in_an_image_error_or_in_a_folder(tmp_path_factory, data):
+def test_a_damaged_archive_ends_in_an_image_error_or_in_a_directory(tmp_path_factory, data):
     """Whatever bytes are changed, the outcome is one of two, and never another exception."""
     good = bytearray(
-        layer(folder("d", pax_headers={"mtime": "1.5"}), entry("d/a", b"x" * 700), link("l", "d/a"), link("h", "d/a", kind="hard"))
+        layer(directory("d", pax_headers={"mtime": "1.5"}), entry("d/a", b"x" * 700), link("l", "d/a"), link("h", "d/a", kind="hard"))
     )
     for _ in range(data.draw(st.integers(1, 4))):
         good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
@@ -437,11 +437,11 @@ def test_what_aufs_keeps_for_itself_is_no_file_of_the_layer(root):
     result = put(
         layer(
             entry(".wh..wh.aufs"),
-            folder(".wh..wh.plnk"),
+            directory(".wh..wh.plnk"),
             entry(".wh..wh.plnk/1.2", b"data"),
             link("linked", ".wh..wh.plnk/1.2", kind="hard"),
-            folder("d"),
-            folder("d/.wh..wh.orph"),
+            directory("d"),
+            directory("d/.wh..wh.orph"),
             entry("d/.wh..wh.orph/x", b"x"),
         ),
         root,

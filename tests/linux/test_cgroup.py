@@ -91,7 +91,7 @@ def test_own_groups_are_read_by_controller():
 
 
 @pytest.mark.parametrize(
-    ("root", "group", "folder"),
+    ("root", "group", "directory"),
     [
         ("/", "/", "/sys/fs/cgroup"),
         ("/", "/user.slice/a", "/sys/fs/cgroup/user.slice/a"),
@@ -102,9 +102,9 @@ def test_own_groups_are_read_by_controller():
         ("/", "/../above", None),
     ],
 )
-def test_a_group_is_looked_up_below_its_mount(root, group, folder):
-    """A group outside of what is mounted has no folder here."""
-    assert folder == Mount(2, root, "/sys/fs/cgroup", frozenset(), writable=True).folder(group)
+def test_a_group_is_looked_up_below_its_mount(root, group, directory):
+    """A group outside of what is mounted has no directory here."""
+    assert directory == Mount(2, root, "/sys/fs/cgroup", frozenset(), writable=True).directory(group)
 
 
 @pytest.fixture
@@ -385,22 +385,22 @@ class TestSession:
     pytestmark = limits
 
     def test_a_session_is_found_by_its_name(self, session):
-        """A sweep sees the session while it lives, with the folders that it has to remove."""
-        assert set(session.folders) == set(Hierarchy.find().sessions()[session.name])
+        """A sweep sees the session while it lives, with the directories that it has to remove."""
+        assert set(session.directories) == set(Hierarchy.find().sessions()[session.name])
         session.close()
         assert session.name not in Hierarchy.find().sessions()
 
     def test_closing_kills_and_removes_what_is_left(self, session, group, start):
-        """Processes die, frozen ones too, and folders go, those too that were made inside."""
+        """Processes die, frozen ones too, and directories go, those too that were made inside."""
         sleep = start("sleep", "1000")
         wait_until(lambda: sleep.pid in group.pids())
         inner = [os.path.dirname(path) + "/inner" for path in group.joins()]
-        for folder in inner:
-            os.mkdir(folder)
+        for directory in inner:
+            os.mkdir(directory)
         group.freeze()
         session.close()
         assert -signal.SIGKILL == sleep.wait()
-        assert [] == [folder for folder in [*session.folders, *inner] if os.path.exists(folder)]
+        assert [] == [directory for directory in [*session.directories, *inner] if os.path.exists(directory)]
 
     def test_a_session_has_two_ends(self, session, start):
         """The client's end limits and reads the group that the launcher's end made."""
@@ -430,8 +430,8 @@ class TestSession:
     def test_destroying_what_is_gone_is_no_error(self, session):
         """Two sweeps of one session do not disturb one another."""
         session.close()
-        destroy(session.folders)
-        assert [] == [folder for folder in session.folders if os.path.exists(folder)]
+        destroy(session.directories)
+        assert [] == [directory for directory in session.directories if os.path.exists(directory)]
 
 
 @pytest.mark.needs("limits")
@@ -442,8 +442,8 @@ def test_what_is_there_is_not_refused():
 
 
 @pytest.mark.vm
-def test_a_session_folder_is_known_by_its_prefix(tmp_path):
-    """Folders of other names, however deep, belong to others."""
+def test_a_session_directory_is_known_by_its_prefix(tmp_path):
+    """Directories of other names, however deep, belong to others."""
     for name in ("a/other", f"a/{PREFIX}s1/c1", f"{PREFIX}s2"):
         (tmp_path / name).mkdir(parents=True)
     made = Hierarchy()
@@ -462,17 +462,17 @@ def test_a_removal_between_the_cgroups_creation_and_its_lock(monkeypatch):
     """A session whose new cgroup a cleanup removes before it is locked makes it again."""
     made, lock_directory = [], file_lock.lock_directory
 
-    def remove_first(folder):
+    def remove_first(directory):
         if not made:
-            os.rmdir(folder)
-        made.append(folder)
-        return lock_directory(folder)
+            os.rmdir(directory)
+        made.append(directory)
+        return lock_directory(directory)
 
     monkeypatch.setattr(file_lock, "lock_directory", remove_first)
     with contextlib.closing(Hierarchy.find().session(f"removed-{os.getpid():x}")) as session:
         assert made[0] == made[1]
-        assert [] == [folder for folder in session.folders if not os.path.isdir(folder)]
-        assert not cgroup.remove_unowned(session.folders)
+        assert [] == [directory for directory in session.directories if not os.path.isdir(directory)]
+        assert not cgroup.remove_unowned(session.directories)
 
 
 @pytest.mark.needs("root", "limits")
@@ -484,7 +484,7 @@ def test_a_session_that_is_there_is_not_made_twice():
     with contextlib.closing(Hierarchy.find().session(f"twice-{os.getpid():x}")) as session:
         with contextlib.suppress(FileExistsError, SetupError):
             Hierarchy.find().session(session.name)
-        assert [] == [folder for folder in session.folders if not os.path.isdir(folder)]
+        assert [] == [directory for directory in session.directories if not os.path.isdir(directory)]
 
 
 @pytest.mark.needs("cgroup_v1", "limits")

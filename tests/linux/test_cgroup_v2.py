@@ -40,27 +40,27 @@ first.close()
 steps.append(see())
 second.close()
 steps.append(see())
-print(json.dumps([steps, hierarchy.base.folder, limit]))
+print(json.dumps([steps, hierarchy.base.directory, limit]))
 """
 
 
 @pytest.fixture
-def folder():
+def directory():
     """A group with all controllers, to be given to somebody."""
     base = Hierarchy.find().base
-    made = f"{base.folder}/test-{os.getpid()}-{secrets.token_hex(3)}"
+    made = f"{base.directory}/test-{os.getpid()}-{secrets.token_hex(3)}"
     os.mkdir(made)
     yield made
     destroy([made])
 
 
-def join(folder: str) -> None:
-    with open(f"{folder}/cgroup.procs", "w") as file:
+def join(directory: str) -> None:
+    with open(f"{directory}/cgroup.procs", "w") as file:
         file.write("0")
 
 
-def run_in(folder: str, *argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(argv, preexec_fn=lambda: join(folder), capture_output=True, text=True, check=True)
+def run_in(directory: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, preexec_fn=lambda: join(directory), capture_output=True, text=True, check=True)
 
 
 def wait_for(path: str, name: str, seconds: float = 60) -> dict[str, int]:
@@ -77,44 +77,44 @@ def words(path: str) -> list[str]:
         return file.read().split()
 
 
-def visit(folder: str, *before: str) -> tuple[list[str], str, int]:
-    steps, base, limit = json.loads(run_in(folder, *before, sys.executable, "-c", VISIT, os.path.basename(folder)).stdout)
+def visit(directory: str, *before: str) -> tuple[list[str], str, int]:
+    steps, base, limit = json.loads(run_in(directory, *before, sys.executable, "-c", VISIT, os.path.basename(directory)).stdout)
     return steps, base, limit
 
 
 @pytest.mark.needs("limits")
-def test_a_delegated_group_makes_room_and_gives_it_back(folder):
+def test_a_delegated_group_makes_room_and_gives_it_back(directory):
     """In a scope that systemd delegated, processes go into a leaf while any session lives, and back after the last."""
-    os.setxattr(folder, "user.delegate", b"1")
-    steps, base, limit = visit(folder)
-    name = "/" + os.path.relpath(folder, "/sys/fs/cgroup")
+    os.setxattr(directory, "user.delegate", b"1")
+    steps, base, limit = visit(directory)
+    name = "/" + os.path.relpath(directory, "/sys/fs/cgroup")
     assert [name, f"{name}/{LEAF}", f"{name}/{LEAF}", name] == steps
-    assert (folder, 64 << 20) == (base, limit)
-    assert (set(), False) == (set(words(f"{folder}/cgroup.subtree_control")), os.path.exists(f"{folder}/{LEAF}"))
+    assert (directory, 64 << 20) == (base, limit)
+    assert (set(), False) == (set(words(f"{directory}/cgroup.subtree_control")), os.path.exists(f"{directory}/{LEAF}"))
 
 
 @pytest.mark.needs("root")
-def test_the_root_of_a_cgroup_namespace_makes_room(folder):
+def test_the_root_of_a_cgroup_namespace_makes_room(directory):
     """A container that has cgroups of its own sees its group as the root: its processes make room there."""
     script = 'umount -l /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec "$@"'
-    steps, base, limit = visit(folder, "unshare", "--cgroup", "--mount", "sh", "-c", script, "sh")
+    steps, base, limit = visit(directory, "unshare", "--cgroup", "--mount", "sh", "-c", script, "sh")
     assert ["/", f"/{LEAF}", f"/{LEAF}", "/"] == steps
     assert ("/sys/fs/cgroup", 64 << 20) == (base, limit)
 
 
 @pytest.mark.needs("limits")
-def test_nobody_moves_where_a_parent_is_free(folder):
+def test_nobody_moves_where_a_parent_is_free(directory):
     """Where a group above holds no processes and obeys us, sessions stand beside our own group."""
-    os.mkdir(f"{folder}/leaf")
-    steps, base, _limit = visit(f"{folder}/leaf")
+    os.mkdir(f"{directory}/leaf")
+    steps, base, _limit = visit(f"{directory}/leaf")
     assert 1 == len(set(steps))
-    assert folder == base
+    assert directory == base
 
 
 @pytest.mark.needs("limits")
-def test_a_group_takes_a_process_at_its_birth(folder):
+def test_a_group_takes_a_process_at_its_birth(directory):
     """CLONE_INTO_CGROUP puts a fork into the group without a move, which would wait for all of the machine."""
-    session = Hierarchy.find().session(os.path.basename(folder))
+    session = Hierarchy.find().session(os.path.basename(directory))
     try:
         group = session.create("one")
         read, write = os.pipe()
@@ -133,14 +133,14 @@ def test_a_group_takes_a_process_at_its_birth(folder):
 
 
 @pytest.mark.needs("limits")
-def test_memory_over_the_soft_limit_is_slowed_down(folder):
+def test_memory_over_the_soft_limit_is_slowed_down(directory):
     """Over memory_high the kernel takes memory back and lets the process wait, and kills nobody."""
-    with contextlib.closing(Hierarchy.find().session(os.path.basename(folder))) as session:
+    with contextlib.closing(Hierarchy.find().session(os.path.basename(directory))) as session:
         group = session.create("one")
         group.apply(Settings(memory_high=16 << 20))
         command = [sys.executable, "-S", "-c", "x = b'x' * (64 << 20)"]
-        greedy = subprocess.Popen(command, preexec_fn=lambda: join(group.folder))  # noqa: PLW1509 - one thread
-        events = wait_for(f"{group.folder}/memory.events", "high")
+        greedy = subprocess.Popen(command, preexec_fn=lambda: join(group.directory))  # noqa: PLW1509 - one thread
+        events = wait_for(f"{group.directory}/memory.events", "high")
         assert (True, 0) == (events["high"] > 0, events["oom_kill"])
         greedy.kill()
         greedy.wait()

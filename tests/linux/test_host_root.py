@@ -1,4 +1,4 @@
-"""What a user stands on: folders that have mounts below are split, and where the user works it may write."""
+"""What a user stands on: directories that have mounts below are split, and where the user works it may write."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.vm
 def tree(tmp_path):
     """A root with a mount in ``var/lib/data``, a mounted file, and what lies beside them."""
     root = tmp_path / "root"
-    for folder in ("usr/bin", "var/lib/data", "var/lib/other", "var/cache", "etc"):
-        (root / folder).mkdir(parents=True)
+    for directory in ("usr/bin", "var/lib/data", "var/lib/other", "var/cache", "etc"):
+        (root / directory).mkdir(parents=True)
     (root / "bin").symlink_to("usr/bin")
     (root / "var/small").write_text("small")
     (root / "var/large").write_bytes(b"x" * ((1 << 20) + 1))
@@ -35,15 +35,15 @@ def splitter(tree, tmp_path):
     return _Splitter(entries, str(tmp_path / "skeleton"))
 
 
-def test_a_folder_without_mounts_is_laid_over_whole(splitter, tree):
+def test_a_directory_without_mounts_is_laid_over_whole(splitter, tree):
     """Nothing of it is looked at, however much there is in it."""
     splitter.split(str(tree))
     assert "" == splitter.below[f"{tree}/usr"].source
     assert not any(point.startswith(f"{tree}/usr/") for point in splitter.below)
 
 
-def test_a_folder_with_a_mount_below_is_split(splitter, tree):
-    """Each folder in it has an overlay of its own, the mount among them, down to where no mount is below."""
+def test_a_directory_with_a_mount_below_is_split(splitter, tree):
+    """Each directory in it has an overlay of its own, the mount among them, down to where no mount is below."""
     splitter.split(str(tree))
     var, lib = splitter.below[f"{tree}/var"], splitter.below[f"{tree}/var/lib"]
     assert (True, True) == (bool(var.source), bool(lib.source))
@@ -75,9 +75,9 @@ def test_links_stay_links(splitter, tree):
 
 
 def test_where_the_user_works_it_may_write(splitter, tree):
-    """The first folder on the way that the user may write to has an overlay of its own, for what is above it cannot be copied up."""
+    """The first directory on the way that the user may write to has an overlay of its own, for what is above it cannot be copied up."""
     (tree / "usr/share/work").mkdir(parents=True)
-    first = next(str(folder) for folder in [*reversed(tree.parents), tree] if str(folder) != "/" and os.access(folder, os.W_OK))
+    first = next(str(directory) for directory in [*reversed(tree.parents), tree] if str(directory) != "/" and os.access(directory, os.W_OK))
     splitter.open(str(tree / "usr/share/work"))
     assert first in splitter.below
     splitter.open("/")
@@ -94,6 +94,6 @@ def test_sockets_and_fifos_beside_a_mount_are_inert(splitter, tree, monkeypatch)
     splitter.mounts[f"{tree}/etc/socket"] = Mounted(f"{tree}/etc/socket", "ext4", 0)
     splitter.split(str(tree))
     for name, is_kind in {"fifo": stat.S_ISFIFO, "socket": stat.S_ISSOCK}.items():
-        copy, original = (os.stat(f"{folder}/{name}") for folder in (splitter.below[f"{tree}/etc"].source, tree / "etc"))
+        copy, original = (os.stat(f"{directory}/{name}") for directory in (splitter.below[f"{tree}/etc"].source, tree / "etc"))
         assert (True, True) == (is_kind(copy.st_mode), copy.st_ino != original.st_ino)
     assert [f"{tree}/etc/socket"] == splitter.refused

@@ -86,7 +86,7 @@ def test_real_mounts_are_files_of_a_users(tmp_path):
     ]  # fmt: skip
     found = mounts.real_mounts(entries)
     assert [(str(tmp_path), "xfs", True), (str(tmp_path / "file"), "ext4", False), ("/usr", "fuse.something", True)] == [
-        (one.point, one.fstype, one.is_folder) for one in found
+        (one.point, one.fstype, one.is_directory) for one in found
     ]
 
 
@@ -94,12 +94,12 @@ def test_real_mounts_are_files_of_a_users(tmp_path):
     ("path", "written"), [("/a", "/a"), ("/a:b", "/a\\:b"), ("/a,b", "/a\\,b"), ("/a\\b", "/a\\\\b"), ("/a\\:b", "/a\\\\\\:b")]
 )
 def test_paths_of_overlays_are_escaped(path, written):
-    """What separates folders and options is escaped, the escape first."""
+    """What separates directories and options is escaped, the escape first."""
     assert f"lowerdir={written}:/z,upperdir=/l/upper,workdir=/l/work,o" == overlay._data([path, "/z"], "/l", ["o"])
 
 
 def test_a_layers_root_is_like_what_it_lies_on(tmp_path):
-    """Mode and owner are the lower folder's, set-group-ID and sticky bits too."""
+    """Mode and owner are the lower directory's, set-group-ID and sticky bits too."""
     like = tmp_path / "like"
     like.mkdir()
     like.chmod(0o3751)
@@ -123,17 +123,17 @@ def test_a_failed_call_names_itself_and_its_arguments():
     assert errno.EBADF == caught.value.errno
 
 
-def test_openat2_stays_below_its_folder(tmp_path):
-    """RESOLVE_IN_ROOT takes every link, .. and absolute ones too, as below the folder."""
+def test_openat2_stays_below_its_directory(tmp_path):
+    """RESOLVE_IN_ROOT takes every link, .. and absolute ones too, as below the directory."""
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/name").write_text("inside")
     (tmp_path / "link").symlink_to("/../../etc/name")
-    folder = os.open(tmp_path, os.O_RDONLY)
+    directory = os.open(tmp_path, os.O_RDONLY)
     try:
-        with open(sc.openat2("link", os.O_RDONLY, sc.RESOLVE_IN_ROOT, dir_fd=folder)) as file:
+        with open(sc.openat2("link", os.O_RDONLY, sc.RESOLVE_IN_ROOT, dir_fd=directory)) as file:
             assert "inside" == file.read()
     finally:
-        os.close(folder)
+        os.close(directory)
 
 
 @pytest.mark.vm

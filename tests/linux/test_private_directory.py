@@ -69,7 +69,7 @@ def test_a_state_directory_that_another_user_made_first(tmp_path, monkeypatch):
     os.chown(state, 4321, 4321)
     monkeypatch.setattr(paths, "state", lambda: str(state))
     with pytest.raises(PermissionError, match="belongs to the user 4321"):
-        cleanup.state_folder()
+        cleanup.state_directory()
 
 
 @pytest.mark.needs("root")
@@ -78,12 +78,12 @@ def test_a_layer_directory_that_another_user_made_first(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path))
     monkeypatch.setattr(host_root, "tmpfs_takes_attributes", lambda: False)
     refused = []
-    monkeypatch.setattr(host_root, "takes_attributes", lambda folder: not refused.append(folder))
+    monkeypatch.setattr(host_root, "takes_attributes", lambda directory: not refused.append(directory))
     os.mkdir(tmp_path / "writable", 0o777)
     os.chown(tmp_path / "writable", 4321, 4321)
     assert f"/var/tmp/pytest-sandbox-{os.geteuid()}" == privileges._layers()
     os.rmdir(f"/var/tmp/pytest-sandbox-{os.geteuid()}")
-    monkeypatch.setattr(host_root, "takes_attributes", lambda _folder: False)
+    monkeypatch.setattr(host_root, "takes_attributes", lambda _directory: False)
     with pytest.raises(OSError, match=r"writable: it belongs to the user 4321.*no user attributes.*Set PYTEST_SANDBOX_HOME"):
         privileges._layers()
     os.rmdir(f"/var/tmp/pytest-sandbox-{os.geteuid()}")

@@ -52,9 +52,9 @@ def test_a_result_is_an_argument_of_a_later_call(tmp_path):
 def test_an_error_ends_it_and_says_which_call_it_was():
     """The step, the call with its arguments and the errno are told; what follows is not made."""
     program = Program()
-    program.add("go there", "chdir", b"/no/such/folder")
+    program.add("go there", "chdir", b"/no/such/directory")
     after = program.add("after", "getpid")
-    with pytest.raises(FileNotFoundError, match=r"chdir\(/no/such/folder\)"):
+    with pytest.raises(FileNotFoundError, match=r"chdir\(/no/such/directory\)"):
         program.run()
     failure = program.failure()
     assert ("go there", errno.ENOENT) == (failure.step, failure.errno)
@@ -64,7 +64,7 @@ def test_an_error_ends_it_and_says_which_call_it_was():
 def test_an_error_that_may_be_does_not_end_it():
     """go_on is for calls whose failure means nothing."""
     program = Program()
-    tried = program.add("try", "chdir", b"/no/such/folder", go_on=True)
+    tried = program.add("try", "chdir", b"/no/such/directory", go_on=True)
     after = program.add("after", "getpid")
     program.run()
     assert (-errno.ENOENT, os.getpid(), None) == (program[tried], program[after], program.failure())
@@ -123,7 +123,7 @@ def test_descriptors_of_a_shared_table_are_closed_after_a_failure():
     before = sorted(os.listdir("/proc/self/fd"))
     program = Program()
     program.open("open", b"/", os.O_RDONLY)
-    program.add("fail", "chdir", b"/no/such/folder")
+    program.add("fail", "chdir", b"/no/such/directory")
     spawned(program, sc.CLONE_FILES)
     assert len(before) + 1 == len(os.listdir("/proc/self/fd"))
     program.close_leaks()
@@ -133,7 +133,7 @@ def test_descriptors_of_a_shared_table_are_closed_after_a_failure():
 def test_a_program_can_be_a_part_of_many():
     """Extend copies calls with their texts and tables."""
     part = Program()
-    part.add("part", "chdir", b"/no/such/folder", go_on=True)
+    part.add("part", "chdir", b"/no/such/directory", go_on=True)
     for _ in range(2):
         whole = Program()
         whole.add("own", "getpid")

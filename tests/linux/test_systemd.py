@@ -26,7 +26,7 @@ own = parse_own(read("/proc/self/cgroup"))[""]
 hierarchy = Hierarchy.find()
 with Container(memory="64m", pids_limit=32) as container:
     limit = container.stats().memory_limit
-print(json.dumps([moved, os.path.basename(own) == name, hierarchy.base.folder.endswith(name), sorted(hierarchy.controllers), limit]))
+print(json.dumps([moved, os.path.basename(own) == name, hierarchy.base.directory.endswith(name), sorted(hierarchy.controllers), limit]))
 """
 
 

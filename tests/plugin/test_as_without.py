@@ -475,7 +475,7 @@ def test_setup_only_and_plan_run_no_body(run):
     result = run(source, "--setup-only")
     assert 0 == result.ret
     result.stdout.fnmatch_lines(["*SETUP    F f*", "*TEARDOWN F f*"])
-    assert 0 == run(source, "--setup-plan").ret
+    assert 0 == run(source, "--setup-spec").ret
 
 
 class Terminal:

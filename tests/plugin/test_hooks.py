@@ -49,7 +49,7 @@ def test_hooks_can_look_and_change(run, pytester):
     )
 
 
-def test_a_hook_of_a_folder_is_for_the_tests_below_it(run, pytester):
+def test_a_hook_of_a_directory_is_for_the_tests_below_it(run, pytester):
     """A conftest file's hooks are called for its own tests."""
     pytester.mkdir("below")
     (pytester.path / "below/conftest.py").write_text("def pytest_sandbox_settings(settings): return settings.replace(hostname='below')")

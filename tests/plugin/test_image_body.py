@@ -61,8 +61,8 @@ SUITE = """
 """
 
 
-def test_a_body_runs_in_an_images_folder(run, pytester, root):
-    """``image=FOLDER`` for all: fixtures, imports, temporary files, failures and held containers work; the image stays as it is."""
+def test_a_body_runs_in_an_images_directory(run, pytester, root):
+    """``image=DIRECTORY`` for all: fixtures, imports, temporary files, failures and held containers work; the image stays as it is."""
     pytester.makepyfile(helper="def help(): return 'helped'")
     before = sorted(str(path) for path in root.rglob("*"))
     result = run(SUITE, f"--sandbox-image={root}")

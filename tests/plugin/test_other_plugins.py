@@ -167,7 +167,7 @@ def test_rerunfailures_runs_a_test_again_in_a_fresh_container(run):
 
 @pytest.fixture(autouse=True)
 def count(tmp_path_factory, monkeypatch):
-    """A folder of the host that reruns share."""
+    """A directory of the host that reruns share."""
     monkeypatch.setenv("COUNT", str(tmp_path_factory.mktemp("count")))
 
 

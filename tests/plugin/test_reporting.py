@@ -126,7 +126,7 @@ def test_a_unix_socket_of_the_host_cannot_be_reached(run):
     import socket, pytest
     @pytest.fixture(scope="module")
     def path(tmp_path_factory):
-        path = {folder!r} + "/socket"
+        path = {directory!r} + "/socket"
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(path)
             server.listen()
@@ -136,19 +136,19 @@ def test_a_unix_socket_of_the_host_cannot_be_reached(run):
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(path)
     """
-    folder = f"/tmp/pytest-sandbox-hint-{os.getpid()}"
-    os.mkdir(folder)
+    directory = f"/tmp/pytest-sandbox-hint-{os.getpid()}"
+    os.mkdir(directory)
     try:
-        result = run(source.format(folder=folder, mark=""))
+        result = run(source.format(directory=directory, mark=""))
         result.assert_outcomes(failed=1)
-        assert f"listens outside on the Unix socket {folder}/socket" in result.stdout.str()
-        os.unlink(f"{folder}/socket")
-        mark = f"@pytest.mark.container(volumes=['{folder}:{folder}'])"
-        run(source.format(folder=folder, mark=mark)).assert_outcomes(passed=1)
+        assert f"listens outside on the Unix socket {directory}/socket" in result.stdout.str()
+        os.unlink(f"{directory}/socket")
+        mark = f"@pytest.mark.container(volumes=['{directory}:{directory}'])"
+        run(source.format(directory=directory, mark=mark)).assert_outcomes(passed=1)
     finally:
-        if os.path.exists(f"{folder}/socket"):
-            os.unlink(f"{folder}/socket")
-        os.rmdir(folder)
+        if os.path.exists(f"{directory}/socket"):
+            os.unlink(f"{directory}/socket")
+        os.rmdir(directory)
 
 
 def test_a_file_of_an_earlier_test_is_gone(run):

@@ -137,7 +137,7 @@ def test_the_command_line_wins_over_marks_and_ini(run, pytester):
         ('memory="a lot"', "memory='a lot' is not valid; accepted: bytes, or a number"),
         ("cpus=-1", "cpus=-1 is not valid; accepted: a number of at least"),
         ('image="/no/such/root"', "image='/no/such/root'"),
-        ('volumes=["/no/such/folder:/x"]', "volumes='/no/such/folder'"),
+        ('volumes=["/no/such/directory:/x"]', "volumes='/no/such/directory'"),
         ('"512m"', "takes settings by name"),
         ('user="nobody-of-that-name"', "user='nobody-of-that-name' is not valid; accepted: a number, or a name"),
         ('user="0:no-such-group"', "which has no 'no-such-group'"),
@@ -251,10 +251,10 @@ def test_a_wrong_override_names_the_option(run):
 
 def test_the_path_after_stats_is_a_path(run, pytester):
     """``--sandbox-stats PATH`` runs what is there, with its conftest files; a number belongs to the option."""
-    folder = pytester.mkdir("below")
-    (folder / "conftest.py").write_text("def pytest_addoption(parser): parser.addoption('--of-below')")
-    (folder / "test_below.py").write_text("def test_below(request): assert 'x' == request.config.getoption('of_below')")
-    (folder / "test_other.py").write_text("def test_other(): pass")
+    directory = pytester.mkdir("below")
+    (directory / "conftest.py").write_text("def pytest_addoption(parser): parser.addoption('--of-below')")
+    (directory / "test_below.py").write_text("def test_below(request): assert 'x' == request.config.getoption('of_below')")
+    (directory / "test_other.py").write_text("def test_other(): pass")
     paths = ["below/test_below.py", "below/test_other.py"]
     for words in (["--sandbox-stats", *paths], [paths[0], "--sandbox-stats", paths[1]], ["--sandbox-stats", "3", *paths]):
         result = run("def test_here(): pass", *words, "--of-below=x", "-v")

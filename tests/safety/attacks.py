@@ -72,7 +72,7 @@ def status():
 
 
 def read(path):
-    """Read the beginning of a file, or list a folder; returns the count of what is seen."""
+    """Read the beginning of a file, or list a directory; returns the count of what is seen."""
     if os.path.isdir(path):
         return len(os.listdir(path))
     with open(path, "rb") as file:
@@ -240,7 +240,7 @@ def open_terminal():
 
 
 def break_out_of_chroot():
-    """The classic: chroot into a folder while the working folder is above it, go up, and look."""
+    """The classic: chroot into a directory while the working directory is above it, go up, and look."""
     with suppress(FileExistsError):
         os.mkdir("/tmp/jail")
     os.chroot("/tmp/jail")

@@ -22,12 +22,12 @@ def inside(request, box):
 
 @pytest.fixture(params=["run", "call"])
 def without(request, monkeypatch):
-    """An attack in a container from whose plan a protection was taken, to see that it is what stops the attack."""
+    """An attack in a container from whose spec a protection was taken, to see that it is what stops the attack."""
 
     def go(changes, name, *arguments, **settings):
-        original = build_spec.plan_of
+        original = build_spec.spec_of
         with monkeypatch.context() as patch:
-            patch.setattr(build_spec, "plan_of", lambda *one, **two: dataclasses.replace(original(*one, **two), **changes))
+            patch.setattr(build_spec, "spec_of", lambda *one, **two: dataclasses.replace(original(*one, **two), **changes))
             with room.Container(**settings) as container:
                 return attack(container, request.param, name, *arguments)
 

@@ -382,8 +382,8 @@ def test_a_chroot_broken_out_of_is_the_container(other):
     assert sorted(other.listdir("/")) == [name for name in other.call(attacks.break_out_of_chroot) if name != "jail"]
 
 
-def test_the_working_folder_is_inside(other):
-    """Neither the working folder nor the root of any process inside is outside (CVE-2024-21626)."""
+def test_the_working_directory_is_inside(other):
+    """Neither the working directory nor the root of any process inside is outside (CVE-2024-21626)."""
     assert "/\n" == other.run(["sh", "-c", "cd .; pwd -P"], capture_output=True, text=True).stdout
     for cwd in ("/proc/self/fd/7", "/proc/1/fd/3", "/proc/self/fd/8/../../.."):
         with pytest.raises(OSError, match=r"No such file|Permission denied|Not a directory"):
@@ -429,7 +429,12 @@ def hostile_root(busybox_root, tmp_path):
     root = make_busybox_root(tmp_path / "root")
     mark = "open('/tmp/loaded', 'w')\n"
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    for folder in (f"usr/lib/{version}", f"{sys.prefix}/lib/{version}".lstrip("/"), f"{sys.base_prefix}/lib/{version}".lstrip("/"), "etc"):
+    for directory in (
+        f"usr/lib/{version}",
+        f"{sys.prefix}/lib/{version}".lstrip("/"),
+        f"{sys.base_prefix}/lib/{version}".lstrip("/"),
+        "etc",
+    ):
         for module in (
             "os.py",
             "codecs.py",
@@ -440,17 +445,17 @@ def hostile_root(busybox_root, tmp_path):
             "subprocess.py",
             "json/__init__.py",
         ):
-            path = root / folder / module
+            path = root / directory / module
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(mark)
     (root / "etc/nsswitch.conf").write_text("passwd: evil files\ngroup: evil files\nhosts: evil\n")
-    for folder in ("lib/x86_64-linux-gnu", "lib64", "usr/lib"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        (root / folder / "libnss_evil.so.2").write_bytes(b"not a library")
+    for directory in ("lib/x86_64-linux-gnu", "lib64", "usr/lib"):
+        (root / directory).mkdir(parents=True, exist_ok=True)
+        (root / directory / "libnss_evil.so.2").write_bytes(b"not a library")
     return root
 
 
-@pytest.mark.parametrize("kind", ["fifo", "endless", "folder", "loop", "dangling", "garbage", "device"])
+@pytest.mark.parametrize("kind", ["fifo", "endless", "directory", "loop", "dangling", "garbage", "device"])
 def test_a_hostile_user_file_neither_hangs_nor_fills(tmp_path, kind):
     """/etc/passwd as a FIFO, an endless file or nonsense: an unknown name is refused, a number works, and nothing hangs."""
     from boxes import make_busybox_root
@@ -461,7 +466,7 @@ def test_a_hostile_user_file_neither_hangs_nor_fills(tmp_path, kind):
         path.unlink()
         if kind == "fifo":
             os.mkfifo(path)
-        elif kind == "folder":
+        elif kind == "directory":
             path.mkdir()
         elif kind == "garbage":
             path.write_bytes(b"ann:x\nann:x:a:b:c:d:e\n\xff\0::::::\n:::\n" * 1000)

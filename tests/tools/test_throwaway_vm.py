@@ -80,8 +80,8 @@ def test_the_script_runs_the_command_as_it_was_given(tmp_path):
     assert 'a b|it\'s|$HOME|say "x"|' == done.stdout
 
 
-def test_a_user_can_reach_the_working_folder(tmp_path):
-    """Every folder above the working folder is among those that are opened for the guest's user."""
+def test_a_user_can_reach_the_working_directory(tmp_path):
+    """Every directory above the working directory is among those that are opened for the guest's user."""
     assert {str(path) for path in tmp_path.parents} - {"/"} <= set(traversed(Order(command=("true",), cwd=tmp_path)))
 
 

@@ -16,9 +16,9 @@ def add(one: int, two: int = 0) -> int:
     return one + two
 
 
-def settings(folder: Path, image: Image) -> None:
+def settings(directory: Path, image: Image) -> None:
     Settings(memory="512m", cpus=1.5, pids_limit=None, ulimits={"nofile": (1, "2")}, volumes=["/a:/b"])
-    Settings(memory=512, image=folder, network="host", env={"A": "1"}, user=1000, read_only=True)
+    Settings(memory=512, image=directory, network="host", env={"A": "1"}, user=1000, read_only=True)
     Container(memory="512m", image=image, network=Network(), storage="disk")
     Container(Settings(), timeout=3)
     Settings().replace(cpuset=0, cap_add=["NET_ADMIN"])

@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--systemd", action="store_true", help="with --user: beside a systemd manager of the user")
     made.add_argument("--mem", default="2G", metavar="SIZE", help="the guest's memory, its layer included (2G)")
     made.add_argument("--timeout", type=float, metavar="SECONDS", help="end the machine after so long")
-    made.add_argument("--cwd", type=Path, default=Path.cwd(), metavar="DIR", help="the command's folder (this one)")
+    made.add_argument("--cwd", type=Path, default=Path.cwd(), metavar="DIR", help="the command's directory (this one)")
     made.add_argument("--rw", type=Path, action="append", default=[], metavar="DIR", help="what is written to DIR stays (repeatable)")
     made.add_argument("--env", action="append", default=[], metavar="KEY[=VALUE]", help="set, or pass on, a variable (repeatable)")
     made.add_argument("--verbose", action="store_true", help="show the kernel's console")

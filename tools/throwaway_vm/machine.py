@@ -40,10 +40,10 @@ def parents_of(path: Path) -> list[str]:
 
 
 def traversed(order: Order) -> list[str]:
-    """The folders that an unprivileged user must be able to pass: to the working folder, and to every program of PATH."""
-    starts = [order.cwd, *(Path(folder) for folder in os.environ.get("PATH", "").split(":") if folder)]
+    """The directories that an unprivileged user must be able to pass: to the working directory, and to every program of PATH."""
+    starts = [order.cwd, *(Path(directory) for directory in os.environ.get("PATH", "").split(":") if directory)]
     starts += [python.resolve() for start in starts if (python := start / "python3").exists()]
-    return sorted({folder for start in starts for folder in parents_of(start)} - {"/"})
+    return sorted({directory for start in starts for directory in parents_of(start)} - {"/"})
 
 
 def variables(order: Order, guest: Path, mark: str) -> str:
@@ -62,7 +62,7 @@ def variables(order: Order, guest: Path, mark: str) -> str:
 
 
 def script(order: Order) -> str:
-    """The command as a shell script, in its folder and with its environment."""
+    """The command as a shell script, in its directory and with its environment."""
     path = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
     exported = {"PATH": path, "LANG": "C.UTF-8", "TERM": "dumb", **order.environment}
     lines = [f"export {key}={shlex.quote(value)}" for key, value in exported.items()]

@@ -23,7 +23,7 @@ class VMError(Exception):
     """The machine could not be made or did not start; the text says what to do."""
 
 
-def cache_folder() -> Path:
+def cache_directory() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     return Path(os.environ.get("THROWAWAY_VM_CACHE", Path(base) / "pytest-sandbox-vm"))
 
@@ -34,19 +34,19 @@ def call(*argv: str | Path, cwd: Path | None = None) -> None:
         raise VMError(f"{' '.join(map(str, argv))} failed: {done.stderr.strip()[-500:]}")
 
 
-def download(folder: Path) -> list[Path]:
+def download(directory: Path) -> list[Path]:
     """The packages as files; the lists of packages are brought up to date where a first try fails (a fresh machine has none)."""
-    folder.mkdir()
+    directory.mkdir()
     try:
-        call("apt-get", "download", *PACKAGES, cwd=folder)
+        call("apt-get", "download", *PACKAGES, cwd=directory)
     except VMError:
         call("apt-get", "update")
-        call("apt-get", "download", *PACKAGES, cwd=folder)
-    return sorted(folder.glob("*.deb"))
+        call("apt-get", "download", *PACKAGES, cwd=directory)
+    return sorted(directory.glob("*.deb"))
 
 
 def fill(cache: Path) -> None:
-    """Make ``linux`` (the kernel), ``busybox``, ``overlay.ko`` and ``guest/`` (a layer over the host's root) in the folder *cache*."""
+    """Make ``linux`` (the kernel), ``busybox``, ``overlay.ko`` and ``guest/`` (a layer over the host's root) in the directory *cache*."""
     unpacked, guest = cache / "unpacked", cache / "guest"
     for package in download(cache / "packages"):
         call("dpkg-deb", "--extract", package, unpacked)
@@ -55,8 +55,8 @@ def fill(cache: Path) -> None:
     if compiler := shutil.which("cc"):  # without one, only processors with AMX are left out
         call(compiler, "-O2", "-shared", "-fPIC", "-o", cache / SHIM, Path(__file__).with_name("xstate.c"))
     keep_modules(unpacked / "usr/lib/uml/modules", guest, cache)
-    for folder in ("usr/bin", "usr/lib"):
-        for path in (unpacked / folder).glob("**/*"):
+    for directory in ("usr/bin", "usr/lib"):
+        for path in (unpacked / directory).glob("**/*"):
             if path.name.startswith(("newuidmap", "newgidmap", "getsubids", "libsubid")):
                 target = guest / path.relative_to(unpacked)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -77,8 +77,8 @@ def keep_modules(source: Path, guest: Path, cache: Path) -> None:
 
 @contextmanager
 def filled_cache() -> Iterator[Path]:
-    """The cache folder, filled once, by one process at a time."""
-    cache = cache_folder()
+    """The cache directory, filled once, by one process at a time."""
+    cache = cache_directory()
     cache.parent.mkdir(parents=True, exist_ok=True)
     with cache.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,6 +1,6 @@
 """Control groups: one small interface over cgroup v1 and v2.
 
-``Hierarchy.find()`` -> ``session(name)``, one folder for each launcher -> ``create(id)``, one :class:`Group` for each container.
+``Hierarchy.find()`` -> ``session(name)``, one directory for each launcher -> ``create(id)``, one :class:`Group` for each container.
 A session's cgroups are locked (flock(2)) as long as its launcher lives. The lock belongs to the directory itself, which is the same in every
 mount, PID, user and cgroup namespace and in every chroot, so a cleanup anywhere can tell whether their owner is alive. The classes
 here are also the third version: a host that gives no group at all has groups that hold nothing, know nothing and limit nothing, and
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LEAF", "PREFIX", "SCOPE", "Group", "Hierarchy", "Mount", "Session", "destroy", "parse_mounts", "parse_own", "remove_unowned"]
 
-#: A session's folder is this and the session's name, in every hierarchy.
+#: A session's directory is this and the session's name, in every hierarchy.
 PREFIX = "pytest-sandbox-"
 #: Where v2 puts the processes that were in a group which has to become an inner one.
 LEAF = "pytest-sandbox.leaf"
@@ -118,12 +118,12 @@ def refused_rate(key: str, path: str, rate: int, error: OSError) -> UnsupportedE
     return UnsupportedError(f'{key}=["{path}:{rate}"]', remedies.get(error.errno or 0, f"The kernel says: {error.strerror}."))
 
 
-def members(folder: str) -> tuple[int, ...]:
-    """Return the processes in a folder; those of an outer PID namespace, which read as 0, are not ours to name."""
+def members(directory: str) -> tuple[int, ...]:
+    """Return the processes in a directory; those of an outer PID namespace, which read as 0, are not ours to name."""
     try:
-        return tuple(pid for pid in map(int, read(f"{folder}/cgroup.procs").split()) if pid)
+        return tuple(pid for pid in map(int, read(f"{directory}/cgroup.procs").split()) if pid)
     except OSError as error:
-        if error.errno in {errno.ENOENT, errno.ENODEV}:  # the folder is gone, or going
+        if error.errno in {errno.ENOENT, errno.ENODEV}:  # the directory is gone, or going
             return ()
         raise
 
@@ -166,12 +166,12 @@ def _await_one(pidfds: Collection[int]) -> None:
     time.sleep(0.001)
 
 
-def remove_folder(folder: str, seconds: float = PATIENCE) -> None:
-    """Remove a group's folder; one that is gone is as good. A process is off the list a little after its parent saw it end."""
+def remove_directory(directory: str, seconds: float = PATIENCE) -> None:
+    """Remove a group's directory; one that is gone is as good. A process is off the list a little after its parent saw it end."""
     deadline, pause = time.monotonic() + seconds, 0.0001
     while True:
         try:
-            os.rmdir(folder)
+            os.rmdir(directory)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -183,79 +183,79 @@ def remove_folder(folder: str, seconds: float = PATIENCE) -> None:
             return
 
 
-def below(folder: str) -> Iterator[str]:
-    """Walk the folders of a hierarchy, the deepest first, and ``folder`` last."""
+def below(directory: str) -> Iterator[str]:
+    """Walk the directories of a hierarchy, the deepest first, and ``directory`` last."""
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(directory) as entries:
             inner = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
     except (FileNotFoundError, PermissionError):
         return
     for path in inner:
         yield from below(path)
-    yield folder
+    yield directory
 
 
-def destroy(folders: Iterable[str], seconds: float = PATIENCE) -> None:
-    """Kill all that lives below ``folders``, of whichever version and whoever made them, and remove them."""
-    doomed = [path for folder in folders for path in below(folder)]
+def destroy(directories: Iterable[str], seconds: float = PATIENCE) -> None:
+    """Kill all that lives below ``directories``, of whichever version and whoever made them, and remove them."""
+    doomed = [path for directory in directories for path in below(directory)]
     for path in doomed:
         _halt_forks_and_thaw(path)
     kill_members(lambda: [pid for path in doomed for pid in members(path)], seconds)
     for path in doomed:
-        remove_folder(path, seconds)
+        remove_directory(path, seconds)
 
 
-def make_owned(folder: str) -> int:
+def make_owned(directory: str) -> int:
     """Create a session's cgroup, which only its user can open and so lock; return the descriptor whose lock says that it has an owner.
 
     Raises FileExistsError where it exists, OSError where it cannot be created or locked.
     """
     for _ in range(_TRIES):
-        os.mkdir(folder, 0o700)
+        os.mkdir(directory, 0o700)
         with contextlib.suppress(FileNotFoundError):  # a cleanup locked it first, and removed it
-            return file_lock.lock_directory(folder)
-    raise FileNotFoundError(errno.ENOENT, "another process keeps removing it", folder)
+            return file_lock.lock_directory(directory)
+    raise FileNotFoundError(errno.ENOENT, "another process keeps removing it", directory)
 
 
-def lock_unowned(folders: Iterable[str]) -> dict[str, int] | None:
+def lock_unowned(directories: Iterable[str]) -> dict[str, int] | None:
     """Lock session's cgroups whose owner has ended, so that they can be removed; None where one of them has an owner."""
     held: dict[str, int] = {}
-    for folder in folders:
-        fd = file_lock.try_lock(folder)
-        if fd is None and os.path.exists(folder):
+    for directory in directories:
+        fd = file_lock.try_lock(directory)
+        if fd is None and os.path.exists(directory):
             for other in held.values():
                 os.close(other)
             return None
         if fd is not None:
-            held[folder] = fd
+            held[directory] = fd
     return held
 
 
-def remove_unowned(folders: Iterable[str]) -> bool:
+def remove_unowned(directories: Iterable[str]) -> bool:
     """Remove the empty cgroups of a session whose owner has ended; return whether one was removed. What still has processes stays."""
     removed = False
-    for folder in folders:
-        fd = file_lock.try_lock(folder)
+    for directory in directories:
+        fd = file_lock.try_lock(directory)
         if fd is not None:
-            removed |= _remove_empty(folder)
+            removed |= _remove_empty(directory)
             os.close(fd)
     return removed
 
 
-def _remove_empty(folder: str) -> bool:
+def _remove_empty(directory: str) -> bool:
     removed = False
-    for path in below(folder):
+    for path in below(directory):
         with contextlib.suppress(OSError):
             os.rmdir(path)
             removed = True
     return removed
 
 
-def _halt_forks_and_thaw(folder: str) -> None:
+def _halt_forks_and_thaw(directory: str) -> None:
     """Let no fork outrun the killing, and wake what is frozen: on v1 it would not die."""
     for name, value in (("pids.max", "0"), ("freezer.state", "THAWED")):
-        if os.path.exists(f"{folder}/{name}"):
-            write(f"{folder}/{name}", value)
+        if os.path.exists(f"{directory}/{name}"):
+            write(f"{directory}/{name}", value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +268,8 @@ class Mount:
     controllers: frozenset[str]
     writable: bool
 
-    def folder(self, group: str) -> str | None:
-        """Return the folder of a group of /proc/self/cgroup, None where it lies outside of this mount."""
+    def directory(self, group: str) -> str | None:
+        """Return the directory of a group of /proc/self/cgroup, None where it lies outside of this mount."""
         root = self.root.rstrip("/")
         if group.startswith("/.."):  # outside of our cgroup namespace (cgroup_namespaces(7))
             return None
@@ -381,10 +381,10 @@ class Group:
 class Session:
     """The parent of all groups of one launcher."""
 
-    def __init__(self, name: str, folders: tuple[str, ...] = (), remedy: str = "") -> None:
+    def __init__(self, name: str, directories: tuple[str, ...] = (), remedy: str = "") -> None:
         self.name = name
         self._remedy = remedy
-        self.folders = folders
+        self.directories = directories
         """What a cleanup has to :func:`destroy` when the session has ended."""
         self.locks: list[int] = []
         """Descriptors whose locks say that the session lives: the launcher inherits them."""
@@ -403,8 +403,8 @@ class Session:
             os.close(self.locks.pop())
 
     def close(self) -> None:
-        """Kill what still lives in the session, and remove its groups and its folders."""
-        destroy(self.folders)
+        """Kill what still lives in the session, and remove its groups and its directories."""
+        destroy(self.directories)
         self.hand_over()
 
 
@@ -449,7 +449,7 @@ class Hierarchy:
         return Session(name, remedy=self.remedy("freezer"))
 
     def roots(self) -> tuple[str, ...]:
-        """Return the folders below which sessions of this host may be found."""
+        """Return the directories below which sessions of this host may be found."""
         return ()
 
     def sessions(self) -> Mapping[str, tuple[str, ...]]:
@@ -460,4 +460,4 @@ class Hierarchy:
                 name = os.path.basename(path)
                 if name.startswith(PREFIX):
                     found.setdefault(name.removeprefix(PREFIX), []).append(path)
-        return {name: tuple(folders) for name, folders in found.items()}
+        return {name: tuple(directories) for name, directories in found.items()}

@@ -1,4 +1,4 @@
-"""Cgroup v1: one folder in each controller's own hierarchy.
+"""Cgroup v1: one directory in each controller's own hierarchy.
 
 A thread enters by writing "0" to each ``tasks``; writing another's number, or to ``cgroup.procs``, takes a lock over all threads that
 waits for RCU (5 - 11 ms on an idle machine). Source: Documentation/admin-guide/cgroup-v1/ of the kernel.
@@ -30,7 +30,7 @@ from pytest_sandbox.linux.cgroup import (
     number,
     read,
     refused_rate,
-    remove_folder,
+    remove_directory,
     table,
     write,
 )
@@ -68,8 +68,8 @@ class HierarchyV1(Hierarchy):
 
     def __init__(self, mounts: Iterable[Mount], own: dict[str, str]) -> None:
         self.mounts = {name: mount for mount in mounts for name in mount.controllers}
-        found = {name: mount.folder(own.get(name, "/")) for name, mount in self.mounts.items()}
-        #: Our own group's folder by controller, where groups can be made in it.
+        found = {name: mount.directory(own.get(name, "/")) for name, mount in self.mounts.items()}
+        #: Our own group's directory by controller, where groups can be made in it.
         self.own = {name: path for name, path in found.items() if path and self.mounts[name].writable and os.access(path, os.W_OK)}
         self.controllers = frozenset(self.own)
 
@@ -100,57 +100,57 @@ class HierarchyV1(Hierarchy):
 
 
 class SessionV1(Session):
-    """A folder below our own group in every hierarchy that is used."""
+    """A directory below our own group in every hierarchy that is used."""
 
     def __init__(self, hierarchy: HierarchyV1, name: str) -> None:
         self._hierarchy = hierarchy
         self.name = name
-        #: The session's folder by controller; joined controllers (cpu,cpuacct) share one.
-        self.by_controller = {name: folder for name in ALWAYS if (folder := self.folder_of(name))}
-        # Distinct folders, by which a group is made.
+        #: The session's directory by controller; joined controllers (cpu,cpuacct) share one.
+        self.by_controller = {name: directory for name in ALWAYS if (directory := self.directory_of(name))}
+        # Distinct directories, by which a group is made.
         self._always = tuple(dict.fromkeys(self.by_controller.values()))
-        more = (folder for controller in _ON_DEMAND if (folder := self.folder_of(controller)))
+        more = (directory for controller in _ON_DEMAND if (directory := self.directory_of(controller)))
         super().__init__(name, tuple(dict.fromkeys((*self._always, *more))))
 
     def make(self) -> None:
         """Make and lock the session's cgroups."""
         made: list[str] = []
         try:
-            for folder in self.folders:
-                self._make(folder, made)
+            for directory in self.directories:
+                self._make(directory, made)
         except BaseException:
             destroy(made)
             self.hand_over()
             raise
 
-    def _make(self, folder: str, made: list[str]) -> None:
+    def _make(self, directory: str, made: list[str]) -> None:
         try:
-            self.locks.append(make_owned(folder))
-            made.append(folder)
-            if os.path.exists(f"{folder}/cpuset.cpus"):
-                inherit_cpuset(folder)
+            self.locks.append(make_owned(directory))
+            made.append(directory)
+            if os.path.exists(f"{directory}/cpuset.cpus"):
+                inherit_cpuset(directory)
         except OSError:
-            if folder in self._always:
+            if directory in self._always:
                 raise
 
     def need(self, controller: str) -> str:
-        """Return the session's folder of a controller; UnsupportedError where it has none."""
-        folder = self.folder_of(controller)
-        if folder is None or not os.path.isdir(folder):
+        """Return the session's directory of a controller; UnsupportedError where it has none."""
+        directory = self.directory_of(controller)
+        if directory is None or not os.path.isdir(directory):
             raise UnsupportedError(f"cgroup controller {controller}", self._hierarchy.remedy(controller))
-        self.by_controller[controller] = folder
-        return folder
+        self.by_controller[controller] = directory
+        return directory
 
-    def folder_of(self, controller: str) -> str | None:
-        """Return where the session's folder of a controller is, or would be; None without that controller."""
+    def directory_of(self, controller: str) -> str | None:
+        """Return where the session's directory of a controller is, or would be; None without that controller."""
         own = self._hierarchy.own.get(controller)
         return own and f"{own}/{PREFIX}{self.name}"
 
     def create(self, id: str) -> GroupV1:  # noqa: A002 - the container's word
         made: list[str] = []
         try:
-            for folder in self._always:
-                os.mkdir(path := f"{folder}/{id}")
+            for directory in self._always:
+                os.mkdir(path := f"{directory}/{id}")
                 made.append(path)
         except OSError:
             destroy(made)
@@ -158,25 +158,25 @@ class SessionV1(Session):
         return GroupV1(self, id, tuple(made))
 
     def group(self, id: str, limits: Settings = UNLIMITED) -> GroupV1:  # noqa: A002 - the container's word
-        folders = [f"{folder}/{id}" for folder in self._always]
+        directories = [f"{directory}/{id}" for directory in self._always]
         if limits.cpuset is not None:
-            folders.append(f"{self.need('cpuset')}/{id}")
-        return GroupV1(self, id, tuple(folders), limits)
+            directories.append(f"{self.need('cpuset')}/{id}")
+        return GroupV1(self, id, tuple(directories), limits)
 
 
-def inherit_cpuset(folder: str) -> None:
+def inherit_cpuset(directory: str) -> None:
     """Give a new cpuset what its parent has: empty, it takes no process (cgroup-v1/cpusets.rst)."""
     for name in ("cpuset.cpus", "cpuset.mems"):
-        write(f"{folder}/{name}", read(f"{os.path.dirname(folder)}/{name}").strip())
+        write(f"{directory}/{name}", read(f"{os.path.dirname(directory)}/{name}").strip())
 
 
 class GroupV1(Group):
-    """One container's folders."""
+    """One container's directories."""
 
-    def __init__(self, session: SessionV1, id: str, folders: tuple[str, ...], limits: Settings = UNLIMITED) -> None:  # noqa: A002 - the container's word
+    def __init__(self, session: SessionV1, id: str, directories: tuple[str, ...], limits: Settings = UNLIMITED) -> None:  # noqa: A002 - the container's word
         super().__init__(id)
         self._session = session
-        self._folders = folders
+        self._directories = directories
         self._limits = limits
 
     def _path(self, controller: str, name: str) -> str:
@@ -186,7 +186,7 @@ class GroupV1(Group):
         return controller in self._session.by_controller
 
     def joins(self) -> tuple[str, ...]:
-        return tuple(f"{folder}/tasks" for folder in self._folders)
+        return tuple(f"{directory}/tasks" for directory in self._directories)
 
     def apply(self, limits: Settings, *, overhead: int = 0) -> None:
         if self._has("memory"):
@@ -250,26 +250,26 @@ class GroupV1(Group):
             raise UnsupportedError(f"cpus={cpus}", "The group that the tests run in has fewer: ask for fewer, or raise its own.") from error
 
     def _apply_cpuset(self, cpuset: str | None) -> None:
-        folder = f"{self._session.need('cpuset')}/{self.id}"
-        if folder not in self._folders:
-            os.mkdir(folder)
-            self._folders += (folder,)
-            inherit_cpuset(folder)
-        parent = read(f"{os.path.dirname(folder)}/cpuset.cpus").strip()
+        directory = f"{self._session.need('cpuset')}/{self.id}"
+        if directory not in self._directories:
+            os.mkdir(directory)
+            self._directories += (directory,)
+            inherit_cpuset(directory)
+        parent = read(f"{os.path.dirname(directory)}/cpuset.cpus").strip()
         try:
-            write(f"{folder}/cpuset.cpus", cpuset or parent)
+            write(f"{directory}/cpuset.cpus", cpuset or parent)
         except OSError as error:
             raise UnsupportedError(f"cpuset={cpuset!r}", f"The CPUs that may be used here are {parent}.") from error
-        self._gather(folder, time.monotonic() + PATIENCE)
+        self._gather(directory, time.monotonic() + PATIENCE)
 
-    def _gather(self, folder: str, deadline: float) -> None:
-        """Move every process of the group into a folder that it did not have, until a look finds none outside."""
-        while outside := set(self.pids()) - set(members(folder)):
+    def _gather(self, directory: str, deadline: float) -> None:
+        """Move every process of the group into a directory that it did not have, until a look finds none outside."""
+        while outside := set(self.pids()) - set(members(directory)):
             if time.monotonic() > deadline:
-                raise TimeoutError(errno.ETIMEDOUT, f"processes {sorted(outside)} do not stay", folder)
+                raise TimeoutError(errno.ETIMEDOUT, f"processes {sorted(outside)} do not stay", directory)
             for pid in outside:
                 try:
-                    write(f"{folder}/cgroup.procs", pid)
+                    write(f"{directory}/cgroup.procs", pid)
                 except ProcessLookupError:
                     continue
 
@@ -315,20 +315,20 @@ class GroupV1(Group):
         return self._oom_kills() or 0
 
     def pids(self) -> tuple[int, ...]:
-        return members(self._folders[0]) if self._folders else ()
+        return members(self._directories[0]) if self._directories else ()
 
     def freeze(self, seconds: float = PATIENCE) -> None:
         deadline = time.monotonic() + seconds
-        folder = f"{self._session.need('freezer')}/{self.id}"
-        if folder not in self._folders:
-            os.mkdir(folder)
-            self._folders += (folder,)
-        self._gather(folder, deadline)
-        write(f"{folder}/freezer.state", "FROZEN")
-        while read(f"{folder}/freezer.state") != "FROZEN\n":  # reading is what brings FREEZING forward (freezer-subsystem.rst)
+        directory = f"{self._session.need('freezer')}/{self.id}"
+        if directory not in self._directories:
+            os.mkdir(directory)
+            self._directories += (directory,)
+        self._gather(directory, deadline)
+        write(f"{directory}/freezer.state", "FROZEN")
+        while read(f"{directory}/freezer.state") != "FROZEN\n":  # reading is what brings FREEZING forward (freezer-subsystem.rst)
             if time.monotonic() > deadline:
                 self.thaw()
-                raise TimeoutError(errno.ETIMEDOUT, "processes do not freeze", folder)
+                raise TimeoutError(errno.ETIMEDOUT, "processes do not freeze", directory)
             time.sleep(0.001)
 
     def thaw(self) -> None:
@@ -350,8 +350,8 @@ class GroupV1(Group):
             self._apply_cpus(cpus)
 
     def is_frozen(self) -> bool:
-        folder = self._session.folder_of("freezer")
-        return folder is not None and os.path.exists(path := f"{folder}/{self.id}/freezer.state") and read(path) != "THAWED\n"
+        directory = self._session.directory_of("freezer")
+        return directory is not None and os.path.exists(path := f"{directory}/{self.id}/freezer.state") and read(path) != "THAWED\n"
 
     def kill(self, seconds: float = PATIENCE) -> None:
         if self._has("pids"):
@@ -360,6 +360,6 @@ class GroupV1(Group):
         kill_members(self.pids, seconds)
 
     def remove(self, seconds: float = PATIENCE) -> None:
-        on_demand = [f"{folder}/{self.id}" for name in _ON_DEMAND if (folder := self._session.folder_of(name))]
-        for folder in dict.fromkeys((*self._folders, *on_demand)):  # the session's other end may have made these
-            remove_folder(folder, seconds)
+        on_demand = [f"{directory}/{self.id}" for name in _ON_DEMAND if (directory := self._session.directory_of(name))]
+        for directory in dict.fromkeys((*self._directories, *on_demand)):  # the session's other end may have made these
+            remove_directory(directory, seconds)

@@ -1,4 +1,4 @@
-"""Cgroup v2: one folder for a container, below a session's folder, below a *base*: a group that may have groups with limits.
+"""Cgroup v2: one directory for a container, below a session's directory, below a *base*: a group that may have groups with limits.
 
 A group other than the root has either processes or controlled groups (the no-internal-process rule of cgroup-v2.rst). The base is found
 so that as little as possible is moved: see :meth:`HierarchyV2._candidates`. Where our own group becomes the base, its processes go
@@ -33,7 +33,7 @@ from pytest_sandbox.linux.cgroup import (
     number,
     read,
     refused_rate,
-    remove_folder,
+    remove_directory,
     table,
     write,
 )
@@ -59,32 +59,32 @@ _READ_ONLY = "The cgroup file system is read-only here: start the outer containe
 class Base:
     """A group below which sessions are made; ``crowded`` where its own processes have to go into a leaf first."""
 
-    def __init__(self, folder: str, *, crowded: bool = False) -> None:
-        self.folder = folder
+    def __init__(self, directory: str, *, crowded: bool = False) -> None:
+        self.directory = directory
         self.crowded = crowded
-        self.controllers = _words(f"{folder}/cgroup.controllers") & _WANTED
+        self.controllers = _words(f"{directory}/cgroup.controllers") & _WANTED
 
     @contextlib.contextmanager
     def _locked(self, seconds: float = PATIENCE) -> Iterator[None]:
-        """Workers of one suite share a base: one at a time makes room in it, or gives it back. A kernfs folder takes flock(2)."""
+        """Workers of one suite share a base: one at a time makes room in it, or gives it back. A kernfs directory takes flock(2)."""
         deadline = time.monotonic() + seconds
-        fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             while not _try_lock(fd):
                 if time.monotonic() > deadline:
-                    raise SetupError("lock the parent of all groups", f"{self.folder} is locked by another process")
+                    raise SetupError("lock the parent of all groups", f"{self.directory} is locked by another process")
                 time.sleep(0.005)
             yield
         finally:
             os.close(fd)
 
     def add(self, session: str) -> int:
-        """Make a session's folder that can have groups with limits; return the descriptor that holds its lock."""
+        """Make a session's directory that can have groups with limits; return the descriptor that holds its lock."""
         with self._locked():
             if self.crowded:
                 self._make_room()
             else:
-                _hand_down(self.folder, ALWAYS)
+                _hand_down(self.directory, ALWAYS)
             lock = make_owned(session)
             _hand_down(session, ALWAYS)
             return lock
@@ -92,11 +92,11 @@ class Base:
     def _make_room(self, seconds: float = PATIENCE) -> None:
         deadline = time.monotonic() + seconds
         with contextlib.suppress(FileExistsError):
-            os.mkdir(f"{self.folder}/{LEAF}")
+            os.mkdir(f"{self.directory}/{LEAF}")
         while True:
-            _move(self.folder, f"{self.folder}/{LEAF}")
+            _move(self.directory, f"{self.directory}/{LEAF}")
             try:
-                return _hand_down(self.folder, ALWAYS)
+                return _hand_down(self.directory, ALWAYS)
             except OSError as error:  # a process was forked in between, or is not ours to move
                 if error.errno != errno.EBUSY or time.monotonic() > deadline:
                     raise
@@ -104,18 +104,18 @@ class Base:
     def drop(self) -> None:
         """After the last session, undo what made room for the first."""
         with self._locked():
-            entries = os.listdir(self.folder)
+            entries = os.listdir(self.directory)
             if LEAF in entries and not any(entry.startswith(PREFIX) for entry in entries):
-                handed = _words(f"{self.folder}/cgroup.subtree_control")
-                write(f"{self.folder}/cgroup.subtree_control", " ".join(f"-{name}" for name in handed))
+                handed = _words(f"{self.directory}/cgroup.subtree_control")
+                write(f"{self.directory}/cgroup.subtree_control", " ".join(f"-{name}" for name in handed))
                 self._empty_leaf()
 
     def _empty_leaf(self, seconds: float = PATIENCE) -> None:
         deadline = time.monotonic() + seconds
         while True:
-            _move(f"{self.folder}/{LEAF}", self.folder)
+            _move(f"{self.directory}/{LEAF}", self.directory)
             try:
-                return os.rmdir(f"{self.folder}/{LEAF}")
+                return os.rmdir(f"{self.directory}/{LEAF}")
             except OSError as error:
                 if error.errno != errno.EBUSY or time.monotonic() > deadline:
                     raise
@@ -133,11 +133,11 @@ def _words(path: str) -> frozenset[str]:
     return frozenset(read(path).split())
 
 
-def _hand_down(folder: str, controllers: tuple[str, ...]) -> None:
-    """Let the folder's groups have those of the controllers that the folder has."""
-    lacking = (_words(f"{folder}/cgroup.controllers") & set(controllers)) - _words(f"{folder}/cgroup.subtree_control")
+def _hand_down(directory: str, controllers: tuple[str, ...]) -> None:
+    """Let the directory's groups have those of the controllers that the directory has."""
+    lacking = (_words(f"{directory}/cgroup.controllers") & set(controllers)) - _words(f"{directory}/cgroup.subtree_control")
     if lacking:
-        write(f"{folder}/cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(lacking)))
+        write(f"{directory}/cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(lacking)))
 
 
 def _move(source: str, target: str) -> None:
@@ -153,7 +153,7 @@ class HierarchyV2(Hierarchy):
 
     def __init__(self, mount: Mount, own: str) -> None:
         self.mount = mount
-        self.own = mount.folder(own)
+        self.own = mount.directory(own)
         self.base = self._find_base()
         self.controllers = self.base.controllers if self.base else frozenset()
 
@@ -168,7 +168,7 @@ class HierarchyV2(Hierarchy):
             yield Base(own)
         if _delegated(own) or own == self.mount.point:
             yield Base(own, crowded=True)
-        yield from (Base(folder) for folder in self._ancestors(own) if _is_root(folder) or not read(f"{folder}/cgroup.procs"))
+        yield from (Base(directory) for directory in self._ancestors(own) if _is_root(directory) or not read(f"{directory}/cgroup.procs"))
         yield Base(own, crowded=True)
 
     def _ancestors(self, own: str) -> Iterator[str]:
@@ -180,7 +180,7 @@ class HierarchyV2(Hierarchy):
         """Choose the first that has all the controllers, else the one that has most."""
         if not self.mount.writable:
             return None
-        usable = [base for base in self._candidates() if _obeys(base.folder)]
+        usable = [base for base in self._candidates() if _obeys(base.directory)]
         best = max(usable, key=lambda base: len(base.controllers & {"memory", "cpu", "pids"}), default=None)
         return best if best and (best.controllers or not best.crowded) else None
 
@@ -190,7 +190,7 @@ class HierarchyV2(Hierarchy):
         if self.base is None or os.geteuid():
             delegated = f" That group lacks {controller}: as root, `systemctl edit user@.service`, with [Service] Delegate=cpu cpuset io memory pids."
             return _DELEGATE + (delegated if self.base else "")
-        return f"{self.base.folder} does not have it: as root, echo +{controller} into cgroup.subtree_control of each group above."
+        return f"{self.base.directory} does not have it: as root, echo +{controller} into cgroup.subtree_control of each group above."
 
     def require(self, settings: Settings) -> None:
         super().require(settings)
@@ -199,8 +199,8 @@ class HierarchyV2(Hierarchy):
 
     def _counts_swap(self) -> bool:
         """Ask any group that is not the root: the root has no such file."""
-        folders = (entry.path for entry in os.scandir(self.mount.point) if entry.is_dir())
-        return any(os.path.exists(f"{folder}/memory.swap.max") for folder in (self.own, *folders))
+        directories = (entry.path for entry in os.scandir(self.mount.point) if entry.is_dir())
+        return any(os.path.exists(f"{directory}/memory.swap.max") for directory in (self.own, *directories))
 
     def roots(self) -> tuple[str, ...]:
         return (self.mount.point,) if self.base else ()
@@ -216,24 +216,24 @@ class HierarchyV2(Hierarchy):
         return SessionV2(self.base, name) if self.base else super().attach(name)
 
 
-def _is_root(folder: str) -> bool:
+def _is_root(directory: str) -> bool:
     """The host's root has no cgroup.type; a container's root has one, and its rules."""
-    return not os.path.exists(f"{folder}/cgroup.type")
+    return not os.path.exists(f"{directory}/cgroup.type")
 
 
-def _delegated(folder: str) -> bool:
+def _delegated(directory: str) -> bool:
     """Whether systemd has given the group away (systemd's CGROUP_DELEGATION, "user.delegate"), also by a version that does not say so."""
-    if os.path.basename(folder).startswith(SCOPE):
+    if os.path.basename(directory).startswith(SCOPE):
         return True
     for name in ("user.delegate", "trusted.delegate"):
         with contextlib.suppress(OSError):
-            if os.getxattr(folder, name) == b"1":
+            if os.getxattr(directory, name) == b"1":
                 return True
     return False
 
 
-def _obeys(folder: str) -> bool:
-    return all(os.access(path, os.W_OK) for path in (folder, f"{folder}/cgroup.procs", f"{folder}/cgroup.subtree_control"))
+def _obeys(directory: str) -> bool:
+    return all(os.access(path, os.W_OK) for path in (directory, f"{directory}/cgroup.procs", f"{directory}/cgroup.subtree_control"))
 
 
 def _swaps() -> bool:
@@ -241,31 +241,31 @@ def _swaps() -> bool:
 
 
 class SessionV2(Session):
-    """A folder below the base; it holds groups only."""
+    """A directory below the base; it holds groups only."""
 
     def __init__(self, base: Base, name: str) -> None:
         self._base = base
-        self.folder = f"{base.folder}/{PREFIX}{name}"
-        super().__init__(name, (self.folder,))
+        self.directory = f"{base.directory}/{PREFIX}{name}"
+        super().__init__(name, (self.directory,))
 
     def make(self) -> None:
         """Make and lock the session's cgroup."""
         try:
-            self.locks.append(self._base.add(self.folder))
+            self.locks.append(self._base.add(self.directory))
         except OSError as error:
             raise SetupError("make the parent of all groups", str(error)) from error
 
     def create(self, id: str) -> Group:  # noqa: A002 - the container's word
-        folder = f"{self.folder}/{id}"
-        os.mkdir(folder)
-        return GroupV2(self, id, folder)
+        directory = f"{self.directory}/{id}"
+        os.mkdir(directory)
+        return GroupV2(self, id, directory)
 
     def group(self, id: str, limits: Settings = UNLIMITED) -> Group:  # noqa: A002 - the container's word
-        return GroupV2(self, id, f"{self.folder}/{id}", limits)
+        return GroupV2(self, id, f"{self.directory}/{id}", limits)
 
     def need_cpuset(self) -> None:
-        for folder in (self._base.folder, self.folder):
-            _hand_down(folder, ("cpuset",))
+        for directory in (self._base.directory, self.directory):
+            _hand_down(directory, ("cpuset",))
 
     def close(self) -> None:
         super().close()
@@ -273,21 +273,21 @@ class SessionV2(Session):
 
 
 class GroupV2(Group):
-    """One container's folder."""
+    """One container's directory."""
 
-    def __init__(self, session: SessionV2, id: str, folder: str, limits: Settings = UNLIMITED) -> None:  # noqa: A002 - the container's word
+    def __init__(self, session: SessionV2, id: str, directory: str, limits: Settings = UNLIMITED) -> None:  # noqa: A002 - the container's word
         super().__init__(id)
-        self.folder = folder
+        self.directory = directory
         self._session = session
         self._fd = -1
         self._limits = limits
 
     def joins(self) -> tuple[str, ...]:
-        return (f"{self.folder}/cgroup.procs",)
+        return (f"{self.directory}/cgroup.procs",)
 
     def fd(self) -> int:
         if self._fd < 0:
-            self._fd = os.open(self.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._fd = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         return self._fd
 
     def apply(self, limits: Settings, *, overhead: int = 0) -> None:
@@ -303,37 +303,37 @@ class GroupV2(Group):
         for key, path, rate in rates:
             device = device_number(path)
             try:
-                write(f"{self.folder}/io.max", f"{device} {_RATES[key]}={'max' if rate is None else rate}")
+                write(f"{self.directory}/io.max", f"{device} {_RATES[key]}={'max' if rate is None else rate}")
             except OSError as error:
                 raise refused_rate(key, path, rate or 0, error) from error
 
     def _limit(self, name: str, value: str) -> None:
         """Write a limit; without its file nobody asked for it (``require``), or the kernel has no swap at all."""
         try:
-            write(f"{self.folder}/{name}", value)
+            write(f"{self.directory}/{name}", value)
         except FileNotFoundError:
             return
         except OSError as error:
             if name != "cpuset.cpus":
                 raise
-            allowed = read(f"{self._session.folder}/cpuset.cpus.effective").strip()
+            allowed = read(f"{self._session.directory}/cpuset.cpus.effective").strip()
             raise UnsupportedError(f"cpuset={value!r}", f"The CPUs that may be used here are {allowed}.") from error
 
     def count(self) -> int | None:
-        return number(f"{self.folder}/pids.current")
+        return number(f"{self.directory}/pids.current")
 
     def stats(self) -> Stats:
-        cpu, events = table(f"{self.folder}/cpu.stat"), table(f"{self.folder}/memory.events")
+        cpu, events = table(f"{self.directory}/cpu.stat"), table(f"{self.directory}/memory.events")
         used, throttled = cpu.get("usage_usec"), cpu.get("throttled_usec")
         reads, writes = self._io()
         return Stats(
-            memory_current=number(f"{self.folder}/memory.current"),
-            memory_peak=number(f"{self.folder}/memory.peak"),
+            memory_current=number(f"{self.directory}/memory.current"),
+            memory_peak=number(f"{self.directory}/memory.peak"),
             memory_limit=self._limits.memory,
             cpu_seconds=None if used is None else used / 1e6,
             cpu_throttled_seconds=None if throttled is None else throttled / 1e6,
-            pids_current=number(f"{self.folder}/pids.current"),
-            pids_peak=number(f"{self.folder}/pids.peak"),
+            pids_current=number(f"{self.directory}/pids.current"),
+            pids_peak=number(f"{self.directory}/pids.peak"),
             oom_kills=events.get("oom_kill"),
             io_read_bytes=reads,
             io_write_bytes=writes,
@@ -342,7 +342,7 @@ class GroupV2(Group):
     def _io(self) -> tuple[int | None, int | None]:
         """Add up the lines ``MAJOR:MINOR rbytes=N wbytes=N ...``."""
         try:
-            words = read(f"{self.folder}/io.stat").split()
+            words = read(f"{self.directory}/io.stat").split()
         except FileNotFoundError:
             return None, None
         pairs = [word.split("=") for word in words if "=" in word]
@@ -350,20 +350,20 @@ class GroupV2(Group):
         return reads, writes
 
     def pressure(self) -> dict[str, Any]:
-        found = ((f"{name}_pressure_seconds", _stalled(f"{self.folder}/{name}.pressure")) for name in ("cpu", "memory", "io"))
+        found = ((f"{name}_pressure_seconds", _stalled(f"{self.directory}/{name}.pressure")) for name in ("cpu", "memory", "io"))
         return {name: seconds for name, seconds in found if seconds is not None}
 
     def files_bytes(self) -> int:
-        return table(f"{self.folder}/memory.stat").get("file", 0)
+        return table(f"{self.directory}/memory.stat").get("file", 0)
 
     def oom_kills(self) -> int:
-        return table(f"{self.folder}/memory.events").get("oom_kill", 0)
+        return table(f"{self.directory}/memory.events").get("oom_kill", 0)
 
     def pids(self) -> tuple[int, ...]:
-        return members(self.folder)
+        return members(self.directory)
 
     def freeze(self, seconds: float = PATIENCE) -> None:
-        write(f"{self.folder}/cgroup.freeze", 1)
+        write(f"{self.directory}/cgroup.freeze", 1)
         try:
             self._await("frozen", 1, seconds)
         except TimeoutError:
@@ -372,7 +372,7 @@ class GroupV2(Group):
 
     def thaw(self) -> None:
         with contextlib.suppress(FileNotFoundError):  # removed: as good as thawed
-            write(f"{self.folder}/cgroup.freeze", 0)
+            write(f"{self.directory}/cgroup.freeze", 0)
 
     @contextlib.contextmanager
     def unthrottled(self) -> Iterator[None]:
@@ -386,11 +386,11 @@ class GroupV2(Group):
                 self._limit("cpu.max", _quota(self._limits.cpus))  # which is none where it is gone
 
     def is_frozen(self) -> bool:
-        return bool(number(f"{self.folder}/cgroup.freeze"))
+        return bool(number(f"{self.directory}/cgroup.freeze"))
 
     def _await(self, event: str, value: int, seconds: float) -> None:
         """Wait for a line of cgroup.events; the kernel reports a change as POLLPRI."""
-        deadline, path = time.monotonic() + seconds, f"{self.folder}/cgroup.events"
+        deadline, path = time.monotonic() + seconds, f"{self.directory}/cgroup.events"
         with open(path, "rb", buffering=0) as file:
             poll = select.poll()
             poll.register(file, select.POLLPRI)
@@ -401,7 +401,7 @@ class GroupV2(Group):
 
     def kill(self, seconds: float = PATIENCE) -> None:
         try:
-            write(f"{self.folder}/cgroup.kill", 1)
+            write(f"{self.directory}/cgroup.kill", 1)
         except FileNotFoundError:  # before Linux 5.14
             kill_members(self.pids, seconds)
         self._await("populated", 0, seconds)
@@ -416,7 +416,7 @@ class GroupV2(Group):
 
     def remove(self, seconds: float = PATIENCE) -> None:
         self.close()
-        remove_folder(self.folder, seconds)
+        remove_directory(self.directory, seconds)
 
 
 def _stalled(path: str) -> float | None:

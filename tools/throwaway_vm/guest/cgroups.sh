@@ -6,15 +6,15 @@ session=$top/user.slice/user-1000.slice/session-1.scope
 mount -t cgroup2 -o nsdelegate,memory_recursiveprot cgroup2 $top
 mkdir -p $system $manager/init.scope $session
 
-for folder in $top $top/system.slice $top/user.slice $top/user.slice/user-1000.slice $manager; do
-  for controller in $(cat $folder/cgroup.controllers); do
-    echo "+$controller" >$folder/cgroup.subtree_control
+for directory in $top $top/system.slice $top/user.slice $top/user.slice/user-1000.slice $manager; do
+  for controller in $(cat $directory/cgroup.controllers); do
+    echo "+$controller" >$directory/cgroup.subtree_control
   done
 done
 
-# What systemd gives to a user manager with Delegate=yes: the folders, and the files that move processes and hand controllers on.
-for folder in $manager $manager/init.scope; do
-  chown 1000:1000 $folder $folder/cgroup.procs $folder/cgroup.threads $folder/cgroup.subtree_control
+# What systemd gives to a user manager with Delegate=yes: the directories, and the files that move processes and hand controllers on.
+for directory in $manager $manager/init.scope; do
+  chown 1000:1000 $directory $directory/cgroup.procs $directory/cgroup.threads $directory/cgroup.subtree_control
 done
 
 # A systemd manager of the user, which puts itself into init.scope; the command runs beside it, in a group below.

@@ -14,11 +14,11 @@ $bb mount -t hostfs -o "$GUEST" none /guest || fail "cannot mount $GUEST"
 $bb mount -t tmpfs -o mode=755,size=90% layer /layer
 $bb mkdir /layer/upper /layer/work
 $bb mount -t overlay -o lowerdir=/guest:/host,upperdir=/layer/upper,workdir=/layer/work root /root || fail "cannot mount the overlay"
-for folder in dev proc sys run tmp; do
-  $bb mkdir -p "/root/$folder"
+for directory in dev proc sys run tmp; do
+  $bb mkdir -p "/root/$directory"
 done
-for folder in dev proc sys; do
-  $bb mount --move "/$folder" "/root/$folder"
+for directory in dev proc sys; do
+  $bb mount --move "/$directory" "/root/$directory"
 done
 $bb mount -t tmpfs -o mode=755 run /root/run
 $bb mkdir /root/run/vm

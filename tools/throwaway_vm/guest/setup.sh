@@ -23,31 +23,31 @@ echo "$GUEST_USER:x:1000:1000::/home/$GUEST_USER:/bin/sh" >>/etc/passwd
 echo "$GUEST_USER:x:1000:" >>/etc/group
 for file in /etc/subuid /etc/subgid; do echo "$GUEST_USER:100000:65536" >$file; done
 
-# /tmp in memory, homes and /var/tmp on a disk, as usual: an overlay's upper layer cannot lie on an overlay. The working folder stays to be seen.
+# /tmp in memory, homes and /var/tmp on a disk, as usual: an overlay's upper layer cannot lie on an overlay. The working directory stays to be seen.
 mkdir -p $vm/root $vm/disk
 mount --bind / $vm/root
 mount -t ext4 -o discard /dev/ubda $vm/disk
 mount -t tmpfs -o mode=1777 tmp /tmp
-for folder in /var/tmp /home/$GUEST_USER; do
-  mkdir -p $folder $vm/disk$folder
-  chmod 1777 $vm/disk$folder
-  mount --bind $vm/disk$folder $folder
+for directory in /var/tmp /home/$GUEST_USER; do
+  mkdir -p $directory $vm/disk$directory
+  chmod 1777 $vm/disk$directory
+  mount --bind $vm/disk$directory $directory
 done
-for folder in /tmp /var/tmp /home/$GUEST_USER; do
+for directory in /tmp /var/tmp /home/$GUEST_USER; do
   for shown in $SHOWN; do
     case $shown in
-      $folder/*) mkdir -p "$shown" && mount --bind "$vm/root$shown" "$shown" ;;
+      $directory/*) mkdir -p "$shown" && mount --bind "$vm/root$shown" "$shown" ;;
     esac
   done
 done
 mkdir -p /run/user/1000
 chown 1000:1000 /home/$GUEST_USER /run/user/1000
 chmod 700 /home/$GUEST_USER /run/user/1000
-for folder in $TRAVERSED; do chmod a+x "$folder"; done   # the user must reach what root installed for itself
+for directory in $TRAVERSED; do chmod a+x "$directory"; done   # the user must reach what root installed for itself
 
-for folder in $WRITABLE; do
-  mkdir -p "$folder"
-  mount -t hostfs -o "$folder" none "$folder"
+for directory in $WRITABLE; do
+  mkdir -p "$directory"
+  mount -t hostfs -o "$directory" none "$directory"
 done
 $bb hostname vm
 ip link set lo up 2>/dev/null || $bb ip link set lo up
