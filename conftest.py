@@ -16,14 +16,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("project", "the project's own lanes").addoption(
         "--host-has",
         metavar="CAPABILITIES",
-        help="what this lane's host is known to have, comma-separated: tests that need more are deselected, and a skip is a failure",
+        help="what this lane's host is known to have, comma-separated: tests that need more are "
+        "deselected, and a skip is a failure",
     )
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if item.config.getoption("--host-has") is not None and report.skipped and not hasattr(report, "wasxfail"):
+    if (
+        item.config.getoption("--host-has") is not None
+        and report.skipped
+        and not hasattr(report, "wasxfail")
+    ):
         report.outcome = "failed"
         report.longrepr = f"skipped, where nothing may be skipped: {report.longrepr}"
     return report

@@ -1,1 +1,3 @@
-"""The benchmark: ``python -m bench`` measures the library against the floor and against every peer that is installed, in one run."""
+"""The benchmark: ``python -m bench`` measures the library against the floor and against every peer
+that is installed, in one run.
+"""

@@ -19,9 +19,17 @@ ROWS["plugin"] = plugin
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"which rows (all): {', '.join(ROWS)}")
-    parser.add_argument("--quick", action="store_true", help="a few rounds of each: shows that it runs, measures nothing")
-    parser.add_argument("--json", action="store_true", help="print one JSON document in place of the tables")
+    parser.add_argument(
+        "rows", nargs="*", metavar="ROW", help=f"which rows (all): {', '.join(ROWS)}"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a few rounds of each: shows that it runs, measures nothing",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON document in place of the tables"
+    )
     options = parser.parse_args()
     if unknown := set(options.rows) - set(ROWS):
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
@@ -39,7 +47,10 @@ def main() -> int:
     if not options.json:
         print(table.heading(facts), flush=True)
     with contestants.floor() as floors, contestants.peers() as (working, silent):
-        for row in run_rows(Bench(floors, working, silent, QUICK if options.quick else Scale()), options.rows or list(ROWS)):
+        for row in run_rows(
+            Bench(floors, working, silent, QUICK if options.quick else Scale()),
+            options.rows or list(ROWS),
+        ):
             rows.append(row)
             if not options.json:
                 say(row)

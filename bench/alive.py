@@ -1,4 +1,6 @@
-"""``python -m bench.alive COUNT``: so many containers alive at once, what each weighs, and what starting them cost."""
+"""``python -m bench.alive COUNT``: so many containers alive at once, what each weighs, and what
+starting them cost.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def by_namespace(pids: list[int]) -> dict[str, int]:
     """The summed PSS of all processes, by the PID namespace that they live in."""
     sums: dict[str, int] = defaultdict(int)
     for pid in pids:
-        with suppress(FileNotFoundError, ProcessLookupError):  # the launcher makes the next one meanwhile
+        with suppress(
+            FileNotFoundError, ProcessLookupError
+        ):  # the launcher makes the next one meanwhile
             sums[pid_namespace(pid)] += proportional_kb(pid)
     return sums
 

@@ -1,4 +1,6 @@
-"""Who takes part: the floor, the raw spawn, and every peer that is installed and works on this machine."""
+"""Who takes part: the floor, the raw spawn, and every peer that is installed and works on this
+machine.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 
 CGROUPS = Path("/sys/fs/cgroup")
 CONTROLLERS = ("memory", "cpu", "pids")
-# The cgroup that podman makes its own in; the ids of OCI containers, after which the runtimes name theirs, begin with it.
+# The cgroup that podman makes its own in; the ids of OCI containers, after which the runtimes name
+# theirs, begin with it.
 PEERS = f"bench-peers-{os.getpid()}"
 SBIN = ":/usr/local/sbin:/usr/sbin:/sbin"  # where runc lies, and where a user's PATH does not look
 
@@ -39,30 +42,46 @@ def on_path(program: str) -> str | None:
 
 
 def group_parents() -> list[Path]:
-    """The cgroup directories in which the floor may make groups with limits: one per v1 controller, or one of v2."""
+    """The cgroup directories in which the floor may make groups with limits: one per v1 controller,
+    or one of v2.
+    """
     # Not the prefix of the library's own groups: its sweep would take them for a dead session's.
     name = f"bench-floor-{os.getpid()}"
     if not (CGROUPS / "cgroup.controllers").exists():
         return [CGROUPS / controller / name for controller in CONTROLLERS]
-    own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    own = next(
+        line
+        for line in Path("/proc/self/cgroup").read_text().splitlines()
+        if line.startswith("0::")
+    )
     here = CGROUPS / own.removeprefix("0::").strip("/")
     for directory in (here, here.parent):
         if set(CONTROLLERS) <= set((directory / "cgroup.subtree_control").read_text().split()):
             return [directory / name]
-    raise PermissionError("no cgroup v2 directory with memory, cpu and pids is delegated to this process")
+    raise PermissionError(
+        "no cgroup v2 directory with memory, cpu and pids is delegated to this process"
+    )
 
 
 def let_have_limits(directory: Path) -> None:
     if (directory / "cgroup.controllers").exists():
-        (directory / "cgroup.subtree_control").write_text(" ".join(f"+{controller}" for controller in CONTROLLERS))
+        (directory / "cgroup.subtree_control").write_text(
+            " ".join(f"+{controller}" for controller in CONTROLLERS)
+        )
 
 
 @contextmanager
 def floor() -> Iterator[list[tuple[str, ...]]]:
-    """The command lines of two floor workers (for the row with two at once): compiled here, with their groups, removed at the end."""
+    """The command lines of two floor workers (for the row with two at once): compiled here, with
+    their groups, removed at the end.
+    """
     with ExitStack() as undo:
-        scratch = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="pytest-sandbox-floor-")))
-        subprocess.run(["cc", "-O2", "-o", scratch / "floor", Path(__file__).with_name("floor.c")], check=True)
+        scratch = Path(
+            undo.enter_context(tempfile.TemporaryDirectory(prefix="pytest-sandbox-floor-"))
+        )
+        subprocess.run(
+            ["cc", "-O2", "-o", scratch / "floor", Path(__file__).with_name("floor.c")], check=True
+        )
         parents = group_parents()
         for directory in parents:
             directory.mkdir()
@@ -76,13 +95,21 @@ def floor() -> Iterator[list[tuple[str, ...]]]:
 
 
 def write_bundle(directory: Path, runtime: str) -> None:
-    """A bundle for an OCI runtime: its own ``spec``, the host's /usr read-only, the same limits as everybody, and ``true``."""
+    """A bundle for an OCI runtime: its own ``spec``, the host's /usr read-only, the same limits as
+    everybody, and ``true``.
+    """
     subprocess.run([runtime, "spec"], cwd=directory, check=True)
     spec = json.loads((directory / "config.json").read_text())
     spec["process"] |= {"terminal": False, "args": ["/bin/true"]}
     spec["root"] = {"path": "rootfs", "readonly": True}
-    spec["mounts"].append({"destination": "/usr", "source": "/usr", "type": "bind", "options": ["rbind", "ro"]})
-    limits = {"memory": {"limit": 256 << 20}, "pids": {"limit": 100}, "cpu": {"quota": 100_000, "period": 100_000}}
+    spec["mounts"].append(
+        {"destination": "/usr", "source": "/usr", "type": "bind", "options": ["rbind", "ro"]}
+    )
+    limits = {
+        "memory": {"limit": 256 << 20},
+        "pids": {"limit": 100},
+        "cpu": {"quota": 100_000, "period": 100_000},
+    }
     spec["linux"]["resources"] = spec["linux"].get("resources", {}) | limits
     (directory / "config.json").write_text(json.dumps(spec))
     write_rootfs(directory / "rootfs")
@@ -105,18 +132,45 @@ def oci_runtime(name: str, program: str, directory: Path) -> Peer:
 
 def podman(program: str, directory: Path) -> Peer:
     write_rootfs(directory / "podman")
-    limits = ("--memory=256m", "--cpus=1", "--pids-limit=100", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
+    limits = (
+        "--memory=256m",
+        "--cpus=1",
+        "--pids-limit=100",
+        "--ulimit=nofile=1024:1024",
+        "--ulimit=nproc=1024:1024",
+    )
     where = ("--volume=/usr:/usr:ro", "--network=none", "--rootfs", str(directory / "podman"))
     runtime = ("--runtime=runc",) if on_path("runc") else ()
-    argv = (program, *runtime, "--cgroup-manager=cgroupfs", "run", "--rm", f"--cgroup-parent=/{PEERS}", *limits, *where, "true")
+    argv = (
+        program,
+        *runtime,
+        "--cgroup-manager=cgroupfs",
+        "run",
+        "--rm",
+        f"--cgroup-parent=/{PEERS}",
+        *limits,
+        *where,
+        "true",
+    )
     return Peer("podman run", argv, "all but the overlay", slower=10)
 
 
 def installed(directory: Path) -> Iterator[Peer]:
     """Every peer found on this machine, with what it needs made below *directory*."""
     if program := on_path("unshare"):
-        flags = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--fork", "--mount-proc")
-        yield Peer("unshare", (program, *flags, "true"), "namespaces; no overlay, no limits, no loopback")
+        flags = (
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--net",
+            "--pid",
+            "--cgroup",
+            "--fork",
+            "--mount-proc",
+        )
+        yield Peer(
+            "unshare", (program, *flags, "true"), "namespaces; no overlay, no limits, no loopback"
+        )
     if program := on_path("bwrap"):
         flags = ("--unshare-all", "--bind", "/", "/", "--proc", "/proc", "--dev", "/dev")
         yield Peer("bubblewrap", (program, *flags, "true"), "namespaces; no overlay, no limits")
@@ -127,18 +181,32 @@ def installed(directory: Path) -> Iterator[Peer]:
     if program := on_path("podman"):
         yield podman(program, directory)
     if program := on_path("docker"):
-        argv = (program, "run", "--rm", "--network=none", "--memory=256m", "--cpus=1", "--pids-limit=100", "busybox", "true")
+        argv = (
+            program,
+            "run",
+            "--rm",
+            "--network=none",
+            "--memory=256m",
+            "--cpus=1",
+            "--pids-limit=100",
+            "busybox",
+            "true",
+        )
         yield Peer("docker run", argv, "all, and an image", slower=10)
 
 
 def without_hybrid_cgroups(argv: tuple[str, ...]) -> tuple[str, ...]:
-    """The command in a mount namespace without the v2 directory: crun before 1.9 refuses hosts that have v1 and v2 at once."""
+    """The command in a mount namespace without the v2 directory: crun before 1.9 refuses hosts that
+    have v1 and v2 at once.
+    """
     hide = 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"'
     return ("unshare", "--mount", "sh", "-c", hide, "sh", *argv)
 
 
 def why_not(argv: tuple[str, ...]) -> str:
-    """What a program said first when it could not run ``true``, in one line; nothing where it could."""
+    """What a program said first when it could not run ``true``, in one line; nothing where it
+    could.
+    """
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -148,7 +216,9 @@ def why_not(argv: tuple[str, ...]) -> str:
 
 
 def remove_groups_of_peers() -> None:
-    """Podman leaves the parents of its groups behind, in each hierarchy; a runtime that was killed leaves its own."""
+    """Podman leaves the parents of its groups behind, in each hierarchy; a runtime that was killed
+    leaves its own.
+    """
     for parent in (*CGROUPS.glob(f"{PEERS}*"), *CGROUPS.glob(f"*/{PEERS}*")):
         for directory, _, _ in os.walk(parent, topdown=False):
             Path(directory).rmdir()

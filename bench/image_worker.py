@@ -1,6 +1,8 @@
-"""One measured process of the rows about images: ``python -m bench.image_worker OPERATION DIRECTORY [ARGUMENT...]``, as bench.worker.
+"""One measured process of the rows about images: ``python -m bench.image_worker OPERATION DIRECTORY
+[ARGUMENT...]``, as bench.worker.
 
-DIRECTORY is a tmpfs that holds the sample of :mod:`bench.images`; every round begins without a store, or with one that is known, and tidies up unmeasured.
+DIRECTORY is a tmpfs that holds the sample of :mod:`bench.images`; every round begins without a
+store, or with one that is known, and tidies up unmeasured.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 
 
 def fresh(directory: str, name: str) -> str:
-    """Return a path that nothing has (podman remembers a storage by its path) and that is short (podman takes no more than 50 characters)."""
+    """Return a path that nothing has (podman remembers a storage by its path) and that is short
+    (podman takes no more than 50 characters).
+    """
     return os.path.join(directory, f"{name[0]}{time.monotonic_ns() % 10**10}")
 
 
@@ -68,7 +72,9 @@ def umoci(directory: str) -> Iterator[Round]:
 
     def once() -> float:
         target = fresh(directory, "umoci")
-        took = clocked(partial(program, "umoci", "unpack", "--image", f"{directory}/layout:latest", target))
+        took = clocked(
+            partial(program, "umoci", "unpack", "--image", f"{directory}/layout:latest", target)
+        )
         shutil.rmtree(target)
         return took
 
@@ -81,7 +87,15 @@ def podman(directory: str) -> Iterator[Round]:
 
     def once() -> float:
         target = fresh(directory, "podman")
-        storage = ("podman", "--root", f"{target}/root", "--runroot", f"{target}/run", "--storage-driver", "overlay")
+        storage = (
+            "podman",
+            "--root",
+            f"{target}/root",
+            "--runroot",
+            f"{target}/run",
+            "--storage-driver",
+            "overlay",
+        )
         took = clocked(partial(program, *storage, "load", "-q", "-i", f"{directory}/layout.tar"))
         program("sh", "-c", f"umount {target}/root/overlay 2>/dev/null; rm -rf {target}")
         return took
@@ -106,7 +120,14 @@ def pull(directory: str, reference: str) -> Iterator[Round]:
 @contextmanager
 def skopeo(directory: str, reference: str) -> Iterator[Round]:
     """``skopeo copy`` of the same image to a layout, then ``umoci unpack``."""
-    copy = ("skopeo", "--insecure-policy", "copy", "-q", "--src-tls-verify=false", f"docker://{reference}")
+    copy = (
+        "skopeo",
+        "--insecure-policy",
+        "copy",
+        "-q",
+        "--src-tls-verify=false",
+        f"docker://{reference}",
+    )
 
     def fetch(target: str) -> None:
         program(*copy, f"oci:{target}/layout:latest")
@@ -136,7 +157,9 @@ def start(directory: str, image: str) -> Iterator[Round]:
 
 @contextmanager
 def commit(directory: str) -> Iterator[Round]:
-    """``commit()`` after 1,000 files were written, and a container from it: created, ``true`` run in it, closed."""
+    """``commit()`` after 1,000 files were written, and a container from it: created, ``true`` run
+    in it, closed.
+    """
 
     def commit_and_start(container: Container) -> None:
         with limited(image=container.commit()) as clone:
@@ -144,7 +167,14 @@ def commit(directory: str) -> Iterator[Round]:
 
     def once() -> float:
         with limited() as container:
-            container.run(["sh", "-c", f"mkdir {directory}/many && cd {directory}/many && seq 1000 | xargs touch"], check=True)
+            container.run(
+                [
+                    "sh",
+                    "-c",
+                    f"mkdir {directory}/many && cd {directory}/many && seq 1000 | xargs touch",
+                ],
+                check=True,
+            )
             return clocked(partial(commit_and_start, container))
 
     yield once
@@ -152,7 +182,9 @@ def commit(directory: str) -> Iterator[Round]:
 
 @contextmanager
 def memory(directory: str) -> Iterator[Round]:
-    """The most memory that a process had while it loaded the image: "milliseconds" are kilobytes here."""
+    """The most memory that a process had while it loaded the image: "milliseconds" are kilobytes
+    here.
+    """
     from pytest_sandbox import Image
 
     def once() -> float:
@@ -160,12 +192,20 @@ def memory(directory: str) -> Iterator[Round]:
         Image.load(f"{directory}/layout")
         shutil.rmtree(target)
         # Not ru_maxrss: that remembers what the process was before its exec.
-        return float(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")))
+        return float(
+            next(
+                line.split()[1]
+                for line in Path("/proc/self/status").read_text().splitlines()
+                if line.startswith("VmHWM:")
+            )
+        )
 
     yield once
 
 
-OPERATIONS = {one.__name__: one for one in (tar, load, umoci, podman, pull, skopeo, start, commit, memory)}
+OPERATIONS = {
+    one.__name__: one for one in (tar, load, umoci, podman, pull, skopeo, start, commit, memory)
+}
 
 if __name__ == "__main__":
     repeat(OPERATIONS[sys.argv[1]], *sys.argv[2:])

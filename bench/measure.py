@@ -1,4 +1,6 @@
-"""Interleaved measuring: each series in a fresh process of its own, in blocks A B A B, so that drift of the machine hits all alike."""
+"""Interleaved measuring: each series in a fresh process of its own, in blocks A B A B, so that
+drift of the machine hits all alike.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 ROOT = Path(__file__).parents[1]
-# What was left for the background by one block (a container made ready ahead, a teardown) must not be paid by the next block.
+# What was left for the background by one block (a container made ready ahead, a teardown) must not
+# be paid by the next block.
 SETTLE_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a table: a process that repeats an operation, and how it is treated between the rounds."""
+    """One line of a table: a process that repeats an operation, and how it is treated between the
+    rounds.
+    """
 
     label: str
     argv: tuple[str, ...]
@@ -36,7 +41,9 @@ class Series:
 
 @dataclass
 class Sample:
-    """What was measured of one series: its blocks of milliseconds, and how long its leavings took after the last round."""
+    """What was measured of one series: its blocks of milliseconds, and how long its leavings took
+    after the last round.
+    """
 
     blocks: list[list[float]] = field(default_factory=list)
     drain_ms: float = 0.0
@@ -55,9 +62,13 @@ class Sample:
         return times[min(len(times) - 1, len(times) * 9 // 10)]
 
     def paired_ratio(self, other: Sample) -> float:
-        """The median of the ratios of neighbouring blocks: what is left when the machine's speed changes during the run."""
+        """The median of the ratios of neighbouring blocks: what is left when the machine's speed
+        changes during the run.
+        """
         pairs = zip(self.blocks, other.blocks, strict=True)
-        return statistics.median(statistics.median(own) / statistics.median(its) for own, its in pairs)
+        return statistics.median(
+            statistics.median(own) / statistics.median(its) for own, its in pairs
+        )
 
 
 def python(operation: str, *arguments: object) -> tuple[str, ...]:
@@ -66,11 +77,15 @@ def python(operation: str, *arguments: object) -> tuple[str, ...]:
 
 
 class Worker:
-    """A fresh process that answers "COUNT GAP_MS BUSY_MS" by a list of COUNT times in milliseconds."""
+    """A fresh process that answers "COUNT GAP_MS BUSY_MS" by a list of COUNT times in
+    milliseconds.
+    """
 
     def __init__(self, argv: Iterable[str]) -> None:
         self.argv = (*argv,)
-        self.process = subprocess.Popen(self.argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            self.argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def ask(self, count: int, gap_ms: int = 0, busy_ms: int = 0) -> None:
         assert self.process.stdin
@@ -80,7 +95,9 @@ class Worker:
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line.endswith("]\n"):
-            raise RuntimeError(f"{self.argv} ended with status {self.process.wait()} instead of answering")
+            raise RuntimeError(
+                f"{self.argv} ended with status {self.process.wait()} instead of answering"
+            )
         times: list[float] = json.loads(line)
         return times
 
@@ -89,7 +106,9 @@ class Worker:
         return self.answer()
 
     def finish(self) -> float:
-        """End the process and wait until nothing that it started is left: the milliseconds that this took."""
+        """End the process and wait until nothing that it started is left: the milliseconds that
+        this took.
+        """
         assert self.process.stdin
         left = [os.pidfd_open(pid) for pid in descendants(self.process.pid)]
         start = time.perf_counter()
@@ -116,13 +135,17 @@ def descendants(pid: int) -> Iterator[int]:
 
 
 def block(worker: Worker, series: Series, size: int) -> list[float]:
-    """One block; its first round is not counted: it alone comes after an idle pause that the others don't have."""
+    """One block; its first round is not counted: it alone comes after an idle pause that the others
+    don't have.
+    """
     time.sleep(SETTLE_SECONDS)
     return worker.rounds(max(1, size // series.slower) + 1, series.gap_ms, series.busy_ms)[1:]
 
 
 def interleave(series: list[Series], *, blocks: int, size: int) -> dict[str, Sample]:
-    """Measure all *series*: start all, warm up, then *blocks* rounds of one block each, forwards and backwards in turn."""
+    """Measure all *series*: start all, warm up, then *blocks* rounds of one block each, forwards
+    and backwards in turn.
+    """
     workers = {one.label: Worker(one.argv) for one in series}
     samples = {one.label: Sample() for one in series}
     for one in series:

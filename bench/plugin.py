@@ -1,4 +1,6 @@
-"""The row of the plugin: what a test costs inside or holding a container, above the same test plain, beside the peer and a bare fork."""
+"""The row of the plugin: what a test costs inside or holding a container, above the same test
+plain, beside the peer and a bare fork.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +21,39 @@ SESSION = str(ROOT / "bench/session.py")
 
 
 def peer() -> str:
-    """Return the interpreter that has pytest-forked, and the last pytest on which it works; made at first need."""
+    """Return the interpreter that has pytest-forked, and the last pytest on which it works; made at
+    first need.
+    """
     interpreter = PEER / "bin/python"
     if not (PEER / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", PEER], check=True)
         wanted = [f"pytest=={PEER_PYTEST}", "pytest-forked==1.7.5"]
-        subprocess.run([interpreter, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", *wanted], check=True)
+        subprocess.run(
+            [
+                interpreter,
+                "-m",
+                "pip",
+                "--quiet",
+                "--disable-pip-version-check",
+                "install",
+                *wanted,
+            ],
+            check=True,
+        )
         (PEER / "ready").touch()
     return str(interpreter)
 
 
-def session(label: str, test: str = "empty", megabytes: int = 0, *arguments: str, interpreter: str = sys.executable) -> Series:
-    return Series(label, (interpreter, SESSION, test, str(megabytes), "-p", "no:randomly", *arguments))
+def session(
+    label: str,
+    test: str = "empty",
+    megabytes: int = 0,
+    *arguments: str,
+    interpreter: str = sys.executable,
+) -> Series:
+    return Series(
+        label, (interpreter, SESSION, test, str(megabytes), "-p", "no:randomly", *arguments)
+    )
 
 
 def ours(label: str, test: str, megabytes: int, *arguments: str) -> Series:
@@ -67,12 +90,44 @@ def plugin(bench: Bench) -> Row:
     inside = above(samples, "inside", "plain")
     forked = above(samples, "pytest-forked", "plain, pytest 8.4")
     figures.append(Figure("an empty test inside, above plain", inside, at_most=4.0))
-    figures.append(Figure("the same", inside, against="pytest-forked above its plain", ratio=inside / forked, at_most=0.7))
-    for size in (150, 500):
-        cost, fork = above(samples, f"inside, {size} MB", "plain"), samples[f"os.fork + exit, {size} MB"].median
-        figures.append(
-            Figure(f"an empty test inside, {size} MB, above plain", cost, against="os.fork + exit", ratio=cost / fork, at_most=1.25)
+    figures.append(
+        Figure(
+            "the same",
+            inside,
+            against="pytest-forked above its plain",
+            ratio=inside / forked,
+            at_most=0.7,
         )
-    holds, library = above(samples, "holds a container and runs true in it", "plain"), samples["the same by the library alone"].median
-    figures.append(Figure("a held container and true, above plain", holds, against="the library alone", ratio=holds / library, at_most=1.3))
-    return Row("plugin", f"A test through the plugin (pytest-forked 1.7.5 on pytest {PEER_PYTEST})", figures)
+    )
+    for size in (150, 500):
+        cost, fork = (
+            above(samples, f"inside, {size} MB", "plain"),
+            samples[f"os.fork + exit, {size} MB"].median,
+        )
+        figures.append(
+            Figure(
+                f"an empty test inside, {size} MB, above plain",
+                cost,
+                against="os.fork + exit",
+                ratio=cost / fork,
+                at_most=1.25,
+            )
+        )
+    holds, library = (
+        above(samples, "holds a container and runs true in it", "plain"),
+        samples["the same by the library alone"].median,
+    )
+    figures.append(
+        Figure(
+            "a held container and true, above plain",
+            holds,
+            against="the library alone",
+            ratio=holds / library,
+            at_most=1.3,
+        )
+    )
+    return Row(
+        "plugin",
+        f"A test through the plugin (pytest-forked 1.7.5 on pytest {PEER_PYTEST})",
+        figures,
+    )

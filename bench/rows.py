@@ -1,4 +1,6 @@
-"""The rows of the benchmark: what is repeated, under which treatment, and what is compared with what."""
+"""The rows of the benchmark: what is repeated, under which treatment, and what is compared with
+what.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +47,14 @@ class Bench:
     silent_peers: list[str]
     scale: Scale
 
-    def floor(self, label: str = FLOOR, *, gap_ms: int = 0, busy_ms: int = 0, against: str = "") -> Series:
+    def floor(
+        self, label: str = FLOOR, *, gap_ms: int = 0, busy_ms: int = 0, against: str = ""
+    ) -> Series:
         return Series(label, self.floors[0], gap_ms=gap_ms, busy_ms=busy_ms, against=against)
 
-    def compare(self, series: list[Series], size: int | None = None) -> tuple[list[Figure], dict[str, Sample]]:
+    def compare(
+        self, series: list[Series], size: int | None = None
+    ) -> tuple[list[Figure], dict[str, Sample]]:
         samples = interleave(series, blocks=self.scale.blocks, size=size or self.scale.size)
         return [figure(one, samples) for one in series], samples
 
@@ -60,11 +66,18 @@ def heap_label(megabytes: int) -> str:
 def back_to_back(bench: Bench) -> Row:
     ours = Series(OURS, python("sandbox"), against=FLOOR, at_most=2.0)
     spawn = Series("posix_spawn of true (no container)", python("command", "true"), against=FLOOR)
-    peers = [Series(peer.label, peer.argv, slower=peer.slower, against=FLOOR) for peer in bench.peers]
+    peers = [
+        Series(peer.label, peer.argv, slower=peer.slower, against=FLOOR) for peer in bench.peers
+    ]
     figures, samples = bench.compare([bench.floor(), ours, spawn, *peers])
     rounds = len(samples[OURS].times)
-    left = f"After the last of {rounds} rounds everything of ours was gone within {samples[OURS].drain_ms:.0f} ms (the process's end included)."
-    return Row("create", "Create, run true, destroy, back to back", figures, [left, *bench.silent_peers])
+    left = (
+        f"After the last of {rounds} rounds everything of ours was gone within "
+        f"{samples[OURS].drain_ms:.0f} ms (the process's end included)."
+    )
+    return Row(
+        "create", "Create, run true, destroy, back to back", figures, [left, *bench.silent_peers]
+    )
 
 
 def as_waited_for(bench: Bench) -> Row:
@@ -77,7 +90,9 @@ def as_waited_for(bench: Bench) -> Row:
             Series(f"{OURS}, back to back", python("sandbox"), against=FLOOR),
         ]
     )
-    return Row("waited", "The same as the caller waits for it, when other work lies between", figures)
+    return Row(
+        "waited", "The same as the caller waits for it, when other work lies between", figures
+    )
 
 
 def heaps(bench: Bench) -> Row:
@@ -88,7 +103,12 @@ def heaps(bench: Bench) -> Row:
         [
             base,
             *(
-                Series(label(heap_label(mb)), python("sandbox", mb), against=base.label, at_most=1.1 if mb == HEAPS[-1] else None)
+                Series(
+                    label(heap_label(mb)),
+                    python("sandbox", mb),
+                    against=base.label,
+                    at_most=1.1 if mb == HEAPS[-1] else None,
+                )
                 for mb in others
             ),
         ]
@@ -97,7 +117,12 @@ def heaps(bench: Bench) -> Row:
 
 
 def networks(bench: Bench) -> Row:
-    figures, _ = bench.compare([Series(OURS, python("sandbox")), Series(f"{OURS}, on a Network", python("networked"), against=OURS)])
+    figures, _ = bench.compare(
+        [
+            Series(OURS, python("sandbox")),
+            Series(f"{OURS}, on a Network", python("networked"), against=OURS),
+        ]
+    )
     return Row("network", "The same on a network of containers", figures)
 
 
@@ -108,7 +133,15 @@ def idle(bench: Bench) -> Row:
         series.append(Series(base, argv))
         for gap in (30, 100):
             limit = 1.5 if name == OURS and gap == 100 else None
-            series.append(Series(f"{name}, after {gap} ms of idling", argv, gap_ms=gap, against=base, at_most=limit))
+            series.append(
+                Series(
+                    f"{name}, after {gap} ms of idling",
+                    argv,
+                    gap_ms=gap,
+                    against=base,
+                    at_most=limit,
+                )
+            )
     figures, _ = bench.compare(series)
     return Row("idle", "The same after the machine idled", figures)
 
@@ -137,7 +170,13 @@ def two_workers(bench: Bench) -> Row:
         two = statistics.median(wall(pair, count) for _ in range(turns))
         figures += [
             Figure(f"{name}, one worker", count / one, "a second"),
-            Figure(f"{name}, two workers", 2 * count / two, "a second", against=f"{name}, one worker", ratio=2 * one / two),
+            Figure(
+                f"{name}, two workers",
+                2 * count / two,
+                "a second",
+                against=f"{name}, one worker",
+                ratio=2 * one / two,
+            ),
         ]
     return Row("workers", "Two workers at once: containers a second", figures)
 
@@ -155,7 +194,13 @@ def in_a_row(bench: Bench) -> Row:
         label = f"{name}, the first {edge} of {count}"
         figures += [
             Figure(label, first),
-            Figure(f"{name}, the last {edge}", last, against=label, ratio=last / first, at_most=1.2 if name == OURS else None),
+            Figure(
+                f"{name}, the last {edge}",
+                last,
+                against=label,
+                ratio=last / first,
+                at_most=1.2 if name == OURS else None,
+            ),
         ]
     return Row("row", f"{count} in a row", figures)
 
@@ -164,7 +209,12 @@ def alive(bench: Bench) -> Row:
     argv = [sys.executable, "-m", "bench.alive", str(bench.scale.alive)]
     found = json.loads(subprocess.run(argv, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
     figures = [
-        Figure("an idle container, all its processes, PSS (median)", found["pss_kb"] / 1024, "MB", at_most=2.0),
+        Figure(
+            "an idle container, all its processes, PSS (median)",
+            found["pss_kb"] / 1024,
+            "MB",
+            at_most=2.0,
+        ),
         Figure("the same, with its share of the launcher", found["with_launcher_kb"] / 1024, "MB"),
         Figure("start of the first of them (median of 10%)", found["first_ms"]),
         Figure("start of the last of them (median of 10%)", found["last_ms"]),
@@ -178,15 +228,32 @@ def close_after_files(bench: Bench) -> Row:
     most = bench.scale.files[-1]
     series = [
         Series(label(first), python("close_after", first)),
-        *(Series(label(n), python("close_after", n), against=label(first), at_most=1.2 if n == most else None) for n in others),
+        *(
+            Series(
+                label(n),
+                python("close_after", n),
+                against=label(first),
+                at_most=1.2 if n == most else None,
+            )
+            for n in others
+        ),
     ]
     samples = interleave(series, blocks=min(bench.scale.blocks, 5), size=min(bench.scale.size, 3))
-    return Row("files", "close(), as the caller waits for it, after many files were written", [figure(one, samples) for one in series])
+    return Row(
+        "files",
+        "close(), as the caller waits for it, after many files were written",
+        [figure(one, samples) for one in series],
+    )
 
 
 def second_run(bench: Bench) -> Row:
     spawn = Series("posix_spawn of true", python("command", "true"))
-    ours = Series('container.run(["true"]) in a living container', python("second_run"), against=spawn.label, at_most=2.0)
+    ours = Series(
+        'container.run(["true"]) in a living container',
+        python("second_run"),
+        against=spawn.label,
+        at_most=2.0,
+    )
     figures, _ = bench.compare([spawn, ours], size=bench.scale.size * 2)
     return Row("second", "A second command in a living container", figures)
 
@@ -195,14 +262,23 @@ def call(bench: Bench) -> Row:
     figures = []
     for mb in HEAPS:
         fork = Series(f"os.fork + exit, {heap_label(mb)}", python("fork", mb))
-        ours = Series(f"container.call(f), {heap_label(mb)}", python("call", mb), against=fork.label, at_most=1.3)
+        ours = Series(
+            f"container.call(f), {heap_label(mb)}",
+            python("call", mb),
+            against=fork.label,
+            at_most=1.3,
+        )
         figures += bench.compare([fork, ours])[0]
-    return Row("call", "A Python callable in a living container, by the size of the process", figures)
+    return Row(
+        "call", "A Python callable in a living container, by the size of the process", figures
+    )
 
 
 def import_time(bench: Bench) -> Row:
     statements = ("import pytest_sandbox", "from pytest_sandbox import Container")
-    figures, _ = bench.compare([Series(statement, python("import_of", statement)) for statement in statements], size=2)
+    figures, _ = bench.compare(
+        [Series(statement, python("import_of", statement)) for statement in statements], size=2
+    )
     return Row("import", "The import", [replace(figure, at_most=30.0) for figure in figures])
 
 

@@ -1,7 +1,9 @@
-"""A pytest session as a worker of the benchmark: ``python bench/session.py TEST [MEGABYTES] [PYTEST'S ARGUMENTS]``.
+"""A pytest session as a worker of the benchmark: ``python bench/session.py TEST [MEGABYTES]
+[PYTEST'S ARGUMENTS]``.
 
-It answers "COUNT GAP_MS BUSY_MS" by how long each of COUNT runs of one test took, all its phases and hooks together. It imports nothing of this
-project, so that another interpreter with another pytest can run it for a peer.
+It answers "COUNT GAP_MS BUSY_MS" by how long each of COUNT runs of one test took, all its phases
+and hooks together. It imports nothing of this project, so that another interpreter with another
+pytest can run it for a peer.
 """
 
 from __future__ import annotations
@@ -72,9 +74,12 @@ def main() -> int:
     heap = fill_heap(int(megabytes))
     with tempfile.TemporaryDirectory() as directory:
         os.chdir(directory)
-        Path("test_it.py").write_text("".join(TESTS.get(test, TESTS["empty"]).format(name) for name in "ab"), encoding="utf-8")
+        Path("test_it.py").write_text(
+            "".join(TESTS.get(test, TESTS["empty"]).format(name) for name in "ab"), encoding="utf-8"
+        )
         status = pytest.main(
-            ["-q", "-p", "no:cacheprovider", "--rootdir=.", *arguments], plugins=[Loop(questions, answers, bare_fork=test == "fork")]
+            ["-q", "-p", "no:cacheprovider", "--rootdir=.", *arguments],
+            plugins=[Loop(questions, answers, bare_fork=test == "fork")],
         )
     del heap
     with suppress(OSError):

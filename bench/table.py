@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 
 def commit() -> str:
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return done.stdout.strip() or "unknown"
 
 
@@ -47,7 +53,10 @@ def line(figure: Figure) -> str:
     p90 = "" if figure.p90 is None else f"{figure.p90:.2f}"
     ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
     paired = "" if figure.paired is None else f"{figure.paired:.2f}"
-    return f"| {figure.label} | {value} | {p90} | {ratio} | {paired} | {figure.against} | {verdict(figure)} |"
+    return (
+        f"| {figure.label} | {value} | {p90} | {ratio} | {paired} | {figure.against} | "
+        f"{verdict(figure)} |"
+    )
 
 
 def markdown(row: Row) -> str:

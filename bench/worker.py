@@ -1,6 +1,8 @@
-"""One measured process: ``python -m bench.worker OPERATION [ARGUMENT...]`` repeats an operation as often as its stdin says.
+"""One measured process: ``python -m bench.worker OPERATION [ARGUMENT...]`` repeats an operation as
+often as its stdin says.
 
-Each operation is a context manager that prepares, and gives a function that does one round and returns its milliseconds.
+Each operation is a context manager that prepares, and gives a function that does one round and
+returns its milliseconds.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ def limited(**settings: Any) -> Container:
 
 
 def fill_heap(megabytes: int) -> list[bytes]:
-    """Small objects, as a real program's heap has them: one big block would sit in huge pages, which fork copies for nothing."""
+    """Small objects, as a real program's heap has them: one big block would sit in huge pages,
+    which fork copies for nothing.
+    """
     return [bytes(400) for _ in range(megabytes * 2400)]
 
 
@@ -118,7 +122,9 @@ def call(megabytes: str) -> Iterator[Round]:
 
 @contextmanager
 def close_after(files: str) -> Iterator[Round]:
-    """``close()`` alone, after so many files were written and one more command: else the caller's caches, cold after a second of waiting, are measured."""
+    """``close()`` alone, after so many files were written and one more command: else the caller's
+    caches, cold after a second of waiting, are measured.
+    """
     write = f"mkdir /tmp/many && cd /tmp/many && seq {files} | xargs touch"
 
     def once() -> float:
@@ -135,17 +141,29 @@ def close_after(files: str) -> Iterator[Round]:
 
 @contextmanager
 def import_of(statement: str) -> Iterator[Round]:
-    """An import in a fresh interpreter, measured in there; of compiled files, as an installation has them, also where the caller's are not kept."""
-    code = f"import time; start = time.perf_counter(); {statement}; print((time.perf_counter() - start) * 1e3)"
+    """An import in a fresh interpreter, measured in there; of compiled files, as an installation
+    has them, also where the caller's are not kept.
+    """
+    code = (
+        f"import time; start = time.perf_counter(); {statement}; print((time.perf_counter() - "
+        "start) * 1e3)"
+    )
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
     def once() -> float:
-        return float(subprocess.run([sys.executable, "-c", code], env=env, check=True, stdout=subprocess.PIPE).stdout)
+        return float(
+            subprocess.run(
+                [sys.executable, "-c", code], env=env, check=True, stdout=subprocess.PIPE
+            ).stdout
+        )
 
     yield once
 
 
-OPERATIONS = {operation.__name__: operation for operation in (command, fork, sandbox, networked, second_run, call, close_after, import_of)}
+OPERATIONS = {
+    operation.__name__: operation
+    for operation in (command, fork, sandbox, networked, second_run, call, close_after, import_of)
+}
 
 
 def wait_and_compute(gap_ms: int, busy_ms: int) -> None:

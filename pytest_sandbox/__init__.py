@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.container import Container
     from pytest_sandbox.container.network import Network
     from pytest_sandbox.container.signatures import ContainerFactory
-    from pytest_sandbox.errors import ContainerStopped, ImageError, OutOfMemory, SandboxError, SettingsError, SetupError, UnsupportedError
+    from pytest_sandbox.errors import (
+        ContainerStopped,
+        ImageError,
+        OutOfMemory,
+        SandboxError,
+        SettingsError,
+        SetupError,
+        UnsupportedError,
+    )
     from pytest_sandbox.image.image import Image
     from pytest_sandbox.outcome import Change, Exited, OOMKilled, Signaled, Stats, TimedOut
     from pytest_sandbox.settings import Settings
@@ -46,7 +54,15 @@ _HOMES = {
     "container.container": ("Container",),
     "container.network": ("Network",),
     "container.signatures": ("ContainerFactory",),
-    "errors": ("ContainerStopped", "ImageError", "OutOfMemory", "SandboxError", "SettingsError", "SetupError", "UnsupportedError"),
+    "errors": (
+        "ContainerStopped",
+        "ImageError",
+        "OutOfMemory",
+        "SandboxError",
+        "SettingsError",
+        "SetupError",
+        "UnsupportedError",
+    ),
     "image.image": ("Image",),
     "settings.kwargs": ("SettingsKwargs",),
     "outcome": ("Change", "Exited", "OOMKilled", "Signaled", "Stats", "TimedOut"),

@@ -76,7 +76,9 @@ class SetupError(SandboxError):
         said = f"the container could not be made: {self.step}"
         if self.reason:
             said += f": {self.reason}"
-        return f"{said}. {self.remedy or 'Run `pytest-sandbox doctor` to see what this host can do.'}"
+        return (
+            f"{said}. {self.remedy or 'Run `pytest-sandbox doctor` to see what this host can do.'}"
+        )
 
 
 class ContainerStopped(SandboxError):
@@ -87,7 +89,11 @@ class ContainerStopped(SandboxError):
         """Return the error for a container, ``which`` by its id, that is found to have ended while
         something was done in it.
         """
-        return cls(f"the container {which} has ended. Make a new one." if which else "the container has ended. Make a new one.")
+        return cls(
+            f"the container {which} has ended. Make a new one."
+            if which
+            else "the container has ended. Make a new one."
+        )
 
 
 class OutOfMemory(subprocess.CalledProcessError):
@@ -113,7 +119,8 @@ class OutOfMemory(subprocess.CalledProcessError):
     def __str__(self) -> str:
         return (
             f"{super().__str__()[:-1]} after the kernel killed for memory "
-            f"(limit {_mib(self.memory_limit)}, peak {_mib(self.memory_peak)}); raise memory=, or use less."
+            f"(limit {_mib(self.memory_limit)}, peak {_mib(self.memory_peak)}); raise memory=, or "
+            "use less."
         )
 
 

@@ -12,7 +12,10 @@ from pytest_sandbox.errors import UnsupportedError
 
 __all__ = ["lacking", "require", "stand_in"]
 
-_REMEDY = "It takes Linux 5.12 or newer: run it in a Linux virtual machine, or the tests without --sandbox."
+_REMEDY = (
+    "It takes Linux 5.12 or newer: run it in a Linux virtual machine, or the tests without "
+    "--sandbox."
+)
 
 
 def lacking() -> str:

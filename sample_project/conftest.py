@@ -20,7 +20,9 @@ PROJECT = Path(__file__).parent
 @pytest.fixture
 def server() -> Iterator[subprocess.Popen[str]]:
     """A guest book of this test's own, on the one port that it knows."""
-    with subprocess.Popen([sys.executable, "-m", "guestbook", "serve"], cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "guestbook", "serve"], cwd=PROJECT, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "the guest book lies open on port 8080\n"
         yield process

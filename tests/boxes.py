@@ -1,4 +1,6 @@
-"""Containers and roots for the tests of several rooms; a room's conftest.py imports what it uses."""
+"""Containers and roots for the tests of several rooms; a room's conftest.py imports what it
+uses.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ __all__ = ["box", "busybox_root", "make_busybox_root"]
 
 @pytest.fixture(scope="module")
 def box() -> Iterator[Container]:
-    """One container of default settings for a module's tests, which leave it as they found it or do not care."""
+    """One container of default settings for a module's tests, which leave it as they found it or do
+    not care.
+    """
     with Container() as container:
         yield container
 
@@ -32,11 +36,15 @@ def make_busybox_root(directory: Path) -> Path:
     (directory / "tmp").chmod(0o1777)
     program = shutil.which("busybox") or pytest.skip("needs busybox (Debian: busybox-static)")
     shutil.copy(program, directory / "bin/busybox")
-    applets = subprocess.run([program, "--list"], check=True, capture_output=True, text=True).stdout.split()
+    applets = subprocess.run(
+        [program, "--list"], check=True, capture_output=True, text=True
+    ).stdout.split()
     for applet in applets:
         if applet != "busybox":
             os.symlink("busybox", directory / "bin" / applet)
-    (directory / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nann:x:1234:2345:Ann:/home/ann:/bin/sh\n")
+    (directory / "etc/passwd").write_text(
+        "root:x:0:0:root:/root:/bin/sh\nann:x:1234:2345:Ann:/home/ann:/bin/sh\n"
+    )
     (directory / "etc/group").write_text("root:x:0:\npeople:x:2345:\nstaff:x:777:ann,bob\n")
     return directory
 

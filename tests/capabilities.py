@@ -27,7 +27,12 @@ def can_make_containers() -> bool:
     """Whether containers can be made here: by root, or by a user that may have user namespaces."""
     return (
         is_root()
-        or subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "true"], capture_output=True, check=False).returncode == 0
+        or subprocess.run(
+            ["unshare", "--user", "--map-root-user", "--mount", "true"],
+            capture_output=True,
+            check=False,
+        ).returncode
+        == 0
     )
 
 
@@ -37,12 +42,18 @@ def has_unified_cgroup() -> bool:
 
 def own_cgroup() -> Path:
     """The v2 directory of this process."""
-    line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    line = next(
+        line
+        for line in Path("/proc/self/cgroup").read_text().splitlines()
+        if line.startswith("0::")
+    )
     return CGROUPS / line.removeprefix("0::").strip("/")
 
 
 def has_controller(name: str) -> bool:
-    """Whether this process may make groups with limits of the controller *name* (v2: its own or a parent's directory was delegated)."""
+    """Whether this process may make groups with limits of the controller *name* (v2: its own or a
+    parent's directory was delegated).
+    """
     if not has_unified_cgroup():
         return os.access(CGROUPS / name, os.W_OK) and (CGROUPS / name / "cgroup.procs").exists()
     own = own_cgroup()
@@ -60,13 +71,22 @@ def has_limits() -> bool:
 
 def has_systemd_user() -> bool:
     """Whether a systemd manager of this user answers."""
-    manager = ["org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"]
+    manager = [
+        "org.freedesktop.systemd1",
+        "/org/freedesktop/systemd1",
+        "org.freedesktop.systemd1.Manager",
+    ]
     asked = ["busctl", "--user", "get-property", *manager, "Version"]
-    return has_program("busctl") and subprocess.run(asked, capture_output=True, check=False).returncode == 0
+    return (
+        has_program("busctl")
+        and subprocess.run(asked, capture_output=True, check=False).returncode == 0
+    )
 
 
 def disk_of(directory: str) -> str | None:
-    """The disk that *directory* lies on, None where that is no block device of its own (tmpfs, an overlay) or a mapped one."""
+    """The disk that *directory* lies on, None where that is no block device of its own (tmpfs, an
+    overlay) or a mapped one.
+    """
     number = os.stat(directory).st_dev
     place = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
     disk = place.parent if (place / "partition").exists() else place
@@ -103,9 +123,14 @@ def has_mypy() -> bool:
 
 
 def has_pyright() -> bool:
-    """Whether pyright runs here: its package downloads what it lacks, which an offline machine refuses."""
+    """Whether pyright runs here: its package downloads what it lacks, which an offline machine
+    refuses.
+    """
     asked = [sys.executable, "-m", "pyright", "--version"]
-    return find_spec("pyright") is not None and subprocess.run(asked, capture_output=True, check=False).returncode == 0
+    return (
+        find_spec("pyright") is not None
+        and subprocess.run(asked, capture_output=True, check=False).returncode == 0
+    )
 
 
 def has_program(name: str) -> bool:
@@ -122,7 +147,9 @@ PROBES: dict[str, Callable[[], bool]] = {
     "cpu": lambda: has_controller("cpu"),
     "cpuset": lambda: has_controller("cpuset"),
     "pids": lambda: has_controller("pids"),
-    "disk": lambda: disk_of("/var/tmp") is not None and (has_controller("io") or has_controller("blkio")),
+    "disk": lambda: (
+        disk_of("/var/tmp") is not None and (has_controller("io") or has_controller("blkio"))
+    ),
     "pressure": lambda: has_unified_cgroup() and os.path.exists("/proc/pressure/cpu"),
     "loop": lambda: os.access("/dev/loop-control", os.W_OK) and has_program("mkfs.ext4"),
     "limits": has_limits,
@@ -135,9 +162,13 @@ PROBES: dict[str, Callable[[], bool]] = {
     "systemd_user": has_systemd_user,
     # tools/vm's machine, in which a test may change the kernel's parameters.
     "throwaway": lambda: os.path.isdir("/run/vm") and socket.gethostname() == "vm",
-    # Overlays are stacked two deep at the most: on a root that is one, a container in a container finds no place for its own.
+    # Overlays are stacked two deep at the most: on a root that is one, a container in a container
+    # finds no place for its own.
     "plain_root": lambda: (
-        not any(line.split()[4] == "/" and " - overlay " in line for line in Path("/proc/self/mountinfo").read_text().splitlines())
+        not any(
+            line.split()[4] == "/" and " - overlay " in line
+            for line in Path("/proc/self/mountinfo").read_text().splitlines()
+        )
     ),
     "podmans_policy": lambda: os.path.exists("/usr/share/containers/seccomp.json"),
     "apparmor": lambda: os.access("/sys/kernel/security/apparmor/.load", os.W_OK),

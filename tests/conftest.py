@@ -16,8 +16,12 @@ def wanted(item: pytest.Item) -> set[str]:
     return {capability for mark in item.iter_markers("needs") for capability in mark.args}
 
 
-def keep_what_the_lane_promises(config: pytest.Config, items: list[pytest.Item], promised: set[str]) -> None:
-    """Deselect what needs more than the lane's host has; what is left is not skipped by probing, so that a lost capability fails."""
+def keep_what_the_lane_promises(
+    config: pytest.Config, items: list[pytest.Item], promised: set[str]
+) -> None:
+    """Deselect what needs more than the lane's host has; what is left is not skipped by probing, so
+    that a lost capability fails.
+    """
     beyond = [item for item in items if not wanted(item) <= promised]
     config.hook.pytest_deselected(items=beyond)
     items[:] = [item for item in items if wanted(item) <= promised]
@@ -41,7 +45,9 @@ def heard_interrupts() -> Iterator[None]:
     A shell starts background jobs with both ignored, which children inherit through execve(2); a
     signal that has a handler here is at its default there.
     """
-    ignored = [one for one in (signal.SIGINT, signal.SIGQUIT) if signal.getsignal(one) is signal.SIG_IGN]
+    ignored = [
+        one for one in (signal.SIGINT, signal.SIGQUIT) if signal.getsignal(one) is signal.SIG_IGN
+    ]
     for one in ignored:
         signal.signal(one, signal.default_int_handler)
     yield

@@ -71,7 +71,9 @@ class Fake:
             data = json.dumps(made.manifest).encode()
             if what == "blobs" and wanted in made.blobs:
                 return made.blobs[wanted]
-            if what == "manifests" and (name == f"{repository}:{wanted}" or digest_of(data) == wanted):
+            if what == "manifests" and (
+                name == f"{repository}:{wanted}" or digest_of(data) == wanted
+            ):
                 return data
         return None
 

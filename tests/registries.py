@@ -1,4 +1,6 @@
-"""Registries on loopback: Debian's docker-registry, open or behind a login, and a proxy before it that records and falsifies."""
+"""Registries on loopback: Debian's docker-registry, open or behind a login, and a proxy before it
+that records and falsifies.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ class Running:
 
 @contextmanager
 def registry(directory: Path, **sections: Any) -> Iterator[Running]:
-    """Debian's docker-registry on a free port, with its blobs in *directory*; *sections* go into its configuration."""
+    """Debian's docker-registry on a free port, with its blobs in *directory*; *sections* go into
+    its configuration.
+    """
     config = {
         "version": 0.1,
         "log": {"level": "info", "formatter": "text", "accesslog": {"disabled": True}},
@@ -55,13 +59,20 @@ def registry(directory: Path, **sections: Any) -> Iterator[Running]:
     config["http"] = {"addr": "127.0.0.1:0", "secret": "s", **sections.get("http", {})}
     path = directory.with_name(f"{directory.name}-{time.monotonic_ns()}.yml")
     path.write_text(json.dumps(config))
-    process = subprocess.Popen(["docker-registry", "serve", path], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        ["docker-registry", "serve", path],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert process.stderr
         line = next((line for line in process.stderr if LISTENING in line), "")
         assert line, f"docker-registry ended with status {process.wait()}"
         threading.Thread(target=process.stderr.read, daemon=True).start()
-        port = line.partition(LISTENING)[2].partition('"')[0].split(",")[0].strip().rpartition(":")[2]
+        port = (
+            line.partition(LISTENING)[2].partition('"')[0].split(",")[0].strip().rpartition(":")[2]
+        )
         yield Running(f"127.0.0.1:{port}", directory)
     finally:
         process.kill()
@@ -70,7 +81,9 @@ def registry(directory: Path, **sections: Any) -> Iterator[Running]:
 
 
 def send(method: str, url: str, data: bytes = b"", **headers: str) -> Any:
-    request = urllib.request.Request(url, data, {key.replace("_", "-"): value for key, value in headers.items()}, method=method)
+    request = urllib.request.Request(
+        url, data, {key.replace("_", "-"): value for key, value in headers.items()}, method=method
+    )
     return urllib.request.urlopen(request)
 
 
@@ -78,12 +91,22 @@ def push_blob(host: str, repository: str, data: bytes) -> None:
     with send("POST", f"http://{host}/v2/{repository}/blobs/uploads/") as answer:
         where = answer.headers["Location"]
     joint = "&" if "?" in where else "?"
-    send("PUT", f"{where}{joint}digest={digest_of(data)}", data, Content_Type="application/octet-stream").close()
+    send(
+        "PUT",
+        f"{where}{joint}digest={digest_of(data)}",
+        data,
+        Content_Type="application/octet-stream",
+    ).close()
 
 
 def push_manifest(host: str, repository: str, tag: str, document: dict[str, Any]) -> dict[str, Any]:
     data = json.dumps(document).encode()
-    send("PUT", f"http://{host}/v2/{repository}/manifests/{tag}", data, Content_Type=document["mediaType"]).close()
+    send(
+        "PUT",
+        f"http://{host}/v2/{repository}/manifests/{tag}",
+        data,
+        Content_Type=document["mediaType"],
+    ).close()
     return {"mediaType": document["mediaType"], "digest": digest_of(data), "size": len(data)}
 
 
@@ -97,7 +120,8 @@ def push(host: str, name: str, made: Made) -> dict[str, Any]:
 
 @dataclass
 class Proxy:
-    """A server before a registry: what it was asked, and what it does instead of passing a request on.
+    """A server before a registry: what it was asked, and what it does instead of passing a request
+    on.
 
     Each of ``faults`` gets the handler of each request, and says by True that it has answered.
     """
@@ -124,8 +148,14 @@ def handler_of(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
         do_HEAD = do_GET  # noqa: N815 - http.server's name
 
         def forward(self) -> None:
-            headers = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "connection")}
-            request = urllib.request.Request(f"http://{proxy.upstream}{self.path}", None, headers, method=self.command)
+            headers = {
+                key: value
+                for key, value in self.headers.items()
+                if key.lower() not in ("host", "connection")
+            }
+            request = urllib.request.Request(
+                f"http://{proxy.upstream}{self.path}", None, headers, method=self.command
+            )
             try:
                 answer = urllib.request.urlopen(request)
             except urllib.error.HTTPError as error:
@@ -146,19 +176,27 @@ def reply(handler: BaseHTTPRequestHandler, status: int, data: bytes = b"", **hea
     for key, value in given.items():
         if key.lower() not in ("transfer-encoding", "connection", "date", "content-length"):
             handler.send_header(key, value)
-    handler.send_header("Content-Length", given.get("Content-Length", str(len(data))) if handler.command == "HEAD" else str(len(data)))
+    handler.send_header(
+        "Content-Length",
+        given.get("Content-Length", str(len(data)))
+        if handler.command == "HEAD"
+        else str(len(data)),
+    )
     handler.end_headers()
     handler.wfile.write(data)
     return True
 
 
 @contextmanager
-def serving(handler: type[BaseHTTPRequestHandler], context: ssl.SSLContext | None = None) -> Iterator[str]:
+def serving(
+    handler: type[BaseHTTPRequestHandler], context: ssl.SSLContext | None = None
+) -> Iterator[str]:
     """An HTTP server on a free port of loopback; yields its host and port."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     if context:
         server.socket = context.wrap_socket(server.socket, server_side=True)
-    server.handle_error = lambda *_: None  # type: ignore[method-assign] # a broken connection is what some tests are about
+    # a broken connection is what some tests are about
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -178,7 +216,9 @@ def proxy(upstream: str) -> Iterator[Proxy]:
 
 
 class TokenServer:
-    """Gives tokens as docker's token specification says: to anybody, or only to one user; signed for docker-registry (ES256, x5c)."""
+    """Gives tokens as docker's token specification says: to anybody, or only to one user; signed
+    for docker-registry (ES256, x5c).
+    """
 
     def __init__(self, authority: trustme.CA, *, user: str = "", password: str = "") -> None:
         self.leaf = authority.issue_cert("localhost")
@@ -189,7 +229,14 @@ class TokenServer:
         """What a registry's configuration says of this server."""
         bundle = directory.with_name("token-bundle.pem")
         bundle.write_bytes(b"".join(part.bytes() for part in self.leaf.cert_chain_pems))
-        return {"token": {"realm": f"http://{host}/token", "service": "here", "issuer": "us", "rootcertbundle": str(bundle)}}
+        return {
+            "token": {
+                "realm": f"http://{host}/token",
+                "service": "here",
+                "issuer": "us",
+                "rootcertbundle": str(bundle),
+            }
+        }
 
     def token(self, scope: str) -> str:
         kind, name, actions = scope.split(":")
@@ -212,7 +259,10 @@ class TokenServer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 tokens.asked.append(self.path)
-                expected = "Basic " + base64.b64encode(f"{tokens.user}:{tokens.password}".encode()).decode()
+                expected = (
+                    "Basic "
+                    + base64.b64encode(f"{tokens.user}:{tokens.password}".encode()).decode()
+                )
                 if tokens.user and self.headers.get("Authorization") != expected:
                     reply(self, 401)
                     return
@@ -222,7 +272,9 @@ class TokenServer:
             def do_POST(self) -> None:
                 form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
                 tokens.asked.append(f"POST {form['grant_type'][0]} {form['refresh_token'][0]}")
-                reply(self, 200, json.dumps({"access_token": tokens.token(form["scope"][0])}).encode())
+                reply(
+                    self, 200, json.dumps({"access_token": tokens.token(form["scope"][0])}).encode()
+                )
 
             def log_message(self, *_args: object) -> None:
                 pass

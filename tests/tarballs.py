@@ -24,8 +24,17 @@ TYPES = {
 }
 
 
-def entry(name: str, data: bytes = b"", *, kind: str | bytes = "file", tar_format: int = tarfile.PAX_FORMAT, **more: Any) -> bytes:
-    """One entry as bytes: header, content, padding; *more* are attributes of tarfile.TarInfo (mode, uid, linkname, pax_headers, ...)."""
+def entry(
+    name: str,
+    data: bytes = b"",
+    *,
+    kind: str | bytes = "file",
+    tar_format: int = tarfile.PAX_FORMAT,
+    **more: Any,
+) -> bytes:
+    """One entry as bytes: header, content, padding; *more* are attributes of tarfile.TarInfo (mode,
+    uid, linkname, pax_headers, ...).
+    """
     info = tarfile.TarInfo(name)
     info.type = TYPES.get(kind, kind) if isinstance(kind, str) else kind
     info.size = len(data)
@@ -67,7 +76,9 @@ def _gzipped(data: bytes) -> bytes:
 
 @dataclass
 class Made:
-    """An image as documents and blobs by digest; ``index`` is the layout's, and each step can be falsified before :meth:`write`."""
+    """An image as documents and blobs by digest; ``index`` is the layout's, and each step can be
+    falsified before :meth:`write`.
+    """
 
     layers: list[bytes]
     config: dict[str, Any] = field(default_factory=dict)
@@ -82,7 +93,10 @@ class Made:
             "os": "linux",
             "config": self.config,
             "rootfs": {"type": "layers", "diff_ids": [digest_of(data) for data in self.layers]},
-            "history": [{"created": "2026-01-02T03:04:05Z", "created_by": f"step {n}"} for n in range(len(self.layers))],
+            "history": [
+                {"created": "2026-01-02T03:04:05Z", "created_by": f"step {n}"}
+                for n in range(len(self.layers))
+            ],
         }
         self.manifest = {
             "schemaVersion": 2,
@@ -98,7 +112,9 @@ class Made:
 
     def reseal(self) -> None:
         """Let the manifest name the config document as it is now."""
-        self.manifest["config"] = self.add(json.dumps(self.document).encode(), f"{OCI}.config.v1+json")
+        self.manifest["config"] = self.add(
+            json.dumps(self.document).encode(), f"{OCI}.config.v1+json"
+        )
 
     def descriptor(self) -> dict[str, Any]:
         return self.add(json.dumps(self.manifest).encode(), str(self.manifest["mediaType"]))
@@ -121,12 +137,24 @@ class Made:
 
 
 def docker_archive(made: Made, *tags: str) -> bytes:
-    """The image as ``docker save`` writes it (the form before docker 25: config and layers named in manifest.json)."""
+    """The image as ``docker save`` writes it (the form before docker 25: config and layers named in
+    manifest.json).
+    """
     config = json.dumps(made.document).encode()
     names = [f"{digest_of(data).removeprefix('sha256:')}/layer.tar" for data in made.layers]
-    listing = [{"Config": f"{digest_of(config).removeprefix('sha256:')}.json", "RepoTags": list(tags), "Layers": names}]
+    listing = [
+        {
+            "Config": f"{digest_of(config).removeprefix('sha256:')}.json",
+            "RepoTags": list(tags),
+            "Layers": names,
+        }
+    ]
     entries = [entry(name, data) for name, data in zip(names, made.layers, strict=True)]
-    return layer(entry(listing[0]["Config"], config), *entries, entry("manifest.json", json.dumps(listing).encode()))
+    return layer(
+        entry(listing[0]["Config"], config),
+        *entries,
+        entry("manifest.json", json.dumps(listing).encode()),
+    )
 
 
 def tar_of(where: Path) -> bytes:

@@ -1,4 +1,6 @@
-"""A terminal for the command line, as a person has one: typing, reading with a deadline, resizing, hanging up."""
+"""A terminal for the command line, as a person has one: typing, reading with a deadline, resizing,
+hanging up.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ PATIENCE = 60.0
 
 
 def wait_for(condition, patience: float = PATIENCE):
-    """Ask again and again until the answer is true, and return it; an AssertionError after ``patience`` seconds."""
+    """Ask again and again until the answer is true, and return it; an AssertionError after
+    ``patience`` seconds.
+    """
     deadline = time.monotonic() + patience
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not come to be in time"
@@ -36,7 +40,9 @@ def _environment() -> dict[str, str]:
 
 
 class Terminal:
-    """The command line on a pseudo-terminal of its own, which is its controlling one: ``with Terminal("run", "-it", ...) as screen``."""
+    """The command line on a pseudo-terminal of its own, which is its controlling one: ``with
+    Terminal("run", "-it", ...) as screen``.
+    """
 
     def __init__(self, *words: str, rows: int = 30, columns: int = 90, shell: bool = False) -> None:
         self.master, slave = pty.openpty()
@@ -50,7 +56,8 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - no import, no lock
+            # no import, no lock
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
             env={**_environment(), "PS1": "$ ", "TERM": "xterm", "HISTFILE": "/dev/null"},
         )
         self.seen = ""
@@ -76,7 +83,9 @@ class Terminal:
         """Read until the pattern has come since the last read; return what came up to its end."""
         deadline = time.monotonic() + patience
         while not (found := re.search(pattern, self.seen)):
-            ready, _, _ = select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))
+            ready, _, _ = select.select(
+                [self.master], [], [], max(0.0, deadline - time.monotonic())
+            )
             assert ready, f"no {pattern!r} in {self.seen!r}"
             self.seen += os.read(self.master, 65536).decode(errors="replace")
         text, self.seen = self.seen[: found.end()], self.seen[found.end() :]

@@ -1,4 +1,6 @@
-"""Operating systems without containers: the library and the plugin can be loaded, and say one sentence when they are used."""
+"""Operating systems without containers: the library and the plugin can be loaded, and say one
+sentence when they are used.
+"""
 
 from __future__ import annotations
 
@@ -54,18 +56,29 @@ def elsewhere(request, tmp_path, monkeypatch):
 
     def run(code: str) -> subprocess.CompletedProcess[str]:
         program = FAKE.format(platform=request.param, code=code)
-        return subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+        return subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
 
     return run
 
 
 def suite(elsewhere, directory: Path, *args: str) -> str:
     (directory / "test_it.py").write_text(SUITE)
-    return elsewhere(f"sys.exit(pytest.main(['-p', 'pytest_sandbox.plugin', '-rs', *{args!r}]))").stdout
+    return elsewhere(
+        f"sys.exit(pytest.main(['-p', 'pytest_sandbox.plugin', '-rs', *{args!r}]))"
+    ).stdout
 
 
 def test_a_suite_runs_that_asks_for_nothing(elsewhere, tmp_path):
-    """Without --sandbox and without marks a suite has the outcomes that it has without the plugin."""
+    """Without --sandbox and without marks a suite has the outcomes that it has without the
+    plugin.
+    """
     assert "2 passed, 3 deselected" in suite(elsewhere, tmp_path, "-k", "plain or outside")
 
 
@@ -73,20 +86,39 @@ def test_a_test_that_needs_a_container_fails_with_one_sentence(elsewhere, tmp_pa
     """What is inside, holds a container or makes one says what it takes; all others run."""
     printed = suite(elsewhere, tmp_path)
     assert "1 failed, 2 passed, 2 errors" in printed
-    assert 3 == len([line for line in printed.splitlines() if SENTENCE in line and line.startswith("a container")])
+    assert 3 == len(
+        [
+            line
+            for line in printed.splitlines()
+            if SENTENCE in line and line.startswith("a container")
+        ]
+    )
     assert "Traceback" not in printed
 
 
 def test_a_suite_may_skip_what_it_cannot_have(elsewhere, tmp_path):
     """``sandbox_unsupported = skip`` skips tests that need a container, also under --sandbox."""
-    assert "1 passed, 4 skipped" in suite(elsewhere, tmp_path, "--sandbox", "-o", "sandbox_unsupported=skip")
+    assert "1 passed, 4 skipped" in suite(
+        elsewhere, tmp_path, "--sandbox", "-o", "sandbox_unsupported=skip"
+    )
 
 
-@pytest.mark.parametrize("use", ["p.Container(memory='1g')", "p.Image.pull('debian')", "p.Network()", "p.Container.check(p.Settings())"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        "p.Container(memory='1g')",
+        "p.Image.pull('debian')",
+        "p.Network()",
+        "p.Container.check(p.Settings())",
+    ],
+)
 def test_the_library_can_be_imported_and_refuses(elsewhere, use):
-    """Every public name is there; the first use of what needs Linux is an UnsupportedError of one sentence."""
+    """Every public name is there; the first use of what needs Linux is an UnsupportedError of one
+    sentence.
+    """
     done = elsewhere(
-        f"import pytest_sandbox as p\n[getattr(p, name) for name in p.__all__]\np.Settings(memory='1g')\n"
+        "import pytest_sandbox as p\n[getattr(p, name) for name in "
+        "p.__all__]\np.Settings(memory='1g')\n"
         f"try:\n    {use}\nexcept p.UnsupportedError as error:\n    print(error)"
     )
     assert "" == done.stderr
@@ -98,4 +130,9 @@ def test_the_command_line_says_one_sentence(elsewhere):
     done = elsewhere("from pytest_sandbox.cli import main\nsys.exit(main(['run', 'host', 'true']))")
     assert (125, 1) == (done.returncode, done.stderr.count("\n"))
     assert SENTENCE in done.stderr
-    assert "COMMAND" in elsewhere("from pytest_sandbox.cli import main\nsys.exit(main(['run', '--help']))").stdout
+    assert (
+        "COMMAND"
+        in elsewhere(
+            "from pytest_sandbox.cli import main\nsys.exit(main(['run', '--help']))"
+        ).stdout
+    )

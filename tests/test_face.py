@@ -30,20 +30,39 @@ ERRORS = {
 
 def fresh(code: str) -> str:
     """What a fresh interpreter prints when it runs *code*."""
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize("module", ["pytest", "_pytest", "pyroute2", "rich", "coverage", "urllib3", "filelock", "asyncio", "ctypes"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "pytest",
+        "_pytest",
+        "pyroute2",
+        "rich",
+        "coverage",
+        "urllib3",
+        "filelock",
+        "asyncio",
+        "ctypes",
+    ],
+)
 def test_the_import_loads_nothing_that_is_not_needed(module):
-    """`import pytest_sandbox` leaves third parties and the expensive parts of the standard library unloaded."""
+    """`import pytest_sandbox` leaves third parties and the expensive parts of the standard library
+    unloaded.
+    """
     assert "False" == fresh(f"import pytest_sandbox, sys; print({module!r} in sys.modules)")
 
 
 @pytest.mark.vm
 def test_every_public_name_can_be_had_from_the_face():
     """Each name of __all__ is there, although it is loaded only when it is asked for."""
-    names = fresh("import pytest_sandbox as p; print([name for name in p.__all__ if not hasattr(p, name)])")
+    names = fresh(
+        "import pytest_sandbox as p; print([name for name in p.__all__ if not hasattr(p, name)])"
+    )
     assert "[]" == names
 
 
@@ -61,7 +80,9 @@ def test_an_unknown_name_is_an_attribute_error():
 
 @pytest.mark.parametrize("name", pytest_sandbox.__all__)
 def test_every_public_name_is_documented(name):
-    """Each public class or function has a docstring of its own, and so has each of its public methods and attributes, those of its bases too."""
+    """Each public class or function has a docstring of its own, and so has each of its public
+    methods and attributes, those of its bases too.
+    """
     value = getattr(pytest_sandbox, name)
     if not callable(value):
         return
@@ -76,10 +97,16 @@ def ours(value: object) -> list[type]:
 
 
 def undocumented(kind: type) -> list[str]:
-    """The public methods and attributes of a class that have no docstring: neither their own, nor in the class's, nor in a base's."""
+    """The public methods and attributes of a class that have no docstring: neither their own, nor
+    in the class's, nor in a base's.
+    """
     tree = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     found = {**attributes(tree), **methods(tree)}
-    mentioned = [name for base in kind.__mro__ for name in re.findall(r"``(?:\w+\.)?(\w+)``", base.__doc__ or "")]
+    mentioned = [
+        name
+        for base in kind.__mro__
+        for name in re.findall(r"``(?:\w+\.)?(\w+)``", base.__doc__ or "")
+    ]
     above = {name for base in ours(kind)[1:] for name in vars(base).get("__annotations__", {})}
     return [
         name
@@ -98,27 +125,47 @@ def methods(tree: ast.ClassDef) -> dict[str, bool]:
 
 
 def attributes(tree: ast.ClassDef) -> dict[str, bool]:
-    """The attributes that the class's body or its __init__ sets, and whether a string that documents them follows."""
-    makers = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    """The attributes that the class's body or its __init__ sets, and whether a string that
+    documents them follows.
+    """
+    makers = [
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+    ]
     found = {}
     for body in [tree.body, *(maker.body for maker in makers)]:
         for node, after in itertools.pairwise([*body, ast.Pass()]):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+            targets = (
+                node.targets
+                if isinstance(node, ast.Assign)
+                else [node.target]
+                if isinstance(node, ast.AnnAssign)
+                else []
+            )
             documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             for target in targets:
                 names = target.elts if isinstance(target, ast.Tuple) else [target]
                 wanted = ast.Name if body is tree.body else ast.Attribute
-                found |= {ast.unparse(one).removeprefix("self."): documented for one in names if isinstance(one, wanted)}
+                found |= {
+                    ast.unparse(one).removeprefix("self."): documented
+                    for one in names
+                    if isinstance(one, wanted)
+                }
     return found
 
 
 def test_the_examples_name_every_error():
     """The table above holds each class of the error tree."""
-    assert set(ERRORS) == {value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, Exception)}
+    assert set(ERRORS) == {
+        value
+        for value in vars(errors).values()
+        if inspect.isclass(value) and issubclass(value, Exception)
+    }
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize(("kind", "arguments"), ERRORS.items(), ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("kind", "arguments"), ERRORS.items(), ids=lambda value: getattr(value, "__name__", "")
+)
 def test_an_error_survives_pickling(kind, arguments):
     """Errors cross processes (xdist, call) with their type, text and attributes."""
     error = kind(*arguments)
@@ -126,9 +173,15 @@ def test_an_error_survives_pickling(kind, arguments):
     assert (type(error), str(error), vars(error)) == (type(copy), str(copy), vars(copy))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ERRORS if kind is not errors.OutOfMemory], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind",
+    [kind for kind in ERRORS if kind is not errors.OutOfMemory],
+    ids=lambda kind: kind.__name__,
+)
 def test_errors_of_ours_have_one_base(kind):
-    """`except SandboxError` catches whatever the library raises; a process's end is subprocess's matter."""
+    """`except SandboxError` catches whatever the library raises; a process's end is subprocess's
+    matter.
+    """
     assert issubclass(kind, errors.SandboxError)
 
 
@@ -137,7 +190,9 @@ def test_a_wrong_setting_is_a_value_error_too():
     assert issubclass(errors.SettingsError, ValueError)
 
 
-@pytest.mark.parametrize(("kind", "arguments"), ERRORS.items(), ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("kind", "arguments"), ERRORS.items(), ids=lambda value: getattr(value, "__name__", "")
+)
 def test_an_errors_text_holds_what_was_asked(kind, arguments):
     """The arguments of an error can be read in its text."""
     text = str(kind(*arguments))

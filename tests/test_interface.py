@@ -1,4 +1,6 @@
-"""The public interface: every name that the documentation promises, and the calls that it promises to understand."""
+"""The public interface: every name that the documentation promises, and the calls that it promises
+to understand.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +42,16 @@ CALLS: dict[str, tuple[int, str]] = {
 }
 POPEN = "poll wait communicate send_signal terminate kill __enter__ __exit__"
 SETTINGS = (
-    "image memory memory_swap memory_high cpus cpuset pids_limit device_read_bps device_write_bps device_read_iops device_write_iops "
+    "image memory memory_swap memory_high cpus cpuset pids_limit device_read_bps device_write_bps "
+    "device_read_iops device_write_iops "
     "disk storage shm_size timeout network hostname env user workdir volumes read_only "
     "cap_add cap_drop ulimits security_opt privileged"
 )
 OPTIONS = "image memory cpus disk storage timeout network"
-STATS = "memory_current memory_peak memory_limit cpu_seconds cpu_throttled_seconds pids_current pids_peak oom_kills io_read_bytes io_write_bytes"
+STATS = (
+    "memory_current memory_peak memory_limit cpu_seconds cpu_throttled_seconds pids_current "
+    "pids_peak oom_kills io_read_bytes io_write_bytes"
+)
 PRESSURE = "cpu_pressure_seconds memory_pressure_seconds io_pressure_seconds"
 
 
@@ -66,7 +72,11 @@ def test_a_container_says_what_it_is():
 
 def test_run_takes_the_arguments_of_subprocess_by_their_names():
     """Whatever subprocess.run names itself, run names too."""
-    theirs = {name for name, one in inspect.signature(subprocess.run).parameters.items() if one.kind is one.KEYWORD_ONLY}
+    theirs = {
+        name
+        for name, one in inspect.signature(subprocess.run).parameters.items()
+        if one.kind is one.KEYWORD_ONLY
+    }
     assert set() == theirs - set(inspect.signature(Container.run).parameters)
 
 
@@ -84,12 +94,16 @@ def test_the_settings_have_their_names_and_options():
 
 def test_the_values_have_their_fields():
     """What comes out has the names that a test asks for."""
-    assert [*STATS.split(), *PRESSURE.split()] == [field.name for field in dataclasses.fields(Stats)]
+    assert [*STATS.split(), *PRESSURE.split()] == [
+        field.name for field in dataclasses.fields(Stats)
+    ]
     assert {"path", "kind"} == {field.name for field in dataclasses.fields(Change)}
     assert Change(kind="added", path="/a") == Change("/a", "added")
 
 
-@pytest.mark.parametrize(("name", "positional"), {"pull": 1, "load": 1, "get": 1, "list": 0}.items())
+@pytest.mark.parametrize(
+    ("name", "positional"), {"pull": 1, "load": 1, "get": 1, "list": 0}.items()
+)
 def test_images_are_had_from_their_class(name, positional):
     """An image is pulled, loaded, found and listed by the class."""
     inspect.signature(getattr(Image, name)).bind(*[None] * positional)
@@ -117,10 +131,17 @@ def test_the_hooks_have_their_arguments():
         "pytest_sandbox_started": ["item", "container"],
         "pytest_sandbox_outcome": ["item", "outcome", "stats"],
         "pytest_sandbox_discard": ["item", "container"],
-    } == {name: list(inspect.signature(hook).parameters) for name, hook in vars(hookspecs).items() if name.startswith("pytest_sandbox_")}
+    } == {
+        name: list(inspect.signature(hook).parameters)
+        for name, hook in vars(hookspecs).items()
+        if name.startswith("pytest_sandbox_")
+    }
 
 
 def test_the_errors_are_in_the_face():
     """Whoever catches an error can import it."""
-    names = "SandboxError SettingsError UnsupportedError ImageError SetupError ContainerStopped OutOfMemory"
+    names = (
+        "SandboxError SettingsError UnsupportedError ImageError SetupError ContainerStopped "
+        "OutOfMemory"
+    )
     assert [] == [name for name in names.split() if name not in pytest_sandbox.__all__]

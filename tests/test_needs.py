@@ -24,7 +24,9 @@ def suite(pytester: pytest.Pytester, request: pytest.FixtureRequest) -> pytest.P
         (pytester.path / name).write_text((request.config.rootpath / name).read_text())
     pytester.makeini("[pytest]\nmarkers = needs(*capabilities): needed")
     pytester.mkdir("tests/room")
-    (pytester.path / "tests/room/test_suite.py").write_text("\n".join(line[4:] for line in SUITE.splitlines()))
+    (pytester.path / "tests/room/test_suite.py").write_text(
+        "\n".join(line[4:] for line in SUITE.splitlines())
+    )
     return pytester
 
 
@@ -40,10 +42,14 @@ def test_a_lacking_capability_skips(suite):
 
 
 def test_a_lane_fails_on_a_skip(suite):
-    """Where the lane says what its host has, a test that skips itself counts as failed, and what needs more is deselected."""
+    """Where the lane says what its host has, a test that skips itself counts as failed, and what
+    needs more is deselected.
+    """
     suite.runpytest("tests", "--host-has=root").assert_outcomes(passed=1, failed=1, deselected=1)
 
 
 def test_a_lane_whose_host_lost_a_capability_does_not_skip(suite):
     """What the lane promises runs, found or not, so that losing it is seen."""
-    suite.runpytest("tests", "--host-has=a-program-that-nobody-has").assert_outcomes(passed=2, failed=1)
+    suite.runpytest("tests", "--host-has=a-program-that-nobody-has").assert_outcomes(
+        passed=2, failed=1
+    )

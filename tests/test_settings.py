@@ -13,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_sandbox.errors import SettingsError
-from pytest_sandbox.settings import CAPABILITIES, KEYS, ULIMITS, FrozenMap, Settings, Volume, from_text, parse_size
+from pytest_sandbox.settings import (
+    CAPABILITIES,
+    KEYS,
+    ULIMITS,
+    FrozenMap,
+    Settings,
+    Volume,
+    from_text,
+    parse_size,
+)
 
 M = 1 << 20
 
@@ -83,7 +92,9 @@ GOOD = [
 
 @pytest.mark.parametrize(("key", "written", "canonical"), GOOD)
 def test_every_form_becomes_the_canonical_value(key, written, canonical):
-    """A key's value is the same however it was written, and its type is the one that the table says."""
+    """A key's value is the same however it was written, and its type is the one that the table
+    says.
+    """
     value = getattr(Settings.of(**{key: written}), key)
     assert canonical == value
     assert isinstance(value, type(canonical) if not isinstance(canonical, dict) else FrozenMap)
@@ -116,7 +127,9 @@ BAD = [
 
 @pytest.mark.parametrize(("key", "wrong"), BAD)
 def test_a_wrong_value_names_key_value_and_form(key, wrong):
-    """Whatever is wrong, the error is a ValueError that names the key, the value and what would be accepted."""
+    """Whatever is wrong, the error is a ValueError that names the key, the value and what would be
+    accepted.
+    """
     with pytest.raises(SettingsError) as raised:
         Settings.of(**{key: wrong})
     assert key == raised.value.key
@@ -136,7 +149,10 @@ def test_an_unknown_key_is_told_what_was_meant():
         Settings.of(memroy="1g")
 
 
-@pytest.mark.parametrize(("key", "wrong", "meant"), [("cap_add", ["NET_AMIN"], "CAP_NET_ADMIN"), ("ulimits", {"nofiles": 1}, "nofile")])
+@pytest.mark.parametrize(
+    ("key", "wrong", "meant"),
+    [("cap_add", ["NET_AMIN"], "CAP_NET_ADMIN"), ("ulimits", {"nofiles": 1}, "nofile")],
+)
 def test_a_misspelt_name_is_told_what_was_meant(key, wrong, meant):
     """A misspelt capability or limit is refused with the name that is near it."""
     with pytest.raises(SettingsError, match=f"did you mean {meant}"):
@@ -193,7 +209,9 @@ def test_replace_keeps_the_rest_and_what_follows_from_it():
 
 
 def test_given_tells_what_was_asked_for():
-    """The keys that somebody named are known, even where the value is the default; None takes a key back."""
+    """The keys that somebody named are known, even where the value is the default; None takes a key
+    back.
+    """
     settings = Settings.of(pids_limit=4096, memory="1g").replace(memory=None, cpus=1)
     assert {"pids_limit", "cpus"} == settings.given
     assert Settings.of(pids_limit=4096) == Settings()
@@ -233,10 +251,14 @@ TEXTS = [
 
 @pytest.mark.parametrize(("key", "text", "canonical"), TEXTS)
 def test_every_key_is_readable_from_one_text(key, text, canonical):
-    """An ini setting, an option and the command line reach every key; the canonical value passes again."""
+    """An ini setting, an option and the command line reach every key; the canonical value passes
+    again.
+    """
     value = from_text(key, text)
     assert canonical == value
-    assert value == getattr(Settings.of(**{key: value, **({"memory": "1g"} if key == "memory_swap" else {})}), key)
+    assert value == getattr(
+        Settings.of(**{key: value, **({"memory": "1g"} if key == "memory_swap" else {})}), key
+    )
 
 
 def test_the_texts_cover_every_key():
@@ -244,7 +266,10 @@ def test_the_texts_cover_every_key():
     assert set(KEYS) == {key for key, *_ in TEXTS}
 
 
-@pytest.mark.parametrize(("key", "text"), [("memory", "lots"), ("nothing", ""), ("nothing", "none"), ("volumes", "none:/x")])
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [("memory", "lots"), ("nothing", ""), ("nothing", "none"), ("volumes", "none:/x")],
+)
 def test_a_wrong_text_is_refused(key, text):
     """A text that cannot be read names its key, as a value does."""
     with pytest.raises(SettingsError, match=f"^{key}="):
@@ -252,10 +277,14 @@ def test_a_wrong_text_is_refused(key, text):
 
 
 def test_the_table_says_all_of_every_key():
-    """The table has a row for every field but `given`, with words for the documentation, and the options of the interface."""
+    """The table has a row for every field but `given`, with words for the documentation, and the
+    options of the interface.
+    """
     assert [one.name for one in fields(Settings) if one.name != "given"] == list(KEYS)
     assert all(key.form and key.default and key.meaning for key in KEYS.values())
-    assert {"image", "memory", "cpus", "disk", "storage", "timeout", "network"} == {key.name for key in KEYS.values() if key.option}
+    assert {"image", "memory", "cpus", "disk", "storage", "timeout", "network"} == {
+        key.name for key in KEYS.values() if key.option
+    }
 
 
 values = st.fixed_dictionaries(
@@ -263,9 +292,13 @@ values = st.fixed_dictionaries(
     optional={
         "memory": st.integers(6 * M, 1 << 50),
         "cpus": st.floats(0.01, 8192),
-        "cpuset": st.sets(st.integers(0, 8191), min_size=1, max_size=8).map(lambda cpus: ",".join(map(str, cpus))),
+        "cpuset": st.sets(st.integers(0, 8191), min_size=1, max_size=8).map(
+            lambda cpus: ",".join(map(str, cpus))
+        ),
         "pids_limit": st.integers(-1, 4_194_304),
-        "env": st.dictionaries(st.from_regex(r"\A[A-Z_]{1,8}\Z"), st.text().filter(lambda text: "\0" not in text)),
+        "env": st.dictionaries(
+            st.from_regex(r"\A[A-Z_]{1,8}\Z"), st.text().filter(lambda text: "\0" not in text)
+        ),
         "cap_add": st.lists(st.sampled_from(CAPABILITIES)),
         "ulimits": st.dictionaries(st.sampled_from(ULIMITS), st.integers(-1, 1 << 40)),
         "volumes": st.just(["/a:/b:ro"]),
@@ -276,7 +309,9 @@ values = st.fixed_dictionaries(
 
 @given(values)
 def test_settings_survive_json_and_pickle(raw):
-    """What crosses to the launcher or a worker comes out equal, with the knowledge of what was asked for."""
+    """What crosses to the launcher or a worker comes out equal, with the knowledge of what was
+    asked for.
+    """
     settings = Settings.of(**raw)
     again = Settings.of(**json.loads(json.dumps(settings.raw())))
     assert settings == again == pickle.loads(pickle.dumps(settings))

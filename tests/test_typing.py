@@ -15,11 +15,24 @@ from pytest_sandbox.settings import KEYS, Settings
 from pytest_sandbox.settings.kwargs import SettingsKwargs
 
 PROGRAM = Path(__file__).parent / "typing_programs" / "calls.py"
-WRONG = [number for number, line in enumerate(PROGRAM.read_text().splitlines(), 1) if line.endswith("# wrong")]
+WRONG = [
+    number
+    for number, line in enumerate(PROGRAM.read_text().splitlines(), 1)
+    if line.endswith("# wrong")
+]
 
 
 def lines_by_mypy(directory: Path) -> dict[int, str]:
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={directory}", "--no-error-summary", PROGRAM]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--config-file=",
+        f"--cache-dir={directory}",
+        "--no-error-summary",
+        PROGRAM,
+    ]
     printed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "" == printed.stderr
     found = re.findall(r"calls\.py:(\d+): error: (.*)", printed.stdout)
@@ -27,10 +40,22 @@ def lines_by_mypy(directory: Path) -> dict[int, str]:
 
 
 def lines_by_pyright(_directory: Path) -> dict[int, str]:
-    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson", PROGRAM]
+    command = [
+        sys.executable,
+        "-m",
+        "pyright",
+        "--pythonpath",
+        sys.executable,
+        "--outputjson",
+        PROGRAM,
+    ]
     printed = subprocess.run(command, capture_output=True, text=True, check=False)
     found = json.loads(printed.stdout)["generalDiagnostics"]
-    return {one["range"]["start"]["line"] + 1: one["message"] for one in found if one["severity"] == "error"}
+    return {
+        one["range"]["start"]["line"] + 1: one["message"]
+        for one in found
+        if one["severity"] == "error"
+    }
 
 
 @pytest.mark.slow
@@ -42,7 +67,9 @@ def lines_by_pyright(_directory: Path) -> dict[int, str]:
     ],
 )
 def test_a_type_checker_rejects_wrong_calls_alone(errors_of, tmp_path):
-    """A misspelt key, a wrong value or a wrong argument is an error of the type checker; what is right is none."""
+    """A misspelt key, a wrong value or a wrong argument is an error of the type checker; what is
+    right is none.
+    """
     found = errors_of(tmp_path)
     assert WRONG == sorted(found), found
 
@@ -53,14 +80,23 @@ def test_the_keywords_are_the_settings():
 
 
 def test_settings_are_parsed_when_they_are_made():
-    """Settings(memory="512m") is 512 MiB, however the value is written, and knows that it was asked for."""
+    """Settings(memory="512m") is 512 MiB, however the value is written, and knows that it was asked
+    for.
+    """
     made = Settings(memory="512m")
     assert (512 << 20, frozenset({"memory"})) == (made.memory, made.given)
-    assert Settings(memory=512 << 20) == made == Settings.of(memory="512m") == Settings().replace(memory="512m")
+    assert (
+        Settings(memory=512 << 20)
+        == made
+        == Settings.of(memory="512m")
+        == Settings().replace(memory="512m")
+    )
 
 
 def test_unchecked_settings_have_every_field():
     """Canonical values are taken as they are, and every other field has its default."""
     made = Settings.unchecked(memory=1)
     assert 1 == made.memory
-    assert {one.name for one in fields(Settings)} == {one.name for one in fields(Settings) if hasattr(made, one.name)}
+    assert {one.name for one in fields(Settings)} == {
+        one.name for one in fields(Settings) if hasattr(made, one.name)
+    }

@@ -1,4 +1,5 @@
-"""Time two checkouts of this project against each other, in turn: ``python tools/compare_commits.py OLD NEW``.
+"""Time two checkouts of this project against each other, in turn: ``python tools/compare_commits.py
+OLD NEW``.
 
 For the question whether a change made something slower. Each round runs every row in a new process
 of the old checkout and then of the new one, so that both see the same machine. It prints the median
@@ -62,7 +63,14 @@ def measured(checkout: Path, directory: str) -> dict[str, float]:
     env = {**os.environ, "PYTHONPATH": str(checkout), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
     def printed(code: str) -> str:
-        done = subprocess.run([sys.executable, "-c", code], check=True, env=env, cwd=directory, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            check=True,
+            env=env,
+            cwd=directory,
+            capture_output=True,
+            text=True,
+        )
         return done.stdout.splitlines()[-1]
 
     rows: dict[str, float] = json.loads(printed(WORKER))
@@ -87,7 +95,9 @@ def main() -> int:
         old, new = (statistics.median(one[side][row] for one in rounds) for side in (0, 1))
         ratios = sorted(one[1][row] / one[0][row] for one in rounds)
         spread = f"{ratios[0]:.2f} - {ratios[-1]:.2f}"
-        print(f"| {row} | {old:.2f} ms | {new:.2f} ms | {statistics.median(ratios):.2f} | {spread} |")
+        print(
+            f"| {row} | {old:.2f} ms | {new:.2f} ms | {statistics.median(ratios):.2f} | {spread} |"
+        )
     return 0
 
 

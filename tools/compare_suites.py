@@ -1,8 +1,9 @@
 """Run real test suites plain and sandboxed, and compare them test by test.
 
-``python tools/compare_suites.py [NAME ...]`` downloads each suite's source distribution with pip, installs it with what its tests need into
-a virtual environment of its own (kept in ``--cache``), runs its tests once without and once with ``--sandbox``, and prints each test whose
-outcome differs. The exit status is 1 where any does. Order is fixed, and other plugins than the suite's own are off.
+``python tools/compare_suites.py [NAME ...]`` downloads each suite's source distribution with pip,
+installs it with what its tests need into a virtual environment of its own (kept in ``--cache``),
+runs its tests once without and once with ``--sandbox``, and prints each test whose outcome differs.
+The exit status is 1 where any does. Order is fixed, and other plugins than the suite's own are off.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ SUITES = {
 
 
 def pip(python: Path, *arguments: str) -> None:
-    subprocess.run([python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments], check=True)
+    subprocess.run(
+        [python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments], check=True
+    )
 
 
 def prepare(suite: Suite, cache: Path) -> tuple[Path, Path]:
@@ -66,7 +69,16 @@ def prepare(suite: Suite, cache: Path) -> tuple[Path, Path]:
     if not ready.exists():
         subprocess.run([sys.executable, "-m", "venv", directory / "venv"], check=True)
         requirement = f"{suite.name}=={suite.version}"
-        pip(python, "download", "--no-deps", "--no-binary", suite.name, "-d", str(directory), requirement)
+        pip(
+            python,
+            "download",
+            "--no-deps",
+            "--no-binary",
+            suite.name,
+            "-d",
+            str(directory),
+            requirement,
+        )
         archive = next(directory.glob("*.tar.gz"))
         with tarfile.open(archive) as file:
             file.extractall(directory / "src", filter="data")
@@ -76,7 +88,9 @@ def prepare(suite: Suite, cache: Path) -> tuple[Path, Path]:
     return python, sources
 
 
-def run(suite: Suite, python: Path, sources: Path, *, sandboxed: bool) -> tuple[dict[str, str], float]:
+def run(
+    suite: Suite, python: Path, sources: Path, *, sandboxed: bool
+) -> tuple[dict[str, str], float]:
     """Return each test's outcome, and how long it took."""
     report = sources.parent / ("sandboxed.xml" if sandboxed else "plain.xml")
     report.unlink(missing_ok=True)
@@ -96,7 +110,9 @@ def run(suite: Suite, python: Path, sources: Path, *, sandboxed: bool) -> tuple[
     ]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     began = time.monotonic()
-    done = subprocess.run(command, cwd=sources, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=sources, env=environment, capture_output=True, text=True, check=False
+    )
     took = time.monotonic() - began
     (sources.parent / report.with_suffix(".txt").name).write_text(done.stdout + done.stderr)
     if not report.exists():
@@ -117,22 +133,31 @@ def compare(suite: Suite, cache: Path) -> int:
     python, sources = prepare(suite, cache)
     plain, took = run(suite, python, sources, sandboxed=False)
     inside, took_inside = run(suite, python, sources, sandboxed=True)
-    differing = sorted(name for name in plain.keys() | inside.keys() if plain.get(name) != inside.get(name))
+    differing = sorted(
+        name for name in plain.keys() | inside.keys() if plain.get(name) != inside.get(name)
+    )
     for name in differing:
         print(f"  {name}: {plain.get(name, 'missing')} -> {inside.get(name, 'missing')}")
     each = (took_inside - took) / max(1, len(plain)) * 1000
     print(
-        f"{suite.name} {suite.version}: {len(plain)} tests, {len(differing)} differ; {took:.1f} s -> {took_inside:.1f} s, {each:+.1f} ms a test"
+        f"{suite.name} {suite.version}: {len(plain)} tests, {len(differing)} differ; {took:.1f} s "
+        f"-> {took_inside:.1f} s, {each:+.1f} ms a test"
     )
     return len(differing)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"among {', '.join(SUITES)} (default: all)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"among {', '.join(SUITES)} (default: all)"
+    )
     parser.add_argument("--cache", type=Path, default=ROOT / "build/suites")
     chosen = parser.parse_args()
-    sys.exit(1 if sum(compare(SUITES[name], chosen.cache) for name in chosen.names or SUITES) else 0)
+    sys.exit(
+        1 if sum(compare(SUITES[name], chosen.cache) for name in chosen.names or SUITES) else 0
+    )
 
 
 if __name__ == "__main__":

@@ -16,4 +16,6 @@ class Roles(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_more: Any) -> None:
         """Change the docstring of every object that is read."""
         if obj.docstring is not None:
-            obj.docstring.value = _ROLE.sub(lambda found: f"`{found[1].removeprefix('pytest_sandbox.')}`", obj.docstring.value)
+            obj.docstring.value = _ROLE.sub(
+                lambda found: f"`{found[1].removeprefix('pytest_sandbox.')}`", obj.docstring.value
+            )

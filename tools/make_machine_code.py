@@ -1,7 +1,8 @@
-"""Assemble tools/machine_code/*.S into pytest_sandbox/linux/machine_code.py: ``python tools/make_machine_code.py``.
+"""Assemble tools/machine_code/*.S into pytest_sandbox/linux/machine_code.py: ``python
+tools/make_machine_code.py``.
 
-Needs cc for this machine, and for another architecture its cross assembler (Debian: binutils-aarch64-linux-gnu); ``--check`` compares only
-what can be assembled here.
+Needs cc for this machine, and for another architecture its cross assembler (Debian:
+binutils-aarch64-linux-gnu); ``--check`` compares only what can be assembled here.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def tools(machine: str) -> tuple[str, str, str] | None:
     """The assembler, nm and objcopy for a machine, where they are installed."""
     for prefix in ("", f"{machine}-linux-gnu-"):
         names = (f"{prefix}as", f"{prefix}nm", f"{prefix}objcopy")
-        if all(map(shutil.which, ("cpp", *names))) and f"{machine}-linux-gnu" in printed(names[0], "--version"):
+        if all(map(shutil.which, ("cpp", *names))) and f"{machine}-linux-gnu" in printed(
+            names[0], "--version"
+        ):
             return names
     return None
 
@@ -48,17 +51,26 @@ def printed(*command: str | Path) -> str:
 
 
 def assembled(machine: str) -> dict[str, bytes] | None:
-    """The bytes of ``run``, ``helper`` and ``init``; None where this machine has no assembler for the architecture."""
+    """The bytes of ``run``, ``helper`` and ``init``; None where this machine has no assembler for
+    the architecture.
+    """
     installed = tools(machine)
     if installed is None:
         return None
     assembler, nm, objcopy = installed
     with tempfile.TemporaryDirectory() as directory:
-        source, object_, text = (Path(directory, name) for name in ("code.s", "code.o", "code.text"))
-        source.write_text(printed("cpp", "-P", "-undef", "-x", "assembler-with-cpp", SOURCES / f"{machine}.S"))
+        source, object_, text = (
+            Path(directory, name) for name in ("code.s", "code.o", "code.text")
+        )
+        source.write_text(
+            printed("cpp", "-P", "-undef", "-x", "assembler-with-cpp", SOURCES / f"{machine}.S")
+        )
         subprocess.run([assembler, "-o", object_, source], check=True)
         subprocess.run([objcopy, "-O", "binary", "-j", ".text", object_, text], check=True)
-        places = {name: int(place, 16) for place, _kind, name in map(str.split, printed(nm, object_).splitlines())}
+        places = {
+            name: int(place, 16)
+            for place, _kind, name in map(str.split, printed(nm, object_).splitlines())
+        }
         code = text.read_bytes()
     found = {name: code[places[name] : places[f"{name}_end"]] for name in ("run", "init")}
     return {**found, "helper": code[places["run_end"] : places["helper_end"]]}
@@ -73,7 +85,9 @@ def module(codes: dict[str, dict[str, bytes]]) -> str:
     parts = []
     for name, comment in COMMENTS.items():
         part = f"#: {comment}\n{name.upper()} = {{\n"
-        part += "".join(f'    "{machine}": {literal(code[name])},\n' for machine, code in codes.items())
+        part += "".join(
+            f'    "{machine}": {literal(code[name])},\n' for machine, code in codes.items()
+        )
         parts.append(f"{part}}}\n")
     return HEAD + "\n".join(parts)
 

@@ -20,9 +20,13 @@ HEADERS = {
     "AARCH64": ("arm64/asm/unistd_64.h",),
     "ARM": ("arm/asm/unistd-eabi.h", "arm/asm/unistd.h"),
 }
-# The headers give some numbers as an offset from one of these. The x32 bit is kept out of the table: the filter strips it first.
+# The headers give some numbers as an offset from one of these. The x32 bit is kept out of the
+# table: the filter strips it first.
 BASES = {"__X32_SYSCALL_BIT": 0, "__NR_SYSCALL_BASE": 0, "__ARM_NR_BASE": 0x0F0000}
-NUMBER = re.compile(r"^#define __(?:ARM_)?NR_(?P<name>(?!SYSCALL_)\w+)\s+\(?(?:(?P<base>__\w+)\s*\+\s*)?(?P<number>\d+)\)?$", re.MULTILINE)
+NUMBER = re.compile(
+    r"^#define __(?:ARM_)?NR_(?P<name>(?!SYSCALL_)\w+)\s+\(?(?:(?P<base>__\w+)\s*\+\s*)?(?P<number>\d+)\)?$",
+    re.MULTILINE,
+)
 VERSION = re.compile(r"^#define LINUX_VERSION_(?:MAJOR|PATCHLEVEL|SUBLEVEL) (\d+)$", re.MULTILINE)
 
 PREFACE = '''\

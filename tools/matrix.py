@@ -1,7 +1,9 @@
-"""Run tests of the plugin on several Pythons and pytests: ``python tools/matrix.py [--python 3.11,3.13] [--pytest 8.3.0,newest] [ARGUMENTS]``.
+"""Run tests of the plugin on several Pythons and pytests: ``python tools/matrix.py [--python
+3.11,3.13] [--pytest 8.3.0,newest] [ARGUMENTS]``.
 
-Each pair gets a virtual environment of its own, kept below ``--cache``; what follows the options goes to pytest (default: tests/plugin).
-The interpreters are looked for in PATH, then among pyenv's. The last line sums up; the exit status is 1 where a pair fails.
+Each pair gets a virtual environment of its own, kept below ``--cache``; what follows the options
+goes to pytest (default: tests/plugin). The interpreters are looked for in PATH, then among pyenv's.
+The last line sums up; the exit status is 1 where a pair fails.
 """
 
 from __future__ import annotations
@@ -16,8 +18,24 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = "3.11,3.12,3.13"
 PYTESTS = "8.3.0,8.4.2,9.0.3,newest"
-PLUGINS = ("anyio[trio]", "django", "hypothesis", "pytest-asyncio", "pytest-benchmark", "pytest-cov", "pytest-django", "pytest-html")
-MORE_PLUGINS = ("pytest-mock", "pytest-randomly", "pytest-rerunfailures", "pytest-timeout", "pytest-xdist", "trustme")
+PLUGINS = (
+    "anyio[trio]",
+    "django",
+    "hypothesis",
+    "pytest-asyncio",
+    "pytest-benchmark",
+    "pytest-cov",
+    "pytest-django",
+    "pytest-html",
+)
+MORE_PLUGINS = (
+    "pytest-mock",
+    "pytest-randomly",
+    "pytest-rerunfailures",
+    "pytest-timeout",
+    "pytest-xdist",
+    "trustme",
+)
 
 
 def interpreter(version: str) -> str:
@@ -46,7 +64,9 @@ def prepare(python: str, pytest: str, cache: Path) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--python", default=PYTHONS, metavar="VERSIONS", help=f"default: {PYTHONS}")
     parser.add_argument("--pytest", default=PYTESTS, metavar="VERSIONS", help=f"default: {PYTESTS}")
     parser.add_argument("--cache", type=Path, default=ROOT / "build/matrix")
@@ -56,7 +76,11 @@ def main() -> int:
         for pytest in options.pytest.split(","):
             inner = prepare(python, pytest, options.cache)
             print(f"-- Python {python}, pytest {pytest}", flush=True)
-            done = subprocess.run([inner, "-m", "pytest", "-q", *(arguments or ["tests/plugin"])], cwd=ROOT, check=False)
+            done = subprocess.run(
+                [inner, "-m", "pytest", "-q", *(arguments or ["tests/plugin"])],
+                cwd=ROOT,
+                check=False,
+            )
             if done.returncode:
                 failed.append(f"Python {python} with pytest {pytest}")
     print(f"failed: {', '.join(failed)}" if failed else "all pairs passed")

@@ -1,4 +1,6 @@
-"""What mkdocs asks of the code while it builds the pages: the table of settings, the verbs of the command line."""
+"""What mkdocs asks of the code while it builds the pages: the table of settings, the verbs of the
+command line.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ _COLUMNS = "88"
 
 def on_page_markdown(markdown: str, **_more: Any) -> str:
     """Put what is made from the code where a page asks for it."""
-    for comment, make in {"<!-- the table of settings -->": settings_table, "<!-- the verbs -->": verbs}.items():
+    for comment, make in {
+        "<!-- the table of settings -->": settings_table,
+        "<!-- the verbs -->": verbs,
+    }.items():
         if comment in markdown:
             markdown = markdown.replace(comment, make())
     return markdown
@@ -23,11 +28,20 @@ def on_page_markdown(markdown: str, **_more: Any) -> str:
 
 def settings_table() -> str:
     """One row for each key, as the code describes it."""
-    return "\n".join(["| key | option | accepts | default | meaning |", "|---|---|---|---|---|", *map(_row, KEYS.values())])
+    return "\n".join(
+        [
+            "| key | option | accepts | default | meaning |",
+            "|---|---|---|---|---|",
+            *map(_row, KEYS.values()),
+        ]
+    )
 
 
 def _row(key: Key) -> str:
-    return f"| `{key.name}` | {'yes' if key.option else ''} | {_cell(key.form)} | {_cell(key.default)} | {_cell(key.meaning)} |"
+    return (
+        f"| `{key.name}` | {'yes' if key.option else ''} | {_cell(key.form)} | "
+        f"{_cell(key.default)} | {_cell(key.meaning)} |"
+    )
 
 
 def _cell(text: str) -> str:

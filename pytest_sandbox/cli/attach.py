@@ -53,7 +53,8 @@ def attach(container: Container, command: Command) -> int:
     """
     if command.tty and command.interactive and not os.isatty(_STDIN):
         raise SandboxError(
-            "-it needs a terminal, and standard input is none. Leave out -t to pipe into the command, or -i for its output alone."
+            "-it needs a terminal, and standard input is none. Leave out -t to pipe into the "
+            "command, or -i for its output alone."
         )
     try:
         with _Attachment(container, command) as attachment:
@@ -114,18 +115,27 @@ class _Attachment:
         if self.overran:
             complain(f"killed: it ran longer than --timeout {self.command.timeout:g} seconds.")
         elif self.oom_kills:
-            complain("killed for memory: it needed more than --memory allows. Give it more, or have it use less.")
+            complain(
+                "killed for memory: it needed more than --memory allows. Give it more, or have it "
+                "use less."
+            )
 
     def _signals(self) -> list[signal.Signals]:
         proxied = list(signal_proxy.FORWARDED) if self.command.sig_proxy else []
-        return [*proxied, signal.SIGWINCH, signal.SIGCONT, signal.SIGTSTP] if self.command.tty else proxied
+        return (
+            [*proxied, signal.SIGWINCH, signal.SIGCONT, signal.SIGTSTP]
+            if self.command.tty
+            else proxied
+        )
 
     # -- starting
 
     def _start(self) -> Popen[bytes]:
         self.undo.callback(self.container.close)
         slave = self._open_terminal() if self.command.tty else -1
-        stdin, stdout, stderr = (slave, slave, slave) if self.command.tty else self._choose_streams()
+        stdin, stdout, stderr = (
+            (slave, slave, slave) if self.command.tty else self._choose_streams()
+        )
         environment, _workdir, _user = self.container.surroundings(env=None, cwd=None, user=None)
         if self.command.tty and self.container.settings.image != "host":
             environment.setdefault("TERM", "xterm")
@@ -156,7 +166,9 @@ class _Attachment:
         try:
             self.master, slave = self.container.openpty()
         except OSError as error:
-            raise SandboxError(f"no terminal for the command: {error.strerror}. Leave out -t.") from error
+            raise SandboxError(
+                f"no terminal for the command: {error.strerror}. Leave out -t."
+            ) from error
         self.undo.callback(os.close, self.master)
         os.set_blocking(self.master, False)
         copy_size(_STDIN if self.command.interactive else _STDOUT, self.master)

@@ -25,11 +25,18 @@ __all__ = ["VERBS"]
 
 
 def _format_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", choices=["table", "json"], default="table", help="json: one list, for programs (default: table)")
+    parser.add_argument(
+        "--format",
+        choices=["table", "json"],
+        default="table",
+        help="json: one list, for programs (default: table)",
+    )
 
 
 def _id_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", metavar="CONTAINER", help="its id, the beginning of its id, or its name")
+    parser.add_argument(
+        "id", metavar="CONTAINER", help="its id, the beginning of its id, or its name"
+    )
 
 
 # -- ps
@@ -38,7 +45,12 @@ def _id_argument(parser: argparse.ArgumentParser) -> None:
 def _ps_arguments(parser: argparse.ArgumentParser) -> None:
     _format_argument(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="print ids only")
-    parser.add_argument("-a", "--all", action="store_true", help="those too whose layers `pytest --sandbox-keep` has kept")
+    parser.add_argument(
+        "-a",
+        "--all",
+        action="store_true",
+        help="those too whose layers `pytest --sandbox-keep` has kept",
+    )
 
 
 def _ps(found: argparse.Namespace) -> int:
@@ -51,13 +63,18 @@ def _ps(found: argparse.Namespace) -> int:
     elif found.format == "json":
         output.print_json(cards)
     else:
-        output.print_table(("CONTAINER ID", "IMAGE", "COMMAND", "STATUS", "NAME"), [_ps_row(card) for card in cards])
+        output.print_table(
+            ("CONTAINER ID", "IMAGE", "COMMAND", "STATUS", "NAME"),
+            [_ps_row(card) for card in cards],
+        )
     return 0
 
 
 def _ps_row(card: dict[str, Any]) -> tuple[str, ...]:
     age = output.duration(max(0.0, time.time() - card["created"]))
-    status = {"running": f"Up {age}", "paused": f"Up {age} (Paused)"}.get(card["status"], f"Kept {age} ago")
+    status = {"running": f"Up {age}", "paused": f"Up {age} (Paused)"}.get(
+        card["status"], f"Kept {age} ago"
+    )
     return (card["id"], str(card["image"]), card["command"], status, card["name"])
 
 
@@ -104,8 +121,15 @@ def _command(one: Living) -> str:
 def _exec_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_terminal(parser)
     flags.add_environment(parser)
-    parser.add_argument("-u", "--user", metavar="USER[:GROUP]", help="who runs the command (default: as the container's own commands)")
-    parser.add_argument("-w", "--workdir", metavar="DIR", help="working directory inside (default: the container's)")
+    parser.add_argument(
+        "-u",
+        "--user",
+        metavar="USER[:GROUP]",
+        help="who runs the command (default: as the container's own commands)",
+    )
+    parser.add_argument(
+        "-w", "--workdir", metavar="DIR", help="working directory inside (default: the container's)"
+    )
     _id_argument(parser)
     flags.add_command(parser)
 
@@ -151,7 +175,9 @@ def _shell(found: argparse.Namespace) -> int:
     from pytest_sandbox.cli.attach import Command, attach
 
     with _living_or_kept(found.id) as container:
-        words = next(([path] for path in ("/bin/bash", "/bin/sh") if container.exists(path)), ["sh"])
+        words = next(
+            ([path] for path in ("/bin/bash", "/bin/sh") if container.exists(path)), ["sh"]
+        )
         return attach(container, Command(words, interactive=True, tty=sys.stdin.isatty()))
 
 
@@ -159,7 +185,9 @@ def _shell(found: argparse.Namespace) -> int:
 
 
 def _rm_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ids", metavar="CONTAINER", nargs="+", help="ids, beginnings of ids, or names of kept ones")
+    parser.add_argument(
+        "ids", metavar="CONTAINER", nargs="+", help="ids, beginnings of ids, or names of kept ones"
+    )
 
 
 def _rm(found: argparse.Namespace) -> int:
@@ -167,7 +195,9 @@ def _rm(found: argparse.Namespace) -> int:
 
     layers = saved_layers.kept()
     for name in found.ids:
-        chosen = _one_of(name, remote.matching(name, [one.id for one in layers], [one.label for one in layers]))
+        chosen = _one_of(
+            name, remote.matching(name, [one.id for one in layers], [one.label for one in layers])
+        )
         next(one for one in layers if one.id == chosen).remove()
         print(chosen)
     return 0
@@ -186,7 +216,12 @@ def _one_of(name: str, ids: list[str]) -> str:
 def _stats_arguments(parser: argparse.ArgumentParser) -> None:
     _format_argument(parser)
     parser.add_argument("--no-stream", action="store_true", help="print once, and end")
-    parser.add_argument("ids", metavar="CONTAINER", nargs="*", help="ids, beginnings of ids, or names (default: all)")
+    parser.add_argument(
+        "ids",
+        metavar="CONTAINER",
+        nargs="*",
+        help="ids, beginnings of ids, or names (default: all)",
+    )
 
 
 def _stats(found: argparse.Namespace) -> int:
@@ -203,7 +238,11 @@ def _diff(found: argparse.Namespace) -> int:
     else:
         print("".join(f"{change}\n" for change in changes), end="")
     if not changes.complete:
-        print(f"pytest-sandbox: at least {changes.counted} changes, of which {len(changes)} are listed", file=sys.stderr)
+        print(
+            f"pytest-sandbox: at least {changes.counted} changes, of which {len(changes)} are "
+            "listed",
+            file=sys.stderr,
+        )
     return 0
 
 
@@ -231,7 +270,8 @@ VERBS = (
     Verb(
         name="shell",
         usage="CONTAINER",
-        summary="Look around in a living container, or in what a test has left (pytest --sandbox-keep)",
+        summary="Look around in a living container, or in what a test has left (pytest "
+        "--sandbox-keep)",
         arguments=_shell_arguments,
         run=_shell,
     ),

@@ -49,7 +49,11 @@ def _print(rows: Sequence[Capability]) -> None:
     for area, inside in groupby(rows, key=lambda row: row.area):
         _line(terminal, area, "bold")
         for row in inside:
-            _line(terminal, f"  {_mark(row):<3}  {row.name:<{width}}  {row.why}", "" if row.found else "red" if row.needed else "yellow")
+            _line(
+                terminal,
+                f"  {_mark(row):<3}  {row.name:<{width}}  {row.why}",
+                "" if row.found else "red" if row.needed else "yellow",
+            )
             if not row.found:
                 _line(terminal, f"       {'':<{width}}  -> {row.remedy} (for: {row.use})", "")
     _line(terminal, _verdict(rows), "bold")
@@ -70,8 +74,14 @@ def _verdict(rows: Sequence[Capability]) -> str:
     lacking = [row.name for row in rows if row.needed and not row.found]
     if lacking:
         return f"No container can be made here: {', '.join(lacking)}."
-    limits = [row.name.removeprefix("limit: ") for row in rows if row.name.startswith("limit: ") and not row.found]
-    return "Containers can be made here" + (f", without limits on {', '.join(limits)}." if limits else ", with every limit.")
+    limits = [
+        row.name.removeprefix("limit: ")
+        for row in rows
+        if row.name.startswith("limit: ") and not row.found
+    ]
+    return "Containers can be made here" + (
+        f", without limits on {', '.join(limits)}." if limits else ", with every limit."
+    )
 
 
 VERBS = (

@@ -28,31 +28,101 @@ __all__ = [
 
 # Flags of one value: the words, the key of the settings, the metavar, the help.
 _VALUES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
-    (("-m", "--memory"), "memory", "SIZE", "hard cap, such as 512m; over it the kernel kills inside"),
-    (("--memory-swap",), "memory_swap", "SIZE", "memory plus swap; -1 for no limit on swap (default: as --memory)"),
-    (("--memory-high",), "memory_high", "SIZE", "over it the kernel slows down and takes back memory (cgroup v2)"),
+    (
+        ("-m", "--memory"),
+        "memory",
+        "SIZE",
+        "hard cap, such as 512m; over it the kernel kills inside",
+    ),
+    (
+        ("--memory-swap",),
+        "memory_swap",
+        "SIZE",
+        "memory plus swap; -1 for no limit on swap (default: as --memory)",
+    ),
+    (
+        ("--memory-high",),
+        "memory_high",
+        "SIZE",
+        "over it the kernel slows down and takes back memory (cgroup v2)",
+    ),
     (("--cpus",), "cpus", "NUMBER", "CPU time per wall time, such as 1.5"),
     (("--cpuset-cpus",), "cpuset", "LIST", "CPUs that may be used, such as 0-1,3"),
-    (("--pids-limit",), "pids_limit", "N", "processes and threads (default: 4096; -1 for no limit)"),
+    (
+        ("--pids-limit",),
+        "pids_limit",
+        "N",
+        "processes and threads (default: 4096; -1 for no limit)",
+    ),
     (("--disk",), "disk", "SIZE", "size of the writable layer; over it writes get ENOSPC"),
-    (("--storage",), "storage", "WHERE", "where the writable layer lives: memory (default) or disk"),
+    (
+        ("--storage",),
+        "storage",
+        "WHERE",
+        "where the writable layer lives: memory (default) or disk",
+    ),
     (("--shm-size",), "shm_size", "SIZE", "size of /dev/shm (default: 64m)"),
-    (("--network", "--net"), "network", "MODE", "none (default): a network of its own with loopback up; host: this host's"),
+    (
+        ("--network", "--net"),
+        "network",
+        "MODE",
+        "none (default): a network of its own with loopback up; host: this host's",
+    ),
     (("-h", "--hostname"), "hostname", "NAME", "host name inside (default: the container's id)"),
-    (("-u", "--user"), "user", "USER[:GROUP]", "who runs the command: names or numbers of the container's own files"),
+    (
+        ("-u", "--user"),
+        "user",
+        "USER[:GROUP]",
+        "who runs the command: names or numbers of the container's own files",
+    ),
     (("-w", "--workdir"), "workdir", "DIR", "working directory inside, made if it is not there"),
-    (("--timeout",), "timeout", "SECONDS", "wall time; over it everything inside is killed (status 137)"),
+    (
+        ("--timeout",),
+        "timeout",
+        "SECONDS",
+        "wall time; over it everything inside is killed (status 137)",
+    ),
 )
 # Flags that may be given again and again.
 _LISTS: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
-    (("-v", "--volume"), "volumes", "SOURCE:TARGET[:ro]", "host directory or file that is not thrown away"),
-    (("--device-read-bps",), "device_read_bps", "PATH:RATE", "bytes a second read from a block device, such as /dev/sda:1mb"),
-    (("--device-write-bps",), "device_write_bps", "PATH:RATE", "bytes a second written to a block device"),
-    (("--device-read-iops",), "device_read_iops", "PATH:RATE", "reads a second from a block device"),
-    (("--device-write-iops",), "device_write_iops", "PATH:RATE", "writes a second to a block device"),
+    (
+        ("-v", "--volume"),
+        "volumes",
+        "SOURCE:TARGET[:ro]",
+        "host directory or file that is not thrown away",
+    ),
+    (
+        ("--device-read-bps",),
+        "device_read_bps",
+        "PATH:RATE",
+        "bytes a second read from a block device, such as /dev/sda:1mb",
+    ),
+    (
+        ("--device-write-bps",),
+        "device_write_bps",
+        "PATH:RATE",
+        "bytes a second written to a block device",
+    ),
+    (
+        ("--device-read-iops",),
+        "device_read_iops",
+        "PATH:RATE",
+        "reads a second from a block device",
+    ),
+    (
+        ("--device-write-iops",),
+        "device_write_iops",
+        "PATH:RATE",
+        "writes a second to a block device",
+    ),
     (("--cap-add",), "cap_add", "NAME", "capability beyond docker's default set; ALL for all"),
     (("--cap-drop",), "cap_drop", "NAME", "capability less than docker's default set; ALL for all"),
-    (("--ulimit",), "ulimits", "NAME=SOFT[:HARD]", "resource limit of each process, such as nofile=1024"),
+    (
+        ("--ulimit",),
+        "ulimits",
+        "NAME=SOFT[:HARD]",
+        "resource limit of each process, such as nofile=1024",
+    ),
     (("--security-opt",), "security_opt", "OPTION", "seccomp=unconfined, no-new-privileges:false"),
 )
 #: Docker's other names for the fields of --mount.
@@ -82,12 +152,17 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 
 def _volume_of_mount(text: str) -> str:
-    """Return docker's ``--mount`` as ``--volume`` has it. Raises :class:`argparse.ArgumentTypeError`."""
+    """Return docker's ``--mount`` as ``--volume`` has it.
+
+    Raises :class:`argparse.ArgumentTypeError`.
+    """
     fields = [item.partition("=") for item in text.split(",")]
     given = {_MOUNT_NAMES.get(name, name): value for name, _equals, value in fields}
     unknown = given.keys() - {"type", "source", "target", "readonly"}
     if unknown or given.get("type") != "bind" or not given.get("source") or not given.get("target"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not valid; accepted: type=bind,source=SOURCE,target=TARGET[,readonly]")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not valid; accepted: type=bind,source=SOURCE,target=TARGET[,readonly]"
+        )
     read_only = given.get("readonly", "false") in {"", "true", "1"}
     return f"{given['source']}:{given['target']}{':ro' if read_only else ''}"
 
@@ -96,7 +171,10 @@ def _volume_of_mount(text: str) -> str:
 _FLAGS = {
     "image": "IMAGE",
     "env": "--env",
-    **{key: words[-1] if key != "network" else words[0] for words, key, _metavar, _text in (*_VALUES, *_LISTS)},
+    **{
+        key: words[-1] if key != "network" else words[0]
+        for words, key, _metavar, _text in (*_VALUES, *_LISTS)
+    },
     **{key: word for word, key, _text in _SWITCHES},
 }
 
@@ -154,9 +232,20 @@ def _as_typed(value: object) -> str:
 def add_environment(parser: argparse.ArgumentParser) -> None:
     """Add the two flags of environment variables."""
     parser.add_argument(
-        "-e", "--env", action="append", default=[], metavar="NAME[=VALUE]", help="environment variable; without a value, this process's"
+        "-e",
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="environment variable; without a value, this process's",
     )
-    parser.add_argument("--env-file", action="append", default=[], metavar="FILE", help="file of NAME[=VALUE] lines, # for comments")
+    parser.add_argument(
+        "--env-file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="file of NAME[=VALUE] lines, # for comments",
+    )
 
 
 def environment(found: argparse.Namespace) -> dict[str, str]:
@@ -168,7 +257,10 @@ def environment(found: argparse.Namespace) -> dict[str, str]:
     for line in [*lines, *found.env]:
         name, equals, value = line.partition("=")
         if not name:
-            raise SandboxError(f"--env {line!r}: a variable needs a name; write NAME=VALUE, or NAME alone for this process's value.")
+            raise SandboxError(
+                f"--env {line!r}: a variable needs a name; write NAME=VALUE, or NAME alone for "
+                "this process's value."
+            )
         if equals:
             env[name] = value
         elif name in os.environ:
@@ -181,16 +273,30 @@ def _lines(path: str) -> list[str]:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             lines = [line.rstrip("\r\n").lstrip() for line in file]
     except OSError as error:
-        raise SandboxError(f"--env-file {path}: {error.strerror}. Name a file of NAME=VALUE lines that can be read.") from error
+        raise SandboxError(
+            f"--env-file {path}: {error.strerror}. Name a file of NAME=VALUE lines that can be "
+            "read."
+        ) from error
     return [line for line in lines if line and not line.startswith("#")]
 
 
 def add_terminal(parser: argparse.ArgumentParser) -> None:
     """Add the two flags of standard input and terminal."""
-    parser.add_argument("-i", "--interactive", action="store_true", help="let the command read this process's standard input")
-    parser.add_argument("-t", "--tty", action="store_true", help="give the command a terminal of its own")
     parser.add_argument(
-        "--sig-proxy", type=_boolean, default=True, metavar="true|false", help="pass signals on to the command (default: true)"
+        "-i",
+        "--interactive",
+        action="store_true",
+        help="let the command read this process's standard input",
+    )
+    parser.add_argument(
+        "-t", "--tty", action="store_true", help="give the command a terminal of its own"
+    )
+    parser.add_argument(
+        "--sig-proxy",
+        type=_boolean,
+        default=True,
+        metavar="true|false",
+        help="pass signals on to the command (default: true)",
     )
 
 
@@ -203,7 +309,12 @@ def _boolean(text: str) -> bool:
 
 def add_command(parser: argparse.ArgumentParser) -> None:
     """Add the command, which takes all words that are left, options too."""
-    parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="what to run, with its arguments")
+    parser.add_argument(
+        "command",
+        metavar="COMMAND",
+        nargs=argparse.REMAINDER,
+        help="what to run, with its arguments",
+    )
 
 
 def words(found: argparse.Namespace) -> list[str]:

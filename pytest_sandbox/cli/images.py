@@ -1,4 +1,6 @@
-"""``pull``, ``load``, ``images``, ``inspect``, ``history``, ``rmi`` and ``prune``: what containers start from."""
+"""``pull``, ``load``, ``images``, ``inspect``, ``history``, ``rmi`` and ``prune``: what containers
+start from.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ _SPAN = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def have(reference: str, *, policy: str) -> None:
-    """See to it that ``run`` finds its image: pulled where it is ``missing``, ``always``, or ``never``; the host and directories are there."""
+    """See to it that ``run`` finds its image: pulled where it is ``missing``, ``always``, or
+    ``never``; the host and directories are there.
+    """
     from pytest_sandbox.cli.progress import reporting
     from pytest_sandbox.image.image import Image, find
 
@@ -49,7 +53,9 @@ def have(reference: str, *, policy: str) -> None:
 
 def _pull_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
-    parser.add_argument("images", nargs="+", metavar="NAME[:TAG|@DIGEST]", help="as docker reads it")
+    parser.add_argument(
+        "images", nargs="+", metavar="NAME[:TAG|@DIGEST]", help="as docker reads it"
+    )
 
 
 def _pull(found: argparse.Namespace) -> int:
@@ -66,8 +72,19 @@ def _pull(found: argparse.Namespace) -> int:
 def _load_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     parser.add_argument("-i", "--input", metavar="FILE", help="the same as PATH, as docker has it")
-    parser.add_argument("-t", "--tag", default="", metavar="NAME[:TAG]", help="what the image is called, instead of the names it brings")
-    parser.add_argument("path", nargs="?", metavar="PATH", help="a file or directory (default: an archive from stdin)")
+    parser.add_argument(
+        "-t",
+        "--tag",
+        default="",
+        metavar="NAME[:TAG]",
+        help="what the image is called, instead of the names it brings",
+    )
+    parser.add_argument(
+        "path",
+        nargs="?",
+        metavar="PATH",
+        help="a file or directory (default: an archive from stdin)",
+    )
 
 
 def _load(found: argparse.Namespace) -> int:
@@ -90,7 +107,8 @@ def _load(found: argparse.Namespace) -> int:
 def _say_loaded(image: Image, path: str) -> None:
     if image.directory:
         raise ImageError(
-            f"{image.directory} is a directory with a root file system: it is used as it is. Run: pytest-sandbox run {path} ..."
+            f"{image.directory} is a directory with a root file system: it is used as it is. Run: "
+            f"pytest-sandbox run {path} ..."
         )
     named = image.reference != image.id
     print(f"Loaded image: {image.reference}" if named else f"Loaded image ID: {image.id}")
@@ -98,7 +116,9 @@ def _say_loaded(image: Image, path: str) -> None:
 
 def _stdin() -> BinaryIO:
     if sys.stdin is None or sys.stdin.isatty():
-        raise SandboxError("give a file or directory, or an archive on stdin: `pytest-sandbox load PATH`")
+        raise SandboxError(
+            "give a file or directory, or an archive on stdin: `pytest-sandbox load PATH`"
+        )
     return sys.stdin.buffer
 
 
@@ -106,7 +126,12 @@ def _stdin() -> BinaryIO:
 
 
 def _images_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", choices=["table", "json"], default="table", help="json: one list, for programs (default: table)")
+    parser.add_argument(
+        "--format",
+        choices=["table", "json"],
+        default="table",
+        help="json: one list, for programs (default: table)",
+    )
     parser.add_argument("--no-trunc", action="store_true", help="print whole ids")
     parser.add_argument("-q", "--quiet", action="store_true", help="print ids only")
     parser.add_argument("name", nargs="?", metavar="NAME[:TAG]", help="only images of this name")
@@ -115,9 +140,16 @@ def _images_arguments(parser: argparse.ArgumentParser) -> None:
 def _images(found: argparse.Namespace) -> int:
     from pytest_sandbox.image.image import Image
 
-    ones = [image for image in Image.list() if not found.name or found.name in (image.reference, _split(image)[0])]
+    ones = [
+        image
+        for image in Image.list()
+        if not found.name or found.name in (image.reference, _split(image)[0])
+    ]
     if found.quiet:
-        print("".join(f"{_id(image, whole=found.no_trunc)}\n" for image in dict.fromkeys(ones)), end="")
+        print(
+            "".join(f"{_id(image, whole=found.no_trunc)}\n" for image in dict.fromkeys(ones)),
+            end="",
+        )
     elif found.format == "json":
         output.print_json([_card(image) for image in ones])
     else:
@@ -196,7 +228,9 @@ def decimal(count: float) -> str:
 
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="name, id, or the beginning of an id")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="name, id, or the beginning of an id"
+    )
 
 
 def _inspect(found: argparse.Namespace) -> int:
@@ -226,7 +260,12 @@ def _inspected(image: Image) -> dict[str, object]:
 
 
 def _history_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", choices=["table", "json"], default="table", help="json: one list, for programs (default: table)")
+    parser.add_argument(
+        "--format",
+        choices=["table", "json"],
+        default="table",
+        help="json: one list, for programs (default: table)",
+    )
     parser.add_argument("--no-trunc", action="store_true", help="print whole commands and ids")
     parser.add_argument("image", metavar="IMAGE", help="name, id, or the beginning of an id")
 
@@ -245,7 +284,9 @@ def _history(found: argparse.Namespace) -> int:
         if not found.no_trunc and len(command) > _COMMAND_WIDTH:
             command = command[: _COMMAND_WIDTH - 1] + "…"
         identity = "<missing>" if number else _id(image, whole=found.no_trunc)
-        rows.append((identity, _age(step["Created"]), command, decimal(step["Size"]), step["Comment"]))
+        rows.append(
+            (identity, _age(step["Created"]), command, decimal(step["Size"]), step["Comment"])
+        )
     output.print_table(("IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"), rows)
     return 0
 
@@ -269,8 +310,12 @@ def _steps(image: Image) -> list[dict[str, Any]]:
 
 
 def _rmi_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-f", "--force", action="store_true", help="no error for an image that is not there")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="name, id, or the beginning of an id")
+    parser.add_argument(
+        "-f", "--force", action="store_true", help="no error for an image that is not there"
+    )
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="name, id, or the beginning of an id"
+    )
 
 
 def _rmi(found: argparse.Namespace) -> int:
@@ -292,12 +337,23 @@ def _rmi(found: argparse.Namespace) -> int:
 
 
 def _prune_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-a", "--all", action="store_true", help="images with a name, too, unless a container lives on them")
-    parser.add_argument("--filter", metavar="until=SPAN", help="only what was not used for so long: 24h, 7d, 90m")
     parser.add_argument(
-        "--keep-storage", metavar="SIZE", help="remove what was used longest ago, named or not, until no more than this is left"
+        "-a",
+        "--all",
+        action="store_true",
+        help="images with a name, too, unless a container lives on them",
     )
-    parser.add_argument("-f", "--force", action="store_true", help="accepted for docker's sake: nothing is asked")
+    parser.add_argument(
+        "--filter", metavar="until=SPAN", help="only what was not used for so long: 24h, 7d, 90m"
+    )
+    parser.add_argument(
+        "--keep-storage",
+        metavar="SIZE",
+        help="remove what was used longest ago, named or not, until no more than this is left",
+    )
+    parser.add_argument(
+        "-f", "--force", action="store_true", help="accepted for docker's sake: nothing is asked"
+    )
 
 
 def _prune(found: argparse.Namespace) -> int:
@@ -314,8 +370,13 @@ def _prune(found: argparse.Namespace) -> int:
 def _span(text: str | None) -> float:
     match = re.fullmatch(r"until=((?:\d+[smhdw])+)", text or "until=0s")
     if not match:
-        raise SandboxError(f"--filter {text} is not understood; accepted: until= and a time span, as in until=24h or until=7d")
-    return float(sum(int(count) * _SPAN[unit] for count, unit in re.findall(r"(\d+)([smhdw])", match[1])))
+        raise SandboxError(
+            f"--filter {text} is not understood; accepted: until= and a time span, as in "
+            "until=24h or until=7d"
+        )
+    return float(
+        sum(int(count) * _SPAN[unit] for count, unit in re.findall(r"(\d+)([smhdw])", match[1]))
+    )
 
 
 VERBS = (
@@ -323,18 +384,26 @@ VERBS = (
         name="pull",
         usage="[-q] NAME[:TAG|@DIGEST]...",
         summary="Fetch images from a registry",
-        details="Logins are docker's (docker login, ~/.docker/config.json). PYTEST_SANDBOX_MIRRORS and PYTEST_SANDBOX_REGISTRY_PREFIX: see the docs.",
+        details="Logins are docker's (docker login, ~/.docker/config.json). "
+        "PYTEST_SANDBOX_MIRRORS and PYTEST_SANDBOX_REGISTRY_PREFIX: see the docs.",
         arguments=_pull_arguments,
         run=_pull,
     ),
     Verb(
         name="load",
         usage="[-q] [-t NAME[:TAG]] [PATH]",
-        summary="Store an image from a file or directory: `docker save`, an OCI layout, the tar of a root file system",
+        summary="Store an image from a file or directory: `docker save`, an OCI layout, the tar "
+        "of a root file system",
         arguments=_load_arguments,
         run=_load,
     ),
-    Verb(name="images", usage="[OPTIONS] [NAME[:TAG]]", summary="List the stored images", arguments=_images_arguments, run=_images),
+    Verb(
+        name="images",
+        usage="[OPTIONS] [NAME[:TAG]]",
+        summary="List the stored images",
+        arguments=_images_arguments,
+        run=_images,
+    ),
     Verb(
         name="inspect",
         usage="IMAGE...",
@@ -342,8 +411,20 @@ VERBS = (
         arguments=_inspect_arguments,
         run=_inspect,
     ),
-    Verb(name="history", usage="[OPTIONS] IMAGE", summary="Show how an image came to be", arguments=_history_arguments, run=_history),
-    Verb(name="rmi", usage="[-f] IMAGE...", summary="Remove images, or names of them", arguments=_rmi_arguments, run=_rmi),
+    Verb(
+        name="history",
+        usage="[OPTIONS] IMAGE",
+        summary="Show how an image came to be",
+        arguments=_history_arguments,
+        run=_history,
+    ),
+    Verb(
+        name="rmi",
+        usage="[-f] IMAGE...",
+        summary="Remove images, or names of them",
+        arguments=_rmi_arguments,
+        run=_rmi,
+    ),
     Verb(
         name="prune",
         usage="[-a] [--filter until=SPAN] [--keep-storage SIZE]",

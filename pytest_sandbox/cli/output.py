@@ -61,7 +61,11 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return docker's form: columns three spaces apart, no trailing blanks."""
     lines = [list(columns), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(line[number]) for line in lines) for number in range(len(columns))]
-    return "".join("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines)
+    return "".join(
+        "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        + "\n"
+        for line in lines
+    )
 
 
 def print_json(value: object) -> None:
@@ -71,7 +75,9 @@ def print_json(value: object) -> None:
 
 
 def _json_character(character: str) -> str:
-    """Escape what a terminal could obey; outside of JSON's strings there are printable characters and newlines only."""
+    """Escape what a terminal could obey; outside of JSON's strings there are printable characters
+    and newlines only.
+    """
     if character == "\n" or character.isprintable():
         return character
     return json.dumps(character)[1:-1] if not character.isascii() else f"\\u{ord(character):04x}"

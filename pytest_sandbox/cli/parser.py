@@ -44,7 +44,9 @@ class Parser(argparse.ArgumentParser):
 def of_verb(verb: Verb) -> Parser:
     """Return the parser of one verb's arguments."""
     prog = f"{PROGRAM} {verb.name}"
-    parser = Parser(prog=prog, usage=f"{prog} {verb.usage}", description=verb.summary, epilog=verb.details)
+    parser = Parser(
+        prog=prog, usage=f"{prog} {verb.usage}", description=verb.summary, epilog=verb.details
+    )
     verb.arguments(parser)
     return parser
 
@@ -78,7 +80,8 @@ def _whole() -> Parser:
         prog=PROGRAM,
         usage=f"{PROGRAM} VERB [ARGUMENTS]",
         description=_DESCRIPTION,
-        epilog=f"verbs:\n{summaries}\n\n'{PROGRAM} VERB --help' tells more. 'IMAGE' may be 'host': the root of this host, as copy-on-write.",
+        epilog=f"verbs:\n{summaries}\n\n'{PROGRAM} VERB --help' tells more. 'IMAGE' may be "
+        "'host': the root of this host, as copy-on-write.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version, and exit")
     return parser

@@ -29,7 +29,14 @@ class Relay:
         self._routes: dict[int, _Route] = {}
         self._watched: dict[int, Callable[[], object]] = {}
 
-    def route(self, source: int, target: int, *, at_end: Callable[[], object] | None = None, eager: bool = False) -> None:
+    def route(
+        self,
+        source: int,
+        target: int,
+        *,
+        at_end: Callable[[], object] | None = None,
+        eager: bool = False,
+    ) -> None:
         """Copy what comes from ``source`` to ``target``, and call ``at_end`` when there is no more.
 
         ``eager``: what ``target``, which does not block, does not take at once is kept, so that its
@@ -80,7 +87,9 @@ class Relay:
 
 
 class _Route:
-    def __init__(self, source: int, target: int, at_end: Callable[[], object] | None, *, eager: bool) -> None:
+    def __init__(
+        self, source: int, target: int, at_end: Callable[[], object] | None, *, eager: bool
+    ) -> None:
         self.source = source
         self.target = target
         self.at_end = at_end

@@ -38,13 +38,31 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_environment(parser)
     flags.add_to(parser)
     parser.add_argument(
-        "--name", default="", metavar="NAME", help="what `ps` shows and `exec` finds it by; no two living ones have the same"
+        "--name",
+        default="",
+        metavar="NAME",
+        help="what `ps` shows and `exec` finds it by; no two living ones have the same",
     )
-    parser.add_argument("--entrypoint", metavar="PROGRAM", help="in place of the image's; the image's own command is left out then")
+    parser.add_argument(
+        "--entrypoint",
+        metavar="PROGRAM",
+        help="in place of the image's; the image's own command is left out then",
+    )
     parser.add_argument("-d", "--detach", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--init", action="store_true", help="accepted for docker's sake: the dead are always reaped")
-    parser.add_argument("--rm", action="store_true", help="accepted for docker's sake: a container always goes when its command ends")
-    parser.add_argument("--pull", choices=["missing", "always", "never"], default="missing", help="when to pull IMAGE (default: missing)")
+    parser.add_argument(
+        "--init", action="store_true", help="accepted for docker's sake: the dead are always reaped"
+    )
+    parser.add_argument(
+        "--rm",
+        action="store_true",
+        help="accepted for docker's sake: a container always goes when its command ends",
+    )
+    parser.add_argument(
+        "--pull",
+        choices=["missing", "always", "never"],
+        default="missing",
+        help="when to pull IMAGE (default: missing)",
+    )
     parser.add_argument("image", metavar="IMAGE", help="what the container's root is")
     flags.add_command(parser)
 
@@ -55,7 +73,8 @@ def _run(found: argparse.Namespace) -> int:
 
     if found.detach:
         raise SandboxError(
-            "there is no --detach: a container lives as long as the `run` that made it. Put & behind it, as for any command."
+            "there is no --detach: a container lives as long as the `run` that made it. Put & "
+            "behind it, as for any command."
         )
     images.have(found.image, policy=found.pull)
     with flags.named():
@@ -88,7 +107,10 @@ def _claimed(name: str) -> Iterator[None]:
     with _locked(state_directory()):
         taken = next((one.id for one in living() if name in {one.label, one.id}), None)
         if taken is not None:
-            raise SandboxError(f"--name {name}: the container {taken} has this name. Take another one, or wait until it has ended.")
+            raise SandboxError(
+                f"--name {name}: the container {taken} has this name. Take another one, or wait "
+                "until it has ended."
+            )
         yield
 
 
@@ -106,7 +128,9 @@ def _locked(directory: str) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise SandboxError(f"another process holds the lock on {directory}. Try again.") from None
+                    raise SandboxError(
+                        f"another process holds the lock on {directory}. Try again."
+                    ) from None
                 time.sleep(_EVERY)
         yield
     finally:
@@ -121,7 +145,10 @@ def _words(container: Container, found: argparse.Namespace) -> list[str]:
     else:
         words = list(image.command(found.command)) if image else found.command
     if not words:
-        raise SandboxError(f"no command for the image {found.image!r}. Write it after the image: `pytest-sandbox run {found.image} sh`.")
+        raise SandboxError(
+            f"no command for the image {found.image!r}. Write it after the image: `pytest-sandbox "
+            f"run {found.image} sh`."
+        )
     return words
 
 

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 _EVERY = 1.0
-_COLUMNS = ("CONTAINER ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %", "MEM PEAK", "BLOCK I/O", "PIDS")
+_COLUMNS = (
+    "CONTAINER ID",
+    "NAME",
+    "CPU %",
+    "MEM USAGE / LIMIT",
+    "MEM %",
+    "MEM PEAK",
+    "BLOCK I/O",
+    "PIDS",
+)
 
 
 class _Sample:
@@ -37,9 +46,16 @@ class _Sample:
         or the container was not there.
         """
         earlier = next((other.stats for other in before.ones if other.id == one.id), None)
-        if not one.stats or not earlier or one.stats.cpu_seconds is None or earlier.cpu_seconds is None:
+        if (
+            not one.stats
+            or not earlier
+            or one.stats.cpu_seconds is None
+            or earlier.cpu_seconds is None
+        ):
             return None
-        return 100 * (one.stats.cpu_seconds - earlier.cpu_seconds) / max(self.time - before.time, 1e-9)
+        return (
+            100 * (one.stats.cpu_seconds - earlier.cpu_seconds) / max(self.time - before.time, 1e-9)
+        )
 
 
 def run(names: Sequence[str], *, form: str, once: bool) -> int:
@@ -69,7 +85,12 @@ def _print(now: _Sample, before: _Sample, form: str) -> None:
 
 def _card(one: Living, cpu: float | None) -> dict[str, object]:
     figures = asdict(one.stats) if one.stats else {}
-    return {"id": one.id, "name": one.label, "cpu_percent": None if cpu is None else round(cpu, 2), **figures}
+    return {
+        "id": one.id,
+        "name": one.label,
+        "cpu_percent": None if cpu is None else round(cpu, 2),
+        **figures,
+    }
 
 
 def _rows(now: _Sample, before: _Sample) -> list[tuple[str, ...]]:
@@ -80,7 +101,11 @@ def _row(one: Living, cpu: float | None) -> tuple[str, ...]:
     used = one.stats
     if used is None:
         return (one.id, one.label, *("-",) * (len(_COLUMNS) - 2))
-    share = 100 * used.memory_current / used.memory_limit if used.memory_current is not None and used.memory_limit else None
+    share = (
+        100 * used.memory_current / used.memory_limit
+        if used.memory_current is not None and used.memory_limit
+        else None
+    )
     return (
         one.id,
         one.label,
@@ -107,7 +132,12 @@ def _show(names: Sequence[str], now: _Sample, before: _Sample) -> None:
             before, now = now, _next(names)
     from rich.live import Live
 
-    with Live(output.rich_table(_COLUMNS, _rows(now, before)), console=terminal, auto_refresh=False, screen=False) as live:
+    with Live(
+        output.rich_table(_COLUMNS, _rows(now, before)),
+        console=terminal,
+        auto_refresh=False,
+        screen=False,
+    ) as live:
         while True:
             before, now = now, _next(names)
             live.update(output.rich_table(_COLUMNS, _rows(now, before)), refresh=True)

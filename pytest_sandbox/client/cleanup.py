@@ -1,7 +1,9 @@
-"""Cleanup: remove what a killed session has left behind (cgroups, lock, directories). Every new session starts with it.
+"""Cleanup: remove what a killed session has left behind (cgroups, lock, directories). Every new
+session starts with it.
 
-A session has ended when its locks can be taken: the lock file in the state directory, and that of each of its cgroups. Who has another state
-directory (another user, an outer container, a chroot) sees the cgroups alone, and removes them only where they are empty.
+A session has ended when its locks can be taken: the lock file in the state directory, and that of
+each of its cgroups. Who has another state directory (another user, an outer container, a chroot)
+sees the cgroups alone, and removes them only where they are empty.
 """
 
 from __future__ import annotations
@@ -32,12 +34,16 @@ def state_directory() -> str:
 
 
 def lock_path(session: str) -> str:
-    """Return the path of a session's lock; it is held (flock(2)) while the session's launcher lives."""
+    """Return the path of a session's lock; it is held (flock(2)) while the session's launcher
+    lives.
+    """
     return os.path.join(state_directory(), f"{session}.lock")
 
 
 def sweep() -> list[str]:
-    """Remove what belongs to sessions that have ended; return their names. What cannot be removed is logged, and tried again by the next."""
+    """Remove what belongs to sessions that have ended; return their names. What cannot be removed
+    is logged, and tried again by the next.
+    """
     found = cgroup.Hierarchy.find().sessions()
     known = {name.removesuffix(".lock") for name in os.listdir(state_directory())}
     removed = [name for name in sorted(known | set(found)) if _try(name, found.get(name, ()))]
@@ -61,7 +67,10 @@ def _report(what: str, error: Exception) -> None:
     import logging
 
     logging.getLogger("pytest_sandbox").warning(
-        "cleanup of %s failed, the next session tries again: %s: %s", what, type(error).__name__, error
+        "cleanup of %s failed, the next session tries again: %s: %s",
+        what,
+        type(error).__name__,
+        error,
     )
 
 
@@ -81,7 +90,9 @@ def _sweep_one(session: str, groups: tuple[str, ...]) -> bool:
 
 
 def _is_new(lock: int) -> bool:
-    """Whether a session may be about to lock it, which then writes to it: it would find out, and start again with another file."""
+    """Whether a session may be about to lock it, which then writes to it: it would find out, and
+    start again with another file.
+    """
     status = os.fstat(lock)
     return not status.st_size and time.time() - status.st_mtime < _NEW
 

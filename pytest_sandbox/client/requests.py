@@ -1,8 +1,10 @@
-"""Requests to the launcher: one after another, each with a number, and each answer to the request that it belongs to.
+"""Requests to the launcher: one after another, each with a number, and each answer to the request
+that it belongs to.
 
-An exception can leave :meth:`Requests.ask` at any moment (Ctrl-C, a timer's signal handler). Then the launcher is told that nobody waits for
-the answer, and the answer is discarded when it arrives, with its descriptors and its container. What changes more than one thing is done with
-signals deferred.
+An exception can leave :meth:`Requests.ask` at any moment (Ctrl-C, a timer's signal handler). Then
+the launcher is told that nobody waits for the answer, and the answer is discarded when it arrives,
+with its descriptors and its container. What changes more than one thing is done with signals
+deferred.
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Descriptors", "LauncherGoneError", "Requests"]
 
-#: Seconds for an answer: a container takes milliseconds, one on a large file system of its own some seconds.
+#: Seconds for an answer: a container takes milliseconds, one on a large file system of its own some
+#: seconds.
 _PATIENCE = 120.0
 #: Seconds for the rest of a message that has begun, either way.
 _STALLED = 30.0
 #: Answers that make the caller the owner of something.
 _ADOPTED = frozenset({"hello", "created", "renewed"})
 _REENTERED = "a finalizer or a signal handler asks while this thread waits for an answer"
-_STUCK = "The machine is overloaded, or the launcher was stopped: see its process (ps), and start again."
+_STUCK = (
+    "The machine is overloaded, or the launcher was stopped: see its process (ps), and start again."
+)
 
 T = TypeVar("T")
 
@@ -41,7 +46,8 @@ class LauncherGoneError(SetupError):
 
 
 class Descriptors:
-    """The descriptors of an answer; those that are neither taken nor closed when this object goes are closed with the next request.
+    """The descriptors of an answer; those that are neither taken nor closed when this object goes
+    are closed with the next request.
 
     Not by a finalizer, which a signal handler's exception may end before it has begun.
     """
@@ -95,12 +101,16 @@ class Requests:
     def in_turn(self, func: Callable[[], T]) -> T:
         """Call ``func`` while no other thread asks.
 
-        Raises :class:`SetupError` where this thread is asking already: a finalizer or a signal handler has interrupted it, and the answer
-        to the first request would never come.
+        Raises :class:`SetupError` where this thread is asking already: a finalizer or a signal
+        handler has interrupted it, and the answer to the first request would never come.
         """
         thread = threading.get_ident()
         if self._holder == thread:
-            raise SetupError("ask the launcher", _REENTERED, "Use containers outside of finalizers and signal handlers.")
+            raise SetupError(
+                "ask the launcher",
+                _REENTERED,
+                "Use containers outside of finalizers and signal handlers.",
+            )
         with self._lock:
             self._holder = thread
             try:
@@ -109,11 +119,16 @@ class Requests:
                 self._holder = 0
 
     def ask(self, message: Message) -> tuple[Message, Descriptors]:
-        """Send a message, and return its answer. Raises :class:`LauncherGoneError`, and :class:`SetupError` without one in 120 seconds."""
+        """Send a message, and return its answer.
+
+        Raises :class:`LauncherGoneError`, and :class:`SetupError` without one in 120 seconds.
+        """
         return self.in_turn(lambda: self.ask_in_turn(message))
 
     def tell(self, message: Message) -> None:
-        """Send a message that is not answered; from a finalizer within a request, it is sent with the next one. The caller defers signals."""
+        """Send a message that is not answered; from a finalizer within a request, it is sent with
+        the next one. The caller defers signals.
+        """
         if self._holder == threading.get_ident():
             self._unsent.append(message)
         else:
@@ -135,8 +150,12 @@ class Requests:
         except OSError as error:
             raise self._gone(f" ({error.strerror or error})") from error
 
-    def ask_in_turn(self, message: Message, adopt: Callable[[Message, Descriptors], None] | None = None) -> tuple[Message, Descriptors]:
-        """Send a message, and return its answer, which ``adopt`` is called with, signals deferred, if it brings a container."""
+    def ask_in_turn(
+        self, message: Message, adopt: Callable[[Message, Descriptors], None] | None = None
+    ) -> tuple[Message, Descriptors]:
+        """Send a message, and return its answer, which ``adopt`` is called with, signals deferred,
+        if it brings a container.
+        """
         self._number += 1
         number = self._number
         try:
@@ -146,12 +165,16 @@ class Requests:
             self._cancel(number)
             raise
 
-    def wait(self, number: int | None, adopt: Callable[[Message, Descriptors], None] | None = None) -> tuple[Message, Descriptors]:
+    def wait(
+        self, number: int | None, adopt: Callable[[Message, Descriptors], None] | None = None
+    ) -> tuple[Message, Descriptors]:
         """Wait for the answer to request ``number``, None for the launcher's first word."""
         deadline = time.monotonic() + _PATIENCE
         while True:
             if not process.is_readable(self.channel.fileno(), deadline - time.monotonic()):
-                raise SetupError("ask the launcher", f"no answer within {_PATIENCE:.0f} seconds", _STUCK)
+                raise SetupError(
+                    "ask the launcher", f"no answer within {_PATIENCE:.0f} seconds", _STUCK
+                )
             with Deferred():
                 answer = self._receive(number, adopt)
             if answer is not None:
@@ -162,11 +185,15 @@ class Requests:
         while process.is_readable(self.channel.fileno()):
             self._receive(-1, None)
 
-    def _receive(self, number: int | None, adopt: Callable[[Message, Descriptors], None] | None) -> tuple[Message, Descriptors] | None:
+    def _receive(
+        self, number: int | None, adopt: Callable[[Message, Descriptors], None] | None
+    ) -> tuple[Message, Descriptors] | None:
         """Read one message; return it if it is the answer to ``number``."""
         message, fds, error = self._read()
         if message["op"] == "ready":
-            if error is None:  # else there was no room for its descriptors, and it is no answer that anybody waits for
+            if (
+                error is None
+            ):  # else there was no room for its descriptors, and it is no answer that anybody waits for
                 self._offered(message, fds)
             return None
         if message.get("request") != number:
@@ -192,7 +219,9 @@ class Requests:
         return message, held, None
 
     def _close_lost(self) -> None:
-        """Close the descriptors of answers whose caller was interrupted before it had taken them."""
+        """Close the descriptors of answers whose caller was interrupted before it had taken
+        them.
+        """
         received, self._received = self._received, []
         for holder, fds in received:
             if holder() is None:
@@ -201,7 +230,9 @@ class Requests:
                 self._received.append((holder, fds))
 
     def _discard(self, message: Message) -> None:
-        """Have the launcher close what a late answer brought, where it was not told before that nobody waits for it."""
+        """Have the launcher close what a late answer brought, where it was not told before that
+        nobody waits for it.
+        """
         if message["op"] == "created":
             self._unsent.append({"op": "closed", "id": message["id"]})
 
@@ -211,6 +242,12 @@ class Requests:
                 self.send({"op": "cancel", "answer": number})
 
     def _gone(self, why: str = "") -> LauncherGoneError:
-        """Note that the launcher is dead, or dying: it closes its descriptors before it can be waited for."""
+        """Note that the launcher is dead, or dying: it closes its descriptors before it can be
+        waited for.
+        """
         self.is_gone = True
-        return LauncherGoneError("ask the launcher", f"the launcher is gone{why}", "Start a new container: it gets a new launcher.")
+        return LauncherGoneError(
+            "ask the launcher",
+            f"the launcher is gone{why}",
+            "Start a new container: it gets a new launcher.",
+        )

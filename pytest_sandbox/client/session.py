@@ -30,19 +30,30 @@ if TYPE_CHECKING:
 
 __all__ = ["LauncherClient", "LauncherGoneError", "current", "home", "leave", "running"]
 
-_START = "import sys; sys.path.insert(0, {path!r}); from pytest_sandbox.launcher.main import main; main()"
+_START = (
+    "import sys; sys.path.insert(0, {path!r}); from pytest_sandbox.launcher.main import "
+    "main; main()"
+)
 _COVERED = (
-    "An outer container covers parts of its /proc, so the kernel gives no new one (mount_namespaces(7)): start it with "
-    "--security-opt systempaths=unconfined (docker), --security-opt unmask=ALL (podman), or --privileged."
+    "An outer container covers parts of its /proc, so the kernel gives no new one "
+    "(mount_namespaces(7)): start it with "
+    "--security-opt systempaths=unconfined (docker), --security-opt unmask=ALL (podman), or "
+    "--privileged."
 )
 #: Seconds for the launcher to end its containers.
 _PATIENCE = 60.0
 #: Steps that fail where the host cannot hold a limit, and what helps.
 _LIMITS = {
-    "raise ulimits": ("such a ulimit", "Start pytest with a higher hard limit (ulimit -H), or ask for less."),
+    "raise ulimits": (
+        "such a ulimit",
+        "Start pytest with a higher hard limit (ulimit -H), or ask for less.",
+    ),
     "limit the disk": (
         'disk= with storage="disk"',
-        'It takes loop devices and mkfs.ext4 (Debian: e2fsprogs): install them, or use storage="memory", which limits by itself.',
+        (
+            "It takes loop devices and mkfs.ext4 (Debian: e2fsprogs): install them, or use "
+            'storage="memory", which limits by itself.'
+        ),
     ),
 }
 
@@ -63,7 +74,9 @@ class Ready(NamedTuple):
 
 
 class LauncherClient:
-    """One launcher; its calls are serialised, so any thread may make them. :meth:`await_start` comes before any other."""
+    """One launcher; its calls are serialised, so any thread may make them. :meth:`await_start`
+    comes before any other.
+    """
 
     def __init__(self, hierarchy: Hierarchy) -> None:
         """Start the launcher with signals deferred: nothing that is opened here can be lost."""
@@ -95,7 +108,10 @@ class LauncherClient:
         self._requests = Requests(self.channel, self._note_offer)
 
     def await_start(self) -> None:
-        """Wait until the launcher is ready to make containers. Raises what it says where it cannot."""
+        """Wait until the launcher is ready to make containers.
+
+        Raises what it says where it cannot.
+        """
         if not self._is_ready:
             try:
                 answer, _fds = self._requests.wait(None, self._note_start)
@@ -119,13 +135,18 @@ class LauncherClient:
         return self._rooted_fd if self._rooted_fd >= 0 and not spec.is_on_host else self.user_fd
 
     def request(self, message: Message) -> tuple[Message, Descriptors]:
-        """Ask, and wait for the answer. Raises :class:`SetupError`, and :class:`ContainerStopped` for a container that has ended."""
+        """Ask, and wait for the answer.
+
+        Raises :class:`SetupError`, and :class:`ContainerStopped` for a container that has ended.
+        """
         answer, fds = self._requests.ask(message)
         _raise_for(answer, message.get("id", ""))
         return answer, fds
 
     def renew(self, message: Message, adopt: Callable[[Message, Descriptors], None]) -> None:
-        """Ask for a new init of a container, as :meth:`request`; ``adopt`` is called with the answer, signals deferred."""
+        """Ask for a new init of a container, as :meth:`request`; ``adopt`` is called with the
+        answer, signals deferred.
+        """
         answer, _fds = self._requests.in_turn(lambda: self._requests.ask_in_turn(message, adopt))
         _raise_for(answer, message["id"])
 
@@ -134,13 +155,16 @@ class LauncherClient:
         self._requests.tell(message)
 
     def refused(self) -> list[str]:
-        """Return the host's mounted sockets, FIFOs and directories for which containers on its root get inert and empty ones."""
+        """Return the host's mounted sockets, FIFOs and directories for which containers on its root
+        get inert and empty ones.
+        """
         return list(self.request({"op": "refused"})[0]["paths"])
 
     def create(self, spec: Spec, about: Message, adopt: Callable[[Ready], None]) -> None:
         """Make a container: the one that was offered, without waiting, or one that is asked for.
 
-        ``about`` is what others of this user are told of it. ``adopt`` is called with it, signals deferred: from then on it has an owner.
+        ``about`` is what others of this user are told of it. ``adopt`` is called with it, signals
+        deferred: from then on it has an owner.
         """
         self.snapshots.collect()
         while self.snapshots.unused:
@@ -163,7 +187,9 @@ class LauncherClient:
                 return None
             self._ask(spec)
         message = {"op": "create", "spec": spec.to_json(), "number": self._number, "about": about}
-        answer, _fds = self._requests.ask_in_turn(message, lambda answer, fds: adopt(Ready(answer["id"], answer["pid"], fds.take())))
+        answer, _fds = self._requests.ask_in_turn(
+            message, lambda answer, fds: adopt(Ready(answer["id"], answer["pid"], fds.take()))
+        )
         return answer
 
     def prepare(self, spec: Spec) -> None:
@@ -174,7 +200,9 @@ class LauncherClient:
         if spec != self._asked:
             with Deferred():
                 self._ask(spec)
-                self._requests.send_deferred({"op": "prepare", "spec": spec.to_json(), "number": self._number})
+                self._requests.send_deferred(
+                    {"op": "prepare", "spec": spec.to_json(), "number": self._number}
+                )
 
     def _ask(self, spec: Spec) -> None:
         """Ask for another spec: what was offered of the last one is not taken any more."""
@@ -188,7 +216,9 @@ class LauncherClient:
             os.close(offer.pidfd)
 
     def _take_offer(self, spec: Spec) -> Ready | None:
-        """Return what was made ahead of this spec, unless the host has mounted or unmounted something since."""
+        """Return what was made ahead of this spec, unless the host has mounted or unmounted
+        something since.
+        """
         changed = mounts.has_changed(self._mounts)
         self._requests.receive_offers()
         if (
@@ -213,23 +243,38 @@ class LauncherClient:
     def is_alive(self) -> bool:
         """Whether the launcher's process still runs.
 
-        Not by Popen.poll(), which keeps its lock for ever where a signal handler's exception interrupts it.
+        Not by Popen.poll(), which keeps its lock for ever where a signal handler's exception
+        interrupts it.
         """
         return not self._requests.is_gone and not process.ended(self.pidfd, 0)
 
     def close(self) -> None:
-        """End the launcher, and with it every container, and wait until nothing of it is left; after 60 seconds, kill it."""
+        """End the launcher, and with it every container, and wait until nothing of it is left;
+        after 60 seconds, kill it.
+        """
         self.channel.close()
         if not process.ended(self.pidfd, _PATIENCE):
-            process.kill(self.pidfd, signal.SIGKILL)  # what it leaves is removed by the next session
+            process.kill(
+                self.pidfd, signal.SIGKILL
+            )  # what it leaves is removed by the next session
             process.ended(self.pidfd, _PATIENCE)
         with Deferred():
             self.process.poll()
 
     def descriptors(self) -> list[int]:
-        """Return what this process has open of the launcher: nothing that a fork may have inside a container."""
+        """Return what this process has open of the launcher: nothing that a fork may have inside a
+        container.
+        """
         offered = self._offer.pidfd if self._offer else -1
-        held = (self.channel.fileno(), self.pidfd, self.user_fd, self._rooted_fd, self.builder_fd, self._mounts, offered)
+        held = (
+            self.channel.fileno(),
+            self.pidfd,
+            self.user_fd,
+            self._rooted_fd,
+            self.builder_fd,
+            self._mounts,
+            offered,
+        )
         return [*(fd for fd in held if fd >= 0), *self.snapshots.descriptors()]
 
     def abandon_networks(self) -> None:
@@ -238,7 +283,9 @@ class LauncherClient:
             network.abandon()
 
     def abandon(self) -> None:
-        """Close this process's descriptors of the launcher without a word: it is dead, or another process's."""
+        """Close this process's descriptors of the launcher without a word: it is dead, or another
+        process's.
+        """
         self.abandon_networks()
         self._requests.is_gone = True
         with Deferred():
@@ -277,7 +324,9 @@ def _failure(answer: Message) -> SandboxError:
 
 
 def _explained(answer: Message) -> UnsupportedError | SetupError:
-    """Return the error for a step that failed: who said no, where it was not the kernel for a reason of its own."""
+    """Return the error for a step that failed: who said no, where it was not the kernel for a
+    reason of its own.
+    """
     from pytest_sandbox.host import kernel
     from pytest_sandbox.host.trial import Trial
 
@@ -289,11 +338,17 @@ def _explained(answer: Message) -> UnsupportedError | SetupError:
 
 def _builder(pid: int) -> int:
     """Return the user namespace that the launcher builds in; -1 where it is this process's own."""
-    return -1 if namespaces.identity("user", pid) == namespaces.identity("user") else namespaces.open_of(pid, "user")
+    return (
+        -1
+        if namespaces.identity("user", pid) == namespaces.identity("user")
+        else namespaces.open_of(pid, "user")
+    )
 
 
 def _start(name: str, hierarchy: Hierarchy, channel: Channel) -> subprocess.Popen[bytes]:
-    """Make and lock the session's lock file and cgroups, and start its launcher, which inherits the locks."""
+    """Make and lock the session's lock file and cgroups, and start its launcher, which inherits the
+    locks.
+    """
     path = cleanup.lock_path(name)
     lock = file_lock.create_locked(path)
     try:
@@ -315,7 +370,9 @@ def _start(name: str, hierarchy: Hierarchy, channel: Channel) -> subprocess.Pope
 
 
 def _spawn(name: str, lock: str, fds: list[int]) -> subprocess.Popen[bytes]:
-    """Start the launcher with its descriptors, in a session of its own, so that no Ctrl-C reaches it."""
+    """Start the launcher with its descriptors, in a session of its own, so that no Ctrl-C reaches
+    it.
+    """
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _START.format(path=package), name, lock, *map(str, fds)],
@@ -330,8 +387,12 @@ def _spawn(name: str, lock: str, fds: list[int]) -> subprocess.Popen[bytes]:
 
 _current: LauncherClient | None = None
 _home = object()
-_left: list[LauncherClient | None] = []  # what is closed already must not be closed again, when its object goes
-_starting = threading.RLock()  # reentrant: a signal handler that makes a container may interrupt the start
+_left: list[
+    LauncherClient | None
+] = []  # what is closed already must not be closed again, when its object goes
+_starting = (
+    threading.RLock()
+)  # reentrant: a signal handler that makes a container may interrupt the start
 
 
 def current() -> LauncherClient:
@@ -366,12 +427,16 @@ def running() -> LauncherClient | None:
 
 
 def home() -> object:
-    """Return what is the same object as long as containers that this process has started are its own: not in a fork that is inside one."""
+    """Return what is the same object as long as containers that this process has started are its
+    own: not in a fork that is inside one.
+    """
     return _home
 
 
 def leave() -> None:
-    """Have nothing to do with the launcher and its containers any more, in a fork whose descriptors of them are closed."""
+    """Have nothing to do with the launcher and its containers any more, in a fork whose descriptors
+    of them are closed.
+    """
     global _current, _home, _starting
     if _current is not None:
         _current.abandon_networks()

@@ -27,7 +27,9 @@ class Snapshot:
 
     __slots__ = ("__weakref__", "directory", "key", "launcher", "points")
 
-    def __init__(self, launcher: LauncherClient, key: str, directory: int, points: dict[str, str]) -> None:
+    def __init__(
+        self, launcher: LauncherClient, key: str, directory: int, points: dict[str, str]
+    ) -> None:
         self.launcher = launcher
         self.key = key
         self.directory = directory
@@ -36,7 +38,9 @@ class Snapshot:
     @property
     def above(self) -> tuple[tuple[str, str], ...]:
         """The directories as a spec names them."""
-        return tuple((point, f"{SHELF}{self.key}/{number}/upper") for number, point in self.points.items())
+        return tuple(
+            (point, f"{SHELF}{self.key}/{number}/upper") for number, point in self.points.items()
+        )
 
     def paths(self, point: str) -> list[str]:
         """Return the directories of one overlay as this process reaches them."""
@@ -56,7 +60,9 @@ class Snapshots:
         self.unused: list[str] = []
         self._open: list[tuple[weakref.ref[Snapshot], str, int]] = []
 
-    def add(self, launcher: LauncherClient, key: str, directory: int, points: dict[str, str]) -> Snapshot:
+    def add(
+        self, launcher: LauncherClient, key: str, directory: int, points: dict[str, str]
+    ) -> Snapshot:
         """Return a new snapshot, which owns the descriptor; the caller defers signals."""
         snapshot = Snapshot(launcher, key, directory, points)
         self._open.append((weakref.ref(snapshot), key, directory))

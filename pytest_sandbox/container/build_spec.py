@@ -36,15 +36,26 @@ def about(rootfs: Rootfs, *, label: str) -> dict[str, object]:
 
 def plain(settings: Settings) -> dict[str, object]:
     """Return settings as another process can read them, which a network does not reach."""
-    return {name: value for name, value in settings.raw().items() if name != "network" or isinstance(value, str)}
+    return {
+        name: value
+        for name, value in settings.raw().items()
+        if name != "network" or isinstance(value, str)
+    }
 
 
 def spec_of(rootfs: Rootfs, *, has_user_namespace: bool, is_root: bool = True) -> Spec:
-    """Return the spec; who is not root has power over no namespace of the host's, so there is none to be taken from a payload. Raises :class:`SettingsError`, :class:`ImageError`, or :class:`UnsupportedError`."""
+    """Return the spec; who is not root has power over no namespace of the host's, so there is none
+    to be taken from a payload. Raises :class:`SettingsError`, :class:`ImageError`, or
+    :class:`UnsupportedError`.
+    """
     settings = rootfs.settings
-    mask = capabilities.resolve(settings.cap_add, settings.cap_drop, privileged=settings.privileged) & capabilities.supported()
+    mask = (
+        capabilities.resolve(settings.cap_add, settings.cap_drop, privileged=settings.privileged)
+        & capabilities.supported()
+    )
     own_network = settings.network != "host"
-    # A user namespace takes from a payload what docker's words promise: power over the host's own namespaces.
+    # A user namespace takes from a payload what docker's words promise: power over the host's own
+    # namespaces.
     more = mask & ~capabilities.DOCKER_DEFAULT
     return Spec(
         lower=rootfs.lower,
@@ -59,10 +70,17 @@ def spec_of(rootfs: Rootfs, *, has_user_namespace: bool, is_root: bool = True) -
         user_namespace=has_user_namespace and (not is_root or (own_network and not more)),
         protected=not settings.privileged,
         # Outer targets first, so that none covers another.
-        volumes=tuple(sorted(((_source(v.source), v.target, v.read_only) for v in settings.volumes), key=lambda volume: volume[1])),
+        volumes=tuple(
+            sorted(
+                ((_source(v.source), v.target, v.read_only) for v in settings.volumes),
+                key=lambda volume: volume[1],
+            )
+        ),
         capabilities=mask,
         seccomp=settings.seccomp,
-        packet_sockets=bool(capabilities.mask(settings.cap_add) & mask & capabilities.bit("NET_RAW")),
+        packet_sockets=bool(
+            capabilities.mask(settings.cap_add) & mask & capabilities.bit("NET_RAW")
+        ),
         no_new_privileges=settings.no_new_privileges,
         ulimits=tuple((name, soft, hard) for name, (soft, hard) in settings.ulimits.items()),
         memory=settings.memory,
@@ -71,30 +89,50 @@ def spec_of(rootfs: Rootfs, *, has_user_namespace: bool, is_root: bool = True) -
         cpus=settings.cpus,
         cpuset=settings.cpuset,
         pids_limit=settings.pids_limit,
-        device_rates=tuple((key, _device(key, path), rate) for key, path, rate in settings.device_rates()),
+        device_rates=tuple(
+            (key, _device(key, path), rate) for key, path, rate in settings.device_rates()
+        ),
     )
 
 
 def spec_for(rootfs: Rootfs, launcher: LauncherClient) -> Spec:
-    """Return the spec for this launcher: what a host root's container lies on besides is brought to its shelf."""
-    spec = spec_of(rootfs, has_user_namespace=launcher.has_user_namespace, is_root=launcher.builder_fd < 0)
+    """Return the spec for this launcher: what a host root's container lies on besides is brought to
+    its shelf.
+    """
+    spec = spec_of(
+        rootfs, has_user_namespace=launcher.has_user_namespace, is_root=launcher.builder_fd < 0
+    )
     if spec.above and rootfs.is_host:
         from pytest_sandbox.container.snapshot import bring
 
         spec = replace(spec, above=bring(launcher, spec.above))
     network = rootfs.settings.network
-    return spec if isinstance(network, str) else replace(spec, volumes=_with_hosts(spec.volumes, cast("Network", network)))
+    return (
+        spec
+        if isinstance(network, str)
+        else replace(spec, volumes=_with_hosts(spec.volumes, cast("Network", network)))
+    )
 
 
-def _with_hosts(volumes: tuple[tuple[str, str, bool], ...], network: Network) -> tuple[tuple[str, str, bool], ...]:
+def _with_hosts(
+    volumes: tuple[tuple[str, str, bool], ...], network: Network
+) -> tuple[tuple[str, str, bool], ...]:
     """Add the network's names, unless somebody brings a file of his own."""
     hosts = network.hosts()
-    return volumes if any(target == hosts[1] for _source, target, _ro in volumes) else (*volumes, hosts)
+    return (
+        volumes
+        if any(target == hosts[1] for _source, target, _ro in volumes)
+        else (*volumes, hosts)
+    )
 
 
 def with_kept(kept: dict[str, str]) -> dict[str, Any]:
-    """Return what a spec says of a writable layer that begins with a copy of what was kept of others: it lies on disk, as they do."""
-    return {"kept": tuple(kept.items()), "layers": os.path.join(images(), "writable")} if kept else {}
+    """Return what a spec says of a writable layer that begins with a copy of what was kept of
+    others: it lies on disk, as they do.
+    """
+    return (
+        {"kept": tuple(kept.items()), "layers": os.path.join(images(), "writable")} if kept else {}
+    )
 
 
 def _device(key: str, path: str) -> str:
@@ -103,12 +141,16 @@ def _device(key: str, path: str) -> str:
     except OSError:
         is_block = False
     if not is_block:
-        raise SettingsError(key, path, "a block device of the host, before the colon, such as /dev/sda")
+        raise SettingsError(
+            key, path, "a block device of the host, before the colon, such as /dev/sda"
+        )
     return path
 
 
 def _source(path: str) -> str:
     found = os.path.abspath(os.path.expanduser(path))
     if not os.path.exists(found):
-        raise SettingsError("volumes", path, "a file or directory of the host that exists, before the colon")
+        raise SettingsError(
+            "volumes", path, "a file or directory of the host that exists, before the colon"
+        )
     return found

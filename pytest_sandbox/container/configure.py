@@ -1,4 +1,6 @@
-"""How a container that was made ahead, for anybody, becomes its taker's: by what no spec has to say before."""
+"""How a container that was made ahead, for anybody, becomes its taker's: by what no spec has to say
+before.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ __all__ = ["settle"]
 
 
 def settle(container: Container) -> None:
-    """Give a container its host name and its place on its network, also to a new init of one that has them: the address stays."""
+    """Give a container its host name and its place on its network, also to a new init of one that
+    has them: the address stays.
+    """
     if container.settings.hostname is not None:
         _name(container, container.settings.hostname)
     if container.endpoint is not None:

@@ -47,9 +47,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Child", "Container", "Popen"]
 
-__tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
+__tracebackhide__ = (
+    True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
+)
 
-_HELD_OUTSIDE = "what is in a container of its own cannot use it. Keep the test outside (no_sandbox), or start the container inside."
+_HELD_OUTSIDE = (
+    "what is in a container of its own cannot use it. Keep the test outside "
+    "(no_sandbox), or start the container inside."
+)
 #: Seconds that looking for changes may take.
 _MOST_SECONDS = 30.0
 P = ParamSpec("P")
@@ -59,13 +64,17 @@ T = TypeVar("T")
 class Container(Lifecycle, Files):
     """A place of its own for processes: ``with Container(memory="512m") as c: c.run(["true"])``.
 
-    Settings are those of :class:`~pytest_sandbox.settings.Settings`, as keywords. Any thread may use a container.
+    Settings are those of :class:`~pytest_sandbox.settings.Settings`, as keywords. Any thread may
+    use a container.
 
-    Raises :class:`SettingsError` for a wrong setting, and at :meth:`start` :class:`UnsupportedError` for a limit that this host cannot
-    enforce and :class:`SetupError` for a step that failed.
+    Raises :class:`SettingsError` for a wrong setting, and at :meth:`start`
+    :class:`UnsupportedError` for a limit that this host cannot enforce and :class:`SetupError` for
+    a step that failed.
     """
 
-    def __init__(self, settings: Settings | None = None, /, **keywords: Unpack[SettingsKwargs]) -> None:
+    def __init__(
+        self, settings: Settings | None = None, /, **keywords: Unpack[SettingsKwargs]
+    ) -> None:
         if settings is None:
             self.settings = Settings(**keywords)
         else:
@@ -94,14 +103,18 @@ class Container(Lifecycle, Files):
 
     @classmethod
     def check(cls, settings: Settings) -> None:
-        """Raise what :meth:`start` would for what the settings name: an image, a directory, a user or a device that is not there, what no host supports."""
+        """Raise what :meth:`start` would for what the settings name: an image, a directory, a user
+        or a device that is not there, what no host supports.
+        """
         from pytest_sandbox.container.validate import check
 
         check(settings)
 
     @classmethod
     def prepare(cls, settings: Settings) -> None:
-        """Have a container of these settings made ahead, so that the next :meth:`start` finds it ready."""
+        """Have a container of these settings made ahead, so that the next :meth:`start` finds it
+        ready.
+        """
         if not isinstance(settings.network, str):
             return  # its first container is what a network starts with
         launcher = session.current()
@@ -113,7 +126,9 @@ class Container(Lifecycle, Files):
             rootfs.release()
 
     def descriptors(self) -> list[int]:
-        """Return what this process has open of the container: nothing that a fork may have inside it, or inside another one."""
+        """Return what this process has open of the container: nothing that a fork may have inside
+        it, or inside another one.
+        """
         return [fd for fd in (self.pidfd, self.group.held(), self.rootfs.held) if fd >= 0]
 
     def _settle(self) -> None:
@@ -121,8 +136,12 @@ class Container(Lifecycle, Files):
         self._make_workdir()
 
     def _make_workdir(self) -> None:
-        """Make a ``workdir`` that is not there, as docker does; where it cannot be made, the first command says so."""
-        if self.settings.workdir is not None or not (self.rootfs.is_host or self.rootfs.has(self.workdir)):
+        """Make a ``workdir`` that is not there, as docker does; where it cannot be made, the first
+        command says so.
+        """
+        if self.settings.workdir is not None or not (
+            self.rootfs.is_host or self.rootfs.has(self.workdir)
+        ):
             with suppress(OSError):
                 self.mkdir(self.workdir, parents=True, exist_ok=True)
 
@@ -133,15 +152,23 @@ class Container(Lifecycle, Files):
 
     @property
     def workdir(self) -> str:
-        """Where commands start: ``workdir``; on the host's root the caller's directory, else the image's."""
+        """Where commands start: ``workdir``; on the host's root the caller's directory, else the
+        image's.
+        """
         return self._running().rootfs.workdir
 
     def _running(self) -> Self:
         if (status := self.status) not in {"running", "paused"}:
             if self._state == "running" and self._owner != os.getpid():
-                raise ContainerStopped(f"the container {self.id} is held outside, by process {self._owner}: {_HELD_OUTSIDE}")
+                raise ContainerStopped(
+                    f"the container {self.id} is held outside, by process {self._owner}: "
+                    f"{_HELD_OUTSIDE}"
+                )
             if status == "created":
-                raise ContainerStopped("the container has not been started. Use it in a `with` statement, or call start() first.")
+                raise ContainerStopped(
+                    "the container has not been started. Use it in a `with` statement, or call "
+                    "start() first."
+                )
             raise ContainerStopped(f"{self._called} is {status}: make a new one.")
         return self
 
@@ -156,13 +183,17 @@ class Container(Lifecycle, Files):
         return self
 
     def _renew(self, taken: Snapshot) -> None:
-        """Go on above a layer that was taken: a new init, a new layer, in the same group and under the same name."""
+        """Go on above a layer that was taken: a new init, a new layer, in the same group and under
+        the same name.
+        """
         spec = replace(self.spec, above=(*taken.above, *self.spec.above), kept=())
         adopt = partial(self._adopt_renewed, spec, taken)
         self._launcher.renew({"op": "renew", "id": self.id, "spec": spec.to_json()}, adopt)
         settle(self)
 
-    def _adopt_renewed(self, spec: Spec, taken: Snapshot, answer: Message, fds: Descriptors) -> None:
+    def _adopt_renewed(
+        self, spec: Spec, taken: Snapshot, answer: Message, fds: Descriptors
+    ) -> None:
         os.close(self.pidfd)
         self.pidfd, self._pid = fds.take(), answer["pid"]
         self.frozen.append(taken)
@@ -183,31 +214,49 @@ class Container(Lifecycle, Files):
         return Entrance(self.spec, self.pidfd, joins, cgroup, *self.user_namespaces())
 
     def user_namespaces(self) -> tuple[int, int]:
-        """Return the payloads' user namespace, and the one that the container was built in; -1 where there is none."""
+        """Return the payloads' user namespace, and the one that the container was built in; -1
+        where there is none.
+        """
         return self._launcher.user_of(self.spec), self._launcher.builder_fd
 
-    def surroundings(self, *, env: Any, cwd: Any, user: str | None) -> tuple[dict[str, str], str, str | None]:
-        """Return environment, directory and user of a command, from its own arguments over the settings'."""
+    def surroundings(
+        self, *, env: Any, cwd: Any, user: str | None
+    ) -> tuple[dict[str, str], str, str | None]:
+        """Return environment, directory and user of a command, from its own arguments over the
+        settings'.
+        """
         own = env is not None
         return (
-            {os.fsdecode(name): os.fsdecode(value) for name, value in env.items()} if own else self.rootfs.environment(self.hostname),
+            {os.fsdecode(name): os.fsdecode(value) for name, value in env.items()}
+            if own
+            else self.rootfs.environment(self.hostname),
             self.workdir if cwd is None else os.path.join(self.workdir, os.fsdecode(cwd)),
             user if user is not None else self.rootfs.user,
         )
 
     def find_user(self, text: str) -> users.User:
-        """Return who a user is by the files inside. Raises :class:`SettingsError` for an unknown name."""
+        """Return who a user is by the files inside.
+
+        Raises :class:`SettingsError` for an unknown name.
+        """
         return users.find(text, self.read_plain)
 
     def openpty(self) -> tuple[int, int]:
-        """Return the two ends of a pseudo-terminal of the container's own /dev/pts, as :func:`os.openpty`."""
+        """Return the two ends of a pseudo-terminal of the container's own /dev/pts, as
+        :func:`os.openpty`.
+        """
         return pty.open_pair(self._open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY))
 
     def raise_for(self, failure: Failure) -> NoReturn:
         """Raise what a step into this container failed with."""
         if failure.step.startswith("raise ulimits"):
-            raise UnsupportedError(f"ulimits: {failure.call}", "Start pytest with a higher hard limit (ulimit -H), or ask for less.")
-        if failure.errno == errno.ESRCH:  # an init that is ending has lost its namespaces a moment before its descriptor says so
+            raise UnsupportedError(
+                f"ulimits: {failure.call}",
+                "Start pytest with a higher hard limit (ulimit -H), or ask for less.",
+            )
+        if (
+            failure.errno == errno.ESRCH
+        ):  # an init that is ending has lost its namespaces a moment before its descriptor says so
             raise ContainerStopped.ended(self.id)
         self._running()  # one that has ended is not entered
         raise SetupError(failure.step, str(failure.error().strerror))
@@ -234,10 +283,11 @@ class Container(Lifecycle, Files):
         check: bool = False,
         **keywords: Any,
     ) -> subprocess.CompletedProcess[Any]:
-        """Run a command inside: :func:`subprocess.run`, with its arguments and what it returns and raises.
+        """Run a command inside: :func:`subprocess.run`, with its arguments and what it returns and
+        raises.
 
-        ``timeout`` is the settings' where it is not given; over it the command and all below it are killed. ``check`` raises
-        :class:`OutOfMemory` where the kernel killed for memory meanwhile.
+        ``timeout`` is the settings' where it is not given; over it the command and all below it are
+        killed. ``check`` raises :class:`OutOfMemory` where the kernel killed for memory meanwhile.
         """
         keywords = with_pipes(keywords, input=input, capture_output=capture_output)
         timeout = self.settings.timeout if timeout is None else timeout
@@ -245,10 +295,14 @@ class Container(Lifecycle, Files):
         kills = self.group.oom_kills() if check else 0
         popen = self.popen(args, start_timeout=timeout, **keywords)
         try:
-            stdout, stderr = popen.communicate(input, timeout=None if end is None else max(0, end - time.monotonic()))
+            stdout, stderr = popen.communicate(
+                input, timeout=None if end is None else max(0, end - time.monotonic())
+            )
         except BaseException as error:
             popen.end()
-            if isinstance(error, subprocess.TimeoutExpired):  # it has the output until then already, as bytes, as subprocess has it
+            if isinstance(
+                error, subprocess.TimeoutExpired
+            ):  # it has the output until then already, as bytes, as subprocess has it
                 error.timeout = timeout  # type: ignore[assignment]
             raise
         finally:
@@ -261,32 +315,55 @@ class Container(Lifecycle, Files):
         assert popen.returncode is not None
         if self.group.oom_kills() > kills:
             used = self.figures()
-            raise OutOfMemory(popen.returncode, popen.args, stdout, stderr, memory_limit=self.settings.memory, memory_peak=used.memory_peak)
+            raise OutOfMemory(
+                popen.returncode,
+                popen.args,
+                stdout,
+                stderr,
+                memory_limit=self.settings.memory,
+                memory_peak=used.memory_peak,
+            )
         raise subprocess.CalledProcessError(popen.returncode, popen.args, stdout, stderr)
 
     def fork(self) -> Child | None:
-        """Fork the calling process into the container: None in the child, which is inside; a :class:`Child` in the caller.
+        """Fork the calling process into the container: None in the child, which is inside; a
+        :class:`Child` in the caller.
 
-        The child must end by :func:`os._exit`. Raises :class:`UnsupportedError` where the caller may not enter a PID namespace.
+        The child must end by :func:`os._exit`. Raises :class:`UnsupportedError` where the caller
+        may not enter a PID namespace.
         """
         return fork_into(self._awake(), self.living())
 
     def living(self) -> list[Container]:
-        """Return the containers of this process; not those outside, where it is a fork that is inside one."""
+        """Return the containers of this process; not those outside, where it is a fork that is
+        inside one.
+        """
         return [one for one in held_here if one._home is self._home]  # noqa: SLF001 - its own
 
     @overload
-    def call(self, func: Callable[..., T], /, *args: Any, timeout: float | None, **keywords: Any) -> T: ...
+    def call(
+        self, func: Callable[..., T], /, *args: Any, timeout: float | None, **keywords: Any
+    ) -> T: ...
     @overload
     def call(self, func: Callable[P, T], /, *args: P.args, **keywords: P.kwargs) -> T: ...
-    def call(self, func: Callable[..., Any], /, *args: Any, timeout: Any = None, **keywords: Any) -> Any:
-        """Run ``func(*args, **keywords)`` inside, in a fork of this process; return its value or raise its exception.
+    def call(
+        self, func: Callable[..., Any], /, *args: Any, timeout: Any = None, **keywords: Any
+    ) -> Any:
+        """Run ``func(*args, **keywords)`` inside, in a fork of this process; return its value or
+        raise its exception.
 
-        Values travel as data (see :mod:`pytest_sandbox.container.values`); the traceback inside is the exception's cause. Raises
-        :class:`TimeoutError` over ``timeout`` seconds, :class:`SandboxError` where the fork ended without an answer, and
-        :class:`OutOfMemory` where it was killed for memory.
+        Values travel as data (see :mod:`pytest_sandbox.container.values`); the traceback inside is
+        the exception's cause. Raises :class:`TimeoutError` over ``timeout`` seconds,
+        :class:`SandboxError` where the fork ended without an answer, and :class:`OutOfMemory` where
+        it was killed for memory.
         """
-        return run_call(self._awake(), func, args, keywords, self.settings.timeout if timeout is None else timeout)
+        return run_call(
+            self._awake(),
+            func,
+            args,
+            keywords,
+            self.settings.timeout if timeout is None else timeout,
+        )
 
     def processes(self) -> list[tuple[int, str]]:
         """Return PID (inside) and command line of every process inside but init."""
@@ -304,9 +381,11 @@ class Container(Lifecycle, Files):
         processes.kill_tree(self._running(), pid)
 
     def stop(self, timeout: float = 10) -> None:
-        """End what runs inside as ``docker stop`` does: the image's STOPSIGNAL (else SIGTERM) to each command of this process's, SIGKILL after ``timeout`` seconds.
+        """End what runs inside as ``docker stop`` does: the image's STOPSIGNAL (else SIGTERM) to
+        each command of this process's, SIGKILL after ``timeout`` seconds.
 
-        What was written stays until :meth:`close`: the container can be read, committed, and used again.
+        What was written stays until :meth:`close`: the container can be read, committed, and used
+        again.
         """
         number = self._awake().rootfs.stop_signal
         commands = list(self.commands)
@@ -337,14 +416,18 @@ class Container(Lifecycle, Files):
         return replace(self.figures(), **self.group.pressure())
 
     def figures(self) -> Stats:
-        """Return what :meth:`stats` does but for the pressure, which takes files of its own to read."""
+        """Return what :meth:`stats` does but for the pressure, which takes files of its own to
+        read.
+        """
         return without_init(self._running().group.stats(), self.settings)
 
     def commit(self, name: str | None = None) -> Image:
-        """Freeze what was written so far as an image, from which containers start as fast as from any other; this one goes on.
+        """Freeze what was written so far as an image, from which containers start as fast as from
+        any other; this one goes on.
 
-        Without a ``name`` the image lives in memory, as long as this process and anybody who has it or lies on it; that takes no copy, unless
-        something still runs inside. With one, a reference as docker reads it, it is stored as by :meth:`Image.load`, which takes a copy.
+        Without a ``name`` the image lives in memory, as long as this process and anybody who has it
+        or lies on it; that takes no copy, unless something still runs inside. With one, a reference
+        as docker reads it, it is stored as by :meth:`Image.load`, which takes a copy.
         """
         from pytest_sandbox.container.snapshot import commit
 
@@ -352,9 +435,11 @@ class Container(Lifecycle, Files):
         return commit(self, name)
 
     def diff(self) -> Changes:
-        """Return what differs from what the container started on, sorted by path, as ``docker diff``.
+        """Return what differs from what the container started on, sorted by path, as ``docker
+        diff``.
 
-        At most a million changes are listed, found within 30 seconds; ``.complete`` tells whether these are all, ``.counted`` how many were found.
+        At most a million changes are listed, found within 30 seconds; ``.complete`` tells whether
+        these are all, ``.counted`` how many were found.
         """
         self._running()
         return changes_of(self, seconds=_MOST_SECONDS)
@@ -369,7 +454,8 @@ class Container(Lifecycle, Files):
             yield fds.first(), self._places(fds.first(), answer)
 
     def layer(self) -> tuple[int, dict[str, tuple[str, tuple[str, ...]]]]:
-        """Return the directory of the writable layer (a descriptor, the caller's), and where each overlay in it lies ("": the root), and on what.
+        """Return the directory of the writable layer (a descriptor, the caller's), and where each
+        overlay in it lies ("": the root), and on what.
 
         An overlay is a directory with a number; below it, ``upper`` holds what was written.
         """
@@ -388,17 +474,27 @@ class Container(Lifecycle, Files):
             return "", (*self._above(""), *self.spec.lower)
         if number >= 2000:
             return self.spec.scratch[number - 2000][0], self.spec.scratch[number - 2000][1:]
-        point, lower = [self.spec.directories[number - 1000]] * 2 if number >= 1000 else points[number - 1]
+        point, lower = (
+            [self.spec.directories[number - 1000]] * 2 if number >= 1000 else points[number - 1]
+        )
         return point, (*self._above(point), lower)
 
     def _above(self, point: str) -> list[str]:
-        """Return the directories of committed layers that an overlay lies on, as this process reaches them."""
+        """Return the directories of committed layers that an overlay lies on, as this process
+        reaches them.
+        """
         shelves = [*reversed(self.frozen), *getattr(self.rootfs.image, "shelves", ())]
         stored = [place for at, place in self.rootfs.above if at == point and os.path.isabs(place)]
         return [*(path for one in shelves for path in one.paths(point)), *stored]
 
 
 def without_init(found: Stats, settings: Settings) -> Stats:
-    """Return a group's figures as the container's: init, which is ours, is not among its processes."""
-    less = {name: max(0, value - OVERHEAD) for name in ("pids_current", "pids_peak") if (value := getattr(found, name)) is not None}
+    """Return a group's figures as the container's: init, which is ours, is not among its
+    processes.
+    """
+    less = {
+        name: max(0, value - OVERHEAD)
+        for name in ("pids_current", "pids_peak")
+        if (value := getattr(found, name)) is not None
+    }
     return replace(found, memory_limit=settings.memory, **less)

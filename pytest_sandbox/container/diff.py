@@ -32,7 +32,9 @@ class Changes(list[Change]):
     and so has the time for it.
     """
 
-    def __init__(self, changes: Iterable[Change] = (), *, counted: int = 0, complete: bool = True) -> None:
+    def __init__(
+        self, changes: Iterable[Change] = (), *, counted: int = 0, complete: bool = True
+    ) -> None:
         super().__init__(changes)
         self.counted = counted
         self.complete = complete
@@ -55,7 +57,9 @@ def changes_of(
     budget = overlay_diff.Budget(most, seconds=seconds)
     with container.opened_layer() as (layer, places):
         builder = -1 if as_user else container.user_namespaces()[1]
-        found, counted, complete = as_builder(builder, lambda: _found(container, layer, places, budget))
+        found, counted, complete = as_builder(
+            builder, lambda: _found(container, layer, places, budget)
+        )
     ordered = sorted({(path, kind) for kind, path in found})
     return Changes((Change(*one) for one in ordered), counted=counted, complete=complete)
 

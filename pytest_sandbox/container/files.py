@@ -1,4 +1,5 @@
-"""Files inside: opened by the names that they have in there, by a child of this process that is in there, so that no link leads to the host.
+"""Files inside: opened by the names that they have in there, by a child of this process that is in
+there, so that no link leads to the host.
 
 From a directory's descriptor on, every step down is one name with O_NOFOLLOW.
 """
@@ -19,7 +20,9 @@ from pytest_sandbox.linux.syscall_batch import Program
 
 __all__ = ["Files"]
 
-__tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
+__tracebackhide__ = (
+    True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
+)
 
 _READ = os.O_RDONLY
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
@@ -46,8 +49,11 @@ class Files:
             raise ValueError("embedded null byte")
         program = Program()
         self.entrance().add_look(program)
-        # Never wait for the other end of a FIFO, never take a terminal, and never follow a magic link of /proc.
-        how = sc.open_how(flags if flags & os.O_PATH else flags | _NO_WAIT, sc.RESOLVE_NO_MAGICLINKS, mode)
+        # Never wait for the other end of a FIFO, never take a terminal, and never follow a magic
+        # link of /proc.
+        how = sc.open_how(
+            flags if flags & os.O_PATH else flags | _NO_WAIT, sc.RESOLVE_NO_MAGICLINKS, mode
+        )
         found = program.open_as("open", place, how)
         try:
             with Deferred():
@@ -72,7 +78,9 @@ class Files:
         return fd
 
     def read_plain(self, path: str, most: int = 8 << 20) -> str:
-        """Return the text of a plain file, as far as ``most`` bytes; of anything else, and of what is not there, nothing."""
+        """Return the text of a plain file, as far as ``most`` bytes; of anything else, and of what
+        is not there, nothing.
+        """
         try:
             fd = self._open(path, _READ)
         except OSError:
@@ -95,16 +103,24 @@ class Files:
 
     def read_text(self, path: Path, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Return a file's content as text, with newlines as :func:`open` reads them."""
-        return io.TextIOWrapper(io.BytesIO(self.read_bytes(path)), encoding=encoding, errors=errors).read()
+        return io.TextIOWrapper(
+            io.BytesIO(self.read_bytes(path)), encoding=encoding, errors=errors
+        ).read()
 
     def write_bytes(self, path: Path, data: bytes) -> int:
-        """Write a file, made or truncated; returns the count of bytes. Its directory must be there."""
+        """Write a file, made or truncated; returns the count of bytes. Its directory must be
+        there.
+        """
         with open(self._open_file(path, _WRITE), "wb") as file:
             return file.write(data)
 
-    def write_text(self, path: Path, data: str, encoding: str = "utf-8", errors: str = "strict") -> int:
+    def write_text(
+        self, path: Path, data: str, encoding: str = "utf-8", errors: str = "strict"
+    ) -> int:
         """Write a file of text, made or truncated; returns the count of characters."""
-        with open(self._open_file(path, _WRITE), "w", encoding=encoding, errors=errors, newline="") as file:
+        with open(
+            self._open_file(path, _WRITE), "w", encoding=encoding, errors=errors, newline=""
+        ) as file:
             return file.write(data)
 
     def exists(self, path: Path) -> bool:
@@ -127,22 +143,32 @@ class Files:
         finally:
             os.close(fd)
 
-    def mkdir(self, path: Path, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False) -> None:
+    def mkdir(
+        self, path: Path, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False
+    ) -> None:
         """Make a directory, as :meth:`pathlib.Path.mkdir`."""
-        name = os.path.normpath(os.path.join("/", os.fspath(path))) if os.path.isabs(path) else os.fspath(path).rstrip("/")
+        name = (
+            os.path.normpath(os.path.join("/", os.fspath(path)))
+            if os.path.isabs(path)
+            else os.fspath(path).rstrip("/")
+        )
         parent, last = os.path.split(name)
         try:
             directory = self._open(parent or ".", os.O_PATH | os.O_DIRECTORY)
         except FileNotFoundError:
             if not parents or not parent:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path)) from None
+                raise FileNotFoundError(
+                    errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path)
+                ) from None
             self.mkdir(parent, parents=True, exist_ok=True)
             directory = self._open(parent, os.O_PATH | os.O_DIRECTORY)
         try:
             os.mkdir(last or ".", mode, dir_fd=directory)
         except FileExistsError:
             if not (exist_ok and self._is_directory(path)):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path)) from None
+                raise FileExistsError(
+                    errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path)
+                ) from None
         finally:
             os.close(directory)
 
@@ -153,14 +179,18 @@ class Files:
         return False
 
     def copy_in(self, source: Path, target: Path) -> None:
-        """Copy a file, a link or a directory of the host to ``target`` inside; into it, where it is a directory (as ``docker cp``)."""
+        """Copy a file, a link or a directory of the host to ``target`` inside; into it, where it is
+        a directory (as ``docker cp``).
+        """
         transfer.copy_in(self._open, source, target)
 
     def copy_out(self, source: Path, target: Path) -> None:
-        """Copy a file or a directory inside to ``target`` on the host; into it, where it is a directory (as ``docker cp``).
+        """Copy a file or a directory inside to ``target`` on the host; into it, where it is a
+        directory (as ``docker cp``).
 
-        ``DIRECTORY/.`` copies what is in the directory. A link is copied as a link where it stays in the copied directory, otherwise as the file
-        that it leads to inside; one that leads to a directory elsewhere raises OSError.
+        ``DIRECTORY/.`` copies what is in the directory. A link is copied as a link where it stays
+        in the copied directory, otherwise as the file that it leads to inside; one that leads to a
+        directory elsewhere raises OSError.
         """
         transfer.copy_out(self._open, source, target)
 
@@ -169,6 +199,8 @@ def _read_available(fd: int) -> bytes:
     """Read a non-blocking descriptor up to its end, until reading would wait, or up to a bound."""
     data = b""
     with contextlib.suppress(BlockingIOError):
-        while len(data) < _MOST_OF_A_DEVICE and (part := os.read(fd, _MOST_OF_A_DEVICE - len(data))):
+        while len(data) < _MOST_OF_A_DEVICE and (
+            part := os.read(fd, _MOST_OF_A_DEVICE - len(data))
+        ):
             data += part
     return data

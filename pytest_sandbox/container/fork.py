@@ -1,4 +1,6 @@
-"""A fork of the calling process that is inside a container: how it enters, how it is awaited, and ``call`` on top."""
+"""A fork of the calling process that is inside a container: how it enters, how it is awaited, and
+``call`` on top.
+"""
 
 from __future__ import annotations
 
@@ -35,17 +37,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Child", "Forks", "as_builder", "fork_into", "forks", "run_call"]
 
-__tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
+__tracebackhide__ = (
+    True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
+)
 
 _CHUNK = 1 << 16
-#: Bytes that the answer of a call may have; it comes from inside, and is kept in memory more than once.
+#: Bytes that the answer of a call may have; it comes from inside, and is kept in memory more than
+#: once.
 _LONGEST_ANSWER = 64 << 20
 #: Seconds for a process outside of the container, which nothing inside can stop, to fork into it.
 _ENTER_TIMEOUT = 30.0
 
 
 class Child:
-    """The forked process, as its parent sees it: ``pid`` (outside), ``pidfd`` (poll(2) tells when it has ended)."""
+    """The forked process, as its parent sees it: ``pid`` (outside), ``pidfd`` (poll(2) tells when
+    it has ended).
+    """
 
     def __init__(self, container: Container, pid: int, kills: int) -> None:
         self.container = container
@@ -81,7 +88,9 @@ class Child:
             return ()
 
     def reap(self) -> None:
-        """Kill it and take its status: until then, its PID namespace does not end (pid_namespaces(7))."""
+        """Kill it and take its status: until then, its PID namespace does not end
+        (pid_namespaces(7)).
+        """
         if self._code is None:
             process.kill(self.pidfd, signal.SIGKILL)
             self._reaped()
@@ -92,7 +101,8 @@ class Child:
                 with self.container.group.unthrottled():
                     code = process.await_exit(self.pid, self.pidfd, END_TIMEOUT)
                 with Deferred():
-                    # Where the kernel does not say, its caller waits for all its children by itself.
+                    # Where the kernel does not say, its caller waits for all its children by
+                    # itself.
                     self._code = -signal.SIGKILL if code is None else code
                     os.close(self.pidfd)
                     self.container.children.discard(self)
@@ -103,7 +113,9 @@ class Child:
             return Exited(code)
         if code == -signal.SIGKILL and self.container.group.oom_kills() > self._kills:
             used = self.container.figures()
-            return OOMKilled(used.memory_limit, used.memory_peak or 0, self.container.group.files_bytes())
+            return OOMKilled(
+                used.memory_limit, used.memory_peak or 0, self.container.group.files_bytes()
+            )
         return Signaled(-code)
 
     def kill(self, *, everything: bool = True) -> None:
@@ -127,7 +139,9 @@ def _pidfd(pid: int) -> int:
 
 
 class Forks:
-    """Counts the forks of this process: after 16, 32, 64 ... of them its memory is gathered in huge pages, which costs what some ten of them do."""
+    """Counts the forks of this process: after 16, 32, 64 ... of them its memory is gathered in huge
+    pages, which costs what some ten of them do.
+    """
 
     def __init__(self) -> None:
         self._made = 0
@@ -147,7 +161,9 @@ class Forks:
 forks = Forks()
 
 
-def fork_into(container: Container, living: Iterable[Container], *, shielded: bool = False) -> Child | None:
+def fork_into(
+    container: Container, living: Iterable[Container], *, shielded: bool = False
+) -> Child | None:
     """Fork; the child is in the container when this returns None.
 
     ``shielded`` is for a container in which something may run already: nothing of this process can
@@ -158,7 +174,9 @@ def fork_into(container: Container, living: Iterable[Container], *, shielded: bo
     forks.count()
     kills = container.group.oom_kills()
     entrance = container.entrance()
-    lock_down = entrance.lock_down(None if container.settings.user is None else container.find_user(container.settings.user))
+    lock_down = entrance.lock_down(
+        None if container.settings.user is None else container.find_user(container.settings.user)
+    )
     twice = shielded or entrance.builder_fd >= 0
     program, clone = entrance.begin(shielded=shielded) if twice else (Program(), None)
     if clone is None:
@@ -166,11 +184,16 @@ def fork_into(container: Container, living: Iterable[Container], *, shielded: bo
         replace(entrance, joins=container.group.joins()).add_enter(program)
     _add_arrival(container, program, living)
     program.prepare()
-    # An interrupt between the fork and what notes it would leave a child that nobody waits for, or a second caller.
+    # An interrupt between the fork and what notes it would leave a child that nobody waits for, or
+    # a second caller.
     program.block_signals()
     pid = -1
     try:
-        pid = _fork_once(entrance) if clone is None else _fork_twice(container, program, clone, shielded=shielded)
+        pid = (
+            _fork_once(entrance)
+            if clone is None
+            else _fork_twice(container, program, clone, shielded=shielded)
+        )
         child = Child(container, pid, kills) if pid else None
     finally:
         if pid:
@@ -181,11 +204,15 @@ def fork_into(container: Container, living: Iterable[Container], *, shielded: bo
 
 
 def _add_arrival(container: Container, program: Program, living: Iterable[Container]) -> None:
-    """Append what the child does once it is inside: let go of this library's own descriptors, take interrupts again."""
+    """Append what the child does once it is inside: let go of this library's own descriptors, take
+    interrupts again.
+    """
     settings = container.settings
     directories = [settings.workdir] if settings.workdir else [os.getcwd(), container.workdir]
     for directory in ["/", *reversed(directories)]:
-        program.add("change to the working directory", "chdir", os.fsencode(directory), go_on=True)  # the last that is there
+        program.add(
+            "change to the working directory", "chdir", os.fsencode(directory), go_on=True
+        )  # the last that is there
     launcher = session.running()
     own = [] if launcher is None else launcher.descriptors()
     for one in {container, *living}:
@@ -210,7 +237,8 @@ def _fork_once(entrance: Entrance) -> int:
 
 
 def _fork_twice(container: Container, program: Program, clone: Result, *, shielded: bool) -> int:
-    """Fork a process that enters the namespaces, and is forked there: a second child of this process (CLONE_PARENT).
+    """Fork a process that enters the namespaces, and is forked there: a second child of this
+    process (CLONE_PARENT).
 
     Entering namespaces before that takes a process of one thread, which this one need not be.
     """
@@ -238,7 +266,11 @@ def _be_elder(program: Program, clone: Result, writer: int, arguments: tuple[int
         if younger == 0 and failure is None:
             status = -1
             return
-        answer = {"pid": younger} if failure is None else {"step": failure.step, "errno": failure.errno, "call": failure.call}
+        answer = (
+            {"pid": younger}
+            if failure is None
+            else {"step": failure.step, "errno": failure.errno, "call": failure.call}
+        )
         os.write(writer, json.dumps(answer).encode() + b"\n")
     finally:
         if status >= 0:
@@ -255,7 +287,9 @@ def _younger(container: Container, elder: int, reader: int) -> int:
     finally:
         os.close(pidfd)
     if not answer:
-        raise SetupError("enter the container's PID namespace", "the process that forks there was killed")
+        raise SetupError(
+            "enter the container's PID namespace", "the process that forks there was killed"
+        )
     said = json.loads(answer)
     if "pid" not in said:
         container.raise_for(Failure(said["step"], said["errno"], said["call"]))
@@ -279,7 +313,8 @@ def _fork() -> int:
     if threading.active_count() == 1:
         return os.fork()
     with warnings.catch_warnings():
-        # The threads of a worker (execnet's) are not needed in the child, which runs one test and ends.
+        # The threads of a worker (execnet's) are not needed in the child, which runs one test and
+        # ends.
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
@@ -290,7 +325,10 @@ def _enter(container: Container, program: Program | None, lock_down: Program) ->
             program.run()
         lock_down.run()
     except OSError as error:  # half inside is nowhere
-        os.write(2, f"pytest-sandbox: the test could not enter its container: {error.strerror}\n".encode())
+        os.write(
+            2,
+            f"pytest-sandbox: the test could not enter its container: {error.strerror}\n".encode(),
+        )
         os._exit(125)
     except KeyboardInterrupt:  # it came before this had a session of its own
         os._exit(128 + signal.SIGINT)
@@ -301,10 +339,11 @@ def _enter(container: Container, program: Program | None, lock_down: Program) ->
 
 
 def as_builder(builder_fd: int, func: Callable[[], Any]) -> Any:
-    """Return what a function returns, as JSON can hold it, with the rights of who built the container: files inside belong to others too.
+    """Return what a function returns, as JSON can hold it, with the rights of who built the
+    container: files inside belong to others too.
 
-    Without a ``builder_fd`` they are this process's own; otherwise it runs in a fork. Raises the function's :class:`OSError`, and
-    :class:`SandboxError` where it fails otherwise.
+    Without a ``builder_fd`` they are this process's own; otherwise it runs in a fork. Raises the
+    function's :class:`OSError`, and :class:`SandboxError` where it fails otherwise.
     """
     if builder_fd < 0:
         return func()
@@ -323,14 +362,18 @@ def as_builder(builder_fd: int, func: Callable[[], Any]) -> Any:
         text = file.read()
     os.waitpid(pid, 0)
     if not text:
-        raise SandboxError("what the container wrote cannot be read by this user. Look at it from inside.")
+        raise SandboxError(
+            "what the container wrote cannot be read by this user. Look at it from inside."
+        )
     value, error = json.loads(text)
     if error is not None:
         raise OSError(*error)
     return value
 
 
-def _answered(func: Callable[[], Any]) -> tuple[Any, tuple[int | None, str | None, str | None] | None]:
+def _answered(
+    func: Callable[[], Any],
+) -> tuple[Any, tuple[int | None, str | None, str | None] | None]:
     """Return what a function returns, and what the kernel refused it."""
     try:
         return func(), None
@@ -338,7 +381,13 @@ def _answered(func: Callable[[], Any]) -> tuple[Any, tuple[int | None, str | Non
         return None, (error.errno, error.strerror, error.filename)
 
 
-def run_call(container: Container, func: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any], timeout: float | None) -> Any:
+def run_call(
+    container: Container,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    keywords: dict[str, Any],
+    timeout: float | None,
+) -> Any:
     """Fork, run the function inside, and bring its value or its exception back."""
     ours, theirs = (end.socket for end in Channel.pair())
     with ours, theirs:
@@ -351,12 +400,16 @@ def run_call(container: Container, func: Callable[..., Any], args: tuple[Any, ..
         try:
             end = None if timeout is None else time.monotonic() + timeout
             data = _collect(ours, child.pidfd, end)
-            outcome = child.wait(None if end is None else max(0, end - time.monotonic()), everything=False)
+            outcome = child.wait(
+                None if end is None else max(0, end - time.monotonic()), everything=False
+            )
         except BaseException:
             child.reap()
             raise
     if isinstance(outcome, TimedOut):
-        raise TimeoutError(f"call() was killed after {timeout} seconds; inside ran: {', '.join(outcome.processes)}")
+        raise TimeoutError(
+            f"call() was killed after {timeout} seconds; inside ran: {', '.join(outcome.processes)}"
+        )
     return _value(outcome, data)
 
 
@@ -366,7 +419,9 @@ def _flush() -> None:
             stream.flush()
 
 
-def _answer(to: socket.socket, func: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> NoReturn:
+def _answer(
+    to: socket.socket, func: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]
+) -> NoReturn:
     try:
         try:
             answer = json.dumps({"value": values.encode(func(*args, **keywords))})
@@ -379,13 +434,17 @@ def _answer(to: socket.socket, func: Callable[..., Any], args: tuple[Any, ...], 
 
 
 def _collect(ours: socket.socket, pidfd: int, end: float | None) -> bytes:
-    """Read until the answer's end, the child's end, the end of the time, or more than an answer may have."""
+    """Read until the answer's end, the child's end, the end of the time, or more than an answer may
+    have.
+    """
     poll = select.poll()
     for fd in (ours.fileno(), pidfd):
         poll.register(fd, select.POLLIN)
     data = bytearray()
     while len(data) <= _LONGEST_ANSWER:
-        ready = dict(poll.poll(None if end is None else process.milliseconds(end - time.monotonic())))
+        ready = dict(
+            poll.poll(None if end is None else process.milliseconds(end - time.monotonic()))
+        )
         if ours.fileno() not in ready:  # the child has ended, or the time
             return bytes(data)
         try:
@@ -395,12 +454,17 @@ def _collect(ours: socket.socket, pidfd: int, end: float | None) -> bytes:
         data += part
         if not part or part.endswith(b"\n"):
             return bytes(data)
-    raise SandboxError(f"call() was answered with more than {_LONGEST_ANSWER >> 20} MiB. Return less, or write a file and copy_out() it.")
+    raise SandboxError(
+        f"call() was answered with more than {_LONGEST_ANSWER >> 20} MiB. Return less, or write a "
+        "file and copy_out() it."
+    )
 
 
 def _value(outcome: Outcome, data: bytes) -> Any:
     if isinstance(outcome, OOMKilled):
-        raise OutOfMemory(-signal.SIGKILL, "call()", memory_limit=outcome.limit, memory_peak=outcome.peak)
+        raise OutOfMemory(
+            -signal.SIGKILL, "call()", memory_limit=outcome.limit, memory_peak=outcome.peak
+        )
     if not data.endswith(b"\n"):
         raise SandboxError(f"call() ended without an answer: {outcome}. Look at what it did last.")
     error, value = _understood(data)
@@ -410,13 +474,20 @@ def _value(outcome: Outcome, data: bytes) -> Any:
 
 
 def _understood(data: bytes) -> tuple[BaseException | None, Any]:
-    """Return the exception or the value; the answer may be anything, for what ran inside could write to the socket too."""
+    """Return the exception or the value; the answer may be anything, for what ran inside could
+    write to the socket too.
+    """
     try:
         answer = json.loads(data)
-        return (values.decode_exception(answer["error"]), None) if "error" in answer else (None, values.decode(answer["value"]))
+        return (
+            (values.decode_exception(answer["error"]), None)
+            if "error" in answer
+            else (None, values.decode(answer["value"]))
+        )
     except SandboxError:
         raise
     except Exception as error:  # noqa: BLE001 - a forged answer may have any fault
         raise SandboxError(
-            f"call() was answered with what is no answer ({type(error).__name__}). Look at what wrote to its descriptors."
+            f"call() was answered with what is no answer ({type(error).__name__}). Look at what "
+            "wrote to its descriptors."
         ) from None

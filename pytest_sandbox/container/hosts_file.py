@@ -1,7 +1,9 @@
-"""The file in which the containers of a network find each other's names (hosts(5)): one for all of them, changed in place as they come and go.
+"""The file in which the containers of a network find each other's names (hosts(5)): one for all of
+them, changed in place as they come and go.
 
-Each container has a line of a fixed length, which one pwrite(2) changes: whoever reads meanwhile finds the others' whole. It is seen at /etc/hosts by a
-bind mount, which shows one file for good and not one that is renamed into its place.
+Each container has a line of a fixed length, which one pwrite(2) changes: whoever reads meanwhile
+finds the others' whole. It is seen at /etc/hosts by a bind mount, which shows one file for good and
+not one that is renamed into its place.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ class Hosts:
     def add(self, address: str, *names: str) -> None:
         """Add the line of an address, in the first free place."""
         taken = set(self._places.values())
-        place = self._places.get(address, next(number for number in range(len(taken) + 1) if number not in taken))
+        place = self._places.get(
+            address, next(number for number in range(len(taken) + 1) if number not in taken)
+        )
         self._write(place, f"{address}\t{' '.join(names)}")
         self._places[address] = place
 

@@ -1,4 +1,6 @@
-"""The life of a container: from the launcher's hands to its end, so that it has an owner at every moment, whatever interrupts."""
+"""The life of a container: from the launcher's hands to its end, so that it has an owner at every
+moment, whatever interrupts.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Lifecycle", "held_here"]
 
-__tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
+__tracebackhide__ = (
+    True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
+)
 
 #: Seconds between two looks at who still lives in a container that is being closed.
 _LOOK_AGAIN = 0.05
@@ -55,7 +59,9 @@ class Lifecycle(State):
     def start(self) -> Self:
         """Start the container; returns it. A container starts once."""
         if self._state != "created":
-            raise ContainerStopped(f"{self._called} is {self.status}: it starts once. Make a new one.")
+            raise ContainerStopped(
+                f"{self._called} is {self.status}: it starts once. Make a new one."
+            )
         _close_dropped()
         self.rootfs = Rootfs(self.settings)
         try:
@@ -67,11 +73,15 @@ class Lifecycle(State):
         return self
 
     def _settle(self) -> None:
-        """Give what was made for anybody what no spec says: a name, a place on a network, a working directory."""
+        """Give what was made for anybody what no spec says: a name, a place on a network, a working
+        directory.
+        """
         raise NotImplementedError
 
     def _create(self) -> None:
-        """Have the launcher make it; one that was killed since the last container is replaced, once."""
+        """Have the launcher make it; one that was killed since the last container is replaced,
+        once.
+        """
         try:
             self._ask_launcher()
         except session.LauncherGoneError:
@@ -82,14 +92,18 @@ class Lifecycle(State):
         self._launcher.hierarchy.require(self.settings)
         spec = spec_for(self.rootfs, self._launcher)
         self.spec = (
-            replace(spec, directories=self.rootfs.with_way(self.directories), **with_kept(self.kept))
+            replace(
+                spec, directories=self.rootfs.with_way(self.directories), **with_kept(self.kept)
+            )
             if self.kept or self.directories
             else spec
         )
         self._launcher.create(self.spec, about(self.rootfs, label=self.label), self._adopt)
 
     def _adopt(self, made: session.Ready) -> None:
-        """Become the owner of what the launcher has made; called with signals deferred, so that it has an owner at every moment."""
+        """Become the owner of what the launcher has made; called with signals deferred, so that it
+        has an owner at every moment.
+        """
         self.id, self._pid, self.pidfd = made
         self.group = self._launcher.session.group(self.id, self.settings)
         self._owner, self._home = os.getpid(), session.home()
@@ -104,7 +118,10 @@ class Lifecycle(State):
             self.rootfs.release()
 
     def close(self) -> None:
-        """Kill what runs inside, wait until it is dead, and throw everything away. Closing twice is fine."""
+        """Kill what runs inside, wait until it is dead, and throw everything away.
+
+        Closing twice is fine.
+        """
         self._close()
         _close_dropped()
 
@@ -120,7 +137,9 @@ class Lifecycle(State):
         """Take the closing upon this thread; return whether there is something to wait for."""
         with self._closing:
             if self._state == "stopped":
-                return self._is_held and self._closer == threading.get_ident()  # an interrupt has ended the first try
+                return (
+                    self._is_held and self._closer == threading.get_ident()
+                )  # an interrupt has ended the first try
             if self._state == "created":
                 self._state = "stopped"
                 return False
@@ -163,38 +182,57 @@ class Lifecycle(State):
             self._launcher.snapshots.unused.append(self.freezing)
 
     def _end_processes(self) -> None:
-        """Kill what runs inside, and wait for it. Init alone is no reason to wait: the launcher ends it in its own time."""
+        """Kill what runs inside, and wait for it.
+
+        Init alone is no reason to wait: the launcher ends it in its own time.
+        """
         if not self.commands and not self.children and self.group.count() == OVERHEAD:
             return
         process.kill(self.pidfd, signal.SIGKILL)
         with self.group.unthrottled():
-            for command in list(self.commands):  # they are this process's children: the namespace ends when they are reaped
+            for command in list(
+                self.commands
+            ):  # they are this process's children: the namespace ends when they are reaped
                 command.await_end()
             for child in list(self.children):
                 child.reap()
             looks = 0
-            while not process.ended(self.pidfd, _LOOK_AGAIN) and looks < _MOST_LOOKS and (self.group.pids() or self.group.count() is None):
-                looks += 1  # what is left once nobody lives are the dead of a visitor that does not reap them; without cgroups nobody knows
+            while (
+                not process.ended(self.pidfd, _LOOK_AGAIN)
+                and looks < _MOST_LOOKS
+                and (self.group.pids() or self.group.count() is None)
+            ):
+                # what is left once nobody lives are the dead of a visitor that does not reap them;
+                # without cgroups nobody knows
+                looks += 1
 
     def __del__(self) -> None:
-        """Kill what runs inside, and leave the rest to the next start or close: a finalizer may run within any call, and takes no lock."""
+        """Kill what runs inside, and leave the rest to the next start or close: a finalizer may run
+        within any call, and takes no lock.
+        """
         if getattr(self, "_is_held", False) and not self._is_elsewhere():
             process.kill(self.pidfd, signal.SIGKILL)
             _dropped.append(self)
 
     @property
     def status(self) -> str:
-        """What it is: "created", "running", "paused" or "stopped", also where its init was killed from outside."""
+        """What it is: "created", "running", "paused" or "stopped", also where its init was killed
+        from outside.
+        """
         alive = self._state in {"running", "paused"}
         if alive and self._home is not session.home():  # this is a fork inside
             return "stopped"
         renewable = self.taken is not None  # its old init does not matter any more
-        return "stopped" if alive and not renewable and process.ended(self.pidfd, 0) else self._state
+        return (
+            "stopped" if alive and not renewable and process.ended(self.pidfd, 0) else self._state
+        )
 
 
 @atexit.register
 def _close_living() -> None:
-    """Close what was left open, before the launcher ends: it waits for containers, and they for the commands of this process."""
+    """Close what was left open, before the launcher ends: it waits for containers, and they for the
+    commands of this process.
+    """
     for container in list(held_here):
         container.close()
     _close_dropped()

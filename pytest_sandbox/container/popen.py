@@ -1,8 +1,10 @@
-"""``subprocess.Popen`` for a container: everything of the standard library's but how the child starts.
+"""``subprocess.Popen`` for a container: everything of the standard library's but how the child
+starts.
 
-The child is this process's own, as with :mod:`subprocess`, and a member of the container from its first moment. Two private methods are
-replaced (``_execute_child``, ``_handle_exitstatus``) and one is called (``_close_pipe_fds``): they have kept their shape from Python 3.11 to
-3.14, and the tests run on each.
+The child is this process's own, as with :mod:`subprocess`, and a member of the container from its
+first moment. Two private methods are replaced (``_execute_child``, ``_handle_exitstatus``) and one
+is called (``_close_pipe_fds``): they have kept their shape from Python 3.11 to 3.14, and the tests
+run on each.
 """
 
 from __future__ import annotations
@@ -39,24 +41,30 @@ if TYPE_CHECKING:
 
 __all__ = ["Popen", "with_pipes"]
 
-__tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
+__tracebackhide__ = (
+    True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
+)
 
 _CHUNK = 1 << 16
 _LOOK_AGAIN = 100  # milliseconds between two looks at whether anybody still waits
 _PIPE_AT_MOST = 1 << 20  # /proc/sys/fs/pipe-max-size, by default
 _WORKDIR = "change to the working directory"
-_NOT_EXECUTED = "Other processes in the container stop it, or leave it no CPU time: end them, or raise cpus=."
+_NOT_EXECUTED = (
+    "Other processes in the container stop it, or leave it no CPU time: end them, or raise cpus=."
+)
 
 
 class Popen(subprocess.Popen[AnyStr]):
     """A process in a container; see :class:`subprocess.Popen`.
 
-    ``pid`` is its number outside, where it is a child of the calling process. ``user`` (also ``"USER:GROUP"``), ``group`` and ``extra_groups`` are read from the container's own
-    files. It is always the leader of a session of its own. Descriptors of ``pass_fds`` are open in it
-    under the same numbers, as with :mod:`subprocess`: what they refer to is not part of the container.
+    ``pid`` is its number outside, where it is a child of the calling process. ``user`` (also
+    ``"USER:GROUP"``), ``group`` and ``extra_groups`` are read from the container's own files. It is
+    always the leader of a session of its own. Descriptors of ``pass_fds`` are open in it under the
+    same numbers, as with :mod:`subprocess`: what they refer to is not part of the container.
 
-    ``start_timeout`` are the seconds that it may take until the program is executed (60 by default); over them
-    it is killed, and :class:`subprocess.TimeoutExpired` raised, or without one :class:`SetupError`.
+    ``start_timeout`` are the seconds that it may take until the program is executed (60 by
+    default); over them it is killed, and :class:`subprocess.TimeoutExpired` raised, or without one
+    :class:`SetupError`.
     """
 
     def __init__(
@@ -73,7 +81,9 @@ class Popen(subprocess.Popen[AnyStr]):
     ) -> None:
         for key in ("preexec_fn", "process_group", "startupinfo", "creationflags"):
             if kwargs.get(key):
-                raise SettingsError(key, kwargs[key], "nothing: it has no meaning for a process in a container")
+                raise SettingsError(
+                    key, kwargs[key], "nothing: it has no meaning for a process in a container"
+                )
         self._container = container
         self._user = None if user is None else str(user)
         self._group = None if group is None else str(group)
@@ -85,7 +95,15 @@ class Popen(subprocess.Popen[AnyStr]):
         super().__init__(args, **kwargs)
 
     def _execute_child(
-        self, args: Any, executable: Any, _preexec: Any, close_fds: Any, pass_fds: Any, cwd: Any, env: Any, *more: Any
+        self,
+        args: Any,
+        executable: Any,
+        _preexec: Any,
+        close_fds: Any,
+        pass_fds: Any,
+        cwd: Any,
+        env: Any,
+        *more: Any,
     ) -> None:
         shell, pipes = more[2], more[3:9]
         restore_signals, _gid, _gids, _uid, umask, *_rest = more[9:]
@@ -96,12 +114,16 @@ class Popen(subprocess.Popen[AnyStr]):
             env, workdir, user = self._container.surroundings(env=env, cwd=cwd, user=self._user)
             who = self._who(user, env)
             words: list[str] = _words(args, executable, shell=shell)
-            commands: list[str] = _candidates(words[0] if executable is None else os.fsdecode(executable), env)
+            commands: list[str] = _candidates(
+                words[0] if executable is None else os.fsdecode(executable), env
+            )
             passed: set[int] = _passed(pass_fds, close_fds=close_fds)
             entrance: Entrance = self._container.entrance()
             program, clone = entrance.begin()
             _add_streams(program, standards, tty=self._tty)
-            if self._tty and who is not None:  # as login(1) does: else the user may not open its own terminal by name
+            if (
+                self._tty and who is not None
+            ):  # as login(1) does: else the user may not open its own terminal by name
                 program.add("own the terminal", "fchown", 0, who.uid, -1)
             program.add(_WORKDIR, "chdir", _without_null(workdir))
             if umask >= 0:
@@ -114,9 +136,16 @@ class Popen(subprocess.Popen[AnyStr]):
             timeout = START_TIMEOUT if self._start_timeout is None else self._start_timeout
             kept = {*standards, *passed, *entrance.descriptors}
             with Spawn(program, clone, kept, self._container.group.unthrottled) as spawn:
-                spawn.add_execute([*map(os.fsencode, commands)], [*map(os.fsencode, words)], _assignments(env))
+                spawn.add_execute(
+                    [*map(os.fsencode, commands)], [*map(os.fsencode, words)], _assignments(env)
+                )
                 status = spawn.run(time.monotonic() + timeout, self._adopt)
-            self._take(status, args, workdir if cwd is None else cwd, executable or (words[0] if shell else _first(args)))
+            self._take(
+                status,
+                args,
+                workdir if cwd is None else cwd,
+                executable or (words[0] if shell else _first(args)),
+            )
         finally:
             close_all(opened)
             self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
@@ -133,21 +162,31 @@ class Popen(subprocess.Popen[AnyStr]):
         if status.late:
             if self._start_timeout is not None:
                 raise subprocess.TimeoutExpired(args, self._start_timeout)
-            raise SetupError("execute", f"the program was not executed within {START_TIMEOUT:.0f} s", _NOT_EXECUTED)
+            raise SetupError(
+                "execute",
+                f"the program was not executed within {START_TIMEOUT:.0f} s",
+                _NOT_EXECUTED,
+            )
         failure = next((one for one in status.failures if not one.may_be), None)
         if failure is None and not status.failures:
             raise SetupError("execute", "the spawn helper was killed")
         if failure is None:
-            # As execvp(3): what was there and could not be executed says more than what was not there.
+            # As execvp(3): what was there and could not be executed says more than what was not
+            # there.
             errors = [one.errno for one in status.failures]
-            number = next((error for error in errors if error not in {errno.ENOENT, errno.ENOTDIR}), errors[-1])
+            number = next(
+                (error for error in errors if error not in {errno.ENOENT, errno.ENOTDIR}),
+                errors[-1],
+            )
             raise OSError(number, os.strerror(number), command)
         if failure.step == _WORKDIR:
             raise OSError(failure.errno, os.strerror(failure.errno), workdir)
         self._container.raise_for(failure)
 
     def _who(self, user: str | None, env: dict[str, str]) -> users.User | None:
-        """Find the user, who brings his home with him, and the groups; None where all stays as it is."""
+        """Find the user, who brings his home with him, and the groups; None where all stays as it
+        is.
+        """
         if (user, self._group, self._extra_groups) == (None, None, None):
             return None
         read = self._container.read_plain
@@ -159,15 +198,19 @@ class Popen(subprocess.Popen[AnyStr]):
         if self._group is not None:
             found = replace(found, gid=users.find_group(self._group, read))
         if self._extra_groups is not None:
-            found = replace(found, groups=tuple(users.find_group(one, read) for one in self._extra_groups))
+            found = replace(
+                found, groups=tuple(users.find_group(one, read) for one in self._extra_groups)
+            )
         return found
 
     def _standards(self, given: tuple[int, int, int], opened: list[int]) -> list[int]:
-        """Return the child's stdin, stdout and stderr for what was given: -1 is the caller's own, or /dev/null where that is closed.
+        """Return the child's stdin, stdout and stderr for what was given: -1 is the caller's own,
+        or /dev/null where that is closed.
 
-        A regular file goes through a pipe, for by /proc/self/fd it could be opened again with other rights; so does the caller's own
-        stdout or stderr that is a pipe or a socket, for O_NONBLOCK that is set on it holds for the caller too (fcntl(2)). One file, one
-        pipe, so that what is written keeps its order. A terminal of the caller's is opened again.
+        A regular file goes through a pipe, for by /proc/self/fd it could be opened again with other
+        rights; so does the caller's own stdout or stderr that is a pipe or a socket, for O_NONBLOCK
+        that is set on it holds for the caller too (fcntl(2)). One file, one pipe, so that what is
+        written keeps its order. A terminal of the caller's is opened again.
         """
         fds = [standard if fd == -1 else fd for standard, fd in enumerate(given)]
         found = [_status_of(fd, inherited=given[standard] == -1) for standard, fd in enumerate(fds)]
@@ -179,7 +222,9 @@ class Popen(subprocess.Popen[AnyStr]):
             elif given[standard] == -1 and os.isatty(fds[standard]):
                 fds[standard] = _opened_again(fds[standard])
                 opened.append(fds[standard])
-            elif stat.S_ISREG(status.st_mode) or (given[standard] == -1 and standard and _is_stream(status.st_mode)):
+            elif stat.S_ISREG(status.st_mode) or (
+                given[standard] == -1 and standard and _is_stream(status.st_mode)
+            ):
                 key = (status.st_ino if standard else -1, status.st_dev)
                 if key not in pipes:
                     pipes[key] = self._pump(fds[standard], reading=standard == 0)
@@ -199,13 +244,17 @@ class Popen(subprocess.Popen[AnyStr]):
         return process.number_inside(self.pid)
 
     def fileno(self) -> int:
-        """Return a descriptor that poll(2) reports when the process has ended; -1 once :meth:`poll` has told so."""
+        """Return a descriptor that poll(2) reports when the process has ended; -1 once :meth:`poll`
+        has told so.
+        """
         if self._pidfd < 0 and self.returncode is None:
             self._pidfd = os.pidfd_open(self.pid)
         return self._pidfd
 
     def signal_group(self, sig: int) -> None:
-        """Send a signal to the process group that the process leads, as a terminal does for a key."""
+        """Send a signal to the process group that the process leads, as a terminal does for a
+        key.
+        """
         if self.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, sig)
@@ -215,8 +264,11 @@ class Popen(subprocess.Popen[AnyStr]):
         if self.poll() is None:
             self._container.kill_tree(self.pid)
 
-    def _communicate(self, input: Any, endtime: Any, orig_timeout: Any) -> Any:  # noqa: A002 - subprocess calls it
-        """Do what :mod:`subprocess` does, without waiting in a read: the command can take back what it has written."""
+    # subprocess calls it
+    def _communicate(self, input: Any, endtime: Any, orig_timeout: Any) -> Any:  # noqa: A002
+        """Do what :mod:`subprocess` does, without waiting in a read: the command can take back what
+        it has written.
+        """
         for pipe in (self.stdout, self.stderr):
             if pipe is not None and not pipe.closed:
                 os.set_blocking(pipe.fileno(), False)
@@ -232,7 +284,9 @@ class Popen(subprocess.Popen[AnyStr]):
         self.await_end()
 
     def await_end(self) -> None:
-        """Take the exit status of a process that was killed; one that the kernel does not let end is left to :meth:`Container.close`."""
+        """Take the exit status of a process that was killed; one that the kernel does not let end
+        is left to :meth:`Container.close`.
+        """
         with suppress(subprocess.TimeoutExpired):
             self.wait(END_TIMEOUT)
 
@@ -251,7 +305,11 @@ class Popen(subprocess.Popen[AnyStr]):
             close_all([self._pidfd] if self._pidfd >= 0 else [])
             self._pidfd = -1
             patience = None if self._start_timeout is None else END_TIMEOUT / 2
-            errors = [error for error in [pump.drain(patience) for pump in self._pumps] if error is not None]
+            errors = [
+                error
+                for error in [pump.drain(patience) for pump in self._pumps]
+                if error is not None
+            ]
             if errors:  # a full disk, where the command itself would have met it
                 raise errors[0]
 
@@ -271,7 +329,9 @@ def _is_stream(mode: int) -> bool:
 
 
 def _opened_again(terminal_fd: int) -> int:
-    """Return a terminal with an open file description of its own, or the same where it has no name here."""
+    """Return a terminal with an open file description of its own, or the same where it has no name
+    here.
+    """
     try:
         return os.open(process.path_of(terminal_fd), os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
@@ -279,7 +339,9 @@ def _opened_again(terminal_fd: int) -> int:
 
 
 def _passed(pass_fds: Iterable[int], *, close_fds: bool) -> set[int]:
-    """Return the descriptors past stderr that the command has: those that the caller names, or all inheritable ones."""
+    """Return the descriptors past stderr that the command has: those that the caller names, or all
+    inheritable ones.
+    """
     passed = {int(fd) for fd in pass_fds}
     if not close_fds:
         passed |= process.inheritable_descriptors()
@@ -287,10 +349,15 @@ def _passed(pass_fds: Iterable[int], *, close_fds: bool) -> set[int]:
 
 
 def _candidates(command: str, env: dict[str, str]) -> list[str]:
-    """Return the paths at which a command is looked for, as execvp(3) does, in the command's own environment."""
+    """Return the paths at which a command is looked for, as execvp(3) does, in the command's own
+    environment.
+    """
     if "/" in command:
         return [command]
-    return [os.path.join(directory, command) for directory in env.get("PATH", os.defpath).split(os.pathsep)]
+    return [
+        os.path.join(directory, command)
+        for directory in env.get("PATH", os.defpath).split(os.pathsep)
+    ]
 
 
 def _assignments(env: dict[str, str]) -> list[bytes]:
@@ -312,7 +379,9 @@ def _without_null(path: str) -> bytes:
 
 
 def _status_of(fd: int, *, inherited: bool) -> os.stat_result | None:
-    """Return what a descriptor is; None for an inherited one that is closed, or that an exec would close, as others that took a free place."""
+    """Return what a descriptor is; None for an inherited one that is closed, or that an exec would
+    close, as others that took a free place.
+    """
     if not inherited:
         return os.fstat(fd)
     try:
@@ -322,7 +391,9 @@ def _status_of(fd: int, *, inherited: bool) -> os.stat_result | None:
 
 
 def with_pipes(keywords: dict[str, Any], *, input: Any, capture_output: bool) -> dict[str, Any]:  # noqa: A002
-    """Do what :func:`subprocess.run` does with ``input`` and ``capture_output``, with its errors."""
+    """Do what :func:`subprocess.run` does with ``input`` and ``capture_output``, with its
+    errors.
+    """
     if input is not None:
         if keywords.get("stdin") is not None:
             raise ValueError("stdin and input arguments may not both be used.")
@@ -347,11 +418,14 @@ def _words(args: Any, executable: Any, *, shell: bool) -> list[str]:
 
 
 def _first(args: Any) -> Any:
-    return args if isinstance(args, (str, bytes, os.PathLike)) else list(args)[0]  # noqa: RUF015 - any sequence will do
+    # any sequence will do
+    return args if isinstance(args, (str, bytes, os.PathLike)) else list(args)[0]  # noqa: RUF015
 
 
 class _Pump:
-    """A pipe between a container and a regular file outside, moved by a thread; the file's own position stays where its owner expects it."""
+    """A pipe between a container and a regular file outside, moved by a thread; the file's own
+    position stays where its owner expects it.
+    """
 
     def __init__(self, fd: int, *, reading: bool) -> None:
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
@@ -383,11 +457,15 @@ class _Pump:
             poll.poll()
             with self._moving:
                 self._move()
-        with self._moving:  # nobody else closes: the number could be another file's while this waits for it
+        with (
+            self._moving
+        ):  # nobody else closes: the number could be another file's while this waits for it
             close_all([self._ours, self._file])
 
     def _move(self) -> None:
-        """Write what is there to the file, but no more than a pipe holds, for a writer may never stop."""
+        """Write what is there to the file, but no more than a pipe holds, for a writer may never
+        stop.
+        """
         try:
             for _ in range(_PIPE_AT_MOST // _CHUNK):
                 if self._done or not self._move_chunk():
@@ -420,7 +498,8 @@ class _Pump:
         return True
 
     def drain(self, timeout: float | None) -> OSError | None:
-        """Return when all that was written before the call is in the file; with the error that stopped it.
+        """Return when all that was written before the call is in the file; with the error that
+        stopped it.
 
         Over ``timeout`` seconds the rest is given up: nobody reads what the file leads to.
         """

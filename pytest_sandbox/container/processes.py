@@ -40,14 +40,18 @@ def _proc(container: Container) -> Iterator[int]:
             if process.ended(container.pidfd, 0):
                 raise ContainerStopped.ended(container.id)
             message = f"/proc of the container {container.id} does not show its processes"
-            raise SandboxError(f"{message}: something else is mounted there. Unmount it, or close() the container.")
+            raise SandboxError(
+                f"{message}: something else is mounted there. Unmount it, or close() the container."
+            )
         yield fd
     finally:
         os.close(fd)
 
 
 def listed(container: Container) -> list[tuple[int, str]]:
-    """Return PID (inside) and command line of every process but init, by PID; not those that have ended."""
+    """Return PID (inside) and command line of every process but init, by PID; not those that have
+    ended.
+    """
     with _proc(container) as proc:
         alive = [int(pid) for pid in _pids(proc) if not process.has_ended(pid, proc)]
         found = [(pid, process.command_line(pid, proc)) for pid in alive]

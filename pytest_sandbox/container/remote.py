@@ -32,7 +32,8 @@ _PATIENCE = 5.0
 class Living:
     """A container that lives in some process of this user.
 
-    ``pid`` is its init's number, ``since`` the time when it was handed over (seconds since the epoch), ``label`` what its owner calls it.
+    ``pid`` is its init's number, ``since`` the time when it was handed over (seconds since the
+    epoch), ``label`` what its owner calls it.
     """
 
     session: str
@@ -46,13 +47,17 @@ class Living:
 
 
 def living(*, stats: bool = False) -> list[Living]:
-    """Return all containers of this user that somebody has, the oldest first; with their figures where ``stats``."""
+    """Return all containers of this user that somebody has, the oldest first; with their figures
+    where ``stats``.
+    """
     found = [one for session in _sessions() for one in _ask_all(session, stats=stats)]
     return sorted(found, key=lambda one: (one.since, one.id))
 
 
 def _sessions() -> Iterator[str]:
-    """Yield the sessions that have a control socket; that of a dead launcher is found out when it is connected to."""
+    """Yield the sessions that have a control socket; that of a dead launcher is found out when it
+    is connected to.
+    """
     try:
         names = sorted(os.listdir(paths.state()))
     except FileNotFoundError:
@@ -82,11 +87,23 @@ def _read(session: str, card: Message) -> Living:
     about = card["about"] or {"label": "", "settings": {}}
     settings = Settings(**about["settings"])
     used = None if card["stats"] is None else without_init(_figures(card["stats"]), settings)
-    return Living(session, card["id"], card["pid"], card["since"], about["label"], settings, used, bool(card.get("paused")))
+    return Living(
+        session,
+        card["id"],
+        card["pid"],
+        card["since"],
+        about["label"],
+        settings,
+        used,
+        bool(card.get("paused")),
+    )
 
 
 def _ask(session: str, message: Message) -> tuple[Message, list[int]]:
-    """Ask a session's launcher one thing. Raises :class:`OSError` or :class:`EOFError` where it is gone or does not answer."""
+    """Ask a session's launcher one thing.
+
+    Raises :class:`OSError` or :class:`EOFError` where it is gone or does not answer.
+    """
     channel = Channel(local_socket.connect(_socket_of(session), _PATIENCE))
     try:
         channel.send(message)
@@ -96,24 +113,36 @@ def _ask(session: str, message: Message) -> tuple[Message, list[int]]:
 
 
 def matching(name: str, ids: list[str], labels: list[str]) -> list[str]:
-    """Return the ids that ``name`` may mean: what it is the id or the label of, else what it begins; an empty one means none."""
+    """Return the ids that ``name`` may mean: what it is the id or the label of, else what it
+    begins; an empty one means none.
+    """
     exact = [id_ for id_, label in zip(ids, labels, strict=True) if name and name in (id_, label)]
     return exact or [id_ for id_ in ids if name and id_.startswith(name)]
 
 
 def find(name: str, among: list[Living] | None = None) -> Living:
-    """Return the one whose id or label ``name`` is, or whose id begins with it. Raises :class:`SandboxError` for none and for several."""
+    """Return the one whose id or label ``name`` is, or whose id begins with it.
+
+    Raises :class:`SandboxError` for none and for several.
+    """
     known = living() if among is None else among
     ids = matching(name, [one.id for one in known], [one.label for one in known])
     if len(ids) == 1:
         return next(one for one in known if one.id == ids[0])
     if ids:
-        raise SandboxError(f"{name!r} is the beginning of {len(ids)} containers: {', '.join(ids)}. Write more of it.")
-    raise SandboxError(f"there is no living container {name!r}. `pytest-sandbox ps` lists those that there are.")
+        raise SandboxError(
+            f"{name!r} is the beginning of {len(ids)} containers: {', '.join(ids)}. Write more of "
+            "it."
+        )
+    raise SandboxError(
+        f"there is no living container {name!r}. `pytest-sandbox ps` lists those that there are."
+    )
 
 
 def enter(one: Living) -> Entered:
-    """Return a handle on it, with which to run commands inside, to look at its figures and its files. Raises :class:`ContainerStopped`."""
+    """Return a handle on it, with which to run commands inside, to look at its figures and its
+    files. Raises :class:`ContainerStopped`.
+    """
     answer, fds = _ask_owner(one, {"op": "enter", "id": one.id})
     return Entered(one, answer, *fds)
 
@@ -123,11 +152,14 @@ def _ask_owner(one: Living, message: Message) -> tuple[Message, list[int]]:
         answer, fds = _ask(one.session, message)
     except (OSError, EOFError) as error:
         raise ContainerStopped(
-            f"the container {one.id} has ended, and its session with it. `pytest-sandbox ps` lists the living."
+            f"the container {one.id} has ended, and its session with it. `pytest-sandbox ps` "
+            "lists the living."
         ) from error
     if answer["op"] == "error":
         close_all(fds)
-        raise ContainerStopped(f"the container {one.id} {answer['reason']}. `pytest-sandbox ps` lists the living.")
+        raise ContainerStopped(
+            f"the container {one.id} {answer['reason']}. `pytest-sandbox ps` lists the living."
+        )
     return answer, fds
 
 
@@ -150,7 +182,9 @@ class _Groups(cgroup.Group):
 
 
 class _Told(Rootfs):
-    """What an owner has said about the rootfs of its container: commands of others start as its own do."""
+    """What an owner has said about the rootfs of its container: commands of others start as its own
+    do.
+    """
 
     def __init__(self, settings: Settings, about: Message) -> None:
         self.settings = settings
@@ -168,12 +202,17 @@ class _Told(Rootfs):
 
 
 class Entered(Container):
-    """A container that another process owns, seen from this one: closing lets go of it, and leaves it running."""
+    """A container that another process owns, seen from this one: closing lets go of it, and leaves
+    it running.
+    """
 
     def __init__(self, one: Living, answer: Message, pidfd: int, *user_namespaces: int) -> None:
         super().__init__(one.settings)
         self.id, self.label, self.pidfd, self._pid = one.id, one.label, pidfd, answer["pid"]
-        self.spec, self.rootfs = Spec.from_json(answer["spec"]), _Told(one.settings, answer["about"])
+        self.spec, self.rootfs = (
+            Spec.from_json(answer["spec"]),
+            _Told(one.settings, answer["about"]),
+        )
         self.group = _Groups(one.id, answer["joins"])
         self._state = "running"
         self._one = one
@@ -194,7 +233,9 @@ class Entered(Container):
         return [fd for fd in (self.pidfd, *self._user_namespaces) if fd >= 0]
 
     def user_namespaces(self) -> tuple[int, int]:
-        """Return the payloads' user namespace, and the one that the container was built in; -1 where there is none."""
+        """Return the payloads' user namespace, and the one that the container was built in; -1
+        where there is none.
+        """
         return self._user_namespaces
 
     def figures(self) -> Stats:
@@ -204,13 +245,17 @@ class Entered(Container):
     def _told(self, *, stats: bool = False) -> Living:
         found = [one for one in _ask_all(self._one.session, stats=stats) if one.id == self.id]
         if not found:
-            raise ContainerStopped(f"the container {self.id} has ended. `pytest-sandbox ps` lists the living.")
+            raise ContainerStopped(
+                f"the container {self.id} has ended. `pytest-sandbox ps` lists the living."
+            )
         return found[0]
 
     def _awake(self) -> Self:
         self._running()
         if self._told().paused:
-            raise ContainerStopped(f"the container {self.id} is paused. Its owner can unpause() it.")
+            raise ContainerStopped(
+                f"the container {self.id} is paused. Its owner can unpause() it."
+            )
         return self
 
     def _layer(self) -> tuple[Message, Descriptors]:

@@ -1,4 +1,6 @@
-"""What a container lies on: the host's own root, or an image, with what its configuration says about commands, as docker reads it."""
+"""What a container lies on: the host's own root, or an image, with what its configuration says
+about commands, as docker reads it.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def _find(image: object) -> Image | None:
 
 
 def _signal_of(text: str) -> int:
-    """Return the number of a signal, as docker takes it: SIGINT, INT, 2, SIGRTMIN+3 (signal(7)); 0 for anything else."""
+    """Return the number of a signal, as docker takes it: SIGINT, INT, 2, SIGRTMIN+3 (signal(7)); 0
+    for anything else.
+    """
     found = re.fullmatch(r"(?:SIG)?([A-Z]+|\d+)([+-]\d+)?", text.upper(), re.ASCII)
     if found is None:
         return 0
@@ -40,7 +44,9 @@ def _signal_of(text: str) -> int:
 
 
 class Rootfs:
-    """Found by a container's settings; while it is held, the image is not removed. Raises :class:`ImageError` where there is no such image."""
+    """Found by a container's settings; while it is held, the image is not removed. Raises
+    :class:`ImageError` where there is no such image.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -64,7 +70,9 @@ class Rootfs:
 
     @property
     def above(self) -> tuple[tuple[str, str], ...]:
-        """More directories below the writable layer, topmost first, with the points that they belong to."""
+        """More directories below the writable layer, topmost first, with the points that they
+        belong to.
+        """
         return self.image.above() if self.image else ()
 
     @property
@@ -74,14 +82,22 @@ class Rootfs:
 
     @property
     def workdir(self) -> str:
-        """Where commands start: ``workdir``; on the host's root the caller's directory, else the image's."""
+        """Where commands start: ``workdir``; on the host's root the caller's directory, else the
+        image's.
+        """
         if self.settings.workdir:
             return self.settings.workdir
-        return os.path.join("/", self._config.get("WorkingDir") or "") if not self.is_host else os.getcwd()
+        return (
+            os.path.join("/", self._config.get("WorkingDir") or "")
+            if not self.is_host
+            else os.getcwd()
+        )
 
     @property
     def stop_signal(self) -> int:
-        """What asks a command to end: the image's STOPSIGNAL, else SIGTERM. Raises :class:`ImageError` for one that does not exist."""
+        """What asks a command to end: the image's STOPSIGNAL, else SIGTERM. Raises
+        :class:`ImageError` for one that does not exist.
+        """
         text = self._config.get("StopSignal") or "SIGTERM"
         number = _signal_of(text)
         if number not in signal.valid_signals():
@@ -89,7 +105,9 @@ class Rootfs:
         return number
 
     def has(self, path: str) -> bool:
-        """Whether an image's topmost layer that knows ``path`` has a directory there, reached through directories alone."""
+        """Whether an image's topmost layer that knows ``path`` has a directory there, reached
+        through directories alone.
+        """
         for lower in self.lower:
             with suppress(FileNotFoundError, NotADirectoryError):
                 return stat.S_ISDIR(os.lstat(lower + path).st_mode)
@@ -97,10 +115,15 @@ class Rootfs:
 
     @property
     def scratch(self) -> tuple[tuple[str, ...], ...]:
-        """The image's volumes, which docker leaves writable on a read-only root, with what lies below each, topmost first."""
+        """The image's volumes, which docker leaves writable on a read-only root, with what lies
+        below each, topmost first.
+        """
         if self.is_host or not self.settings.read_only:
             return ()
-        paths = sorted({os.path.normpath(f"/{path.lstrip('/')}") for path in self._config.get("Volumes") or ()} - {"/"})
+        paths = sorted(
+            {os.path.normpath(f"/{path.lstrip('/')}") for path in self._config.get("Volumes") or ()}
+            - {"/"}
+        )
         return tuple((path, *self._parts(path)) for path in self.with_way(tuple(paths)))
 
     def _parts(self, path: str) -> list[str]:
@@ -117,7 +140,9 @@ class Rootfs:
         return parts
 
     def with_way(self, paths: tuple[str, ...]) -> tuple[str, ...]:
-        """Return ``paths``; ImageError where a link of the image lies on the way to one: it would be followed on the host."""
+        """Return ``paths``; ImageError where a link of the image lies on the way to one: it would
+        be followed on the host.
+        """
         for path in paths:
             parts = path.strip("/").split("/")
             for end in range(1, len(parts) + 1):
@@ -129,7 +154,8 @@ class Rootfs:
             with suppress(FileNotFoundError, NotADirectoryError):
                 if stat.S_ISLNK(os.lstat(lower + path).st_mode):
                     raise ImageError(
-                        f"the image has a link at {path}, where {whole} is to be laid over it. Use an image that has a directory there."
+                        f"the image has a link at {path}, where {whole} is to be laid over it. "
+                        "Use an image that has a directory there."
                     )
                 return
 
@@ -138,7 +164,13 @@ class Rootfs:
         if self.image is None or self.is_host:
             return {**os.environ, **self.settings.env}
         home = {"HOME": "/root"} if self.user in _ROOT_USERS else {}
-        return {"PATH": _PATH, "HOSTNAME": hostname, **home, **self.image.environment, **self.settings.env}
+        return {
+            "PATH": _PATH,
+            "HOSTNAME": hostname,
+            **home,
+            **self.image.environment,
+            **self.settings.env,
+        }
 
     @property
     def additions(self) -> dict[str, str]:

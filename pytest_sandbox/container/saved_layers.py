@@ -1,13 +1,17 @@
-"""Layers that are kept: what a container wrote, copied out of it before it goes, to look at afterwards.
+"""Layers that are kept: what a container wrote, copied out of it before it goes, to look at
+afterwards.
 
 ::
 
-    HOME/kept/ID/kept.json   id, label, time, settings (as Settings.raw()), points: where each overlay lies, by its number ("0": the root)
-    HOME/kept/ID/N/upper     what overlay N held, in overlayfs's own language (Documentation/filesystems/overlayfs.rst)
-    HOME/kept/ID.PID/        one that process PID is copying and holds by a lock (flock(2)), or left unfinished when it was killed
+    HOME/kept/ID/kept.json   id, label, time, settings (as Settings.raw()), points: where each
+    overlay lies, by its number ("0": the root)
+    HOME/kept/ID/N/upper     what overlay N held, in overlayfs's own language
+    (Documentation/filesystems/overlayfs.rst)
+    HOME/kept/ID.PID/        one that process PID is copying and holds by a lock (flock(2)), or left
+    unfinished when it was killed
 
-HOME is the image store's. :func:`start` makes a container that begins where the kept one ended: the kept directories lie below its writable
-layer, so what is done in it changes nothing that is kept.
+HOME is the image store's. :func:`start` makes a container that begins where the kept one ended: the
+kept directories lie below its writable layer, so what is done in it changes nothing that is kept.
 """
 
 from __future__ import annotations
@@ -64,14 +68,17 @@ class Kept:
         """Remove it from disk. Raises OSError where that is not possible."""
         doomed = f"{self.directory}.{os.getpid()}"
         try:
-            os.rename(self.directory, doomed)  # what is left of it after a crash is removed as an unfinished copy is
+            os.rename(
+                self.directory, doomed
+            )  # what is left of it after a crash is removed as an unfinished copy is
         except FileNotFoundError:
             return
         remove_tree(doomed)
 
 
 _ELSEWHERE = (
-    "Set PYTEST_SANDBOX_HOME to a directory with room that is not on an overlay, as docker's own root is: a volume, or below /dev/shm."
+    "Set PYTEST_SANDBOX_HOME to a directory with room that is not on an overlay, as "
+    "docker's own root is: a volume, or below /dev/shm."
 )
 
 
@@ -112,7 +119,9 @@ def keep(container: Container) -> Kept:
         finally:
             os.close(lock)
     except OSError as error:
-        raise SandboxError(f"the layer of {container.id} cannot be kept in {_home()}: {error}. {_ELSEWHERE}") from error
+        raise SandboxError(
+            f"the layer of {container.id} cannot be kept in {_home()}: {error}. {_ELSEWHERE}"
+        ) from error
     finally:
         close_all([layer])
     return made
@@ -122,7 +131,9 @@ def _fill(unfinished: str, made: Kept, layer: int, builder: int) -> None:
     """Copy the layer to ``unfinished``, and give that its name."""
     for number in made.points:
         os.mkdir(f"{unfinished}/{number}")
-        copy = partial(_copy, layer, f"{number}/upper", f"{unfinished}/{number}/upper", owners=builder < 0)
+        copy = partial(
+            _copy, layer, f"{number}/upper", f"{unfinished}/{number}/upper", owners=builder < 0
+        )
         as_builder(builder, copy)
     facts = {
         "id": made.id,
@@ -154,7 +165,10 @@ def kept(name: str = "") -> list[Kept]:
     names = [name] if name else os.listdir(_home()) if os.path.isdir(_home()) else []
     found = [one for one in map(_read, names) if one is not None]
     if name and not found:
-        raise SandboxError(f"no layer is kept as {name!r} in {_home()}. Run pytest with --sandbox-keep=failed to keep some.")
+        raise SandboxError(
+            f"no layer is kept as {name!r} in {_home()}. Run pytest with --sandbox-keep=failed to "
+            "keep some."
+        )
     return sorted(found, key=lambda one: one.time)
 
 

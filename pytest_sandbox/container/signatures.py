@@ -246,5 +246,7 @@ def typed_popen(method: Callable[..., Popen[Any]]) -> _PopenMethod:
 class ContainerFactory(Protocol):
     """The type of the fixture ``container_factory``."""
 
-    def __call__(self, settings: Settings | None = None, /, **keywords: Unpack[SettingsKwargs]) -> Container:
+    def __call__(
+        self, settings: Settings | None = None, /, **keywords: Unpack[SettingsKwargs]
+    ) -> Container:
         """Make a container, which is closed with the session at the latest."""

@@ -1,9 +1,10 @@
 """A container's writable layer, frozen as an image.
 
-In memory the layer is *taken*: it goes to the launcher's shelf as it is, containers lie on it at once, and the committed container gets a new
-layer above it with the first thing that is done in it. Nothing is copied, so it costs the same for one file and for a hundred thousand. Where
-something still runs inside, whose open files cannot be moved, the layer is copied while all of it is paused. With a name the layer is copied
-into the store, for other processes and later sessions.
+In memory the layer is *taken*: it goes to the launcher's shelf as it is, containers lie on it at
+once, and the committed container gets a new layer above it with the first thing that is done in it.
+Nothing is copied, so it costs the same for one file and for a hundred thousand. Where something
+still runs inside, whose open files cannot be moved, the layer is copied while all of it is paused.
+With a name the layer is copied into the store, for other processes and later sessions.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ __all__ = ["Committed", "bring", "commit"]
 
 @dataclass(frozen=True)
 class Committed(Image):
-    """An image of this process: layers on the shelf, topmost first, over what their container lay on. It is gone with the process."""
+    """An image of this process: layers on the shelf, topmost first, over what their container lay
+    on. It is gone with the process.
+    """
 
     shelves: tuple[Snapshot, ...] = ()
     on: Image | None = None
@@ -52,7 +55,10 @@ class Committed(Image):
     def document(self) -> dict[str, Any]:
         """The configuration of what it lies on, with this step in its history."""
         below = self.on.document if self.on else {}
-        return {**below, "history": [*(below.get("history") or ()), *[_step() for _ in self.shelves]]}
+        return {
+            **below,
+            "history": [*(below.get("history") or ()), *[_step() for _ in self.shelves]],
+        }
 
     def lower_directories(self) -> tuple[str, ...]:
         """Return what the committed layers lie on."""
@@ -71,16 +77,24 @@ class Committed(Image):
     def hold(self) -> int:
         """Keep what it lies on; the layers live as long as the containers on them."""
         if any(not one.launcher.is_alive for one in self.shelves):
-            raise ImageError(f"the image {self.reference} was in memory, and has gone with its launcher. Commit again, or with a name.")
+            raise ImageError(
+                f"the image {self.reference} was in memory, and has gone with its launcher. "
+                "Commit again, or with a name."
+            )
         return self.on.hold() if self.on else -1
 
     def remove(self) -> builtins.list[str]:
-        """Do nothing: the memory is free when no container lies on it, and nobody has this object."""
+        """Do nothing: the memory is free when no container lies on it, and nobody has this
+        object.
+        """
         return []
 
 
 def commit(container: Container, name: str | None) -> Image:
-    """Freeze the writable layer of a running or paused container. Raises :class:`ImageError` for a name that is none."""
+    """Freeze the writable layer of a running or paused container.
+
+    Raises :class:`ImageError` for a name that is none.
+    """
     full = parse_reference(name).full if name else ""
     if not full and container.taken is not None:
         return _committed(container, container.taken)
@@ -96,7 +110,9 @@ def commit(container: Container, name: str | None) -> Image:
 def _is_quiet(container: Container) -> bool:
     if container.status != "running":
         return False
-    return container.group.pids() == (container.pid,) or not container.processes()  # the groups, where there are any, are read faster
+    return (
+        container.group.pids() == (container.pid,) or not container.processes()
+    )  # the groups, where there are any, are read faster
 
 
 @contextlib.contextmanager
@@ -122,26 +138,43 @@ def _pause_unless_quiet(container: Container) -> None:
 
 def _taken(container: Container) -> Image:
     launcher = container.launcher
-    container.freezing = container.freezing or secrets.token_hex(8)  # the same again after an interrupt
+    container.freezing = container.freezing or secrets.token_hex(
+        8
+    )  # the same again after an interrupt
     launcher.request({"op": "freeze", "id": container.id, "key": container.freezing})
     with container.opened_layer() as (layer, places):
         points = _points(container, places)
         with Deferred():
-            container.taken, container.freezing = launcher.snapshots.add(launcher, container.freezing, os.dup(layer), points), ""
+            container.taken, container.freezing = (
+                launcher.snapshots.add(launcher, container.freezing, os.dup(layer), points),
+                "",
+            )
     image = _committed(container, container.taken)
-    container.prepare(container.settings.replace(image=image))  # what is committed is about to be started from
+    container.prepare(
+        container.settings.replace(image=image)
+    )  # what is committed is about to be started from
     return image
 
 
 def _points(container: Container, places: dict[str, tuple[str, tuple[str, ...]]]) -> dict[str, str]:
-    """Return where the overlays lie, without those of the host's directories over an image: they are not the image's."""
-    return {number: point for number, (point, _lower) in places.items() if point not in container.spec.directories}
+    """Return where the overlays lie, without those of the host's directories over an image: they
+    are not the image's.
+    """
+    return {
+        number: point
+        for number, (point, _lower) in places.items()
+        if point not in container.spec.directories
+    }
 
 
 def _copied(container: Container) -> Snapshot:
     with container.opened_layer() as (layer, places):
         points = _points(container, places)
-        return _shelved(container.launcher, points, {number: f"{process.path_of(layer)}/{number}/upper" for number in points})
+        return _shelved(
+            container.launcher,
+            points,
+            {number: f"{process.path_of(layer)}/{number}/upper" for number in points},
+        )
 
 
 def _shelved(launcher: LauncherClient, points: dict[str, str], sources: dict[str, str]) -> Snapshot:
@@ -174,10 +207,14 @@ def _copy_directory(source: str, target: str, *, owners: bool = True) -> Copied:
         os.close(fd)
 
 
-def bring(launcher: LauncherClient, above: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """Return the directories that lie above the host's root as a spec may name them: what is stored is copied to the shelf, once for a launcher.
+def bring(
+    launcher: LauncherClient, above: tuple[tuple[str, str], ...]
+) -> tuple[tuple[str, str], ...]:
+    """Return the directories that lie above the host's root as a spec may name them: what is stored
+    is copied to the shelf, once for a launcher.
 
-    The store lies on the host's root, and overlayfs takes no two layers of which one is within the other (ELOOP).
+    The store lies on the host's root, and overlayfs takes no two layers of which one is within the
+    other (ELOOP).
     """
     found = []
     for point, place in above:
@@ -198,11 +235,21 @@ def _committed(container: Container, shelved: Snapshot) -> Image:
     size = (used.f_blocks - used.f_bfree) * used.f_frsize + (on.size if on else 0)
     image_id = f"sha256:{shelved.key.ljust(64, '0')}"
     own = [shelved, *(one for one in reversed(container.frozen) if one is not shelved)]
-    return Committed(image_id, image_id, (*(on.layers if on else ()), image_id), size, shelves=(*own, *below), on=root)
+    return Committed(
+        image_id,
+        image_id,
+        (*(on.layers if on else ()), image_id),
+        size,
+        shelves=(*own, *below),
+        on=root,
+    )
 
 
 def _step() -> dict[str, str]:
-    return {"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "created_by": "pytest-sandbox commit"}
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "created_by": "pytest-sandbox commit",
+    }
 
 
 def _stored(container: Container, name: str) -> Image:
@@ -210,7 +257,10 @@ def _stored(container: Container, name: str) -> Image:
     store = Store()
     with container.opened_layer() as (layer, places):
         points = _points(container, places)
-        parts = [(layer, points), *((one.directory, one.points) for one in _shelves_below(container))]
+        parts = [
+            (layer, points),
+            *((one.directory, one.points) for one in _shelves_below(container)),
+        ]
         with Adding(store) as adding:
             builder = container.user_namespaces()[1]
             pieces = [
@@ -230,7 +280,8 @@ def _shelves_below(container: Container) -> list[Snapshot]:
 def _store_one(adding: Adding, builder: int, directory: int, number: str) -> str:
     """Store one overlay's layer under a key of its own; returns "" for one that holds nothing.
 
-    What a user stores belongs to this user, whoever has it inside, as what it loads does: nobody else could remove it.
+    What a user stores belongs to this user, whoever has it inside, as what it loads does: nobody
+    else could remove it.
     """
     source = f"{process.path_of(directory)}/{number}/upper"
     if number != "0" and not as_builder(builder, lambda: os.listdir(source)):
@@ -239,7 +290,9 @@ def _store_one(adding: Adding, builder: int, directory: int, number: str) -> str
 
     def make(target: str) -> LayerFacts:
         os.rmdir(target)
-        return LayerFacts(*as_builder(builder, lambda: _stored_copy(source, target, owners=builder < 0)))
+        return LayerFacts(
+            *as_builder(builder, lambda: _stored_copy(source, target, owners=builder < 0))
+        )
 
     adding.layer(key, make)
     return key
@@ -251,7 +304,9 @@ def _stored_copy(source: str, target: str, *, owners: bool) -> tuple[int, int]:
     return size, max(entries, 1)
 
 
-def _register(adding: Adding, container: Container, pieces: list[tuple[str, str]], name: str) -> str:
+def _register(
+    adding: Adding, container: Container, pieces: list[tuple[str, str]], name: str
+) -> str:
     on = container.rootfs.image
     root = on.on if isinstance(on, Committed) else on
     history = [*(on.history if on else ()), _step()]
@@ -264,4 +319,6 @@ def _register(adding: Adding, container: Container, pieces: list[tuple[str, str]
         config = json.dumps(document).encode()
     base = root.base or root.directory if root else "host"
     points = {key: point for point, key in pieces} | (dict(root.points) if root else {})
-    return adding.register(config, [*below, *keys], [name] if name else [], base=base, points=points)
+    return adding.register(
+        config, [*below, *keys], [name] if name else [], base=base, points=points
+    )

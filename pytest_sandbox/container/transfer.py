@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["copy_in", "copy_out"]
 
-__tracebackhide__ = True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
+__tracebackhide__ = (
+    True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
+)
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD_FILE = os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -67,10 +69,16 @@ def copy_out(open_inside: Open, source: Path, target: Path) -> None:
     name = "." if path.endswith("/.") else os.path.basename(os.path.normpath(path)) or "."
     entry = open_inside(path, os.O_PATH)
     try:
-        into, as_name = (os.fspath(target), name) if os.path.isdir(target) else os.path.split(os.path.abspath(os.fspath(target)))
+        into, as_name = (
+            (os.fspath(target), name)
+            if os.path.isdir(target)
+            else os.path.split(os.path.abspath(os.fspath(target)))
+        )
         directory = os.open(into, _FOUND_DIRECTORY)
         try:
-            _copy(lambda root: _Out(root, open_inside, path), entry, directory, as_name or ".", path)
+            _copy(
+                lambda root: _Out(root, open_inside, path), entry, directory, as_name or ".", path
+            )
         finally:
             os.close(directory)
     finally:
@@ -86,7 +94,9 @@ def _place_inside(open_inside: Open, target: str, name: str) -> tuple[int, str]:
         return open_inside(parent or ".", _FOUND_DIRECTORY), last
 
 
-def _copy(make: Callable[[int], _Transfer], entry: int, directory: int, name: str, shown: str) -> None:
+def _copy(
+    make: Callable[[int], _Transfer], entry: int, directory: int, name: str, shown: str
+) -> None:
     """Copy what the O_PATH descriptor ``entry`` refers to, as ``name`` in a directory."""
     status = os.fstat(entry)
     if not stat.S_ISDIR(status.st_mode):
@@ -220,7 +230,10 @@ class _Out(_Transfer):
     def _seen(self, entry: int, target: int, name: str, path: str) -> None:
         status = os.fstat(entry)
         if stat.S_ISDIR(status.st_mode):
-            what = "this link leads to a directory outside of what is copied: copy that one by its own name"
+            what = (
+                "this link leads to a directory outside of what is copied: copy that one by "
+                "its own name"
+            )
             raise OSError(errno.EINVAL, what, path)
         # A thousand links to one large file are a thousand names of one copy.
         if stat.S_ISREG(status.st_mode) and not self.link_again(status, target, name, always=True):

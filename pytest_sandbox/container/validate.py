@@ -43,7 +43,9 @@ def _check_cpus(settings: Settings) -> None:
         return
     online = cpus.online()
     if not cpus.parse(settings.cpuset) <= cpus.parse(online):
-        raise UnsupportedError(f"cpuset={settings.cpuset!r}", f"The CPUs of this host are {online}.")
+        raise UnsupportedError(
+            f"cpuset={settings.cpuset!r}", f"The CPUs of this host are {online}."
+        )
 
 
 def _check_user(rootfs: Rootfs) -> None:
@@ -62,7 +64,9 @@ class _UnknownError(Exception):
 
 def _read(rootfs: Rootfs, path: str) -> str:
     """Return a file of the topmost layer that has it, "" where none has; no link is followed."""
-    covered = any(path == one.target or path.startswith(f"{one.target}/") for one in rootfs.settings.volumes)
+    covered = any(
+        path == one.target or path.startswith(f"{one.target}/") for one in rootfs.settings.volumes
+    )
     if covered or rootfs.above:
         raise _UnknownError
     for lower in rootfs.lower:

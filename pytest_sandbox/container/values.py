@@ -1,7 +1,8 @@
 """Values on their way out of a container: data only, never code.
 
-JSON with a tag for what JSON lacks. An object comes back as an instance of a class that *this* process already has: plain data, named
-tuples, dataclasses, enums and exceptions, made without running any code of theirs.
+JSON with a tag for what JSON lacks. An object comes back as an instance of a class that *this*
+process already has: plain data, named tuples, dataclasses, enums and exceptions, made without
+running any code of theirs.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def encode(value: Any) -> Any:
     if kind in _PLAIN:
         return value
     if kind is float:
-        return value if value == value and abs(value) != float("inf") else ["float", repr(value)]  # noqa: PLR0124 - NaN
+        # NaN
+        return value if value == value and abs(value) != float("inf") else ["float", repr(value)]  # noqa: PLR0124
     if kind is list:
         return ["list", *map(encode, value)]
     if kind is dict:
@@ -103,12 +105,18 @@ def _encode_object(value: Any, kind: type) -> Any:
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
         return ["namedtuple", _name(kind), *map(encode, value)]
     if dataclasses.is_dataclass(value):
-        return ["dataclass", _name(kind), {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}]
+        return [
+            "dataclass",
+            _name(kind),
+            {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)},
+        ]
     if isinstance(value, BaseException):
         return ["exception", encode_exception(value)]
     raise TypeError(
-        f"a value of {kind.__module__}.{kind.__qualname__} cannot leave a container: return plain data "
-        "(numbers, text, bytes, lists, dicts, sets, tuples, dates, paths, enums, dataclasses, exceptions), or write it to a file in a volume"
+        f"a value of {kind.__module__}.{kind.__qualname__} cannot leave a container: return plain "
+        "data "
+        "(numbers, text, bytes, lists, dicts, sets, tuples, dates, paths, enums, dataclasses, "
+        "exceptions), or write it to a file in a volume"
     )
 
 
@@ -117,7 +125,10 @@ def _name(kind: type) -> list[str]:
 
 
 def decode(data: Any) -> Any:
-    """Undo :func:`encode`. Raises :class:`SandboxError`, or what the parts of a forged one raise."""
+    """Undo :func:`encode`.
+
+    Raises :class:`SandboxError`, or what the parts of a forged one raise.
+    """
     if not isinstance(data, list):
         return data
     tag, *rest = data
@@ -151,8 +162,13 @@ def _decode_collection(tag: str, rest: list[Any]) -> Any:
 
 
 def _check_hashes(found: list[Any]) -> None:
-    """Refuse keys that were chosen to have one hash: that of a number is no secret, and a dict of such keys takes quadratic time."""
-    if len(found) > _MOST_OF_ONE_HASH and max(Counter(map(hash, found)).values()) > _MOST_OF_ONE_HASH:
+    """Refuse keys that were chosen to have one hash: that of a number is no secret, and a dict of
+    such keys takes quadratic time.
+    """
+    if (
+        len(found) > _MOST_OF_ONE_HASH
+        and max(Counter(map(hash, found)).values()) > _MOST_OF_ONE_HASH
+    ):
         raise SandboxError(f"the container sent more than {_MOST_OF_ONE_HASH} keys of one hash")
 
 
@@ -167,14 +183,21 @@ def _decode_object(tag: str, rest: list[Any]) -> Any:
         return tuple.__new__(kind, map(decode, rest[1:]))
     if tag == "dataclass" and kind is not None and dataclasses.is_dataclass(kind):
         made = object.__new__(kind)
-        for field in dataclasses.fields(kind):  # no other name: it could be a property, or the class itself
+        for field in dataclasses.fields(
+            kind
+        ):  # no other name: it could be a property, or the class itself
             object.__setattr__(made, field.name, decode(rest[1][field.name]))
         return made
-    raise SandboxError(f"the container sent a value of a class that this process does not have: {'.'.join(map(str, rest[0]))}")
+    raise SandboxError(
+        "the container sent a value of a class that this process does not have: "
+        f"{'.'.join(map(str, rest[0]))}"
+    )
 
 
 def _class(module: str, qualname: str) -> type | None:
-    """Find a class that this process has: by its name in its module, or among the exceptions that live in a function."""
+    """Find a class that this process has: by its name in its module, or among the exceptions that
+    live in a function.
+    """
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):  # getattr could run a module's or a class's own code
         found = vars(found).get(part) if isinstance(found, (types.ModuleType, type)) else None
@@ -189,16 +212,24 @@ def _class(module: str, qualname: str) -> type | None:
 
 
 #: What built-in exceptions hold beside their arguments and their ``__dict__``.
-_FIELDS: dict[type[BaseException], tuple[str, ...]] = {ImportError: ("name", "path"), AttributeError: ("name",), NameError: ("name",)}
+_FIELDS: dict[type[BaseException], tuple[str, ...]] = {
+    ImportError: ("name", "path"),
+    AttributeError: ("name",),
+    NameError: ("name",),
+}
 
 
 def encode_exception(error: BaseException) -> Any:
-    """Turn an exception into what JSON can hold: class, arguments, attributes, traceback as text; what is no data becomes its repr."""
+    """Turn an exception into what JSON can hold: class, arguments, attributes, traceback as text;
+    what is no data becomes its repr.
+    """
     return {
         "class": _name(type(error)),
         "args": [_or_repr(value) for value in _arguments(error)],
         "fields": {name: _or_repr(getattr(error, name, None)) for name in _fields(type(error))},
-        "state": {name: _or_repr(value) for name, value in vars(error).items() if name != "__notes__"},
+        "state": {
+            name: _or_repr(value) for name, value in vars(error).items() if name != "__notes__"
+        },
         "notes": [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)],
         "traceback": "".join(_formatted(error)),
     }
@@ -207,7 +238,11 @@ def encode_exception(error: BaseException) -> Any:
 def _arguments(error: BaseException) -> tuple[Any, ...]:
     """Return the arguments; of an OSError with those that it takes from them for its file names."""
     if isinstance(error, OSError) and len(error.args) == 2 and error.filename is not None:
-        names = (error.filename,) if error.filename2 is None else (error.filename, None, error.filename2)
+        names = (
+            (error.filename,)
+            if error.filename2 is None
+            else (error.filename, None, error.filename2)
+        )
         return (*error.args, *names)
     return error.args
 
@@ -234,7 +269,9 @@ def _or_repr(value: Any) -> Any:
 
 
 def decode_exception(data: Any) -> BaseException:
-    """Make the exception anew, with the inner traceback as its cause; no ``__init__`` or ``__new__`` of a class in Python runs."""
+    """Make the exception anew, with the inner traceback as its cause; no ``__init__`` or
+    ``__new__`` of a class in Python runs.
+    """
     kind = _class(*data["class"])
     args = [decode(value) for value in data["args"]]
     if kind is None or not issubclass(kind, BaseException):
@@ -253,7 +290,9 @@ def decode_exception(data: Any) -> BaseException:
 
 
 def _made(kind: type[BaseException], args: list[Any]) -> BaseException:
-    """Make an exception by its nearest built-in base alone, which is written in C and sets the fields that it has."""
+    """Make an exception by its nearest built-in base alone, which is written in C and sets the
+    fields that it has.
+    """
     base = next(one for one in kind.__mro__ if not one.__flags__ & _MADE_BY_A_CLASS_STATEMENT)
     try:
         error: BaseException = base.__new__(kind, *args)

@@ -1,7 +1,8 @@
 """What this host can do, found by trying it, with a remedy for each thing it cannot do.
 
-:func:`capabilities` tries everything once, in forks of a small process of its own, and remembers the answers. ``pytest-sandbox doctor``
-prints them, errors take their remedies from here, and :func:`headline` is the one line that a test session shows.
+:func:`capabilities` tries everything once, in forks of a small process of its own, and remembers
+the answers. ``pytest-sandbox doctor`` prints them, errors take their remedies from here, and
+:func:`headline` is the one line that a test session shows.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ _PATIENCE = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capability:
-    """One row: whether it was ``found``, ``why`` (what was seen, or what the kernel answered), and the ``remedy`` where it was not.
+    """One row: whether it was ``found``, ``why`` (what was seen, or what the kernel answered), and
+    the ``remedy`` where it was not.
 
-    ``area`` groups the rows; ``use`` is what it is good for; ``needed`` where no container can be made without it.
+    ``area`` groups the rows; ``use`` is what it is good for; ``needed`` where no container can be
+    made without it.
     """
 
     name: str
@@ -44,17 +47,23 @@ class Capability:
 
 @cache
 def capabilities() -> tuple[Capability, ...]:
-    """Try everything, in a small process of its own, and return the rows in the order of the report; tried once in a process."""
+    """Try everything, in a small process of its own, and return the rows in the order of the
+    report; tried once in a process.
+    """
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     command = [sys.executable, "-I", "-S", "-c", _START.format(path=package)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, timeout=_PATIENCE)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, timeout=_PATIENCE
+    )
     from pytest_sandbox.host import packages
 
     return (*(Capability(**row) for row in json.loads(done.stdout)), *packages.rows())
 
 
 def try_here() -> tuple[Capability, ...]:
-    """Try everything but the installed packages, in forks of the calling process, with its rights."""
+    """Try everything but the installed packages, in forks of the calling process, with its
+    rights.
+    """
     from pytest_sandbox.host import probes
 
     return probes.rows()
@@ -74,7 +83,9 @@ def find(name: str) -> Capability:
 
 
 def require(name: str, feature: str = "") -> Capability:
-    """Return the row of that name, or raise :class:`UnsupportedError` with its remedy; ``feature`` is what was asked for."""
+    """Return the row of that name, or raise :class:`UnsupportedError` with its remedy; ``feature``
+    is what was asked for.
+    """
     row = find(name)
     if not row.found:
         raise UnsupportedError(feature or row.name, f"{row.why}. {row.remedy}")

@@ -1,4 +1,6 @@
-"""File systems that a container is built of, each mounted once in a mount namespace that goes with the fork."""
+"""File systems that a container is built of, each mounted once in a mount namespace that goes with
+the fork.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ __all__ = [
 ]
 
 _STAGE = mounts.STAGE
-#: Without power over the mounts of the outer namespace, a directory with locked mounts below it cannot be a lower layer: these have none.
+#: Without power over the mounts of the outer namespace, a directory with locked mounts below it
+#: cannot be a lower layer: these have none.
 _PLAIN_DIRECTORIES = ("/usr", "/etc", "/bin")
 _MODULES = {"overlay": "overlay", "overlay in a user namespace": "overlay", "tmpfs": "tmpfs"}
 
@@ -48,7 +51,9 @@ def try_tmpfs() -> str:
 
 
 def try_overlay() -> str:
-    """Lay a writable layer over the host's root, or as the next where this process is not root; write and delete there."""
+    """Lay a writable layer over the host's root, or as the next where this process is not root;
+    write and delete there.
+    """
     if not is_root():
         return try_overlay_in_user_namespace()
     isolate(sc.CLONE_NEWNS)
@@ -63,7 +68,9 @@ def try_overlay() -> str:
 
 
 def try_overlay_in_user_namespace() -> str:
-    """Lay one over a directory with no other right than a user namespace's own root has; write and delete there."""
+    """Lay one over a directory with no other right than a user namespace's own root has; write and
+    delete there.
+    """
     enter_own_user_namespace()
     sc.unshare(sc.CLONE_NEWNS)
     _stage()
@@ -141,15 +148,20 @@ def remedy_for(name: str) -> Callable[[Trial], str]:
             return helps
         if trial.errno == errno.ENODEV:
             return (
-                f"This kernel has no {_MODULES.get(name, name)}: as root, modprobe {_MODULES.get(name, name)}, or use a kernel that has it."
+                f"This kernel has no {_MODULES.get(name, name)}: as root, modprobe "
+                f"{_MODULES.get(name, name)}, or use a kernel that has it."
             )
         if trial.errno == errno.ENOSYS and name == "volumes":
             return "Use a kernel that has all three calls: Linux 5.12 or newer."
         if trial.errno == errno.EPERM and name == "proc":
-            return "The /proc around this process is partly covered, as in a container: start the outer one with --privileged."
+            return (
+                "The /proc around this process is partly covered, as in a container: start the "
+                "outer one with --privileged."
+            )
         if trial.errno == errno.EINVAL and name.startswith("overlay"):
             return (
-                "Use Linux 5.11 or newer for overlays in a user namespace; an outer container's own root may have to be a plain directory."
+                "Use Linux 5.11 or newer for overlays in a user namespace; an outer "
+                "container's own root may have to be a plain directory."
             )
         return "Run as root, or see the row `user namespace`."
 

@@ -34,36 +34,46 @@ __all__ = [
 ]
 
 FILTERED = (
-    "A seccomp policy around this process, such as docker's default one, denies it: start the outer container with --privileged, "
+    "A seccomp policy around this process, such as docker's default one, denies it: start the "
+    "outer container with --privileged, "
     "or with --security-opt seccomp=unconfined."
 )
 _SECCOMP_MODE_FILTER = 2
 
 
 GVISOR = (
-    "gVisor (runsc) stands in for the kernel, and has not all that a container is made of: start the outer container with another runtime, such as "
+    "gVisor (runsc) stands in for the kernel, and has not all that a container is made of: start "
+    "the outer container with another runtime, such as "
     "--runtime=runc, or run on a machine."
 )
 
 
 def by_profile(trial: Trial) -> str:
-    """Return what helps where an AppArmor profile around this process has denied it; empty where none has."""
+    """Return what helps where an AppArmor profile around this process has denied it; empty where
+    none has.
+    """
     name = confinement.profile()
     if not name or trial.errno not in {errno.EACCES, errno.EPERM}:
         return ""
     return (
-        f"The AppArmor profile {name} around this process denies it: in docker, start the outer container with --security-opt apparmor=unconfined; "
-        "elsewhere, as root, give the profile what it lacks (capability, mount, umount, pivot_root, userns), or run outside of it."
+        f"The AppArmor profile {name} around this process denies it: in docker, start the outer "
+        "container with --security-opt apparmor=unconfined; "
+        "elsewhere, as root, give the profile what it lacks (capability, mount, umount, "
+        "pivot_root, userns), or run outside of it."
     )
 
 
 def around(trial: Trial) -> str:
-    """Return what helps where it was not the kernel that said no, but a stand-in for it or a profile around this process; empty otherwise."""
+    """Return what helps where it was not the kernel that said no, but a stand-in for it or a
+    profile around this process; empty otherwise.
+    """
     return GVISOR if confinement.is_gvisor() else by_profile(trial)
 
 
 def denied(trial: Trial) -> str:
-    """Return what helps where something around this process said no, a seccomp policy among them; empty otherwise."""
+    """Return what helps where something around this process said no, a seccomp policy among them;
+    empty otherwise.
+    """
     if is_filtered() and trial.errno in {errno.EPERM, errno.ENOSYS} and not confinement.is_gvisor():
         return FILTERED
     return around(trial)

@@ -37,7 +37,8 @@ LIMITS = (
     ("pids_limit", "pids", "processes and threads; a fork bomb ends with its test"),
 )
 _SOME_MEMORY = 64 << 20
-#: More limits: the name of the row, what it is, what is asked for to try it, and what is seen where it is taken, or is not.
+#: More limits: the name of the row, what it is, what is asked for to try it, and what is seen where
+#: it is taken, or is not.
 MORE = (
     (
         "memory_swap",
@@ -74,16 +75,24 @@ def try_cgroup() -> str:
     if not hierarchy.version:
         raise OSError(errno.ENODEV, "no cgroup file system is mounted")
     if not hierarchy.controllers:
-        raise OSError(errno.EACCES, f"cgroup v{hierarchy.version}, in which this process may make no groups")
+        raise OSError(
+            errno.EACCES, f"cgroup v{hierarchy.version}, in which this process may make no groups"
+        )
     return f"cgroup v{hierarchy.version}: {' '.join(sorted(hierarchy.controllers))}"
 
 
 def try_delegation() -> str:
     """See whether this process may have groups with all the usual limits."""
     hierarchy = _hierarchy()
-    lacking = [controller for _key, controller, _use in LIMITS if controller not in hierarchy.controllers and controller != "cpuset"]
+    lacking = [
+        controller
+        for _key, controller, _use in LIMITS
+        if controller not in hierarchy.controllers and controller != "cpuset"
+    ]
     if lacking:
-        raise OSError(errno.EACCES, f"no group with {', '.join(lacking)} has been given to this process")
+        raise OSError(
+            errno.EACCES, f"no group with {', '.join(lacking)} has been given to this process"
+        )
     return "this process's own groups have memory, cpu and pids"
 
 
@@ -145,4 +154,7 @@ def try_pressure() -> str:
 
 def remedy_for_pressure(_trial: Trial) -> str:
     """Return what makes the kernel count it."""
-    return "Use cgroup v2, and a kernel with CONFIG_PSI, booted with psi=1 where that is not its default."
+    return (
+        "Use cgroup v2, and a kernel with CONFIG_PSI, booted with psi=1 where that is not its "
+        "default."
+    )

@@ -62,7 +62,9 @@ def is_root() -> bool:
 
 
 def isolate(flags: int) -> None:
-    """Give the calling fork new namespaces: by root's right, or below a user namespace of its own."""
+    """Give the calling fork new namespaces: by root's right, or below a user namespace of its
+    own.
+    """
     if not is_root():
         enter_own_user_namespace()
     sc.unshare(flags)
@@ -71,7 +73,8 @@ def isolate(flags: int) -> None:
 def enter_own_user_namespace() -> None:
     """Become root of a new user namespace.
 
-    In a chroot nobody may make one (unshare(2)); a launcher leaves it first, where it has the right.
+    In a chroot nobody may make one (unshare(2)); a launcher leaves it first, where it has the
+    right.
     """
     with suppress(OSError):
         if root_check.is_chrooted():
@@ -85,11 +88,17 @@ def try_root() -> str:
     """See whether this process has root's rights."""
     if not is_root():
         raise OSError(errno.EPERM, f"uid {os.geteuid()}, without {userns.lacking_power()[0]}")
-    return "root, with CAP_SYS_ADMIN" if os.geteuid() == 0 else f"uid {os.geteuid()}, with CAP_SYS_ADMIN"
+    return (
+        "root, with CAP_SYS_ADMIN"
+        if os.geteuid() == 0
+        else f"uid {os.geteuid()}, with CAP_SYS_ADMIN"
+    )
 
 
 def try_user() -> str:
-    """Make one, become its root, and do in it what only its root may: AppArmor lets the namespace be made, and takes its rights."""
+    """Make one, become its root, and do in it what only its root may: AppArmor lets the namespace
+    be made, and takes its rights.
+    """
     enter_own_user_namespace()
     sc.unshare(sc.CLONE_NEWNS)
     mounts.make_private()
@@ -99,27 +108,41 @@ def try_user() -> str:
 
 #: Who may restrict user namespaces by a parameter, its restricting value, and what helps.
 _RESTRICTIONS = {
-    "kernel.unprivileged_userns_clone": ("0", "As root: sysctl -w kernel.unprivileged_userns_clone=1."),
+    "kernel.unprivileged_userns_clone": (
+        "0",
+        "As root: sysctl -w kernel.unprivileged_userns_clone=1.",
+    ),
     "user.max_user_namespaces": ("0", "As root: sysctl -w user.max_user_namespaces=15000."),
     "kernel.apparmor_restrict_unprivileged_userns": (
         "1",
-        "As root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or give this Python an AppArmor profile with `userns,`.",
+        (
+            "As root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or give this Python "
+            "an AppArmor profile with `userns,`."
+        ),
     ),
 }
 
 
 def remedy_for_user(trial: Trial) -> str:
     """Find out who restricts user namespaces, and return what helps."""
-    restricting = [remedy for name, (value, remedy) in _RESTRICTIONS.items() if sysctl.value(name) == value]
+    restricting = [
+        remedy for name, (value, remedy) in _RESTRICTIONS.items() if sysctl.value(name) == value
+    ]
     if restricting:
         return " ".join(restricting)
     if trial.errno in {errno.ENOSPC, errno.EUSERS}:
-        return "The limit on user namespaces, or on their depth, is reached: raise user.max_user_namespaces outside, or nest less."
+        return (
+            "The limit on user namespaces, or on their depth, is reached: raise "
+            "user.max_user_namespaces outside, or nest less."
+        )
     if helps := denied(trial):
         return helps
     if trial.errno in {errno.EINVAL, errno.ENOSYS}:
         return "This kernel is built without CONFIG_USER_NS: run as root."
-    return "A security module, or a chroot around this process, denies it: run as root, or outside of the chroot."
+    return (
+        "A security module, or a chroot around this process, denies it: run as root, or "
+        "outside of the chroot."
+    )
 
 
 def try_subordinate_ids() -> str:
@@ -183,7 +206,9 @@ def _be_first() -> None:
         os._exit(os.getpid() != 1)
     _pid, status = os.waitpid(pid, 0)
     if status:
-        raise OSError(errno.ENOSYS, "the call is answered, and the first process inside is not number 1")
+        raise OSError(
+            errno.ENOSYS, "the call is answered, and the first process inside is not number 1"
+        )
 
 
 def remedy_for(name: str) -> Callable[[Trial], str]:
@@ -194,7 +219,10 @@ def remedy_for(name: str) -> Callable[[Trial], str]:
         if helps := denied(trial):
             return helps
         if trial.errno == errno.ENOSPC:
-            return f"The limit {limit} is reached ({sysctl.value(limit)} here): as root, sysctl -w {limit}=15000."
+            return (
+                f"The limit {limit} is reached ({sysctl.value(limit)} here): as root, sysctl "
+                f"-w {limit}=15000."
+            )
         if trial.errno in {errno.EINVAL, errno.ENOSYS}:
             return "This kernel is built without it."
         return "Run as root, or see the row `user namespace`."
@@ -217,7 +245,10 @@ def remedy_for_bridge(trial: Trial) -> str:
     if "pyroute2" in trial.said:
         return "Install what this library requires, once more: pip install pyroute2."
     if trial.errno == errno.EOPNOTSUPP:
-        return "As root: modprobe -a bridge veth; or a kernel that is built with CONFIG_BRIDGE and CONFIG_VETH."
+        return (
+            "As root: modprobe -a bridge veth; or a kernel that is built with CONFIG_BRIDGE "
+            "and CONFIG_VETH."
+        )
     return remedy_for("network")(trial)
 
 

@@ -1,4 +1,6 @@
-"""Every probe, in the order of the report: what it is for, how it is tried, and what helps where it fails."""
+"""Every probe, in the order of the report: what it is for, how it is tried, and what helps where it
+fails.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ __all__ = ["Probe", "probes", "rows"]
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """How one row comes to be: ``do`` returns what it saw, or raises :class:`OSError`; ``remedy`` reads how it went wrong."""
+    """How one row comes to be: ``do`` returns what it saw, or raises :class:`OSError`; ``remedy``
+    reads how it went wrong.
+    """
 
     name: str
     area: str
@@ -43,16 +47,51 @@ def _kernel() -> list[Probe]:
     calls = [
         Probe(name, "kernel", use, do, kernel.remedy_for_call(since), needed=needed)
         for name, use, do, since, needed in (
-            ("pidfd", "waiting for processes and signalling them, without races", kernel.try_pidfd, "5.3", True),
-            ("clone3", "making all namespaces of a container at once", kernel.try_clone3, "5.3", True),
-            ("openat2", "names that are resolved inside, and nowhere else", kernel.try_openat2, "5.6", True),
-            ("keyring", "a session keyring of the container's own", kernel.try_keyring, "2.6", True),
+            (
+                "pidfd",
+                "waiting for processes and signalling them, without races",
+                kernel.try_pidfd,
+                "5.3",
+                True,
+            ),
+            (
+                "clone3",
+                "making all namespaces of a container at once",
+                kernel.try_clone3,
+                "5.3",
+                True,
+            ),
+            (
+                "openat2",
+                "names that are resolved inside, and nowhere else",
+                kernel.try_openat2,
+                "5.6",
+                True,
+            ),
+            (
+                "keyring",
+                "a session keyring of the container's own",
+                kernel.try_keyring,
+                "2.6",
+                True,
+            ),
             ("seccomp", "docker's default policy of system calls", kernel.try_seccomp, "3.5", True),
         )
     ]
-    first = Probe("kernel", "kernel", "Linux, on a machine whose system calls are known", kernel.try_kernel, kernel.remedy_for_kernel)
+    first = Probe(
+        "kernel",
+        "kernel",
+        "Linux, on a machine whose system calls are known",
+        kernel.try_kernel,
+        kernel.remedy_for_kernel,
+    )
     profile = Probe(
-        "no profile", "kernel", "a security module that denies nothing more", kernel.try_profile, kernel.remedy_for_profile, needed=False
+        "no profile",
+        "kernel",
+        "a security module that denies nothing more",
+        kernel.try_profile,
+        kernel.remedy_for_profile,
+        needed=False,
     )
     return [first, *calls, profile]
 
@@ -63,7 +102,10 @@ def _namespaces() -> list[Probe]:
         "namespaces",
         "containers without a user namespace of this user's own; test bodies inside",
         namespace.try_root,
-        lambda _trial: "Run as root (`sudo`, or an outer container with --privileged), or with user namespaces, see the next row.",
+        lambda _trial: (
+            "Run as root (`sudo`, or an outer container with --privileged), or with user "
+            "namespaces, see the next row."
+        ),
         needed=False,
     )
     user = Probe(
@@ -83,7 +125,13 @@ def _namespaces() -> list[Probe]:
         needed=False,
     )
     others = [
-        Probe(f"{name} namespace", "namespaces", use, namespace.trier(name), namespace.remedy_for(name))
+        Probe(
+            f"{name} namespace",
+            "namespaces",
+            use,
+            namespace.trier(name),
+            namespace.remedy_for(name),
+        )
         for name, use in namespace.USES.items()
     ]
     return [root, user, ids, *others]
@@ -94,8 +142,18 @@ def _files() -> list[Probe]:
         Probe(name, "files", use, do, files.remedy_for(name), needed=needed)
         for name, use, do, needed in (
             ("tmpfs", "the writable layer in memory", files.try_tmpfs, True),
-            ("overlay", "copy-on-write over the host's root and over images", files.try_overlay, True),
-            ("overlay in a user namespace", "the same without root", files.try_overlay_in_user_namespace, not namespace.is_root()),
+            (
+                "overlay",
+                "copy-on-write over the host's root and over images",
+                files.try_overlay,
+                True,
+            ),
+            (
+                "overlay in a user namespace",
+                "the same without root",
+                files.try_overlay_in_user_namespace,
+                not namespace.is_root(),
+            ),
             ("proc", "a /proc that shows the container's processes", files.try_proc, True),
             ("devpts", "terminals of the container's own", files.try_devpts, True),
             ("volumes", "host directories inside", files.try_bind, True),
@@ -105,26 +163,65 @@ def _files() -> list[Probe]:
 
 def _limits() -> list[Probe]:
     groups = [
-        Probe("cgroup", "limits", "limits and figures", limits.try_cgroup, limits.remedy_for_cgroup, needed=False),
-        Probe("delegation", "limits", "limits without asking anybody", limits.try_delegation, limits.remedy_for_cgroup, needed=False),
+        Probe(
+            "cgroup",
+            "limits",
+            "limits and figures",
+            limits.try_cgroup,
+            limits.remedy_for_cgroup,
+            needed=False,
+        ),
+        Probe(
+            "delegation",
+            "limits",
+            "limits without asking anybody",
+            limits.try_delegation,
+            limits.remedy_for_cgroup,
+            needed=False,
+        ),
     ]
     each = [
-        Probe(f"limit: {key}", "limits", use, limits.trier(controller), limits.remedy_for(controller), needed=False)
+        Probe(
+            f"limit: {key}",
+            "limits",
+            use,
+            limits.trier(controller),
+            limits.remedy_for(controller),
+            needed=False,
+        )
         for key, controller, use in limits.LIMITS
     ]
     more = [
-        Probe(f"limit: {name}", "limits", use, limits.trier_of(wanted, *said), limits.remedy_of(wanted), needed=False)
+        Probe(
+            f"limit: {name}",
+            "limits",
+            use,
+            limits.trier_of(wanted, *said),
+            limits.remedy_of(wanted),
+            needed=False,
+        )
         for name, use, wanted, *said in limits.MORE
     ]
     pressure = Probe(
-        "pressure", "limits", "for how long a container stood still", limits.try_pressure, limits.remedy_for_pressure, needed=False
+        "pressure",
+        "limits",
+        "for how long a container stood still",
+        limits.try_pressure,
+        limits.remedy_for_pressure,
+        needed=False,
     )
     return [*groups, *each, *more, pressure]
 
 
 def _rest() -> list[Probe]:
     return [
-        Probe("loopback", "network", 'network="none": a network of its own', namespace.try_loopback, namespace.remedy_for("network")),
+        Probe(
+            "loopback",
+            "network",
+            'network="none": a network of its own',
+            namespace.try_loopback,
+            namespace.remedy_for("network"),
+        ),
         Probe(
             "bridge",
             "network",
@@ -140,7 +237,14 @@ def _rest() -> list[Probe]:
             store.try_state,
             store.remedy_for_state,
         ),
-        Probe("image store", "store", "pulled and loaded images", store.try_store, store.remedy_for_store, needed=False),
+        Probe(
+            "image store",
+            "store",
+            "pulled and loaded images",
+            store.try_store,
+            store.remedy_for_store,
+            needed=False,
+        ),
     ]
 
 

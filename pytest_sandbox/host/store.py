@@ -41,7 +41,8 @@ def try_store() -> str:
 def remedy_for_store(_trial: Trial) -> str:
     """Return what gives this user a store."""
     return (
-        "Set PYTEST_SANDBOX_HOME to a directory where this user may write, and which is not on an overlay as docker's own root is (a volume, or below "
+        "Set PYTEST_SANDBOX_HOME to a directory where this user may write, and which is not on an "
+        "overlay as docker's own root is (a volume, or below "
         f"/dev/shm): {paths.images()} is not one."
     )
 
@@ -53,4 +54,7 @@ def try_state() -> str:
 
 def remedy_for_state(_trial: Trial) -> str:
     """Return what gives this user a directory for sessions."""
-    return f"Set XDG_RUNTIME_DIR to a directory where only this user may write, as a login with systemd does: {paths.state()} is not one."
+    return (
+        "Set XDG_RUNTIME_DIR to a directory where only this user may write, as a login with "
+        f"systemd does: {paths.state()} is not one."
+    )

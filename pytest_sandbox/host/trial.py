@@ -25,7 +25,9 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """How it went: ``said`` is what was seen or what went wrong; ``errno`` is 0 where it went well."""
+    """How it went: ``said`` is what was seen or what went wrong; ``errno`` is 0 where it went
+    well.
+    """
 
     said: str
     errno: int = 0
@@ -40,7 +42,9 @@ def attempt(do: Callable[[], str], patience: float = _PATIENCE) -> Trial:
     """Do it in a fork, and return how it went; over ``patience`` seconds it is killed."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the fork ends in os._exit, so it needs no other thread
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # the fork ends in os._exit, so it needs no other thread
         pid = os.fork()
     if not pid:
         os.close(reader)

@@ -1,6 +1,8 @@
-"""Images that lie in a file or a directory: OCI layouts, docker's archives, root file systems; told apart by what is in them.
+"""Images that lie in a file or a directory: OCI layouts, docker's archives, root file systems; told
+apart by what is in them.
 
-A layout or an archive is the same thing behind two doors: members of a directory, and members of a tar file (read in place, by their offsets).
+A layout or an archive is the same thing behind two doors: members of a directory, and members of a
+tar file (read in place, by their offsets).
 """
 
 from __future__ import annotations
@@ -13,7 +15,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
 
 from pytest_sandbox.errors import ImageError
 from pytest_sandbox.image.decompress import Plain, compression_of, decompress, read_chunks
-from pytest_sandbox.image.manifest import Descriptor, ImageDocuments, Platform, diff_ids_of, parsed, read_image, synthesised
+from pytest_sandbox.image.manifest import (
+    Descriptor,
+    ImageDocuments,
+    Platform,
+    diff_ids_of,
+    parsed,
+    read_image,
+    synthesised,
+)
 from pytest_sandbox.image.reference import parse_reference
 from pytest_sandbox.image.size_limits import Budget
 from pytest_sandbox.image.tar import BLOCK, TarReader, printable
@@ -94,11 +104,15 @@ class _Seeking:
             raise EOFError
 
     def rest_is_zero(self) -> bool:
-        return True  # an archive of members is read by their names: what follows its end is never looked at
+        # an archive of members is read by their names: what follows its end is never looked at
+        return True
 
 
 class TarMembers:
-    """The files of a plain tar file, found once and read in place. Old ``docker save`` writes equal layers as links to the first."""
+    """The files of a plain tar file, found once and read in place.
+
+    Old ``docker save`` writes equal layers as links to the first.
+    """
 
     def __init__(self, path: str, limits: Limits) -> None:
         self._path = path
@@ -114,7 +128,11 @@ class TarMembers:
                     self._found[name] = (file.tell(), member.size)
                 elif member.kind in b"12":
                     target = os.fsdecode(member.link)
-                    self._links[name] = _normal(os.path.join(os.path.dirname(name), target) if member.kind == b"2" else target)
+                    self._links[name] = _normal(
+                        os.path.join(os.path.dirname(name), target)
+                        if member.kind == b"2"
+                        else target
+                    )
 
     def _resolved(self, name: str) -> tuple[int, int]:
         at = _normal(name)
@@ -147,7 +165,9 @@ def _normal(name: str) -> str:
 
 @dataclass(slots=True)
 class Loader:
-    """One ``load``: from where, into what, and what the images are to be called (instead of the names that they bring)."""
+    """One ``load``: from where, into what, and what the images are to be called (instead of the
+    names that they bring).
+    """
 
     adding: Adding
     limits: Limits
@@ -159,7 +179,9 @@ class Loader:
     called: dict[str, str] = field(default_factory=dict)
     """A name of each image that was loaded, by its id."""
 
-    def _register(self, config: bytes, keys: Sequence[str], names: Sequence[str], manifest: bytes = b"") -> str:
+    def _register(
+        self, config: bytes, keys: Sequence[str], names: Sequence[str], manifest: bytes = b""
+    ) -> str:
         image_id = self.adding.register(config, keys, names, manifest=manifest)
         self.called[image_id] = names[0] if names else ""
         return image_id
@@ -170,7 +192,10 @@ class Loader:
         document = parsed(_read(members, "index.json", self.limits), "index.json")
         listed = document.get("manifests") if isinstance(document, dict) else None
         if not isinstance(listed, list) or not listed or len(listed) > self.limits.index_manifests:
-            raise ImageError(f"index.json has no list of manifests, an empty one, or one of more than {self.limits.index_manifests}")
+            raise ImageError(
+                "index.json has no list of manifests, an empty one, or one of more than "
+                f"{self.limits.index_manifests}"
+            )
         chosen = [one for one in listed if isinstance(one, dict) and self._fits(one)] or listed[:1]
         return [self._one_of_layout(members, one) for one in chosen]
 
@@ -189,12 +214,19 @@ class Loader:
         names = self.names or _names_in(described.get("annotations"))
         return self._register(documents.config, documents.diff_ids, names, documents.manifest)
 
-    def _add_layers(self, documents: ImageDocuments, sources: list[tuple[Members, str, Descriptor | None]]) -> None:
+    def _add_layers(
+        self, documents: ImageDocuments, sources: list[tuple[Members, str, Descriptor | None]]
+    ) -> None:
         budget = Budget(self.limits, self.adding.stopping)
-        makers = [(diff_id, self._maker(source, diff_id, budget)) for diff_id, source in zip(documents.diff_ids, sources, strict=True)]
+        makers = [
+            (diff_id, self._maker(source, diff_id, budget))
+            for diff_id, source in zip(documents.diff_ids, sources, strict=True)
+        ]
         self.adding.layers(makers)
 
-    def _maker(self, source: tuple[Members, str, Descriptor | None], diff_id: str, budget: Budget) -> Callable[[str], LayerFacts]:
+    def _maker(
+        self, source: tuple[Members, str, Descriptor | None], diff_id: str, budget: Budget
+    ) -> Callable[[str], LayerFacts]:
         members, path, descriptor = source
 
         def make(target: str) -> LayerFacts:
@@ -225,12 +257,17 @@ class Loader:
         """Load what ``docker save`` wrote; returns ids."""
         listed = parsed(_read(members, _MANIFEST, self.limits), _MANIFEST)
         if not isinstance(listed, list) or not listed or len(listed) > self.limits.index_manifests:
-            raise ImageError(f"{_MANIFEST} is no list of images, an empty one, or one of more than {self.limits.index_manifests}")
+            raise ImageError(
+                f"{_MANIFEST} is no list of images, an empty one, or one of more than "
+                f"{self.limits.index_manifests}"
+            )
         return [self._one_of_archive(members, one) for one in listed]
 
     def _one_of_archive(self, members: Members, listed: Any) -> str:
         layers = listed.get("Layers") if isinstance(listed, dict) else None
-        if not isinstance(layers, list) or not all(isinstance(one, str) for one in [*layers, listed.get("Config")]):
+        if not isinstance(layers, list) or not all(
+            isinstance(one, str) for one in [*layers, listed.get("Config")]
+        ):
             raise ImageError(f"{_MANIFEST} does not name a configuration and layers")
         if len(layers) > self.limits.layers:
             raise ImageError(f"{_MANIFEST} names more than {self.limits.layers} layers")
@@ -242,10 +279,16 @@ class Loader:
         return self._register(config, documents.diff_ids, names)
 
     def root_file_system(self, path: str) -> str:
-        """Load a tar file of a root file system, compressed or not; returns the id of an image of one layer."""
+        """Load a tar file of a root file system, compressed or not; returns the id of an image of
+        one layer.
+        """
         with open(path, "rb") as file:
-            raw = self._reported(read_chunks(file), os.path.basename(path), os.fstat(file.fileno()).st_size)
-            key, _facts = self.adding.unknown_layer(lambda target: unpack_verified(raw, target, self.limits))
+            raw = self._reported(
+                read_chunks(file), os.path.basename(path), os.fstat(file.fileno()).st_size
+            )
+            key, _facts = self.adding.unknown_layer(
+                lambda target: unpack_verified(raw, target, self.limits)
+            )
         name = self.title or os.path.basename(path)
         history = [{"created_by": f"pytest-sandbox load {printable(os.fsencode(name))}"}]
         return self._register(synthesised([key], history), [key], self.names)
@@ -278,7 +321,8 @@ def _load_members(members: Members, loader: Loader, path: str) -> list[str]:
     if members.has(_MANIFEST):
         return loader.archive(members)
     raise ImageError(
-        f"{path} is neither an OCI layout nor what `docker save` writes. A directory with a root file system is used as it is."
+        f"{path} is neither an OCI layout nor what `docker save` writes. A directory with a root "
+        "file system is used as it is."
     )
 
 
@@ -293,7 +337,9 @@ def _load_tar(plain: str, path: str, loader: Loader) -> list[str]:
 
 
 def _holds_an_image(path: str, label: str, limits: Limits) -> bool:
-    """Look whether a compressed archive begins as an archive of images does: with blobs, documents and directories alone."""
+    """Look whether a compressed archive begins as an archive of images does: with blobs, documents
+    and directories alone.
+    """
     with open(path, "rb") as file:
         try:
             for member in TarReader(decompress(read_chunks(file)), limits):
@@ -302,7 +348,8 @@ def _holds_an_image(path: str, label: str, limits: Limits) -> bool:
                     return True
                 if member.kind == b"0":
                     return (
-                        name.endswith((".json", "/json", "/layer.tar", "/VERSION", "repositories")) and "/" not in name.rpartition("/")[0]
+                        name.endswith((".json", "/json", "/layer.tar", "/VERSION", "repositories"))
+                        and "/" not in name.rpartition("/")[0]
                     )
         except ImageError as error:
             raise ImageError(f"{label}: {error}") from error
@@ -312,7 +359,11 @@ def _holds_an_image(path: str, label: str, limits: Limits) -> bool:
 def _plain_copy(path: str, work: str, label: str, limits: Limits) -> str:
     plain = os.path.join(work, os.path.basename(path))
     try:
-        with open(path, "rb") as file, open(plain, "xb") as copy, Plain(read_chunks(file), limits) as pieces:
+        with (
+            open(path, "rb") as file,
+            open(plain, "xb") as copy,
+            Plain(read_chunks(file), limits) as pieces,
+        ):
             copy.writelines(pieces)
     except ImageError as error:
         raise ImageError(f"{label}: {error}") from error
@@ -325,7 +376,9 @@ def _check_layout(members: Members, limits: Limits) -> None:
     document = parsed(_read(members, "oci-layout", limits), "oci-layout")
     version = document.get("imageLayoutVersion") if isinstance(document, dict) else None
     if not isinstance(version, str) or not version.startswith("1."):
-        raise ImageError(f"the OCI layout is of the unknown version {str(version)[:40]!r}; 1.x is known")
+        raise ImageError(
+            f"the OCI layout is of the unknown version {str(version)[:40]!r}; 1.x is known"
+        )
 
 
 def _read(members: Members, name: str, limits: Limits) -> bytes:
@@ -347,7 +400,8 @@ def _verified(members: Members, descriptor: Descriptor, limits: Limits) -> bytes
     found = f"sha256:{hashlib.sha256(data).hexdigest()}"
     if (found, len(data)) != (descriptor.digest, descriptor.size):
         raise ImageError(
-            f"the document {descriptor.digest} is {found} of {len(data)} bytes, not of {descriptor.size}: it was damaged or forged."
+            f"the document {descriptor.digest} is {found} of {len(data)} bytes, not of "
+            f"{descriptor.size}: it was damaged or forged."
         )
     return data
 
@@ -357,7 +411,9 @@ def _blob(digest: str) -> str:
 
 
 def _names_in(annotations: Any) -> list[str]:
-    """Return the full names that a layout gives an image; a mere tag, as skopeo writes it, is none."""
+    """Return the full names that a layout gives an image; a mere tag, as skopeo writes it, is
+    none.
+    """
     found = annotations if isinstance(annotations, dict) else {}
     for key in (_FULL_NAME, _REF_NAME):
         text = found.get(key)
@@ -372,6 +428,8 @@ def full_name(text: str) -> str:
 
 
 def is_image_directory(path: str) -> bool:
-    """Whether a directory holds an OCI layout or an unpacked ``docker save``, and not a root file system."""
+    """Whether a directory holds an OCI layout or an unpacked ``docker save``, and not a root file
+    system.
+    """
     members = DirectoryMembers(path)
     return all(map(members.has, _LAYOUT)) or members.has(_MANIFEST)

@@ -40,7 +40,9 @@ class Attributes:
         found = os.lstat(path)
         names = os.listxattr(path, follow_symlinks=False)
         xattrs = tuple(
-            (name, os.getxattr(path, name, follow_symlinks=False)) for name in sorted(names) if not name.startswith(_OVERLAYS_OWN)
+            (name, os.getxattr(path, name, follow_symlinks=False))
+            for name in sorted(names)
+            if not name.startswith(_OVERLAYS_OWN)
         )
         mode = stat.S_IMODE(found.st_mode)
         return cls(mode, found.st_uid, found.st_gid, found.st_mtime_ns, xattrs)
@@ -177,7 +179,11 @@ def _entries(where: bytes, names: set[bytes]) -> list[tuple[bytes, bool]]:
     """Return which of these names are there, and whether each is a directory."""
     if len(names) > _FEW:
         with os.scandir(where) as entries:
-            return [(one.name, one.is_dir(follow_symlinks=False)) for one in entries if one.name in names]
+            return [
+                (one.name, one.is_dir(follow_symlinks=False))
+                for one in entries
+                if one.name in names
+            ]
     found = []
     for name in names:
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,6 @@
-"""Who a registry is asked as: docker's own files and helpers, so that ``docker login`` (or podman's) is all that anybody has to do."""
+"""Who a registry is asked as: docker's own files and helpers, so that ``docker login`` (or
+podman's) is all that anybody has to do.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ _ANSWER_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A user's name and password, or an identity token (OAuth 2) instead of both; kept out of every message."""
+    """A user's name and password, or an identity token (OAuth 2) instead of both; kept out of every
+    message.
+    """
 
     username: str = ""
     password: str = field(default="", repr=False)
@@ -44,19 +48,27 @@ class Credentials:
 
 
 def credentials_for(registry: str) -> Credentials | None:
-    """Return what docker's configuration, or else podman's, knows for a registry: its own helper, the helper for all, or the file itself.
+    """Return what docker's configuration, or else podman's, knows for a registry: its own helper,
+    the helper for all, or the file itself.
 
-    The files are ``$REGISTRY_AUTH_FILE``, ``$DOCKER_CONFIG/config.json`` (or ``~/.docker/config.json``), and podman's
-    ``$XDG_RUNTIME_DIR/containers/auth.json``, or ``/run/containers/UID/auth.json``. Raises ImageError where one, or a helper, is broken.
+    The files are ``$REGISTRY_AUTH_FILE``, ``$DOCKER_CONFIG/config.json`` (or
+    ``~/.docker/config.json``), and podman's ``$XDG_RUNTIME_DIR/containers/auth.json``, or
+    ``/run/containers/UID/auth.json``. Raises ImageError where one, or a helper, is broken.
     """
     return next(filter(None, (_known(path, registry) for path in _files())), None)
 
 
 def _files() -> list[str]:
     given = os.environ.get("REGISTRY_AUTH_FILE")
-    docker = os.path.join(os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker"), "config.json")
+    docker = os.path.join(
+        os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker"), "config.json"
+    )
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    podman = f"{runtime}/containers/auth.json" if runtime else f"/run/containers/{os.geteuid()}/auth.json"
+    podman = (
+        f"{runtime}/containers/auth.json"
+        if runtime
+        else f"/run/containers/{os.geteuid()}/auth.json"
+    )
     return [*filter(None, [given]), docker, podman]
 
 
@@ -130,7 +142,8 @@ def _of_file(entry: dict[str, Any], name: str, path: str) -> Credentials | None:
         colon = ""
     if not colon:
         raise ImageError(
-            f"the entry {printable(name)!r} of {path} is not base64 of USER:PASSWORD. Run docker login {printable(name)} again."
+            f"the entry {printable(name)!r} of {path} is not base64 of USER:PASSWORD. Run docker "
+            f"login {printable(name)} again."
         )
     return Credentials(username, password.rstrip("\0"))
 
@@ -147,21 +160,31 @@ def _checked(found: Credentials, where: str) -> Credentials:
 def _ask(helper: object, server: str, path: str) -> Credentials | None:
     """Run ``docker-credential-HELPER get`` (docker-credential-helpers' protocol)."""
     if not isinstance(helper, str) or not _HELPER.match(helper):
-        raise ImageError(f"{path} names the credential helper {printable(helper)[:80]!r}; accepted are letters, digits, '.', '_' and '-'")
+        raise ImageError(
+            f"{path} names the credential helper {printable(helper)[:80]!r}; accepted are "
+            "letters, digits, '.', '_' and '-'"
+        )
     program = f"docker-credential-{helper}"
     status, output = _output_of(program, server)
     if status:
         if b"not found" in output:  # the helpers' own words for: no such entry
             return None
         # What it has printed is not repeated: it may hold the secret.
-        raise ImageError(f"the credential helper {program} failed (exit status {status}). Run to see why: echo {server} | {program} get")
+        raise ImageError(
+            f"the credential helper {program} failed (exit status {status}). Run to see why: echo "
+            f"{server} | {program} get"
+        )
     try:
         found = json.loads(output)
         username, secret = str(found["Username"]), str(found["Secret"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ImageError(f"the credential helper {program} did not answer with Username and Secret") from None
+        raise ImageError(
+            f"the credential helper {program} did not answer with Username and Secret"
+        ) from None
     token = username == _TOKEN_USER
-    return _checked(Credentials(identity_token=secret) if token else Credentials(username, secret), program)
+    return _checked(
+        Credentials(identity_token=secret) if token else Credentials(username, secret), program
+    )
 
 
 def _output_of(program: str, server: str) -> tuple[int, bytes]:
@@ -205,7 +228,9 @@ def _collected(process: subprocess.Popen[bytes], program: str) -> tuple[int, byt
     poll.register(process.stdout, select.POLLIN)
     while True:
         if not poll.poll(max(0.0, ends - time.monotonic()) * 1000):
-            raise ImageError(f"the credential helper {program} took more than {_HELPER_SECONDS:.0f} s")
+            raise ImageError(
+                f"the credential helper {program} took more than {_HELPER_SECONDS:.0f} s"
+            )
         data = os.read(process.stdout.fileno(), 64 << 10)
         if not data:
             break
@@ -215,4 +240,6 @@ def _collected(process: subprocess.Popen[bytes], program: str) -> tuple[int, byt
     try:
         return process.wait(max(0.1, ends - time.monotonic())), output
     except subprocess.TimeoutExpired:
-        raise ImageError(f"the credential helper {program} took more than {_HELPER_SECONDS:.0f} s") from None
+        raise ImageError(
+            f"the credential helper {program} took more than {_HELPER_SECONDS:.0f} s"
+        ) from None

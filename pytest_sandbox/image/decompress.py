@@ -1,7 +1,9 @@
-"""From a compressed stream to plain bytes, verified on the way: gzip, zstd, xz, bzip2, or none, told apart by their first bytes.
+"""From a compressed stream to plain bytes, verified on the way: gzip, zstd, xz, bzip2, or none,
+told apart by their first bytes.
 
-Reading, decompressing and hashing run in one thread of their own, ahead of whoever writes the files: zlib, isal, zstd, lzma and hashlib
-all release the interpreter's lock for a chunk's length, so that two processors are used.
+Reading, decompressing and hashing run in one thread of their own, ahead of whoever writes the
+files: zlib, isal, zstd, lzma and hashlib all release the interpreter's lock for a chunk's length,
+so that two processors are used.
 """
 
 from __future__ import annotations
@@ -28,8 +30,14 @@ _READ: Final = 256 << 10
 _CHUNK: Final = 1 << 20
 _AHEAD: Final = 4
 _MOST_EMPTY: Final = 1000  # bgzip ends with one; zstd's skippable frames count too
-_MAGIC: Final = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ\0", "xz"), (b"BZh", "bzip2"))
-# A zstd stream may begin with a skippable frame (RFC 8878, 3.1.2): 0x184D2A50 - 0x184D2A5F, little-endian.
+_MAGIC: Final = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"BZh", "bzip2"),
+)
+# A zstd stream may begin with a skippable frame (RFC 8878, 3.1.2): 0x184D2A50 - 0x184D2A5F,
+# little-endian.
 _ZSTD_SKIPPABLE: Final = (b"\x2a\x4d\x18",)
 _LONGEST_MAGIC: Final = 6
 _XZ_MEMORY: Final = 80 << 20
@@ -67,7 +75,9 @@ def read_chunks(file: BinaryIO, length: int | None = None) -> Iterator[bytes]:
 
 
 def decompress(raw: Iterable[bytes]) -> Generator[bytes]:
-    """Decompress a stream of any known kind, in pieces of at most 1 MiB; damaged, cut or trailing data is an ImageError."""
+    """Decompress a stream of any known kind, in pieces of at most 1 MiB; damaged, cut or trailing
+    data is an ImageError.
+    """
     stream = iter(raw)
     first = b""
     for data in stream:
@@ -79,9 +89,13 @@ def decompress(raw: Iterable[bytes]) -> Generator[bytes]:
         yield from _pieces(first, stream)
         return
     try:
-        yield from _gzip(first, stream) if kind == "gzip" else _frames(_opener(kind), kind, first, stream)
+        yield from (
+            _gzip(first, stream) if kind == "gzip" else _frames(_opener(kind), kind, first, stream)
+        )
     except (EOFError, OSError, ValueError, MemoryError, zlib.error, *_errors_of(kind)) as error:  # type: ignore[misc] # mypy does not follow a starred tuple here
-        raise ImageError(f"the {kind} stream is damaged: {error or type(error).__name__}") from error
+        raise ImageError(
+            f"the {kind} stream is damaged: {error or type(error).__name__}"
+        ) from error
 
 
 def _pieces(first: bytes, stream: Iterator[bytes]) -> Iterator[bytes]:
@@ -91,7 +105,9 @@ def _pieces(first: bytes, stream: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _zlib_module() -> Any:
-    """Return isal's drop-in for zlib where it is installed: 2 - 4 times as fast, and no dependencies."""
+    """Return isal's drop-in for zlib where it is installed: 2 - 4 times as fast, and no
+    dependencies.
+    """
     with contextlib.suppress(ImportError):
         from isal import isal_zlib
 
@@ -100,7 +116,9 @@ def _zlib_module() -> Any:
 
 
 def _gzip(data: bytes, stream: Iterator[bytes]) -> Iterator[bytes]:
-    """Decompress gzip members one after another (pigz and eStargz write many); zero padding after the last is allowed."""
+    """Decompress gzip members one after another (pigz and eStargz write many); zero padding after
+    the last is allowed.
+    """
     module = _zlib_module()
     empty = 0
     try:
@@ -120,7 +138,9 @@ def _checked_count(empty: int) -> int:
     return empty
 
 
-def _gzip_member(member: Any, data: bytes, stream: Iterator[bytes]) -> Generator[bytes, None, tuple[bytes, bool]]:
+def _gzip_member(
+    member: Any, data: bytes, stream: Iterator[bytes]
+) -> Generator[bytes, None, tuple[bytes, bool]]:
     has_content = False
     while not member.eof:
         plain = member.decompress(data, _CHUNK)
@@ -135,7 +155,9 @@ def _gzip_member(member: Any, data: bytes, stream: Iterator[bytes]) -> Generator
     return bytes(member.unused_data), has_content
 
 
-def _frames(new: Callable[[], _Frame], kind: str, data: bytes, stream: Iterator[bytes]) -> Iterator[bytes]:
+def _frames(
+    new: Callable[[], _Frame], kind: str, data: bytes, stream: Iterator[bytes]
+) -> Iterator[bytes]:
     """Decompress frames of zstd, xz or bzip2, one after another."""
     empty = 0
     while data:
@@ -175,7 +197,9 @@ def _opener(kind: str) -> Callable[[], _Frame]:
 
         return bz2.BZ2Decompressor
     zstd = _zstd_module()
-    return lambda: zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG})  # type: ignore[no-any-return, unused-ignore]
+    return lambda: zstd.ZstdDecompressor(
+        options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
+    )  # type: ignore[no-any-return, unused-ignore]
 
 
 def _zstd_module() -> Any:
@@ -187,7 +211,10 @@ def _zstd_module() -> Any:
         from backports import zstd as backport
 
         return backport
-    raise ImageError("this layer is compressed with zstd, which Python reads from 3.14 on. Run: pip install 'pytest-sandbox[images]'")
+    raise ImageError(
+        "this layer is compressed with zstd, which Python reads from 3.14 on. Run: pip install "
+        "'pytest-sandbox[images]'"
+    )
 
 
 def _errors_of(kind: str) -> tuple[type[Exception], ...]:
@@ -201,10 +228,12 @@ def _errors_of(kind: str) -> tuple[type[Exception], ...]:
 
 
 class Plain:
-    """The plain bytes of a stream as an iterator, read ahead by a thread; a context manager, because the thread must end.
+    """The plain bytes of a stream as an iterator, read ahead by a thread; a context manager,
+    because the thread must end.
 
-    After the last piece, ``digest`` and ``diff_id`` ("sha256:...") and ``raw_bytes`` and ``plain_bytes`` hold what was seen.
-    Raises ImageError where the stream is damaged, or grows past ``limits``.
+    After the last piece, ``digest`` and ``diff_id`` ("sha256:...") and ``raw_bytes`` and
+    ``plain_bytes`` hold what was seen. Raises ImageError where the stream is damaged, or grows past
+    ``limits``.
     """
 
     def __init__(self, raw: Iterable[bytes], limits: Limits, budget: Budget | None = None) -> None:
@@ -218,7 +247,9 @@ class Plain:
         self._plain_hash = hashlib.sha256()
         self._queue: queue.Queue[bytes | BaseException | None] = queue.Queue(_AHEAD)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._produce, name="pytest-sandbox-decompress", daemon=True)
+        self._thread = threading.Thread(
+            target=self._produce, name="pytest-sandbox-decompress", daemon=True
+        )
 
     @property
     def digest(self) -> str:
@@ -272,10 +303,18 @@ class Plain:
         limits = self._limits
         raw, self._counted = self.raw_bytes - self._counted, self.raw_bytes
         if self.plain_bytes > limits.layer_bytes:
-            raise ImageError(f"it unpacks to more than {limits.layer_bytes} bytes. Set PYTEST_SANDBOX_MAX_LAYER if that is meant.")
-        if self.plain_bytes > limits.ratio_from and self.plain_bytes > limits.ratio * self.raw_bytes:
             raise ImageError(
-                f"it unpacks to more than {limits.ratio} times its size ({self.raw_bytes} bytes made {self.plain_bytes}), as only a "
-                "decompression bomb does. Set PYTEST_SANDBOX_MAX_LAYER (for example 16g) if that is meant."
+                f"it unpacks to more than {limits.layer_bytes} bytes. Set "
+                "PYTEST_SANDBOX_MAX_LAYER if that is meant."
+            )
+        if (
+            self.plain_bytes > limits.ratio_from
+            and self.plain_bytes > limits.ratio * self.raw_bytes
+        ):
+            raise ImageError(
+                f"it unpacks to more than {limits.ratio} times its size ({self.raw_bytes} bytes "
+                f"made {self.plain_bytes}), as only a "
+                "decompression bomb does. Set PYTEST_SANDBOX_MAX_LAYER (for example 16g) if that "
+                "is meant."
             )
         self._budget.add_bytes(raw, plain)

@@ -1,7 +1,9 @@
-"""A layer's tar stream made into a directory, in the form that overlayfs takes, with everything that the archive says about each file.
+"""A layer's tar stream made into a directory, in the form that overlayfs takes, with everything
+that the archive says about each file.
 
-Each entry costs five system calls for a file; its content goes from the decompressor's buffer to the file without a copy. What this user
-may not do (owners, devices, some attributes) is counted in :class:`Unpacked`, never silently different.
+Each entry costs five system calls for a file; its content goes from the decompressor's buffer to
+the file without a copy. What this user may not do (owners, devices, some attributes) is counted in
+:class:`Unpacked`, never silently different.
 """
 
 from __future__ import annotations
@@ -42,11 +44,12 @@ _MISSING_RIGHT: Final = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP)
 
 @dataclass(slots=True)
 class Unpacked:
-    """What came of one layer: ``size`` of file content in bytes (holes count), ``entries``, and ``not_kept``: what could not be kept, and how often.
+    """What came of one layer: ``size`` of file content in bytes (holes count), ``entries``, and
+    ``not_kept``: what could not be kept, and how often.
 
-    ``implied`` are the directories that the archive does not describe, though entries lie in them (``b""`` is the root): their attributes are
-    those of the layers below, which whoever lays layers over one another knows. ``whiteouts`` are the
-    directories that hold marks of deletions.
+    ``implied`` are the directories that the archive does not describe, though entries lie in them
+    (``b""`` is the root): their attributes are those of the layers below, which whoever lays layers
+    over one another knows. ``whiteouts`` are the directories that hold marks of deletions.
     """
 
     entries: int = 0
@@ -67,11 +70,19 @@ class _Attributes:
     mtime_ns: int | None
 
 
-def unpack(pieces: Iterable[bytes], root: str, limits: Limits, *, end_required: bool = True, budget: Budget | None = None) -> Unpacked:
+def unpack(
+    pieces: Iterable[bytes],
+    root: str,
+    limits: Limits,
+    *,
+    end_required: bool = True,
+    budget: Budget | None = None,
+) -> Unpacked:
     """Write the layer in ``pieces`` (a plain tar stream) into the empty directory ``root``.
 
-    ``end_required`` asks for the archive's end marker: without it, a stream that is cut between two entries cannot be told from a whole one.
-    Raises ImageError, with the entry's path, for anything that is damaged, hostile or past ``limits``.
+    ``end_required`` asks for the archive's end marker: without it, a stream that is cut between two
+    entries cannot be told from a whole one. Raises ImageError, with the entry's path, for anything
+    that is damaged, hostile or past ``limits``.
     """
     reader = TarReader(pieces, limits)
     unpacker = _Unpacker(root, limits)
@@ -84,7 +95,9 @@ def unpack(pieces: Iterable[bytes], root: str, limits: Limits, *, end_required: 
             except OSError as error:
                 raise ImageError(f"{printable(member.name)}: {_explained(error)}") from error
             except EOFError:
-                raise ImageError(f"{printable(member.name)}: the archive is cut off within this entry") from None
+                raise ImageError(
+                    f"{printable(member.name)}: the archive is cut off within this entry"
+                ) from None
             except OverflowError as error:
                 raise ImageError(f"{printable(member.name)}: a number is out of range") from error
         if end_required and not reader.complete:
@@ -100,7 +113,10 @@ def unpack(pieces: Iterable[bytes], root: str, limits: Limits, *, end_required: 
 def _explained(error: OSError) -> str:
     said = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{said}. Make room with `pytest-sandbox prune`, or put the store elsewhere with PYTEST_SANDBOX_HOME."
+        return (
+            f"{said}. Make room with `pytest-sandbox prune`, or put the store elsewhere with "
+            "PYTEST_SANDBOX_HOME."
+        )
     return said
 
 
@@ -124,7 +140,9 @@ class _Unpacker:
         if self.result.entries > self._limits.entries:
             raise ImageError(f"more than {self._limits.entries} entries")
         if member.uid > _HIGHEST_ID or member.gid > _HIGHEST_ID:
-            raise ImageError(f"{printable(member.name)}: owner {member.uid}:{member.gid} is out of range")
+            raise ImageError(
+                f"{printable(member.name)}: owner {member.uid}:{member.gid} is out of range"
+            )
         if _AUFS in member.name and self._is_aufs_own(member):
             return
         parent, base = self._tree.place(member.name)
@@ -157,7 +175,9 @@ class _Unpacker:
         return not is_target
 
     def finish(self) -> None:
-        """Give the directories their attributes, those inside first: a time changes when something is written, a right may be taken away."""
+        """Give the directories their attributes, those inside first: a time changes when something
+        is written, a right may be taken away.
+        """
         self._directories.sort(key=lambda record: record[0])
         done = None
         for path, mode, uid, gid, mtime_ns in reversed(self._directories):
@@ -183,7 +203,8 @@ class _Unpacker:
         self._room -= member.size
         if self._room < 0:
             raise ImageError(
-                f"{printable(member.name)}: the layer's files are larger than {self._limits.layer_bytes} bytes. "
+                f"{printable(member.name)}: the layer's files are larger than "
+                f"{self._limits.layer_bytes} bytes. "
                 "Set PYTEST_SANDBOX_MAX_LAYER if that is meant."
             )
         try:
@@ -204,7 +225,9 @@ class _Unpacker:
         self.result.size += member.size
 
     def _describe(self, fd: int, member: Member) -> None:
-        """Set owner, mode, attributes, time: in this order, as chown takes away setuid and capabilities, and writing attributes the time."""
+        """Set owner, mode, attributes, time: in this order, as chown takes away setuid and
+        capabilities, and writing attributes the time.
+        """
         if member.uid != self._uid or member.gid != self._gid:
             self._own(fd, member.uid, member.gid)
         os.fchmod(fd, member.mode)
@@ -222,7 +245,9 @@ class _Unpacker:
     def _set_xattrs(self, fd: int, member: Member) -> None:
         for name, value in member.xattrs.items():
             if name.startswith((b"trusted.", b"user.overlay.", b"security.selinux")):
-                self.result.not_kept[f"attribute {printable(name)}"] += 1  # the overlay's own language, or the builder's host
+                self.result.not_kept[f"attribute {printable(name)}"] += (
+                    1  # the overlay's own language, or the builder's host
+                )
                 continue
             try:
                 os.setxattr(fd, name, value)
@@ -269,7 +294,10 @@ class _Unpacker:
         try:
             source, source_base = self._tree.existing(member.link)
         except FileNotFoundError:
-            raise ImageError(f"{printable(member.name)}: a hard link to {printable(member.link)}, which the layer has not") from None
+            raise ImageError(
+                f"{printable(member.name)}: a hard link to {printable(member.link)}, which the "
+                "layer has not"
+            ) from None
         source = os.dup(source)
         try:
             parent, base = self._tree.place(member.name)
@@ -277,21 +305,33 @@ class _Unpacker:
         finally:
             os.close(source)
 
-    def _link_to(self, source: int, source_base: bytes, parent: int, base: bytes, member: Member) -> None:
+    def _link_to(
+        self, source: int, source_base: bytes, parent: int, base: bytes, member: Member
+    ) -> None:
         try:
             status = os.stat(source_base, dir_fd=source, follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode):
-                raise ImageError(f"{printable(member.name)}: a hard link to the directory {printable(member.link)}")
+                raise ImageError(
+                    f"{printable(member.name)}: a hard link to the directory "
+                    f"{printable(member.link)}"
+                )
             try:
-                os.link(source_base, base, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+                os.link(
+                    source_base, base, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False
+                )
             except FileExistsError:
                 if os.path.samestat(status, os.stat(base, dir_fd=parent, follow_symlinks=False)):
                     return
                 self._tree.clear(parent, base, member.name)
                 parent, base = self._tree.place(member.name)
-                os.link(source_base, base, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+                os.link(
+                    source_base, base, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False
+                )
         except FileNotFoundError:
-            raise ImageError(f"{printable(member.name)}: a hard link to {printable(member.link)}, which the layer has not") from None
+            raise ImageError(
+                f"{printable(member.name)}: a hard link to {printable(member.link)}, which the "
+                "layer has not"
+            ) from None
 
     def _link(self, parent: int, base: bytes, member: Member) -> None:
         if not member.link:
@@ -305,7 +345,10 @@ class _Unpacker:
         self._describe_name(parent, base, member)
 
     def _node(self, parent: int, base: bytes, member: Member) -> None:
-        """Make a device or a FIFO. The store's root directory is closed to others, so that no user of the host reaches it."""
+        """Make a device or a FIFO.
+
+        The store's root directory is closed to others, so that no user of the host reaches it.
+        """
         device = os.makedev(*member.device) if member.kind != b"6" else 0
         file_type = _DEVICES.get(member.kind, stat.S_IFIFO)
         with contextlib.suppress(FileNotFoundError):

@@ -44,7 +44,8 @@ def _describe(target: bytes, source: bytes, status: os.stat_result) -> None:
 
 
 def fold(layers: Sequence[bytes], target: bytes) -> None:
-    """Make ``target``, an empty directory, show what an overlay of ``layers`` (topmost first) shows; files are hard links, and take no room.
+    """Make ``target``, an empty directory, show what an overlay of ``layers`` (topmost first)
+    shows; files are hard links, and take no room.
 
     The result may lie at the bottom of an overlay: deletions have been applied, and are gone.
     """
@@ -65,7 +66,9 @@ def fold(layers: Sequence[bytes], target: bytes) -> None:
 
 
 def _merged(sources: Sequence[bytes]) -> dict[bytes, list[bytes]]:
-    """Map each visible name to the paths that it consists of: one file, or directories down to the first that hides the rest."""
+    """Map each visible name to the paths that it consists of: one file, or directories down to the
+    first that hides the rest.
+    """
     found: dict[bytes, list[bytes]] = {}
     closed: set[bytes] = set()
     for source in sources:
@@ -77,6 +80,8 @@ def _merged(sources: Sequence[bytes]) -> dict[bytes, list[bytes]]:
             is_directory = entry.is_dir(follow_symlinks=False)
             if not is_directory or is_opaque(entry.path):
                 closed.add(entry.name)
-            if not is_whiteout(entry.stat(follow_symlinks=False)) and (is_directory or entry.name not in found):
+            if not is_whiteout(entry.stat(follow_symlinks=False)) and (
+                is_directory or entry.name not in found
+            ):
                 found.setdefault(entry.name, []).append(entry.path)
     return found

@@ -28,7 +28,9 @@ __all__ = ["Image", "UnknownImage", "find", "load_stream"]
 _SHORTEST_ID: Final = 4
 _COPIED: Final = 1 << 20
 #: Of these a root file system has one, also one of a single program.
-_ROOT_NAMES: Final = frozenset(("bin", "dev", "etc", "lib", "lib64", "nix", "opt", "proc", "sbin", "usr", "var"))
+_ROOT_NAMES: Final = frozenset(
+    ("bin", "dev", "etc", "lib", "lib64", "nix", "opt", "proc", "sbin", "usr", "var")
+)
 _DIRECTORY_STARTS: Final = ("/", "./", "../", "~")
 
 
@@ -46,11 +48,13 @@ class UnknownImage(ImageError):
 
 @dataclass(frozen=True)
 class Image:
-    """What containers start from. Get one by :meth:`pull`, :meth:`load`, :meth:`get`, :meth:`list` or ``Container.commit``.
+    """What containers start from. Get one by :meth:`pull`, :meth:`load`, :meth:`get`, :meth:`list`
+    or ``Container.commit``.
 
-    ``reference`` is its name as docker prints it (``debian:12``), or its id where it has none; ``id`` the digest of its configuration,
-    ``sha256:...``; ``layers`` the digests of its plain layers, bottom first; ``size`` the bytes of all files in them.
-    ``directory`` is the directory that is used as an image, else empty.
+    ``reference`` is its name as docker prints it (``debian:12``), or its id where it has none;
+    ``id`` the digest of its configuration, ``sha256:...``; ``layers`` the digests of its plain
+    layers, bottom first; ``size`` the bytes of all files in them. ``directory`` is the directory
+    that is used as an image, else empty.
     """
 
     reference: str
@@ -61,11 +65,15 @@ class Image:
     _store: str = ""
 
     @classmethod
-    def pull(cls, reference: str, *, progress: Callable[[str, str, int, int], None] | None = None) -> Image:
-        """Fetch an image from its registry, and return it; what is stored already is not fetched again.
+    def pull(
+        cls, reference: str, *, progress: Callable[[str, str, int, int], None] | None = None
+    ) -> Image:
+        """Fetch an image from its registry, and return it; what is stored already is not fetched
+        again.
 
-        ``reference`` is read as docker reads it. ``progress`` is called with a layer's digest, what happens to it, and bytes done and in all.
-        Raises :class:`ImageError`: an unknown name, no access, a registry that does not answer, a digest that does not agree.
+        ``reference`` is read as docker reads it. ``progress`` is called with a layer's digest, what
+        happens to it, and bytes done and in all. Raises :class:`ImageError`: an unknown name, no
+        access, a registry that does not answer, a digest that does not agree.
         """
         from pytest_sandbox.image.pull import pull
 
@@ -75,18 +83,30 @@ class Image:
             return _of(store, store.index(), pulled, reference)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, name: str = "", progress: Callable[[str, str, int, int], None] | None = None) -> Image:
-        """Store what lies at ``path``, and return it: an OCI layout (directory or tar), what ``docker save`` writes, or the tar of a root file system.
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        name: str = "",
+        progress: Callable[[str, str, int, int], None] | None = None,
+    ) -> Image:
+        """Store what lies at ``path``, and return it: an OCI layout (directory or tar), what
+        ``docker save`` writes, or the tar of a root file system.
 
-        Archives may be compressed by gzip, zstd, xz or bzip2; which of them it is, is seen by their content. ``name`` is what it is to be called,
-        instead of the names that it brings. Of an archive of several images all are stored, and the first is returned. A directory with a root
+        Archives may be compressed by gzip, zstd, xz or bzip2; which of them it is, is seen by their
+        content. ``name`` is what it is to be called, instead of the names that it brings. Of an
+        archive of several images all are stored, and the first is returned. A directory with a root
         file system is used as it is, and not stored. Raises :class:`ImageError`.
         """
         return cls.load_all(path, name=name, progress=progress)[0]
 
     @classmethod
     def load_all(
-        cls, path: str | os.PathLike[str], *, name: str = "", progress: Callable[[str, str, int, int], None] | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        name: str = "",
+        progress: Callable[[str, str, int, int], None] | None = None,
     ) -> list[Image]:
         """As :meth:`load`, for every image in an archive."""
         from pytest_sandbox.image.archive import is_image_directory
@@ -98,18 +118,30 @@ class Image:
 
     @classmethod
     def get(cls, reference: str) -> Image:
-        """Return a stored image, by its name or by (the beginning of) its id. Raises :class:`ImageError` where there is none."""
+        """Return a stored image, by its name or by (the beginning of) its id.
+
+        Raises :class:`ImageError` where there is none.
+        """
         store = Store()
         index = store.index()
         parsed = _parsed(reference)
         found = index.find(parsed) if parsed else None
         if found is None:
             digits = reference.removeprefix("sha256:")
-            matching = [one for one in index.images if one.startswith(f"sha256:{digits}")] if len(digits) >= _SHORTEST_ID else []
+            matching = (
+                [one for one in index.images if one.startswith(f"sha256:{digits}")]
+                if len(digits) >= _SHORTEST_ID
+                else []
+            )
             if len(matching) > 1:
-                raise ImageError(f"{reference!r} is the beginning of {len(matching)} image ids. Give more digits.")
+                raise ImageError(
+                    f"{reference!r} is the beginning of {len(matching)} image ids. Give more "
+                    "digits."
+                )
             if not matching:
-                raise UnknownImage(reference, f"Run: pytest-sandbox pull {reference}" if parsed else "")
+                raise UnknownImage(
+                    reference, f"Run: pytest-sandbox pull {reference}" if parsed else ""
+                )
             return _of(store, index, matching[0])
         return _of(store, index, found, reference)
 
@@ -129,25 +161,40 @@ class Image:
 
     @property
     def config(self) -> dict[str, Any]:
-        """How containers are started: ``Env``, ``User``, ``WorkingDir``, ``Entrypoint``, ``Cmd``, ``StopSignal``, ``Volumes``, ``Labels``, ..."""
+        """How containers are started: ``Env``, ``User``, ``WorkingDir``, ``Entrypoint``, ``Cmd``,
+        ``StopSignal``, ``Volumes``, ``Labels``, ...
+        """
         return dict(self.document.get("config") or {})
 
     @property
     def history(self) -> tuple[dict[str, Any], ...]:
-        """How it came to be, oldest step first: ``created``, ``created_by``, ``comment``, ``empty_layer``."""
+        """How it came to be, oldest step first: ``created``, ``created_by``, ``comment``,
+        ``empty_layer``.
+        """
         return tuple(self.document.get("history") or ())
 
     @property
     def names(self) -> tuple[str, ...]:
         """All that it is called, as docker prints names."""
-        return tuple(str(parse_reference(name)) for name in Store(self._store).index().names_of(self.id))
+        return tuple(
+            str(parse_reference(name)) for name in Store(self._store).index().names_of(self.id)
+        )
 
     @property
     def repository_digests(self) -> tuple[str, ...]:
         """What registries call it that it was pulled from: ``debian@sha256:...``."""
         index = Store(self._store).index()
-        found = {name: index.digests[name] for name in index.names_of(self.id) if name in index.digests}
-        return tuple(sorted({f"{parse_reference(name).familiar_name}@{digest}" for name, digest in found.items()}))
+        found = {
+            name: index.digests[name] for name in index.names_of(self.id) if name in index.digests
+        }
+        return tuple(
+            sorted(
+                {
+                    f"{parse_reference(name).familiar_name}@{digest}"
+                    for name, digest in found.items()
+                }
+            )
+        )
 
     def layer_sizes(self) -> tuple[int, ...]:
         """Return the bytes of files in each layer, bottom first."""
@@ -160,7 +207,9 @@ class Image:
         return dict(text.partition("=")[::2] for text in self.config.get("Env") or ())
 
     def command(self, arguments: Iterable[str] = ()) -> tuple[str, ...]:
-        """Return what ``docker run`` would start: the entry point with these arguments, or with the image's own command."""
+        """Return what ``docker run`` would start: the entry point with these arguments, or with the
+        image's own command.
+        """
         given = tuple(arguments) or tuple(self.config.get("Cmd") or ())
         return (*(self.config.get("Entrypoint") or ()), *given)
 
@@ -174,7 +223,9 @@ class Image:
         return (*map(Store(self._store).layer_path, record.mounts), *filter(None, [record.base]))
 
     def above(self) -> tuple[tuple[str, str], ...]:
-        """Return what lies between the host's own root and a container, topmost first: each directory with the file system that it belongs to."""
+        """Return what lies between the host's own root and a container, topmost first: each
+        directory with the file system that it belongs to.
+        """
         if self.base != "host":
             return ()
         record, store = self._record, Store(self._store)
@@ -182,7 +233,9 @@ class Image:
 
     @property
     def base(self) -> str:
-        """What the layers of a commit lie on, if not on an image: ``"host"``, or a directory with a root file system."""
+        """What the layers of a commit lie on, if not on an image: ``"host"``, or a directory with a
+        root file system.
+        """
         return "" if self.directory else self._record.base
 
     @property
@@ -195,27 +248,37 @@ class Image:
         try:
             return Store(self._store).index().images[self.id]
         except KeyError:
-            raise ImageError(f"the image {self.reference} is no longer stored. Pull or load it again.") from None
+            raise ImageError(
+                f"the image {self.reference} is no longer stored. Pull or load it again."
+            ) from None
 
     def hold(self) -> int:
-        """Keep the image from being removed while a container lives on it; returns a descriptor to close, -1 for a directory."""
+        """Keep the image from being removed while a container lives on it; returns a descriptor to
+        close, -1 for a directory.
+        """
         return -1 if self.directory else Store(self._store).hold(self.id)
 
     def remove(self) -> builtins.list[str]:
-        """Take the image's name away, and with the last name the image and the layers that no other has; a directory stays as it is.
+        """Take the image's name away, and with the last name the image and the layers that no other
+        has; a directory stays as it is.
 
-        Returns what is gone: names and ids. Raises :class:`ImageError` where a container lives on it.
+        Returns what is gone: names and ids. Raises :class:`ImageError` where a container lives on
+        it.
         """
         if self.directory:
             return []
-        gone = Store(self._store).remove(self.id, name=_name_of(self.reference) if self.reference != self.id else "")
+        gone = Store(self._store).remove(
+            self.id, name=_name_of(self.reference) if self.reference != self.id else ""
+        )
         return [one if one == self.id else str(parse_reference(one)) for one in gone]
 
 
 def find(value: object) -> Image | None:
-    """Return the image that a setting means: None for the host's root; an :class:`Image`, a stored one by name or id, a directory by path.
+    """Return the image that a setting means: None for the host's root; an :class:`Image`, a stored
+    one by name or id, a directory by path.
 
-    A name that is stored wins over a directory of the same name; write ``./NAME`` for the directory.
+    A name that is stored wins over a directory of the same name; write ``./NAME`` for the
+    directory.
     """
     if value == "host":
         return None
@@ -233,7 +296,8 @@ def find(value: object) -> Image | None:
     where = os.path.abspath(os.path.expanduser(text))
     if not os.path.isdir(where):
         raise ImageError(
-            f"image={text!r}: there is no such directory. Give a directory with a root file system, or the name of a stored image."
+            f"image={text!r}: there is no such directory. Give a directory with a root file "
+            "system, or the name of a stored image."
         )
     return _of_directory(where)
 
@@ -279,11 +343,15 @@ def _loaded(
 
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Turn what the system refuses (no room, no rights, a file that went) into an ImageError that says where."""
+    """Turn what the system refuses (no room, no rights, a file that went) into an ImageError that
+    says where.
+    """
     try:
         yield
     except OSError as error:
-        where = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, (str, bytes)) else ""
+        where = (
+            f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, (str, bytes)) else ""
+        )
         raise ImageError(f"{what}: {error.strerror or error}{where}") from error
 
 
@@ -304,7 +372,10 @@ def _name_of(reference: str) -> str:
 def _of(store: Store, index: Index, image_id: str, reference: str = "") -> Image:
     record = index.images.get(image_id)
     if record is None:
-        raise ImageError(f"the image {reference or image_id} was removed by another process meanwhile. Pull or load it again.")
+        raise ImageError(
+            f"the image {reference or image_id} was removed by another process meanwhile. Pull or "
+            "load it again."
+        )
     names = index.names_of(image_id)
     name = _name_of(reference)
     shown = str(parse_reference(name if name in names else names[0])) if names else image_id

@@ -31,7 +31,9 @@ UNREADABLE: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionE
 
 @dataclass(frozen=True, slots=True)
 class LayerFacts:
-    """What layer.json says: sizes, and what a mount has to know. Paths that are no UTF-8 are surrogate-escaped."""
+    """What layer.json says: sizes, and what a mount has to know. Paths that are no UTF-8 are
+    surrogate-escaped.
+    """
 
     size: int = 0
     entries: int = 0
@@ -43,11 +45,12 @@ class LayerFacts:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image in the index: its layers' keys, bottom first, and the keys that a container mounts, topmost first.
+    """One image in the index: its layers' keys, bottom first, and the keys that a container mounts,
+    topmost first.
 
-    What the layers of a commit lie on, if not on others: ``base`` is "host", or the directory of a root file system; ``points`` say which of
-    the host's file systems a layer belongs to, where that is not its root's. ``format`` is the one
-    that the record was written in.
+    What the layers of a commit lie on, if not on others: ``base`` is "host", or the directory of a
+    root file system; ``points`` say which of the host's file systems a layer belongs to, where that
+    is not its root's. ``format`` is the one that the record was written in.
     """
 
     layers: tuple[str, ...]
@@ -62,7 +65,8 @@ class Record:
 
 @dataclass(slots=True)
 class Index:
-    """What is stored: ``names`` (full references) lead to image ids, ``images`` from ids to records.
+    """What is stored: ``names`` (full references) lead to image ids, ``images`` from ids to
+    records.
 
     ``digests`` say which manifest or index of its registry a pulled name meant.
     """
@@ -72,11 +76,17 @@ class Index:
     digests: dict[str, str] = field(default_factory=dict)
 
     def find(self, reference: Reference) -> str | None:
-        """Return the id of a stored image by its name, or by its name and the digest that it was pulled by."""
+        """Return the id of a stored image by its name, or by its name and the digest that it was
+        pulled by.
+        """
         found = self.names.get(reference.full)
         if found is None and reference.digest:
             start = f"{reference.registry}/{reference.repository}:"
-            known = (name for name, digest in self.digests.items() if digest == reference.digest and name.startswith(start))
+            known = (
+                name
+                for name, digest in self.digests.items()
+                if digest == reference.digest and name.startswith(start)
+            )
             found = next((self.names[name] for name in known if name in self.names), None)
         return found
 

@@ -1,7 +1,10 @@
-"""A layer's directory while it is filled: names are walked from its root, one component at a time, and no link is ever followed.
+"""A layer's directory while it is filled: names are walked from its root, one component at a time,
+and no link is ever followed.
 
-Whoever unpacks hands over names as the archive has them; what leaves the directory, or goes through anything but a directory, is refused here.
-The overlay's own marks (Documentation/filesystems/overlayfs.rst) are made here too: 0:0 devices and the ``opaque`` attribute.
+Whoever unpacks hands over names as the archive has them; what leaves the directory, or goes through
+anything but a directory, is refused here. The overlay's own marks
+(Documentation/filesystems/overlayfs.rst) are made here too: 0:0 devices and the ``opaque``
+attribute.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["WHITEOUT_PREFIX", "Tree", "is_whiteout"]
 
 WHITEOUT_PREFIX: Final = b".wh."
-_OPEN_DIRECTORIES: Final = 192  # three layers at once stay below the usual limit of 1024 descriptors
+_OPEN_DIRECTORIES: Final = (
+    192  # three layers at once stay below the usual limit of 1024 descriptors
+)
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -33,13 +38,17 @@ def is_whiteout(status: os.stat_result) -> bool:
 
 
 class Tree:
-    """The directory ``root`` and the descriptors of the directories in it that were used last; close it when done.
+    """The directory ``root`` and the descriptors of the directories in it that were used last;
+    close it when done.
 
-    ``whiteouts`` are the directories that hold marks of deletions. ``opaque_root`` becomes true where the layer hides all that lies below it: overlayfs does not look at the attribute there.
+    ``whiteouts`` are the directories that hold marks of deletions. ``opaque_root`` becomes true
+    where the layer hides all that lies below it: overlayfs does not look at the attribute there.
     """
 
     def __init__(self, root: str, limits: Limits, made: Callable[[bytes], None]) -> None:
-        """Begin with an empty directory; ``made`` is told of each directory that is made because an entry lies in it."""
+        """Begin with an empty directory; ``made`` is told of each directory that is made because an
+        entry lies in it.
+        """
         self.opaque_root = False
         self.whiteouts: set[bytes] = set()
         self.privileged = os.geteuid() == 0
@@ -53,9 +62,11 @@ class Tree:
         os.close(self._root)
 
     def place(self, name: bytes) -> tuple[int, bytes]:
-        """Return the descriptor of the directory that ``name`` lies in, and its last component; (root, b".") for the root itself.
+        """Return the descriptor of the directory that ``name`` lies in, and its last component;
+        (root, b".") for the root itself.
 
-        Directories on the way that the archive did not name are made. The descriptor is valid until the next call.
+        Directories on the way that the archive did not name are made. The descriptor is valid until
+        the next call.
         """
         head, _, base = name.rpartition(b"/")
         directory = self._open.get(head)
@@ -67,7 +78,9 @@ class Tree:
         return self._walk(parts[:-1]), parts[-1]
 
     def existing(self, name: bytes) -> tuple[int, bytes]:
-        """As :meth:`place`, for the target of a hard link: nothing is made, and a leading "/" means the layer's root (kaniko writes so)."""
+        """As :meth:`place`, for the target of a hard link: nothing is made, and a leading "/" means
+        the layer's root (kaniko writes so).
+        """
         parts = self.parts(name.lstrip(b"/"))
         if not parts:
             raise ImageError(f"{printable(name)}: a hard link to the root directory")
@@ -84,7 +97,8 @@ class Tree:
             raise ImageError(f"{printable(name)}: the name leads out of the layer by '..'")
         if len(name) > self._limits.path_bytes or len(parts) > self._limits.path_depth:
             raise ImageError(
-                f"{printable(name)}: the name is longer than {self._limits.path_bytes} bytes or {self._limits.path_depth} directories"
+                f"{printable(name)}: the name is longer than {self._limits.path_bytes} bytes or "
+                f"{self._limits.path_depth} directories"
             )
         return parts
 
@@ -119,7 +133,9 @@ class Tree:
             os.unlink(base, dir_fd=parent)
 
     def whiteout(self, parent: int, base: bytes, name: bytes) -> None:
-        """Apply a whiteout entry: mark a deletion, or a directory that hides the ones below (OCI image spec, layer.md)."""
+        """Apply a whiteout entry: mark a deletion, or a directory that hides the ones below (OCI
+        image spec, layer.md).
+        """
         target = base[len(WHITEOUT_PREFIX) :]
         if base == b".wh..wh..opq":
             self._make_opaque(parent, b".", name)
@@ -131,7 +147,9 @@ class Tree:
             self._delete(parent, target, name)
 
     def _delete(self, parent: int, target: bytes, name: bytes) -> None:
-        """Mark ``target`` as deleted below; what this same layer puts there stays (the spec: whiteouts concern lower layers only)."""
+        """Mark ``target`` as deleted below; what this same layer puts there stays (the spec:
+        whiteouts concern lower layers only).
+        """
         self.whiteouts.add(b"/".join(self.parts(name)[:-1]))
         try:
             os.mknod(target, stat.S_IFCHR, os.makedev(0, 0), dir_fd=parent)
@@ -140,29 +158,39 @@ class Tree:
                 self._make_opaque(parent, target, name)
         except PermissionError as error:
             raise ImageError(
-                f"{printable(name)}: this file system takes no mark of a deletion, such as an overlay (docker's own root is one). "
-                "Put the store on another one with PYTEST_SANDBOX_HOME: a volume, or a directory below /dev/shm."
+                f"{printable(name)}: this file system takes no mark of a deletion, such as an "
+                "overlay (docker's own root is one). "
+                "Put the store on another one with PYTEST_SANDBOX_HOME: a volume, or a directory "
+                "below /dev/shm."
             ) from error
 
     def _make_opaque(self, parent: int, base: bytes, name: bytes) -> None:
-        fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        fd = os.open(
+            base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent
+        )
         try:
             if os.path.samestat(os.fstat(fd), os.fstat(self._root)):
                 self.opaque_root = True
                 return
-            os.setxattr(fd, b"trusted.overlay.opaque" if self.privileged else b"user.overlay.opaque", b"y")
+            os.setxattr(
+                fd, b"trusted.overlay.opaque" if self.privileged else b"user.overlay.opaque", b"y"
+            )
         except OSError as error:
             if error.errno not in (errno.ENOTSUP, errno.EPERM):
                 raise
             raise ImageError(
-                f"{printable(name)}: this file system cannot mark a directory as opaque ({error.strerror}). "
-                "Put the store on another one with PYTEST_SANDBOX_HOME; on a tmpfs, user attributes need Linux 6.6."
+                f"{printable(name)}: this file system cannot mark a directory as opaque "
+                f"({error.strerror}). "
+                "Put the store on another one with PYTEST_SANDBOX_HOME; on a tmpfs, user "
+                "attributes need Linux 6.6."
             ) from error
         finally:
             os.close(fd)
 
     def _walk(self, parts: list[bytes], *, make: bool = True) -> int:
-        """Open the directory of ``parts``, from the longest known beginning on, a component at a time."""
+        """Open the directory of ``parts``, from the longest known beginning on, a component at a
+        time.
+        """
         known = len(parts)
         while (directory := self._open.get(b"/".join(parts[:known]))) is None:
             known -= 1
@@ -182,7 +210,10 @@ class Tree:
                 if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                     raise
                 if not make or not is_whiteout(os.stat(part, dir_fd=parent, follow_symlinks=False)):
-                    raise ImageError(f"{printable(path)}: an entry goes through a link or a file, not a directory") from None
+                    raise ImageError(
+                        f"{printable(path)}: an entry goes through a link or a file, not a "
+                        "directory"
+                    ) from None
                 self._made(path)
                 self.directory(parent, part, path)
                 return os.open(part, _DIRECTORY, dir_fd=parent)

@@ -3,8 +3,8 @@ is made or removed.
 
 There are three, and one order: the lock of a layer that is being made, then the index (filelock's),
 then nothing. A *pin* (shared: somebody counts on the layer) is taken at any time, since whoever
-wants it exclusively never waits for it. No lock is ever converted: two holders of a shared lock that
-both want it exclusively wait for each other for ever.
+wants it exclusively never waits for it. No lock is ever converted: two holders of a shared lock
+that both want it exclusively wait for each other for ever.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def lock_directory(path: str) -> int:
 
 
 def try_exclusive(path: str) -> int | None:
-    """Hold the file or directory ``path`` alone, if nobody holds it now; None where somebody does, or where it is gone."""
+    """Hold the file or directory ``path`` alone, if nobody holds it now; None where somebody does,
+    or where it is gone.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -96,7 +98,9 @@ def try_exclusive(path: str) -> int | None:
 
 
 def _try_holding(fd: int, path: str) -> int | None:
-    """Lock the open file ``fd`` without waiting; close it and return None where it is held or gone."""
+    """Lock the open file ``fd`` without waiting; close it and return None where it is held or
+    gone.
+    """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

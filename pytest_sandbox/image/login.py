@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["TOKEN_BYTES", "challenge_of", "realm_of", "token_in", "token_request"]
 
 #: One ``name=value`` of a challenge. Possessive (``++``): no input makes it go back and try again.
-_PARAMETER: Final = re.compile(r'[\s,]*+([A-Za-z_-]++)\s*+=\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s,"]++))', re.DOTALL)
+_PARAMETER: Final = re.compile(
+    r'[\s,]*+([A-Za-z_-]++)\s*+=\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s,"]++))', re.DOTALL
+)
 _LONGEST_CHALLENGE: Final = 8 << 10
 TOKEN_BYTES: Final = 1 << 20
 #: RFC 6750, 2.1: what may stand behind "Bearer"; the length is what servers take in one header.
@@ -58,7 +60,9 @@ def realm_of(parameters: dict[str, str], registry: Address) -> Address:
     """
     realm = parse_address(parameters.get("realm", ""))
     if realm.scheme != "https" and not (realm.is_private and is_loopback(registry.host)):
-        raise ImageError(f"the registry {registry.place} sends logins to {realm.place}, which is not encrypted")
+        raise ImageError(
+            f"the registry {registry.place} sends logins to {realm.place}, which is not encrypted"
+        )
     return realm
 
 

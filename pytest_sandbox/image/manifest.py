@@ -1,6 +1,8 @@
-"""The JSON documents of an image: descriptors, manifests, indexes, configurations; read strictly, because they come from outside.
+"""The JSON documents of an image: descriptors, manifests, indexes, configurations; read strictly,
+because they come from outside.
 
-Forms: OCI image spec 1.1 (descriptor.md, manifest.md, image-index.md, config.md) and docker's image manifest version 2, schema 2.
+Forms: OCI image spec 1.1 (descriptor.md, manifest.md, image-index.md, config.md) and docker's image
+manifest version 2, schema 2.
 """
 
 from __future__ import annotations
@@ -20,7 +22,15 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.image.size_limits import Limits
 
-__all__ = ["INDEX_TYPES", "MANIFEST_TYPES", "Descriptor", "ImageDocuments", "Platform", "read_image", "synthesised"]
+__all__ = [
+    "INDEX_TYPES",
+    "MANIFEST_TYPES",
+    "Descriptor",
+    "ImageDocuments",
+    "Platform",
+    "read_image",
+    "synthesised",
+]
 
 _DOCKER: Final = "application/vnd.docker."
 _OCI: Final = "application/vnd.oci.image."
@@ -43,7 +53,9 @@ _LONGEST_USER: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What a manifest of several platforms is chosen by, in docker's words: linux/amd64, linux/arm64/v8."""
+    """What a manifest of several platforms is chosen by, in docker's words: linux/amd64,
+    linux/arm64/v8.
+    """
 
     os: str = "linux"
     architecture: str = ""
@@ -88,7 +100,9 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class ImageDocuments:
-    """One image's documents, verified: ``config`` and ``manifest`` as they came, the layers' descriptors and diff_ids, bottom first."""
+    """One image's documents, verified: ``config`` and ``manifest`` as they came, the layers'
+    descriptors and diff_ids, bottom first.
+    """
 
     config: bytes
     manifest: bytes
@@ -96,10 +110,18 @@ class ImageDocuments:
     diff_ids: tuple[str, ...]
 
 
-def read_image(fetch: Callable[[Descriptor], bytes], top: Descriptor, data: bytes, platform: Platform, limits: Limits) -> ImageDocuments:
-    """Go from a manifest or an index, ``data`` of the descriptor ``top``, to the image for this platform.
+def read_image(
+    fetch: Callable[[Descriptor], bytes],
+    top: Descriptor,
+    data: bytes,
+    platform: Platform,
+    limits: Limits,
+) -> ImageDocuments:
+    """Go from a manifest or an index, ``data`` of the descriptor ``top``, to the image for this
+    platform.
 
-    ``fetch`` returns a document's verified bytes. Raises ImageError for what is cyclic, too deep, unknown, or does not agree.
+    ``fetch`` returns a document's verified bytes. Raises ImageError for what is cyclic, too deep,
+    unknown, or does not agree.
     """
     for _ in range(limits.index_depth):
         document = _object(data, f"the manifest {top.digest}")
@@ -107,14 +129,17 @@ def read_image(fetch: Callable[[Descriptor], bytes], top: Descriptor, data: byte
             return _image(fetch, top, data, document, limits)
         top = _chosen(document, top, platform, limits)
         data = fetch(top)
-    raise ImageError(f"the index is nested more than {limits.index_depth} deep, or leads back to itself")
+    raise ImageError(
+        f"the index is nested more than {limits.index_depth} deep, or leads back to itself"
+    )
 
 
 def _is_index(top: Descriptor, document: dict[str, Any]) -> bool:
     media = document.get("mediaType") or top.media_type
     if document.get("schemaVersion") == 1 or "fsLayers" in document:
         raise ImageError(
-            "this is an image of docker's manifest schema 1, which nobody has written since 2017. Push it again with a newer docker."
+            "this is an image of docker's manifest schema 1, which nobody has written since 2017. "
+            "Push it again with a newer docker."
         )
     if "manifests" in document and "layers" in document:
         raise ImageError(f"{top.digest} is a manifest and an index at once")
@@ -122,18 +147,29 @@ def _is_index(top: Descriptor, document: dict[str, Any]) -> bool:
         return True
     if media in MANIFEST_TYPES or (not media and "layers" in document):
         return False
-    raise ImageError(f"{top.digest} is of the unknown media type {str(media)[:80]!r}; known are {', '.join(MANIFEST_TYPES + INDEX_TYPES)}")
+    raise ImageError(
+        f"{top.digest} is of the unknown media type {str(media)[:80]!r}; known are "
+        f"{', '.join(MANIFEST_TYPES + INDEX_TYPES)}"
+    )
 
 
-def _chosen(document: dict[str, Any], top: Descriptor, platform: Platform, limits: Limits) -> Descriptor:
+def _chosen(
+    document: dict[str, Any], top: Descriptor, platform: Platform, limits: Limits
+) -> Descriptor:
     listed = document.get("manifests")
     if not isinstance(listed, list) or len(listed) > limits.index_manifests:
-        raise ImageError(f"the index {top.digest} has no list of manifests, or one of more than {limits.index_manifests}")
+        raise ImageError(
+            f"the index {top.digest} has no list of manifests, or one of more than "
+            f"{limits.index_manifests}"
+        )
     rated = [(_rate(one, platform), -at) for at, one in enumerate(listed)]
     best, at = max(rated, default=(0, 0))
     if best <= 0:
         offered = sorted({_platform_text(one) for one in listed if isinstance(one, dict)})
-        raise ImageError(f"the image is not there for {platform}; it is for {', '.join(offered)[:500] or 'nothing'}.")
+        raise ImageError(
+            f"the image is not there for {platform}; it is for "
+            f"{', '.join(offered)[:500] or 'nothing'}."
+        )
     return Descriptor.of(listed[-at], f"a manifest of the index {top.digest}")
 
 
@@ -152,15 +188,30 @@ def _platform_text(one: dict[str, Any]) -> str:
     return "/".join(printable(str(part)[:40]) for part in parts if part)
 
 
-def _image(fetch: Callable[[Descriptor], bytes], top: Descriptor, data: bytes, document: dict[str, Any], limits: Limits) -> ImageDocuments:
+def _image(
+    fetch: Callable[[Descriptor], bytes],
+    top: Descriptor,
+    data: bytes,
+    document: dict[str, Any],
+    limits: Limits,
+) -> ImageDocuments:
     described = document.get("layers")
     if not isinstance(described, list) or len(described) > limits.layers:
-        raise ImageError(f"the manifest {top.digest} has no list of layers, or one of more than {limits.layers}")
-    layers = tuple(Descriptor.of(one, f"layer {number} of the manifest {top.digest}") for number, one in enumerate(described, 1))
+        raise ImageError(
+            f"the manifest {top.digest} has no list of layers, or one of more than {limits.layers}"
+        )
+    layers = tuple(
+        Descriptor.of(one, f"layer {number} of the manifest {top.digest}")
+        for number, one in enumerate(described, 1)
+    )
     for layer in layers:
         if layer.media_type and not _LAYER.match(layer.media_type):
-            raise ImageError(f"the layer {layer.digest} is of the unknown media type {layer.media_type[:80]!r}")
-    config = fetch(Descriptor.of(document.get("config"), f"the configuration of the manifest {top.digest}"))
+            raise ImageError(
+                f"the layer {layer.digest} is of the unknown media type {layer.media_type[:80]!r}"
+            )
+    config = fetch(
+        Descriptor.of(document.get("config"), f"the configuration of the manifest {top.digest}")
+    )
     return ImageDocuments(config, data, layers, diff_ids_of(config, len(layers)))
 
 
@@ -169,10 +220,16 @@ def diff_ids_of(config: bytes, count: int) -> tuple[str, ...]:
     document = _object(config, "the image's configuration")
     rootfs = document.get("rootfs")
     found = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
-    if not isinstance(found, list) or not all(isinstance(one, str) and DIGEST.match(one) for one in found):
-        raise ImageError("the image's configuration has no list of diff_ids: it is no container image")
+    if not isinstance(found, list) or not all(
+        isinstance(one, str) and DIGEST.match(one) for one in found
+    ):
+        raise ImageError(
+            "the image's configuration has no list of diff_ids: it is no container image"
+        )
     if len(found) != count:
-        raise ImageError(f"the image's configuration names {len(found)} layers, its manifest {count}")
+        raise ImageError(
+            f"the image's configuration names {len(found)} layers, its manifest {count}"
+        )
     if document.get("os") not in ("linux", "", None):
         system = printable(str(document["os"])[:40])
         raise ImageError(f"this is an image for {system}, and not for linux")
@@ -183,7 +240,9 @@ def diff_ids_of(config: bytes, count: int) -> tuple[str, ...]:
 def _check_parts(document: dict[str, Any]) -> None:
     """See to it that what containers are started by has the forms that the spec gives it."""
     history = document.get("history")
-    if history is not None and not (isinstance(history, list) and all(isinstance(one, dict) for one in history)):
+    if history is not None and not (
+        isinstance(history, list) and all(isinstance(one, dict) for one in history)
+    ):
         raise ImageError("the image's history is no list of objects")
     config = document.get("config")
     if config is None:
@@ -204,15 +263,22 @@ def _check_user(user: str) -> None:
     """Refuse a user who is out of range: setuid(2) reads 4294967295 as "leave it as it is"."""
     parts = user.split(":")
     if any(part.isdecimal() and int(part) > _HIGHEST_ID for part in parts if len(part) < 100):
-        raise ImageError(f"the image's config.User {user!r} is out of range; users and groups are 0 to {_HIGHEST_ID}")
+        raise ImageError(
+            f"the image's config.User {user!r} is out of range; users and groups are 0 to "
+            f"{_HIGHEST_ID}"
+        )
     if len(parts) > 2 or not user.isprintable() or len(user) > _LONGEST_USER:
-        raise ImageError(f"the image's config.User {printable(user[:80])!r} is not USER or USER:GROUP")
+        raise ImageError(
+            f"the image's config.User {printable(user[:80])!r} is not USER or USER:GROUP"
+        )
 
 
 def _check_texts(value: Any, what: str) -> None:
     if value is None:
         return
-    if not isinstance(value, list) or not all(isinstance(one, str) and "\0" not in one for one in value):
+    if not isinstance(value, list) or not all(
+        isinstance(one, str) and "\0" not in one for one in value
+    ):
         raise ImageError(f"the image's {what} is not made of texts")
 
 
@@ -237,8 +303,13 @@ def parsed(data: bytes, what: str) -> Any:
     return document
 
 
-def synthesised(diff_ids: Iterable[str], history: list[dict[str, Any]], config: dict[str, Any] | None = None) -> bytes:
-    """Write the configuration of an image that came without one. The same content gives the same bytes, and so the same id."""
+def synthesised(
+    diff_ids: Iterable[str], history: list[dict[str, Any]], config: dict[str, Any] | None = None
+) -> bytes:
+    """Write the configuration of an image that came without one.
+
+    The same content gives the same bytes, and so the same id.
+    """
     platform = Platform.of_host()
     document = {
         "architecture": platform.architecture,

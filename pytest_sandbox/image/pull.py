@@ -1,7 +1,8 @@
 """From a reference to a stored image: where it is asked for, and what need not be asked.
 
-``$PYTEST_SANDBOX_MIRRORS`` names registries that are tried first, as ``[REGISTRY=]HOST[:PORT][/PREFIX]``, separated by commas (docker.io where
-REGISTRY is left out). ``$PYTEST_SANDBOX_REGISTRY_PREFIX``, ``HOST[:PORT][/PREFIX]``, takes docker.io's place altogether.
+``$PYTEST_SANDBOX_MIRRORS`` names registries that are tried first, as
+``[REGISTRY=]HOST[:PORT][/PREFIX]``, separated by commas (docker.io where REGISTRY is left out).
+``$PYTEST_SANDBOX_REGISTRY_PREFIX``, ``HOST[:PORT][/PREFIX]``, takes docker.io's place altogether.
 """
 
 from __future__ import annotations
@@ -29,8 +30,12 @@ __all__ = ["places", "pull"]
 _HUB = "docker.io"
 
 
-def pull(text: str, store: Store, progress: Callable[[str, str, int, int], None] | None = None) -> str:
-    """Fetch an image; returns its id. Raises ImageError: the last place's, with what was wrong at those before."""
+def pull(
+    text: str, store: Store, progress: Callable[[str, str, int, int], None] | None = None
+) -> str:
+    """Fetch an image; returns its id. Raises ImageError: the last place's, with what was wrong at
+    those before.
+    """
     reference = parse_reference(text)
     known = store.index().find(reference)
     if reference.digest and known and store.is_whole(known):
@@ -49,17 +54,23 @@ def pull(text: str, store: Store, progress: Callable[[str, str, int, int], None]
         if len(failures) == 1:
             raise failures[0]
         said = [f"{'/'.join(place)}: {error}" for place, error in zip(found, failures, strict=True)]
-        raise ImageError(f"{reference} could not be pulled from any of its places. " + " ".join(said))
+        raise ImageError(
+            f"{reference} could not be pulled from any of its places. " + " ".join(said)
+        )
 
 
 def places(reference: Reference) -> list[tuple[str, str]]:
-    """Return where an image may be fetched from, the preferred place first: registries and repositories."""
+    """Return where an image may be fetched from, the preferred place first: registries and
+    repositories.
+    """
     own = (reference.registry, reference.repository)
     prefix = os.environ.get("PYTEST_SANDBOX_REGISTRY_PREFIX", "").strip().strip("/")
     if prefix and reference.registry == _HUB:
         own = _below(prefix, reference.repository)
     mirrors = []
-    for item in filter(None, map(str.strip, os.environ.get("PYTEST_SANDBOX_MIRRORS", "").split(","))):
+    for item in filter(
+        None, map(str.strip, os.environ.get("PYTEST_SANDBOX_MIRRORS", "").split(","))
+    ):
         registry, equals, place = item.partition("=")
         if not equals:
             registry, place = _HUB, item
@@ -72,7 +83,8 @@ def _below(place: str, repository: str) -> tuple[str, str]:
     host, _, directory = place.removeprefix("https://").removeprefix("http://").partition("/")
     if not REGISTRY.match(host):  # not repeated here: it may hold a name and password
         raise ImageError(
-            "PYTEST_SANDBOX_MIRRORS and PYTEST_SANDBOX_REGISTRY_PREFIX name hosts, as in mirror.example:5000/prefix; logins are docker's"
+            "PYTEST_SANDBOX_MIRRORS and PYTEST_SANDBOX_REGISTRY_PREFIX name hosts, as in "
+            "mirror.example:5000/prefix; logins are docker's"
         )
     return host, f"{directory}/{repository}" if directory else repository
 
@@ -110,9 +122,13 @@ class _Pull:
         )
 
     def _is_current(self) -> bool:
-        """Whether the tag still means what is stored: one request without a body, which counts towards nobody's rate limit."""
+        """Whether the tag still means what is stored: one request without a body, which counts
+        towards nobody's rate limit.
+        """
         stored = self.store.index().digests.get(self.reference.full)
-        return bool(stored) and stored == self.registry.digest_of(self.repository, self.reference.wanted)
+        return bool(stored) and stored == self.registry.digest_of(
+            self.repository, self.reference.wanted
+        )
 
     def _document(self, descriptor: Descriptor) -> bytes:
         stored = self.store.whole_document(descriptor.digest)
@@ -120,7 +136,9 @@ class _Pull:
             return stored
         return self.registry.document(self.repository, descriptor)
 
-    def _maker(self, descriptor: Descriptor, diff_id: str, budget: Budget) -> Callable[[str], LayerFacts]:
+    def _maker(
+        self, descriptor: Descriptor, diff_id: str, budget: Budget
+    ) -> Callable[[str], LayerFacts]:
         def make(target: str) -> LayerFacts:
             return unpack_verified(
                 self._reported(descriptor),

@@ -1,6 +1,8 @@
-"""References as docker reads them: ``debian``, ``debian:12``, ``localhost:5000/x``, ``registry.example/a/b@sha256:...``.
+"""References as docker reads them: ``debian``, ``debian:12``, ``localhost:5000/x``,
+``registry.example/a/b@sha256:...``.
 
-The grammar is that of github.com/distribution/reference; the defaults (docker.io, library/, latest) are docker's.
+The grammar is that of github.com/distribution/reference; the defaults (docker.io, library/, latest)
+are docker's.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ _LIKE_A_DIGEST = re.compile(r"[a-z0-9+._-]+:[0-9a-fA-F]{16,}\Z|sha")
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One image's name: ``registry`` and ``repository``, and a ``tag`` or a ``digest`` (a digest makes the tag meaningless, and drops it)."""
+    """One image's name: ``registry`` and ``repository``, and a ``tag`` or a ``digest`` (a digest
+    makes the tag meaningless, and drops it).
+    """
 
     registry: str
     repository: str
@@ -36,7 +40,9 @@ class Reference:
 
     @property
     def familiar_name(self) -> str:
-        """The name without tag and digest, as ``docker images`` prints it: ``debian``, ``localhost:5000/x``."""
+        """The name without tag and digest, as ``docker images`` prints it: ``debian``,
+        ``localhost:5000/x``.
+        """
         if self.registry != _DEFAULT_REGISTRY:
             return f"{self.registry}/{self.repository}"
         return self.repository.removeprefix("library/")
@@ -49,11 +55,17 @@ class Reference:
     @property
     def full(self) -> str:
         """The one unambiguous spelling: ``docker.io/library/debian:12``."""
-        return f"{self.registry}/{self.repository}" + (f"@{self.digest}" if self.digest else f":{self.tag}")
+        return f"{self.registry}/{self.repository}" + (
+            f"@{self.digest}" if self.digest else f":{self.tag}"
+        )
 
     def __str__(self) -> str:
         """The short form that docker prints, always with its tag or digest: ``debian:12``."""
-        return f"{self.familiar_name}@{self.digest}" if self.digest else f"{self.familiar_name}:{self.tag}"
+        return (
+            f"{self.familiar_name}@{self.digest}"
+            if self.digest
+            else f"{self.familiar_name}:{self.tag}"
+        )
 
 
 def parse_reference(text: str) -> Reference:
@@ -84,7 +96,9 @@ def _split_tag(name: str) -> tuple[str, str | None]:
 def _split_registry(name: str) -> tuple[str, str]:
     first, slash, rest = name.partition("/")
     if slash and ("." in first or ":" in first or first == "localhost" or first != first.lower()):
-        registry = _DEFAULT_REGISTRY if first in ("index.docker.io", "registry-1.docker.io") else first
+        registry = (
+            _DEFAULT_REGISTRY if first in ("index.docker.io", "registry-1.docker.io") else first
+        )
     else:
         registry, rest = _DEFAULT_REGISTRY, name
     if registry == _DEFAULT_REGISTRY and "/" not in rest:
@@ -97,5 +111,6 @@ def _wrong(text: str, why: str) -> ImageError:
     if at and not _LIKE_A_DIGEST.match(after):  # USER:PASSWORD@HOST, as in an address
         text = f"***@{after}" if ":" in before.partition("/")[0] else text
     return ImageError(
-        f"{text!r} is not an image reference: {why}. Write it as docker does, for example debian:12 or registry.example/a/b:tag."
+        f"{text!r} is not an image reference: {why}. Write it as docker does, for example "
+        "debian:12 or registry.example/a/b:tag."
     )

@@ -1,7 +1,8 @@
 """A registry over HTTP: the parts of the OCI distribution spec that a pull needs, on urllib3.
 
-Requests are repeated with growing pauses where the network or the server fails; a blob that breaks off goes on where it broke off. Everything
-is verified by whoever consumes it: what comes from here is bytes.
+Requests are repeated with growing pauses where the network or the server fails; a blob that breaks
+off goes on where it broke off. Everything is verified by whoever consumes it: what comes from here
+is bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from pytest_sandbox.errors import ImageError
 from pytest_sandbox.image.credentials import Credentials, credentials_for
 from pytest_sandbox.image.login import challenge_of, realm_of, token_in, token_request
 from pytest_sandbox.image.manifest import INDEX_TYPES, MANIFEST_TYPES, Descriptor
-from pytest_sandbox.image.transport import Address, Pace, Transport, is_loopback, network_errors, parse_address
+from pytest_sandbox.image.transport import (
+    Address,
+    Pace,
+    Transport,
+    is_loopback,
+    network_errors,
+    parse_address,
+)
 from pytest_sandbox.printable import printable
 
 if TYPE_CHECKING:
@@ -100,7 +108,8 @@ class Registry:
             said = answer.headers.get("Docker-Content-Digest", found)
         if said.startswith("sha256:") and said != found:
             raise ImageError(
-                f"{self.name} sent a manifest that is {found}, not {printable(said[:80])}: it was damaged or forged on its way. Try again."
+                f"{self.name} sent a manifest that is {found}, not {printable(said[:80])}: it was "
+                "damaged or forged on its way. Try again."
             )
         media = answer.headers.get("Content-Type", "").partition(";")[0].strip()
         known = media if media in (*MANIFEST_TYPES, *INDEX_TYPES) else ""
@@ -109,13 +118,17 @@ class Registry:
     def document(self, repository: str, descriptor: Descriptor) -> bytes:
         """Fetch a manifest or a configuration that a verified document names, and verify it."""
         if descriptor.size > self._limits.document_bytes:
-            raise ImageError(f"the document {descriptor.digest} claims {descriptor.size} bytes, more than {self._limits.document_bytes}")
+            raise ImageError(
+                f"the document {descriptor.digest} claims {descriptor.size} bytes, more than "
+                f"{self._limits.document_bytes}"
+            )
         if descriptor.media_type in (*MANIFEST_TYPES, *INDEX_TYPES):
             return self.manifest(repository, descriptor.digest)[1]
         data = b"".join(self.blob(repository, descriptor))
         if f"sha256:{hashlib.sha256(data).hexdigest()}" != descriptor.digest:
             raise ImageError(
-                f"{self.name} sent a document that is not {descriptor.digest}: it was damaged or forged on its way. Try again."
+                f"{self.name} sent a document that is not {descriptor.digest}: it was damaged or "
+                "forged on its way. Try again."
             )
         return data
 
@@ -139,7 +152,9 @@ class Registry:
             else:
                 return
 
-    def _rest_of(self, repository: str, descriptor: Descriptor, start: int, pace: Pace) -> Iterator[bytes]:
+    def _rest_of(
+        self, repository: str, descriptor: Descriptor, start: int, pace: Pace
+    ) -> Iterator[bytes]:
         headers = {"Range": f"bytes={start}-"} if start else {}
         path = f"/v2/{repository}/blobs/{descriptor.digest}"
         answer = self._ask("GET", path, repository, headers)
@@ -148,7 +163,10 @@ class Registry:
         for data in answer.pieces(pace):
             part, skip = data[skip:], max(0, skip - len(data))
             if len(part) > left:
-                raise ImageError(f"the blob {descriptor.digest} is longer than the {descriptor.size} bytes that its manifest says")
+                raise ImageError(
+                    f"the blob {descriptor.digest} is longer than the {descriptor.size} bytes "
+                    "that its manifest says"
+                )
             left -= len(part)
             if part:
                 yield part
@@ -182,7 +200,9 @@ class Registry:
             else:
                 raise self._refused(answer, path)
 
-    def _follow(self, method: str, path: str, headers: Mapping[str, str], login: str | None) -> Answer:
+    def _follow(
+        self, method: str, path: str, headers: Mapping[str, str], login: str | None
+    ) -> Answer:
         """Send one request, and follow its redirects; the login stays with the registry."""
         answer = self._first(method, path, {**headers, **_authorized(login)})
         at = self._address(path)
@@ -206,7 +226,9 @@ class Registry:
     def _check_redirect(self, at: Address, target: Address) -> None:
         is_local = is_loopback(self._address("/").host) and at.scheme == "http"
         if target.scheme != "https" and not (is_local and target.is_private):
-            raise ImageError(f"the registry {self.name} redirects to {target.place}, which is not encrypted")
+            raise ImageError(
+                f"the registry {self.name} redirects to {target.place}, which is not encrypted"
+            )
 
     def _address(self, path: str) -> Address:
         return parse_address(f"{self._scheme}://{self._host}{path}")
@@ -230,12 +252,17 @@ class Registry:
         self._scheme = "https"
         return self._transport.request(method, self._address(path), headers)
 
-    def _wait(self, tries: int, wanted: str | None, why: str, error: Exception | None = None) -> None:
+    def _wait(
+        self, tries: int, wanted: str | None, why: str, error: Exception | None = None
+    ) -> None:
         """Wait as long as the server wants, or twice as long each time; give up after so many
         tries, and where waiting is no help.
         """
         if tries >= _TRIES or _is_final(error):
-            raise ImageError(f"the registry {self.name} failed {tries} times in a row: {why}. Can it be reached from here?") from error
+            raise ImageError(
+                f"the registry {self.name} failed {tries} times in a row: {why}. Can it be "
+                "reached from here?"
+            ) from error
         seconds = 0.25 * 2**tries * random.uniform(0.75, 1.25)  # noqa: S311 - spreads clients
         if wanted and re.fullmatch(r"[0-9]{1,9}", wanted):  # the form with a date is not read
             seconds = float(wanted)
@@ -247,16 +274,22 @@ class Registry:
         what = path.removeprefix("/v2/")
         if not answer.is_ours:
             return ImageError(
-                f"{answer.where}, to which the registry {self.name} redirects for {what}, answers with HTTP status {answer.status}"
+                f"{answer.where}, to which the registry {self.name} redirects for {what}, answers "
+                f"with HTTP status {answer.status}"
             )
         if answer.status == 404:
-            return UnknownImageError(f"the registry {self.name} has no {what}. Look at the name and the tag.")
+            return UnknownImageError(
+                f"the registry {self.name} has no {what}. Look at the name and the tag."
+            )
         if answer.status in (401, 403):
             return UnknownImageError(
                 f"the registry {self.name} gives no access to {what}. If it is there, run: "
                 f"docker login {self.name} (podman login --compat-auth-file does, too)"
             )
-        return ImageError(f"the registry {self.name} answered a request for {what} with HTTP status {answer.status}")
+        return ImageError(
+            f"the registry {self.name} answered a request for {what} with HTTP status "
+            f"{answer.status}"
+        )
 
     # -- logging in
 
@@ -276,7 +309,9 @@ class Registry:
             else:
                 raise self._refused(answer, repository)
 
-    def _token(self, parameters: dict[str, str], repository: str, credentials: Credentials | None) -> str:
+    def _token(
+        self, parameters: dict[str, str], repository: str, credentials: Credentials | None
+    ) -> str:
         realm = realm_of(parameters, self._address("/"))
         self._bind(realm)
         scope = parameters.get("scope") or f"repository:{repository}:pull"
@@ -303,14 +338,18 @@ class Registry:
         """Let the login go to one origin only."""
         if self._login_origin not in (None, realm.origin):
             raise ImageError(
-                f"the registry {self.name} sends logins to {realm.place}, and before to another place: a login is sent to one only"
+                f"the registry {self.name} sends logins to {realm.place}, and before to another "
+                "place: a login is sent to one only"
             )
         self._login_origin = realm.origin
 
     def _token_of(self, answer: Answer) -> str:
         if answer.status in (401, 403):
             answer.discard()
-            raise UnknownImageError(f"the login for {self.name} is not accepted by {answer.where}. Run: docker login {self.name}")
+            raise UnknownImageError(
+                f"the login for {self.name} is not accepted by {answer.where}. Run: docker login "
+                f"{self.name}"
+            )
         if answer.status in _REDIRECTS:
             answer.discard()
             raise ImageError(f"{answer.where} redirects the login for {self.name}: refused")
@@ -322,15 +361,23 @@ def _authorized(login: str | None) -> dict[str, str]:
 
 
 def _is_final(error: Exception | None) -> bool:
-    """Whether it is no use to try again: a certificate that is not trusted, a name that is not known, a server that is not there."""
+    """Whether it is no use to try again: a certificate that is not trusted, a name that is not
+    known, a server that is not there.
+    """
     import urllib3
 
-    final = (ssl.SSLCertVerificationError, ConnectionRefusedError, urllib3.exceptions.NameResolutionError)
+    final = (
+        ssl.SSLCertVerificationError,
+        ConnectionRefusedError,
+        urllib3.exceptions.NameResolutionError,
+    )
     return error is not None and isinstance(_innermost(error), final)
 
 
 def _innermost(error: Exception) -> Exception:
-    """Return what has happened; urllib3 wraps it as an attribute, an argument or a cause, and more than once."""
+    """Return what has happened; urllib3 wraps it as an attribute, an argument or a cause, and more
+    than once.
+    """
     import urllib3
 
     while not isinstance(error, (urllib3.exceptions.NameResolutionError, OSError)):
@@ -339,4 +386,8 @@ def _innermost(error: Exception) -> Exception:
         if inner is None:
             break
         error = inner
-    return error if error.__cause__ is None or not isinstance(error.__cause__, OSError) else error.__cause__
+    return (
+        error
+        if error.__cause__ is None or not isinstance(error.__cause__, OSError)
+        else error.__cause__
+    )

@@ -1,4 +1,6 @@
-"""What an image may claim before it is refused: every figure here is a way to fill a disk or a memory with a small file."""
+"""What an image may claim before it is refused: every figure here is a way to fill a disk or a
+memory with a small file.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,11 @@ _VARIABLE = "PYTEST_SANDBOX_MAX_LAYER"
 class Limits:
     """Bounds for one layer and for the documents around it, in bytes and counts.
 
-    ``layer_bytes`` bounds the unpacked size (holes of sparse files count); ``ratio`` is looked at once ``ratio_from`` bytes came out of a
-    compressed stream. Both, and ``entries``, hold for one layer and for the sum over the layers of one image. Defaults lie far above what real images do: the largest public layers have some 30 GiB and 400,000 entries, and
-    program files compress 2 - 10 times.
+    ``layer_bytes`` bounds the unpacked size (holes of sparse files count); ``ratio`` is looked at
+    once ``ratio_from`` bytes came out of a compressed stream. Both, and ``entries``, hold for one
+    layer and for the sum over the layers of one image. Defaults lie far above what real images do:
+    the largest public layers have some 30 GiB and 400,000 entries, and program files compress 2 -
+    10 times.
     """
 
     layer_bytes: int = 64 * _GIB
@@ -67,7 +71,10 @@ class Budget:
             self._raw += raw
             self._plain += plain
             if self._plain > limits.layer_bytes:
-                raise ImageError(f"the image's layers unpack to more than {limits.layer_bytes} bytes. Set {_VARIABLE} if that is meant.")
+                raise ImageError(
+                    f"the image's layers unpack to more than {limits.layer_bytes} bytes. Set "
+                    f"{_VARIABLE} if that is meant."
+                )
             if self._plain > limits.ratio_from and self._plain > limits.ratio * self._raw:
                 raise ImageError(
                     f"the image's layers unpack to more than {limits.ratio} times their size "
@@ -80,11 +87,14 @@ class Budget:
         with self._lock:
             self._entries += count
             if self._entries > self._limits.entries:
-                raise ImageError(f"the image's layers have more than {self._limits.entries} entries")
+                raise ImageError(
+                    f"the image's layers have more than {self._limits.entries} entries"
+                )
 
 
 def limits_from_environment() -> Limits:
-    """The defaults, with the unpacked size of a layer from ``$PYTEST_SANDBOX_MAX_LAYER`` (``512m``, ``100g``, bytes).
+    """The defaults, with the unpacked size of a layer from ``$PYTEST_SANDBOX_MAX_LAYER`` (``512m``,
+    ``100g``, bytes).
 
     Naming a size there is a decision: it lifts the bound on the compression ratio too.
     """
@@ -93,6 +103,9 @@ def limits_from_environment() -> Limits:
         return DEFAULT_LIMITS
     match = re.fullmatch(r"(\d+)([bkmgt]?)b?", text.strip().lower())
     if not match:
-        raise ImageError(f"{_VARIABLE}={text!r} is no size; accepted: bytes, or a number with k, m, g or t, as in 100g.")
+        raise ImageError(
+            f"{_VARIABLE}={text!r} is no size; accepted: bytes, or a number with k, m, g or t, as "
+            "in 100g."
+        )
     size = int(match[1]) << {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}[match[2]]
     return Limits(layer_bytes=size, ratio_from=size)

@@ -1,4 +1,5 @@
-"""The store: layers by their content, images by their configuration, names for them; shared by all processes of a user.
+"""The store: layers by their content, images by their configuration, names for them; shared by all
+processes of a user.
 
 ::
 
@@ -7,13 +8,14 @@
     documents/HEX     configurations and manifests, as they came
     layers/HEX/       fs: the directory that overlayfs takes; layer.json: what is known of it
     images/HEX        locked (shared) while a container lives on the image; its time is the last use
-    locks/HEX         locked (shared) while somebody counts on the layer HEX before the index names it
+    locks/HEX         locked (shared) while somebody counts on the layer HEX before the index names
+    it
     locks/HEX.making  locked while somebody makes the layer HEX
     tmp/              what is being made; whatever nobody holds is a dead process's, and goes
 
-Nothing has a final name before it is complete, so a process can be killed at any moment. Files of other names are not the store's, and are left
-alone. A layer is referenced by the images in the index:
-nothing is counted, so nothing can be miscounted.
+Nothing has a final name before it is complete, so a process can be killed at any moment. Files of
+other names are not the store's, and are left alone. A layer is referenced by the images in the
+index: nothing is counted, so nothing can be miscounted.
 """
 
 from __future__ import annotations
@@ -32,7 +34,16 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import ImageError
 from pytest_sandbox.image.flatten import remove_tree
-from pytest_sandbox.image.index import FORMAT, UNREADABLE, Index, LayerFacts, hex_of, read_facts, read_index, text_of
+from pytest_sandbox.image.index import (
+    FORMAT,
+    UNREADABLE,
+    Index,
+    LayerFacts,
+    hex_of,
+    read_facts,
+    read_index,
+    text_of,
+)
 from pytest_sandbox.image.locks import lock_directory, lock_file, try_exclusive
 from pytest_sandbox.paths import images
 
@@ -51,7 +62,9 @@ _LOCK_SECONDS: Final = 60.0
 
 
 class Store:
-    """The store below one directory; an object holds no state but the path, and can be made at any time."""
+    """The store below one directory; an object holds no state but the path, and can be made at any
+    time.
+    """
 
     def __init__(self, directory: str | None = None) -> None:
         self.directory = directory or images()
@@ -84,7 +97,9 @@ class Store:
         try:
             return self._facts(key)
         except (OSError, *UNREADABLE):
-            raise ImageError(f"the stored layer {key} is damaged or missing. Pull or load the image again.") from None
+            raise ImageError(
+                f"the stored layer {key} is damaged or missing. Pull or load the image again."
+            ) from None
 
     def _facts(self, key: str) -> LayerFacts:
         path = self.path("layers", hex_of(key), "layer.json")
@@ -95,7 +110,9 @@ class Store:
         """Return a stored document, verified. Raises ImageError where it is damaged or missing."""
         data = self.whole_document(digest)
         if data is None:
-            raise ImageError(f"the stored document {digest} is damaged or missing. Pull or load the image again.")
+            raise ImageError(
+                f"the stored document {digest} is damaged or missing. Pull or load the image again."
+            )
         return data
 
     def whole_document(self, digest: str) -> bytes | None:
@@ -147,7 +164,8 @@ class Store:
             raise ImageError(f"{self.directory} is not a directory")
         if status.st_uid != os.geteuid():
             raise ImageError(
-                f"{self.directory} belongs to another user (uid {status.st_uid}). Set PYTEST_SANDBOX_HOME to a directory of yours."
+                f"{self.directory} belongs to another user (uid {status.st_uid}). Set "
+                "PYTEST_SANDBOX_HOME to a directory of yours."
             )
 
     # -- writing
@@ -284,11 +302,15 @@ class Store:
     # -- use
 
     def hold(self, image_id: str) -> int:
-        """Keep an image from being removed while a container lives on it; returns a descriptor to close. Marks the image as used now."""
+        """Keep an image from being removed while a container lives on it; returns a descriptor to
+        close. Marks the image as used now.
+        """
         try:
             fd = lock_file(self.path("images", hex_of(image_id)), make=False)
         except FileNotFoundError:
-            raise ImageError(f"the image {image_id} is no longer stored. Pull or load it again.") from None
+            raise ImageError(
+                f"the image {image_id} is no longer stored. Pull or load it again."
+            ) from None
         with contextlib.suppress(OSError):  # a store that is read only
             os.utime(fd)
         return fd
@@ -302,7 +324,8 @@ class Store:
     # -- removal
 
     def remove(self, image_id: str, *, name: str = "") -> list[str]:
-        """Take a name away, or with the last one (or without ``name``) the image; returns what was removed.
+        """Take a name away, or with the last one (or without ``name``) the image; returns what was
+        removed.
 
         Raises ImageError where a container lives on it.
         """
@@ -314,12 +337,17 @@ class Store:
                 index.drop(name)
                 return [name]
             if not self._forget(index, image_id):
-                raise ImageError(f"the image {names[0] if names else image_id} is in use by a container. Close it first.")
+                raise ImageError(
+                    f"the image {names[0] if names else image_id} is in use by a container. Close "
+                    "it first."
+                )
         self.collect()
         return [*names, image_id]
 
     def _forget(self, index: Index, image_id: str) -> bool:
-        """Take an image out of the index, unless a container lives on it; call with the index locked."""
+        """Take an image out of the index, unless a container lives on it; call with the index
+        locked.
+        """
         path = self.path("images", hex_of(image_id))
         fd = try_exclusive(path)
         if fd is None and os.path.exists(path):
@@ -333,11 +361,15 @@ class Store:
             index.drop(one)
         return True
 
-    def prune(self, *, every: bool = False, older_than: float = 0.0, keep_bytes: int | None = None) -> tuple[list[str], int]:
-        """Remove images that nobody uses: those without a name, or ``every`` one; not used for ``older_than`` seconds.
+    def prune(
+        self, *, every: bool = False, older_than: float = 0.0, keep_bytes: int | None = None
+    ) -> tuple[list[str], int]:
+        """Remove images that nobody uses: those without a name, or ``every`` one; not used for
+        ``older_than`` seconds.
 
-        With ``keep_bytes`` go those used longest ago, until the layers take no more than that. Layers that no image has and what dead
-        processes left go in any case. Returns the ids, and how many bytes of layers went.
+        With ``keep_bytes`` go those used longest ago, until the layers take no more than that.
+        Layers that no image has and what dead processes left go in any case. Returns the ids, and
+        how many bytes of layers went.
         """
         self.prepare()
         before = self.disk_usage()
@@ -345,8 +377,16 @@ class Store:
             now = time.time()
             removed = []
             for image_id in sorted(index.images, key=self.last_used):
-                chosen = (every or not index.names_of(image_id)) if keep_bytes is None else self._usage(index) > keep_bytes
-                if chosen and now - self.last_used(image_id) >= older_than and self._forget(index, image_id):
+                chosen = (
+                    (every or not index.names_of(image_id))
+                    if keep_bytes is None
+                    else self._usage(index) > keep_bytes
+                )
+                if (
+                    chosen
+                    and now - self.last_used(image_id) >= older_than
+                    and self._forget(index, image_id)
+                ):
                     removed.append(image_id)
         self.collect()
         return removed, before - self.disk_usage()

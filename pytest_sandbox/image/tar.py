@@ -1,7 +1,9 @@
-"""Tar streams as a sequence of members: v7, ustar, GNU and pax headers, read once from front to back.
+"""Tar streams as a sequence of members: v7, ustar, GNU and pax headers, read once from front to
+back.
 
-The standard library's tarfile is not used: it takes twice the time for a layer, forgets extended attributes of GNU and libarchive forms
-and is lenient where a layer must be exact. Formats: POSIX.1-2017 (pax), tar(5) of libarchive, the GNU tar manual's "Basic Tar Format".
+The standard library's tarfile is not used: it takes twice the time for a layer, forgets extended
+attributes of GNU and libarchive forms and is lenient where a layer must be exact. Formats:
+POSIX.1-2017 (pax), tar(5) of libarchive, the GNU tar manual's "Basic Tar Format".
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ _SECOND: Final = 1_000_000_000
 
 
 def printable(name: bytes) -> str:
-    """Show a path in a message: no newline, no escape sequence, and no undecodable byte reaches a terminal as it is."""
+    """Show a path in a message: no newline, no escape sequence, and no undecodable byte reaches a
+    terminal as it is.
+    """
     return escaped(name[:300].decode("utf-8", "backslashreplace"))
 
 
@@ -70,7 +74,9 @@ class Bytes:
         return b"".join(self.views(size, exact=False))
 
     def views(self, size: int, *, exact: bool = True) -> Iterator[memoryview]:
-        """Yield ``size`` bytes in views; EOFError where the stream ends before (unless not ``exact``)."""
+        """Yield ``size`` bytes in views; EOFError where the stream ends before (unless not
+        ``exact``).
+        """
         while size > 0:
             if self._at == len(self._view) and not self._next():
                 if exact:
@@ -111,8 +117,9 @@ class Bytes:
 class Member:
     """One entry of a tar stream.
 
-    ``kind`` is tar's type flag, with regular files always ``b"0"``; ``size`` is the size the file will have, ``stored`` the bytes in the stream;
-    ``sparse`` lists (offset, length) of the parts that are stored, None when all is.
+    ``kind`` is tar's type flag, with regular files always ``b"0"``; ``size`` is the size the file
+    will have, ``stored`` the bytes in the stream; ``sparse`` lists (offset, length) of the parts
+    that are stored, None when all is.
     """
 
     name: bytes
@@ -130,9 +137,11 @@ class Member:
 
 
 class TarReader:
-    """Iterate over the members of a plain tar stream; :meth:`data` gives the content of the member that was yielded last.
+    """Iterate over the members of a plain tar stream; :meth:`data` gives the content of the member
+    that was yielded last.
 
-    Errors are ImageError without the layer's name: who knows it adds it. ``complete`` says whether the end marker was seen.
+    Errors are ImageError without the layer's name: who knows it adds it. ``complete`` says whether
+    the end marker was seen.
     """
 
     def __init__(self, pieces: Iterable[bytes] | Source, limits: Limits) -> None:
@@ -159,7 +168,9 @@ class TarReader:
 
     def _finish(self) -> None:
         self._bytes.skip(self._left)
-        with contextlib.suppress(EOFError):  # `umoci insert` ends without padding, and with no end marker after it
+        with contextlib.suppress(
+            EOFError
+        ):  # `umoci insert` ends without padding, and with no end marker after it
             self._bytes.skip(self._padding)
         self._left = self._padding = 0
 
@@ -183,7 +194,10 @@ class TarReader:
             size = _number(header[124:136], "size")
             total += size + BLOCK
             if total > self._limits.header_bytes:
-                raise ImageError(f"extension headers of {total} bytes for one entry are more than {self._limits.header_bytes}")
+                raise ImageError(
+                    f"extension headers of {total} bytes for one entry are more than "
+                    f"{self._limits.header_bytes}"
+                )
             data = b"".join(self._bytes.views(size))
             self._bytes.skip(-size % BLOCK)
             if kind == b"x":
@@ -230,14 +244,23 @@ class TarReader:
     def _pax_sparse(self, member: Member, extended: dict[bytes, bytes]) -> None:
         """Read the pax forms 0.1 (the map in the header) and 1.0 (the map before the data)."""
         member.name = extended.get(b"GNU.sparse.name", member.name)
-        member.size = _decimal(extended.get(b"GNU.sparse.realsize", extended.get(b"GNU.sparse.size", b"")), "sparse size")
+        member.size = _decimal(
+            extended.get(b"GNU.sparse.realsize", extended.get(b"GNU.sparse.size", b"")),
+            "sparse size",
+        )
         if b"GNU.sparse.map" in extended:
-            numbers = [_decimal(text, "sparse map") for text in extended[b"GNU.sparse.map"].split(b",") if text]
+            numbers = [
+                _decimal(text, "sparse map")
+                for text in extended[b"GNU.sparse.map"].split(b",")
+                if text
+            ]
             self._check_parts(len(numbers) // 2)
         else:
             numbers = self._sparse_map()
         if len(numbers) % 2:
-            raise ImageError(f"{printable(member.name)}: the sparse map has an odd number of entries")
+            raise ImageError(
+                f"{printable(member.name)}: the sparse map has an odd number of entries"
+            )
         member.sparse = list(zip(numbers[::2], numbers[1::2], strict=True))
         member.stored = self._left
 
@@ -252,7 +275,9 @@ class TarReader:
             self._left -= BLOCK
             *lines, rest = (rest + block).split(b"\n")
             numbers += [
-                _decimal(line, "sparse map") for line in lines[: None if wanted is None else wanted - len(numbers)] if line.strip(b"\0")
+                _decimal(line, "sparse map")
+                for line in lines[: None if wanted is None else wanted - len(numbers)]
+                if line.strip(b"\0")
             ]
             if wanted is None and numbers:
                 wanted = numbers.pop(0) * 2
@@ -271,7 +296,9 @@ def _plain_member(header: bytes) -> Member:
     if header[257:263] == b"ustar\0" and header[345]:
         name = header[345:500].partition(b"\0")[0] + b"/" + name
     if kind in _REGULAR:
-        kind = b"5" if name.endswith(b"/") and kind != b"S" else b"0"  # v7 marks directories by a slash only
+        kind = (
+            b"5" if name.endswith(b"/") and kind != b"S" else b"0"
+        )  # v7 marks directories by a slash only
     size = 0 if kind in _WITHOUT_DATA else _number(header[124:136], "size")
     mode, uid, gid = _owner_of(header[100:124])
     return Member(
@@ -284,7 +311,9 @@ def _plain_member(header: bytes) -> Member:
         size=size,
         stored=size,
         link=header[157:257].partition(b"\0")[0] if kind in b"12" else b"",
-        device=(_number(header[329:337], "major"), _number(header[337:345], "minor")) if kind in b"34" else (0, 0),
+        device=(_number(header[329:337], "major"), _number(header[337:345], "minor"))
+        if kind in b"34"
+        else (0, 0),
     )
 
 
@@ -318,14 +347,18 @@ def _extend(member: Member, records: dict[bytes, bytes]) -> None:  # noqa: C901 
         elif key.startswith(_XATTR_PREFIX):
             member.xattrs[key[len(_XATTR_PREFIX) :]] = value
         elif key.startswith(_LIBARCHIVE_PREFIX):
-            member.xattrs.setdefault(unquote_to_bytes(key[len(_LIBARCHIVE_PREFIX) :]), _base64(value))
+            member.xattrs.setdefault(
+                unquote_to_bytes(key[len(_LIBARCHIVE_PREFIX) :]), _base64(value)
+            )
     for text in (member.name, member.link, *member.xattrs):
         if b"\0" in text:
             raise ImageError(f"{printable(text)}: a name holds a NUL byte")
 
 
 def _pax_records(data: bytes) -> dict[bytes, bytes]:
-    r"""Read ``LENGTH KEY=VALUE\\n`` records (POSIX pax, "Extended Header"); the last of a key wins."""
+    r"""Read ``LENGTH KEY=VALUE\\n`` records (POSIX pax, "Extended Header"); the last of a key
+    wins.
+    """
     records: dict[bytes, bytes] = {}
     parts: list[bytes] = []
     at = 0
@@ -336,7 +369,10 @@ def _pax_records(data: bytes) -> dict[bytes, bytes]:
         key, equals, value = record[:-1].partition(b"=")
         if not equals or at + length > len(data) or record[-1:] != b"\n":
             raise ImageError("a pax header is damaged")
-        if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):  # form 0.0 repeats a pair for each part
+        if key in (
+            b"GNU.sparse.offset",
+            b"GNU.sparse.numbytes",
+        ):  # form 0.0 repeats a pair for each part
             parts.append(value)
         records[key] = value
         at += length
@@ -346,8 +382,14 @@ def _pax_records(data: bytes) -> dict[bytes, bytes]:
 
 
 def _gnu_parts(table: bytes) -> list[tuple[int, int]]:
-    parts = [(table[at : at + 12], table[at + 12 : at + 24]) for at in range(0, len(table) - 23, 24)]
-    return [(_number(offset, "sparse offset"), _number(length, "sparse length")) for offset, length in parts if offset.strip(b"\0 ")]
+    parts = [
+        (table[at : at + 12], table[at + 12 : at + 24]) for at in range(0, len(table) - 23, 24)
+    ]
+    return [
+        (_number(offset, "sparse offset"), _number(length, "sparse length"))
+        for offset, length in parts
+        if offset.strip(b"\0 ")
+    ]
 
 
 def _check_sparse(member: Member) -> None:
@@ -355,10 +397,14 @@ def _check_sparse(member: Member) -> None:
     end = 0
     for offset, length in member.sparse or ():
         if offset < end or offset + length > member.size:
-            raise ImageError(f"{printable(member.name)}: the sparse map is not in order, or leaves the file")
+            raise ImageError(
+                f"{printable(member.name)}: the sparse map is not in order, or leaves the file"
+            )
         end = offset + length
     if sum(length for _, length in member.sparse or ()) != member.stored:
-        raise ImageError(f"{printable(member.name)}: the sparse map does not agree with what is stored")
+        raise ImageError(
+            f"{printable(member.name)}: the sparse map does not agree with what is stored"
+        )
 
 
 def _check_sum(header: bytes) -> None:
@@ -366,7 +412,9 @@ def _check_sum(header: bytes) -> None:
     found = sum(header) - sum(header[148:156]) + 256
     if said == found:
         return
-    if said != found - 256 * sum(byte > 127 for byte in header[:148] + header[156:]):  # some old tars summed signed bytes
+    if said != found - 256 * sum(
+        byte > 127 for byte in header[:148] + header[156:]
+    ):  # some old tars summed signed bytes
         raise ImageError("this is no tar archive, or it is damaged: a header's checksum is wrong")
 
 
@@ -374,7 +422,11 @@ def _number(text: bytes, what: str, *, signed: bool = False) -> int:
     """Read octal digits, or GNU's base-256 where the first bit is set."""
     if text[0] & 0x80:
         negative = text[0] == 0xFF
-        number = int.from_bytes(text, "big", signed=True) if negative else int.from_bytes(bytes((text[0] & 0x7F,)) + text[1:], "big")
+        number = (
+            int.from_bytes(text, "big", signed=True)
+            if negative
+            else int.from_bytes(bytes((text[0] & 0x7F,)) + text[1:], "big")
+        )
         if (negative and not signed) or abs(number) >> 63:
             raise ImageError(f"a header's {what} is out of range")
         return number

@@ -1,4 +1,6 @@
-"""One image on its way into the store: its layers are pinned from the first look at them until the index names them."""
+"""One image on its way into the store: its layers are pinned from the first look at them until the
+index names them.
+"""
 
 from __future__ import annotations
 
@@ -62,12 +64,15 @@ def unpack_verified(
     ):
         if expected not in ("", found):
             raise ImageError(
-                f"{label}its {what} is {found}, not {expected}: it was damaged or forged on its way. Try again, or from elsewhere."
+                f"{label}its {what} is {found}, not {expected}: it was damaged or forged on its "
+                "way. Try again, or from elsewhere."
             )
     implied = tuple(map(os.fsdecode, result.implied))
     not_kept = dict(result.not_kept)
     whiteouts = tuple(map(os.fsdecode, result.whiteouts))
-    return plain.diff_id, LayerFacts(result.size, result.entries, result.opaque_root, implied, not_kept, whiteouts)
+    return plain.diff_id, LayerFacts(
+        result.size, result.entries, result.opaque_root, implied, not_kept, whiteouts
+    )
 
 
 class Adding:
@@ -113,7 +118,9 @@ class Adding:
             self.store.publish(work, key, facts)
         return facts
 
-    def unknown_layer(self, make: Callable[[str], tuple[str, LayerFacts]]) -> tuple[str, LayerFacts]:
+    def unknown_layer(
+        self, make: Callable[[str], tuple[str, LayerFacts]]
+    ) -> tuple[str, LayerFacts]:
         """Make a layer whose key is known only when it is there."""
         with self.store.workplace() as work:
             key, facts = make(_made_directory(work))
@@ -151,9 +158,11 @@ class Adding:
         base: str = "",
         points: dict[str, str] | None = None,
     ) -> str:
-        """Write the image into the index, under ``names`` (full references, which it takes away from others); returns its id.
+        """Write the image into the index, under ``names`` (full references, which it takes away
+        from others); returns its id.
 
-        ``digest`` is what a registry calls it by, its manifest's or its index'; ``base`` and ``points`` are as in :class:`Record`.
+        ``digest`` is what a registry calls it by, its manifest's or its index'; ``base`` and
+        ``points`` are as in :class:`Record`.
         """
         facts = [self.store.layer_facts(key) for key in keys]
         visible = _visible(keys, facts)
@@ -167,7 +176,9 @@ class Adding:
             self.store.put_image_file(image_id)
             known = index.images.get(image_id)
             stored = known.stored if known else time.time()
-            index.images[image_id] = Record(tuple(keys), tuple(mounts), size, stored, manifest_id, base, points or {}, FORMAT)
+            index.images[image_id] = Record(
+                tuple(keys), tuple(mounts), size, stored, manifest_id, base, points or {}, FORMAT
+            )
             for name in names:
                 index.call(name, image_id, digest)
         return image_id
@@ -221,12 +232,15 @@ def _key_of(what: str, keys: Sequence[str]) -> str:
 def _made_directory(work: str) -> str:
     made = os.path.join(work, "fs")
     os.mkdir(made)
-    os.chmod(made, 0o755)  # noqa: S103 - a root that nothing describes; the store is closed to others
+    # a root that nothing describes; the store is closed to others
+    os.chmod(made, 0o755)  # noqa: S103
     return made
 
 
 def _visible(keys: Sequence[str], facts: Sequence[LayerFacts]) -> list[str]:
-    """Return the keys that a container sees, topmost first, each once: nothing below an opaque root, and no layer without an entry."""
+    """Return the keys that a container sees, topmost first, each once: nothing below an opaque
+    root, and no layer without an entry.
+    """
     visible: list[str] = []
     for key, one in zip(reversed(keys), reversed(facts), strict=True):
         if key not in visible and (one.entries or one.size):

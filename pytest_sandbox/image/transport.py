@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 
     import urllib3
 
-__all__ = ["Address", "Answer", "Pace", "Transport", "is_loopback", "network_errors", "parse_address"]
+__all__ = [
+    "Address",
+    "Answer",
+    "Pace",
+    "Transport",
+    "is_loopback",
+    "network_errors",
+    "parse_address",
+]
 
 _LONGEST_ADDRESS: Final = 16 << 10
 #: RFC 3986 without the backslash and the other characters that parsers disagree about.
@@ -268,7 +276,9 @@ class Transport:
         for manager in self._managers.values():
             manager.clear()
 
-    def request(self, method: str, address: Address, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
+    def request(
+        self, method: str, address: Address, headers: Mapping[str, str], body: bytes | None = None
+    ) -> Answer:
         """Send one request; follows no redirect, tries once.
 
         Raises :func:`network_errors`, and ImageError where the head of the answer is too slow.
@@ -276,7 +286,9 @@ class Transport:
         why = f"{address.place} did not answer in {_HEAD_SECONDS:.0f} s"
         guard = Guard(time.monotonic() + _HEAD_SECONDS)
         self._remember(guard)
-        pool = self._manager(address.host).connection_from_host(address.host, address.port, address.scheme)
+        pool = self._manager(address.host).connection_from_host(
+            address.host, address.port, address.scheme
+        )
         _current.guard = guard
         try:
             response = pool.urlopen(
@@ -321,7 +333,9 @@ class Transport:
         with self._lock:
             self._guards.add(guard)
             if self._watcher is None:
-                self._watcher = threading.Thread(target=self._watch, name="pytest-sandbox-deadlines", daemon=True)
+                self._watcher = threading.Thread(
+                    target=self._watch, name="pytest-sandbox-deadlines", daemon=True
+                )
                 self._watcher.start()
 
     def _watch(self) -> None:
@@ -351,7 +365,9 @@ def _manager(proxy: str | None, registry: str) -> urllib3.PoolManager:
         "maxsize": 8,
         "ssl_context": _trust(registry),
     }
-    made: urllib3.PoolManager = module.ProxyManager(proxy, **options) if proxy else module.PoolManager(**options)
+    made: urllib3.PoolManager = (
+        module.ProxyManager(proxy, **options) if proxy else module.PoolManager(**options)
+    )
     made.pool_classes_by_scheme = _guarded_pools()
     return made
 
@@ -360,7 +376,9 @@ def _urllib3() -> Any:
     try:
         import urllib3
     except ImportError:
-        raise ImageError("pulling images needs urllib3. Run: pip install 'pytest-sandbox[images]'") from None
+        raise ImageError(
+            "pulling images needs urllib3. Run: pip install 'pytest-sandbox[images]'"
+        ) from None
     return urllib3
 
 

@@ -1,4 +1,5 @@
-"""A session's control socket, where other processes of the same user ask what lives, and for a way in.
+"""A session's control socket, where other processes of the same user ask what lives, and for a way
+in.
 
 ===========  =========  ===================================================================================================
 client asks             answer
@@ -8,8 +9,9 @@ client asks             answer
 ``layer``    id         ``layer`` (points) + [the writable layer's directory]
 ===========  =========  ===================================================================================================
 
-Nobody else connects: the directory is this user's alone, and the kernel says who connects (SO_PEERCRED of unix(7)). Sockets are non-blocking,
-and each client has a buffer of a limited size and a deadline, so that no client delays the launcher.
+Nobody else connects: the directory is this user's alone, and the kernel says who connects
+(SO_PEERCRED of unix(7)). Sockets are non-blocking, and each client has a buffer of a limited size
+and a deadline, so that no client delays the launcher.
 """
 
 from __future__ import annotations
@@ -23,14 +25,24 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.linux import local_socket
-from pytest_sandbox.runtime.protocol import HEADER_SIZE, InvalidMessageError, Message, close_all, message_of, packed, rights_of, unpacked
+from pytest_sandbox.runtime.protocol import (
+    HEADER_SIZE,
+    InvalidMessageError,
+    Message,
+    close_all,
+    message_of,
+    packed,
+    rights_of,
+    unpacked,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["NAME", "ControlSocket"]
 
-#: The socket's name in the session's directory: as in earlier versions, so that either finds the other's sessions.
+#: The socket's name in the session's directory: as in earlier versions, so that either finds the
+#: other's sessions.
 NAME = "door"
 #: Seconds from connecting to the last byte of the answer.
 _PATIENCE = 5.0
@@ -52,7 +64,9 @@ class _Client:
         self._fds: list[int] = []
 
     def read(self) -> Message | None:
-        """Read what is there; return the request once it is whole. Raises EOFError or OSError where there will be none."""
+        """Read what is there; return the request once it is whole. Raises EOFError or OSError where
+        there will be none.
+        """
         piece = self.socket.recv(_MOST_BYTES)
         if not piece:
             raise EOFError("the client has gone")
@@ -62,10 +76,16 @@ class _Client:
         length, count = unpacked(bytes(self._request[:HEADER_SIZE]), _MOST_BYTES)
         if count or len(self._request) > HEADER_SIZE + length:
             raise InvalidMessageError("a request has no descriptors, and nothing follows it")
-        return message_of(bytes(self._request[HEADER_SIZE:])) if len(self._request) == HEADER_SIZE + length else None
+        return (
+            message_of(bytes(self._request[HEADER_SIZE:]))
+            if len(self._request) == HEADER_SIZE + length
+            else None
+        )
 
     def answer(self, message: Message, fds: list[int]) -> None:
-        """Take an answer to be sent; its descriptors are closed with the client, or once they are sent."""
+        """Take an answer to be sent; its descriptors are closed with the client, or once they are
+        sent.
+        """
         self._answer, self._fds = packed(message, len(fds)), fds
 
     @property
@@ -73,7 +93,9 @@ class _Client:
         return bool(self._answer)
 
     def write(self) -> bool:
-        """Send what the socket takes now; return whether all is sent. Raises OSError where the client has gone."""
+        """Send what the socket takes now; return whether all is sent. Raises OSError where the
+        client has gone.
+        """
         with suppress(BlockingIOError):
             sent = self.socket.sendmsg([self._answer], rights_of(self._fds), socket.MSG_NOSIGNAL)
             self._close_fds()
@@ -90,7 +112,9 @@ class _Client:
 
 
 class ControlSocket:
-    """The listening socket in ``directory``, which is made and removed with it, and its clients, all of them in the launcher's ``poll``."""
+    """The listening socket in ``directory``, which is made and removed with it, and its clients,
+    all of them in the launcher's ``poll``.
+    """
 
     def __init__(self, directory: str, poll: select.poll) -> None:
         os.mkdir(directory, 0o700)
@@ -105,7 +129,9 @@ class ControlSocket:
         return fd == self._listening.fileno() or fd in self._clients
 
     def attend(self, fd: int, answer: Callable[[Message], Answer]) -> None:
-        """Accept a client, read of its request or send of its answer, whatever can be done without waiting."""
+        """Accept a client, read of its request or send of its answer, whatever can be done without
+        waiting.
+        """
         if fd == self._listening.fileno():
             self._accept()
             return
@@ -136,7 +162,9 @@ class ControlSocket:
             self._poll.register(connection, select.POLLIN)
 
     def expire(self) -> float | None:
-        """Drop the clients whose time is over; return the seconds until the next one's is, None without clients."""
+        """Drop the clients whose time is over; return the seconds until the next one's is, None
+        without clients.
+        """
         now = time.monotonic()
         for fd in [fd for fd, client in self._clients.items() if client.deadline <= now]:
             self._drop(fd)

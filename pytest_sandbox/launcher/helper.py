@@ -1,7 +1,8 @@
-"""Small processes of the launcher that wait for messages on a socket: the layer holder, and the one that frees layers.
+"""Small processes of the launcher that wait for messages on a socket: the layer holder, and the one
+that frees layers.
 
-A helper is forked by a launcher that has one thread, and ends with it, whatever happens: the kernel kills it when the launcher dies
-(PR_SET_PDEATHSIG), and its socket ends.
+A helper is forked by a launcher that has one thread, and ends with it, whatever happens: the kernel
+kills it when the launcher dies (PR_SET_PDEATHSIG), and its socket ends.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ __all__ = ["start"]
 
 
 def start(serve: Callable[[Channel], None]) -> Channel:
-    """Fork a helper that calls ``serve`` with its end of a socket and ends when that returns or fails; return the other end."""
+    """Fork a helper that calls ``serve`` with its end of a socket and ends when that returns or
+    fails; return the other end.
+    """
     launcher = os.getpid()
     ours, theirs = Channel.pair()
     try:

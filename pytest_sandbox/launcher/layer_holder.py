@@ -1,7 +1,9 @@
-"""The layer holder: layers of containers that were committed, each mounted in a mount namespace that nobody else sees.
+"""The layer holder: layers of containers that were committed, each mounted in a mount namespace
+that nobody else sees.
 
-A layer in memory is gone with the last mount of it, and a mount cannot be cloned across namespaces: so a small process holds them, and clones
-one for each container that is to lie on it. The protocol, with the descriptors that travel along:
+A layer in memory is gone with the last mount of it, and a mount cannot be cloned across namespaces:
+so a small process holds them, and clones one for each container that is to lie on it. The protocol,
+with the descriptors that travel along:
 
 =========  =======================  ==========================
 put        a detached mount         --
@@ -37,7 +39,9 @@ class LayerHolder:
         self._channel: Channel | None = None
 
     def ask(self, what: str, key: str, fds: Sequence[int] = ()) -> list[int]:
-        """Have something done with the layer ``key``; returns what descriptors come back. Raises OSError."""
+        """Have something done with the layer ``key``; returns what descriptors come back. Raises
+        OSError.
+        """
         if self._channel is None:
             self._channel = helper.start(_serve)
         try:
@@ -46,7 +50,9 @@ class LayerHolder:
                 return []
             answer, found = self._channel.receive()
         except EOFError as error:
-            raise OSError(32, "the process that holds committed layers has ended, and they with it") from error
+            raise OSError(
+                32, "the process that holds committed layers has ended, and they with it"
+            ) from error
         if answer["op"] == "failed":
             raise OSError(answer["errno"], answer["reason"])
         return found

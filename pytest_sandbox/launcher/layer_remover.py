@@ -1,7 +1,9 @@
-"""The layer remover: a process that frees the writable layers of containers that have ended, so that the launcher never waits for it.
+"""The layer remover: a process that frees the writable layers of containers that have ended, so
+that the launcher never waits for it.
 
-A layer in memory is freed when its last descriptor is closed, which takes the kernel a while for many files: descriptors are sent here and
-closed here. A layer on disk is a directory that is removed.
+A layer in memory is freed when its last descriptor is closed, which takes the kernel a while for
+many files: descriptors are sent here and closed here. A layer on disk is a directory that is
+removed.
 """
 
 from __future__ import annotations
@@ -11,7 +13,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.launcher import helper
-from pytest_sandbox.runtime.protocol import Channel, LostDescriptorsError, close_all, packed, rights_of
+from pytest_sandbox.runtime.protocol import (
+    Channel,
+    LostDescriptorsError,
+    close_all,
+    packed,
+    rights_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,13 +34,17 @@ class LayerRemover:
         self._channel: Channel | None = None
 
     def free(self, fds: Sequence[int], directory: str | None) -> None:
-        """Close descriptors, and remove a directory, elsewhere; here where the process has ended or has too much to do already."""
+        """Close descriptors, and remove a directory, elsewhere; here where the process has ended or
+        has too much to do already.
+        """
         if self._channel is None:
             self._channel = helper.start(_serve)
         frame = packed({"directory": directory}, len(fds))
         sent = 0
         with suppress(OSError):
-            sent = self._channel.socket.sendmsg([frame], rights_of(fds), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+            sent = self._channel.socket.sendmsg(
+                [frame], rights_of(fds), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+            )
         if 0 < sent < len(frame):
             self._channel.socket.sendall(memoryview(frame)[sent:], socket.MSG_NOSIGNAL)
         close_all(fds)

@@ -1,7 +1,7 @@
 """The launcher: one small process for each client, whose children the containers' inits are.
 
-It keeps one container ready ahead of the spec that was asked for last, and offers it to the client before it is asked. It ends with its
-client, however that ends, and takes every container with it.
+It keeps one container ready ahead of the spec that was asked for last, and offers it to the client
+before it is asked. It ends with its client, however that ends, and takes every container with it.
 """
 
 from __future__ import annotations
@@ -33,19 +33,24 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _TRIES = 100
-#: Milliseconds within which a container that was taken is made good use of, before the next one is made: both wait for the same locks of the kernel.
+#: Milliseconds within which a container that was taken is made good use of, before the next one is
+#: made: both wait for the same locks of the kernel.
 _PATIENCE = 2
-#: Seconds between two tries to remove a cgroup that the kernel still takes for busy, and how long that is tried.
+#: Seconds between two tries to remove a cgroup that the kernel still takes for busy, and how long
+#: that is tried.
 _REMOVE_AGAIN = 0.01
 _REMOVE_FOR = 10.0
-#: Seconds for a killed init to end before its place is taken, and for all of them at the end of the session.
+#: Seconds for a killed init to end before its place is taken, and for all of them at the end of the
+#: session.
 _END_FOR = 0.5
 _CLOSE_FOR = 10.0
 
 
 @dataclass(slots=True)
 class Made:
-    """One container as the launcher knows it; ``claimed`` by the client, or the spare that was made ahead."""
+    """One container as the launcher knows it; ``claimed`` by the client, or the spare that was made
+    ahead.
+    """
 
     id: str
     spec: Spec
@@ -85,7 +90,9 @@ class Launcher:
         self.made: dict[str, Made] = {}
         self.by_pidfd: dict[int, Made] = {}
         self.committed: dict[str, Made] = {}
-        """Containers whose init has ended and whose layer is in the layer holder: the client can have them renewed."""
+        """Containers whose init has ended and whose layer is in the layer holder: the client can
+        have them renewed.
+        """
         self.busy: list[tuple[cgroup.Group, float]] = []
         """Cgroups that could not be removed yet, and until when that is tried."""
         self.spare: Made | None = None
@@ -110,7 +117,9 @@ class Launcher:
 
     def serve(self) -> None:
         """Answer until the client is gone."""
-        self.client.send({"op": "hello"}, [fd for fd in (self.host.user, self.host.rooted) if fd >= 0])
+        self.client.send(
+            {"op": "hello"}, [fd for fd in (self.host.user, self.host.rooted) if fd >= 0]
+        )
         while True:
             # What was mounted or unmounted before a container was asked for belongs into it.
             found = self.poll.poll(self.next_deadline())
@@ -126,18 +135,24 @@ class Launcher:
                 self.remove_busy()
 
     def next_deadline(self) -> float | None:
-        """Return the milliseconds after which there is something to do, whether or not somebody asks."""
+        """Return the milliseconds after which there is something to do, whether or not somebody
+        asks.
+        """
         if self.wanted:
             return self.patience
         waits = [self.control.expire(), _REMOVE_AGAIN if self.busy else None]
         return min((seconds * 1000 for seconds in waits if seconds is not None), default=None)
 
     def attend(self, fd: int) -> bool:
-        """Do what a descriptor that poll(2) reported is about; return False when the client is gone."""
+        """Do what a descriptor that poll(2) reported is about; return False when the client is
+        gone.
+        """
         if fd == self.mounts:
             self.forget_mounts()
         elif fd in self.by_pidfd:
-            if process.ended(fd, 0):  # else its number is another container's by now: the first one was disposed of meanwhile
+            if process.ended(
+                fd, 0
+            ):  # else its number is another container's by now: the first one was disposed of meanwhile
                 self.dispose(self.by_pidfd[fd])
         elif self.control.has(fd):
             self.control.attend(fd, self.receive_visitor)
@@ -146,7 +161,9 @@ class Launcher:
         return fd != self.client_pidfd
 
     def order(self, found: tuple[int, int]) -> int:
-        """Sort what poll(2) reports: what was mounted, and what the client has said, comes before what others ask."""
+        """Sort what poll(2) reports: what was mounted, and what the client has said, comes before
+        what others ask.
+        """
         return {self.mounts: 0, self.client.fileno(): 1}.get(found[0], 2)
 
     def hear(self) -> bool:
@@ -165,7 +182,9 @@ class Launcher:
         return True
 
     def answer(self, message: Message, answer: Message, fds: Sequence[int] = ()) -> bool:
-        """Answer a message under its number, if it is one that is answered; False when the client is gone."""
+        """Answer a message under its number, if it is one that is answered; False when the client
+        is gone.
+        """
         if "request" in message:
             try:
                 self.client.send({**answer, "request": message["request"]}, fds)
@@ -181,9 +200,20 @@ class Launcher:
             return {"op": "ended"}
         if not isinstance(error, OSError):
             traceback.print_exception(error)  # seen with PYTEST_SANDBOX_DEBUG
-            return {"op": "error", "step": what, "reason": f"{type(error).__name__}: {error}", "errno": 0}
-        step = getattr(error, "step", "limit the disk" if isinstance(error, storage.DiskLimitError) else what)
-        reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror or str(error)
+            return {
+                "op": "error",
+                "step": what,
+                "reason": f"{type(error).__name__}: {error}",
+                "errno": 0,
+            }
+        step = getattr(
+            error, "step", "limit the disk" if isinstance(error, storage.DiskLimitError) else what
+        )
+        reason = (
+            f"{error.strerror}: {error.filename}"
+            if error.filename
+            else error.strerror or str(error)
+        )
         return {"op": "error", "step": step, "reason": reason, "errno": error.errno}
 
     def of(self, message: Message) -> Made:
@@ -194,7 +224,9 @@ class Launcher:
         return made
 
     def do_create(self, message: Message) -> None:
-        """Give the client a container of this spec, the spare where it has one, and make the next one ahead."""
+        """Give the client a container of this spec, the spare where it has one, and make the next
+        one ahead.
+        """
         spec, self.asked = Spec.from_json(message["spec"]), message["number"]
         made = self.spare_of(spec) or self.build_on_the_moving(spec)
         made.request = message["request"]
@@ -222,7 +254,9 @@ class Launcher:
             self.remove_group(self.committed.pop(message["id"]).group)
 
     def do_cancel(self, message: Message) -> None:
-        """The client was interrupted while it waited for an answer: nobody has the container that was made for it."""
+        """The client was interrupted while it waited for an answer: nobody has the container that
+        was made for it.
+        """
         for made in self.made.values():
             if made.request == message["answer"]:
                 made.claimed = False
@@ -238,7 +272,8 @@ class Launcher:
         self.answer(message, {"op": "refused", "paths": self.host.root.refused})
 
     def do_freeze(self, message: Message) -> None:
-        """Hand a container's layer to the layer holder, for others to lie on; one on disk stays where it is, and is to be copied.
+        """Hand a container's layer to the layer holder, for others to lie on; one on disk stays
+        where it is, and is to be copied.
 
         A client that was interrupted asks again with the same key.
         """
@@ -263,7 +298,9 @@ class Launcher:
         self.layer_holder.ask("drop", message["key"])
 
     def do_renew(self, message: Message) -> None:
-        """Give a container whose layer was taken a new init and a new layer, in the same group, under the same name."""
+        """Give a container whose layer was taken a new init and a new layer, in the same group,
+        under the same name.
+        """
         old = self.committed.pop(message["id"], None)
         if old is None:
             old = self.of(message)
@@ -278,14 +315,20 @@ class Launcher:
         self.answer(message, {"op": "renewed", "id": made.id, "pid": made.pid}, [made.pidfd])
 
     def spare_of(self, spec: Spec) -> Made | None:
-        """Return the spare if it is of this spec; one of another spec, or over mounts or directories of before, is thrown away."""
-        if self.spare is not None and (self.is_stale or self.spare.spec != spec or not file_mounts.are_current(self.spare.seen)):
+        """Return the spare if it is of this spec; one of another spec, or over mounts or
+        directories of before, is thrown away.
+        """
+        if self.spare is not None and (
+            self.is_stale or self.spare.spec != spec or not file_mounts.are_current(self.spare.seen)
+        ):
             process.kill(self.spare.pidfd, signal.SIGKILL)
             self.spare = None
         return self.spare
 
     def claim(self, made: Made, about: Any) -> None:
-        """Note that a container is the client's, and that the one after it is wanted: at once, where one of the same spec was not waiting."""
+        """Note that a container is the client's, and that the one after it is wanted: at once,
+        where one of the same spec was not waiting.
+        """
         made.claimed, made.about, made.since = True, about, time.time()
         was_waiting = made is self.spare and time.monotonic() - self.offered >= _PATIENCE / 1000
         self.patience = _PATIENCE if was_waiting or made.spec != self.last else 0
@@ -300,12 +343,20 @@ class Launcher:
         if self.spare_of(spec) is None:
             with suppress(Exception):  # what it was is said when somebody asks for that container
                 self.spare, self.is_stale = self.build(spec), False
-                offer = {"op": "ready", "id": self.spare.id, "pid": self.spare.pid, "number": self.asked, "seen": self.spare.seen}
+                offer = {
+                    "op": "ready",
+                    "id": self.spare.id,
+                    "pid": self.spare.pid,
+                    "number": self.asked,
+                    "seen": self.spare.seen,
+                }
                 self.client.send(offer, [self.spare.pidfd])
                 self.offered = time.monotonic()
 
     def build_on_the_moving(self, spec: Spec) -> Made:
-        """Make a container, once more where a mount went away between the look at it and its turn (other tools' containers come and go)."""
+        """Make a container, once more where a mount went away between the look at it and its turn
+        (other tools' containers come and go).
+        """
         for _ in range(_TRIES - 1):
             try:
                 return self.build(spec)
@@ -350,13 +401,17 @@ class Launcher:
         return made
 
     def find_place(self, spec: Spec, identity: str) -> storage.Place:
-        """Make the place of a writable layer that is not in memory, with what is to be in it from the start."""
+        """Make the place of a writable layer that is not in memory, with what is to be in it from
+        the start.
+        """
         base = spec.layers or self.host.root.layers
         if base is None:
             return storage.MEMORY
         if spec.disk is not None and not self.host.is_root:
             raise privileges.unlimited(self.host.root, spec.disk)
-        place = storage.make(base, spec.disk, session=self.session.name, identity=identity, lock=self.lock)
+        place = storage.make(
+            base, spec.disk, session=self.session.name, identity=identity, lock=self.lock
+        )
         points = ["", *(point for point, _lower in self.host.points())]
         numbers = {point: number for number, point in enumerate(points)} | {
             directory: n for n, directory in enumerate(spec.directories, 1000)
@@ -366,10 +421,14 @@ class Launcher:
         return place
 
     def forget_mounts(self) -> None:
-        """Look at the host's mounts again: what was made ahead is no longer what the host looks like, unless the client has it already."""
+        """Look at the host's mounts again: what was made ahead is no longer what the host looks
+        like, unless the client has it already.
+        """
         self.is_stale = self.is_outdated = True
         for _ in range(_TRIES):
-            with suppress(FileNotFoundError, NotADirectoryError):  # one went away between being found and being tried
+            with suppress(
+                FileNotFoundError, NotADirectoryError
+            ):  # one went away between being found and being tried
                 self.host.look()
                 self.is_outdated = False
                 return
@@ -379,7 +438,10 @@ class Launcher:
         what = message["op"]
         if what == "list":
             found = [made for made in self.made.values() if made.claimed]
-            return {"op": "list", "containers": [_card(made, figures=bool(message.get("stats"))) for made in found]}, []
+            return {
+                "op": "list",
+                "containers": [_card(made, figures=bool(message.get("stats"))) for made in found],
+            }, []
         made = self.made.get(message["id"])
         if made is None or not made.claimed:
             return {"op": "error", "reason": "has ended"}, []
@@ -388,11 +450,21 @@ class Launcher:
         builder = -1 if self.host.is_root else namespaces.open_of(os.getpid(), "user")
         user = self.host.user_of(made.spec)
         spaces = [os.dup(user) if user >= 0 else -1, builder]
-        way = {"spec": made.spec.to_json(), "joins": made.group.joins(), "pid": made.pid, "user_namespaces": [fd >= 0 for fd in spaces]}
-        return {"op": "entered", "about": made.about, **way}, [os.dup(made.pidfd), *(fd for fd in spaces if fd >= 0)]
+        way = {
+            "spec": made.spec.to_json(),
+            "joins": made.group.joins(),
+            "pid": made.pid,
+            "user_namespaces": [fd >= 0 for fd in spaces],
+        }
+        return {"op": "entered", "about": made.about, **way}, [
+            os.dup(made.pidfd),
+            *(fd for fd in spaces if fd >= 0),
+        ]
 
     def dispose(self, made: Made) -> None:
-        """Let go of a container whose init has ended; one that was committed can be renewed until the client closes it."""
+        """Let go of a container whose init has ended; one that was committed can be renewed until
+        the client closes it.
+        """
         if made is self.spare:
             self.spare = None
         self.let_go(made)
@@ -404,7 +476,9 @@ class Launcher:
             self.remove_group(made.group)
 
     def replace(self, made: Made) -> None:
-        """Let go of a container that another one takes the place of; at once, unless its init waits for somebody to reap its processes."""
+        """Let go of a container that another one takes the place of; at once, unless its init waits
+        for somebody to reap its processes.
+        """
         del self.made[made.id]
         made.is_replaced = True
         if process.ended(made.pidfd, _END_FOR):
@@ -421,7 +495,9 @@ class Launcher:
         self.layer_remover.free([made.layer, made.tree], made.place.directory)
 
     def remove_group(self, group: cgroup.Group) -> None:
-        """Remove the cgroup of a container that has ended, at once or later; frozen processes end when they are thawed."""
+        """Remove the cgroup of a container that has ended, at once or later; frozen processes end
+        when they are thawed.
+        """
         if not self.removed(group):
             with suppress(OSError, UnsupportedError):
                 group.thaw()
@@ -436,9 +512,13 @@ class Launcher:
         return True
 
     def remove_busy(self) -> None:
-        """Try again to remove the cgroups that were busy; what is busy for long goes with the session."""
+        """Try again to remove the cgroups that were busy; what is busy for long goes with the
+        session.
+        """
         now = time.monotonic()
-        self.busy = [(group, end) for group, end in self.busy if not self.removed(group) and end > now]
+        self.busy = [
+            (group, end) for group, end in self.busy if not self.removed(group) and end > now
+        ]
 
     def close(self) -> None:
         """Kill every container, and remove the groups of this session."""
@@ -457,11 +537,20 @@ class Launcher:
 def _card(made: Made, *, figures: bool) -> Message:
     """Return what a container shows to other processes of this user."""
     stats = {**asdict(made.group.stats()), **made.group.pressure()} if figures else None
-    return {"id": made.id, "pid": made.pid, "since": made.since, "about": made.about, "stats": stats, "paused": made.group.is_frozen()}
+    return {
+        "id": made.id,
+        "pid": made.pid,
+        "since": made.since,
+        "about": made.about,
+        "stats": stats,
+        "paused": made.group.is_frozen(),
+    }
 
 
 def main() -> NoReturn:
-    """Run with the arguments SESSION LOCK and descriptors: the client's socket, and the session's locks, which are held by being open."""
+    """Run with the arguments SESSION LOCK and descriptors: the client's socket, and the session's
+    locks, which are held by being open.
+    """
     session, lock, *fds = sys.argv[1:]
     signals.reset()
     privileges.gain_power(int(fds[0]))
@@ -473,13 +562,19 @@ def main() -> NoReturn:
         launcher = Launcher(client, session, lock)
     except OSError as error:
         client.send(
-            {"op": "error", "step": "start the launcher", "reason": f"{error.strerror} {error.filename or ''}", "errno": error.errno}
+            {
+                "op": "error",
+                "step": "start the launcher",
+                "reason": f"{error.strerror} {error.filename or ''}",
+                "errno": error.errno,
+            }
         )
         sys.exit(1)
     try:
         launcher.serve()
     finally:
-        launcher.close()  # where it fails, the lock stays, and the next session's cleanup tries again
+        # where it fails, the lock stays, and the next session's cleanup tries again
+        launcher.close()
     with suppress(OSError):
         os.unlink(lock)
     sys.exit(0)

@@ -1,4 +1,6 @@
-"""Capabilities: names and bits, docker's default set, and what a payload is left with (capabilities(7))."""
+"""Capabilities: names and bits, docker's default set, and what a payload is left with
+(capabilities(7)).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ ALL = (1 << len(NAMES)) - 1
 
 
 def bit(name: str) -> int:
-    """Return the mask of one capability: ``"NET_ADMIN"``, ``"cap_net_admin"``, or ``"ALL"`` of them, in any case.
+    """Return the mask of one capability: ``"NET_ADMIN"``, ``"cap_net_admin"``, or ``"ALL"`` of
+    them, in any case.
 
     Raises :class:`KeyError` for a name that the kernel does not have.
     """
@@ -36,38 +39,55 @@ def bit(name: str) -> int:
 
 
 def mask(wanted: Iterable[str], *, key: str = "capabilities") -> int:
-    """Return the mask of some names; an unknown one is a :class:`SettingsError` of the setting ``key``."""
+    """Return the mask of some names; an unknown one is a :class:`SettingsError` of the setting
+    ``key``.
+    """
     result = 0
     for name in wanted:
         try:
             result |= bit(name)
         except (KeyError, AttributeError):
-            raise SettingsError(key, name, f"ALL, or a name of capabilities(7) with or without CAP_: {' '.join(NAMES)}") from None
+            raise SettingsError(
+                key,
+                name,
+                f"ALL, or a name of capabilities(7) with or without CAP_: {' '.join(NAMES)}",
+            ) from None
     return result
 
 
 def names(capabilities: int) -> tuple[str, ...]:
-    """Return the names in a mask as docker prints them (``CAP_CHOWN``), in the order of their numbers."""
+    """Return the names in a mask as docker prints them (``CAP_CHOWN``), in the order of their
+    numbers.
+    """
     return tuple(f"CAP_{name}" for number, name in enumerate(NAMES) if capabilities >> number & 1)
 
 
 # Moby's daemon/pkg/oci/caps/defaults.go.
-_DOCKER = "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE"
+_DOCKER = (
+    "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP "
+    "NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE"
+)
 DOCKER_DEFAULT = mask(_DOCKER.split())
 
 
 @cache
 def supported() -> int:
-    """Return the mask of the capabilities that this kernel knows (``/proc/sys/kernel/cap_last_cap``)."""
+    """Return the mask of the capabilities that this kernel knows
+    (``/proc/sys/kernel/cap_last_cap``).
+    """
     last = int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii"))
     return (1 << last + 1) - 1
 
 
-def resolve(cap_add: Iterable[str] = (), cap_drop: Iterable[str] = (), *, privileged: bool = False) -> int:
-    """Return the mask that docker would give for ``--cap-add``, ``--cap-drop`` and ``--privileged``.
+def resolve(
+    cap_add: Iterable[str] = (), cap_drop: Iterable[str] = (), *, privileged: bool = False
+) -> int:
+    """Return the mask that docker would give for ``--cap-add``, ``--cap-drop`` and
+    ``--privileged``.
 
-    ``ALL`` among the added means all but those dropped by name; ``ALL`` among the dropped means those added and no other; otherwise the
-    dropped ones go first, so that a name in both is kept. Raises :class:`SettingsError` for a name that is none.
+    ``ALL`` among the added means all but those dropped by name; ``ALL`` among the dropped means
+    those added and no other; otherwise the dropped ones go first, so that a name in both is kept.
+    Raises :class:`SettingsError` for a name that is none.
     """
     added, dropped = list(cap_add), list(cap_drop)
     add, drop = mask(added, key="cap_add"), mask(dropped, key="cap_drop")

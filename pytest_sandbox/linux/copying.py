@@ -17,7 +17,13 @@ from typing import NamedTuple, Self
 
 from pytest_sandbox.linux import process
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.directories import DIRECTORY, DirectoryStack, batches, open_entry, open_regular
+from pytest_sandbox.linux.directories import (
+    DIRECTORY,
+    DirectoryStack,
+    batches,
+    open_entry,
+    open_regular,
+)
 
 __all__ = ["Copied", "TreeCopy", "copy_content", "copy_tree"]
 
@@ -202,7 +208,9 @@ class TreeCopy:
         self._count += 1
         self._size += size
 
-    def link_again(self, status: os.stat_result, target: int, name: str, *, always: bool = False) -> bool:
+    def link_again(
+        self, status: os.stat_result, target: int, name: str, *, always: bool = False
+    ) -> bool:
         """Give a file that was copied under another name this one too.
 
         Return whether that was done. Remember the first name.
@@ -336,7 +344,9 @@ class _LayerCopy(TreeCopy):
                 os.chown(name, status.st_uid, status.st_gid, dir_fd=target, follow_symlinks=False)
         if not stat.S_ISLNK(status.st_mode):
             os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=target)
-        os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=target, follow_symlinks=False)
+        os.utime(
+            name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=target, follow_symlinks=False
+        )
         self.count()
 
     def _delete(self, target: int, name: str) -> None:
@@ -347,7 +357,9 @@ class _LayerCopy(TreeCopy):
         self.count()
         if self._whiteout >= 0:
             with suppress(OSError):  # EMLINK: an inode cannot have more names
-                os.link(process.path_of(self._whiteout), name, dst_dir_fd=target, follow_symlinks=True)
+                os.link(
+                    process.path_of(self._whiteout), name, dst_dir_fd=target, follow_symlinks=True
+                )
                 return
         os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=target)
         if self._whiteout >= 0:

@@ -27,7 +27,9 @@ def is_writable(fd: int, *, only: bool = False) -> bool:
 
 
 def names_a_file(fd: int, mode: int) -> str:
-    """Return the path that ``fd`` was opened by, or "" for a socket, a pipe, a file in memory and the like."""
+    """Return the path that ``fd`` was opened by, or "" for a socket, a pipe, a file in memory and
+    the like.
+    """
     if stat.S_IFMT(mode) not in _OPENED_BY_PATH:
         return ""
     path = os.readlink(f"{_DIRECTORY}/{fd}")

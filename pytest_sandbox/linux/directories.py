@@ -68,7 +68,9 @@ def _name(entry: os.DirEntry[str]) -> str:
 
 
 class OpenDirectory:
-    """A directory that is open within a ``with`` block, also where a signal handler raises anywhere."""
+    """A directory that is open within a ``with`` block, also where a signal handler raises
+    anywhere.
+    """
 
     fd = -1
 

@@ -1,4 +1,6 @@
-"""Programs of a few instructions, made in memory: static ELF files in memfds (elf(5), memfd_create(2))."""
+"""Programs of a few instructions, made in memory: static ELF files in memfds (elf(5),
+memfd_create(2)).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from pytest_sandbox.linux import machine_code
 __all__ = ["DATA_ADDRESS", "helper_fd", "init_fd"]
 
 #: Where the code and the data begin in the file; tools/machine_code has the same numbers. The data
-#: has pages of its own for every page size up to 64 KiB, so that no page is writable and executable.
+#: has pages of its own for every page size up to 64 KiB, so that no page is writable and
+#: executable.
 _CODE, _DATA = 0x100, 0x10000
 _BASE = 0x400000
 #: The address of the data segment of a program made by :func:`helper_fd`.

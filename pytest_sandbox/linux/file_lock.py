@@ -1,7 +1,9 @@
-"""Locks on files and directories that end with their holder (flock(2)), verified to be locks of what the path names now.
+"""Locks on files and directories that end with their holder (flock(2)), verified to be locks of
+what the path names now.
 
-The holder of a lock may remove the file. Whoever opened it before and locks it afterwards then has the lock of a file without a name, so
-every function here compares the descriptor with the path once it has the lock.
+The holder of a lock may remove the file. Whoever opened it before and locks it afterwards then has
+the lock of a file without a name, so every function here compares the descriptor with the path once
+it has the lock.
 """
 
 from __future__ import annotations
@@ -18,12 +20,16 @@ _PAUSE = 0.001
 
 
 def create_locked(path: str) -> int:
-    """Create the file ``path`` (mode 0600) and lock it exclusively; return the descriptor that holds the lock, above 2.
+    """Create the file ``path`` (mode 0600) and lock it exclusively; return the descriptor that
+    holds the lock, above 2.
 
-    Raises FileExistsError where the file exists. The wait is for a cleanup of this user, which finds nothing to do for a new session.
+    Raises FileExistsError where the file exists. The wait is for a cleanup of this user, which
+    finds nothing to do for a new session.
     """
     while True:
-        fd = _above_standard_streams(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        fd = _above_standard_streams(
+            os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        )
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             if is_same(fd, path):
@@ -35,9 +41,11 @@ def create_locked(path: str) -> int:
 
 
 def lock_directory(path: str) -> int:
-    """Lock the directory ``path`` with a shared lock; return the descriptor that holds the lock, above 2.
+    """Lock the directory ``path`` with a shared lock; return the descriptor that holds the lock,
+    above 2.
 
-    Raises FileNotFoundError where it does not exist or a cleanup removed it, TimeoutError where it cannot be locked within 10 seconds.
+    Raises FileNotFoundError where it does not exist or a cleanup removed it, TimeoutError where it
+    cannot be locked within 10 seconds.
     """
     fd = _above_standard_streams(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     try:
@@ -51,14 +59,18 @@ def lock_directory(path: str) -> int:
 
 
 def try_lock(path: str) -> int | None:
-    """Lock a file or directory exclusively without waiting; return the descriptor, None where it is held, gone or not accessible."""
+    """Lock a file or directory exclusively without waiting; return the descriptor, None where it is
+    held, gone or not accessible.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held, or a file system without locks, where nobody can tell whether it is held
+    except (
+        OSError
+    ):  # held, or a file system without locks, where nobody can tell whether it is held
         os.close(fd)
         return None
     if is_same(fd, path):
@@ -75,7 +87,9 @@ def is_same(fd: int, path: str) -> bool:
 
 
 def _lock_shared(fd: int, path: str, deadline: float) -> bool:
-    """Lock ``fd``; return False where ``path`` no longer names it. A cleanup holds a lock for a moment only."""
+    """Lock ``fd``; return False where ``path`` no longer names it. A cleanup holds a lock for a
+    moment only.
+    """
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -88,7 +102,9 @@ def _lock_shared(fd: int, path: str, deadline: float) -> bool:
 
 
 def _above_standard_streams(fd: int) -> int:
-    """Move a descriptor above 2: a process without stdin has low numbers free, which are replaced in the processes that it starts."""
+    """Move a descriptor above 2: a process without stdin has low numbers free, which are replaced
+    in the processes that it starts.
+    """
     if fd > 2:
         return fd
     try:

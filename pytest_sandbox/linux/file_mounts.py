@@ -1,8 +1,11 @@
-"""Single files that are mounts of their own (docker's /etc/hosts, a bind-mounted docker.sock), as containers get them.
+"""Single files that are mounts of their own (docker's /etc/hosts, a bind-mounted docker.sock), as
+containers get them.
 
-An overlay cannot lie over a single file, and a bind mount would be the host's: a socket accepts connections, a FIFO takes writes, a
-lock (flock(2)) is the host's lock. So a container finds a copy of a plain file, and a new, inert node in place of a socket or a FIFO.
-They lie in a directory that is a lower layer of the overlay around them: written, renamed and removed as any other file below it.
+An overlay cannot lie over a single file, and a bind mount would be the host's: a socket accepts
+connections, a FIFO takes writes, a lock (flock(2)) is the host's lock. So a container finds a copy
+of a plain file, and a new, inert node in place of a socket or a FIFO. They lie in a directory that
+is a lower layer of the overlay around them: written, renamed and removed as any other file below
+it.
 """
 
 from __future__ import annotations
@@ -19,7 +22,16 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.linux.syscall_batch import Program
 
-__all__ = ["LARGEST", "Node", "Stamp", "add_nodes", "are_current", "copy_of", "is_unreachable", "stamp"]
+__all__ = [
+    "LARGEST",
+    "Node",
+    "Stamp",
+    "add_nodes",
+    "are_current",
+    "copy_of",
+    "is_unreachable",
+    "stamp",
+]
 
 #: Bytes up to which a file is copied.
 LARGEST = 1 << 20
@@ -28,7 +40,9 @@ _SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
 class Node(NamedTuple):
-    """A file to be made: its path below its overlay's point, without a slash before it, type and mode, owner, and content."""
+    """A file to be made: its path below its overlay's point, without a slash before it, type and
+    mode, owner, and content.
+    """
 
     path: str
     mode: int
@@ -37,7 +51,9 @@ class Node(NamedTuple):
 
 
 class Stamp(NamedTuple):
-    """What identifies a file or directory, and its content where ``changed`` (st_ctime_ns) is not 0."""
+    """What identifies a file or directory, and its content where ``changed`` (st_ctime_ns) is not
+    0.
+    """
 
     path: str
     device: int
@@ -63,18 +79,23 @@ def are_current(stamps: Iterable[Stamp]) -> bool:
 
 
 def is_unreachable(mode: int) -> bool:
-    """Return whether a file of this type leads to other processes, so that a container gets one of its own instead."""
+    """Return whether a file of this type leads to other processes, so that a container gets one of
+    its own instead.
+    """
     return stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode)
 
 
 def copy_of(path: str, below: str) -> Node:
-    """Return the node that stands for the host's file ``path`` in the overlay at ``below``; a plain file with its content.
+    """Return the node that stands for the host's file ``path`` in the overlay at ``below``; a plain
+    file with its content.
 
     Raises :class:`OSError`.
     """
     status = os.stat(path)
     content = _content(path) if stat.S_ISREG(status.st_mode) else b""
-    return Node(os.path.relpath(path, below or "/"), status.st_mode, (status.st_uid, status.st_gid), content)
+    return Node(
+        os.path.relpath(path, below or "/"), status.st_mode, (status.st_uid, status.st_gid), content
+    )
 
 
 def _content(path: str) -> bytes:
@@ -83,18 +104,29 @@ def _content(path: str) -> bytes:
         return file.read(LARGEST)
 
 
-def add_nodes(program: Program, step: str, directory: str, nodes: Iterable[Node], status_of: Callable[[str], os.stat_result]) -> None:
+def add_nodes(
+    program: Program,
+    step: str,
+    directory: str,
+    nodes: Iterable[Node],
+    status_of: Callable[[str], os.stat_result],
+) -> None:
     """Make a directory with these nodes in it, a lower layer.
 
-    ``status_of`` returns what a directory on the way looks like in the layers below, since this one lies above them.
+    ``status_of`` returns what a directory on the way looks like in the layers below, since this one
+    lies above them.
     """
-    program.add(step, "mkdirat", -1, os.fsencode(directory), 0o755)  # what / looks like is said by the layers above
+    program.add(
+        step, "mkdirat", -1, os.fsencode(directory), 0o755
+    )  # what / looks like is said by the layers above
     made: set[str] = set()
     for node in nodes:
         for parent in _parents(node.path):
             if parent not in made:
                 made.add(parent)
-                _add_directory(program, step, os.fsencode(f"{directory}/{parent}"), status_of(parent))
+                _add_directory(
+                    program, step, os.fsencode(f"{directory}/{parent}"), status_of(parent)
+                )
         _add_node(program, step, os.fsencode(f"{directory}/{node.path}"), node)
 
 
@@ -107,7 +139,11 @@ def _add_directory(program: Program, step: str, name: bytes, status: os.stat_res
     mode = stat.S_IMODE(status.st_mode)
     program.add(step, "mkdirat", -1, name, mode)
     _add_attributes(program, step, name, mode, (status.st_uid, status.st_gid))
-    times = [part for time in (status.st_atime_ns, status.st_mtime_ns) for part in divmod(time, _NANOSECONDS)]
+    times = [
+        part
+        for time in (status.st_atime_ns, status.st_mtime_ns)
+        for part in divmod(time, _NANOSECONDS)
+    ]
     program.add(step, "utimensat", -1, name, struct.pack("4q", *times), 0)
 
 
@@ -122,8 +158,12 @@ def _add_node(program: Program, step: str, name: bytes, node: Node) -> None:
     _add_attributes(program, step, name, mode, node.owner)
 
 
-def _add_attributes(program: Program, step: str, name: bytes, mode: int, owner: tuple[int, int]) -> None:
-    """Set owner and mode, where they are not what they are by being made: the program's umask is 0, and chown(2) takes set-ID bits away."""
+def _add_attributes(
+    program: Program, step: str, name: bytes, mode: int, owner: tuple[int, int]
+) -> None:
+    """Set owner and mode, where they are not what they are by being made: the program's umask is 0,
+    and chown(2) takes set-ID bits away.
+    """
     is_own = owner == (os.geteuid(), os.getegid())
     if not is_own and userns.has_id("uid", owner[0]) and userns.has_id("gid", owner[1]):
         program.add(step, "fchownat", -1, name, *owner, 0)

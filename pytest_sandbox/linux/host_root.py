@@ -1,9 +1,12 @@
-"""What the host's root looks like to those who lay containers over it, and where the rights of who lays them make a difference.
+"""What the host's root looks like to those who lay containers over it, and where the rights of who
+lays them make a difference.
 
-Root lays one overlay over ``/`` and one over each file system below. Without root the kernel refuses an overlay over a directory that has a
-mount below it (it would show what the mount covers). Then such a directory is *split*: its place is taken by a skeleton with the same names, and
-each directory in it that has no mount below gets an overlay of its own. And as no file of another user can be copied up, the first directory that
-the user may write to, on the way to where it works, gets one too.
+Root lays one overlay over ``/`` and one over each file system below. Without root the kernel
+refuses an overlay over a directory that has a mount below it (it would show what the mount covers).
+Then such a directory is *split*: its place is taken by a skeleton with the same names, and each
+directory in it that has no mount below gets an overlay of its own. And as no file of another user
+can be copied up, the first directory that the user may write to, on the way to where it works, gets
+one too.
 """
 
 from __future__ import annotations
@@ -30,12 +33,15 @@ _ATTRIBUTE = "user.pytest-sandbox"
 
 @dataclass(frozen=True, slots=True)
 class HostRoot:
-    """``root`` is the directory below the container's root, ``below`` what is laid over it, parents first, ``options`` those of every overlay.
+    """``root`` is the directory below the container's root, ``below`` what is laid over it, parents
+    first, ``options`` those of every overlay.
 
-    ``layers`` is the directory of writable layers where a tmpfs cannot hold one: before Linux 6.6 it has no attributes for who is not root.
-    ``tty_group`` tells whether the group of terminals has a number here. ``copied`` are mounted files that are copied for each container,
-    by the point of the overlay that they lie in ("": the root); ``refused`` are the sockets and FIFOs among the mounts, and directories
-    that cannot be shown: a container gets inert ones and empty ones in their places.
+    ``layers`` is the directory of writable layers where a tmpfs cannot hold one: before Linux 6.6
+    it has no attributes for who is not root. ``tty_group`` tells whether the group of terminals has
+    a number here. ``copied`` are mounted files that are copied for each container, by the point of
+    the overlay that they lie in ("": the root); ``refused`` are the sockets and FIFOs among the
+    mounts, and directories that cannot be shown: a container gets inert ones and empty ones in
+    their places.
     """
 
     root: str
@@ -53,7 +59,10 @@ def for_root() -> HostRoot:
 
 
 def for_user(skeleton: str, works: Iterable[str], layers: str | None) -> HostRoot:
-    """Return what a user stands on. ``skeleton`` is a new directory's path, and ``works`` are the directories where the user works."""
+    """Return what a user stands on.
+
+    ``skeleton`` is a new directory's path, and ``works`` are the directories where the user works.
+    """
     shutil.rmtree(skeleton, ignore_errors=True)
     os.makedirs(skeleton, 0o700)
     splitter = _Splitter(mounts.mounted(), skeleton)
@@ -66,7 +75,9 @@ def for_user(skeleton: str, works: Iterable[str], layers: str | None) -> HostRoo
 
 
 def takes_attributes(directory: str) -> bool:
-    """Whether a user's overlay can have its writable layer in ``directory``: it marks directories by user attributes (xattr(7))."""
+    """Whether a user's overlay can have its writable layer in ``directory``: it marks directories
+    by user attributes (xattr(7)).
+    """
     try:
         os.setxattr(directory, _ATTRIBUTE, b"")
         os.removexattr(directory, _ATTRIBUTE)
@@ -103,7 +114,9 @@ class _Splitter:
         elif entry.is_dir():
             os.mkdir(target)
             self._directory(entry.path)
-        elif file_mounts.is_unreachable(mode := entry.stat().st_mode):  # is_file() would tell what a mount of a file covers
+        elif file_mounts.is_unreachable(
+            mode := entry.stat().st_mode
+        ):  # is_file() would tell what a mount of a file covers
             os.mknod(target, mode)
             os.chmod(target, stat.S_IMODE(mode))
             self.refused += [entry.path] if entry.path in self.mounts else []
@@ -135,11 +148,24 @@ class _Splitter:
         self.below[entry.path] = replace(self._mount_of(entry.path), point=entry.path)
 
     def open(self, path: str) -> None:
-        """Give an overlay of its own to the first directory on the way to ``path`` in which the user may write."""
+        """Give an overlay of its own to the first directory on the way to ``path`` in which the
+        user may write.
+        """
         path = os.path.realpath(path)
         way = [path[:end] for end in range(1, len(path)) if path[end] == "/"]
-        directory = next((one for one in [*way, path] if one != "/" and os.path.isdir(one) and os.access(one, os.W_OK)), None)
-        if directory is not None and directory not in self.below and not any(_within(directory, own) for own in mounts.OWN):
+        directory = next(
+            (
+                one
+                for one in [*way, path]
+                if one != "/" and os.path.isdir(one) and os.access(one, os.W_OK)
+            ),
+            None,
+        )
+        if (
+            directory is not None
+            and directory not in self.below
+            and not any(_within(directory, own) for own in mounts.OWN)
+        ):
             self._directory(directory)
 
 
@@ -148,7 +174,9 @@ def _within(path: str, directory: str) -> bool:
 
 
 def tmpfs_takes_attributes() -> bool:
-    """Whether this kernel's tmpfs has user attributes (Linux 6.6); tried in a fork, which takes the mount with it."""
+    """Whether this kernel's tmpfs has user attributes (Linux 6.6); tried in a fork, which takes the
+    mount with it.
+    """
     pid = os.fork()
     if pid:
         _pid, status = os.waitpid(pid, 0)

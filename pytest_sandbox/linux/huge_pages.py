@@ -1,4 +1,6 @@
-"""Pages of memory: having few large ones makes a fork cheap, whose time goes into the table of them (Documentation/admin-guide/mm/transhuge.rst)."""
+"""Pages of memory: having few large ones makes a fork cheap, whose time goes into the table of them
+(Documentation/admin-guide/mm/transhuge.rst).
+"""
 
 from __future__ import annotations
 
@@ -21,30 +23,43 @@ _LARGEST = 4 << 20
 
 
 def gather() -> None:
-    """Have the process's own memory lie in huge pages, where this kernel has them and its settings allow it.
+    """Have the process's own memory lie in huge pages, where this kernel has them and its settings
+    allow it.
 
-    That takes about half as long as filling the memory did, and nothing of what is in it changes. A fork copies one entry instead of 512 then, until
-    one of the two writes to such a page: its entries are separate again afterwards, so it pays to gather from time to time.
+    That takes about half as long as filling the memory did, and nothing of what is in it changes. A
+    fork copies one entry instead of 512 then, until one of the two writes to such a page: its
+    entries are separate again afterwards, so it pays to gather from time to time.
     """
     size = _size()
     for begin, end in _stretches() if size else ():
         first, last = -(-begin // size) * size, end // size * size
         if first < last:
-            with suppress(OSError):  # an older kernel, or too little free memory in one piece: then it stays as it is
+            with suppress(
+                OSError
+            ):  # an older kernel, or too little free memory in one piece: then it stays as it is
                 sc.madvise(first, last - first, _MADV_COLLAPSE)
 
 
 def _size() -> int:
     """Return the size of a huge page; 0 where there is none that may be used."""
     try:
-        with open(f"{_SETTINGS}/enabled", encoding="ascii") as enabled, open(f"{_SETTINGS}/hpage_pmd_size", encoding="ascii") as size:
-            return 0 if "[never]" in enabled.read() or (found := int(size.read())) > _LARGEST else found
+        with (
+            open(f"{_SETTINGS}/enabled", encoding="ascii") as enabled,
+            open(f"{_SETTINGS}/hpage_pmd_size", encoding="ascii") as size,
+        ):
+            return (
+                0
+                if "[never]" in enabled.read() or (found := int(size.read())) > _LARGEST
+                else found
+            )
     except FileNotFoundError:
         return 0
 
 
 def _stretches() -> Iterator[tuple[int, int]]:
-    """Yield where the memory of this process lies that is nobody else's and no file's, and that is in use nearly everywhere (proc_pid_smaps(5))."""
+    """Yield where the memory of this process lies that is nobody else's and no file's, and that is
+    in use nearly everywhere (proc_pid_smaps(5)).
+    """
     begin = end = 0
     is_own = False
     with open("/proc/self/smaps", encoding="utf-8", errors="replace") as file:

@@ -36,7 +36,8 @@ def listen(path: str) -> socket.socket:
 def connect(path: str, timeout: float) -> socket.socket:
     """Connect to the socket at ``path``, whose calls wait ``timeout`` seconds at most."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # With a timeout of Python's the socket does not block, and a full backlog is an error at once (connect(2), EAGAIN).
+    # With a timeout of Python's the socket does not block, and a full backlog is an error at once
+    # (connect(2), EAGAIN).
     set_timeouts(made, timeout)
     try:
         with _short(path) as name:
@@ -49,12 +50,15 @@ def connect(path: str, timeout: float) -> socket.socket:
 
 
 def set_timeouts(blocking: socket.socket, seconds: float) -> None:
-    """Let no call of a blocking socket wait longer: it fails with BlockingIOError then (socket(7), SO_RCVTIMEO).
+    """Let no call of a blocking socket wait longer: it fails with BlockingIOError then (socket(7),
+    SO_RCVTIMEO).
 
     A timeout of Python's takes a poll(2) before each call.
     """
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        blocking.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
+        blocking.setsockopt(
+            socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+        )
 
 
 @contextmanager
@@ -68,8 +72,12 @@ def _short(path: str) -> Iterator[str]:
 
 
 def is_ours(connection: socket.socket) -> bool:
-    """Whether the process that connected is of this user, and in this process's PID namespace: not in a container that sees the directory."""
-    pid, uid, _gid = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    """Whether the process that connected is of this user, and in this process's PID namespace: not
+    in a container that sees the directory.
+    """
+    pid, uid, _gid = _CREDENTIALS.unpack(
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
     try:
         return uid == os.geteuid() and process.is_near(pid)
     except OSError:  # it has ended, or hides

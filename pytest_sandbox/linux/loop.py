@@ -13,12 +13,16 @@ __all__ = ["attach"]
 _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A
 _LO_FLAGS_AUTOCLEAR = 4
-_CONFIG = struct.Struct("=II 52x I 240x 64x")  # struct loop_config: fd, block size, loop_info64 (lo_flags at its 52nd byte), reserved
+_CONFIG = struct.Struct(
+    "=II 52x I 240x 64x"
+)  # struct loop_config: fd, block size, loop_info64 (lo_flags at its 52nd byte), reserved
 _TRIES = 100  # the free one may be somebody else's a moment later
 
 
 def attach(image: str) -> tuple[str, int]:
-    """Return a device's path and a descriptor of it; once the descriptor is closed and nothing of it is mounted, the device is free again."""
+    """Return a device's path and a descriptor of it; once the descriptor is closed and nothing of
+    it is mounted, the device is free again.
+    """
     backing = os.open(image, os.O_RDWR | os.O_CLOEXEC)
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:

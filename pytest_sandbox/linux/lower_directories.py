@@ -97,7 +97,8 @@ class OpenLowers:
         """Tell whether two merged directories consist of the same ones."""
         try:
             return len(one) == len(other) and all(
-                os.path.samestat(os.fstat(self._fd(a)), os.fstat(self._fd(b))) for a, b in zip(one, other, strict=True)
+                os.path.samestat(os.fstat(self._fd(a)), os.fstat(self._fd(b)))
+                for a, b in zip(one, other, strict=True)
             )
         except OSError:
             return False

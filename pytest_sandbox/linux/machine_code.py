@@ -1,4 +1,5 @@
-"""The only machine code of the project, made by tools/make_machine_code.py from the commented sources in tools/machine_code/.
+"""The only machine code of the project, made by tools/make_machine_code.py from the commented
+sources in tools/machine_code/.
 
 A test assembles those again and compares.
 """
@@ -26,7 +27,9 @@ HELPER = {
     "x86_64": bytes.fromhex(
         "66662e0f1f8400000000000f1f4000488d2d59fe0000488d750831ffe84effffff488b7d004889c6ba48000000b8010000000f0531ffb8e70000000f05"
     ),
-    "aarch64": bytes.fromhex("95f30710a1220091000080d2d9ffff97e10300aaa00240f9020980d2080880d2010000d4000080d2c80b80d2010000d4"),
+    "aarch64": bytes.fromhex(
+        "95f30710a1220091000080d2d9ffff97e10300aaa00240f9020980d2080880d2010000d4000080d2c80b80d2010000d4"
+    ),
 }
 
 #: A container's PID 1.

@@ -1,7 +1,8 @@
 """The one parser of /proc/PID/mountinfo (proc_pid_mountinfo(5)).
 
-Lines end at a newline and fields at a space, and at nothing else: a path may hold every other byte. The kernel writes a space, a tab, a
-newline and a backslash of a path in octal, so the file is read as bytes and a path is decoded only once it is whole (os.fsdecode()).
+Lines end at a newline and fields at a space, and at nothing else: a path may hold every other byte.
+The kernel writes a space, a tab, a newline and a backslash of a path in octal, so the file is read
+as bytes and a path is decoded only once it is whole (os.fsdecode()).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _CHUNK = 1 << 16
 class Entry(NamedTuple):
     """One mount.
 
-    ``root`` is the part of the file system that is seen at ``point``; ``options`` are the mount's, ``super_options`` the file system's.
+    ``root`` is the part of the file system that is seen at ``point``; ``options`` are the mount's,
+    ``super_options`` the file system's.
     """
 
     root: str
@@ -52,11 +54,19 @@ def read(path: str = PATH) -> bytes:
 
 
 def _parsed(line: bytes) -> Entry:
-    front, separator, back = line.partition(b" - ")  # ends the optional fields, of which there may be none
+    front, separator, back = line.partition(
+        b" - "
+    )  # ends the optional fields, of which there may be none
     fields, rest = front.split(b" "), back.split(b" ", 2)
     if not separator or len(fields) < 6 or len(rest) < 3:
         raise ValueError(f"not a line of mountinfo: {line!r}")
-    return Entry(_path(fields[3]), _path(fields[4]), _options(fields[5]), os.fsdecode(rest[0]), _options(rest[2]))
+    return Entry(
+        _path(fields[3]),
+        _path(fields[4]),
+        _options(fields[5]),
+        os.fsdecode(rest[0]),
+        _options(rest[2]),
+    )
 
 
 def _options(field: bytes) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """Mounts: what the host has mounted, and the file systems of its own that every container gets.
 
-Everything is assembled below a staging directory in a mount namespace of its own and becomes the root by pivot_root(2) at the end.
+Everything is assembled below a staging directory in a mount namespace of its own and becomes the
+root by pivot_root(2) at the end.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ __all__ = [
     "watch",
 ]
 
-#: File systems that show the kernel's state, not files of the user's: a container gets its own, or none.
+#: File systems that show the kernel's state, not files of the user's: a container gets its own, or
+#: none.
 PSEUDO = frozenset(
     [
         "autofs",
@@ -72,7 +74,8 @@ PSEUDO = frozenset(
         "tracefs",
     ]
 )
-#: Where a container's root is put together, in a mount namespace of its own: a directory that every Linux has and that init needs no more.
+#: Where a container's root is put together, in a mount namespace of its own: a directory that every
+#: Linux has and that init needs no more.
 STAGE = "/proc"
 OWN = ("/proc", "/sys", "/dev")
 _FLAGS = {"ro": sc.MS_RDONLY, "nosuid": sc.MS_NOSUID, "nodev": sc.MS_NODEV, "noexec": sc.MS_NOEXEC}
@@ -84,13 +87,15 @@ _DEVICE_LINKS = {
     "stderr": "/proc/self/fd/2",
     "ptmx": "pts/ptmx",
 }
-#: Pseudo-terminals of one container. All containers share what kernel.pty.max leaves beside the host's reserve (3072).
+#: Pseudo-terminals of one container. All containers share what kernel.pty.max leaves beside the
+#: host's reserve (3072).
 MAX_TERMINALS = 256
 _LEAST_INODES = 1024
 _BYTES_PER_INODE = 4096
 _NO_EXEC = sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
 
-#: What docker hides of /proc and /sys, and what it makes read-only (moby, ``oci/defaults.go``). Hidden are the states of the machine's
+#: What docker hides of /proc and /sys, and what it makes read-only (moby, ``oci/defaults.go``).
+#: Hidden are the states of the machine's
 #: pages (kpage*), too, which docker shows to root.
 MASKED = (
     "/proc/acpi",
@@ -112,7 +117,8 @@ MASKED = (
 STEERING = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
-#: How a container shows what the host has mounted: below an overlay, below one without a writable layer, bound read-only (what
+#: How a container shows what the host has mounted: below an overlay, below one without a writable
+#: layer, bound read-only (what
 #: cannot be below an overlay), copied (a single file), covered by an empty directory.
 WRITABLE, READ_ONLY, BOUND, COPIED, COVERED = "writable", "read-only", "bound", "copied", "covered"
 
@@ -121,7 +127,8 @@ WRITABLE, READ_ONLY, BOUND, COPIED, COVERED = "writable", "read-only", "bound", 
 class Mounted:
     """A mount of this mount namespace, as containers are laid over it.
 
-    ``source`` is where a container finds what is at ``point``; empty where that is the point itself.
+    ``source`` is where a container finds what is at ``point``; empty where that is the point
+    itself.
     """
 
     point: str
@@ -159,7 +166,9 @@ def mounted(data: bytes | None = None) -> list[Mounted]:
 
 
 def watch() -> int:
-    """Return a descriptor on which poll(2) reports POLLPRI when something was mounted or unmounted in this mount namespace."""
+    """Return a descriptor on which poll(2) reports POLLPRI when something was mounted or unmounted
+    in this mount namespace.
+    """
     return os.open(mountinfo.PATH, os.O_RDONLY | os.O_CLOEXEC)
 
 
@@ -171,14 +180,22 @@ def has_changed(fd: int) -> bool:
 
 
 def real_mounts(entries: list[Mounted]) -> list[Mounted]:
-    """Return the mounts below the root that hold a user's files, parents first, each point once (the topmost mount counts)."""
+    """Return the mounts below the root that hold a user's files, parents first, each point once
+    (the topmost mount counts).
+    """
     last = {entry.point: entry for entry in entries}
     kept = [
         entry
         for entry in last.values()
-        if entry.point != "/" and entry.fstype not in PSEUDO and not any(_is_below(entry.point, own) for own in OWN)
+        if entry.point != "/"
+        and entry.fstype not in PSEUDO
+        and not any(_is_below(entry.point, own) for own in OWN)
     ]
-    found = [replace(entry, is_directory=os.path.isdir(entry.point)) for entry in kept if os.path.exists(entry.point)]
+    found = [
+        replace(entry, is_directory=os.path.isdir(entry.point))
+        for entry in kept
+        if os.path.exists(entry.point)
+    ]
     return sorted(found, key=lambda entry: entry.point)
 
 
@@ -189,8 +206,9 @@ def _is_below(path: str, directory: str) -> bool:
 def limited(size: int) -> bytes:
     """Return the options of a tmpfs that may hold ``size`` bytes.
 
-    Inodes and extended attributes are memory of the kernel's, outside of ``size=``. ``nr_inodes=`` bounds both: since Linux 6.6 an
-    attribute is counted in units of an inode (1 KiB), and before, a tmpfs has no user attributes. So they take a quarter at most.
+    Inodes and extended attributes are memory of the kernel's, outside of ``size=``. ``nr_inodes=``
+    bounds both: since Linux 6.6 an attribute is counted in units of an inode (1 KiB), and before, a
+    tmpfs has no user attributes. So they take a quarter at most.
     """
     return b"size=%d,nr_inodes=%d" % (size, max(_LEAST_INODES, size // _BYTES_PER_INODE))
 
@@ -206,7 +224,9 @@ def make_private() -> None:
 
 
 def add_proc(program: Program, step: str, root: str, *, protected: bool) -> None:
-    """Mount a /proc of the calling process's PID namespace; ``protected`` masks what shows or steers the whole machine."""
+    """Mount a /proc of the calling process's PID namespace; ``protected`` masks what shows or
+    steers the whole machine.
+    """
     program.mount(step, b"proc", os.fsencode(f"{root}/proc"), b"proc", _NO_EXEC)
     if protected:
         _protect(program, step, root, "/proc/")
@@ -215,15 +235,32 @@ def add_proc(program: Program, step: str, root: str, *, protected: bool) -> None
 def add_sys(program: Program, step: str, root: str, *, protected: bool, own: bool = True) -> None:
     """Mount a /sys of the calling process's network namespace, read-only where ``protected``.
 
-    Where the network is not its ``own``, and nobody has power over it, the /sys that is there is shown read-only.
+    Where the network is not its ``own``, and nobody has power over it, the /sys that is there is
+    shown read-only.
     """
     target = os.fsencode(f"{root}/sys")
     if own:
-        program.mount(step, b"sysfs", target, b"sysfs", _NO_EXEC | (sc.MS_RDONLY if protected else 0))
+        program.mount(
+            step, b"sysfs", target, b"sysfs", _NO_EXEC | (sc.MS_RDONLY if protected else 0)
+        )
     else:
-        fd = program.add(step, "open_tree", -100, b"/sys", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE)
+        fd = program.add(
+            step,
+            "open_tree",
+            -100,
+            b"/sys",
+            sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE,
+        )
         attributes = sc.mount_attributes(sc.MOUNT_ATTR_RDONLY)
-        program.add(step, "mount_setattr", fd, b"", sc.AT_EMPTY_PATH | sc.AT_RECURSIVE, attributes, len(attributes))
+        program.add(
+            step,
+            "mount_setattr",
+            fd,
+            b"",
+            sc.AT_EMPTY_PATH | sc.AT_RECURSIVE,
+            attributes,
+            len(attributes),
+        )
         program.add(step, "move_mount", fd, b"", -100, target, sc.MOVE_MOUNT_F_EMPTY_PATH)
         program.close(step, fd)
     if protected:
@@ -232,12 +269,16 @@ def add_sys(program: Program, step: str, root: str, *, protected: bool, own: boo
 
 @cache
 def _found(paths: tuple[str, ...]) -> dict[str, bool]:
-    """Which of the kernel's files this one has, and whether it is a directory: every mount of /proc and /sys has the same."""
+    """Which of the kernel's files this one has, and whether it is a directory: every mount of /proc
+    and /sys has the same.
+    """
     return {path: os.path.isdir(path) for path in paths if os.path.exists(path)}
 
 
 def _protect(program: Program, step: str, root: str, below: str) -> None:
-    """Make read-only what steers; cover a directory that tells too much with an empty one, a file with /dev/null."""
+    """Make read-only what steers; cover a directory that tells too much with an empty one, a file
+    with /dev/null.
+    """
     steering = [path for path in _found(STEERING) if path.startswith(below)]
     for path in steering:
         add_bind(program, step, root + path, root + path)
@@ -252,11 +293,15 @@ def _protect(program: Program, step: str, root: str, below: str) -> None:
 
 def add_cover(program: Program, step: str, target: str) -> None:
     """Cover a directory with an empty one that stays empty."""
-    program.mount(step, b"tmpfs", os.fsencode(target), b"tmpfs", _NO_EXEC | sc.MS_RDONLY, b"size=0,mode=555")
+    program.mount(
+        step, b"tmpfs", os.fsencode(target), b"tmpfs", _NO_EXEC | sc.MS_RDONLY, b"size=0,mode=555"
+    )
 
 
 def add_bind(program: Program, step: str, source: str, target: str, *, flags: int = 0) -> None:
-    """Make ``source`` visible at ``target`` too; ``flags`` (MS_RDONLY, ...) need a second mount(2)."""
+    """Make ``source`` visible at ``target`` too; ``flags`` (MS_RDONLY, ...) need a second
+    mount(2).
+    """
     program.mount(step, os.fsencode(source), os.fsencode(target), None, sc.MS_BIND)
     if flags:
         add_remount(program, step, target, flags)
@@ -268,25 +313,49 @@ def add_remount(program: Program, step: str, target: str, flags: int) -> None:
 
 
 def _make_mounts_below_read_only(program: Program, step: str, target: str, flags: int) -> None:
-    """Make all mounts below the one at ``target`` read-only, and not that one, which has these ``flags``: two calls for all of them."""
+    """Make all mounts below the one at ``target`` read-only, and not that one, which has these
+    ``flags``: two calls for all of them.
+    """
     attributes = sc.mount_attributes(sc.MOUNT_ATTR_RDONLY)
-    program.add(step, "mount_setattr", -100, os.fsencode(target), sc.AT_RECURSIVE, attributes, len(attributes))
+    program.add(
+        step,
+        "mount_setattr",
+        -100,
+        os.fsencode(target),
+        sc.AT_RECURSIVE,
+        attributes,
+        len(attributes),
+    )
     add_remount(program, step, target, flags)
 
 
-def add_dev(program: Program, step: str, root: str, shm_size: int, *, tty_group: bool = True) -> None:
-    """Mount a /dev of its own: the usual nodes, /dev/pts, /dev/shm of ``shm_size`` bytes, /dev/mqueue.
+def add_dev(
+    program: Program, step: str, root: str, shm_size: int, *, tty_group: bool = True
+) -> None:
+    """Mount a /dev of its own: the usual nodes, /dev/pts, /dev/shm of ``shm_size`` bytes,
+    /dev/mqueue.
 
-    The nodes are binds of the host's on a file system without devices, so that a node made inside (mknod(2)) is inert. Terminals belong
-    to group 5, ``tty`` everywhere, where that number exists (``tty_group``).
+    The nodes are binds of the host's on a file system without devices, so that a node made inside
+    (mknod(2)) is inert. Terminals belong to group 5, ``tty`` everywhere, where that number exists
+    (``tty_group``).
     """
     dev = f"{root}/dev"
-    terminals = b"newinstance,ptmxmode=0666,mode=0620,max=%d" % MAX_TERMINALS + (b",gid=5" if tty_group else b"")
-    program.mount(step, b"tmpfs", os.fsencode(dev), b"tmpfs", sc.MS_NOSUID | sc.MS_NODEV, b"mode=755,size=64k,nr_inodes=1k")
+    terminals = b"newinstance,ptmxmode=0666,mode=0620,max=%d" % MAX_TERMINALS + (
+        b",gid=5" if tty_group else b""
+    )
+    program.mount(
+        step,
+        b"tmpfs",
+        os.fsencode(dev),
+        b"tmpfs",
+        sc.MS_NOSUID | sc.MS_NODEV,
+        b"mode=755,size=64k,nr_inodes=1k",
+    )
     for name in _DEVICES:
         program.add(step, "mknodat", -1, os.fsencode(f"{dev}/{name}"), stat.S_IFREG | 0o666, 0)
         add_bind(program, step, f"/dev/{name}", f"{dev}/{name}")
-    # Mode, owner and attributes of the nodes are the host's: read-only, nobody changes them, and devices are written to all the same.
+    # Mode, owner and attributes of the nodes are the host's: read-only, nobody changes them, and
+    # devices are written to all the same.
     _make_mounts_below_read_only(program, step, dev, sc.MS_NOSUID | sc.MS_NODEV)
     for name, target in _DEVICE_LINKS.items():
         program.add(step, "symlinkat", target.encode(), -1, os.fsencode(f"{dev}/{name}"))
@@ -296,11 +365,20 @@ def add_dev(program: Program, step: str, root: str, shm_size: int, *, tty_group:
         ("mqueue", b"mqueue", _NO_EXEC, None),
     ):
         program.add(step, "mkdirat", -1, os.fsencode(f"{dev}/{name}"), 0o755)
-        program.mount(step, b"shm" if name == "shm" else fstype, os.fsencode(f"{dev}/{name}"), fstype, flags, data)
+        program.mount(
+            step,
+            b"shm" if name == "shm" else fstype,
+            os.fsencode(f"{dev}/{name}"),
+            fstype,
+            flags,
+            data,
+        )
 
 
 def add_become_root(program: Program, step: str, root: str) -> None:
-    """Make ``root`` the root of this mount namespace and let go of the old one, which no path reaches any more (pivot_root(2))."""
+    """Make ``root`` the root of this mount namespace and let go of the old one, which no path
+    reaches any more (pivot_root(2)).
+    """
     program.add(step, "chdir", os.fsencode(root))
     program.add(step, "pivot_root", b".", b".")
     program.add(step, "umount2", b".", sc.MNT_DETACH)

@@ -116,7 +116,9 @@ def changes(upper: int, lower: Sequence[str], budget: Budget | None = None) -> I
             budget.complete = False
 
 
-def changes_since(upper: int, taken: Sequence[str], lower: Sequence[str], budget: Budget | None = None) -> Iterator[Found]:
+def changes_since(
+    upper: int, taken: Sequence[str], lower: Sequence[str], budget: Budget | None = None
+) -> Iterator[Found]:
     """As :func:`changes`, where the topmost of what ``upper`` lies on, ``taken``, is not what is
     compared with, but part of the changes.
     """
@@ -204,7 +206,9 @@ class _Walk:
     def _names(self, level: _Level) -> Iterator[Found]:
         if level.has_upper:
             yield from self._written(level)
-        if level.below is not level.before:  # renamed or replaced: what lies below is new, what was here before may be gone
+        if (
+            level.below is not level.before
+        ):  # renamed or replaced: what lies below is new, what was here before may be gone
             yield from self._moved(level)
             yield from self._gone(level)
 

@@ -1,4 +1,6 @@
-"""Directories that belong to this user alone, also below a directory that everybody may write to, such as /tmp."""
+"""Directories that belong to this user alone, also below a directory that everybody may write to,
+such as /tmp.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,12 @@ __all__ = ["check_private", "make_private"]
 
 
 def make_private(path: str, below: str | None = None) -> str:
-    """Create the directory ``path``, and its missing parents from ``below`` on, with mode 0700; return ``path``.
+    """Create the directory ``path``, and its missing parents from ``below`` on, with mode 0700;
+    return ``path``.
 
-    ``below`` is a parent that is checked too (default: ``path`` itself). Raises PermissionError for a directory of another user or one that
-    others may write to, NotADirectoryError for a symbolic link or anything else in its place, OSError where it cannot be created.
+    ``below`` is a parent that is checked too (default: ``path`` itself). Raises PermissionError for
+    a directory of another user or one that others may write to, NotADirectoryError for a symbolic
+    link or anything else in its place, OSError where it cannot be created.
     """
     first = below or path
     _make_parents(os.path.dirname(first))
@@ -31,7 +35,9 @@ def make_private(path: str, below: str | None = None) -> str:
 
 
 def _make_parents(path: str) -> None:
-    """Create the directory ``path`` with mode 0700 where it does not exist; os.makedirs() gives parents the default mode."""
+    """Create the directory ``path`` with mode 0700 where it does not exist; os.makedirs() gives
+    parents the default mode.
+    """
     if not os.path.isdir(path):
         _make_parents(os.path.dirname(path))
         with suppress(FileExistsError):
@@ -39,14 +45,24 @@ def _make_parents(path: str) -> None:
 
 
 def check_private(path: str) -> None:
-    """Raise PermissionError or NotADirectoryError unless ``path`` is a directory of this user that nobody else may write to."""
+    """Raise PermissionError or NotADirectoryError unless ``path`` is a directory of this user that
+    nobody else may write to.
+    """
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, "it is not a directory: remove it", path)
     if status.st_uid != os.geteuid():
-        raise PermissionError(errno.EACCES, f"it belongs to the user {status.st_uid}, and could be changed by that user: {_REMEDY}", path)
+        raise PermissionError(
+            errno.EACCES,
+            f"it belongs to the user {status.st_uid}, and could be changed by that user: {_REMEDY}",
+            path,
+        )
     if status.st_mode & 0o022:
-        raise PermissionError(errno.EACCES, f"other users may write to it (mode {stat.S_IMODE(status.st_mode):04o}): remove it", path)
+        raise PermissionError(
+            errno.EACCES,
+            f"other users may write to it (mode {stat.S_IMODE(status.st_mode):04o}): remove it",
+            path,
+        )
 
 
 _REMEDY = "remove it, or set XDG_RUNTIME_DIR and PYTEST_SANDBOX_HOME to directories of your own"

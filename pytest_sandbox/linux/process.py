@@ -1,4 +1,6 @@
-"""Processes: descriptors of them, their families, what /proc says of one, and ending with their parent."""
+"""Processes: descriptors of them, their families, what /proc says of one, and ending with their
+parent.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,8 @@ def kill(pidfd: int, number: int) -> None:
 
 
 def await_exit(pid: int, pidfd: int, timeout: float) -> int | None:
-    """Wait up to ``timeout`` seconds for a child to end; return its exit status, negative for a signal.
+    """Wait up to ``timeout`` seconds for a child to end; return its exit status, negative for a
+    signal.
 
     Returns None where it has not ended, and where its status is lost: the caller of this library
     ignores SIGCHLD, or has a handler for it that waits for every child (wait(2)), and the kernel
@@ -88,7 +91,9 @@ def await_exit(pid: int, pidfd: int, timeout: float) -> int | None:
 
 
 def _exit_status(pidfd: int) -> int | None:
-    """Return the exit status of a process that somebody has reaped; None before Linux 6.15 (PIDFD_GET_INFO)."""
+    """Return the exit status of a process that somebody has reaped; None before Linux 6.15
+    (PIDFD_GET_INFO).
+    """
     info = bytearray(_PIDFD_INFO_SIZE)
     struct.pack_into("=Q", info, 0, _PIDFD_INFO_EXIT)
     try:
@@ -108,17 +113,20 @@ def name(pid: int) -> bytes:
 
 
 def ended(pidfd: int, timeout: float | None = None) -> bool:
-    """Wait up to ``timeout`` seconds (None: for ever) for the process of ``pidfd`` to end, and tell whether it has."""
+    """Wait up to ``timeout`` seconds (None: for ever) for the process of ``pidfd`` to end, and tell
+    whether it has.
+    """
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0 if timeout == 0 else milliseconds(timeout)))
 
 
 def reap(pid: int) -> int | None:
-    """Wait for the child ``pid`` and return its exit status as waitpid(2) gives it; None where it cannot be had.
+    """Wait for the child ``pid`` and return its exit status as waitpid(2) gives it; None where it
+    cannot be had.
 
-    Where SIGCHLD is ignored the kernel reaps children, and a handler of the caller's may reap all of them: then waitpid(2) fails with ECHILD
-    when the child has ended.
+    Where SIGCHLD is ignored the kernel reaps children, and a handler of the caller's may reap all
+    of them: then waitpid(2) fails with ECHILD when the child has ended.
     """
     try:
         return os.waitpid(pid, 0)[1]
@@ -127,7 +135,9 @@ def reap(pid: int) -> int | None:
 
 
 def milliseconds(seconds: float | None) -> int | None:
-    """Return a timeout as poll(2) takes it, rounded up, None for no timeout: what is longer than its 24 days becomes 24 days."""
+    """Return a timeout as poll(2) takes it, rounded up, None for no timeout: what is longer than
+    its 24 days becomes 24 days.
+    """
     if seconds is None:
         return None
     return math.ceil(min(max(seconds, 0) * 1000, _LONGEST_POLL))
@@ -141,7 +151,9 @@ def is_readable(fd: int, timeout: float = 0) -> bool:
 
 
 def command_line(pid: int, directory: int) -> str:
-    """Return a process's command line, or its name in brackets; empty where it has ended. ``directory`` is the /proc that has its number."""
+    """Return a process's command line, or its name in brackets; empty where it has ended.
+    ``directory`` is the /proc that has its number.
+    """
     try:
         words = _read(f"{pid}/cmdline", directory).rstrip(b"\0").split(b"\0")
         if words != [b""]:
@@ -153,7 +165,11 @@ def command_line(pid: int, directory: int) -> str:
 
 def _read(name: str, directory: int | None = None) -> bytes:
     """Read a file of this process's own /proc, or of another one."""
-    fd = os.open(f"/proc/{name}", os.O_RDONLY | os.O_CLOEXEC) if directory is None else open_in_proc(name, directory)
+    fd = (
+        os.open(f"/proc/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        if directory is None
+        else open_in_proc(name, directory)
+    )
     with open(fd, "rb") as file:
         return file.read()
 
@@ -201,7 +217,9 @@ def has_ended(pid: str, directory: int) -> bool:
 
 
 def is_proc_of(directory: int, init: int) -> bool:
-    """Tell whether a directory is a /proc of the PID namespace whose first process is ``init`` here."""
+    """Tell whether a directory is a /proc of the PID namespace whose first process is ``init``
+    here.
+    """
     try:
         fd = open_in_proc("1", directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -220,7 +238,9 @@ def _started(stat: bytes) -> tuple[bytes, bytes]:
 
 
 def is_in_namespace_of(pid: int, other: int) -> bool:
-    """Tell whether a process is in the PID namespace of another, or in one below it; not where either has ended."""
+    """Tell whether a process is in the PID namespace of another, or in one below it; not where
+    either has ended.
+    """
     try:
         wanted = os.stat(f"/proc/{other}/ns/pid")
         space = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
@@ -252,11 +272,15 @@ def number_inside(pid: int) -> int:
         status = _read(f"{pid}/status")
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return next((int(line.split()[-1]) for line in status.splitlines() if line.startswith(b"NSpid:")), 0)
+    return next(
+        (int(line.split()[-1]) for line in status.splitlines() if line.startswith(b"NSpid:")), 0
+    )
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill the calling process when the thread that forked it ends (PR_SET_PDEATHSIG(2const))."""
+    """Have the kernel kill the calling process when the thread that forked it ends
+    (PR_SET_PDEATHSIG(2const)).
+    """
     sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -280,7 +304,9 @@ def inheritable_descriptors() -> set[int]:
 
 
 def is_near(pid: int) -> bool:
-    """Whether a process is in the PID namespace that this one's /proc shows, and not in one below it: then it has one number only."""
+    """Whether a process is in the PID namespace that this one's /proc shows, and not in one below
+    it: then it has one number only.
+    """
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
         return any(line.startswith("NSpid:") and len(line.split()) == 2 for line in file)
 
@@ -294,11 +320,18 @@ def working_directory(pid: int) -> str:
 
 
 def add_raised_ulimits(program: Program, ulimits: Iterable[tuple[str, int, int]]) -> None:
-    """Let the hard limits of the process reach what its payloads ask for; the step that fails says which may not be had."""
+    """Let the hard limits of the process reach what its payloads ask for; the step that fails says
+    which may not be had.
+    """
     for name, _soft, hard in ulimits:
         soft_now, hard_now = _limits(name)
-        if hard_now != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or hard > hard_now):
-            step = f"raise ulimits: {name}={hard} is over the hard limit of {hard_now}, which may not be raised"
+        if hard_now != resource.RLIM_INFINITY and (
+            hard == resource.RLIM_INFINITY or hard > hard_now
+        ):
+            step = (
+                f"raise ulimits: {name}={hard} is over the hard limit of {hard_now}, which may "
+                "not be raised"
+            )
             program.add(step, "prlimit64", 0, ulimit(name), struct.pack("qq", soft_now, hard), None)
 
 
@@ -313,7 +346,9 @@ def add_ulimits(program: Program, step: str, ulimits: Iterable[tuple[str, int, i
 
 
 def add_hidden_from_oom(program: Program, step: str) -> None:
-    """Keep the kernel's memory killer from choosing this process where another will do (proc_pid_oom_score_adj(5)); not for a user to say."""
+    """Keep the kernel's memory killer from choosing this process where another will do
+    (proc_pid_oom_score_adj(5)); not for a user to say.
+    """
     program.write(step, b"/proc/self/oom_score_adj", b"-1000", go_on=True)
 
 

@@ -14,6 +14,8 @@ _TIOCGPTPEER = 0x5441
 
 
 def open_pair(master: int) -> tuple[int, int]:
-    """Unlock what was opened as ``ptmx``, and return it with its other end, which is found without any name (TIOCGPTPEER)."""
+    """Unlock what was opened as ``ptmx``, and return it with its other end, which is found without
+    any name (TIOCGPTPEER).
+    """
     fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
     return master, fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)

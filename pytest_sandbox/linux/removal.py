@@ -53,7 +53,9 @@ def _opened_to_owner(name: str, directory: int | None) -> int:
 
     chmod(2) of a name follows links.
     """
-    entry = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    entry = os.open(
+        name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory
+    )
     try:
         os.chmod(process.path_of(entry), 0o700)
         return os.open(process.path_of(entry), DIRECTORY & ~os.O_NOFOLLOW)

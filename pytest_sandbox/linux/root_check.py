@@ -1,8 +1,11 @@
-"""The root directory that a process gets when it enters a mount namespace (setns(2)): the namespace's, whatever the caller's was.
+"""The root directory that a process gets when it enters a mount namespace (setns(2)): the
+namespace's, whatever the caller's was.
 
-In a chroot (schroot, mock, arch-chroot) the two differ: what pivot_root(2) makes the root there is the root of the chroot only, and
-everybody who enters the mount namespace afterwards finds himself outside of it, on the host's own root. So a launcher in a chroot first
-makes the chroot the root of a mount namespace of its own, and each container's root is looked at through setns(2) before it is used.
+In a chroot (schroot, mock, arch-chroot) the two differ: what pivot_root(2) makes the root there is
+the root of the chroot only, and everybody who enters the mount namespace afterwards finds himself
+outside of it, on the host's own root. So a launcher in a chroot first makes the chroot the root of
+a mount namespace of its own, and each container's root is looked at through setns(2) before it is
+used.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ __all__ = ["RootCheck", "is_chrooted", "leave_chroot"]
 
 _NAMESPACE = b"/proc/self/ns/mnt"
 _OVERLAY = 0x794C7630  # OVERLAYFS_SUPER_MAGIC, <linux/magic.h>
-# <linux/stat.h>: STATX_BASIC_STATS | STATX_MNT_ID, and where inode, device and mount stand in struct statx.
+# <linux/stat.h>: STATX_BASIC_STATS | STATX_MNT_ID, and where inode, device and mount stand in
+# struct statx.
 _MASK = 0x17FF
 _STATX_SIZE = 256
 _INODE, _DEVICE, _MOUNT = 32, 136, 144
@@ -50,7 +54,9 @@ def _identity(program: Program, result: Result) -> tuple[int, int, int, int]:
 
 @dataclass(frozen=True, slots=True)
 class RootCheck:
-    """What a program finds when it enters its own mount namespace, beside what it has made the root."""
+    """What a program finds when it enters its own mount namespace, beside what it has made the
+    root.
+    """
 
     program: Program
     made: Result
@@ -70,9 +76,13 @@ class RootCheck:
         return cls(program, made, entered, program.add(step, "statfs", b"/", bytes(_STATFS_SIZE)))
 
     def is_right(self) -> bool:
-        """Return whether who enters is in the overlay that was made, by file system, device, inode and mount, once the program has run."""
+        """Return whether who enters is in the overlay that was made, by file system, device, inode
+        and mount, once the program has run.
+        """
         (kind,) = struct.unpack_from("=q", self.program.argument(self.type, 1, _STATFS_SIZE))
-        return kind == _OVERLAY and _identity(self.program, self.made) == _identity(self.program, self.entered)
+        return kind == _OVERLAY and _identity(self.program, self.made) == _identity(
+            self.program, self.entered
+        )
 
 
 def is_chrooted() -> bool:
@@ -89,14 +99,17 @@ def is_chrooted() -> bool:
 
 
 def leave_chroot() -> None:
-    """Make the calling, single-threaded process's root that of a mount namespace of its own, for good.
+    """Make the calling, single-threaded process's root that of a mount namespace of its own, for
+    good.
 
-    What the host mounts below the root later is seen there, and nothing that is mounted here is seen by the host. Raises
-    :class:`OSError`.
+    What the host mounts below the root later is seen there, and nothing that is mounted here is
+    seen by the host. Raises :class:`OSError`.
     """
     program, step = Program(), "make the root of this chroot that of a mount namespace"
     program.add(step, "unshare", sc.CLONE_NEWNS)
-    tree = program.add(step, "open_tree", -100, b"/", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE)
+    tree = program.add(
+        step, "open_tree", -100, b"/", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE
+    )
     _add_enter_own(program, step)
     program.mount(step, None, b"/", None, sc.MS_REC | sc.MS_SLAVE)
     program.add(step, "move_mount", tree, b"", -100, b"/", sc.MOVE_MOUNT_F_EMPTY_PATH)

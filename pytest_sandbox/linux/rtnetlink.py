@@ -1,7 +1,9 @@
-"""Network namespaces: loopback up, and docker's two settings for a container's own stack; bridges, which connect several (bridge(8), veth(4)).
+"""Network namespaces: loopback up, and docker's two settings for a container's own stack; bridges,
+which connect several (bridge(8), veth(4)).
 
-What is said to the kernel in rtnetlink(7) is written by pyroute2, and sent here: its own sockets run an event loop, which a test that runs one
-already does not allow, and cannot be opened in the namespaces of who is not root.
+What is said to the kernel in rtnetlink(7) is written by pyroute2, and sent here: its own sockets
+run an event loop, which a test that runs one already does not allow, and cannot be opened in the
+namespaces of who is not root.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ __all__ = ["Bridge", "add_network", "make_network"]
 
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP_RUNNING = 0x41
-#: Any process may listen on any port, and send an ICMP echo (moby sets both in a container's own network namespace).
+#: Any process may listen on any port, and send an ICMP echo (moby sets both in a container's own
+#: network namespace).
 _SYSCTLS = {b"ip_unprivileged_port_start": b"0", b"ping_group_range": b"0 2147483647"}
 
 # Of linux/rtnetlink.h, linux/netlink.h and linux/if.h.
@@ -35,20 +38,29 @@ _REQUEST, _ACKNOWLEDGED, _NEW = 0x1, 0x5, 0x605
 _IFF_UP = 0x1
 _IFLA_OPERSTATE, _IF_OPER_UP = 16, 6
 _DEVICE = "eth0"  # as in docker's containers
-# Numbers that no device has which the kernel makes by itself (sit0, tunl0, ...). Ports have those after the bridge's. The two ends of a cable have
-# different ones: where they are the same in two namespaces, the kernel takes a second to say that a device has a carrier (linkwatch_urgent_event()).
+# Numbers that no device has which the kernel makes by itself (sit0, tunl0, ...). Ports have those
+# after the bridge's. The two ends of a cable have
+# different ones: where they are the same in two namespaces, the kernel takes a second to say that a
+# device has a carrier (linkwatch_urgent_event()).
 _BRIDGE = _THERE = 1000
 _PATIENCE = 5.0
 
 
 def add_network(program: Program, step: str) -> None:
-    """Give the calling process a network namespace of its own with loopback up (netdevice(7)), and docker's settings where it may."""
+    """Give the calling process a network namespace of its own with loopback up (netdevice(7)), and
+    docker's settings where it may.
+    """
     program.add(step, "unshare", sc.CLONE_NEWNET)
-    any_socket = program.add(step, "socket", socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0)
-    program.add(step, "ioctl", any_socket, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP_RUNNING))
+    any_socket = program.add(
+        step, "socket", socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0
+    )
+    program.add(
+        step, "ioctl", any_socket, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP_RUNNING)
+    )
     program.close(step, any_socket)
     for name, value in _SYSCTLS.items():
-        # A kernel without IPv4 ping sockets, a /proc/sys that an outer container made read-only, groups beyond what the user namespace maps.
+        # A kernel without IPv4 ping sockets, a /proc/sys that an outer container made read-only,
+        # groups beyond what the user namespace maps.
         program.write(step, b"/proc/sys/net/ipv4/" + name, value, go_on=True)
 
 
@@ -63,10 +75,12 @@ def make_network(user_fd: int) -> int:
 
 
 class Bridge:
-    """A bridge in a network namespace that nobody is in: containers are plugged into it, and reach each other and nothing else.
+    """A bridge in a network namespace that nobody is in: containers are plugged into it, and reach
+    each other and nothing else.
 
-    The namespace is held by a descriptor of this process alone, and ends with it. ``builder_fd`` is the user namespace that it belongs to, -1 for
-    the calling process's own. Any thread may call the methods. Raises :class:`OSError`, with EOPNOTSUPP where the kernel has no bridges.
+    The namespace is held by a descriptor of this process alone, and ends with it. ``builder_fd`` is
+    the user namespace that it belongs to, -1 for the calling process's own. Any thread may call the
+    methods. Raises :class:`OSError`, with EOPNOTSUPP where the kernel has no bridges.
     """
 
     def __init__(self, builder_fd: int) -> None:
@@ -77,7 +91,12 @@ class Bridge:
         program.add("make the bridge", "unshare", sc.CLONE_NEWNET)
         # Nobody is to hear what a device without an address says by itself.
         for which in (b"all", b"default"):
-            program.write("make the bridge", b"/proc/sys/net/ipv6/conf/" + which + b"/disable_ipv6", b"1", go_on=True)
+            program.write(
+                "make the bridge",
+                b"/proc/sys/net/ipv6/conf/" + which + b"/disable_ipv6",
+                b"1",
+                go_on=True,
+            )
         self._held = self._namespace, self._socket = _opened(program, "make the bridge")
         self._request(_link(_BRIDGE, IFNAME="bridge", LINKINFO=_kind("bridge"), up=True))
 
@@ -88,9 +107,11 @@ class Bridge:
         return program
 
     def plug(self, number: int, pidfd: int, address: IPv4Interface) -> None:
-        """Give the network namespace of a process the device eth0 with an address, which leads here.
+        """Give the network namespace of a process the device eth0 with an address, which leads
+        here.
 
-        ``number`` is the port's, one for each address. Where its last container has just ended, the kernel may have that one's port still.
+        ``number`` is the port's, one for each address. Where its last container has just ended, the
+        kernel may have that one's port still.
         """
         program = self._program("plug in")
         program.add("plug in", "setns", pidfd, sc.CLONE_NEWNET)
@@ -105,12 +126,16 @@ class Bridge:
             os.close(inner)
 
     def _lay_cable(self, index: int, namespace: int, address: IPv4Interface) -> None:
-        """Make a pair of devices: one here, a port of the bridge, the other there, with a hardware address that is made of its IP address.
+        """Make a pair of devices: one here, a port of the bridge, the other there, with a hardware
+        address that is made of its IP address.
 
         So whoever has an address next is found where the neighbours remember it.
         """
         hardware = ":".join(f"{byte:02x}" for byte in b"\x02\x42" + address.ip.packed)
-        there = {"index": _THERE, "attrs": _attributes(IFNAME=_DEVICE, ADDRESS=hardware, NET_NS_FD=namespace)}
+        there = {
+            "index": _THERE,
+            "attrs": _attributes(IFNAME=_DEVICE, ADDRESS=hardware, NET_NS_FD=namespace),
+        }
         cable = _kind("veth", {"attrs": [("VETH_INFO_PEER", there)]})
         request = _link(index, IFNAME=f"port{index}", MASTER=_BRIDGE, LINKINFO=cable, up=True)
         try:
@@ -127,7 +152,9 @@ class Bridge:
                 raise
 
     def _await_port(self, index: int) -> None:
-        """Wait until the bridge forwards what comes from a port: the kernel opens it a moment after the cable is in (operstates.rst)."""
+        """Wait until the bridge forwards what comes from a port: the kernel opens it a moment after
+        the cable is in (operstates.rst).
+        """
         request = _link(index, kind=_RTM_GETLINK, new=False, flags=_REQUEST)
         deadline = time.monotonic() + _PATIENCE
         while True:
@@ -160,28 +187,43 @@ class Bridge:
 
 
 def _opened(program: Program, step: str) -> tuple[int, int]:
-    """Return descriptors of the network namespace that a program enters, and of a socket in it that speaks rtnetlink(7)."""
+    """Return descriptors of the network namespace that a program enters, and of a socket in it that
+    speaks rtnetlink(7).
+    """
     namespace = program.open(step, b"/proc/self/ns/net", os.O_RDONLY)
-    talking = program.add(step, "socket", socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    talking = program.add(
+        step,
+        "socket",
+        socket.AF_NETLINK,
+        socket.SOCK_RAW | socket.SOCK_CLOEXEC,
+        socket.NETLINK_ROUTE,
+    )
     program.run_in_child(sc.CLONE_FILES)
     return program[namespace], program[talking]
 
 
 def _ask(fd: int, *requests: bytes) -> list[bytes]:
-    """Send requests in one go, and return their answers, which the kernel has ready then. Raises the first error among them."""
+    """Send requests in one go, and return their answers, which the kernel has ready then.
+
+    Raises the first error among them.
+    """
     while process.is_readable(fd):  # the answer to one that was interrupted
         os.read(fd, 1 << 16)
     os.write(fd, b"".join(requests))
     answers = [os.read(fd, 1 << 16) for _ in requests]
     for answer in answers:
-        _length, kind, _flags, _sequence, _port, code = struct.unpack_from("=IHHIIi", answer)  # struct nlmsghdr, struct nlmsgerr
+        _length, kind, _flags, _sequence, _port, code = struct.unpack_from(
+            "=IHHIIi", answer
+        )  # struct nlmsghdr, struct nlmsgerr
         if kind == _NLMSG_ERROR and code:
             raise OSError(-code, os.strerror(-code))
     return answers
 
 
 def _operating_state(answer: bytes) -> int:
-    """Return IFLA_OPERSTATE of what RTM_GETLINK answers, which pyroute2 would take a millisecond to read as a whole."""
+    """Return IFLA_OPERSTATE of what RTM_GETLINK answers, which pyroute2 would take a millisecond to
+    read as a whole.
+    """
     at = 32  # after struct nlmsghdr and struct ifinfomsg
     while at + 4 < len(answer):
         length, kind = struct.unpack_from("=HH", answer, at)
@@ -191,12 +233,26 @@ def _operating_state(answer: bytes) -> int:
     return 0
 
 
-def _link(index: int, *, kind: int = _RTM_NEWLINK, new: bool = True, flags: int = 0, up: bool = False, **attributes: Any) -> bytes:
+def _link(
+    index: int,
+    *,
+    kind: int = _RTM_NEWLINK,
+    new: bool = True,
+    flags: int = 0,
+    up: bool = False,
+    **attributes: Any,
+) -> bytes:
     """Return a request about the device ``index``."""
     from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
     fields = {"index": index, "flags": _IFF_UP if up else 0, "change": _IFF_UP if up else 0}
-    return _encoded(ifinfmsg(), kind, flags or (_NEW if new else _ACKNOWLEDGED), fields, _attributes(**attributes))
+    return _encoded(
+        ifinfmsg(),
+        kind,
+        flags or (_NEW if new else _ACKNOWLEDGED),
+        fields,
+        _attributes(**attributes),
+    )
 
 
 def _address(index: int, address: IPv4Interface) -> bytes:
@@ -218,7 +274,9 @@ def _kind(kind: str, data: Any = None) -> dict[str, Any]:
     return {"attrs": [("IFLA_INFO_KIND", kind), *more]}
 
 
-def _encoded(message: Any, kind: int, flags: int, fields: dict[str, int], attributes: list[tuple[str, Any]]) -> bytes:
+def _encoded(
+    message: Any, kind: int, flags: int, fields: dict[str, int], attributes: list[tuple[str, Any]]
+) -> bytes:
     for name, value in fields.items():
         message[name] = value
     message["attrs"] = attributes

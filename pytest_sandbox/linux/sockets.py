@@ -18,7 +18,9 @@ _SO_ACCEPTCON = 0x10000
 
 
 class Listener(NamedTuple):
-    """A listening socket: ``address`` and ``port`` of a TCP one, ``path`` of one in the file system ("" and 0 elsewhere)."""
+    """A listening socket: ``address`` and ``port`` of a TCP one, ``path`` of one in the file system
+    ("" and 0 elsewhere).
+    """
 
     address: str = ""
     port: int = 0
@@ -53,7 +55,10 @@ def _all() -> Iterator[tuple[str, Listener]]:
 
 
 def _rows(name: str) -> Iterator[list[str]]:
-    with suppress(FileNotFoundError), open(f"/proc/self/net/{name}", encoding="utf-8", errors="surrogateescape") as file:
+    with (
+        suppress(FileNotFoundError),
+        open(f"/proc/self/net/{name}", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         next(file)
         for line in file:
             yield line.split(maxsplit=7 if name == "unix" else -1)

@@ -11,8 +11,8 @@ stopped there while the caller waits for it. So there are three processes::
 The helper is a static program of a few hundred bytes in a memfd (linux/elf.py). It holds the
 descriptors that it was given, is not dumpable, enters the namespaces, makes the payload, and ends.
 The payload is a child of the *caller* (CLONE_PARENT), as subprocess.Popen needs it, and shares
-memory with nobody. Both run one :class:`~pytest_sandbox.linux.syscall_batch.Program`; a record that ends
-it, or that one of its calls writes, comes back through the status pipe, which closes on exec.
+memory with nobody. Both run one :class:`~pytest_sandbox.linux.syscall_batch.Program`; a record that
+ends it, or that one of its calls writes, comes back through the status pipe, which closes on exec.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Spawn", "Status", "add_helper_start"]
 
-#: The name of the helper, and of a payload until it executes its program (comm of proc_pid_comm(5)).
+#: The name of the helper, and of a payload until it executes its program (comm of
+#: proc_pid_comm(5)).
 NAME = b"pytest-sandbox"
 #: Seconds that a process may take to end once it was killed.
 _PATIENCE = 2.0
@@ -114,13 +115,19 @@ class Spawn:
         if fd >= 0:
             os.close(fd)
 
-    def add_execute(self, commands: list[bytes], words: list[bytes], environment: list[bytes]) -> None:
-        """Append what the payload does last: execute the first of ``commands`` that can be, as execvp(3).
+    def add_execute(
+        self, commands: list[bytes], words: list[bytes], environment: list[bytes]
+    ) -> None:
+        """Append what the payload does last: execute the first of ``commands`` that can be, as
+        execvp(3).
 
         What fails is reported, for errno alone tells the caller why.
         """
         arguments = Table((*words, 0)), Table((*environment, 0))
-        tries = [self._program.add("execute", "execve", command, *arguments, go_on=True) for command in commands]
+        tries = [
+            self._program.add("execute", "execve", command, *arguments, go_on=True)
+            for command in commands
+        ]
         size = len(tries) * RECORD_SIZE
         self._program.add("execute", "write", self._writer, Record(tries[0].index), size)
 

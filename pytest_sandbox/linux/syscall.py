@@ -1,9 +1,11 @@
-"""System calls that Python's standard library lacks: one typed function each, one errno door, the only ctypes.
+"""System calls that Python's standard library lacks: one typed function each, one errno door, the
+only ctypes.
 
 At its end the door to the machine code of :mod:`pytest_sandbox.linux.syscall_batch`.
 
-Every function raises the :class:`OSError` subclass of its errno, whose text names the call and its arguments. Numbers of 424 and above are
-the same on every architecture (``include/uapi/asm-generic/unistd.h``); the older ones stand in ``_OLD_NUMBERS``.
+Every function raises the :class:`OSError` subclass of its errno, whose text names the call and its
+arguments. Numbers of 424 and above are the same on every architecture
+(``include/uapi/asm-generic/unistd.h``); the older ones stand in ``_OLD_NUMBERS``.
 """
 
 from __future__ import annotations
@@ -122,7 +124,13 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _setns = _libc.setns
 _mount = _libc.mount
-_mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
+_mount.argtypes = [
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_ulong,
+    ctypes.c_char_p,
+]
 _umount2 = _libc.umount2
 _prctl = _libc.prctl
 _prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
@@ -159,7 +167,9 @@ def mount_attributes(set_: int) -> bytes:
 
 
 def open_how(flags: int, resolve: int, mode: int = 0) -> bytes:
-    """Return what openat2(2) takes: flags, the mode of what is made, and the rules of resolution."""
+    """Return what openat2(2) takes: flags, the mode of what is made, and the rules of
+    resolution.
+    """
     return bytes(_OpenHow(flags=flags | os.O_CLOEXEC, mode=mode, resolve=resolve))
 
 
@@ -168,7 +178,11 @@ class _CapHeader(ctypes.Structure):
 
 
 class _CapData(ctypes.Structure):
-    _fields_ = [("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32)]
+    _fields_ = [
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    ]
 
 
 class _SockFprog(ctypes.Structure):
@@ -176,7 +190,9 @@ class _SockFprog(ctypes.Structure):
 
 
 def _checked(result: int, call: str, *arguments: object) -> int:
-    """Return a call's result, or raise what errno says, with the call as the error's text: the one errno door."""
+    """Return a call's result, or raise what errno says, with the call as the error's text: the one
+    errno door.
+    """
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{os.strerror(number)}: {call}({', '.join(map(str, arguments))})")
@@ -196,16 +212,25 @@ def _bytes(path: str | bytes | None) -> bytes | None:
 
 
 def clone3(flags: int, *, cgroup: int = -1) -> tuple[int, int]:
-    """Fork into new namespaces (clone3(2)): ``(pid, pidfd)`` in the parent, ``(0, -1)`` in the child.
+    """Fork into new namespaces (clone3(2)): ``(pid, pidfd)`` in the parent, ``(0, -1)`` in the
+    child.
 
-    Only for a single-threaded process: Python's and libc's own fork handlers do not run, which is what makes it cheap. With
-    ``CLONE_INTO_CGROUP`` in ``flags``, ``cgroup`` is the descriptor of a version 2 group's directory.
+    Only for a single-threaded process: Python's and libc's own fork handlers do not run, which is
+    what makes it cheap. With ``CLONE_INTO_CGROUP`` in ``flags``, ``cgroup`` is the descriptor of a
+    version 2 group's directory.
     """
     pidfd = ctypes.c_int(-1)
     arguments = _CloneArgs(
-        flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=17, cgroup=cgroup if flags & CLONE_INTO_CGROUP else 0
+        flags=flags | CLONE_PIDFD,
+        pidfd=ctypes.addressof(pidfd),
+        exit_signal=17,
+        cgroup=cgroup if flags & CLONE_INTO_CGROUP else 0,
     )
-    pid = _checked(_syscall(_NR_CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments)), "clone3", hex(flags))
+    pid = _checked(
+        _syscall(_NR_CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments)),
+        "clone3",
+        hex(flags),
+    )
     return (pid, pidfd.value) if pid else (0, -1)
 
 
@@ -215,7 +240,10 @@ def fork_handlers() -> tuple[Callable[[], None], Callable[[], None], Callable[[]
     For a fork that os.fork() cannot make; the caller has to be single-threaded, since the C
     library's own handlers do not run (PyOS_BeforeFork and its kin).
     """
-    before, after, inside = (getattr(ctypes.pythonapi, f"PyOS_{name}") for name in ("BeforeFork", "AfterFork_Parent", "AfterFork_Child"))
+    before, after, inside = (
+        getattr(ctypes.pythonapi, f"PyOS_{name}")
+        for name in ("BeforeFork", "AfterFork_Parent", "AfterFork_Child")
+    )
     return before, after, inside
 
 
@@ -225,7 +253,9 @@ def clear_memory(address: int, length: int) -> None:
 
 
 def setns(fd: int, flags: int) -> None:
-    """Move the calling thread into the namespaces ``flags`` of a namespace's or a process's descriptor (setns(2))."""
+    """Move the calling thread into the namespaces ``flags`` of a namespace's or a process's
+    descriptor (setns(2)).
+    """
     _checked(_setns(fd, flags), "setns", fd, hex(flags))
 
 
@@ -234,7 +264,13 @@ def unshare(flags: int) -> None:
     _checked(_libc.unshare(flags), "unshare", hex(flags))
 
 
-def mount(source: str | bytes | None, target: str | bytes, fstype: str | None, flags: int = 0, data: str | bytes | None = None) -> None:
+def mount(
+    source: str | bytes | None,
+    target: str | bytes,
+    fstype: str | None,
+    flags: int = 0,
+    data: str | bytes | None = None,
+) -> None:
     """Mount a file system (mount(2))."""
     result = _mount(_bytes(source), _bytes(target), _bytes(fstype), flags, _bytes(data))
     if result < 0:
@@ -243,7 +279,13 @@ def mount(source: str | bytes | None, target: str | bytes, fstype: str | None, f
 
 def madvise(address: int, length: int, advice: int) -> None:
     """Give advice about a stretch of this process's memory (madvise(2))."""
-    _checked(_libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice), "madvise", hex(address), length, advice)
+    _checked(
+        _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice),
+        "madvise",
+        hex(address),
+        length,
+        advice,
+    )
 
 
 def umount2(target: str | bytes, flags: int = 0) -> None:
@@ -252,30 +294,59 @@ def umount2(target: str | bytes, flags: int = 0) -> None:
 
 
 def open_tree(path: str | bytes, flags: int, dir_fd: int = -100) -> int:
-    """Open a mount, or with ``OPEN_TREE_CLONE`` a detached copy of it (open_tree(2)); returns a descriptor."""
-    arguments = (ctypes.c_int(dir_fd), ctypes.c_char_p(_bytes(path)), ctypes.c_uint(flags | OPEN_TREE_CLOEXEC))
+    """Open a mount, or with ``OPEN_TREE_CLONE`` a detached copy of it (open_tree(2)); returns a
+    descriptor.
+    """
+    arguments = (
+        ctypes.c_int(dir_fd),
+        ctypes.c_char_p(_bytes(path)),
+        ctypes.c_uint(flags | OPEN_TREE_CLOEXEC),
+    )
     return _checked(_syscall(_NR_OPEN_TREE, *arguments), "open_tree", path, hex(flags))
 
 
 def move_mount(fd: int, target: str | bytes, *, target_fd: int = -100) -> None:
-    """Attach the detached mount ``fd`` on ``target``, or on ``target_fd`` itself where ``target`` is empty (move_mount(2))."""
+    """Attach the detached mount ``fd`` on ``target``, or on ``target_fd`` itself where ``target``
+    is empty (move_mount(2)).
+    """
     flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if target else MOVE_MOUNT_T_EMPTY_PATH)
-    arguments = (ctypes.c_int(fd), ctypes.c_char_p(b""), ctypes.c_int(target_fd), ctypes.c_char_p(_bytes(target)), ctypes.c_uint(flags))
+    arguments = (
+        ctypes.c_int(fd),
+        ctypes.c_char_p(b""),
+        ctypes.c_int(target_fd),
+        ctypes.c_char_p(_bytes(target)),
+        ctypes.c_uint(flags),
+    )
     _checked(_syscall(_NR_MOVE_MOUNT, *arguments), "move_mount", fd, target or target_fd)
 
 
 def mount_setattr(fd: int, set_: int, *, recursive: bool = False) -> None:
-    """Set attributes of the mount ``fd``, and of all below it where ``recursive`` (mount_setattr(2), Linux 5.12)."""
+    """Set attributes of the mount ``fd``, and of all below it where ``recursive``
+    (mount_setattr(2), Linux 5.12).
+    """
     attributes = _MountAttr(attr_set=set_)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-    arguments = (ctypes.c_int(fd), ctypes.c_char_p(b""), ctypes.c_uint(flags), ctypes.byref(attributes), ctypes.sizeof(attributes))
+    arguments = (
+        ctypes.c_int(fd),
+        ctypes.c_char_p(b""),
+        ctypes.c_uint(flags),
+        ctypes.byref(attributes),
+        ctypes.sizeof(attributes),
+    )
     _checked(_syscall(_NR_MOUNT_SETATTR, *arguments), "mount_setattr", fd, hex(set_))
 
 
-def openat2(path: str | bytes, flags: int, resolve: int, *, mode: int = 0, dir_fd: int = -100) -> int:
+def openat2(
+    path: str | bytes, flags: int, resolve: int, *, mode: int = 0, dir_fd: int = -100
+) -> int:
     """Open ``path`` with the resolution rules ``resolve`` (openat2(2)); returns a descriptor."""
     how = _OpenHow(flags=flags | os.O_CLOEXEC, mode=mode, resolve=resolve)
-    arguments = (ctypes.c_int(dir_fd), ctypes.c_char_p(_bytes(path)), ctypes.byref(how), ctypes.sizeof(how))
+    arguments = (
+        ctypes.c_int(dir_fd),
+        ctypes.c_char_p(_bytes(path)),
+        ctypes.byref(how),
+        ctypes.sizeof(how),
+    )
     return _checked(_syscall(_NR_OPENAT2, *arguments), "openat2", path, hex(flags), hex(resolve))
 
 
@@ -286,18 +357,28 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 
 
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:
-    """Set the calling thread's capability sets, each a mask with bit N for capability N (capset(2))."""
+    """Set the calling thread's capability sets, each a mask with bit N for capability N
+    (capset(2)).
+    """
     header = _CapHeader(CAPABILITY_VERSION, 0)
     low, high = ((1 << 32) - 1, 32)
     data = (_CapData * 2)(
         _CapData(effective & low, permitted & low, inheritable & low),
         _CapData(effective >> high, permitted >> high, inheritable >> high),
     )
-    _checked(_libc.capset(ctypes.byref(header), data), "capset", hex(effective), hex(permitted), hex(inheritable))
+    _checked(
+        _libc.capset(ctypes.byref(header), data),
+        "capset",
+        hex(effective),
+        hex(permitted),
+        hex(inheritable),
+    )
 
 
 def getcaps() -> tuple[int, int, int]:
-    """Return the calling thread's effective, permitted and inheritable capabilities as masks (capget(2))."""
+    """Return the calling thread's effective, permitted and inheritable capabilities as masks
+    (capget(2)).
+    """
     header = _CapHeader(CAPABILITY_VERSION, 0)
     data = (_CapData * 2)()
     _checked(_libc.capget(ctypes.byref(header), data), "capget")
@@ -310,15 +391,26 @@ def getcaps() -> tuple[int, int, int]:
 
 
 def seccomp_set_filter(program: bytes) -> None:
-    """Load a seccomp filter, ``struct sock_filter`` after another, for the calling thread and what it starts (seccomp(2))."""
+    """Load a seccomp filter, ``struct sock_filter`` after another, for the calling thread and what
+    it starts (seccomp(2)).
+    """
     fprog = _SockFprog(len(program) // 8, program)
     result = _prctl(PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(fprog), 0, 0)
     _checked(result, "prctl", "PR_SET_SECCOMP", f"{fprog.len} instructions")
 
 
 def join_new_session_keyring() -> None:
-    """Leave the inherited session keyring for a new, empty one (keyctl(2), KEYCTL_JOIN_SESSION_KEYRING)."""
-    result = _syscall(_old_number("keyctl"), ctypes.c_int(_KEYCTL_JOIN_SESSION_KEYRING), ctypes.c_char_p(None), 0, 0, 0)
+    """Leave the inherited session keyring for a new, empty one (keyctl(2),
+    KEYCTL_JOIN_SESSION_KEYRING).
+    """
+    result = _syscall(
+        _old_number("keyctl"),
+        ctypes.c_int(_KEYCTL_JOIN_SESSION_KEYRING),
+        ctypes.c_char_p(None),
+        0,
+        0,
+        0,
+    )
     _checked(result, "keyctl", "KEYCTL_JOIN_SESSION_KEYRING")
 
 
@@ -330,17 +422,21 @@ pthread_sigmask = ctypes.PyDLL(None).pthread_sigmask
 pthread_sigmask.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
 _PROT_READ_EXEC = mmap.PROT_READ | mmap.PROT_EXEC
 _mapped: list[mmap.mmap] = []
-# With the interpreter's lock held: no other thread may fork, or change what the code reads, while a child shares this memory.
+# With the interpreter's lock held: no other thread may fork, or change what the code reads, while a
+# child shares this memory.
 _CODE = ctypes.PYFUNCTYPE(ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
 
 
 def address_of(buffer: bytearray | mmap.mmap) -> int:
-    """Return where a buffer lies in memory; it must not be resized, and lives as long as its owner keeps it."""
+    """Return where a buffer lies in memory; it must not be resized, and lives as long as its owner
+    keeps it.
+    """
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
 def map_code(code: bytes) -> Callable[[int, int], int]:
-    """Map machine code for the life of this process, executable and no longer writable; returns it as a function of two addresses.
+    """Map machine code for the life of this process, executable and no longer writable; returns it
+    as a function of two addresses.
 
     See mmap(2), mprotect(2).
     """
@@ -348,12 +444,18 @@ def map_code(code: bytes) -> Callable[[int, int], int]:
     page.write(code)
     _mapped.append(page)
     address = address_of(page)
-    _checked(_libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), _PROT_READ_EXEC), "mprotect", "PROT_EXEC")
+    _checked(
+        _libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), _PROT_READ_EXEC),
+        "mprotect",
+        "PROT_EXEC",
+    )
     return cast("Callable[[int, int], int]", _CODE(address))
 
 
 def block_signals(saved: int) -> None:
-    """Block all signals of the calling thread, whose mask until then is written to the address ``saved`` (sigprocmask(2))."""
+    """Block all signals of the calling thread, whose mask until then is written to the address
+    ``saved`` (sigprocmask(2)).
+    """
     pthread_sigmask(SIG_SETMASK, EVERY_SIGNAL, saved)
 
 
@@ -378,10 +480,14 @@ def sibling_arguments(cgroup: int) -> bytes:
     return bytes(_CloneArgs(flags=CLONE_PARENT | into, cgroup=max(cgroup, 0)))
 
 
-def spawn_code(code: Callable[[int, int], int], flags: int, cgroup: int, argument: int) -> tuple[int, int]:
-    """Call mapped code in a child that shares this memory until it executes a program or ends; returns its number and a pidfd.
+def spawn_code(
+    code: Callable[[int, int], int], flags: int, cgroup: int, argument: int
+) -> tuple[int, int]:
+    """Call mapped code in a child that shares this memory until it executes a program or ends;
+    returns its number and a pidfd.
 
-    With ``cgroup`` >= 0 it starts in that version 2 group. Raises :class:`OSError` where there was no child.
+    With ``cgroup`` >= 0 it starts in that version 2 group. Raises :class:`OSError` where there was
+    no child.
     """
     pidfd = ctypes.c_int(-1)
     into = CLONE_INTO_CGROUP if cgroup >= 0 else 0

@@ -1,9 +1,12 @@
-"""Programs: lists of system calls as data, made in one go by a few machine instructions (tools/machine_code).
+"""Programs: lists of system calls as data, made in one go by a few machine instructions
+(tools/machine_code).
 
-A container is built, and a process is put into it, by forty to ninety system calls. Made one by one from Python they need a fork of the
-interpreter, whose pages are then copied one fault at a time: 5 ms of CPU. As a list they run in a child that shares its parent's memory
-(clone3(2) with CLONE_VM | CLONE_VFORK, as posix_spawn(3) does): nothing is copied, however large the process is, and each call's result
-stands in the list when the parent goes on, so that an error says which step failed, with which arguments.
+A container is built, and a process is put into it, by forty to ninety system calls. Made one by one
+from Python they need a fork of the interpreter, whose pages are then copied one fault at a time: 5
+ms of CPU. As a list they run in a child that shares its parent's memory (clone3(2) with CLONE_VM |
+CLONE_VFORK, as posix_spawn(3) does): nothing is copied, however large the process is, and each
+call's result stands in the list when the parent goes on, so that an error says which step failed,
+with which arguments.
 """
 
 from __future__ import annotations
@@ -45,7 +48,9 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The address of a call's record, for a call that writes it to who reads :meth:`Program.read_record`."""
+    """The address of a call's record, for a call that writes it to who reads
+    :meth:`Program.read_record`.
+    """
 
     index: int
 
@@ -58,7 +63,9 @@ class Table(tuple[int | bytes, ...]):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A call that failed, the step that it belongs to, its errno, and whether it may fail (``go_on``)."""
+    """A call that failed, the step that it belongs to, its errno, and whether it may fail
+    (``go_on``).
+    """
 
     step: str
     errno: int
@@ -94,7 +101,9 @@ def _code() -> Callable[[int, int], int]:
 
 
 class Program:
-    """A list of system calls under construction, then run or spawned once; results are asked for afterwards by ``program[result]``."""
+    """A list of system calls under construction, then run or spawned once; results are asked for
+    afterwards by ``program[result]``.
+    """
 
     def __init__(self) -> None:
         self._words: list[int] = []
@@ -117,9 +126,23 @@ class Program:
         go_on: bool = False,
         stop_if_positive: bool = False,
     ) -> Result:
-        """Append a call. Texts get their ending zero; None is a null pointer; an error ends the program unless ``go_on``."""
+        """Append a call.
+
+        Texts get their ending zero; None is a null pointer; an error ends the program unless
+        ``go_on``.
+        """
         start = len(self._words)
-        self._words += [number(call), 0, 0, 0, 0, 0, 0, _GO_ON * go_on | _STOP_IF_POSITIVE * stop_if_positive, _NOT_MADE]
+        self._words += [
+            number(call),
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            _GO_ON * go_on | _STOP_IF_POSITIVE * stop_if_positive,
+            _NOT_MADE,
+        ]
         for place, argument in enumerate(arguments, start + _FIRST):
             if type(argument) is int:
                 self._words[place] = argument & _WORD
@@ -128,11 +151,15 @@ class Program:
         self._said.append((step, call, arguments))
         return Result(start // _SIZE)
 
-    def _place(self, start: int, place: int, argument: int | bytes | Result | Record | Table) -> None:
+    def _place(
+        self, start: int, place: int, argument: int | bytes | Result | Record | Table
+    ) -> None:
         if isinstance(argument, bytes):
             self._texts.append((place, _append(self._text, argument)))
         elif isinstance(argument, Result):
-            self._words[start + _MODE] |= {_FIRST: _FIRST_IS_RESULT, _THIRD: _THIRD_IS_RESULT}[place - start]
+            self._words[start + _MODE] |= {_FIRST: _FIRST_IS_RESULT, _THIRD: _THIRD_IS_RESULT}[
+                place - start
+            ]
             self._links.append((place, argument.index * _SIZE + _RESULT))
         elif isinstance(argument, Record):
             self._links.append((place, argument.index * _SIZE))
@@ -142,7 +169,9 @@ class Program:
             self._words[place] = int(argument) & _WORD
 
     def extend(self, other: Program) -> None:
-        """Append all calls of another program, which may be appended to many: its results are not to be asked for here."""
+        """Append all calls of another program, which may be appended to many: its results are not
+        to be asked for here.
+        """
         words, text = len(self._words), len(self._text)
         self._words += other._words
         self._text += other._text
@@ -153,14 +182,20 @@ class Program:
 
     # -- calls that many programs make
 
-    def open(self, step: str, path: bytes, flags: int, *, mode: int = 0, go_on: bool = False) -> Result:
-        """Append openat(2); what is open when a shared table's program fails is closed by :meth:`close_leaks`."""
+    def open(
+        self, step: str, path: bytes, flags: int, *, mode: int = 0, go_on: bool = False
+    ) -> Result:
+        """Append openat(2); what is open when a shared table's program fails is closed by
+        :meth:`close_leaks`.
+        """
         result = self.add(step, "openat", -100, path, flags | os.O_CLOEXEC, mode, go_on=go_on)
         self._opened.append(result.index)
         return result
 
     def open_as(self, step: str, path: bytes, how: bytes) -> Result:
-        """Append openat2(2); ``how`` is what :func:`~pytest_sandbox.linux.syscall.open_how` returns."""
+        """Append openat2(2); ``how`` is what :func:`~pytest_sandbox.linux.syscall.open_how`
+        returns.
+        """
         result = self.add(step, "openat2", -100, path, how, len(how))
         self._opened.append(result.index)
         return result
@@ -183,12 +218,22 @@ class Program:
         self.add(step, "write", fd, data, len(data), go_on=go_on)
         self.close(step, fd)
 
-    def mount(self, step: str, source: bytes | None, target: bytes, fstype: bytes | None, flags: int, data: bytes | None = None) -> Result:
+    def mount(
+        self,
+        step: str,
+        source: bytes | None,
+        target: bytes,
+        fstype: bytes | None,
+        flags: int,
+        data: bytes | None = None,
+    ) -> Result:
         """Append a mount."""
         return self.add(step, "mount", source, target, fstype, flags, data)
 
     def restore_signals(self, step: str, numbers: Iterable[int] = ()) -> None:
-        """Append the end of what :meth:`spawn` or :meth:`block_signals` blocks; the signals ``numbers`` get their default action."""
+        """Append the end of what :meth:`spawn` or :meth:`block_signals` blocks; the signals
+        ``numbers`` get their default action.
+        """
         for one in numbers:
             self.add(step, "rt_sigaction", one, bytes(32), None, 8)
         at = len(self._words) + _FIRST + 1
@@ -196,13 +241,17 @@ class Program:
         self._texts.append((at, self._mask_at))
 
     def reap_by_kernel(self, step: str) -> None:
-        """Append what has the kernel reap the children of the process, also after it executes a program (SIGCHLD is ignored)."""
+        """Append what has the kernel reap the children of the process, also after it executes a
+        program (SIGCHLD is ignored).
+        """
         self.add(step, "rt_sigaction", signal.SIGCHLD, _IGNORED_SIGCHLD, None, 8)
 
     # -- making the calls
 
     def prepare(self) -> None:
-        """Get ready before a fork, in which :meth:`run` then makes no objects: whatever it touches, it has to copy first."""
+        """Get ready before a fork, in which :meth:`run` then makes no objects: whatever it touches,
+        it has to copy first.
+        """
         self._prepared = self._assemble()
         self._run = _code()
         self._last = Result(len(self._said) - 1)
@@ -232,10 +281,12 @@ class Program:
         return forked
 
     def spawn(self, flags: int = 0, *, cgroup: int = -1) -> tuple[int, int]:
-        """Make the calls in a child, and wait until it has executed a program or ended; returns its number and a pidfd.
+        """Make the calls in a child, and wait until it has executed a program or ended; returns its
+        number and a pidfd.
 
-        ``flags`` are clone3's, to which CLONE_VM, CLONE_VFORK, CLONE_PIDFD and CLONE_CLEAR_SIGHAND are added. The child starts with all
-        signals blocked. A program that does not end by executing another ends with exit status 127.
+        ``flags`` are clone3's, to which CLONE_VM, CLONE_VFORK, CLONE_PIDFD and CLONE_CLEAR_SIGHAND
+        are added. The child starts with all signals blocked. A program that does not end by
+        executing another ends with exit status 127.
         """
         self.prepare()
         self.block_signals()
@@ -245,7 +296,9 @@ class Program:
             self.unblock_signals()
 
     def block_signals(self) -> None:
-        """Block all signals of this thread until :meth:`unblock_signals`, or until a fork has made what :meth:`restore_signals` appended."""
+        """Block all signals of this thread until :meth:`unblock_signals`, or until a fork has made
+        what :meth:`restore_signals` appended.
+        """
         sc.block_signals(self._mask)
 
     def unblock_signals(self) -> None:
@@ -253,7 +306,10 @@ class Program:
         sc.set_signal_mask(self._mask)
 
     def run_in_child(self, flags: int = 0) -> None:
-        """Make the calls in a child, and wait for its end. Raises the failed call's :class:`OSError`."""
+        """Make the calls in a child, and wait for its end.
+
+        Raises the failed call's :class:`OSError`.
+        """
         failure = self.try_in_child(flags)
         if failure is not None:
             raise failure.error()
@@ -289,13 +345,16 @@ class Program:
         return self._laid_out(words, address)[0] + bytes(RECORD_SIZE)
 
     def _laid_out(self, records: list[int], address: int | None) -> tuple[bytearray, int]:
-        """Return records, tables and texts in one buffer, with every address in it, and where it begins.
+        """Return records, tables and texts in one buffer, with every address in it, and where it
+        begins.
 
         Without an ``address`` that is where the buffer lies in this process.
         """
         words = [*records, _END]
         texts = list(self._texts)
-        more = bytearray(self._text)  # what tables point to is not what another program is extended by
+        more = bytearray(
+            self._text
+        )  # what tables point to is not what another program is extended by
         tables, placed = [], dict[int, int]()
         for place, table in self._tables:
             tables.append((place, placed.setdefault(id(table), len(words))))
@@ -318,13 +377,19 @@ class Program:
     # -- afterwards
 
     def __getitem__(self, result: Result) -> int:
-        """Return what a call returned: a negative errno for an error; for one that was not made, or has not returned, the lowest number."""
+        """Return what a call returned: a negative errno for an error; for one that was not made, or
+        has not returned, the lowest number.
+        """
         value: int = struct.unpack_from("=q", self._buffer, 8 * (result.index * _SIZE + _RESULT))[0]
         return value
 
     def argument(self, result: Result, place: int, size: int) -> bytes:
-        """Return ``size`` bytes of the text that a call had as its argument ``place`` (the first is 0), as the kernel has left it."""
-        (address,) = struct.unpack_from("=Q", self._buffer, 8 * (result.index * _SIZE + _FIRST + place))
+        """Return ``size`` bytes of the text that a call had as its argument ``place`` (the first is
+        0), as the kernel has left it.
+        """
+        (address,) = struct.unpack_from(
+            "=Q", self._buffer, 8 * (result.index * _SIZE + _FIRST + place)
+        )
         start = address - sc.address_of(self._buffer)
         return bytes(self._buffer[start : start + size])
 
@@ -339,7 +404,9 @@ class Program:
     def failure_of(self, index: int, result: int) -> Failure:
         """Return how the call ``index`` failed, which has returned ``result``."""
         step, call, arguments = self._said[index]
-        return Failure(step, -result, f"{call}({', '.join(map(_shown, arguments))})", self.may_fail(index))
+        return Failure(
+            step, -result, f"{call}({', '.join(map(_shown, arguments))})", self.may_fail(index)
+        )
 
     def may_fail(self, index: int) -> bool:
         """Tell whether an error of the call ``index`` does not end the program."""
@@ -347,16 +414,22 @@ class Program:
 
     @staticmethod
     def read_record(record: bytes) -> tuple[int | None, int]:
-        """Return which call a record of an :meth:`image` is of, None for the list's end, and its result."""
+        """Return which call a record of an :meth:`image` is of, None for the list's end, and its
+        result.
+        """
         words: tuple[int, ...] = struct.unpack(f"={_SIZE - 1}Qq", record)
         return (None if words[0] == _END else words[_MODE] >> _INDEX_SHIFT), words[_RESULT]
 
     def ended_early(self, last: Result) -> bool:
-        """Tell whether the child was killed before it came to the call ``last``, which does not return."""
+        """Tell whether the child was killed before it came to the call ``last``, which does not
+        return.
+        """
         return self[Result(last.index - 1)] == -_NOT_MADE
 
     def close_leaks(self) -> None:
-        """Close what a failed program left open in a table of descriptors that it shared with this process."""
+        """Close what a failed program left open in a table of descriptors that it shared with this
+        process.
+        """
         for index in self._opened if self._buffer else ():
             fd = self[Result(index)]
             if fd >= 0:

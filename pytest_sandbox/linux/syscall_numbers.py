@@ -1,4 +1,5 @@
-"""Numbers of the system calls, by architecture: written by tools/make_syscall_numbers.py, not by hand.
+"""Numbers of the system calls, by architecture: written by tools/make_syscall_numbers.py, not by
+hand.
 
 Each line is a number followed by the names that count up from it.
 """

@@ -1,4 +1,6 @@
-"""Kernel parameters, by the names that sysctl(8) prints (proc_sys(5)), and what the kernel counts."""
+"""Kernel parameters, by the names that sysctl(8) prints (proc_sys(5)), and what the kernel
+counts.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ __all__ = ["has_pressure", "value", "write"]
 
 
 def value(name: str) -> str | None:
-    """Return a parameter's value, such as ``user.max_user_namespaces``'s; None where this kernel has none of that name."""
+    """Return a parameter's value, such as ``user.max_user_namespaces``'s; None where this kernel
+    has none of that name.
+    """
     try:
         with open(f"/proc/sys/{name.replace('.', '/')}", encoding="ascii") as file:
             return file.read().strip()

@@ -33,7 +33,9 @@ class Benchmarks:
         self._before = len(_measured(item.config))
 
     def send(self, wire: Wire) -> None:
-        """Send what was measured in this fork; a profile (``--benchmark-cprofile``) stays behind."""
+        """Send what was measured in this fork; a profile (``--benchmark-cprofile``) stays
+        behind.
+        """
         for one in _measured(self._item.config)[self._before :]:
             options = {name: value for name, value in one.options.items() if name != "timer"}
             facts = {name: getattr(one, name) for name in _FACTS}
@@ -58,7 +60,9 @@ def merge(item: pytest.Item, receiver: Receiver) -> None:
             return
         params = getattr(getattr(item, "callspec", None), "params", None)
         facts = {**data["facts"], "name": item.name, "fullname": item.nodeid}
-        measured = SimpleNamespace(**facts, params=params, cprofile_stats=None, has_error=data["has_error"])
+        measured = SimpleNamespace(
+            **facts, params=params, cprofile_stats=None, has_error=data["has_error"]
+        )
         timer = session.options["timer"].target
         made = metadata(measured, data["iterations"], {**data["options"], "timer": timer})
         for seconds in data["times"]:
@@ -67,7 +71,10 @@ def merge(item: pytest.Item, receiver: Receiver) -> None:
 
 
 def times(text: str) -> array[float]:
-    """Return the durations that were sent, in seconds. Raises :class:`ValueError` for what is none."""
+    """Return the durations that were sent, in seconds.
+
+    Raises :class:`ValueError` for what is none.
+    """
     found = array("d", base64.b64decode(text, validate=True))
     if not found or not all(map(math.isfinite, found)):
         raise ValueError("no durations")

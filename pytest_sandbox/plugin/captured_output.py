@@ -1,4 +1,6 @@
-"""Files of its own for what a fork prints: captured output that outlives a crash, and faulthandler's stack."""
+"""Files of its own for what a fork prints: captured output that outlives a crash, and
+faulthandler's stack.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,18 @@ _MOST = 1 << 20
 
 
 def flush_terminal() -> None:
-    """Write out what pytest itself has printed, while nothing is captured, so that no fork prints it again."""
+    """Write out what pytest itself has printed, while nothing is captured, so that no fork prints
+    it again.
+    """
     for stream in (sys.__stdout__, sys.__stderr__):
         with suppress(AttributeError, ValueError, OSError):
             stream.flush()  # type: ignore[union-attr]
 
 
 class Streams:
-    """A memory file for each stream that pytest captures by descriptor; what was captured before the fork begins it."""
+    """A memory file for each stream that pytest captures by descriptor; what was captured before
+    the fork begins it.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         for stream in (sys.stdout, sys.stderr):
@@ -36,7 +42,9 @@ class Streams:
         self._captured = compat.captured_files(config)
         captured = {fd for _name, file, target in self._captured for fd in (file, target)}
         self.outputs = inherited_files.Outputs(config, without=captured)
-        self._files = {name: _copied(f"captured-{name}", file) for name, file, _target in self._captured}
+        self._files = {
+            name: _copied(f"captured-{name}", file) for name, file, _target in self._captured
+        }
 
     def in_fork(self, stack: int) -> None:
         """Let this process capture into its own files, and faulthandler write to ``stack``."""
@@ -50,7 +58,9 @@ class Streams:
         faulthandler.register(STACK_SIGNAL, stack)
 
     def printed(self) -> list[tuple[str, str]]:
-        """Return what is in the files, at most a MiB of each: what a fork that ended early had printed since its last report."""
+        """Return what is in the files, at most a MiB of each: what a fork that ended early had
+        printed since its last report.
+        """
         return [(name, text) for name, fd in self._files.items() if (text := _tail(fd))]
 
     def close(self) -> None:

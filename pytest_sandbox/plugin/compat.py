@@ -1,20 +1,32 @@
-"""Every private name of pytest, pluggy and execnet that this plugin uses, and why there is no public one.
+"""Every private name of pytest, pluggy and execnet that this plugin uses, and why there is no
+public one.
 
-- ``item._request``: setting up an item's fixtures of higher scopes before its own setup runs has no public call.
-- ``SubRequest``, ``_request._fixture_defs``: a fixture that overrides one of its own name is what asks for that, and there is no other way to it.
-- ``item._fixtureinfo``, ``callspec._arg2scope``, ``_pytest.scope``: which of an item's fixtures have a scope above function, also where a
-  parametrisation gives the scope.
-- ``item.session._setupstate``: a fork must forget the finalizers of nodes above its item, or each test would end the session's fixtures.
+- ``item._request``: setting up an item's fixtures of higher scopes before its own setup runs has no
+  public call.
+- ``SubRequest``, ``_request._fixture_defs``: a fixture that overrides one of its own name is what
+  asks for that, and there is no other way to it.
+- ``item._fixtureinfo``, ``callspec._arg2scope``, ``_pytest.scope``: which of an item's fixtures
+  have a scope above function, also where a parametrisation gives the scope.
+- ``item.session._setupstate``: a fork must forget the finalizers of nodes above its item, or each
+  test would end the session's fixtures.
 - ``HookCaller._hookimpls``: in a fork, reports and warnings go to the parent and to nobody else.
-- ``_pytest.warnings.catch_warnings_for_item``: records a test's warnings under all filters that pytest applies.
-- ``capturemanager._global_capturing``: a fork needs capture files of its own, or it would share the parent's offsets and contents.
-- ``_pytest.junitxml.xml_key``: what ``record_testsuite_property`` and ``record_xml_attribute`` write has no other way out of a fork.
-- ``_pytest.subtests.failed_subtests_key``: pytest counts failed subtests there, and turns the report of their test by it.
-- ``SubtestReport.context.kwargs`` is set against its frozen class, since reading it from JSON changes it.
-- ``config._tmp_path_factory``: the session's temporary directory has to be in an image before a test asks for it.
-- ``config._inicfg``: in ``[tool.pytest]`` a setting has a native type, and no declared type lets a number and a text both pass.
+- ``_pytest.warnings.catch_warnings_for_item``: records a test's warnings under all filters that
+  pytest applies.
+- ``capturemanager._global_capturing``: a fork needs capture files of its own, or it would share the
+  parent's offsets and contents.
+- ``_pytest.junitxml.xml_key``: what ``record_testsuite_property`` and ``record_xml_attribute``
+  write has no other way out of a fork.
+- ``_pytest.subtests.failed_subtests_key``: pytest counts failed subtests there, and turns the
+  report of their test by it.
+- ``SubtestReport.context.kwargs`` is set against its frozen class, since reading it from JSON
+  changes it.
+- ``config._tmp_path_factory``: the session's temporary directory has to be in an image before a
+  test asks for it.
+- ``config._inicfg``: in ``[tool.pytest]`` a setting has a native type, and no declared type lets a
+  number and a text both pass.
 - ``Coverage._inorout``: whether the session measures a file has no public answer.
-- ``gateway._io`` of execnet: a test must not be able to write into the stream between an xdist worker and its controller.
+- ``gateway._io`` of execnet: a test must not be able to write into the stream between an xdist
+  worker and its controller.
 """
 
 from __future__ import annotations
@@ -56,15 +68,26 @@ __all__ = [
 
 
 def _higher_fixtures(item: Any) -> Iterator[tuple[str, list[Any]]]:
-    """Yield the names of the item's fixtures of higher scopes, each with those of function scope that override it and ask for it, topmost first."""
+    """Yield the names of the item's fixtures of higher scopes, each with those of function scope
+    that override it and ask for it, topmost first.
+    """
     info = getattr(item, "_fixtureinfo", None)
     if info is None:
         return
-    scopes = getattr(getattr(item, "callspec", None), "_arg2scope", {})  # a parametrisation's scope is that of all of a name
+    scopes = getattr(
+        getattr(item, "callspec", None), "_arg2scope", {}
+    )  # a parametrisation's scope is that of all of a name
     for name in info.names_closure:
         definitions = info.name2fixturedefs.get(name) or ()
-        above = [] if name in scopes else list(takewhile(_takes_what_it_overrides, reversed(definitions)))
-        if len(above) < len(definitions) and (scopes.get(name) or definitions[-1 - len(above)]._scope) > Scope.Function:
+        above = (
+            []
+            if name in scopes
+            else list(takewhile(_takes_what_it_overrides, reversed(definitions)))
+        )
+        if (
+            len(above) < len(definitions)
+            and (scopes.get(name) or definitions[-1 - len(above)]._scope) > Scope.Function
+        ):
             yield name, above
     if hasattr(item, "dtest"):
         yield "doctest_namespace", []  # a doctest asks for it without naming it
@@ -82,16 +105,22 @@ def set_up_higher(item: Any) -> None:
             request = SubRequest(request, Scope.Function, NOTSET, 0, definition, _ispytest=True)
         request.getfixturevalue(name)
         if above:
-            del item._request._fixture_defs[name]  # what the item has by that name is the fork's to make
+            del item._request._fixture_defs[
+                name
+            ]  # what the item has by that name is the fork's to make
 
 
 class Finalizers:
-    """Those of all nodes but an item, which its fork leaves to the parent; taken apart, they would cost it pages."""
+    """Those of all nodes but an item, which its fork leaves to the parent; taken apart, they would
+    cost it pages.
+    """
 
     def __init__(self, item: pytest.Item) -> None:
         self._stack = item.session._setupstate.stack
         self._kept = {node: value for node, value in self._stack.items() if node is not item}
-        self._none: dict[Any, Any] = {node: ([], error) for node, (_finalizers, error) in self._kept.items()}
+        self._none: dict[Any, Any] = {
+            node: ([], error) for node, (_finalizers, error) in self._kept.items()
+        }
 
     def forget(self) -> None:
         """Leave them to the parent."""
@@ -99,7 +128,9 @@ class Finalizers:
 
 
 def tear_down_item(item: pytest.Item) -> None:
-    """Run what the item and its fixtures have to tear down, where its own teardown phase does not come any more."""
+    """Run what the item and its fixtures have to tear down, where its own teardown phase does not
+    come any more.
+    """
     with suppress(Exception):
         item.session._setupstate.teardown_exact(None)
 
@@ -114,12 +145,16 @@ def ini_value(config: Any, name: str) -> object:
 
 
 class Listeners:
-    """Those of a hook that are to hear it in a fork, which keeps the others from it, and does not take them apart either."""
+    """Those of a hook that are to hear it in a fork, which keeps the others from it, and does not
+    take them apart either.
+    """
 
     def __init__(self, config: pytest.Config, hook: str, listeners: tuple[object, ...]) -> None:
         self._hook = getattr(config.hook, hook)
         self._kept = self._hook._hookimpls
-        self._ours = [one for one in self._kept if any(one.plugin is listener for listener in listeners)]
+        self._ours = [
+            one for one in self._kept if any(one.plugin is listener for listener in listeners)
+        ]
 
     def take_over(self) -> None:
         """Keep every other plugin from hearing the hook, for good."""
@@ -127,14 +162,18 @@ class Listeners:
 
 
 def recorded_warnings(item: pytest.Item) -> AbstractContextManager[None]:
-    """Record warnings as pytest does around a test, and announce them at the end; do nothing where that is switched off."""
+    """Record warnings as pytest does around a test, and announce them at the end; do nothing where
+    that is switched off.
+    """
     if not item.config.pluginmanager.has_plugin("warnings"):
         return nullcontext()
     return catch_warnings_for_item(config=item.config, ihook=item.ihook, when="runtest", item=item)
 
 
 def base_temporary(config: Any) -> str:
-    """Return the directory below which ``tmp_path`` and its like are; it is made where it is not there."""
+    """Return the directory below which ``tmp_path`` and its like are; it is made where it is not
+    there.
+    """
     factory = getattr(config, "_tmp_path_factory", None)
     return "" if factory is None else str(factory.getbasetemp())
 
@@ -154,13 +193,21 @@ def captured_files(config: pytest.Config) -> list[tuple[str, int, int]]:
 def host_outputs(config: pytest.Config) -> list[int]:
     """Return this process's own standard output and error, also while they are captured."""
     capturing = getattr(config.pluginmanager.getplugin("capturemanager"), "_global_capturing", None)
-    return [getattr(getattr(capturing, name, None), "targetfd_save", fd) for name, fd in (("out", 1), ("err", 2))]
+    return [
+        getattr(getattr(capturing, name, None), "targetfd_save", fd)
+        for name, fd in (("out", 1), ("err", 2))
+    ]
 
 
 def is_at_terminal(config: pytest.Config) -> bool:
-    """Tell whether this process's own standard input and output are terminals, also while they are captured."""
+    """Tell whether this process's own standard input and output are terminals, also while they are
+    captured.
+    """
     capturing = getattr(config.pluginmanager.getplugin("capturemanager"), "_global_capturing", None)
-    found = [getattr(getattr(capturing, name, None), "targetfd_save", fd) for name, fd in (("in_", 0), ("out", 1))]
+    found = [
+        getattr(getattr(capturing, name, None), "targetfd_save", fd)
+        for name, fd in (("in_", 0), ("out", 1))
+    ]
     return all(os.isatty(fd) for fd in found) and not hasattr(config, "workerinput")
 
 
@@ -181,7 +228,9 @@ def junit_xml(config: pytest.Config) -> Any:
 
 
 def failed_subtests(item: Any) -> int:
-    """Return how many subtests of the item pytest has counted as failed; 0 below pytest 9, which counts reports only."""
+    """Return how many subtests of the item pytest has counted as failed; 0 below pytest 9, which
+    counts reports only.
+    """
     counts = _failed_subtests(item)
     return 0 if counts is None else counts[getattr(item, "id", item.nodeid)]
 
@@ -194,7 +243,9 @@ def add_failed_subtests(item: Any, count: int) -> None:
 
 
 def restore_subtest(report: Any, data: dict[str, Any]) -> None:
-    """Give a subtest's report its arguments as they were: reading them, pytest takes the repr of what is a repr already."""
+    """Give a subtest's report its arguments as they were: reading them, pytest takes the repr of
+    what is a repr already.
+    """
     context = getattr(report, "context", None)
     arguments = data.get("_subtest.context", {}).get("kwargs")
     if context is not None and arguments:
@@ -210,10 +261,16 @@ def _failed_subtests(item: Any) -> Any:
 
 
 def close_worker_streams(config: pytest.Config) -> None:
-    """Cut, in a fork of an xdist worker, the descriptors on which the worker speaks with its controller."""
+    """Cut, in a fork of an xdist worker, the descriptors on which the worker speaks with its
+    controller.
+    """
     if not hasattr(config, "workerinput"):
         return
-    interactors = (one for one in config.pluginmanager.get_plugins() if type(one).__name__ == "WorkerInteractor")
+    interactors = (
+        one
+        for one in config.pluginmanager.get_plugins()
+        if type(one).__name__ == "WorkerInteractor"
+    )
     io = next(interactors).channel.gateway._io
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for stream in (io.infile, io.outfile):

@@ -1,7 +1,8 @@
-"""Coverage of what ran inside: measured in the fork and in its Python subprocesses, sent as plain data before the layer is discarded.
+"""Coverage of what ran inside: measured in the fork and in its Python subprocesses, sent as plain
+data before the layer is discarded.
 
-The parent adds line numbers to its own data by coverage's public methods. It never reads a data file
-of a container: that is a database, whose statements would be executed.
+The parent adds line numbers to its own data by coverage's public methods. It never reads a data
+file of a container: that is a database, whose statements would be executed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def _current() -> Any:
 
 
 def before_fork() -> None:
-    """Put what was measured until now into the parent's data, so that the fork begins with nothing."""
+    """Put what was measured until now into the parent's data, so that the fork begins with
+    nothing.
+    """
     measuring = _current()
     if measuring is not None:
         measuring.get_data()
@@ -45,7 +48,9 @@ class Measured:
         self._there_before = self._files()
 
     def begin(self) -> None:
-        """Have Python subprocesses of the fork measured too, as ``patch = subprocess`` of coverage's settings does."""
+        """Have Python subprocesses of the fork measured too, as ``patch = subprocess`` of
+        coverage's settings does.
+        """
         serialise = getattr(getattr(self._measuring, "config", None), "serialize", None)
         if serialise is not None and "COVERAGE_PROCESS_START" not in os.environ:
             os.environ.setdefault("COVERAGE_PROCESS_CONFIG", serialise())
@@ -57,13 +62,17 @@ class Measured:
         return set(glob.glob(f"{glob.escape(name)}.*"))
 
     def send(self, wire: Wire) -> None:
-        """Send what was measured in this fork and what its subprocesses have saved, if anything measures."""
+        """Send what was measured in this fork and what its subprocesses have saved, if anything
+        measures.
+        """
         if self._measuring is None:
             return
         self._measuring.stop()
         own = self._measuring.get_data()
         _send(wire, own)
-        for path in sorted(self._files() - self._there_before - {os.path.abspath(own.data_filename())}):
+        for path in sorted(
+            self._files() - self._there_before - {os.path.abspath(own.data_filename())}
+        ):
             _send_file(wire, path)
 
 
@@ -121,7 +130,11 @@ def merge(receiver: Receiver) -> None:
 
 def _is_measured(measuring: Any, file: str) -> bool:
     """Tell whether coverage's settings have the file measured, and it is one."""
-    if not os.path.isabs(file) or "\0" in file or (os.path.exists(file) and not os.path.isfile(file)):
+    if (
+        not os.path.isabs(file)
+        or "\0" in file
+        or (os.path.exists(file) and not os.path.isfile(file))
+    ):
         return False
     return compat.is_measured(measuring, file, _module(file))
 

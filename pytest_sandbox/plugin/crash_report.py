@@ -1,4 +1,6 @@
-"""How a test's process ended, where it ended before its report: the first line says it, the rest shows what is known."""
+"""How a test's process ended, where it ended before its report: the first line says it, the rest
+shows what is known.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,16 @@ def mib(size: int | None) -> str:
 def refused(invalid: str) -> str:
     """Return what is to be said of a test whose process sent a message that cannot be true."""
     return (
-        f"the test's process sent an invalid report: {escaped(invalid)}. Nothing that it reported is believed; "
+        f"the test's process sent an invalid report: {escaped(invalid)}. Nothing that it reported "
+        "is believed; "
         f"look for what writes to its descriptors or replaces parts of pytest in it."
     )
 
 
 def said(outcome: Outcome, receiver: Receiver, stats: Stats) -> str:
-    """Return what is to be said of a test whose process ended with ``outcome`` before all was reported."""
+    """Return what is to be said of a test whose process ended with ``outcome`` before all was
+    reported.
+    """
     stack = escaped(_stack(bytes(receiver.stack).decode(errors="replace")))
     internal = next(iter(receiver.of("internal")), None)
     if internal is not None:
@@ -41,17 +46,32 @@ def said(outcome: Outcome, receiver: Receiver, stats: Stats) -> str:
         return _killed_for_memory(outcome) + stack
     if isinstance(outcome, TimedOut):
         running = "".join(f"\n  {escaped(line)}" for line in outcome.processes)
-        return f"timeout: still running after {outcome.limit:g} s, so it was killed{stack}\nprocesses in the container:{running}"
+        return (
+            f"timeout: still running after {outcome.limit:g} s, so it was "
+            f"killed{stack}\nprocesses in the container:{running}"
+        )
     if isinstance(outcome, Signaled):
         return _signaled(outcome.signal, stats) + stack
     return _exited(outcome, receiver) + stack
 
 
 def _killed_for_memory(outcome: OOMKilled) -> str:
-    limit = f"limit {mib(outcome.limit)}" if outcome.limit is not None else "no limit of the container's: the machine's memory was full"
+    limit = (
+        f"limit {mib(outcome.limit)}"
+        if outcome.limit is not None
+        else "no limit of the container's: the machine's memory was full"
+    )
     victim = f" ({escaped(outcome.victim)})" if outcome.victim else ""
-    files = f', of which {mib(outcome.files)} files (what it wrote counts as memory; storage="disk" does not)' if outcome.files else ""
-    return f"killed for memory: {limit}, peak {mib(outcome.peak)}{files}; killed was the test's own process{victim}"
+    files = (
+        f', of which {mib(outcome.files)} files (what it wrote counts as memory; storage="disk" '
+        "does not)"
+        if outcome.files
+        else ""
+    )
+    return (
+        f"killed for memory: {limit}, peak {mib(outcome.peak)}{files}; killed was the test's "
+        f"own process{victim}"
+    )
 
 
 def _signaled(number: int, stats: Stats) -> str:
@@ -61,18 +81,26 @@ def _signaled(number: int, stats: Stats) -> str:
         name = f"signal {number}"
     if number != signal.SIGKILL:
         return f"killed by {name}"
-    return f"killed by {name}, which came from inside: the kernel killed {stats.oom_kills or 0} of its processes for memory, and nobody outside did it"
+    return (
+        f"killed by {name}, which came from inside: the kernel killed {stats.oom_kills or 0} "
+        "of its processes for memory, and nobody outside did it"
+    )
 
 
 def _exited(outcome: Exited, receiver: Receiver) -> str:
-    early = f"the test's process ended with status {outcome.status} before the test was over (os._exit?)"
+    early = (
+        f"the test's process ended with status {outcome.status} before the test was over "
+        "(os._exit?)"
+    )
     if receiver.strange:
         early += "; something else than reports came on the descriptor on which they travel"
     return early
 
 
 def _stack(text: str) -> str:
-    """Return faulthandler's stacks without the frames of pytest, which are below the test's own in each."""
+    """Return faulthandler's stacks without the frames of pytest, which are below the test's own in
+    each.
+    """
     if not text.strip():
         return ""
     shown: list[str] = []

@@ -35,7 +35,11 @@ def container(request: pytest.FixtureRequest) -> Iterator[Container]:
     from pytest_sandbox.container.container import Container
 
     if FORKED in item.stash:
-        pytest.fail("The test is inside its container, so it cannot hold it: name it as an argument (`container`) instead.", pytrace=False)
+        pytest.fail(
+            "The test is inside its container, so it cannot hold it: name it as an argument "
+            "(`container`) instead.",
+            pytrace=False,
+        )
     made = Container(settings_of(item))
     made.label = item.nodeid
     with refusing(item.config):
@@ -58,7 +62,9 @@ def container_factory(request: pytest.FixtureRequest) -> Iterator[ContainerFacto
 
     with ExitStack() as opened:
 
-        def make(settings: Settings | None = None, /, **keywords: Unpack[SettingsKwargs]) -> Container:
+        def make(
+            settings: Settings | None = None, /, **keywords: Unpack[SettingsKwargs]
+        ) -> Container:
             with refusing(request.config):
                 supported.require()
             from pytest_sandbox.container.container import Container
@@ -71,7 +77,9 @@ def container_factory(request: pytest.FixtureRequest) -> Iterator[ContainerFacto
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Put the figures of the container that a test holds into its report."""
     report = yield
     held = item.stash.get(_HELD, None) if HOLDS in item.stash else None

@@ -30,9 +30,11 @@ _DEEPEST = 20
 #: What only containers without root meet, and what helps.
 _OF_USERS = {errno.EXDEV: "moved", errno.EOVERFLOW: "foreign"}
 _HELP_USERS = {
-    "moved": "Without root a container cannot rename a directory that the host has (the kernel's overlay of a user keeps no note of it): copy it and "
+    "moved": "Without root a container cannot rename a directory that the host has (the kernel's "
+    "overlay of a user keeps no note of it): copy it and "
     "remove the old one, as mv and shutil.move do, or run pytest as root.",
-    "foreign": "It belongs to somebody of the host's who has no number in a user's container, so it cannot be copied into the writable layer to be "
+    "foreign": "It belongs to somebody of the host's who has no number in a user's container, so "
+    "it cannot be copied into the writable layer to be "
     "changed: work on a copy, give it to the container by volumes=, or run pytest as root.",
 }
 _UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN}
@@ -82,7 +84,9 @@ def _symptom(error: BaseException) -> Symptom | None:
         return Symptom("unread", os.path.abspath(path))
     if error.errno == errno.EAGAIN and not path:
         return Symptom("pids")
-    return Symptom("missing", os.path.abspath(path)) if error.errno == errno.ENOENT and path else None
+    return (
+        Symptom("missing", os.path.abspath(path)) if error.errno == errno.ENOENT and path else None
+    )
 
 
 #: Paths that tests inside have made, and which test it was: the next one does not see them.
@@ -105,7 +109,9 @@ def remember(item: pytest.Item, container: Container) -> None:
 
 def said(found: list[Symptom], item: pytest.Item, container: Container, stats: Stats) -> str:
     """Return the hints for the symptoms, a line each; empty where isolation explains nothing."""
-    lines = [line for symptom in dict.fromkeys(found) if (line := _line(symptom, item, container, stats))]
+    lines = [
+        line for symptom in dict.fromkeys(found) if (line := _line(symptom, item, container, stats))
+    ]
     if stats.oom_kills:
         lines.append(_killed(stats))
     return "\n".join(dict.fromkeys(lines))
@@ -117,9 +123,12 @@ def _killed(stats: Stats) -> str:
     """
     count = "a process" if stats.oom_kills == 1 else f"{stats.oom_kills} processes"
     if stats.memory_limit is None:
-        return f"Out of memory: the kernel killed {count} inside, for the machine's memory was full."
+        return (
+            f"Out of memory: the kernel killed {count} inside, for the machine's memory was full."
+        )
     return (
-        f"Out of memory: the kernel killed {count} inside. The container may use {mib(stats.memory_limit)} (memory=), "
+        f"Out of memory: the kernel killed {count} inside. The container may use "
+        f"{mib(stats.memory_limit)} (memory=), "
         f"and its peak was {mib(stats.memory_peak)}."
     )
 
@@ -127,7 +136,9 @@ def _killed(stats: Stats) -> str:
 def _line(symptom: Symptom, item: pytest.Item, container: Container, stats: Stats) -> str:
     settings = container.settings
     if symptom.kind == "refused":
-        return "\n".join([*_refused(alone=settings.network != "host"), *_of_the_host(container, stat.S_ISSOCK)])
+        return "\n".join(
+            [*_refused(alone=settings.network != "host"), *_of_the_host(container, stat.S_ISSOCK)]
+        )
     if symptom.kind == "unread":
         return "\n".join(_of_the_host(container, stat.S_ISFIFO, symptom.path))
     if symptom.kind in {"dns", "unreachable"} and settings.network != "host":
@@ -136,11 +147,16 @@ def _line(symptom: Symptom, item: pytest.Item, container: Container, stats: Stat
     if symptom.kind in _HELP_USERS and container.user_namespaces()[1] >= 0:
         return _HELP_USERS[symptom.kind]
     if symptom.kind == "missing":
-        return "\n".join([*_missing(symptom.path, item), *_of_the_host(container, stat.S_ISDIR, symptom.path)])
+        return "\n".join(
+            [*_missing(symptom.path, item), *_of_the_host(container, stat.S_ISDIR, symptom.path)]
+        )
     if symptom.kind == "full" and settings.disk is not None:
         return f"Disk full: the container's writable layer may hold {mib(settings.disk)} (disk=)."
     if symptom.kind == "pids" and settings.pids_limit is not None:
-        return f"No more processes: the container may have {settings.pids_limit} processes and threads (pids_limit=), and had {stats.pids_peak}."
+        return (
+            f"No more processes: the container may have {settings.pids_limit} processes and "
+            f"threads (pids_limit=), and had {stats.pids_peak}."
+        )
     return ""
 
 
@@ -148,19 +164,24 @@ def _reach(network: object) -> str:
     """Return what a container on this network reaches, as an end of a sentence."""
     if isinstance(network, str):
         return "container has no network but its own loopback"
-    found = ", ".join(f"{name} ({address})" for name, address in getattr(network, "addresses", {}).items())
+    found = ", ".join(
+        f"{name} ({address})" for name, address in getattr(network, "addresses", {}).items()
+    )
     return f"container's network leads to those who are on it alone: {found}"
 
 
 def _of_the_host(container: Container, is_kind: Callable[[int], bool], path: str = "") -> list[str]:
-    """Return a line for each mount of the host of this kind, above ``path`` where there is one, that the container does not reach."""
+    """Return a line for each mount of the host of this kind, above ``path`` where there is one,
+    that the container does not reach.
+    """
     if not container.spec.is_on_host:
         return []
     refused: list[str] = []
     with suppress(SandboxError, OSError):
         refused = [one for one in container.launcher.refused() if is_kind(os.stat(one).st_mode)]
     return [
-        f'The host\'s {one} is a mount that is not reached from inside. volumes=["{one}:{one}"] passes it in.'
+        f'The host\'s {one} is a mount that is not reached from inside. volumes=["{one}:{one}"] '
+        "passes it in."
         for one in refused
         if not path or f"{path}/".startswith(f"{one}/")
     ]
@@ -172,13 +193,16 @@ def _refused(*, alone: bool) -> list[str]:
     ports = sorted({f"{one.address}:{one.port}" for one in listening if one.port})
     if ports and alone:
         lines.append(
-            f"Refused inside, but the pytest process listens outside, on {', '.join(ports)}: a server that a fixture of a higher scope runs is "
-            f'outside, and the container has a loopback of its own. network="host" reaches it; so does a function-scoped fixture, which runs inside.'
+            f"Refused inside, but the pytest process listens outside, on {', '.join(ports)}: a "
+            "server that a fixture of a higher scope runs is "
+            'outside, and the container has a loopback of its own. network="host" reaches it; so '
+            "does a function-scoped fixture, which runs inside."
         )
     paths = sorted({one.path for one in listening if one.path})
     if paths:
         lines.append(
-            f"The pytest process listens outside on the Unix socket {', '.join(paths)}: a socket cannot be connected to through the container's "
+            f"The pytest process listens outside on the Unix socket {', '.join(paths)}: a socket "
+            "cannot be connected to through the container's "
             f'layer. volumes=["{paths[0]}:{paths[0]}"] passes it in.'
         )
     return lines
@@ -190,6 +214,7 @@ def _missing(path: str, item: pytest.Item) -> list[str]:
         return []
     line = (
         f"{escaped(path)} was made by {maker}, inside its own container, and went with it. "
-        'A fixture of a higher scope makes it once for all, and volumes=["DIRECTORY:DIRECTORY"] keeps a directory.'
+        'A fixture of a higher scope makes it once for all, and volumes=["DIRECTORY:DIRECTORY"] '
+        "keeps a directory."
     )
     return [line]

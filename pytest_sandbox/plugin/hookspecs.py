@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 @pytest.hookspec(firstresult=True)
-def pytest_sandbox_settings(item: pytest.Item, settings: Settings) -> Settings | Mapping[str, object] | None:
+def pytest_sandbox_settings(
+    item: pytest.Item, settings: Settings
+) -> Settings | Mapping[str, object] | None:
     """Return changed settings for a test's container, or None to leave them as they are. Called at
     collection.
 

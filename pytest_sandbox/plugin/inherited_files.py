@@ -1,4 +1,5 @@
-"""What a test's process has in place of the parent's open files, so that it cannot reopen one for writing.
+"""What a test's process has in place of the parent's open files, so that it cannot reopen one for
+writing.
 
 =========================================  ================================================================
 of the parent's                            the test's process has
@@ -28,15 +29,19 @@ if TYPE_CHECKING:
 __all__ = ["Outputs"]
 
 _CHUNK = 1 << 16
-#: What is still read of each pipe after the end of the process: as much as a pipe may hold (pipe(7)).
+#: What is still read of each pipe after the end of the process: as much as a pipe may hold
+#: (pipe(7)).
 _MOST_LEFT = 1 << 20
 _MOST_FILES = 32
-#: Milliseconds for which a reader that is not ready, of a descriptor that does not block, is waited for.
+#: Milliseconds for which a reader that is not ready, of a descriptor that does not block, is waited
+#: for.
 _PATIENCE = 10_000
 
 
 class Outputs:
-    """Made before the fork; ``readers`` are the parent's ends, each with the descriptor that it is copied to."""
+    """Made before the fork; ``readers`` are the parent's ends, each with the descriptor that it is
+    copied to.
+    """
 
     def __init__(self, config: pytest.Config, *, without: set[int]) -> None:
         self.readers: dict[int, int] = {}
@@ -47,7 +52,8 @@ class Outputs:
         self._at_terminal = compat.is_at_terminal(config)
         known = {_identity(os.fstat(fd)) for fd in self._own if _is_open(fd)}
         for fd in descriptors.opened():
-            # The list has the number of the directory's own descriptor, which may be a writer's now.
+            # The list has the number of the directory's own descriptor, which may be a writer's
+            # now.
             if fd not in without and fd not in self._writers.values():
                 with suppress(OSError):
                     self._spec(fd, known)
@@ -69,7 +75,9 @@ class Outputs:
 
     def _replace(self, fd: int, identity: tuple[int, int]) -> None:
         if identity not in self._writers:
-            self._writers[identity] = self._opened_again(fd) if self._at_terminal and os.isatty(fd) else self._piped(fd)
+            self._writers[identity] = (
+                self._opened_again(fd) if self._at_terminal and os.isatty(fd) else self._piped(fd)
+            )
         self._replaced[fd] = self._writers[identity]
 
     @staticmethod

@@ -16,7 +16,9 @@ __all__ = ["keep"]
 
 
 def keep(item: pytest.Item, container: Container, *, failed: bool) -> str | None:
-    """Keep a container's layer if that is wanted; returns the name that ``pytest-sandbox shell`` opens it by."""
+    """Keep a container's layer if that is wanted; returns the name that ``pytest-sandbox shell``
+    opens it by.
+    """
     wanted = item.config.getoption("sandbox_keep")
     if wanted == "none" or (wanted == "failed" and not failed):
         return None

@@ -2,8 +2,8 @@
 
 The process ran foreign code, so each message may be forged. What passes here has the types, sizes
 and nesting that its users in the parent rely on, is about the running test and no other, and comes
-in the order of a test's phases. Anything else is an :class:`~pytest_sandbox.plugin.schema.InvalidError`,
-which fails the running test.
+in the order of a test's phases. Anything else is an
+:class:`~pytest_sandbox.plugin.schema.InvalidError`, which fails the running test.
 
 ============  ======================================================================================
 kind          data
@@ -132,10 +132,17 @@ def _durations(value: Any) -> array[float]:
 
 
 def _cache_key(value: Any) -> str:
-    """Accept a key of ``config.cache`` that stays below the cache's directory, and is not pytest's own."""
+    """Accept a key of ``config.cache`` that stays below the cache's directory, and is not pytest's
+    own.
+    """
     key: str = text(_NAME, show=str)(value)
     parts = key.split("/")
-    if key != escaped(key) or "\n" in key or "\\" in key or any(p in {"", ".", ".."} for p in parts):
+    if (
+        key != escaped(key)
+        or "\n" in key
+        or "\\" in key
+        or any(p in {"", ".", ".."} for p in parts)
+    ):
         raise InvalidError("is no relative path below the cache's directory")
     if len(parts) > 20 or max(map(len, parts)) > 100:
         raise InvalidError("is too long")
@@ -167,12 +174,19 @@ def exception(value: Any) -> BaseException:
     return made
 
 
-_OUTCOMES = (pytest.fail.Exception, pytest.skip.Exception, pytest.xfail.Exception, pytest.exit.Exception)
+_OUTCOMES = (
+    pytest.fail.Exception,
+    pytest.skip.Exception,
+    pytest.xfail.Exception,
+    pytest.exit.Exception,
+)
 
 
 def _is_outcome(error: BaseException) -> bool:
     found = vars(error)
-    return isinstance(found.get("msg", 0), str | None) and (isinstance(error, pytest.exit.Exception) or type(found.get("pytrace")) is bool)
+    return isinstance(found.get("msg", 0), str | None) and (
+        isinstance(error, pytest.exit.Exception) or type(found.get("pytrace")) is bool
+    )
 
 
 _EXCEPTION = record(
@@ -186,7 +200,9 @@ _EXCEPTION = record(
     }
 )
 _SYMPTOM = items(
-    one_of("dns", "refused", "pids", "unreachable", "full", "moved", "foreign", "missing", "unread"),
+    one_of(
+        "dns", "refused", "pids", "unreachable", "full", "moved", "foreign", "missing", "unread"
+    ),
     text(4096),
 )
 _LOCATION = optional(items(text(4096), integer(0, 1 << 31), text(_NAME)))

@@ -15,10 +15,19 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.settings.schema import Words
 
-__all__ = ["given", "pytest_addoption", "pytest_configure", "pytest_load_initial_conftests", "wants_sandbox"]
+__all__ = [
+    "given",
+    "pytest_addoption",
+    "pytest_configure",
+    "pytest_load_initial_conftests",
+    "wants_sandbox",
+]
 
 _MARKS = (
-    "container(**settings): run the test in a container of its own (memory=, cpus=, image=, timeout=, network=, ...)",
+    (
+        "container(**settings): run the test in a container of its own (memory=, cpus=, image=, "
+        "timeout=, network=, ...)"
+    ),
     "no_sandbox: keep the test out of a container also under --sandbox",
 )
 _STATS = "--sandbox-stats"
@@ -28,7 +37,11 @@ _MOST_EXPENSIVE = 10
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--sandbox``, ``--sandbox-KEY`` and the like, and the ini settings of the same names."""
     group = parser.getgroup("sandbox", "each test in a container of its own")
-    group.addoption("--sandbox", action="store_true", help="put every test that does not hold a container inside one of its own")
+    group.addoption(
+        "--sandbox",
+        action="store_true",
+        help="put every test that does not hold a container inside one of its own",
+    )
     parser.addini("sandbox", "as --sandbox", type="bool", default=False)
     for name, words in WORDS.items():
         _add_key(parser, group, name, words)
@@ -36,7 +49,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--sandbox-keep",
         choices=("failed", "all", "none"),
         default="none",
-        help="keep the writable layers of failed or all tests, for `pytest-sandbox shell` (default: none)",
+        help="keep the writable layers of failed or all tests, for `pytest-sandbox shell` "
+        "(default: none)",
     )
     group.addoption(
         _STATS,
@@ -44,9 +58,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=_count,
         nargs="?",
         const=_MOST_EXPENSIVE,
-        help=f"show the N most expensive tests (default: {_MOST_EXPENSIVE}): memory peak, CPU time, wall time",
+        help=f"show the N most expensive tests (default: {_MOST_EXPENSIVE}): memory peak, CPU "
+        "time, wall time",
     )
-    parser.addini("sandbox_unsupported", "a limit that this host cannot enforce: error or skip (default: error)", default="error")
+    parser.addini(
+        "sandbox_unsupported",
+        "a limit that this host cannot enforce: error or skip (default: error)",
+        default="error",
+    )
 
 
 def _count(text: str) -> int | str:
@@ -57,17 +76,25 @@ def _count(text: str) -> int | str:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> Generator[None]:
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> Generator[None]:
     """Give the word after ``--sandbox-stats`` back where it is no number.
 
     argparse takes it for the option's value (nargs="?"), and pytest would not see the path.
     """
     given = args[: args.index("--")] if "--" in args else args
-    alone = [place for place, word in enumerate(given) if word == _STATS and not _is_number(given, place + 1)]
+    alone = [
+        place
+        for place, word in enumerate(given)
+        if word == _STATS and not _is_number(given, place + 1)
+    ]
     for place in alone:
         args[place] = f"{_STATS}={_MOST_EXPENSIVE}"
     if alone:
-        early_config.known_args_namespace = parser.parse_known_args(args, copy.copy(early_config.option))
+        early_config.known_args_namespace = parser.parse_known_args(
+            args, copy.copy(early_config.option)
+        )
     return (yield)
 
 
@@ -88,7 +115,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     count = config.getoption("sandbox_stats")
     if isinstance(count, str):
-        raise pytest.UsageError(f"{_STATS}={count}: not a number of tests, such as {_STATS}={_MOST_EXPENSIVE}")
+        raise pytest.UsageError(
+            f"{_STATS}={count}: not a number of tests, such as {_STATS}={_MOST_EXPENSIVE}"
+        )
     if supported.lacking():
         return
     if wants_sandbox(config) or count or config.getoption("sandbox_keep") != "none":
@@ -119,14 +148,20 @@ def given(config: pytest.Config) -> tuple[dict[str, object], dict[str, object]]:
             options[name] = _read(f"--sandbox-{name}", name, text)
     if config.getini("sandbox_unsupported") not in {"error", "skip"}:
         place = _place(config, "sandbox_unsupported")
-        raise pytest.UsageError(f"{place}={config.getini('sandbox_unsupported')!r} is neither error nor skip")
+        raise pytest.UsageError(
+            f"{place}={config.getini('sandbox_unsupported')!r} is neither error nor skip"
+        )
     return ini, options
 
 
 def _place(config: pytest.Config, setting: str) -> str:
     """Return where an ini setting comes from: the command line's ``-o``, else the file."""
     overrides = [one.partition("=")[0] for one in config.getoption("override_ini") or ()]
-    return f"-o {setting}" if setting in overrides or not config.inipath else f"{config.inipath}: {setting}"
+    return (
+        f"-o {setting}"
+        if setting in overrides or not config.inipath
+        else f"{config.inipath}: {setting}"
+    )
 
 
 def _read(where: str, key: str, value: object) -> object:

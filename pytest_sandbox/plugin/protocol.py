@@ -1,8 +1,11 @@
-"""A test inside: higher-scoped fixtures in the parent; function scope, body and teardown in one fork that joins a container.
+"""A test inside: higher-scoped fixtures in the parent; function scope, body and teardown in one
+fork that joins a container.
 
-The parent goes through the ordinary phases, whoever runs them (pytest, or a plugin that repeats tests), and answers each with what the fork
-reported; so every plugin sees the phases and reports that it would see without a sandbox. The fork happens within the parent's setup phase, which
-then waits: the fork goes on with every plugin's setup wrappers around it, and the two never use what they share at the same time.
+The parent goes through the ordinary phases, whoever runs them (pytest, or a plugin that repeats
+tests), and answers each with what the fork reported; so every plugin sees the phases and reports
+that it would see without a sandbox. The fork happens within the parent's setup phase, which then
+waits: the fork goes on with every plugin's setup wrappers around it, and the two never use what
+they share at the same time.
 
 =========  ========================================================  ======================================================
 phase      parent                                                    fork
@@ -70,9 +73,13 @@ def register(config: pytest.Config) -> None:
 
 
 class _Visit:
-    """One test's way into a container and back: the parent until the fork, then each side; ``fork`` is None in the parent."""
+    """One test's way into a container and back: the parent until the fork, then each side; ``fork``
+    is None in the parent.
+    """
 
-    def __init__(self, item: pytest.Item, nextitem: pytest.Item | None, relay: test_process.Relay) -> None:
+    def __init__(
+        self, item: pytest.Item, nextitem: pytest.Item | None, relay: test_process.Relay
+    ) -> None:
         self.item = item
         self._relay = relay
         self.nextitem = nextitem
@@ -84,7 +91,9 @@ class _Visit:
     def take_over(self) -> None:
         """Stand in for the item's own functions, until :meth:`give_back`."""
         self._teardown = self.item.teardown
-        self.item.setup, self.item.runtest, self.item.teardown = self.set_up, self.run_test, self.tear_down  # type: ignore[method-assign]
+        self.item.setup = self.set_up  # type: ignore[method-assign]
+        self.item.runtest = self.run_test  # type: ignore[method-assign]
+        self.item.teardown = self.tear_down  # type: ignore[method-assign]
 
     def give_back(self) -> None:
         """Let the item be as it was."""
@@ -92,7 +101,9 @@ class _Visit:
             self.item.__dict__.pop(name, None)
 
     def set_up(self) -> None:
-        """Be the item's setup: by now the collectors are set up. In the fork, go on with the item's own."""
+        """Be the item's setup: by now the collectors are set up. In the fork, go on with the item's
+        own.
+        """
         self.close()  # of an earlier try
         self.finding = None
         compat.set_up_higher(self.item)
@@ -122,12 +133,16 @@ class _Visit:
                 return
         self._child = child
         streams.outputs.in_parent()
-        receiver = wire.in_parent(child, checker, streams.outputs, may_debug=_may_debug(self.item.config))
+        receiver = wire.in_parent(
+            child, checker, streams.outputs, may_debug=_may_debug(self.item.config)
+        )
         try:
             outcome = self._wait(receiver, child, timer)
         finally:
             timer.go_on()
-        self.finding = results.Finding(self.item, container, receiver, outcome, (started, time.time()), streams.printed())
+        self.finding = results.Finding(
+            self.item, container, receiver, outcome, (started, time.time()), streams.printed()
+        )
         streams.close()
         wire.close()
         try:
@@ -136,7 +151,9 @@ class _Visit:
             self.finding = None  # what somebody's hook raised is what the setup phase came to
             raise
 
-    def _forked(self, container: Container, wire: Wire, streams: Streams, timer: Timer) -> Child | None:
+    def _forked(
+        self, container: Container, wire: Wire, streams: Streams, timer: Timer
+    ) -> Child | None:
         """Fork, and leave nothing open where that is refused."""
         try:
             with refusing(self.item.config):
@@ -148,17 +165,24 @@ class _Visit:
             raise
 
     def _prepare_next(self) -> None:
-        """Have the next test's container made while this one's test runs, where it is another than this one's.
+        """Have the next test's container made while this one's test runs, where it is another than
+        this one's.
 
         What cannot be made is that test's own error, when its turn comes.
         """
         following = None if self.nextitem is None else self.nextitem.stash.get(SETTINGS, None)
-        if following is not None and following != self.item.stash[SETTINGS] and following.image == "host":
+        if (
+            following is not None
+            and following != self.item.stash[SETTINGS]
+            and following.image == "host"
+        ):
             with suppress(SandboxError, OSError):
                 Container.prepare(following)
 
     def _wait(self, receiver: Receiver, child: Child, timer: Timer) -> Outcome:
-        limits = [limit for limit in (child.container.settings.timeout, timer.most) if limit is not None]
+        limits = [
+            limit for limit in (child.container.settings.timeout, timer.most) if limit is not None
+        ]
         limit = min(limits, default=None)
         if receiver.receive(limit):
             if receiver.invalid:
@@ -175,14 +199,20 @@ class _Visit:
         session_state.apply(self.item, receiver)
         benchmarks.merge(self.item, receiver)
         coverage_data.merge(receiver)
-        self.item.ihook.pytest_sandbox_outcome(item=self.item, outcome=self.finding.outcome, stats=self.finding.stats)
+        self.item.ihook.pytest_sandbox_outcome(
+            item=self.item, outcome=self.finding.outcome, stats=self.finding.stats
+        )
         self.finding.conclude()
         if receiver.interrupted:
             raise KeyboardInterrupt
         self._end_session("setup")
 
     def _end_session(self, when: str) -> None:
-        if self.finding is not None and self.finding.exit is not None and self.finding.exit[0] == when:
+        if (
+            self.finding is not None
+            and self.finding.exit is not None
+            and self.finding.exit[0] == when
+        ):
             _when, reason, status = self.finding.exit
             pytest.exit(reason, status)
 
@@ -206,7 +236,9 @@ class _Visit:
         self._end_session("teardown")
 
     def close(self) -> None:
-        """Close the container, whatever happened; it cannot end before somebody has waited for the fork."""
+        """Close the container, whatever happened; it cannot end before somebody has waited for the
+        fork.
+        """
         if self._child is not None:
             self._child.wait(_PATIENCE)
             self._child = None
@@ -221,7 +253,9 @@ class _Frame:
         self._relay = relay
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    def pytest_runtest_protocol(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, object, object]:
         """Put a test inside, if that is where it belongs."""
         if not item.stash.get(INSIDE, False):
             return (yield)
@@ -236,7 +270,9 @@ class _Frame:
                 visit.fork.end(error)
             raise
         finally:
-            if visit.fork is not None:  # whatever this is, it may not go on into the parent's session
+            if (
+                visit.fork is not None
+            ):  # whatever this is, it may not go on into the parent's session
                 os._exit(1)
             visit.give_back()
             visit.close()
@@ -247,7 +283,9 @@ class _Frame:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """In the fork, take the report; in the parent, let nobody's makereport change what the fork's has made of it."""
+        """In the fork, take the report; in the parent, let nobody's makereport change what the
+        fork's has made of it.
+        """
         visit = item.stash.get(_VISIT, None)
         if visit is not None and visit.fork is not None:
             return visit.fork.made(call, (yield))
@@ -260,7 +298,9 @@ class _Frame:
         except Exception as error:
             if call.excinfo is None:
                 raise
-            answer.spoil(crash_report.refused(f"a hook fails at its exception ({type(error).__name__})"))
+            answer.spoil(
+                crash_report.refused(f"a hook fails at its exception ({type(error).__name__})")
+            )
         call.excinfo = None  # a debugger has looked at it inside
         return answer.report
 
@@ -269,14 +309,18 @@ class _Answers:
     """The innermost implementation: what other plugins' wrappers see."""
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> pytest.TestReport | None:
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> pytest.TestReport | None:
         """Return a copy of the fork's report of this phase."""
         answer = _answer(item.stash.get(_VISIT, None), call)
         return None if answer is None else answer.copy()
 
 
 def _may_debug(config: pytest.Config) -> bool:
-    """Tell whether a debugger may stop the clock: it was asked for, or a person is at a terminal."""
+    """Tell whether a debugger may stop the clock: it was asked for, or a person is at a
+    terminal.
+    """
     if config.getoption("usepdb", default=False) or config.getoption("trace", default=False):
         return True
     return compat.is_at_terminal(config)
@@ -287,6 +331,11 @@ def _answer(visit: _Visit | None, call: pytest.CallInfo[Any]) -> results.Answer 
     if visit is None or visit.fork is not None or visit.finding is None:
         return None
     answer = visit.finding.answers.get(call.when)
-    if answer is not None and call.when == "teardown" and call.excinfo is not None and not answer.is_shown(call):
+    if (
+        answer is not None
+        and call.when == "teardown"
+        and call.excinfo is not None
+        and not answer.is_shown(call)
+    ):
         return None
     return answer

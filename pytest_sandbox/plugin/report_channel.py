@@ -1,10 +1,14 @@
-"""The way of a fork's news to its parent: a file in memory, one line of JSON for each, behind a word that only the two know.
+"""The way of a fork's news to its parent: a file in memory, one line of JSON for each, behind a
+word that only the two know.
 
-The fork appends, and the parent reads when all is said, or the fork has ended: until then nobody is woken, and the parent touches nothing of the
-memory that the two share, each page of which would have to be copied. What is written stays, however the fork ends: nobody can make the file shorter.
+The fork appends, and the parent reads when all is said, or the fork has ended: until then nobody is
+woken, and the parent touches nothing of the memory that the two share, each page of which would
+have to be copied. What is written stays, however the fork ends: nobody can make the file shorter.
 
-The fork runs foreign code, which may write what it likes on every descriptor that it finds, or end in the middle of a line: so the parent believes
-a line only if it is whole and begins with the word, and takes no more than it can bear. News is data, never pickles; what each kind may hold stands in :mod:`pytest_sandbox.plugin.messages`.
+The fork runs foreign code, which may write what it likes on every descriptor that it finds, or end
+in the middle of a line: so the parent believes a line only if it is whole and begins with the word,
+and takes no more than it can bear. News is data, never pickles; what each kind may hold stands in
+:mod:`pytest_sandbox.plugin.messages`.
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["News", "Receiver", "Wire", "dumps"]
 
-#: The signal on which a fork writes its stack: the kernel's last real-time signal but one, which next to nobody uses.
+#: The signal on which a fork writes its stack: the kernel's last real-time signal but one, which
+#: next to nobody uses.
 STACK_SIGNAL = signal.SIGRTMAX - 1
 #: Bytes that may come before the test is ended, whoever wrote them.
 _MOST = 64 << 20
@@ -50,7 +55,9 @@ class News(NamedTuple):
 
 
 class Wire:
-    """Both ends, made before the fork: the file, and a pipe that wakes the parent, for faulthandler's stack and for what it has to read at once."""
+    """Both ends, made before the fork: the file, and a pipe that wakes the parent, for
+    faulthandler's stack and for what it has to read at once.
+    """
 
     def __init__(self) -> None:
         self.word = secrets.token_hex(8).encode()
@@ -61,7 +68,9 @@ class Wire:
         os.set_blocking(self.stack_reader, False)  # the fork can take back what it has written
         self._owner = 0
 
-    def in_parent(self, child: Child, checker: Checker, outputs: Outputs, *, may_debug: bool = False) -> Receiver:
+    def in_parent(
+        self, child: Child, checker: Checker, outputs: Outputs, *, may_debug: bool = False
+    ) -> Receiver:
         """Keep the parent's ends."""
         os.close(self.stack_writer)
         return Receiver(self, child, checker, outputs, may_debug=may_debug)
@@ -77,7 +86,9 @@ class Wire:
         self._owner = os.getpid()
 
     def send(self, kind: str, data: Any, *, ring: bool = False) -> None:
-        """Append one line in the fork; a fork of the fork, which went on into pytest by accident, says nothing."""
+        """Append one line in the fork; a fork of the fork, which went on into pytest by accident,
+        says nothing.
+        """
         if os.getpid() != self._owner:
             return
         # The first line's end is that of what somebody else may have written without one.
@@ -94,13 +105,22 @@ class Wire:
 
 
 class Receiver:
-    """The parent's end: ``news`` is what came, ``strange`` whether something else did, ``stack`` what faulthandler wrote.
+    """The parent's end: ``news`` is what came, ``strange`` whether something else did, ``stack``
+    what faulthandler wrote.
 
-    ``invalid`` says what is wrong with the first message that is not as its schema wants it; none is
-    read after it. ``may_debug`` says that a message may stop the clock.
+    ``invalid`` says what is wrong with the first message that is not as its schema wants it; none
+    is read after it. ``may_debug`` says that a message may stop the clock.
     """
 
-    def __init__(self, wire: Wire, child: Child, checker: Checker, outputs: Outputs, *, may_debug: bool = False) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        child: Child,
+        checker: Checker,
+        outputs: Outputs,
+        *,
+        may_debug: bool = False,
+    ) -> None:
         self._wire = wire
         self._child = child
         self._checker = checker
@@ -117,10 +137,11 @@ class Receiver:
         self.interrupted = False
 
     def receive(self, timeout: float | None) -> bool:
-        """Wait until all is said, the fork has ended or a message is invalid; False where the time is over before.
+        """Wait until all is said, the fork has ended or a message is invalid; False where the time
+        is over before.
 
-        The time while a debugger waits does not count. A Ctrl-C goes on to the fork, which is out of the
-        terminal's reach; it gets some seconds to end by itself, and none after a second one.
+        The time while a debugger waits does not count. A Ctrl-C goes on to the fork, which is out
+        of the terminal's reach; it gets some seconds to end by itself, and none after a second one.
         """
         poll = select.poll()
         for fd in (self._child.pidfd, self._wire.stack_reader, *self._outputs.readers):
@@ -204,13 +225,19 @@ class Receiver:
             self._debugged += -time.monotonic() if is_on else time.monotonic()
 
     def ask_for_stack(self) -> None:
-        """Have the fork write its stack, and wait until it has; a fork that cannot is waited for a moment only."""
+        """Have the fork write its stack, and wait until it has; a fork that cannot is waited for a
+        moment only.
+        """
         process.kill(self._child.pidfd, STACK_SIGNAL)
         poll = select.poll()
         poll.register(self._wire.stack_reader, select.POLLIN)
         end = time.monotonic() + _STACK_TIME
         pause = _STACK_TIME
-        while time.monotonic() < end and len(self.stack) < _MOST_STACK and poll.poll(process.milliseconds(pause)):
+        while (
+            time.monotonic() < end
+            and len(self.stack) < _MOST_STACK
+            and poll.poll(process.milliseconds(pause))
+        ):
             pause = _STACK_PAUSE
             if self._read_stack() == b"":
                 return
@@ -254,7 +281,10 @@ def dumps(value: Any) -> bytes:
 def _plain(value: Any, depth: int) -> Any:
     if depth < _DEEPEST:
         if isinstance(value, dict):
-            return {key if isinstance(key, str) else safe_repr(key): _plain(one, depth + 1) for key, one in value.items()}
+            return {
+                key if isinstance(key, str) else safe_repr(key): _plain(one, depth + 1)
+                for key, one in value.items()
+            }
         if isinstance(value, list | tuple):
             return [_plain(one, depth + 1) for one in value]
         if value is None or type(value) in {str, int, float, bool}:

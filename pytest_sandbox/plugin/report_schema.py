@@ -74,7 +74,9 @@ _EXCEPTION = record(
         "reprcrash": optional(_FILE_LOCATION),
         "reprtraceback": _TRACEBACK,
         "sections": each(items(text(_NAME), _LINE, text(10)), 1000),
-        "chain": optional(each(items(_TRACEBACK, optional(_FILE_LOCATION), optional(_LINE)), 1000, least=1)),
+        "chain": optional(
+            each(items(_TRACEBACK, optional(_FILE_LOCATION), optional(_LINE)), 1000, least=1)
+        ),
     }
 )
 _REASON = items(text(_PATH), optional(_LINE_NUMBER), _LINE)

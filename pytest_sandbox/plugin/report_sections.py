@@ -1,4 +1,6 @@
-"""What a container used and changed: the sections of a failed report, and the properties of every report."""
+"""What a container used and changed: the sections of a failed report, and the properties of every
+report.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,16 @@ __all__ = ["PREFIX", "add_properties", "is_ours", "sections"]
 
 PREFIX = "container."
 _MOST_CHANGES = 20
-#: Changes that are looked for: a test may have made millions, and its report must not wait for all of them.
+#: Changes that are looked for: a test may have made millions, and its report must not wait for all
+#: of them.
 _MOST_LISTED = 10_000
 _MOST_SECONDS = 1.0
 _MOST_LENGTH = 1024
 
 
-def add_properties(item: pytest.Item, container: Container, stats: Stats, *, killed: bool, kept: str | None = None) -> None:
+def add_properties(
+    item: pytest.Item, container: Container, stats: Stats, *, killed: bool, kept: str | None = None
+) -> None:
     """Put the figures into the item's user properties, in the place of those of an earlier run."""
     found = {
         "id": container.id,
@@ -40,7 +45,9 @@ def add_properties(item: pytest.Item, container: Container, stats: Stats, *, kil
 
 
 def is_ours(one: Any) -> bool:
-    """Tell whether a user property is one of ours; a test's own may have any name and any length."""
+    """Tell whether a user property is one of ours; a test's own may have any name and any
+    length.
+    """
     return bool(one) and isinstance(one[0], str) and one[0].startswith(PREFIX)
 
 
@@ -57,7 +64,10 @@ def sections(container: Container, stats: Stats, kept: str | None = None) -> lis
 
 def _container(container: Container, stats: Stats, kept: str | None) -> str:
     raw = container.settings.raw()
-    limits = ", ".join(f"{key}={mib(value) if key in _SIZES and isinstance(value, int) else value}" for key, value in raw.items())
+    limits = ", ".join(
+        f"{key}={mib(value) if key in _SIZES and isinstance(value, int) else value}"
+        for key, value in raw.items()
+    )
     lines = [
         f"{container.id}: {limits or 'defaults'}",
         f"memory peak {mib(stats.memory_peak)}, CPU {_seconds(stats.cpu_seconds)}",
@@ -90,9 +100,13 @@ def _changes(container: Container) -> str:
         return f"not known: {error}"
     shown = [_shortened(_on_one_line(str(change))) for change in changes[:_MOST_CHANGES]]
     if changes.counted > len(shown):
-        shown.append(f"... and {'' if changes.complete else 'at least '}{changes.counted - len(shown)} more")
+        shown.append(
+            f"... and {'' if changes.complete else 'at least '}{changes.counted - len(shown)} more"
+        )
     return "\n".join(shown)
 
 
 def _shortened(line: str) -> str:
-    return line if len(line) <= _MOST_LENGTH else f"{line[:_MOST_LENGTH]}... ({len(line)} characters)"
+    return (
+        line if len(line) <= _MOST_LENGTH else f"{line[:_MOST_LENGTH]}... ({len(line)} characters)"
+    )

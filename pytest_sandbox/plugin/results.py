@@ -1,4 +1,6 @@
-"""What a test inside came to: an answer for each phase, from the fork's reports, or from how the fork ended where they are missing."""
+"""What a test inside came to: an answer for each phase, from the fork's reports, or from how the
+fork ended where they are missing.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ class Answer:
 
 
 class Finding:
-    """How the fork ended, and what it sent until then; ``answers`` by phase, ``logged`` what others logged, ``exit`` phase and reason of an end."""
+    """How the fork ended, and what it sent until then; ``answers`` by phase, ``logged`` what others
+    logged, ``exit`` phase and reason of an end.
+    """
 
     def __init__(
         self,
@@ -84,7 +88,11 @@ class Finding:
 
     @property
     def _is_finished(self) -> bool:
-        return isinstance(self.outcome, Exited) and self.outcome.status == 0 and any(news.kind == "done" for news in self._receiver.news)
+        return (
+            isinstance(self.outcome, Exited)
+            and self.outcome.status == 0
+            and any(news.kind == "done" for news in self._receiver.news)
+        )
 
     @property
     def _phase(self) -> str:
@@ -110,7 +118,9 @@ class Finding:
 
     def _report(self, data: dict[str, Any]) -> Any:
         """Make a report again."""
-        report = self.item.config.hook.pytest_report_from_serializable(config=self.item.config, data=data)
+        report = self.item.config.hook.pytest_report_from_serializable(
+            config=self.item.config, data=data
+        )
         compat.restore_subtest(report, data)
         if report.failed:
             _ = report.longreprtext  # raises here what a terminal would meet later
@@ -135,8 +145,12 @@ class Finding:
             self.answers.clear()
         self._crash(text, started, stopped, printed)
 
-    def _crash(self, text: str, started: float, stopped: float, printed: list[tuple[str, str]]) -> None:
-        """Answer for the phase in which the fork ended: never as the failure that a mark expects."""
+    def _crash(
+        self, text: str, started: float, stopped: float, printed: list[tuple[str, str]]
+    ) -> None:
+        """Answer for the phase in which the fork ended: never as the failure that a mark
+        expects.
+        """
         when = self._phase
         done = [answer.report for answer in self.answers.values()]
         began = max([started, *(report.stop for report in done)])
@@ -160,7 +174,13 @@ class Finding:
             report.sections.extend(sections)
         reports = [answer.report for answer in self.answers.values()]
         self.item.user_properties[:] = reports[-1].user_properties
-        report_sections.add_properties(self.item, self.container, self.stats, killed=isinstance(self.outcome, OOMKilled), kept=kept)
+        report_sections.add_properties(
+            self.item,
+            self.container,
+            self.stats,
+            killed=isinstance(self.outcome, OOMKilled),
+            kept=kept,
+        )
         for report in reports:
             if report.when != "setup" or report.failed:
                 report.user_properties = list(self.item.user_properties)

@@ -46,7 +46,9 @@ _NAMES: dict[type, str] = {
 
 
 class InvalidError(ValueError):
-    """A value that its schema does not allow; ``path`` says where it is, ``problem`` what is wrong."""
+    """A value that its schema does not allow; ``path`` says where it is, ``problem`` what is
+    wrong.
+    """
 
     def __init__(self, problem: str, path: str = "") -> None:
         super().__init__(problem, path)
@@ -137,7 +139,9 @@ def each(inner: Check, most: int, *, least: int = 0) -> Check:
 
 
 def items(*inner: Check) -> Check:
-    """Accept an array of exactly as many values as there are checks, one for each; return a tuple."""
+    """Accept an array of exactly as many values as there are checks, one for each; return a
+    tuple.
+    """
 
     def check(value: Any) -> tuple[Any, ...]:
         if type(value) is not list:
@@ -186,7 +190,9 @@ def _checked(inner: Check, value: Any, step: str) -> Any:
 
 
 def anything(value: Any, depth: int = 0) -> Any:
-    """Accept any plain data of limited nesting; lone surrogates, which no file can hold, are escaped."""
+    """Accept any plain data of limited nesting; lone surrogates, which no file can hold, are
+    escaped.
+    """
     if type(value) is str:
         return _without_surrogates(value)
     if type(value) is not list and type(value) is not dict:

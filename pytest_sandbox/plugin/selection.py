@@ -15,7 +15,15 @@ from pytest_sandbox.plugin.options import given, wants_sandbox
 if TYPE_CHECKING:
     from pytest_sandbox.settings import Settings
 
-__all__ = ["FORKED", "HOLDS", "INSIDE", "SETTINGS", "pytest_collection_modifyitems", "pytest_testnodedown", "settings_of"]
+__all__ = [
+    "FORKED",
+    "HOLDS",
+    "INSIDE",
+    "SETTINGS",
+    "pytest_collection_modifyitems",
+    "pytest_testnodedown",
+    "settings_of",
+]
 
 _REFUSED = "sandbox_refused"
 _OURS = {"container", "no_sandbox"}
@@ -70,7 +78,9 @@ def _decide(config: pytest.Config, items: list[pytest.Item]) -> None:
         if "no_sandbox" in marks and "container" in marks:
             _refuse_contradiction(item, checked)
         holds = "container" in names
-        inside = not holds and _is_inside(marks, everywhere=everywhere and "container_factory" not in names)
+        inside = not holds and _is_inside(
+            marks, everywhere=everywhere and "container_factory" not in names
+        )
         item.stash[INSIDE], item.stash[HOLDS] = inside, holds
         if holds or inside or "container" in marks:
             item.stash[SETTINGS] = read.settings(item)
@@ -94,7 +104,12 @@ def _nearest_first(item: pytest.Item) -> list[pytest.Mark]:
     """Return the item's marks of this plugin, those of a parameter before the function's, a class's
     before its base's.
     """
-    return [mark for node in reversed(item.listchain()) for mark in reversed(node.own_markers) if mark.name in _OURS]
+    return [
+        mark
+        for node in reversed(item.listchain())
+        for mark in reversed(node.own_markers)
+        if mark.name in _OURS
+    ]
 
 
 def _refuse_contradiction(item: pytest.Item, checked: set[pytest.Collector]) -> None:
@@ -102,7 +117,8 @@ def _refuse_contradiction(item: pytest.Item, checked: set[pytest.Collector]) -> 
     for node in item.listchain():
         if node not in checked and any(names >= _OURS for names in _levels(node)):
             raise pytest.UsageError(
-                f"{node.nodeid}: @pytest.mark.container and @pytest.mark.no_sandbox contradict each other. Keep one of them."
+                f"{node.nodeid}: @pytest.mark.container and @pytest.mark.no_sandbox contradict "
+                "each other. Keep one of them."
             )
         if isinstance(node, pytest.Collector):
             checked.add(node)
@@ -150,14 +166,17 @@ class _Reader:
         return self._known[key] if changed is None else _change(item, self._known[key], changed)
 
 
-def _read(item: pytest.Item, marks: list[pytest.Mark], ini: dict[str, object], options: dict[str, object]) -> Settings:
+def _read(
+    item: pytest.Item, marks: list[pytest.Mark], ini: dict[str, object], options: dict[str, object]
+) -> Settings:
     from pytest_sandbox.settings import Settings
 
     marked: dict[str, Any] = {}
     for mark in reversed(marks):  # the nearest comes last, and wins
         if mark.args:
             raise pytest.UsageError(
-                f"{item.nodeid}: @pytest.mark.container takes settings by name, such as memory='512m'; found {mark.args!r}"
+                f"{item.nodeid}: @pytest.mark.container takes settings by name, such as "
+                f"memory='512m'; found {mark.args!r}"
             )
         marked.update(mark.kwargs)
     with _naming(item.nodeid):
@@ -179,7 +198,10 @@ def _change(item: pytest.Item, settings: Settings, changed: object) -> Settings:
         elif isinstance(changed, Settings):
             settings = changed
         else:
-            raise pytest.UsageError(f"{where} returned {changed!r}; it returns settings.replace(...), a dict of changes, or None")
+            raise pytest.UsageError(
+                f"{where} returned {changed!r}; it returns settings.replace(...), a dict of "
+                "changes, or None"
+            )
         _check(item.config, settings)
     return settings
 

@@ -1,4 +1,6 @@
-"""What a test inside changes in the session, beside its reports: recorded in the fork, done again in the parent."""
+"""What a test inside changes in the session, beside its reports: recorded in the fork, done again
+in the parent.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def apply(item: pytest.Item, receiver: Receiver) -> None:
     """Do in the parent what the fork sent."""
     for key, value in receiver.of("cache"):
         if item.config.cache is not None:
-            item.config.cache.set(key, value)  # messages.py has let no key pass that leads elsewhere
+            item.config.cache.set(
+                key, value
+            )  # messages.py has let no key pass that leads elsewhere
     for count in receiver.of("subtests"):
         compat.add_failed_subtests(item, count)
     for stop, fail in receiver.of("wishes"):
@@ -69,16 +73,25 @@ def _announce(item: pytest.Item, data: dict[str, Any]) -> None:
 
     message = data["message"]
     recorded = warnings.WarningMessage(
-        message, type(message), data["filename"], data["lineno"], line=_line_of(data["filename"], data["lineno"])
+        message,
+        type(message),
+        data["filename"],
+        data["lineno"],
+        line=_line_of(data["filename"], data["lineno"]),
     )
-    arguments = {"warning_message": recorded, **{name: data[name] for name in ("when", "nodeid", "location")}}
+    arguments = {
+        "warning_message": recorded,
+        **{name: data[name] for name in ("when", "nodeid", "location")},
+    }
     item.ihook.pytest_warning_recorded.call_historic(kwargs=arguments)
 
 
 def _line_of(path: str, number: int) -> str:
-    """Return the line of a source file that a warning names, for the terminal would open whatever path it is.
+    """Return the line of a source file that a warning names, for the terminal would open whatever
+    path it is.
 
-    Only of a module that this process has imported: anything else could be a FIFO, or nobody's to show.
+    Only of a module that this process has imported: anything else could be a FIFO, or nobody's to
+    show.
     """
     import linecache
 
@@ -93,10 +106,18 @@ def _announce_late_fixture(item: pytest.Item, name: str, scope: str) -> None:
     import pytest
 
     text = (
-        f"the {scope}-scoped fixture {name!r} was asked for by getfixturevalue() inside the test's container, so it was made for this test alone: "
+        f"the {scope}-scoped fixture {name!r} was asked for by getfixturevalue() inside the "
+        "test's container, so it was made for this test alone: "
         f"name it as an argument or in usefixtures() to have it made once"
     )
     path, line, _name = item.location
-    recorded = warnings.WarningMessage(pytest.PytestWarning(text), pytest.PytestWarning, path, (line or 0) + 1)
-    arguments = {"warning_message": recorded, "when": "runtest", "nodeid": item.nodeid, "location": None}
+    recorded = warnings.WarningMessage(
+        pytest.PytestWarning(text), pytest.PytestWarning, path, (line or 0) + 1
+    )
+    arguments = {
+        "warning_message": recorded,
+        "when": "runtest",
+        "nodeid": item.nodeid,
+        "location": None,
+    }
     item.ihook.pytest_warning_recorded.call_historic(kwargs=arguments)

@@ -1,4 +1,6 @@
-"""What a session says of its containers: the header, ``--sandbox-stats``, and how to open what was kept."""
+"""What a session says of its containers: the header, ``--sandbox-stats``, and how to open what was
+kept.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def register(config: pytest.Config) -> None:
 
 
 class _Summary:
-    """Collects from the reports, wherever their tests ran: in this process or in an xdist worker."""
+    """Collects from the reports, wherever their tests ran: in this process or in an xdist
+    worker.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config

@@ -1,4 +1,6 @@
-"""A test's own process, in its container: setup's end, body and teardown, told to the parent phase by phase; then it ends without a trace."""
+"""A test's own process, in its container: setup's end, body and teardown, told to the parent phase
+by phase; then it ends without a trace.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ __all__ = ["Fork", "Relay"]
 
 
 class Relay:
-    """Hears in a fork what other plugins log or announce; registered in the parent, where it passes nothing on, since registering takes time."""
+    """Hears in a fork what other plugins log or announce; registered in the parent, where it passes
+    nothing on, since registering takes time.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
@@ -58,9 +62,14 @@ class Relay:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Pass on what somebody else logs: a subtest."""
         if self.wire is not None:
-            self.wire.send("logged", self.config.hook.pytest_report_to_serializable(config=self.config, report=report))
+            self.wire.send(
+                "logged",
+                self.config.hook.pytest_report_to_serializable(config=self.config, report=report),
+            )
 
-    def pytest_warning_recorded(self, warning_message: warnings.WarningMessage, when: str, nodeid: str, location: Any) -> None:
+    def pytest_warning_recorded(
+        self, warning_message: warnings.WarningMessage, when: str, nodeid: str, location: Any
+    ) -> None:
         """Pass on a warning."""
         if self.wire is None:
             return
@@ -87,15 +96,27 @@ class Relay:
             self.wire.send("debugger", is_on, ring=True)
 
     def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> None:
-        """Say that a fixture of a higher scope is made here, for this test alone, because nobody knew before that it would be asked for."""
-        if self.wire is not None and fixturedef.scope != "function" and _is_the_suites(fixturedef.func):
+        """Say that a fixture of a higher scope is made here, for this test alone, because nobody
+        knew before that it would be asked for.
+        """
+        if (
+            self.wire is not None
+            and fixturedef.scope != "function"
+            and _is_the_suites(fixturedef.func)
+        ):
             self.wire.send("late_fixture", [fixturedef.argname, fixturedef.scope])
 
 
 class Fork:
-    """The fork's side of one test. It is made in the parent, before the fork, which has to copy each page of memory that it touches."""
+    """The fork's side of one test.
 
-    def __init__(self, item: pytest.Item, wire: Wire, streams: Streams, timer: Timer, relay: Relay) -> None:
+    It is made in the parent, before the fork, which has to copy each page of memory that it
+    touches.
+    """
+
+    def __init__(
+        self, item: pytest.Item, wire: Wire, streams: Streams, timer: Timer, relay: Relay
+    ) -> None:
         self._item = item
         self._wire = wire
         self._streams = streams
@@ -115,9 +136,13 @@ class Fork:
     def begin(self, recording: ExitStack) -> None:
         """Be the fork, which records its warnings until it closes ``recording``."""
         self._wire.in_fork()
-        gc.freeze()  # what is young here is old from now on: the next collections touch, and so copy, none of what is shared with the parent
+        # what is young here is old from now on: the next collections touch, and so copy, none of
+        # what is shared with the parent
+        gc.freeze()
         gc.unfreeze()  # but it can be found (gc.get_referrers), as without a fork
-        random.setstate(self._random)  # CPython seeds it anew in a fork, and a seed that somebody chose would be lost
+        random.setstate(
+            self._random
+        )  # CPython seeds it anew in a fork, and a seed that somebody chose would be lost
         self._recording = recording
         self._streams.in_fork(self._wire.stack_writer)
         compat.close_worker_streams(self._item.config)
@@ -132,7 +157,9 @@ class Fork:
     # -- the phases
 
     def made(self, call: pytest.CallInfo[Any], report: pytest.TestReport) -> pytest.TestReport:
-        """Take a phase's report: with the setup's, which somebody else's protocol made, the fork takes over and does not come back."""
+        """Take a phase's report: with the setup's, which somebody else's protocol made, the fork
+        takes over and does not come back.
+        """
         if not self._driving:
             self._driving = True
             self._drive(call, report)
@@ -150,7 +177,9 @@ class Fork:
         self._leave(0)
 
     def _phase(self, when: Any, hook: Any, **more: Any) -> None:
-        call = pytest.CallInfo.from_call(lambda: hook(item=self._item, **more), when=when, reraise=(pytest.exit.Exception,))
+        call = pytest.CallInfo.from_call(
+            lambda: hook(item=self._item, **more), when=when, reraise=(pytest.exit.Exception,)
+        )
         self._tell(call, self._item.ihook.pytest_runtest_makereport(item=self._item, call=call))
 
     def _tell(self, call: pytest.CallInfo[Any], report: pytest.TestReport) -> None:
@@ -182,7 +211,9 @@ class Fork:
     # -- the ends
 
     def end(self, error: BaseException) -> NoReturn:
-        """End because of what came through all phases: the wish to end the session, or a fault of somebody's plugin."""
+        """End because of what came through all phases: the wish to end the session, or a fault of
+        somebody's plugin.
+        """
         with suppress(BaseException):
             if isinstance(error, pytest.exit.Exception):
                 self._wire.send("exit", [error.msg, error.returncode])
@@ -191,7 +222,9 @@ class Fork:
                 self._leave(0)
             if isinstance(error, KeyboardInterrupt) and not self._driving:
                 self._interrupted_setup(error)
-            self._wire.send("internal", truncate.shortened(values.encode_exception(error)["traceback"]))
+            self._wire.send(
+                "internal", truncate.shortened(values.encode_exception(error)["traceback"])
+            )
         self._leave(1)
 
     def _interrupted_setup(self, error: KeyboardInterrupt) -> NoReturn:
@@ -211,7 +244,9 @@ class Fork:
 
 
 def _inodes() -> int:
-    """Return how many files the writable layer's file system has: more than before means that something was made."""
+    """Return how many files the writable layer's file system has: more than before means that
+    something was made.
+    """
     status = os.statvfs("/")
     return status.f_files - status.f_ffree
 
@@ -223,18 +258,28 @@ def _flush() -> None:
 
 
 def _is_the_suites(function: Any) -> bool:
-    """Tell whether a fixture is the suite's own, and not one that an installed plugin asks itself for."""
+    """Tell whether a fixture is the suite's own, and not one that an installed plugin asks itself
+    for.
+    """
     code = getattr(function, "__code__", None)
-    return code is not None and not code.co_filename.startswith((sysconfig.get_path("purelib"), os.path.dirname(pytest.__file__)))
+    return code is not None and not code.co_filename.startswith(
+        (sysconfig.get_path("purelib"), os.path.dirname(pytest.__file__))
+    )
 
 
 def _as_warning(recorded: warnings.WarningMessage) -> Warning:
-    return recorded.message if isinstance(recorded.message, Warning) else recorded.category(recorded.message)
+    return (
+        recorded.message
+        if isinstance(recorded.message, Warning)
+        else recorded.category(recorded.message)
+    )
 
 
 def _is_interactive(error: BaseException, report: pytest.TestReport) -> bool:
     """Tell whether a debugger should look at it: not at an expected failure or a skip."""
-    return not hasattr(report, "wasxfail") and not isinstance(error, (pytest.skip.Exception, bdb.BdbQuit, unittest.SkipTest))
+    return not hasattr(report, "wasxfail") and not isinstance(
+        error, (pytest.skip.Exception, bdb.BdbQuit, unittest.SkipTest)
+    )
 
 
 def _encoded(error: BaseException | None) -> Any:

@@ -1,4 +1,6 @@
-"""Other plugins' clocks: a timer does not survive a fork, so the fork starts one of its own, where the test's stack is."""
+"""Other plugins' clocks: a timer does not survive a fork, so the fork starts one of its own, where
+the test's stack is.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Remembering", "Timer"]
 
-#: How long the parent waits past pytest-timeout's own end of a test inside, which is the better one to report.
+#: How long the parent waits past pytest-timeout's own end of a test inside, which is the better one
+#: to report.
 _GRACE = 1.0
 _SETTINGS = pytest.StashKey[Any]()
 
@@ -28,7 +31,11 @@ class Timer:
     @property
     def most(self) -> float | None:
         """How long the fork may take before the parent has to end it in pytest-timeout's stead."""
-        return None if self._settings is None or self._settings.disable_debugger_detection else self._settings.timeout + _GRACE
+        return (
+            None
+            if self._settings is None or self._settings.disable_debugger_detection
+            else self._settings.timeout + _GRACE
+        )
 
     def stop(self) -> None:
         """Stop the parent's clocks: the fork has its own.
@@ -43,7 +50,9 @@ class Timer:
     def go_on(self) -> None:
         """Start a clock in the parent again, for what it still does."""
         if self._settings is not None:
-            self._item.config.hook.pytest_timeout_set_timer(item=self._item, settings=self._settings)
+            self._item.config.hook.pytest_timeout_set_timer(
+                item=self._item, settings=self._settings
+            )
 
     def in_fork(self) -> None:
         """Start the fork's clocks."""

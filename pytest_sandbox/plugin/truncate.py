@@ -1,4 +1,6 @@
-"""A report made to fit into one message: what an honest test may have is more than the parent takes."""
+"""A report made to fit into one message: what an honest test may have is more than the parent
+takes.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def shortened(text: str, longest: int = _LONGEST_SECTION[0]) -> str:
 
 
 def fitted(data: dict[str, Any], report: pytest.TestReport) -> dict[str, Any]:
-    """Return the data of a report message: with shorter output, then with a shorter failure, where it is too large."""
+    """Return the data of a report message: with shorter output, then with a shorter failure, where
+    it is too large.
+    """
     size = sum(len(text) for _title, text in report.sections)
     if report.passed and size < _SMALL:
         return data
@@ -55,7 +59,9 @@ def _fits(data: dict[str, Any]) -> bool:
 
 
 def properties(found: Iterable[Any]) -> list[Any]:
-    """Return user properties with names that JSON can hold: a name that is no scalar becomes its repr."""
+    """Return user properties with names that JSON can hold: a name that is no scalar becomes its
+    repr.
+    """
     return [_property(one) for one in found]
 
 

@@ -1,1 +1,3 @@
-"""What the client and the launcher share: the spec of a container, how it is created, and how it is joined."""
+"""What the client and the launcher share: the spec of a container, how it is created, and how it is
+joined.
+"""

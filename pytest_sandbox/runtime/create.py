@@ -1,7 +1,7 @@
 """How a container is built: the steps from a spec to a program, at whose end stands PID 1.
 
-The program runs in a child of the launcher that is in the container's new namespaces but not yet in its root; everything it needs from
-the host is looked up by :class:`Host` before.
+The program runs in a child of the launcher that is in the container's new namespaces but not yet in
+its root; everything it needs from the host is looked up by :class:`Host` before.
 """
 
 from __future__ import annotations
@@ -16,7 +16,16 @@ from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.linux import elf, file_mounts, mounts, namespaces, overlay, process, rtnetlink, userns
+from pytest_sandbox.linux import (
+    elf,
+    file_mounts,
+    mounts,
+    namespaces,
+    overlay,
+    process,
+    rtnetlink,
+    userns,
+)
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.root_check import RootCheck
 from pytest_sandbox.linux.syscall_batch import Program, Result, Table
@@ -37,7 +46,9 @@ _NAME = b"pytest-sandbox-init"
 
 
 class Host:
-    """What every container of a launcher is made from; ``root`` is looked at again when something is mounted."""
+    """What every container of a launcher is made from; ``root`` is looked at again when something
+    is mounted.
+    """
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -50,11 +61,15 @@ class Host:
             self.user = namespaces.make_user_namespace(owner=privileges.owner())
         except OSError:  # no user namespaces here: the payloads keep docker's default protection, which needs none
             self.user = -1
-        self.rooted = -1 if self.is_root or self.user < 0 else namespaces.make_user_namespace(rooted=True)
+        self.rooted = (
+            -1 if self.is_root or self.user < 0 else namespaces.make_user_namespace(rooted=True)
+        )
         self.look()
 
     def user_of(self, spec: Spec) -> int:
-        """Return the payloads' user namespace: who is not root is root in an image, whose files it owns, and itself on its host's root."""
+        """Return the payloads' user namespace: who is not root is root in an image, whose files it
+        owns, and itself on its host's root.
+        """
         return self.rooted if self.rooted >= 0 and not spec.is_on_host else self.user
 
     def look(self) -> None:
@@ -64,8 +79,14 @@ class Host:
         self.generated_in = self._find_generated()
 
     def _find_generated(self) -> str | None:
-        """Return the point of the overlay that /etc lies in; None where that is no directory in an overlay."""
-        around = [entry for entry in self.root.below if f"{etc_files.DIRECTORY}/".startswith(f"{entry.point}/")]
+        """Return the point of the overlay that /etc lies in; None where that is no directory in an
+        overlay.
+        """
+        around = [
+            entry
+            for entry in self.root.below
+            if f"{etc_files.DIRECTORY}/".startswith(f"{entry.point}/")
+        ]
         innermost = max(around, key=lambda entry: len(entry.point), default=None)
         if innermost is not None and innermost.shown not in (mounts.WRITABLE, mounts.READ_ONLY):
             return None
@@ -79,7 +100,15 @@ class Host:
 class Building:
     """One container's program; each step is a method, in the order of ``_steps``."""
 
-    def __init__(self, spec: Spec, host: Host, *, hostname: str, joins: tuple[str, ...], shelved: dict[str, int]) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        host: Host,
+        *,
+        hostname: str,
+        joins: tuple[str, ...],
+        shelved: dict[str, int],
+    ) -> None:
         self.spec = spec
         self.shelved = shelved
         self.host = host
@@ -90,7 +119,8 @@ class Building:
         self._has_base = False
         self._generated_in = host.generated_in if spec.is_on_host else _generated_in(spec.lower)
         self._generated_from = etc_files.sources(spec) if self._generated_in is not None else {}
-        #: What the container is made from and may be replaced later: it is handed out only while this is current.
+        #: What the container is made from and may be replaced later: it is handed out only while
+        #: this is current.
         self.seen = self._seen()
         self._groups: list[Result] = []
         self._sources: list[Result] = []
@@ -99,17 +129,24 @@ class Building:
 
     def _seen(self) -> list[file_mounts.Stamp]:
         found = list(self._generated_from.values())
-        if not self.spec.is_on_host:  # of an image all layers but the last one are the store's, which do not change
+        if (
+            not self.spec.is_on_host
+        ):  # of an image all layers but the last one are the store's, which do not change
             return [file_mounts.stamp(self.spec.lower[-1], content=False), *found]
         for paths in self.host.root.copied.values():
-            found += [file_mounts.stamp(path, content=True) for path in paths if path not in self._generated_from]
+            found += [
+                file_mounts.stamp(path, content=True)
+                for path in paths
+                if path not in self._generated_from
+            ]
         return found
 
     def build(self, cgroup: int = -1) -> tuple[int, int, int, int]:
-        """Make the container; returns its init's number and pidfd, and two descriptors of its writable layer: its directory, a copy of its mount.
+        """Make the container; returns its init's number and pidfd, and two descriptors of its
+        writable layer: its directory, a copy of its mount.
 
-        ``cgroup`` is the descriptor of a version 2 group to begin in. Raises :class:`OSError` for a system call that failed, whose
-        ``step`` is an attribute.
+        ``cgroup`` is the descriptor of a version 2 group to begin in. Raises :class:`OSError` for a
+        system call that failed, whose ``step`` is an attribute.
         """
         try:
             if self.spec.own_network and self.spec.user_namespace:
@@ -130,12 +167,20 @@ class Building:
         os.waitpid(pid, 0)
         os.close(pidfd)
         self.program.close_leaks()
-        error = failure.error() if failure else InterruptedError(errno.EINTR, "it was killed while it was built: is memory= enough?")
+        error = (
+            failure.error()
+            if failure
+            else InterruptedError(
+                errno.EINTR, "it was killed while it was built: is memory= enough?"
+            )
+        )
         error.step = failure.step if failure else "build"  # type: ignore[attr-defined]
         raise error
 
     def _verify_root(self, pid: int, pidfd: int) -> None:
-        """Kill the container unless whoever enters it is in its overlay; init has executed nothing but itself."""
+        """Kill the container unless whoever enters it is in its overlay; init has executed nothing
+        but itself.
+        """
         if self._root_check is not None and self._root_check.is_right():
             return
         process.kill(pidfd, signal.SIGKILL)
@@ -171,7 +216,9 @@ class Building:
         process.add_hidden_from_oom(self.program, "detach")
         process.add_raised_ulimits(self.program, self.spec.ulimits)
         mounts.add_private(self.program, "make private")
-        self.program.add("make private", "umask", 0)  # what is made has the mode that it is made with, whatever the caller's umask
+        self.program.add(
+            "make private", "umask", 0
+        )  # what is made has the mode that it is made with, whatever the caller's umask
 
     def _enter_network(self) -> None:
         if self.network >= 0:
@@ -181,20 +228,27 @@ class Building:
 
     def _open_groups(self) -> None:
         """Open what is written to join: the paths are gone once the root has changed."""
-        self._groups = [self.program.open("open groups", os.fsencode(path), os.O_WRONLY) for path in self.joins]
+        self._groups = [
+            self.program.open("open groups", os.fsencode(path), os.O_WRONLY) for path in self.joins
+        ]
 
     def _open_volumes(self) -> None:
-        """Take a detached copy of each host directory now, to be attached when links resolve inside."""
+        """Take a detached copy of each host directory now, to be attached when links resolve
+        inside.
+        """
         flags = sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE
         self._sources = [
-            self.program.add("open volumes", "open_tree", -100, os.fsencode(source), flags) for source, _target, _ro in self.spec.volumes
+            self.program.add("open volumes", "open_tree", -100, os.fsencode(source), flags)
+            for source, _target, _ro in self.spec.volumes
         ]
 
     def _make_layer(self) -> None:
         """Mount the file system of the writable layer, or bind its directory."""
         step, stage = "make layer", mounts.STAGE.encode()
         if self.spec.layer_device is not None:
-            self.program.mount(step, os.fsencode(self.spec.layer_device), stage, b"ext4", sc.MS_NODEV)
+            self.program.mount(
+                step, os.fsencode(self.spec.layer_device), stage, b"ext4", sc.MS_NODEV
+            )
         elif self.spec.layer_directory is not None:
             mounts.add_bind(self.program, step, self.spec.layer_directory, mounts.STAGE)
         else:
@@ -218,7 +272,9 @@ class Building:
 
     def _staged(self, place: str) -> str:
         """Return the path of a lower directory while the container is built."""
-        return place.replace(SHELF, f"{mounts.STAGE}/shelf-", 1) if place.startswith(SHELF) else place
+        return (
+            place.replace(SHELF, f"{mounts.STAGE}/shelf-", 1) if place.startswith(SHELF) else place
+        )
 
     def _like(self, place: str) -> overlay.Like:
         """Return what a layer above this place is to look like, as this process reaches it."""
@@ -228,41 +284,73 @@ class Building:
         return overlay.Like(path, self.shelved[key])
 
     def _mount_root(self) -> None:
-        step, lower = "mount root", [self.host.root.root] if self.spec.is_on_host else list(self.spec.lower)
+        step, lower = (
+            "mount root",
+            [self.host.root.root] if self.spec.is_on_host else list(self.spec.lower),
+        )
         missing = [name for name in _OWN if not _is_directory(lower, name)]
-        if missing:  # a root without them gets them below its writable layer, so that they are no change of the test's
+        # a root without them gets them below its writable layer, so that they are no change of the
+        # test's
+        if missing:
             for directory in ("", *(f"/{name}" for name in missing)):
-                self.program.add(step, "mkdirat", -1, f"{mounts.STAGE}/base{directory}".encode(), 0o755)
+                self.program.add(
+                    step, "mkdirat", -1, f"{mounts.STAGE}/base{directory}".encode(), 0o755
+                )
             lower.append(f"{mounts.STAGE}/base")
         self._overlay(step, lower, 0, "", sc.MS_NODEV, like=self.spec.lower[0])
 
-    def _overlay(self, step: str, lower: list[str], number: int, point: str, flags: int, *, like: str) -> None:
+    def _overlay(
+        self, step: str, lower: list[str], number: int, point: str, flags: int, *, like: str
+    ) -> None:
         above = self._above(point)
         lower = [*map(self._staged, above), *self._nodes(step, number, point, lower), *lower]
         options = list(self.host.root.options)
         if flags & sc.MS_RDONLY:
-            host_mounts.add_read_only_overlay(self.program, step, lower, _ROOT + point, flags, options)
+            host_mounts.add_read_only_overlay(
+                self.program, step, lower, _ROOT + point, flags, options
+            )
             return
         if self.spec.layer_directory is not None:
-            options.append("volatile")  # nothing of it has to survive a crash of the machine, so no sync is worth its time
-        overlay.add_layer(self.program, step, f"{mounts.STAGE}/{number}", self._like([*above, like][0]))
-        overlay.add_overlay(self.program, step, lower, f"{mounts.STAGE}/{number}", _ROOT + point, flags=flags, options=options)
+            options.append(
+                "volatile"
+            )  # nothing of it has to survive a crash of the machine, so no sync is worth its time
+        overlay.add_layer(
+            self.program, step, f"{mounts.STAGE}/{number}", self._like([*above, like][0])
+        )
+        overlay.add_overlay(
+            self.program,
+            step,
+            lower,
+            f"{mounts.STAGE}/{number}",
+            _ROOT + point,
+            flags=flags,
+            options=options,
+        )
 
     def _nodes(self, step: str, number: int, point: str, lower: list[str]) -> list[str]:
-        """Make what is copied or generated for this overlay in a directory that lies on top of its other lower ones."""
+        """Make what is copied or generated for this overlay in a directory that lies on top of its
+        other lower ones.
+        """
         made = {node.path: node for node in self._copied(point)}
         if point == self._generated_in:
             made |= {
-                node.path: node for node in etc_files.nodes_of(self.spec, self.spec.hostname or self.hostname, point, self._generated_from)
+                node.path: node
+                for node in etc_files.nodes_of(
+                    self.spec, self.spec.hostname or self.hostname, point, self._generated_from
+                )
             }
         if not made:
             return []
         directory = f"{self._nodes_base(step)}/nodes-{number}"
-        file_mounts.add_nodes(self.program, step, directory, made.values(), lambda parent: _status(lower, parent))
+        file_mounts.add_nodes(
+            self.program, step, directory, made.values(), lambda parent: _status(lower, parent)
+        )
         return [directory]
 
     def _nodes_base(self, step: str) -> str:
-        """Return where lower layers are made: not in a directory of a file system that is a lower layer itself, which the kernel refuses."""
+        """Return where lower layers are made: not in a directory of a file system that is a lower
+        layer itself, which the kernel refuses.
+        """
         if self.spec.layer_directory is None:
             return mounts.STAGE
         base = f"{mounts.STAGE}/nodes"
@@ -277,17 +365,33 @@ class Building:
         return [file_mounts.copy_of(path, point) for path in paths]
 
     def _mount_below(self) -> None:
-        """Lay a writable layer over every real file system on the host's root, or over the host's directories in an image."""
+        """Lay a writable layer over every real file system on the host's root, or over the host's
+        directories in an image.
+        """
         step = "mount below"
         for number, entry in enumerate(self.host.root.below if self.spec.is_on_host else (), 1):
             if not entry.is_mount and not os.path.exists(entry.point):
-                continue  # beside a mount, other programs' directories come and go, which nobody tells
+                # beside a mount, other programs' directories come and go, which nobody tells
+                continue
             if entry.shown in (mounts.WRITABLE, mounts.READ_ONLY):
-                self._overlay(step, [entry.lower], number, entry.point, entry.flags | sc.MS_NODEV, like=entry.point)
+                self._overlay(
+                    step,
+                    [entry.lower],
+                    number,
+                    entry.point,
+                    entry.flags | sc.MS_NODEV,
+                    like=entry.point,
+                )
             elif entry.shown == mounts.COVERED:
                 mounts.add_cover(self.program, step, _ROOT + entry.point)
             else:
-                mounts.add_bind(self.program, step, entry.point, _ROOT + entry.point, flags=entry.flags | sc.MS_RDONLY | sc.MS_NODEV)
+                mounts.add_bind(
+                    self.program,
+                    step,
+                    entry.point,
+                    _ROOT + entry.point,
+                    flags=entry.flags | sc.MS_RDONLY | sc.MS_NODEV,
+                )
         for number, directory in enumerate(self.spec.directories, 1000):
             self._make_directories(step, _ROOT, directory)
             self._overlay(step, [directory], number, directory, sc.MS_NODEV, like=directory)
@@ -298,14 +402,25 @@ class Building:
             self._overlay(step, below, number, path, sc.MS_NODEV, like=[*lower, "/usr"][0])
 
     def _make_directories(self, step: str, root: str, directory: str) -> None:
-        """Make a directory and those above it; what is wrong with them is found out by who needs them."""
+        """Make a directory and those above it; what is wrong with them is found out by who needs
+        them.
+        """
         parts = directory.strip("/").split("/")
         for end in range(1, len(parts) + 1):
-            self.program.add(step, "mkdirat", -1, os.fsencode(f"{root}/{'/'.join(parts[:end])}"), 0o755, go_on=True)
+            self.program.add(
+                step,
+                "mkdirat",
+                -1,
+                os.fsencode(f"{root}/{'/'.join(parts[:end])}"),
+                0o755,
+                go_on=True,
+            )
 
     def _mount_own(self) -> None:
         own_sys = self.host.is_root or self.spec.own_network
-        self.program.extend(_own_mounts(self.spec.shm_size, self.spec.protected, own_sys, self.host.root.tty_group))
+        self.program.extend(
+            _own_mounts(self.spec.shm_size, self.spec.protected, own_sys, self.host.root.tty_group)
+        )
 
     def _become_root(self) -> None:
         self._made_root = RootCheck.look_at(self.program, "become root", _ROOT)
@@ -315,13 +430,25 @@ class Building:
         self._root_check = RootCheck.add(self.program, "verify the root", self._made_root)
 
     def _attach_volumes(self) -> None:
-        """Attach what was taken; from here on every name is the container's, and no link in it leads out."""
+        """Attach what was taken; from here on every name is the container's, and no link in it
+        leads out.
+        """
         step = "attach volumes"
         for fd, (source, target, read_only) in zip(self._sources, self.spec.volumes, strict=True):
             self._make_mount_point(step, target, is_directory=os.path.isdir(source))
-            attributes = sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_NOSUID | (sc.MOUNT_ATTR_RDONLY if read_only else 0)
+            attributes = (
+                sc.MOUNT_ATTR_NODEV
+                | sc.MOUNT_ATTR_NOSUID
+                | (sc.MOUNT_ATTR_RDONLY if read_only else 0)
+            )
             self.program.add(
-                step, "mount_setattr", fd, b"", sc.AT_EMPTY_PATH | sc.AT_RECURSIVE, sc.mount_attributes(attributes), sc.MOUNT_ATTR_SIZE
+                step,
+                "mount_setattr",
+                fd,
+                b"",
+                sc.AT_EMPTY_PATH | sc.AT_RECURSIVE,
+                sc.mount_attributes(attributes),
+                sc.MOUNT_ATTR_SIZE,
             )
             how = sc.open_how(os.O_PATH, sc.RESOLVE_NO_MAGICLINKS)
             point = self.program.add(step, "openat2", -100, os.fsencode(target), how, len(how))
@@ -333,7 +460,9 @@ class Building:
     def _make_mount_point(self, step: str, target: str, *, is_directory: bool) -> None:
         self._make_directories(step, "", target if is_directory else os.path.dirname(target))
         if not is_directory:
-            self.program.add(step, "mknodat", -1, os.fsencode(target), stat.S_IFREG | 0o644, 0, go_on=True)
+            self.program.add(
+                step, "mknodat", -1, os.fsencode(target), stat.S_IFREG | 0o644, 0, go_on=True
+            )
 
     def _make_root_read_only(self) -> None:
         if not self.spec.read_only:
@@ -343,7 +472,9 @@ class Building:
         for entry in self.host.root.below if self.spec.is_on_host else ():
             if entry.shown != mounts.WRITABLE:
                 continue
-            mounts.add_remount(self.program, step, entry.point, sc.MS_RDONLY | sc.MS_NODEV | entry.flags)
+            mounts.add_remount(
+                self.program, step, entry.point, sc.MS_RDONLY | sc.MS_NODEV | entry.flags
+            )
 
     def _name_host(self) -> None:
         name = self.hostname.encode()
@@ -365,12 +496,16 @@ class Building:
         # Where the launcher has died meanwhile, nobody sends that signal any more: end here.
         ended = struct.pack("=ihh", self.host.launcher, select.POLLIN, 0)  # struct pollfd
         self.program.add(step, "ppoll", ended, 1, bytes(16), None, 0, stop_if_positive=True)
-        self._last = self.program.add(step, "execveat", self.host.init, b"", Table((_NAME, 0)), Table((0,)), sc.AT_EMPTY_PATH)
+        self._last = self.program.add(
+            step, "execveat", self.host.init, b"", Table((_NAME, 0)), Table((0,)), sc.AT_EMPTY_PATH
+        )
 
 
 @cache
 def _own_mounts(shm_size: int, protected: bool, own_sys: bool, tty_group: bool) -> Program:
-    """Return the file systems that every container has of its own; half of all its calls, so they are put together once."""
+    """Return the file systems that every container has of its own; half of all its calls, so they
+    are put together once.
+    """
     program, step = Program(), "mount own"
     mounts.add_dev(program, step, _ROOT, shm_size, tty_group=tty_group)
     mounts.add_proc(program, step, _ROOT, protected=protected)
@@ -379,7 +514,9 @@ def _own_mounts(shm_size: int, protected: bool, own_sys: bool, tty_group: bool) 
 
 
 def _generated_in(lower: Sequence[str]) -> str | None:
-    """Return the point of an image's overlay that /etc lies in; None where that is no directory: no link of an image is followed."""
+    """Return the point of an image's overlay that /etc lies in; None where that is no directory: no
+    link of an image is followed.
+    """
     return "" if _is_plain(lower, "etc") else None
 
 
@@ -400,14 +537,20 @@ def _status(lower: Sequence[str], path: str) -> os.stat_result:
 
 
 def _is_directory(lower: list[str], name: str) -> bool:
-    """Whether the root has a directory of this name; NotADirectoryError where it has something else in its place."""
+    """Whether the root has a directory of this name; NotADirectoryError where it has something else
+    in its place.
+    """
     for directory in lower:
         try:
             mode = os.lstat(os.path.join(directory, name)).st_mode
         except FileNotFoundError:
             continue
         if not stat.S_ISDIR(mode):
-            error = NotADirectoryError(errno.ENOTDIR, "the root file system has something else in the place of a directory", f"/{name}")
+            error = NotADirectoryError(
+                errno.ENOTDIR,
+                "the root file system has something else in the place of a directory",
+                f"/{name}",
+            )
             error.step = "mount root"  # type: ignore[attr-defined]
             raise error
         return True

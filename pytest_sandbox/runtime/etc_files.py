@@ -1,8 +1,9 @@
 """/etc/hosts, /etc/hostname and /etc/resolv.conf of a container, which docker generates, too.
 
-They lie in a layer of their own, directly above what the container lies on: a test can write, rename and remove them, and they are no
-change of the test's. On an image all three are made. On the host's root, hosts(5) and hostname(5) are the host's with the container's own
-name, where the host has them.
+They lie in a layer of their own, directly above what the container lies on: a test can write,
+rename and remove them, and they are no change of the test's. On an image all three are made. On the
+host's root, hosts(5) and hostname(5) are the host's with the container's own name, where the host
+has them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ _HOSTNAME: Final = "/etc/hostname"
 _RESOLV: Final = "/etc/resolv.conf"
 #: Where a container's own name leads to: its loopback, as in Debian's hosts(5).
 _OWN_ADDRESS: Final = b"127.0.1.1\t"
-_NO_SERVERS: Final = b"# This container reaches no name server: it has no network, or one of containers alone.\n"
+_NO_SERVERS: Final = (
+    b"# This container reaches no name server: it has no network, or one of containers alone.\n"
+)
 
 
 def sources(spec: Spec) -> dict[str, Stamp]:
@@ -51,12 +54,16 @@ def sources(spec: Spec) -> dict[str, Stamp]:
 
 
 def nodes_of(spec: Spec, name: str, point: str, found: Mapping[str, Stamp]) -> list[Node]:
-    """Return the files for a container called ``name``, as they lie in the overlay at ``point``; ``found`` are its :func:`sources`.
+    """Return the files for a container called ``name``, as they lie in the overlay at ``point``;
+    ``found`` are its :func:`sources`.
 
     Raises :class:`OSError` where a file of the host's cannot be read.
     """
     hosts = _content(found[_HOSTS]) if _HOSTS in found else LOCALHOST
-    contents = {_HOSTS: b"%s%s%s\n" % (hosts, _OWN_ADDRESS, name.encode()), _HOSTNAME: name.encode() + b"\n"}
+    contents = {
+        _HOSTS: b"%s%s%s\n" % (hosts, _OWN_ADDRESS, name.encode()),
+        _HOSTNAME: name.encode() + b"\n",
+    }
     if spec.is_on_host:
         contents = {path: content for path, content in contents.items() if path in found}
     else:
@@ -64,7 +71,10 @@ def nodes_of(spec: Spec, name: str, point: str, found: Mapping[str, Stamp]) -> l
     # In an image of an unprivileged user's, root is the user.
     owner = (0, 0) if spec.is_on_host else (os.geteuid(), os.getegid())
     start = len(point) + 1
-    return [Node(path[start:], stat.S_IFREG | 0o644, owner, content) for path, content in contents.items()]
+    return [
+        Node(path[start:], stat.S_IFREG | 0o644, owner, content)
+        for path, content in contents.items()
+    ]
 
 
 @lru_cache(maxsize=16)
@@ -75,7 +85,8 @@ def _content(file: Stamp) -> bytes:
 
 
 def rename(directory: str, point: str, name: str, *, dir_fd: int) -> None:
-    """Write another name into the generated files in ``directory``, for the overlay at ``point``, before anything has opened them.
+    """Write another name into the generated files in ``directory``, for the overlay at ``point``,
+    before anything has opened them.
 
     Raises :class:`OSError`.
     """
@@ -84,7 +95,9 @@ def rename(directory: str, point: str, name: str, *, dir_fd: int) -> None:
             continue
         with suppress(FileNotFoundError):
             fd = os.open(
-                os.path.join(directory, os.path.relpath(path, point or "/")), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd
+                os.path.join(directory, os.path.relpath(path, point or "/")),
+                os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC,
+                dir_fd=dir_fd,
             )
             with open(fd, "r+b") as file:
                 start = _own_line(file.read()) + len(_OWN_ADDRESS) if path == _HOSTS else 0

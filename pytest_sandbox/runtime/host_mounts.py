@@ -1,7 +1,8 @@
 """How a container on the host's root shows what the host has mounted below it.
 
-Nothing of it may reach the host: no socket, no FIFO, no lock. So each mount is below an overlay, copied, or covered; what is bound, since
-its file system cannot be below an overlay, is read-only and holds neither sockets nor FIFOs.
+Nothing of it may reach the host: no socket, no FIFO, no lock. So each mount is below an overlay,
+copied, or covered; what is bound, since its file system cannot be below an overlay, is read-only
+and holds neither sockets nor FIFOs.
 """
 
 from __future__ import annotations
@@ -24,14 +25,18 @@ if TYPE_CHECKING:
 
 __all__ = ["add_read_only_overlay", "shown"]
 
-# FAT has neither sockets nor FIFOs. The others are images that were packed once: nobody can be listening at a socket in one.
-_WITHOUT_SOCKETS = frozenset({"cramfs", "erofs", "exfat", "iso9660", "msdos", "romfs", "squashfs", "udf", "vfat"})
+# FAT has neither sockets nor FIFOs. The others are images that were packed once: nobody can be
+# listening at a socket in one.
+_WITHOUT_SOCKETS = frozenset(
+    {"cramfs", "erofs", "exfat", "iso9660", "msdos", "romfs", "squashfs", "udf", "vfat"}
+)
 #: Bytes of all files that are copied, for each container.
 _MOST_COPIED = 4 << 20
 
 
 def shown(root: HostRoot) -> HostRoot:
-    """Return the host's root with what is laid over it tried, so that each entry says how it is shown.
+    """Return the host's root with what is laid over it tried, so that each entry says how it is
+    shown.
 
     What goes away meanwhile is left out: other tools' mounts come and go.
     """
@@ -42,7 +47,8 @@ def shown(root: HostRoot) -> HostRoot:
     for entry in root.below:
         around = _around(entry.point, below)
         if around is not None and around.shown in (mounts.BOUND, mounts.COVERED):
-            continue  # it lies in what is covered, or what cannot hold it: the host's file there stays unseen
+            # it lies in what is covered, or what cannot hold it: the host's file there stays unseen
+            continue
         with suppress(FileNotFoundError, NotADirectoryError):
             status = os.stat(entry.point)
             if file_mounts.is_unreachable(status.st_mode):
@@ -78,12 +84,15 @@ def _how(entry: Mounted, status: os.stat_result, room: int, options: tuple[str, 
     how = mounts.READ_ONLY if entry.flags & sc.MS_RDONLY else mounts.WRITABLE
     if _works(entry, how, options):
         return how
-    # A directory of the root itself, in a container in a container whose root is an overlay: without it there is no root.
+    # A directory of the root itself, in a container in a container whose root is an overlay:
+    # without it there is no root.
     return mounts.COVERED if entry.is_mount else mounts.BOUND
 
 
 def _stays_empty(entry: Mounted) -> bool:
-    """Return whether nothing is there and nothing can be made there: a bind mount costs a fifth of an overlay."""
+    """Return whether nothing is there and nothing can be made there: a bind mount costs a fifth of
+    an overlay.
+    """
     return entry.is_immutable and not os.listdir(entry.point)
 
 
@@ -96,15 +105,20 @@ def _works(entry: Mounted, how: str, options: tuple[str, ...]) -> bool:
         add_read_only_overlay(program, step, [entry.lower], entry.point, 0, options)
     else:
         overlay.add_layer(program, step, f"{stage}/0", overlay.Like(entry.point))
-        overlay.add_overlay(program, step, [entry.lower], f"{stage}/0", entry.point, options=options)
+        overlay.add_overlay(
+            program, step, [entry.lower], f"{stage}/0", entry.point, options=options
+        )
     pid, pidfd = program.spawn(sc.CLONE_NEWNS)
     os.close(pidfd)
     os.waitpid(pid, 0)
     return program.failure() is None
 
 
-def add_read_only_overlay(program: Program, step: str, lower: list[str], target: str, flags: int, options: Iterable[str]) -> None:
-    """Lay an overlay without a writable layer over a directory: what is opened there is the overlay's, not the host's.
+def add_read_only_overlay(
+    program: Program, step: str, lower: list[str], target: str, flags: int, options: Iterable[str]
+) -> None:
+    """Lay an overlay without a writable layer over a directory: what is opened there is the
+    overlay's, not the host's.
 
     The kernel takes two lower directories at least, so the last one is empty.
     """

@@ -1,4 +1,6 @@
-"""How a process gets into a container: the steps of a payload, the same for a command that is executed and for a fork of a test's process."""
+"""How a process gets into a container: the steps of a payload, the same for a command that is
+executed and for a fork of a test's process.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,18 @@ _SECCOMP_SET_MODE_FILTER = 1
 #: Seconds that a command may take to be executed, where its caller gives no timeout: others in
 #: the container may stop it or take all CPU time, and nobody can wait for them.
 START_TIMEOUT = 60.0
-#: What file access from outside needs beside the payload's own rights, as root has it for its files.
-_FILE_CAPABILITIES = sum(map(capabilities.bit, ("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID")))
+#: What file access from outside needs beside the payload's own rights, as root has it for its
+#: files.
+_FILE_CAPABILITIES = sum(
+    map(capabilities.bit, ("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID"))
+)
 _OUTSIDE = sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC
 
 
 @dataclass(frozen=True, slots=True)
 class Entrance:
-    """Where a payload enters: a container's spec, a pidfd of its init, how its cgroups are joined, user namespaces.
+    """Where a payload enters: a container's spec, a pidfd of its init, how its cgroups are joined,
+    user namespaces.
 
     ``user_fd`` is the payloads' own; ``builder_fd`` is what the container was built in by an
     unprivileged user; -1 where there is none. ``cgroup`` is the descriptor of a version 2 cgroup to
@@ -61,13 +67,17 @@ class Entrance:
         """
         flags = _OUTSIDE | sc.CLONE_NEWPID | (sc.CLONE_NEWNET if self.spec.own_network else 0)
         spaces = (self.pidfd, flags, self.builder_fd, self._user_fd)
-        part, clone = _beginning(self.joins, self.cgroup, self.spec.ulimits, spaces, shielded=shielded)
+        part, clone = _beginning(
+            self.joins, self.cgroup, self.spec.ulimits, spaces, shielded=shielded
+        )
         program = Program()
         program.extend(part)
         return program, clone
 
     def add_look(self, program: Program) -> None:
-        """Append what a child does that looks at the container's files: enter its mounts, with the rights of root inside."""
+        """Append what a child does that looks at the container's files: enter its mounts, with the
+        rights of root inside.
+        """
         if self.builder_fd >= 0:
             program.add("become the builder", "setns", self.builder_fd, sc.CLONE_NEWUSER)
         namespaces.add_enter(program, "enter namespaces", self.pidfd, sc.CLONE_NEWNS, self._user_fd)
@@ -75,7 +85,9 @@ class Entrance:
         program.add("drop capabilities", "capset", *_capability_sets(left))
 
     def _kept(self, wanted: int) -> int:
-        """Return which of these capabilities a payload can have: all in a new user namespace, else the caller's."""
+        """Return which of these capabilities a payload can have: all in a new user namespace, else
+        the caller's.
+        """
         in_new = self.builder_fd >= 0 or self._user_fd >= 0
         return wanted & (capabilities.supported() if in_new else sc.getcaps()[1])
 
@@ -89,7 +101,9 @@ class Entrance:
         return self.user_fd if self.spec.user_namespace else -1
 
     def add_lock_down(self, program: Program, user: User | None) -> None:
-        """Append the giving up, for good, of all that the spec's payload may not have, and the change to its user."""
+        """Append the giving up, for good, of all that the spec's payload may not have, and the
+        change to its user.
+        """
         program.extend(self.lock_down(user))
 
     def lock_down(self, user: User | None) -> Program:
@@ -98,7 +112,13 @@ class Entrance:
         left = self._kept(self.spec.capabilities) if is_root else 0
         spec = self.spec
         return _locking_down(
-            spec.capabilities, left, user, self.builder_fd >= 0, spec.no_new_privileges, filtered=spec.seccomp, packets=spec.packet_sockets
+            spec.capabilities,
+            left,
+            user,
+            self.builder_fd >= 0,
+            spec.no_new_privileges,
+            filtered=spec.seccomp,
+            packets=spec.packet_sockets,
         )
 
     @property
@@ -116,7 +136,9 @@ def _beginning(
     *,
     shielded: bool,
 ) -> tuple[Program, Result]:
-    """Return what enters first: outside of the PID namespace up to the clone3, in the payload from there on."""
+    """Return what enters first: outside of the PID namespace up to the clone3, in the payload from
+    there on.
+    """
     pidfd, flags, builder_fd, user_fd = spaces
     program = Program()
     if shielded:
@@ -157,20 +179,30 @@ def _entering(
 
 @lru_cache(maxsize=16)
 def _locking_down(
-    kept: int, left: int, user: User | None, by_user: bool, no_new_privileges: bool, *, filtered: bool, packets: bool
+    kept: int,
+    left: int,
+    user: User | None,
+    by_user: bool,
+    no_new_privileges: bool,
+    *,
+    filtered: bool,
+    packets: bool,
 ) -> Program:
     program = Program()
     program.add("join a new session keyring", "keyctl", _KEYCTL_JOIN_SESSION_KEYRING, None, 0, 0, 0)
     if no_new_privileges:
         program.add("no new privileges", "prctl", sc.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    elif filtered:  # then loading a filter takes CAP_SYS_ADMIN, which the end of the capabilities may take away
+    elif (
+        filtered
+    ):  # then loading a filter takes CAP_SYS_ADMIN, which the end of the capabilities may take away
         _add_filter(program, kept, packets)
     for number in range(capabilities.supported().bit_length()):
         if not kept >> number & 1:
             program.add("drop capabilities", "prctl", sc.PR_CAPBSET_DROP, number, 0, 0, 0)
     if user is not None:
         _add_user(program, user, by_user=by_user)
-    # Without inheritable ones a program that root executes gains none past the bounding set (CVE-2022-24769), and none is ambient.
+    # Without inheritable ones a program that root executes gains none past the bounding set
+    # (CVE-2022-24769), and none is ambient.
     program.add("drop capabilities", "capset", *_capability_sets(left))
     if no_new_privileges and filtered:
         _add_filter(program, kept, packets)
@@ -181,17 +213,26 @@ def _locking_down(
 def _capability_sets(left: int) -> tuple[bytes, bytes]:
     """Return what capset(2) takes to leave these capabilities, none of them inheritable."""
     low, high = left & 0xFFFFFFFF, left >> 32
-    return struct.pack("Ii", sc.CAPABILITY_VERSION, 0), struct.pack("6I", low, low, 0, high, high, 0)
+    return struct.pack("Ii", sc.CAPABILITY_VERSION, 0), struct.pack(
+        "6I", low, low, 0, high, high, 0
+    )
 
 
 def _add_filter(program: Program, kept: int, packets: bool) -> None:
     code = seccomp.program(kept, packets=packets)
-    program.add("load the seccomp filter", "seccomp", _SECCOMP_SET_MODE_FILTER, 0, Table((len(code) // 8, code)))
+    program.add(
+        "load the seccomp filter",
+        "seccomp",
+        _SECCOMP_SET_MODE_FILTER,
+        0,
+        Table((len(code) // 8, code)),
+    )
 
 
 def _add_user(program: Program, user: User, *, by_user: bool) -> None:
     groups = struct.pack(f"{len(user.groups)}I", *user.groups)
-    # Without subordinate ids nobody's groups can be changed (user_namespaces(7)): what is left are rights that the caller has anyway.
+    # Without subordinate ids nobody's groups can be changed (user_namespaces(7)): what is left are
+    # rights that the caller has anyway.
     program.add("become user", "setgroups", len(user.groups), groups, go_on=by_user)
     program.add("become user", "setresgid", user.gid, user.gid, user.gid)
     program.add("become user", "setresuid", user.uid, user.uid, user.uid)

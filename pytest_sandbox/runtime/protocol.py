@@ -1,7 +1,9 @@
-"""Framed messages with file descriptors over a Unix stream socket, and the protocol that they speak.
+"""Framed messages with file descriptors over a Unix stream socket, and the protocol that they
+speak.
 
-A message is a JSON object behind a header (``!II``: its length, the count of its descriptors); the descriptors travel with the header as
-SCM_RIGHTS (unix(7)). JSON, never pickles: what comes out of a container is data.
+A message is a JSON object behind a header (``!II``: its length, the count of its descriptors); the
+descriptors travel with the header as SCM_RIGHTS (unix(7)). JSON, never pickles: what comes out of a
+container is data.
 
 ===========  ==================  ==========================================================================================
 from -> to   message             meaning, and what is answered
@@ -12,21 +14,26 @@ client ->    ``taken``           the offered container is the client's; no answe
 launcher     ``create``          a container of this spec: ``created`` (id, pid) + [init's pidfd]
              ``prepare``         have the next one of this spec made ahead; no answer
              ``closed``          the container is not needed any more; no answer
-             ``cancel``          the client does not wait for the answer to ``answer`` any more: what it made is closed; no answer
-             ``layer``           its writable layer: ``layer`` (the points of its overlays) + [its directory]
+             ``cancel``          the client does not wait for the answer to ``answer`` any more:
+             what it made is closed; no answer
+             ``layer``           its writable layer: ``layer`` (the points of its overlays) + [its
+             directory]
              ``refused``         what of the host containers do not reach: ``refused`` (paths)
-             ``freeze``          hand its layer to the layer holder: ``frozen``; then ``renew`` gives it a new one: ``renewed`` (as ``created``)
-             ``shelve``          make an empty layer in the layer holder: ``shelved`` + [its directory]; ``unshelve`` drops one, without an answer
-launcher     ``error``           what was asked for failed: the step, the reason, the errno
--> client    ``ended``           the container that was named has ended
+             ``freeze``          hand its layer to the layer holder: ``frozen``; then ``renew``
+             gives it a new one: ``renewed`` (as ``created``)
+             ``shelve``          make an empty layer in the layer holder: ``shelved`` + [its
+             directory]; ``unshelve`` drops one, without an answer launcher     ``error``
+             what was asked for failed: the step, the reason, the errno -> client    ``ended``
+             the container that was named has ended
              ``unsupported``     this host cannot do it: the feature, the remedy
 ===========  ==================  ==========================================================================================
 
-A message that is answered has a number, ``request``, and its answer has the same one. An answer that nobody waits for any more is discarded,
-with its descriptors. Messages that are not answered have no number.
+A message that is answered has a number, ``request``, and its answer has the same one. An answer
+that nobody waits for any more is discarded, with its descriptors. Messages that are not answered
+have no number.
 
-Other processes of the user ask at a session's control socket (launcher/control_socket.py); a fork of pytest reports by messages of
-plugin/report_channel.py.
+Other processes of the user ask at a session's control socket (launcher/control_socket.py); a fork
+of pytest reports by messages of plugin/report_channel.py.
 """
 
 from __future__ import annotations
@@ -68,15 +75,23 @@ class InvalidMessageError(EOFError):
 
 
 class LostDescriptorsError(OSError):
-    """This process has no room for the descriptors of a ``message``, which are gone (recvmsg(2), MSG_CTRUNC)."""
+    """This process has no room for the descriptors of a ``message``, which are gone (recvmsg(2),
+    MSG_CTRUNC).
+    """
 
     def __init__(self, sent: int, arrived: int, message: Message) -> None:
-        super().__init__(24, f"{sent} descriptors were sent and {arrived} arrived: this process has too many open files (ulimit -n)")
+        super().__init__(
+            24,
+            f"{sent} descriptors were sent and {arrived} arrived: this process has too many open "
+            "files (ulimit -n)",
+        )
         self.message = message
 
 
 class Channel:
-    """One end of a conversation; not locked: who shares an end between threads holds a lock of its own around a send."""
+    """One end of a conversation; not locked: who shares an end between threads holds a lock of its
+    own around a send.
+    """
 
     __slots__ = ("socket",)
 
@@ -85,8 +100,12 @@ class Channel:
 
     @classmethod
     def pair(cls) -> tuple[Channel, Channel]:
-        """Return two connected ends, neither of them in the place of a standard stream that the process has closed."""
-        ours, theirs = map(_above_the_standards, socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM))
+        """Return two connected ends, neither of them in the place of a standard stream that the
+        process has closed.
+        """
+        ours, theirs = map(
+            _above_the_standards, socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        )
         return cls(ours), cls(theirs)
 
     @classmethod
@@ -97,7 +116,8 @@ class Channel:
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Send a message with descriptors, which stay open here.
 
-        Raises :class:`BrokenPipeError` or :class:`ConnectionResetError` where the other end is gone.
+        Raises :class:`BrokenPipeError` or :class:`ConnectionResetError` where the other end is
+        gone.
         """
         frame = packed(message, len(fds))
         sent = self.socket.sendmsg([frame], rights_of(fds), socket.MSG_NOSIGNAL)
@@ -107,16 +127,21 @@ class Channel:
     def receive(self) -> tuple[Message, list[int]]:
         """Wait for a message; return it with its descriptors (close-on-exec, owned by the caller).
 
-        Raises :class:`EOFError` where the other end is gone, also half-way through a message, and :class:`LostDescriptorsError`.
+        Raises :class:`EOFError` where the other end is gone, also half-way through a message, and
+        :class:`LostDescriptorsError`.
         """
         space = socket.CMSG_SPACE(_MOST_FDS * 4)
         try:
-            header, ancillary, _flags, _address = self.socket.recvmsg(_HEADER.size, space, socket.MSG_CMSG_CLOEXEC)
+            header, ancillary, _flags, _address = self.socket.recvmsg(
+                _HEADER.size, space, socket.MSG_CMSG_CLOEXEC
+            )
         except ConnectionResetError:
             header, ancillary = b"", []
         fds = _descriptors(ancillary)
         try:
-            length, count = unpacked(header + self._exactly(_HEADER.size - len(header)) if header else self._ended())
+            length, count = unpacked(
+                header + self._exactly(_HEADER.size - len(header)) if header else self._ended()
+            )
             message = message_of(self._exactly(length))
         except BaseException:
             close_all(fds)
@@ -158,17 +183,24 @@ def packed(message: Message, descriptors: int = 0) -> bytes:
 
 
 def unpacked(header: bytes, most: int = MOST_BYTES) -> tuple[int, int]:
-    """Return a header's length of the text, in bytes, and count of descriptors. Raises :class:`InvalidMessageError` over ``most`` bytes."""
+    """Return a header's length of the text, in bytes, and count of descriptors.
+
+    Raises :class:`InvalidMessageError` over ``most`` bytes.
+    """
     length, count = _HEADER.unpack(header)
     if length > most or count > _MOST_FDS:
         raise InvalidMessageError(
-            f"a message of {length} bytes and {count} descriptors was announced; at most {most} and {_MOST_FDS} are read"
+            f"a message of {length} bytes and {count} descriptors was announced; at most {most} "
+            f"and {_MOST_FDS} are read"
         )
     return length, count
 
 
 def message_of(body: bytes) -> Message:
-    """Return the JSON object of a message's text. Raises :class:`InvalidMessageError` for anything else."""
+    """Return the JSON object of a message's text.
+
+    Raises :class:`InvalidMessageError` for anything else.
+    """
     try:
         message = json.loads(body)
     except (ValueError, RecursionError) as error:

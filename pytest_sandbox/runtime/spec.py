@@ -1,4 +1,6 @@
-"""What a container is made of, as data: the client writes it, the launcher compares it, an init executes it."""
+"""What a container is made of, as data: the client writes it, the launcher compares it, an init
+executes it.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,17 @@ OVERHEAD = 1
 class Spec:
     """All that has to be known before the first process of a container starts.
 
-    Two containers of one spec are interchangeable until one is claimed, which is what lets the launcher make the next one ahead.
-    ``lower`` are the directories below the writable layer, topmost first, ``("/",)`` for the host's root with every real file system on it;
-    ``above`` are more directories, topmost first, each with the point of the overlay that it belongs to ("": the root): a path, or
-    ``shelf:KEY/...`` for what is in a committed layer. ``directories`` are directories of the host laid over an image at their usual places; ``scratch`` are an image's
-    volumes, which stay writable on a read-only root: a path, and what lies below it; ``capabilities`` is a mask. ``packet_sockets`` are allowed where NET_RAW
-    was asked for by name (packet(7)). ``layers`` is where writable
-    layers lie that are not in memory, and ``hostname`` then is the name in /etc/hostname, which cannot be changed later; the launcher adds the directory, and the device, of one container's.
+    Two containers of one spec are interchangeable until one is claimed, which is what lets the
+    launcher make the next one ahead. ``lower`` are the directories below the writable layer,
+    topmost first, ``("/",)`` for the host's root with every real file system on it; ``above`` are
+    more directories, topmost first, each with the point of the overlay that it belongs to ("": the
+    root): a path, or ``shelf:KEY/...`` for what is in a committed layer. ``directories`` are
+    directories of the host laid over an image at their usual places; ``scratch`` are an image's
+    volumes, which stay writable on a read-only root: a path, and what lies below it;
+    ``capabilities`` is a mask. ``packet_sockets`` are allowed where NET_RAW was asked for by name
+    (packet(7)). ``layers`` is where writable layers lie that are not in memory, and ``hostname``
+    then is the name in /etc/hostname, which cannot be changed later; the launcher adds the
+    directory, and the device, of one container's.
     """
 
     lower: tuple[str, ...] = ("/",)
@@ -72,7 +78,11 @@ class Spec:
     @property
     def shelved(self) -> tuple[str, ...]:
         """The keys of the committed layers that it takes, each once, in order."""
-        found = (place.removeprefix(SHELF).partition("/")[0] for _point, place in self.above if place.startswith(SHELF))
+        found = (
+            place.removeprefix(SHELF).partition("/")[0]
+            for _point, place in self.above
+            if place.startswith(SHELF)
+        )
         return tuple(dict.fromkeys(found))
 
     @property
@@ -87,7 +97,9 @@ class Spec:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Spec:
         """Read what :meth:`to_json` wrote."""
-        tuples = {key: _tuples(value) if isinstance(value, list) else value for key, value in data.items()}
+        tuples = {
+            key: _tuples(value) if isinstance(value, list) else value for key, value in data.items()
+        }
         return cls(**tuples)
 
 

@@ -1,4 +1,6 @@
-"""Writable layers that are not in memory: a directory of a session's, or a file system in a file there, whose size is a limit."""
+"""Writable layers that are not in memory: a directory of a session's, or a file system in a file
+there, whose size is a limit.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,17 @@ from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.linux import copying, loop, private_directory, userns
 from pytest_sandbox.linux.removal import remove_tree
 
-__all__ = ["MEMORY", "DiskLimitError", "Place", "explain", "fill", "make", "make_unfinished", "remove", "remove_unfinished"]
+__all__ = [
+    "MEMORY",
+    "DiskLimitError",
+    "Place",
+    "explain",
+    "fill",
+    "make",
+    "make_unfinished",
+    "remove",
+    "remove_unfinished",
+]
 
 _MKFS = "mkfs.ext4"
 _IMAGE = "file-system"
@@ -24,7 +36,15 @@ _SEARCH = os.pathsep.join([os.defpath, "/usr/sbin", "/sbin"])
 _UNFINISHED = re.compile(r"[^.]+(\.[0-9]+)+")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _TRIES = 100
-_OPTIONS = ("-q", "-m", "0", "-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=1,nodiscard")
+_OPTIONS = (
+    "-q",
+    "-m",
+    "0",
+    "-O",
+    "^has_journal,^resize_inode",
+    "-E",
+    "lazy_itable_init=1,nodiscard",
+)
 
 
 class DiskLimitError(OSError):
@@ -33,7 +53,9 @@ class DiskLimitError(OSError):
 
 @dataclass(slots=True)
 class Place:
-    """Where one layer lies: a directory, and where it is limited a block device, held by a descriptor until :meth:`release`."""
+    """Where one layer lies: a directory, and where it is limited a block device, held by a
+    descriptor until :meth:`release`.
+    """
 
     directory: str | None = None
     device: str | None = None
@@ -46,7 +68,9 @@ class Place:
             os.close(held)
 
     def remove(self) -> None:
-        """Release the device and remove the directory; what cannot be removed is left to the session's end."""
+        """Release the device and remove the directory; what cannot be removed is left to the
+        session's end.
+        """
         self.release()
         if self.directory is not None:
             with suppress(OSError):
@@ -57,7 +81,9 @@ MEMORY = Place()
 
 
 def make(base: str, size: int | None, *, session: str, identity: str, lock: str) -> Place:
-    """Make the place of a container's layer below ``base``; the session's lock file says where its directories are, for a sweep."""
+    """Make the place of a container's layer below ``base``; the session's lock file says where its
+    directories are, for a sweep.
+    """
     directory = os.path.join(base, session, identity)
     _note(lock, os.path.dirname(directory))
     private_directory.make_private(directory, below=base)
@@ -68,17 +94,25 @@ def make(base: str, size: int | None, *, session: str, identity: str, lock: str)
     except OSError as error:
         with suppress(OSError):
             remove_tree(directory)
-        raise DiskLimitError(error.errno, f"{error.strerror}: {error.filename or 'loop device'}") from error
+        raise DiskLimitError(
+            error.errno, f"{error.strerror}: {error.filename or 'loop device'}"
+        ) from error
     return Place(directory, device, held)
 
 
 def explain(error: BaseException, place: Place) -> None:
     """Raise :class:`UnsupportedError` for a layer's directory that the kernel does not take."""
-    if isinstance(error, OSError) and error.errno == errno.EINVAL and place.directory is not None and place.device is None:
+    if (
+        isinstance(error, OSError)
+        and error.errno == errno.EINVAL
+        and place.directory is not None
+        and place.device is None
+    ):
         where = os.path.dirname(os.path.dirname(place.directory))
         raise UnsupportedError(
             f'storage="disk" ({error.strerror})',
-            f"{where} takes no writable layer, as where it lies on an overlay itself (docker's own root is one): set PYTEST_SANDBOX_HOME to a directory on "
+            f"{where} takes no writable layer, as where it lies on an overlay itself (docker's "
+            "own root is one): set PYTEST_SANDBOX_HOME to a directory on "
             "another file system, such as a volume, or leave storage= out.",
         ) from error
 
@@ -97,11 +131,18 @@ def fill(place: Place, number: int, directory: str) -> None:
 def remove(lock: str) -> None:
     """Remove the directories that a session has noted in its lock file.
 
-    What can be removed is. Raises the first OSError, so that the caller keeps the lock file and a later cleanup tries again.
+    What can be removed is. Raises the first OSError, so that the caller keeps the lock file and a
+    later cleanup tries again.
     """
     session = os.path.basename(lock).removesuffix(".lock")
-    doomed = [directory for directory in _noted(lock) if os.path.basename(directory) == session and os.path.isdir(directory)]
-    if doomed and not userns.has_power():  # others inside, whose UIDs are the user's too, may have closed their directories to it
+    doomed = [
+        directory
+        for directory in _noted(lock)
+        if os.path.basename(directory) == session and os.path.isdir(directory)
+    ]
+    if (
+        doomed and not userns.has_power()
+    ):  # others inside, whose UIDs are the user's too, may have closed their directories to it
         with suppress(OSError):
             userns.with_power(lambda: _remove_all(doomed))
     _remove_all(doomed)
@@ -119,9 +160,11 @@ def _remove_all(directories: list[str]) -> None:
 
 
 def make_unfinished(path: str) -> tuple[str, int]:
-    """Make the directory ``PATH.PID`` (mode 0700), to be renamed to ``path`` once it is filled; return it and a descriptor that holds its lock.
+    """Make the directory ``PATH.PID`` (mode 0700), to be renamed to ``path`` once it is filled;
+    return it and a descriptor that holds its lock.
 
-    Close the descriptor after that: :func:`remove_unfinished` removes such directories whose lock (flock(2)) nobody holds. Raises OSError.
+    Close the descriptor after that: :func:`remove_unfinished` removes such directories whose lock
+    (flock(2)) nobody holds. Raises OSError.
     """
     for attempt in range(_TRIES):
         unfinished = f"{path}.{os.getpid()}.{attempt}" if attempt else f"{path}.{os.getpid()}"
@@ -143,8 +186,16 @@ def remove_unfinished(directory: str) -> None:
     """
     locks: list[int] = []
     try:
-        found = [name for name in os.listdir(directory) if _UNFINISHED.fullmatch(name)] if os.path.isdir(directory) else []
-        free = [path for path in (os.path.join(directory, name) for name in found) if _is_free(path, locks)]
+        found = (
+            [name for name in os.listdir(directory) if _UNFINISHED.fullmatch(name)]
+            if os.path.isdir(directory)
+            else []
+        )
+        free = [
+            path
+            for path in (os.path.join(directory, name) for name in found)
+            if _is_free(path, locks)
+        ]
         _remove_all(free)
     finally:
         for lock in locks:
@@ -165,7 +216,9 @@ def _is_free(path: str, locks: list[int]) -> bool:
 
 
 def _has_locked(fd: int, path: str) -> bool:
-    """Lock a directory, and tell whether that was possible and it still has its name: another process may remove it in between."""
+    """Lock a directory, and tell whether that was possible and it still has its name: another
+    process may remove it in between.
+    """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(fd), os.lstat(path))
@@ -188,13 +241,21 @@ def _note(lock: str, directory: str) -> None:
 
 
 def _limited(image: str, size: int) -> tuple[str, int]:
-    """Make an ext4 without a journal in a sparse file; returns a device of it and a descriptor that holds the device."""
+    """Make an ext4 without a journal in a sparse file; returns a device of it and a descriptor that
+    holds the device.
+    """
     with open(image, "xb") as file:
         file.truncate(size)
     program = shutil.which(_MKFS, path=_SEARCH)
     if program is None:
         raise FileNotFoundError(errno.ENOENT, "there is no such program", _MKFS)
-    made = subprocess.run([program, *_OPTIONS, image], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    made = subprocess.run(
+        [program, *_OPTIONS, image],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if made.returncode:
         raise OSError(errno.EINVAL, f"mkfs.ext4 says {made.stderr.strip()!r}", image)
     return loop.attach(image)

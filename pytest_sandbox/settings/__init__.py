@@ -22,10 +22,26 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.settings.kwargs import SettingsKwargs
 
-__all__ = ["CAPABILITIES", "DEVICE_RATES", "KEYS", "ULIMITS", "FrozenMap", "Key", "Settings", "Volume", "from_text", "parse_size"]
+__all__ = [
+    "CAPABILITIES",
+    "DEVICE_RATES",
+    "KEYS",
+    "ULIMITS",
+    "FrozenMap",
+    "Key",
+    "Settings",
+    "Volume",
+    "from_text",
+    "parse_size",
+]
 
 #: The keys that limit how fast a block device is used, and what each counts.
-DEVICE_RATES: tuple[str, ...] = ("device_read_bps", "device_write_bps", "device_read_iops", "device_write_iops")
+DEVICE_RATES: tuple[str, ...] = (
+    "device_read_bps",
+    "device_write_bps",
+    "device_read_iops",
+    "device_write_iops",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +88,9 @@ class Settings:
     device_read_bps: Mapping[str, int] = _key("device_read_bps", FrozenMap(), parsers.byte_rates)
     device_write_bps: Mapping[str, int] = _key("device_write_bps", FrozenMap(), parsers.byte_rates)
     device_read_iops: Mapping[str, int] = _key("device_read_iops", FrozenMap(), parsers.count_rates)
-    device_write_iops: Mapping[str, int] = _key("device_write_iops", FrozenMap(), parsers.count_rates)
+    device_write_iops: Mapping[str, int] = _key(
+        "device_write_iops", FrozenMap(), parsers.count_rates
+    )
     disk: int | None = _key("disk", None, parsers.some_bytes)
     storage: str = _key("storage", "memory", parsers.storage)
     shm_size: int = _key("shm_size", 64 << 20, parsers.some_bytes)
@@ -114,7 +132,9 @@ class Settings:
         return made
 
     def replace(self, **raw: Unpack[SettingsKwargs]) -> Settings:
-        """Return settings with new values for these keys, in any form that the constructor reads."""
+        """Return settings with new values for these keys, in any form that the constructor
+        reads.
+        """
         read = _read_all(raw)
         values = {**{name: getattr(self, name) for name in _defaults}, **read}
         values["given"] = read["given"] | (self.given - raw.keys())
@@ -127,16 +147,28 @@ class Settings:
         """Return the keys that were given, as values that ``of`` reads again and JSON can hold (but
         for an Image or a Network).
         """
-        return {name: _plain(getattr(self, name)) for name in KEYS if name in self.given or getattr(self, name) != getattr(_DEFAULTS, name)}
+        return {
+            name: _plain(getattr(self, name))
+            for name in KEYS
+            if name in self.given or getattr(self, name) != getattr(_DEFAULTS, name)
+        }
 
     @property
     def swap_limit(self) -> int | None:
         """Memory plus swap in bytes, None where there is no limit on it."""
-        return self.memory if self.memory_swap is None else None if self.memory_swap == -1 else self.memory_swap
+        return (
+            self.memory
+            if self.memory_swap is None
+            else None
+            if self.memory_swap == -1
+            else self.memory_swap
+        )
 
     def device_rates(self) -> tuple[tuple[str, str, int], ...]:
         """Return every limit on a block device: the key, the device's path, how much a second."""
-        return tuple((key, path, rate) for key in DEVICE_RATES for path, rate in getattr(self, key).items())
+        return tuple(
+            (key, path, rate) for key in DEVICE_RATES for path, rate in getattr(self, key).items()
+        )
 
     @property
     def seccomp(self) -> bool:
@@ -156,13 +188,19 @@ _defaults: dict[str, Any] = {one.name: one.default for one in fields(Settings)}
 _DEFAULTS = Settings.unchecked()
 
 #: Every key by its name, in the order of the documentation.
-KEYS: Mapping[str, Key] = FrozenMap((one.name, Key(one.name, **one.metadata)) for one in fields(Settings) if one.metadata)
+KEYS: Mapping[str, Key] = FrozenMap(
+    (one.name, Key(one.name, **one.metadata)) for one in fields(Settings) if one.metadata
+)
 
 
 def _read(name: str, value: object) -> object:
     key = KEYS.get(name)
     if key is None:
-        raise SettingsError(name, value, f"{parsers.meant(name, KEYS).lstrip('; ')} the keys are {', '.join(KEYS)}".strip())
+        raise SettingsError(
+            name,
+            value,
+            f"{parsers.meant(name, KEYS).lstrip('; ')} the keys are {', '.join(KEYS)}".strip(),
+        )
     if value is None:
         return None if name == "pids_limit" else _defaults[name]
     try:
@@ -173,17 +211,25 @@ def _read(name: str, value: object) -> object:
 
 def _read_all(raw: Mapping[str, object]) -> dict[str, Any]:
     """Return the canonical values, and in ``given`` the keys that were asked for."""
-    said = frozenset(name for name, value in raw.items() if value is not None or name == "pids_limit")
+    said = frozenset(
+        name for name, value in raw.items() if value is not None or name == "pids_limit"
+    )
     return {**{name: _read(name, value) for name, value in raw.items()}, "given": said}
 
 
 def _agree(values: Mapping[str, Any]) -> None:
     swap, memory = values["memory_swap"], values["memory"]
     if swap not in {None, -1} and (memory is None or swap < memory):
-        raise SettingsError("memory_swap", swap, f"memory plus swap, so not below memory, which must be given too (memory is {memory})")
+        raise SettingsError(
+            "memory_swap",
+            swap,
+            f"memory plus swap, so not below memory, which must be given too (memory is {memory})",
+        )
     said = set(values["security_opt"])
     if said.issuperset(SECURITY[:2]) or said.issuperset(SECURITY[2:]):
-        raise SettingsError("security_opt", list(values["security_opt"]), "items that do not contradict each other")
+        raise SettingsError(
+            "security_opt", list(values["security_opt"]), "items that do not contradict each other"
+        )
 
 
 def _plain(value: object) -> object:

@@ -19,19 +19,41 @@ from pytest_sandbox.settings.schema import MOST_PIDS, SECURITY, SIZE_FORM
 CAPABILITIES: tuple[str, ...] = tuple(
     f"CAP_{name}"
     for name in (  # noqa: SIM905 - forty quoted words are harder to compare with the header
-        "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST "
-        "NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE "
-        "SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM "
+        "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP "
+        "LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST "
+        "NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE "
+        "SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE "
+        "SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP "
+        "MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM "
         "BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
     ).split()
 )
 
 #: Resource limits under docker's names; ``as`` is ours. ``resource.RLIMIT_<NAME>`` is the constant,
 #: but for ``locks``, which Python lacks.
-ULIMITS = tuple("as core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split())  # noqa: SIM905
+ULIMITS = (
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+)
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
-_SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]*)?|\.[0-9]+) ?(?:([kmgtp])(?:i?b)?|b)?", re.IGNORECASE | re.ASCII)
+_SIZE = re.compile(
+    r"([0-9]{1,20}(?:\.[0-9]*)?|\.[0-9]+) ?(?:([kmgtp])(?:i?b)?|b)?", re.IGNORECASE | re.ASCII
+)
 _LEAST_MEMORY = 6 << 20  # docker's least; below it init itself does not fit
 _MOST_CPUS = 8192  # CONFIG_NR_CPUS at its greatest on x86_64
 _MOST_BYTES = (1 << 63) - 1
@@ -75,8 +97,8 @@ class FrozenMap(Mapping[str, V]):
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A host directory or file that is not thrown away: ``source`` on the host appears as ``target``
-    inside.
+    """A host directory or file that is not thrown away: ``source`` on the host appears as
+    ``target`` inside.
 
     ``source`` is as it was written: absolute, or beginning with ``.`` or ``~``.
     """
@@ -206,7 +228,11 @@ def network(value: object) -> object:
     not import it.
     """
     if isinstance(value, str):
-        return value if value in {"none", "host"} else _refuse('"none" or "host"; or a Network, which is no text: network=Network()')
+        return (
+            value
+            if value in {"none", "host"}
+            else _refuse('"none" or "host"; or a Network, which is no text: network=Network()')
+        )
     return value if hasattr(value, "subnet") else _refuse()
 
 
@@ -248,7 +274,11 @@ def _items(value: object, separator: str = r",") -> Iterable[object]:
     if isinstance(value, str):
         parts = value.splitlines() if "\n" in value.strip() else re.split(separator, value)
         return [part.strip() for part in parts if part.strip()]
-    if isinstance(value, Volume) or not isinstance(value, Iterable) or isinstance(value, bytes | Mapping):
+    if (
+        isinstance(value, Volume)
+        or not isinstance(value, Iterable)
+        or isinstance(value, bytes | Mapping)
+    ):
         raise RefusedError
     return value
 
@@ -271,7 +301,9 @@ def env(value: object) -> FrozenMap[str]:
 
 def volumes(value: object) -> tuple[Volume, ...]:
     separator = rf",(?!(?:{'|'.join(_VOLUME_OPTIONS)})\s*(?:,|$))"  # "/a:/b:ro,z,/c:/d" are two
-    volumes = tuple(one if isinstance(one, Volume) else _volume(one) for one in _items(value, separator))
+    volumes = tuple(
+        one if isinstance(one, Volume) else _volume(one) for one in _items(value, separator)
+    )
     targets = [volume.target for volume in volumes]
     if len(targets) != len(set(targets)):
         raise RefusedError(f"each target once ({max(targets, key=targets.count)} is there twice)")
@@ -286,7 +318,10 @@ def _volume(value: object) -> Volume:
     if not set(options) <= set(_VOLUME_OPTIONS) or {"ro", "rw"} <= set(options):
         raise RefusedError
     if not source.startswith(("/", ".", "~")):
-        raise RefusedError(f'a path: named volumes do not exist here, "./{source}:{rest[0]}" is the directory below the current one')
+        raise RefusedError(
+            f'a path: named volumes do not exist here, "./{source}:{rest[0]}" is the directory '
+            "below the current one"
+        )
     target = os.path.normpath(absolute(rest[0]))
     if target in {"/", "//"}:
         raise RefusedError('a target below "/"; image="PATH" makes a directory the root')
@@ -299,7 +334,10 @@ def capabilities(value: object) -> tuple[str, ...]:
         name = item.upper() if isinstance(item, str) else _refuse()
         name = name if name == "ALL" or name.startswith("CAP_") else f"CAP_{name}"
         if name != "ALL" and name not in CAPABILITIES:
-            raise RefusedError(f"capability names of capabilities(7), such as NET_ADMIN, or ALL{meant(name, CAPABILITIES)}")
+            raise RefusedError(
+                "capability names of capabilities(7), such as NET_ADMIN, or "
+                f"ALL{meant(name, CAPABILITIES)}"
+            )
         names.append(name)
     return tuple(dict.fromkeys(names))
 
@@ -317,7 +355,10 @@ def _ulimit(value: object) -> tuple[int, int]:
     if isinstance(value, str):
         value = tuple(value.split(":"))
     if isinstance(value, list | tuple):
-        numbers = [-1 if str(one).strip() == "unlimited" else _integer(one, -1, _MOST_BYTES) for one in value]
+        numbers = [
+            -1 if str(one).strip() == "unlimited" else _integer(one, -1, _MOST_BYTES)
+            for one in value
+        ]
     else:
         numbers = [_integer(value, -1, _MOST_BYTES)]
     if not 1 <= len(numbers) <= 2:
@@ -339,7 +380,11 @@ def count_rates(value: object) -> FrozenMap[int]:
 
 
 def _rates(value: object, read: Callable[[object], int]) -> FrozenMap[int]:
-    pairs = value.items() if isinstance(value, Mapping) else [_text(item).rpartition(":")[::2] for item in _items(value)]
+    pairs = (
+        value.items()
+        if isinstance(value, Mapping)
+        else [_text(item).rpartition(":")[::2] for item in _items(value)]
+    )
     rates = [(absolute(path), read(rate)) for path, rate in pairs]
     if len(rates) != len(dict(rates)):
         raise RefusedError("each device once")
@@ -347,7 +392,10 @@ def _rates(value: object, read: Callable[[object], int]) -> FrozenMap[int]:
 
 
 def security_opt(value: object) -> tuple[str, ...]:
-    items = [_text(item).replace("privileges=", "privileges:").removesuffix(":true") for item in _items(value)]
+    items = [
+        _text(item).replace("privileges=", "privileges:").removesuffix(":true")
+        for item in _items(value)
+    ]
     return tuple(dict.fromkeys(item if item in SECURITY else _refuse() for item in items))
 
 

@@ -15,15 +15,21 @@ __all__ = ["MOST_PIDS", "SECURITY", "SIZE_FORM", "WORDS", "Words"]
 SIZE_FORM = 'bytes, or a number with b, k, m, g, t or p, counted by 1024, such as "512m"'
 MOST_PIDS = 4_194_304  # PID_MAX_LIMIT: pids.max refuses more
 BYTE_RATE_FORM = (
-    'items "PATH:RATE", or a dict, with the absolute PATH of a block device and bytes a second, such as "/dev/sda:1mb"; at least 2'
+    'items "PATH:RATE", or a dict, with the absolute PATH of a block device and '
+    'bytes a second, such as "/dev/sda:1mb"; at least 2'
 )
 COUNT_RATE_FORM = (
-    'items "PATH:RATE", or a dict, with the absolute PATH of a block device and a number a second, such as "/dev/sda:100"; at least 2'
+    'items "PATH:RATE", or a dict, with the absolute PATH of a block device and a '
+    'number a second, such as "/dev/sda:100"; at least 2'
 )
 SECURITY = ("seccomp=unconfined", "seccomp=builtin", "no-new-privileges", "no-new-privileges:false")
 SECURITY_FORM = f"items among {', '.join(SECURITY)}"
-ULIMIT_FORM = 'a dict of int or (soft, hard), or "NAME=SOFT[:HARD]" items; -1 or unlimited for no limit'
-VOLUME_FORM = 'items "SOURCE:TARGET[:ro]" with an absolute TARGET and a SOURCE that begins with /, . or ~'
+ULIMIT_FORM = (
+    'a dict of int or (soft, hard), or "NAME=SOFT[:HARD]" items; -1 or unlimited for no limit'
+)
+VOLUME_FORM = (
+    'items "SOURCE:TARGET[:ro]" with an absolute TARGET and a SOURCE that begins with /, . or ~'
+)
 
 
 class Words(NamedTuple):
@@ -38,11 +44,25 @@ class Words(NamedTuple):
 #: By the setting's name, in the order of the documentation.
 WORDS: dict[str, Words] = {
     "image": Words(
-        '"host", a reference, a path or an Image', "host", "the host's own root, a stored image, or a root directory", option=True
+        '"host", a reference, a path or an Image',
+        "host",
+        "the host's own root, a stored image, or a root directory",
+        option=True,
     ),
-    "memory": Words(f"{SIZE_FORM}; at least 6m", "none", "hard cap; over it the kernel kills inside", option=True),
-    "memory_swap": Words("as memory and not below it, or -1 for no limit", "as memory", "memory plus swap"),
-    "memory_high": Words(f"{SIZE_FORM}; at least 6m", "none", "over it the kernel slows down and takes back memory (cgroup v2)"),
+    "memory": Words(
+        f"{SIZE_FORM}; at least 6m",
+        "none",
+        "hard cap; over it the kernel kills inside",
+        option=True,
+    ),
+    "memory_swap": Words(
+        "as memory and not below it, or -1 for no limit", "as memory", "memory plus swap"
+    ),
+    "memory_high": Words(
+        f"{SIZE_FORM}; at least 6m",
+        "none",
+        "over it the kernel slows down and takes back memory (cgroup v2)",
+    ),
     "cpus": Words("a number of at least 0.01", "none", "CPU time per wall time", option=True),
     "cpuset": Words('CPU numbers and ranges, such as "0-1,3"', "none", "CPUs that may be used"),
     "pids_limit": Words(f"1 to {MOST_PIDS}, or -1 for no limit", "4096", "processes and threads"),
@@ -50,22 +70,60 @@ WORDS: dict[str, Words] = {
     "device_write_bps": Words(BYTE_RATE_FORM, "none", "bytes a second written to a device"),
     "device_read_iops": Words(COUNT_RATE_FORM, "none", "reads a second from a device"),
     "device_write_iops": Words(COUNT_RATE_FORM, "none", "writes a second to a device"),
-    "disk": Words(f"{SIZE_FORM}; more than 0", "none", "size of the writable layer; over it writes get ENOSPC", option=True),
+    "disk": Words(
+        f"{SIZE_FORM}; more than 0",
+        "none",
+        "size of the writable layer; over it writes get ENOSPC",
+        option=True,
+    ),
     "storage": Words(
-        '"memory" or "disk"', "memory", "where the writable layer lives: a tmpfs (counts as memory) or a directory", option=True
+        '"memory" or "disk"',
+        "memory",
+        "where the writable layer lives: a tmpfs (counts as memory) or a directory",
+        option=True,
     ),
     "shm_size": Words(f"{SIZE_FORM}; more than 0", "64m", "size of /dev/shm"),
-    "timeout": Words("seconds, more than 0", "none", "wall time of the test inside, or of one run; over it all is killed", option=True),
-    "network": Words('"none", "host" or a Network', "none", "none: a network namespace of its own with loopback up", option=True),
-    "hostname": Words("a host name by RFC 1123 of at most 63 characters", "the container's id", "host name inside"),
-    "env": Words('a dict of str to str, or "NAME=value" items', "inherited, or the image's", "environment variables to add"),
-    "user": Words('"UID", "UID:GID", "NAME", "NAME:GROUP"', "the invoking user, or the image's", "who runs inside"),
-    "workdir": Words("an absolute path inside", "the current directory, or the image's", "working directory"),
+    "timeout": Words(
+        "seconds, more than 0",
+        "none",
+        "wall time of the test inside, or of one run; over it all is killed",
+        option=True,
+    ),
+    "network": Words(
+        '"none", "host" or a Network',
+        "none",
+        "none: a network namespace of its own with loopback up",
+        option=True,
+    ),
+    "hostname": Words(
+        "a host name by RFC 1123 of at most 63 characters", "the container's id", "host name inside"
+    ),
+    "env": Words(
+        'a dict of str to str, or "NAME=value" items',
+        "inherited, or the image's",
+        "environment variables to add",
+    ),
+    "user": Words(
+        '"UID", "UID:GID", "NAME", "NAME:GROUP"',
+        "the invoking user, or the image's",
+        "who runs inside",
+    ),
+    "workdir": Words(
+        "an absolute path inside", "the current directory, or the image's", "working directory"
+    ),
     "volumes": Words(VOLUME_FORM, "none", "host directories that are not thrown away"),
     "read_only": Words("true or false", "false", "no writable layer"),
-    "cap_add": Words("capability names such as NET_ADMIN, or ALL", "none", "more than docker's default set"),
-    "cap_drop": Words("capability names such as NET_RAW, or ALL", "none", "less than docker's default set"),
+    "cap_add": Words(
+        "capability names such as NET_ADMIN, or ALL", "none", "more than docker's default set"
+    ),
+    "cap_drop": Words(
+        "capability names such as NET_RAW, or ALL", "none", "less than docker's default set"
+    ),
     "ulimits": Words(ULIMIT_FORM, "inherited", "resource limits of each process"),
-    "security_opt": Words(SECURITY_FORM, "seccomp=builtin, no-new-privileges", "seccomp policy; what set-user-ID programs give"),
+    "security_opt": Words(
+        SECURITY_FORM,
+        "seccomp=builtin, no-new-privileges",
+        "seccomp policy; what set-user-ID programs give",
+    ),
     "privileged": Words("true or false", "false", "all capabilities, no seccomp, no masked paths"),
 }

@@ -9,7 +9,11 @@ from pathlib import Path
 
 def running() -> list[int]:
     """The numbers of all processes on this machine that serve a guest book."""
-    commands = {int(directory.name): command(directory) for directory in Path("/proc").iterdir() if directory.name.isdigit()}
+    commands = {
+        int(directory.name): command(directory)
+        for directory in Path("/proc").iterdir()
+        if directory.name.isdigit()
+    }
     return sorted(pid for pid, words in commands.items() if words[-2:] == ["guestbook", "serve"])
 
 

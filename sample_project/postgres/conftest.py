@@ -1,4 +1,6 @@
-"""One database cluster, prepared once in a session; every test gets a clone of it, in milliseconds."""
+"""One database cluster, prepared once in a session; every test gets a clone of it, in
+milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -31,28 +33,52 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def control(machine: Container, *words: str) -> None:
     """Run pg_ctl; it waits until the server is up, or down."""
-    machine.run([f"{PROGRAMS}/pg_ctl", "-D", DATA, "-l", "/tmp/log", "-w", *words], check=True, capture_output=True)
+    machine.run(
+        [f"{PROGRAMS}/pg_ctl", "-D", DATA, "-l", "/tmp/log", "-w", *words],
+        check=True,
+        capture_output=True,
+    )
 
 
 @pytest.fixture(scope="session")
 def prepared(container_factory: Callable[..., Container]) -> Image:
-    """What is slow: a new cluster, its tables, a thousand rows. Frozen when the server is down, as any backup of files is."""
+    """What is slow: a new cluster, its tables, a thousand rows. Frozen when the server is down, as
+    any backup of files is.
+    """
     with container_factory(user="postgres", workdir="/var/lib/postgresql") as machine:
-        machine.run([f"{PROGRAMS}/initdb", "-D", DATA, "--no-sync", "-A", "trust"], check=True, capture_output=True)
+        machine.run(
+            [f"{PROGRAMS}/initdb", "-D", DATA, "--no-sync", "-A", "trust"],
+            check=True,
+            capture_output=True,
+        )
         control(machine, "-o", "-c fsync=off -c listen_addresses='' -k /tmp", "start")
-        machine.run(["psql", "-h", "/tmp", "-v", "ON_ERROR_STOP=1", "-q", "postgres"], input=SCHEMA, text=True, check=True)
+        machine.run(
+            ["psql", "-h", "/tmp", "-v", "ON_ERROR_STOP=1", "-q", "postgres"],
+            input=SCHEMA,
+            text=True,
+            check=True,
+        )
         control(machine, "stop")
         return machine.commit()
 
 
 @pytest.fixture
-def database(prepared: Image, container_factory: Callable[..., Container]) -> Iterator[Callable[[str], str]]:
+def database(
+    prepared: Image, container_factory: Callable[..., Container]
+) -> Iterator[Callable[[str], str]]:
     """A function that asks this test's own server."""
-    with container_factory(image=prepared, user="postgres", workdir="/var/lib/postgresql") as machine:
+    with container_factory(
+        image=prepared, user="postgres", workdir="/var/lib/postgresql"
+    ) as machine:
         control(machine, "-o", "-c fsync=off -c listen_addresses='' -k /tmp", "start")
 
         def ask(query: str) -> str:
-            done = machine.run(["psql", "-h", "/tmp", "-At", "-c", query, "postgres"], check=True, capture_output=True, text=True)
+            done = machine.run(
+                ["psql", "-h", "/tmp", "-At", "-c", query, "postgres"],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
             return done.stdout.strip()
 
         yield ask

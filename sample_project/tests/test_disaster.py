@@ -17,11 +17,15 @@ OF_THE_USER = [Path.home() / name for name in (".bashrc", ".gnupg", ".profile", 
 @pytest.fixture(autouse=True)
 def prove_that_this_is_a_container():
     """Refuse to go on where more runs than the container's first process and this test."""
-    processes = [directory.name for directory in Path("/proc").iterdir() if directory.name.isdigit()]
+    processes = [
+        directory.name for directory in Path("/proc").iterdir() if directory.name.isdigit()
+    ]
     assert len(processes) == 2, "this is a real machine"
 
 
-@pytest.mark.container(memory="256m")  # inside of a container also where somebody has switched off `sandbox`
+@pytest.mark.container(
+    memory="256m"
+)  # inside of a container also where somebody has switched off `sandbox`
 def test_the_book_can_be_signed_when_all_else_is_lost():
     lost = [*OF_THE_USER, *(OF_THE_MACHINE if os.geteuid() == 0 else [])]
     subprocess.run(["rm", "-rf", *lost], check=False)

@@ -1,4 +1,6 @@
-"""Tests that must fail, and only they: each is run by an outer test, which reads what the report says."""
+"""Tests that must fail, and only they: each is run by an outer test, which reads what the report
+says.
+"""
 
 from __future__ import annotations
 

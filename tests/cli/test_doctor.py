@@ -12,8 +12,18 @@ from pytest_sandbox.cli import main
 
 pytestmark = pytest.mark.vm
 
-HERE = host.Capability(name="pidfd", area="kernel", use="waiting", needed=True, found=True, why="pidfd_open")
-LACKED = replace(HERE, name="limit: memory", area="limits", needed=False, found=False, why="refused", remedy="Run as root.")
+HERE = host.Capability(
+    name="pidfd", area="kernel", use="waiting", needed=True, found=True, why="pidfd_open"
+)
+LACKED = replace(
+    HERE,
+    name="limit: memory",
+    area="limits",
+    needed=False,
+    found=False,
+    why="refused",
+    remedy="Run as root.",
+)
 NEEDED = replace(LACKED, name="overlay", area="files", needed=True)
 
 
@@ -40,13 +50,20 @@ def test_the_rows_are_printed_as_json(capsys):
 
 def test_what_is_found_is_one_line(doctor):
     """A row that was found takes one line, below its area."""
-    assert (0, "kernel\n  yes  pidfd  pidfd_open\nContainers can be made here, with every limit.\n") == doctor((HERE,))
+    assert (
+        0,
+        "kernel\n  yes  pidfd  pidfd_open\nContainers can be made here, with every limit.\n",
+    ) == doctor((HERE,))
 
 
 def test_what_is_lacking_has_its_remedy_below(doctor):
     """A row that was not found is followed by what helps, and by what it is for."""
     status, out = doctor((HERE, LACKED))
-    assert (0, True) == (status, "  no   limit: memory  refused\n                      -> Run as root. (for: waiting)\n" in out)
+    assert (0, True) == (
+        status,
+        "  no   limit: memory  refused\n                      -> Run as root. (for: waiting)\n"
+        in out,
+    )
     assert out.endswith("Containers can be made here, without limits on memory.\n")
 
 

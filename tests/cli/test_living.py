@@ -1,4 +1,6 @@
-"""``ps``, ``exec``, ``shell``, ``rm``, ``stats`` and ``diff``: containers of other processes, and what is kept of them."""
+"""``ps``, ``exec``, ``shell``, ``rm``, ``stats`` and ``diff``: containers of other processes, and
+what is kept of them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ pytestmark = pytest.mark.needs("containers")
 
 
 def sandbox(*words: str, **keywords: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "pytest_sandbox", *words], capture_output=True, text=True, check=False, **keywords)
+    return subprocess.run(
+        [sys.executable, "-m", "pytest_sandbox", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        **keywords,
+    )
 
 
 @pytest.fixture
@@ -36,12 +44,18 @@ def labelled():
 
 @pytest.fixture
 def left(tmp_path, monkeypatch):
-    """What is kept of a container that wrote /etc/left and deleted /etc/hostname, in a store of the test's own."""
+    """What is kept of a container that wrote /etc/left and deleted /etc/hostname, in a store of the
+    test's own.
+    """
     monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path))
     container = Container()
     container.label = "tests/test_x.py::test_y"
     with container:
-        container.run(["sh", "-c", "echo left > /etc/left; rm /etc/passwd-; true"], check=True, stderr=subprocess.DEVNULL)
+        container.run(
+            ["sh", "-c", "echo left > /etc/left; rm /etc/passwd-; true"],
+            check=True,
+            stderr=subprocess.DEVNULL,
+        )
         return saved_layers.keep(container)
 
 
@@ -54,13 +68,22 @@ class TestPs:
         with labelled.popen(["sleep", "1000"]) as running:
             (line,) = [line for line in sandbox("ps").stdout.splitlines() if labelled.label in line]
             running.kill()
-        assert [labelled.id, "host", "sleep 1000", labelled.label] == [line.split("   ")[0], "host", "sleep 1000", line.split()[-1]]
+        assert [labelled.id, "host", "sleep 1000", labelled.label] == [
+            line.split("   ")[0],
+            "host",
+            "sleep 1000",
+            line.split()[-1],
+        ]
         assert "Up " in line
         assert "sleep 1000" in line
 
     def test_json_is_for_programs(self, labelled):
         """--format json is a list of objects."""
-        (one,) = [one for one in json.loads(sandbox("ps", "--format", "json").stdout) if one["name"] == labelled.label]
+        (one,) = [
+            one
+            for one in json.loads(sandbox("ps", "--format", "json").stdout)
+            if one["name"] == labelled.label
+        ]
         assert {
             "id": labelled.id, "status": "running", "name": labelled.label, "image": "host", "pid": labelled.pid, "session": session.current().name,
         }.items() <= one.items()  # fmt: skip
@@ -89,9 +112,16 @@ class TestPs:
     def test_a_run_elsewhere_is_listed_by_its_name(self):
         """`run --name` is what ps shows, with the command that it runs, and `exec` finds."""
         name = uuid.uuid4().hex
-        with subprocess.Popen([sys.executable, "-m", "pytest_sandbox", "run", "--name", name, "host", "sleep", "1000"]) as process:
+        with subprocess.Popen(
+            [sys.executable, "-m", "pytest_sandbox", "run", "--name", name, "host", "sleep", "1000"]
+        ) as process:
             try:
-                wait_for(lambda: any(name in line and "sleep 1000" in line for line in sandbox("ps").stdout.splitlines()))
+                wait_for(
+                    lambda: any(
+                        name in line and "sleep 1000" in line
+                        for line in sandbox("ps").stdout.splitlines()
+                    )
+                )
                 assert 0 == sandbox("exec", name, "true").returncode
             finally:
                 process.kill()
@@ -99,7 +129,11 @@ class TestPs:
     def test_all_lists_the_kept_too(self, left):
         """-a adds what was kept; without it nothing of them is listed."""
         assert left.id not in sandbox("ps", "-q").stdout
-        (one,) = [one for one in json.loads(sandbox("ps", "-a", "--format", "json").stdout) if one["id"] == left.id]
+        (one,) = [
+            one
+            for one in json.loads(sandbox("ps", "-a", "--format", "json").stdout)
+            if one["id"] == left.id
+        ]
         assert ("kept", "tests/test_x.py::test_y", None) == (one["status"], one["name"], one["pid"])
         assert "Kept " in sandbox("ps", "-a").stdout
 
@@ -119,8 +153,14 @@ class TestPs:
         )
 
         def inside() -> list[str]:
-            ids = [one["id"] for one in json.loads(sandbox("ps", "--format", "json").stdout) if "test_waits" in one["name"]]
-            return [one for one in ids if sandbox("exec", one, "cat", "/etc/inside").stdout == "yes"]
+            ids = [
+                one["id"]
+                for one in json.loads(sandbox("ps", "--format", "json").stdout)
+                if "test_waits" in one["name"]
+            ]
+            return [
+                one for one in ids if sandbox("exec", one, "cat", "/etc/inside").stdout == "yes"
+            ]
 
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         with subprocess.Popen(command, cwd=pytester.path, stdout=subprocess.DEVNULL) as process:
@@ -135,7 +175,13 @@ class TestExec:
     @pytest.mark.vm
     @pytest.mark.parametrize(
         ("command", "status"),
-        [(["true"], 0), (["sh", "-c", "exit 7"], 7), (["sh", "-c", "kill -9 $$"], 137), (["no-such-command"], 127), (["/etc/passwd"], 126)],
+        [
+            (["true"], 0),
+            (["sh", "-c", "exit 7"], 7),
+            (["sh", "-c", "kill -9 $$"], 137),
+            (["no-such-command"], 127),
+            (["/etc/passwd"], 126),
+        ],
         ids=str,
     )
     def test_the_status_is_the_commands_own(self, box, command, status):
@@ -145,7 +191,12 @@ class TestExec:
     def test_flags(self, box):
         """-e, -w and -i reach the command, on top of what the container's own commands have."""
         script = "echo $A $(pwd) $(cat)"
-        assert "b /etc in\n" == sandbox("exec", "-e", "A=b", "-w", "/etc", "-i", box.id, "sh", "-c", script, input="in").stdout
+        assert (
+            "b /etc in\n"
+            == sandbox(
+                "exec", "-e", "A=b", "-w", "/etc", "-i", box.id, "sh", "-c", script, input="in"
+            ).stdout
+        )
 
     @pytest.mark.needs("root")
     def test_another_user(self, box):
@@ -157,7 +208,10 @@ class TestExec:
         with Container(env={"A": "b"}, workdir="/etc") as container:
             assert "b /etc\n" == sandbox("exec", container.id, "sh", "-c", "echo $A $(pwd)").stdout
 
-    @pytest.mark.parametrize(("words", "said"), [(("nobody", "true"), "pytest-sandbox ps"), ((), "required"), (("nobody",), "no command")])
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [(("nobody", "true"), "pytest-sandbox ps"), ((), "required"), (("nobody",), "no command")],
+    )
     def test_errors(self, words, said):
         """A container that is not there, and a command that is not, are 125 and a line."""
         done = sandbox("exec", *words)
@@ -211,7 +265,10 @@ class TestDiff:
         with Container() as container:
             container.write_text("/etc/new", "")
             found = json.loads(sandbox("diff", "--format", "json", container.id).stdout)
-        assert [{"kind": "modified", "path": "/etc"}, {"kind": "added", "path": "/etc/new"}] == found
+        assert [
+            {"kind": "modified", "path": "/etc"},
+            {"kind": "added", "path": "/etc/new"},
+        ] == found
 
 
 @pytest.mark.needs("limits")
@@ -228,7 +285,17 @@ class TestStats:
     def test_a_table_once(self, labelled):
         """--no-stream prints one table, and ends."""
         head, line = sandbox("stats", "--no-stream", labelled.id).stdout.splitlines()
-        assert ["CONTAINER", "ID", "NAME", "CPU", "%", "MEM", "USAGE", "/", "LIMIT"] == head.split()[:9]
+        assert [
+            "CONTAINER",
+            "ID",
+            "NAME",
+            "CPU",
+            "%",
+            "MEM",
+            "USAGE",
+            "/",
+            "LIMIT",
+        ] == head.split()[:9]
         assert [labelled.id, labelled.label] == line.split()[:2]
         assert "/ 64MiB" in line
 

@@ -24,7 +24,9 @@ COMMAND = [sys.executable, "-m", "pytest_sandbox", "run"]
 
 
 def run(*words: str, **keywords: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=False, **keywords)
+    return subprocess.run(
+        [*COMMAND, *words], capture_output=True, text=True, check=False, **keywords
+    )
 
 
 def said(*words: str, **keywords: object) -> str:
@@ -49,7 +51,9 @@ def said(*words: str, **keywords: object) -> str:
     ids=str,
 )
 def test_the_status_is_the_commands_own(command, status):
-    """A shell script cannot tell the container from the command; 126 and 127 are what a shell says."""
+    """A shell script cannot tell the container from the command; 126 and 127 are what a shell
+    says.
+    """
     assert status == run("host", *command).returncode
 
 
@@ -58,10 +62,16 @@ def test_the_status_is_the_commands_own(command, status):
     [
         (("-m", "5x", "host", "true"), "--memory '5x' is not valid; accepted: bytes"),
         (("--network", "bridge", "host", "true"), "--network 'bridge'"),
-        (("-v", "nowhere:/x", "host", "true"), "--volume 'nowhere:/x' is not valid; accepted: a path"),
+        (
+            ("-v", "nowhere:/x", "host", "true"),
+            "--volume 'nowhere:/x' is not valid; accepted: a path",
+        ),
         (("-v", "/no/such/directory:/x", "host", "true"), "--volume '/no/such/directory'"),
         (("-v", "/:/x", "-v", "/:/y:rx", "host", "true"), "--volume '/:/y:rx'"),
-        (("--device-read-bps", "/dev/no-disk:1mb", "host", "true"), "--device-read-bps '/dev/no-disk'"),
+        (
+            ("--device-read-bps", "/dev/no-disk:1mb", "host", "true"),
+            "--device-read-bps '/dev/no-disk'",
+        ),
         (("-h", "a_b", "host", "true"), "--hostname 'a_b'"),
         (("--cap-add", "FLY", "host", "true"), "--cap-add 'FLY'"),
         (("--ulimit", "nofile=5:1", "host", "true"), "--ulimit 'nofile=5:1'"),
@@ -79,7 +89,9 @@ def test_the_status_is_the_commands_own(command, status):
     ids=str,
 )
 def test_an_error_of_ours_is_125_and_names_what_was_wrong(words, text):
-    """A wrong flag, value, directory or image ends with 125 and a line that names it; the command never starts."""
+    """A wrong flag, value, directory or image ends with 125 and a line that names it; the command
+    never starts.
+    """
     done = run(*words)
     assert (125, "") == (done.returncode, done.stdout)
     assert text in done.stderr
@@ -90,17 +102,27 @@ def test_an_error_of_ours_is_125_and_names_what_was_wrong(words, text):
 @pytest.mark.needs("cpuset")
 def test_a_limit_that_cannot_be_held_names_the_flag():
     """What this host refuses is called as it was typed."""
-    assert "--cpuset-cpus '4000' is not supported here" in run("--cpuset-cpus", "4000", "host", "true").stderr
+    assert (
+        "--cpuset-cpus '4000' is not supported here"
+        in run("--cpuset-cpus", "4000", "host", "true").stderr
+    )
 
 
 def test_a_name_that_is_taken_is_refused():
-    """Two living containers never have the same --name; the error says who has it, and a name is free when its container has ended."""
+    """Two living containers never have the same --name; the error says who has it, and a name is
+    free when its container has ended.
+    """
     name = f"box-{uuid.uuid4().hex}"
-    with subprocess.Popen([*COMMAND, "-i", "--name", name, "host", "cat"], stdin=subprocess.PIPE) as first:
+    with subprocess.Popen(
+        [*COMMAND, "-i", "--name", name, "host", "cat"], stdin=subprocess.PIPE
+    ) as first:
         wait_for(lambda: name in [one.label for one in remote.living()])
         (holder,) = [one.id for one in remote.living() if one.label == name]
         second = run("--name", name, "host", "true")
-        assert (125, True) == (second.returncode, f"--name {name}: the container {holder} has this name" in second.stderr)
+        assert (125, True) == (
+            second.returncode,
+            f"--name {name}: the container {holder} has this name" in second.stderr,
+        )
         first.stdin.close()
     assert 0 == run("--name", name, "host", "true").returncode
 
@@ -108,7 +130,12 @@ def test_a_name_that_is_taken_is_refused():
 def test_of_many_that_ask_for_a_name_one_gets_it():
     """The name is looked up and taken in one step."""
     name = f"box-{uuid.uuid4().hex}"
-    started = [subprocess.Popen([*COMMAND, "--name", name, "host", "sleep", "1000"], stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    started = [
+        subprocess.Popen(
+            [*COMMAND, "--name", name, "host", "sleep", "1000"], stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
     wait_for(lambda: 3 == len([one for one in started if one.poll() == 125]), 60)
     (winner,) = [one for one in started if one.poll() is None]
     wait_for(lambda: name in [one.label for one in remote.living()])
@@ -162,7 +189,13 @@ def test_files_as_streams(tmp_path: Path):
 
 def test_without_i_the_input_is_not_the_commands():
     """Without -i the command has an empty standard input, and ours stays unread."""
-    done = subprocess.run(["sh", "-c", f"{' '.join(COMMAND)} host cat; cat"], input="kept", capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["sh", "-c", f"{' '.join(COMMAND)} host cat; cat"],
+        input="kept",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "kept" == done.stdout
 
 
@@ -176,7 +209,15 @@ def test_a_command_that_leaves_its_input_ends_at_once():
     """The end of the command is the end, although more input could come."""
     reader, writer = os.pipe()
     try:
-        assert 3 == subprocess.run([*COMMAND, "-i", "host", "sh", "-c", "exit 3"], stdin=reader, check=False, timeout=60).returncode
+        assert (
+            3
+            == subprocess.run(
+                [*COMMAND, "-i", "host", "sh", "-c", "exit 3"],
+                stdin=reader,
+                check=False,
+                timeout=60,
+            ).returncode
+        )
     finally:
         os.close(reader)
         os.close(writer)
@@ -186,18 +227,35 @@ class TestFlags:
     """Each flag reaches what it is named for."""
 
     def test_variables(self, tmp_path: Path):
-        """-e beats --env-file; a name alone takes this process's value, and none where there is none."""
+        """-e beats --env-file; a name alone takes this process's value, and none where there is
+        none.
+        """
         (tmp_path / "env").write_text("# comment\n\nA=file\nB=file two\nFROM_US\nNOT_THERE\n")
         environment = {**os.environ, "FROM_US": "ours", "ALSO": "too"}
         environment.pop("NOT_THERE", None)
         script = "echo $A,$B,$FROM_US,$ALSO,${NOT_THERE-unset}"
-        words = ("-e", "A=flag", "-e", "ALSO", "--env-file", str(tmp_path / "env"), "host", "sh", "-c", script)
+        words = (
+            "-e",
+            "A=flag",
+            "-e",
+            "ALSO",
+            "--env-file",
+            str(tmp_path / "env"),
+            "host",
+            "sh",
+            "-c",
+            script,
+        )
         assert "flag,file two,ours,too,unset\n" == said(*words, env=environment)
 
     def test_volumes(self, tmp_path: Path):
-        """-v shows a host directory inside, and keeps what is written there; :ro does not let it be written."""
+        """-v shows a host directory inside, and keeps what is written there; :ro does not let it be
+        written.
+        """
         (tmp_path / "in").write_text("seen")
-        assert "seen" == said("-v", f"{tmp_path}:/data", "host", "sh", "-c", "cat /data/in; echo kept > /data/out")
+        assert "seen" == said(
+            "-v", f"{tmp_path}:/data", "host", "sh", "-c", "cat /data/in; echo kept > /data/out"
+        )
         assert "kept\n" == (tmp_path / "out").read_text()
         assert 0 != run("-v", f"{tmp_path}:/data:ro", "host", "touch", "/data/more").returncode
 
@@ -205,11 +263,23 @@ class TestFlags:
         """--mount type=bind is --volume in other words; other types and fields are refused."""
         (tmp_path / "in").write_text("read")
         for form in ("type=bind,source={},target=/x,readonly", "type=bind,src={},dst=/x,ro=true"):
-            assert "read\n" == said("--mount", form.format(tmp_path), "host", "sh", "-c", "cat /x/in; touch /x/out 2>&- ; echo")
+            assert "read\n" == said(
+                "--mount",
+                form.format(tmp_path),
+                "host",
+                "sh",
+                "-c",
+                "cat /x/in; touch /x/out 2>&- ; echo",
+            )
         assert ["in"] == os.listdir(tmp_path)
         said("--mount", f"type=bind,destination=/x,source={tmp_path}", "host", "touch", "/x/out")
         assert ["in", "out"] == sorted(os.listdir(tmp_path))
-        for wrong in ("type=tmpfs,target=/x", "type=bind,source=/,target=", "type=bind,source=/,target=/x,mode=7", "/a:/b"):
+        for wrong in (
+            "type=tmpfs,target=/x",
+            "type=bind,source=/,target=",
+            "type=bind,source=/,target=/x,mode=7",
+            "/a:/b",
+        ):
             refused = run("--mount", wrong, "host", "true")
             assert (125, True) == (refused.returncode, f"{wrong!r} is not valid" in refused.stderr)
 
@@ -224,9 +294,20 @@ class TestFlags:
 
     @root
     def test_who_and_where(self):
-        """-u, -w and -h are the command's user, directory and host name; a directory that is not there is made."""
+        """-u, -w and -h are the command's user, directory and host name; a directory that is not
+        there is made.
+        """
         assert "1000:2000 /made/here box\n" == said(
-            "-u", "1000:2000", "-w", "/made/here", "-h", "box", "host", "sh", "-c", "echo $(id -u):$(id -g) $(pwd) $(hostname)"
+            "-u",
+            "1000:2000",
+            "-w",
+            "/made/here",
+            "-h",
+            "box",
+            "host",
+            "sh",
+            "-c",
+            "echo $(id -u):$(id -g) $(pwd) $(hostname)",
         )
 
     @root
@@ -237,13 +318,19 @@ class TestFlags:
         assert ours == said("--network", "host", "host", "ls", "/sys/class/net").split()
 
     def test_a_disks_rates(self):
-        """--device-read-bps and its kin are the settings of their names; what is no disk is refused with the form that is."""
+        """--device-read-bps and its kin are the settings of their names; what is no disk is refused
+        with the form that is.
+        """
         refused = run("--device-write-iops", "/etc/passwd:10", "host", "true")
         assert (125, True) == (
             refused.returncode,
-            "--device-write-iops '/etc/passwd' is not valid; accepted: a block device" in refused.stderr,
+            "--device-write-iops '/etc/passwd' is not valid; accepted: a block device"
+            in refused.stderr,
         )
-        wrong = [run(f"--device-{name}", "/dev/sda", "host", "true") for name in ("read-bps", "write-bps", "read-iops", "write-iops")]
+        wrong = [
+            run(f"--device-{name}", "/dev/sda", "host", "true")
+            for name in ("read-bps", "write-bps", "read-iops", "write-iops")
+        ]
         assert [125] * 4 == [done.returncode for done in wrong]
         assert [] == [done.stderr for done in wrong if "PATH:RATE" not in done.stderr]
 
@@ -251,11 +338,30 @@ class TestFlags:
     def test_limits(self):
         """-m, --cpus and --pids-limit are the cgroup's."""
         with_name = uuid.uuid4().hex
-        command = [*COMMAND, "--name", with_name, "-m", "64m", "--cpus", "1.5", "--pids-limit", "50", "host", "sleep", "1000"]
+        command = [
+            *COMMAND,
+            "--name",
+            with_name,
+            "-m",
+            "64m",
+            "--cpus",
+            "1.5",
+            "--pids-limit",
+            "50",
+            "host",
+            "sleep",
+            "1000",
+        ]
         with subprocess.Popen(command) as process:
             try:
-                (one,) = wait_for(lambda: [one for one in remote.living(stats=True) if one.label == with_name])
-                assert (64 << 20, 1.5, 50) == (one.settings.memory, one.settings.cpus, one.settings.pids_limit)
+                (one,) = wait_for(
+                    lambda: [one for one in remote.living(stats=True) if one.label == with_name]
+                )
+                assert (64 << 20, 1.5, 50) == (
+                    one.settings.memory,
+                    one.settings.cpus,
+                    one.settings.pids_limit,
+                )
                 assert 64 << 20 == one.stats.memory_limit
             finally:
                 process.kill()
@@ -274,14 +380,18 @@ class TestFlags:
     def test_ulimits_and_shm(self):
         """--ulimit and --shm-size are the command's."""
         script = "ulimit -Sn; ulimit -Hn; df -k /dev/shm | tail -1 | awk '{print $2}'"
-        assert "64\n128\n2048\n" == said("--ulimit", "nofile=64:128", "--shm-size", "2m", "host", "sh", "-c", script)
+        assert "64\n128\n2048\n" == said(
+            "--ulimit", "nofile=64:128", "--shm-size", "2m", "host", "sh", "-c", script
+        )
 
     @root
     def test_capabilities(self):
         """--cap-drop takes a capability away, --cap-add gives one."""
         effective = "grep CapEff /proc/self/status | cut -f2"
         assert "0000000000000000\n" == said("--cap-drop", "ALL", "host", "sh", "-c", effective)
-        assert 1 << 25 == int(said("--cap-drop", "ALL", "--cap-add", "SYS_TIME", "host", "sh", "-c", effective), 16)
+        assert 1 << 25 == int(
+            said("--cap-drop", "ALL", "--cap-add", "SYS_TIME", "host", "sh", "-c", effective), 16
+        )
 
     @root
     def test_security_options_and_privileged(self):
@@ -297,14 +407,21 @@ class TestFlags:
 
     def test_disk(self):
         """--disk ends writing with ENOSPC."""
-        assert "No space left" in run("--disk", "1m", "host", "dd", "if=/dev/zero", "of=/etc/big", "bs=1M", "count=2").stderr
+        assert (
+            "No space left"
+            in run(
+                "--disk", "1m", "host", "dd", "if=/dev/zero", "of=/etc/big", "bs=1M", "count=2"
+            ).stderr
+        )
 
     def test_rm_is_accepted(self):
         """--rm, which docker's users write, changes nothing."""
         assert "hi\n" == said("--rm", "host", "echo", "hi")
 
     def test_the_commands_own_options(self):
-        """What follows the image is the command's, also where we have a flag of that name, and after --."""
+        """What follows the image is the command's, also where we have a flag of that name, and
+        after --.
+        """
         assert "-m --rm -- -it\n" == said("host", "echo", "-m", "--rm", "--", "-it")
         assert "x\n" == said("--", "host", "echo", "x")
 
@@ -317,19 +434,43 @@ class TestSignals:
     """Signals to the command line are the command's, as docker's --sig-proxy."""
 
     CODE = (
-        "import signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32)); print('ready', flush=True); "
+        "import signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32)); "
+        "print('ready', flush=True); "
         "print(signal.sigwait({int(n) for n in sys.argv[1:]}))"
     )
 
     def start(self, *flags: str, **keywords: object) -> subprocess.Popen[str]:
-        numbers = [str(int(one)) for one in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)]
+        numbers = [
+            str(int(one))
+            for one in (
+                signal.SIGHUP,
+                signal.SIGINT,
+                signal.SIGQUIT,
+                signal.SIGTERM,
+                signal.SIGUSR1,
+                signal.SIGUSR2,
+            )
+        ]
         process = subprocess.Popen(
-            [*COMMAND, *flags, "host", sys.executable, "-c", self.CODE, *numbers], stdout=subprocess.PIPE, text=True, **keywords
+            [*COMMAND, *flags, "host", sys.executable, "-c", self.CODE, *numbers],
+            stdout=subprocess.PIPE,
+            text=True,
+            **keywords,
         )
         assert "ready\n" == process.stdout.readline()
         return process
 
-    @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+    @pytest.mark.parametrize(
+        "number",
+        [
+            signal.SIGHUP,
+            signal.SIGINT,
+            signal.SIGQUIT,
+            signal.SIGTERM,
+            signal.SIGUSR1,
+            signal.SIGUSR2,
+        ],
+    )
     def test_a_signal_is_passed_on(self, number):
         """The command gets the signal and decides; its status is ours."""
         with self.start() as process:

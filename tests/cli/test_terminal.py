@@ -20,9 +20,11 @@ from pytest_sandbox.container import remote
 pytestmark = pytest.mark.needs("root")
 
 SHELL = ("run", "-it", "host", "/bin/sh")
-#: A program that says when it can be interrupted (a shell that has just forked may lose a key), and when it was continued.
+#: A program that says when it can be interrupted (a shell that has just forked may lose a key), and
+#: when it was continued.
 WAIT = (
-    'import signal, time; signal.signal(signal.SIGCONT, lambda *_: print("con" + "tinued", flush=True)); '
+    'import signal, time; signal.signal(signal.SIGCONT, lambda *_: print("con" + "tinued", '
+    "flush=True)); "
     'print("st" + "arted", flush=True); time.sleep(1000)'
 )
 HOLD = f"{sys.executable} -c '{WAIT}'"
@@ -38,14 +40,29 @@ def named(name: str) -> list[remote.Living]:
 
 
 def test_the_terminal_inside_is_the_containers_own():
-    """The command has a terminal of the container's, of the user's size, and it is its controlling one."""
-    with Terminal("run", "-it", "host", "sh", "-c", "tty; stty size; echo here > /dev/tty; ls /dev/pts", rows=33, columns=77) as screen:
-        assert "/dev/pts/0\r\n33 77\r\nhere\r\n0\r\nptmx\r\n" == screen.rest().replace("0  ptmx", "0\r\nptmx")
+    """The command has a terminal of the container's, of the user's size, and it is its controlling
+    one.
+    """
+    with Terminal(
+        "run",
+        "-it",
+        "host",
+        "sh",
+        "-c",
+        "tty; stty size; echo here > /dev/tty; ls /dev/pts",
+        rows=33,
+        columns=77,
+    ) as screen:
+        assert "/dev/pts/0\r\n33 77\r\nhere\r\n0\r\nptmx\r\n" == screen.rest().replace(
+            "0  ptmx", "0\r\nptmx"
+        )
         assert 0 == screen.wait()
 
 
 def test_a_shell_inside_is_used_as_any_other():
-    """What is typed is echoed once, by the terminal inside; the shell's own status is the command line's."""
+    """What is typed is echoed once, by the terminal inside; the shell's own status is the command
+    line's.
+    """
     with Terminal(*SHELL) as screen:
         screen.read(r"# |\$ ")
         screen.type("echo $((6 * 7))\n")
@@ -108,7 +125,8 @@ def test_jobs_are_stopped_and_continued_inside():
 def test_a_resized_window_is_told_inside():
     """The terminal inside follows the size of the window, and programs hear of it."""
     code = (
-        "import signal, os; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH]); print('ready', flush=True); "
+        "import signal, os; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH]); "
+        "print('ready', flush=True); "
         "signal.sigwait([signal.SIGWINCH]); print(os.get_terminal_size())"
     )
     with Terminal("run", "-it", "host", sys.executable, "-c", code, rows=30, columns=90) as screen:
@@ -135,7 +153,9 @@ def test_the_terminal_is_given_back_whatever_happens(words, status):
 
 
 def test_the_terminal_is_given_back_when_the_container_dies():
-    """The end of the container's init from outside ends the command line with 137, and restores the terminal."""
+    """The end of the container's init from outside ends the command line with 137, and restores the
+    terminal.
+    """
     name = uuid.uuid4().hex
     with Terminal("run", "--name", name, "-it", "host", sys.executable, "-c", WAIT) as screen:
         screen.read("started")
@@ -155,7 +175,16 @@ def test_a_termination_is_passed_on_and_the_terminal_given_back():
 def test_a_closed_window_ends_the_container():
     """When the terminal goes, the command line ends, and the container with it."""
     name = uuid.uuid4().hex
-    with Terminal("run", "--name", name, "-it", "host", "sh", "-c", "trap '' HUP; echo started; while :; do sleep 1000; done") as screen:
+    with Terminal(
+        "run",
+        "--name",
+        name,
+        "-it",
+        "host",
+        "sh",
+        "-c",
+        "trap '' HUP; echo started; while :; do sleep 1000; done",
+    ) as screen:
         screen.read("started")
         (one,) = named(name)
         screen.hang_up()
@@ -165,7 +194,9 @@ def test_a_closed_window_ends_the_container():
 
 
 def test_being_stopped_from_outside_gives_the_terminal_back_meanwhile():
-    """SIGTSTP stops the command line with the terminal as the shell knows it; SIGCONT takes it again."""
+    """SIGTSTP stops the command line with the terminal as the shell knows it; SIGCONT takes it
+    again.
+    """
     with Terminal(*SHELL) as screen:
         screen.read(r"# |\$ ")
         screen.signal(signal.SIGTSTP)
@@ -188,9 +219,12 @@ def test_all_that_was_written_arrives():
 
 
 def test_much_is_pasted_to_a_command_that_talks_first():
-    """A long paste waits for a command that writes much before it reads: nobody blocks the other."""
+    """A long paste waits for a command that writes much before it reads: nobody blocks the
+    other.
+    """
     code = (
-        "import os, sys, tty; tty.setraw(0); print('ready', flush=True); sys.stdout.write('y' * 300_000 + '\\n'); sys.stdout.flush(); "
+        "import os, sys, tty; tty.setraw(0); print('ready', flush=True); sys.stdout.write('y' * "
+        "300_000 + '\\n'); sys.stdout.flush(); "
         "n = 0\nwhile n < 200_000: n += len(os.read(0, 65536))\nprint('got', n)"
     )
     with Terminal("run", "-it", "host", sys.executable, "-c", code) as screen:
@@ -210,7 +244,9 @@ def test_much_is_pasted_to_a_command_that_talks_first():
 
 
 def test_a_terminal_for_output_alone():
-    """-t without -i gives the command a terminal whose input is nobody's, also where ours is no terminal."""
+    """-t without -i gives the command a terminal whose input is nobody's, also where ours is no
+    terminal.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "pytest_sandbox", "run", "-t", "host", "sh", "-c", "tty; exit 3"],
         capture_output=True,
@@ -223,13 +259,23 @@ def test_a_terminal_for_output_alone():
 
 def test_input_that_is_no_terminal_is_refused():
     """-it with a pipe as input is an error with a remedy, as docker's."""
-    done = subprocess.run([sys.executable, "-m", "pytest_sandbox", *SHELL], capture_output=True, text=True, check=False, input="")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest_sandbox", *SHELL],
+        capture_output=True,
+        text=True,
+        check=False,
+        input="",
+    )
     assert (125, True) == (done.returncode, "-it needs a terminal" in done.stderr)
 
 
 def test_without_a_terminal_the_users_is_not_handed_in():
-    """Without -t the command sees pipes, although the user has a terminal: it can neither read keys nor change settings."""
-    with Terminal("run", "-i", "host", "sh", "-c", "for fd in 0 1 2; do test -t $fd || echo $fd; done; cat") as screen:
+    """Without -t the command sees pipes, although the user has a terminal: it can neither read keys
+    nor change settings.
+    """
+    with Terminal(
+        "run", "-i", "host", "sh", "-c", "for fd in 0 1 2; do test -t $fd || echo $fd; done; cat"
+    ) as screen:
         screen.read("0\r\n1\r\n2\r\n")
         screen.type("typed\n")
         screen.read("typed\r\ntyped\r\n")
@@ -239,7 +285,9 @@ def test_without_a_terminal_the_users_is_not_handed_in():
 
 def test_both_outputs_keep_their_order_on_one_terminal():
     """Standard output and error of a command without a terminal arrive as they were written."""
-    with Terminal("run", "host", "sh", "-c", "for i in 1 2 3 4 5; do echo out$i; echo err$i >&2; done") as screen:
+    with Terminal(
+        "run", "host", "sh", "-c", "for i in 1 2 3 4 5; do echo out$i; echo err$i >&2; done"
+    ) as screen:
         assert "".join(f"out{i}\r\nerr{i}\r\n" for i in range(1, 6)) == screen.rest()
 
 
@@ -253,7 +301,16 @@ def test_interrupting_without_a_terminal_inside():
 
 def test_another_user_owns_the_terminal():
     """With -u the command may open its terminal by name."""
-    with Terminal("run", "-it", "-u", "1000", "host", "sh", "-c", "id -u; echo named > $(tty); stat -c %u $(tty)") as screen:
+    with Terminal(
+        "run",
+        "-it",
+        "-u",
+        "1000",
+        "host",
+        "sh",
+        "-c",
+        "id -u; echo named > $(tty); stat -c %u $(tty)",
+    ) as screen:
         assert "1000\r\nnamed\r\n1000\r\n" == screen.rest()
 
 
@@ -263,7 +320,9 @@ def test_an_image_knows_its_terminal(tmp_path):
     (tmp_path / "bin").mkdir()
     shutil.copy(program, tmp_path / "bin/busybox")
     for words, said in (([], "xterm"), (["-e", "TERM=vt100"], "vt100")):
-        with Terminal("run", "-it", *words, str(tmp_path), "/bin/busybox", "sh", "-c", "echo $TERM") as screen:
+        with Terminal(
+            "run", "-it", *words, str(tmp_path), "/bin/busybox", "sh", "-c", "echo $TERM"
+        ) as screen:
             assert f"{said}\r\n" == screen.rest()
 
 
@@ -276,11 +335,22 @@ class TestExec:
             screen.read(r"# |\$ ")
             screen.type("tty; hostname; exit 9\n")
             screen.read(rf"/dev/pts/0\r\n{container.hostname}\r\n")
-            assert (9, True, 0) == (screen.wait(), screen.is_as_it_was(), container.run(["true"]).returncode)
+            assert (9, True, 0) == (
+                screen.wait(),
+                screen.is_as_it_was(),
+                container.run(["true"]).returncode,
+            )
 
     def test_a_daemon_that_stays_does_not_hold_the_end(self):
-        """A background process that keeps the terminal open does not keep the command line waiting."""
-        with Container() as container, Terminal("exec", "-it", container.id, "sh", "-c", "sleep 1000 & echo left; exit 0") as screen:
+        """A background process that keeps the terminal open does not keep the command line
+        waiting.
+        """
+        with (
+            Container() as container,
+            Terminal(
+                "exec", "-it", container.id, "sh", "-c", "sleep 1000 & echo left; exit 0"
+            ) as screen,
+        ):
             assert (0, True) == (screen.wait(), "left" in screen.rest())
 
     def test_a_closed_window_leaves_the_container(self):
@@ -311,19 +381,29 @@ class TestExec:
 
 @pytest.mark.needs("tmux")
 def test_in_tmux(tmp_path):
-    """In a tmux window: prompt, resize by splitting, interrupt, exit, and the window's shell goes on."""
+    """In a tmux window: prompt, resize by splitting, interrupt, exit, and the window's shell goes
+    on.
+    """
     socket = str(tmp_path / "tmux")
     tmux = ["tmux", "-S", socket, "-f", "/dev/null"]
-    environment = {name: value for name, value in os.environ.items() if name not in {"TMUX", "PS1"}} | {"TERM": "xterm"}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in {"TMUX", "PS1"}
+    } | {"TERM": "xterm"}
 
     def shown() -> str:
-        return subprocess.run([*tmux, "capture-pane", "-p", "-t", "0.0"], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            [*tmux, "capture-pane", "-p", "-t", "0.0"], capture_output=True, text=True, check=True
+        ).stdout
 
     def keys(*words: str) -> None:
         subprocess.run([*tmux, "send-keys", "-t", "0.0", *words], check=True)
 
     command = f"{sys.executable} -m pytest_sandbox run -it -e PS1=inner% host /bin/sh"
-    subprocess.run([*tmux, "new-session", "-d", "-x", "100", "-y", "40", "/bin/sh"], check=True, env=environment)
+    subprocess.run(
+        [*tmux, "new-session", "-d", "-x", "100", "-y", "40", "/bin/sh"],
+        check=True,
+        env=environment,
+    )
     try:
         keys(command, "Enter")
         wait_for(lambda: "inner%" in shown().replace(command, ""))

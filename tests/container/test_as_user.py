@@ -1,4 +1,6 @@
-"""Containers of somebody who is not root: the same promises, kept another way. Runs in a machine of tools/vm, as a user."""
+"""Containers of somebody who is not root: the same promises, kept another way. Runs in a machine of
+tools/vm, as a user.
+"""
 
 from __future__ import annotations
 
@@ -47,12 +49,20 @@ def test_what_is_written_is_thrown_away(box, directory):
 
 
 def test_directories_of_the_host_can_be_removed(box):
-    """Removing and making anew a directory that the host has works inside, and changes nothing outside."""
+    """Removing and making anew a directory that the host has works inside, and changes nothing
+    outside.
+    """
     directory = Path.home() / "there"
     (directory / "deep").mkdir(parents=True)
     try:
         with Container() as fresh:
-            out(fresh, "sh", "-c", f"rm -r {directory} && mkdir {directory} && rmdir {directory} && echo x >{directory}")
+            out(
+                fresh,
+                "sh",
+                "-c",
+                f"rm -r {directory} && mkdir {directory} && rmdir {directory} && echo x "
+                f">{directory}",
+            )
         assert (directory / "deep").is_dir()
     finally:
         (directory / "deep").rmdir()
@@ -91,23 +101,45 @@ def test_a_fork_ends_as_it_ends(box, end, outcome):
 
 def test_the_host_is_another_process_table(box):
     """A process outside cannot be signalled from inside, though it is the same user's."""
-    assert box.call(lambda: [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if pid > 100]) == []
+    assert (
+        box.call(
+            lambda: [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if pid > 100]
+        )
+        == []
+    )
 
 
 def test_a_session_leaves_nothing(tmp_path):
     """Locks, skeletons and layers of a session are gone with it."""
-    code = "from pytest_sandbox import Container\nwith Container() as c: c.run(['touch', '/tmp/x'], check=True)\n"
-    places = {"XDG_RUNTIME_DIR": str(tmp_path / "run"), "XDG_CACHE_HOME": str(Path.home() / f"cache-{os.getpid()}")}
+    code = (
+        "from pytest_sandbox import Container\nwith Container() as c: c.run(['touch', "
+        "'/tmp/x'], check=True)\n"
+    )
+    places = {
+        "XDG_RUNTIME_DIR": str(tmp_path / "run"),
+        "XDG_CACHE_HOME": str(Path.home() / f"cache-{os.getpid()}"),
+    }
     for place in places.values():
         os.mkdir(place, 0o700)
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **places}, check=True)
-    left = [str(path) for place in places.values() for path in Path(place).rglob("*") if not path.is_dir()]
-    layers = [str(path) for path in Path(places["XDG_CACHE_HOME"]).glob("pytest-sandbox/writable/*")]
+    left = [
+        str(path)
+        for place in places.values()
+        for path in Path(place).rglob("*")
+        if not path.is_dir()
+    ]
+    layers = [
+        str(path) for path in Path(places["XDG_CACHE_HOME"]).glob("pytest-sandbox/writable/*")
+    ]
     assert ([], []) == (left, layers)
 
 
 def test_a_size_on_disk_is_refused_with_what_holds_it_instead():
-    """Without root no file system in a file can be mounted: the error says where a size can be limited, and on which kernel."""
-    with pytest.raises(UnsupportedError, match=r"^disk=8388608.* only a layer in memory can be limited") as refused:
+    """Without root no file system in a file can be mounted: the error says where a size can be
+    limited, and on which kernel.
+    """
+    with pytest.raises(
+        UnsupportedError, match=r"^disk=8388608.* only a layer in memory can be limited"
+    ) as refused:
         Container(disk="8m", storage="disk").start()
     assert "mkfs" not in str(refused.value)

@@ -83,12 +83,16 @@ def test_nan_comes_back(box):
 def test_arguments_and_keywords(box):
     """func(*args, **kwargs), with anything as argument: it is a fork."""
     lock = threading.Lock()
-    assert [lock.locked(), 1, {"b": 2}] == box.call(lambda a, one, **more: [a.locked(), one, more], lock, 1, b=2)
+    assert [lock.locked(), 1, {"b": 2}] == box.call(
+        lambda a, one, **more: [a.locked(), one, more], lock, 1, b=2
+    )
 
 
 def test_it_runs_inside(box):
     """PID, host name and files are the container's."""
-    number, name, init = box.call(lambda: (os.getpid(), os.uname().nodename, os.stat("/proc/1").st_uid))
+    number, name, init = box.call(
+        lambda: (os.getpid(), os.uname().nodename, os.stat("/proc/1").st_uid)
+    )
     assert (True, box.hostname, 0) == (number > 1, name, init)
 
 
@@ -133,7 +137,11 @@ def test_exceptions_of_the_standard_library(box, error):
 
     with pytest.raises(type(error)) as caught:
         box.call(fail)
-    assert (type(error), str(error), repr(error)) == (type(caught.value), str(caught.value), repr(caught.value))
+    assert (type(error), str(error), repr(error)) == (
+        type(caught.value),
+        str(caught.value),
+        repr(caught.value),
+    )
 
 
 def test_an_exception_of_a_class_that_only_the_inside_has(box):
@@ -160,7 +168,9 @@ def test_a_class_of_a_function_is_found(box):
 
 
 @pytest.mark.parametrize(
-    "value", [object(), lambda: 0, sys, threading.Lock, memoryview(b""), iter([])], ids=lambda value: type(value).__name__
+    "value",
+    [object(), lambda: 0, sys, threading.Lock, memoryview(b""), iter([])],
+    ids=lambda value: type(value).__name__,
 )
 def test_what_is_no_data_is_refused(box, value):
     """A value that is code or a handle raises TypeError that says what can leave."""
@@ -231,7 +241,9 @@ def test_a_list_that_holds_itself_is_refused(box):
     ],
 )  # fmt: skip
 def test_a_forged_answer_calls_nothing(data):
-    """What the inside would not have written names no function, and makes no object of a class that is not plain data."""
+    """What the inside would not have written names no function, and makes no object of a class that
+    is not plain data.
+    """
     before = os.listdir("/proc/self/fd"), threading.active_count()
     with pytest.raises(SandboxError):
         fork._understood(json.dumps({"value": data}).encode())
@@ -240,7 +252,14 @@ def test_a_forged_answer_calls_nothing(data):
 
 def test_a_forged_exception_of_no_class_is_an_error():
     """A function's name in the place of an exception's class gives a SandboxError with its text."""
-    forged = {"class": ["os", "system"], "args": ["id"], "state": {}, "fields": {}, "notes": [], "traceback": ""}
+    forged = {
+        "class": ["os", "system"],
+        "args": ["id"],
+        "state": {},
+        "fields": {},
+        "notes": [],
+        "traceback": "",
+    }
     error, _value = fork._understood(json.dumps({"error": forged}).encode())
     assert (SandboxError, "system: id") == (type(error), str(error))
 
@@ -377,7 +396,9 @@ def test_a_grandchild_that_holds_the_answer_open(box):
 
 
 def test_exit_handlers_do_not_run(box, tmp_path):
-    """The fork ends without the parent's atexit handlers and without flushing the parent's buffers."""
+    """The fork ends without the parent's atexit handlers and without flushing the parent's
+    buffers.
+    """
     file = open(tmp_path / "f", "w")  # noqa: SIM115
     file.write("once")
     box.call(lambda: None)
@@ -405,12 +426,18 @@ def test_no_descriptor_is_left(box):
 
 @pytest.mark.needs("root")
 def test_a_call_in_a_container_in_a_container_leaves_what_is_open(tmp_path):
-    """The function inside the inner one has every descriptor of its caller's, whose numbers are some that the outer's owner uses for it."""
+    """The function inside the inner one has every descriptor of its caller's, whose numbers are
+    some that the outer's owner uses for it.
+    """
 
     def nested(directory):
         files = [os.open(directory, os.O_RDONLY) for _ in range(64)]
         with Container() as inner:
-            return inner.call(lambda: [fd for fd in files if not os.path.samestat(os.fstat(fd), os.stat(files[0]))])
+            return inner.call(
+                lambda: [
+                    fd for fd in files if not os.path.samestat(os.fstat(fd), os.stat(files[0]))
+                ]
+            )
 
     with Container(), Container(privileged=True) as outer:
         assert [] == outer.call(nested, str(tmp_path))

@@ -1,4 +1,6 @@
-"""In a chroot, as of schroot, mock or arch-chroot, a container lies on the root that its maker sees, and never on the host's own."""
+"""In a chroot, as of schroot, mock or arch-chroot, a container lies on the root that its maker
+sees, and never on the host's own.
+"""
 
 from __future__ import annotations
 
@@ -44,19 +46,38 @@ except OSError as error:
 
 
 def in_chroot(tmp_path, kind: str, code: str) -> str:
-    command = ["unshare", "-m", "sh", "-ec", CHROOT + '\nexec chroot . "$1" -c "$2"', kind, sys.executable, code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    command = [
+        "unshare",
+        "-m",
+        "sh",
+        "-ec",
+        CHROOT + '\nexec chroot . "$1" -c "$2"',
+        kind,
+        sys.executable,
+        code,
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
     assert (0, "") == (done.returncode, done.stderr)
     return done.stdout
 
 
 @pytest.mark.parametrize("kind", ["mounted", "plain"])
 def test_a_container_lies_on_the_root_of_its_maker(tmp_path, kind):
-    """Its files are the chroot's, what it writes stays inside, and it has a user namespace of its own, be the root a mount or not."""
-    expected = "chroot\n True\n['/tmp/written', '/usr/written', '/written']\n[False, False, False]\n"
+    """Its files are the chroot's, what it writes stays inside, and it has a user namespace of its
+    own, be the root a mount or not.
+    """
+    expected = (
+        "chroot\n True\n['/tmp/written', '/usr/written', '/written']\n[False, False, False]\n"
+    )
     assert expected == in_chroot(tmp_path, kind, REAL)
 
 
 def test_a_container_on_another_root_is_not_started(tmp_path):
-    """Whoever entered it would be on the host's own root: that is found before anything but init runs, and refused."""
-    assert "verify the root who enters the container would not be on its root\n" == in_chroot(tmp_path, "mounted", UNCHANGED)
+    """Whoever entered it would be on the host's own root: that is found before anything but init
+    runs, and refused.
+    """
+    assert "verify the root who enters the container would not be on its root\n" == in_chroot(
+        tmp_path, "mounted", UNCHANGED
+    )

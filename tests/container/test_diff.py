@@ -1,4 +1,6 @@
-"""``diff()`` says what ``docker diff`` would: added, modified, deleted, in the order of the paths."""
+"""``diff()`` says what ``docker diff`` would: added, modified, deleted, in the order of the
+paths.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,13 @@ pytestmark = pytest.mark.needs("containers")
 def root(tmp_path_factory):
     """A root with something to change."""
     directory = make_busybox_root(tmp_path_factory.mktemp("diff") / "root")
-    for path in ("data/full/one", "data/full/two", "data/full/deep/three", "data/file", "data/other"):
+    for path in (
+        "data/full/one",
+        "data/full/two",
+        "data/full/deep/three",
+        "data/file",
+        "data/other",
+    ):
         (directory / path).parent.mkdir(parents=True, exist_ok=True)
         (directory / path).write_text(path)
     (directory / "data/link").symlink_to("file")
@@ -111,7 +119,9 @@ def test_what_a_script_changed(root, script, expected):
     assert expected == after(root, script)
 
 
-@pytest.mark.parametrize("script", ["mv /data/full /data/moved", "echo > /data/new; rm -r /data/full"])
+@pytest.mark.parametrize(
+    "script", ["mv /data/full /data/moved", "echo > /data/new; rm -r /data/full"]
+)
 def test_a_layer_on_disk_tells_the_same(root, script, tmp_path, monkeypatch):
     """The kind of storage changes nothing."""
     monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path))
@@ -121,13 +131,17 @@ def test_a_layer_on_disk_tells_the_same(root, script, tmp_path, monkeypatch):
 def test_mounted_file_systems_are_no_change(root, tmp_path):
     """/proc, /sys, /dev and volumes do not count, nor do the places that were made for them."""
     assert [] == after(
-        root, "echo > /dev/shm/x; echo > /dev/y; echo > /out/z; echo > /file", volumes=[f"{tmp_path}:/out", f"{_touched(tmp_path)}:/file"]
+        root,
+        "echo > /dev/shm/x; echo > /dev/y; echo > /out/z; echo > /file",
+        volumes=[f"{tmp_path}:/out", f"{_touched(tmp_path)}:/file"],
     )
 
 
 def test_a_change_beside_a_volume(root, tmp_path):
     """What lies beside a volume's target is told, the target is not."""
-    assert ["A /made", "A /made/x"] == after(root, "echo > /made/x; echo > /made/out/z", volumes=[f"{tmp_path}:/made/out"])
+    assert ["A /made", "A /made/x"] == after(
+        root, "echo > /made/x; echo > /made/out/z", volumes=[f"{tmp_path}:/made/out"]
+    )
 
 
 def _touched(directory):
@@ -166,7 +180,9 @@ def test_a_deep_tree(root):
 
 
 def test_a_bounded_look(root):
-    """Of more changes than are asked for, the first are listed, all are counted, and the answer says that it is not complete."""
+    """Of more changes than are asked for, the first are listed, all are counted, and the answer
+    says that it is not complete.
+    """
     with Container(image=root) as c:
         c.run(["sh", "-c", "mkdir /data/many; cd /data/many; seq 100 | xargs touch"], check=True)
         whole, part = c.diff(), changes_of(c, most=10)
@@ -176,7 +192,9 @@ def test_a_bounded_look(root):
 
 
 def test_a_look_that_has_no_time(root):
-    """Where the time is over, the answer has what was found until then, and says that it is not complete."""
+    """Where the time is over, the answer has what was found until then, and says that it is not
+    complete.
+    """
     with Container(image=root) as c:
         c.run(["sh", "-c", "mkdir /data/many; cd /data/many; seq 100 | xargs touch"], check=True)
         part = changes_of(c, seconds=0)
@@ -184,7 +202,9 @@ def test_a_look_that_has_no_time(root):
 
 
 def test_paths_that_no_memory_holds(root):
-    """A thousand levels of long names are counted; their paths are listed as far as they have a place."""
+    """A thousand levels of long names are counted; their paths are listed as far as they have a
+    place.
+    """
 
     def dig():
         os.chdir("/data")
@@ -201,17 +221,38 @@ def test_paths_that_no_memory_holds(root):
 
 
 def test_changes_below_a_committed_layer(root):
-    """What a container removed of a layer that it committed before is no change any more; what it added there is one."""
+    """What a container removed of a layer that it committed before is no change any more; what it
+    added there is one.
+    """
     with Container(image=root) as c:
-        c.run(["sh", "-c", "mkdir -p /data/new/sub /data/new-er; touch /data/new/a /data/new/sub/b /data/new-er/c"], check=True)
+        c.run(
+            [
+                "sh",
+                "-c",
+                (
+                    "mkdir -p /data/new/sub /data/new-er; touch /data/new/a /data/new/sub/b "
+                    "/data/new-er/c"
+                ),
+            ],
+            check=True,
+        )
         c.commit()
         c.run(["sh", "-c", "rm -r /data/new; rm -r /data/full; touch /data/new-er/d"], check=True)
-        assert ["C /data", "D /data/full", "A /data/new-er", "A /data/new-er/c", "A /data/new-er/d"] == [str(one) for one in c.diff()]
+        assert [
+            "C /data",
+            "D /data/full",
+            "A /data/new-er",
+            "A /data/new-er/c",
+            "A /data/new-er/d",
+        ] == [str(one) for one in c.diff()]
 
 
 def test_while_things_change(root):
     """diff() of a container at work gives an answer, not an error."""
-    with Container(image=root) as c, c.popen(["sh", "-c", "while :; do mkdir -p /x/y/z; touch /x/y/z/f; rm -r /x; done"]) as p:
+    with (
+        Container(image=root) as c,
+        c.popen(["sh", "-c", "while :; do mkdir -p /x/y/z; touch /x/y/z/f; rm -r /x; done"]) as p,
+    ):
         for _ in range(30):
             assert {change.path for change in c.diff()} <= {"/x", "/x/y", "/x/y/z", "/x/y/z/f"}
         p.kill()
@@ -223,10 +264,14 @@ def test_no_descriptor_is_left(root):
         before = open_descriptors()
         for _ in range(10):
             c.diff()
-        assert open_descriptors() < before + 10  # the next container, made ahead, comes and goes with its own
+        assert (
+            open_descriptors() < before + 10
+        )  # the next container, made ahead, comes and goes with its own
 
 
-@pytest.mark.parametrize("change", [Change("/a", "added"), Change("/a", "modified"), Change("/a", "deleted")], ids=str)
+@pytest.mark.parametrize(
+    "change", [Change("/a", "added"), Change("/a", "modified"), Change("/a", "deleted")], ids=str
+)
 def test_a_change_prints_as_docker_prints_it(change):
     """A, C or D, and the path."""
     assert f"{ {'added': 'A', 'modified': 'C', 'deleted': 'D'}[change.kind] } /a" == str(change)

@@ -1,4 +1,6 @@
-"""Files in and out: by the container's own names, and no link in there ever leads to a file of the host."""
+"""Files in and out: by the container's own names, and no link in there ever leads to a file of the
+host.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ pytestmark = pytest.mark.needs("containers")
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    """A container whose root is not the host's, so that a file of either can be told from the other's."""
+    """A container whose root is not the host's, so that a file of either can be told from the
+    other's.
+    """
     root = make_busybox_root(tmp_path_factory.mktemp("files") / "root")
     with Container(image=root) as c:
         yield c
@@ -35,7 +39,10 @@ def secret(tmp_path):
 @pytest.mark.vm
 def test_write_and_read(other):
     """Text and bytes, with their counts, truncating what was there."""
-    assert (6, 3) == (other.write_text("/tmp/a", "süß\nb\n"), other.write_bytes("/tmp/b", b"\0\xff\n"))
+    assert (6, 3) == (
+        other.write_text("/tmp/a", "süß\nb\n"),
+        other.write_bytes("/tmp/b", b"\0\xff\n"),
+    )
     assert ("süß\nb\n", b"\0\xff\n") == (other.read_text("/tmp/a"), other.read_bytes("/tmp/b"))
     other.write_text("/tmp/a", "x")
     assert b"x" == other.read_bytes(Path("/tmp/a"))
@@ -44,7 +51,10 @@ def test_write_and_read(other):
 def test_encodings(other):
     """Encoding and errors are as with open()."""
     other.write_text("/tmp/e", "ü", encoding="latin-1")
-    assert ("ü", "\ufffd") == (other.read_text("/tmp/e", encoding="latin-1"), other.read_text("/tmp/e", errors="replace"))
+    assert ("ü", "\ufffd") == (
+        other.read_text("/tmp/e", encoding="latin-1"),
+        other.read_text("/tmp/e", errors="replace"),
+    )
     with pytest.raises(UnicodeDecodeError):
         other.read_text("/tmp/e")
 
@@ -67,7 +77,11 @@ def test_directories(other):
     other.mkdir("/tmp/x/y", parents=True)
     other.write_text("/tmp/d/b", "")
     other.write_text("/tmp/d/a", "")
-    assert (["a", "b"], True, False) == (other.listdir("/tmp/d"), other.exists("/tmp/d/a"), other.exists("/tmp/d/c"))
+    assert (["a", "b"], True, False) == (
+        other.listdir("/tmp/d"),
+        other.exists("/tmp/d/a"),
+        other.exists("/tmp/d/c"),
+    )
 
 
 def test_relative_paths_start_in_the_workdir():
@@ -97,7 +111,13 @@ def test_errors_are_the_operating_systems(other, use, error):
     with pytest.raises(error) as caught:
         use(other)
     if isinstance(caught.value, OSError):
-        assert caught.value.filename in {"/no/such", "/tmp", "/no/such/file", "/etc/passwd", "/etc/passwd/x"}
+        assert caught.value.filename in {
+            "/no/such",
+            "/tmp",
+            "/no/such/file",
+            "/etc/passwd",
+            "/etc/passwd/x",
+        }
 
 
 LINKS = {
@@ -111,14 +131,28 @@ LINKS = {
 
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS.keys())
 def test_a_link_does_not_lead_out(other, secret, link):
-    """Whatever a link says, it is resolved inside: the host's file is neither read, nor changed, nor seen."""
+    """Whatever a link says, it is resolved inside: the host's file is neither read, nor changed,
+    nor seen.
+    """
     target = link(secret)
-    other.run(["sh", "-c", 'rm -rf /tmp/link /tmp/dir; ln -s "$0" /tmp/link; ln -s "$(dirname "$0")" /tmp/dir', target], check=True)
+    other.run(
+        [
+            "sh",
+            "-c",
+            'rm -rf /tmp/link /tmp/dir; ln -s "$0" /tmp/link; ln -s "$(dirname "$0")" /tmp/dir',
+            target,
+        ],
+        check=True,
+    )
     for path in ("/tmp/link", "/tmp/dir/secret"):
-        with pytest.raises(OSError, match=r"No such file|Permission denied|Not a directory|symbolic links"):
+        with pytest.raises(
+            OSError, match=r"No such file|Permission denied|Not a directory|symbolic links"
+        ):
             other.read_bytes(path)
         assert not other.exists(path)
-        with pytest.raises(OSError, match=r"No such file|Permission denied|Not a directory|symbolic links"):
+        with pytest.raises(
+            OSError, match=r"No such file|Permission denied|Not a directory|symbolic links"
+        ):
             other.write_text(path, "inside")
     assert "the host's" == secret.read_text()
     assert ["secret"] == os.listdir(secret.parent)
@@ -138,7 +172,9 @@ def test_descriptors_of_init_are_no_door(other):
     for number in range(20):
         for whose in ("self", "1", "thread-self"):
             with pytest.raises(
-                OSError, match=r"No such file|Permission denied|No such device|Not a directory|Is a directory|denied|symbolic links"
+                OSError,
+                match=r"No such file|Permission denied|No such device|Not a directory|Is a "
+                r"directory|denied|symbolic links",
             ):
                 other.read_bytes(f"/proc/{whose}/fd/{number}/etc/hostname")
 
@@ -180,20 +216,31 @@ def tree(directory):
 
 @pytest.mark.vm
 def test_a_directory_in_and_out(other, tmp_path):
-    """Directories with files, links, modes and times go in and come out as they were; a FIFO stays behind."""
+    """Directories with files, links, modes and times go in and come out as they were; a FIFO stays
+    behind.
+    """
     (tmp_path / "in").mkdir()
     names = tree(tmp_path / "in")
     other.copy_in(tmp_path / "in", "/root/copied")
     assert names == other.listdir("/root/copied")
     assert "ran\n" == other.run(["/root/copied/run"], capture_output=True, text=True).stdout
-    outside = other.run(["readlink", "/root/copied/outside"], capture_output=True, text=True).stdout.strip()
+    outside = other.run(
+        ["readlink", "/root/copied/outside"], capture_output=True, text=True
+    ).stdout.strip()
     other.copy_out("/root/copied", tmp_path / "out")
     names.remove("outside")  # it leads to nothing inside
     assert names == sorted(os.listdir(tmp_path / "out"))
     file = tmp_path / "out/sub/file"
-    assert ("content", 0o640, 2) == (file.read_text(), stat.S_IMODE(file.stat().st_mode), int(file.stat().st_mtime))
+    assert ("content", 0o640, 2) == (
+        file.read_text(),
+        stat.S_IMODE(file.stat().st_mode),
+        int(file.stat().st_mtime),
+    )
     assert ("sub/file", "/no/such/file") == (os.readlink(tmp_path / "out/link"), outside)
-    assert (0o755, True) == (stat.S_IMODE((tmp_path / "out/run").stat().st_mode), (tmp_path / "out/sub/empty").is_dir())
+    assert (0o755, True) == (
+        stat.S_IMODE((tmp_path / "out/run").stat().st_mode),
+        (tmp_path / "out/sub/empty").is_dir(),
+    )
 
 
 def test_a_file_into_a_directory_or_to_a_name(other, tmp_path):
@@ -210,7 +257,9 @@ def test_a_file_into_a_directory_or_to_a_name(other, tmp_path):
 
 
 def test_copying_in_writes_through_no_link(other, tmp_path, secret):
-    """A link that lies at the place of a copy is replaced or refused inside, and the host's file stays."""
+    """A link that lies at the place of a copy is replaced or refused inside, and the host's file
+    stays.
+    """
     (tmp_path / "f").write_text("new")
     other.run(["sh", "-c", f"rm -rf /root/t; mkdir /root/t; ln -s {secret} /root/t/f"], check=True)
     try:
@@ -221,12 +270,27 @@ def test_copying_in_writes_through_no_link(other, tmp_path, secret):
 
 
 def test_copying_out_writes_through_no_link_of_the_container(other, tmp_path, secret):
-    """What lies at the place of a copy on the host is not followed, and a link inside to the host's files does not come out."""
-    script = f"rm -rf /root/evil; mkdir -p /root/evil; ln -s {secret.parent} /root/evil/d; ln -s {secret} /root/evil/f"
+    """What lies at the place of a copy on the host is not followed, and a link inside to the host's
+    files does not come out.
+    """
+    script = (
+        f"rm -rf /root/evil; mkdir -p /root/evil; ln -s {secret.parent} /root/evil/d; ln -s "
+        f"{secret} /root/evil/f"
+    )
     other.run(["sh", "-c", script], check=True)
     other.copy_out("/root/evil", tmp_path / "out")
     assert [] == os.listdir(tmp_path / "out")
-    other.run(["sh", "-c", "rm /root/evil/*; mkdir /root/evil/d; echo bad > /root/evil/d/secret; echo bad > /root/evil/f"], check=True)
+    other.run(
+        [
+            "sh",
+            "-c",
+            (
+                "rm /root/evil/*; mkdir /root/evil/d; echo bad > /root/evil/d/secret; echo bad > "
+                "/root/evil/f"
+            ),
+        ],
+        check=True,
+    )
     for name, target in (("d", secret.parent), ("f", secret)):
         (tmp_path / "out" / name).symlink_to(target)
         with pytest.raises(OSError, match=r"Not a directory|not a regular file"):
@@ -235,8 +299,13 @@ def test_copying_out_writes_through_no_link_of_the_container(other, tmp_path, se
 
 
 def test_a_race_of_directories_and_links(other, tmp_path, secret):
-    """While a payload swaps a directory for a link to the outside, no copy reads or writes the host's file."""
-    script = f"cd /root; mkdir -p race/d; echo inside > race/d/secret; ln -sfn {secret.parent} race/l; while :; do mv -T race/d race/x 2>/dev/null; mv -T race/l race/d 2>/dev/null; mv -T race/d race/l 2>/dev/null; mv -T race/x race/d 2>/dev/null; done"
+    """While a payload swaps a directory for a link to the outside, no copy reads or writes the
+    host's file.
+    """
+    script = (
+        f"cd /root; mkdir -p race/d; echo inside > race/d/secret; ln -sfn {secret.parent} "
+        "race/l; while :; do mv -T race/d race/x 2>/dev/null; mv -T race/l race/d 2>/dev/null; mv -T race/d race/l 2>/dev/null; mv -T race/x race/d 2>/dev/null; done"
+    )
     found = set()
     with other.popen(["sh", "-c", script]) as p:
         end = threading.Event()
@@ -266,14 +335,30 @@ def test_a_directories_content(other, tmp_path):
     other.copy_out("/root/c/.", tmp_path / "there")
     other.copy_out("/root/c/.", tmp_path / "new")
     assert (["x"], ["x"]) == (os.listdir(tmp_path / "there"), os.listdir(tmp_path / "new"))
-    assert (0o1777, 0o711) == (stat.S_IMODE((tmp_path / "there").stat().st_mode), stat.S_IMODE((tmp_path / "new").stat().st_mode))
+    assert (0o1777, 0o711) == (
+        stat.S_IMODE((tmp_path / "there").stat().st_mode),
+        stat.S_IMODE((tmp_path / "new").stat().st_mode),
+    )
 
 
 def test_special_bits_do_not_come_out(other, tmp_path):
     """A set-user-ID program of the container is none on the host, nor are devices anything."""
-    other.run(["sh", "-c", "rm -rf /root/s; mkdir /root/s; echo x > /root/s/suid; chmod 6755 /root/s/suid; chmod 1777 /root/s"], check=True)
+    other.run(
+        [
+            "sh",
+            "-c",
+            (
+                "rm -rf /root/s; mkdir /root/s; echo x > /root/s/suid; chmod 6755 /root/s/suid; chmod "
+                "1777 /root/s"
+            ),
+        ],
+        check=True,
+    )
     other.copy_out("/root/s", tmp_path / "s")
-    assert (0o755, 0o777) == (stat.S_IMODE((tmp_path / "s/suid").stat().st_mode), stat.S_IMODE((tmp_path / "s").stat().st_mode))
+    assert (0o755, 0o777) == (
+        stat.S_IMODE((tmp_path / "s/suid").stat().st_mode),
+        stat.S_IMODE((tmp_path / "s").stat().st_mode),
+    )
 
 
 def test_many_files_from_many_threads(other):

@@ -12,14 +12,25 @@ pytestmark = [pytest.mark.needs("containers", "root", "unshare")]
 
 @pytest.fixture
 def in_mounts(tmp_path):
-    """Run a shell script and then Python code in a mount namespace of their own; return what the code prints.
+    """Run a shell script and then Python code in a mount namespace of their own; return what the
+    code prints.
 
     Both run in ``tmp_path``.
     """
 
     def run(script: str, code: str) -> str:
-        command = ["unshare", "-m", "sh", "-ec", f'{script}\nexec "$0" -c "$1"', sys.executable, code]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        command = [
+            "unshare",
+            "-m",
+            "sh",
+            "-ec",
+            f'{script}\nexec "$0" -c "$1"',
+            sys.executable,
+            code,
+        ]
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
         assert (0, "") == (done.returncode, done.stderr)
         return done.stdout
 
@@ -29,7 +40,10 @@ def in_mounts(tmp_path):
 @pytest.mark.parametrize("octal", [r"a\014b", r"caf\351", r"a b\nc", r"x,y:z\\w"])
 def test_a_mount_with_an_unusual_path_is_one_like_any_other(in_mounts, octal):
     """What is mounted there can be read and written inside, and the host's file stays as it is."""
-    script = f'name=$(printf \'{octal}\'); mkdir "$name"; mount -t tmpfs none "$name"; echo hosts > "$name/file"'
+    script = (
+        f'name=$(printf \'{octal}\'); mkdir "$name"; mount -t tmpfs none "$name"; echo hosts '
+        '> "$name/file"'
+    )
     code = """
 import os
 from pytest_sandbox import Container
@@ -52,7 +66,9 @@ for name in file socket fifo; do mount --bind $([ $name = file ] && echo real ||
 
 
 def test_a_mounted_file_is_a_copy_that_can_be_written_renamed_and_removed(in_mounts):
-    """Content, mode and owner are the host's; it is no mount inside, and no change until it is changed."""
+    """Content, mode and owner are the host's; it is no mount inside, and no change until it is
+    changed.
+    """
     code = """
 import os, stat
 from pytest_sandbox import Container
@@ -85,7 +101,9 @@ print(*seen)
 
 
 def test_a_mounted_socket_is_not_the_hosts(in_mounts):
-    """Where the host's accepts connections, the container's refuses them; with ``volumes`` it is the host's."""
+    """Where the host's accepts connections, the container's refuses them; with ``volumes`` it is
+    the host's.
+    """
     code = """
 import os, socket
 from pytest_sandbox import Container
@@ -110,7 +128,9 @@ with Container(volumes=[f"{path}:{path}"]) as c:
 
 @pytest.mark.parametrize("name", ["at-fifo", "at-below/fifo"])
 def test_a_mounted_fifo_is_not_the_hosts(in_mounts, name):
-    """A reader on the host is none inside, be the FIFO a mount or in a directory that is mounted read-only."""
+    """A reader on the host is none inside, be the FIFO a mount or in a directory that is mounted
+    read-only.
+    """
     code = f"""
 import os
 from pytest_sandbox import Container
@@ -130,7 +150,9 @@ with Container() as c:
 
 @pytest.mark.parametrize("name", ["at-file", "at-below/file"])
 def test_a_lock_inside_is_not_the_hosts(in_mounts, name):
-    """A file that is mounted, or lies in a directory that is mounted read-only, can be locked on both sides at once."""
+    """A file that is mounted, or lies in a directory that is mounted read-only, can be locked on
+    both sides at once.
+    """
     code = f"""
 import fcntl, os
 from pytest_sandbox import Container
@@ -161,7 +183,9 @@ for read_only in (False, True):
 
 
 def test_the_report_names_the_socket_that_was_refused(in_mounts, tmp_path):
-    """A refused connection has a hint that says which socket of the host is a mount, and what passes it in."""
+    """A refused connection has a hint that says which socket of the host is a mount, and what
+    passes it in.
+    """
     (tmp_path / "test_it.py").write_text(
         "import os, socket\n"
         "def test_it():\n"
@@ -169,8 +193,14 @@ def test_the_report_names_the_socket_that_was_refused(in_mounts, tmp_path):
         "def test_fifo():\n"
         "    os.open(os.path.abspath('at-fifo'), os.O_WRONLY | os.O_NONBLOCK)\n"
     )
-    code = "import pytest; pytest.main(['--sandbox', '-p', 'no:cacheprovider', '-p', 'no:asyncio', 'test_it.py'])"
+    code = (
+        "import pytest; pytest.main(['--sandbox', '-p', 'no:cacheprovider', '-p', "
+        "'no:asyncio', 'test_it.py'])"
+    )
     said = in_mounts(FILES, code)
     for name in ("at-socket", "at-fifo"):
         path = tmp_path / name
-        assert f'The host\'s {path} is a mount that is not reached from inside. volumes=["{path}:{path}"] passes it in.' in said
+        assert (
+            f"The host's {path} is a mount that is not reached from inside. "
+            f'volumes=["{path}:{path}"] passes it in.' in said
+        )

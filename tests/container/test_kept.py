@@ -51,7 +51,9 @@ def test_what_a_killed_process_had_begun_is_removed(home):
     try:
         assert 4 == len(os.listdir(home))
         storage.remove_unfinished(str(home))
-        assert sorted([os.path.basename(unfinished), "notes.txt", "whole"]) == sorted(os.listdir(home))
+        assert sorted([os.path.basename(unfinished), "notes.txt", "whole"]) == sorted(
+            os.listdir(home)
+        )
     finally:
         os.close(lock)
 
@@ -114,7 +116,10 @@ def test_a_sparse_file_is_kept_as_one(home):
 def test_a_fifo_and_a_socket_do_not_stop_it():
     """What is no file is copied without being opened, or left out."""
     with Container() as container:
-        script = "import os, socket; os.mkfifo('/var/tmp/fifo'); socket.socket(socket.AF_UNIX).bind('/var/tmp/socket')"
+        script = (
+            "import os, socket; os.mkfifo('/var/tmp/fifo'); "
+            "socket.socket(socket.AF_UNIX).bind('/var/tmp/socket')"
+        )
         container.run([sys.executable, "-c", script], check=True)
         one = saved_layers.keep(container)
     with saved_layers.start(one.id) as again:

@@ -116,7 +116,12 @@ def test_a_command_in_a_paused_container_is_refused():
     """A run would hang until unpause: docker refuses too."""
     with Container() as c:
         c.pause()
-        for use in (lambda: c.run(["true"]), lambda: c.call(len, ""), lambda: c.exists("/"), c.kill):
+        for use in (
+            lambda: c.run(["true"]),
+            lambda: c.call(len, ""),
+            lambda: c.exists("/"),
+            c.kill,
+        ):
             with pytest.raises(ContainerStopped, match="unpause"):
                 use()
         c.unpause()
@@ -128,7 +133,10 @@ def test_a_command_in_a_paused_container_is_refused():
 def test_pause_stops_and_unpause_goes_on():
     """A paused process makes no step, and loses none."""
     code = "import sys\nfor line in sys.stdin: print(line.strip(), flush=True)"
-    with Container() as c, c.popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, text=True, bufsize=1) as p:
+    with (
+        Container() as c,
+        c.popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, text=True, bufsize=1) as p,
+    ):
         p.stdin.write("1\n")
         assert "1\n" == p.stdout.readline()
         c.pause()
@@ -162,7 +170,12 @@ def test_kill_reaches_all_but_init():
 
 def test_kill_with_another_signal():
     """kill(signal) sends that one."""
-    with Container() as c, c.popen(["sh", "-c", "trap 'exit 9' TERM; echo; while :; do sleep 0.01; done"], stdout=PIPE) as p:
+    with (
+        Container() as c,
+        c.popen(
+            ["sh", "-c", "trap 'exit 9' TERM; echo; while :; do sleep 0.01; done"], stdout=PIPE
+        ) as p,
+    ):
         p.stdout.readline()
         c.kill(signal.SIGTERM)
         assert 9 == p.wait(30)
@@ -172,7 +185,9 @@ def test_ids_are_unique_and_hostnames():
     """Each container has an id of its own, which is its host name unless one is given."""
     with Container() as a, Container() as b, Container(hostname="my.host") as named:
         assert 3 == len({a.id, b.id, named.id})
-        assert [f"{a.id}\n", f"{b.id}\n", "my.host\n"] == [out(c, "uname", "-n") for c in (a, b, named)]
+        assert [f"{a.id}\n", f"{b.id}\n", "my.host\n"] == [
+            out(c, "uname", "-n") for c in (a, b, named)
+        ]
         assert [a.id, "my.host"] == [a.hostname, named.hostname]
         assert "my.host" == named.call(socket.gethostname)
 
@@ -190,7 +205,9 @@ def test_a_container_that_has_not_been_started_says_so():
     """What needs a running container names what to do, and no id where there is none yet."""
     container = Container()
     with pytest.raises(
-        ContainerStopped, match=r"^the container has not been started\. Use it in a `with` statement, or call start\(\) first\.$"
+        ContainerStopped,
+        match=r"^the container has not been started\. Use it in a `with` statement, or call "
+        r"start\(\) first\.$",
     ):
         container.run(["true"])
     container.close()
@@ -208,9 +225,14 @@ def test_repr_says_which_and_how(box):
 
 @pytest.mark.parametrize("how", ["run", "call"])
 def test_namespaces_are_the_containers_own(box, how):
-    """No namespace is shared with the host, and none with another container; commands and calls are in the same ones."""
+    """No namespace is shared with the host, and none with another container; commands and calls are
+    in the same ones.
+    """
     with Container() as other:
-        code = "import os, json; print(json.dumps({k: os.readlink(f'/proc/self/ns/{k}') for k in ('cgroup','ipc','mnt','net','pid','user','uts')}))"
+        code = (
+            "import os, json; print(json.dumps({k: os.readlink(f'/proc/self/ns/{k}') for k in "
+            "('cgroup','ipc','mnt','net','pid','user','uts')}))"
+        )
         if how == "run":
             import json
 
@@ -238,7 +260,9 @@ def test_the_loopback_is_up_and_alone(box):
         return said, [
             name
             for _number, name in socket.if_nameindex()
-            if not name.startswith(("tunl", "sit", "ip6tnl", "gre", "erspan", "ip_vti", "ip6_vti", "ip6gre"))
+            if not name.startswith(
+                ("tunl", "sit", "ip6tnl", "gre", "erspan", "ip_vti", "ip6_vti", "ip6gre")
+            )
         ]
 
     assert ([b"hello", b"hello"], ["lo"]) == box.call(talk)
@@ -257,7 +281,9 @@ def test_low_ports_are_free_for_anybody(box):
 
 
 def test_a_hosts_server_is_out_of_reach(box):
-    """What listens on the host's loopback cannot be reached with network="none", and can with "host"."""
+    """What listens on the host's loopback cannot be reached with network="none", and can with
+    "host".
+    """
 
     def connect(port):
         try:
@@ -268,7 +294,10 @@ def test_a_hosts_server_is_out_of_reach(box):
 
     with socket.create_server(("127.0.0.1", 0)) as server, Container(network="host") as open_one:
         port = server.getsockname()[1]
-        assert ("ConnectionRefusedError", "connected") == (box.call(connect, port), open_one.call(connect, port))
+        assert ("ConnectionRefusedError", "connected") == (
+            box.call(connect, port),
+            open_one.call(connect, port),
+        )
 
 
 def test_the_clock_of_ids_does_not_leak(box):
@@ -282,8 +311,12 @@ def test_ipc_objects_stay_inside(box):
     made = out(box, "sh", "-c", "ipcmk -M 4096 >/dev/null && ipcs -m | grep -c 0x")
     assert "1\n" == made
     with Container() as other:
-        assert "0\n" == other.run(["sh", "-c", "ipcs -m | grep -c 0x"], stdout=PIPE, text=True).stdout
-        assert ["queue"] == box.call(lambda: (open("/dev/mqueue/queue", "w").close(), os.listdir("/dev/mqueue"))[1])
+        assert (
+            "0\n" == other.run(["sh", "-c", "ipcs -m | grep -c 0x"], stdout=PIPE, text=True).stdout
+        )
+        assert ["queue"] == box.call(
+            lambda: (open("/dev/mqueue/queue", "w").close(), os.listdir("/dev/mqueue"))[1]
+        )
         assert [] == other.listdir("/dev/mqueue")
 
 
@@ -307,9 +340,16 @@ def test_ulimits(how):
     """Ulimits hold for commands and calls, soft and hard."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 10
     with Container(ulimits={"nofile": (123, hard), "core": 0, "stack": -1, "locks": 99}) as c:
-        code = "import resource as r; print(r.getrlimit(r.RLIMIT_NOFILE), r.getrlimit(r.RLIMIT_CORE), r.getrlimit(r.RLIMIT_STACK))"
+        code = (
+            "import resource as r; print(r.getrlimit(r.RLIMIT_NOFILE), "
+            "r.getrlimit(r.RLIMIT_CORE), r.getrlimit(r.RLIMIT_STACK))"
+        )
         names = (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE, resource.RLIMIT_STACK)
-        said = out(c, sys.executable, "-c", code).strip() if how == "run" else " ".join(str(c.call(resource.getrlimit, n)) for n in names)
+        said = (
+            out(c, sys.executable, "-c", code).strip()
+            if how == "run"
+            else " ".join(str(c.call(resource.getrlimit, n)) for n in names)
+        )
     assert f"(123, {hard}) (0, 0) (-1, -1)" == said
 
 
@@ -317,10 +357,19 @@ def test_ulimits(how):
 def test_shm_size():
     """/dev/shm has the given size, and writes past it fail."""
     with Container(shm_size="1m") as c:
-        assert 1 << 20 == c.call(lambda: os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize)
-        assert 1 == c.run(["dd", "if=/dev/zero", "of=/dev/shm/x", "bs=1k", "count=1025"], stderr=PIPE).returncode
+        assert 1 << 20 == c.call(
+            lambda: os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize
+        )
+        assert (
+            1
+            == c.run(
+                ["dd", "if=/dev/zero", "of=/dev/shm/x", "bs=1k", "count=1025"], stderr=PIPE
+            ).returncode
+        )
     with Container() as c:
-        assert 64 << 20 == c.call(lambda: os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize)
+        assert 64 << 20 == c.call(
+            lambda: os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize
+        )
 
 
 def test_timeout_of_the_settings_ends_a_call():
@@ -336,7 +385,13 @@ def test_stats_are_of_the_container():
     with Container(memory="256m") as c:
         before = c.stats()
         with c.popen(
-            [sys.executable, "-c", "x = b'x' * (64 << 20); sum(range(3_000_000)); print(flush=True); input()"], stdin=PIPE, stdout=PIPE
+            [
+                sys.executable,
+                "-c",
+                "x = b'x' * (64 << 20); sum(range(3_000_000)); print(flush=True); input()",
+            ],
+            stdin=PIPE,
+            stdout=PIPE,
         ) as p:
             p.stdout.readline()
             during = c.stats()
@@ -362,8 +417,12 @@ def test_a_forgotten_container_is_closed():
 
 
 def test_a_ulimit_past_what_may_be_had_is_refused():
-    """A hard limit that the kernel does not grant is an UnsupportedError that names limit and remedy, not a weaker limit."""
-    with pytest.raises(UnsupportedError, match=r"nofile=1073741825 is over the hard limit .*\(ulimit -H\)"):
+    """A hard limit that the kernel does not grant is an UnsupportedError that names limit and
+    remedy, not a weaker limit.
+    """
+    with pytest.raises(
+        UnsupportedError, match=r"nofile=1073741825 is over the hard limit .*\(ulimit -H\)"
+    ):
         Container(ulimits={"nofile": (1 << 30) + 1}).start()
 
 
@@ -379,7 +438,9 @@ def test_many_containers_at_once_from_threads():
 
 
 def test_a_fork_of_the_client_has_a_launcher_of_its_own(box):
-    """After os.fork(), the child makes containers through its own launcher, and its end leaves the parent's alone."""
+    """After os.fork(), the child makes containers through its own launcher, and its end leaves the
+    parent's alone.
+    """
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
@@ -414,8 +475,13 @@ def test_inside_is_no_place_to_make_containers(box):
 
 @pytest.fixture
 def dying():
-    """The descriptor of a process that has lost its namespaces already, and has not ended: its first thread has, another lives."""
-    code = "import ctypes, threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\nctypes.CDLL(None).pthread_exit(None)"
+    """The descriptor of a process that has lost its namespaces already, and has not ended: its
+    first thread has, another lives.
+    """
+    code = (
+        "import ctypes, threading, time\nthreading.Thread(target=time.sleep, "
+        "args=(60,)).start()\nctypes.CDLL(None).pthread_exit(None)"
+    )
     with subprocess.Popen([sys.executable, "-c", code]) as process:
         while "Z" != pathlib.Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2][0]:
             os.sched_yield()
@@ -428,7 +494,9 @@ def dying():
 @pytest.mark.needs("root")
 @pytest.mark.parametrize("what", ["run", "call", "processes", "kill"])
 def test_an_init_that_is_ending_is_a_container_that_has_ended(what, dying, monkeypatch):
-    """In the moment between losing its namespaces and its end, too, what is tried says that the container has stopped."""
+    """In the moment between losing its namespaces and its end, too, what is tried says that the
+    container has stopped.
+    """
     arguments = {"run": [["true"]], "call": [len, ""]}.get(what, [])
     with Container() as container:
         monkeypatch.setattr(container, "pidfd", dying)
@@ -486,7 +554,9 @@ def test_a_wrong_setting_is_named(raw, said):
     ],
 )
 def test_what_only_the_host_or_the_root_knows_is_named_at_the_start(raw, said):
-    """A value whose truth lies in files is checked when the container starts, or with the first command."""
+    """A value whose truth lies in files is checked when the container starts, or with the first
+    command.
+    """
     with pytest.raises(SettingsError) as caught, Container(**raw) as c:
         c.run(["true"])
     assert said in str(caught.value)
@@ -503,9 +573,13 @@ def test_a_cpu_that_the_host_lacks_is_refused():
 
 @pytest.mark.needs("root")
 def test_a_host_name_takes_no_container_of_its_own():
-    """Containers that differ by name alone are made alike, so that the one that was made ahead serves; the name stays when one goes on after a commit."""
+    """Containers that differ by name alone are made alike, so that the one that was made ahead
+    serves; the name stays when one goes on after a commit.
+    """
     with Container(hostname="ann") as ann, Container(hostname="bob") as bob, Container() as nobody:
         assert ann.spec == bob.spec == nobody.spec
-        assert ["ann", "bob", nobody.id] == [one.call(socket.gethostname) for one in (ann, bob, nobody)]
+        assert ["ann", "bob", nobody.id] == [
+            one.call(socket.gethostname) for one in (ann, bob, nobody)
+        ]
         ann.commit()
         assert "ann\n" == ann.run(["hostname"], stdout=PIPE, text=True).stdout

@@ -1,4 +1,6 @@
-"""Limits and figures of a container whose mechanism is tried in tests/linux: that they reach its group."""
+"""Limits and figures of a container whose mechanism is tried in tests/linux: that they reach its
+group.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def test_a_volume_is_written_no_faster_than_its_disk_may_be():
     """Writing past the page cache takes the time that device_write_bps gives it."""
     with (
         tempfile.TemporaryDirectory(dir="/var/tmp") as directory,
-        Container(device_write_bps=[f"{disk_of('/var/tmp')}:128k"], volumes=[f"{directory}:/data"]) as container,
+        Container(
+            device_write_bps=[f"{disk_of('/var/tmp')}:128k"], volumes=[f"{directory}:/data"]
+        ) as container,
     ):
         write = ["dd", "if=/dev/zero", "of=/data/file", "bs=8k", "count=16", "oflag=direct"]
         started = time.monotonic()
@@ -59,7 +63,9 @@ def test_what_is_slowed_down_is_under_pressure():
 
 @pytest.mark.needs("limits")
 def test_pressure_is_told_where_the_kernel_counts_it():
-    """stats() has the pressure of version 2, and None elsewhere; what is read after every test leaves it out."""
+    """stats() has the pressure of version 2, and None elsewhere; what is read after every test
+    leaves it out.
+    """
     with Container() as container:
         container.run(["true"], check=True)
         told, read = container.stats(), container.figures()

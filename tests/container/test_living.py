@@ -38,19 +38,27 @@ def door() -> str:
 def elsewhere(code: str, *args: str) -> subprocess.CompletedProcess[str]:
     """Run code in another process, which has no container of its own."""
     begin = "import sys\nfrom pytest_sandbox.container import remote\n"
-    return subprocess.run([sys.executable, "-c", begin + code, *args], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", begin + code, *args], capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.needs("limits")
 def test_a_living_container_is_listed_with_what_it_is():
-    """Another process of the user sees id, label, settings and figures; one made ahead for later is not listed."""
+    """Another process of the user sees id, label, settings and figures; one made ahead for later is
+    not listed.
+    """
     container = Container(memory="64m", env={"A": "b"})
     container.label = "tests/test_x.py::test_y"
     with container:
         container.run(["true"])
         (one,) = mine()
         assert (container.id, container.label, container.pid) == (one.id, one.label, one.pid)
-        assert (64 << 20, {"A": "b"}, os.getcwd()) == (one.settings.memory, dict(one.settings.env), one.settings.workdir)
+        assert (64 << 20, {"A": "b"}, os.getcwd()) == (
+            one.settings.memory,
+            dict(one.settings.env),
+            one.settings.workdir,
+        )
         assert (64 << 20, 0) == (one.stats.memory_limit, one.stats.pids_current)
     assert [] == mine()
 
@@ -65,7 +73,10 @@ def test_another_process_runs_commands_inside():
     """A command that another process starts sees the container's files, host name and variables."""
     with Container(env={"A": "b"}) as container:
         container.write_text("/etc/only-here", "yes")
-        code = "with remote.enter(remote.find(sys.argv[1])) as c: print(c.run(['sh', '-c', 'cat /etc/only-here; hostname; echo $A'], text=True, capture_output=True).stdout)"
+        code = (
+            "with remote.enter(remote.find(sys.argv[1])) as c: print(c.run(['sh', '-c', 'cat "
+            "/etc/only-here; hostname; echo $A'], text=True, capture_output=True).stdout)"
+        )
         assert f"yes{container.hostname}\nb\n\n" == elsewhere(code, container.id).stdout
 
 
@@ -91,7 +102,10 @@ def test_a_visitor_that_leaves_leaves_the_container_running():
     with Container() as container:
         with remote.enter(of(container)) as entered:
             assert 0 == entered.run(["true"]).returncode
-        killed = elsewhere("import os; c = remote.enter(remote.find(sys.argv[1])); os.kill(os.getpid(), 9)", container.id)
+        killed = elsewhere(
+            "import os; c = remote.enter(remote.find(sys.argv[1])); os.kill(os.getpid(), 9)",
+            container.id,
+        )
         assert (-signal.SIGKILL, 0) == (killed.returncode, container.run(["true"]).returncode)
 
 
@@ -110,11 +124,18 @@ def test_a_visitors_command_ends_with_the_container():
 @pytest.mark.needs("limits")
 @pytest.mark.parametrize(
     "enters",
-    [lambda c: c.run(["true"]), lambda c: c.popen(["true"]), lambda c: c.read_text("/etc/hostname"), lambda c: c.kill()],
+    [
+        lambda c: c.run(["true"]),
+        lambda c: c.popen(["true"]),
+        lambda c: c.read_text("/etc/hostname"),
+        lambda c: c.kill(),
+    ],
     ids=["run", "popen", "file", "kill"],
 )
 def test_nobody_enters_a_paused_container(enters):
-    """Who would wait for the owner's unpause() is told at once, as docker does it; afterwards all goes on."""
+    """Who would wait for the owner's unpause() is told at once, as docker does it; afterwards all
+    goes on.
+    """
     with Container() as container, remote.enter(of(container)) as entered:
         container.pause()
         with pytest.raises(ContainerStopped, match=f"{container.id} is paused"):
@@ -165,7 +186,11 @@ class TestFind:
 
     def test_several_are_an_error_that_names_them(self):
         """What fits several finds none."""
-        with Container(), Container(), pytest.raises(SandboxError, match="is the beginning of 2 containers"):
+        with (
+            Container(),
+            Container(),
+            pytest.raises(SandboxError, match="is the beginning of 2 containers"),
+        ):
             remote.find(session.current().name, mine())
 
     @pytest.mark.parametrize("name", ["nobody", ""])
@@ -182,12 +207,18 @@ class TestDoor:
         """The directory of the door, and the one above it, are closed to all others."""
         with Container():
             directory = os.path.dirname(door())
-            assert [0o700, 0o700, 0o600] == [os.stat(path).st_mode & 0o777 for path in (os.path.dirname(directory), directory, door())]
+            assert [0o700, 0o700, 0o600] == [
+                os.stat(path).st_mode & 0o777
+                for path in (os.path.dirname(directory), directory, door())
+            ]
 
     @pytest.mark.needs("root")
     def test_another_user_is_known_by_the_kernel(self):
         """Even where the directory is open, a connection of another user is not ours."""
-        with tempfile.TemporaryDirectory() as directory, local_socket.listen(path := os.path.join(directory, "door")) as listening:
+        with (
+            tempfile.TemporaryDirectory() as directory,
+            local_socket.listen(path := os.path.join(directory, "door")) as listening,
+        ):
             os.chmod(directory, 0o755)
             os.chmod(path, 0o666)
 
@@ -205,33 +236,57 @@ class TestDoor:
 
     def test_this_user_is_let_in(self, tmp_path):
         """A connection of the same user, in the same PID namespace, is ours."""
-        with local_socket.listen(str(tmp_path / "door")) as listening, local_socket.connect(str(tmp_path / "door"), 10):
+        with (
+            local_socket.listen(str(tmp_path / "door")) as listening,
+            local_socket.connect(str(tmp_path / "door"), 10),
+        ):
             select.select([listening], [], [], 10)
             connection, _address = listening.accept()
             assert local_socket.is_ours(connection)
             connection.close()
 
     def test_a_container_that_sees_the_directory_is_not_let_in(self):
-        """Root inside a container to which the state directory was given as a volume gets no answer."""
+        """Root inside a container to which the state directory was given as a volume gets no
+        answer.
+        """
         with Container():
             inside = (
                 "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
-                "b = b'{\"op\": \"list\"}'; s.sendall(len(b).to_bytes(4, 'big') + bytes(4) + b); print(s.recv(100))"
+                "b = b'{\"op\": \"list\"}'; s.sendall(len(b).to_bytes(4, 'big') + bytes(4) + b); "
+                "print(s.recv(100))"
             )
             with Container(volumes=[f"{paths.state()}:/state"]) as hostile:
-                done = hostile.run([sys.executable, "-c", inside, f"/state/{session.current().name}/door"], capture_output=True, text=True)
-            assert True is ("b''" in done.stdout or "ConnectionResetError" in done.stderr or "BrokenPipeError" in done.stderr), done
+                done = hostile.run(
+                    [sys.executable, "-c", inside, f"/state/{session.current().name}/door"],
+                    capture_output=True,
+                    text=True,
+                )
+            assert True is (
+                "b''" in done.stdout
+                or "ConnectionResetError" in done.stderr
+                or "BrokenPipeError" in done.stderr
+            ), done
 
     def test_a_silent_visitor_keeps_nobody_waiting(self):
         """Somebody who connects and says nothing, or half a message, does not stop the launcher."""
-        with Container(), local_socket.connect(door(), 10), local_socket.connect(door(), 10) as half:
+        with (
+            Container(),
+            local_socket.connect(door(), 10),
+            local_socket.connect(door(), 10) as half,
+        ):
             half.sendall(b"\0\0\0\x10\0\0")
             with Container() as other:
                 assert 0 == other.run(["true"]).returncode
 
     @pytest.mark.parametrize(
         "message",
-        [b"", b"\0\0\0\x02\0\0\0\0{}", b"\0\0\0\x02\0\0\0\0[]", b"\0\0\0\x01\0\0\0\0x", b"\0\0\0\x0f\0\0\0\0" + b'{"op": "bogus"}'],
+        [
+            b"",
+            b"\0\0\0\x02\0\0\0\0{}",
+            b"\0\0\0\x02\0\0\0\0[]",
+            b"\0\0\0\x01\0\0\0\0x",
+            b"\0\0\0\x0f\0\0\0\0" + b'{"op": "bogus"}',
+        ],
     )
     def test_nonsense_harms_nobody(self, message):
         """A message that is none leaves the launcher and its containers as they were."""
@@ -244,7 +299,9 @@ class TestDoor:
             assert [container.id] == [one.id for one in mine()]
 
     def test_a_dead_sessions_door_is_passed_by_and_swept(self):
-        """After a SIGKILL to the launcher nothing is listed, and the sweep removes its directory."""
+        """After a SIGKILL to the launcher nothing is listed, and the sweep removes its
+        directory.
+        """
         with Container():
             launcher = session.current()
             launcher.process.kill()
@@ -255,6 +312,9 @@ class TestDoor:
 
     def test_an_ended_session_leaves_no_directory(self):
         """A session that ends removes its door."""
-        code = "from pytest_sandbox.client import session; from pytest_sandbox.container.container import Container; Container().start(); print(session.current().name)"
+        code = (
+            "from pytest_sandbox.client import session; from "
+            "pytest_sandbox.container.container import Container; Container().start(); print(session.current().name)"
+        )
         name = elsewhere(code).stdout.strip()
         assert (True, False) == (bool(name), os.path.exists(os.path.join(paths.state(), name)))

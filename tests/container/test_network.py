@@ -1,4 +1,6 @@
-"""Networks of containers: names, addresses, ports; who is on one, who is not, and what is left of it."""
+"""Networks of containers: names, addresses, ports; who is on one, who is not, and what is left of
+it.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,25 @@ import pytest
 from crash import remains
 from descriptors import open_descriptors
 
-from pytest_sandbox import Container, ContainerStopped, Network, SandboxError, SettingsError, SetupError, UnsupportedError, host
+from pytest_sandbox import (
+    Container,
+    ContainerStopped,
+    Network,
+    SandboxError,
+    SettingsError,
+    SetupError,
+    UnsupportedError,
+    host,
+)
 from pytest_sandbox.client import session
 from pytest_sandbox.container.hosts_file import Hosts
 from pytest_sandbox.linux import process, rtnetlink
 
 pytestmark = pytest.mark.needs("bridge")
 
-codecs.lookup("idna")  # of names: loaded while the standard library can be read, for functions in a root that has none
+codecs.lookup(
+    "idna"
+)  # of names: loaded while the standard library can be read, for functions in a root that has none
 
 SERVER = """
 import socket
@@ -55,7 +68,11 @@ def pair(net):
 @contextlib.contextmanager
 def serving(container, port, text):
     """A server in the container that says *text* to whoever connects."""
-    with container.popen([sys.executable, "-c", SERVER.format(port=port, text=text)], stdout=subprocess.PIPE, text=True) as process:
+    with container.popen(
+        [sys.executable, "-c", SERVER.format(port=port, text=text)],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert "up\n" == process.stdout.readline()
         try:
             yield
@@ -80,10 +97,16 @@ def looked_up(name):
 
 
 def devices():
-    """The devices of this network namespace, but for those that some kernels make by themselves, and the IPv6 addresses of all."""
+    """The devices of this network namespace, but for those that some kernels make by themselves,
+    and the IPv6 addresses of all.
+    """
     with open("/proc/net/if_inet6", encoding="ascii") as file:
         addresses = sorted(line.split()[5] for line in file)
-    return [name for _number, name in socket.if_nameindex() if name in {"lo", "eth0", "bridge"} or name.startswith("port")], addresses
+    return [
+        name
+        for _number, name in socket.if_nameindex()
+        if name in {"lo", "eth0", "bridge"} or name.startswith("port")
+    ], addresses
 
 
 # -- names, addresses, ports
@@ -91,13 +114,21 @@ def devices():
 
 @pytest.mark.vm
 def test_they_reach_each_other_by_their_host_names(pair):
-    """Each finds the other by host name and by id, and itself, at the addresses that the containers say."""
+    """Each finds the other by host name and by id, and itself, at the addresses that the containers
+    say.
+    """
     db, web = pair
     assert ("172.30.0.2", "172.30.0.3") == (db.ip_address, web.ip_address)
     for one in pair:
-        assert [db.ip_address, web.ip_address] * 2 == [one.call(looked_up, name) for name in ("db", "web", db.id, web.id)]
+        assert [db.ip_address, web.ip_address] * 2 == [
+            one.call(looked_up, name) for name in ("db", "web", db.id, web.id)
+        ]
     with serving(db, 5432, b"rows"), serving(web, 80, b"page"):
-        assert (b"rows", b"page", b"rows") == (web.call(heard, "db", 5432), db.call(heard, "web", 80), web.call(heard, db.id, 5432))
+        assert (b"rows", b"page", b"rows") == (
+            web.call(heard, "db", 5432),
+            db.call(heard, "web", 80),
+            web.call(heard, db.id, 5432),
+        )
 
 
 def test_programs_look_names_up(pair):
@@ -114,24 +145,35 @@ def test_a_container_without_a_host_name_is_found_by_its_id(net):
 
 
 def test_loopback_is_each_containers_own(pair):
-    """127.0.0.1 is up, localhost is its name, and what listens there is not heard by the neighbour."""
+    """127.0.0.1 is up, localhost is its name, and what listens there is not heard by the
+    neighbour.
+    """
     db, web = pair
     assert ["127.0.0.1"] * 2 == [one.call(looked_up, "localhost") for one in pair]
     with serving(db, 80, b"db"), serving(web, 80, b"web"):
-        assert (b"db", b"web") == (db.call(heard, "127.0.0.1", 80), web.call(heard, "127.0.0.1", 80))
+        assert (b"db", b"web") == (
+            db.call(heard, "127.0.0.1", 80),
+            web.call(heard, "127.0.0.1", 80),
+        )
 
 
 def test_the_same_port_serves_in_each(pair):
     """Two servers on one port do not meet."""
     db, web = pair
     with serving(db, 8000, b"from db"), serving(web, 8000, b"from web"):
-        assert (b"from db", b"from web") == (web.call(heard, "db", 8000), web.call(heard, "web", 8000))
+        assert (b"from db", b"from web") == (
+            web.call(heard, "db", 8000),
+            web.call(heard, "web", 8000),
+        )
 
 
 def test_datagrams_arrive(pair):
     """UDP goes from one to the other and back."""
     db, web = pair
-    echo = "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 53)); print(1, flush=True); s.sendto(*s.recvfrom(100))"
+    echo = (
+        "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 53)); print(1, "
+        "flush=True); s.sendto(*s.recvfrom(100))"
+    )
 
     def ask():
         with socket.socket(type=socket.SOCK_DGRAM) as one:
@@ -150,9 +192,15 @@ def test_it_is_a_network_of_ipv4(pair):
 
 
 def test_a_subnet_of_ones_own():
-    """Addresses come from the subnet, the first from its second, and rest a while after their container's end."""
+    """Addresses come from the subnet, the first from its second, and rest a while after their
+    container's end.
+    """
     with Network("mine", subnet="10.1.2.0/29") as net:
-        assert ("mine", "10.1.2.0/29", "<Network mine 10.1.2.0/29 running>") == (net.name, net.subnet, repr(net))
+        assert ("mine", "10.1.2.0/29", "<Network mine 10.1.2.0/29 running>") == (
+            net.name,
+            net.subnet,
+            repr(net),
+        )
         with Container(network=net) as one, Container(network=net) as other:
             assert ["10.1.2.2", "10.1.2.3"] == [one.ip_address, other.ip_address]
         with Container(network=net) as third:
@@ -188,7 +236,9 @@ def test_a_name_is_free_again_and_leads_to_who_has_it(net):
 
 
 def test_an_address_is_used_again_and_leads_to_who_has_it():
-    """Where the subnet is small, an address goes from one to the next, and the neighbours reach the next."""
+    """Where the subnet is small, an address goes from one to the next, and the neighbours reach the
+    next.
+    """
     with Network(subnet="10.0.0.0/29") as net, Container(network=net, hostname="client") as client:
         seen = []
         for turn in range(6):
@@ -199,10 +249,19 @@ def test_an_address_is_used_again_and_leads_to_who_has_it():
 
 
 def test_a_name_is_somebodys(pair, net):
-    """A second container of a host name is refused, by the name and who has it; the network goes on."""
-    with pytest.raises(SettingsError, match=r"hostname='db' is not valid; accepted: a name that nobody .* has; 172.30.0.2 has it"):
+    """A second container of a host name is refused, by the name and who has it; the network goes
+    on.
+    """
+    with pytest.raises(
+        SettingsError,
+        match=r"hostname='db' is not valid; accepted: a name that nobody .* has; 172.30.0.2 has it",
+    ):
         Container(network=net, hostname="db").start()
-    for name, address in (("DB", "172.30.0.2"), (pair[1].id, "172.30.0.3"), ("localhost", "127.0.0.1")):
+    for name, address in (
+        ("DB", "172.30.0.2"),
+        (pair[1].id, "172.30.0.3"),
+        ("localhost", "127.0.0.1"),
+    ):
         with pytest.raises(SettingsError, match=f"{address} has it"):
             Container(network=net, hostname=name).start()
     with Container(network=net, hostname="db2") as other:
@@ -210,18 +269,28 @@ def test_a_name_is_somebodys(pair, net):
 
 
 def test_twenty_at_once():
-    """Containers that start in many threads, and their network with them, have an address each, and find all others."""
+    """Containers that start in many threads, and their network with them, have an address each, and
+    find all others.
+    """
     net = Network()
     with ThreadPoolExecutor(20) as pool, contextlib.ExitStack() as opened:
-        made = list(pool.map(lambda number: Container(network=net, hostname=f"c{number}").start(), range(20)))
+        made = list(
+            pool.map(
+                lambda number: Container(network=net, hostname=f"c{number}").start(), range(20)
+            )
+        )
         for container in made:
             opened.callback(container.close)
         expected = {f"c{number}": container.ip_address for number, container in enumerate(made)}
         assert 20 == len(set(expected.values()))
         assert expected == net.addresses
-        assert list(expected.values()) == made[7].call(lambda: [looked_up(name) for name in expected])
+        assert list(expected.values()) == made[7].call(
+            lambda: [looked_up(name) for name in expected]
+        )
         with serving(made[0], 80, b"hello"):
-            assert [b"hello"] * 20 == list(pool.map(lambda container: container.call(heard, "c0", 80), made))
+            assert [b"hello"] * 20 == list(
+                pool.map(lambda container: container.call(heard, "c0", 80), made)
+            )
     assert {} == net.addresses
     net.close()
 
@@ -248,7 +317,9 @@ def test_it_goes_on_after_a_commit(pair):
         assert "x" == copy.read_text("/srv/x")
         with serving(db, 80, b"still here"), serving(copy, 80, b"me too"):
             assert "172.30.0.2" == db.ip_address
-            assert [b"still here", b"me too"] == [web.call(heard, name, 80) for name in ("db", "copy")]
+            assert [b"still here", b"me too"] == [
+                web.call(heard, name, 80) for name in ("db", "copy")
+            ]
 
 
 # -- apart
@@ -257,7 +328,11 @@ def test_it_goes_on_after_a_commit(pair):
 @pytest.mark.vm
 def test_networks_are_apart(pair):
     """The same addresses on another network are others, and no name or packet comes over."""
-    with Network() as other, Container(network=other, hostname="stranger") as stranger, serving(pair[0], 80, b"secret"):
+    with (
+        Network() as other,
+        Container(network=other, hostname="stranger") as stranger,
+        serving(pair[0], 80, b"secret"),
+    ):
         assert "172.30.0.2" == stranger.ip_address == pair[0].ip_address
         assert [None, None] == [stranger.call(looked_up, "db"), pair[0].call(looked_up, "stranger")]
         assert "Connection refused" == stranger.call(heard, "172.30.0.2", 80)
@@ -265,41 +340,71 @@ def test_networks_are_apart(pair):
 
 
 def test_there_is_no_way_out(pair):
-    """Neither the internet nor the host, by any of its addresses or its loopback, nor a gateway is reached, and no name is asked for outside."""
+    """Neither the internet nor the host, by any of its addresses or its loopback, nor a gateway is
+    reached, and no name is asked for outside.
+    """
     with socket.create_server(("0.0.0.0", 0)) as server:
         port = server.getsockname()[1]
-        hosts_own = {address[4][0] for address in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {
+        hosts_own = {
+            address[4][0]
+            for address in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)
+        } - {
             "127.0.0.1",
             "127.0.1.1",
         }
         for outside in ["192.0.2.1", *hosts_own]:
             assert "Network is unreachable" == pair[0].call(heard, outside, port)
-        assert ["Connection refused", "No route to host"] == [pair[0].call(heard, where, port) for where in ("127.0.0.1", "172.30.0.1")]
+        assert ["Connection refused", "No route to host"] == [
+            pair[0].call(heard, where, port) for where in ("127.0.0.1", "172.30.0.1")
+        ]
     assert None is pair[0].call(looked_up, "example.org")
 
 
 @pytest.mark.vm
 def test_nothing_of_it_is_in_the_hosts_network(pair):
     """The host has no device of it, and its route to the subnet, if it has one, leads elsewhere."""
-    assert [] == [name for _number, name in socket.if_nameindex() if name.startswith("port100") or name == "bridge"]
+    assert [] == [
+        name
+        for _number, name in socket.if_nameindex()
+        if name.startswith("port100") or name == "bridge"
+    ]
     with open("/proc/net/arp", encoding="ascii") as file:
         assert "02:42:ac:1e:00:0" not in file.read()
 
 
 def test_a_container_that_was_made_ahead_is_on_no_network(net):
-    """What the launcher has ready belongs to nobody, and is connected to what its taker asks for, and to nothing else."""
+    """What the launcher has ready belongs to nobody, and is connected to what its taker asks for,
+    and to nothing else.
+    """
     for _ in range(2):
-        with Container(network=net, hostname="a") as one, Container() as alone, Network() as other, Container(network=other) as third:
+        with (
+            Container(network=net, hostname="a") as one,
+            Container() as alone,
+            Network() as other,
+            Container(network=other) as third,
+        ):
             assert (["lo"], ["lo"]) == tuple(alone.call(devices))
             assert (["lo", "eth0"], ["lo"]) == tuple(third.call(devices))
-            assert [None, None, one.ip_address] == [container.call(looked_up, "a") for container in (alone, third, one)]
-            connected = {pid for pid in remains.containers_of(os.getpid()) if "eth0" in Path(f"/proc/{pid}/net/dev").read_text()}
+            assert [None, None, one.ip_address] == [
+                container.call(looked_up, "a") for container in (alone, third, one)
+            ]
+            connected = {
+                pid
+                for pid in remains.containers_of(os.getpid())
+                if "eth0" in Path(f"/proc/{pid}/net/dev").read_text()
+            }
             assert {one.pid, third.pid} == connected
 
 
 def test_power_over_the_network_is_not_given(pair):
-    """As in docker, a container cannot change its addresses or devices, unless it is given NET_ADMIN."""
-    change = ["ip", "link", "set", "eth0", "down"] if os.path.exists("/usr/sbin/ip") else [sys.executable, "-c", DOWN]
+    """As in docker, a container cannot change its addresses or devices, unless it is given
+    NET_ADMIN.
+    """
+    change = (
+        ["ip", "link", "set", "eth0", "down"]
+        if os.path.exists("/usr/sbin/ip")
+        else [sys.executable, "-c", DOWN]
+    )
     done = pair[0].run(change, capture_output=True, text=True)
     assert (True, True) == (done.returncode != 0, "Operation not permitted" in done.stderr)
 
@@ -313,7 +418,9 @@ fcntl.ioctl(socket.socket(), 0x8914, struct.pack("16sh14x", b"eth0", 0))
 @pytest.mark.needs("root")
 @pytest.mark.vm
 def test_nobody_changes_the_names_of_the_others(pair):
-    """Root inside may not write, cover or uncover the file of names, and the others' are what they were."""
+    """Root inside may not write, cover or uncover the file of names, and the others' are what they
+    were.
+    """
     before = pair[1].read_text("/etc/hosts")
     for attempt in (
         "echo 10.9.9.9 web >> /etc/hosts",
@@ -331,7 +438,9 @@ def test_nobody_changes_the_names_of_the_others(pair):
 
 @pytest.mark.vm
 def test_a_function_inside_holds_nothing_of_the_network(pair):
-    """A fork of this process in a container has neither the network's namespace nor a socket in it."""
+    """A fork of this process in a container has neither the network's namespace nor a socket in
+    it.
+    """
     bridge = pair[0].settings.network._bridge
     ours = {os.fstat(fd).st_ino for fd in (bridge._namespace, bridge._socket)}
 
@@ -347,7 +456,9 @@ def test_a_function_inside_holds_nothing_of_the_network(pair):
 
 
 def test_the_names_of_the_others_are_whole_while_one_changes(tmp_path):
-    """Whoever reads the file finds every line that is not being changed, and its place is used again."""
+    """Whoever reads the file finds every line that is not being changed, and its place is used
+    again.
+    """
     hosts = Hosts(str(tmp_path / "hosts"))
     hosts.add("10.0.0.2", "before", "1-1")
     hosts.add("10.0.0.3", "changing", "1-2")
@@ -373,9 +484,17 @@ def test_the_names_of_the_others_are_whole_while_one_changes(tmp_path):
 
 @pytest.mark.vm
 def test_other_settings_hold_too(net, busybox_root):
-    """On a root that is read-only, and in a directory as the root, the names are there, and are no change."""
+    """On a root that is read-only, and in a directory as the root, the names are there, and are no
+    change.
+    """
     with Container(network=net, hostname="db") as db:
-        for number, more in enumerate(({"read_only": True}, {"image": busybox_root}, {"image": busybox_root, "read_only": True})):
+        for number, more in enumerate(
+            (
+                {"read_only": True},
+                {"image": busybox_root},
+                {"image": busybox_root, "read_only": True},
+            )
+        ):
             with Container(network=net, hostname=f"c{number}", **more) as one:
                 assert f"{db.ip_address}\tdb {db.id}" in one.read_text("/etc/hosts")
                 assert one.ip_address == db.call(looked_up, f"c{number}")
@@ -385,10 +504,22 @@ def test_other_settings_hold_too(net, busybox_root):
 
 
 @pytest.mark.needs("root")
-@pytest.mark.parametrize("more", [{"privileged": True}, {"cap_add": ["NET_ADMIN"]}, {"user": "1234:1234"}, {"cap_drop": ["ALL"]}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"privileged": True},
+        {"cap_add": ["NET_ADMIN"]},
+        {"user": "1234:1234"},
+        {"cap_drop": ["ALL"]},
+    ],
+)
 def test_rights_do_not_matter(net, more):
     """Whoever a container's processes are and whatever they may, they are on the network."""
-    with Container(network=net, hostname="db") as db, Container(network=net, **more) as one, serving(db, 80, b"x"):
+    with (
+        Container(network=net, hostname="db") as db,
+        Container(network=net, **more) as one,
+        serving(db, 80, b"x"),
+    ):
         assert b"x" == one.call(heard, "db", 80)
 
 
@@ -396,8 +527,16 @@ def test_rights_do_not_matter(net, more):
 def test_a_file_of_names_of_ones_own(net, tmp_path):
     """A volume at /etc/hosts is what is seen there."""
     (tmp_path / "hosts").write_text("127.0.0.1 localhost\n172.30.0.2 myself\n")
-    with Container(network=net, hostname="db", volumes=[f"{tmp_path / 'hosts'}:/etc/hosts:ro"]) as one, Container(network=net) as other:
-        assert ["172.30.0.2", None] == [one.call(looked_up, "myself"), one.call(looked_up, other.id)]
+    with (
+        Container(
+            network=net, hostname="db", volumes=[f"{tmp_path / 'hosts'}:/etc/hosts:ro"]
+        ) as one,
+        Container(network=net) as other,
+    ):
+        assert ["172.30.0.2", None] == [
+            one.call(looked_up, "myself"),
+            one.call(looked_up, other.id),
+        ]
         assert one.ip_address == other.call(looked_up, "db")
 
 
@@ -434,7 +573,9 @@ def test_it_does_not_start_twice():
     for one in (net, unused):
         one.close()
         for start in (one.start, Container(network=one).start):
-            with pytest.raises(SandboxError, match=f"the network {one.name} is closed. Make a new one"):
+            with pytest.raises(
+                SandboxError, match=f"the network {one.name} is closed. Make a new one"
+            ):
                 start()
 
 
@@ -442,14 +583,19 @@ def test_it_does_not_close_under_its_containers(pair, net):
     """close() is refused while somebody is on it, by name, and all goes on."""
     with pytest.raises(SandboxError) as caught:
         net.close()
-    expected = f"the network {net.name} has active endpoints: db (172.30.0.2), web (172.30.0.3). Close these containers first."
+    expected = (
+        f"the network {net.name} has active endpoints: db (172.30.0.2), web (172.30.0.3). "
+        "Close these containers first."
+    )
     assert expected == str(caught.value)
     with serving(pair[0], 80, b"x"):
         assert b"x" == pair[1].call(heard, "db", 80)
 
 
 def test_what_went_wrong_in_the_block_is_told():
-    """An exception comes out of the block although a container is open still, and the network ends with it."""
+    """An exception comes out of the block although a container is open still, and the network ends
+    with it.
+    """
     with pytest.raises(ZeroDivisionError), Network() as net:  # noqa: PT012
         left = Container(network=net).start()
         1 / 0  # noqa: B018
@@ -491,7 +637,10 @@ def test_a_start_that_fails_leaves_the_network_as_it_was(net):
 )
 def test_a_wrong_subnet_is_refused(subnet):
     """By key, value and form, before anything is made."""
-    with pytest.raises(SettingsError, match=r'subnet=.* is not valid; accepted: an IPv4 network .* such as "172.30.0.0/24"'):
+    with pytest.raises(
+        SettingsError,
+        match=r'subnet=.* is not valid; accepted: an IPv4 network .* such as "172.30.0.0/24"',
+    ):
         Network(subnet=subnet)
 
 
@@ -509,21 +658,36 @@ def test_a_way_out_is_refused():
 
 
 def test_a_kernel_without_bridges_is_told(monkeypatch):
-    """What the kernel lacks is an UnsupportedError, at the first use, with what to do; anything else that it refuses names the step."""
+    """What the kernel lacks is an UnsupportedError, at the first use, with what to do; anything
+    else that it refuses names the step.
+    """
 
     def refuse(number):
-        monkeypatch.setattr(rtnetlink, "_ask", lambda *_requests: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
+        monkeypatch.setattr(
+            rtnetlink,
+            "_ask",
+            lambda *_requests: (_ for _ in ()).throw(OSError(number, os.strerror(number))),
+        )
 
-    lacking = replace(host.find("bridge"), found=False, why="Operation not supported", remedy="As root: modprobe -a bridge veth.")
+    lacking = replace(
+        host.find("bridge"),
+        found=False,
+        why="Operation not supported",
+        remedy="As root: modprobe -a bridge veth.",
+    )
     monkeypatch.setattr(host, "find", lambda _name: lacking)
     net = Network("mine")
     refuse(errno.EOPNOTSUPP)
     with pytest.raises(
-        UnsupportedError, match=r"a Network is not supported here. Operation not supported. As root: modprobe -a bridge veth"
+        UnsupportedError,
+        match=r"a Network is not supported here. Operation not supported. As root: modprobe -a "
+        r"bridge veth",
     ):
         Container(network=net).start()
     refuse(errno.ENOMEM)
-    with pytest.raises(SetupError, match="could not be made: make a network: Cannot allocate memory"):
+    with pytest.raises(
+        SetupError, match="could not be made: make a network: Cannot allocate memory"
+    ):
         net.start()
     monkeypatch.undo()
     with Container(network=net) as one:
@@ -536,7 +700,11 @@ def test_all_addresses_are_taken():
     with Network("small", subnet="10.0.0.0/30") as net:
         with (
             Container(network=net),
-            pytest.raises(SetupError, match=r"connect to the network small: all 1 addresses of 10.0.0.0/30 are taken. Close a container"),
+            pytest.raises(
+                SetupError,
+                match=r"connect to the network small: all 1 addresses of 10.0.0.0/30 are taken. "
+                r"Close a container",
+            ),
         ):
             Container(network=net).start()
         with Container(network=net) as again:
@@ -544,7 +712,9 @@ def test_all_addresses_are_taken():
 
 
 def test_a_network_stays_in_its_process(net):
-    """It is not pickled, and a fork that uses it is told to make its own; the parent's is not hurt."""
+    """It is not pickled, and a fork that uses it is told to make its own; the parent's is not
+    hurt.
+    """
     with pytest.raises(TypeError, match=f"the network {net.name} cannot be pickled"):
         pickle.dumps(net)
 
@@ -561,7 +731,9 @@ def test_a_network_stays_in_its_process(net):
 
 
 def test_a_fork_starts_a_network_of_its_own():
-    """One that was not used before the fork, as a worker process has it from a module, starts in each."""
+    """One that was not used before the fork, as a worker process has it from a module, starts in
+    each.
+    """
     net = Network()
 
     def use_it():
@@ -637,7 +809,10 @@ def holders(inode):
     found = []
     for pid in remains.everybody():
         with contextlib.suppress(OSError):
-            links = [f"/proc/{pid}/ns/net", *(f"/proc/{pid}/fd/{name}" for name in os.listdir(f"/proc/{pid}/fd"))]
+            links = [
+                f"/proc/{pid}/ns/net",
+                *(f"/proc/{pid}/fd/{name}" for name in os.listdir(f"/proc/{pid}/fd")),
+            ]
             for link in links:
                 with contextlib.suppress(OSError):
                     found += [pid] if os.readlink(link) == f"net:[{inode}]" else []
@@ -645,10 +820,19 @@ def holders(inode):
 
 
 @pytest.mark.parametrize(
-    "end", ["pass", "sys.exit()", "os._exit(0)", "os.kill(os.getpid(), 9)", "os.kill(a._launcher.process.pid, 9); time.sleep(60)"]
+    "end",
+    [
+        "pass",
+        "sys.exit()",
+        "os._exit(0)",
+        "os.kill(os.getpid(), 9)",
+        "os.kill(a._launcher.process.pid, 9); time.sleep(60)",
+    ],
 )
 def test_whoever_dies_nothing_is_left(end):
-    """The network's namespace is held by its process alone, and ends with it; its file goes with the session."""
+    """The network's namespace is held by its process alone, and ends with it; its file goes with
+    the session.
+    """
     code = [sys.executable, "-c", VICTIM.format(end=end)]
     with subprocess.Popen(code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as victim:
         inode, path = victim.stdout.readline().split()
@@ -672,7 +856,9 @@ def test_a_launcher_that_dies_takes_its_networks():
         with pytest.raises(ContainerStopped):
             net.plug(one.endpoint, one.pidfd)
         one.launcher.process.wait()
-        with pytest.raises(SandboxError, match=r"the network old is gone with its launcher. Make a new one"):
+        with pytest.raises(
+            SandboxError, match=r"the network old is gone with its launcher. Make a new one"
+        ):
             Container(network=net).start()
     net.close()
     with Network() as new, Container(network=new) as one:

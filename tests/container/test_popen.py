@@ -1,4 +1,6 @@
-"""``Container.popen`` behaves as ``subprocess.Popen``: pipes, signals, waiting, from many threads at once."""
+"""``Container.popen`` behaves as ``subprocess.Popen``: pipes, signals, waiting, from many threads
+at once.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,10 @@ def test_a_living_process_polls_none_and_a_dead_one_its_status(popen):
 @pytest.mark.parametrize("args", [[], ()])
 def test_no_program_is_a_value_error(box, args):
     """An empty list of arguments is refused with the accepted form."""
-    with pytest.raises(SettingsError, match=re.escape(f"args={args!r} is not valid; accepted: a program and its arguments")):
+    with pytest.raises(
+        SettingsError,
+        match=re.escape(f"args={args!r} is not valid; accepted: a program and its arguments"),
+    ):
         box.popen(args)
 
 
@@ -72,7 +77,9 @@ def test_communicate_goes_on_after_its_time(popen):
         assert ("early\n", None) == p.communicate()
 
 
-@pytest.mark.parametrize(("method", "number"), [("terminate", signal.SIGTERM), ("kill", signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("method", "number"), [("terminate", signal.SIGTERM), ("kill", signal.SIGKILL)]
+)
 def test_terminate_and_kill(popen, method, number):
     """Both send their signal, and the return code is its negative number."""
     with popen(["sleep", "60"]) as p:
@@ -82,7 +89,11 @@ def test_terminate_and_kill(popen, method, number):
 
 def test_a_signal_is_received(popen):
     """send_signal reaches a handler inside."""
-    with popen([SH, "-c", "trap 'echo caught; exit 5' USR1; echo ready; while :; do sleep 0.01; done"], stdout=PIPE, text=True) as p:
+    with popen(
+        [SH, "-c", "trap 'echo caught; exit 5' USR1; echo ready; while :; do sleep 0.01; done"],
+        stdout=PIPE,
+        text=True,
+    ) as p:
         assert "ready\n" == p.stdout.readline()
         p.send_signal(signal.SIGUSR1)
         assert ("caught\n", 5) == (p.communicate(timeout=30)[0], p.returncode)
@@ -90,7 +101,9 @@ def test_a_signal_is_received(popen):
 
 def test_a_stopped_process_is_alive(popen):
     """SIGSTOP is no end: poll() is None, and SIGCONT lets it go on."""
-    with popen([SH, "-c", "echo ready; read line; exit 3"], stdin=PIPE, stdout=PIPE, text=True) as p:
+    with popen(
+        [SH, "-c", "echo ready; read line; exit 3"], stdin=PIPE, stdout=PIPE, text=True
+    ) as p:
         assert "ready\n" == p.stdout.readline()
         p.send_signal(signal.SIGSTOP)
         with pytest.raises(subprocess.TimeoutExpired):
@@ -120,7 +133,13 @@ def test_leaving_the_block_closes_the_pipes_and_waits(popen):
 
 def test_lines_come_as_they_are_written(popen):
     """A dialogue over both pipes works: nothing waits for the end."""
-    with popen([SH, "-c", 'while read line; do echo "got $line"; done'], stdin=PIPE, stdout=PIPE, text=True, bufsize=1) as p:
+    with popen(
+        [SH, "-c", 'while read line; do echo "got $line"; done'],
+        stdin=PIPE,
+        stdout=PIPE,
+        text=True,
+        bufsize=1,
+    ) as p:
         for word in ("one", "two", "three"):
             p.stdin.write(f"{word}\n")
             assert f"got {word}\n" == p.stdout.readline()
@@ -130,7 +149,9 @@ def test_lines_come_as_they_are_written(popen):
 
 def test_a_grandchild_holds_the_pipe(popen):
     """wait() ends with the command; the pipe ends with the last that holds it."""
-    with popen([SH, "-c", "(read line; echo late) <&3 & echo soon"], stdin=PIPE, stdout=PIPE, text=True) as p:
+    with popen(
+        [SH, "-c", "(read line; echo late) <&3 & echo soon"], stdin=PIPE, stdout=PIPE, text=True
+    ) as p:
         assert ("soon\n", 0) == (p.stdout.readline(), p.wait(30))
         p.stdin.close()
 
@@ -165,7 +186,9 @@ def test_the_pid_is_one_outside(box):
 def test_every_process_leads_a_session_without_a_terminal(box):
     """The caller's terminal is out of reach: TIOCSTI and /dev/tty need a controlling one."""
     done = box.run(
-        [SH, "-c", "read -r pid c s p g sid tty rest < /proc/self/stat; echo $tty; : < /dev/tty"], capture_output=True, text=True
+        [SH, "-c", "read -r pid c s p g sid tty rest < /proc/self/stat; echo $tty; : < /dev/tty"],
+        capture_output=True,
+        text=True,
     )
     assert ("0\n", True) == (done.stdout, "/dev/tty" in done.stderr)
 
@@ -183,7 +206,10 @@ def test_a_gigabyte_through_a_pipe(box):
 
 def test_a_slow_reader_holds_the_writer_back(box):
     """A pipe is a pipe: who writes more than it holds waits until it is read."""
-    code = "import os\nos.set_blocking(1, False)\nn = 0\ntry:\n while True: n += os.write(1, b'x' * 4096)\nexcept BlockingIOError: os.write(2, str(n).encode())"
+    code = (
+        "import os\nos.set_blocking(1, False)\nn = 0\ntry:\n while True: n += os.write(1, b'x' "
+        "* 4096)\nexcept BlockingIOError: os.write(2, str(n).encode())"
+    )
     with box.popen([sys.executable, "-c", code], stdout=PIPE, stderr=PIPE) as p:
         assert 0 < int(p.stderr.read()) <= 1 << 20
 
@@ -191,7 +217,12 @@ def test_a_slow_reader_holds_the_writer_back(box):
 def test_fifty_at_once_from_threads(box):
     """Any number of threads can run commands in one container, each with its own answer."""
     with concurrent.futures.ThreadPoolExecutor(50) as pool:
-        done = list(pool.map(lambda n: box.run([SH, "-c", f"echo {n}; exit {n}"], stdout=PIPE, text=True), range(50)))
+        done = list(
+            pool.map(
+                lambda n: box.run([SH, "-c", f"echo {n}; exit {n}"], stdout=PIPE, text=True),
+                range(50),
+            )
+        )
     assert [(n, f"{n}\n") for n in range(50)] == [(one.returncode, one.stdout) for one in done]
 
 
@@ -199,7 +230,9 @@ def test_fifty_at_once_from_asyncio(box):
     """asyncio.to_thread serves coroutines."""
 
     async def all_of_them():
-        return await asyncio.gather(*(asyncio.to_thread(box.run, ["sh", "-c", f"exit {n}"]) for n in range(50)))
+        return await asyncio.gather(
+            *(asyncio.to_thread(box.run, ["sh", "-c", f"exit {n}"]) for n in range(50))
+        )
 
     assert list(range(50)) == [done.returncode for done in asyncio.run(all_of_them())]
 
@@ -263,7 +296,9 @@ def test_no_descriptors_are_left(box):
 
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 def test_a_popen_that_nobody_waits_for(box):
-    """Dropping a Popen of a living process leaves no descriptor behind once the process has ended."""
+    """Dropping a Popen of a living process leaves no descriptor behind once the process has
+    ended.
+    """
     with box.popen(["cat"], stdin=PIPE) as other:
         before = open_descriptors()
         p = box.popen(["cat"], stdin=PIPE)
@@ -276,8 +311,13 @@ def test_a_popen_that_nobody_waits_for(box):
 
 
 def test_a_writer_that_never_stops_is_not_waited_for(box, tmp_path):
-    """wait() ends with the command, although a process that it left behind goes on writing to the same file."""
-    with open(tmp_path / "out", "wb") as out, box.popen([SH, "-c", "echo first; yes & echo $!"], stdout=out) as p:
+    """wait() ends with the command, although a process that it left behind goes on writing to the
+    same file.
+    """
+    with (
+        open(tmp_path / "out", "wb") as out,
+        box.popen([SH, "-c", "echo first; yes & echo $!"], stdout=out) as p,
+    ):
         assert 0 == p.wait(30)
         assert (tmp_path / "out").read_bytes().startswith(b"first\n")
         box.kill()

@@ -1,4 +1,6 @@
-"""Requests to the launcher: what belongs to which answer, whatever interrupts, and whose error is whose."""
+"""Requests to the launcher: what belongs to which answer, whatever interrupts, and whose error is
+whose.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,14 @@ def interrupt():
 
 
 def python(code, **keywords):
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=100, **keywords)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        **keywords,
+    )
     return done.stdout, done.stderr
 
 
@@ -55,7 +64,9 @@ def await_true(condition, seconds=20):
 
 @pytest.mark.needs("limits")
 def test_an_answer_belongs_to_its_request(interrupt):
-    """After an interrupt between request and answer, the next container has its own limits, and the first one's is closed."""
+    """After an interrupt between request and answer, the next container has its own limits, and the
+    first one's is closed.
+    """
     with Container() as first:
         launcher = first.launcher.process.pid
         os.kill(launcher, signal.SIGSTOP)  # a busy machine: the launcher comes late
@@ -71,7 +82,12 @@ def test_an_answer_belongs_to_its_request(interrupt):
             assert 512 << 20 == second.stats().memory_limit
             assert 512 << 20 == second.group.stats().memory_limit
             mine = {first.id, second.id}
-            await_true(lambda: mine == {one.id for one in remote.living() if one.session == first.launcher.name})
+            await_true(
+                lambda: (
+                    mine
+                    == {one.id for one in remote.living() if one.session == first.launcher.name}
+                )
+            )
 
 
 def test_an_interrupt_while_the_launcher_starts(interrupt):
@@ -99,23 +115,40 @@ with Container() as c:
 
 
 def test_exceptions_at_random_moments(tmp_path):
-    """Sixty interrupts of start, close, commit and diff cause no wrong limit, no hang and no leak."""
+    """Sixty interrupts of start, close, commit and diff cause no wrong limit, no hang and no
+    leak.
+    """
     assert ["done"] == interrupted(60, "start", "close", "commit", "diff")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_exceptions_at_many_random_moments():
-    """The same 600 times, with commands and calls; PYTEST_SANDBOX_INTERRUPTS=3000 for the whole of it."""
+    """The same 600 times, with commands and calls; PYTEST_SANDBOX_INTERRUPTS=3000 for the whole of
+    it.
+    """
     rounds = int(os.environ.get("PYTEST_SANDBOX_INTERRUPTS", "600"))
     assert ["done"] == interrupted(rounds, "start", "run", "call", "commit", "close", "diff")
 
 
 def interrupted(rounds, *operations):
     directory = os.path.dirname(remains.__file__)
-    command = [sys.executable, os.path.join(directory, "interrupts.py"), str(rounds), "1", *operations]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(directory), os.path.dirname(os.path.dirname(directory))])}
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60 + rounds, env=environment)
+    command = [
+        sys.executable,
+        os.path.join(directory, "interrupts.py"),
+        str(rounds),
+        "1",
+        *operations,
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            [os.path.dirname(directory), os.path.dirname(os.path.dirname(directory))]
+        ),
+    }
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=60 + rounds, env=environment
+    )
     return (done.stdout + done.stderr).splitlines()
 
 
@@ -186,12 +219,19 @@ def test_a_request_about_a_container_that_has_ended(op):
     """It is said to have ended, and other containers go on."""
     with Container() as other:
         with pytest.raises(ContainerStopped, match="the container no-such-id has ended"):
-            other.launcher.request({"op": op, "id": "no-such-id", "key": "x", "spec": other.spec.to_json()})
+            other.launcher.request(
+                {"op": op, "id": "no-such-id", "key": "x", "spec": other.spec.to_json()}
+            )
         assert 0 == other.run(["true"]).returncode
 
 
 @pytest.mark.parametrize(
-    "message", [{"op": "nonsense"}, {"op": "create"}, {"op": "create", "spec": {"lower": 3}, "number": 0, "about": None}]
+    "message",
+    [
+        {"op": "nonsense"},
+        {"op": "create"},
+        {"op": "create", "spec": {"lower": 3}, "number": 0, "about": None},
+    ],
 )
 def test_a_request_that_fails_in_the_launcher(message):
     """An error of any kind is the answer to its request, and the launcher goes on."""
@@ -212,11 +252,15 @@ def test_a_paused_container_whose_init_is_killed():
         container.close()
     assert "stopped" == container.status
     directories = session.current().session.directories
-    await_true(lambda: not any(os.path.exists(f"{directory}/{container.id}") for directory in directories))
+    await_true(
+        lambda: not any(os.path.exists(f"{directory}/{container.id}") for directory in directories)
+    )
 
 
 def test_the_launcher_has_one_thread_and_the_layer_holder_ends_with_the_client():
-    """The first commit comes while a layer on disk is removed; SIGKILL of the client ends all processes."""
+    """The first commit comes while a layer on disk is removed; SIGKILL of the client ends all
+    processes.
+    """
     code = """
 import os, signal
 from pytest_sandbox import Container
@@ -248,7 +292,9 @@ signal.signal(signal.SIGCHLD, reap)
 
 @pytest.mark.parametrize("how", CHILDREN)
 def test_a_caller_whose_children_are_reaped_otherwise(how):
-    """SIGCHLD ignored, or a handler that reaps every child, is no hindrance: the launcher has its own disposition."""
+    """SIGCHLD ignored, or a handler that reaps every child, is no hindrance: the launcher has its
+    own disposition.
+    """
     code = f"""
 import os, signal
 {CHILDREN[how]}
@@ -266,7 +312,9 @@ print(os.getpid())
 
 def test_timeouts_of_any_length():
     """What is longer than poll(2) takes is no error."""
-    assert (None, 0, 1, 1500, (1 << 31) - 1) == tuple(map(process.milliseconds, (None, -5, 0.0001, 1.5, 3e9)))
+    assert (None, 0, 1, 1500, (1 << 31) - 1) == tuple(
+        map(process.milliseconds, (None, -5, 0.0001, 1.5, 3e9))
+    )
     pidfd = os.pidfd_open(os.getpid())
     reader, writer = os.pipe()
     os.write(writer, b"x")
@@ -294,7 +342,9 @@ class TestControlSocket:
             slow.sendall(struct.pack("!II", 60, 0))
             for _ in range(3):
                 slow.sendall(b" ")
-                assert 1 == len([one for one in remote.living() if one.session == session.current().name])
+                assert 1 == len(
+                    [one for one in remote.living() if one.session == session.current().name]
+                )
             with Container() as other:
                 assert [] == other.diff()
 
@@ -346,7 +396,14 @@ class TestControlSocket:
                 return False
 
 
-@pytest.mark.parametrize("frame", [struct.pack("!II", 1 << 31, 0), struct.pack("!II", 4, 254), struct.pack("!II", 4, 0) + b"[[[["])
+@pytest.mark.parametrize(
+    "frame",
+    [
+        struct.pack("!II", 1 << 31, 0),
+        struct.pack("!II", 4, 254),
+        struct.pack("!II", 4, 0) + b"[[[[",
+    ],
+)
 def test_a_message_of_a_size_that_none_has(frame):
     """It is refused by its header, before memory is taken for it."""
     ours, theirs = socket.socketpair()

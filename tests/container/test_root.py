@@ -23,14 +23,18 @@ def out(container, *args, **keywords):
 
 
 def sh(container, script):
-    return container.run(["/bin/sh", "-c", script], stdout=PIPE, stderr=subprocess.STDOUT, text=True)
+    return container.run(
+        ["/bin/sh", "-c", script], stdout=PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 @pytest.mark.vm
 @pytest.mark.parametrize("directory", ["/etc", "/usr/share", "/var", "/tmp", "/", "/root"])
 @pytest.mark.needs("root")
 def test_writes_stay_inside(directory):
-    """A file made anywhere, /tmp included, is seen inside and neither by the host nor by the next container."""
+    """A file made anywhere, /tmp included, is seen inside and neither by the host nor by the next
+    container.
+    """
     name = os.path.join(directory, f"written-inside-{os.getpid()}")
     with Container() as c:
         c.run(["touch", name], check=True)
@@ -41,7 +45,9 @@ def test_writes_stay_inside(directory):
 
 @pytest.mark.needs("root")
 def test_the_hosts_files_are_seen_and_can_be_destroyed_in_effigy(tmp_path):
-    """Contents, modes and owners are the host's; deleting and changing them leaves the host's as they were."""
+    """Contents, modes and owners are the host's; deleting and changing them leaves the host's as
+    they were.
+    """
     file = tmp_path / "file"
     file.write_text("the host's")
     os.chown(file, 12, 34)
@@ -60,30 +66,60 @@ def test_the_hosts_files_are_seen_and_can_be_destroyed_in_effigy(tmp_path):
 @pytest.mark.needs("root")
 @pytest.mark.slow
 def test_the_host_can_be_wiped_out_inside(tmp_path):
-    """Rm -rf of everything, once the container is proved to be one, ends the container's world only."""
+    """Rm -rf of everything, once the container is proved to be one, ends the container's world
+    only.
+    """
     with Container() as c:
         assert c.hostname == out(c, "uname", "-n").strip() != os.uname().nodename
-        assert "overlay" == out(c, "stat", "-f", "-c", "%T", "/").strip().replace("overlayfs", "overlay")
-        c.run(["rm", "-rf", "--one-file-system", "/usr", "/etc", "/home", "/var", "/opt", tmp_path], stderr=subprocess.DEVNULL)
+        assert "overlay" == out(c, "stat", "-f", "-c", "%T", "/").strip().replace(
+            "overlayfs", "overlay"
+        )
+        c.run(
+            ["rm", "-rf", "--one-file-system", "/usr", "/etc", "/home", "/var", "/opt", tmp_path],
+            stderr=subprocess.DEVNULL,
+        )
         with pytest.raises(OSError, match="No such file"):
             c.run(["/usr/bin/id"])
-    assert [True] * 4 == [os.path.exists(path) for path in ("/usr/bin/id", "/etc/passwd", "/var", tmp_path)]
+    assert [True] * 4 == [
+        os.path.exists(path) for path in ("/usr/bin/id", "/etc/passwd", "/var", tmp_path)
+    ]
 
 
 @pytest.mark.vm
 def test_the_root_looks_like_the_hosts(box):
     """The top directories are the host's, with their modes; /tmp keeps its sticky bit."""
     assert sorted(os.listdir("/")) == box.listdir("/")
-    look = lambda: {name: oct(os.lstat(f"/{name}").st_mode) for name in os.listdir("/") if name not in {"proc", "sys"}}  # noqa: E731
-    assert look() == box.call(look)
+
+    def modes():
+        shown = set(os.listdir("/")) - {"proc", "sys"}
+        return {name: oct(os.lstat(f"/{name}").st_mode) for name in shown}
+
+    assert modes() == box.call(modes)
 
 
 @pytest.mark.vm
 def test_dev_is_small_and_its_own(box):
     """The usual nodes and directories, nothing of the host's hardware."""
-    names = ["fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero"]
+    names = [
+        "fd",
+        "full",
+        "mqueue",
+        "null",
+        "ptmx",
+        "pts",
+        "random",
+        "shm",
+        "stderr",
+        "stdin",
+        "stdout",
+        "tty",
+        "urandom",
+        "zero",
+    ]
     assert names == box.listdir("/dev")
-    assert ["3", "16"] == sh(box, "head -c 3 /dev/zero | wc -c; head -c 16 /dev/urandom | wc -c; echo lost > /dev/null").stdout.split()
+    assert ["3", "16"] == sh(
+        box, "head -c 3 /dev/zero | wc -c; head -c 16 /dev/urandom | wc -c; echo lost > /dev/null"
+    ).stdout.split()
     assert "No space left" in sh(box, "dd if=/dev/zero of=/dev/full bs=1 count=1").stdout
     assert ["ptmx"] == box.listdir("/dev/pts")
     assert [] == box.listdir("/dev/shm")
@@ -96,7 +132,12 @@ def test_terminals_are_the_containers_own(box):
 
 def test_dev_is_writable_like_dockers(box):
     """A test may make files and links in /dev, and they go with the container."""
-    assert "" == sh(box, "ln -s /tmp /dev/link && mkdir /dev/directory && rm -r /dev/directory /dev/link").stdout
+    assert (
+        ""
+        == sh(
+            box, "ln -s /tmp /dev/link && mkdir /dev/directory && rm -r /dev/directory /dev/link"
+        ).stdout
+    )
 
 
 def test_proc_is_of_the_containers_pid_namespace(box):
@@ -106,13 +147,16 @@ def test_proc_is_of_the_containers_pid_namespace(box):
 
 
 def test_no_path_of_the_staging_is_left(box):
-    """The mount table begins with the root, and has each point once: neither the old root nor the stage lies below."""
+    """The mount table begins with the root, and has each point once: neither the old root nor the
+    stage lies below.
+    """
     points = box.call(lambda: [line.split()[4] for line in open("/proc/self/mountinfo")])  # noqa: SIM115
     assert ("/", len(points)) == (points[0], len(set(points)))
 
 
 READ_ONLY_ATTACKS = (
-    "touch /x; touch /usr/x; touch /tmp/x; mkdir /var/x; echo > /etc/passwd; chmod 777 /etc; ln -s a /root/l; rm -f /etc/hostname"
+    "touch /x; touch /usr/x; touch /tmp/x; mkdir /var/x; echo > /etc/passwd; "
+    "chmod 777 /etc; ln -s a /root/l; rm -f /etc/hostname"
 )
 
 
@@ -161,7 +205,9 @@ def test_a_read_only_volume(tmp_path):
 def test_a_file_as_volume(tmp_path):
     """A single file can be a volume, at a place that exists or not."""
     (tmp_path / "file").write_text("one\n")
-    with Container(volumes=[f"{tmp_path}/file:/etc/hostname", f"{tmp_path}/file:/new/place:ro"]) as c:
+    with Container(
+        volumes=[f"{tmp_path}/file:/etc/hostname", f"{tmp_path}/file:/new/place:ro"]
+    ) as c:
         sh(c, "echo two >> /etc/hostname")
         assert "one\ntwo\n" == c.read_text("/new/place")
     assert "one\ntwo\n" == (tmp_path / "file").read_text()
@@ -176,7 +222,10 @@ def test_nested_volumes(tmp_path):
         with Container(volumes=order) as c:
             c.write_text("/data/inner/x", "")
             c.write_text("/data/y", "")
-        assert (["x"], ["inner", "y"]) == (os.listdir(tmp_path / "other"), sorted(os.listdir(tmp_path / "outer")))
+        assert (["x"], ["inner", "y"]) == (
+            os.listdir(tmp_path / "other"),
+            sorted(os.listdir(tmp_path / "outer")),
+        )
 
 
 def test_a_volume_over_a_hosts_path(tmp_path):
@@ -203,7 +252,9 @@ def test_a_volumes_target_with_links_is_resolved_inside(tmp_path, busybox_root):
     (root / "somewhere").mkdir()
     (root / "escape").symlink_to("/../../../../etc")
     (tmp_path / "volume").mkdir()
-    with Container(image=root, volumes=[f"{tmp_path}/volume:/data", f"{tmp_path}/volume:/escape"]) as c:
+    with Container(
+        image=root, volumes=[f"{tmp_path}/volume:/data", f"{tmp_path}/volume:/escape"]
+    ) as c:
         c.write_text("/somewhere/x", "")
         assert ["x"] == c.listdir("/etc") == os.listdir(tmp_path / "volume")
     assert not os.path.exists("/etc/x")
@@ -223,7 +274,9 @@ def test_devices_and_setuid_of_a_volume_give_nothing(tmp_path):
 
 @pytest.mark.vm
 def test_a_directory_as_the_root(busybox_root):
-    """image=PATH: its files are the root, its own /proc, /sys and /dev are added, and it stays as it is."""
+    """image=PATH: its files are the root, its own /proc, /sys and /dev are added, and it stays as
+    it is.
+    """
     before = sorted(os.listdir(busybox_root))
     with Container(image=busybox_root) as c:
         assert sorted([*before, "dev", "proc", "sys"]) == c.listdir("/")
@@ -242,9 +295,13 @@ def test_a_directory_as_the_root(busybox_root):
 
 
 def test_users_are_looked_up_in_the_containers_files(busybox_root):
-    """A name means what the container's /etc/passwd and /etc/group say, with home and groups; a number needs neither."""
+    """A name means what the container's /etc/passwd and /etc/group say, with home and groups; a
+    number needs neither.
+    """
     with Container(image=busybox_root, user="ann") as c:
-        assert "1234 2345 2345 777 /home/ann\n" == out(c, "sh", "-c", "echo $(id -u) $(id -g) $(id -G) $HOME")
+        assert "1234 2345 2345 777 /home/ann\n" == out(
+            c, "sh", "-c", "echo $(id -u) $(id -g) $(id -G) $HOME"
+        )
         assert "1234 777\n" == out(c, "sh", "-c", "echo $(id -u) $(id -g)", user="ann:staff")
         assert "99 0\n" == out(c, "sh", "-c", "echo $(id -u) $(id -g)", user="99")
         assert "99 98\n" == out(c, "sh", "-c", "echo $(id -u) $(id -g)", user="99:98")
@@ -263,11 +320,14 @@ def test_an_images_commands_do_not_inherit_the_callers_environment(busybox_root,
 def test_a_call_on_another_root(busybox_root):
     """A function runs with that root, too."""
     with Container(image=busybox_root) as c:
-        assert (busybox_root / "etc/passwd").read_text() == c.call(lambda: open("/etc/passwd").read())  # noqa: SIM115
+        found = c.call(Path("/etc/passwd").read_text)
+        assert (busybox_root / "etc/passwd").read_text() == found
 
 
 def test_a_root_whose_proc_is_no_directory_is_refused(tmp_path):
-    """A root that would have the library mount through a link of its own is refused, with the step and the place."""
+    """A root that would have the library mount through a link of its own is refused, with the step
+    and the place.
+    """
     root = make_busybox_root(tmp_path / "root")
     (root / "proc").symlink_to("/etc")
     with pytest.raises(SetupError, match=r"mount root.*/proc"):
@@ -275,7 +335,9 @@ def test_a_root_whose_proc_is_no_directory_is_refused(tmp_path):
 
 
 def test_a_paths_odd_characters(tmp_path):
-    """A root, a volume and a working directory may have blanks, commas, colons, backslashes and no ASCII in their names."""
+    """A root, a volume and a working directory may have blanks, commas, colons, backslashes and no
+    ASCII in their names.
+    """
     root = make_busybox_root(tmp_path / "a b,c:d\\e ü" / "root")
     source = tmp_path / "x y,z ü"
     source.mkdir()
@@ -309,8 +371,19 @@ open(f"{base}/over/top", "w").write("host")
 
 
 def in_own_mounts(tmp_path, code):
-    """Run code in a process with a mount namespace in which more file systems are mounted below tmp_path; returns its JSON."""
-    command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", MOUNTS + code, str(tmp_path)]
+    """Run code in a process with a mount namespace in which more file systems are mounted below
+    tmp_path; returns its JSON.
+    """
+    command = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        sys.executable,
+        "-c",
+        MOUNTS + code,
+        str(tmp_path),
+    ]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert "" == done.stderr
     return json.loads(done.stdout)
@@ -319,7 +392,9 @@ def in_own_mounts(tmp_path, code):
 @pytest.mark.needs("unshare")
 @pytest.mark.needs("root")
 def test_file_systems_below_the_root_are_copy_on_write_too(tmp_path):
-    """Mounted file systems and files, nested ones too, are seen, can be written and stay as they were; read-only ones stay read-only."""
+    """Mounted file systems and files, nested ones too, are seen, can be written and stay as they
+    were; read-only ones stay read-only.
+    """
     found = in_own_mounts(
         tmp_path,
         """
@@ -338,12 +413,32 @@ print(json.dumps([seen, refused, flags, mode, diff, host, sorted(os.listdir(f"{b
 """,
     )
     seen, refused, flags, mode, diff, host, listed = found
-    assert {"data/a": "host", "data/inner/b": "host", "ro/seen": "seen", "target": "host\n", "over/top": "host"} == seen == host
+    assert (
+        {
+            "data/a": "host",
+            "data/inner/b": "host",
+            "ro/seen": "seen",
+            "target": "host\n",
+            "over/top": "host",
+        }
+        == seen
+        == host
+    )
     assert [30] == refused
     assert {"nosuid", "noexec", "nodev"} <= set(flags.split(","))
     assert ("711", ["a", "inner"]) == (mode, listed)
     base = str(tmp_path)
-    wanted = ["A data/inner/new", "A data/new", "C data", "C data/a", "C data/inner", "C data/inner/b", "C over", "C over/top", "C target"]
+    wanted = [
+        "A data/inner/new",
+        "A data/new",
+        "C data",
+        "C data/a",
+        "C data/inner",
+        "C data/inner/b",
+        "C over",
+        "C over/top",
+        "C target",
+    ]
     assert wanted == sorted(line.replace(f"{base}/", "") for line in diff if line != f"C {base}")
 
 
@@ -368,7 +463,9 @@ print(json.dumps(refused))
 @pytest.mark.needs("unshare")
 @pytest.mark.needs("root")
 def test_a_mount_made_later_is_seen_by_the_next_container(tmp_path):
-    """What the host mounts between two containers is in the second one, although one was made ahead."""
+    """What the host mounts between two containers is in the second one, although one was made
+    ahead.
+    """
     found = in_own_mounts(
         tmp_path,
         """
@@ -425,11 +522,20 @@ def test_a_unix_socket_of_the_host_needs_a_volume(tmp_path):
 
 @pytest.mark.needs("root")
 def test_hard_links_renames_and_times(tmp_path):
-    """Usual file operations on lower files work: rename of a directory, hard link, times, truncation, mmap-free copies."""
+    """Usual file operations on lower files work: rename of a directory, hard link, times,
+    truncation, mmap-free copies.
+    """
     (tmp_path / "d/e").mkdir(parents=True)
     (tmp_path / "d/e/f").write_text("x")
     with Container(workdir=str(tmp_path)) as c:
-        assert "" == sh(c, "mv d d2 && ln d2/e/f g && touch -d @1 g && mv d2/e/f /usr/moved && cp -a /usr/moved h && : > h").stdout
+        assert (
+            ""
+            == sh(
+                c,
+                "mv d d2 && ln d2/e/f g && touch -d @1 g && mv d2/e/f /usr/moved && cp -a "
+                "/usr/moved h && : > h",
+            ).stdout
+        )
         assert "1 1\n" == out(c, "sh", "-c", "echo $(stat -c %Y g) $(stat -c %h h)")
     assert (tmp_path / "d/e/f").read_text() == "x"
     assert Path("/usr/moved").exists() is False
@@ -437,7 +543,9 @@ def test_hard_links_renames_and_times(tmp_path):
 
 @pytest.mark.needs("unshare")
 def test_mounts_that_come_and_go_hinder_nobody(tmp_path):
-    """While file systems are mounted and removed all the time, as by other container tools, each container is made."""
+    """While file systems are mounted and removed all the time, as by other container tools, each
+    container is made.
+    """
     found = in_own_mounts(
         tmp_path,
         """

@@ -1,4 +1,6 @@
-"""``Container.run`` against ``subprocess.run``: the same arguments give the same result, or the same exception."""
+"""``Container.run`` against ``subprocess.run``: the same arguments give the same result, or the
+same exception.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,26 @@ def told(outcome):
     if isinstance(outcome, OSError):
         return (kind, outcome.errno, outcome.strerror, outcome.filename)
     if isinstance(outcome, subprocess.CalledProcessError):
-        return (kind, outcome.cmd, outcome.returncode, outcome.output, outcome.stdout, outcome.stderr, str(outcome))
-    if isinstance(outcome, subprocess.TimeoutExpired):  # subprocess.run counts what is left of the time where it captures nothing
-        return (kind, outcome.cmd, round(outcome.timeout, 1), outcome.output, outcome.stdout, outcome.stderr)
+        return (
+            kind,
+            outcome.cmd,
+            outcome.returncode,
+            outcome.output,
+            outcome.stdout,
+            outcome.stderr,
+            str(outcome),
+        )
+    if isinstance(
+        outcome, subprocess.TimeoutExpired
+    ):  # subprocess.run counts what is left of the time where it captures nothing
+        return (
+            kind,
+            outcome.cmd,
+            round(outcome.timeout, 1),
+            outcome.output,
+            outcome.stdout,
+            outcome.stderr,
+        )
     return (kind, str(outcome))
 
 
@@ -52,12 +71,21 @@ SAME = {
     "check of a signal": ([SH, "-c", "kill -TERM $$"], {"check": True}),
     "capture": (BOTH, {"capture_output": True}),
     "capture text": (BOTH, {"capture_output": True, "text": True}),
-    "universal_newlines": ([SH, "-c", r"printf 'a\r\nb\rc\n'"], {"capture_output": True, "universal_newlines": True}),
+    "universal_newlines": (
+        [SH, "-c", r"printf 'a\r\nb\rc\n'"],
+        {"capture_output": True, "universal_newlines": True},
+    ),
     "text and universal_newlines disagree": (BOTH, {"text": True, "universal_newlines": False}),
     "encoding": ([SH, "-c", r"printf '\344'"], {"stdout": PIPE, "encoding": "latin-1"}),
     "a wrong byte": ([SH, "-c", r"printf '\377'"], {"stdout": PIPE, "encoding": "utf-8"}),
-    "errors": ([SH, "-c", r"printf '\377'"], {"stdout": PIPE, "encoding": "utf-8", "errors": "replace"}),
-    "errors alone mean text": ([SH, "-c", r"printf '\377'"], {"stdout": PIPE, "errors": "backslashreplace"}),
+    "errors": (
+        [SH, "-c", r"printf '\377'"],
+        {"stdout": PIPE, "encoding": "utf-8", "errors": "replace"},
+    ),
+    "errors alone mean text": (
+        [SH, "-c", r"printf '\377'"],
+        {"stdout": PIPE, "errors": "backslashreplace"},
+    ),
     "unknown encoding": (BOTH, {"stdout": PIPE, "encoding": "none-such"}),
     "stderr to stdout": (BOTH, {"stdout": PIPE, "stderr": STDOUT}),
     "stderr alone": (BOTH, {"stdout": DEVNULL, "stderr": PIPE}),
@@ -66,7 +94,10 @@ SAME = {
     "input": (["cat"], {"input": b"some\0bytes", "stdout": PIPE}),
     "empty input": (["cat"], {"input": b"", "stdout": PIPE}),
     "input text": (["cat"], {"input": "süß\n", "stdout": PIPE, "text": True}),
-    "input text encoded": (["od", "-An", "-tx1"], {"input": "ü", "stdout": PIPE, "encoding": "utf-16-le"}),
+    "input text encoded": (
+        ["od", "-An", "-tx1"],
+        {"input": "ü", "stdout": PIPE, "encoding": "utf-16-le"},
+    ),
     "input of another type": (["cat"], {"input": "text", "stdout": PIPE}),
     "input nobody reads": (["true"], {"input": b"x" * 200_000}),
     "input bytearray": (["cat"], {"input": bytearray(b"abc"), "stdout": PIPE}),
@@ -116,7 +147,10 @@ SAME = {
     "shell, missing command": ("no-such-command-here 2>/dev/null", {"shell": True}),
     "executable": (["zero", "-c", "echo $0"], {"executable": SH, "stdout": PIPE}),
     "executable missing": (["echo"], {"executable": "/no/such"}),
-    "executable of a shell": ("echo $0", {"shell": True, "executable": "/bin/bash", "stdout": PIPE}),
+    "executable of a shell": (
+        "echo $0",
+        {"shell": True, "executable": "/bin/bash", "stdout": PIPE},
+    ),
     "umask": ([SH, "-c", "umask"], {"umask": 0o027, "stdout": PIPE}),
     "user by number": (["id", "-u"], {"user": 1234, "stdout": PIPE}),
     "user by name": (["id", "-un"], {"user": "daemon", "stdout": PIPE}),
@@ -130,8 +164,14 @@ SAME = {
     "cwd relative": (["ls"], {"cwd": "usr/share/..", "stdout": PIPE}),
     "command relative to cwd": (["./true"], {"cwd": "/bin"}),
     "a script without an interpreter": (["/no-interpreter"], {}),
-    "restore_signals": ([SH, "-c", "grep SigIgn /proc/self/status"], {"restore_signals": False, "stdout": PIPE}),
-    "signals restored": ([SH, "-c", "grep SigIgn /proc/self/status"], {"restore_signals": True, "stdout": PIPE}),
+    "restore_signals": (
+        [SH, "-c", "grep SigIgn /proc/self/status"],
+        {"restore_signals": False, "stdout": PIPE},
+    ),
+    "signals restored": (
+        [SH, "-c", "grep SigIgn /proc/self/status"],
+        {"restore_signals": True, "stdout": PIPE},
+    ),
     "close_fds": (["true"], {"close_fds": True}),
     "bufsize": (["echo", "a"], {"bufsize": 0, "stdout": PIPE}),
     "bufsize 1": (["echo", "a"], {"bufsize": 1, "stdout": PIPE, "text": True}),
@@ -140,7 +180,10 @@ SAME = {
     "pipesize of another type": (["true"], {"pipesize": "many"}),
     "timeout not reached": (["echo", "a"], {"timeout": 30, "stdout": PIPE}),
     "timeout": ([SH, "-c", "echo early; exec sleep 60"], {"timeout": 0.3, "stdout": PIPE}),
-    "timeout, text": ([SH, "-c", "echo early; exec sleep 60"], {"timeout": 0.3, "capture_output": True, "text": True}),
+    "timeout, text": (
+        [SH, "-c", "echo early; exec sleep 60"],
+        {"timeout": 0.3, "capture_output": True, "text": True},
+    ),
     "timeout, nothing captured": (["sleep", "60"], {"timeout": 0.1}),
     "timeout of zero": (["sleep", "60"], {"timeout": 0}),
     "negative timeout": (["sleep", "60"], {"timeout": -1}),
@@ -167,8 +210,11 @@ SAME = {
 
 @pytest.mark.parametrize(("args", "keywords"), SAME.values(), ids=SAME.keys())
 def test_run_is_what_subprocess_is(box, args, keywords, monkeypatch):
-    """The same call gives an equal CompletedProcess, or an exception of the same type, attributes and text."""
-    # From Python 3.13 on it may take posix_spawn(3), which lets other signals be ignored and knows a command by its text only.
+    """The same call gives an equal CompletedProcess, or an exception of the same type, attributes
+    and text.
+    """
+    # From Python 3.13 on it may take posix_spawn(3), which lets other signals be ignored and knows
+    # a command by its text only.
     monkeypatch.setattr(subprocess, "_USE_POSIX_SPAWN", False)
     assert attempt(subprocess.run, args, **keywords) == attempt(box.run, args, **keywords)
 
@@ -203,7 +249,9 @@ def test_the_settings_timeout_is_the_default_of_a_run():
 
 
 def test_open_files_are_written_where_their_owner_stands(box, tmp_path):
-    """A regular file as stdout gets the output at its position, and an append one at its end, complete when run returns."""
+    """A regular file as stdout gets the output at its position, and an append one at its end,
+    complete when run returns.
+    """
     with open(tmp_path / "out", "wb+") as out:
         out.write(b"before\n")
         out.flush()
@@ -225,7 +273,12 @@ def test_open_files_are_read(box, tmp_path):
 def test_stdout_and_stderr_may_be_one_file(box, tmp_path):
     """stderr=STDOUT follows stdout into a file, in the order of writing."""
     with open(tmp_path / "out", "wb") as out:
-        box.run([SH, "-c", "for i in 1 2 3; do echo o$i; echo e$i >&2; done"], stdout=out, stderr=STDOUT, check=True)
+        box.run(
+            [SH, "-c", "for i in 1 2 3; do echo o$i; echo e$i >&2; done"],
+            stdout=out,
+            stderr=STDOUT,
+            check=True,
+        )
     assert b"o1\ne1\no2\ne2\no3\ne3\n" == (tmp_path / "out").read_bytes()
 
 
@@ -254,7 +307,9 @@ def test_output_not_captured_goes_where_the_caller_s_goes(tmp_path):
         "c.run(['sh', '-c', 'echo out; echo err >&2; cat'], check=True); "
         "os.close(0); os.close(1); c.run(['sh', '-c', 'echo lost; cat'], check=True); c.close()"
     )
-    done = subprocess.run([sys.executable, "-c", code], input=b"in\n", capture_output=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=b"in\n", capture_output=True, check=True, timeout=60
+    )
     assert (b"out\nin\n", b"err\n") == (done.stdout, done.stderr)
 
 
@@ -283,7 +338,9 @@ def test_env_of_the_settings_is_added_and_an_argument_replaces_it():
     ],
 )
 def test_what_cannot_be_is_refused_by_name(box, keywords, said):
-    """An argument that has no meaning in a container, or names who is not there, is a SettingsError that says which."""
+    """An argument that has no meaning in a container, or names who is not there, is a SettingsError
+    that says which.
+    """
     with pytest.raises(SettingsError) as caught:
         box.run(["true"], **keywords)
     assert said in str(caught.value)
@@ -291,12 +348,18 @@ def test_what_cannot_be_is_refused_by_name(box, keywords, said):
 
 @pytest.mark.needs("memory")
 def test_check_tells_a_kill_for_memory():
-    """``check=True`` raises OutOfMemory, a CalledProcessError with the limit, and the container serves on."""
+    """``check=True`` raises OutOfMemory, a CalledProcessError with the limit, and the container
+    serves on.
+    """
     eat = [sys.executable, "-c", "x = bytearray(400 << 20)"]
     with Container(memory="64m") as c:
         with pytest.raises(OutOfMemory) as caught:
             c.run(eat, check=True)
-        assert (-signal.SIGKILL, eat, 64 << 20) == (caught.value.returncode, caught.value.cmd, caught.value.memory_limit)
+        assert (-signal.SIGKILL, eat, 64 << 20) == (
+            caught.value.returncode,
+            caught.value.cmd,
+            caught.value.memory_limit,
+        )
         assert -signal.SIGKILL == c.run(eat).returncode
         assert 0 == c.run(["true"], check=True).returncode
 
@@ -309,19 +372,29 @@ def test_another_kill_is_no_kill_for_memory(box):
 
 
 def test_user_of_the_settings_and_home():
-    """``user`` is looked up inside, with its groups; HOME is its home where the environment has none."""
+    """``user`` is looked up inside, with its groups; HOME is its home where the environment has
+    none.
+    """
     with Container(user="daemon") as c:
         assert b"daemon\n" == c.run(["id", "-un"], stdout=PIPE, check=True).stdout
         assert b"root\n" == c.run(["id", "-un"], user="root", stdout=PIPE, check=True).stdout
-        assert b"daemon bin\n" == c.run([SH, "-c", "echo $(id -un) $(id -gn)"], user="daemon:bin", stdout=PIPE, check=True).stdout
+        assert (
+            b"daemon bin\n"
+            == c.run(
+                [SH, "-c", "echo $(id -un) $(id -gn)"], user="daemon:bin", stdout=PIPE, check=True
+            ).stdout
+        )
 
 
 def test_a_process_without_standard_streams_can_make_containers(tmp_path):
-    """The library's descriptors stay clear of 0, 1 and 2, also where a daemon has closed them before the first container."""
+    """The library's descriptors stay clear of 0, 1 and 2, also where a daemon has closed them
+    before the first container.
+    """
     code = (
         "import os, sys; os.closerange(0, 3); from pytest_sandbox import Container\n"
         "with Container() as c:\n"
-        "    out = c.run(['sh', '-c', 'cat; echo out; ls /proc/self/fd | wc -l'], capture_output=True, check=True).stdout\n"
+        "    out = c.run(['sh', '-c', 'cat; echo out; ls /proc/self/fd | wc -l'], "
+        "capture_output=True, check=True).stdout\n"
         "    value = c.call(len, 'four')\n"
         "open(sys.argv[1], 'w').write(f'{out} {value}')\n"
     )

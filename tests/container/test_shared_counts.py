@@ -1,4 +1,6 @@
-"""What the kernel counts for the whole machine, or by UID: a container cannot use up the share of others."""
+"""What the kernel counts for the whole machine, or by UID: a container cannot use up the share of
+others.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def test_a_containers_terminals_are_limited():
     """With none left in one container, another one and the host still get one."""
     with Container() as c, Container() as other, exhausted(c, TERMINAL) as count:
         code = "import os; print(len(os.openpty()))"
-        found = other.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
+        found = other.run(
+            [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True
+        )
         for fd in os.openpty():
             os.close(fd)
     assert (256, "2\n") == (count, found.stdout)
@@ -76,7 +80,9 @@ except OSError as error:
     print(errno.errorcode[error.errno], number > 500)
 """
     with Container(disk="8m", shm_size="8m") as c:
-        found = c.run([sys.executable, "-S", "-c", code, where], capture_output=True, text=True, check=True)
+        found = c.run(
+            [sys.executable, "-S", "-c", code, where], capture_output=True, text=True, check=True
+        )
     assert "ENOSPC True\n" == found.stdout
 
 
@@ -95,5 +101,10 @@ except OSError as error:
     print(errno.errorcode[error.errno], number << 16 < 8 << 20)
 """
     with Container(disk="8m", shm_size="8m") as c:
-        found = c.run([sys.executable, "-S", "-c", code, where], capture_output=True, text=True, check=True)
-    assert found.stdout in ("ENOSPC True\n", "EOPNOTSUPP True\n")  # before Linux 6.6 a tmpfs has none
+        found = c.run(
+            [sys.executable, "-S", "-c", code, where], capture_output=True, text=True, check=True
+        )
+    assert found.stdout in (
+        "ENOSPC True\n",
+        "EOPNOTSUPP True\n",
+    )  # before Linux 6.6 a tmpfs has none

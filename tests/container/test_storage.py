@@ -46,18 +46,26 @@ def gone(directory):
 
 
 def fill(container, path, megabytes):
-    done = container.run(["dd", "if=/dev/zero", f"of={path}", "bs=1M", f"count={megabytes}"], stderr=PIPE, text=True)
+    done = container.run(
+        ["dd", "if=/dev/zero", f"of={path}", "bs=1M", f"count={megabytes}"], stderr=PIPE, text=True
+    )
     return done.returncode, "No space left" in done.stderr
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_writes_are_seen_inside_and_nowhere_else(kind, tmp_path):
-    """Both kinds of layer hold what is written, show it in diff, and leave the host's files alone."""
+    """Both kinds of layer hold what is written, show it in diff, and leave the host's files
+    alone.
+    """
     with Container(**kind) as c:
         c.write_text("/etc/new", "inside")
         c.run(["rm", "/etc/hostname"], check=True)
         assert ("inside", False) == (c.read_text("/etc/new"), os.path.exists("/etc/new"))
-        assert [Change("/etc", "modified"), Change("/etc/hostname", "deleted"), Change("/etc/new", "added")] == c.diff()
+        assert [
+            Change("/etc", "modified"),
+            Change("/etc/hostname", "deleted"),
+            Change("/etc/new", "added"),
+        ] == c.diff()
     assert os.path.exists("/etc/hostname")
 
 
@@ -67,13 +75,19 @@ def test_a_layer_on_disk_is_a_directory_of_the_cache(home):
         assert (0, False) == fill(c, "/var/big", 300)
         assert 300 << 20 == c.call(lambda: os.stat("/var/big").st_size)
         files = list(home.glob(f"writable/*/{c.id}/**/big"))
-        assert ([300 << 20], 0o700) == ([one.stat().st_size for one in files], files[0].parents[3].stat().st_mode & 0o777)
+        assert ([300 << 20], 0o700) == (
+            [one.stat().st_size for one in files],
+            files[0].parents[3].stat().st_mode & 0o777,
+        )
 
 
 def test_a_layer_on_disk_is_discarded_with_its_container(home):
     """close() does not wait for it, and it is gone soon after, while the session lives on."""
     with Container(storage="disk") as c:
-        c.run(["sh", "-c", "mkdir /var/many && cd /var/many && seq 2000 | xargs touch && chmod 0 ."], check=True)
+        c.run(
+            ["sh", "-c", "mkdir /var/many && cd /var/many && seq 2000 | xargs touch && chmod 0 ."],
+            check=True,
+        )
         session, identity = c.id.rpartition("-")[0], c.id
         assert identity in layers(home, c)
     assert gone(home / "writable" / session / identity)
@@ -96,7 +110,9 @@ def test_a_deep_layer_on_disk_is_discarded(home):
 
 
 def test_a_cleanup_removes_a_deep_layer(tmp_path):
-    """What a killed session left is removed, however deep; what cannot be removed is an error, and the rest is."""
+    """What a killed session left is removed, however deep; what cannot be removed is an error, and
+    the rest is.
+    """
     from pytest_sandbox.runtime import storage as room
 
     lock = tmp_path / "s.lock"
@@ -111,14 +127,19 @@ def test_a_cleanup_removes_a_deep_layer(tmp_path):
 
 def test_nothing_on_disk_outlives_the_process(home):
     """At the end of the process no directory of its session is left, open containers or not."""
-    code = "from pytest_sandbox import Container; c = Container(storage='disk').start(); c.write_text('/x', ''); print(c.id)"
+    code = (
+        "from pytest_sandbox import Container; c = Container(storage='disk').start(); "
+        "c.write_text('/x', ''); print(c.id)"
+    )
     command = ["python", "-c", code]
     identity = subprocess.run(command, check=True, stdout=PIPE, text=True).stdout.strip()
     assert [] == list(home.glob(f"writable/{identity.rpartition('-')[0]}"))
 
 
 def test_a_sweep_removes_the_layers_of_a_killed_session(home):
-    """After SIGKILL of client and launcher, the next sweep removes the directory, although it is of another home than its own."""
+    """After SIGKILL of client and launcher, the next sweep removes the directory, although it is of
+    another home than its own.
+    """
     code = (
         "import os, signal; from pytest_sandbox import Container\n"
         "c = Container(storage='disk').start(); c.write_text('/x', ''); print(c.id, flush=True)\n"
@@ -147,7 +168,9 @@ def test_a_sweep_removes_nothing_that_is_not_named_for_its_session(tmp_path):
 
 @pytest.mark.vm
 def test_disk_limits_memory_layers():
-    """disk= ends writes with ENOSPC, over all of the root and what lies below, and the container serves on."""
+    """disk= ends writes with ENOSPC, over all of the root and what lies below, and the container
+    serves on.
+    """
     with Container(disk="8m") as c:
         assert (0, False) == fill(c, "/tmp/a", 4)
         assert (1, True) == fill(c, "/usr/b", 8)
@@ -199,7 +222,9 @@ def test_many_limited_layers_at_once():
 
 @needs_loop
 def test_a_limit_that_cannot_be_held_is_refused(home, monkeypatch):
-    """Without mkfs.ext4, disk= with storage="disk" is an UnsupportedError with what helps, and nothing is left."""
+    """Without mkfs.ext4, disk= with storage="disk" is an UnsupportedError with what helps, and
+    nothing is left.
+    """
     from pytest_sandbox.runtime import storage as room
 
     monkeypatch.setattr(room, "_SEARCH", "/nowhere")
@@ -211,7 +236,9 @@ def test_a_limit_that_cannot_be_held_is_refused(home, monkeypatch):
 
 
 def test_a_full_host_fails_with_the_step(tmp_path, monkeypatch):
-    """A cache directory where nothing can be made is said with its path, and the next container of another kind starts."""
+    """A cache directory where nothing can be made is said with its path, and the next container of
+    another kind starts.
+    """
     (tmp_path / "file").touch()
     monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path / "file"))
     from pytest_sandbox import SetupError

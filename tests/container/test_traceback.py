@@ -1,4 +1,6 @@
-"""What a failed test shows of this library: nothing, since the test asked and the command failed."""
+"""What a failed test shows of this library: nothing, since the test asked and the command
+failed.
+"""
 
 from __future__ import annotations
 

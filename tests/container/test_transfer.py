@@ -78,10 +78,17 @@ def test_what_is_no_file_is_refused_by_name(other, made, tmp_path, script):
 
 
 def test_links_that_stay_in_the_directory_are_links(other, made, tmp_path):
-    """A relative link to something below the copied directory comes out as it is, dangling or not."""
-    made("mkdir -p a/b; echo x > f; ln -s b/../../f a/odd; ln -s ../../f a/b/up; ln -s a/./b down; ln -s nothing dangling")
+    """A relative link to something below the copied directory comes out as it is, dangling or
+    not.
+    """
+    made(
+        "mkdir -p a/b; echo x > f; ln -s b/../../f a/odd; ln -s ../../f a/b/up; ln -s a/./b down; "
+        "ln -s nothing dangling"
+    )
     other.copy_out("/root/made", tmp_path / "out")
-    assert ("../../f", "a/./b", "nothing") == tuple(os.readlink(tmp_path / "out" / one) for one in ("a/b/up", "down", "dangling"))
+    assert ("../../f", "a/./b", "nothing") == tuple(
+        os.readlink(tmp_path / "out" / one) for one in ("a/b/up", "down", "dangling")
+    )
     assert (False, "x\n") == (
         (tmp_path / "out/a/odd").is_symlink(),
         (tmp_path / "out/a/odd").read_text(),
@@ -114,7 +121,9 @@ def test_no_link_leads_out_of_the_copy(other, made, tmp_path, script, content):
 def test_a_link_to_a_directory_elsewhere_is_refused(other, made, tmp_path):
     """Such a directory may be of any size, the whole root too: the error names the link."""
     made("ln -s / root")
-    with pytest.raises(OSError, match=r"leads to a directory outside of what is copied.*/root/made/root"):
+    with pytest.raises(
+        OSError, match=r"leads to a directory outside of what is copied.*/root/made/root"
+    ):
         other.copy_out("/root/made", tmp_path / "out")
 
 
@@ -135,7 +144,9 @@ def test_names_that_share_a_file(other, tmp_path):
     for name in ("b", "sub/c", "sub/d"):
         os.link(tmp_path / "in/a", tmp_path / "in" / name)
     other.copy_in(tmp_path / "in", "/root/shared")
-    links = other.run(["stat", "-c", "%h", "/root/shared/a"], capture_output=True, text=True, check=True).stdout
+    links = other.run(
+        ["stat", "-c", "%h", "/root/shared/a"], capture_output=True, text=True, check=True
+    ).stdout
     other.copy_out("/root/shared", tmp_path / "out")
     other.copy_out("/root/shared/.", tmp_path / "out")
     found = [tmp_path / "out" / name for name in ("a", "b", "sub/c", "sub/d")]

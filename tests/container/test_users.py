@@ -16,7 +16,9 @@ def find(text, passwd="", group=""):
     return users.find(text, {PASSWD: passwd, "/etc/group": group}.__getitem__)
 
 
-@pytest.mark.parametrize("number", [4294967295, 4294967296, 2147483648, 18446744073709551616, int("9" * 4000)])
+@pytest.mark.parametrize(
+    "number", [4294967295, 4294967296, 2147483648, 18446744073709551616, int("9" * 4000)]
+)
 @pytest.mark.parametrize("form", ["{}", "{}:0", "0:{}", "named", "in-group", "0:big"])
 def test_a_number_beyond_dockers_range_is_refused(form, number):
     """It would wrap to another user, root among them, wherever it stands."""
@@ -45,8 +47,13 @@ def test_only_a_newline_ends_a_row(separator):
 
 
 def test_rows_are_read_as_the_c_library_reads_them():
-    """Comments and what cannot be read are passed over, blanks before a row do not count, a shell may hold a colon."""
-    passwd = "#ann:x:1:1::/:/bin/sh\nann:x:-1:0::/:/bin/sh\nann:x::0::/:/bin/sh\n  ann:x:1000:100:g:/home/ann:/bin/sh:more\n"
+    """Comments and what cannot be read are passed over, blanks before a row do not count, a shell
+    may hold a colon.
+    """
+    passwd = (
+        "#ann:x:1:1::/:/bin/sh\nann:x:-1:0::/:/bin/sh\nann:x::0::/:/bin/sh\n  "
+        "ann:x:1000:100:g:/home/ann:/bin/sh:more\n"
+    )
     group = "users:x:100:\nwheel:x:10: bob, ann\n"
     assert users.User(1000, 100, (10,), "/home/ann") == find("ann", passwd, group)
     assert users.User(1000, 10, (), "/home/ann") == find("ann:wheel", passwd, group)

@@ -1,4 +1,5 @@
-"""A server of victims: for each line it forks a process that makes and uses containers until its stdin, a pipe, ends.
+"""A server of victims: for each line it forks a process that makes and uses containers until its
+stdin, a pipe, ends.
 
 A victim says "ok" at the end where its last container worked, and what was wrong otherwise.
 """
@@ -41,7 +42,11 @@ KINDS = (
 
 def one() -> None:
     if random.random() < 0.2:
-        with Network() as net, Container(network=net, hostname="a"), Container(network=net, hostname="b") as container:
+        with (
+            Network() as net,
+            Container(network=net, hostname="a"),
+            Container(network=net, hostname="b") as container,
+        ):
             use(container)
             container.run(["getent", "hosts", "a"], check=True, capture_output=True)
         return
@@ -55,7 +60,9 @@ def ended() -> bool:
 
 
 def survive() -> None:
-    """Make containers until stdin ends; a crash of the others' is an error of the library's, and never anything else."""
+    """Make containers until stdin ends; a crash of the others' is an error of the library's, and
+    never anything else.
+    """
     while not ended():
         with suppress(SandboxError, subprocess.SubprocessError, OSError):
             if random.random() < 0.3:
@@ -90,7 +97,9 @@ def tell(number: int) -> None:
 
 
 def start() -> None:
-    """Fork a victim: prints its number; what it says at its end goes to the pipe's path that comes with the line."""
+    """Fork a victim: prints its number; what it says at its end goes to the pipe's path that comes
+    with the line.
+    """
     for line in sys.stdin:
         answer = line.strip()
         reader, writer = os.pipe()

@@ -1,7 +1,8 @@
-"""Raises exceptions from a signal handler at random moments of a container's life: ``interrupts.py ROUNDS SEED OPERATION...``.
+"""Raises exceptions from a signal handler at random moments of a container's life: ``interrupts.py
+ROUNDS SEED OPERATION...``.
 
-Prints what was wrong, one line each: a limit of the kernel's that is not the one that was asked for, descriptors that are left open,
-processes and cgroups that are left. Ends with "done".
+Prints what was wrong, one line each: a limit of the kernel's that is not the one that was asked
+for, descriptors that are left open, processes and cgroups that are left. Ends with "done".
 """
 
 from __future__ import annotations
@@ -42,8 +43,16 @@ def kernel_limit(container: Container) -> int:
     own = cgroup.parse_own(cgroup.read(f"/proc/{container.pid}/cgroup"))
     if stats.version == 1:
         mount = stats.mounts["memory"]
-        return int(cgroup.read(f"{mount.point}{own['memory'].removeprefix(mount.root.rstrip('/'))}/memory.limit_in_bytes"))
-    return int(cgroup.read(f"{stats.mount.point}{own[''].removeprefix(stats.mount.root.rstrip('/'))}/memory.max"))
+        return int(
+            cgroup.read(
+                f"{mount.point}{own['memory'].removeprefix(mount.root.rstrip('/'))}/memory.limit_in_bytes"
+            )
+        )
+    return int(
+        cgroup.read(
+            f"{stats.mount.point}{own[''].removeprefix(stats.mount.root.rstrip('/'))}/memory.max"
+        )
+    )
 
 
 def start(_held: Container, number: int) -> None:
@@ -65,7 +74,8 @@ def call(held: Container, _number: int) -> None:
 
 def commit(held: Container, _number: int) -> None:
     held.commit()
-    held.entrance()  # a committed container gets a new layer and a new init with the first thing that is done in it
+    # a committed container gets a new layer and a new init with the first thing that is done in it
+    held.entrance()
 
 
 def diff(held: Container, _number: int) -> None:
@@ -91,7 +101,11 @@ def check(number: int) -> list[str]:
     with Container(memory=asked) as container:
         found = kernel_limit(container)
         status = container.run(["true"]).returncode
-    return [] if (asked, 0) == (found, status) else [f"round {number}: asked for {asked}, the limit is {found}, status {status}"]
+    return (
+        []
+        if (asked, 0) == (found, status)
+        else [f"round {number}: asked for {asked}, the limit is {found}, status {status}"]
+    )
 
 
 def say(*lines: str) -> None:
@@ -104,7 +118,9 @@ def figures() -> dict[str, int]:
     with Container():
         pass
     seen = []
-    while len(seen) < 5 or seen[-5:] != [seen[-1]] * 5:  # the next container is made, and the last one is removed
+    while (
+        len(seen) < 5 or seen[-5:] != [seen[-1]] * 5
+    ):  # the next container is made, and the last one is removed
         time.sleep(0.05)
         seen.append(count())
     return seen[-1]
@@ -112,7 +128,9 @@ def figures() -> dict[str, int]:
 
 def count() -> dict[str, int]:
     launcher = session.current()
-    groups = sum(1 for directory in launcher.session.directories for path in cgroup.below(directory))
+    groups = sum(
+        1 for directory in launcher.session.directories for path in cgroup.below(directory)
+    )
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
         "descriptors of the launcher": len(os.listdir(f"/proc/{launcher.process.pid}/fd")),
@@ -129,10 +147,14 @@ def open_files() -> list[str]:
 
 
 def settled(before: dict[str, int]) -> dict[str, tuple[int, int]]:
-    """Return what there is more of than before, once it does not become less: the launcher lets go in the background."""
+    """Return what there is more of than before, once it does not become less: the launcher lets go
+    in the background.
+    """
     deadline = time.monotonic() + 20
     while True:
-        more = {name: (before[name], count) for name, count in figures().items() if count > before[name]}
+        more = {
+            name: (before[name], count) for name, count in figures().items() if count > before[name]
+        }
         if not more or time.monotonic() > deadline:
             return more
         time.sleep(0.05)

@@ -1,7 +1,8 @@
-"""Runs sessions, some at a time, each fifth of them killed: ``neighbours.py SESSIONS AT_ONCE SEED``; prints what disturbed the others.
+"""Runs sessions, some at a time, each fifth of them killed: ``neighbours.py SESSIONS AT_ONCE
+SEED``; prints what disturbed the others.
 
-Several of these run at the same time, in mount namespaces with a /run of their own: no session may be disturbed by another one's start,
-cleanup or end.
+Several of these run at the same time, in mount namespaces with a /run of their own: no session may
+be disturbed by another one's start, cleanup or end.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from pytest_sandbox.client import session
 
 
 def live(number: int) -> None:
-    """Live through what a cleanup could disturb: a start, containers with cgroups of all kinds, and moments without one."""
+    """Live through what a cleanup could disturb: a start, containers with cgroups of all kinds, and
+    moments without one.
+    """
     for turn in range(3):
         asked = (64 + number % 32) << 20
         with Container(memory=asked, cpuset="0" if turn == 1 else None) as container:
@@ -27,7 +30,11 @@ def live(number: int) -> None:
                 container.pause()
                 container.unpause()
             assert container.stats().memory_limit == asked
-        missing = [directory for directory in session.current().session.directories if not os.path.isdir(directory)]
+        missing = [
+            directory
+            for directory in session.current().session.directories
+            if not os.path.isdir(directory)
+        ]
         assert missing == []
 
 
@@ -56,7 +63,10 @@ def main() -> None:
             pid = os.fork()
             if not pid:
                 child(started)
-            running[pid] = (started, time.monotonic() + random.uniform(0, 0.5) if started % 5 == 0 else None)
+            running[pid] = (
+                started,
+                time.monotonic() + random.uniform(0, 0.5) if started % 5 == 0 else None,
+            )
         for pid, (_number, end) in list(running.items()):
             if end is not None and time.monotonic() > end:
                 os.kill(pid, signal.SIGKILL)

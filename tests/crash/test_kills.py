@@ -1,4 +1,6 @@
-"""SIGKILL to any of the processes at any moment leaves nothing: no process at once, no file, group or mount after a sweep."""
+"""SIGKILL to any of the processes at any moment leaves nothing: no process at once, no file, group
+or mount after a sweep.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class Zygote:
 
     def __init__(self, directory):
         command = [sys.executable, str(Path(__file__).with_name("driver.py"))]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.directory = directory
         self.count = 0
 
@@ -40,7 +44,9 @@ class Zygote:
         self.process.stdin.flush()
 
     def end(self, client):
-        """Have the victim come to its end; returns its exit status. One that hangs shows where, and is killed."""
+        """Have the victim come to its end; returns its exit status. One that hangs shows where, and
+        is killed.
+        """
         self._write("\n")
         if not select.select([self.process.stdout], [], [], 60)[0]:
             os.kill(client, signal.SIGUSR1)
@@ -83,7 +89,10 @@ def one_round(zygote, whom, seed):
     strike(client, whom)
     status = zygote.end(client)
     wrong = []
-    if whom not in {"client", "all"} and (status, "ok 0") != (status, text := said.read_text() if said.exists() else "nothing"):
+    if whom not in {"client", "all"} and (status, "ok 0") != (
+        status,
+        text := said.read_text() if said.exists() else "nothing",
+    ):
         wrong.append(f"the client said {text} and ended with {status}")
     return [(whom, seed, one) for one in wrong + remains.all_gone(client)]
 
@@ -92,14 +101,22 @@ def rounds(directory, number, count):
     zygote = Zygote(directory)
     whom = ("client", "launcher", "init", "all", "helper")
     try:
-        return [one for turn in range(count) for one in one_round(zygote, whom[(turn + number) % len(whom)], 1000 * number + turn)]
+        return [
+            one
+            for turn in range(count)
+            for one in one_round(zygote, whom[(turn + number) % len(whom)], 1000 * number + turn)
+        ]
     finally:
         zygote.close()
 
 
 def workers(tmp_path, each, count=3):
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
-        found = [one for part in pool.map(lambda number: rounds(tmp_path, number, each), range(count)) for one in part]
+        found = [
+            one
+            for part in pool.map(lambda number: rounds(tmp_path, number, each), range(count))
+            for one in part
+        ]
     assert not found, "\n".join(map(str, found))
 
 

@@ -1,4 +1,6 @@
-"""Sessions that start, clean up and are killed at the same time, in several mount namespaces: none disturbs another one."""
+"""Sessions that start, clean up and are killed at the same time, in several mount namespaces: none
+disturbs another one.
+"""
 
 from __future__ import annotations
 
@@ -19,49 +21,93 @@ from pytest_sandbox.linux import cgroup, file_lock
 pytestmark = pytest.mark.needs("root", "limits")
 
 HERE = Path(__file__).parent
-OWN_RUN = ["unshare", "--mount", "--propagation", "private", "sh", "-c", 'mount -t tmpfs tmpfs /run && exec "$@"', "sh"]
+OWN_RUN = [
+    "unshare",
+    "--mount",
+    "--propagation",
+    "private",
+    "sh",
+    "-c",
+    'mount -t tmpfs tmpfs /run && exec "$@"',
+    "sh",
+]
 SWEEP = "from pytest_sandbox.client import cleanup; print(*cleanup.sweep())"
 
 
 def neighbours(count, at_once, seed, *, prefix=()):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parents[1])])}
-    command = [*prefix, sys.executable, str(HERE / "neighbours.py"), str(count), str(at_once), str(seed)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parents[1])]),
+    }
+    command = [
+        *prefix,
+        sys.executable,
+        str(HERE / "neighbours.py"),
+        str(count),
+        str(at_once),
+        str(seed),
+    ]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
 
 
 def run_neighbours(count, timeout):
     """Run sessions in two mount namespaces, three at a time in all; return what each says."""
-    found = [neighbours(count * 2 // 3, 2, 1), neighbours(count - count * 2 // 3, 1, 2, prefix=OWN_RUN)]
+    found = [
+        neighbours(count * 2 // 3, 2, 1),
+        neighbours(count - count * 2 // 3, 1, 2, prefix=OWN_RUN),
+    ]
     return [process.communicate(timeout=timeout)[0].splitlines()[-1:] for process in found]
 
 
 def test_nine_sessions_three_at_a_time():
     """None is disturbed by others' starts, cleanups and kills."""
-    assert [["0 of 6 sessions were disturbed"], ["0 of 3 sessions were disturbed"]] == run_neighbours(9, 120)
+    assert [
+        ["0 of 6 sessions were disturbed"],
+        ["0 of 3 sessions were disturbed"],
+    ] == run_neighbours(9, 120)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_thousand_sessions_three_at_a_time():
     """The same a thousand times."""
-    assert [["0 of 666 sessions were disturbed"], ["0 of 334 sessions were disturbed"]] == run_neighbours(1000, 1700)
+    assert [
+        ["0 of 666 sessions were disturbed"],
+        ["0 of 334 sessions were disturbed"],
+    ] == run_neighbours(1000, 1700)
 
 
 def swept_elsewhere(*prefix):
     """Run another process's cleanup; return the names of the sessions that it has removed."""
-    done = subprocess.run([*prefix, sys.executable, "-c", SWEEP], check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", SWEEP],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     return done.stdout.split()
 
 
 @pytest.mark.parametrize(
-    "prefix", [(), OWN_RUN, ("unshare", "--cgroup", *OWN_RUN), ("chroot", "/")], ids=["same", "run", "cgroup", "chroot"]
+    "prefix",
+    [(), OWN_RUN, ("unshare", "--cgroup", *OWN_RUN), ("chroot", "/")],
+    ids=["same", "run", "cgroup", "chroot"],
 )
 def test_a_cleanup_leaves_the_cgroups_of_a_live_session(prefix):
-    """Whichever namespaces the cleanup is in: the locks of the cgroups are the same in all of them."""
+    """Whichever namespaces the cleanup is in: the locks of the cgroups are the same in all of
+    them.
+    """
     with Container() as first:
         name = first.launcher.name
     assert name not in swept_elsewhere(*prefix)
-    assert [] == [directory for directory in session.current().session.directories if not os.path.isdir(directory)]
+    assert [] == [
+        directory
+        for directory in session.current().session.directories
+        if not os.path.isdir(directory)
+    ]
     with Container(memory="64m") as container:
         assert 0 == container.run(["true"]).returncode
         assert name not in swept_elsewhere(*prefix)
@@ -72,11 +118,17 @@ def test_nobody_else_can_lock_a_sessions_cgroups():
     """They can be opened by their user alone, so that no other user can keep them locked."""
     with Container() as container:
         directories = container.launcher.session.directories
-        assert {0o700} == {os.stat(directory).st_mode & 0o777 for directory in directories if os.path.isdir(directory)}
+        assert {0o700} == {
+            os.stat(directory).st_mode & 0o777
+            for directory in directories
+            if os.path.isdir(directory)
+        }
 
 
 def test_empty_cgroups_without_an_owner_are_removed_from_anywhere():
-    """What a session with another state directory has left is empty when its launcher has died, and goes with any cleanup."""
+    """What a session with another state directory has left is empty when its launcher has died, and
+    goes with any cleanup.
+    """
     made = cgroup.Hierarchy.find().session(f"unowned-{os.getpid():x}")
     made.create("one")
     made.hand_over()
@@ -121,7 +173,9 @@ with Container() as c:
     swept = subprocess.run([sys.executable, "-c", "from pytest_sandbox.client import cleanup; print(*cleanup.sweep())"], capture_output=True, text=True).stdout
     print(len(seen), name in swept.split(), os.path.exists(cleanup.lock_path(name)), c.run(["true"]).returncode)
 """
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60
+    )
     assert ("1 False True 0\n", "") == (done.stdout, done.stderr)
 
 
@@ -138,7 +192,10 @@ def test_a_lock_whose_file_was_removed_is_no_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", remove_first)
     fd = file_lock.create_locked(path)
     try:
-        assert (True, None) == (os.path.samestat(os.fstat(fd), os.stat(path)), file_lock.try_lock(path))
+        assert (True, None) == (
+            os.path.samestat(os.fstat(fd), os.stat(path)),
+            file_lock.try_lock(path),
+        )
     finally:
         os.close(fd)
 
@@ -166,12 +223,17 @@ def test_a_cleanup_that_fails_is_logged_and_stops_no_session(caplog, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr("pytest_sandbox.runtime.storage.remove", fail)
         assert name not in cleanup.sweep()
-    assert [True] == [name in record.getMessage() and "Input/output error" in record.getMessage() for record in caplog.records]
+    assert [True] == [
+        name in record.getMessage() and "Input/output error" in record.getMessage()
+        for record in caplog.records
+    ]
     assert name in cleanup.sweep()
 
 
 def test_half_of_a_kept_layer_is_removed(tmp_path, monkeypatch):
-    """A copy of a layer whose maker has died goes with the next cleanup; one whose maker lives, and what is finished, stay."""
+    """A copy of a layer whose maker has died goes with the next cleanup; one whose maker lives, and
+    what is finished, stay.
+    """
     monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path))
     for name in ("a-1.17", "b-1.18", "c-1"):
         (tmp_path / "kept" / name / "0" / "upper").mkdir(parents=True)
@@ -209,5 +271,7 @@ for thread in threads: thread.start()
 for thread in threads: thread.join()
 print(len(names), len(set(names)))
 """
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60
+    )
     assert ("6 1\n", "") == (done.stdout, done.stderr)

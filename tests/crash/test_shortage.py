@@ -24,13 +24,29 @@ pytestmark = pytest.mark.needs("root")
 
 
 def python(code, **keywords):
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords)
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **keywords,
+    )
 
 
 @pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize("doing", ["c.run(['sleep', '60'])", "c.call(time.sleep, 60)", "c.popen(['sleep', '60']).wait()", "time.sleep(60)"])
+@pytest.mark.parametrize(
+    "doing",
+    [
+        "c.run(['sleep', '60'])",
+        "c.call(time.sleep, 60)",
+        "c.popen(['sleep', '60']).wait()",
+        "time.sleep(60)",
+    ],
+)
 def test_ctrl_c(doing, times):
-    """KeyboardInterrupt, once or again while it cleans up, ends the process, and nothing is left."""
+    """KeyboardInterrupt, once or again while it cleans up, ends the process, and nothing is
+    left.
+    """
     code = f"""
 import os, time
 from pytest_sandbox import Container
@@ -69,7 +85,10 @@ while True:
 
 def test_terminate():
     """SIGTERM's default end leaves nothing either."""
-    with python("from pytest_sandbox import Container; c = Container().start(); print(1, flush=True); c.run(['sleep', '60'])") as p:
+    with python(
+        "from pytest_sandbox import Container; c = Container().start(); print(1, flush=True); "
+        "c.run(['sleep', '60'])"
+    ) as p:
         p.stdout.readline()
         p.terminate()
         p.communicate(timeout=60)
@@ -86,7 +105,10 @@ def test_an_exception_in_the_block():
 def test_exit_without_close():
     """sys.exit and the end of the script close what is open, os._exit leaves it to the launcher."""
     for end in ("", "sys.exit(3)", "os._exit(4)", "raise SystemExit", "os.kill(os.getpid(), 9)"):
-        with python(f"import os, sys; from pytest_sandbox import Container; c = Container().start(); c.popen(['sleep', '60']); {end}") as p:
+        with python(
+            "import os, sys; from pytest_sandbox import Container; c = Container().start(); "
+            f"c.popen(['sleep', '60']); {end}"
+        ) as p:
             p.communicate(timeout=60)
         assert [] == all_gone(p.pid), end
 
@@ -122,7 +144,11 @@ def test_a_launcher_that_dies_between_two_containers():
 def test_a_full_disk_inside(where):
     """ENOSPC inside is the test's matter: the container reports, answers and closes."""
     with Container(disk="4m", shm_size="1m") as c:
-        done = c.run(["sh", "-c", f"dd if=/dev/zero of={where}/x bs=1M count=50; echo $?"], capture_output=True, text=True)
+        done = c.run(
+            ["sh", "-c", f"dd if=/dev/zero of={where}/x bs=1M count=50; echo $?"],
+            capture_output=True,
+            text=True,
+        )
         assert ("1\n", True) == (done.stdout, "No space left" in done.stderr)
         with pytest.raises(OSError, match="No space left"):
             c.write_bytes(f"{where}/y", bytes(8 << 20))
@@ -131,7 +157,9 @@ def test_a_full_disk_inside(where):
 
 
 def test_a_full_disk_outside(tmp_path):
-    """A stdout file on a full file system is the caller's OSError, where the command would have met it."""
+    """A stdout file on a full file system is the caller's OSError, where the command would have met
+    it.
+    """
     code = f"""
 import subprocess, sys
 from pytest_sandbox import Container
@@ -173,14 +201,21 @@ with Container() as c:
 """
     with python(code) as p:
         out, error = p.communicate(timeout=100)
-    assert set(eval(out or repr([error]))) <= {"OSError", "SetupError", "ContainerStopped", "SandboxError"}
+    assert set(eval(out or repr([error]))) <= {
+        "OSError",
+        "SetupError",
+        "ContainerStopped",
+        "SandboxError",
+    }
     assert [] == all_gone(p.pid)
 
 
 def test_too_many_processes_inside():
     """A fork bomb ends at pids_limit, and the container can be ended and used."""
     with Container(pids_limit=30) as c:
-        with c.popen(["sh", "-c", "bomb() { bomb | bomb & }; bomb; wait"], stderr=subprocess.DEVNULL):
+        with c.popen(
+            ["sh", "-c", "bomb() { bomb | bomb & }; bomb; wait"], stderr=subprocess.DEVNULL
+        ):
             deadline = time.monotonic() + 30
             while c.stats().pids_peak < 30:
                 assert time.monotonic() < deadline
@@ -203,7 +238,9 @@ WITHOUT = {
 
 @pytest.mark.parametrize("kind", WITHOUT)
 def test_a_host_that_lacks_a_namespace(kind):
-    """Where the kernel gives no more namespaces of a kind, a container is refused with the reason, or does without the user's; nothing is left."""
+    """Where the kernel gives no more namespaces of a kind, a container is refused with the reason,
+    or does without the user's; nothing is left.
+    """
     code = f"""
 import os, sys
 open("/proc/sys/user/max_{kind}_namespaces", "w").write("0")
@@ -213,7 +250,17 @@ try:
 except SandboxError as error: print(type(error).__name__, error)
 """
     # A user namespace of its own has limits of its own, so that the host's are not touched.
-    command = ["unshare", "--user", "--map-root-user", "--mount", "--propagation", "private", sys.executable, "-c", code]
+    command = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "--propagation",
+        "private",
+        sys.executable,
+        "-c",
+        code,
+    ]
     p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     out, error = p.communicate(timeout=100)
     assert "Traceback" not in error, error
@@ -222,12 +269,15 @@ except SandboxError as error: print(type(error).__name__, error)
 
 
 def test_a_state_directory_of_somebody_else(tmp_path):
-    """A state directory in which others may write is not trusted, and the error says which and what to do."""
+    """A state directory in which others may write is not trusted, and the error says which and what
+    to do.
+    """
     directory = tmp_path / "pytest-sandbox"
     directory.mkdir()
     directory.chmod(0o777)
     code = (
-        f"import pytest_sandbox.paths as f; f.state = lambda: {str(directory)!r}\nfrom pytest_sandbox import Container\nContainer().start()"
+        f"import pytest_sandbox.paths as f; f.state = lambda: {str(directory)!r}\nfrom "
+        "pytest_sandbox import Container\nContainer().start()"
     )
     with python(code) as p:
         _out, error = p.communicate(timeout=60)
@@ -237,7 +287,10 @@ def test_a_state_directory_of_somebody_else(tmp_path):
 
 def test_a_client_with_limits_of_its_own():
     """A small stack, no core and few files of the caller's do not hinder the launcher."""
-    code = "from pytest_sandbox import Container\nwith Container() as c: print(c.run(['true']).returncode)"
+    code = (
+        "from pytest_sandbox import Container\nwith Container() as c: "
+        "print(c.run(['true']).returncode)"
+    )
 
     def limit():
         resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
@@ -290,9 +343,13 @@ def waiting_child(parent):
 
 
 def test_a_container_that_is_half_made_when_its_launcher_dies(tmp_path):
-    """The kernel kills an init with its launcher from the moment on that it asks for it; where the launcher died before, init ends by itself."""
+    """The kernel kills an init with its launcher from the moment on that it asks for it; where the
+    launcher died before, init ends by itself.
+    """
     os.mkfifo(tmp_path / "group")  # whoever opens it to join waits until somebody reads
-    with subprocess.Popen([sys.executable, "-c", BUILDER, str(tmp_path), str(tmp_path / "group")]) as launcher:
+    with subprocess.Popen(
+        [sys.executable, "-c", BUILDER, str(tmp_path), str(tmp_path / "group")]
+    ) as launcher:
         pidfd = os.pidfd_open(waiting_child(launcher.pid))
         launcher.kill()
     reader = os.open(tmp_path / "group", os.O_RDONLY)
@@ -305,12 +362,20 @@ def test_a_container_that_is_half_made_when_its_launcher_dies(tmp_path):
 
 
 def test_what_a_client_makes_for_a_session_that_was_swept():
-    """A session's directory that has no lock is nobody's, and goes with the next sweep; one whose lock is held stays."""
+    """A session's directory that has no lock is nobody's, and goes with the next sweep; one whose
+    lock is held stays.
+    """
     with Container():
         directory = Path(cleanup.state_directory()) / f"{os.getpid():x}-dead00"
         (directory / "networks").mkdir(parents=True)
         own = [
-            path for path in Path(cleanup.state_directory()).iterdir() if path.name.startswith(f"{os.getpid():x}-") and path != directory
+            path
+            for path in Path(cleanup.state_directory()).iterdir()
+            if path.name.startswith(f"{os.getpid():x}-") and path != directory
         ]
         cleanup.sweep()
-        assert (False, 2, True) == (directory.exists(), len(own), all(path.exists() for path in own))
+        assert (False, 2, True) == (
+            directory.exists(),
+            len(own),
+            all(path.exists() for path in own),
+        )

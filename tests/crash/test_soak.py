@@ -21,10 +21,18 @@ def resident(pid):
 
 
 def figures():
-    """What could grow: descriptors and threads here, descriptors and memory there, groups, processes, mounts."""
+    """What could grow: descriptors and threads here, descriptors and memory there, groups,
+    processes, mounts.
+    """
     me, launcher = os.getpid(), remains.launcher_of(os.getpid())
-    session = next(name for name in cgroup.Hierarchy.find().sessions() if name.startswith(f"{me:x}-"))
-    groups = [path for directory in cgroup.Hierarchy.find().sessions()[session] for path in cgroup.below(directory)]
+    session = next(
+        name for name in cgroup.Hierarchy.find().sessions() if name.startswith(f"{me:x}-")
+    )
+    groups = [
+        path
+        for directory in cgroup.Hierarchy.find().sessions()[session]
+        for path in cgroup.below(directory)
+    ]
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
         mounts = sum(1 for line in file if session in line)
     return {
@@ -38,7 +46,9 @@ def figures():
 
 
 def settled(expected):
-    """Wait until the figures are no more than expected, for some things are let go of in the background; return them."""
+    """Wait until the figures are no more than expected, for some things are let go of in the
+    background; return them.
+    """
     deadline = 200
     found, memory = figures()
     while any(found[name] > most for name, most in expected.items()) and (deadline := deadline - 1):
@@ -61,7 +71,9 @@ def grown(count):
     before, memory = settled({})
     use(count)
     after, memory_after = settled(before)
-    return {name: (before[name], after[name]) for name in before if after[name] > before[name]}, memory_after - memory
+    return {
+        name: (before[name], after[name]) for name in before if after[name] > before[name]
+    }, memory_after - memory
 
 
 def test_two_hundred_containers():

@@ -1,8 +1,10 @@
 """Every example of the README and of docs/ runs, in containers, as it is printed.
 
-A fence of Python without a title is a script. Fences with ``title="NAME"`` below one heading are the files of one directory, in which pytest runs.
-A comment before a fence says more: ``<!-- options: --sandbox -n 2 -->`` for pytest, ``<!-- outcomes: failed=1 -->`` where not all pass,
-``<!-- output -->`` where the fence is what is printed ("..." stands for anything), ``<!-- not run: REASON -->``.
+A fence of Python without a title is a script. Fences with ``title="NAME"`` below one heading are
+the files of one directory, in which pytest runs. A comment before a fence says more: ``<!--
+options: --sandbox -n 2 -->`` for pytest, ``<!-- outcomes: failed=1 -->`` where not all pass, ``<!--
+output -->`` where the fence is what is printed ("..." stands for anything), ``<!-- not run: REASON
+-->``.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ class Example:
         if "output" in fence.said:
             self.output.append(fence.lines)
         else:
-            self.files[fence.title or "script.py"] = self.files.get(fence.title or "script.py", "") + fence.text
+            self.files[fence.title or "script.py"] = (
+                self.files.get(fence.title or "script.py", "") + fence.text
+            )
             self.said |= fence.said
 
 
@@ -110,34 +114,64 @@ ALL = [example for page in PAGES if page.exists() for example in examples(page)]
 def arguments(example: Example) -> list[str]:
     if example.is_script:
         return [next(iter(example.files))]
-    plugins = ["-p", "no:cacheprovider", *(word for name in ("sandbox", "xdist", "pytest_cov") for word in ("-p", name))]
-    return ["-m", "pytest", *plugins, "-W", "error", "-rA", *example.said.get("options", "").split()]
+    plugins = [
+        "-p",
+        "no:cacheprovider",
+        *(word for name in ("sandbox", "xdist", "pytest_cov") for word in ("-p", name)),
+    ]
+    return [
+        "-m",
+        "pytest",
+        *plugins,
+        "-W",
+        "error",
+        "-rA",
+        *example.said.get("options", "").split(),
+    ]
 
 
 def assert_printed(expected: list[list[str]], printed: str) -> None:
     matcher = pytest.LineMatcher(printed.splitlines())
     for lines in expected:
-        matcher.fnmatch_lines([line.replace("[", "[[]").replace("...", "*").rstrip() + "*" for line in lines if line.strip()])
+        matcher.fnmatch_lines(
+            [
+                line.replace("[", "[[]").replace("...", "*").rstrip() + "*"
+                for line in lines
+                if line.strip()
+            ]
+        )
 
 
 @pytest.mark.needs("root", "limits")
 @pytest.mark.parametrize("example", ALL, ids=lambda example: example.name)
 def test_an_example_does_what_it_says(example, pytester, monkeypatch):
-    """The example's tests have the outcomes that its page tells, and it prints what its page shows."""
+    """The example's tests have the outcomes that its page tells, and it prints what its page
+    shows.
+    """
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     for name, text in example.files.items():
         path = pytester.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     if example.is_script:
-        done = subprocess.run([sys.executable, "script.py"], cwd=pytester.path, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "script.py"],
+            cwd=pytester.path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert (0, "") == (done.returncode, done.stderr)
         assert_printed(example.output, done.stdout)
         return
     result = pytester.run(sys.executable, *arguments(example), timeout=100)
     outcomes = result.parseoutcomes()
     expected = dict(pair.split("=") for pair in example.said.get("outcomes", "").split())
-    found = {word: count for word, count in outcomes.items() if word not in {"passed", "warnings", "warning", "deselected"}}
+    found = {
+        word: count
+        for word, count in outcomes.items()
+        if word not in {"passed", "warnings", "warning", "deselected"}
+    }
     assert {word: int(count) for word, count in expected.items() if word != "passed"} == found
     assert int(expected.get("passed", 1 if not expected else 0)) <= outcomes.get("passed", 0)
     assert_printed(example.output, result.stdout.str())
@@ -182,4 +216,7 @@ def test_a_page_is_taken_apart(tmp_path, monkeypatch):
     script, suite = examples(page)
     assert ({"script.py": 'print("a script")\n'}, True) == (script.files, script.is_script)
     assert {"test_a.py": "def test_a(): pass\n", "pyproject.toml": "[tool]\n"} == suite.files
-    assert ({"options": "--sandbox", "outcomes": "failed=1"}, [["1 failed"]]) == (suite.said, suite.output)
+    assert ({"options": "--sandbox", "outcomes": "failed=1"}, [["1 failed"]]) == (
+        suite.said,
+        suite.output,
+    )

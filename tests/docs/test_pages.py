@@ -18,7 +18,9 @@ PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "sample_
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    """Each relative link of a page outside of docs/ names a file, and a heading where it names one."""
+    """Each relative link of a page outside of docs/ names a file, and a heading where it names
+    one.
+    """
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if target.startswith("http"):
@@ -50,21 +52,27 @@ def test_the_reference_describes_every_verb():
 
 
 def test_every_promise_names_a_test_that_exists():
-    """Each row of a table of promises in docs/security.md names tests, and each of them is there."""
+    """Each row of a table of promises in docs/security.md names tests, and each of them is
+    there.
+    """
     text = (ROOT / "docs/security.md").read_text()
     rows = re.findall(r"^\| promise \| test \|\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
     assert [] == [row for table in rows for row in table.splitlines() if "`tests/" not in row]
     named = re.findall(r"`(tests/[\w/]+\.py)::([\w:]+)`", text)
     assert len(named) > 40
     for path, name in named:
-        assert re.search(rf"^ *def {name.split('::')[-1]}\(", (ROOT / path).read_text(), re.MULTILINE), name
+        assert re.search(
+            rf"^ *def {name.split('::')[-1]}\(", (ROOT / path).read_text(), re.MULTILINE
+        ), name
 
 
 def test_ci_runs_the_readmes_commands():
     """Each of the two commands stands once in the README, and CI takes it from there."""
     ci = (ROOT / ".ci/run").read_text()
     for name in ("main-job", "tests"):
-        assert 1 == (ROOT / "README.md").read_text().count(f"<!-- {name} -->\n```bash\npython3 -m venv")
+        assert 1 == (ROOT / "README.md").read_text().count(
+            f"<!-- {name} -->\n```bash\npython3 -m venv"
+        )
         assert f"command=$(readme {name})" in ci
 
 

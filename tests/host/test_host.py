@@ -1,4 +1,6 @@
-"""What the host can do: found by trying, here and where something is taken away, and told with a remedy."""
+"""What the host can do: found by trying, here and where something is taken away, and told with a
+remedy.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ def filter_as_docker_does() -> None:
 def test_every_row_is_whole():
     """A row that was found says what was seen; one that was not says why, and what helps."""
     rows = host.capabilities()
-    assert [] == [row for row in rows if not row.why or not row.use or bool(row.remedy) == row.found]
+    assert [] == [
+        row for row in rows if not row.why or not row.use or bool(row.remedy) == row.found
+    ]
     assert len(rows) == len({row.name for row in rows}) >= 30
 
 
@@ -85,34 +89,53 @@ def test_root_with_limits_can_do_all_that_is_needed():
     """On a host where the other tests run, nothing that is needed is missing."""
     rows = host.capabilities()
     assert [] == [row for row in rows if row.needed and not row.found]
-    assert all(host.find(name).found for name in ("root", "limit: memory", "limit: cpus", "limit: pids_limit", "cgroup"))
+    assert all(
+        host.find(name).found
+        for name in ("root", "limit: memory", "limit: cpus", "limit: pids_limit", "cgroup")
+    )
 
 
 @pytest.mark.needs("root")
 def test_nobody_is_told_what_is_roots():
-    """An unprivileged user lacks root's rights and has no groups of its own, and the remedy says how to get them."""
+    """An unprivileged user lacks root's rights and has no groups of its own, and the remedy says
+    how to get them.
+    """
     rows = rows_after(become_nobody)
     assert (False, "uid 65534, without CAP_SYS_ADMIN") == (rows["root"].found, rows["root"].why)
     assert (False, False) == (rows["limit: memory"].found, rows["subordinate ids"].found)
-    assert "run pytest as root" in rows["limit: memory"].remedy or "Delegate" in rows["limit: memory"].remedy
+    assert (
+        "run pytest as root" in rows["limit: memory"].remedy
+        or "Delegate" in rows["limit: memory"].remedy
+    )
     assert rows["user namespace"].needed
 
 
 @pytest.mark.needs("root")
 def test_nobody_has_namespaces_where_user_namespaces_are():
-    """Without root, every namespace and file system is tried below a user namespace of the user's own."""
+    """Without root, every namespace and file system is tried below a user namespace of the user's
+    own.
+    """
     rows = rows_after(become_nobody)
     if not rows["user namespace"].found:
         assert [] == [name for name in NAMESPACES if rows[f"{name} namespace"].found]
         return
     assert [] == [name for name in (*NAMESPACES, "user") if not rows[f"{name} namespace"].found]
-    assert [] == [name for name in ("tmpfs", "overlay", "devpts", "volumes", "loopback") if not rows[name].found]
+    assert [] == [
+        name
+        for name in ("tmpfs", "overlay", "devpts", "volumes", "loopback")
+        if not rows[name].found
+    ]
 
 
 @pytest.mark.needs("root")
-@pytest.mark.parametrize(("name", "parameter"), [("network", "net"), ("pid", "pid"), ("ipc", "ipc"), ("uts", "uts"), ("cgroup", "cgroup")])
+@pytest.mark.parametrize(
+    ("name", "parameter"),
+    [("network", "net"), ("pid", "pid"), ("ipc", "ipc"), ("uts", "uts"), ("cgroup", "cgroup")],
+)
 def test_a_namespace_that_is_taken_away_is_missed_alone(name, parameter):
-    """A limit of zero on one kind of namespace fails that row, names the parameter, and leaves the others."""
+    """A limit of zero on one kind of namespace fails that row, names the parameter, and leaves the
+    others.
+    """
     rows = rows_after(take_away(parameter))
     assert [name] == [other for other in NAMESPACES if not rows[f"{other} namespace"].found]
     assert f"user.max_{parameter}_namespaces" in rows[f"{name} namespace"].remedy
@@ -123,7 +146,10 @@ def test_a_namespace_that_is_taken_away_is_missed_alone(name, parameter):
     [
         (Trial("Operation not supported", errno.EOPNOTSUPP), "modprobe -a bridge veth"),
         (Trial("No space left on device", errno.ENOSPC), "user.max_net_namespaces"),
-        (Trial("ModuleNotFoundError: No module named 'pyroute2'", errno.EIO), "pip install pyroute2"),
+        (
+            Trial("ModuleNotFoundError: No module named 'pyroute2'", errno.EIO),
+            "pip install pyroute2",
+        ),
     ],
 )
 def test_what_helps_where_containers_cannot_be_connected(trial, said):
@@ -142,7 +168,9 @@ def test_user_namespaces_that_are_taken_away_name_who_did():
 
 @pytest.mark.needs("root")
 def test_dockers_policy_around_us_is_named():
-    """Inside docker's default profile the rows say that a seccomp policy denies it, and how to start the outer container."""
+    """Inside docker's default profile the rows say that a seccomp policy denies it, and how to
+    start the outer container.
+    """
     rows = rows_after(filter_as_docker_does)
     denied = {name: rows[name] for name in ("clone3", "user namespace", "mount namespace", "tmpfs")}
     assert [] == [name for name, row in denied.items() if row.found or "seccomp" not in row.remedy]
@@ -152,7 +180,11 @@ def test_dockers_policy_around_us_is_named():
 @pytest.mark.parametrize(
     ("values", "number", "said"),
     [
-        ({"kernel.unprivileged_userns_clone": "0"}, errno.EPERM, "kernel.unprivileged_userns_clone=1"),
+        (
+            {"kernel.unprivileged_userns_clone": "0"},
+            errno.EPERM,
+            "kernel.unprivileged_userns_clone=1",
+        ),
         ({"kernel.apparmor_restrict_unprivileged_userns": "1"}, errno.EACCES, "AppArmor profile"),
         ({"user.max_user_namespaces": "0"}, errno.ENOSPC, "user.max_user_namespaces=15000"),
         ({}, errno.ENOSPC, "nest less"),
@@ -170,7 +202,9 @@ def test_who_restricts_user_namespaces_is_found_out(monkeypatch, values, number,
 
 
 def traces() -> tuple[list[int], list[str], list[int]]:
-    """This process's namespaces, descriptors and children (a launcher of earlier tests may be among them)."""
+    """This process's namespaces, descriptors and children (a launcher of earlier tests may be among
+    them).
+    """
     own = [namespaces.identity(kind) for kind in ("mnt", "net", "pid", "user")]
     return own, sorted(os.listdir("/proc/self/fd")), sorted(process.descendants(os.getpid()))
 
@@ -184,11 +218,15 @@ def test_nothing_is_left_in_this_process():
 
 def test_require_raises_with_the_rows_remedy(monkeypatch):
     """What the host lacks becomes an UnsupportedError whose remedy is the row's."""
-    lacking = replace(host.find("loopback"), found=False, why="Operation not permitted", remedy="Run as root.")
+    lacking = replace(
+        host.find("loopback"), found=False, why="Operation not permitted", remedy="Run as root."
+    )
     monkeypatch.setattr(host, "capabilities", lambda: (lacking,))
     with pytest.raises(UnsupportedError) as caught:
         host.require("loopback", 'network="none"')
-    assert 'network="none" is not supported here. Operation not permitted. Run as root.' == str(caught.value)
+    assert 'network="none" is not supported here. Operation not permitted. Run as root.' == str(
+        caught.value
+    )
 
 
 def test_require_returns_what_is_there():

@@ -1,4 +1,6 @@
-"""Hosts that restrict user namespaces: who is not root is told who restricts them, and what helps."""
+"""Hosts that restrict user namespaces: who is not root is told who restricts them, and what
+helps.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,14 @@ except UnsupportedError as error:
     print(error)
 """
 #: Gives up what makes root able to do without a user namespace.
-WITHOUT_POWER = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", sys.executable, "-c", TRY)
+WITHOUT_POWER = (
+    "setpriv",
+    "--bounding-set=-sys_admin",
+    "--inh-caps=-sys_admin",
+    sys.executable,
+    "-c",
+    TRY,
+)
 
 
 def told(*argv: str) -> str:
@@ -39,25 +48,45 @@ def test_a_limit_of_none():
 def test_inside_a_container_of_dockers_default_profile():
     """Where a seccomp filter denies them, the outer container's option that lets them is named."""
     with Container() as outer:
-        answer = outer.run([sys.executable, "-c", TRY], capture_output=True, text=True, check=True).stdout
+        answer = outer.run(
+            [sys.executable, "-c", TRY], capture_output=True, text=True, check=True
+        ).stdout
     assert "a container without root is not supported here." in answer
     assert "seccomp" in answer
 
 
 @pytest.mark.needs("root", "throwaway", "setpriv")
 def test_the_switch_of_debian():
-    """With kernel.unprivileged_userns_clone=0, which Debian's kernels have, that switch is named."""
+    """With kernel.unprivileged_userns_clone=0, which Debian's kernels have, that switch is
+    named.
+    """
     switch = "/proc/sys/kernel/unprivileged_userns_clone"
     script = f'echo 0 >{switch}; "$@"; status=$?; echo 1 >{switch}; exit $status'
-    answer = told("sh", "-c", script, "sh", "setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", sys.executable, "-c", TRY)
+    answer = told(
+        "sh",
+        "-c",
+        script,
+        "sh",
+        "setpriv",
+        "--reuid=1000",
+        "--regid=1000",
+        "--clear-groups",
+        sys.executable,
+        "-c",
+        TRY,
+    )
     assert "sysctl -w kernel.unprivileged_userns_clone=1" in answer
 
 
 @pytest.mark.needs("root", "plain_root")
 def test_inside_a_container_that_covers_parts_of_proc():
-    """Where the kernel gives no new /proc, the outer container's options that uncover it are named."""
+    """Where the kernel gives no new /proc, the outer container's options that uncover it are
+    named.
+    """
     with Container(security_opt=["seccomp=unconfined"]) as outer:
-        answer = outer.run([sys.executable, "-c", TRY], capture_output=True, text=True, check=True).stdout
+        answer = outer.run(
+            [sys.executable, "-c", TRY], capture_output=True, text=True, check=True
+        ).stdout
     assert "a container in this container is not supported here." in answer
     assert "systempaths=unconfined" in answer
 
@@ -65,15 +94,27 @@ def test_inside_a_container_that_covers_parts_of_proc():
 @pytest.mark.needs("root", "plain_root")
 def test_a_privileged_container_makes_containers():
     """With what --privileged gives, containers can be made inside of a container."""
-    make = "from pytest_sandbox import Container\nwith Container() as c: print(c.run(['echo', 'inside'], capture_output=True, text=True).stdout)"
+    make = (
+        "from pytest_sandbox import Container\nwith Container() as c: print(c.run(['echo', "
+        "'inside'], capture_output=True, text=True).stdout)"
+    )
     with Container(privileged=True) as outer:
-        assert "inside\n\n" == outer.run([sys.executable, "-c", make], capture_output=True, text=True, check=True).stdout
+        assert (
+            "inside\n\n"
+            == outer.run(
+                [sys.executable, "-c", make], capture_output=True, text=True, check=True
+            ).stdout
+        )
 
 
 @pytest.mark.needs("root", "plain_root")
 def test_half_of_roots_power_is_none():
-    """A container with SYS_ADMIN and nothing else that it takes is told what its outer container lacks, as one without is."""
+    """A container with SYS_ADMIN and nothing else that it takes is told what its outer container
+    lacks, as one without is.
+    """
     with Container(security_opt=["seccomp=unconfined"], cap_add=["SYS_ADMIN"]) as outer:
-        answer = outer.run([sys.executable, "-c", TRY], capture_output=True, text=True, check=True).stdout
+        answer = outer.run(
+            [sys.executable, "-c", TRY], capture_output=True, text=True, check=True
+        ).stdout
     assert "a container in this container is not supported here." in answer
     assert "--privileged" in answer

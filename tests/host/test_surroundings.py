@@ -1,4 +1,6 @@
-"""Who says no where the kernel would not: a stand-in for the kernel, and a security module's profile around this process."""
+"""Who says no where the kernel would not: a stand-in for the kernel, and a security module's
+profile around this process.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,12 @@ STAND_IN = "#1 SMP Sun Jan 10 15:06:54 PST 2016"
 
 @pytest.mark.parametrize(
     ("release", "version", "is_it"),
-    [("4.4.0", STAND_IN, True), ("4.19.0-gvisor", "#1 SMP", True), ("6.12.5-amd64", REAL, False), ("4.4.0", "#1 SMP", False)],
+    [
+        ("4.4.0", STAND_IN, True),
+        ("4.19.0-gvisor", "#1 SMP", True),
+        ("6.12.5-amd64", REAL, False),
+        ("4.4.0", "#1 SMP", False),
+    ],
 )
 def test_gvisor_is_recognised(monkeypatch, release, version, is_it):
     """By what it answers to uname(2), in its older and its newer form."""
@@ -55,8 +62,15 @@ def test_in_gvisor_the_doctor_says_so():
 
 @pytest.mark.usefixtures("gvisor")
 def test_in_gvisor_a_failed_step_is_unsupported():
-    """A step that failed is told as what it is, not as a fault of ours; elsewhere it is the step's own error."""
-    answer = {"op": "error", "step": "mount root", "reason": "Invalid argument: mount(overlay)", "errno": errno.EINVAL}
+    """A step that failed is told as what it is, not as a fault of ours; elsewhere it is the step's
+    own error.
+    """
+    answer = {
+        "op": "error",
+        "step": "mount root",
+        "reason": "Invalid argument: mount(overlay)",
+        "errno": errno.EINVAL,
+    }
     error = session._explained(answer)
     assert (UnsupportedError, kernel.GVISOR) == (type(error), error.remedy)
 
@@ -75,9 +89,13 @@ def test_a_profile_is_read_as_apparmor_writes_it(text, name):
     assert name == confinement._confining(text)
 
 
-@pytest.mark.parametrize(("number", "is_named"), [(errno.EACCES, True), (errno.EPERM, True), (errno.ENODEV, False)])
+@pytest.mark.parametrize(
+    ("number", "is_named"), [(errno.EACCES, True), (errno.EPERM, True), (errno.ENODEV, False)]
+)
 def test_a_profile_is_named_where_it_may_have_denied(monkeypatch, number, is_named):
-    """What a profile can answer is told with its name and docker's option; what it cannot is not blamed on it."""
+    """What a profile can answer is told with its name and docker's option; what it cannot is not
+    blamed on it.
+    """
     monkeypatch.setattr(confinement, "profile", lambda: "docker-default")
     monkeypatch.setattr(kernel, "is_filtered", lambda: False)
     said = files.remedy_for("tmpfs")(Trial("refused", number))
@@ -85,7 +103,9 @@ def test_a_profile_is_named_where_it_may_have_denied(monkeypatch, number, is_nam
 
 
 def test_without_apparmor_no_profile_confines():
-    """The row says that nobody confines this process, on hosts without AppArmor and outside of a profile."""
+    """The row says that nobody confines this process, on hosts without AppArmor and outside of a
+    profile.
+    """
     row = host.find("no profile")
     assert (not confinement.profile(), bool(row.remedy)) == (row.found, not row.found)
 
@@ -93,7 +113,10 @@ def test_without_apparmor_no_profile_confines():
 NO_MOUNTS = "network, capability, file, umount, signal, ptrace, deny mount,"
 NO_POWER = "network, file, mount, umount, pivot_root, signal, ptrace,"
 #: Becomes confined with its exec.
-CONFINE = "import os, sys; open('/proc/self/attr/apparmor/exec', 'w').write('exec ' + sys.argv[1]); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+CONFINE = (
+    "import os, sys; open('/proc/self/attr/apparmor/exec', 'w').write('exec ' + "
+    "sys.argv[1]); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+)
 TRY = """
 from pytest_sandbox import Container, UnsupportedError
 try:
@@ -106,12 +129,19 @@ except UnsupportedError as error:
 @pytest.mark.needs("root", "apparmor", "apparmor_parser")
 @pytest.mark.parametrize("rules", [NO_MOUNTS, NO_POWER], ids=["no mounts", "no capabilities"])
 def test_a_real_profile_is_named(tmp_path, rules):
-    """Confined as docker's and as Ubuntu's profile confine, a container is refused with the profile's name and what to do."""
+    """Confined as docker's and as Ubuntu's profile confine, a container is refused with the
+    profile's name and what to do.
+    """
     name, file = f"pytest-sandbox-{os.getpid()}", tmp_path / "profile"
     file.write_text(f"profile {name} flags=(attach_disconnected) {{ {rules} }}\n")
     subprocess.run(["apparmor_parser", "--replace", "--skip-cache", file], check=True)
     try:
-        done = subprocess.run([sys.executable, "-c", CONFINE, name, "-c", TRY], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", CONFINE, name, "-c", TRY],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     finally:
         subprocess.run(["apparmor_parser", "--remove", file], check=True)
     assert f"AppArmor profile {name} around this process denies it" in done.stdout

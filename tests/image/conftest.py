@@ -16,7 +16,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-APPLETS = ("sh", "cat", "ls", "id", "env", "pwd", "echo", "touch", "rm", "mkdir", "true", "sleep", "test", "stat", "mv", "seq", "kill")
+APPLETS = (
+    "sh",
+    "cat",
+    "ls",
+    "id",
+    "env",
+    "pwd",
+    "echo",
+    "touch",
+    "rm",
+    "mkdir",
+    "true",
+    "sleep",
+    "test",
+    "stat",
+    "mv",
+    "seq",
+    "kill",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +66,12 @@ def busybox(tmp_path: Path) -> Callable[..., Image]:
     """Load an image of busybox and of these layers above it, with this configuration."""
 
     def load(*layers: bytes, name: str = "busybox:1", **config: object) -> Image:
-        made = Made([busybox_layer(), *layers], config, compress=bytes, media="application/vnd.oci.image.layer.v1.tar")
+        made = Made(
+            [busybox_layer(), *layers],
+            config,
+            compress=bytes,
+            media="application/vnd.oci.image.layer.v1.tar",
+        )
         where = tmp_path / f"layout-{len(os.listdir(tmp_path))}"
         return Image.load(made.write(where), name=name)
 
@@ -62,6 +85,11 @@ def umoci_image(tmp_path: Path) -> Path:
     subprocess.run(["umoci", "init", "--layout", where], check=True)
     subprocess.run(["umoci", "new", "--image", f"{where}:latest"], check=True)
     (tmp_path / "greeting").write_text("hello")
-    for source, target in (("/bin/busybox", "/bin/busybox"), (tmp_path / "greeting", "/etc/greeting")):
-        subprocess.run(["umoci", "insert", "--image", f"{where}:latest", source, target], check=True)
+    for source, target in (
+        ("/bin/busybox", "/bin/busybox"),
+        (tmp_path / "greeting", "/etc/greeting"),
+    ):
+        subprocess.run(
+            ["umoci", "insert", "--image", f"{where}:latest", source, target], check=True
+        )
     return where

@@ -1,4 +1,6 @@
-"""What somebody who is not root leaves on the disk: its own alone, closed to others, and gone with the image. Runs in a machine of tools/vm."""
+"""What somebody who is not root leaves on the disk: its own alone, closed to others, and gone with
+the image. Runs in a machine of tools/vm.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,11 @@ from pytest_sandbox.container import saved_layers
 
 pytestmark = [pytest.mark.needs("user", "containers", "busybox"), pytest.mark.vm]
 
-#: A directory of another user inside, whose number is another one outside too, and nobody else may enter it.
-WRITE = "mkdir /five && echo text >/five/file && busybox chown -R 5:5 /five && busybox chmod 700 /five"
+#: A directory of another user inside, whose number is another one outside too, and nobody else may
+#: enter it.
+WRITE = (
+    "mkdir /five && echo text >/five/file && busybox chown -R 5:5 /five && busybox chmod 700 /five"
+)
 
 
 @pytest.fixture
@@ -36,18 +41,26 @@ def image(home, busybox):
 
 def owners(directory: Path) -> set[int]:
     return {
-        os.lstat(os.path.join(where, name)).st_uid for where, directories, files in os.walk(directory) for name in (*directories, *files)
+        os.lstat(os.path.join(where, name)).st_uid
+        for where, directories, files in os.walk(directory)
+        for name in (*directories, *files)
     }
 
 
 def files(directory: Path) -> list[str]:
     """The files below a directory, but for the store's own index and lock."""
     found = [path for path in directory.rglob("*") if not path.is_dir() or path.is_symlink()]
-    return sorted(str(path.relative_to(directory)) for path in found if path.name not in {"index.json", "lock"})
+    return sorted(
+        str(path.relative_to(directory))
+        for path in found
+        if path.name not in {"index.json", "lock"}
+    )
 
 
 def test_a_stored_image_is_its_users_alone_and_goes_with_it(home, image):
-    """All of the store belongs to who made it, others may not look, and after rmi there is nothing of the image."""
+    """All of the store belongs to who made it, others may not look, and after rmi there is nothing
+    of the image.
+    """
     assert ({os.getuid()}, 0o700) == (owners(home), stat.S_IMODE(home.stat().st_mode))
     image.remove()
     assert [] == files(home)
@@ -60,7 +73,12 @@ def test_what_another_user_inside_closed_is_committed(home, image):
         made = container.commit("mine:1")
     assert {os.getuid()} == owners(home / "layers")
     with Container(image="mine:1") as container:
-        assert "text\n" == container.run(["/bin/cat", "/five/file"], capture_output=True, text=True, check=True).stdout
+        assert (
+            "text\n"
+            == container.run(
+                ["/bin/cat", "/five/file"], capture_output=True, text=True, check=True
+            ).stdout
+        )
     made.remove()
     image.remove()
     assert [] == [name for name in files(home) if not name.startswith("writable/")]
@@ -71,13 +89,18 @@ def test_what_another_user_inside_closed_is_kept(home, image):
     with Container(image=image) as container:
         container.run(["/bin/sh", "-c", WRITE], check=True)
         one = saved_layers.keep(container)
-    assert ({os.getuid()}, "text\n") == (owners(Path(one.directory)), Path(one.directory, "0/upper/five/file").read_text())
+    assert ({os.getuid()}, "text\n") == (
+        owners(Path(one.directory)),
+        Path(one.directory, "0/upper/five/file").read_text(),
+    )
     one.remove()
     assert not Path(one.directory).exists()
 
 
 def test_what_another_user_inside_closed_is_swept(home, image):
-    """A launcher that was killed leaves a layer on disk that the next session removes, whoever has it."""
+    """A launcher that was killed leaves a layer on disk that the next session removes, whoever has
+    it.
+    """
     container = Container(image=image, storage="disk").start()
     container.run(["/bin/sh", "-c", WRITE], check=True)
     directory = home / "writable" / session.current().name

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from pytest_sandbox.image.store import Store
 
 SHARED = layer(entry("etc/app.conf", b"x"))
-BASE = layer(directory("etc", mode=0o750), directory("tmp", mode=0o1777), directory("root", mode=0o700))
+BASE = layer(
+    directory("etc", mode=0o750), directory("tmp", mode=0o1777), directory("root", mode=0o700)
+)
 HOSTILE = layer(directory("./", mode=0o1777, uid=1000), directory("etc", mode=0o777, uid=1000))
 
 
@@ -55,7 +57,9 @@ def test_a_container_sees_the_attributes_of_its_own_image(busybox, tmp_path):
     """Through the overlay, after a hostile image with the same layer was loaded and removed."""
     load(tmp_path, HOSTILE, SHARED, name="hostile").remove()
     with Container(image=busybox(layer(directory("etc", mode=0o710)), SHARED)) as container:
-        said = container.run(["stat", "-c", "%a %u", "/etc", "/", "/tmp"], capture_output=True, text=True)
+        said = container.run(
+            ["stat", "-c", "%a %u", "/etc", "/", "/tmp"], capture_output=True, text=True
+        )
     assert "710 0\n755 0\n1777 0\n" == said.stdout
 
 
@@ -66,7 +70,9 @@ def test_stored_layers_are_never_changed(tmp_path, store):
     before = [os.lstat(one) for one in (path, f"{path}/etc")]
     load(tmp_path, HOSTILE, SHARED, name="hostile")
     after = [os.lstat(one) for one in (path, f"{path}/etc")]
-    assert [(one.st_mode, one.st_uid, one.st_ctime_ns) for one in before] == [(one.st_mode, one.st_uid, one.st_ctime_ns) for one in after]
+    assert [(one.st_mode, one.st_uid, one.st_ctime_ns) for one in before] == [
+        (one.st_mode, one.st_uid, one.st_ctime_ns) for one in after
+    ]
 
 
 @pytest.mark.needs("root")
@@ -203,4 +209,7 @@ def test_a_deletion_of_what_no_layer_has_is_not_listed(busybox):
     )
     with Container(image=image) as container:
         done = container.run(["ls", "-A", "/only", "/etc"], capture_output=True, text=True)
-    assert ("/etc:\ngroup\nhostname\nhosts\npasswd\nresolv.conf\n\n/only:\nkept\nsub\n", "") == (done.stdout, done.stderr)
+    assert ("/etc:\ngroup\nhostname\nhosts\npasswd\nresolv.conf\n\n/only:\nkept\nsub\n", "") == (
+        done.stdout,
+        done.stderr,
+    )

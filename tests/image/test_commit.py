@@ -1,4 +1,6 @@
-"""A container's writable layer becomes an image: at once, apart from what the container does next, and as deep as anybody likes."""
+"""A container's writable layer becomes an image: at once, apart from what the container does next,
+and as deep as anybody likes.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ pytestmark = pytest.mark.needs("root", "busybox")
 
 
 def kinds(container: Container, below: str = "/") -> dict[str, str]:
-    return {change.path: change.kind for change in container.diff() if change.path.startswith(below)}
+    return {
+        change.path: change.kind for change in container.diff() if change.path.startswith(below)
+    }
 
 
 @pytest.fixture(params=["host", "image"])
@@ -30,19 +34,29 @@ def rootfs(request, busybox) -> object:
 def test_what_was_written_is_there_in_each_container_from_it(rootfs, name):
     """Files, deletions and modes; each container has its own copy of all that it changes."""
     with Container(image=rootfs) as container:
-        container.run(["sh", "-c", "mkdir -m 700 /srv2; echo 1 > /srv2/a; rm /etc/passwd; chmod 711 /etc"], check=True)
+        container.run(
+            ["sh", "-c", "mkdir -m 700 /srv2; echo 1 > /srv2/a; rm /etc/passwd; chmod 711 /etc"],
+            check=True,
+        )
         image = container.commit(name)
     with Container(image=image) as first, Container(image=image) as second:
         first.write_text("/srv2/a", "changed")
         assert ("changed", "1\n") == (first.read_text("/srv2/a"), second.read_text("/srv2/a"))
         assert not second.exists("/etc/passwd")
-        assert "700 711\n" == second.run(["stat", "-c", "%a", "/srv2", "/etc"], capture_output=True, text=True).stdout.replace("\n", " ", 1)
-        assert ({"/srv2": "modified", "/srv2/a": "modified"}, {}) == (kinds(first, "/srv2"), kinds(second))
+        assert "700 711\n" == second.run(
+            ["stat", "-c", "%a", "/srv2", "/etc"], capture_output=True, text=True
+        ).stdout.replace("\n", " ", 1)
+        assert ({"/srv2": "modified", "/srv2/a": "modified"}, {}) == (
+            kinds(first, "/srv2"),
+            kinds(second),
+        )
 
 
 @pytest.mark.parametrize("name", [None, "committed:1"])
 def test_the_container_goes_on_apart_from_the_image(rootfs, name):
-    """Neither sees what the other does afterwards; id, name, group and settings of the container stay."""
+    """Neither sees what the other does afterwards; id, name, group and settings of the container
+    stay.
+    """
     with Container(image=rootfs, memory="200m", env={"B": "2"}) as container:
         container.write_text("/state", "before")
         identity = (container.id, container.hostname)
@@ -53,7 +67,11 @@ def test_the_container_goes_on_apart_from_the_image(rootfs, name):
             assert "before" == clone.read_text("/state")
             clone.write_text("/state", "clone")
         assert "aftermore\n" == container.read_text("/state")
-        assert (*identity, f"{container.hostname} 2\n") == (container.id, container.hostname, container.read_text("/said"))
+        assert (*identity, f"{container.hostname} 2\n") == (
+            container.id,
+            container.hostname,
+            container.read_text("/said"),
+        )
         assert {"/state": "added", "/said": "added"} == kinds(container)
         assert 200 << 20 == container.stats().memory_limit
 
@@ -62,7 +80,10 @@ def test_what_runs_on_keeps_its_files(rootfs):
     """With a process inside, the layer is copied while it is paused; it goes on where it was."""
     with Container(image=rootfs) as container:
         popen = container.popen(
-            ["sh", "-c", "exec 3>/log; echo one >&3; echo ready; read line; echo two >&3"], stdin=-1, stdout=-1, text=True
+            ["sh", "-c", "exec 3>/log; echo one >&3; echo ready; read line; echo two >&3"],
+            stdin=-1,
+            stdout=-1,
+            text=True,
         )
         assert "ready\n" == popen.stdout.readline()
         image = container.commit()
@@ -115,7 +136,9 @@ def test_one_container_is_committed_again_and_again(rootfs):
     for number, image in enumerate(images):
         with Container(image=image) as clone:
             assert str(number // 2) == clone.read_text("/count")
-            assert [f"only{number // 2}"] == [one for one in clone.listdir("/") if one.startswith("only")]
+            assert [f"only{number // 2}"] == [
+                one for one in clone.listdir("/") if one.startswith("only")
+            ]
 
 
 def test_a_name_stores_the_whole_chain(rootfs):
@@ -127,8 +150,16 @@ def test_a_name_stores_the_whole_chain(rootfs):
         container.write_text("/two", "2")
         stored = container.commit("stored:1")
     assert ("stored:1", stored) == (stored.reference, Image.get("stored:1"))
-    code = "from pytest_sandbox import Container\nwith Container(image='stored:1') as c: print(c.read_text('/one') + c.read_text('/two'))"
-    assert "12\n" == subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    code = (
+        "from pytest_sandbox import Container\nwith Container(image='stored:1') as c: "
+        "print(c.read_text('/one') + c.read_text('/two'))"
+    )
+    assert (
+        "12\n"
+        == subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout
+    )
     stored.remove()
     assert [] == [image for image in Image.list() if image.id == stored.id]
 
@@ -151,7 +182,9 @@ def test_configuration_survives_a_commit(busybox):
         with Container(image=image) as container:
             committed = container.commit(name)
         with Container(image=committed) as container:
-            said = container.run(["sh", "-c", "echo $A $(id -u) $PWD"], capture_output=True, text=True).stdout
+            said = container.run(
+                ["sh", "-c", "echo $A $(id -u) $PWD"], capture_output=True, text=True
+            ).stdout
             assert "image 1000 /tmp\n" == said
         assert image.config == committed.config
 
@@ -210,7 +243,10 @@ def test_threads_use_a_container_that_is_committed(rootfs):
         container.write_text("/x", "x")
         container.commit()
         codes: list[int] = []
-        threads = [threading.Thread(target=lambda: codes.append(container.run(["true"]).returncode)) for _ in range(4)]
+        threads = [
+            threading.Thread(target=lambda: codes.append(container.run(["true"]).returncode))
+            for _ in range(4)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

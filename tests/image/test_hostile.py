@@ -1,4 +1,6 @@
-"""Images that are damaged, forged or made to do harm: an ImageError that says what and where, and nothing left behind."""
+"""Images that are damaged, forged or made to do harm: an ImageError that says what and where, and
+nothing left behind.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from registries import push, registry
-from tarballs import DOCKER, OCI, Made, digest_of, directory, docker_archive, entry, files, layer, link, tar_of
+from tarballs import (
+    DOCKER,
+    OCI,
+    Made,
+    digest_of,
+    directory,
+    docker_archive,
+    entry,
+    files,
+    layer,
+    link,
+    tar_of,
+)
 
 from pytest_sandbox import Image, ImageError
 from pytest_sandbox.image.size_limits import DEFAULT_LIMITS
@@ -38,11 +52,15 @@ def is_clean(store: Store) -> bool:
         "locks": index.layers_in_use(),
     }
     found = {name: set(os.listdir(store.path(name))) for name in expected}
-    return found == {name: {one.removeprefix("sha256:") for one in digests} for name, digests in expected.items()}
+    return found == {
+        name: {one.removeprefix("sha256:") for one in digests} for name, digests in expected.items()
+    }
 
 
 def wrong(where: str, key: str, value: object) -> Callable[[Made], None]:
-    """Falsify one key of the manifest, the first layer's descriptor, the configuration, or its config."""
+    """Falsify one key of the manifest, the first layer's descriptor, the configuration, or its
+    config.
+    """
 
     def change(made: Made) -> None:
         target: Any = {
@@ -79,9 +97,15 @@ def blob(which: str, data: Callable[[bytes], bytes]) -> Callable[[Made], None]:
 def nested(depth: int) -> Callable[[Made], None]:
     def change(made: Made) -> None:
         def index() -> dict[str, Any]:
-            inner: dict[str, Any] = {"manifests": [made.descriptor()], "mediaType": f"{OCI}.index.v1+json"}
+            inner: dict[str, Any] = {
+                "manifests": [made.descriptor()],
+                "mediaType": f"{OCI}.index.v1+json",
+            }
             for _ in range(depth):
-                inner = {"manifests": [made.add(json.dumps(inner).encode(), f"{OCI}.index.v1+json")], "mediaType": f"{OCI}.index.v1+json"}
+                inner = {
+                    "manifests": [made.add(json.dumps(inner).encode(), f"{OCI}.index.v1+json")],
+                    "mediaType": f"{OCI}.index.v1+json",
+                }
             return inner
 
         made.index = index  # type: ignore[method-assign]
@@ -92,7 +116,10 @@ def nested(depth: int) -> Callable[[Made], None]:
 def cyclic(made: Made) -> None:
     """An index that names itself, by a digest that is not its own."""
     digest = digest_of(b"cycle")
-    document = {"mediaType": f"{OCI}.index.v1+json", "manifests": [{"mediaType": f"{OCI}.index.v1+json", "digest": digest, "size": 1}]}
+    document = {
+        "mediaType": f"{OCI}.index.v1+json",
+        "manifests": [{"mediaType": f"{OCI}.index.v1+json", "digest": digest, "size": 1}],
+    }
     made.blobs[digest] = json.dumps(document).encode()
     made.index = lambda: document  # type: ignore[method-assign]
 
@@ -161,7 +188,10 @@ EVIL = {
     "absolute": (entry("/evil"), "/evil"),
     "link out": (link("a", "../../..") + entry("a/evil"), "a: an entry goes through a link"),
     "whiteout out": (entry("../.wh.precious"), "out of the layer"),
-    "hard link to the host": (link("shadow", "../../../../../etc/shadow", kind="hard"), "out of the layer"),
+    "hard link to the host": (
+        link("shadow", "../../../../../etc/shadow", kind="hard"),
+        "out of the layer",
+    ),
     "newline in the name": (entry("x\ny/../../evil"), r"x\\x0ay"),
     "no UTF-8 in the name": (entry("../\udcff", tar_format=1), r"\\xff"),
     "escape sequence in the name": (entry("../\x1b[2J"), r"\\x1b\[2J"),
@@ -184,7 +214,9 @@ def test_an_evil_layer_names_layer_and_path(tmp_path, store, entries, said):
 
 
 def test_a_bomb_is_stopped(tmp_path, store, monkeypatch):
-    """A layer that unpacks to more than is allowed goes without a trace; allowing more lets it in."""
+    """A layer that unpacks to more than is allowed goes without a trace; allowing more lets it
+    in.
+    """
     made = Made([layer(entry("zeros", bytes(3 << 20)))])
     where = made.write(tmp_path / "layout")
     monkeypatch.setenv("PYTEST_SANDBOX_MAX_LAYER", "1m")
@@ -212,9 +244,19 @@ def unix_socket(path: Path) -> None:
         one.bind(str(path)[-100:] if len(str(path)) < 100 else os.path.relpath(path))
 
 
-@pytest.mark.parametrize("make", [fifo, unix_socket, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to("nowhere")])
+@pytest.mark.parametrize(
+    "make",
+    [
+        fifo,
+        unix_socket,
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.symlink_to("nowhere"),
+    ],
+)
 def test_what_is_no_file_is_never_read(tmp_path, store, make, monkeypatch):
-    """FIFOs, sockets, devices and dangling links, as the image itself or in the place of a document: an error, and no waiting."""
+    """FIFOs, sockets, devices and dangling links, as the image itself or in the place of a
+    document: an error, and no waiting.
+    """
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "image")
     with pytest.raises(ImageError):
@@ -237,11 +279,18 @@ NO_IMAGES = {
     "an archive list": layer(entry("manifest.json", b"{}")),
     "an empty archive list": layer(entry("manifest.json", b"[]")),
     "an archive that leads out": layer(
-        entry("manifest.json", b'[{"Config": "../../../../etc/passwd", "Layers": []}]'), link("x", "/etc/passwd")
+        entry("manifest.json", b'[{"Config": "../../../../etc/passwd", "Layers": []}]'),
+        link("x", "/etc/passwd"),
     ),
-    "an archive without its layer": layer(entry("manifest.json", b'[{"Config": "c", "Layers": ["l"]}]'), entry("c", b"{}")),
-    "a layout of an unknown version": layer(entry("oci-layout", b'{"imageLayoutVersion": "9"}'), entry("index.json", b"{}")),
-    "a layout without manifests": layer(entry("oci-layout", b'{"imageLayoutVersion": "1.0.0"}'), entry("index.json", b"{}")),
+    "an archive without its layer": layer(
+        entry("manifest.json", b'[{"Config": "c", "Layers": ["l"]}]'), entry("c", b"{}")
+    ),
+    "a layout of an unknown version": layer(
+        entry("oci-layout", b'{"imageLayoutVersion": "9"}'), entry("index.json", b"{}")
+    ),
+    "a layout without manifests": layer(
+        entry("oci-layout", b'{"imageLayoutVersion": "1.0.0"}'), entry("index.json", b"{}")
+    ),
     "links in a circle": layer(link("manifest.json", "a"), link("a", "manifest.json")),
     "deep JSON": layer(entry("manifest.json", b"[" * 100_000)),
 }
@@ -252,7 +301,9 @@ def test_what_is_no_image_is_refused(tmp_path, store, data, request):
     """Whatever a file holds, it is an ImageError or an image, and never another exception."""
     (tmp_path / "file").write_bytes(data)
     if request.node.callspec.id in ("zeros", "links in a circle"):
-        Image.load(tmp_path / "file")  # an archive of nothing, and one of two links, are root file systems
+        Image.load(
+            tmp_path / "file"
+        )  # an archive of nothing, and one of two links, are root file systems
     else:
         with pytest.raises(ImageError):
             Image.load(tmp_path / "file")
@@ -262,19 +313,34 @@ def test_what_is_no_image_is_refused(tmp_path, store, data, request):
 
 def test_setuid_programs_and_devices_are_out_of_reach(tmp_path, store):
     """No other user can come to what lies in the store."""
-    made = Made([layer(entry("su", b"#!/bin/sh\n", mode=0o4755), entry("null", kind="char", devmajor=1, devminor=3, mode=0o666))])
+    made = Made(
+        [
+            layer(
+                entry("su", b"#!/bin/sh\n", mode=0o4755),
+                entry("null", kind="char", devmajor=1, devminor=3, mode=0o666),
+            )
+        ]
+    )
     top = Image.load(made.write(tmp_path / "layout")).lower_directories()[0]
     assert 0o40700 == os.stat(store.directory).st_mode
     if os.geteuid() == 0:
         code = "import os, sys; os.setuid(65534); os.stat(sys.argv[1])"
-        done = subprocess.run([sys.executable, "-c", code, f"{top}/su"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code, f"{top}/su"], capture_output=True, text=True, check=False
+        )
         assert "PermissionError" in done.stderr
 
 
 # -- killed at any moment
 
-LOADING = "import sys; from pytest_sandbox import Image; print('go', flush=True); Image.load(sys.argv[1], name='killed:1'); print('done', flush=True)"
-PULLING = "import sys; from pytest_sandbox import Image; print('go', flush=True); Image.pull(sys.argv[1]); print('done', flush=True)"
+LOADING = (
+    "import sys; from pytest_sandbox import Image; print('go', flush=True); "
+    "Image.load(sys.argv[1], name='killed:1'); print('done', flush=True)"
+)
+PULLING = (
+    "import sys; from pytest_sandbox import Image; print('go', flush=True); "
+    "Image.pull(sys.argv[1]); print('done', flush=True)"
+)
 
 
 def heavy() -> Made:
@@ -283,8 +349,15 @@ def heavy() -> Made:
 
 
 def killed_after(code: str, argument: object, seconds: float) -> None:
-    """Start a process that works on the store, and kill it so many seconds after it has begun, unless it was faster."""
-    process = subprocess.Popen([sys.executable, "-c", code, str(argument)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    """Start a process that works on the store, and kill it so many seconds after it has begun,
+    unless it was faster.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(argument)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     assert process.stdout
     assert "go\n" == process.stdout.readline()
     pidfd = os.pidfd_open(process.pid)
@@ -297,11 +370,17 @@ def killed_after(code: str, argument: object, seconds: float) -> None:
 @pytest.mark.parametrize("how", ["load", "pull"])
 @pytest.mark.needs("docker-registry")
 def test_a_process_may_be_killed_at_any_moment(tmp_path, store, how):
-    """What is in the index is whole, what was begun is gone with the next use, and the next attempt succeeds."""
+    """What is in the index is whole, what was begun is gone with the next use, and the next attempt
+    succeeds.
+    """
     made = heavy()
     with registry(tmp_path / "registry") as server:
         push(server.host, "killed:1", made)
-        code, argument = (PULLING, f"{server.host}/killed:1") if how == "pull" else (LOADING, made.write(tmp_path / "layout"))
+        code, argument = (
+            (PULLING, f"{server.host}/killed:1")
+            if how == "pull"
+            else (LOADING, made.write(tmp_path / "layout"))
+        )
         for round_ in range(12):
             killed_after(code, argument, random.uniform(0, 0.5))
             for image in Image.list():
@@ -311,7 +390,9 @@ def test_a_process_may_be_killed_at_any_moment(tmp_path, store, how):
                 assert is_clean(store)
                 store.prune(every=True)
         image = Image.pull(argument) if how == "pull" else Image.load(argument)
-        assert [2 << 20, 1, 700 * 700] == sorted(image.layer_sizes(), key=lambda size: (size != 2 << 20, size))
+        assert [2 << 20, 1, 700 * 700] == sorted(
+            image.layer_sizes(), key=lambda size: (size != 2 << 20, size)
+        )
         store.collect()
         assert is_clean(store)
 
@@ -320,7 +401,12 @@ def test_processes_that_load_the_same_image_at_once_make_it_once(tmp_path, store
     """Two pytest workers wait for each other; each has the image afterwards."""
     where = heavy().write(tmp_path / "layout")
     processes = [
-        subprocess.Popen([sys.executable, "-c", LOADING, str(where)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", LOADING, str(where)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for _ in range(4)
     ]
     said = [process.communicate() for process in processes]
@@ -334,7 +420,8 @@ def test_removal_and_loading_side_by_side_lose_nothing(tmp_path, store):
     """Who loads an image has it, whatever others remove meanwhile."""
     where = heavy().write(tmp_path / "layout")
     code = (
-        "import sys, os\nfrom pytest_sandbox import Image, ImageError\nfrom pytest_sandbox.image.store import Store\n"
+        "import sys, os\nfrom pytest_sandbox import Image, ImageError\nfrom "
+        "pytest_sandbox.image.store import Store\n"
         "for n in range(8):\n"
         "    image = Image.load(sys.argv[1], name=f'{sys.argv[2]}:1')\n"
         "    assert all(os.path.isdir(one) for one in image.lower_directories()), n\n"
@@ -342,7 +429,10 @@ def test_removal_and_loading_side_by_side_lose_nothing(tmp_path, store):
         "    Store().collect()\n"
     )
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(where), name], stderr=subprocess.PIPE, text=True) for name in ("a", "b", "c")
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(where), name], stderr=subprocess.PIPE, text=True
+        )
+        for name in ("a", "b", "c")
     ]
     assert [(None, "")] * 3 == [process.communicate() for process in processes]
     store.collect()
@@ -367,7 +457,9 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, store):
     """No room for a layer: an ImageError that says what makes room."""
     where = heavy().write(tmp_path / "layout")
     store.prepare()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", store.directory], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", store.directory], check=True
+    )
     try:
         with pytest.raises(ImageError, match=r"No space left.*pytest-sandbox prune"):
             Image.load(where)
@@ -379,7 +471,9 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, store):
 
 def test_docker_media_types_are_known():
     """Schema 2's own names for the same things."""
-    made = Made([files(a="1")], media=f"{DOCKER.replace('distribution', 'image')}.rootfs.diff.tar.gzip")
+    made = Made(
+        [files(a="1")], media=f"{DOCKER.replace('distribution', 'image')}.rootfs.diff.tar.gzip"
+    )
     from pytest_sandbox.image.manifest import _LAYER
 
     assert _LAYER.match(made.manifest["layers"][0]["mediaType"])

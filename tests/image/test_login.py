@@ -55,7 +55,9 @@ def server(config: Path) -> Iterator[Fake]:
 def leaked(fake: Fake) -> list[str]:
     """The requests that carry the login, the identity token, or what was gained by them."""
     secrets = (SECRET, AUTH, "IDENTITY", "Bearer")
-    return [f"{one.method} {one.path}" for one in fake.asked if any(part in one for part in secrets)]
+    return [
+        f"{one.method} {one.path}" for one in fake.asked if any(part in one for part in secrets)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -76,9 +78,13 @@ def leaked(fake: Fake) -> list[str]:
         "",
     ],
 )
-def test_a_realm_that_is_read_in_two_ways_or_is_not_encrypted_gets_no_login(server, elsewhere, realm):
+def test_a_realm_that_is_read_in_two_ways_or_is_not_encrypted_gets_no_login(
+    server, elsewhere, realm
+):
     """It is refused before anything is sent, and the error holds no secret."""
-    server.hooks.append(challenge(f'Bearer realm="{realm.format(evil=elsewhere.host)}",service="s"'))
+    server.hooks.append(
+        challenge(f'Bearer realm="{realm.format(evil=elsewhere.host)}",service="s"')
+    )
     with pytest.raises(ImageError) as caught:
         Image.pull(f"{server.host}/a/b:1")
     assert ([], False) == (elsewhere.asked, SECRET in str(caught.value))
@@ -108,7 +114,10 @@ def test_a_redirected_blob_does_not_take_the_login_along(server, elsewhere, code
     elsewhere.images = server.images
     server.hooks += [
         challenge('Basic realm="r"'),
-        lambda handler: "/blobs/" in handler.path and reply(handler, code, Location=f"http://{elsewhere.host}{handler.path}"),
+        lambda handler: (
+            "/blobs/" in handler.path
+            and reply(handler, code, Location=f"http://{elsewhere.host}{handler.path}")
+        ),
     ]
     Image.pull(f"{server.host}/a/b:1")
     assert (2, []) == (len(elsewhere.asked), leaked(elsewhere))
@@ -122,7 +131,10 @@ def test_a_challenge_of_a_redirect_s_target_is_not_answered(server, elsewhere, a
     if asks:
         server.hooks.append(challenge('Basic realm="r"'))
     server.hooks.append(
-        lambda handler: "/blobs/" in handler.path and reply(handler, 307, Location=f"http://{elsewhere.host}{handler.path}")
+        lambda handler: (
+            "/blobs/" in handler.path
+            and reply(handler, 307, Location=f"http://{elsewhere.host}{handler.path}")
+        )
     )
     with pytest.raises(ImageError, match="answers with HTTP status 401"):
         Image.pull(f"{server.host}/a/b:1")
@@ -149,7 +161,9 @@ def test_the_second_realm_of_a_registry_gets_no_login(server, elsewhere):
     places = iter([server.host, elsewhere.host, elsewhere.host])
     server.hooks += [
         lambda handler: handler.path.startswith("/token") and reply(handler, 200, TOKEN),
-        lambda handler: reply(handler, 401, WWW_Authenticate=f'Bearer realm="http://{next(places)}/token"'),
+        lambda handler: reply(
+            handler, 401, WWW_Authenticate=f'Bearer realm="http://{next(places)}/token"'
+        ),
     ]
     with pytest.raises(ImageError, match="one only"):
         Image.pull(f"{server.host}/a/b:1")
@@ -160,12 +174,17 @@ def test_the_second_realm_of_a_registry_gets_no_login(server, elsewhere):
 def test_a_token_that_fits_no_header_is_refused(server, token):
     """Whatever a token server answers, it is an error, and never another exception."""
     answer = json.dumps({"token": token}).encode()
-    server.hooks += [on("/token", 200, answer), challenge(f'Bearer realm="http://{server.host}/token"')]
+    server.hooks += [
+        on("/token", 200, answer),
+        challenge(f'Bearer realm="http://{server.host}/token"'),
+    ]
     with pytest.raises(ImageError, match="gave no token"):
         Image.pull(f"{server.host}/a/b:1")
 
 
-@pytest.mark.parametrize("text", ["a" * 60_000, 'a="' + "\\" * 60_000, 'a="b",' * 20_000, ",= ,=" * 9000])
+@pytest.mark.parametrize(
+    "text", ["a" * 60_000, 'a="' + "\\" * 60_000, 'a="b",' * 20_000, ",= ,=" * 9000]
+)
 def test_a_long_challenge_is_read_in_linear_time(text):
     """No header makes the reader go back and try again."""
     scheme, parameters = challenge_of({"WWW-Authenticate": f"Bearer {text}"})
@@ -232,7 +251,9 @@ def test_an_odd_configuration_is_an_error_without_secrets(config, text):
     assert (False, True) == (SECRET in str(caught.value), str(caught.value).isprintable())
 
 
-@pytest.mark.parametrize("found", [[], {"auths": []}, {"auths": {HOST: None}}, {"auths": {f"https://{HOST}": ["x"]}}])
+@pytest.mark.parametrize(
+    "found", [[], {"auths": []}, {"auths": {HOST: None}}, {"auths": {f"https://{HOST}": ["x"]}}]
+)
 def test_a_configuration_without_a_login_is_none(config, found):
     """Values of other forms are passed over."""
     config.write_text(json.dumps(found))

@@ -1,4 +1,6 @@
-"""Images come from a real registry, verified, by as few requests as it takes, over a network that fails."""
+"""Images come from a real registry, verified, by as few requests as it takes, over a network that
+fails.
+"""
 
 from __future__ import annotations
 
@@ -62,12 +64,17 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that were asked for, none of which is made."""
     made: list[float] = []
     original = module.Registry.__init__
-    monkeypatch.setattr(module.Registry, "__init__", lambda self, *args: original(self, *args, pause=made.append))
+    monkeypatch.setattr(
+        module.Registry, "__init__", lambda self, *args: original(self, *args, pause=made.append)
+    )
     return made
 
 
 def made(name: str = "pulled") -> Made:
-    return Made([files(base="b"), files(name=name), layer(entry("big", os.urandom(3 << 20)))], {"Cmd": ["sh"]})
+    return Made(
+        [files(base="b"), files(name=name), layer(entry("big", os.urandom(3 << 20)))],
+        {"Cmd": ["sh"]},
+    )
 
 
 def names_in(image: Image) -> set[str]:
@@ -79,7 +86,10 @@ def test_an_image_is_pulled_layer_by_layer(backend, server):
     one = made()
     push(backend.host, "app:1", one)
     image = Image.pull(f"{server.host}/app:1")
-    assert (f"{server.host}/app:1", digest_of(json.dumps(one.document).encode())) == (image.reference, image.id)
+    assert (f"{server.host}/app:1", digest_of(json.dumps(one.document).encode())) == (
+        image.reference,
+        image.id,
+    )
     assert {"base", "name", "big"} == names_in(image)
     assert image == Image.get(f"{server.host}/app:1")
     assert 5 == len(server.requests)
@@ -112,10 +122,14 @@ def test_of_an_index_this_machines_manifest_is_pulled(backend, server, media):
     """Other platforms' manifests, and attestations, are not fetched."""
     one, other = made("right"), made("wrong")
     listed = [
-        push(backend.host, "multi:s390x", other) | {"platform": {"os": "linux", "architecture": "s390x"}},
-        push(backend.host, "multi:own", one) | {"platform": {"os": "linux", "architecture": HOST.architecture}},
+        push(backend.host, "multi:s390x", other)
+        | {"platform": {"os": "linux", "architecture": "s390x"}},
+        push(backend.host, "multi:own", one)
+        | {"platform": {"os": "linux", "architecture": HOST.architecture}},
     ]
-    index = push_manifest(backend.host, "multi", "1", {"schemaVersion": 2, "mediaType": media, "manifests": listed})
+    index = push_manifest(
+        backend.host, "multi", "1", {"schemaVersion": 2, "mediaType": media, "manifests": listed}
+    )
     image = Image.pull(f"{server.host}/multi:1")
     assert digest_of(json.dumps(one.document).encode()) == image.id
     server.requests.clear()
@@ -125,13 +139,30 @@ def test_of_an_index_this_machines_manifest_is_pulled(backend, server, media):
 
 @pytest.mark.needs("skopeo", "umoci")
 @pytest.mark.parametrize(
-    "flags", [["--format", "v2s2"], ["--format", "oci"], ["--dest-compress", "--dest-compress-format", "zstd", "--format", "oci"]]
+    "flags",
+    [
+        ["--format", "v2s2"],
+        ["--format", "oci"],
+        ["--dest-compress", "--dest-compress-format", "zstd", "--format", "oci"],
+    ],
 )
 def test_what_skopeo_pushes_is_pulled(backend, umoci_image, flags, tmp_path):
     """Docker's schema 2, OCI, and layers compressed by zstd."""
     target = f"docker://{backend.host}/skopeo:{len(flags)}{flags[1]}"
-    environment = os.environ | {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "no-blob-cache")}
-    command = ["skopeo", "--insecure-policy", "copy", "-q", "--dest-tls-verify=false", *flags, f"oci:{umoci_image}:latest", target]
+    environment = os.environ | {
+        "HOME": str(tmp_path),
+        "XDG_DATA_HOME": str(tmp_path / "no-blob-cache"),
+    }
+    command = [
+        "skopeo",
+        "--insecure-policy",
+        "copy",
+        "-q",
+        "--dest-tls-verify=false",
+        *flags,
+        f"oci:{umoci_image}:latest",
+        target,
+    ]
     subprocess.run(command, check=True, env=environment)
     assert {"bin", "etc"} == names_in(Image.pull(target.removeprefix("docker://")))
 
@@ -140,13 +171,17 @@ def test_what_skopeo_pushes_is_pulled(backend, umoci_image, flags, tmp_path):
 
 
 def cut_after(count: int):
-    """A fault: the first answer to each blob of at least twice the length ends after *count* bytes."""
+    """A fault: the first answer to each blob of at least twice the length ends after *count*
+    bytes.
+    """
     seen: set[str] = set()
 
     def fault(handler) -> bool:
         if "/blobs/" not in handler.path or handler.path in seen or handler.headers.get("Range"):
             return False
-        with __import__("urllib.request").request.urlopen(f"http://{handler.server.upstream}{handler.path}") as answer:
+        with __import__("urllib.request").request.urlopen(
+            f"http://{handler.server.upstream}{handler.path}"
+        ) as answer:
             data = answer.read()
         if len(data) < 2 * count:
             return False
@@ -202,7 +237,11 @@ def test_a_server_that_is_busy_is_asked_again(backend, server, pauses, status):
     """With growing pauses, or with those that it asks for."""
     push(backend.host, "busy:1", made())
     answers = iter([{}, {"Retry_After": "7"}])
-    server.faults.append(lambda handler: (headers := next(answers, None)) is not None and reply(handler, status, **headers))
+    server.faults.append(
+        lambda handler: (
+            (headers := next(answers, None)) is not None and reply(handler, status, **headers)
+        )
+    )
     Image.pull(f"{server.host}/busy:1")
     assert 2 == len(pauses)
     assert 7.0 == pauses[1]
@@ -211,7 +250,9 @@ def test_a_server_that_is_busy_is_asked_again(backend, server, pauses, status):
 def test_a_server_that_stays_busy_is_given_up(server, pauses):
     """The error names the registry and what it said; the pauses have grown."""
     server.faults.append(lambda handler: reply(handler, 503))
-    with pytest.raises(ImageError, match=rf"{server.host} failed 6 times in a row: HTTP status 503"):
+    with pytest.raises(
+        ImageError, match=rf"{server.host} failed 6 times in a row: HTTP status 503"
+    ):
         Image.pull(f"{server.host}/x:1")
     assert 5 == len(pauses)
     assert pauses[-1] > 3 * pauses[0]
@@ -237,12 +278,16 @@ def test_an_unknown_image_is_said_to_be_unknown(server):
 
 def is_empty(store: Store) -> bool:
     store.collect()
-    return not any(os.listdir(store.path(name)) for name in ("layers", "tmp", "documents", "images", "locks"))
+    return not any(
+        os.listdir(store.path(name)) for name in ("layers", "tmp", "documents", "images", "locks")
+    )
 
 
 @pytest.mark.parametrize("change", ["first byte", "last byte", "cut", "longer", "other"])
 def test_a_corrupted_layer_is_refused(backend, store, change, tmp_path):
-    """Whatever was changed in the registry's own storage, nothing of the image is left in the store."""
+    """Whatever was changed in the registry's own storage, nothing of the image is left in the
+    store.
+    """
     one = made(change)
     push(backend.host, "corrupt:1", one)
     path = backend.blob(one.manifest["layers"][2]["digest"])
@@ -265,7 +310,11 @@ def test_a_corrupted_layer_is_refused(backend, store, change, tmp_path):
 def test_a_forged_manifest_is_refused(backend, server):
     """What is asked for by digest is what comes, or nothing."""
     described = push(backend.host, "forged:1", made())
-    server.faults.append(lambda handler: "/manifests/" in handler.path and reply(handler, 200, b'{"schemaVersion": 2}'))
+    server.faults.append(
+        lambda handler: (
+            "/manifests/" in handler.path and reply(handler, 200, b'{"schemaVersion": 2}')
+        )
+    )
     with pytest.raises(ImageError, match="damaged or forged"):
         Image.pull(f"{server.host}/forged@{described['digest']}")
 
@@ -294,13 +343,21 @@ def filled(backend: Running) -> Running:
 @pytest.fixture
 def basic(filled: Running, tmp_path: Path) -> Iterator[Running]:
     """A registry for the user me with the password a:b (bcrypt, made by htpasswd -nbB)."""
-    (tmp_path / "htpasswd").write_text("me:$2b$05$abcdefghijklmnopqrstuuHmWBvP7qEGtE3QR9nVB9.XCJgT5GrRi\n")
-    with registry(filled.directory, auth={"htpasswd": {"realm": "r", "path": str(tmp_path / "htpasswd")}}) as running:
+    (tmp_path / "htpasswd").write_text(
+        "me:$2b$05$abcdefghijklmnopqrstuuHmWBvP7qEGtE3QR9nVB9.XCJgT5GrRi\n"
+    )
+    with registry(
+        filled.directory, auth={"htpasswd": {"realm": "r", "path": str(tmp_path / "htpasswd")}}
+    ) as running:
         yield running
 
 
 def log_in(config: Path, host: str, user: str = "me", password: str = "a:b") -> None:
-    config.write_text(json.dumps({"auths": {host: {"auth": base64.b64encode(f"{user}:{password}".encode()).decode()}}}))
+    config.write_text(
+        json.dumps(
+            {"auths": {host: {"auth": base64.b64encode(f"{user}:{password}".encode()).decode()}}}
+        )
+    )
 
 
 def test_a_password_is_taken_from_dockers_configuration(basic, no_login):
@@ -334,11 +391,14 @@ def test_a_credential_helper_is_asked(basic, no_login, tmp_path, monkeypatch, wh
     """For one registry, or for all."""
     helper = tmp_path / "docker-credential-test"
     helper.write_text(
-        f'#!/bin/sh\nread server\n[ "$1 $server" = \'get {basic.host}\' ] && echo \'{{"Username": "me", "Secret": "a:b"}}\'\n'
+        f"#!/bin/sh\nread server\n[ \"$1 $server\" = 'get {basic.host}' ] && echo "
+        f'\'{{"Username": "me", "Secret": "a:b"}}\'\n'
     )
     helper.chmod(helper.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    no_login.write_text(json.dumps({where: {basic.host: "test"} if where == "credHelpers" else "test"}))
+    no_login.write_text(
+        json.dumps({where: {basic.host: "test"} if where == "credHelpers" else "test"})
+    )
     assert "base" in names_in(Image.pull(f"{basic.host}/private:1"))
 
 
@@ -358,18 +418,27 @@ def authority() -> trustme.CA:
 def test_a_token_is_asked_for(filled, authority, no_login, user):
     """By anybody or with a name and password, once for a repository."""
     tokens = TokenServer(authority, user=user, password="a:b")
-    with tokens.running() as realm, registry(filled.directory, auth=tokens.section(realm, filled.directory)) as running:
+    with (
+        tokens.running() as realm,
+        registry(filled.directory, auth=tokens.section(realm, filled.directory)) as running,
+    ):
         if user:
             log_in(no_login, running.host)
         assert "base" in names_in(Image.pull(f"{running.host}/private:1"))
     query = urllib.parse.parse_qs(urllib.parse.urlsplit(tokens.asked[0]).query)
-    assert ({"service": ["here"], "scope": ["repository:private:pull"]}, 1) == (query, len(tokens.asked))
+    assert ({"service": ["here"], "scope": ["repository:private:pull"]}, 1) == (
+        query,
+        len(tokens.asked),
+    )
 
 
 def test_an_identity_token_is_exchanged(filled, authority, no_login):
     """What `docker login` against some clouds stores instead of a password."""
     tokens = TokenServer(authority)
-    with tokens.running() as realm, registry(filled.directory, auth=tokens.section(realm, filled.directory)) as running:
+    with (
+        tokens.running() as realm,
+        registry(filled.directory, auth=tokens.section(realm, filled.directory)) as running,
+    ):
         no_login.write_text(json.dumps({"auths": {running.host: {"identitytoken": "secret"}}}))
         assert "base" in names_in(Image.pull(f"{running.host}/private:1"))
     assert ["POST refresh_token secret"] == tokens.asked
@@ -378,7 +447,10 @@ def test_an_identity_token_is_exchanged(filled, authority, no_login):
 def test_a_refused_token_says_the_remedy(filled, authority, no_login):
     """A wrong password at the token server."""
     tokens = TokenServer(authority, user="me", password="right")
-    with tokens.running() as realm, registry(filled.directory, auth=tokens.section(realm, filled.directory)) as running:
+    with (
+        tokens.running() as realm,
+        registry(filled.directory, auth=tokens.section(realm, filled.directory)) as running,
+    ):
         log_in(no_login, running.host)
         with pytest.raises(ImageError, match="not accepted by"):
             Image.pull(f"{running.host}/private:1")
@@ -448,7 +520,13 @@ def test_an_unknown_authority_is_an_error_at_once(encrypted, pauses):
 
 @pytest.mark.parametrize(
     ("host", "expected"),
-    [("localhost:5000", True), ("127.1.2.3", True), ("[::1]:5", True), ("localhost.example", False), ("10.0.0.1", False)],
+    [
+        ("localhost:5000", True),
+        ("127.1.2.3", True),
+        ("[::1]:5", True),
+        ("localhost.example", False),
+        ("10.0.0.1", False),
+    ],
 )
 def test_plain_http_is_for_loopback_alone(host, expected):
     """No other registry is ever asked without encryption."""
@@ -463,7 +541,10 @@ def test_a_mirror_is_asked_first(backend, server, monkeypatch):
     push(backend.host, "cache/library/app:1", made())
     monkeypatch.setenv("PYTEST_SANDBOX_MIRRORS", f"{server.host}/cache")
     image = Image.pull("app:1")
-    assert ("app:1", "GET /v2/cache/library/app/manifests/1") == (image.reference, server.asked()[0])
+    assert ("app:1", "GET /v2/cache/library/app/manifests/1") == (
+        image.reference,
+        server.asked()[0],
+    )
     server.requests.clear()
     assert image == Image.pull("app:1")
     assert ["HEAD /v2/cache/library/app/manifests/1"] == server.asked()
@@ -474,7 +555,9 @@ def test_after_a_mirror_that_fails_comes_the_next_place(backend, server, monkeyp
     push(backend.host, "here/app:1", made())
     with proxy(backend.host) as mirror:
         mirror.faults.append(lambda handler: reply(handler, 404))
-        monkeypatch.setenv("PYTEST_SANDBOX_MIRRORS", f"registry.example=127.0.0.1:1, {server.host}={mirror.host}")
+        monkeypatch.setenv(
+            "PYTEST_SANDBOX_MIRRORS", f"registry.example=127.0.0.1:1, {server.host}={mirror.host}"
+        )
         assert "base" in names_in(Image.pull(f"{server.host}/here/app:1"))
         assert 1 == len(mirror.requests)
         with pytest.raises(ImageError, match=f"any of its places.*{mirror.host}.*{server.host}"):
@@ -493,8 +576,14 @@ def test_progress_is_told_for_each_layer(backend):
     one = made("progress")
     push(backend.host, "progress:1", one)
     told: dict[str, tuple[str, int, int]] = {}
-    Image.pull(f"{backend.host}/progress:1", progress=lambda key, what, done, total: told.update({key: (what, done, total)}))
-    assert {layer["digest"]: ("downloading", layer["size"], layer["size"]) for layer in one.manifest["layers"]} == told
+    Image.pull(
+        f"{backend.host}/progress:1",
+        progress=lambda key, what, done, total: told.update({key: (what, done, total)}),
+    )
+    assert {
+        layer["digest"]: ("downloading", layer["size"], layer["size"])
+        for layer in one.manifest["layers"]
+    } == told
 
 
 def test_urllib3_is_loaded_only_by_a_pull():
@@ -502,9 +591,15 @@ def test_urllib3_is_loaded_only_by_a_pull():
     import sys
 
     code = (
-        "import sys; from pytest_sandbox import Image; Image.list(); print([m for m in ('urllib3', 'filelock', 'ssl') if m in sys.modules])"
+        "import sys; from pytest_sandbox import Image; Image.list(); print([m for m in "
+        "('urllib3', 'filelock', 'ssl') if m in sys.modules])"
     )
-    assert "[]\n" == subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert (
+        "[]\n"
+        == subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout
+    )
 
 
 def test_an_ssl_context_verifies_names():

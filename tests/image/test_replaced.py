@@ -23,7 +23,9 @@ def build(root: str, version: str) -> None:
 
 @pytest.mark.parametrize("is_link", [False, True])
 def test_a_container_lies_on_what_the_path_leads_to_now(tmp_path, is_link):
-    """One that was made ahead, on the directory that has been replaced meanwhile, is not handed out."""
+    """One that was made ahead, on the directory that has been replaced meanwhile, is not handed
+    out.
+    """
     seen = []
     for number in range(4):
         root = str(tmp_path / (f"build-{number}" if is_link else "root"))
@@ -33,5 +35,7 @@ def test_a_container_lies_on_what_the_path_leads_to_now(tmp_path, is_link):
             os.replace(tmp_path / "new", tmp_path / "root")
         with Container(image=str(tmp_path / "root")) as c:
             seen.append(c.read_text("/etc/version"))
-            assert select.select([session.current().channel], [], [], 10)[0], "the next container is made meanwhile"
+            assert select.select([session.current().channel], [], [], 10)[0], (
+                "the next container is made meanwhile"
+            )
     assert ["0", "1", "2", "3"] == seen

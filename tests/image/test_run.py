@@ -1,4 +1,6 @@
-"""Containers start from images, and what an image's configuration says holds as it does under docker."""
+"""Containers start from images, and what an image's configuration says holds as it does under
+docker.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ pytestmark = pytest.mark.needs("containers", "busybox")
 
 
 def said(container: Container, *args: str, **keywords: object) -> str:
-    return container.run(args, capture_output=True, text=True, check=True, **keywords).stdout.strip()
+    return container.run(
+        args, capture_output=True, text=True, check=True, **keywords
+    ).stdout.strip()
 
 
 @pytest.mark.vm
@@ -31,10 +35,17 @@ def test_a_container_starts_from_an_image_by_name_id_or_object(busybox):
 @pytest.mark.parametrize("count", [20, 60, 300])
 def test_a_container_starts_from_any_number_of_layers(busybox, count):
     """The topmost layer wins, deletions hold, and the lowest layer is still there."""
-    image = busybox(*(layer(entry("top", str(n).encode()), entry(f"f{n}"), entry(f".wh.f{n - 1}")) for n in range(count)))
+    image = busybox(
+        *(
+            layer(entry("top", str(n).encode()), entry(f"f{n}"), entry(f".wh.f{n - 1}"))
+            for n in range(count)
+        )
+    )
     with Container(image=image) as container:
         assert str(count - 1) == said(container, "cat", "/top")
-        assert [f"f{count - 1}"] == [name for name in container.listdir("/") if name.startswith("f")]
+        assert [f"f{count - 1}"] == [
+            name for name in container.listdir("/") if name.startswith("f")
+        ]
         assert [("added", "/new")] == [(change.kind, change.path) for change in made_in(container)]
 
 
@@ -44,23 +55,44 @@ def made_in(container: Container) -> list:
 
 
 def test_env_of_the_image_lies_between_dockers_and_the_settings(busybox):
-    """PATH, HOSTNAME and HOME are docker's unless the image has them; settings win; nothing of the host comes in."""
+    """PATH, HOSTNAME and HOME are docker's unless the image has them; settings win; nothing of the
+    host comes in.
+    """
     image = busybox(Env=["A=image", "B=image", "EMPTY="])
     with Container(image=image, env={"B": "settings"}) as container:
         found = dict(line.partition("=")[::2] for line in said(container, "env").splitlines())
-        expected = {"A": "image", "B": "settings", "EMPTY": "", "HOME": "/root", "HOSTNAME": container.hostname}
-        assert expected | {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"} == found
+        expected = {
+            "A": "image",
+            "B": "settings",
+            "EMPTY": "",
+            "HOME": "/root",
+            "HOSTNAME": container.hostname,
+        }
+        assert (
+            expected | {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+            == found
+        )
 
 
 @pytest.mark.parametrize(
-    ("said_by_image", "status"), [({}, 15), ({"StopSignal": "SIGINT"}, 2), ({"StopSignal": "10"}, 10), ({"StopSignal": "RTMIN+3"}, 37)]
+    ("said_by_image", "status"),
+    [
+        ({}, 15),
+        ({"StopSignal": "SIGINT"}, 2),
+        ({"StopSignal": "10"}, 10),
+        ({"StopSignal": "RTMIN+3"}, 37),
+    ],
 )
 def test_stop_asks_by_the_images_signal(busybox, said_by_image, status):
     """Each command ends in its own way, what it wrote last is there, and the container goes on."""
     image = busybox(**said_by_image)
-    script = "".join(f"trap 'echo {number} > /end; exit {number}' {number};" for number in (2, 10, 15, 37))
+    script = "".join(
+        f"trap 'echo {number} > /end; exit {number}' {number};" for number in (2, 10, 15, 37)
+    )
     with Container(image=image) as container:
-        shell = container.popen(["sh", "-c", f"{script} echo ready; while :; do sleep 0.01; done"], stdout=-1, text=True)
+        shell = container.popen(
+            ["sh", "-c", f"{script} echo ready; while :; do sleep 0.01; done"], stdout=-1, text=True
+        )
         assert "ready\n" == shell.stdout.readline()
         container.stop()
         assert (status, f"{status}\n") == (shell.returncode, container.read_text("/end"))
@@ -71,7 +103,11 @@ def test_stop_asks_by_the_images_signal(busybox, said_by_image, status):
 def test_stop_kills_what_does_not_listen(busybox):
     """After the timeout everything is killed, what a command left behind too."""
     with Container(image=busybox()) as container:
-        shell = container.popen(["sh", "-c", "trap '' TERM; sleep 1000 & echo ready; while :; do sleep 1; done"], stdout=-1, text=True)
+        shell = container.popen(
+            ["sh", "-c", "trap '' TERM; sleep 1000 & echo ready; while :; do sleep 1; done"],
+            stdout=-1,
+            text=True,
+        )
         assert "ready\n" == shell.stdout.readline()
         container.stop(timeout=0.1)
         assert -9 == shell.returncode
@@ -81,23 +117,32 @@ def test_stop_kills_what_does_not_listen(busybox):
 
 def test_a_stop_signal_that_does_not_exist(busybox):
     """It is named when it is needed."""
-    with Container(image=busybox(StopSignal="SIGNONE")) as container, pytest.raises(ImageError, match="SIGNONE"):
+    with (
+        Container(image=busybox(StopSignal="SIGNONE")) as container,
+        pytest.raises(ImageError, match="SIGNONE"),
+    ):
         container.stop()
 
 
 def test_path_of_the_image_finds_its_programs(busybox):
     """A program is looked up where the image says, not where the host does."""
-    image = busybox(layer(directory("opt"), entry("opt/own", b"#!/bin/sh\necho mine\n", mode=0o755)), Env=["PATH=/opt:/bin"])
+    image = busybox(
+        layer(directory("opt"), entry("opt/own", b"#!/bin/sh\necho mine\n", mode=0o755)),
+        Env=["PATH=/opt:/bin"],
+    )
     with Container(image=image) as container:
         assert "mine" == said(container, "own")
 
 
 @pytest.mark.parametrize(
-    ("user", "expected"), [("me", "1000:1001:1001 44"), ("1000", "1000:1001:1001 44"), ("7:8", "7:8:8"), ("", "0:0:0")]
+    ("user", "expected"),
+    [("me", "1000:1001:1001 44"), ("1000", "1000:1001:1001 44"), ("7:8", "7:8:8"), ("", "0:0:0")],
 )
 @pytest.mark.vm
 def test_user_of_the_image_runs_commands(busybox, user, expected):
-    """By name or number, with the groups that the image's own files give; a command's own user wins."""
+    """By name or number, with the groups that the image's own files give; a command's own user
+    wins.
+    """
     with Container(image=busybox(User=user)) as container:
         assert expected == said(container, "sh", "-c", "echo $(id -u):$(id -g):$(id -G)")
         assert "5" == said(container, "id", "-u", user="5")
@@ -162,7 +207,11 @@ def test_a_removed_image_starts_no_container(busybox):
 
 def test_devices_of_an_image_are_inert(busybox):
     """A device node that a layer brings opens nothing."""
-    image = busybox(layer(directory("dev2"), entry("dev2/kmsg", kind="char", devmajor=1, devminor=11, mode=0o666)))
+    image = busybox(
+        layer(
+            directory("dev2"), entry("dev2/kmsg", kind="char", devmajor=1, devminor=11, mode=0o666)
+        )
+    )
     with Container(image=image) as container:
         assert 0 != container.run(["cat", "/dev2/kmsg"], capture_output=True).returncode
 
@@ -175,15 +224,22 @@ def test_images_are_listed_newest_first(busybox):
 
 
 def test_volumes_of_the_image_stay_writable_on_a_read_only_root(busybox):
-    """With what the image has there, as docker fills them; on a writable root they are part of it, so that a commit holds them."""
+    """With what the image has there, as docker fills them; on a writable root they are part of it,
+    so that a commit holds them.
+    """
     own = layer(directory("data", uid=1000, mode=0o700), entry("data/there", b"1", uid=1000))
     image = busybox(own, Volumes={"/data": {}, "/new/one": {}, "/": {}}, User="me")
     with Container(image=image, read_only=True) as container:
         assert "1" == said(container, "cat", "/data/there")
-        assert 0 == container.run(["sh", "-c", "echo 2 > /data/there && echo 3 > /data/more"]).returncode
+        assert (
+            0
+            == container.run(["sh", "-c", "echo 2 > /data/there && echo 3 > /data/more"]).returncode
+        )
         assert 0 == container.run(["touch", "/new/one/x"], user="0").returncode
         assert 0 != container.run(["touch", "/tmp/x"], capture_output=True).returncode
-        assert {"/data/more", "/data/there", "/new/one/x"} <= {change.path for change in container.diff()}
+        assert {"/data/more", "/data/there", "/new/one/x"} <= {
+            change.path for change in container.diff()
+        }
     with Container(image=image) as container:
         container.run(["sh", "-c", "echo 2 > /data/there"], check=True)
         committed = container.commit()

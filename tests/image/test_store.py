@@ -1,4 +1,6 @@
-"""The store survives damage, foreign files, other users and newer versions, and says what is wrong."""
+"""The store survives damage, foreign files, other users and newer versions, and says what is
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,9 @@ DAMAGE = {
     "documents gone": each("documents/*", os.unlink),
     "layer.json empty": each("layers/*/layer.json", emptied),
     "layer.json nested": each("layers/*/layer.json", lambda path: path.write_text("[" * 200_000)),
-    "layer.json of other types": each("layers/*/layer.json", lambda path: path.write_text('{"size": "x"}')),
+    "layer.json of other types": each(
+        "layers/*/layer.json", lambda path: path.write_text('{"size": "x"}')
+    ),
     "layer.json gone": each("layers/*/layer.json", os.unlink),
     "layer's files gone": each("layers/*/fs", shutil.rmtree),
     "layers gone": each("layers/*", shutil.rmtree),
@@ -120,7 +124,9 @@ def _path(store: Store, directory: str, digest: str) -> Path:
     return Path(store.path(directory, digest.removeprefix("sha256:")))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"images": [], "names": {}, "digests": {}}', "[" * 200_000])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"images": [], "names": {}, "digests": {}}', "[" * 200_000]
+)
 def test_a_damaged_index_can_be_moved_away_without_a_loss(server, pulled, store, text):
     """The error says so, and nothing is fetched again afterwards."""
     index = Path(store.path("index.json"))
@@ -131,7 +137,11 @@ def test_a_damaged_index_can_be_moved_away_without_a_loss(server, pulled, store,
     index.rename(index.with_suffix(".old"))
     server.asked.clear()
     assert WHOLE == contents(Image.pull(f"{server.host}/a/b:1"))
-    assert [] == [one.path for one in server.asked if "/blobs/" in one.path and one.path[-64:] not in pulled.id]
+    assert [] == [
+        one.path
+        for one in server.asked
+        if "/blobs/" in one.path and one.path[-64:] not in pulled.id
+    ]
 
 
 NEWER = {
@@ -274,7 +284,10 @@ for _ in range(15):
 
 def run_all(arguments: list[list[str]], code: str) -> list[tuple[int, str]]:
     """Start processes at the same time; return their exit statuses and what they said."""
-    processes = [subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True) for words in arguments]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True)
+        for words in arguments
+    ]
     try:
         said = [process.communicate(timeout=120)[1] for process in processes]
         return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]

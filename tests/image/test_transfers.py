@@ -60,7 +60,9 @@ def server() -> Iterator[Fake]:
 def is_empty(store: Store) -> bool:
     """Whether nothing at all is left, without anybody collecting it."""
     names = ("layers", "tmp", "documents", "images", "locks")
-    return not any(os.listdir(store.path(name)) for name in names if os.path.isdir(store.path(name)))
+    return not any(
+        os.listdir(store.path(name)) for name in names if os.path.isdir(store.path(name))
+    )
 
 
 @pytest.mark.parametrize("status", [200, 401, 404])
@@ -100,11 +102,15 @@ def test_a_compressed_token_is_not_unpacked(server):
         Image.pull(f"{server.host}/a/b:1")
 
 
-@pytest.mark.parametrize("wait", ["\u00b2", "-5", "1.5", "nan", "Wed, 21 Oct 2099 07:28:00 GMT", "9" * 5000])
+@pytest.mark.parametrize(
+    "wait", ["\u00b2", "-5", "1.5", "nan", "Wed, 21 Oct 2099 07:28:00 GMT", "9" * 5000]
+)
 def test_an_odd_retry_after_is_passed_over(server, pauses, wait):
     """The pause is our own then, and never longer than a minute."""
     answers = iter([wait])
-    server.hooks.append(lambda handler: (text := next(answers, None)) and reply(handler, 429, Retry_After=text))
+    server.hooks.append(
+        lambda handler: (text := next(answers, None)) and reply(handler, 429, Retry_After=text)
+    )
     Image.pull(f"{server.host}/a/b:1")
     assert (1, True) == (len(pauses), 0 < pauses[0] <= 60)
 
@@ -185,7 +191,9 @@ def test_a_refused_pull_leaves_nothing(server, store):
     assert is_empty(store)
 
 
-PULL = "import sys; from pytest_sandbox import Image; print('go', flush=True); Image.pull(sys.argv[1])"
+PULL = (
+    "import sys; from pytest_sandbox import Image; print('go', flush=True); Image.pull(sys.argv[1])"
+)
 
 
 def test_an_interrupt_ends_a_pull_promptly(server, store):
@@ -207,7 +215,9 @@ def test_an_interrupt_ends_a_pull_promptly(server, store):
     digest = server.images["a/b:1"].manifest["layers"][1]["digest"]
     server.hooks.append(lambda handler: handler.path.endswith(digest) and hold(handler))
     server.images["a/b:1"].manifest["layers"][1]["size"] = 1_000_000_000
-    process = subprocess.Popen([sys.executable, "-c", PULL, f"{server.host}/a/b:1"], stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PULL, f"{server.host}/a/b:1"], stderr=subprocess.PIPE
+    )
     try:
         assert begun.wait(DEADLINE)
         process.send_signal(signal.SIGINT)

@@ -1,4 +1,6 @@
-"""A layer's archive becomes a directory with everything that the archive says, or nothing at all."""
+"""A layer's archive becomes a directory with everything that the archive says, or nothing at
+all.
+"""
 
 from __future__ import annotations
 
@@ -61,12 +63,24 @@ def is_whiteout(path: Path) -> bool:
 
 @pytest.mark.needs("root")
 def test_every_attribute_of_a_file_is_kept(root):
-    """Mode with setuid, owner, time to the nanosecond, attributes and capabilities arrive as the archive says."""
+    """Mode with setuid, owner, time to the nanosecond, attributes and capabilities arrive as the
+    archive says.
+    """
     capability = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
-    headers = {"mtime": "1000000000.123456789", "SCHILY.xattr.security.capability": capability.decode("latin-1")}
-    result = put(layer(entry("bin", b"x" * 5000, mode=0o4755, uid=7, gid=1 << 30, pax_headers=headers)), root)
+    headers = {
+        "mtime": "1000000000.123456789",
+        "SCHILY.xattr.security.capability": capability.decode("latin-1"),
+    }
+    result = put(
+        layer(entry("bin", b"x" * 5000, mode=0o4755, uid=7, gid=1 << 30, pax_headers=headers)), root
+    )
     status = (root / "bin").stat()
-    assert (0o104755, 7, 1 << 30, 5000) == (status.st_mode, status.st_uid, status.st_gid, status.st_size)
+    assert (0o104755, 7, 1 << 30, 5000) == (
+        status.st_mode,
+        status.st_uid,
+        status.st_gid,
+        status.st_size,
+    )
     assert 1000000000123456789 == status.st_mtime_ns
     assert capability == os.getxattr(root / "bin", "security.capability")
     assert (1, 5000, {}) == (result.entries, result.size, dict(result.not_kept))
@@ -87,16 +101,32 @@ def test_every_kind_of_node_is_made(root):
         ),
         root,
     )
-    assert (0o041777, 5, 1000) == ((root / "d").stat().st_mode, (root / "d").stat().st_uid, (root / "d").stat().st_mtime)
-    assert ("/no/where", 3, 2000) == (os.readlink(root / "l"), (root / "l").lstat().st_uid, (root / "l").lstat().st_mtime)
+    assert (0o041777, 5, 1000) == (
+        (root / "d").stat().st_mode,
+        (root / "d").stat().st_uid,
+        (root / "d").stat().st_mtime,
+    )
+    assert ("/no/where", 3, 2000) == (
+        os.readlink(root / "l"),
+        (root / "l").lstat().st_uid,
+        (root / "l").lstat().st_mtime,
+    )
     assert (root / "h").samefile(root / "d/f")
     assert 0o010620 == (root / "p").stat().st_mode
-    assert (0o020666, os.makedev(1, 3)) == ((root / "c").stat().st_mode, (root / "c").stat().st_rdev)
-    assert (0o060600, os.makedev(7, 9)) == ((root / "b").stat().st_mode, (root / "b").stat().st_rdev)
+    assert (0o020666, os.makedev(1, 3)) == (
+        (root / "c").stat().st_mode,
+        (root / "c").stat().st_rdev,
+    )
+    assert (0o060600, os.makedev(7, 9)) == (
+        (root / "b").stat().st_mode,
+        (root / "b").stat().st_rdev,
+    )
 
 
 def test_whiteouts_become_the_overlays_own_marks(root):
-    """A deletion is a 0:0 device, an opaque directory has the attribute, and what this layer adds itself stays."""
+    """A deletion is a 0:0 device, an opaque directory has the attribute, and what this layer adds
+    itself stays.
+    """
     put(
         layer(
             directory("d"),
@@ -117,7 +147,9 @@ def test_whiteouts_become_the_overlays_own_marks(root):
     assert is_whiteout(root / "d/gone")
     assert (root / "d/kept").is_file()
     assert opaque(root / "o")
-    assert opaque(root / "back"), "deleted below and begun anew: nothing of the directory below may show"
+    assert opaque(root / "back"), (
+        "deleted below and begun anew: nothing of the directory below may show"
+    )
     assert b"a" == (root / "again").read_bytes()
     assert ["gone", "kept"] == sorted(os.listdir(root / "d"))
 
@@ -136,16 +168,27 @@ def test_directories_that_the_archive_does_not_describe_are_reported(root):
 
 def test_the_last_entry_of_a_name_counts(root):
     """Any kind of entry takes the place of any other of the same name."""
-    kinds = [entry("x", b"1"), directory("x"), link("x", "y"), entry("x", kind="fifo"), link("x", "seed", kind="hard")]
+    kinds = [
+        entry("x", b"1"),
+        directory("x"),
+        link("x", "y"),
+        entry("x", kind="fifo"),
+        link("x", "seed", kind="hard"),
+    ]
     for before in kinds:
         for after in kinds:
             where = root / str(random.random())
             where.mkdir()
-            put(layer(entry("seed"), before, entry("x/in") if before == kinds[1] else b"", after), where)
+            put(
+                layer(entry("seed"), before, entry("x/in") if before == kinds[1] else b"", after),
+                where,
+            )
             expected = root / str(random.random())
             expected.mkdir()
             put(layer(entry("seed"), after), expected)
-            assert stat.S_IFMT((expected / "x").lstat().st_mode) == stat.S_IFMT((where / "x").lstat().st_mode)
+            assert stat.S_IFMT((expected / "x").lstat().st_mode) == stat.S_IFMT(
+                (where / "x").lstat().st_mode
+            )
 
 
 def test_a_directory_that_was_replaced_is_no_error_at_the_end(root):
@@ -166,7 +209,9 @@ def test_what_gnu_tar_writes_is_read_in_each_of_its_formats(root, tmp_path, form
     """Long names, sparse files, hard links and times agree with what GNU tar itself unpacks."""
     source = tmp_path / "source"
     source.mkdir()
-    for name in ["short"] if form in ("v7", "ustar") else ["short", "n" * 200, "/".join(["d" * 90] * 3)]:
+    for name in (
+        ["short"] if form in ("v7", "ustar") else ["short", "n" * 200, "/".join(["d" * 90] * 3)]
+    ):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes(os.urandom(700))
     os.link(source / "short", source / "hard")
@@ -175,7 +220,11 @@ def test_what_gnu_tar_writes_is_read_in_each_of_its_formats(root, tmp_path, form
     sparse = ["--sparse"] if form in ("oldgnu", "gnu", "pax") else []
     if sparse:
         write_sparse(source / "sparse")
-    archive = subprocess.run(["tar", f"--format={form}", *sparse, "-C", source, "-c", "."], check=True, capture_output=True).stdout
+    archive = subprocess.run(
+        ["tar", f"--format={form}", *sparse, "-C", source, "-c", "."],
+        check=True,
+        capture_output=True,
+    ).stdout
     put(archive, root)
     mirror = tmp_path / "mirror"
     mirror.mkdir()
@@ -187,7 +236,16 @@ def test_what_gnu_tar_writes_is_read_in_each_of_its_formats(root, tmp_path, form
 def test_each_pax_form_of_a_sparse_file_is_read(root, tmp_path, version):
     """Holes stay holes, whichever way the map was written."""
     write_sparse(tmp_path / "sparse")
-    command = ["tar", "--format=pax", f"--sparse-version={version}", "--sparse", "-C", tmp_path, "-c", "sparse"]
+    command = [
+        "tar",
+        "--format=pax",
+        f"--sparse-version={version}",
+        "--sparse",
+        "-C",
+        tmp_path,
+        "-c",
+        "sparse",
+    ]
     put(subprocess.run(command, check=True, capture_output=True).stdout, root)
     assert (tmp_path / "sparse").read_bytes() == (root / "sparse").read_bytes()
     assert (root / "sparse").stat().st_blocks * 512 < 3 << 20
@@ -205,9 +263,22 @@ def described(where: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(where.rglob("*")):
         status = path.lstat()
-        content = path.read_bytes() if path.is_file() and not path.is_symlink() else os.readlink(path) if path.is_symlink() else None
+        content = (
+            path.read_bytes()
+            if path.is_file() and not path.is_symlink()
+            else os.readlink(path)
+            if path.is_symlink()
+            else None
+        )
         mtime = None if path.is_symlink() else status.st_mtime_ns
-        found[str(path.relative_to(where))] = (status.st_mode, status.st_uid, status.st_gid, mtime, status.st_nlink, content)
+        found[str(path.relative_to(where))] = (
+            status.st_mode,
+            status.st_uid,
+            status.st_gid,
+            mtime,
+            status.st_nlink,
+            content,
+        )
     return found
 
 
@@ -222,8 +293,14 @@ HOSTILE = {
     "directory through a link": (link("a", "..") + directory("a/evil"), "through a link"),
     "hard link out": (link("h", "../outside", kind="hard"), "out of the layer"),
     "hard link to nothing": (link("h", "nothing", kind="hard"), "which the layer has not"),
-    "hard link through a link": (link("a", "..") + link("h", "a/outside", kind="hard"), "through a link"),
-    "hard link to a directory": (directory("d") + link("h", "d", kind="hard"), "a hard link to the directory"),
+    "hard link through a link": (
+        link("a", "..") + link("h", "a/outside", kind="hard"),
+        "through a link",
+    ),
+    "hard link to a directory": (
+        directory("d") + link("h", "d", kind="hard"),
+        "a hard link to the directory",
+    ),
     "hard link to the root": (link("h", ".", kind="hard"), "root directory"),
     "link to nothing": (link("l", ""), "a link to nothing"),
     "whiteout of dot": (entry("d/.wh.."), "whiteout of nothing"),
@@ -237,19 +314,26 @@ HOSTILE = {
     "owner out of range": (entry("x", pax_headers={"uid": str((1 << 32) - 1)}), "out of range"),
     "size out of range": (entry("x", pax_headers={"size": str(1 << 63)}), "out of range"),
     "negative size": (entry("x", pax_headers={"size": "-1"}), "no number"),
-    "device out of range": (entry("x", kind="char", tar_format=tarfile.GNU_FORMAT, devmajor=1 << 40), "out of range|Invalid"),
+    "device out of range": (
+        entry("x", kind="char", tar_format=tarfile.GNU_FORMAT, devmajor=1 << 40),
+        "out of range|Invalid",
+    ),
     "name too long for a file system": (entry("n" * 300), "too long"),
 }
 
 
 @pytest.mark.parametrize(("entries", "said"), HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_entry_is_refused_and_nothing_outside_is_touched(root, entries, said):
-    """Names that lead out, links that lead out and numbers that mean nothing are an ImageError which names the entry."""
+    """Names that lead out, links that lead out and numbers that mean nothing are an ImageError
+    which names the entry.
+    """
     (root.parent / "outside").write_text("untouched")
     before = described(root.parent.parent)
     with pytest.raises(ImageError, match=said):
         put(layer(entries), root)
-    assert before.keys() == {name for name in described(root.parent.parent) if not name.startswith("store/layer/")}
+    assert before.keys() == {
+        name for name in described(root.parent.parent) if not name.startswith("store/layer/")
+    }
     assert before["store/outside"] == described(root.parent.parent)["store/outside"]
 
 
@@ -271,7 +355,9 @@ BOMBS = {
 
 @pytest.mark.parametrize(("entries", "said"), BOMBS.values(), ids=BOMBS)
 def test_what_claims_too_much_is_refused(root, entries, said):
-    """Entries, directories, depth, headers, sizes and sparse maps are bounded before they cost anything."""
+    """Entries, directories, depth, headers, sizes and sparse maps are bounded before they cost
+    anything.
+    """
     with pytest.raises(ImageError, match=said):
         put(layer(entries), root, SMALL)
 
@@ -286,7 +372,9 @@ def test_many_extension_headers_for_one_entry_are_refused(root):
 
 def test_a_cut_archive_is_refused_at_every_length(root):
     """No prefix of an archive passes for a whole one."""
-    data = layer(directory("d"), entry("d/a", b"x" * 700), link("h", "d/a", kind="hard"))[:-1024] + bytes(512)
+    data = layer(directory("d"), entry("d/a", b"x" * 700), link("h", "d/a", kind="hard"))[
+        :-1024
+    ] + bytes(512)
     for length in range(0, len(data), 128):
         where = root / str(length)
         where.mkdir()
@@ -306,12 +394,19 @@ def test_an_archive_after_the_end_is_refused(root):
         put(layer(entry("a")) + layer(entry("b")), root)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
 def test_a_damaged_archive_ends_in_an_image_error_or_in_a_directory(tmp_path_factory, data):
     """Whatever bytes are changed, the outcome is one of two, and never another exception."""
     good = bytearray(
-        layer(directory("d", pax_headers={"mtime": "1.5"}), entry("d/a", b"x" * 700), link("l", "d/a"), link("h", "d/a", kind="hard"))
+        layer(
+            directory("d", pax_headers={"mtime": "1.5"}),
+            entry("d/a", b"x" * 700),
+            link("l", "d/a"),
+            link("h", "d/a", kind="hard"),
+        )
     )
     for _ in range(data.draw(st.integers(1, 4))):
         good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
@@ -334,7 +429,9 @@ PACKERS = {
 }
 
 
-@pytest.mark.parametrize(("kind", "pack"), PACKERS.items(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("kind", "pack"), PACKERS.items(), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_a_compression_is_known_by_its_first_bytes(kind, pack):
     """Each kind is told apart and read, also in several frames and one byte at a time."""
     data = os.urandom(3000) + bytes(3_000_000)
@@ -342,14 +439,24 @@ def test_a_compression_is_known_by_its_first_bytes(kind, pack):
     assert kind == compression_of(packed)
     assert data == b"".join(decompress([packed]))
     twice = packed + (pack(data) if kind else b"")
-    assert data * (2 if kind else 1) == b"".join(decompress(twice[at : at + 1] for at in range(len(twice))))
+    assert data * (2 if kind else 1) == b"".join(
+        decompress(twice[at : at + 1] for at in range(len(twice)))
+    )
 
 
 @pytest.mark.parametrize("kind", [kind for kind in PACKERS if kind])
 def test_a_damaged_stream_is_refused(kind):
-    """Cut at any place, with a changed byte near its end, or with garbage behind it, a compressed stream is an ImageError."""
+    """Cut at any place, with a changed byte near its end, or with garbage behind it, a compressed
+    stream is an ImageError.
+    """
     packed = PACKERS[kind](os.urandom(3000))
-    for damaged in (packed[:-1], packed[: len(packed) // 2], packed[:7], packed + b"garbage", packed[:-6] + b"?" + packed[-5:]):
+    for damaged in (
+        packed[:-1],
+        packed[: len(packed) // 2],
+        packed[:7],
+        packed + b"garbage",
+        packed[:-6] + b"?" + packed[-5:],
+    ):
         with pytest.raises(ImageError, match=f"the {kind} stream is damaged"):
             b"".join(decompress([damaged]))
 
@@ -368,7 +475,10 @@ def test_a_streams_digests_are_those_of_both_forms():
     packed = gzip.compress(data)
     with Plain([packed[:10], packed[10:]], LIMITS) as plain:
         assert data == b"".join(plain)
-    assert (hashlib.sha256(packed).hexdigest(), hashlib.sha256(data).hexdigest()) == (plain.digest[7:], plain.diff_id[7:])
+    assert (hashlib.sha256(packed).hexdigest(), hashlib.sha256(data).hexdigest()) == (
+        plain.digest[7:],
+        plain.diff_id[7:],
+    )
     assert (len(packed), len(data)) == (plain.raw_bytes, plain.plain_bytes)
 
 
@@ -391,7 +501,9 @@ def test_what_reading_raises_reaches_the_reader():
 
 
 def test_a_source_is_closed_with_the_context():
-    """A download that is not read to its end is let go of at once: its connection is not left to the garbage collector."""
+    """A download that is not read to its end is let go of at once: its connection is not left to
+    the garbage collector.
+    """
     closed = []
 
     def source():
@@ -410,7 +522,11 @@ def test_a_source_is_closed_with_the_context():
 @pytest.mark.needs("root")
 def test_attributes_of_the_overlay_cannot_be_smuggled_in(root):
     """A layer's trusted.* and user.overlay.* attributes are counted as not kept."""
-    headers = {"SCHILY.xattr.trusted.overlay.redirect": "/etc", "SCHILY.xattr.user.overlay.opaque": "y", "SCHILY.xattr.user.good": "1"}
+    headers = {
+        "SCHILY.xattr.trusted.overlay.redirect": "/etc",
+        "SCHILY.xattr.user.overlay.opaque": "y",
+        "SCHILY.xattr.user.good": "1",
+    }
     result = put(layer(entry("f", pax_headers=headers)), root)
     assert ["user.good"] == os.listxattr(root / "f")
     assert 2 == sum(result.not_kept.values())
@@ -427,8 +543,12 @@ def test_without_root_what_is_not_kept_is_listed(tmp_path):
         "root and (os.chown('.', 65534, 65534), os.setgid(65534), os.setuid(65534))\n"
         "print(dict(unpack([sys.stdin.buffer.read()], '.', Limits()).not_kept))"
     )
-    data = layer(entry("f", uid=1), entry("g", uid=1), entry("c", kind="char", devmajor=1, devminor=3))
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], input=data, capture_output=True, check=False)
+    data = layer(
+        entry("f", uid=1), entry("g", uid=1), entry("c", kind="char", devmajor=1, devminor=3)
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], input=data, capture_output=True, check=False
+    )
     assert (b"{'owner': 2, 'device': 1}\n", b"") == (done.stdout, done.stderr)
 
 
@@ -450,7 +570,11 @@ def test_what_aufs_keeps_for_itself_is_no_file_of_the_layer(root):
     assert (b"data", [b""]) == ((root / "linked").read_bytes(), result.implied)
 
 
-@pytest.mark.parametrize("packed", [gzip.compress(b""), bz2.compress(b""), lzma.compress(b"")], ids=["gzip", "bzip2", "xz"])
+@pytest.mark.parametrize(
+    "packed",
+    [gzip.compress(b""), bz2.compress(b""), lzma.compress(b"")],
+    ids=["gzip", "bzip2", "xz"],
+)
 def test_a_stream_of_empty_members_is_refused(packed):
     """Each costs time and brings nothing; the few that tools write are read."""
     assert b"" == b"".join(decompress([packed * 100]))

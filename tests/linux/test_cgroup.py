@@ -1,4 +1,6 @@
-"""The contract of the groups, the same on version 1 and version 2: whichever this host has is what runs."""
+"""The contract of the groups, the same on version 1 and version 2: whichever this host has is what
+runs.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,16 @@ from capabilities import disk_of
 from pytest_sandbox.client import cleanup
 from pytest_sandbox.errors import SetupError, UnsupportedError
 from pytest_sandbox.linux import cgroup, file_lock
-from pytest_sandbox.linux.cgroup import PREFIX, Group, Hierarchy, Mount, Session, destroy, parse_mounts, parse_own
+from pytest_sandbox.linux.cgroup import (
+    PREFIX,
+    Group,
+    Hierarchy,
+    Mount,
+    Session,
+    destroy,
+    parse_mounts,
+    parse_own,
+)
 from pytest_sandbox.outcome import Stats
 from pytest_sandbox.settings import Settings
 
@@ -57,7 +68,9 @@ V1 = """\
 
 
 def test_mounts_are_read_from_mountinfo():
-    """Each hierarchy's version, root, place and controllers are found, through escapes, optional fields and named hierarchies."""
+    """Each hierarchy's version, root, place and controllers are found, through escapes, optional
+    fields and named hierarchies.
+    """
     assert (
         Mount(1, "/", "/sys/fs/cgroup/cpu,cpuacct", frozenset({"cpu", "cpuacct"}), writable=True),
         Mount(1, "/docker/ab", "/sys/fs/cgroup/memory", frozenset({"memory"}), writable=False),
@@ -70,7 +83,9 @@ def test_a_path_may_hold_any_byte_but_a_newline():
     """A mount whose path is not UTF-8, or holds a form feed, hides no hierarchy and is no error."""
     odd = b"40 1 0:40 / /mnt/caf\xe9\x0c rw - tmpfs odd\x0c rw\n"
     hierarchy = b"41 1 0:41 /a\xe9 /cg\x0c rw - cgroup2 cgroup2 rw\n"
-    assert (Mount(2, "/a\udce9", "/cg\x0c", frozenset(), writable=True),) == parse_mounts(odd + hierarchy)
+    assert (Mount(2, "/a\udce9", "/cg\x0c", frozenset(), writable=True),) == parse_mounts(
+        odd + hierarchy
+    )
 
 
 def test_the_name_of_a_group_may_hold_a_form_feed():
@@ -79,7 +94,9 @@ def test_the_name_of_a_group_may_hold_a_form_feed():
 
 
 def test_own_groups_are_read_by_controller():
-    """Joined controllers share a group, and version 2's has the empty name; a colon in a name is part of it."""
+    """Joined controllers share a group, and version 2's has the empty name; a colon in a name is
+    part of it.
+    """
     text = "9:cpu,cpuacct:/user\n8:memory:/odd:name\n1:name=systemd:/init.scope\n0::/session\n"
     assert {
         "cpu": "/user",
@@ -104,7 +121,9 @@ def test_own_groups_are_read_by_controller():
 )
 def test_a_group_is_looked_up_below_its_mount(root, group, directory):
     """A group outside of what is mounted has no directory here."""
-    assert directory == Mount(2, root, "/sys/fs/cgroup", frozenset(), writable=True).directory(group)
+    assert directory == Mount(2, root, "/sys/fs/cgroup", frozenset(), writable=True).directory(
+        group
+    )
 
 
 @pytest.fixture
@@ -119,7 +138,14 @@ def nowhere(tmp_path):
 def test_a_host_without_groups_refuses_each_limit(nowhere):
     """What is asked for is refused by name with a remedy; what is only a default is left out."""
     nowhere.require(Settings())
-    wanted = {"memory": "64m", "memory_high": "64m", "cpus": 1, "cpuset": "0", "pids_limit": 4096, "device_read_bps": ["/dev/sda:1mb"]}
+    wanted = {
+        "memory": "64m",
+        "memory_high": "64m",
+        "cpus": 1,
+        "cpuset": "0",
+        "pids_limit": 4096,
+        "device_read_bps": ["/dev/sda:1mb"],
+    }
     for key, value in wanted.items():
         with pytest.raises(UnsupportedError, match=rf"{key}=.* --privileged"):
             nowhere.require(Settings().replace(**{key: value}))
@@ -135,13 +161,22 @@ def test_a_host_without_groups_has_groups_that_know_nothing(nowhere):
             group.freeze()
         group.kill()
         group.remove()
-    assert (Session, Group, (), -1, (), {}) == (type(session), type(group), group.joins(), group.fd(), group.pids(), nowhere.sessions())
+    assert (Session, Group, (), -1, (), {}) == (
+        type(session),
+        type(group),
+        group.joins(),
+        group.fd(),
+        group.pids(),
+        nowhere.sessions(),
+    )
     assert Stats(*[None] * 10) == group.stats()
 
 
 @pytest.fixture
 def session():
-    """A session whose lock is held, or the sweep of whoever starts a container meanwhile would remove its empty groups."""
+    """A session whose lock is held, or the sweep of whoever starts a container meanwhile would
+    remove its empty groups.
+    """
     name = f"test-{os.getpid()}-{secrets.token_hex(3)}"
     with open(cleanup.lock_path(name), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -170,7 +205,8 @@ def start(group):
                 os.write(fd, b"0")
                 os.close(fd)
 
-        started.append(subprocess.Popen(argv, preexec_fn=enter, stdout=subprocess.PIPE, text=True, **keywords))  # noqa: PLW1509 - one thread
+        keywords |= {"stdout": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(argv, preexec_fn=enter, **keywords))  # noqa: PLW1509
         return started[-1]
 
     yield starter
@@ -203,7 +239,9 @@ class TestGroup:
     pytestmark = limits
 
     def test_who_joins_is_in_the_group(self, group, start):
-        """A process that writes 0 to each of the group's files is in it, with all that it starts."""
+        """A process that writes 0 to each of the group's files is in it, with all that it
+        starts.
+        """
         shell = start("sh", "-c", "sleep 1000 & echo; wait")
         shell.stdout.readline()
         assert shell.pid in group.pids()
@@ -211,7 +249,9 @@ class TestGroup:
 
     @pytest.mark.needs("cgroup_v1")
     def test_the_buffers_of_tcp_sockets_are_bounded_with_the_memory(self, group):
-        """Version 1 counts them apart: they may take as much as memory= says, and no limit is left when it goes."""
+        """Version 1 counts them apart: they may take as much as memory= says, and no limit is left
+        when it goes.
+        """
         limit = f"{group._path('memory', 'memory.kmem.tcp.limit_in_bytes')}"
         before = cgroup.number(limit)
         group.apply(Settings(memory=48 * MB))
@@ -220,7 +260,9 @@ class TestGroup:
         assert (48 * MB, before) == (bounded, cgroup.number(limit))
 
     def test_over_its_memory_it_is_killed(self, group, start):
-        """A process over the limit gets SIGKILL, and the group says that it was for memory; within it, nothing happens."""
+        """A process over the limit gets SIGKILL, and the group says that it was for memory; within
+        it, nothing happens.
+        """
         group.apply(Settings(memory=48 * MB))
         small, large = start(*python(EAT, 8 * MB)), start(*python(EAT, 96 * MB))
         assert (0, -signal.SIGKILL) == (small.wait(), large.wait())
@@ -236,14 +278,25 @@ class TestGroup:
 
     def test_memory_goes_up_and_down_and_away(self, group):
         """Limits change in any order while the group lives; None takes one away."""
-        for memory, swap in [(64, None), (32, None), (128, 256), (512, 512), (16, 32), (None, None), (64, 64)]:
+        for memory, swap in [
+            (64, None),
+            (32, None),
+            (128, 256),
+            (512, 512),
+            (16, 32),
+            (None, None),
+            (64, 64),
+        ]:
             wanted = Settings(memory=memory and memory * MB, memory_swap=swap and swap * MB)
             group.apply(wanted)
             assert wanted.memory == group.stats().memory_limit
 
     def test_pages_of_files_are_told_apart(self, group, start, tmp_path):
         """What a tmpfs holds counts as files, as the report of a kill for memory says."""
-        code = "open('/dev/shm/' + sys.argv[1], 'wb').write(b'x' * (8 << 20)); print('written'); sys.stdin.read()"
+        code = (
+            "open('/dev/shm/' + sys.argv[1], 'wb').write(b'x' * (8 << 20)); print('written'); "
+            "sys.stdin.read()"
+        )
         name = f"pytest-sandbox-{secrets.token_hex(4)}"
         writer = start(*python(f"import sys; {code}", name), stdin=subprocess.PIPE)
         try:
@@ -277,7 +330,9 @@ except BlockingIOError:
         assert 8 == group.stats().pids_peak
 
     def test_cpu_time_is_held_back(self, group, start):
-        """A process that wants a whole CPU and may have a tenth is throttled, and its time is counted."""
+        """A process that wants a whole CPU and may have a tenth is throttled, and its time is
+        counted.
+        """
         group.apply(Settings(cpus=0.1))
         start(*python(SPIN))
         wait_until(lambda: group.stats().cpu_throttled_seconds > 0)
@@ -311,7 +366,12 @@ except BlockingIOError:
     @pytest.mark.needs("disk")
     @pytest.mark.parametrize(
         ("key", "rate"),
-        [("device_read_bps", 128 << 10), ("device_write_bps", 128 << 10), ("device_read_iops", 32), ("device_write_iops", 32)],
+        [
+            ("device_read_bps", 128 << 10),
+            ("device_write_bps", 128 << 10),
+            ("device_read_iops", 32),
+            ("device_write_iops", 32),
+        ],
     )
     def test_a_disk_is_used_no_faster_than_that(self, group, start, key, rate):
         """Reading or writing past the page cache takes the time that the rate gives it."""
@@ -335,8 +395,12 @@ except BlockingIOError:
 
     @pytest.mark.needs("disk")
     def test_what_is_no_disk_is_refused(self, group):
-        """A device that the kernel cannot throttle is an error that names it, and the usual mistake."""
-        with pytest.raises(UnsupportedError, match=r'device_read_bps=\["/dev/ptmx:2"\].*name the whole disk'):
+        """A device that the kernel cannot throttle is an error that names it, and the usual
+        mistake.
+        """
+        with pytest.raises(
+            UnsupportedError, match=r'device_read_bps=\["/dev/ptmx:2"\].*name the whole disk'
+        ):
             group.apply(Settings().replace(device_read_bps={"/dev/ptmx": 2}))
 
     def test_frozen_processes_stand(self, group, start):
@@ -400,7 +464,9 @@ class TestSession:
         group.freeze()
         session.close()
         assert -signal.SIGKILL == sleep.wait()
-        assert [] == [directory for directory in [*session.directories, *inner] if os.path.exists(directory)]
+        assert [] == [
+            directory for directory in [*session.directories, *inner] if os.path.exists(directory)
+        ]
 
     def test_a_session_has_two_ends(self, session, start):
         """The client's end limits and reads the group that the launcher's end made."""
@@ -448,7 +514,9 @@ def test_a_session_directory_is_known_by_its_prefix(tmp_path):
         (tmp_path / name).mkdir(parents=True)
     made = Hierarchy()
     made.roots = lambda: (str(tmp_path),)
-    assert {"s1": (f"{tmp_path}/a/{PREFIX}s1",), "s2": (f"{tmp_path}/{PREFIX}s2",)} == dict(made.sessions())
+    assert {"s1": (f"{tmp_path}/a/{PREFIX}s1",), "s2": (f"{tmp_path}/{PREFIX}s2",)} == dict(
+        made.sessions()
+    )
 
 
 def test_a_process_that_does_not_die_is_named():
@@ -471,7 +539,9 @@ def test_a_removal_between_the_cgroups_creation_and_its_lock(monkeypatch):
     monkeypatch.setattr(file_lock, "lock_directory", remove_first)
     with contextlib.closing(Hierarchy.find().session(f"removed-{os.getpid():x}")) as session:
         assert made[0] == made[1]
-        assert [] == [directory for directory in session.directories if not os.path.isdir(directory)]
+        assert [] == [
+            directory for directory in session.directories if not os.path.isdir(directory)
+        ]
         assert not cgroup.remove_unowned(session.directories)
 
 
@@ -479,12 +549,17 @@ def test_a_removal_between_the_cgroups_creation_and_its_lock(monkeypatch):
 @pytest.mark.vm
 def test_a_session_that_is_there_is_not_made_twice():
     """Two sessions of one name do not pass for one."""
-    with contextlib.closing(Hierarchy.find().session(f"twice-{os.getpid():x}")) as session, pytest.raises((FileExistsError, SetupError)):
+    with (
+        contextlib.closing(Hierarchy.find().session(f"twice-{os.getpid():x}")) as session,
+        pytest.raises((FileExistsError, SetupError)),
+    ):
         Hierarchy.find().session(session.name)
     with contextlib.closing(Hierarchy.find().session(f"twice-{os.getpid():x}")) as session:
         with contextlib.suppress(FileExistsError, SetupError):
             Hierarchy.find().session(session.name)
-        assert [] == [directory for directory in session.directories if not os.path.isdir(directory)]
+        assert [] == [
+            directory for directory in session.directories if not os.path.isdir(directory)
+        ]
 
 
 @pytest.mark.needs("cgroup_v1", "limits")

@@ -1,4 +1,6 @@
-"""Version 2: where sessions are put, who moves for them, and who is told what when they cannot be."""
+"""Version 2: where sessions are put, who moves for them, and who is told what when they cannot
+be.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from pytest_sandbox.settings import Settings
 
 pytestmark = [pytest.mark.needs("cgroup_v2"), pytest.mark.vm]
 
-#: Runs in a group of its own: opens two sessions, closes them, and says after each step where it is and what it sees.
+#: Runs in a group of its own: opens two sessions, closes them, and says after each step where it is
+#: and what it sees.
 VISIT = """
 import json, sys
 from pytest_sandbox.linux.cgroup import Hierarchy, read, parse_own
@@ -60,7 +63,9 @@ def join(directory: str) -> None:
 
 
 def run_in(directory: str, *argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(argv, preexec_fn=lambda: join(directory), capture_output=True, text=True, check=True)
+    return subprocess.run(
+        argv, preexec_fn=lambda: join(directory), capture_output=True, text=True, check=True
+    )
 
 
 def wait_for(path: str, name: str, seconds: float = 60) -> dict[str, int]:
@@ -78,26 +83,37 @@ def words(path: str) -> list[str]:
 
 
 def visit(directory: str, *before: str) -> tuple[list[str], str, int]:
-    steps, base, limit = json.loads(run_in(directory, *before, sys.executable, "-c", VISIT, os.path.basename(directory)).stdout)
+    steps, base, limit = json.loads(
+        run_in(directory, *before, sys.executable, "-c", VISIT, os.path.basename(directory)).stdout
+    )
     return steps, base, limit
 
 
 @pytest.mark.needs("limits")
 def test_a_delegated_group_makes_room_and_gives_it_back(directory):
-    """In a scope that systemd delegated, processes go into a leaf while any session lives, and back after the last."""
+    """In a scope that systemd delegated, processes go into a leaf while any session lives, and back
+    after the last.
+    """
     os.setxattr(directory, "user.delegate", b"1")
     steps, base, limit = visit(directory)
     name = "/" + os.path.relpath(directory, "/sys/fs/cgroup")
     assert [name, f"{name}/{LEAF}", f"{name}/{LEAF}", name] == steps
     assert (directory, 64 << 20) == (base, limit)
-    assert (set(), False) == (set(words(f"{directory}/cgroup.subtree_control")), os.path.exists(f"{directory}/{LEAF}"))
+    assert (set(), False) == (
+        set(words(f"{directory}/cgroup.subtree_control")),
+        os.path.exists(f"{directory}/{LEAF}"),
+    )
 
 
 @pytest.mark.needs("root")
 def test_the_root_of_a_cgroup_namespace_makes_room(directory):
-    """A container that has cgroups of its own sees its group as the root: its processes make room there."""
+    """A container that has cgroups of its own sees its group as the root: its processes make room
+    there.
+    """
     script = 'umount -l /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec "$@"'
-    steps, base, limit = visit(directory, "unshare", "--cgroup", "--mount", "sh", "-c", script, "sh")
+    steps, base, limit = visit(
+        directory, "unshare", "--cgroup", "--mount", "sh", "-c", script, "sh"
+    )
     assert ["/", f"/{LEAF}", f"/{LEAF}", "/"] == steps
     assert ("/sys/fs/cgroup", 64 << 20) == (base, limit)
 
@@ -113,7 +129,9 @@ def test_nobody_moves_where_a_parent_is_free(directory):
 
 @pytest.mark.needs("limits")
 def test_a_group_takes_a_process_at_its_birth(directory):
-    """CLONE_INTO_CGROUP puts a fork into the group without a move, which would wait for all of the machine."""
+    """CLONE_INTO_CGROUP puts a fork into the group without a move, which would wait for all of the
+    machine.
+    """
     session = Hierarchy.find().session(os.path.basename(directory))
     try:
         group = session.create("one")
@@ -139,7 +157,8 @@ def test_memory_over_the_soft_limit_is_slowed_down(directory):
         group = session.create("one")
         group.apply(Settings(memory_high=16 << 20))
         command = [sys.executable, "-S", "-c", "x = b'x' * (64 << 20)"]
-        greedy = subprocess.Popen(command, preexec_fn=lambda: join(group.directory))  # noqa: PLW1509 - one thread
+        # one thread
+        greedy = subprocess.Popen(command, preexec_fn=lambda: join(group.directory))  # noqa: PLW1509
         events = wait_for(f"{group.directory}/memory.events", "high")
         assert (True, 0) == (events["high"] > 0, events["oom_kill"])
         greedy.kill()
@@ -148,10 +167,14 @@ def test_memory_over_the_soft_limit_is_slowed_down(directory):
 
 @pytest.mark.needs("undelegated")
 def test_a_user_without_a_group_is_given_the_command():
-    """Without delegation a limit is refused with the one command that brings it; without limits all goes on."""
+    """Without delegation a limit is refused with the one command that brings it; without limits all
+    goes on.
+    """
     hierarchy = Hierarchy.find()
     hierarchy.require(Settings())
-    with pytest.raises(UnsupportedError, match=r"memory=.* systemd-run --user --scope -p Delegate=yes"):
+    with pytest.raises(
+        UnsupportedError, match=r"memory=.* systemd-run --user --scope -p Delegate=yes"
+    ):
         hierarchy.require(Settings().replace(memory="64m"))
 
 
@@ -163,8 +186,12 @@ def test_a_read_only_mount_is_named():
 
 
 def test_a_group_outside_of_the_mount_is_nobodys_base():
-    """Where our group lies above what is mounted, nothing is made anywhere, and a limit is refused."""
-    hierarchy = HierarchyV2(Mount(2, "/", "/sys/fs/cgroup", frozenset(), writable=True), "/../above")
+    """Where our group lies above what is mounted, nothing is made anywhere, and a limit is
+    refused.
+    """
+    hierarchy = HierarchyV2(
+        Mount(2, "/", "/sys/fs/cgroup", frozenset(), writable=True), "/../above"
+    )
     assert (None, frozenset()) == (hierarchy.base, hierarchy.controllers)
     with pytest.raises(UnsupportedError):
         hierarchy.require(Settings().replace(cpus=1))

@@ -114,7 +114,9 @@ def test_names_share_a_file_in_the_copy_as_in_the_source(source, copy):
     names = ["a", "fifo", "link"]
     assert names == [one for one in sorted(os.listdir(made)) if one != "sub"]
     for name in names:
-        assert 1 == len({os.lstat(made / place / name).st_ino for place in (".", "sub", "sub/deep")})
+        assert 1 == len(
+            {os.lstat(made / place / name).st_ino for place in (".", "sub", "sub/deep")}
+        )
     assert "shared" == (made / "sub/deep/a").read_text()
 
 

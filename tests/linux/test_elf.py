@@ -1,4 +1,6 @@
-"""Programs that are made in memory: the spawn helper on this architecture, and on the other one under emulation."""
+"""Programs that are made in memory: the spawn helper on this architecture, and on the other one
+under emulation.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,13 @@ def image_of(*calls):
         return file.read(), made
 
 
-@pytest.fixture(params=["native", pytest.param("aarch64", marks=pytest.mark.needs("qemu-aarch64-static"))])
+@pytest.fixture(
+    params=["native", pytest.param("aarch64", marks=pytest.mark.needs("qemu-aarch64-static"))]
+)
 def run(request, monkeypatch, tmp_path):
-    """Return a function that runs the spawn helper on an architecture, and returns what it printed and reported."""
+    """Return a function that runs the spawn helper on an architecture, and returns what it printed
+    and reported.
+    """
     emulator = shutil.which("qemu-aarch64-static")
     if request.param == "aarch64":
         monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="aarch64"))
@@ -45,7 +51,9 @@ def run(request, monkeypatch, tmp_path):
         path.chmod(0o755)
         command = [emulator, path] if request.param == "aarch64" else [path]
         done = subprocess.run(command, check=False, capture_output=True, timeout=60)
-        records = [done.stderr[at : at + RECORD_SIZE] for at in range(0, len(done.stderr), RECORD_SIZE)]
+        records = [
+            done.stderr[at : at + RECORD_SIZE] for at in range(0, len(done.stderr), RECORD_SIZE)
+        ]
         return done.returncode, done.stdout, [made.read_record(record) for record in records]
 
     yield go
@@ -61,7 +69,9 @@ def test_it_makes_its_calls_and_reports_the_lists_end(run):
 
 def test_it_reports_the_call_that_failed(run):
     """The record names the call by its place in the list, with its errno."""
-    status, printed, records = run(("write", 1, b"hello", 5), ("chdir", b"/no/such/directory"), ("write", 1, b"not this", 8))
+    status, printed, records = run(
+        ("write", 1, b"hello", 5), ("chdir", b"/no/such/directory"), ("write", 1, b"not this", 8)
+    )
     assert (0, b"hello", [(1, -2)]) == (status, printed, records)
 
 
@@ -69,7 +79,9 @@ def test_it_is_sealed_and_not_writable():
     """Nobody can change what runs, by whichever name."""
     fd = elf.helper_fd(b"data")
     try:
-        with pytest.raises(OSError, match=r"Operation not permitted|Permission denied|Text file busy"):
+        with pytest.raises(
+            OSError, match=r"Operation not permitted|Permission denied|Text file busy"
+        ):
             os.truncate(f"/proc/self/fd/{fd}", 0)
     finally:
         os.close(fd)

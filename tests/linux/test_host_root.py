@@ -1,4 +1,6 @@
-"""What a user stands on: directories that have mounts below are split, and where the user works it may write."""
+"""What a user stands on: directories that have mounts below are split, and where the user works it
+may write.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,11 @@ def tree(tmp_path):
 @pytest.fixture
 def splitter(tree, tmp_path):
     (tmp_path / "skeleton").mkdir()
-    entries = [Mounted("/", "ext4", 0), Mounted(f"{tree}/var/lib/data", "xfs", 2), Mounted(f"{tree}/etc/hosts", "ext4", 0)]
+    entries = [
+        Mounted("/", "ext4", 0),
+        Mounted(f"{tree}/var/lib/data", "xfs", 2),
+        Mounted(f"{tree}/etc/hosts", "ext4", 0),
+    ]
     return _Splitter(entries, str(tmp_path / "skeleton"))
 
 
@@ -43,7 +49,9 @@ def test_a_directory_without_mounts_is_laid_over_whole(splitter, tree):
 
 
 def test_a_directory_with_a_mount_below_is_split(splitter, tree):
-    """Each directory in it has an overlay of its own, the mount among them, down to where no mount is below."""
+    """Each directory in it has an overlay of its own, the mount among them, down to where no mount
+    is below.
+    """
     splitter.split(str(tree))
     var, lib = splitter.below[f"{tree}/var"], splitter.below[f"{tree}/var/lib"]
     assert (True, True) == (bool(var.source), bool(lib.source))
@@ -75,9 +83,15 @@ def test_links_stay_links(splitter, tree):
 
 
 def test_where_the_user_works_it_may_write(splitter, tree):
-    """The first directory on the way that the user may write to has an overlay of its own, for what is above it cannot be copied up."""
+    """The first directory on the way that the user may write to has an overlay of its own, for what
+    is above it cannot be copied up.
+    """
     (tree / "usr/share/work").mkdir(parents=True)
-    first = next(str(directory) for directory in [*reversed(tree.parents), tree] if str(directory) != "/" and os.access(directory, os.W_OK))
+    first = next(
+        str(directory)
+        for directory in [*reversed(tree.parents), tree]
+        if str(directory) != "/" and os.access(directory, os.W_OK)
+    )
     splitter.open(str(tree / "usr/share/work"))
     assert first in splitter.below
     splitter.open("/")
@@ -94,6 +108,9 @@ def test_sockets_and_fifos_beside_a_mount_are_inert(splitter, tree, monkeypatch)
     splitter.mounts[f"{tree}/etc/socket"] = Mounted(f"{tree}/etc/socket", "ext4", 0)
     splitter.split(str(tree))
     for name, is_kind in {"fifo": stat.S_ISFIFO, "socket": stat.S_ISSOCK}.items():
-        copy, original = (os.stat(f"{directory}/{name}") for directory in (splitter.below[f"{tree}/etc"].source, tree / "etc"))
+        copy, original = (
+            os.stat(f"{directory}/{name}")
+            for directory in (splitter.below[f"{tree}/etc"].source, tree / "etc")
+        )
         assert (True, True) == (is_kind(copy.st_mode), copy.st_ino != original.st_ino)
     assert [f"{tree}/etc/socket"] == splitter.refused

@@ -1,4 +1,6 @@
-"""Capabilities, mounts, overlays' options, processes and the errno door: what is computed, and what the kernel answers."""
+"""Capabilities, mounts, overlays' options, processes and the errno door: what is computed, and what
+the kernel answers.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,10 @@ def test_capabilities_as_docker_resolves_them(add, drop, privileged, expected):
 def test_dockers_default_set():
     """Fourteen, whose mask is known from every container's /proc/self/status."""
     assert (0xA80425FB, 14) == (DOCKER, len(capabilities.names(DOCKER)))
-    assert ("CAP_CHOWN", "CAP_SETFCAP") == (capabilities.names(DOCKER)[0], capabilities.names(DOCKER)[-1])
+    assert ("CAP_CHOWN", "CAP_SETFCAP") == (
+        capabilities.names(DOCKER)[0],
+        capabilities.names(DOCKER)[-1],
+    )
 
 
 def test_an_unknown_capability_is_named():
@@ -66,7 +71,10 @@ LINE = "36 35 98:0 /mnt1 {point} {flags} master:1 - {kind} /dev/root rw,errors=c
 def test_paths_of_the_mount_table(written, point):
     """Escapes are undone, and nothing but a newline ends a line."""
     text = (
-        LINE.format(point=written, flags="rw,nosuid,noexec", kind="ext4") + "\n" + LINE.format(point="/z", flags="ro", kind="tmpfs") + "\n"
+        LINE.format(point=written, flags="rw,nosuid,noexec", kind="ext4")
+        + "\n"
+        + LINE.format(point="/z", flags="ro", kind="tmpfs")
+        + "\n"
     )
     first, second = mounts.mounted(os.fsencode(text))
     assert (point, "ext4", sc.MS_NOSUID | sc.MS_NOEXEC) == (first.point, first.fstype, first.flags)
@@ -74,7 +82,9 @@ def test_paths_of_the_mount_table(written, point):
 
 
 def test_real_mounts_are_files_of_a_users(tmp_path):
-    """What shows the kernel's state, lies below /proc, /sys or /dev, is gone or is the root is left out; the topmost mount counts."""
+    """What shows the kernel's state, lies below /proc, /sys or /dev, is gone or is the root is left
+    out; the topmost mount counts.
+    """
     (tmp_path / "file").touch()
 
     def mount(point, kind="ext4", flags=0):
@@ -85,17 +95,28 @@ def test_real_mounts_are_files_of_a_users(tmp_path):
         mount("/sys/fs/cgroup", "tmpfs"), mount("/no/such/place"), mount("/usr", "fuse.something"), mount("/etc", "cgroup2"),
     ]  # fmt: skip
     found = mounts.real_mounts(entries)
-    assert [(str(tmp_path), "xfs", True), (str(tmp_path / "file"), "ext4", False), ("/usr", "fuse.something", True)] == [
-        (one.point, one.fstype, one.is_directory) for one in found
-    ]
+    assert [
+        (str(tmp_path), "xfs", True),
+        (str(tmp_path / "file"), "ext4", False),
+        ("/usr", "fuse.something", True),
+    ] == [(one.point, one.fstype, one.is_directory) for one in found]
 
 
 @pytest.mark.parametrize(
-    ("path", "written"), [("/a", "/a"), ("/a:b", "/a\\:b"), ("/a,b", "/a\\,b"), ("/a\\b", "/a\\\\b"), ("/a\\:b", "/a\\\\\\:b")]
+    ("path", "written"),
+    [
+        ("/a", "/a"),
+        ("/a:b", "/a\\:b"),
+        ("/a,b", "/a\\,b"),
+        ("/a\\b", "/a\\\\b"),
+        ("/a\\:b", "/a\\\\\\:b"),
+    ],
 )
 def test_paths_of_overlays_are_escaped(path, written):
     """What separates directories and options is escaped, the escape first."""
-    assert f"lowerdir={written}:/z,upperdir=/l/upper,workdir=/l/work,o" == overlay._data([path, "/z"], "/l", ["o"])
+    assert f"lowerdir={written}:/z,upperdir=/l/upper,workdir=/l/work,o" == overlay._data(
+        [path, "/z"], "/l", ["o"]
+    )
 
 
 def test_a_layers_root_is_like_what_it_lies_on(tmp_path):
@@ -153,8 +174,13 @@ def test_processes_by_their_descriptors():
 
 def test_descendants_are_found():
     """A process and all below it."""
-    code = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); sys.stdin.read(); p.kill()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as p:
+    code = (
+        "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, "
+        "flush=True); sys.stdin.read(); p.kill()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as p:
         below = int(p.stdout.readline())
         assert [p.pid, below] == process.descendants(p.pid)
         p.communicate("")

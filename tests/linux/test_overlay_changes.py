@@ -51,7 +51,9 @@ def layer(tmp_path):
 def said(upper, *lower):
     fd = os.open(upper.directory, os.O_RDONLY)
     try:
-        return sorted((path, kind) for kind, path in changes(fd, [str(one.directory) for one in lower]))
+        return sorted(
+            (path, kind) for kind, path in changes(fd, [str(one.directory) for one in lower])
+        )
     finally:
         os.close(fd)
 
@@ -65,7 +67,9 @@ def test_a_name_that_an_upper_lower_layer_deleted_is_added(layer):
 def test_what_an_opaque_layer_hides_is_added(layer):
     """An opaque directory in an image's layer hides the one below it, also deep inside."""
     top, base = layer("top").opaque("d"), layer("base").file("d/e/x")
-    assert [("/d", "modified"), ("/d/e", "added"), ("/d/e/x", "added")] == said(layer("upper").file("d/e/x"), top, base)
+    assert [("/d", "modified"), ("/d/e", "added"), ("/d/e/x", "added")] == said(
+        layer("upper").file("d/e/x"), top, base
+    )
 
 
 def test_a_file_in_a_layer_hides_the_directory_below(layer):
@@ -88,27 +92,53 @@ def test_a_deletion_of_what_never_was(layer):
 
 def test_a_renamed_directory_shows_what_both_layers_had(layer):
     """A redirect leads to the merged directory of all layers, minus what was deleted since."""
-    top, base = layer("top").file("d/a").deleted("d/gone"), layer("base").file("d/b").file("d/gone").file("d/rm")
+    top, base = (
+        layer("top").file("d/a").deleted("d/gone"),
+        layer("base").file("d/b").file("d/gone").file("d/rm"),
+    )
     upper = layer("upper").renamed("n", "/d").deleted("d").deleted("n/rm").file("n/new")
-    wanted = [("/d", "deleted"), ("/n", "added"), ("/n/a", "added"), ("/n/b", "added"), ("/n/new", "added")]
+    wanted = [
+        ("/d", "deleted"),
+        ("/n", "added"),
+        ("/n/a", "added"),
+        ("/n/b", "added"),
+        ("/n/new", "added"),
+    ]
     assert wanted == said(upper, top, base)
 
 
 def test_a_redirect_that_leads_nowhere(layer):
     """A forged or stale redirect shows no more than what is in the directory itself."""
-    upper = layer("upper").renamed("n", "/no/../such").file("n/x").renamed("m", "none").renamed("o", "/../base").renamed("p", "..")
-    assert [("/m", "added"), ("/n", "added"), ("/n/x", "added"), ("/o", "added"), ("/p", "added")] == said(upper, layer("base").file("x"))
+    upper = (
+        layer("upper")
+        .renamed("n", "/no/../such")
+        .file("n/x")
+        .renamed("m", "none")
+        .renamed("o", "/../base")
+        .renamed("p", "..")
+    )
+    assert [
+        ("/m", "added"),
+        ("/n", "added"),
+        ("/n/x", "added"),
+        ("/o", "added"),
+        ("/p", "added"),
+    ] == said(upper, layer("base").file("x"))
 
 
 def test_a_link_in_a_lower_layer_is_not_followed(layer, tmp_path):
     """A layer's link to a directory of the host is a link, not a directory."""
     base = layer("base")
     (base.directory / "d").symlink_to("/etc")
-    assert [("/d", "modified"), ("/d/passwd", "added")] == said(layer("upper").file("d/passwd"), base)
+    assert [("/d", "modified"), ("/d/passwd", "added")] == said(
+        layer("upper").file("d/passwd"), base
+    )
 
 
 def test_deep_layers_are_compared(deep_path):
-    """A tree that is deeper than any path is long is compared level by level, with few descriptors."""
+    """A tree that is deeper than any path is long is compared level by level, with few
+    descriptors.
+    """
     layers = [Layer(deep_path / name) for name in ("upper", "top", "base")]
     dig(layers[0].directory, 1100, "d" * 200)
     dig(layers[1].directory, 1000, "d" * 200)
@@ -123,7 +153,9 @@ def test_deep_layers_are_compared(deep_path):
 
 
 def test_what_is_found_at_the_end_of_a_deep_layer(deep_path):
-    """A change below thousands of levels of a lower layer is told by what was there, and directories beside the way are compared too."""
+    """A change below thousands of levels of a lower layer is told by what was there, and
+    directories beside the way are compared too.
+    """
     layers = [Layer(deep_path / name) for name in ("upper", "base")]
     for layer in layers:
         dig(layer.directory, 3000)
@@ -142,10 +174,27 @@ def test_what_is_found_at_the_end_of_a_deep_layer(deep_path):
 
 
 def test_renamed_directories_in_renamed_ones(layer):
-    """Each redirect begins at its own place, and what follows it is compared with what was there."""
+    """Each redirect begins at its own place, and what follows it is compared with what was
+    there.
+    """
     base = layer("base").file("a/x").file("b/y").file("c/z")
-    upper = layer("upper").deleted("a").deleted("b").renamed("n", "/a").renamed("n/m", "/b").renamed("c", "/c").file("n/m/new")
-    wanted = [("/a", "deleted"), ("/b", "deleted"), ("/c", "modified"), ("/n", "added"), ("/n/m", "added"), ("/n/m/new", "added")]
+    upper = (
+        layer("upper")
+        .deleted("a")
+        .deleted("b")
+        .renamed("n", "/a")
+        .renamed("n/m", "/b")
+        .renamed("c", "/c")
+        .file("n/m/new")
+    )
+    wanted = [
+        ("/a", "deleted"),
+        ("/b", "deleted"),
+        ("/c", "modified"),
+        ("/n", "added"),
+        ("/n/m", "added"),
+        ("/n/m/new", "added"),
+    ]
     assert [*wanted, ("/n/m/y", "added"), ("/n/x", "added")] == said(upper, base)
 
 

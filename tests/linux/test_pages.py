@@ -50,7 +50,9 @@ def test_what_is_nearly_empty_stays_so(memory):
 
 
 def test_it_is_done_after_ever_more_forks(monkeypatch):
-    """It costs time, so that it comes when forks have cost as much, and not again before as many more."""
+    """It costs time, so that it comes when forks have cost as much, and not again before as many
+    more.
+    """
     forks, made, done = Forks(), [], []
     monkeypatch.setattr(huge_pages, "gather", lambda: done.append(len(made)))
     for number in range(100):

@@ -6,7 +6,10 @@ import pytest
 
 from pytest_sandbox.linux.cgroup.v2 import GroupV2
 
-SOME = "some avg10=0.00 avg60=0.12 avg300=1.00 total={}\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n"
+SOME = (
+    "some avg10=0.00 avg60=0.12 avg300=1.00 total={}\nfull avg10=0.00 avg60=0.00 avg300=0.00 "
+    "total=7\n"
+)
 
 
 @pytest.mark.vm
@@ -15,7 +18,11 @@ def test_the_seconds_of_some_are_read(tmp_path):
     for name, total in (("cpu", 1_500_000), ("memory", 0), ("io", 20)):
         (tmp_path / f"{name}.pressure").write_text(SOME.format(total))
     found = GroupV2(None, "one", str(tmp_path)).pressure()
-    assert {"cpu_pressure_seconds": 1.5, "memory_pressure_seconds": 0.0, "io_pressure_seconds": 0.00002} == found
+    assert {
+        "cpu_pressure_seconds": 1.5,
+        "memory_pressure_seconds": 0.0,
+        "io_pressure_seconds": 0.00002,
+    } == found
 
 
 @pytest.mark.vm

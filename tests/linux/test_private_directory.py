@@ -40,7 +40,9 @@ def test_a_directory_that_others_may_write_to_is_refused(tmp_path):
     """What is in there may be anybody's."""
     os.mkdir(tmp_path / "open")
     os.chmod(tmp_path / "open", 0o777)
-    with pytest.raises(PermissionError, match=r"other users may write to it \(mode 0777\): remove it"):
+    with pytest.raises(
+        PermissionError, match=r"other users may write to it \(mode 0777\): remove it"
+    ):
         make_private(str(tmp_path / "open"))
 
 
@@ -57,7 +59,9 @@ def test_a_directory_of_another_user_is_refused(tmp_path):
     """The error says whose it is, and what to do."""
     os.mkdir(tmp_path / "theirs", 0o700)
     os.chown(tmp_path / "theirs", 4321, 4321)
-    with pytest.raises(PermissionError, match=r"belongs to the user 4321.* XDG_RUNTIME_DIR and PYTEST_SANDBOX_HOME"):
+    with pytest.raises(
+        PermissionError, match=r"belongs to the user 4321.* XDG_RUNTIME_DIR and PYTEST_SANDBOX_HOME"
+    ):
         make_private(str(tmp_path / "theirs"))
 
 
@@ -78,13 +82,18 @@ def test_a_layer_directory_that_another_user_made_first(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path))
     monkeypatch.setattr(host_root, "tmpfs_takes_attributes", lambda: False)
     refused = []
-    monkeypatch.setattr(host_root, "takes_attributes", lambda directory: not refused.append(directory))
+    monkeypatch.setattr(
+        host_root, "takes_attributes", lambda directory: not refused.append(directory)
+    )
     os.mkdir(tmp_path / "writable", 0o777)
     os.chown(tmp_path / "writable", 4321, 4321)
     assert f"/var/tmp/pytest-sandbox-{os.geteuid()}" == privileges._layers()
     os.rmdir(f"/var/tmp/pytest-sandbox-{os.geteuid()}")
     monkeypatch.setattr(host_root, "takes_attributes", lambda _directory: False)
-    with pytest.raises(OSError, match=r"writable: it belongs to the user 4321.*no user attributes.*Set PYTEST_SANDBOX_HOME"):
+    with pytest.raises(
+        OSError,
+        match=r"writable: it belongs to the user 4321.*no user attributes.*Set PYTEST_SANDBOX_HOME",
+    ):
         privileges._layers()
     os.rmdir(f"/var/tmp/pytest-sandbox-{os.geteuid()}")
 
@@ -93,8 +102,17 @@ def test_the_parents_of_a_layer_on_disk_are_closed(tmp_path):
     """Layers hold setuid programs and devices: nobody else comes near them."""
     before = os.umask(0)
     try:
-        place = storage.make(str(tmp_path / "home/writable"), None, session="s", identity="s-1", lock=str(tmp_path / "s.lock"))
+        place = storage.make(
+            str(tmp_path / "home/writable"),
+            None,
+            session="s",
+            identity="s-1",
+            lock=str(tmp_path / "s.lock"),
+        )
     finally:
         os.umask(before)
-    assert [0o700] * 4 == [mode(tmp_path / name) for name in ("home", "home/writable", "home/writable/s", "home/writable/s/s-1")]
+    assert [0o700] * 4 == [
+        mode(tmp_path / name)
+        for name in ("home", "home/writable", "home/writable/s", "home/writable/s/s-1")
+    ]
     place.remove()

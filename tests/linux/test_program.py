@@ -1,4 +1,6 @@
-"""Programs: what they call, what they return, how they fail, and the machine code that makes the calls."""
+"""Programs: what they call, what they return, how they fail, and the machine code that makes the
+calls.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +97,13 @@ def test_the_parent_keeps_its_signal_mask_and_the_child_gets_it():
     try:
         program = Program()
         program.restore_signals("signals")
-        program.add("execute", "execve", b"/bin/grep", Table((b"grep", b"-q", b"SigBlk:.*200$", b"/proc/self/status", 0)), Table((0,)))
+        program.add(
+            "execute",
+            "execve",
+            b"/bin/grep",
+            Table((b"grep", b"-q", b"SigBlk:.*200$", b"/proc/self/status", 0)),
+            Table((0,)),
+        )
         assert 0 == spawned(program)
         assert {*old, signal.SIGUSR1} == signal.pthread_sigmask(signal.SIG_BLOCK, [])
     finally:
@@ -105,7 +113,10 @@ def test_the_parent_keeps_its_signal_mask_and_the_child_gets_it():
 def test_a_handler_of_the_parent_never_runs_in_the_child():
     """The child of a process with handlers starts with defaults; what is ignored stays ignored."""
     ran = []
-    old = signal.signal(signal.SIGUSR1, lambda *_: ran.append(os.getpid())), signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    old = (
+        signal.signal(signal.SIGUSR1, lambda *_: ran.append(os.getpid())),
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN),
+    )
     try:
         program = Program()
         program.restore_signals("signals")
@@ -149,7 +160,13 @@ def test_numbers_are_this_machines():
     assert os.getpid() == libc.syscall(number("getpid"))
 
 
-@pytest.mark.parametrize("machine", [pytest.param(one, marks=pytest.mark.needs(f"assembler_{one}")) for one in ("x86_64", "aarch64")])
+@pytest.mark.parametrize(
+    "machine",
+    [
+        pytest.param(one, marks=pytest.mark.needs(f"assembler_{one}"))
+        for one in ("x86_64", "aarch64")
+    ],
+)
 def test_the_machine_code_is_what_its_source_says(machine):
     """The bytes in the package are those that the assembler makes of the commented source."""
     import make_machine_code
@@ -160,18 +177,26 @@ def test_the_machine_code_is_what_its_source_says(machine):
 
 @pytest.mark.needs("aarch64-linux-gnu-as", "aarch64-linux-gnu-ld", "qemu-aarch64-static")
 def test_the_aarch64_code_runs(tmp_path):
-    """Under emulation the other architecture's code makes the calls, follows results, goes on or stops at an error, and returns."""
-    tools = [shutil.which(name) for name in ("aarch64-linux-gnu-as", "aarch64-linux-gnu-ld", "qemu-aarch64-static")]
+    """Under emulation the other architecture's code makes the calls, follows results, goes on or
+    stops at an error, and returns.
+    """
+    tools = [
+        shutil.which(name)
+        for name in ("aarch64-linux-gnu-as", "aarch64-linux-gnu-ld", "qemu-aarch64-static")
+    ]
     assembler, linker, emulator = tools
     source = tmp_path / "try.s"
-    source.write_text(_TRY.format(code=",".join(map(str, machine_code.RUN["aarch64"])), out=tmp_path / "out"))
+    source.write_text(
+        _TRY.format(code=",".join(map(str, machine_code.RUN["aarch64"])), out=tmp_path / "out")
+    )
     subprocess.run([assembler, "-o", tmp_path / "try.o", source], check=True)
     subprocess.run([linker, "-N", "-o", tmp_path / "try", tmp_path / "try.o"], check=True)
     done = subprocess.run([emulator, tmp_path / "try"], check=False)
     assert (0, "abc") == (done.returncode, (tmp_path / "out").read_text())
 
 
-# Runs a list of openat, write to its result, a chdir that may fail, one that may not, and one that is not reached; its status is 0 where
+# Runs a list of openat, write to its result, a chdir that may fail, one that may not, and one that
+# is not reached; its status is 0 where
 # the code returned the failed record and the last results are -ENOENT and "not made".
 _TRY = """
         .text

@@ -15,7 +15,9 @@ from pytest_sandbox.linux.removal import remove_tree
 __all__ = ["deep_path"]
 
 
-@pytest.mark.parametrize(("depth", "name"), [(3000, "d"), (1500, "d" * 200)], ids=["levels", "long names"])
+@pytest.mark.parametrize(
+    ("depth", "name"), [(3000, "d"), (1500, "d" * 200)], ids=["levels", "long names"]
+)
 def test_a_deep_tree_is_removed(deep_path, depth, name):
     """Neither the depth nor the length of paths is a limit, and few descriptors are used."""
     root = deep_path / "root"
@@ -88,5 +90,7 @@ except OSError as error:
     print(error.errno, error.filename)
 print(os.listdir("{tmp_path}/root"), os.listdir("{tmp_path}/root/a/mounted"))
 """
-    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout
     assert f"{errno.EBUSY} {tmp_path}/root/a/mounted\n['a'] ['file']\n" == said

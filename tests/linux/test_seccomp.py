@@ -1,4 +1,6 @@
-"""The compiled filter, run by an interpreter of its own, against the policy that it was compiled from; for every machine, entry and number."""
+"""The compiled filter, run by an interpreter of its own, against the policy that it was compiled
+from; for every machine, entry and number.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ WORDS = {0x7FFF0000: "allow", 0x00050001: "refuse", 0x00050026: "missing", 0x800
 
 def run(program, number, audit, *arguments):
     """Interpret classic BPF as the kernel does (net/core/filter.c); returns the filter's word."""
-    data = struct.pack("<IIQQQ", number, audit, 0, *(one & 0xFFFFFFFFFFFFFFFF for one in (*arguments, 0, 0)[:2]))
+    data = struct.pack(
+        "<IIQQQ", number, audit, 0, *(one & 0xFFFFFFFFFFFFFFFF for one in (*arguments, 0, 0)[:2])
+    )
     code = list(struct.iter_unpack("<HBBI", program))
     at = accumulator = index = 0
     while True:
@@ -60,16 +64,41 @@ def expected(name, number, newest, granted, arguments=(0, 0), *, packets=False):
     return "missing" if rule == "refuse" and number > newest else rule
 
 
-VALUES = (0, 1, 2, 8, 17, 38, 40, 0x5412, 0x541C, 0x8080A, 0x10000000, 0x02000000, 0xFFFFFFFF, 0x100000026)
+VALUES = (
+    0,
+    1,
+    2,
+    8,
+    17,
+    38,
+    40,
+    0x5412,
+    0x541C,
+    0x8080A,
+    0x10000000,
+    0x02000000,
+    0xFFFFFFFF,
+    0x100000026,
+)
 ARGUMENTS = [(first, second) for first in VALUES for second in VALUES]
 ENTRIES = [(machine, entry) for machine, entries in seccomp.MACHINES.items() for entry in entries]
 
 
 @pytest.mark.parametrize(
-    "granted", [0, DOCKER, capabilities.ALL, capabilities.bit("SYS_ADMIN"), DOCKER | capabilities.bit("SYS_PTRACE")], ids=hex
+    "granted",
+    [
+        0,
+        DOCKER,
+        capabilities.ALL,
+        capabilities.bit("SYS_ADMIN"),
+        DOCKER | capabilities.bit("SYS_PTRACE"),
+    ],
+    ids=hex,
 )
 @pytest.mark.parametrize("packets", [False, True])
-@pytest.mark.parametrize(("machine", "entry"), ENTRIES, ids=lambda value: getattr(value, "table", value))
+@pytest.mark.parametrize(
+    ("machine", "entry"), ENTRIES, ids=lambda value: getattr(value, "table", value)
+)
 def test_every_number_of_every_entry(machine, entry, granted, packets):
     """Each number, known or not, gets what the policy says of its name and arguments."""
     program = seccomp.program(granted, machine, packets=packets)
@@ -88,16 +117,23 @@ def test_every_number_of_every_entry(machine, entry, granted, packets):
 
 @pytest.mark.parametrize("granted", [0, DOCKER])
 def test_x32_has_no_more_rights(granted):
-    """With its bit, a number below 512 is what it is without, and one of x32's own is what the table says."""
+    """With its bit, a number below 512 is what it is without, and one of x32's own is what the
+    table says.
+    """
     program = seccomp.program(granted, "x86_64")
     native, x32 = seccomp.numbers("X86_64"), seccomp.numbers("X32")
     audit = seccomp.MACHINES["x86_64"][0].audit
     for number in range(450):
-        assert run(program, number, audit)[0] == run(program, number | seccomp.X32_BIT, audit)[0], native.get(number)
+        assert run(program, number, audit)[0] == run(program, number | seccomp.X32_BIT, audit)[0], (
+            native.get(number)
+        )
     newest = next(number for number, name in native.items() if name == policy.NEWEST)
     for number in range(seccomp.X32_FIRST, max(x32) + 1):
         name = x32.get(number, "")
-        assert expected(name, number, newest, granted) == run(program, number | seccomp.X32_BIT, audit)[0], name
+        assert (
+            expected(name, number, newest, granted)
+            == run(program, number | seccomp.X32_BIT, audit)[0]
+        ), name
 
 
 @pytest.mark.parametrize(
@@ -113,7 +149,9 @@ def test_x32_has_no_more_rights(granted):
     ],
 )
 def test_what_goes_beyond_dockers_policy(name, arguments, answers):
-    """Typing into a terminal is refused, and a packet socket without NET_RAW asked for, by the old way to make one, too."""
+    """Typing into a terminal is refused, and a packet socket without NET_RAW asked for, by the old
+    way to make one, too.
+    """
     number = next(number for number, known in seccomp.numbers("X86_64").items() if known == name)
     programs = [seccomp.program(DOCKER, "x86_64", packets=packets) for packets in (False, True)]
     audit = seccomp.MACHINES["x86_64"][0].audit
@@ -122,7 +160,9 @@ def test_what_goes_beyond_dockers_policy(name, arguments, answers):
 
 def test_another_architecture_is_killed():
     """A call by an entry that the machine does not have ends the process."""
-    assert "kill" == run(seccomp.program(DOCKER, "x86_64"), 0, seccomp.MACHINES["aarch64"][0].audit)[0]
+    assert (
+        "kill" == run(seccomp.program(DOCKER, "x86_64"), 0, seccomp.MACHINES["aarch64"][0].audit)[0]
+    )
 
 
 def test_a_machine_without_a_table_is_refused():
@@ -137,19 +177,56 @@ def test_the_kernel_would_take_it(machine):
     code = list(struct.iter_unpack("<HBBI", seccomp.program(DOCKER, machine)))
     assert len(code) <= 4096
     assert seccomp.RETURN == code[-1][0]
-    assert all(at + 1 + max(then, otherwise) < len(code) for at, (kind, then, otherwise, _value) in enumerate(code) if kind & 7 == JUMP)
+    assert all(
+        at + 1 + max(then, otherwise) < len(code)
+        for at, (kind, then, otherwise, _value) in enumerate(code)
+        if kind & 7 == JUMP
+    )
 
 
-@pytest.mark.parametrize("name", ["mount", "unshare", "setns", "bpf", "keyctl", "add_key", "request_key", "userfaultfd", "io_uring_setup", "kexec_load",
-                                  "init_module", "open_by_handle_at", "perf_event_open", "swapon", "reboot", "iopl", "pidfd_getfd"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mount",
+        "unshare",
+        "setns",
+        "bpf",
+        "keyctl",
+        "add_key",
+        "request_key",
+        "userfaultfd",
+        "io_uring_setup",
+        "kexec_load",
+        "init_module",
+        "open_by_handle_at",
+        "perf_event_open",
+        "swapon",
+        "reboot",
+        "iopl",
+        "pidfd_getfd",
+    ],
+)
 def test_dangerous_calls_are_named(name):
     """What makes a kernel's bug reachable is refused to docker's capabilities."""
     assert "refuse" == seccomp.decide(name, DOCKER)
 
 
-@pytest.mark.parametrize(("granted", "name"), [("SYS_ADMIN", "mount"), ("SYS_PTRACE", "pidfd_getfd"), ("SYS_BOOT", "reboot"), ("SYS_TIME", "settimeofday"),
-                                               ("BPF", "bpf"), ("SYS_CHROOT", "chroot"), ("DAC_READ_SEARCH", "open_by_handle_at")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("granted", "name"),
+    [
+        ("SYS_ADMIN", "mount"),
+        ("SYS_PTRACE", "pidfd_getfd"),
+        ("SYS_BOOT", "reboot"),
+        ("SYS_TIME", "settimeofday"),
+        ("BPF", "bpf"),
+        ("SYS_CHROOT", "chroot"),
+        ("DAC_READ_SEARCH", "open_by_handle_at"),
+    ],
+)
 def test_a_capability_brings_its_calls(granted, name):
     """cap_add opens what docker's profile opens with it, and nothing more."""
-    assert ("refuse", "allow") == (seccomp.decide(name, 0), seccomp.decide(name, capabilities.bit(granted)))
+    assert ("refuse", "allow") == (
+        seccomp.decide(name, 0),
+        seccomp.decide(name, capabilities.bit(granted)),
+    )
     assert "refuse" == seccomp.decide("keyctl", capabilities.bit(granted))

@@ -1,4 +1,6 @@
-"""A scope from the user's systemd manager: with a real manager where one runs, and with a stand-in for its bus everywhere."""
+"""A scope from the user's systemd manager: with a real manager where one runs, and with a stand-in
+for its bus everywhere.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def test_a_manager_gives_a_scope_with_limits():
 
 @pytest.fixture
 def bus(tmp_path, monkeypatch):
-    """A stand-in for busctl that notes how it was called; what it does beside that is a shell's word."""
+    """A stand-in for busctl that notes how it was called; what it does beside that is a shell's
+    word.
+    """
 
     def make(does: str) -> None:
         (tmp_path / "bus").touch()
@@ -55,13 +59,27 @@ def bus(tmp_path, monkeypatch):
 
 
 def test_the_manager_is_asked_for_a_delegated_scope(bus, tmp_path, monkeypatch):
-    """The call names this process, a scope and Delegate, in the types that the manager's method has."""
+    """The call names this process, a scope and Delegate, in the types that the manager's method
+    has.
+    """
     bus("exit 0")
     seen = iter(["/session", "/session", "/app.slice/x.scope"])
     monkeypatch.setattr(systemd, "_own", lambda: next(seen))
     assert systemd.move_into_scope("x.scope")
     called = (tmp_path / "called").read_text().split("\n")
-    assert ["ssa(sv)a(sa(sv))", "x.scope", "fail", "3", "PIDs", "au", "1", str(os.getpid()), "Delegate", "b", "true"] == called[7:18]
+    assert [
+        "ssa(sv)a(sa(sv))",
+        "x.scope",
+        "fail",
+        "3",
+        "PIDs",
+        "au",
+        "1",
+        str(os.getpid()),
+        "Delegate",
+        "b",
+        "true",
+    ] == called[7:18]
 
 
 def test_a_manager_that_refuses_changes_nothing(bus):

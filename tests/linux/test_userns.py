@@ -15,7 +15,11 @@ pytestmark = pytest.mark.vm
     ("own", "ranges", "expected"),
     [
         (1000, [(100000, 65536)], [(0, 100000, 1000), (1000, 1000, 1), (1001, 101000, 64535)]),
-        (1000, [(100000, 500), (300000, 10000)], [(0, 100000, 500), (500, 300000, 500), (1000, 1000, 1), (1001, 300500, 9500)]),
+        (
+            1000,
+            [(100000, 500), (300000, 10000)],
+            [(0, 100000, 500), (500, 300000, 500), (1000, 1000, 1), (1001, 300500, 9500)],
+        ),
         (1000, [], [(1000, 1000, 1)]),
         (0, [(100000, 65536)], [(0, 0, 1), (1, 100000, 65535)]),
         (70000, [(100000, 70000)], [(0, 100000, 65536), (70000, 70000, 1)]),
@@ -27,7 +31,9 @@ def test_the_user_keeps_its_number(own, ranges, expected):
 
 
 def test_the_user_is_root_in_an_image():
-    """In the namespace below, the user is 0, and what stood before it is one further; no number is lost."""
+    """In the namespace below, the user is 0, and what stood before it is one further; no number is
+    lost.
+    """
     outer = [(0, 100000, 1000), (1000, 1000, 1), (1001, 101000, 64535)]
     assert [(0, 1000, 1), (1, 0, 1000), (1001, 1001, 64535)] == userns.rooted(outer, 1000)
     assert [(0, 1000, 1)] == userns.rooted([(1000, 1000, 1)], 1000)

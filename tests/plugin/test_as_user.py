@@ -10,12 +10,20 @@ pytestmark = [pytest.mark.needs("user", "containers"), pytest.mark.vm]
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("os.rename(os.getcwd() + '/there', os.getcwd() + '/elsewhere')", "cannot rename a directory that the host has"),
-        ("raise OSError(errno.EOVERFLOW, 'Value too large')", "who has no number in a user's container"),
+        (
+            "os.rename(os.getcwd() + '/there', os.getcwd() + '/elsewhere')",
+            "cannot rename a directory that the host has",
+        ),
+        (
+            "raise OSError(errno.EOVERFLOW, 'Value too large')",
+            "who has no number in a user's container",
+        ),
     ],
 )
 def test_what_a_user_cannot_have_is_named(run, reports, pytester, body, said):
-    """Renaming a directory of the host's, and changing what belongs to nobody inside, are explained."""
+    """Renaming a directory of the host's, and changing what belongs to nobody inside, are
+    explained.
+    """
     pytester.mkdir("there")
     run(f"import errno, os\ndef test(): {body}")
     (report,) = [one for one in reports() if one["outcome"] == "failed"]

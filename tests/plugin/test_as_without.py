@@ -16,7 +16,9 @@ pytestmark = pytest.mark.needs("root")
 
 
 def test_every_outcome_is_the_one_without_a_sandbox(run):
-    """Passed, failed, error, skipped, xfailed, xpassed, and failing subtests are counted as pytest counts them."""
+    """Passed, failed, error, skipped, xfailed, xpassed, and failing subtests are counted as pytest
+    counts them.
+    """
     source = """
     import pytest, unittest
 
@@ -71,10 +73,19 @@ def test_every_outcome_is_the_one_without_a_sandbox(run):
 
 def summary(result):
     lines = result.stdout.lines
-    return sorted(lines[lines.index("=========================== short test summary info ============================") + 1 : -1])
+    return sorted(
+        lines[
+            lines.index(
+                "=========================== short test summary info ============================"
+            )
+            + 1 : -1
+        ]
+    )
 
 
-@pytest.mark.skipif(not hasattr(pytest, "Subtests"), reason="subtests are part of pytest from 9.0 on")
+@pytest.mark.skipif(
+    not hasattr(pytest, "Subtests"), reason="subtests are part of pytest from 9.0 on"
+)
 def test_failing_subtests_fail_their_test(run):
     """A failed subtest is reported and counted, and so is the test that contains it."""
     source = """
@@ -89,7 +100,9 @@ def test_failing_subtests_fail_their_test(run):
 
 
 def test_warnings_are_in_the_summary_and_can_be_errors(run):
-    """A warning of a test inside is listed once under its test; ``-W error`` makes it a failure; a class of the test's own travels."""
+    """A warning of a test inside is listed once under its test; ``-W error`` makes it a failure; a
+    class of the test's own travels.
+    """
     source = """
     import warnings
 
@@ -100,7 +113,9 @@ def test_warnings_are_in_the_summary_and_can_be_errors(run):
     """
     result = run(source)
     result.assert_outcomes(passed=2, warnings=2)
-    result.stdout.fnmatch_lines(["*::test_first", "*MyWarning: first", "*::test_second", "*DeprecationWarning: second"])
+    result.stdout.fnmatch_lines(
+        ["*::test_first", "*MyWarning: first", "*::test_second", "*DeprecationWarning: second"]
+    )
     run(source, "-W", "error").assert_outcomes(failed=2)
 
 
@@ -114,7 +129,9 @@ def test_warnings_are_left_alone_without_their_plugin(run):
 
 
 def test_the_session_ends_where_a_test_wants_it(run):
-    """``pytest.exit`` in a body ends the session with its message and status; the fixtures are torn down."""
+    """``pytest.exit`` in a body ends the session with its message and status; the fixtures are torn
+    down.
+    """
     result = run(
         """
     import pytest
@@ -139,7 +156,9 @@ def test_the_session_ends_where_a_test_wants_it(run):
 @pytest.mark.parametrize(("option", "failed"), [("-x", 1), ("--maxfail=2", 2)])
 def test_the_session_stops_after_failures(run, option, failed):
     """``-x`` and ``--maxfail`` count failures inside."""
-    run("import pytest\n@pytest.mark.parametrize('n', range(5))\ndef test(n): assert 0", option).assert_outcomes(failed=failed)
+    run(
+        "import pytest\n@pytest.mark.parametrize('n', range(5))\ndef test(n): assert 0", option
+    ).assert_outcomes(failed=failed)
 
 
 def test_the_last_failures_come_first(run, pytester):
@@ -156,7 +175,9 @@ def test_the_last_failures_come_first(run, pytester):
 
 
 def test_what_is_recorded_arrives(run, pytester):
-    """Properties and attributes of tests and of the suite reach junit; a value that JSON lacks arrives as its repr."""
+    """Properties and attributes of tests and of the suite reach junit; a value that JSON lacks
+    arrives as its repr.
+    """
     run(
         """
     def test(record_property, record_testsuite_property, record_xml_attribute):
@@ -190,7 +211,9 @@ def test_the_cache_keeps_what_a_test_stores(run, pytester):
 
 @pytest.mark.parametrize("capture", ["fd", "sys", "no"])
 def test_output_is_captured_as_without(run, capture):
-    """capsys, capfd, caplog and captured sections hold a test's own output, its subprocesses' too; ``-s`` lets it through."""
+    """capsys, capfd, caplog and captured sections hold a test's own output, its subprocesses' too;
+    ``-s`` lets it through.
+    """
     result = run(
         """
     import logging, os, subprocess, sys, pytest
@@ -220,7 +243,17 @@ def test_output_is_captured_as_without(run, capture):
     result.assert_outcomes(passed=4, failed=1)
     if capture == "fd":
         result.stdout.fnmatch_lines(
-            ["*stdout setup*", "from the module", "*stdout call*", "five", "eight", "*stderr call*", "six", "*log call*", "*seven"]
+            [
+                "*stdout setup*",
+                "from the module",
+                "*stdout call*",
+                "five",
+                "eight",
+                "*stderr call*",
+                "six",
+                "*log call*",
+                "*seven",
+            ]
         )
     assert 1 == result.stdout.str().count("from the module")
     assert 1 == sum(line == "five" for line in result.stdout.lines)
@@ -250,7 +283,9 @@ def test_random_goes_on_from_its_seed(run):
 
 
 def test_a_higher_fixture_is_made_once_and_outside_also_where_it_is_overridden(run, pytester):
-    """A fixture of function scope may take what it overrides, level by level: the session's own is made in the parent, the others inside."""
+    """A fixture of function scope may take what it overrides, level by level: the session's own is
+    made in the parent, the others inside.
+    """
     pytester.makeconftest("""
     import os, pytest
     @pytest.fixture(scope="session")
@@ -274,7 +309,9 @@ def test_a_higher_fixture_is_made_once_and_outside_also_where_it_is_overridden(r
 
 
 def test_higher_scopes_are_made_once_and_outside(run, pytester):
-    """Session, package, module and class fixtures are set up and torn down once, in the parent; function scope is inside."""
+    """Session, package, module and class fixtures are set up and torn down once, in the parent;
+    function scope is inside.
+    """
     log = pytester.path / "log"
     run(f"""
     import os, pytest
@@ -336,7 +373,9 @@ def test_xunit_style_functions_keep_their_scopes(run):
 
 
 def test_a_higher_fixture_that_was_asked_for_too_late_is_named(run):
-    """A session fixture that only ``getfixturevalue`` names is made inside, for one test, and a warning says so."""
+    """A session fixture that only ``getfixturevalue`` names is made inside, for one test, and a
+    warning says so.
+    """
     result = run("""
     import pytest
     @pytest.fixture(scope="session")
@@ -344,11 +383,15 @@ def test_a_higher_fixture_that_was_asked_for_too_late_is_named(run):
     def test(request): assert 1 == request.getfixturevalue("expensive")
     """)
     result.assert_outcomes(passed=1, warnings=1)
-    result.stdout.fnmatch_lines(["*session-scoped fixture 'expensive' was asked for by getfixturevalue*"])
+    result.stdout.fnmatch_lines(
+        ["*session-scoped fixture 'expensive' was asked for by getfixturevalue*"]
+    )
 
 
 def test_a_conftest_sees_reports_in_both_places(run, pytester):
-    """``rep_call``, hung on the item in pytest_runtest_makereport, is there for function fixtures inside and for higher ones outside."""
+    """``rep_call``, hung on the item in pytest_runtest_makereport, is there for function fixtures
+    inside and for higher ones outside.
+    """
     pytester.makeconftest("""
         import pytest
 
@@ -388,7 +431,9 @@ def test_what_a_hook_adds_to_a_report_is_added_once(run, pytester):
                 report.sections.append(("added", str(item.funcargs.get("value"))))
             return report
     """)
-    result = run("import pytest\n@pytest.fixture\ndef value(): return 'inner'\ndef test(value): assert 0")
+    result = run(
+        "import pytest\n@pytest.fixture\ndef value(): return 'inner'\ndef test(value): assert 0"
+    )
     assert 1 == sum(line.strip("- ") == "added" for line in result.stdout.lines)
     assert "inner" in result.stdout.lines
 
@@ -396,13 +441,18 @@ def test_what_a_hook_adds_to_a_report_is_added_once(run, pytester):
 def test_doctests_are_inside(run, pytester):
     """A doctest of a module or a text file runs in a container, and fails as without."""
     pytester.maketxtfile(test_text=">>> import os\n>>> os.getppid()\n0\n>>> 1 + 1\n3\n")
-    result = run('def f():\n    """\n    >>> import os\n    >>> os.getppid()\n    0\n    """', "--doctest-modules")
+    result = run(
+        'def f():\n    """\n    >>> import os\n    >>> os.getppid()\n    0\n    """',
+        "--doctest-modules",
+    )
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["Expected:", "    3", "Got:", "    2"])
 
 
 def test_paths_and_patches_are_a_tests_own(run):
-    """tmp_path is there and empty, monkeypatch undoes, cwd, environment, umask, locale, signals and builtins of one test are not the next one's."""
+    """tmp_path is there and empty, monkeypatch undoes, cwd, environment, umask, locale, signals and
+    builtins of one test are not the next one's.
+    """
     run("""
     import builtins, locale, os, pathlib, signal, sys
 
@@ -433,7 +483,9 @@ def test_paths_and_patches_are_a_tests_own(run):
 
 
 def test_a_file_that_a_higher_fixture_made_is_there(run):
-    """What a module fixture writes on the host after the container was made ahead is seen inside, and cannot be changed from there."""
+    """What a module fixture writes on the host after the container was made ahead is seen inside,
+    and cannot be changed from there.
+    """
     run("""
     import pytest
 
@@ -484,7 +536,9 @@ class Terminal:
     def __init__(self, *arguments):
         ours, theirs = os.openpty()
         command = [sys.executable, "-m", "pytest", "-p", "sandbox", "--sandbox", *arguments]
-        self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+        self.process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        )
         os.close(theirs)
         self.fd = ours
         self.text = ""
@@ -509,7 +563,9 @@ class Terminal:
 
 
 def test_the_debugger_has_the_terminal(run, pytester):
-    """``--pdb`` and ``breakpoint()`` work inside, with the test's own frame, and no timeout ends them."""
+    """``--pdb`` and ``breakpoint()`` work inside, with the test's own frame, and no timeout ends
+    them.
+    """
     pytester.makepyfile("""
     import os, time
     def test_breaks():
@@ -535,7 +591,9 @@ def test_the_debugger_has_the_terminal(run, pytester):
 
 @pytest.mark.needs("pgrep")
 def test_ctrl_c_ends_the_session_with_its_containers(run, pytester):
-    """An interrupt while a test runs inside ends the session as without, and leaves nothing running."""
+    """An interrupt while a test runs inside ends the session as without, and leaves nothing
+    running.
+    """
     pytester.makepyfile("""
     import subprocess
     def test_waits():
@@ -547,4 +605,9 @@ def test_ctrl_c_ends_the_session_with_its_containers(run, pytester):
     os.kill(terminal.process.pid, signal.SIGINT)
     terminal.expect("KeyboardInterrupt")
     terminal.end(2)
-    assert "" == subprocess.run(["pgrep", "-f", "sleep 313233"], check=False, capture_output=True, text=True).stdout
+    assert (
+        ""
+        == subprocess.run(
+            ["pgrep", "-f", "sleep 313233"], check=False, capture_output=True, text=True
+        ).stdout
+    )

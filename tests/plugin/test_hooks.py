@@ -8,7 +8,9 @@ pytestmark = pytest.mark.needs("root")
 
 
 def test_hooks_can_look_and_change(run, pytester):
-    """Settings can be changed at collection; started and discard see a living container, outcome how the test ended."""
+    """Settings can be changed at collection; started and discard see a living container, outcome
+    how the test ended.
+    """
     pytester.makeconftest("""
         from pytest_sandbox import Exited, Signaled
 
@@ -52,15 +54,26 @@ def test_hooks_can_look_and_change(run, pytester):
 def test_a_hook_of_a_directory_is_for_the_tests_below_it(run, pytester):
     """A conftest file's hooks are called for its own tests."""
     pytester.mkdir("below")
-    (pytester.path / "below/conftest.py").write_text("def pytest_sandbox_settings(settings): return settings.replace(hostname='below')")
-    (pytester.path / "below/test_below.py").write_text("import socket\ndef test(): assert 'below' == socket.gethostname()")
-    run("import socket\ndef test(): assert 'below' != socket.gethostname()", ".").assert_outcomes(passed=2)
+    (pytester.path / "below/conftest.py").write_text(
+        "def pytest_sandbox_settings(settings): return settings.replace(hostname='below')"
+    )
+    (pytester.path / "below/test_below.py").write_text(
+        "import socket\ndef test(): assert 'below' == socket.gethostname()"
+    )
+    run("import socket\ndef test(): assert 'below' != socket.gethostname()", ".").assert_outcomes(
+        passed=2
+    )
 
 
-@pytest.mark.parametrize("hook", ["settings(item)", "started(item)", "outcome(item)", "discard(item)"])
+@pytest.mark.parametrize(
+    "hook", ["settings(item)", "started(item)", "outcome(item)", "discard(item)"]
+)
 def test_a_hook_that_raises_is_an_error_of_its_test(run, pytester, hook):
     """The next test goes on; a wrong settings hook stops the collection."""
-    pytester.makeconftest(f"def pytest_sandbox_{hook}:\n    if item.name == 'test_a': raise RuntimeError('from the hook')")
+    pytester.makeconftest(
+        f"def pytest_sandbox_{hook}:\n    if item.name == 'test_a': raise RuntimeError('from the "
+        "hook')"
+    )
     result = run("def test_a(): pass\ndef test_b(): pass")
     assert 0 != result.ret
     assert "from the hook" in result.stdout.str()
@@ -70,8 +83,13 @@ def test_a_hook_that_raises_is_an_error_of_its_test(run, pytester, hook):
 
 
 def test_a_hook_may_return_a_dict_of_changes(run, pytester):
-    """A dict stands for what ``settings.replace`` would make of it; the settings that it does not name stay."""
-    pytester.makeconftest("def pytest_sandbox_settings(item, settings): return {'hostname': 'changed', 'memory': '64m'}")
+    """A dict stands for what ``settings.replace`` would make of it; the settings that it does not
+    name stay.
+    """
+    pytester.makeconftest(
+        "def pytest_sandbox_settings(item, settings): return {'hostname': 'changed', 'memory': "
+        "'64m'}"
+    )
     source = """
     import pytest
     @pytest.mark.container(workdir="/usr", hostname="marked")
@@ -93,7 +111,9 @@ def test_a_hook_may_return_a_dict_of_changes(run, pytester):
     ],
 )
 def test_what_a_hook_returns_wrongly_is_a_usage_error(run, pytester, returned, said):
-    """Neither a wrong setting nor a value of another kind is a crash: test, hook and value are named."""
+    """Neither a wrong setting nor a value of another kind is a crash: test, hook and value are
+    named.
+    """
     pytester.makeconftest(f"def pytest_sandbox_settings(item, settings): return {returned}")
     result = run("def test(): pass")
     assert pytest.ExitCode.USAGE_ERROR == result.ret

@@ -1,4 +1,6 @@
-"""A body whose root is an image: it sees the image's programs and files, with Python, the suite and its temporary files at their places."""
+"""A body whose root is an image: it sees the image's programs and files, with Python, the suite and
+its temporary files at their places.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ SUITE = """
 
 
 def test_a_body_runs_in_an_images_directory(run, pytester, root):
-    """``image=DIRECTORY`` for all: fixtures, imports, temporary files, failures and held containers work; the image stays as it is."""
+    """``image=DIRECTORY`` for all: fixtures, imports, temporary files, failures and held containers
+    work; the image stays as it is.
+    """
     pytester.makepyfile(helper="def help(): return 'helped'")
     before = sorted(str(path) for path in root.rglob("*"))
     result = run(SUITE, f"--sandbox-image={root}")

@@ -38,7 +38,9 @@ def test_deep_trees_are_reported_in_part(run):
     """
     result = run(DEEP)
     result.assert_outcomes(passed=3, failed=1)
-    result.stdout.fnmatch_lines(["C /opt", "A /opt/ddd*", "A /opt/ddd*... (* characters)", "... and at least * more"])
+    result.stdout.fnmatch_lines(
+        ["C /opt", "A /opt/ddd*", "A /opt/ddd*... (* characters)", "... and at least * more"]
+    )
     assert max(len(line) for line in result.outlines) < 2000
     assert [] == result.errlines
 

@@ -1,4 +1,6 @@
-"""What a test's process may tell its parent: everything else is refused, without a cost or an effect."""
+"""What a test's process may tell its parent: everything else is refused, without a cost or an
+effect.
+"""
 
 from __future__ import annotations
 
@@ -68,9 +70,22 @@ NUMBERS = base64.b64encode(array("i", [1, 2]).tobytes()).decode()
 #: One honest message of each kind, and of each form of a report.
 RECORDED = [
     ["report", PHASE],
-    ["report", {**PHASE, "report": {**REPORT, "outcome": "failed", "longrepr": LONGREPR}, "error": ERROR}],
-    ["report", {**PHASE, "report": {**REPORT, "outcome": "skipped", "longrepr": ["test_it.py", 3, "no"]}}],
-    ["logged", {**SUBTEST, "_report_type": "SubTestReport", "_subtest.context": {"msg": "m", "kwargs": {"i": "1"}}}],
+    [
+        "report",
+        {**PHASE, "report": {**REPORT, "outcome": "failed", "longrepr": LONGREPR}, "error": ERROR},
+    ],
+    [
+        "report",
+        {**PHASE, "report": {**REPORT, "outcome": "skipped", "longrepr": ["test_it.py", 3, "no"]}},
+    ],
+    [
+        "logged",
+        {
+            **SUBTEST,
+            "_report_type": "SubTestReport",
+            "_subtest.context": {"msg": "m", "kwargs": {"i": "1"}},
+        },
+    ],
     [
         "warning",
         {
@@ -90,14 +105,23 @@ RECORDED = [
     [
         "benchmark",
         {
-            "facts": {"name": "test_it", "fullname": NODEID, "group": None, "param": None, "extra_info": {}},
+            "facts": {
+                "name": "test_it",
+                "fullname": NODEID,
+                "group": None,
+                "param": None,
+                "extra_info": {},
+            },
             "options": {"min_rounds": 5, "disable_gc": False},
             "iterations": 1,
             "times": base64.b64encode(array("d", [0.5, 0.25]).tobytes()).decode(),
             "has_error": False,
         },
     ],
-    ["coverage", {"file": "/srv/it.py", "context": "", "tracer": "", "kind": "arcs", "numbers": NUMBERS}],
+    [
+        "coverage",
+        {"file": "/srv/it.py", "context": "", "tracer": "", "kind": "arcs", "numbers": NUMBERS},
+    ],
     ["late_fixture", ["database", "session"]],
     ["exit", ["enough", 3]],
     ["internal", "Traceback"],
@@ -106,7 +130,9 @@ RECORDED = [
 
 
 def checker(**options):
-    config = SimpleNamespace(option=SimpleNamespace(**options), getoption=lambda _name, default=None: default)
+    config = SimpleNamespace(
+        option=SimpleNamespace(**options), getoption=lambda _name, default=None: default
+    )
     return messages.Checker(SimpleNamespace(nodeid=NODEID, location=tuple(LOCATION), config=config))
 
 
@@ -185,7 +211,9 @@ def test_all_messages_together_are_limited():
 
 
 def test_junit_needs_pairs():
-    """A property that is no pair is refused where junit XML would fail at it, and kept elsewhere."""
+    """A property that is no pair is refused where junit XML would fail at it, and kept
+    elsewhere.
+    """
     triple = report(user_properties=[[1, 2, 3]])
     assert [(1, 2, 3)] == read(triple)[1]["report"]["user_properties"]
     with pytest.raises(InvalidError, match="no pair"):
@@ -199,14 +227,21 @@ def test_a_process_cannot_set_the_parents_figures():
 
 
 def test_control_characters_are_shown_escaped():
-    """What moves a terminal's cursor or renames its window is text; captured output keeps its colours."""
+    """What moves a terminal's cursor or renames its window is text; captured output keeps its
+    colours.
+    """
     assert "\\x1b]0;x\\x07\\x9b\\u202e\\ud800\n\t" == escaped("\x1b]0;x\x07\x9b\u202e\ud800\n\t")
     assert "\x1b[31mred\\x1b[2J\x1b[0m" == escaped_output("\x1b[31mred\x1b[2J")
 
 
 @pytest.mark.parametrize(
     "data",
-    [["Fraction", "1e30000000"], ["Decimal", "1e999999999"], ["Decimal", "1" * 5000], ["Fraction", "1/" + "3" * 5000]],
+    [
+        ["Fraction", "1e30000000"],
+        ["Decimal", "1e999999999"],
+        ["Decimal", "1" * 5000],
+        ["Fraction", "1/" + "3" * 5000],
+    ],
 )
 def test_a_huge_number_is_refused(data):
     """A number with a short text that would take long to make is no value."""
@@ -226,11 +261,27 @@ SCALARS = st.one_of(
     st.integers(),
     st.floats(),
     st.text(max_size=20),
-    st.sampled_from(["", "..", "/etc", "\x1b[2J", "\ud800", "failed", "setup", NODEID, "node", "1e30000000", "Fraction"]),
+    st.sampled_from(
+        [
+            "",
+            "..",
+            "/etc",
+            "\x1b[2J",
+            "\ud800",
+            "failed",
+            "setup",
+            NODEID,
+            "node",
+            "1e30000000",
+            "Fraction",
+        ]
+    ),
 )
 HOSTILE = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -266,7 +317,9 @@ def mutated(draw):
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(mutated(), min_size=1, max_size=3))
 def test_hostile_messages_are_accepted_whole_or_refused(sent):
-    """Whatever comes, it is refused by name, or is a message that pytest can read, for this test, and show."""
+    """Whatever comes, it is refused by name, or is a message that pytest can read, for this test,
+    and show.
+    """
     found = checker(xmlpath="x.xml")
     for message in sent:
         line = json.dumps(message).encode("utf-8", "surrogatepass")

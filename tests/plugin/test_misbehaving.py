@@ -1,6 +1,8 @@
-"""Tests that do what a test should not: each ends itself with a fitting verdict, and the next test passes.
+"""Tests that do what a test should not: each ends itself with a fitting verdict, and the next test
+passes.
 
-What would harm the machine proves first, by the container's own PID 1 and host name and by its root's overlay, that it is inside.
+What would harm the machine proves first, by the container's own PID 1 and host name and by its
+root's overlay, that it is inside.
 """
 
 from __future__ import annotations
@@ -30,12 +32,20 @@ NEXT = """
 
 @pytest.fixture
 def misbehave(run, reports):
-    """Return a function that runs one misbehaving test with a healthy one after it, and returns the failed report (None: it passed)."""
+    """Return a function that runs one misbehaving test with a healthy one after it, and returns the
+    failed report (None: it passed).
+    """
 
     def misbehave(body, *, mark="", outcome="failed"):
         lines = "\n".join(f"        {line}" for line in body.strip().splitlines())
-        result = run(f"{PROVE}\n    @pytest.mark.container({mark})\n    def test_bad():\n        prove_inside()\n{lines}\n{NEXT}", "-v")
-        result.assert_outcomes(**({"passed": 2} if outcome == "passed" else {"passed": 1, "failed": 1}))
+        result = run(
+            f"{PROVE}\n    @pytest.mark.container({mark})\n    def test_bad():\n        "
+            f"prove_inside()\n{lines}\n{NEXT}",
+            "-v",
+        )
+        result.assert_outcomes(
+            **({"passed": 2} if outcome == "passed" else {"passed": 1, "failed": 1})
+        )
         assert 0 == result.outlines.count("INTERNALERROR")
         return next((report for report in reports() if report["outcome"] == "failed"), None)
 
@@ -46,7 +56,9 @@ def test_a_fork_bomb(misbehave):
     """Meets the limit on processes, and dies with its test."""
     report = misbehave("while True:\n    os.fork()", mark="pids_limit=50, timeout=5")
     assert (
-        report["text"].startswith(("killed by", "timeout", "the test's process ended", "def test_bad", "\n"))
+        report["text"].startswith(
+            ("killed by", "timeout", "the test's process ended", "def test_bad", "\n")
+        )
         or "BlockingIOError" in report["text"]
     )
     assert "pids_limit=50" in dict(report["sections"])["container"]
@@ -54,12 +66,17 @@ def test_a_fork_bomb(misbehave):
 
 def test_a_memory_hog(misbehave):
     """Is killed alone."""
-    assert misbehave("x = bytearray(1 << 40 >> 10)", mark='memory="64m"')["text"].startswith("killed for memory: limit 64 MiB")
+    assert misbehave("x = bytearray(1 << 40 >> 10)", mark='memory="64m"')["text"].startswith(
+        "killed for memory: limit 64 MiB"
+    )
 
 
 def test_a_disk_filler(misbehave):
     """Meets ENOSPC, and the next test has room."""
-    body = 'with open("/var/tmp/fill", "wb") as file:\n    while True:\n        file.write(bytes(1 << 20))'
+    body = (
+        'with open("/var/tmp/fill", "wb") as file:\n    while True:\n        '
+        "file.write(bytes(1 << 20))"
+    )
     assert "No space left on device" in misbehave(body, mark='disk="8m"')["text"]
 
 
@@ -74,13 +91,19 @@ def test_a_kill_of_its_own_group(misbehave):
 
 
 def test_a_kill_of_its_parent(misbehave):
-    """The parent has no number inside, so ``os.kill(os.getppid(), 9)`` is a kill of its own group."""
+    """The parent has no number inside, so ``os.kill(os.getppid(), 9)`` is a kill of its own
+    group.
+    """
     assert misbehave("os.kill(os.getppid(), 9)")["text"].startswith("killed by SIGKILL")
 
 
 def test_a_kill_of_everything(misbehave):
     """``os.kill(-1, 9)`` and a kill of PID 1 reach nobody but the container's own."""
-    misbehave('os.kill(1, 9)\nchild = subprocess.Popen(["sleep", "1000"])\nos.kill(-1, 9)\nassert -9 == child.wait()', outcome="passed")
+    misbehave(
+        'os.kill(1, 9)\nchild = subprocess.Popen(["sleep", "1000"])\nos.kill(-1, 9)\nassert -9 == '
+        "child.wait()",
+        outcome="passed",
+    )
 
 
 def test_a_loop_that_ignores_sigterm(misbehave):
@@ -90,7 +113,9 @@ def test_a_loop_that_ignores_sigterm(misbehave):
 
 
 def test_a_daemon_that_keeps_the_pipe(misbehave):
-    """A process that outlives the body and holds every descriptor is not waited for, and is gone after."""
+    """A process that outlives the body and holds every descriptor is not waited for, and is gone
+    after.
+    """
     body = 'subprocess.Popen(["sleep", "1000"], close_fds=False, start_new_session=True)'
     misbehave(body, outcome="passed")
 
@@ -113,10 +138,17 @@ def test_closed_descriptors(misbehave):
 
 
 @pytest.mark.parametrize(
-    "garbage", ["b'garbage\\n' * 100", "b'\\x00\\x01' * 1000", 'b\'{"kind": "report", "outcome": "passed"}\\n["done", null]\\n\'']
+    "garbage",
+    [
+        "b'garbage\\n' * 100",
+        "b'\\x00\\x01' * 1000",
+        'b\'{"kind": "report", "outcome": "passed"}\\n["done", null]\\n\'',
+    ],
 )
 def test_garbage_on_every_descriptor(misbehave, garbage):
-    """Neither garbage nor a forged report on any descriptor is believed; the test's own report still is."""
+    """Neither garbage nor a forged report on any descriptor is believed; the test's own report
+    still is.
+    """
     body = f"""
 for fd in range(3, 256):
     try:
@@ -156,17 +188,24 @@ def test_a_fork_that_goes_on_into_pytest(misbehave):
 def test_the_wreck_of_the_root(misbehave):
     """``rm -rf /`` takes the container's view alone."""
     report = misbehave(
-        'subprocess.run(["rm", "-rf", "--no-preserve-root", "/"], stderr=subprocess.DEVNULL)\nassert not os.path.exists("/etc/passwd")\nassert 0'
+        'subprocess.run(["rm", "-rf", "--no-preserve-root", "/"], '
+        'stderr=subprocess.DEVNULL)\nassert not os.path.exists("/etc/passwd")\nassert 0'
     )
     assert "D /etc" in dict(report["sections"])["changes"]
 
 
 def test_unmounting(misbehave):
     """Is refused, and nothing of the host's is unmounted."""
-    misbehave('assert 0 != subprocess.run(["umount", "-l", "/proc"], stderr=subprocess.DEVNULL).returncode', outcome="passed")
+    misbehave(
+        'assert 0 != subprocess.run(["umount", "-l", "/proc"], '
+        "stderr=subprocess.DEVNULL).returncode",
+        outcome="passed",
+    )
 
 
-@pytest.mark.parametrize("what", ["SystemExit(3)", "KeyboardInterrupt", "GeneratorExit", "BaseException('odd')"])
+@pytest.mark.parametrize(
+    "what", ["SystemExit(3)", "KeyboardInterrupt", "GeneratorExit", "BaseException('odd')"]
+)
 def test_exceptions_that_end_a_program(misbehave, what):
     """End their own test."""
     assert what.partition("(")[0] in misbehave(f"raise {what}")["text"]
@@ -190,5 +229,7 @@ def test_a_deep_recursion(misbehave):
 
 def test_broken_plumbing(misbehave):
     """A test that breaks what pytest itself needs in its process ends its own test."""
-    report = misbehave("import json\njson.dumps = None\nsys.stdout = None\nsys.modules.clear()\nassert 0")
+    report = misbehave(
+        "import json\njson.dumps = None\nsys.stdout = None\nsys.modules.clear()\nassert 0"
+    )
     assert report["when"] in {"call", "teardown"}

@@ -45,7 +45,9 @@ def test_elsewhere(database):
 
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
 def test_a_network_in_a_module(run, workers):
-    """A network at a module's top is named by marks and fixtures; bodies inside and containers held reach who is on it. Workers have one each."""
+    """A network at a module's top is named by marks and fixtures; bodies inside and containers held
+    reach who is on it. Workers have one each.
+    """
     plugins = ("xdist",) if workers else ()
     run(SUITE, "-W", "error", *workers, sandbox=False, plugins=plugins).assert_outcomes(passed=6)
 
@@ -59,10 +61,15 @@ def test_a_network_in_a_module(run, workers):
     ],
 )
 def test_a_network_is_no_text(run, arguments, source):
-    """Options, configuration and marks that name a network by a word say the words that there are, and what else."""
+    """Options, configuration and marks that name a network by a word say the words that there are,
+    and what else.
+    """
     result = run(f"import pytest\n{source}\ndef test(): pass", *arguments)
     assert pytest.ExitCode.USAGE_ERROR == result.ret
-    expected = '*network=\'shared\' is not valid; accepted: "none" or "host"; or a Network, which is no text: network=Network()*'
+    expected = (
+        '*network=\'shared\' is not valid; accepted: "none" or "host"; or a Network, which '
+        "is no text: network=Network()*"
+    )
     result.stderr.fnmatch_lines([expected])
 
 
@@ -84,9 +91,12 @@ def test_a_lack_of_more_network_is_named(run):
     """)
     result.assert_outcomes(failed=2)
     reach = (
-        "container's network leads to those who are on it alone: db (172.30.0.2), me (172.30.0.*). network=\"host\" gives it the host's."
+        "container's network leads to those who are on it alone: db (172.30.0.2), me "
+        '(172.30.0.*). network="host" gives it the host\'s.'
     )
-    result.stdout.fnmatch_lines([f"No name can be looked up inside: the {reach}", f"The {reach}"], consecutive=False)
+    result.stdout.fnmatch_lines(
+        [f"No name can be looked up inside: the {reach}", f"The {reach}"], consecutive=False
+    )
 
 
 def test_a_kept_layer_is_opened_without_its_network(run, pytester, monkeypatch):

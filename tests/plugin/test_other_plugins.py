@@ -10,7 +10,9 @@ pytestmark = pytest.mark.needs("root")
 
 
 def test_xdist_workers_have_containers_of_their_own(run):
-    """Two tests that run at once do not see each other, whoever distributes them; nothing of a test reaches the controller's stream."""
+    """Two tests that run at once do not see each other, whoever distributes them; nothing of a test
+    reaches the controller's stream.
+    """
     result = run(
         """
     import os, pathlib, pytest
@@ -54,7 +56,11 @@ def test_xdist_reports_a_crash_inside_without_losing_the_worker(run):
 
 def test_xdist_refuses_a_wrong_mark_once(run):
     """A usage error that the workers find is the controller's: one message, no test."""
-    result = run("import pytest\n@pytest.mark.container(memroy='1g')\ndef test(): pass", "-n2", plugins=("xdist",))
+    result = run(
+        "import pytest\n@pytest.mark.container(memroy='1g')\ndef test(): pass",
+        "-n2",
+        plugins=("xdist",),
+    )
     assert pytest.ExitCode.USAGE_ERROR == result.ret
     assert 1 == result.stderr.str().count("memroy='1g' is not valid")
     assert "INTERNALERROR" not in result.stdout.str()
@@ -78,7 +84,9 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("workers", [(), ("-n2",)])
 def test_coverage_is_complete_with_cov_alone(run, pytester, workers):
-    """All lines and branches that ran inside are measured, in Python subprocesses too, also under xdist; nothing is left behind."""
+    """All lines and branches that ran inside are measured, in Python subprocesses too, also under
+    xdist; nothing is left behind.
+    """
     pytester.makepyfile(library=LIBRARY)
     result = run(
         """
@@ -103,7 +111,8 @@ def test_coverage_contexts_name_the_tests(run, pytester):
     """``--cov-context=test`` knows which test ran a line inside."""
     pytester.makepyfile(library=LIBRARY)
     run(
-        "import library\ndef test_one(): library.branch(True)\ndef test_other(): library.branch(False)",
+        "import library\ndef test_one(): library.branch(True)\ndef test_other(): "
+        "library.branch(False)",
         "--cov=library",
         "--cov-context=test",
         plugins=("pytest_cov",),
@@ -112,7 +121,9 @@ def test_coverage_contexts_name_the_tests(run, pytester):
 
     data = CoverageData(str(pytester.path / ".coverage"))
     data.read()
-    assert {"test_one|run", "test_other|run"} <= {context.rpartition("::")[2] for context in data.measured_contexts()}
+    assert {"test_one|run", "test_other|run"} <= {
+        context.rpartition("::")[2] for context in data.measured_contexts()
+    }
 
 
 @pytest.mark.parametrize("method", ["signal", "thread"])
@@ -173,15 +184,21 @@ def count(tmp_path_factory, monkeypatch):
 
 def test_randomly_seeds_what_runs_inside(run):
     """pytest-randomly's seed is the body's, so that a run can be repeated."""
-    source = "import random\ndef test(): print('drew', random.random(), random.Random().random() > 0)"
-    first, second = (run(source, "-s", "--randomly-seed=7", plugins=("randomly",)) for _ in range(2))
+    source = (
+        "import random\ndef test(): print('drew', random.random(), random.Random().random() > 0)"
+    )
+    first, second = (
+        run(source, "-s", "--randomly-seed=7", plugins=("randomly",)) for _ in range(2)
+    )
     drew = [[line for line in result.outlines if "drew" in line] for result in (first, second)]
     assert drew[0]
     assert drew[0] == drew[1]
 
 
 def test_asyncio_and_anyio_run_coroutines_inside(run, pytester):
-    """Async tests and fixtures of both plugins, on each backend, also with a loop of a higher scope."""
+    """Async tests and fixtures of both plugins, on each backend, also with a loop of a higher
+    scope.
+    """
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
     result = run(
         """
@@ -215,7 +232,9 @@ def test_asyncio_and_anyio_run_coroutines_inside(run, pytester):
 
 
 def test_hypothesis_finds_and_remembers_its_examples(run, pytester):
-    """A property is tried inside, its failing example is shown with the seed's advice, statistics are shown."""
+    """A property is tried inside, its failing example is shown with the seed's advice, statistics
+    are shown.
+    """
     result = run(
         """
     from hypothesis import given, strategies as st
@@ -265,10 +284,20 @@ def test_html_shows_each_test_once_with_its_extras(run, pytester):
         plugins=("html", "metadata"),
     ).assert_outcomes(passed=1, failed=1)
     page = (pytester.path / "out.html").read_text()
-    blob = page[page.index("data-jsonblob=") :].partition('"')[2].partition('"')[0].replace("&#34;", '"').replace("&quot;", '"')
-    tests = json.loads(blob.replace("&#39;", "'").replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))["tests"]
+    blob = (
+        page[page.index("data-jsonblob=") :]
+        .partition('"')[2]
+        .partition('"')[0]
+        .replace("&#34;", '"')
+        .replace("&quot;", '"')
+    )
+    tests = json.loads(
+        blob.replace("&#39;", "'").replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    )["tests"]
     found = {name.rpartition("::")[2]: results for name, results in tests.items()}
-    assert {"test_a": ["Passed"], "test_b": ["Failed"]} == {name: [one["result"] for one in results] for name, results in found.items()}
+    assert {"test_a": ["Passed"], "test_b": ["Failed"]} == {
+        name: [one["result"] for one in results] for name, results in found.items()
+    }
     assert 1 == len(found["test_b"][0]["extras"])
     assert "its output" in found["test_b"][0]["log"]
     assert "container" in found["test_b"][0]["log"]
@@ -284,11 +313,17 @@ def test_benchmarks_are_in_the_table(run, pytester):
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["*benchmark: 1 tests*", "test_speed *"])
     (bench,) = json.loads((pytester.path / "out.json").read_text())["benchmarks"]
-    assert ("test_speed", 5, 2) == (bench["name"], bench["stats"]["rounds"], bench["stats"]["iterations"])
+    assert ("test_speed", 5, 2) == (
+        bench["name"],
+        bench["stats"]["rounds"],
+        bench["stats"]["iterations"],
+    )
 
 
 def test_django_has_its_database(run, pytester):
-    """pytest-django's test database is made once outside; each test inside sees it fresh, with a live server of its own process."""
+    """pytest-django's test database is made once outside; each test inside sees it fresh, with a
+    live server of its own process.
+    """
     pytester.makepyfile(
         settings="""
         import os
@@ -320,7 +355,9 @@ def test_django_has_its_database(run, pytester):
 
 
 def test_flaky_hooks_of_a_foreign_protocol_see_every_phase(run, pytester):
-    """A conftest that runs the phases itself, as plugins that repeat tests do, gets reports of what ran inside."""
+    """A conftest that runs the phases itself, as plugins that repeat tests do, gets reports of what
+    ran inside.
+    """
     pytester.makeconftest("""
         from _pytest.runner import runtestprotocol
 

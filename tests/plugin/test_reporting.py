@@ -14,12 +14,21 @@ def test_the_header_says_what_isolation_there_is(run):
     """With ``--sandbox`` the header has a line about it; without there is none."""
     from pytest_sandbox import host
 
-    assert f"sandbox: each test in a container of its own ({host.headline()})" in run("def test(): pass").outlines
-    assert not [line for line in run("def test(): pass", sandbox=False).outlines if line.startswith("sandbox:")]
+    assert (
+        f"sandbox: each test in a container of its own ({host.headline()})"
+        in run("def test(): pass").outlines
+    )
+    assert not [
+        line
+        for line in run("def test(): pass", sandbox=False).outlines
+        if line.startswith("sandbox:")
+    ]
 
 
 def test_stats_show_the_most_expensive_tests(run):
-    """``--sandbox-stats=2`` shows two tests, the one that took most memory first; held containers count too."""
+    """``--sandbox-stats=2`` shows two tests, the one that took most memory first; held containers
+    count too.
+    """
     result = run(
         """
     def test_small(): pass
@@ -31,14 +40,22 @@ def test_stats_show_the_most_expensive_tests(run):
     )
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(
-        ["*2 most expensive tests in containers*", "*memory peak*CPU*wall*test", "*MiB*::test_large", "*MiB*::test_held"]
+        [
+            "*2 most expensive tests in containers*",
+            "*memory peak*CPU*wall*test",
+            "*MiB*::test_large",
+            "*MiB*::test_held",
+        ]
     )
     result.stdout.no_fnmatch_line("*MiB*::test_small")
 
 
 def test_stats_take_ten_by_default(run):
     """``--sandbox-stats`` needs no number."""
-    result = run("import pytest\n@pytest.mark.parametrize('n', range(12))\ndef test(n): pass", "--sandbox-stats")
+    result = run(
+        "import pytest\n@pytest.mark.parametrize('n', range(12))\ndef test(n): pass",
+        "--sandbox-stats",
+    )
     assert 10 == sum("MiB" in line and "::test" in line for line in result.outlines)
 
 
@@ -63,14 +80,20 @@ KEEPING = """
 """
 
 
-@pytest.mark.parametrize(("keep", "kept"), [("none", []), ("failed", ["held", "it"]), ("all", ["held", "it", "other"])])
+@pytest.mark.parametrize(
+    ("keep", "kept"), [("none", []), ("failed", ["held", "it"]), ("all", ["held", "it", "other"])]
+)
 def test_layers_are_kept_as_wanted(run, home, keep, kept):
-    """What a failed test or every test wrote can be opened later, by the command that is printed, and begins where it ended."""
+    """What a failed test or every test wrote can be opened later, by the command that is printed,
+    and begins where it ended.
+    """
     from pytest_sandbox.container import saved_layers as layers
 
     result = run(KEEPING, f"--sandbox-keep={keep}")
     result.assert_outcomes(passed=1, failed=2)
-    commands = [line.split("  #")[0] for line in result.outlines if line.startswith("pytest-sandbox shell ")]
+    commands = [
+        line.split("  #")[0] for line in result.outlines if line.startswith("pytest-sandbox shell ")
+    ]
     assert sorted(f"pytest-sandbox shell {one.id}" for one in layers.kept()) == sorted(commands)
     opened = []
     for one in layers.kept():
@@ -81,7 +104,9 @@ def test_layers_are_kept_as_wanted(run, home, keep, kept):
 
 
 def test_kept_layers_can_be_listed_and_removed(run, home):
-    """A kept layer knows its test, and is gone once it is removed; an unknown name says how to keep some."""
+    """A kept layer knows its test, and is gone once it is removed; an unknown name says how to keep
+    some.
+    """
     from pytest_sandbox.container import saved_layers as layers
     from pytest_sandbox.errors import SandboxError
 
@@ -101,7 +126,9 @@ def hint(result):
 
 
 def test_a_server_of_a_higher_fixture_is_outside(run):
-    """A refused connection to a port on which the pytest process listens says why, and what helps; with the host's network it works."""
+    """A refused connection to a port on which the pytest process listens says why, and what helps;
+    with the host's network it works.
+    """
     source = """
     import http.server, threading, urllib.request, pytest
     @pytest.fixture(scope="session")
@@ -121,7 +148,9 @@ def test_a_server_of_a_higher_fixture_is_outside(run):
 
 
 def test_a_unix_socket_of_the_host_cannot_be_reached(run):
-    """A refused connection to a socket file says that it has to be passed in; with ``volumes`` it works."""
+    """A refused connection to a socket file says that it has to be passed in; with ``volumes`` it
+    works.
+    """
     source = """
     import socket, pytest
     @pytest.fixture(scope="module")
@@ -167,7 +196,10 @@ def test_a_file_of_an_earlier_test_is_gone(run):
     ("body", "said"),
     [
         ('socket.getaddrinfo("example.org", 80)', "No name can be looked up inside"),
-        ('socket.create_connection(("192.0.2.1", 80), 5)', "The container has no network but its own loopback"),
+        (
+            'socket.create_connection(("192.0.2.1", 80), 5)',
+            "The container has no network but its own loopback",
+        ),
     ],
 )
 def test_a_lack_of_network_is_named(run, body, said):
@@ -179,7 +211,9 @@ def test_a_lack_of_network_is_named(run, body, said):
 
 def test_no_hint_for_users_where_root_runs(run):
     """As root, what a user cannot have is an ordinary failure."""
-    result = run("import errno\ndef test(): raise OSError(errno.EXDEV, 'Invalid cross-device link')")
+    result = run(
+        "import errno\ndef test(): raise OSError(errno.EXDEV, 'Invalid cross-device link')"
+    )
     result.assert_outcomes(failed=1)
     assert "" == hint(result)
 
@@ -195,8 +229,13 @@ def test_listening_sockets_are_found():
     """TCP of both families and named Unix sockets of a process, and no other's."""
     from pytest_sandbox.linux.sockets import Listener, listening
 
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("::1", 0), family=socket.AF_INET6) as six:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
+    ):
         found = listening(os.getpid())
         assert Listener("127.0.0.1", server.getsockname()[1]) in found
         assert Listener("::1", six.getsockname()[1]) in found
-    assert Listener("127.0.0.1", server.getsockname()[1] if server.fileno() >= 0 else 0) not in listening(os.getpid())
+    assert Listener(
+        "127.0.0.1", server.getsockname()[1] if server.fileno() >= 0 else 0
+    ) not in listening(os.getpid())

@@ -19,8 +19,16 @@ def test_without_being_asked_nothing_is_inside(run):
 
 def test_without_being_asked_nothing_is_loaded(run):
     """What reads settings and makes containers is no part of a session that asks for none."""
-    needless = {"pytest_sandbox.settings", "pytest_sandbox.settings.parsers", "pytest_sandbox.container", "pytest_sandbox.linux", "ctypes"}
-    run(f"import sys\ndef test(): assert not {needless} & sys.modules.keys()", sandbox=False).assert_outcomes(passed=1)
+    needless = {
+        "pytest_sandbox.settings",
+        "pytest_sandbox.settings.parsers",
+        "pytest_sandbox.container",
+        "pytest_sandbox.linux",
+        "ctypes",
+    }
+    run(
+        f"import sys\ndef test(): assert not {needless} & sys.modules.keys()", sandbox=False
+    ).assert_outcomes(passed=1)
 
 
 @pytest.mark.vm
@@ -58,7 +66,9 @@ def test_the_setting_does_what_the_option_does(run, pytester, ini):
 
 @pytest.mark.vm
 def test_who_asks_for_the_container_holds_it(run):
-    """The fixture, also through another fixture, keeps the body outside, with a container as the mark says."""
+    """The fixture, also through another fixture, keeps the body outside, with a container as the
+    mark says.
+    """
     source = f"""{WHERE}
     @pytest.fixture
     def service(container):
@@ -77,7 +87,9 @@ def test_who_asks_for_the_container_holds_it(run):
 
 
 def test_the_factory_alone_leaves_a_test_outside_unless_it_is_marked(run):
-    """A test whose fixtures use only ``container_factory`` follows its mark, and stays outside under the bare option."""
+    """A test whose fixtures use only ``container_factory`` follows its mark, and stays outside
+    under the bare option.
+    """
     source = f"""{WHERE}
     @pytest.fixture(scope="session")
     def service(container_factory):
@@ -97,8 +109,13 @@ def test_the_factory_alone_leaves_a_test_outside_unless_it_is_marked(run):
 @pytest.mark.vm
 @pytest.mark.needs("limits")
 def test_the_nearest_mark_wins_key_by_key(run, pytester):
-    """Function over class over module over the ini file; a key that the nearer one does not name comes from the farther one."""
-    pytester.makeini("[pytest]\nsandbox_hostname = ini\nsandbox_env = A=ini\nsandbox_workdir = /usr\nsandbox_cpus = 1.5")
+    """Function over class over module over the ini file; a key that the nearer one does not name
+    comes from the farther one.
+    """
+    pytester.makeini(
+        "[pytest]\nsandbox_hostname = ini\nsandbox_env = A=ini\nsandbox_workdir = "
+        "/usr\nsandbox_cpus = 1.5"
+    )
     source = """
     import pytest
 
@@ -127,7 +144,9 @@ def test_the_command_line_wins_over_marks_and_ini(run, pytester):
     def test(container):
         assert (10.0, 32 << 20, 0.5) == (container.settings.timeout, container.settings.memory, container.settings.cpus)
     """
-    run(source, "--sandbox-timeout=10", "--sandbox-cpus=0.5", sandbox=False).assert_outcomes(passed=1)
+    run(source, "--sandbox-timeout=10", "--sandbox-cpus=0.5", sandbox=False).assert_outcomes(
+        passed=1
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +158,10 @@ def test_the_command_line_wins_over_marks_and_ini(run, pytester):
         ('image="/no/such/root"', "image='/no/such/root'"),
         ('volumes=["/no/such/directory:/x"]', "volumes='/no/such/directory'"),
         ('"512m"', "takes settings by name"),
-        ('user="nobody-of-that-name"', "user='nobody-of-that-name' is not valid; accepted: a number, or a name"),
+        (
+            'user="nobody-of-that-name"',
+            "user='nobody-of-that-name' is not valid; accepted: a number, or a name",
+        ),
         ('user="0:no-such-group"', "which has no 'no-such-group'"),
         ('cpuset="4000"', "cpuset='4000' is not supported here. The CPUs of this host are 0"),
         ('device_read_bps=["/dev/no-such-disk:1m"]', "device_read_bps='/dev/no-such-disk'"),
@@ -158,7 +180,9 @@ def test_a_wrong_mark_is_a_usage_error_at_collection(run, mark, said):
     """
     result = run(source, sandbox=False)
     assert pytest.ExitCode.USAGE_ERROR == result.ret
-    assert "test_a_wrong_mark_is_a_usage_error_at_collection.py::test_wrong: " in result.stderr.str()
+    assert (
+        "test_a_wrong_mark_is_a_usage_error_at_collection.py::test_wrong: " in result.stderr.str()
+    )
     assert said in result.stderr.str()
     assert "passed" not in result.stdout.str()
 
@@ -172,12 +196,17 @@ def test_a_user_is_looked_up_in_the_image(run, pytester):
     @pytest.mark.container(image="./root", user="{}")
     def test(container_factory): pass
     """
-    assert "::test: user='root'" in run(source.format("root"), "--collect-only", sandbox=False).stderr.str()
+    assert (
+        "::test: user='root'"
+        in run(source.format("root"), "--collect-only", sandbox=False).stderr.str()
+    )
     assert 0 == run(source.format("worker"), "--collect-only", sandbox=False).ret
 
 
 def test_cpus_that_are_not_there_may_be_a_skip(run):
-    """With ``sandbox_unsupported = skip`` a test for more CPUs than this host has is collected, and skipped."""
+    """With ``sandbox_unsupported = skip`` a test for more CPUs than this host has is collected, and
+    skipped.
+    """
     source = """
     import pytest
     @pytest.mark.container(cpuset="4000")
@@ -187,23 +216,32 @@ def test_cpus_that_are_not_there_may_be_a_skip(run):
 
 
 CONTRADICTIONS = {
-    "test_it.py": "pytestmark = [pytest.mark.container, pytest.mark.no_sandbox]\ndef test_it(): pass",
-    "test_it.py::TestIt": "@pytest.mark.no_sandbox\n@pytest.mark.container(memory='64m')\nclass TestIt:\n    def test_it(self): pass",
+    "test_it.py": "pytestmark = [pytest.mark.container, pytest.mark.no_sandbox]\ndef test_it(): "
+    "pass",
+    "test_it.py::TestIt": "@pytest.mark.no_sandbox\n@pytest.mark.container(memory='64m')\nclass "
+    "TestIt:\n    def test_it(self): pass",
     "test_it.py::test_it": "@pytest.mark.container\n@pytest.mark.no_sandbox\ndef test_it(): pass",
 }
 
 
 @pytest.mark.parametrize(("node", "source"), CONTRADICTIONS.items())
 def test_both_marks_on_one_node_are_a_usage_error(run, pytester, node, source):
-    """``container`` and ``no_sandbox`` contradict each other on a function, a class or a module, which is named."""
+    """``container`` and ``no_sandbox`` contradict each other on a function, a class or a module,
+    which is named.
+    """
     pytester.makepyfile(test_it=f"import pytest\n{source}")
     result = run("", "test_it.py", sandbox=False)
     assert pytest.ExitCode.USAGE_ERROR == result.ret
-    assert f"ERROR: {node}: @pytest.mark.container and @pytest.mark.no_sandbox contradict each other" in result.stderr.str()
+    assert (
+        f"ERROR: {node}: @pytest.mark.container and @pytest.mark.no_sandbox contradict each other"
+        in result.stderr.str()
+    )
 
 
 def test_the_nearer_mark_may_say_the_opposite(run):
-    """A function's mark stands over its class's, a class's over its base's, a parameter's over its function's."""
+    """A function's mark stands over its class's, a class's over its base's, a parameter's over its
+    function's.
+    """
     source = """
     import os, pytest
 
@@ -234,29 +272,46 @@ def test_the_nearer_mark_may_say_the_opposite(run):
 
 @pytest.mark.parametrize("where", ["option", "ini"])
 def test_a_wrong_setting_is_a_usage_error_that_names_its_place(run, pytester, where):
-    """An unreadable value on the command line or in the ini file names the option or the file's setting."""
+    """An unreadable value on the command line or in the ini file names the option or the file's
+    setting.
+    """
     if where == "ini":
         pytester.makeini("[pytest]\nsandbox_memory = lots")
     result = run("def test(): pass", *(["--sandbox-memory=lots"] if where == "option" else []))
     assert pytest.ExitCode.USAGE_ERROR == result.ret
-    assert ("--sandbox-memory: memory='lots'" if where == "option" else "sandbox_memory: memory='lots'") in result.stderr.str()
+    assert (
+        "--sandbox-memory: memory='lots'" if where == "option" else "sandbox_memory: memory='lots'"
+    ) in result.stderr.str()
 
 
 def test_a_wrong_override_names_the_option(run):
     """An unreadable value that came by ``-o`` says so, where there is no ini file."""
     result = run("def test(): pass", "-o", "sandbox_memory=lots")
     assert "ERROR: -o sandbox_memory: memory='lots'" in result.stderr.str()
-    assert "ERROR: -o sandbox_unsupported='perhaps'" in run("def test(): pass", "-o", "sandbox_unsupported=perhaps").stderr.str()
+    assert (
+        "ERROR: -o sandbox_unsupported='perhaps'"
+        in run("def test(): pass", "-o", "sandbox_unsupported=perhaps").stderr.str()
+    )
 
 
 def test_the_path_after_stats_is_a_path(run, pytester):
-    """``--sandbox-stats PATH`` runs what is there, with its conftest files; a number belongs to the option."""
+    """``--sandbox-stats PATH`` runs what is there, with its conftest files; a number belongs to the
+    option.
+    """
     directory = pytester.mkdir("below")
-    (directory / "conftest.py").write_text("def pytest_addoption(parser): parser.addoption('--of-below')")
-    (directory / "test_below.py").write_text("def test_below(request): assert 'x' == request.config.getoption('of_below')")
+    (directory / "conftest.py").write_text(
+        "def pytest_addoption(parser): parser.addoption('--of-below')"
+    )
+    (directory / "test_below.py").write_text(
+        "def test_below(request): assert 'x' == request.config.getoption('of_below')"
+    )
     (directory / "test_other.py").write_text("def test_other(): pass")
     paths = ["below/test_below.py", "below/test_other.py"]
-    for words in (["--sandbox-stats", *paths], [paths[0], "--sandbox-stats", paths[1]], ["--sandbox-stats", "3", *paths]):
+    for words in (
+        ["--sandbox-stats", *paths],
+        [paths[0], "--sandbox-stats", paths[1]],
+        ["--sandbox-stats", "3", *paths],
+    ):
         result = run("def test_here(): pass", *words, "--of-below=x", "-v")
         result.assert_outcomes(passed=2)
         result.stdout.fnmatch_lines(["*test_below PASSED*", "*test_other PASSED*"])
@@ -266,11 +321,16 @@ def test_a_number_of_tests_that_is_none_is_a_usage_error(run):
     """``--sandbox-stats=many`` names the option and its form."""
     result = run("def test(): pass", "--sandbox-stats=many")
     assert pytest.ExitCode.USAGE_ERROR == result.ret
-    assert "--sandbox-stats=many: not a number of tests, such as --sandbox-stats=10" in result.stderr.str()
+    assert (
+        "--sandbox-stats=many: not a number of tests, such as --sandbox-stats=10"
+        in result.stderr.str()
+    )
 
 
 def test_a_limit_that_cannot_be_held_is_an_error_or_a_skip(run, pytester):
-    """An unsupported limit fails the test with the remedy, and skips it where the suite says so; it is never dropped."""
+    """An unsupported limit fails the test with the remedy, and skips it where the suite says so; it
+    is never dropped.
+    """
     pytester.makeconftest(
         """
         from pytest_sandbox import Container, UnsupportedError
@@ -296,18 +356,33 @@ def test_a_limit_that_cannot_be_held_is_an_error_or_a_skip(run, pytester):
 def test_every_starred_key_is_an_option_and_every_key_an_ini_setting(run):
     """``--help`` shows them all, with their forms."""
     text = run("", "--help").stdout.str()
-    for key in ("image", "memory", "cpus", "disk", "storage", "timeout", "network", "keep", "stats"):
+    for key in (
+        "image",
+        "memory",
+        "cpus",
+        "disk",
+        "storage",
+        "timeout",
+        "network",
+        "keep",
+        "stats",
+    ):
         assert f"--sandbox-{key}" in text
     for key in ("pids_limit", "volumes", "security_opt", "privileged", "unsupported"):
         assert f"sandbox_{key}" in text
 
 
 def test_native_values_in_a_toml_file_are_understood(run, pytester):
-    """``[tool.pytest]`` (pytest 9) may hold numbers, lists and tables; below it, and in ini files, text."""
+    """``[tool.pytest]`` (pytest 9) may hold numbers, lists and tables; below it, and in ini files,
+    text.
+    """
     native = int(pytest.__version__.split(".")[0]) >= 9
     table = "tool.pytest" if native else "tool.pytest.ini_options"
     cpus, limit = ("1.5", "64") if native else ('"1.5"', '"64"')
-    pytester.makepyprojecttoml(f'[{table}]\nsandbox_cpus = {cpus}\nsandbox_pids_limit = {limit}\nsandbox_cap_drop = ["NET_RAW", "CHOWN"]')
+    pytester.makepyprojecttoml(
+        f"[{table}]\nsandbox_cpus = {cpus}\nsandbox_pids_limit = {limit}\nsandbox_cap_drop = "
+        '["NET_RAW", "CHOWN"]'
+    )
     source = """
     def test(container):
         settings = container.settings
@@ -317,7 +392,9 @@ def test_native_values_in_a_toml_file_are_understood(run, pytester):
 
 
 def test_the_fixture_asked_for_from_inside_says_what_to_do(run):
-    """``getfixturevalue("container")`` in a body that is inside fails with the remedy, and breaks nothing."""
+    """``getfixturevalue("container")`` in a body that is inside fails with the remedy, and breaks
+    nothing.
+    """
     result = run("""
     def test_late(request): request.getfixturevalue("container")
     def test_next(): pass

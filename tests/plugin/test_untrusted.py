@@ -1,4 +1,6 @@
-"""Tests whose process lies: each fails by itself, and nothing of the session or the host changes."""
+"""Tests whose process lies: each fails by itself, and nothing of the session or the host
+changes.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +48,13 @@ WIRE = """
     ],
 )  # fmt: skip
 def test_an_invalid_message_fails_its_own_test(run, lie):
-    """The running test fails with what is wrong, others keep their results, and the session goes on."""
-    source = f"{WIRE}\n    def test_first(): assert 0\n    def test_lies(): {lie}\n    def test_after(): pass"
+    """The running test fails with what is wrong, others keep their results, and the session goes
+    on.
+    """
+    source = (
+        f"{WIRE}\n    def test_first(): assert 0\n    def test_lies(): {lie}\n    def "
+        "test_after(): pass"
+    )
     result = run(source)
     result.assert_outcomes(failed=2, passed=1)
     result.stdout.fnmatch_lines(["*the test's process sent an invalid report: *"])
@@ -57,7 +64,9 @@ def test_an_invalid_message_fails_its_own_test(run, lie):
 
 def test_the_cache_stays_below_its_directory(run):
     """``config.cache.set`` with an absolute path writes nothing on the host."""
-    run('def test(request): request.config.cache.set("/var/tmp/pwned-by-cache", 1)').assert_outcomes(failed=1)
+    run(
+        'def test(request): request.config.cache.set("/var/tmp/pwned-by-cache", 1)'
+    ).assert_outcomes(failed=1)
     assert not os.path.exists("/var/tmp/pwned-by-cache")
 
 
@@ -66,8 +75,13 @@ def test_the_cache_stays_below_its_directory(run):
     ['wire().send("debugger", True, ring=True)', "request.config.hook.pytest_enter_pdb(config=request.config, pdb=None)"],
 )  # fmt: skip
 def test_no_test_stops_its_own_clock(run, stop):
-    """Without a terminal, ``--pdb`` and ``--trace``, a debugger's message does not stop the timeout."""
-    body = f"{WIRE}\n    @pytest.mark.container(timeout=1)\n    def test(request):\n        {stop}\n        time.sleep(100)"
+    """Without a terminal, ``--pdb`` and ``--trace``, a debugger's message does not stop the
+    timeout.
+    """
+    body = (
+        f"{WIRE}\n    @pytest.mark.container(timeout=1)\n    def test(request):\n        "
+        f"{stop}\n        time.sleep(100)"
+    )
     result = run(body)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*timeout: still running after 1 s*"])
@@ -89,7 +103,9 @@ def test_a_flood_of_stack_is_cut(run):
 
 @pytest.mark.parametrize("capture", ["fd", "no"])
 def test_a_test_cannot_rewrite_the_log(pytester, capture):
-    """In ``pytest --sandbox > log`` no descriptor of a test leads to the log, and what it prints is there."""
+    """In ``pytest --sandbox > log`` no descriptor of a test leads to the log, and what it prints is
+    there.
+    """
     pytester.makepyfile("""
     import os
     def test_fails(): assert 0, "this failure stays"
@@ -129,7 +145,9 @@ def test_nonblocking_output_is_the_tests_own(run):
 
 
 def test_a_file_of_a_higher_fixture_is_the_containers(run, tmp_path_factory):
-    """What a session's fixture has open for reading and writing is opened again inside; the host's file stays."""
+    """What a session's fixture has open for reading and writing is opened again inside; the host's
+    file stays.
+    """
     path = tmp_path_factory.mktemp("host") / "data"
     path.write_text("host")
     source = f"""
@@ -168,7 +186,9 @@ def test_odd_properties_give_the_plain_result(run, reports):
 
 def test_a_property_that_is_no_pair_is_kept(run):
     """A triple among a test's properties does not end the session."""
-    run("def test(request): request.node.user_properties.append((1, 2, 3))").assert_outcomes(passed=1)
+    run("def test(request): request.node.user_properties.append((1, 2, 3))").assert_outcomes(
+        passed=1
+    )
 
 
 def test_a_forged_failure_cannot_move_the_cursor(run):
@@ -180,7 +200,9 @@ def test_a_forged_failure_cannot_move_the_cursor(run):
 
 def test_a_watchdog_of_faulthandler_is_the_forks_own(run):
     """``faulthandler_timeout`` arms a thread in the parent, which a fork does not have."""
-    run("def test_one(): pass\ndef test_two(): pass", "-o", "faulthandler_timeout=60").assert_outcomes(passed=2)
+    run(
+        "def test_one(): pass\ndef test_two(): pass", "-o", "faulthandler_timeout=60"
+    ).assert_outcomes(passed=2)
 
 
 def test_a_warning_names_no_file_that_the_parent_opens(run, pytester):

@@ -1,4 +1,6 @@
-"""How a test that ends before its report is reported: one clear failure of its own, with figures; the next test passes."""
+"""How a test that ends before its report is reported: one clear failure of its own, with figures;
+the next test passes.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def failed(found):
 
 
 def test_a_segfault_names_the_signal_and_shows_the_stack_and_the_output(run, reports):
-    """A crash is a failed call phase with the signal's name, faulthandler's stack, the output until then, and its real duration."""
+    """A crash is a failed call phase with the signal's name, faulthandler's stack, the output until
+    then, and its real duration.
+    """
     run(f"""
     import ctypes, time
     def test_crash():
@@ -65,7 +69,9 @@ def test_a_crash_in_teardown_leaves_the_body_passed(run, reports):
 
 
 def test_a_kill_for_memory_gives_limit_peak_and_files(run, reports):
-    """Over its memory a test fails with the limit, the peak, and how much of it were files that it wrote."""
+    """Over its memory a test fails with the limit, the peak, and how much of it were files that it
+    wrote.
+    """
     run(f"""
     import pytest
     @pytest.mark.container(memory="64m")
@@ -85,7 +91,9 @@ def test_a_kill_for_memory_gives_limit_peak_and_files(run, reports):
 
 
 def test_a_subprocess_that_is_killed_for_memory_is_told_beside_the_failure(run, reports):
-    """Where the test survives and fails by itself, the section "container" says that the kernel killed."""
+    """Where the test survives and fails by itself, the section "container" says that the kernel
+    killed.
+    """
     run("""
     import pytest, subprocess, sys
     @pytest.mark.container(memory="64m")
@@ -99,7 +107,9 @@ def test_a_subprocess_that_is_killed_for_memory_is_told_beside_the_failure(run, 
 
 
 def test_a_timeout_shows_the_stack_and_what_ran(run, reports):
-    """Over its time a test fails with the limit, its own stack, and the processes of its container, which are all gone then."""
+    """Over its time a test fails with the limit, its own stack, and the processes of its container,
+    which are all gone then.
+    """
     run(f"""
     import pytest, subprocess, time
     def wait_for_ever():
@@ -144,7 +154,9 @@ def test_a_timeout_of_weeks(run):
 
 
 def test_a_fork_that_is_refused_leaves_no_descriptors(run, pytester):
-    """However many tests cannot be put into their containers, the session has as many open files as before."""
+    """However many tests cannot be put into their containers, the session has as many open files as
+    before.
+    """
     # The user is known at collection, and gone when the test is forked.
     pytester.makeconftest("""
     def pytest_sandbox_started(item, container):
@@ -185,7 +197,9 @@ def test_an_early_exit_is_never_a_pass(run, reports):
     import os
     def test_exit(): os._exit(0)
     {NEXT}""").assert_outcomes(passed=1, failed=1)
-    assert failed(reports())["text"].startswith("the test's process ended with status 0 before the test was over")
+    assert failed(reports())["text"].startswith(
+        "the test's process ended with status 0 before the test was over"
+    )
 
 
 def test_a_crash_is_never_an_expected_failure(run, reports):
@@ -197,7 +211,9 @@ def test_a_crash_is_never_an_expected_failure(run, reports):
     @pytest.mark.xfail
     def test_lax(): os.kill(os.getpid(), 9)
     """).assert_outcomes(failed=2)
-    assert ["killed by SIGKILL"] * 2 == [one["text"].splitlines()[0][:17] for one in reports() if one["outcome"] == "failed"]
+    assert ["killed by SIGKILL"] * 2 == [
+        one["text"].splitlines()[0][:17] for one in reports() if one["outcome"] == "failed"
+    ]
 
 
 def test_a_full_disk_is_named(run, reports):
@@ -224,7 +240,9 @@ def test_a_lack_of_processes_is_named(run, reports):
 
 
 def test_a_failure_shows_container_and_changes(run, reports):
-    """Limits, usage and what the test wrote are sections of a failed report; at most 20 changes, then a count; none for a passed one."""
+    """Limits, usage and what the test wrote are sections of a failed report; at most 20 changes,
+    then a count; none for a passed one.
+    """
     run("""
     import pathlib, pytest
     @pytest.mark.container(memory="256m", cpus=1.5)
@@ -257,11 +275,16 @@ def test_a_held_container_shows_the_same(run, reports):
     report = failed(reports())
     assert "A /opt/made" in section(report, "changes").splitlines()
     assert "memory peak " in section(report, "container")
-    assert report["properties"]["container.pids_peak"] is None or report["properties"]["container.pids_peak"] >= 0
+    assert (
+        report["properties"]["container.pids_peak"] is None
+        or report["properties"]["container.pids_peak"] >= 0
+    )
 
 
 def test_figures_reach_junit(run, pytester):
-    """``--junitxml`` has the figures of each test, inside or holding, as properties; a crash is a failure there, not an error."""
+    """``--junitxml`` has the figures of each test, inside or holding, as properties; a crash is a
+    failure there, not an error.
+    """
     run(
         """
     import os
@@ -271,11 +294,24 @@ def test_figures_reach_junit(run, pytester):
     """,
         "--junitxml=out.xml",
     ).assert_outcomes(passed=2, failed=1)
-    cases = {case.get("name"): case for case in ET.parse(pytester.path / "out.xml").iter("testcase")}
+    cases = {
+        case.get("name"): case for case in ET.parse(pytester.path / "out.xml").iter("testcase")
+    }
     for case in cases.values():
         properties = {one.get("name"): one.get("value") for one in case.iter("property")}
-        assert {"container.memory_peak", "container.cpu_seconds", "container.pids_peak", "container.oom_killed"} <= properties.keys()
+        assert {
+            "container.memory_peak",
+            "container.cpu_seconds",
+            "container.pids_peak",
+            "container.oom_killed",
+        } <= properties.keys()
         assert int(properties["container.memory_peak"]) > 0
-    assert "7" == next(one.get("value") for one in cases["test_passes"].iter("property") if one.get("name") == "mine")
-    assert cases["test_crashes"].find("failure").get("message").startswith("Failed: killed by SIGABRT")
+    assert "7" == next(
+        one.get("value")
+        for one in cases["test_passes"].iter("property")
+        if one.get("name") == "mine"
+    )
+    assert (
+        cases["test_crashes"].find("failure").get("message").startswith("Failed: killed by SIGABRT")
+    )
     assert cases["test_crashes"].find("error") is None

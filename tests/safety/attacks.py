@@ -1,6 +1,8 @@
-"""What a hostile payload would try, as functions that need nothing but the standard library; each says "done", or the errno that stopped it.
+"""What a hostile payload would try, as functions that need nothing but the standard library; each
+says "done", or the errno that stopped it.
 
-None does harm where it succeeds: files are opened and not written, calls get arguments that the kernel refuses.
+None does harm where it succeeds: files are opened and not written, calls get arguments that the
+kernel refuses.
 """
 
 from __future__ import annotations
@@ -113,7 +115,11 @@ def new_user_namespace():
     """Become root of a user namespace of one's own, the first step of many exploits."""
     pid = os.fork()
     if not pid:
-        os._exit(0 if outcome(called, "unshare", CLONE_NEWUSER | CLONE_NEWNS) == "done" else ctypes.get_errno())
+        os._exit(
+            0
+            if outcome(called, "unshare", CLONE_NEWUSER | CLONE_NEWNS) == "done"
+            else ctypes.get_errno()
+        )
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return errno.errorcode[code] if code else "done"
 
@@ -152,7 +158,9 @@ def open_socket(family, kind=socket.SOCK_STREAM):
 
 
 def type_into_terminal(request):
-    """Put a character into the input of a terminal, or steer the console: any ioctl(2) that takes a character."""
+    """Put a character into the input of a terminal, or steer the console: any ioctl(2) that takes a
+    character.
+    """
 
     def go():
         leader, terminal = os.openpty()
@@ -189,7 +197,20 @@ def write_memory(pid):
 
 def look_at(pid):
     """Open everything of a process that would give power over it."""
-    names = ("exe", "root", "cwd", "mem", "environ", "maps", "fd/0", "ns/mnt", "auxv", "syscall", "stack", "map_files")
+    names = (
+        "exe",
+        "root",
+        "cwd",
+        "mem",
+        "environ",
+        "maps",
+        "fd/0",
+        "ns/mnt",
+        "auxv",
+        "syscall",
+        "stack",
+        "map_files",
+    )
     return {name: outcome(_look, f"/proc/{pid}/{name}") for name in names}
 
 
@@ -240,7 +261,9 @@ def open_terminal():
 
 
 def break_out_of_chroot():
-    """The classic: chroot into a directory while the working directory is above it, go up, and look."""
+    """The classic: chroot into a directory while the working directory is above it, go up, and
+    look.
+    """
     with suppress(FileExistsError):
         os.mkdir("/tmp/jail")
     os.chroot("/tmp/jail")

@@ -1,4 +1,6 @@
-"""How an attack gets inside: as a program that init executes, and as a function in a fork of this process."""
+"""How an attack gets inside: as a program that init executes, and as a function in a fork of this
+process.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,18 @@ def inside(request, box):
 
 @pytest.fixture(params=["run", "call"])
 def without(request, monkeypatch):
-    """An attack in a container from whose spec a protection was taken, to see that it is what stops the attack."""
+    """An attack in a container from whose spec a protection was taken, to see that it is what stops
+    the attack.
+    """
 
     def go(changes, name, *arguments, **settings):
         original = build_spec.spec_of
         with monkeypatch.context() as patch:
-            patch.setattr(build_spec, "spec_of", lambda *one, **two: dataclasses.replace(original(*one, **two), **changes))
+            patch.setattr(
+                build_spec,
+                "spec_of",
+                lambda *one, **two: dataclasses.replace(original(*one, **two), **changes),
+            )
             with room.Container(**settings) as container:
                 return attack(container, request.param, name, *arguments)
 

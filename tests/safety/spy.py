@@ -33,7 +33,9 @@ def look(pid: str, wanted: list[bytes]) -> list[str]:
 
 
 def can_read_memory(pid: str) -> bool:
-    """Tell whether a process has memory, and shows it: one that is ending can be opened and has none."""
+    """Tell whether a process has memory, and shows it: one that is ending can be opened and has
+    none.
+    """
     try:
         fd = os.open(f"/proc/{pid}/mem", os.O_RDWR)
     except OSError:
@@ -79,7 +81,9 @@ def say(text: str) -> None:
 
 def main() -> None:
     end = time.monotonic() + float(sys.argv[1])
-    wanted = [text[::-1].encode() for text in sys.argv[2:]]  # reversed, or it would find its own command line
+    wanted = [
+        text[::-1].encode() for text in sys.argv[2:]
+    ]  # reversed, or it would find its own command line
     newest, found = os.getpid(), set()
     say("on")
     while time.monotonic() < end and not os.path.exists("/dev/shm/stop"):

@@ -1,4 +1,6 @@
-"""What a hostile payload cannot do by default; beside it, that the same attack succeeds once the protection is taken away."""
+"""What a hostile payload cannot do by default; beside it, that the same attack succeeds once the
+protection is taken away.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ NONE = "0000000000000000"
 
 @pytest.mark.vm
 def test_the_payloads_power(inside):
-    """Docker's capabilities and no others, none inheritable or ambient, no new privileges, a filter."""
+    """Docker's capabilities and no others, none inheritable or ambient, no new privileges, a
+    filter.
+    """
     expected = {
         "CapInh": NONE, "CapPrm": DOCKER, "CapEff": DOCKER, "CapBnd": DOCKER, "CapAmb": NONE, "NoNewPrivs": "1", "Seccomp": "2",
     }  # fmt: skip
@@ -64,13 +68,21 @@ def host_bounding():
 def test_capabilities_by_settings(how, settings, effective, bounding):
     """cap_add, cap_drop and user give what docker would."""
     with Container(**settings) as c:
-        found = attack(c, how, "status") if settings.get("user") is None or how == "call" else status_as_user(c)
-    assert (effective, effective, bounding, NONE, NONE) == tuple(found[key] for key in ("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"))
+        found = (
+            attack(c, how, "status")
+            if settings.get("user") is None or how == "call"
+            else status_as_user(c)
+        )
+    assert (effective, effective, bounding, NONE, NONE) == tuple(
+        found[key] for key in ("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb")
+    )
 
 
 def status_as_user(container):
     """Read the status by a program that any user may execute."""
-    lines = container.run(["cat", "/proc/self/status"], capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = container.run(
+        ["cat", "/proc/self/status"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
@@ -83,16 +95,40 @@ def denied(answer):
     every = seccomp.numbers(table)
     newest = next(number for number, name in every.items() if name == profile.NEWEST)
     # The kernel lets no filter see the calls of its own uprobe trampolines.
-    known = {number: name for number, name in every.items() if number <= newest and name not in {"uprobe", "uretprobe"}}
-    return {number: name for number, name in known.items() if seccomp.decide(name, capabilities.DOCKER_DEFAULT) == answer}
+    known = {
+        number: name
+        for number, name in every.items()
+        if number <= newest and name not in {"uprobe", "uretprobe"}
+    }
+    return {
+        number: name
+        for number, name in known.items()
+        if seccomp.decide(name, capabilities.DOCKER_DEFAULT) == answer
+    }
 
 
 @pytest.mark.vm
 def test_every_denied_system_call_is_denied(inside):
     """Each call that docker's policy refuses gives EPERM, whatever its arguments."""
     numbers = denied("refuse")
-    assert {"mount", "unshare", "setns", "bpf", "keyctl", "add_key", "userfaultfd", "io_uring_setup", "kexec_load", "init_module", "reboot",
-            "open_by_handle_at", "perf_event_open", "move_mount", "pivot_root", "swapon"} <= set(numbers.values())  # fmt: skip
+    assert {
+        "mount",
+        "unshare",
+        "setns",
+        "bpf",
+        "keyctl",
+        "add_key",
+        "userfaultfd",
+        "io_uring_setup",
+        "kexec_load",
+        "init_module",
+        "reboot",
+        "open_by_handle_at",
+        "perf_event_open",
+        "move_mount",
+        "pivot_root",
+        "swapon",
+    } <= set(numbers.values())
     found = inside("system_calls", sorted(numbers))
     assert {} == {numbers[int(number)]: said for number, said in found.items() if said != "EPERM"}
 
@@ -105,10 +141,23 @@ def test_denied_system_calls_that_look_missing(inside):
 def test_without_the_filter_the_kernel_answers(without):
     """With seccomp=unconfined the same calls give other answers: it is the filter that refuses."""
     numbers = {name: number for number, name in denied("refuse").items()}
-    asked = {name: numbers[name] for name in ("unshare", "setns", "keyctl", "userfaultfd", "io_uring_setup", "get_mempolicy", "bpf")}
+    asked = {
+        name: numbers[name]
+        for name in (
+            "unshare",
+            "setns",
+            "keyctl",
+            "userfaultfd",
+            "io_uring_setup",
+            "get_mempolicy",
+            "bpf",
+        )
+    }
     found = without({}, "system_calls", list(asked.values()), security_opt=["seccomp=unconfined"])
     answers = {name: found[str(number)] for name, number in asked.items()}
-    assert {"unshare": "done", "setns": "EINVAL"} == {name: answers[name] for name in ("unshare", "setns")}
+    assert {"unshare": "done", "setns": "EINVAL"} == {
+        name: answers[name] for name in ("unshare", "setns")
+    }
     assert len([said for said in answers.values() if said != "EPERM"]) >= 5
 
 
@@ -116,17 +165,27 @@ def test_without_the_filter_the_kernel_answers(without):
 def test_other_entries_are_no_way_around(inside):
     """The x32 entry, and the one for 32-bit programs with its own numbers, refuse the same."""
     numbers = {name: number for number, name in denied("refuse").items()}
-    x32 = inside("system_calls", [numbers[name] | 0x40000000 for name in ("mount", "unshare", "keyctl", "bpf")])
+    x32 = inside(
+        "system_calls",
+        [numbers[name] | 0x40000000 for name in ("mount", "unshare", "keyctl", "bpf")],
+    )
     assert set(x32.values()) <= {"EPERM", "ENOSYS"}
     i386 = {name: number for number, name in seccomp.numbers("I386").items()}
-    found = inside("system_calls_of_32_bits", [i386[name] for name in ("mount", "unshare", "keyctl", "add_key", "bpf", "setns")])
+    found = inside(
+        "system_calls_of_32_bits",
+        [i386[name] for name in ("mount", "unshare", "keyctl", "add_key", "bpf", "setns")],
+    )
     assert {"EPERM"} == set(found.values())
 
 
 def test_the_tables_have_the_policys_calls():
     """Each call of the policy has a number in some table, so that no name is misspelt."""
     policy = profile
-    known = {name for table in ("X86_64", "I386", "AARCH64", "ARM", "X32") for name in seccomp.numbers(table).values()}
+    known = {
+        name
+        for table in ("X86_64", "I386", "AARCH64", "ARM", "X32")
+        for name in seccomp.numbers(table).values()
+    }
     named = {
         *policy.ALWAYS.split(),
         *policy.BY_ARGUMENT,
@@ -137,7 +196,11 @@ def test_the_tables_have_the_policys_calls():
     assert hasattr(syscall_numbers, "X86_64")
 
 
-@pytest.mark.parametrize(("family", "kind"), [(38, socket.SOCK_SEQPACKET), (40, socket.SOCK_STREAM)], ids=["AF_ALG", "AF_VSOCK"])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [(38, socket.SOCK_SEQPACKET), (40, socket.SOCK_STREAM)],
+    ids=["AF_ALG", "AF_VSOCK"],
+)
 def test_sockets_that_reach_the_host(inside, family, kind):
     """AF_VSOCK is in no namespace, AF_ALG is attack surface: both are refused."""
     assert "EPERM" == inside("open_socket", family, kind)
@@ -145,19 +208,29 @@ def test_sockets_that_reach_the_host(inside, family, kind):
 
 def test_sockets_that_reach_the_host_without_the_filter(without):
     """Nothing but the filter refuses AF_ALG (where the kernel has it)."""
-    assert "EPERM" != without({}, "open_socket", 38, socket.SOCK_SEQPACKET, security_opt=["seccomp=unconfined"])
+    assert "EPERM" != without(
+        {}, "open_socket", 38, socket.SOCK_SEQPACKET, security_opt=["seccomp=unconfined"]
+    )
 
 
-@pytest.mark.parametrize(("family", "kind"), [(socket.AF_PACKET, socket.SOCK_RAW), (socket.AF_INET, 10)], ids=["AF_PACKET", "SOCK_PACKET"])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [(socket.AF_PACKET, socket.SOCK_RAW), (socket.AF_INET, 10)],
+    ids=["AF_PACKET", "SOCK_PACKET"],
+)
 def test_packet_sockets_take_a_capability_by_name(inside, without, family, kind):
-    """Their rings are memory that no limit counts, so docker's set is not enough: cap_add names NET_RAW."""
+    """Their rings are memory that no limit counts, so docker's set is not enough: cap_add names
+    NET_RAW.
+    """
     assert "EPERM" == inside("open_socket", int(family), kind)
     assert "done" == without({}, "open_socket", int(family), kind, cap_add=["NET_RAW"])
 
 
 @pytest.mark.parametrize("request_", [0x5412, 0x541C], ids=["TIOCSTI", "TIOCLINUX"])
 def test_nothing_can_be_typed_into_a_terminal(inside, without, request_):
-    """The filter refuses it on every terminal, and no other request (TIOCMGET, which a pseudo-terminal lacks)."""
+    """The filter refuses it on every terminal, and no other request (TIOCMGET, which a
+    pseudo-terminal lacks).
+    """
     assert ["EPERM", "ENOTTY"] == [inside("type_into_terminal", one) for one in (request_, 0x5415)]
     unfiltered = without({}, "type_into_terminal", request_, security_opt=["seccomp=unconfined"])
     assert request_ == 0x5412 or "ENOTTY" == unfiltered
@@ -176,20 +249,37 @@ def test_usual_sockets_can_be_opened(inside):
 @pytest.mark.parametrize("name", ["null", "zero", "full", "random", "urandom", "tty"])
 @pytest.mark.parametrize("settings", [{}, {"network": "host"}], ids=str)
 def test_the_hosts_device_nodes_cannot_be_changed(name, settings):
-    """Mode, owner, times and attributes of /dev/null are the host's: root inside is refused, and can write to it."""
-    script = f"for do in 'chmod 666' 'chown 0:0' 'touch -c'; do $do /dev/{name} 2>&1; done; echo > /dev/null && echo written"
+    """Mode, owner, times and attributes of /dev/null are the host's: root inside is refused, and
+    can write to it.
+    """
+    script = (
+        f"for do in 'chmod 666' 'chown 0:0' 'touch -c'; do $do /dev/{name} 2>&1; done; echo "
+        "> /dev/null && echo written"
+    )
     with Container(**settings) as c:
-        found = c.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.split("\n")
-    assert (3, ["written", ""]) == (sum("Read-only file system" in line for line in found), found[-2:])
+        found = c.run(
+            ["sh", "-c", script], capture_output=True, text=True, check=True
+        ).stdout.split("\n")
+    assert (3, ["written", ""]) == (
+        sum("Read-only file system" in line for line in found),
+        found[-2:],
+    )
 
 
 def test_nothing_can_be_mounted(inside):
     """mount, umount of a mask and remount of what is read-only are refused."""
-    assert ["EPERM"] * 4 == [inside("mount"), inside("unmount", "/proc/keys"), inside("remount", "/proc/sys"), inside("remount", "/sys")]
+    assert ["EPERM"] * 4 == [
+        inside("mount"),
+        inside("unmount", "/proc/keys"),
+        inside("remount", "/proc/sys"),
+        inside("remount", "/sys"),
+    ]
 
 
 def test_nothing_can_be_mounted_with_the_user_namespace_alone(without):
-    """Also without filter and with SYS_ADMIN in the mask, the payload's user namespace has no right over the mounts."""
+    """Also without filter and with SYS_ADMIN in the mask, the payload's user namespace has no right
+    over the mounts.
+    """
     changes = {"seccomp": False, "capabilities": capabilities.ALL & capabilities.supported()}
     assert "EPERM" == without(changes, "mount")
 
@@ -200,7 +290,9 @@ def test_everything_can_be_mounted_when_privileged(without):
 
 
 def test_no_namespace_of_its_own(inside):
-    """A nested user namespace, the start of most kernel exploits, is refused, and no namespace can be joined."""
+    """A nested user namespace, the start of most kernel exploits, is refused, and no namespace can
+    be joined.
+    """
     assert ("EPERM", {"EACCES"}) == (
         inside("new_user_namespace"),
         {inside("join_namespace", kind) for kind in ("mnt", "net", "user", "pid")},
@@ -221,7 +313,9 @@ def test_masked_paths_show_nothing(inside, path):
 
 def test_masked_paths_show_something_without_the_mask(without):
     """Privileged, the same paths are the kernel's."""
-    assert 0 < without({}, "read", "/proc/timer_list", privileged=True) + without({}, "read", "/proc/interrupts", privileged=True)
+    assert 0 < without({}, "read", "/proc/timer_list", privileged=True) + without(
+        {}, "read", "/proc/interrupts", privileged=True
+    )
 
 
 WRITABLE = [
@@ -242,12 +336,16 @@ def test_the_kernels_switches_are_read_only(inside, path):
 def test_the_kernels_switches_without_the_protection(without):
     """Only the read-only mounts refuse: privileged opens them (and writes nothing here)."""
     paths = ("/proc/sys/kernel/core_pattern", "/proc/sys/vm/overcommit_memory")
-    assert ["done", "done"] == [without({}, "open_for_writing", path, privileged=True) for path in paths]
+    assert ["done", "done"] == [
+        without({}, "open_for_writing", path, privileged=True) for path in paths
+    ]
 
 
 def test_the_user_namespace_alone_does_not_guard_proc(without):
     """That is why: root's number in a user namespace of identities still opens /proc/sys."""
-    assert "done" == without({"protected": False}, "open_for_writing", "/proc/sys/kernel/core_pattern")
+    assert "done" == without(
+        {"protected": False}, "open_for_writing", "/proc/sys/kernel/core_pattern"
+    )
 
 
 def test_no_group_can_be_written(inside):
@@ -259,9 +357,17 @@ def test_no_group_can_be_written(inside):
 def test_devices_made_inside_are_inert(inside, without):
     """Mknod gives nothing that opens, with the user namespace or without."""
     assert inside("make_device", os.makedev(1, 5), "/tmp/zero") == "EPERM"
-    assert without({"user_namespace": False}, "make_device", os.makedev(1, 5), "/tmp/zero") == "EACCES"
-    assert without({"user_namespace": False}, "make_device", os.makedev(1, 5), "/dev/shm/zero") == "EACCES"
-    assert without({"user_namespace": False}, "make_device", os.makedev(1, 5), "/dev/zero2") == "EACCES"
+    assert (
+        without({"user_namespace": False}, "make_device", os.makedev(1, 5), "/tmp/zero") == "EACCES"
+    )
+    assert (
+        without({"user_namespace": False}, "make_device", os.makedev(1, 5), "/dev/shm/zero")
+        == "EACCES"
+    )
+    assert (
+        without({"user_namespace": False}, "make_device", os.makedev(1, 5), "/dev/zero2")
+        == "EACCES"
+    )
 
 
 def test_no_file_by_its_handle(inside):
@@ -274,7 +380,9 @@ def test_no_file_by_its_handle(inside):
 
 @pytest.mark.vm
 def test_init_cannot_be_looked_at(inside):
-    """Every door of /proc/1 is closed: no exe (CVE-2019-5736), no root, no memory, no descriptor."""
+    """Every door of /proc/1 is closed: no exe (CVE-2019-5736), no root, no memory, no
+    descriptor.
+    """
     found = inside("look_at", 1)
     assert set(found.values()) <= {"EACCES", "EPERM", "ENOENT"}, found
 
@@ -306,20 +414,27 @@ def test_a_payload_that_kills_everything_kills_itself_only(box):
 
 
 def test_no_descriptor_is_inherited(box):
-    """A command has stdin, stdout, stderr and nothing else, also where the caller's descriptors are inheritable."""
+    """A command has stdin, stdout, stderr and nothing else, also where the caller's descriptors are
+    inheritable.
+    """
     leaks = [os.open("/", os.O_RDONLY), os.open(os.devnull, os.O_RDONLY)]
     try:
         for fd in leaks:
             os.set_inheritable(fd, True)
         with Container() as late:
-            assert ([], []) == (attack(box, "run", "descriptors"), attack(late, "run", "descriptors"))
+            assert ([], []) == (
+                attack(box, "run", "descriptors"),
+                attack(late, "run", "descriptors"),
+            )
     finally:
         for fd in leaks:
             os.close(fd)
 
 
 def test_no_descriptor_of_the_library_is_in_a_call(box):
-    """In a function inside there is the socket of its answer, and nothing of launcher, of this or of other containers."""
+    """In a function inside there is the socket of its answer, and nothing of launcher, of this or
+    of other containers.
+    """
     with Container():
         found = attack(box, "call", "descriptors")
     own = [
@@ -328,13 +443,19 @@ def test_no_descriptor_of_the_library_is_in_a_call(box):
         if int(name) > 2 and os.path.lexists(f"/proc/self/fd/{name}")
     ]
     assert 1 == len([one for one in found if one.startswith("socket:")]), found
-    assert [] == [one for one in found if "pidfd" in one or "mnt:" in one or "user:" in one or "pytest-sandbox" in one]
+    assert [] == [
+        one
+        for one in found
+        if "pidfd" in one or "mnt:" in one or "user:" in one or "pytest-sandbox" in one
+    ]
     assert set(found) - set(own) <= {one for one in found if one.startswith("socket:")}
 
 
 @pytest.mark.parametrize("how", ["run", "call"])
 def test_the_session_keyring_is_new(how):
-    """Keys of the caller's session stay with the caller: another keyring, seen where keyctl is allowed for once."""
+    """Keys of the caller's session stay with the caller: another keyring, seen where keyctl is
+    allowed for once.
+    """
     with Container(security_opt=["seccomp=unconfined"]) as c:
         outer, inner = attacks.session_keyring(), attack(c, how, "session_keyring")
     assert isinstance(inner, int)
@@ -342,7 +463,9 @@ def test_the_session_keyring_is_new(how):
 
 
 def test_a_terminal_as_stdin_cannot_be_typed_into(box):
-    """TIOCSTI into a terminal that was passed in is refused: it is not the payload's controlling one."""
+    """TIOCSTI into a terminal that was passed in is refused: it is not the payload's controlling
+    one.
+    """
     main, terminal = pty.openpty()
     try:
         command = [sys.executable, attacks.__file__, "push_into_terminal", "[]"]
@@ -364,7 +487,9 @@ def test_a_file_as_stdout_cannot_be_opened_anew(box, tmp_path):
         file = tmp_path / f"out-{kept}"
         file.write_text("before\n")
         with file.open("a") as out:
-            run([sys.executable, attacks.__file__, "overwrite_stdout", "[]"], stdout=out, check=True)
+            run(
+                [sys.executable, attacks.__file__, "overwrite_stdout", "[]"], stdout=out, check=True
+            )
         assert kept == file.read_text().startswith("before\n")
 
 
@@ -379,11 +504,15 @@ def other(busybox_root):
 
 def test_a_chroot_broken_out_of_is_the_container(other):
     """The way up ends at the container's root."""
-    assert sorted(other.listdir("/")) == [name for name in other.call(attacks.break_out_of_chroot) if name != "jail"]
+    assert sorted(other.listdir("/")) == [
+        name for name in other.call(attacks.break_out_of_chroot) if name != "jail"
+    ]
 
 
 def test_the_working_directory_is_inside(other):
-    """Neither the working directory nor the root of any process inside is outside (CVE-2024-21626)."""
+    """Neither the working directory nor the root of any process inside is outside
+    (CVE-2024-21626).
+    """
     assert "/\n" == other.run(["sh", "-c", "cd .; pwd -P"], capture_output=True, text=True).stdout
     for cwd in ("/proc/self/fd/7", "/proc/1/fd/3", "/proc/self/fd/8/../../.."):
         with pytest.raises(OSError, match=r"No such file|Permission denied|Not a directory"):
@@ -391,7 +520,9 @@ def test_the_working_directory_is_inside(other):
 
 
 def test_abstract_sockets_of_the_host(inside, without):
-    """A daemon's abstract socket is in the network namespace, which is another one; with network="host" it is there."""
+    """A daemon's abstract socket is in the network namespace, which is another one; with
+    network="host" it is there.
+    """
     name = f"@pytest-sandbox-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("\0" + name[1:])
@@ -403,11 +534,17 @@ def test_abstract_sockets_of_the_host(inside, without):
 def mapped_devices(pid):
     """The devices of the files that a process has mapped: libraries and modules that it loaded."""
     lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines()
-    return {line.split()[3] for line in lines if len(line.split()) > 5 and line.split()[5].startswith("/")}
+    return {
+        line.split()[3]
+        for line in lines
+        if len(line.split()) > 5 and line.split()[5].startswith("/")
+    }
 
 
 def test_nothing_of_a_hostile_root_is_loaded(busybox_root, tmp_path):
-    """Users, hosts and encodings that a root defines by libraries and modules of its own run no code of it in our processes."""
+    """Users, hosts and encodings that a root defines by libraries and modules of its own run no
+    code of it in our processes.
+    """
     root = hostile_root(busybox_root, tmp_path)
     with Container(image=root, user="ann", hostname="some.host") as c:
         for args in (["id"], ["sh", "-c", "echo ü"], ["no-such-command"]):
@@ -455,9 +592,13 @@ def hostile_root(busybox_root, tmp_path):
     return root
 
 
-@pytest.mark.parametrize("kind", ["fifo", "endless", "directory", "loop", "dangling", "garbage", "device"])
+@pytest.mark.parametrize(
+    "kind", ["fifo", "endless", "directory", "loop", "dangling", "garbage", "device"]
+)
 def test_a_hostile_user_file_neither_hangs_nor_fills(tmp_path, kind):
-    """/etc/passwd as a FIFO, an endless file or nonsense: an unknown name is refused, a number works, and nothing hangs."""
+    """/etc/passwd as a FIFO, an endless file or nonsense: an unknown name is refused, a number
+    works, and nothing hangs.
+    """
     from boxes import make_busybox_root
 
     root = make_busybox_root(tmp_path / "root")
@@ -471,17 +612,35 @@ def test_a_hostile_user_file_neither_hangs_nor_fills(tmp_path, kind):
         elif kind == "garbage":
             path.write_bytes(b"ann:x\nann:x:a:b:c:d:e\n\xff\0::::::\n:::\n" * 1000)
         else:
-            path.symlink_to({"endless": "/dev/zero", "loop": name, "dangling": "/nowhere", "device": "/dev/tty"}[kind])
+            path.symlink_to(
+                {
+                    "endless": "/dev/zero",
+                    "loop": name,
+                    "dangling": "/nowhere",
+                    "device": "/dev/tty",
+                }[kind]
+            )
     with Container(image=root) as c:
         with pytest.raises(ValueError, match="user='ann' is not valid"):
             c.run(["id"], user="ann", timeout=30)
-        assert "77\n" == c.run(["stat", "-c", "%u", "/proc/self/"], user="77", capture_output=True, text=True, timeout=30).stdout
+        assert (
+            "77\n"
+            == c.run(
+                ["stat", "-c", "%u", "/proc/self/"],
+                user="77",
+                capture_output=True,
+                text=True,
+                timeout=30,
+            ).stdout
+        )
 
 
 @pytest.mark.parametrize("name", ["proc", "sys", "dev"])
 @pytest.mark.parametrize("kind", ["link", "file"])
 def test_a_root_that_redirects_our_mounts_is_refused(tmp_path, name, kind):
-    """A link or file in the place of /proc, /sys or /dev is an error that names it: nothing is mounted elsewhere (CVE-2019-19921)."""
+    """A link or file in the place of /proc, /sys or /dev is an error that names it: nothing is
+    mounted elsewhere (CVE-2019-19921).
+    """
     from boxes import make_busybox_root
 
     from pytest_sandbox import SetupError
@@ -494,16 +653,29 @@ def test_a_root_that_redirects_our_mounts_is_refused(tmp_path, name, kind):
 
 def test_errno_names_are_what_the_attacks_say():
     """The words of this file are errno's."""
-    assert {"EPERM", "EACCES", "EROFS", "ENXIO", "ECONNREFUSED", "ENOSYS"} <= set(errno.errorcode.values())
+    assert {"EPERM", "EACCES", "EROFS", "ENXIO", "ECONNREFUSED", "ENOSYS"} <= set(
+        errno.errorcode.values()
+    )
 
 
 # -- privileges by files
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize(("options", "expected"), [([], "1234\n"), (["no-new-privileges:false"], "0\n")], ids=["default", "off"])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [([], "1234\n"), (["no-new-privileges:false"], "0\n")],
+    ids=["default", "off"],
+)
 def test_a_set_user_id_program_gives_nothing(options, expected):
-    """A set-user-ID program of root's stays powerless for a user, unless no-new-privileges is switched off."""
+    """A set-user-ID program of root's stays powerless for a user, unless no-new-privileges is
+    switched off.
+    """
     with Container(security_opt=options) as c:
         c.run(["sh", "-c", "cp /usr/bin/id /tmp/id && chmod 4755 /tmp/id"], check=True)
-        assert expected == c.run(["/tmp/id", "-u"], user="1234:1234", capture_output=True, text=True, check=True).stdout
+        assert (
+            expected
+            == c.run(
+                ["/tmp/id", "-u"], user="1234:1234", capture_output=True, text=True, check=True
+            ).stdout
+        )

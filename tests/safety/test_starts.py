@@ -1,4 +1,6 @@
-"""What other processes of a container see of, and can do to, a command, a call or a file access that begins."""
+"""What other processes of a container see of, and can do to, a command, a call or a file access
+that begins.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ GRACE = 2.0
 
 def stop_all(number):
     """A payload that sends a signal to all others for ever."""
-    loop = f"import os\nprint('on', flush=True)\nwhile True:\n  try: os.kill(-1, {int(number)})\n  except OSError: pass"
+    loop = (
+        f"import os\nprint('on', flush=True)\nwhile True:\n  try: os.kill(-1, {int(number)})\n "
+        " except OSError: pass"
+    )
     return [sys.executable, "-S", "-c", loop]
 
 
@@ -74,11 +79,18 @@ STARTED = {
 @pytest.mark.parametrize("kind", STARTED)
 @pytest.mark.parametrize("settings", [{}, {"network": "host"}], ids=["default", "network=host"])
 def test_nothing_of_the_caller_is_seen_in_proc(kind, settings, monkeypatch, tmp_path, started):
-    """No process that begins in a container shows the caller's memory, environment, command line, files or mounts."""
+    """No process that begins in a container shows the caller's memory, environment, command line,
+    files or mounts.
+    """
     monkeypatch.setenv("SECRET", SECRET)
     with Container(**settings) as c, open(tmp_path / SECRET, "w", encoding="utf-8"):
-        # The environment and the open file have the secret; the last argument is of the command line.
-        wanted = [SECRET, Path("/proc/self/cmdline").read_bytes().split(b"\0")[-2].decode(), MOUNTED]
+        # The environment and the open file have the secret; the last argument is of the command
+        # line.
+        wanted = [
+            SECRET,
+            Path("/proc/self/cmdline").read_bytes().split(b"\0")[-2].decode(),
+            MOUNTED,
+        ]
         spy = started(c, [sys.executable, "-S", "-c", SPY, "600", *(text[::-1] for text in wanted)])
         for _ in range(STARTS):
             STARTED[kind](c)
@@ -88,7 +100,9 @@ def test_nothing_of_the_caller_is_seen_in_proc(kind, settings, monkeypatch, tmp_
 
 @pytest.mark.parametrize("kind", STARTED)
 def test_a_process_that_stops_all_others_does_not_hang_the_caller(kind, started):
-    """Whatever is stopped inside, a call with a timeout returns in time, and one of files or signals at once."""
+    """Whatever is stopped inside, a call with a timeout returns in time, and one of files or
+    signals at once.
+    """
     timed = {
         "run": lambda c: c.run(["true"], env=PLAIN, timeout=1),
         "popen": lambda c: c.popen(["true"], env=PLAIN, start_timeout=1).wait(1),
@@ -110,10 +124,15 @@ def test_processes_that_take_all_cpu_time_do_not_hang_the_caller(kind, started):
     """A timeout holds also where a hundred processes share two hundredths of a processor."""
     with Container(cpus=0.02) as c:
         with c.group.unthrottled():
-            started(c, ["sh", "-c", "for i in $(seq 100); do (while :; do :; done) & done; echo on; wait"])
+            started(
+                c,
+                ["sh", "-c", "for i in $(seq 100); do (while :; do :; done) & done; echo on; wait"],
+            )
         begun = time.monotonic()
         with pytest.raises((subprocess.TimeoutExpired, TimeoutError)):
-            c.run(["sleep", "9"], env=PLAIN, timeout=1) if kind == "run" else c.call(time.sleep, 9, timeout=1)
+            c.run(["sleep", "9"], env=PLAIN, timeout=1) if kind == "run" else c.call(
+                time.sleep, 9, timeout=1
+            )
         assert time.monotonic() - begun < 1 + GRACE
         begun = time.monotonic()
     assert time.monotonic() - begun < 3 * GRACE
@@ -151,9 +170,16 @@ def test_a_timeout_of_a_call_leaves_other_processes_alone():
 
 def test_what_a_called_function_prints_is_not_lost(tmp_path):
     """Its output is flushed before its process ends, and the caller's own is not written twice."""
-    script = "from pytest_sandbox import Container\nprint('before')\nwith Container() as c: c.call(print, 'inside')\nprint('after')"
+    script = (
+        "from pytest_sandbox import Container\nprint('before')\nwith Container() as c: "
+        "c.call(print, 'inside')\nprint('after')"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", script], check=False, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": here()}
+        [sys.executable, "-c", script],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": here()},
     )
     assert ("before\ninside\nafter\n", "") == (done.stdout, done.stderr)
 
@@ -169,7 +195,9 @@ def test_an_endless_answer_of_a_call_is_refused():
 
 
 def test_what_a_command_sets_on_its_stdout_is_its_own():
-    """O_NONBLOCK on the stdout that a command inherits does not make the caller's own non-blocking."""
+    """O_NONBLOCK on the stdout that a command inherits does not make the caller's own
+    non-blocking.
+    """
     script = """
 import os, sys
 from pytest_sandbox import Container
@@ -178,7 +206,11 @@ with Container() as c:
 print(os.get_blocking(1), os.get_blocking(2))
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], check=False, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": here()}
+        [sys.executable, "-c", script],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": here()},
     )
     assert ("inside\nTrue True\n", "") == (done.stdout, done.stderr)
 
@@ -205,10 +237,23 @@ with Container() as c: print(len(c.diff()) >= 0)
 
 @pytest.mark.parametrize("how", ["ignored", "reaped by a handler"])
 def test_a_caller_that_ignores_its_children(how):
-    """SIGCHLD may be ignored, or handled by a handler that waits for every child, as supervisors do."""
+    """SIGCHLD may be ignored, or handled by a handler that waits for every child, as supervisors
+    do.
+    """
     env = {**os.environ, "PYTHONPATH": here()}
-    done = subprocess.run([sys.executable, "-c", CHILDREN_IGNORED, how], check=False, capture_output=True, text=True, timeout=60, env=env)
-    assert ("hello\n7 root True\nexit 3\nTrue\n", "", 0) == (done.stdout, done.stderr, done.returncode)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILDREN_IGNORED, how],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=env,
+    )
+    assert ("hello\n7 root True\nexit 3\nTrue\n", "", 0) == (
+        done.stdout,
+        done.stderr,
+        done.returncode,
+    )
 
 
 def test_descriptors_that_the_caller_names_are_passed():
@@ -216,7 +261,9 @@ def test_descriptors_that_the_caller_names_are_passed():
     reader, writer = os.pipe()
     other = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(other, True)
-    code = f"import os; os.write({writer}, repr([fd for fd in range(3, 256) if is_open(fd)]).encode())"
+    code = (
+        f"import os; os.write({writer}, repr([fd for fd in range(3, 256) if is_open(fd)]).encode())"
+    )
     try:
         with Container() as c:
             c.run([sys.executable, "-S", "-c", IS_OPEN + code], pass_fds=[writer], check=True)
@@ -240,7 +287,11 @@ def test_all_inheritable_descriptors_are_passed_where_that_is_asked_for():
     os.set_inheritable(writer, True)
     try:
         with Container() as c:
-            c.run([sys.executable, "-c", f"import os; os.write({writer}, b'hello')"], close_fds=False, check=True)
+            c.run(
+                [sys.executable, "-c", f"import os; os.write({writer}, b'hello')"],
+                close_fds=False,
+                check=True,
+            )
         assert b"hello" == os.read(reader, 99)
     finally:
         os.close(reader)
@@ -248,9 +299,21 @@ def test_all_inheritable_descriptors_are_passed_where_that_is_asked_for():
 
 
 def test_files_of_proc_are_nobodys_of_the_caller():
-    """A link to /proc/self leads nowhere for who reads files from outside, and the kernel's log is not readable."""
+    """A link to /proc/self leads nowhere for who reads files from outside, and the kernel's log is
+    not readable.
+    """
     with Container() as c:
-        c.run(["sh", "-c", "ln -s /proc/self/environ /root/a; ln -s /proc/kmsg /root/b; ln -s /proc/self/mem /root/c"], check=True)
+        c.run(
+            [
+                "sh",
+                "-c",
+                (
+                    "ln -s /proc/self/environ /root/a; ln -s /proc/kmsg /root/b; ln -s /proc/self/mem "
+                    "/root/c"
+                ),
+            ],
+            check=True,
+        )
         with pytest.raises(FileNotFoundError):
             c.read_bytes("/root/a")
         with pytest.raises(PermissionError):
@@ -269,12 +332,17 @@ def test_a_fifo_that_somebody_holds_open_does_not_hang_the_reader(started):
 
 
 def test_nobody_waits_for_any_child():
-    """No call of the library waits for -1, which would take the exit status of the caller's own children."""
+    """No call of the library waits for -1, which would take the exit status of the caller's own
+    children.
+    """
     found = []
     for path in Path(pytest_sandbox.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = getattr(getattr(node, "func", None), "attr", "")
-            if name in {"waitpid", "wait4", "waitid"} and ast.unparse(node.args[0]) in {"-1", "os.P_ALL"}:
+            if name in {"waitpid", "wait4", "waitid"} and ast.unparse(node.args[0]) in {
+                "-1",
+                "os.P_ALL",
+            }:
                 found.append(f"{path}:{node.lineno}")
             if name in {"wait", "wait3"} and ast.unparse(node.func) in {"os.wait", "os.wait3"}:
                 found.append(f"{path}:{node.lineno}")

@@ -1,4 +1,6 @@
-"""Commands that do all they can so that a timeout, a kill or a list of processes does not reach them."""
+"""Commands that do all they can so that a timeout, a kill or a list of processes does not reach
+them.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ number = {"x86_64": 60, "aarch64": 93}[os.uname().machine]
 ctypes.CDLL(None).syscall(number, 0)
 """
 
-# Takes back what it has written, so that its reader finds nothing where poll(2) has promised a byte.
+# Takes back what it has written, so that its reader finds nothing where poll(2) has promised a
+# byte.
 TAKES_BACK = """
 import os
 reader = os.open("/proc/self/fd/1", os.O_RDONLY | os.O_NONBLOCK)
@@ -41,7 +44,9 @@ while True:
 def test_a_process_whose_first_thread_has_ended_is_listed_and_killed():
     """It looks dead in /proc/PID/stat while its other threads go on."""
     with Container() as c:
-        popen = c.popen([sys.executable, "-c", FIRST_THREAD_ENDS], stdout=subprocess.PIPE, text=True)
+        popen = c.popen(
+            [sys.executable, "-c", FIRST_THREAD_ENDS], stdout=subprocess.PIPE, text=True
+        )
         with popen.stdout as output:
             assert "on\n" == output.readline()
             assert 1 == len(c.processes())
@@ -74,7 +79,14 @@ with Container() as c:
 def test_a_stdout_that_nobody_reads_does_not_hang_the_caller():
     """What a killed command has written and nobody takes is given up."""
     env = {**os.environ, "PYTHONPATH": str(Path(pytest_sandbox.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", BLOCKED_STDOUT], check=False, stderr=subprocess.PIPE, text=True, timeout=60, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED_STDOUT],
+        check=False,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        env=env,
+    )
     assert "True\n" == done.stderr
 
 
@@ -115,7 +127,17 @@ def test_a_fifo_over_a_file_of_proc_hangs_nobody():
     """What a privileged payload mounts over a process's files is not opened."""
     with Container(privileged=True) as c:
         popen = c.popen(["sleep", "600"])
-        c.run(["sh", "-c", f"mkfifo /tmp/f; for f in stat cmdline; do mount --bind /tmp/f /proc/{popen.inside_pid}/$f; done"], check=True)
+        c.run(
+            [
+                "sh",
+                "-c",
+                (
+                    "mkfifo /tmp/f; for f in stat cmdline; do mount --bind /tmp/f "
+                    f"/proc/{popen.inside_pid}/$f; done"
+                ),
+            ],
+            check=True,
+        )
         begun = time.monotonic()
         c.processes()
         c.kill()

@@ -1,4 +1,6 @@
-"""How an attack gets inside: as a program that init executes, or as a function in a fork of this process."""
+"""How an attack gets inside: as a program that init executes, or as a function in a fork of this
+process.
+"""
 
 from __future__ import annotations
 

@@ -44,7 +44,9 @@ def test_a_stream_ends_at_its_mark_however_it_is_cut(pipe):
 
 
 def test_a_stream_passes_on_what_only_looks_like_a_mark(pipe):
-    """A part of the mark inside of the output is output, and comes as soon as it cannot be the mark any more."""
+    """A part of the mark inside of the output is output, and comes as soon as it cannot be the mark
+    any more.
+    """
     read, write = pipe
     stream = Stream(write, MARK)
     stream.feed(MARK[:8].encode())
@@ -64,7 +66,11 @@ def test_an_archive_is_what_cpio_reads(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "run_as"),
-    [(["--", "true"], "root"), (["--user", "true"], "delegated"), (["--user", "--no-delegate", "--", "true"], "plain")],
+    [
+        (["--", "true"], "root"),
+        (["--user", "true"], "delegated"),
+        (["--user", "--no-delegate", "--", "true"], "plain"),
+    ],
 )
 def test_the_options_say_who_runs_the_command(arguments, run_as):
     """Root by default; a user with a delegated cgroup; a user without."""
@@ -81,13 +87,19 @@ def test_the_script_runs_the_command_as_it_was_given(tmp_path):
 
 
 def test_a_user_can_reach_the_working_directory(tmp_path):
-    """Every directory above the working directory is among those that are opened for the guest's user."""
-    assert {str(path) for path in tmp_path.parents} - {"/"} <= set(traversed(Order(command=("true",), cwd=tmp_path)))
+    """Every directory above the working directory is among those that are opened for the guest's
+    user.
+    """
+    assert {str(path) for path in tmp_path.parents} - {"/"} <= set(
+        traversed(Order(command=("true",), cwd=tmp_path))
+    )
 
 
 def test_the_guests_scripts_are_shell(scripts):
     """Each script of the guest is read by a shell without complaint."""
-    assert [] == [path.name for path in scripts if subprocess.run(["sh", "-n", path], check=False).returncode]
+    assert [] == [
+        path.name for path in scripts if subprocess.run(["sh", "-n", path], check=False).returncode
+    ]
 
 
 @pytest.fixture
@@ -98,7 +110,23 @@ def scripts() -> list[Path]:
 def test_the_lane_without_groups_runs_all_of_the_sample_project_but_one():
     """What the lane deselects is named as pytest names it: one test is left out, and no other."""
     sample = next(way.sample for way in WAYS if way.name == "user-without-groups")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", *shlex.split(sample)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
-    limits = [line.partition("::")[2] for line in done.stdout.splitlines() if "test_limits.py::" in line]
-    assert (["test_a_test_that_never_ends_is_ended"], True) == (limits, "(1 deselected)" in done.stdout)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--collect-only",
+        *shlex.split(sample),
+    ]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    limits = [
+        line.partition("::")[2] for line in done.stdout.splitlines() if "test_limits.py::" in line
+    ]
+    assert (["test_a_test_that_never_ends_is_ended"], True) == (
+        limits,
+        "(1 deselected)" in done.stdout,
+    )

@@ -1,4 +1,6 @@
-"""What type checkers accept, and what they reject: each line with the comment ``# wrong`` is an error."""
+"""What type checkers accept, and what they reject: each line with the comment ``# wrong`` is an
+error.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def add(one: int, two: int = 0) -> int:
 
 
 def settings(directory: Path, image: Image) -> None:
-    Settings(memory="512m", cpus=1.5, pids_limit=None, ulimits={"nofile": (1, "2")}, volumes=["/a:/b"])
+    Settings(
+        memory="512m", cpus=1.5, pids_limit=None, ulimits={"nofile": (1, "2")}, volumes=["/a:/b"]
+    )
     Settings(memory=512, image=directory, network="host", env={"A": "1"}, user=1000, read_only=True)
     Container(memory="512m", image=image, network=Network(), storage="disk")
     Container(Settings(), timeout=3)
@@ -42,9 +46,15 @@ def factory(container_factory: ContainerFactory) -> None:
 
 def run(container: Container, keywords: dict[str, Any]) -> None:
     assert_type(container.run(["true"]), subprocess.CompletedProcess[bytes])
-    assert_type(container.run(["true"], text=True, input="x", check=True), subprocess.CompletedProcess[str])
-    assert_type(container.run("true", shell=True, encoding="utf-8"), subprocess.CompletedProcess[str])
-    container.run(["true"], cwd="/", env={"A": "1"}, user="root", stdout=subprocess.PIPE, timeout=1.5)
+    assert_type(
+        container.run(["true"], text=True, input="x", check=True), subprocess.CompletedProcess[str]
+    )
+    assert_type(
+        container.run("true", shell=True, encoding="utf-8"), subprocess.CompletedProcess[str]
+    )
+    container.run(
+        ["true"], cwd="/", env={"A": "1"}, user="root", stdout=subprocess.PIPE, timeout=1.5
+    )
     container.run(["true"], **keywords)
     container.run(["true"], chekc=True)  # wrong
     container.run([1])  # wrong

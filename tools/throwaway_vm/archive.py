@@ -1,4 +1,6 @@
-"""The initramfs: a cpio archive in the "newc" form (the kernel's Documentation/driver-api/early-userspace/buffer-format.rst)."""
+"""The initramfs: a cpio archive in the "newc" form (the kernel's
+Documentation/driver-api/early-userspace/buffer-format.rst).
+"""
 
 from __future__ import annotations
 
@@ -19,5 +21,8 @@ def padded(part: bytes) -> bytes:
 def archive(files: dict[str, bytes]) -> bytes:
     """An archive of executable files, by name, all at the top."""
     mode = stat.S_IFREG | 0o755
-    entries = [entry(number, name, mode, content) for number, (name, content) in enumerate(files.items(), 1)]
+    entries = [
+        entry(number, name, mode, content)
+        for number, (name, content) in enumerate(files.items(), 1)
+    ]
     return b"".join([*entries, entry(0, "TRAILER!!!", 0, b"")])

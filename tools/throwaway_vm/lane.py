@@ -1,7 +1,8 @@
-"""Run the tests that are marked ``vm``, and the sample project, on the machines that users have: cgroup v2, as root and as a user.
+"""Run the tests that are marked ``vm``, and the sample project, on the machines that users have:
+cgroup v2, as root and as a user.
 
-Each way is a machine of its own; two run at a time. In a lane nothing may be skipped: what a way's host cannot do is deselected by
-``--host-has``, and a skip is a failure (conftest.py).
+Each way is a machine of its own; two run at a time. In a lane nothing may be skipped: what a way's
+host cannot do is deselected by ``--host-has``, and a skip is a failure (conftest.py).
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
-#: How many tests a way with limits runs at the least: a mark that was lost would make the lane idle, and green.
+#: How many tests a way with limits runs at the least: a mark that was lost would make the lane
+#: idle, and green.
 AT_LEAST = 120
 _SECONDS = 700
 _ALWAYS = "containers,bridge,cgroup_v2,unshare,setpriv,busybox,throwaway"
 _SAMPLE = "sample_project/tests"
-#: The kernel of the machine is too old for a user's layer in memory, whose size can be limited (Linux 6.6).
+#: The kernel of the machine is too old for a user's layer in memory, whose size can be limited
+#: (Linux 6.6).
 _SKIP = "-o sandbox_unsupported=skip"
-#: A suite within the suite asks for this limit by itself, and where it cannot be held gets the error that it should.
-_OVER_MEMORY = "tests/test_limits.py::test_a_test_over_its_memory_fails_and_the_next_one_runs"  # from the root of the sample project
+#: A suite within the suite asks for this limit by itself, and where it cannot be held gets the
+#: error that it should.
+# from the root of the sample project
+_OVER_MEMORY = "tests/test_limits.py::test_a_test_over_its_memory_fails_and_the_next_one_runs"
 _LIMITS = "limits,memory,cpu,pids,disk"
 
 
@@ -42,7 +47,12 @@ class Way:
 WAYS = (
     Way("root", (), f"{_ALWAYS},root,{_LIMITS}", _SAMPLE),
     Way("user", ("--user",), f"{_ALWAYS},user,{_LIMITS}", f"{_SAMPLE} {_SKIP}"),
-    Way("user-beside-systemd", ("--systemd",), f"{_ALWAYS},systemd_user", tests="tests/linux/test_systemd.py"),
+    Way(
+        "user-beside-systemd",
+        ("--systemd",),
+        f"{_ALWAYS},systemd_user",
+        tests="tests/linux/test_systemd.py",
+    ),
     # Without groups of its own the limits that are asked for cannot be held.
     Way(
         "user-without-groups",
@@ -63,9 +73,28 @@ def command(way: Way) -> str:
 def run(way: Way) -> tuple[Way, int, str, float]:
     """Run one way; returns its exit status, what it printed and how long it took."""
     started = time.monotonic()
-    variables = ["--env", "PYTHONDONTWRITEBYTECODE=1", "--env", "HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis"]
-    argv = [str(PROJECT / "tools/vm"), *way.machine, "--timeout", str(_SECONDS), "--mem", "3G", *variables, "--", "sh", "-c", command(way)]
-    done = subprocess.run(argv, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    variables = [
+        "--env",
+        "PYTHONDONTWRITEBYTECODE=1",
+        "--env",
+        "HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis",
+    ]
+    argv = [
+        str(PROJECT / "tools/vm"),
+        *way.machine,
+        "--timeout",
+        str(_SECONDS),
+        "--mem",
+        "3G",
+        *variables,
+        "--",
+        "sh",
+        "-c",
+        command(way),
+    ]
+    done = subprocess.run(
+        argv, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     return way, done.returncode, done.stdout, time.monotonic() - started
 
 
@@ -86,9 +115,17 @@ def verdict(way: Way, status: int, output: str) -> str:
 
 def main() -> int:
     """Run the ways that the command line names, or all; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="tools/vm_lane", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="tools/vm_lane",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
-        "ways", nargs="*", metavar="WAY", choices=[[], *(way.name for way in WAYS)], help=", ".join(way.name for way in WAYS)
+        "ways",
+        nargs="*",
+        metavar="WAY",
+        choices=[[], *(way.name for way in WAYS)],
+        help=", ".join(way.name for way in WAYS),
     )
     parser.add_argument("--verbose", action="store_true", help="show what passed, too")
     options = parser.parse_args()
@@ -100,5 +137,9 @@ def main() -> int:
             failed = failed or bool(wrong)
             if wrong or options.verbose:
                 print(output)
-            print(f"{way.name}: {wrong or 'ok'}, {passed(output)} tests and the sample project, {seconds:.0f} s", flush=True)
+            print(
+                f"{way.name}: {wrong or 'ok'}, {passed(output)} tests and the sample project, "
+                f"{seconds:.0f} s",
+                flush=True,
+            )
     return int(failed)

@@ -23,7 +23,9 @@ OUT, ERR, STATUS, CONSOLE = range(4)
 
 @dataclass(frozen=True)
 class Order:
-    """What is asked of a machine; ``run_as`` is root, delegated (a user with a cgroup of its own), plain (without) or managed (by systemd)."""
+    """What is asked of a machine; ``run_as`` is root, delegated (a user with a cgroup of its own),
+    plain (without) or managed (by systemd).
+    """
 
     command: tuple[str, ...]
     run_as: str = "root"
@@ -36,12 +38,22 @@ class Order:
 
 
 def parents_of(path: Path) -> list[str]:
-    return [str(parent) for start in (path, path.resolve()) for parent in (start, *start.parents) if parent.is_dir()]
+    return [
+        str(parent)
+        for start in (path, path.resolve())
+        for parent in (start, *start.parents)
+        if parent.is_dir()
+    ]
 
 
 def traversed(order: Order) -> list[str]:
-    """The directories that an unprivileged user must be able to pass: to the working directory, and to every program of PATH."""
-    starts = [order.cwd, *(Path(directory) for directory in os.environ.get("PATH", "").split(":") if directory)]
+    """The directories that an unprivileged user must be able to pass: to the working directory, and
+    to every program of PATH.
+    """
+    starts = [
+        order.cwd,
+        *(Path(directory) for directory in os.environ.get("PATH", "").split(":") if directory),
+    ]
     starts += [python.resolve() for start in starts if (python := start / "python3").exists()]
     return sorted({directory for start in starts for directory in parents_of(start)} - {"/"})
 
@@ -66,7 +78,9 @@ def script(order: Order) -> str:
     path = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
     exported = {"PATH": path, "LANG": "C.UTF-8", "TERM": "dumb", **order.environment}
     lines = [f"export {key}={shlex.quote(value)}" for key, value in exported.items()]
-    return "\n".join([*lines, f"cd {shlex.quote(str(order.cwd))}", f"exec {shlex.join(order.command)}", ""])
+    return "\n".join(
+        [*lines, f"cd {shlex.quote(str(order.cwd))}", f"exec {shlex.join(order.command)}", ""]
+    )
 
 
 def initramfs(order: Order, cache: Path, mark: str) -> bytes:
@@ -79,7 +93,9 @@ def initramfs(order: Order, cache: Path, mark: str) -> bytes:
 
 
 def kernel(order: Order, cache: Path, scratch: Path, streams: list[int]) -> list[str]:
-    """The command line of the kernel, which is a program of the host's: serial lines and console are inherited descriptors."""
+    """The command line of the kernel, which is a program of the host's: serial lines and console
+    are inherited descriptors.
+    """
     lines = [f"ssl{line}=null,fd:{streams[line]}" for line in (OUT, ERR, STATUS)]
     preload = ["env", f"LD_PRELOAD={cache / SHIM}"] if (cache / SHIM).exists() else []
     return [
@@ -100,12 +116,27 @@ def kernel(order: Order, cache: Path, scratch: Path, streams: list[int]) -> list
 
 
 def confined(argv: list[str], scratch: Path, writable: tuple[Path, ...]) -> list[str]:
-    """For root: the kernel sees the host's root read-only, and nothing of it outlives its PID namespace."""
+    """For root: the kernel sees the host's root read-only, and nothing of it outlives its PID
+    namespace.
+    """
     if os.geteuid():
         return argv
-    kept = "".join(f"mount --bind {shlex.quote(str(path))} {shlex.quote(str(path))}; " for path in (scratch, *writable))
+    kept = "".join(
+        f"mount --bind {shlex.quote(str(path))} {shlex.quote(str(path))}; "
+        for path in (scratch, *writable)
+    )
     steps = f"{kept}mount -o remount,bind,ro /; {shlex.join(argv)}; :"
-    return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", steps]
+    return [
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "sh",
+        "-c",
+        steps,
+    ]
 
 
 class Stream:
@@ -122,25 +153,43 @@ class Stream:
         self.ended = self.held.endswith(self.end)
         keep = 0 if self.ended else self.possible_mark()
         ready = self.held.removesuffix(self.end)
-        ready, self.held = ready[: len(ready) - keep], self.held[len(self.held) - keep :] if keep else b""
+        ready, self.held = (
+            ready[: len(ready) - keep],
+            self.held[len(self.held) - keep :] if keep else b"",
+        )
         while ready:
             ready = ready[os.write(self.target, ready) :]
 
     def possible_mark(self) -> int:
         """How many of the last bytes may be the mark's beginning."""
         longest = min(len(self.end), len(self.held))
-        return next((size for size in range(longest, 0, -1) if self.end.startswith(self.held[-size:])), 0)
+        return next(
+            (size for size in range(longest, 0, -1) if self.end.startswith(self.held[-size:])), 0
+        )
 
 
 def make_disk(path: Path) -> None:
-    """Make the file system of the user's home and of /var/tmp: sparse, and gone with the machine."""
+    """Make the file system of the user's home and of /var/tmp: sparse, and gone with the
+    machine.
+    """
     with path.open("wb") as disk:
         disk.truncate(DISK_SIZE)
     path_with_sbin = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     maker = shutil.which("mke2fs", path=path_with_sbin)
     if maker is None:
         raise VMError("mke2fs is missing: install the package e2fsprogs")
-    call(maker, "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", path)
+    call(
+        maker,
+        "-q",
+        "-F",
+        "-t",
+        "ext4",
+        "-O",
+        "^has_journal",
+        "-E",
+        "lazy_itable_init=1,nodiscard",
+        path,
+    )
 
 
 class Machine:
@@ -156,7 +205,12 @@ class Machine:
         # Guest memory is a file there; it must not be on a disk.
         environment = {**os.environ, "TMPDIR": "/dev/shm"}
         self.process = subprocess.Popen(
-            argv, env=environment, stdin=subprocess.DEVNULL, stdout=ends[CONSOLE], stderr=ends[CONSOLE], pass_fds=ends
+            argv,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=ends[CONSOLE],
+            stderr=ends[CONSOLE],
+            pass_fds=ends,
         )
         for end in ends:
             os.close(end)
@@ -172,13 +226,18 @@ class Machine:
         """The command's exit status; 124 after *timeout* seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self.finished():
-            events = self.selector.select(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            events = self.selector.select(
+                None if deadline is None else max(0.0, deadline - time.monotonic())
+            )
             if not events:
                 return 124
             for key, _ in events:
                 self.take(key)
             if not self.selector.get_map():
-                raise VMError("the machine died; its console said:\n" + self.console.decode(errors="replace")[-4000:])
+                raise VMError(
+                    "the machine died; its console said:\n"
+                    + self.console.decode(errors="replace")[-4000:]
+                )
         return int(self.status)
 
     def finished(self) -> bool:

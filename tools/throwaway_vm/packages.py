@@ -1,4 +1,6 @@
-"""What the machine is made of, from the distribution's packages, unpacked into a cache; nothing is installed."""
+"""What the machine is made of, from the distribution's packages, unpacked into a cache; nothing is
+installed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 
 LAYOUT = "2"  # to be raised when fill() makes something else of the packages
 SHIM = "xstate.so"  # see xstate.c
-# The kernel with its modules; the guest's PID 1 and its tools; ids for user namespaces, which few hosts have installed.
+# The kernel with its modules; the guest's PID 1 and its tools; ids for user namespaces, which few
+# hosts have installed.
 PACKAGES = ("user-mode-linux", "busybox-static", "uidmap", "libsubid4")
 
 
@@ -35,7 +38,9 @@ def call(*argv: str | Path, cwd: Path | None = None) -> None:
 
 
 def download(directory: Path) -> list[Path]:
-    """The packages as files; the lists of packages are brought up to date where a first try fails (a fresh machine has none)."""
+    """The packages as files; the lists of packages are brought up to date where a first try fails
+    (a fresh machine has none).
+    """
     directory.mkdir()
     try:
         call("apt-get", "download", *PACKAGES, cwd=directory)
@@ -46,14 +51,31 @@ def download(directory: Path) -> list[Path]:
 
 
 def fill(cache: Path) -> None:
-    """Make ``linux`` (the kernel), ``busybox``, ``overlay.ko`` and ``guest/`` (a layer over the host's root) in the directory *cache*."""
+    """Make ``linux`` (the kernel), ``busybox``, ``overlay.ko`` and ``guest/`` (a layer over the
+    host's root) in the directory *cache*.
+    """
     unpacked, guest = cache / "unpacked", cache / "guest"
     for package in download(cache / "packages"):
         call("dpkg-deb", "--extract", package, unpacked)
     shutil.copy2(unpacked / "usr/bin/linux.uml", cache / "linux")
-    shutil.copy2(next(path for path in (unpacked / "bin/busybox", unpacked / "usr/bin/busybox") if path.exists()), cache / "busybox")
+    shutil.copy2(
+        next(
+            path
+            for path in (unpacked / "bin/busybox", unpacked / "usr/bin/busybox")
+            if path.exists()
+        ),
+        cache / "busybox",
+    )
     if compiler := shutil.which("cc"):  # without one, only processors with AMX are left out
-        call(compiler, "-O2", "-shared", "-fPIC", "-o", cache / SHIM, Path(__file__).with_name("xstate.c"))
+        call(
+            compiler,
+            "-O2",
+            "-shared",
+            "-fPIC",
+            "-o",
+            cache / SHIM,
+            Path(__file__).with_name("xstate.c"),
+        )
     keep_modules(unpacked / "usr/lib/uml/modules", guest, cache)
     for directory in ("usr/bin", "usr/lib"):
         for path in (unpacked / directory).glob("**/*"):

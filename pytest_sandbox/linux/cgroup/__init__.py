@@ -1,10 +1,12 @@
 """Control groups: one small interface over cgroup v1 and v2.
 
-``Hierarchy.find()`` -> ``session(name)``, one directory for each launcher -> ``create(id)``, one :class:`Group` for each container.
-A session's cgroups are locked (flock(2)) as long as its launcher lives. The lock belongs to the directory itself, which is the same in every
-mount, PID, user and cgroup namespace and in every chroot, so a cleanup anywhere can tell whether their owner is alive. The classes
-here are also the third version: a host that gives no group at all has groups that hold nothing, know nothing and limit nothing, and
-:meth:`Hierarchy.require` refuses every limit that was asked for.
+``Hierarchy.find()`` -> ``session(name)``, one directory for each launcher -> ``create(name)``, one
+:class:`Group` for each container. A session's cgroups are locked (flock(2)) as long as its launcher
+lives. The lock belongs to the directory itself, which is the same in every mount, PID, user and
+cgroup namespace and in every chroot, so a cleanup anywhere can tell whether their owner is alive.
+The classes here are also the third version: a host that gives no group at all has groups that hold
+nothing, know nothing and limit nothing, and :meth:`Hierarchy.require` refuses every limit that was
+asked for.
 
 Sources: Documentation/admin-guide/cgroup-v1/*.rst and cgroup-v2.rst of the kernel, cgroups(7).
 """
@@ -29,7 +31,19 @@ from pytest_sandbox.settings import DEVICE_RATES, Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-__all__ = ["LEAF", "PREFIX", "SCOPE", "Group", "Hierarchy", "Mount", "Session", "destroy", "parse_mounts", "parse_own", "remove_unowned"]
+__all__ = [
+    "LEAF",
+    "PREFIX",
+    "SCOPE",
+    "Group",
+    "Hierarchy",
+    "Mount",
+    "Session",
+    "destroy",
+    "parse_mounts",
+    "parse_own",
+    "remove_unowned",
+]
 
 #: A session's directory is this and the session's name, in every hierarchy.
 PREFIX = "pytest-sandbox-"
@@ -59,7 +73,9 @@ UNLIMITED = Settings(pids_limit=None)
 
 
 def read(path: str) -> str:
-    """Return the text of a file of the kernel's; signals are deferred, so that an exception does not lose the descriptor."""
+    """Return the text of a file of the kernel's; signals are deferred, so that an exception does
+    not lose the descriptor.
+    """
     with Deferred():
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -115,11 +131,16 @@ def refused_rate(key: str, path: str, rate: int, error: OSError) -> UnsupportedE
         errno.ENODEV: "It may be a partition, which has no queue of its own: name the whole disk.",
         errno.ENOENT: "The kernel throttles no devices: use one with CONFIG_BLK_DEV_THROTTLING.",
     }
-    return UnsupportedError(f'{key}=["{path}:{rate}"]', remedies.get(error.errno or 0, f"The kernel says: {error.strerror}."))
+    return UnsupportedError(
+        f'{key}=["{path}:{rate}"]',
+        remedies.get(error.errno or 0, f"The kernel says: {error.strerror}."),
+    )
 
 
 def members(directory: str) -> tuple[int, ...]:
-    """Return the processes in a directory; those of an outer PID namespace, which read as 0, are not ours to name."""
+    """Return the processes in a directory; those of an outer PID namespace, which read as 0, are
+    not ours to name.
+    """
     try:
         return tuple(pid for pid in map(int, read(f"{directory}/cgroup.procs").split()) if pid)
     except OSError as error:
@@ -135,7 +156,8 @@ def kill_members(pids: Callable[[], Iterable[int]], seconds: float = PATIENCE) -
         if time.monotonic() > deadline:
             raise TimeoutError(errno.ETIMEDOUT, f"processes {sorted(found)} do not die")
         opened = {pid: fd for pid in found if (fd := _pidfd(pid)) is not None}
-        # A number may have passed to a stranger before its pidfd was opened; a stranger is not in the group.
+        # A number may have passed to a stranger before its pidfd was opened; a stranger is not in
+        # the group.
         still = set(pids())
         for pid, fd in opened.items():
             if pid in still:
@@ -156,7 +178,9 @@ def _sigkill(pidfd: int) -> None:
 
 
 def _await_one(pidfds: Collection[int]) -> None:
-    """Wait until one of the processes has ended, and a moment for the kernel to take it off the group's list; close all."""
+    """Wait until one of the processes has ended, and a moment for the kernel to take it off the
+    group's list; close all.
+    """
     poll = select.poll()
     for fd in pidfds:
         poll.register(fd, select.POLLIN)
@@ -167,7 +191,9 @@ def _await_one(pidfds: Collection[int]) -> None:
 
 
 def remove_directory(directory: str, seconds: float = PATIENCE) -> None:
-    """Remove a group's directory; one that is gone is as good. A process is off the list a little after its parent saw it end."""
+    """Remove a group's directory; one that is gone is as good. A process is off the list a little
+    after its parent saw it end.
+    """
     deadline, pause = time.monotonic() + seconds, 0.0001
     while True:
         try:
@@ -196,7 +222,9 @@ def below(directory: str) -> Iterator[str]:
 
 
 def destroy(directories: Iterable[str], seconds: float = PATIENCE) -> None:
-    """Kill all that lives below ``directories``, of whichever version and whoever made them, and remove them."""
+    """Kill all that lives below ``directories``, of whichever version and whoever made them, and
+    remove them.
+    """
     doomed = [path for directory in directories for path in below(directory)]
     for path in doomed:
         _halt_forks_and_thaw(path)
@@ -206,7 +234,8 @@ def destroy(directories: Iterable[str], seconds: float = PATIENCE) -> None:
 
 
 def make_owned(directory: str) -> int:
-    """Create a session's cgroup, which only its user can open and so lock; return the descriptor whose lock says that it has an owner.
+    """Create a session's cgroup, which only its user can open and so lock; return the descriptor
+    whose lock says that it has an owner.
 
     Raises FileExistsError where it exists, OSError where it cannot be created or locked.
     """
@@ -218,7 +247,9 @@ def make_owned(directory: str) -> int:
 
 
 def lock_unowned(directories: Iterable[str]) -> dict[str, int] | None:
-    """Lock session's cgroups whose owner has ended, so that they can be removed; None where one of them has an owner."""
+    """Lock session's cgroups whose owner has ended, so that they can be removed; None where one of
+    them has an owner.
+    """
     held: dict[str, int] = {}
     for directory in directories:
         fd = file_lock.try_lock(directory)
@@ -232,7 +263,9 @@ def lock_unowned(directories: Iterable[str]) -> dict[str, int] | None:
 
 
 def remove_unowned(directories: Iterable[str]) -> bool:
-    """Remove the empty cgroups of a session whose owner has ended; return whether one was removed. What still has processes stays."""
+    """Remove the empty cgroups of a session whose owner has ended; return whether one was removed.
+    What still has processes stays.
+    """
     removed = False
     for directory in directories:
         fd = file_lock.try_lock(directory)
@@ -269,7 +302,9 @@ class Mount:
     writable: bool
 
     def directory(self, group: str) -> str | None:
-        """Return the directory of a group of /proc/self/cgroup, None where it lies outside of this mount."""
+        """Return the directory of a group of /proc/self/cgroup, None where it lies outside of this
+        mount.
+        """
         root = self.root.rstrip("/")
         if group.startswith("/.."):  # outside of our cgroup namespace (cgroup_namespaces(7))
             return None
@@ -286,12 +321,15 @@ def parse_mounts(data: bytes) -> tuple[Mount, ...]:
             is_first = entry.fstype == "cgroup"
             controllers = entry.super_options & KNOWN if is_first else frozenset()
             writable = "ro" not in entry.options | entry.super_options
-            mounts.append(Mount(1 if is_first else 2, entry.root, entry.point, controllers, writable))
+            mounts.append(
+                Mount(1 if is_first else 2, entry.root, entry.point, controllers, writable)
+            )
     return tuple(mounts)
 
 
 def parse_own(cgroup: str) -> dict[str, str]:
-    """Read the text of /proc/PID/cgroup: the group by controller, v2's under the empty name (cgroups(7)).
+    """Read the text of /proc/PID/cgroup: the group by controller, v2's under the empty name
+    (cgroups(7)).
 
     The name of a cgroup may hold every byte but a newline.
     """
@@ -303,10 +341,12 @@ def parse_own(cgroup: str) -> dict[str, str]:
 
 
 class Group:
-    """The group of one container; this one holds nothing, and is what a host without usable groups gets."""
+    """The group of one container; this one holds nothing, and is what a host without usable groups
+    gets.
+    """
 
-    def __init__(self, id: str, remedy: str = "") -> None:  # noqa: A002 - the container's word
-        self.id = id
+    def __init__(self, name: str, remedy: str = "") -> None:
+        self.id = name
         self._remedy = remedy
 
     def joins(self) -> tuple[str, ...]:
@@ -314,18 +354,23 @@ class Group:
         return ()
 
     def fd(self) -> int:
-        """Return a descriptor for CLONE_INTO_CGROUP, closed by :meth:`remove`; -1 where one enters by :meth:`joins` only."""
+        """Return a descriptor for CLONE_INTO_CGROUP, closed by :meth:`remove`; -1 where one enters
+        by :meth:`joins` only.
+        """
         return -1
 
     def apply(self, limits: Settings, *, overhead: int = 0) -> None:
-        """Set memory, swap, cpus, cpuset, pids and the rates of devices to ``limits``, also where there are others and processes already.
+        """Set memory, swap, cpus, cpuset, pids and the rates of devices to ``limits``, also where
+        there are others and processes already.
 
-        ``overhead`` processes of our own, such as init, are allowed beyond ``pids_limit``. Raises UnsupportedError where the kernel
-        refuses, OSError where it fails.
+        ``overhead`` processes of our own, such as init, are allowed beyond ``pids_limit``. Raises
+        UnsupportedError where the kernel refuses, OSError where it fails.
         """
 
     def count(self) -> int | None:
-        """Return how many tasks are in the group, dead ones that nobody has reaped among them; None where that is not kept."""
+        """Return how many tasks are in the group, dead ones that nobody has reaped among them; None
+        where that is not kept.
+        """
         return None
 
     def held(self) -> int:
@@ -340,11 +385,15 @@ class Group:
         return Stats(None, None, None, None, None, None, None, None, None, None)
 
     def pressure(self) -> dict[str, Any]:
-        """Return the seconds in which a process of the group stood still for want of something, by the field of :class:`Stats`; version 2 counts them."""
+        """Return the seconds in which a process of the group stood still for want of something, by
+        the field of :class:`Stats`; version 2 counts them.
+        """
         return {}
 
     def files_bytes(self) -> int:
-        """Return how many of the bytes in memory are pages of files, those of a tmpfs among them."""
+        """Return how many of the bytes in memory are pages of files, those of a tmpfs among
+        them.
+        """
         return 0
 
     def oom_kills(self) -> int:
@@ -372,10 +421,14 @@ class Group:
         return False
 
     def kill(self, seconds: float = PATIENCE) -> None:
-        """Kill all processes, frozen ones too, and return when there are none; TimeoutError after ``seconds``."""
+        """Kill all processes, frozen ones too, and return when there are none; TimeoutError after
+        ``seconds``.
+        """
 
     def remove(self, seconds: float = PATIENCE) -> None:
-        """Remove the empty group; waits for the kernel to let go of the last process, OSError(EBUSY) after ``seconds``."""
+        """Remove the empty group; waits for the kernel to let go of the last process,
+        OSError(EBUSY) after ``seconds``.
+        """
 
 
 class Session:
@@ -389,13 +442,16 @@ class Session:
         self.locks: list[int] = []
         """Descriptors whose locks say that the session lives: the launcher inherits them."""
 
-    def create(self, id: str) -> Group:  # noqa: A002 - the container's word
+    def create(self, name: str) -> Group:
         """Make a group without limits, to be joined."""
-        return Group(id, self._remedy)
+        return Group(name, self._remedy)
 
-    def group(self, id: str, limits: Settings = UNLIMITED) -> Group:  # noqa: A002, ARG002 - the container's word; those that limit need it
-        """Return a handle on a group that the session's other end has made, with the limits that it has given it."""
-        return Group(id, self._remedy)
+    # the container's word; those that limit need it
+    def group(self, name: str, limits: Settings = UNLIMITED) -> Group:  # noqa: ARG002
+        """Return a handle on a group that the session's other end has made, with the limits that it
+        has given it.
+        """
+        return Group(name, self._remedy)
 
     def hand_over(self) -> None:
         """Close the descriptors of the locks in this process, which another one has inherited."""
@@ -413,13 +469,17 @@ class Hierarchy:
 
     version = 0
     controllers: frozenset[str] = frozenset()
-    """The kernel's names (v2's ``io``, v1's ``blkio``, ``cpuacct``, ``freezer``) of what sessions can use."""
+    """The kernel's names (v2's ``io``, v1's ``blkio``, ``cpuacct``, ``freezer``) of what sessions
+    can use.
+    """
     names: Mapping[str, str] = {}
     """What this version calls a controller that version 2 calls otherwise."""
 
     @staticmethod
     def find(mounts_path: str = mountinfo.PATH, cgroup: str = "/proc/self/cgroup") -> Hierarchy:
-        """Look where we are: v1 where it has controllers (also a hybrid host), else v2, else nothing."""
+        """Look where we are: v1 where it has controllers (also a hybrid host), else v2, else
+        nothing.
+        """
         from pytest_sandbox.linux.cgroup import v1, v2
 
         mounts, own = parse_mounts(mountinfo.read(mounts_path)), parse_own(read(cgroup))
@@ -430,18 +490,28 @@ class Hierarchy:
 
     def remedy(self, controller: str) -> str:
         """Say what would make ``controller`` obey."""
-        return f"No cgroup file system is mounted here, so {controller} cannot be limited: {NO_GROUPS}"
+        return (
+            f"No cgroup file system is mounted here, so {controller} cannot be limited: {NO_GROUPS}"
+        )
 
     def require(self, settings: Settings) -> None:
-        """Raise UnsupportedError for a limit that was asked for and cannot be enforced; defaults may be left out."""
+        """Raise UnsupportedError for a limit that was asked for and cannot be enforced; defaults
+        may be left out.
+        """
         for key, name in _NEEDS.items():
             value, default = getattr(settings, key), getattr(_DEFAULTS, key)
             asked = value != default or (key in settings.given and value)
-            if asked and value is not None and (controller := self.names.get(name, name)) not in self.controllers:
+            if (
+                asked
+                and value is not None
+                and (controller := self.names.get(name, name)) not in self.controllers
+            ):
                 raise UnsupportedError(f"{key}={value!r}", self.remedy(controller))
 
     def session(self, name: str) -> Session:
-        """Make and lock the cgroup ``pytest-sandbox-NAME`` in every hierarchy that is used; FileExistsError where there is one."""
+        """Make and lock the cgroup ``pytest-sandbox-NAME`` in every hierarchy that is used;
+        FileExistsError where there is one.
+        """
         return Session(name, remedy=self.remedy("freezer"))
 
     def attach(self, name: str) -> Session:
@@ -453,7 +523,9 @@ class Hierarchy:
         return ()
 
     def sessions(self) -> Mapping[str, tuple[str, ...]]:
-        """Find the sessions on this host, dead or alive, of every user and container: the name, and its cgroups."""
+        """Find the sessions on this host, dead or alive, of every user and container: the name, and
+        its cgroups.
+        """
         found: dict[str, list[str]] = {}
         for root in self.roots():
             for path in below(root):

@@ -1,7 +1,8 @@
 """Cgroup v1: one directory in each controller's own hierarchy.
 
-A thread enters by writing "0" to each ``tasks``; writing another's number, or to ``cgroup.procs``, takes a lock over all threads that
-waits for RCU (5 - 11 ms on an idle machine). Source: Documentation/admin-guide/cgroup-v1/ of the kernel.
+A thread enters by writing "0" to each ``tasks``; writing another's number, or to ``cgroup.procs``,
+takes a lock over all threads that waits for RCU (5 - 11 ms on an idle machine). Source:
+Documentation/admin-guide/cgroup-v1/ of the kernel.
 """
 
 from __future__ import annotations
@@ -45,12 +46,17 @@ if TYPE_CHECKING:
 
 __all__ = ["GroupV1", "HierarchyV1", "SessionV1"]
 
-#: Made for every container: limits have to be there before they are known, and figures cannot be had afterwards.
+#: Made for every container: limits have to be there before they are known, and figures cannot be
+#: had afterwards.
 ALWAYS = ("memory", "cpu", "cpuacct", "pids", "blkio")
-#: Made for a container that is paused, or has ``cpuset``; a session has them from the start, because only locked cgroups are safe from cleanups.
+#: Made for a container that is paused, or has ``cpuset``; a session has them from the start,
+#: because only locked cgroups are safe from cleanups.
 _ON_DEMAND = ("freezer", "cpuset")
 
-_NO_HIGH = "cgroup v1 has no such limit: boot with cgroup v2 (systemd.unified_cgroup_hierarchy=1), or ask for memory= alone."
+_NO_HIGH = (
+    "cgroup v1 has no such limit: boot with cgroup v2 "
+    "(systemd.unified_cgroup_hierarchy=1), or ask for memory= alone."
+)
 #: The file of each key of a device's rate.
 _RATES = {
     "device_read_bps": "blkio.throttle.read_bps_device",
@@ -70,22 +76,37 @@ class HierarchyV1(Hierarchy):
         self.mounts = {name: mount for mount in mounts for name in mount.controllers}
         found = {name: mount.directory(own.get(name, "/")) for name, mount in self.mounts.items()}
         #: Our own group's directory by controller, where groups can be made in it.
-        self.own = {name: path for name, path in found.items() if path and self.mounts[name].writable and os.access(path, os.W_OK)}
+        self.own = {
+            name: path
+            for name, path in found.items()
+            if path and self.mounts[name].writable and os.access(path, os.W_OK)
+        }
         self.controllers = frozenset(self.own)
 
     def remedy(self, controller: str) -> str:
         if controller not in self.mounts:
-            return f"The kernel's {controller} controller is not mounted: boot without cgroup_disable={controller}, or with cgroup v2."
+            return (
+                f"The kernel's {controller} controller is not mounted: boot without "
+                f"cgroup_disable={controller}, or with cgroup v2."
+            )
         if not self.mounts[controller].writable:
-            return "The cgroup file system is read-only here: start the outer container with --privileged."
+            return (
+                "The cgroup file system is read-only here: start the outer container with "
+                "--privileged."
+            )
         return "cgroup v1 obeys root only: run pytest as root, or on a host with cgroup v2."
 
     def require(self, settings: Settings) -> None:
         super().require(settings)
         if settings.memory_high is not None:
             raise UnsupportedError(f"memory_high={settings.memory_high!r}", _NO_HIGH)
-        if settings.memory_swap is not None and not os.path.exists(f"{self.own['memory']}/memory.memsw.limit_in_bytes"):
-            raise UnsupportedError(f"memory_swap={settings.memory_swap!r}", "The kernel does not count swap: boot with swapaccount=1.")
+        if settings.memory_swap is not None and not os.path.exists(
+            f"{self.own['memory']}/memory.memsw.limit_in_bytes"
+        ):
+            raise UnsupportedError(
+                f"memory_swap={settings.memory_swap!r}",
+                "The kernel does not count swap: boot with swapaccount=1.",
+            )
 
     def roots(self) -> tuple[str, ...]:
         return tuple({self.mounts[name].point: None for name in sorted(self.controllers)})
@@ -106,10 +127,14 @@ class SessionV1(Session):
         self._hierarchy = hierarchy
         self.name = name
         #: The session's directory by controller; joined controllers (cpu,cpuacct) share one.
-        self.by_controller = {name: directory for name in ALWAYS if (directory := self.directory_of(name))}
+        self.by_controller = {
+            name: directory for name in ALWAYS if (directory := self.directory_of(name))
+        }
         # Distinct directories, by which a group is made.
         self._always = tuple(dict.fromkeys(self.by_controller.values()))
-        more = (directory for controller in _ON_DEMAND if (directory := self.directory_of(controller)))
+        more = (
+            directory for controller in _ON_DEMAND if (directory := self.directory_of(controller))
+        )
         super().__init__(name, tuple(dict.fromkeys((*self._always, *more))))
 
     def make(self) -> None:
@@ -137,31 +162,35 @@ class SessionV1(Session):
         """Return the session's directory of a controller; UnsupportedError where it has none."""
         directory = self.directory_of(controller)
         if directory is None or not os.path.isdir(directory):
-            raise UnsupportedError(f"cgroup controller {controller}", self._hierarchy.remedy(controller))
+            raise UnsupportedError(
+                f"cgroup controller {controller}", self._hierarchy.remedy(controller)
+            )
         self.by_controller[controller] = directory
         return directory
 
     def directory_of(self, controller: str) -> str | None:
-        """Return where the session's directory of a controller is, or would be; None without that controller."""
+        """Return where the session's directory of a controller is, or would be; None without that
+        controller.
+        """
         own = self._hierarchy.own.get(controller)
         return own and f"{own}/{PREFIX}{self.name}"
 
-    def create(self, id: str) -> GroupV1:  # noqa: A002 - the container's word
+    def create(self, name: str) -> GroupV1:
         made: list[str] = []
         try:
             for directory in self._always:
-                os.mkdir(path := f"{directory}/{id}")
+                os.mkdir(path := f"{directory}/{name}")
                 made.append(path)
         except OSError:
             destroy(made)
             raise
-        return GroupV1(self, id, tuple(made))
+        return GroupV1(self, name, tuple(made))
 
-    def group(self, id: str, limits: Settings = UNLIMITED) -> GroupV1:  # noqa: A002 - the container's word
-        directories = [f"{directory}/{id}" for directory in self._always]
+    def group(self, name: str, limits: Settings = UNLIMITED) -> GroupV1:
+        directories = [f"{directory}/{name}" for directory in self._always]
         if limits.cpuset is not None:
-            directories.append(f"{self.need('cpuset')}/{id}")
-        return GroupV1(self, id, tuple(directories), limits)
+            directories.append(f"{self.need('cpuset')}/{name}")
+        return GroupV1(self, name, tuple(directories), limits)
 
 
 def inherit_cpuset(directory: str) -> None:
@@ -173,8 +202,14 @@ def inherit_cpuset(directory: str) -> None:
 class GroupV1(Group):
     """One container's directories."""
 
-    def __init__(self, session: SessionV1, id: str, directories: tuple[str, ...], limits: Settings = UNLIMITED) -> None:  # noqa: A002 - the container's word
-        super().__init__(id)
+    def __init__(
+        self,
+        session: SessionV1,
+        name: str,
+        directories: tuple[str, ...],
+        limits: Settings = UNLIMITED,
+    ) -> None:
+        super().__init__(name)
         self._session = session
         self._directories = directories
         self._limits = limits
@@ -194,15 +229,22 @@ class GroupV1(Group):
         if self._has("cpu") and limits.cpus != self._limits.cpus:
             self._apply_cpus(limits.cpus)
         if self._has("pids"):
-            write(self._path("pids", "pids.max"), "max" if limits.pids_limit is None else limits.pids_limit + overhead)
+            write(
+                self._path("pids", "pids.max"),
+                "max" if limits.pids_limit is None else limits.pids_limit + overhead,
+            )
         if limits.cpuset != self._limits.cpuset:
             self._apply_cpuset(limits.cpuset)
         if (rates := limits.device_rates()) != (before := self._limits.device_rates()):
             self._apply_rates(before, rates)
         self._limits = limits
 
-    def _apply_rates(self, before: Iterable[tuple[str, str, int]], rates: Iterable[tuple[str, str, int]]) -> None:
-        """Write what is wanted, and 0, which is no limit, for what no longer is (cgroup-v1/blkio-controller.rst)."""
+    def _apply_rates(
+        self, before: Iterable[tuple[str, str, int]], rates: Iterable[tuple[str, str, int]]
+    ) -> None:
+        """Write what is wanted, and 0, which is no limit, for what no longer is
+        (cgroup-v1/blkio-controller.rst).
+        """
         for key, path, rate in [*((key, path, 0) for key, path, _rate in before), *rates]:
             device = device_number(path)
             try:
@@ -211,43 +253,68 @@ class GroupV1(Group):
                 raise refused_rate(key, path, rate, error) from error
 
     def _apply_memory(self, limits: Settings) -> None:
-        """The kernel keeps memory within memory plus swap at every moment, so what grows is written from the sum, what shrinks from the part."""
-        wanted, before = (limits.memory, limits.swap_limit), (self._limits.memory, self._limits.swap_limit)
+        """The kernel keeps memory within memory plus swap at every moment, so what grows is written
+        from the sum, what shrinks from the part.
+        """
+        wanted, before = (
+            (limits.memory, limits.swap_limit),
+            (self._limits.memory, self._limits.swap_limit),
+        )
         if wanted == before:
             return
         names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
         writes = list(zip(names, wanted, strict=True))
-        if (math.inf if limits.memory is None else limits.memory) > (math.inf if before[1] is None else before[1]):
+        if (math.inf if limits.memory is None else limits.memory) > (
+            math.inf if before[1] is None else before[1]
+        ):
             writes.reverse()
         for name, value in writes:
             self._write_memory(name, -1 if value is None else value)
         self._bound_tcp_buffers(limits.memory)
 
     def _bound_tcp_buffers(self, memory: int | None) -> None:
-        """Bound the buffers of TCP sockets, which version 1 does not count as memory of the cgroup (cgroup-v1/memory.rst, 2.7.1)."""
-        with contextlib.suppress(FileNotFoundError):  # a kernel without CONFIG_INET or CONFIG_MEMCG_KMEM has no such file
-            write(self._path("memory", "memory.kmem.tcp.limit_in_bytes"), -1 if memory is None else memory)
+        """Bound the buffers of TCP sockets, which version 1 does not count as memory of the cgroup
+        (cgroup-v1/memory.rst, 2.7.1).
+        """
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # a kernel without CONFIG_INET or CONFIG_MEMCG_KMEM has no such file
+            write(
+                self._path("memory", "memory.kmem.tcp.limit_in_bytes"),
+                -1 if memory is None else memory,
+            )
 
     def _write_memory(self, name: str, value: int) -> None:
         try:
             write(self._path("memory", name), value)
         except FileNotFoundError:
-            # Without the accounting of swap: swappiness 0 keeps the group's own pages out of it (cgroup-v1/memory.rst, 5.3).
-            write(self._path("memory", "memory.swappiness"), 0 if value > 0 else read("/proc/sys/vm/swappiness").strip())
+            # Without the accounting of swap: swappiness 0 keeps the group's own pages out of it
+            # (cgroup-v1/memory.rst, 5.3).
+            write(
+                self._path("memory", "memory.swappiness"),
+                0 if value > 0 else read("/proc/sys/vm/swappiness").strip(),
+            )
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
             used = number(self._path("memory", "memory.usage_in_bytes"))
-            raise UnsupportedError(f"memory={value}", f"The container already uses {used} bytes: give it more.") from error
+            raise UnsupportedError(
+                f"memory={value}", f"The container already uses {used} bytes: give it more."
+            ) from error
 
     def _apply_cpus(self, cpus: float | None) -> None:
         try:
-            write(self._path("cpu", "cpu.cfs_quota_us"), -1 if cpus is None else round(cpus * PERIOD))
+            write(
+                self._path("cpu", "cpu.cfs_quota_us"), -1 if cpus is None else round(cpus * PERIOD)
+            )
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             # A child's share may not be above its parent's (scheduler/sched-bwc.rst).
-            raise UnsupportedError(f"cpus={cpus}", "The group that the tests run in has fewer: ask for fewer, or raise its own.") from error
+            raise UnsupportedError(
+                f"cpus={cpus}",
+                "The group that the tests run in has fewer: ask for fewer, or raise its own.",
+            ) from error
 
     def _apply_cpuset(self, cpuset: str | None) -> None:
         directory = f"{self._session.need('cpuset')}/{self.id}"
@@ -259,14 +326,20 @@ class GroupV1(Group):
         try:
             write(f"{directory}/cpuset.cpus", cpuset or parent)
         except OSError as error:
-            raise UnsupportedError(f"cpuset={cpuset!r}", f"The CPUs that may be used here are {parent}.") from error
+            raise UnsupportedError(
+                f"cpuset={cpuset!r}", f"The CPUs that may be used here are {parent}."
+            ) from error
         self._gather(directory, time.monotonic() + PATIENCE)
 
     def _gather(self, directory: str, deadline: float) -> None:
-        """Move every process of the group into a directory that it did not have, until a look finds none outside."""
+        """Move every process of the group into a directory that it did not have, until a look finds
+        none outside.
+        """
         while outside := set(self.pids()) - set(members(directory)):
             if time.monotonic() > deadline:
-                raise TimeoutError(errno.ETIMEDOUT, f"processes {sorted(outside)} do not stay", directory)
+                raise TimeoutError(
+                    errno.ETIMEDOUT, f"processes {sorted(outside)} do not stay", directory
+                )
             for pid in outside:
                 try:
                     write(f"{directory}/cgroup.procs", pid)
@@ -301,15 +374,29 @@ class GroupV1(Group):
         """Add up the lines ``MAJOR:MINOR Read|Write|... BYTES``."""
         if not self._has("blkio"):
             return None, None
-        lines = [line.split() for line in read(self._path("blkio", "blkio.throttle.io_service_bytes")).splitlines()]
-        total = {kind: sum(int(line[2]) for line in lines if line[1:2] == [kind]) for kind in ("Read", "Write")}
+        lines = [
+            line.split()
+            for line in read(self._path("blkio", "blkio.throttle.io_service_bytes")).splitlines()
+        ]
+        total = {
+            kind: sum(int(line[2]) for line in lines if line[1:2] == [kind])
+            for kind in ("Read", "Write")
+        }
         return total["Read"], total["Write"]
 
     def files_bytes(self) -> int:
-        return table(self._path("memory", "memory.stat")).get("total_cache", 0) if self._has("memory") else 0
+        return (
+            table(self._path("memory", "memory.stat")).get("total_cache", 0)
+            if self._has("memory")
+            else 0
+        )
 
     def _oom_kills(self) -> int | None:
-        return table(self._path("memory", "memory.oom_control")).get("oom_kill") if self._has("memory") else None
+        return (
+            table(self._path("memory", "memory.oom_control")).get("oom_kill")
+            if self._has("memory")
+            else None
+        )
 
     def oom_kills(self) -> int:
         return self._oom_kills() or 0
@@ -325,7 +412,9 @@ class GroupV1(Group):
             self._directories += (directory,)
         self._gather(directory, deadline)
         write(f"{directory}/freezer.state", "FROZEN")
-        while read(f"{directory}/freezer.state") != "FROZEN\n":  # reading is what brings FREEZING forward (freezer-subsystem.rst)
+        while (
+            read(f"{directory}/freezer.state") != "FROZEN\n"
+        ):  # reading is what brings FREEZING forward (freezer-subsystem.rst)
             if time.monotonic() > deadline:
                 self.thaw()
                 raise TimeoutError(errno.ETIMEDOUT, "processes do not freeze", directory)
@@ -351,7 +440,11 @@ class GroupV1(Group):
 
     def is_frozen(self) -> bool:
         directory = self._session.directory_of("freezer")
-        return directory is not None and os.path.exists(path := f"{directory}/{self.id}/freezer.state") and read(path) != "THAWED\n"
+        return (
+            directory is not None
+            and os.path.exists(path := f"{directory}/{self.id}/freezer.state")
+            and read(path) != "THAWED\n"
+        )
 
     def kill(self, seconds: float = PATIENCE) -> None:
         if self._has("pids"):
@@ -360,6 +453,12 @@ class GroupV1(Group):
         kill_members(self.pids, seconds)
 
     def remove(self, seconds: float = PATIENCE) -> None:
-        on_demand = [f"{directory}/{self.id}" for name in _ON_DEMAND if (directory := self._session.directory_of(name))]
-        for directory in dict.fromkeys((*self._directories, *on_demand)):  # the session's other end may have made these
+        on_demand = [
+            f"{directory}/{self.id}"
+            for name in _ON_DEMAND
+            if (directory := self._session.directory_of(name))
+        ]
+        for directory in dict.fromkeys(
+            (*self._directories, *on_demand)
+        ):  # the session's other end may have made these
             remove_directory(directory, seconds)

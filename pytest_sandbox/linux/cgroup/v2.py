@@ -1,8 +1,10 @@
-"""Cgroup v2: one directory for a container, below a session's directory, below a *base*: a group that may have groups with limits.
+"""Cgroup v2: one directory for a container, below a session's directory, below a *base*: a group
+that may have groups with limits.
 
-A group other than the root has either processes or controlled groups (the no-internal-process rule of cgroup-v2.rst). The base is found
-so that as little as possible is moved: see :meth:`HierarchyV2._candidates`. Where our own group becomes the base, its processes go
-into a leaf of it, and back again when the last session ends.
+A group other than the root has either processes or controlled groups (the no-internal-process rule
+of cgroup-v2.rst). The base is found so that as little as possible is moved: see
+:meth:`HierarchyV2._candidates`. Where our own group becomes the base, its processes go into a leaf
+of it, and back again when the last session ends.
 """
 
 from __future__ import annotations
@@ -51,13 +53,25 @@ __all__ = ["Base", "GroupV2", "HierarchyV2", "SessionV2"]
 ALWAYS = ("memory", "cpu", "pids", "io")
 _WANTED = frozenset({*ALWAYS, "cpuset"})
 #: The word of io.max for each key of a device's rate.
-_RATES = {"device_read_bps": "rbps", "device_write_bps": "wbps", "device_read_iops": "riops", "device_write_iops": "wiops"}
-_DELEGATE = 'Run it in a group of your own: systemd-run --user --scope -p Delegate=yes -- pytest ... (or "sudo" for the host\'s).'
-_READ_ONLY = "The cgroup file system is read-only here: start the outer container with --privileged."
+_RATES = {
+    "device_read_bps": "rbps",
+    "device_write_bps": "wbps",
+    "device_read_iops": "riops",
+    "device_write_iops": "wiops",
+}
+_DELEGATE = (
+    "Run it in a group of your own: systemd-run --user --scope -p Delegate=yes -- pytest "
+    '... (or "sudo" for the host\'s).'
+)
+_READ_ONLY = (
+    "The cgroup file system is read-only here: start the outer container with --privileged."
+)
 
 
 class Base:
-    """A group below which sessions are made; ``crowded`` where its own processes have to go into a leaf first."""
+    """A group below which sessions are made; ``crowded`` where its own processes have to go into a
+    leaf first.
+    """
 
     def __init__(self, directory: str, *, crowded: bool = False) -> None:
         self.directory = directory
@@ -66,20 +80,27 @@ class Base:
 
     @contextlib.contextmanager
     def _locked(self, seconds: float = PATIENCE) -> Iterator[None]:
-        """Workers of one suite share a base: one at a time makes room in it, or gives it back. A kernfs directory takes flock(2)."""
+        """Workers of one suite share a base: one at a time makes room in it, or gives it back. A
+        kernfs directory takes flock(2).
+        """
         deadline = time.monotonic() + seconds
         fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             while not _try_lock(fd):
                 if time.monotonic() > deadline:
-                    raise SetupError("lock the parent of all groups", f"{self.directory} is locked by another process")
+                    raise SetupError(
+                        "lock the parent of all groups",
+                        f"{self.directory} is locked by another process",
+                    )
                 time.sleep(0.005)
             yield
         finally:
             os.close(fd)
 
     def add(self, session: str) -> int:
-        """Make a session's directory that can have groups with limits; return the descriptor that holds its lock."""
+        """Make a session's directory that can have groups with limits; return the descriptor that
+        holds its lock.
+        """
         with self._locked():
             if self.crowded:
                 self._make_room()
@@ -107,7 +128,10 @@ class Base:
             entries = os.listdir(self.directory)
             if LEAF in entries and not any(entry.startswith(PREFIX) for entry in entries):
                 handed = _words(f"{self.directory}/cgroup.subtree_control")
-                write(f"{self.directory}/cgroup.subtree_control", " ".join(f"-{name}" for name in handed))
+                write(
+                    f"{self.directory}/cgroup.subtree_control",
+                    " ".join(f"-{name}" for name in handed),
+                )
                 self._empty_leaf()
 
     def _empty_leaf(self, seconds: float = PATIENCE) -> None:
@@ -135,9 +159,13 @@ def _words(path: str) -> frozenset[str]:
 
 def _hand_down(directory: str, controllers: tuple[str, ...]) -> None:
     """Let the directory's groups have those of the controllers that the directory has."""
-    lacking = (_words(f"{directory}/cgroup.controllers") & set(controllers)) - _words(f"{directory}/cgroup.subtree_control")
+    lacking = (_words(f"{directory}/cgroup.controllers") & set(controllers)) - _words(
+        f"{directory}/cgroup.subtree_control"
+    )
     if lacking:
-        write(f"{directory}/cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(lacking)))
+        write(
+            f"{directory}/cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(lacking))
+        )
 
 
 def _move(source: str, target: str) -> None:
@@ -158,7 +186,9 @@ class HierarchyV2(Hierarchy):
         self.controllers = self.base.controllers if self.base else frozenset()
 
     def _candidates(self) -> Iterator[Base]:
-        """Bases in the order of preference: first what is ours by name or by right, then what costs nobody a move."""
+        """Bases in the order of preference: first what is ours by name or by right, then what costs
+        nobody a move.
+        """
         own = self.own
         if own is None:
             return
@@ -168,7 +198,11 @@ class HierarchyV2(Hierarchy):
             yield Base(own)
         if _delegated(own) or own == self.mount.point:
             yield Base(own, crowded=True)
-        yield from (Base(directory) for directory in self._ancestors(own) if _is_root(directory) or not read(f"{directory}/cgroup.procs"))
+        yield from (
+            Base(directory)
+            for directory in self._ancestors(own)
+            if _is_root(directory) or not read(f"{directory}/cgroup.procs")
+        )
         yield Base(own, crowded=True)
 
     def _ancestors(self, own: str) -> Iterator[str]:
@@ -181,26 +215,39 @@ class HierarchyV2(Hierarchy):
         if not self.mount.writable:
             return None
         usable = [base for base in self._candidates() if _obeys(base.directory)]
-        best = max(usable, key=lambda base: len(base.controllers & {"memory", "cpu", "pids"}), default=None)
+        best = max(
+            usable, key=lambda base: len(base.controllers & {"memory", "cpu", "pids"}), default=None
+        )
         return best if best and (best.controllers or not best.crowded) else None
 
     def remedy(self, controller: str) -> str:
         if not self.mount.writable:
             return _READ_ONLY
         if self.base is None or os.geteuid():
-            delegated = f" That group lacks {controller}: as root, `systemctl edit user@.service`, with [Service] Delegate=cpu cpuset io memory pids."
+            delegated = (
+                f" That group lacks {controller}: as root, `systemctl edit "
+                "user@.service`, with [Service] Delegate=cpu cpuset io memory pids."
+            )
             return _DELEGATE + (delegated if self.base else "")
-        return f"{self.base.directory} does not have it: as root, echo +{controller} into cgroup.subtree_control of each group above."
+        return (
+            f"{self.base.directory} does not have it: as root, echo +{controller} into "
+            "cgroup.subtree_control of each group above."
+        )
 
     def require(self, settings: Settings) -> None:
         super().require(settings)
         if settings.memory_swap is not None and _swaps() and not self._counts_swap():
-            raise UnsupportedError(f"memory_swap={settings.memory_swap!r}", "The kernel does not count swap: boot with swapaccount=1.")
+            raise UnsupportedError(
+                f"memory_swap={settings.memory_swap!r}",
+                "The kernel does not count swap: boot with swapaccount=1.",
+            )
 
     def _counts_swap(self) -> bool:
         """Ask any group that is not the root: the root has no such file."""
         directories = (entry.path for entry in os.scandir(self.mount.point) if entry.is_dir())
-        return any(os.path.exists(f"{directory}/memory.swap.max") for directory in (self.own, *directories))
+        return any(
+            os.path.exists(f"{directory}/memory.swap.max") for directory in (self.own, *directories)
+        )
 
     def roots(self) -> tuple[str, ...]:
         return (self.mount.point,) if self.base else ()
@@ -222,7 +269,9 @@ def _is_root(directory: str) -> bool:
 
 
 def _delegated(directory: str) -> bool:
-    """Whether systemd has given the group away (systemd's CGROUP_DELEGATION, "user.delegate"), also by a version that does not say so."""
+    """Whether systemd has given the group away (systemd's CGROUP_DELEGATION, "user.delegate"), also
+    by a version that does not say so.
+    """
     if os.path.basename(directory).startswith(SCOPE):
         return True
     for name in ("user.delegate", "trusted.delegate"):
@@ -233,7 +282,10 @@ def _delegated(directory: str) -> bool:
 
 
 def _obeys(directory: str) -> bool:
-    return all(os.access(path, os.W_OK) for path in (directory, f"{directory}/cgroup.procs", f"{directory}/cgroup.subtree_control"))
+    return all(
+        os.access(path, os.W_OK)
+        for path in (directory, f"{directory}/cgroup.procs", f"{directory}/cgroup.subtree_control")
+    )
 
 
 def _swaps() -> bool:
@@ -255,13 +307,13 @@ class SessionV2(Session):
         except OSError as error:
             raise SetupError("make the parent of all groups", str(error)) from error
 
-    def create(self, id: str) -> Group:  # noqa: A002 - the container's word
-        directory = f"{self.directory}/{id}"
+    def create(self, name: str) -> Group:
+        directory = f"{self.directory}/{name}"
         os.mkdir(directory)
-        return GroupV2(self, id, directory)
+        return GroupV2(self, name, directory)
 
-    def group(self, id: str, limits: Settings = UNLIMITED) -> Group:  # noqa: A002 - the container's word
-        return GroupV2(self, id, f"{self.directory}/{id}", limits)
+    def group(self, name: str, limits: Settings = UNLIMITED) -> Group:
+        return GroupV2(self, name, f"{self.directory}/{name}", limits)
 
     def need_cpuset(self) -> None:
         for directory in (self._base.directory, self.directory):
@@ -275,8 +327,10 @@ class SessionV2(Session):
 class GroupV2(Group):
     """One container's directory."""
 
-    def __init__(self, session: SessionV2, id: str, directory: str, limits: Settings = UNLIMITED) -> None:  # noqa: A002 - the container's word
-        super().__init__(id)
+    def __init__(
+        self, session: SessionV2, name: str, directory: str, limits: Settings = UNLIMITED
+    ) -> None:
+        super().__init__(name)
         self.directory = directory
         self._session = session
         self._fd = -1
@@ -297,18 +351,25 @@ class GroupV2(Group):
         for name, value in _changes(before, limits, overhead).items():
             self._limit(name, value)
         if (rates := limits.device_rates()) != before.device_rates():
-            self._limit_devices([*((key, path, None) for key, path, _rate in before.device_rates()), *rates])
+            self._limit_devices(
+                [*((key, path, None) for key, path, _rate in before.device_rates()), *rates]
+            )
 
     def _limit_devices(self, rates: list[tuple[str, str, int | None]]) -> None:
         for key, path, rate in rates:
             device = device_number(path)
             try:
-                write(f"{self.directory}/io.max", f"{device} {_RATES[key]}={'max' if rate is None else rate}")
+                write(
+                    f"{self.directory}/io.max",
+                    f"{device} {_RATES[key]}={'max' if rate is None else rate}",
+                )
             except OSError as error:
                 raise refused_rate(key, path, rate or 0, error) from error
 
     def _limit(self, name: str, value: str) -> None:
-        """Write a limit; without its file nobody asked for it (``require``), or the kernel has no swap at all."""
+        """Write a limit; without its file nobody asked for it (``require``), or the kernel has no
+        swap at all.
+        """
         try:
             write(f"{self.directory}/{name}", value)
         except FileNotFoundError:
@@ -317,7 +378,9 @@ class GroupV2(Group):
             if name != "cpuset.cpus":
                 raise
             allowed = read(f"{self._session.directory}/cpuset.cpus.effective").strip()
-            raise UnsupportedError(f"cpuset={value!r}", f"The CPUs that may be used here are {allowed}.") from error
+            raise UnsupportedError(
+                f"cpuset={value!r}", f"The CPUs that may be used here are {allowed}."
+            ) from error
 
     def count(self) -> int | None:
         return number(f"{self.directory}/pids.current")
@@ -346,11 +409,17 @@ class GroupV2(Group):
         except FileNotFoundError:
             return None, None
         pairs = [word.split("=") for word in words if "=" in word]
-        reads, writes = (sum(int(value) for name, value in pairs if name == wanted) for wanted in ("rbytes", "wbytes"))
+        reads, writes = (
+            sum(int(value) for name, value in pairs if name == wanted)
+            for wanted in ("rbytes", "wbytes")
+        )
         return reads, writes
 
     def pressure(self) -> dict[str, Any]:
-        found = ((f"{name}_pressure_seconds", _stalled(f"{self.directory}/{name}.pressure")) for name in ("cpu", "memory", "io"))
+        found = (
+            (f"{name}_pressure_seconds", _stalled(f"{self.directory}/{name}.pressure"))
+            for name in ("cpu", "memory", "io")
+        )
         return {name: seconds for name, seconds in found if seconds is not None}
 
     def files_bytes(self) -> int:
@@ -420,10 +489,15 @@ class GroupV2(Group):
 
 
 def _stalled(path: str) -> float | None:
-    """Return the seconds of ``some avg10=... total=MICROSECONDS`` (accounting/psi.rst); None where the kernel does not count them."""
+    """Return the seconds of ``some avg10=...
+
+    total=MICROSECONDS`` (accounting/psi.rst); None where the kernel does not count them.
+    """
     try:
         return int(read(path).partition("total=")[2].split()[0]) / 1e6
-    except OSError:  # no such file, or EOPNOTSUPP: built without CONFIG_PSI, or not booted with psi=1
+    except (
+        OSError
+    ):  # no such file, or EOPNOTSUPP: built without CONFIG_PSI, or not booted with psi=1
         return None
 
 
@@ -433,7 +507,9 @@ def _quota(cpus: float | None) -> str:
 
 
 def _changes(before: Settings, limits: Settings, overhead: int) -> dict[str, str]:
-    """Return the files that have to be written, in an order that never asks for more than is there."""
+    """Return the files that have to be written, in an order that never asks for more than is
+    there.
+    """
     pids = None if limits.pids_limit is None else limits.pids_limit + overhead
     changes = {"pids.max": "max" if pids is None else str(pids)}
     if limits.cpuset != before.cpuset:
@@ -441,7 +517,11 @@ def _changes(before: Settings, limits: Settings, overhead: int) -> dict[str, str
     if limits.cpus != before.cpus:
         changes["cpu.max"] = _quota(limits.cpus)
     if (limits.memory, limits.swap_limit) != (before.memory, before.swap_limit):
-        swap = None if limits.swap_limit is None or limits.memory is None else limits.swap_limit - limits.memory
+        swap = (
+            None
+            if limits.swap_limit is None or limits.memory is None
+            else limits.swap_limit - limits.memory
+        )
         changes["memory.swap.max"] = "max" if swap is None else str(swap)
         changes["memory.max"] = "max" if limits.memory is None else str(limits.memory)
     if limits.memory_high != before.memory_high:

@@ -1,7 +1,9 @@
-"""The seccomp filter of a payload: docker's default policy, compiled to a small BPF program (Documentation/userspace-api/seccomp_filter.rst).
+"""The seccomp filter of a payload: docker's default policy, compiled to a small BPF program
+(Documentation/userspace-api/seccomp_filter.rst).
 
-A program reads the architecture of the call and its number, and finds the answer by halving the numbers until one range is left. The kernel
-runs it once for each number while it loads (its cache of what is always allowed), so that few steps also make a fast load.
+A program reads the architecture of the call and its number, and finds the answer by halving the
+numbers until one range is left. The kernel runs it once for each number while it loads (its cache
+of what is always allowed), so that few steps also make a fast load.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ JUMP_AT_LEAST = 0x35
 JUMP_ANY_BIT = 0x45
 RETURN = 0x06
 
-# <linux/seccomp.h>: struct seccomp_data's offsets on a little-endian machine, and what a filter returns.
+# <linux/seccomp.h>: struct seccomp_data's offsets on a little-endian machine, and what a filter
+# returns.
 NUMBER = 0
 ARCHITECTURE = 4
 FIRST_ARGUMENT_LOW = 16
@@ -41,7 +44,9 @@ X32_FIRST = 512  # below it the numbers mean what they mean on x86_64
 
 
 class Entry(NamedTuple):
-    """One way into the kernel: the name of its table, and the value that ``seccomp_data.arch`` has (<linux/audit.h>)."""
+    """One way into the kernel: the name of its table, and the value that ``seccomp_data.arch`` has
+    (<linux/audit.h>).
+    """
 
     table: str
     audit: int
@@ -55,18 +60,24 @@ MACHINES = {
 
 
 def program(capabilities: int, machine: str = "", *, packets: bool = False) -> bytes:
-    """Return docker's default policy for a payload with these capabilities, as an array of ``struct sock_filter``.
+    """Return docker's default policy for a payload with these capabilities, as an array of ``struct
+    sock_filter``.
 
-    ``packets`` allows packet sockets (packet(7)). ``machine`` is what ``os.uname()`` calls it, by default this one. Raises :class:`ValueError` for a machine without a table.
+    ``packets`` allows packet sockets (packet(7)). ``machine`` is what ``os.uname()`` calls it, by
+    default this one. Raises :class:`ValueError` for a machine without a table.
     """
     machine = machine or os.uname().machine
     if machine not in MACHINES:
-        raise ValueError(f"no seccomp policy for machine {machine!r}; there is one for {', '.join(MACHINES)}")
+        raise ValueError(
+            f"no seccomp policy for machine {machine!r}; there is one for {', '.join(MACHINES)}"
+        )
     return _program(capabilities & _relevant(), machine, packets)
 
 
 def decide(name: str, capabilities: int, *, packets: bool = False) -> str:
-    """Return the answer of the policy to one call: ``"allow"``, ``"refuse"``, ``"missing"``, or the name of its rule for an argument."""
+    """Return the answer of the policy to one call: ``"allow"``, ``"refuse"``, ``"missing"``, or the
+    name of its rule for an argument.
+    """
     if name in _granted(capabilities):
         return "allow"
     if name == "socket" and packets:
@@ -79,7 +90,9 @@ def decide(name: str, capabilities: int, *, packets: bool = False) -> str:
 
 
 def numbers(table: str) -> dict[int, str]:
-    """Return the names of the system calls by number, of ``"X86_64"``, ``"X32"`` (without its bit), ``"I386"``, ``"AARCH64"`` or ``"ARM"``."""
+    """Return the names of the system calls by number, of ``"X86_64"``, ``"X32"`` (without its bit),
+    ``"I386"``, ``"AARCH64"`` or ``"ARM"``.
+    """
     found: dict[int, str] = {}
     for line in getattr(syscall_numbers, table).split("\n"):
         first, *names = line.split() or ["0"]
@@ -99,7 +112,12 @@ def _always() -> frozenset[str]:
 
 @cache
 def _granted(capabilities: int) -> frozenset[str]:
-    return frozenset(name for key, calls in policy.WITH_CAPABILITY.items() if capabilities & caps.bit(key) for name in calls.split())
+    return frozenset(
+        name
+        for key, calls in policy.WITH_CAPABILITY.items()
+        if capabilities & caps.bit(key)
+        for name in calls.split()
+    )
 
 
 class Range(NamedTuple):
@@ -144,7 +162,9 @@ class _Assembler:
         self._code.append((code, then, otherwise, value))
 
     def halve(self, ranges: list[Range], end: int) -> None:
-        """Append the search for the accumulator's number among ranges, the last of which is taken to reach to ``end``."""
+        """Append the search for the accumulator's number among ranges, the last of which is taken
+        to reach to ``end``.
+        """
         if len(ranges) == 1:
             return
         middle = _middle(ranges, end)
@@ -157,9 +177,13 @@ class _Assembler:
             self.halve(high, end)
 
     def assembled(self) -> bytes:
-        """Return the program; :class:`struct.error` where a jump is longer than the 255 that fit into its byte."""
+        """Return the program; :class:`struct.error` where a jump is longer than the 255 that fit
+        into its byte.
+        """
         return b"".join(
-            struct.pack("<HBBI", code, self._distance(at, then), self._distance(at, otherwise), value)
+            struct.pack(
+                "<HBBI", code, self._distance(at, then), self._distance(at, otherwise), value
+            )
             for at, (code, then, otherwise, value) in enumerate(self._code)
         )
 
@@ -168,14 +192,18 @@ class _Assembler:
 
 
 def _middle(ranges: list[Range], end: int) -> int:
-    """Where to divide some ranges (two or more): as near as can be to the middle of their numbers, for each number is run once."""
+    """Where to divide some ranges (two or more): as near as can be to the middle of their numbers,
+    for each number is run once.
+    """
     middle = (ranges[0].first + end) / 2
     return min(range(1, len(ranges)), key=lambda place: abs(ranges[place].first - middle))
 
 
 @cache
 def _program(capabilities: int, machine: str, packets: bool) -> bytes:
-    """Lay out: which entry, the tree of each entry, the rules of single calls, the answers (shared, at the end)."""
+    """Lay out: which entry, the tree of each entry, the rules of single calls, the answers (shared,
+    at the end).
+    """
     native, compatible = MACHINES[machine]
     code = _Assembler()
     code.add(LOAD, ARCHITECTURE)
@@ -191,7 +219,8 @@ def _program(capabilities: int, machine: str, packets: bool) -> bytes:
 
 def _add_entry(code: _Assembler, entry: Entry, capabilities: int, packets: bool) -> None:
     if not entry.native:
-        # The kernel caches only what it can foresee, which ends at this instruction: 32-bit programs are rare, and a load is 12 µs faster.
+        # The kernel caches only what it can foresee, which ends at this instruction: 32-bit
+        # programs are rare, and a load is 12 µs faster.
         code.add(LOAD_INDEX, 0)
     code.add(LOAD, NUMBER)
     if entry.table == "X86_64":
@@ -204,7 +233,9 @@ def _search(code: _Assembler, ranges: list[Range]) -> None:
 
 
 def _sort_out_x32(code: _Assembler, capabilities: int, packets: bool) -> None:
-    """The x32 entry has the architecture of x86_64: strip its bit; only what it numbers for itself needs a tree of its own."""
+    """The x32 entry has the architecture of x86_64: strip its bit; only what it numbers for itself
+    needs a tree of its own.
+    """
     code.add(JUMP_AT_LEAST, X32_BIT, "", "native")
     code.add(AND, 0xFFFFFFFF & ~X32_BIT)
     code.add(JUMP_AT_LEAST, X32_FIRST, "", "native")
@@ -213,7 +244,9 @@ def _sort_out_x32(code: _Assembler, capabilities: int, packets: bool) -> None:
 
 
 def _add_rules(code: _Assembler) -> None:
-    """Append the rules for arguments: each ends the program, nothing falls through from one to the next."""
+    """Append the rules for arguments: each ends the program, nothing falls through from one to the
+    next.
+    """
     for name, rule in policy.BY_ARGUMENT.items():
         _add_rule(code, name, rule)
 
@@ -228,7 +261,9 @@ def _add_rule(code: _Assembler, name: str, rule: policy.ByArgument) -> None:
         code.add(JUMP_EQUAL, rule.then[0], f"{name}: then")
     if rule.bits:
         code.add(JUMP_ANY_BIT, rule.bits, refused, "allow")
-    values, hit, miss = (rule.only, "allow", refused) if rule.only else (rule.never, refused, "allow")
+    values, hit, miss = (
+        (rule.only, "allow", refused) if rule.only else (rule.never, refused, "allow")
+    )
     for value in values:
         code.add(JUMP_EQUAL, value, hit, miss if value == values[-1] else "")
     if rule.then:
@@ -236,6 +271,11 @@ def _add_rule(code: _Assembler, name: str, rule: policy.ByArgument) -> None:
 
 
 def _add_answers(code: _Assembler) -> None:
-    for name, value in {"allow": ALLOW, "refuse": ERRNO | EPERM, "missing": ERRNO | ENOSYS, "kill": KILL_PROCESS}.items():
+    for name, value in {
+        "allow": ALLOW,
+        "refuse": ERRNO | EPERM,
+        "missing": ERRNO | ENOSYS,
+        "kill": KILL_PROCESS,
+    }.items():
         code.label(name)
         code.add(RETURN, value)

@@ -1,6 +1,8 @@
-"""Docker's default system-call policy as data: what a payload may call, by name (moby/profiles, seccomp/default.json of 2026-05-06).
+"""Docker's default system-call policy as data: what a payload may call, by name (moby/profiles,
+seccomp/default.json of 2026-05-06).
 
-Everything that is not named here is refused. Where this differs from docker's, and why, stands in docs/security.md.
+Everything that is not named here is refused. Where this differs from docker's, and why, stands in
+docs/security.md.
 """
 
 from __future__ import annotations
@@ -8,9 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from errno import ENOSYS, EPERM
 
-__all__ = ["ALWAYS", "BY_ARGUMENT", "NEWEST", "REFUSED_AS_MISSING", "WITH_CAPABILITY", "WITH_PACKETS", "ByArgument"]
+__all__ = [
+    "ALWAYS",
+    "BY_ARGUMENT",
+    "NEWEST",
+    "REFUSED_AS_MISSING",
+    "WITH_CAPABILITY",
+    "WITH_PACKETS",
+    "ByArgument",
+]
 
-# What is newer answers ENOSYS, for libc falls back on that alone; runc does so too (libcontainer/seccomp/patchbpf). New calls have had one number
+# What is newer answers ENOSYS, for libc falls back on that alone; runc does so too
+# (libcontainer/seccomp/patchbpf). New calls have had one number
 # on every architecture since Linux 5.1, so that one name marks the place in all tables.
 NEWEST = "removexattrat"
 
@@ -19,8 +30,9 @@ NEWEST = "removexattrat"
 class ByArgument:
     """What the argument ``index`` of a call may be; ``errno`` is the answer to the rest.
 
-    Compared are its low 32 bits that are set in ``mask``. Either ``only`` these values are allowed, or any but those ``never`` taken
-    and those with one of ``bits`` set. Of a call whose argument is the first of ``then``, the second of it judges.
+    Compared are its low 32 bits that are set in ``mask``. Either ``only`` these values are allowed,
+    or any but those ``never`` taken and those with one of ``bits`` set. Of a call whose argument is
+    the first of ``then``, the second of it judges.
     """
 
     index: int = 0
@@ -36,7 +48,8 @@ AF_INET = 2
 AF_PACKET = 17
 AF_ALG = 38
 AF_VSOCK = 40
-# socket(2)'s type has flags above these bits. The kernel makes AF_PACKET of AF_INET with the old SOCK_PACKET (packet(7)).
+# socket(2)'s type has flags above these bits. The kernel makes AF_PACKET of AF_INET with the old
+# SOCK_PACKET (packet(7)).
 SOCK_TYPE_MASK = 0xF
 SOCK_PACKET = 10
 SYS_SOCKET = 1  # <linux/net.h>: socketcall's number for socket
@@ -61,11 +74,13 @@ BY_ARGUMENT = {
         then=(AF_INET, ByArgument(index=1, mask=SOCK_TYPE_MASK, never=(SOCK_PACKET,))),
     ),
     WITH_PACKETS: ByArgument(never=(AF_ALG, AF_VSOCK)),
-    # Of i386: the family is behind a pointer, which no filter can follow. ENOSYS sends a libc that knows both to socket(2) itself.
+    # Of i386: the family is behind a pointer, which no filter can follow. ENOSYS sends a libc that
+    # knows both to socket(2) itself.
     "socketcall": ByArgument(never=(SYS_SOCKET,), errno=ENOSYS),
 }
 
-# Its flags are behind a pointer; ENOSYS makes libc fall back to clone, whose flags a filter can read.
+# Its flags are behind a pointer; ENOSYS makes libc fall back to clone, whose flags a filter can
+# read.
 REFUSED_AS_MISSING = ("clone3",)
 
 # "clone" and "ioctl" free those calls of their rules above.
@@ -90,7 +105,8 @@ WITH_CAPABILITY = {
     "SYS_TTY_CONFIG": "vhangup",
 }
 
-# The last two lines are what docker names for one architecture only; the names of one have no number in the tables of the others.
+# The last two lines are what docker names for one architecture only; the names of one have no
+# number in the tables of the others.
 ALWAYS = """
 _llseek _newselect accept accept4 access adjtimex alarm bind brk cachestat capget capset chdir chmod chown chown32 clock_adjtime
 clock_adjtime64 clock_getres clock_getres_time64 clock_gettime clock_gettime64 clock_nanosleep clock_nanosleep_time64 close
