@@ -20,7 +20,7 @@ from pytest_sandbox.linux import userns
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from pytest_sandbox.linux.syscall_batch import Program
+    from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
 __all__ = [
     "LARGEST",
@@ -105,7 +105,7 @@ def _content(path: str) -> bytes:
 
 
 def add_nodes(
-    program: Program,
+    batch: SyscallBatch,
     step: str,
     directory: str,
     nodes: Iterable[Node],
@@ -116,7 +116,7 @@ def add_nodes(
     ``status_of`` returns what a directory on the way looks like in the layers below, since this one
     lies above them.
     """
-    program.add(
+    batch.add(
         step, "mkdirat", -1, os.fsencode(directory), 0o755
     )  # what / looks like is said by the layers above
     made: set[str] = set()
@@ -124,10 +124,8 @@ def add_nodes(
         for parent in _parents(node.path):
             if parent not in made:
                 made.add(parent)
-                _add_directory(
-                    program, step, os.fsencode(f"{directory}/{parent}"), status_of(parent)
-                )
-        _add_node(program, step, os.fsencode(f"{directory}/{node.path}"), node)
+                _add_directory(batch, step, os.fsencode(f"{directory}/{parent}"), status_of(parent))
+        _add_node(batch, step, os.fsencode(f"{directory}/{node.path}"), node)
 
 
 def _parents(path: str) -> list[str]:
@@ -135,37 +133,37 @@ def _parents(path: str) -> list[str]:
     return ["/".join(parts[: end + 1]) for end in range(len(parts))]
 
 
-def _add_directory(program: Program, step: str, name: bytes, status: os.stat_result) -> None:
+def _add_directory(batch: SyscallBatch, step: str, name: bytes, status: os.stat_result) -> None:
     mode = stat.S_IMODE(status.st_mode)
-    program.add(step, "mkdirat", -1, name, mode)
-    _add_attributes(program, step, name, mode, (status.st_uid, status.st_gid))
+    batch.add(step, "mkdirat", -1, name, mode)
+    _add_attributes(batch, step, name, mode, (status.st_uid, status.st_gid))
     times = [
         part
         for time in (status.st_atime_ns, status.st_mtime_ns)
         for part in divmod(time, _NANOSECONDS)
     ]
-    program.add(step, "utimensat", -1, name, struct.pack("4q", *times), 0)
+    batch.add(step, "utimensat", -1, name, struct.pack("4q", *times), 0)
 
 
-def _add_node(program: Program, step: str, name: bytes, node: Node) -> None:
+def _add_node(batch: SyscallBatch, step: str, name: bytes, node: Node) -> None:
     mode = stat.S_IMODE(node.mode)
     if stat.S_ISREG(node.mode):
-        fd = program.open(step, name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=mode)
-        program.add(step, "write", fd, node.content, len(node.content))
-        program.close(step, fd)
+        fd = batch.open(step, name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=mode)
+        batch.add(step, "write", fd, node.content, len(node.content))
+        batch.close(step, fd)
     else:
-        program.add(step, "mknodat", -1, name, node.mode, 0)
-    _add_attributes(program, step, name, mode, node.owner)
+        batch.add(step, "mknodat", -1, name, node.mode, 0)
+    _add_attributes(batch, step, name, mode, node.owner)
 
 
 def _add_attributes(
-    program: Program, step: str, name: bytes, mode: int, owner: tuple[int, int]
+    batch: SyscallBatch, step: str, name: bytes, mode: int, owner: tuple[int, int]
 ) -> None:
-    """Set owner and mode, where they are not what they are by being made: the program's umask is 0,
+    """Set owner and mode, where they are not what they are by being made: the batch's umask is 0,
     and chown(2) takes set-ID bits away.
     """
     is_own = owner == (os.geteuid(), os.getegid())
     if not is_own and userns.has_id("uid", owner[0]) and userns.has_id("gid", owner[1]):
-        program.add(step, "fchownat", -1, name, *owner, 0)
+        batch.add(step, "fchownat", -1, name, *owner, 0)
     if mode & _SET_ID:
-        program.add(step, "fchmodat", -1, name, mode)
+        batch.add(step, "fchmodat", -1, name, mode)

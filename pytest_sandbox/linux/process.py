@@ -50,7 +50,7 @@ __all__ = [
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_sandbox.linux.syscall_batch import Program
+    from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
 #: Where the kernel shows processes, in every root.
 DIRECTORY = "/proc"
@@ -319,7 +319,7 @@ def working_directory(pid: int) -> str:
         return "/"
 
 
-def add_raised_ulimits(program: Program, ulimits: Iterable[tuple[str, int, int]]) -> None:
+def add_raised_ulimits(batch: SyscallBatch, ulimits: Iterable[tuple[str, int, int]]) -> None:
     """Let the hard limits of the process reach what its payloads ask for; the step that fails says
     which may not be had.
     """
@@ -332,24 +332,24 @@ def add_raised_ulimits(program: Program, ulimits: Iterable[tuple[str, int, int]]
                 f"raise ulimits: {name}={hard} is over the hard limit of {hard_now}, which may "
                 "not be raised"
             )
-            program.add(step, "prlimit64", 0, ulimit(name), struct.pack("qq", soft_now, hard), None)
+            batch.add(step, "prlimit64", 0, ulimit(name), struct.pack("qq", soft_now, hard), None)
 
 
 def _limits(name: str) -> tuple[int, int]:
     return resource.getrlimit(ulimit(name))
 
 
-def add_ulimits(program: Program, step: str, ulimits: Iterable[tuple[str, int, int]]) -> None:
+def add_ulimits(batch: SyscallBatch, step: str, ulimits: Iterable[tuple[str, int, int]]) -> None:
     """Set the resource limits ``(name, soft, hard)`` of the process (prlimit(2))."""
     for name, soft, hard in ulimits:
-        program.add(step, "prlimit64", 0, ulimit(name), struct.pack("qq", soft, hard), None)
+        batch.add(step, "prlimit64", 0, ulimit(name), struct.pack("qq", soft, hard), None)
 
 
-def add_hidden_from_oom(program: Program, step: str) -> None:
+def add_hidden_from_oom(batch: SyscallBatch, step: str) -> None:
     """Keep the kernel's memory killer from choosing this process where another will do
     (proc_pid_oom_score_adj(5)); not for a user to say.
     """
-    program.write(step, b"/proc/self/oom_score_adj", b"-1000", go_on=True)
+    batch.write(step, b"/proc/self/oom_score_adj", b"-1000", go_on=True)
 
 
 def ulimit(name: str) -> int:
