@@ -415,7 +415,7 @@ def _replace() -> None:
             old.close()
         old.abandon()
     cleanup.sweep()
-    hierarchy = systemd.find_groups()
+    hierarchy = systemd.find_hierarchy()
     with Deferred():
         if _current is None:  # a signal handler may have started one meanwhile
             _current = LauncherClient(hierarchy)

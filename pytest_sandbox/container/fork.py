@@ -98,7 +98,7 @@ class Child:
     def _reaped(self) -> int:
         with self._reaping:
             if self._code is None:
-                with self.container.group.unthrottled():
+                with self.container.cgroup.unthrottled():
                     code = process.await_exit(self.pid, self.pidfd, END_TIMEOUT)
                 with Deferred():
                     # Where the kernel does not say, its caller waits for all its children by
@@ -111,10 +111,10 @@ class Child:
     def _verdict(self, code: int) -> Outcome:
         if code >= 0:
             return Exited(code)
-        if code == -signal.SIGKILL and self.container.group.oom_kills() > self._kills:
+        if code == -signal.SIGKILL and self.container.cgroup.oom_kills() > self._kills:
             used = self.container.figures()
             return OOMKilled(
-                used.memory_limit, used.memory_peak or 0, self.container.group.files_bytes()
+                used.memory_limit, used.memory_peak or 0, self.container.cgroup.files_bytes()
             )
         return Signaled(-code)
 
@@ -172,7 +172,7 @@ def fork_into(
     """
     forks.gather()
     forks.count()
-    kills = container.group.oom_kills()
+    kills = container.cgroup.oom_kills()
     entrance = container.entrance()
     lock_down = entrance.lock_down(
         None if container.settings.user is None else container.find_user(container.settings.user)
@@ -181,7 +181,7 @@ def fork_into(
     batch, clone = entrance.begin(shielded=shielded) if twice else (SyscallBatch(), None)
     if clone is None:
         # os.fork() has no cgroup to begin in, as clone3(2) has on version 2: the fork joins it.
-        replace(entrance, joins=container.group.joins()).add_enter(batch)
+        replace(entrance, joins=container.cgroup.joins()).add_enter(batch)
     _add_arrival(container, batch, living)
     batch.prepare()
     # An interrupt between the fork and what notes it would leave a child that nobody waits for, or

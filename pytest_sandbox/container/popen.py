@@ -135,7 +135,7 @@ class Popen(subprocess.Popen[AnyStr]):
             batch.restore_signals("restore signals", PYTHON_IGNORES if restore_signals else ())
             timeout = START_TIMEOUT if self._start_timeout is None else self._start_timeout
             kept = {*standards, *passed, *entrance.descriptors}
-            with Spawn(batch, clone, kept, self._container.group.unthrottled) as spawn:
+            with Spawn(batch, clone, kept, self._container.cgroup.unthrottled) as spawn:
                 spawn.add_execute(
                     [*map(os.fsencode, commands)], [*map(os.fsencode, words)], _assignments(env)
                 )

@@ -97,7 +97,7 @@ def kill_all(container: Container, timeout: float = END_TIMEOUT) -> bool:
     meanwhile, for a process takes some to end.
     """
     deadline = time.monotonic() + timeout
-    with container.group.unthrottled(), _proc(container) as proc:
+    with container.cgroup.unthrottled(), _proc(container) as proc:
         _send(proc, signal.SIGKILL)
         while _send(proc, 0):
             if time.monotonic() > deadline:
@@ -114,14 +114,14 @@ _PAUSE = 0.002
 def _kill_frozen(container: Container, proc: int) -> None:
     """Kill every process but init while none of them can fork, where cgroups can freeze."""
     try:
-        container.group.freeze(_PAUSE * 50)
+        container.cgroup.freeze(_PAUSE * 50)
     except (OSError, SandboxError):
         _send(proc, signal.SIGKILL)
         return
     try:
         _send(proc, signal.SIGKILL)
     finally:
-        container.group.thaw()
+        container.cgroup.thaw()
 
 
 def kill_tree(container: Container, pid: int) -> bool:
@@ -131,7 +131,7 @@ def kill_tree(container: Container, pid: int) -> bool:
     """
     opened: list[int] = []
     try:
-        with container.group.unthrottled():
+        with container.cgroup.unthrottled():
             for one in process.descendants(pid):
                 with Deferred():
                     opened += _opened(one, container.pid)

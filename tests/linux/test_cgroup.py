@@ -1,4 +1,4 @@
-"""The contract of the groups, the same on version 1 and version 2: whichever this host has is what
+"""The contract of the cgroups, the same on version 1 and version 2: whichever this host has is what
 runs.
 """
 
@@ -19,16 +19,19 @@ from capabilities import disk_of
 
 from pytest_sandbox.client import cleanup
 from pytest_sandbox.errors import SetupError, UnsupportedError
-from pytest_sandbox.linux import cgroup, file_lock
+from pytest_sandbox.linux import file_lock
 from pytest_sandbox.linux.cgroup import (
     PREFIX,
-    Group,
+    Cgroup,
     Hierarchy,
     Mount,
     Session,
     destroy,
+    kill_members,
+    number,
     parse_mounts,
     parse_own,
+    remove_unowned,
 )
 from pytest_sandbox.outcome import Stats
 from pytest_sandbox.settings import Settings
@@ -88,13 +91,13 @@ def test_a_path_may_hold_any_byte_but_a_newline():
     )
 
 
-def test_the_name_of_a_group_may_hold_a_form_feed():
+def test_the_name_of_a_cgroup_may_hold_a_form_feed():
     """Nothing but a newline ends a line of /proc/PID/cgroup."""
     assert {"": "/a\x0cb\u2028"} == parse_own("0::/a\x0cb\u2028\n")
 
 
-def test_own_groups_are_read_by_controller():
-    """Joined controllers share a group, and version 2's has the empty name; a colon in a name is
+def test_own_cgroups_are_read_by_controller():
+    """Joined controllers share a cgroup, and version 2's has the empty name; a colon in a name is
     part of it.
     """
     text = "9:cpu,cpuacct:/user\n8:memory:/odd:name\n1:name=systemd:/init.scope\n0::/session\n"
@@ -108,7 +111,7 @@ def test_own_groups_are_read_by_controller():
 
 
 @pytest.mark.parametrize(
-    ("root", "group", "directory"),
+    ("root", "cgroup", "directory"),
     [
         ("/", "/", "/sys/fs/cgroup"),
         ("/", "/user.slice/a", "/sys/fs/cgroup/user.slice/a"),
@@ -119,10 +122,10 @@ def test_own_groups_are_read_by_controller():
         ("/", "/../above", None),
     ],
 )
-def test_a_group_is_looked_up_below_its_mount(root, group, directory):
-    """A group outside of what is mounted has no directory here."""
+def test_a_cgroup_is_looked_up_below_its_mount(root, cgroup, directory):
+    """A cgroup outside of what is mounted has no directory here."""
     assert directory == Mount(2, root, "/sys/fs/cgroup", frozenset(), writable=True).directory(
-        group
+        cgroup
     )
 
 
@@ -135,7 +138,7 @@ def nowhere(tmp_path):
 
 
 @pytest.mark.vm
-def test_a_host_without_groups_refuses_each_limit(nowhere):
+def test_a_host_without_cgroups_refuses_each_limit(nowhere):
     """What is asked for is refused by name with a remedy; what is only a default is left out."""
     nowhere.require(Settings())
     wanted = {
@@ -152,30 +155,30 @@ def test_a_host_without_groups_refuses_each_limit(nowhere):
 
 
 @pytest.mark.vm
-def test_a_host_without_groups_has_groups_that_know_nothing(nowhere):
+def test_a_host_without_cgroups_has_cgroups_that_know_nothing(nowhere):
     """Without limits all goes on, and each figure is None instead of a guess."""
     with contextlib.closing(nowhere.session("x")) as session:
-        group = session.create("one")
-        group.apply(Settings())
+        cgroup = session.create("one")
+        cgroup.apply(Settings())
         with pytest.raises(UnsupportedError, match=r"pause .* --privileged"):
-            group.freeze()
-        group.kill()
-        group.remove()
-    assert (Session, Group, (), -1, (), {}) == (
+            cgroup.freeze()
+        cgroup.kill()
+        cgroup.remove()
+    assert (Session, Cgroup, (), -1, (), {}) == (
         type(session),
-        type(group),
-        group.joins(),
-        group.fd(),
-        group.pids(),
+        type(cgroup),
+        cgroup.joins(),
+        cgroup.fd(),
+        cgroup.pids(),
         nowhere.sessions(),
     )
-    assert Stats(*[None] * 10) == group.stats()
+    assert Stats(*[None] * 10) == cgroup.stats()
 
 
 @pytest.fixture
 def session():
     """A session whose lock is held, or the sweep of whoever starts a container meanwhile would
-    remove its empty groups.
+    remove its empty cgroups.
     """
     name = f"test-{os.getpid()}-{secrets.token_hex(3)}"
     with open(cleanup.lock_path(name), "w") as lock:
@@ -187,16 +190,16 @@ def session():
 
 
 @pytest.fixture
-def group(session):
+def cgroup(session):
     return session.create("one")
 
 
 @pytest.fixture
-def start(group):
-    """Start a program in the group; whatever still runs is killed at the end."""
+def start(cgroup):
+    """Start a program in the cgroup; whatever still runs is killed at the end."""
     started = []
 
-    def starter(*argv, into: Group = group, **keywords) -> subprocess.Popen[str]:
+    def starter(*argv, into: Cgroup = cgroup, **keywords) -> subprocess.Popen[str]:
         joins = into.joins()
 
         def enter() -> None:
@@ -210,7 +213,7 @@ def start(group):
         return started[-1]
 
     yield starter
-    group.thaw()
+    cgroup.thaw()
     for popen in started:
         popen.kill()
         popen.wait()
@@ -233,51 +236,51 @@ def wait_until(condition, seconds: float = 60) -> None:
 limits = [pytest.mark.needs("limits"), pytest.mark.vm]
 
 
-class TestGroup:
-    """What a group does for the processes in it."""
+class TestCgroup:
+    """What a cgroup does for the processes in it."""
 
     pytestmark = limits
 
-    def test_who_joins_is_in_the_group(self, group, start):
-        """A process that writes 0 to each of the group's files is in it, with all that it
+    def test_who_joins_is_in_the_cgroup(self, cgroup, start):
+        """A process that writes 0 to each of the cgroup's files is in it, with all that it
         starts.
         """
         shell = start("sh", "-c", "sleep 1000 & echo; wait")
         shell.stdout.readline()
-        assert shell.pid in group.pids()
-        assert (2, 2) == (len(group.pids()), group.stats().pids_current)
+        assert shell.pid in cgroup.pids()
+        assert (2, 2) == (len(cgroup.pids()), cgroup.stats().pids_current)
 
     @pytest.mark.needs("cgroup_v1")
-    def test_the_buffers_of_tcp_sockets_are_bounded_with_the_memory(self, group):
+    def test_the_buffers_of_tcp_sockets_are_bounded_with_the_memory(self, cgroup):
         """Version 1 counts them apart: they may take as much as memory= says, and no limit is left
         when it goes.
         """
-        limit = f"{group._path('memory', 'memory.kmem.tcp.limit_in_bytes')}"
-        before = cgroup.number(limit)
-        group.apply(Settings(memory=48 * MB))
-        bounded = cgroup.number(limit)
-        group.apply(Settings())
-        assert (48 * MB, before) == (bounded, cgroup.number(limit))
+        limit = f"{cgroup._path('memory', 'memory.kmem.tcp.limit_in_bytes')}"
+        before = number(limit)
+        cgroup.apply(Settings(memory=48 * MB))
+        bounded = number(limit)
+        cgroup.apply(Settings())
+        assert (48 * MB, before) == (bounded, number(limit))
 
-    def test_over_its_memory_it_is_killed(self, group, start):
-        """A process over the limit gets SIGKILL, and the group says that it was for memory; within
+    def test_over_its_memory_it_is_killed(self, cgroup, start):
+        """A process over the limit gets SIGKILL, and the cgroup says that it was for memory; within
         it, nothing happens.
         """
-        group.apply(Settings(memory=48 * MB))
+        cgroup.apply(Settings(memory=48 * MB))
         small, large = start(*python(EAT, 8 * MB)), start(*python(EAT, 96 * MB))
         assert (0, -signal.SIGKILL) == (small.wait(), large.wait())
-        assert (1, 1) == (group.oom_kills(), group.stats().oom_kills)
-        assert 8 * MB < group.stats().memory_peak <= 48 * MB
+        assert (1, 1) == (cgroup.oom_kills(), cgroup.stats().oom_kills)
+        assert 8 * MB < cgroup.stats().memory_peak <= 48 * MB
 
-    def test_a_kill_by_somebody_is_not_one_for_memory(self, group, start):
+    def test_a_kill_by_somebody_is_not_one_for_memory(self, cgroup, start):
         """SIGKILL alone does not count."""
-        group.apply(Settings(memory=48 * MB))
+        cgroup.apply(Settings(memory=48 * MB))
         sleep = start("sleep", "1000")
         sleep.kill()
-        assert (-signal.SIGKILL, 0) == (sleep.wait(), group.oom_kills())
+        assert (-signal.SIGKILL, 0) == (sleep.wait(), cgroup.oom_kills())
 
-    def test_memory_goes_up_and_down_and_away(self, group):
-        """Limits change in any order while the group lives; None takes one away."""
+    def test_memory_goes_up_and_down_and_away(self, cgroup):
+        """Limits change in any order while the cgroup lives; None takes one away."""
         for memory, swap in [
             (64, None),
             (32, None),
@@ -288,10 +291,10 @@ class TestGroup:
             (64, 64),
         ]:
             wanted = Settings(memory=memory and memory * MB, memory_swap=swap and swap * MB)
-            group.apply(wanted)
-            assert wanted.memory == group.stats().memory_limit
+            cgroup.apply(wanted)
+            assert wanted.memory == cgroup.stats().memory_limit
 
-    def test_pages_of_files_are_told_apart(self, group, start, tmp_path):
+    def test_pages_of_files_are_told_apart(self, cgroup, start, tmp_path):
         """What a tmpfs holds counts as files, as the report of a kill for memory says."""
         code = (
             "open('/dev/shm/' + sys.argv[1], 'wb').write(b'x' * (8 << 20)); print('written'); "
@@ -301,12 +304,12 @@ class TestGroup:
         writer = start(*python(f"import sys; {code}", name), stdin=subprocess.PIPE)
         try:
             writer.stdout.readline()
-            assert 8 * MB <= group.files_bytes() <= 40 * MB
+            assert 8 * MB <= cgroup.files_bytes() <= 40 * MB
         finally:
             os.unlink(f"/dev/shm/{name}")
             writer.stdin.close()
 
-    def test_processes_are_counted(self, group, start):
+    def test_processes_are_counted(self, cgroup, start):
         """A fork over pids_limit fails inside; ``overhead`` comes on top of it."""
         forks = """
 import os
@@ -321,47 +324,47 @@ except BlockingIOError:
     print(made)
 """
         for limit, overhead in [(4, 0), (4, 2), (7, 1)]:
-            group.apply(Settings(pids_limit=limit), overhead=overhead)
+            cgroup.apply(Settings(pids_limit=limit), overhead=overhead)
             forker = start(*python(forks), stdin=subprocess.PIPE)
             assert limit + overhead - 1 == int(forker.stdout.readline())
             forker.stdin.close()
             forker.wait()
-            wait_until(lambda: not group.stats().pids_current)
-        assert 8 == group.stats().pids_peak
+            wait_until(lambda: not cgroup.stats().pids_current)
+        assert 8 == cgroup.stats().pids_peak
 
-    def test_cpu_time_is_held_back(self, group, start):
+    def test_cpu_time_is_held_back(self, cgroup, start):
         """A process that wants a whole CPU and may have a tenth is throttled, and its time is
         counted.
         """
-        group.apply(Settings(cpus=0.1))
+        cgroup.apply(Settings(cpus=0.1))
         start(*python(SPIN))
-        wait_until(lambda: group.stats().cpu_throttled_seconds > 0)
-        assert group.stats().cpu_seconds > 0
+        wait_until(lambda: cgroup.stats().cpu_throttled_seconds > 0)
+        assert cgroup.stats().cpu_seconds > 0
 
-    def test_without_cpus_nobody_is_held_back(self, group, start):
+    def test_without_cpus_nobody_is_held_back(self, cgroup, start):
         """The limit can be taken away again; what is counted then is time, not throttling."""
-        group.apply(Settings(cpus=0.1))
-        group.apply(Settings())
-        before = group.stats().cpu_throttled_seconds
+        cgroup.apply(Settings(cpus=0.1))
+        cgroup.apply(Settings())
+        before = cgroup.stats().cpu_throttled_seconds
         one_second = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 1))\n"
         assert start(*python(one_second + SPIN)).wait() in {-signal.SIGXCPU, -signal.SIGKILL}
-        assert before == group.stats().cpu_throttled_seconds
+        assert before == cgroup.stats().cpu_throttled_seconds
 
     @pytest.mark.needs("cpuset")
-    def test_cpus_are_chosen(self, group, start):
-        """Processes of the group may run on the cpuset alone, those too that were in it before."""
+    def test_cpus_are_chosen(self, cgroup, start):
+        """Processes of the cgroup may run on the cpuset alone, those too that were in it before."""
         code = "import os, sys; sys.stdin.readline(); print(*os.sched_getaffinity(0))"
         early = start(*python(code), stdin=subprocess.PIPE)
-        wait_until(lambda: early.pid in group.pids())
-        group.apply(Settings(cpuset="0"))
+        wait_until(lambda: early.pid in cgroup.pids())
+        cgroup.apply(Settings(cpuset="0"))
         late = start(*python(code), stdin=subprocess.PIPE)
         assert ("0\n", "0\n") == (early.communicate("\n")[0], late.communicate("\n")[0])
 
     @pytest.mark.needs("cpuset")
-    def test_a_cpu_that_is_not_there_is_refused(self, group):
+    def test_a_cpu_that_is_not_there_is_refused(self, cgroup):
         """The error names the CPUs that are."""
         with pytest.raises(UnsupportedError, match=r"cpuset='4000'.*may be used here are 0"):
-            group.apply(Settings(cpuset="4000"))
+            cgroup.apply(Settings(cpuset="4000"))
 
     @pytest.mark.needs("disk")
     @pytest.mark.parametrize(
@@ -373,10 +376,10 @@ except BlockingIOError:
             ("device_write_iops", 32),
         ],
     )
-    def test_a_disk_is_used_no_faster_than_that(self, group, start, key, rate):
+    def test_a_disk_is_used_no_faster_than_that(self, cgroup, start, key, rate):
         """Reading or writing past the page cache takes the time that the rate gives it."""
         disk = disk_of("/var/tmp")
-        group.apply(Settings().replace(**{key: {disk: rate}}))
+        cgroup.apply(Settings().replace(**{key: {disk: rate}}))
         with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:
             file.write(bytes(128 << 10))
             file.flush()
@@ -385,66 +388,66 @@ except BlockingIOError:
         assert spent > 0.3
 
     @pytest.mark.needs("disk")
-    def test_a_rate_can_be_taken_away(self, group, start):
+    def test_a_rate_can_be_taken_away(self, cgroup, start):
         """Without its limit a disk is as fast as it was: what would take a day is done."""
         disk = disk_of("/var/tmp")
-        group.apply(Settings().replace(device_write_bps={disk: 2}, device_write_iops={disk: 2}))
-        group.apply(Settings())
+        cgroup.apply(Settings().replace(device_write_bps={disk: 2}, device_write_iops={disk: 2}))
+        cgroup.apply(Settings())
         with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:
             assert start(*python(PAST_THE_CACHE, file.name, "device_write_bps")).communicate()[0]
 
     @pytest.mark.needs("disk")
-    def test_what_is_no_disk_is_refused(self, group):
+    def test_what_is_no_disk_is_refused(self, cgroup):
         """A device that the kernel cannot throttle is an error that names it, and the usual
         mistake.
         """
         with pytest.raises(
             UnsupportedError, match=r'device_read_bps=\["/dev/ptmx:2"\].*name the whole disk'
         ):
-            group.apply(Settings().replace(device_read_bps={"/dev/ptmx": 2}))
+            cgroup.apply(Settings().replace(device_read_bps={"/dev/ptmx": 2}))
 
-    def test_frozen_processes_stand(self, group, start):
-        """A frozen group uses no CPU time; thawed, it goes on."""
+    def test_frozen_processes_stand(self, cgroup, start):
+        """A frozen cgroup uses no CPU time; thawed, it goes on."""
         start(*python(SPIN))
-        wait_until(lambda: group.stats().cpu_seconds > 0)
-        group.freeze()
-        stood = group.stats().cpu_seconds
-        assert stood == group.stats().cpu_seconds
-        group.thaw()
-        wait_until(lambda: group.stats().cpu_seconds > stood)
+        wait_until(lambda: cgroup.stats().cpu_seconds > 0)
+        cgroup.freeze()
+        stood = cgroup.stats().cpu_seconds
+        assert stood == cgroup.stats().cpu_seconds
+        cgroup.thaw()
+        wait_until(lambda: cgroup.stats().cpu_seconds > stood)
 
-    def test_the_frozen_die_too(self, group, start):
+    def test_the_frozen_die_too(self, cgroup, start):
         """Killing needs no thaw before it."""
         sleep = start("sleep", "1000")
-        wait_until(lambda: sleep.pid in group.pids())
-        group.freeze()
-        group.kill()
-        assert (-signal.SIGKILL, ()) == (sleep.wait(), group.pids())
+        wait_until(lambda: sleep.pid in cgroup.pids())
+        cgroup.freeze()
+        cgroup.kill()
+        assert (-signal.SIGKILL, ()) == (sleep.wait(), cgroup.pids())
 
-    def test_no_fork_outruns_the_kill(self, group, start):
+    def test_no_fork_outruns_the_kill(self, cgroup, start):
         """A tree that forks without pause is gone when ``kill`` returns."""
-        group.apply(Settings(pids_limit=32))
+        cgroup.apply(Settings(pids_limit=32))
         bomb = start(*python(BOMB))
-        wait_until(lambda: len(group.pids()) > 4)
-        group.kill()
-        assert () == group.pids()
+        wait_until(lambda: len(cgroup.pids()) > 4)
+        cgroup.kill()
+        assert () == cgroup.pids()
         assert -signal.SIGKILL == bomb.wait()
 
-    def test_a_group_with_a_process_is_not_removed(self, group, start):
-        """Removing waits for the group to be empty, and says so when it does not come to be."""
+    def test_a_cgroup_with_a_process_is_not_removed(self, cgroup, start):
+        """Removing waits for the cgroup to be empty, and says so when it does not come to be."""
         sleep = start("sleep", "1000")
-        wait_until(lambda: sleep.pid in group.pids())
+        wait_until(lambda: sleep.pid in cgroup.pids())
         with pytest.raises(OSError, match="busy"):
-            group.remove(0)
-        group.kill()
+            cgroup.remove(0)
+        cgroup.kill()
         sleep.wait()
-        group.remove()
-        group.remove()
-        assert () == group.pids()
+        cgroup.remove()
+        cgroup.remove()
+        assert () == cgroup.pids()
 
 
 class TestSession:
-    """What holds all groups of one launcher."""
+    """What holds all cgroups of one launcher."""
 
     pytestmark = limits
 
@@ -454,14 +457,14 @@ class TestSession:
         session.close()
         assert session.name not in Hierarchy.find().sessions()
 
-    def test_closing_kills_and_removes_what_is_left(self, session, group, start):
+    def test_closing_kills_and_removes_what_is_left(self, session, cgroup, start):
         """Processes die, frozen ones too, and directories go, those too that were made inside."""
         sleep = start("sleep", "1000")
-        wait_until(lambda: sleep.pid in group.pids())
-        inner = [os.path.dirname(path) + "/inner" for path in group.joins()]
+        wait_until(lambda: sleep.pid in cgroup.pids())
+        inner = [os.path.dirname(path) + "/inner" for path in cgroup.joins()]
         for directory in inner:
             os.mkdir(directory)
-        group.freeze()
+        cgroup.freeze()
         session.close()
         assert -signal.SIGKILL == sleep.wait()
         assert [] == [
@@ -469,9 +472,9 @@ class TestSession:
         ]
 
     def test_a_session_has_two_ends(self, session, start):
-        """The client's end limits and reads the group that the launcher's end made."""
+        """The client's end limits and reads the cgroup that the launcher's end made."""
         other = Hierarchy.find().attach(session.name)
-        made, handle = session.create("both"), other.group("both")
+        made, handle = session.create("both"), other.cgroup("both")
         handle.apply(Settings(pids_limit=1))
         sleep = start("sleep", "1000", into=made)
         wait_until(lambda: sleep.pid in handle.pids())
@@ -481,17 +484,17 @@ class TestSession:
 
     def test_sessions_stand_side_by_side(self, session, start):
         """Closing one leaves the other and its limits as they were."""
-        group = session.create("mine")
+        cgroup = session.create("mine")
         with contextlib.closing(Hierarchy.find().session(session.name + "-2")) as other:
             start("sleep", "1000", into=other.create("theirs"))
-        group.apply(Settings(memory=64 * MB, cpus=0.5, pids_limit=8))
-        assert 64 * MB == group.stats().memory_limit
+        cgroup.apply(Settings(memory=64 * MB, cpus=0.5, pids_limit=8))
+        assert 64 * MB == cgroup.stats().memory_limit
 
-    def test_two_groups_of_one_name_do_not_pass_for_one(self, session, group):
-        """A second group of an id is an error, and takes nothing from the first."""
+    def test_two_cgroups_of_one_name_do_not_pass_for_one(self, session, cgroup):
+        """A second cgroup of an id is an error, and takes nothing from the first."""
         with pytest.raises(FileExistsError):
             session.create("one")
-        group.apply(Settings(pids_limit=8))
+        cgroup.apply(Settings(pids_limit=8))
 
     def test_destroying_what_is_gone_is_no_error(self, session):
         """Two sweeps of one session do not disturb one another."""
@@ -522,7 +525,7 @@ def test_a_session_directory_is_known_by_its_prefix(tmp_path):
 def test_a_process_that_does_not_die_is_named():
     """Waiting for a death has an end, with the process's number in it."""
     with pytest.raises(TimeoutError, match=rf"processes \[{os.getpid()}\] do not die"):
-        cgroup.kill_members(lambda: [os.getpid()], seconds=-1)
+        kill_members(lambda: [os.getpid()], seconds=-1)
 
 
 @pytest.mark.needs("root", "limits")
@@ -542,7 +545,7 @@ def test_a_removal_between_the_cgroups_creation_and_its_lock(monkeypatch):
         assert [] == [
             directory for directory in session.directories if not os.path.isdir(directory)
         ]
-        assert not cgroup.remove_unowned(session.directories)
+        assert not remove_unowned(session.directories)
 
 
 @pytest.mark.needs("root", "limits")

@@ -22,7 +22,7 @@ from pytest_sandbox.settings import Settings
 
 pytestmark = [pytest.mark.needs("cgroup_v2"), pytest.mark.vm]
 
-#: Runs in a group of its own: opens two sessions, closes them, and says after each step where it is
+#: Runs in a cgroup of its own: opens two sessions, closes them, and says after each step where it is
 #: and what it sees.
 VISIT = """
 import json, sys
@@ -36,9 +36,9 @@ hierarchy = Hierarchy.find()
 steps = [see()]
 first, second = hierarchy.session(sys.argv[1] + "-1"), Hierarchy.find().session(sys.argv[1] + "-2")
 steps.append(see())
-group = second.create("one")
-group.apply(Settings(memory=64 << 20, cpus=0.5, pids_limit=8))
-limit = group.stats().memory_limit
+cgroup = second.create("one")
+cgroup.apply(Settings(memory=64 << 20, cpus=0.5, pids_limit=8))
+limit = cgroup.stats().memory_limit
 first.close()
 steps.append(see())
 second.close()
@@ -49,7 +49,7 @@ print(json.dumps([steps, hierarchy.base.directory, limit]))
 
 @pytest.fixture
 def directory():
-    """A group with all controllers, to be given to somebody."""
+    """A cgroup with all controllers, to be given to somebody."""
     base = Hierarchy.find().base
     made = f"{base.directory}/test-{os.getpid()}-{secrets.token_hex(3)}"
     os.mkdir(made)
@@ -90,7 +90,7 @@ def visit(directory: str, *before: str) -> tuple[list[str], str, int]:
 
 
 @pytest.mark.needs("limits")
-def test_a_delegated_group_makes_room_and_gives_it_back(directory):
+def test_a_delegated_cgroup_makes_room_and_gives_it_back(directory):
     """In a scope that systemd delegated, processes go into a leaf while any session lives, and back
     after the last.
     """
@@ -107,7 +107,7 @@ def test_a_delegated_group_makes_room_and_gives_it_back(directory):
 
 @pytest.mark.needs("root")
 def test_the_root_of_a_cgroup_namespace_makes_room(directory):
-    """A container that has cgroups of its own sees its group as the root: its processes make room
+    """A container that has cgroups of its own sees its cgroup as the root: its processes make room
     there.
     """
     script = 'umount -l /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec "$@"'
@@ -120,7 +120,7 @@ def test_the_root_of_a_cgroup_namespace_makes_room(directory):
 
 @pytest.mark.needs("limits")
 def test_nobody_moves_where_a_parent_is_free(directory):
-    """Where a group above holds no processes and obeys us, sessions stand beside our own group."""
+    """Where a cgroup above holds no processes and obeys us, sessions stand beside our own cgroup."""
     os.mkdir(f"{directory}/leaf")
     steps, base, _limit = visit(f"{directory}/leaf")
     assert 1 == len(set(steps))
@@ -128,20 +128,20 @@ def test_nobody_moves_where_a_parent_is_free(directory):
 
 
 @pytest.mark.needs("limits")
-def test_a_group_takes_a_process_at_its_birth(directory):
-    """CLONE_INTO_CGROUP puts a fork into the group without a move, which would wait for all of the
+def test_a_cgroup_takes_a_process_at_its_birth(directory):
+    """CLONE_INTO_CGROUP puts a fork into the cgroup without a move, which would wait for all of the
     machine.
     """
     session = Hierarchy.find().session(os.path.basename(directory))
     try:
-        group = session.create("one")
+        cgroup = session.create("one")
         read, write = os.pipe()
-        pid, pidfd = syscall.clone3(syscall.CLONE_INTO_CGROUP, cgroup=group.fd())
+        pid, pidfd = syscall.clone3(syscall.CLONE_INTO_CGROUP, cgroup=cgroup.fd())
         if not pid:
             os.close(write)
             os.read(read, 1)
             os._exit(0)
-        assert (pid,) == group.pids()
+        assert (pid,) == cgroup.pids()
         os.close(write)
         os.waitpid(pid, 0)
         os.close(pidfd)
@@ -154,19 +154,19 @@ def test_a_group_takes_a_process_at_its_birth(directory):
 def test_memory_over_the_soft_limit_is_slowed_down(directory):
     """Over memory_high the kernel takes memory back and lets the process wait, and kills nobody."""
     with contextlib.closing(Hierarchy.find().session(os.path.basename(directory))) as session:
-        group = session.create("one")
-        group.apply(Settings(memory_high=16 << 20))
+        cgroup = session.create("one")
+        cgroup.apply(Settings(memory_high=16 << 20))
         command = [sys.executable, "-S", "-c", "x = b'x' * (64 << 20)"]
         # one thread
-        greedy = subprocess.Popen(command, preexec_fn=lambda: join(group.directory))  # noqa: PLW1509
-        events = wait_for(f"{group.directory}/memory.events", "high")
+        greedy = subprocess.Popen(command, preexec_fn=lambda: join(cgroup.directory))  # noqa: PLW1509
+        events = wait_for(f"{cgroup.directory}/memory.events", "high")
         assert (True, 0) == (events["high"] > 0, events["oom_kill"])
         greedy.kill()
         greedy.wait()
 
 
 @pytest.mark.needs("undelegated")
-def test_a_user_without_a_group_is_given_the_command():
+def test_a_user_without_a_cgroup_is_given_the_command():
     """Without delegation a limit is refused with the one command that brings it; without limits all
     goes on.
     """
@@ -185,8 +185,8 @@ def test_a_read_only_mount_is_named():
         hierarchy.require(Settings().replace(memory="64m"))
 
 
-def test_a_group_outside_of_the_mount_is_nobodys_base():
-    """Where our group lies above what is mounted, nothing is made anywhere, and a limit is
+def test_a_cgroup_outside_of_the_mount_is_nobodys_base():
+    """Where our cgroup lies above what is mounted, nothing is made anywhere, and a limit is
     refused.
     """
     hierarchy = HierarchyV2(

@@ -103,17 +103,17 @@ def test_a_move_that_does_not_come_is_given_up(bus, monkeypatch):
 
 
 def test_nobody_is_asked_where_the_limits_are_there(bus, tmp_path, monkeypatch):
-    """A process that has groups of its own, or cgroup v1, stays where it is."""
+    """A process that has cgroups of its own, or cgroup v1, stays where it is."""
     bus("exit 0")
     whole = Hierarchy()
     whole.version, whole.controllers = 2, frozenset({"memory", "cpu", "pids", "io"})
     monkeypatch.setattr(Hierarchy, "find", staticmethod(lambda: whole))
-    assert whole is systemd.find_groups()
+    assert whole is systemd.find_hierarchy()
     assert not (tmp_path / "called").exists()
 
 
 def test_root_asks_nobody(bus, monkeypatch):
-    """Root has no manager of its own: its groups are its to make."""
+    """Root has no manager of its own: its cgroups are its to make."""
     bus("exit 0")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert not systemd.has_manager()

@@ -1,10 +1,10 @@
 """Control groups: one small interface over cgroup v1 and v2.
 
 ``Hierarchy.find()`` -> ``session(name)``, one directory for each launcher -> ``create(name)``, one
-:class:`Group` for each container. A session's cgroups are locked (flock(2)) as long as its launcher
+:class:`Cgroup` for each container. A session's cgroups are locked (flock(2)) as long as its launcher
 lives. The lock belongs to the directory itself, which is the same in every mount, PID, user and
 cgroup namespace and in every chroot, so a cleanup anywhere can tell whether their owner is alive.
-The classes here are also the third version: a host that gives no group at all has groups that hold
+The classes here are also the third version: a host that gives no cgroup at all has cgroups that hold
 nothing, know nothing and limit nothing, and :meth:`Hierarchy.require` refuses every limit that was
 asked for.
 
@@ -35,7 +35,7 @@ __all__ = [
     "LEAF",
     "PREFIX",
     "SCOPE",
-    "Group",
+    "Cgroup",
     "Hierarchy",
     "Mount",
     "Session",
@@ -47,9 +47,9 @@ __all__ = [
 
 #: A session's directory is this and the session's name, in every hierarchy.
 PREFIX = "pytest-sandbox-"
-#: Where v2 puts the processes that were in a group which has to become an inner one.
+#: Where v2 puts the processes that were in a cgroup which has to become an inner one.
 LEAF = "pytest-sandbox.leaf"
-#: A scope that the user's systemd manager made for us is named so, and ours to make groups in.
+#: A scope that the user's systemd manager made for us is named so, and ours to make cgroups in.
 SCOPE = "run-pytest-sandbox-"
 #: CPU quotas are per this many microseconds, the kernel's default.
 PERIOD = 100_000
@@ -58,7 +58,7 @@ _TRIES = 100
 
 #: Controllers of v1 that are of use here; what else stands among a mount's options is not one.
 KNOWN = frozenset({"memory", "cpu", "cpuacct", "cpuset", "pids", "blkio", "freezer"})
-NO_GROUPS = "run where /sys/fs/cgroup is mounted (an outer container: start it with --privileged)."
+NO_CGROUPS = "run where /sys/fs/cgroup is mounted (an outer container: start it with --privileged)."
 
 #: The controller that each limit needs, by its name in version 2.
 _NEEDS = {
@@ -120,7 +120,7 @@ def number(path: str) -> int | None:
 
 
 def device_number(path: str) -> str:
-    """Return ``MAJOR:MINOR`` of a block device, as groups name it."""
+    """Return ``MAJOR:MINOR`` of a block device, as cgroups name it."""
     number = os.stat(path).st_rdev
     return f"{os.major(number)}:{os.minor(number)}"
 
@@ -157,7 +157,7 @@ def kill_members(pids: Callable[[], Iterable[int]], seconds: float = PATIENCE) -
             raise TimeoutError(errno.ETIMEDOUT, f"processes {sorted(found)} do not die")
         opened = {pid: fd for pid in found if (fd := _pidfd(pid)) is not None}
         # A number may have passed to a stranger before its pidfd was opened; a stranger is not in
-        # the group.
+        # the cgroup.
         still = set(pids())
         for pid, fd in opened.items():
             if pid in still:
@@ -179,7 +179,7 @@ def _sigkill(pidfd: int) -> None:
 
 def _await_one(pidfds: Collection[int]) -> None:
     """Wait until one of the processes has ended, and a moment for the kernel to take it off the
-    group's list; close all.
+    cgroup's list; close all.
     """
     poll = select.poll()
     for fd in pidfds:
@@ -191,7 +191,7 @@ def _await_one(pidfds: Collection[int]) -> None:
 
 
 def remove_directory(directory: str, seconds: float = PATIENCE) -> None:
-    """Remove a group's directory; one that is gone is as good. A process is off the list a little
+    """Remove a cgroup's directory; one that is gone is as good. A process is off the list a little
     after its parent saw it end.
     """
     deadline, pause = time.monotonic() + seconds, 0.0001
@@ -293,7 +293,7 @@ def _halt_forks_and_thaw(directory: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One mount of a hierarchy: ``root`` is the group that appears at ``point``."""
+    """One mount of a hierarchy: ``root`` is the cgroup that appears at ``point``."""
 
     version: int
     root: str
@@ -301,16 +301,16 @@ class Mount:
     controllers: frozenset[str]
     writable: bool
 
-    def directory(self, group: str) -> str | None:
-        """Return the directory of a group of /proc/self/cgroup, None where it lies outside of this
+    def directory(self, cgroup: str) -> str | None:
+        """Return the directory of a cgroup of /proc/self/cgroup, None where it lies outside of this
         mount.
         """
         root = self.root.rstrip("/")
-        if group.startswith("/.."):  # outside of our cgroup namespace (cgroup_namespaces(7))
+        if cgroup.startswith("/.."):  # outside of our cgroup namespace (cgroup_namespaces(7))
             return None
-        if group != root and not group.startswith(f"{root}/"):
+        if cgroup != root and not cgroup.startswith(f"{root}/"):
             return None
-        return (self.point + group.removeprefix(root)).rstrip("/")
+        return (self.point + cgroup.removeprefix(root)).rstrip("/")
 
 
 def parse_mounts(data: bytes) -> tuple[Mount, ...]:
@@ -328,20 +328,20 @@ def parse_mounts(data: bytes) -> tuple[Mount, ...]:
 
 
 def parse_own(cgroup: str) -> dict[str, str]:
-    """Read the text of /proc/PID/cgroup: the group by controller, v2's under the empty name
+    """Read the text of /proc/PID/cgroup: the cgroup by controller, v2's under the empty name
     (cgroups(7)).
 
     The name of a cgroup may hold every byte but a newline.
     """
     own = {}
     for line in filter(None, cgroup.split("\n")):
-        _, controllers, group = line.split(":", 2)
-        own.update(dict.fromkeys(controllers.split(","), group))
+        _, controllers, cgroup = line.split(":", 2)
+        own.update(dict.fromkeys(controllers.split(","), cgroup))
     return own
 
 
-class Group:
-    """The group of one container; this one holds nothing, and is what a host without usable groups
+class Cgroup:
+    """The cgroup of one container; this one holds nothing, and is what a host without usable cgroups
     gets.
     """
 
@@ -368,7 +368,7 @@ class Group:
         """
 
     def count(self) -> int | None:
-        """Return how many tasks are in the group, dead ones that nobody has reaped among them; None
+        """Return how many tasks are in the cgroup, dead ones that nobody has reaped among them; None
         where that is not kept.
         """
         return None
@@ -378,14 +378,14 @@ class Group:
         return -1
 
     def close(self) -> None:
-        """Let go of what this handle holds; the group stays."""
+        """Let go of what this handle holds; the cgroup stays."""
 
     def stats(self) -> Stats:
-        """Return what the group has used; None for each figure that is not kept here."""
+        """Return what the cgroup has used; None for each figure that is not kept here."""
         return Stats(None, None, None, None, None, None, None, None, None, None)
 
     def pressure(self) -> dict[str, Any]:
-        """Return the seconds in which a process of the group stood still for want of something, by
+        """Return the seconds in which a process of the cgroup stood still for want of something, by
         the field of :class:`Stats`; version 2 counts them.
         """
         return {}
@@ -401,7 +401,7 @@ class Group:
         return 0
 
     def pids(self) -> tuple[int, ...]:
-        """Return the processes in the group, in the caller's PID namespace."""
+        """Return the processes in the cgroup, in the caller's PID namespace."""
         return ()
 
     def freeze(self, seconds: float = PATIENCE) -> None:  # noqa: ARG002 - those that freeze wait
@@ -426,13 +426,13 @@ class Group:
         """
 
     def remove(self, seconds: float = PATIENCE) -> None:
-        """Remove the empty group; waits for the kernel to let go of the last process,
+        """Remove the empty cgroup; waits for the kernel to let go of the last process,
         OSError(EBUSY) after ``seconds``.
         """
 
 
 class Session:
-    """The parent of all groups of one launcher."""
+    """The parent of all cgroups of one launcher."""
 
     def __init__(self, name: str, directories: tuple[str, ...] = (), remedy: str = "") -> None:
         self.name = name
@@ -442,16 +442,16 @@ class Session:
         self.locks: list[int] = []
         """Descriptors whose locks say that the session lives: the launcher inherits them."""
 
-    def create(self, name: str) -> Group:
-        """Make a group without limits, to be joined."""
-        return Group(name, self._remedy)
+    def create(self, name: str) -> Cgroup:
+        """Make a cgroup without limits, to be joined."""
+        return Cgroup(name, self._remedy)
 
     # the container's word; those that limit need it
-    def group(self, name: str, limits: Settings = UNLIMITED) -> Group:  # noqa: ARG002
-        """Return a handle on a group that the session's other end has made, with the limits that it
+    def cgroup(self, name: str, limits: Settings = UNLIMITED) -> Cgroup:  # noqa: ARG002
+        """Return a handle on a cgroup that the session's other end has made, with the limits that it
         has given it.
         """
-        return Group(name, self._remedy)
+        return Cgroup(name, self._remedy)
 
     def hand_over(self) -> None:
         """Close the descriptors of the locks in this process, which another one has inherited."""
@@ -459,13 +459,13 @@ class Session:
             os.close(self.locks.pop())
 
     def close(self) -> None:
-        """Kill what still lives in the session, and remove its groups and its directories."""
+        """Kill what still lives in the session, and remove its cgroups and its directories."""
         destroy(self.directories)
         self.hand_over()
 
 
 class Hierarchy:
-    """Where this process's groups are, and which controllers obey us there."""
+    """Where this process's cgroups are, and which controllers obey us there."""
 
     version = 0
     controllers: frozenset[str] = frozenset()
@@ -490,9 +490,7 @@ class Hierarchy:
 
     def remedy(self, controller: str) -> str:
         """Say what would make ``controller`` obey."""
-        return (
-            f"No cgroup file system is mounted here, so {controller} cannot be limited: {NO_GROUPS}"
-        )
+        return f"No cgroup file system is mounted here, so {controller} cannot be limited: {NO_CGROUPS}"
 
     def require(self, settings: Settings) -> None:
         """Raise UnsupportedError for a limit that was asked for and cannot be enforced; defaults

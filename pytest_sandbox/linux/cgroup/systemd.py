@@ -1,4 +1,4 @@
-"""A group of one's own from the systemd manager of this user: a scope that is delegated, into which
+"""A cgroup of one's own from the systemd manager of this user: a scope that is delegated, into which
 it moves the calling process.
 
 What ``systemd-run --user --scope -p Delegate=yes`` does for a new command, for a process that runs
@@ -15,7 +15,7 @@ import time
 
 from pytest_sandbox.linux.cgroup import SCOPE, Hierarchy, parse_own, read
 
-__all__ = ["find_groups", "has_manager", "move_into_scope"]
+__all__ = ["find_hierarchy", "has_manager", "move_into_scope"]
 
 _LIMITS = frozenset({"memory", "cpu", "pids"})
 _PATIENCE = 5.0
@@ -28,8 +28,8 @@ _MANAGER = (
 _SIGNATURE = "ssa(sv)a(sa(sv))"
 
 
-def find_groups() -> Hierarchy:
-    """Return the hierarchy with a place for groups of ours, from this user's manager where there is
+def find_hierarchy() -> Hierarchy:
+    """Return the hierarchy with a place for cgroups of ours, from this user's manager where there is
     none without it.
     """
     found = Hierarchy.find()

@@ -20,7 +20,7 @@ from pytest_sandbox.linux.cgroup import (
     PERIOD,
     PREFIX,
     UNLIMITED,
-    Group,
+    Cgroup,
     Hierarchy,
     Session,
     destroy,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.linux.cgroup import Mount
     from pytest_sandbox.settings import Settings
 
-__all__ = ["GroupV1", "HierarchyV1", "SessionV1"]
+__all__ = ["CgroupV1", "HierarchyV1", "SessionV1"]
 
 #: Made for every container: limits have to be there before they are known, and figures cannot be
 #: had afterwards.
@@ -67,7 +67,7 @@ _RATES = {
 
 
 class HierarchyV1(Hierarchy):
-    """Each controller's mount, and our own group in it."""
+    """Each controller's mount, and our own cgroup in it."""
 
     version = 1
     names = FrozenMap({"io": "blkio"})
@@ -75,7 +75,7 @@ class HierarchyV1(Hierarchy):
     def __init__(self, mounts: Iterable[Mount], own: dict[str, str]) -> None:
         self.mounts = {name: mount for mount in mounts for name in mount.controllers}
         found = {name: mount.directory(own.get(name, "/")) for name, mount in self.mounts.items()}
-        #: Our own group's directory by controller, where groups can be made in it.
+        #: Our own cgroup's directory by controller, where cgroups can be made in it.
         self.own = {
             name: path
             for name, path in found.items()
@@ -121,7 +121,7 @@ class HierarchyV1(Hierarchy):
 
 
 class SessionV1(Session):
-    """A directory below our own group in every hierarchy that is used."""
+    """A directory below our own cgroup in every hierarchy that is used."""
 
     def __init__(self, hierarchy: HierarchyV1, name: str) -> None:
         self._hierarchy = hierarchy
@@ -130,7 +130,7 @@ class SessionV1(Session):
         self.by_controller = {
             name: directory for name in ALWAYS if (directory := self.directory_of(name))
         }
-        # Distinct directories, by which a group is made.
+        # Distinct directories, by which a cgroup is made.
         self._always = tuple(dict.fromkeys(self.by_controller.values()))
         more = (
             directory for controller in _ON_DEMAND if (directory := self.directory_of(controller))
@@ -175,7 +175,7 @@ class SessionV1(Session):
         own = self._hierarchy.own.get(controller)
         return own and f"{own}/{PREFIX}{self.name}"
 
-    def create(self, name: str) -> GroupV1:
+    def create(self, name: str) -> CgroupV1:
         made: list[str] = []
         try:
             for directory in self._always:
@@ -184,13 +184,13 @@ class SessionV1(Session):
         except OSError:
             destroy(made)
             raise
-        return GroupV1(self, name, tuple(made))
+        return CgroupV1(self, name, tuple(made))
 
-    def group(self, name: str, limits: Settings = UNLIMITED) -> GroupV1:
+    def cgroup(self, name: str, limits: Settings = UNLIMITED) -> CgroupV1:
         directories = [f"{directory}/{name}" for directory in self._always]
         if limits.cpuset is not None:
             directories.append(f"{self.need('cpuset')}/{name}")
-        return GroupV1(self, name, tuple(directories), limits)
+        return CgroupV1(self, name, tuple(directories), limits)
 
 
 def inherit_cpuset(directory: str) -> None:
@@ -199,7 +199,7 @@ def inherit_cpuset(directory: str) -> None:
         write(f"{directory}/{name}", read(f"{os.path.dirname(directory)}/{name}").strip())
 
 
-class GroupV1(Group):
+class CgroupV1(Cgroup):
     """One container's directories."""
 
     def __init__(
@@ -288,7 +288,7 @@ class GroupV1(Group):
         try:
             write(self._path("memory", name), value)
         except FileNotFoundError:
-            # Without the accounting of swap: swappiness 0 keeps the group's own pages out of it
+            # Without the accounting of swap: swappiness 0 keeps the cgroup's own pages out of it
             # (cgroup-v1/memory.rst, 5.3).
             write(
                 self._path("memory", "memory.swappiness"),
@@ -313,7 +313,7 @@ class GroupV1(Group):
             # A child's share may not be above its parent's (scheduler/sched-bwc.rst).
             raise UnsupportedError(
                 f"cpus={cpus}",
-                "The group that the tests run in has fewer: ask for fewer, or raise its own.",
+                "The cgroup that the tests run in has fewer: ask for fewer, or raise its own.",
             ) from error
 
     def _apply_cpuset(self, cpuset: str | None) -> None:
@@ -332,7 +332,7 @@ class GroupV1(Group):
         self._gather(directory, time.monotonic() + PATIENCE)
 
     def _gather(self, directory: str, deadline: float) -> None:
-        """Move every process of the group into a directory that it did not have, until a look finds
+        """Move every process of the cgroup into a directory that it did not have, until a look finds
         none outside.
         """
         while outside := set(self.pids()) - set(members(directory)):

@@ -1,9 +1,9 @@
-"""Cgroup v2: one directory for a container, below a session's directory, below a *base*: a group
-that may have groups with limits.
+"""Cgroup v2: one directory for a container, below a session's directory, below a *base*: a cgroup
+that may have cgroups with limits.
 
-A group other than the root has either processes or controlled groups (the no-internal-process rule
+A cgroup other than the root has either processes or controlled cgroups (the no-internal-process rule
 of cgroup-v2.rst). The base is found so that as little as possible is moved: see
-:meth:`HierarchyV2._candidates`. Where our own group becomes the base, its processes go into a leaf
+:meth:`HierarchyV2._candidates`. Where our own cgroup becomes the base, its processes go into a leaf
 of it, and back again when the last session ends.
 """
 
@@ -25,7 +25,7 @@ from pytest_sandbox.linux.cgroup import (
     PREFIX,
     SCOPE,
     UNLIMITED,
-    Group,
+    Cgroup,
     Hierarchy,
     Session,
     device_number,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.linux.cgroup import Mount
     from pytest_sandbox.settings import Settings
 
-__all__ = ["Base", "GroupV2", "HierarchyV2", "SessionV2"]
+__all__ = ["Base", "CgroupV2", "HierarchyV2", "SessionV2"]
 
 #: Handed down to every session; cpuset is, when somebody asks for it.
 ALWAYS = ("memory", "cpu", "pids", "io")
@@ -60,7 +60,7 @@ _RATES = {
     "device_write_iops": "wiops",
 }
 _DELEGATE = (
-    "Run it in a group of your own: systemd-run --user --scope -p Delegate=yes -- pytest "
+    "Run it in a cgroup of your own: systemd-run --user --scope -p Delegate=yes -- pytest "
     '... (or "sudo" for the host\'s).'
 )
 _READ_ONLY = (
@@ -69,7 +69,7 @@ _READ_ONLY = (
 
 
 class Base:
-    """A group below which sessions are made; ``crowded`` where its own processes have to go into a
+    """A cgroup below which sessions are made; ``crowded`` where its own processes have to go into a
     leaf first.
     """
 
@@ -89,7 +89,7 @@ class Base:
             while not _try_lock(fd):
                 if time.monotonic() > deadline:
                     raise SetupError(
-                        "lock the parent of all groups",
+                        "lock the parent of all cgroups",
                         f"{self.directory} is locked by another process",
                     )
                 time.sleep(0.005)
@@ -98,7 +98,7 @@ class Base:
             os.close(fd)
 
     def add(self, session: str) -> int:
-        """Make a session's directory that can have groups with limits; return the descriptor that
+        """Make a session's directory that can have cgroups with limits; return the descriptor that
         holds its lock.
         """
         with self._locked():
@@ -158,7 +158,7 @@ def _words(path: str) -> frozenset[str]:
 
 
 def _hand_down(directory: str, controllers: tuple[str, ...]) -> None:
-    """Let the directory's groups have those of the controllers that the directory has."""
+    """Let the directory's cgroups have those of the controllers that the directory has."""
     lacking = (_words(f"{directory}/cgroup.controllers") & set(controllers)) - _words(
         f"{directory}/cgroup.subtree_control"
     )
@@ -225,13 +225,13 @@ class HierarchyV2(Hierarchy):
             return _READ_ONLY
         if self.base is None or os.geteuid():
             delegated = (
-                f" That group lacks {controller}: as root, `systemctl edit "
+                f" That cgroup lacks {controller}: as root, `systemctl edit "
                 "user@.service`, with [Service] Delegate=cpu cpuset io memory pids."
             )
             return _DELEGATE + (delegated if self.base else "")
         return (
             f"{self.base.directory} does not have it: as root, echo +{controller} into "
-            "cgroup.subtree_control of each group above."
+            "cgroup.subtree_control of each cgroup above."
         )
 
     def require(self, settings: Settings) -> None:
@@ -243,7 +243,7 @@ class HierarchyV2(Hierarchy):
             )
 
     def _counts_swap(self) -> bool:
-        """Ask any group that is not the root: the root has no such file."""
+        """Ask any cgroup that is not the root: the root has no such file."""
         directories = (entry.path for entry in os.scandir(self.mount.point) if entry.is_dir())
         return any(
             os.path.exists(f"{directory}/memory.swap.max") for directory in (self.own, *directories)
@@ -269,7 +269,7 @@ def _is_root(directory: str) -> bool:
 
 
 def _delegated(directory: str) -> bool:
-    """Whether systemd has given the group away (systemd's CGROUP_DELEGATION, "user.delegate"), also
+    """Whether systemd has given the cgroup away (systemd's CGROUP_DELEGATION, "user.delegate"), also
     by a version that does not say so.
     """
     if os.path.basename(directory).startswith(SCOPE):
@@ -293,7 +293,7 @@ def _swaps() -> bool:
 
 
 class SessionV2(Session):
-    """A directory below the base; it holds groups only."""
+    """A directory below the base; it holds cgroups only."""
 
     def __init__(self, base: Base, name: str) -> None:
         self._base = base
@@ -305,15 +305,15 @@ class SessionV2(Session):
         try:
             self.locks.append(self._base.add(self.directory))
         except OSError as error:
-            raise SetupError("make the parent of all groups", str(error)) from error
+            raise SetupError("make the parent of all cgroups", str(error)) from error
 
-    def create(self, name: str) -> Group:
+    def create(self, name: str) -> Cgroup:
         directory = f"{self.directory}/{name}"
         os.mkdir(directory)
-        return GroupV2(self, name, directory)
+        return CgroupV2(self, name, directory)
 
-    def group(self, name: str, limits: Settings = UNLIMITED) -> Group:
-        return GroupV2(self, name, f"{self.directory}/{name}", limits)
+    def cgroup(self, name: str, limits: Settings = UNLIMITED) -> Cgroup:
+        return CgroupV2(self, name, f"{self.directory}/{name}", limits)
 
     def need_cpuset(self) -> None:
         for directory in (self._base.directory, self.directory):
@@ -324,7 +324,7 @@ class SessionV2(Session):
         self._base.drop()
 
 
-class GroupV2(Group):
+class CgroupV2(Cgroup):
     """One container's directory."""
 
     def __init__(
