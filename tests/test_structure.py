@@ -65,8 +65,6 @@ KERNEL_PATHS_TOO: dict[str, str] = {}
 LONG_FILES: dict[str, str] = {
     "container/popen.py": "is being split",
     "launcher/main.py": "is being split",
-    "linux/cgroup/__init__.py": "is being split",
-    "linux/cgroup/v2.py": "is being split",
     "linux/syscall.py": "is being split",
     "runtime/create.py": "is being split",
 }

@@ -44,7 +44,7 @@ def sweep() -> list[str]:
     """Remove what belongs to sessions that have ended; return their names. What cannot be removed
     is logged, and tried again by the next.
     """
-    found = cgroup.Hierarchy.find().sessions()
+    found = cgroup.find_hierarchy().sessions()
     known = {name.removesuffix(".lock") for name in os.listdir(state_directory())}
     removed = [name for name in sorted(known | set(found)) if _try(name, found.get(name, ()))]
     kept = os.path.join(paths.images(), "kept")

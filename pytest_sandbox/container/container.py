@@ -129,7 +129,7 @@ class Container(Lifecycle, Files):
         """Return what this process has open of the container: nothing that a fork may have inside
         it, or inside another one.
         """
-        return [fd for fd in (self.pidfd, self.cgroup.held(), self.rootfs.held) if fd >= 0]
+        return [fd for fd in (self.pidfd, self.cgroup.open_fd(), self.rootfs.held) if fd >= 0]
 
     def _settle(self) -> None:
         settle(self)
@@ -210,7 +210,7 @@ class Container(Lifecycle, Files):
         """Return where a payload of this process enters."""
         self._awake()
         cgroup = self.cgroup.fd()
-        joins = self.cgroup.joins() if cgroup < 0 else ()
+        joins = self.cgroup.join_paths() if cgroup < 0 else ()
         return Entrance(self.spec, self.pidfd, joins, cgroup, *self.user_namespaces())
 
     def user_namespaces(self) -> tuple[int, int]:

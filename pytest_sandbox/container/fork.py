@@ -114,7 +114,7 @@ class Child:
         if code == -signal.SIGKILL and self.container.cgroup.oom_kills() > self._kills:
             used = self.container.figures()
             return OOMKilled(
-                used.memory_limit, used.memory_peak or 0, self.container.cgroup.files_bytes()
+                used.memory_limit, used.memory_peak or 0, self.container.cgroup.page_cache_bytes()
             )
         return Signaled(-code)
 
@@ -155,7 +155,7 @@ class Forks:
         """Gather the memory if it is time to: before a fork, or where nobody's time is taken."""
         if self._made >= self._next:
             self._next = 2 * self._made
-            huge_pages.gather()
+            huge_pages.collapse()
 
 
 forks = Forks()
@@ -181,7 +181,7 @@ def fork_into(
     batch, clone = entrance.begin(shielded=shielded) if twice else (SyscallBatch(), None)
     if clone is None:
         # os.fork() has no cgroup to begin in, as clone3(2) has on version 2: the fork joins it.
-        replace(entrance, joins=container.cgroup.joins()).add_enter(batch)
+        replace(entrance, joins=container.cgroup.join_paths()).add_enter(batch)
     _add_arrival(container, batch, living)
     batch.prepare()
     # An interrupt between the fork and what notes it would leave a child that nobody waits for, or
@@ -242,7 +242,7 @@ def _fork_twice(container: Container, batch: SyscallBatch, clone: Result, *, shi
 
     Entering namespaces before that takes a process of one thread, which this one need not be.
     """
-    arguments = process.argument_area() if shielded else (0, 0)
+    arguments = process.argument_memory() if shielded else (0, 0)
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
         elder = _fork()

@@ -186,7 +186,7 @@ class Lifecycle(State):
 
         Init alone is no reason to wait: the launcher ends it in its own time.
         """
-        if not self.commands and not self.children and self.cgroup.count() == OVERHEAD:
+        if not self.commands and not self.children and self.cgroup.task_count() == OVERHEAD:
             return
         process.kill(self.pidfd, signal.SIGKILL)
         with self.cgroup.unthrottled():
@@ -200,7 +200,7 @@ class Lifecycle(State):
             while (
                 not process.ended(self.pidfd, _LOOK_AGAIN)
                 and looks < _MOST_LOOKS
-                and (self.cgroup.pids() or self.cgroup.count() is None)
+                and (self.cgroup.pids() or self.cgroup.task_count() is None)
             ):
                 # what is left once nobody lives are the dead of a visitor that does not reap them;
                 # without cgroups nobody knows

@@ -241,7 +241,7 @@ class Popen(subprocess.Popen[AnyStr]):
     @property
     def inside_pid(self) -> int:
         """Its number inside; 0 when it has ended and was reaped."""
-        return process.number_inside(self.pid)
+        return process.namespace_pid(self.pid)
 
     def fileno(self) -> int:
         """Return a descriptor that poll(2) reports when the process has ended; -1 once :meth:`poll`

@@ -34,7 +34,7 @@ _INIT = "1"
 @contextmanager
 def _proc(container: Container) -> Iterator[int]:
     """Open the container's /proc. Raises :class:`SandboxError` where something else lies there."""
-    fd = container.open_directory(process.DIRECTORY)
+    fd = container.open_directory(process.PROC)
     try:
         if not process.is_proc_of(fd, container.pid):
             if process.ended(container.pidfd, 0):
@@ -53,7 +53,7 @@ def listed(container: Container) -> list[tuple[int, str]]:
     ended.
     """
     with _proc(container) as proc:
-        alive = [int(pid) for pid in _pids(proc) if not process.has_ended(pid, proc)]
+        alive = [int(pid) for pid in _pids(proc) if not process.is_dead(pid, proc)]
         found = [(pid, process.command_line(pid, proc)) for pid in alive]
     return sorted((pid, line) for pid, line in found if line)
 
@@ -72,7 +72,7 @@ def _send(proc: int, number: int) -> int:
     """Send a signal to every process that a /proc shows but init; return how many live."""
     alive = 0
     for pid in _pids(proc):
-        if process.has_ended(pid, proc):
+        if process.is_dead(pid, proc):
             continue
         with suppress(FileNotFoundError, ProcessLookupError), _process(proc, pid) as fd:
             alive += 1

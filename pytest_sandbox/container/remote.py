@@ -178,7 +178,7 @@ class _JoinedCgroup(Cgroup):
         super().__init__(id)
         self._joins = tuple(joins)
 
-    def joins(self) -> tuple[str, ...]:
+    def join_paths(self) -> tuple[str, ...]:
         return self._joins
 
 

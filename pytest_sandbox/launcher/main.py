@@ -22,7 +22,7 @@ from pytest_sandbox.launcher.control_socket import ControlSocket
 from pytest_sandbox.launcher.layer_holder import LayerHolder
 from pytest_sandbox.launcher.layer_remover import LayerRemover
 from pytest_sandbox.linux import file_mounts, mounts, namespaces, process, signals
-from pytest_sandbox.linux.cgroup import Cgroup, Hierarchy, destroy
+from pytest_sandbox.linux.cgroup import Cgroup, destroy, find_hierarchy
 from pytest_sandbox.runtime import privileges, storage
 from pytest_sandbox.runtime.create import Building, Host
 from pytest_sandbox.runtime.protocol import Channel, InvalidMessageError, Message, close_all
@@ -85,7 +85,7 @@ class Launcher:
         self.client = client
         self.lock = lock
         self.client_pidfd = os.pidfd_open(os.getppid())
-        self.hierarchy = Hierarchy.find()
+        self.hierarchy = find_hierarchy()
         self.session = self.hierarchy.attach(session)
         self.mounts = mounts.watch()
         self.made: dict[str, Made] = {}
@@ -384,7 +384,7 @@ class Launcher:
                 (shelved[key],) = self.layer_holder.ask("clone", key)
             place = self.find_place(spec, identity)
             placed = replace(spec, layer_directory=place.directory, layer_device=place.device)
-            joins = cgroup.joins() if cgroup.fd() < 0 else ()
+            joins = cgroup.join_paths() if cgroup.fd() < 0 else ()
             building = Building(placed, self.host, hostname=identity, joins=joins, shelved=shelved)
             built = building.build(cgroup.fd())
         except BaseException as error:
@@ -453,7 +453,7 @@ class Launcher:
         spaces = [os.dup(user) if user >= 0 else -1, builder]
         way = {
             "spec": made.spec.to_json(),
-            "joins": made.cgroup.joins(),
+            "joins": made.cgroup.join_paths(),
             "pid": made.pid,
             "user_namespaces": [fd >= 0 for fd in spaces],
         }
@@ -491,7 +491,7 @@ class Launcher:
         if self.made.get(made.id) is made:
             del self.made[made.id]
         self.poll.unregister(made.pidfd)
-        process.reap(made.pid)
+        process.reap(made.pid, made.pidfd)
         os.close(made.pidfd)
         self.layer_remover.free([made.layer, made.tree], made.place.directory)
 

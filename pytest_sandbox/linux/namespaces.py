@@ -115,7 +115,6 @@ def make_user_namespace(*, rooted: bool = False, owner: int | None = None) -> in
         if not pid:
             os.close(mapped_writer)
             _become_new_user_namespace(owner, made_writer, mapped_reader)
-        os.close(pidfd)
         _close(made_writer, pipes)
         try:
             _raise_sent(os.read(made_reader, 8))
@@ -123,7 +122,8 @@ def make_user_namespace(*, rooted: bool = False, owner: int | None = None) -> in
             return open_of(pid, "user")
         finally:
             _close(mapped_writer, pipes)
-            process.reap(pid)
+            process.await_exit(pid, pidfd, None)
+            os.close(pidfd)
     finally:
         for fd in pipes.copy():
             _close(fd, pipes)

@@ -205,7 +205,7 @@ class Spawn:
                 self._failed.append((index, result))
 
     def _status(self, *, late: bool) -> Status:
-        if late and self._pid and process.name(self._pid) not in {NAME, b""}:
+        if late and self._pid and process.comm(self._pid) not in {NAME, b""}:
             late = False  # it has executed its program: a fork of this process holds the pipe open
         if not late and self._pid and not self._ended and not self._has_failed():
             return Status(self._pid, [], executed=True, late=False)

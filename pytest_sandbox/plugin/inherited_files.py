@@ -51,7 +51,7 @@ class Outputs:
         self._own = compat.host_outputs(config)
         self._at_terminal = compat.is_at_terminal(config)
         known = {_identity(os.fstat(fd)) for fd in self._own if _is_open(fd)}
-        for fd in descriptors.opened():
+        for fd in descriptors.open_fds():
             # The list has the number of the directory's own descriptor, which may be a writer's
             # now.
             if fd not in without and fd not in self._writers.values():
@@ -64,9 +64,9 @@ class Outputs:
         if identity in known:
             if descriptors.is_writable(fd):
                 self._replace(fd, identity)
-            elif path := descriptors.names_a_file(fd, status.st_mode):
+            elif path := descriptors.path_of(fd, status.st_mode):
                 self._reopened[fd] = path
-        elif path := descriptors.names_a_file(fd, status.st_mode):
+        elif path := descriptors.path_of(fd, status.st_mode):
             is_log = stat.S_ISREG(status.st_mode) and descriptors.is_writable(fd, only=True)
             if is_log and len(self._writers) < _MOST_FILES:
                 self._replace(fd, identity)
@@ -102,7 +102,7 @@ class Outputs:
             os.close(writer)
         for fd, path in self._reopened.items():
             if _is_open(fd):
-                descriptors.open_again(fd, path)
+                descriptors.reopen(fd, path)
 
     def in_parent(self) -> None:
         """Keep the parent's ends."""

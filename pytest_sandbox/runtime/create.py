@@ -23,6 +23,7 @@ from pytest_sandbox.linux import (
     namespaces,
     overlay,
     process,
+    process_limits,
     rtnetlink,
     userns,
 )
@@ -213,8 +214,8 @@ class Building:
         )
 
     def _detach(self) -> None:
-        process.add_hidden_from_oom(self.batch, "detach")
-        process.add_raised_ulimits(self.batch, self.spec.ulimits)
+        process_limits.add_oom_score_adj(self.batch, "detach")
+        process_limits.add_raised_hard_limits(self.batch, self.spec.ulimits)
         mounts.add_private(self.batch, "make private")
         self.batch.add(
             "make private", "umask", 0

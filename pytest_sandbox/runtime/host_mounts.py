@@ -78,7 +78,7 @@ def _how(entry: Mounted, status: os.stat_result, room: int, options: tuple[str, 
     if file_mounts.is_unreachable(status.st_mode):
         return mounts.COPIED
     if stat.S_ISREG(status.st_mode):
-        return mounts.COPIED if status.st_size <= min(room, file_mounts.LARGEST) else mounts.BOUND
+        return mounts.COPIED if status.st_size <= min(room, file_mounts.MAX_SIZE) else mounts.BOUND
     if not stat.S_ISDIR(status.st_mode) or entry.fstype in _WITHOUT_SOCKETS or _stays_empty(entry):
         return mounts.BOUND  # a device cannot be opened there: it is bound with nodev
     how = mounts.READ_ONLY if entry.flags & sc.MS_RDONLY else mounts.WRITABLE

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.linux import capabilities, namespaces, process, seccomp
+from pytest_sandbox.linux import capabilities, namespaces, process_limits, seccomp
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.spawn import add_helper_start
 from pytest_sandbox.linux.syscall_batch import SyscallBatch, Table
@@ -153,7 +153,7 @@ def _beginning(
     for file in files:
         batch.add("join cgroups", "write", file, b"0", 1)
         batch.close("join cgroups", file)
-    process.add_ulimits(batch, "raise ulimits", ulimits)
+    process_limits.add_ulimits(batch, "raise ulimits", ulimits)
     namespaces.add_enter(batch, "enter namespaces", pidfd, sc.CLONE_NEWCGROUP, user_fd)
     batch.add("new session", "setsid")
     return batch, clone
@@ -171,7 +171,7 @@ def _entering(
     batch = SyscallBatch()
     for path in joins:
         batch.write("join cgroups", os.fsencode(path), b"0")
-    process.add_ulimits(batch, "raise ulimits", ulimits)
+    process_limits.add_ulimits(batch, "raise ulimits", ulimits)
     namespaces.add_enter(batch, "enter namespaces", pidfd, flags, user_fd)
     batch.add("new session", "setsid", go_on=True)  # a session leader has what it would get
     return batch

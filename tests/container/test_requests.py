@@ -200,7 +200,7 @@ def test_a_container_that_nobody_has_any_more_is_killed():
     finally:
         os.close(pidfd)
     with Container():
-        await_true(lambda: cgroup.count() is None)
+        await_true(lambda: cgroup.task_count() is None)
 
 
 def test_a_committed_container_whose_init_was_killed():
