@@ -242,9 +242,15 @@ class TokenServer:
         kind, name, actions = scope.split(":")
         now = int(time.time())
         claims = {
-            "iss": "us", "sub": self.user, "aud": "here", "exp": now + 300, "nbf": now - 300, "iat": now, "jti": "1",
+            "iss": "us",
+            "sub": self.user,
+            "aud": "here",
+            "exp": now + 300,
+            "nbf": now - 300,
+            "iat": now,
+            "jti": "1",
             "access": [{"type": kind, "name": name, "actions": actions.split(",")}],
-        }  # fmt: skip
+        }
         key = serialization.load_pem_private_key(self.leaf.private_key_pem.bytes(), None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         certificate = "".join(self.leaf.cert_chain_pems[0].bytes().decode().splitlines()[1:-1])
