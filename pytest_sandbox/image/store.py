@@ -65,7 +65,8 @@ class UnknownImage(ImageError):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"there is no stored image {self.reference!r}. {self.remedy}".rstrip()
+        found = f"there is no stored image {self.reference!r}"
+        return f"{found}. {self.remedy}" if self.remedy else found
 
 
 class Store:
