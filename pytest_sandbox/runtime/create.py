@@ -388,7 +388,7 @@ class Building:
                 mounts.add_bind(
                     self.program,
                     step,
-                    entry.point,
+                    entry.lower,
                     _ROOT + entry.point,
                     flags=entry.flags | sc.MS_RDONLY | sc.MS_NODEV,
                 )
