@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_sandbox.cli import output
-from pytest_sandbox.printable import printable
+from pytest_sandbox.printable import TEXT, printable
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_what_a_terminal_could_obey_is_escaped(text, expected):
 
 def test_layout_is_kept_where_it_is_ours():
     """Newlines of our own messages stay."""
-    assert "a\nb\\x1b" == printable("a\nb\x1b", keep="\n")
+    assert "a\nb\\x1b" == printable("a\nb\x1b", TEXT)
 
 
 @given(st.text())

@@ -12,11 +12,11 @@ pytestmark = [pytest.mark.needs("user", "containers"), pytest.mark.vm]
     [
         (
             "os.rename(os.getcwd() + '/there', os.getcwd() + '/elsewhere')",
-            "cannot rename a directory that the host has",
+            "a directory of the host cannot be renamed",
         ),
         (
             "raise OSError(errno.EOVERFLOW, 'Value too large')",
-            "who has no number in a user's container",
+            "is not mapped into the user namespace",
         ),
     ],
 )

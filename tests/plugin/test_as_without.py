@@ -384,7 +384,7 @@ def test_a_higher_fixture_that_was_asked_for_too_late_is_named(run):
     """)
     result.assert_outcomes(passed=1, warnings=1)
     result.stdout.fnmatch_lines(
-        ["*session-scoped fixture 'expensive' was asked for by getfixturevalue*"]
+        ["*session-scoped fixture 'expensive' was set up in the container of this test alone*"]
     )
 
 

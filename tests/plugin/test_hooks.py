@@ -106,8 +106,8 @@ def test_a_hook_may_return_a_dict_of_changes(run, pytester):
         ("{'memroy': 1}", "memroy=1 is not valid; accepted: did you mean memory?"),
         ("{'image': '/no/such/root'}", "image='/no/such/root'"),
         ("settings.replace(user='nobody-of-that-name')", "user='nobody-of-that-name' is not valid"),
-        ("'64m'", "returned '64m'; it returns settings.replace(...), a dict of changes, or None"),
-        ("{1: 2}", "returned {1: 2}; it returns settings.replace(...), a dict of changes, or None"),
+        ("'64m'", "returned '64m'; return settings.replace(...), a dict of changes, or None"),
+        ("{1: 2}", "returned {1: 2}; return settings.replace(...), a dict of changes, or None"),
     ],
 )
 def test_what_a_hook_returns_wrongly_is_a_usage_error(run, pytester, returned, said):

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from pytest_sandbox.container import values
 from pytest_sandbox.errors import SandboxError
-from pytest_sandbox.plugin import messages
-from pytest_sandbox.plugin.display import escaped, escaped_output
-from pytest_sandbox.plugin.schema import InvalidError
+from pytest_sandbox.plugin.message_checker import MessageChecker
+from pytest_sandbox.plugin.schema import InvalidError, safe_text
+from pytest_sandbox.printable import printable_output
 
 #: Examples of the property test: 20,000 before a release.
 EXAMPLES = int(os.environ.get("SANDBOX_HOSTILE_EXAMPLES", "300"))
@@ -100,7 +100,7 @@ RECORDED = [
     ["debugger", True],
     ["cache", ["mine/key", {"a": [1, 2.5, None]}]],
     ["subtests", 1],
-    ["wishes", ["stop", False]],
+    ["session_stop", ["stop", False]],
     ["junit", [[["name", "value"]], {"classname": "it"}]],
     [
         "benchmark",
@@ -114,7 +114,7 @@ RECORDED = [
             },
             "options": {"min_rounds": 5, "disable_gc": False},
             "iterations": 1,
-            "times": base64.b64encode(array("d", [0.5, 0.25]).tobytes()).decode(),
+            "durations": base64.b64encode(array("d", [0.5, 0.25]).tobytes()).decode(),
             "has_error": False,
         },
     ],
@@ -133,7 +133,7 @@ def checker(**options):
     config = SimpleNamespace(
         option=SimpleNamespace(**options), getoption=lambda _name, default=None: default
     )
-    return messages.Checker(SimpleNamespace(nodeid=NODEID, location=tuple(LOCATION), config=config))
+    return MessageChecker(SimpleNamespace(nodeid=NODEID, location=tuple(LOCATION), config=config))
 
 
 def read(message, **options):
@@ -154,8 +154,8 @@ def report(**changed):
     ("message", "problem"),
     [
         (report(nodeid="other.py::test"), "about another test"),
-        (report(location=["other.py", 1, "test"]), "another test's location"),
-        (report(when="call"), "not its turn"),
+        (report(location=["other.py", 1, "test"]), "location of another test"),
+        (report(when="call"), "out of order"),
         (report(when=None), "report.when"),
         (report(outcome="rerun"), "report.outcome"),
         (report(outcome="failed"), "longrepr"),
@@ -168,14 +168,14 @@ def report(**changed):
         (report(wasxfail=5), "wasxfail"),
         (report(**{"$report_type": "CollectReport"}), "report_type"),
         (report(user_properties=[[["a"], 1]]), "user_properties"),
-        (["cache", ["/etc/passwd", 1]], "no relative path"),
-        (["cache", ["a/../../b", 1]], "no relative path"),
-        (["cache", ["cache/lastfailed", {}]], "pytest's own"),
+        (["cache", ["/etc/passwd", 1]], "not a relative path"),
+        (["cache", ["a/../../b", 1]], "not a relative path"),
+        (["cache", ["cache/lastfailed", {}]], "pytest itself"),
         (["junit", [[], {'a="1"/><testcase b': "x"}]], "XML"),
         (["coverage", "eA=="], "must be an object"),
-        (["nothing", 1], "no message"),
+        (["nothing", 1], "unknown kind"),
         (["done", True], "without a report"),
-        ("report", "no pair"),
+        ("report", "not a pair"),
         (["internal", "x" * (5 << 20)], "larger than 4 MiB"),
         (["exit", ["x", 256]], "between"),
     ],
@@ -216,7 +216,7 @@ def test_junit_needs_pairs():
     """
     triple = report(user_properties=[[1, 2, 3]])
     assert [(1, 2, 3)] == read(triple)[1]["report"]["user_properties"]
-    with pytest.raises(InvalidError, match="no pair"):
+    with pytest.raises(InvalidError, match="not a pair"):
         read(triple, xmlpath="x.xml")
 
 
@@ -230,8 +230,8 @@ def test_control_characters_are_shown_escaped():
     """What moves a terminal's cursor or renames its window is text; captured output keeps its
     colours.
     """
-    assert "\\x1b]0;x\\x07\\x9b\\u202e\\ud800\n\t" == escaped("\x1b]0;x\x07\x9b\u202e\ud800\n\t")
-    assert "\x1b[31mred\\x1b[2J\x1b[0m" == escaped_output("\x1b[31mred\x1b[2J")
+    assert "\\x1b]0;x\\x07\\x9b\\u202e\\ud800\n\t" == safe_text("\x1b]0;x\x07\x9b\u202e\ud800\n\t")
+    assert "\x1b[31mred\\x1b[2J\x1b[0m" == printable_output("\x1b[31mred\x1b[2J")
 
 
 @pytest.mark.parametrize(

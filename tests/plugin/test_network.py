@@ -91,8 +91,8 @@ def test_a_lack_of_more_network_is_named(run):
     """)
     result.assert_outcomes(failed=2)
     reach = (
-        "container's network leads to those who are on it alone: db (172.30.0.2), me "
-        '(172.30.0.*). network="host" gives it the host\'s.'
+        "container reaches only the containers on its network: db (172.30.0.2), me "
+        '(172.30.0.*). network="host" uses the host\'s network.'
     )
     result.stdout.fnmatch_lines(
         [f"No name can be looked up inside: the {reach}", f"The {reach}"], consecutive=False

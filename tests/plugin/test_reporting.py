@@ -142,7 +142,7 @@ def test_a_server_of_a_higher_fixture_is_outside(run):
     """
     result = run(source)
     result.assert_outcomes(failed=1)
-    assert "Refused inside, but the pytest process listens outside, on 127.0.0.1:" in hint(result)
+    assert "The connection was refused inside, but the pytest process listens outside, on 127.0.0.1:" in hint(result)
     assert 'network="host"' in hint(result)
     run(source, "--sandbox-network=host").assert_outcomes(passed=1)
 
@@ -188,7 +188,7 @@ def test_a_file_of_an_earlier_test_is_gone(run):
     def test_expects(): assert pathlib.Path("/opt/left").read_bytes() == b""
     """)
     result.assert_outcomes(passed=1, failed=1)
-    assert hint(result).startswith("/opt/left was made by ")
+    assert hint(result).startswith("/opt/left was created by ")
     assert "::test_makes" in hint(result)
 
 

@@ -14,12 +14,13 @@ import pytest
 
 pytestmark = pytest.mark.needs("root", "limits")
 
-WIRE = """
+CHANNEL = """
     import fcntl, gc, json, os, pathlib, pytest, signal, sys, time
 
-    def wire():
-        from pytest_sandbox.plugin.report_channel import Wire
-        return next(one for one in gc.get_objects() if type(one) is Wire and one._owner == os.getpid())
+    def channel():
+        from pytest_sandbox.plugin.report_channel import ReportChannel
+        objects = gc.get_objects()
+        return next(one for one in objects if type(one) is ReportChannel and one._sender == os.getpid())
 
     NODEID = "test_lies.py::test_lies"
     def report(when="call", nodeid=None, **changed):
@@ -34,17 +35,17 @@ WIRE = """
 @pytest.mark.parametrize(
     "lie",
     [
-        'wire().send("report", {"report": report(outcome="failed"), "error": None, "symptoms": []})',
-        'wire().send("report", {"report": report(when=None), "error": None, "symptoms": []})',
-        'wire().send("logged", report(nodeid=os.environ["PYTEST_CURRENT_TEST"].split("::")[0] + "::test_first"))',
-        'wire().send("coverage", "c2VsZWN0")',
-        'wire().send("cache", ["/var/tmp/pwned", 1])',
-        'wire().send("wishes", [{}, 3])',
-        'wire().send("subtests", "x")',
-        'wire().send("benchmark", {})',
-        'wire().send("unknown", 1)',
-        'os.write(wire().file, wire().word + b" {\\n")',
-        'os.write(wire().file, wire().word + b" " + b"[" * (5 << 20) + b"\\n")',
+        'channel().send("report", {"report": report(outcome="failed"), "error": None, "symptoms": []})',
+        'channel().send("report", {"report": report(when=None), "error": None, "symptoms": []})',
+        'channel().send("logged", report(nodeid=os.environ["PYTEST_CURRENT_TEST"].split("::")[0] + "::test_first"))',
+        'channel().send("coverage", "c2VsZWN0")',
+        'channel().send("cache", ["/var/tmp/pwned", 1])',
+        'channel().send("session_stop", [{}, 3])',
+        'channel().send("subtests", "x")',
+        'channel().send("benchmark", {})',
+        'channel().send("unknown", 1)',
+        'os.write(channel().file, channel().nonce + b" {\\n")',
+        'os.write(channel().file, channel().nonce + b" " + b"[" * (5 << 20) + b"\\n")',
     ],
 )  # fmt: skip
 def test_an_invalid_message_fails_its_own_test(run, lie):
@@ -52,7 +53,7 @@ def test_an_invalid_message_fails_its_own_test(run, lie):
     on.
     """
     source = (
-        f"{WIRE}\n    def test_first(): assert 0\n    def test_lies(): {lie}\n    def "
+        f"{CHANNEL}\n    def test_first(): assert 0\n    def test_lies(): {lie}\n    def "
         "test_after(): pass"
     )
     result = run(source)
@@ -72,14 +73,14 @@ def test_the_cache_stays_below_its_directory(run):
 
 @pytest.mark.parametrize(
     "stop",
-    ['wire().send("debugger", True, ring=True)', "request.config.hook.pytest_enter_pdb(config=request.config, pdb=None)"],
+    ['channel().send("debugger", True, wake=True)', "request.config.hook.pytest_enter_pdb(config=request.config, pdb=None)"],
 )  # fmt: skip
 def test_no_test_stops_its_own_clock(run, stop):
     """Without a terminal, ``--pdb`` and ``--trace``, a debugger's message does not stop the
     timeout.
     """
     body = (
-        f"{WIRE}\n    @pytest.mark.container(timeout=1)\n    def test(request):\n        "
+        f"{CHANNEL}\n    @pytest.mark.container(timeout=1)\n    def test(request):\n        "
         f"{stop}\n        time.sleep(100)"
     )
     result = run(body)
@@ -89,10 +90,10 @@ def test_no_test_stops_its_own_clock(run, stop):
 
 def test_a_flood_of_stack_is_cut(run):
     """What a test writes when it is asked for its stack takes no more than its limit."""
-    source = f"""{WIRE}
+    source = f"""{CHANNEL}
     @pytest.mark.container(timeout=1)
     def test_flood():
-        pipe = wire().stack_writer
+        pipe = channel().wake_writer
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 1 << 20)
         while True: os.write(pipe, b"x" * 65536)
     """
