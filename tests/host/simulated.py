@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sandbox.linux import capabilities, mounts, seccomp, userns
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.syscall_batch import Program, number
+from pytest_sandbox.linux.syscall_batch import SyscallBatch, number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,16 +93,16 @@ def whole_user_namespace() -> None:
     sc.mount("proc", "/proc", "proc")
 
 
-def lower_limit(kind: str, number: int) -> None:
-    write(f"/proc/sys/user/max_{kind}_namespaces", str(number))
+def lower_limit(kind: str, limit: int) -> None:
+    write(f"/proc/sys/user/max_{kind}_namespaces", str(limit))
 
 
 def drop(*names: str) -> None:
     """Give up capabilities for good."""
     lost = sum(capabilities.bit(name) for name in names)
-    for number in range(lost.bit_length()):
-        if lost >> number & 1:
-            sc.prctl(sc.PR_CAPBSET_DROP, number)
+    for bit in range(lost.bit_length()):
+        if lost >> bit & 1:
+            sc.prctl(sc.PR_CAPBSET_DROP, bit)
     held = sc.getcaps()[1] & ~lost
     sc.capset(held, held, 0)
 
@@ -110,7 +110,9 @@ def drop(*names: str) -> None:
 def show_python_to_others() -> None:
     """Lay a directory that others may search over a home directory that has this Python in it."""
     for path in {str(PROJECT), sys.prefix, sys.base_prefix}:
-        parents = [parent for parent in reversed(Path(path).parents) if parent.stat().st_mode & 1 == 0]
+        parents = [
+            parent for parent in reversed(Path(path).parents) if parent.stat().st_mode & 1 == 0
+        ]
         if not parents:
             continue
         tree = sc.open_tree(path, sc.OPEN_TREE_CLONE | sc.AT_RECURSIVE)
@@ -171,8 +173,12 @@ def sethostname_denied() -> None:
 
 @host
 def docker_policy() -> None:
-    drop(*(name.removeprefix("CAP_") for name in capabilities.names(
-        sc.getcaps()[1] & ~capabilities.DOCKER_DEFAULT)))
+    drop(
+        *(
+            name.removeprefix("CAP_")
+            for name in capabilities.names(sc.getcaps()[1] & ~capabilities.DOCKER_DEFAULT)
+        )
+    )
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     sc.seccomp_set_filter(seccomp.program(capabilities.DOCKER_DEFAULT))
 
@@ -297,7 +303,7 @@ def pivot_to_overlay(depth: int) -> None:
         lower = f"{stage}/root"
     for name in ("proc", "sys", "dev"):
         sc.mount(f"/{name}", f"{lower}/{name}", None, sc.MS_BIND | sc.MS_REC)
-    program = Program()
+    program = SyscallBatch()
     mounts.add_become_root(program, "become root", lower)
     program.run()
 
@@ -400,8 +406,13 @@ def store_on_an_overlay() -> None:
     tmpfs("/mnt")
     for name in ("lower", "upper", "work", "store"):
         os.mkdir(f"/mnt/{name}")
-    sc.mount("overlay", "/mnt/store", "overlay", 0,
-             "lowerdir=/mnt/lower,upperdir=/mnt/upper,workdir=/mnt/work")
+    sc.mount(
+        "overlay",
+        "/mnt/store",
+        "overlay",
+        0,
+        "lowerdir=/mnt/lower,upperdir=/mnt/upper,workdir=/mnt/work",
+    )
     os.environ["PYTEST_SANDBOX_HOME"] = "/mnt/store"
 
 
