@@ -46,7 +46,7 @@ SAME_PACKAGE = {
 
 # A foreign module, and the only places that may import it (a file, or a directory that ends in /).
 ONLY_IN: dict[str, tuple[str, ...]] = {
-    "ctypes": ("linux/syscall.py",),
+    "ctypes": ("linux/syscall.py", "linux/native_code.py"),
     "pyroute2": ("linux/rtnetlink.py",),
     "rich": ("cli/",),
     "pytest": ("plugin/",),
@@ -65,7 +65,6 @@ KERNEL_PATHS_TOO: dict[str, str] = {}
 LONG_FILES: dict[str, str] = {
     "container/popen.py": "is being split",
     "launcher/main.py": "is being split",
-    "linux/syscall.py": "is being split",
     "runtime/create.py": "is being split",
 }
 

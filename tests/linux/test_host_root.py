@@ -11,7 +11,7 @@ import stat
 import pytest
 
 from pytest_sandbox.linux.host_root import _Splitter
-from pytest_sandbox.linux.mounts import Mounted
+from pytest_sandbox.linux.mounts import HostMount
 
 pytestmark = pytest.mark.vm
 
@@ -34,9 +34,9 @@ def tree(tmp_path):
 def splitter(tree, tmp_path):
     (tmp_path / "skeleton").mkdir()
     entries = [
-        Mounted("/", "ext4", 0),
-        Mounted(f"{tree}/var/lib/data", "xfs", 2),
-        Mounted(f"{tree}/etc/hosts", "ext4", 0),
+        HostMount("/", "ext4", 0),
+        HostMount(f"{tree}/var/lib/data", "xfs", 2),
+        HostMount(f"{tree}/etc/hosts", "ext4", 0),
     ]
     return _Splitter(entries, str(tmp_path / "skeleton"))
 
@@ -105,7 +105,7 @@ def test_sockets_and_fifos_beside_a_mount_are_inert(splitter, tree, monkeypatch)
     with socket.socket(socket.AF_UNIX) as one:
         monkeypatch.chdir(tree)
         one.bind("etc/socket")
-    splitter.mounts[f"{tree}/etc/socket"] = Mounted(f"{tree}/etc/socket", "ext4", 0)
+    splitter.mounts[f"{tree}/etc/socket"] = HostMount(f"{tree}/etc/socket", "ext4", 0)
     splitter.split(str(tree))
     for name, is_kind in {"fifo": stat.S_ISFIFO, "socket": stat.S_ISSOCK}.items():
         copy, original = (

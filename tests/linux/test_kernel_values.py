@@ -76,7 +76,7 @@ def test_paths_of_the_mount_table(written, point):
         + LINE.format(point="/z", flags="ro", kind="tmpfs")
         + "\n"
     )
-    first, second = mounts.mounted(os.fsencode(text))
+    first, second = mounts.list_mounts(os.fsencode(text))
     assert (point, "ext4", sc.MS_NOSUID | sc.MS_NOEXEC) == (first.point, first.fstype, first.flags)
     assert ("/z", "tmpfs", sc.MS_RDONLY) == (second.point, second.fstype, second.flags)
 
@@ -88,7 +88,7 @@ def test_real_mounts_are_files_of_a_users(tmp_path):
     (tmp_path / "file").touch()
 
     def mount(point, kind="ext4", flags=0):
-        return mounts.Mounted(str(point), kind, flags)
+        return mounts.HostMount(str(point), kind, flags)
 
     entries = [
         mount("/"), mount(tmp_path), mount(tmp_path, "xfs", sc.MS_RDONLY), mount(tmp_path / "file"), mount("/proc", "proc"), mount("/dev/shm", "tmpfs"),

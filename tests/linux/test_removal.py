@@ -40,7 +40,7 @@ def test_directories_without_permissions_are_removed(tmp_path):
 
 def test_more_directories_than_are_remembered_at_a_time(tmp_path, monkeypatch):
     """Names are taken in portions, and none is left."""
-    monkeypatch.setattr("pytest_sandbox.linux.removal._MOST_NAMES", 3)
+    monkeypatch.setattr("pytest_sandbox.linux.removal._MAX_NAMES", 3)
     for number in range(10):
         (tmp_path / f"root/{number}/deep").mkdir(parents=True)
     remove_tree(str(tmp_path / "root"))
