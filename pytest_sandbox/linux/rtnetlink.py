@@ -38,8 +38,8 @@ _IFF_UP = 0x1
 _IFLA_OPERSTATE, _IF_OPER_UP = 16, 6
 _DEVICE = "eth0"  # as in docker's containers
 # Interface indexes above those of devices that the kernel creates itself (sit0, tunl0, ...). Ports
-# of the bridge have the following ones. The two ends of a veth pair must have different ones, or the
-# kernel delays the carrier event by a second (linkwatch_urgent_event()).
+# of the bridge have the following ones. The indexes of the two ends of a veth pair must differ, or
+# the kernel delays the carrier event by a second (linkwatch_urgent_event()).
 _BRIDGE = _INNER = 1000
 _PORT_TIMEOUT = 5.0
 

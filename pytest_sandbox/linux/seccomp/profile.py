@@ -78,8 +78,8 @@ BY_ARGUMENT = {
     "socketcall": ByArgument(never=(SYS_SOCKET,), errno=ENOSYS),
 }
 
-# The flags of clone3(2) are behind a pointer. With ENOSYS the C library falls back to clone(2), where
-# a filter can read them.
+# The flags of clone3(2) are behind a pointer. With ENOSYS the C library calls clone(2) instead, and
+# a filter can read its flags.
 REFUSED_AS_MISSING = ("clone3",)
 
 # With SYS_ADMIN, "clone" and "ioctl" are not subject to the rules above.
