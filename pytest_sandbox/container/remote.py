@@ -7,8 +7,7 @@ import threading
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self
 
-from pytest_sandbox import paths
-from pytest_sandbox.client import session
+from pytest_sandbox.client import cleanup, session
 from pytest_sandbox.client.requests import Descriptors
 from pytest_sandbox.container.container import Container, without_init
 from pytest_sandbox.container.rootfs import Rootfs
@@ -59,15 +58,11 @@ def _sessions() -> Iterator[str]:
     """Yield the sessions that have a control socket; that of a dead launcher is found out when it
     is connected to.
     """
-    try:
-        names = sorted(os.listdir(paths.state()))
-    except FileNotFoundError:
-        return
-    yield from (name for name in names if os.path.exists(_socket_of(name)))
+    yield from (name for name in sorted(cleanup.sessions()) if os.path.exists(_socket_of(name)))
 
 
 def _socket_of(session: str) -> str:
-    return os.path.join(paths.state(), session, control_socket.NAME)
+    return os.path.join(cleanup.session_directory(session), control_socket.NAME)
 
 
 def _ask_all(session: str, *, stats: bool) -> list[Living]:

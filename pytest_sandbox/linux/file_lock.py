@@ -13,7 +13,7 @@ import os
 import time
 from contextlib import suppress
 
-__all__ = ["create_locked", "is_same", "lock_directory", "try_lock"]
+__all__ = ["create_locked", "is_same", "lock_directory", "lock_shared", "try_lock"]
 
 _TIMEOUT = 10.0
 _PAUSE = 0.001
@@ -58,15 +58,44 @@ def lock_directory(path: str, *, exclusive: bool = False) -> int:
     raise FileNotFoundError(errno.ENOENT, "it was removed while it was locked", path)
 
 
-def try_lock(path: str) -> int | None:
+def lock_shared(path: str, *, create: bool = True) -> int:
+    """Lock the file ``path`` with a shared lock; return the descriptor that holds the lock.
+
+    There is no timeout, because a process that locks such a file exclusively does so only to
+    remove it. A file that does not exist is created with mode 0600, unless ``create`` is false: then
+    FileNotFoundError is raised. On a read-only file system the existing file is locked.
+    """
+    flags = os.O_CREAT if create else 0
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            if is_same(fd, path):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # the holder of the lock has removed the file
+
+
+def try_lock(path: str, *, create: bool = False) -> int | None:
     """Lock a file or directory exclusively without waiting; return the descriptor.
 
     It is None if the file is locked, does not exist, cannot be opened, or is on a file system
-    without locks.
+    without locks. With ``create`` a file that does not exist is created with mode 0600, and the
+    OSError of a file that cannot be opened is raised.
     """
+    flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     except OSError:
+        if create:
+            raise
         return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

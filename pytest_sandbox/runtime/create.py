@@ -389,7 +389,7 @@ class Building:
                 mounts.add_bind(
                     self.batch,
                     step,
-                    entry.point,
+                    entry.lower,
                     _ROOT + entry.point,
                     flags=entry.flags | sc.MS_RDONLY | sc.MS_NODEV,
                 )

@@ -46,7 +46,7 @@ def shown(root: HostRoot) -> HostRoot:
     room = _MOST_COPIED
     for entry in root.below:
         around = _around(entry.point, below)
-        if around is not None and around.shown in (mounts.BOUND, mounts.COVERED):
+        if around is not None and _hides(around):
             # it lies in what is covered, or what cannot hold it: the host's file there stays unseen
             continue
         with suppress(FileNotFoundError, NotADirectoryError):
@@ -74,13 +74,26 @@ def _around(point: str, below: Iterable[HostMount]) -> HostMount | None:
     return max(found, key=lambda entry: len(entry.point), default=None)
 
 
+def _hides(around: HostMount) -> bool:
+    """Return whether an entry is shown without what is mounted below it.
+
+    A split directory is bound as its skeleton, which has a place for each mount.
+    """
+    is_bound = around.shown == mounts.BOUND
+    return around.shown == mounts.COVERED or (is_bound and not around.source)
+
+
 def _how(entry: HostMount, status: os.stat_result, room: int, options: tuple[str, ...]) -> str:
     if file_mounts.is_unreachable(status.st_mode):
         return mounts.COPIED
     if stat.S_ISREG(status.st_mode):
         return mounts.COPIED if status.st_size <= min(room, file_mounts.MAX_SIZE) else mounts.BOUND
-    if not stat.S_ISDIR(status.st_mode) or entry.fstype in _WITHOUT_SOCKETS or _stays_empty(entry):
+    if not stat.S_ISDIR(status.st_mode):
         return mounts.BOUND  # a device cannot be opened there: it is bound with nodev
+    # A split directory has mounts below it, which an unprivileged user may not leave out of a bind
+    # mount (mount_namespaces(7), EINVAL of mount(2)): its skeleton is on another file system.
+    if not entry.source and (entry.fstype in _WITHOUT_SOCKETS or _stays_empty(entry)):
+        return mounts.BOUND
     how = mounts.READ_ONLY if entry.flags & sc.MS_RDONLY else mounts.WRITABLE
     if _works(entry, how, options):
         return how
