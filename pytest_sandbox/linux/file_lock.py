@@ -62,7 +62,7 @@ def lock_shared(path: str, *, create: bool = True) -> int:
     """Lock the file ``path`` with a shared lock; return the descriptor that holds the lock.
 
     There is no timeout, because a process that locks such a file exclusively does so only to
-    remove it. A file that does not exist is created with mode 0600, unless ``create`` is false: then
+    remove it. A file that does not exist is created with mode 0600; without ``create``,
     FileNotFoundError is raised. On a read-only file system the existing file is locked.
     """
     flags = os.O_CREAT if create else 0
