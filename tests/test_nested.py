@@ -23,7 +23,7 @@ PLAIN = (
 #: host.
 MAKING = (
     "tests/container/test_exceptions.py tests/image/test_run.py "
-    "tests/plugin/test_image_body.py tests/linux/test_program.py tests/cli/test_images.py"
+    "tests/plugin/test_image_body.py tests/linux/test_syscall_batch.py tests/cli/test_images.py"
 )
 #: Programs that these need, and some that a few of them do.
 NEEDED = ("busybox", "unshare", "setpriv")

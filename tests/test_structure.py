@@ -51,7 +51,7 @@ SAME_PACKAGE = {
 
 # A foreign module, and the only places that may import it (a file, or a directory that ends in /).
 ONLY_IN: dict[str, tuple[str, ...]] = {
-    "ctypes": ("linux/syscall.py",),
+    "ctypes": ("linux/syscall.py", "linux/native_code.py"),
     "pyroute2": ("linux/rtnetlink.py",),
     "rich": ("cli/",),
     "pytest": ("plugin/",),
@@ -75,7 +75,6 @@ LONG_FILES: dict[str, str] = {
     "image/store.py": "is being split",
     "image/tar.py": "is being split",
     "launcher/main.py": "is being split",
-    "linux/syscall.py": "is being split",
     "runtime/create.py": "is being split",
 }
 

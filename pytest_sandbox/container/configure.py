@@ -34,7 +34,7 @@ def settle(container: Container) -> None:
 
 def _name(container: Container, name: str) -> None:
     try:
-        namespaces.name_host(container.pidfd, name, container.launcher.builder_fd)
+        namespaces.set_hostname(container.pidfd, name, container.launcher.builder_fd)
         _write_name(container, name)
     except ProcessLookupError as error:
         raise ContainerStopped.ended(container.id) from error

@@ -20,7 +20,7 @@ from pytest_sandbox.client import session
 from pytest_sandbox.container import processes, values
 from pytest_sandbox.container.processes import END_TIMEOUT
 from pytest_sandbox.errors import OutOfMemory, SandboxError, SetupError
-from pytest_sandbox.linux import huge_pages, namespaces, process
+from pytest_sandbox.linux import huge_pages, namespaces, native_code, process
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.linux.syscall_batch import Failure, SyscallBatch
@@ -224,14 +224,14 @@ def _add_arrival(container: Container, batch: SyscallBatch, living: Iterable[Con
 
 def _fork_once(entrance: Entrance) -> int:
     """Fork with the container's PID namespace set for the children of this thread."""
-    own = namespaces.open_for_children()
+    own = namespaces.open_pid_for_children()
     pid = -1
     try:
-        namespaces.set_for_children(entrance.pidfd)
+        namespaces.set_pid_for_children(entrance.pidfd)
         pid = _fork()
     finally:
         if pid:  # the child is in there for good
-            namespaces.set_for_children(own)
+            namespaces.set_pid_for_children(own)
         os.close(own)
     return pid
 
@@ -260,7 +260,7 @@ def _be_elder(batch: SyscallBatch, clone: Result, writer: int, arguments: tuple[
     """Enter and fork; return in the younger process, and end in this one."""
     status = 125
     try:
-        sc.clear_memory(*arguments)
+        native_code.clear_memory(*arguments)
         younger = batch.run_fork(clone)
         failure = batch.failure()
         if younger == 0 and failure is None:

@@ -129,7 +129,7 @@ class Popen(subprocess.Popen[AnyStr]):
             if umask >= 0:
                 batch.add("set umask", "umask", umask)
             entrance.add_lock_down(batch, who)
-            batch.add("close descriptors", "close_range", 3, sc.MOST_FDS, sc.CLOSE_RANGE_CLOEXEC)
+            batch.add("close descriptors", "close_range", 3, sc.MAX_FD, sc.CLOSE_RANGE_CLOEXEC)
             for fd in passed:
                 batch.add("pass descriptors", "fcntl", fd, fcntl.F_SETFD, 0)
             batch.restore_signals("restore signals", PYTHON_IGNORES if restore_signals else ())
@@ -167,7 +167,7 @@ class Popen(subprocess.Popen[AnyStr]):
                 f"the program was not executed within {START_TIMEOUT:.0f} s",
                 _NOT_EXECUTED,
             )
-        failure = next((one for one in status.failures if not one.may_be), None)
+        failure = next((one for one in status.failures if not one.is_allowed), None)
         if failure is None and not status.failures:
             raise SetupError("execute", "the spawn helper was killed")
         if failure is None:

@@ -392,7 +392,7 @@ def in_own_mounts(tmp_path, code):
 @pytest.mark.needs("unshare")
 @pytest.mark.needs("root")
 def test_file_systems_below_the_root_are_copy_on_write_too(tmp_path):
-    """Mounted file systems and files, nested ones too, are seen, can be written and stay as they
+    """HostMount file systems and files, nested ones too, are seen, can be written and stay as they
     were; read-only ones stay read-only.
     """
     found = in_own_mounts(

@@ -304,7 +304,7 @@ def test_a_namespace_of_its_own_without_the_filter(without):
     assert "done" == without({}, "new_user_namespace", security_opt=["seccomp=unconfined"])
 
 
-@pytest.mark.parametrize("path", mounts.MASKED)
+@pytest.mark.parametrize("path", mounts.MASKED_PATHS)
 def test_masked_paths_show_nothing(inside, path):
     """What tells of the machine is empty."""
     if os.path.exists(path):
