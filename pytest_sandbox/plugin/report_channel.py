@@ -46,7 +46,7 @@ __all__ = ["STACK_SIGNAL", "Message", "Receiver", "ReportChannel", "dumps", "saf
 #: The signal that makes a test process write its stack: the last real-time signal but one, which
 #: programs hardly ever use (signal(7)).
 STACK_SIGNAL = signal.SIGRTMAX - 1
-#: Bytes of the file, whoever wrote them, at which the test is ended.
+#: The size of the file at which the test is ended.
 _MAX_BYTES = 64 << 20
 _TOO_MUCH = f"more than {_MAX_BYTES >> 20} MiB are in the report channel"
 _MAX_STACK_BYTES = 1 << 20
