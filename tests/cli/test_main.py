@@ -1,4 +1,4 @@
-"""The frame of the command line: verbs are found, errors are one line, statuses are docker's."""
+"""The command line as a whole: verbs, help, error messages, exit statuses and output formats."""
 
 from __future__ import annotations
 
@@ -6,36 +6,24 @@ import subprocess
 import sys
 
 import pytest
+from command_line import sandbox
 
-from pytest_sandbox import errors
+from pytest_sandbox import errors, units
 from pytest_sandbox.cli import exit_status, main, output, verbs
-from pytest_sandbox.cli.parser import of_verb
-
-
-def pytest_sandbox(*words: str, **keywords: object) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user does."""
-    return subprocess.run(
-        [sys.executable, "-m", "pytest_sandbox", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        **keywords,
-    )
+from pytest_sandbox.cli.parser import parser_of
 
 
 @pytest.mark.parametrize("name", verbs.MODULES)
-def test_each_verb_is_in_its_file(name):
-    """The table of verbs leads to a verb of that name, with a summary of one line and a parser that
-    can be made.
-    """
+def test_each_verb_can_be_loaded(name):
+    """Each verb of the table has its name, a summary of one line, and a parser."""
     verb = verbs.load(name)
     assert (name, 1) == (verb.name, len(verb.summary.splitlines()))
-    assert of_verb(verb).format_help().startswith(f"usage: pytest-sandbox {name} ")
+    assert parser_of(verb).format_help().startswith(f"usage: pytest-sandbox {name} ")
 
 
 def test_the_help_lists_every_verb():
-    """Without knowing anything, a user finds all verbs."""
-    done = pytest_sandbox("--help")
+    """--help lists all verbs in the order of the table."""
+    done = sandbox("--help")
     listed = [
         line.split()[0]
         for line in done.stdout.partition("verbs:\n")[2].partition("\n\n")[0].splitlines()
@@ -43,33 +31,33 @@ def test_the_help_lists_every_verb():
     assert (0, list(verbs.MODULES)) == (done.returncode, listed)
 
 
-def test_without_a_word_the_help_is_shown(capsys):
-    """The bare command is a question, not an error."""
+def test_without_arguments_the_help_is_shown(capsys):
+    """The command without arguments prints the help and succeeds."""
     assert (0, True) == (main.main([]), "verbs:" in capsys.readouterr().out)
 
 
-def test_a_mistyped_verb_is_guessed(capsys):
-    """The verb that was probably meant is named."""
+def test_the_error_for_a_misspelt_verb_suggests_a_verb(capsys):
+    """The error names the verb that was probably meant."""
     assert (125, True) == (
         main.main(["exce", "box"]),
         "did you mean 'exec'?" in capsys.readouterr().err,
     )
 
 
-@pytest.mark.parametrize("word", ["pause", "prun", "rmm", "rim"])
-def test_nothing_that_deletes_is_guessed(word, capsys):
-    """A word that is no verb is never taken for one that deletes something."""
-    assert 125 == main.main([word])
+@pytest.mark.parametrize("verb", ["pause", "prun", "rmm", "rim"])
+def test_a_verb_that_deletes_is_never_suggested(verb, capsys):
+    """The error for an unknown verb never suggests one that deletes something."""
+    assert 125 == main.main([verb])
     said = capsys.readouterr().err
-    assert f"there is no verb '{word}'" in said
-    assert [] == [verb for verb in ("'prune'", "'rm'", "'rmi'") if verb in said]
+    assert f"there is no verb '{verb}'" in said
+    assert [] == [other for other in ("'prune'", "'rm'", "'rmi'") if other in said]
 
 
-def test_nobody_who_reads_errors_is_no_error():
-    """An error's status stays where standard error is a pipe whose reader has gone."""
-    for words in ("bogus", "exec no-such-container true"):
+def test_the_status_of_an_error_does_not_depend_on_a_reader():
+    """The status of an error is 125 also if standard error is a pipe without a reader."""
+    for args in ("bogus", "exec no-such-container true"):
         shell = (
-            f"{{ {sys.executable} -m pytest_sandbox {words}; echo $? >&3; }} 3>&1 >&2 2>&1 2> "
+            f"{{ {sys.executable} -m pytest_sandbox {args}; echo $? >&3; }} 3>&1 >&2 2>&1 2> "
             ">(exec 0<&-; true)"
         )
         assert (
@@ -81,14 +69,14 @@ def test_nobody_who_reads_errors_is_no_error():
 
 
 def test_the_version_is_the_distributions():
-    """--version tells what pip installed."""
+    """--version prints the version of the installed distribution."""
     from importlib.metadata import version
 
-    assert f"pytest-sandbox {version('pytest-sandbox')}\n" == pytest_sandbox("--version").stdout
+    assert f"pytest-sandbox {version('pytest-sandbox')}\n" == sandbox("--version").stdout
 
 
 @pytest.mark.parametrize(
-    "words",
+    "args",
     [
         ("bogus",),
         ("--bogus",),
@@ -97,9 +85,9 @@ def test_the_version_is_the_distributions():
         ("run", "--mem", "1g", "host"),
     ],
 )
-def test_a_wrong_use_is_125_with_a_line_and_a_hint(words, capsys):
-    """A wrong verb or option ends as docker's: 125, what is wrong, where the help is."""
-    status = main.main(words)
+def test_a_usage_error_is_125_and_refers_to_the_help(args, capsys):
+    """An unknown verb or option has docker's status 125, an error and a reference to the help."""
+    status = main.main(args)
     said = capsys.readouterr().err.splitlines()
     assert (125, 2, True) == (status, len(said), said[1].startswith("See 'pytest-sandbox"))
 
@@ -120,7 +108,7 @@ def test_a_wrong_use_is_125_with_a_line_and_a_hint(words, capsys):
     ids=lambda value: type(value).__name__,
 )
 def test_an_error_is_one_line_and_125(error, said, capsys):
-    """What the library raises reaches the user as one line, without a traceback."""
+    """An exception of the library is printed as one line without a traceback."""
 
     def fail() -> int:
         raise error
@@ -128,8 +116,8 @@ def test_an_error_is_one_line_and_125(error, said, capsys):
     assert (125, said) == (exit_status.guarded(fail), capsys.readouterr().err)
 
 
-def test_an_error_can_be_debugged():
-    """With PYTEST_SANDBOX_DEBUG the traceback is shown."""
+def test_debugging_raises_the_error():
+    """When debugging, an exception is raised, so that its traceback is shown."""
 
     def fail() -> int:
         raise errors.SandboxError("wrong")
@@ -138,8 +126,8 @@ def test_an_error_can_be_debugged():
         exit_status.guarded(fail, debugging=True)
 
 
-def test_a_reader_that_left_is_no_error():
-    """`pytest-sandbox ... | head` ends with SIGPIPE's status and without a word."""
+def test_a_closed_pipe_is_not_an_error():
+    """`pytest-sandbox ... | head` ends with the status of SIGPIPE and without a message."""
     code = (
         "import sys; from pytest_sandbox.cli import exit_status; "
         "sys.exit(exit_status.guarded(lambda: print('x' * 100_000)))"
@@ -152,13 +140,13 @@ def test_a_reader_that_left_is_no_error():
 @pytest.mark.parametrize(
     ("returncode", "status"), [(0, 0), (7, 7), (-9, 137), (-2, 130), (-15, 143)]
 )
-def test_a_signal_is_128_and_its_number(returncode, status):
-    """A command's end by a signal is told as a shell tells it."""
+def test_the_status_of_a_signal_is_128_plus_its_number(returncode, status):
+    """The status of a command that was killed by a signal is that of a shell."""
     assert status == exit_status.status_of(returncode)
 
 
-def test_one_verb_loads_its_own_file_only():
-    """Running one verb leaves the others, rich and pytest unloaded."""
+def test_a_verb_imports_only_its_own_module():
+    """Running one verb does not import the others, rich or pytest."""
     code = (
         "import sys; from pytest_sandbox.cli.main import main; main(['run', '--help']); "
         "print([n for n in ('rich', 'pytest', 'pytest_sandbox.cli.doctor') if n in sys.modules], "
@@ -172,8 +160,8 @@ def test_one_verb_loads_its_own_file_only():
     )
 
 
-def test_a_plain_table_is_dockers():
-    """Columns stand three blanks apart, and no line ends with a blank."""
+def test_a_plain_table_has_docker_s_format():
+    """Columns are three spaces apart, and no line ends with a space."""
     assert "ID     IMAGE\na-1    host\nb-22   x\n" == output.plain_table(
         ("ID", "IMAGE"), [["a-1", "host"], ["b-22", "x"]]
     )
@@ -192,8 +180,8 @@ def test_a_plain_table_is_dockers():
     ],
 )
 def test_sizes_are_printed_as_docker_does(count, text):
-    """Bytes are counted by 1024 and carry their unit."""
-    assert text == output.size(count)
+    """Sizes are printed in powers of 1024 with their unit."""
+    assert text == units.size(count)
 
 
 @pytest.mark.parametrize(
@@ -208,5 +196,5 @@ def test_sizes_are_printed_as_docker_does(count, text):
     ],
 )
 def test_a_duration_has_one_unit(seconds, text):
-    """Ages are told in their largest unit."""
-    assert text == output.duration(seconds)
+    """A duration is printed in whole numbers of its largest unit."""
+    assert text == units.duration(seconds)
