@@ -100,8 +100,8 @@ def floor() -> Iterator[list[tuple[str, ...]]]:
 
 
 def write_bundle(directory: Path, runtime: str) -> None:
-    """Write a bundle for an OCI runtime that runs ``true`` with the host's /usr, read-only, and with
-    the limits of the other peers.
+    """Write a bundle for an OCI runtime that runs ``true`` with the host's /usr, read-only, and
+    with the limits of the other peers.
     """
     subprocess.run([runtime, "spec"], cwd=directory, check=True)
     spec = json.loads((directory / "config.json").read_text())
