@@ -65,7 +65,7 @@ _VALUES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
         ("--network", "--net"),
         "network",
         "MODE",
-        "none (default): an own network with loopback up; host: the host's network",
+        "none (default): a separate network with only loopback; host: the host's network",
     ),
     (("-h", "--hostname"), "hostname", "NAME", "host name inside (default: the container's id)"),
     (

@@ -14,6 +14,7 @@ from pytest_sandbox.errors import SettingsError
 from pytest_sandbox.settings import parsers
 from pytest_sandbox.settings.parsers import CAPABILITIES, ULIMITS, FrozenMap, Volume, parse_size
 from pytest_sandbox.settings.schema import SECURITY, WORDS
+from pytest_sandbox.units import mib
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -223,8 +224,8 @@ def _check_contradictions(values: Mapping[str, Any]) -> None:
         raise SettingsError(
             "memory_swap",
             swap,
-            "the sum of memory and swap, at least as much as memory, which must be set too (memory "
-            f"is {memory})",
+            "the sum of memory and swap, at least as much as memory, which must be set too; memory "
+            f"is {'not set' if memory is None else mib(memory)}",
         )
     options = values["security_opt"]
     if set(options).issuperset(SECURITY[:2]) or set(options).issuperset(SECURITY[2:]):

@@ -92,7 +92,7 @@ WORDS: dict[str, Words] = {
     "network": Words(
         '"none", "host" or a Network',
         "none",
-        "none: an own network namespace with loopback up",
+        "none: a separate network namespace with loopback up",
         option=True,
     ),
     "hostname": Words(

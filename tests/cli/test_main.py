@@ -8,7 +8,7 @@ import sys
 import pytest
 from command_line import sandbox
 
-from pytest_sandbox import errors, units
+from pytest_sandbox import errors
 from pytest_sandbox.cli import exit_status, main, output, verbs
 from pytest_sandbox.cli.parser import parser_of
 
@@ -165,36 +165,3 @@ def test_a_plain_table_has_docker_s_format():
     assert "ID     IMAGE\na-1    host\nb-22   x\n" == output.plain_table(
         ("ID", "IMAGE"), [["a-1", "host"], ["b-22", "x"]]
     )
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (None, "-"),
-        (0, "0B"),
-        (1023, "1023B"),
-        (1024, "1KiB"),
-        (64 << 20, "64MiB"),
-        (1536 << 20, "1.5GiB"),
-        (1 << 62, "4096PiB"),
-    ],
-)
-def test_sizes_are_printed_as_docker_does(count, text):
-    """Sizes are printed in powers of 1024 with their unit."""
-    assert text == units.size(count)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.3, "0 seconds"),
-        (1, "1 second"),
-        (59, "59 seconds"),
-        (61, "1 minute"),
-        (7300, "2 hours"),
-        (90000, "1 day"),
-    ],
-)
-def test_a_duration_has_one_unit(seconds, text):
-    """A duration is printed in whole numbers of its largest unit."""
-    assert text == units.duration(seconds)
