@@ -27,6 +27,7 @@ LAYERS: dict[str, int] = {
     "printable": 1,
     "supported": 1,
     "paths": 1,
+    "units": 1,
     "settings": 2,
     "linux": 3,
     "host": 4,
@@ -46,6 +47,7 @@ SAME_PACKAGE = {
     "printable": "values",
     "supported": "values",
     "paths": "values",
+    "units": "values",
     "__main__": "cli",
 }
 
