@@ -160,7 +160,7 @@ def test_a_signal_is_128_and_its_number(returncode, status):
 def test_one_verb_loads_its_own_file_only():
     """Running one verb leaves the others, rich and pytest unloaded."""
     code = (
-        "import sys; from pytest_sandbox import cli; cli.main(['run', '--help']); "
+        "import sys; from pytest_sandbox.cli.main import main; main(['run', '--help']); "
         "print([n for n in ('rich', 'pytest', 'pytest_sandbox.cli.doctor') if n in sys.modules], "
         "file=sys.stderr)"
     )
