@@ -63,7 +63,7 @@ def prepare(python: str, pytest: str, cache: Path) -> Path:
         subprocess.run([interpreter(python), "-m", "venv", "--clear", directory], check=True)
         pins = directory / "constraints.txt"
         pins.write_text("".join(f"{pin}\n" for pin in constraints(pytest)))
-        pip = [inner, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+        pip = [str(inner), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
         subprocess.run([*pip, "--constraint", pins, "-e", f"{ROOT}[test]"], check=True)
         (directory / "ready").touch()
     return inner
