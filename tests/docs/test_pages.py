@@ -62,6 +62,23 @@ def test_every_promise_names_a_test_that_exists():
         ), name
 
 
+def test_the_glossary_is_sorted():
+    """The terms of the glossary are in alphabetical order."""
+    text = (ROOT / "docs/glossary.md").read_text()
+    terms = re.findall(r"^(.+)\n: ", text, re.MULTILINE)
+    assert len(terms) > 30
+    assert sorted(terms, key=str.casefold) == terms
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/design.md", "docs/security.md"])
+def test_files_that_a_page_names_exist(page):
+    """A source file that a page names is in the package or below the repository's root."""
+    named = re.findall(r"`([\w./]+/[\w.]+\.(?:py|c))`", (ROOT / page).read_text())
+    assert named
+    for name in named:
+        assert (ROOT / "pytest_sandbox" / name).exists() or (ROOT / name).exists(), name
+
+
 def test_ci_runs_the_readmes_commands():
     """Each of the two commands is in the README once, and CI reads it from there."""
     ci = (ROOT / ".ci/run").read_text()
