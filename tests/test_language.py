@@ -30,7 +30,6 @@ PENDING: tuple[str, ...] = (
     "pytest_sandbox/cli/doctor.py",
     "tests/container/",
     "tests/crash/",
-    "tests/docs/",
     "tests/host/",
     "tests/image/",
     "tests/linux/",
@@ -53,12 +52,6 @@ PENDING: tuple[str, ...] = (
     "tools/make_syscall_numbers.py",
     "tools/make_machine_code.py",
     "tools/machine_code/",
-    "docs/",
-    "README.md",
-    "CONTRIBUTING.md",
-    "SECURITY.md",
-    "pyproject.toml",
-    "mkdocs.yml",
 )
 
 

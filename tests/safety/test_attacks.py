@@ -481,7 +481,7 @@ def test_no_controlling_terminal(inside):
     assert "ENXIO" == inside("open_terminal")
 
 
-def test_a_file_as_stdout_cannot_be_opened_anew(box, tmp_path):
+def test_a_file_as_stdout_cannot_be_reopened(box, tmp_path):
     """/proc/self/fd/1 is a pipe: what the caller's file held stays; without us it would be gone."""
     for run, kept in ((box.run, True), (subprocess.run, False)):
         file = tmp_path / f"out-{kept}"
