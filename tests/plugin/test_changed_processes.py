@@ -29,7 +29,8 @@ def test_no_imports():
 def test_removed_modules():
     for name in ("json", "os", "time", "select", "io"): del sys.modules[name]
 def test_tracing():
-    sys.settrace(lambda *_: None); threading.settrace(lambda *_: None); sys.setprofile(lambda *_: None)
+    settrace = threading.settrace
+    sys.settrace(lambda *_: None); settrace(lambda *_: None); sys.setprofile(lambda *_: None)
 def test_warnings_are_errors(): warnings.simplefilter("error")
 def test_closed_streams():
     for fd in range(3): os.close(fd)
