@@ -109,7 +109,7 @@ def test_a_suite_may_skip_what_it_cannot_have(elsewhere, tmp_path):
         "p.Container(memory='1g')",
         "p.Image.pull('debian')",
         "p.Network()",
-        "p.Container.check(p.Settings())",
+        "p.Container(p.Settings())",
     ],
 )
 def test_the_library_can_be_imported_and_refuses(elsewhere, use):

@@ -23,7 +23,8 @@ from pytest_sandbox.runtime.protocol import close_all
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pytest_sandbox.container.container import Container, Popen
+    from pytest_sandbox.container.container import Container
+    from pytest_sandbox.container.popen import Popen
 
 __all__ = ["Command", "attach"]
 
@@ -84,7 +85,7 @@ class _Attachment:
         self.master = -1
         self.overran = False
         self.hung_up = False
-        self.kills = container.group.oom_kills()
+        self.kills = container.handle.cgroup.oom_kills()
         self.oom_kills = 0
 
     def __enter__(self) -> Self:
@@ -105,7 +106,7 @@ class _Attachment:
                 self.overran, deadline = True, None
                 self.container.kill()
         status = -signal.SIGHUP if popen.returncode is None else popen.returncode
-        self.oom_kills = self.container.group.oom_kills() - self.kills
+        self.oom_kills = self.container.handle.cgroup.oom_kills() - self.kills
         self.container.close()
         self.relay.drain(self.outputs, _QUIET)
         return status_of(status)
@@ -136,7 +137,7 @@ class _Attachment:
         stdin, stdout, stderr = (
             (slave, slave, slave) if self.command.tty else self._choose_streams()
         )
-        environment, _workdir, _user = self.container.surroundings(env=None, cwd=None, user=None)
+        environment = self.container.handle.rootfs.environment(self.container.hostname)
         if self.command.tty and self.container.settings.image != "host":
             environment.setdefault("TERM", "xterm")
         try:
@@ -163,8 +164,10 @@ class _Attachment:
         """Open one of the container's own terminals, of the size of the user's; returns the end
         that the command gets.
         """
+        from pytest_sandbox.container.files import open_terminal
+
         try:
-            self.master, slave = self.container.openpty()
+            self.master, slave = open_terminal(self.container.handle)
         except OSError as error:
             raise SandboxError(
                 f"no terminal for the command: {error.strerror}. Leave out -t."

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from typing import Unpack
 
-    from pytest_sandbox.container.container import Container
-    from pytest_sandbox.container.signatures import ContainerFactory
+    from pytest_sandbox.container.container import Container, ContainerFactory
     from pytest_sandbox.settings import Settings
     from pytest_sandbox.settings.kwargs import SettingsKwargs
 
@@ -41,7 +40,7 @@ def container(request: pytest.FixtureRequest) -> Iterator[Container]:
             pytrace=False,
         )
     made = Container(settings_of(item))
-    made.label = item.nodeid
+    made.handle.label = item.nodeid
     with refusing(item.config):
         made.start()
     with made:
@@ -86,7 +85,7 @@ def pytest_runtest_makereport(
     if held is not None and report.when == "call" and held.status != "stopped":
         from pytest_sandbox.plugin import keep, report_sections
 
-        stats = held.figures()
+        stats = held.handle.figures()
         kept = keep.keep(item, held, failed=report.failed)
         report_sections.add_properties(item, held, stats, killed=False, kept=kept)
         report.user_properties = list(item.user_properties)

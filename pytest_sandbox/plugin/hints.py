@@ -103,7 +103,9 @@ def remember(item: pytest.Item, container: Container) -> None:
 
     if len(_made) < _MOST_MADE:
         with suppress(SandboxError, OSError):
-            found = changes_of(container, most=_MOST_OF_ONE, seconds=_MOST_SECONDS, as_user=True)
+            found = changes_of(
+                container.handle, most=_MOST_OF_ONE, seconds=_MOST_SECONDS, as_user=True
+            )
             _made.update((change.path, item.nodeid) for change in found if change.kind == "added")
 
 
@@ -144,7 +146,7 @@ def _line(symptom: Symptom, item: pytest.Item, container: Container, stats: Stat
     if symptom.kind in {"dns", "unreachable"} and settings.network != "host":
         start = "No name can be looked up inside: the" if symptom.kind == "dns" else "The"
         return f'{start} {_reach(settings.network)}. network="host" gives it the host\'s.'
-    if symptom.kind in _HELP_USERS and container.user_namespaces()[1] >= 0:
+    if symptom.kind in _HELP_USERS and container.handle.user_namespaces()[1] >= 0:
         return _HELP_USERS[symptom.kind]
     if symptom.kind == "missing":
         return "\n".join(
@@ -174,11 +176,13 @@ def _of_the_host(container: Container, is_kind: Callable[[int], bool], path: str
     """Return a line for each mount of the host of this kind, above ``path`` where there is one,
     that the container does not reach.
     """
-    if not container.spec.is_on_host:
+    if not container.handle.spec.is_on_host:
         return []
     refused: list[str] = []
     with suppress(SandboxError, OSError):
-        refused = [one for one in container.launcher.refused() if is_kind(os.stat(one).st_mode)]
+        refused = [
+            one for one in container.handle.launcher.refused() if is_kind(os.stat(one).st_mode)
+        ]
     return [
         f'The host\'s {one} is a mount that is not reached from inside. volumes=["{one}:{one}"] '
         "passes it in."

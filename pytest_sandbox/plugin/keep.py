@@ -25,7 +25,7 @@ def keep(item: pytest.Item, container: Container, *, failed: bool) -> str | None
     from pytest_sandbox.container import saved_layers
 
     try:
-        return saved_layers.keep(container).id
+        return saved_layers.save(container.handle).id
     except SandboxError as error:
         with suppress(pytest.PytestWarning):  # as an error it would take the report along
             item.warn(pytest.PytestWarning(str(error)))

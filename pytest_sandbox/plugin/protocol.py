@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sandbox.container.container import Container
-from pytest_sandbox.container.fork import forks
+from pytest_sandbox.container.fork import fork_into, forks
+from pytest_sandbox.container.lifecycle import prepare
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.linux import process
 from pytest_sandbox.outcome import Exited, Outcome, TimedOut
@@ -52,7 +53,7 @@ from pytest_sandbox.plugin.unsupported import refusing
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from pytest_sandbox.container.container import Child
+    from pytest_sandbox.container.fork import Child
 
 __all__ = ["register"]
 
@@ -109,9 +110,9 @@ class _Visit:
         compat.set_up_higher(self.item)
         with refusing(self.item.config):
             self.container = container = Container(self.item.stash[SETTINGS])
-            container.label = self.item.nodeid
+            container.handle.label = self.item.nodeid
             if container.settings.image != "host":
-                container.directories = python_home.directories(self.item.config)
+                container.handle.directories = python_home.directories(self.item.config)
             container.start()
             self._prepare_next()
         self.item.ihook.pytest_sandbox_started(item=self.item, container=container)
@@ -157,7 +158,7 @@ class _Visit:
         """Fork, and leave nothing open where that is refused."""
         try:
             with refusing(self.item.config):
-                return container.fork()
+                return fork_into(container.handle, container.settings.user)
         except BaseException:
             wire.discard()
             streams.close()
@@ -177,11 +178,11 @@ class _Visit:
             and following.image == "host"
         ):
             with suppress(SandboxError, OSError):
-                Container.prepare(following)
+                prepare(following)
 
     def _wait(self, receiver: Receiver, child: Child, timer: Timer) -> Outcome:
         limits = [
-            limit for limit in (child.container.settings.timeout, timer.most) if limit is not None
+            limit for limit in (child.handle.settings.timeout, timer.most) if limit is not None
         ]
         limit = min(limits, default=None)
         if receiver.receive(limit):

@@ -29,7 +29,7 @@ from pytest_sandbox.plugin.schema import InvalidError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_sandbox.container.container import Child
+    from pytest_sandbox.container.fork import Child
     from pytest_sandbox.plugin.inherited_files import Outputs
     from pytest_sandbox.plugin.messages import Checker
 

@@ -95,7 +95,7 @@ def _changes(container: Container) -> str:
     from pytest_sandbox.container.diff import changes_of
 
     try:
-        changes = changes_of(container, most=_MOST_LISTED, seconds=_MOST_SECONDS)
+        changes = changes_of(container.handle, most=_MOST_LISTED, seconds=_MOST_SECONDS)
     except (SandboxError, OSError) as error:
         return f"not known: {error}"
     shown = [_shortened(_on_one_line(str(change))) for change in changes[:_MOST_CHANGES]]

@@ -74,7 +74,7 @@ class Finding:
         self.item = item
         self.container = container
         self.outcome = outcome
-        self.stats = container.figures()
+        self.stats = container.handle.figures()
         self.answers: dict[str, Answer] = {}
         self.logged: list[pytest.TestReport] = []
         self.exit: tuple[str, str, int | None] | None = None

@@ -212,10 +212,10 @@ def _check(config: pytest.Config, settings: Settings) -> None:
     """
     if not _NAMING & settings.given or supported.lacking():
         return
-    from pytest_sandbox.container.container import Container
+    from pytest_sandbox.container.validate import check
 
     try:
-        Container.check(settings)
+        check(settings)
     except UnsupportedError:
         if config.getini("sandbox_unsupported") != "skip":
             raise  # else the test is skipped when its container cannot start

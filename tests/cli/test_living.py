@@ -18,6 +18,7 @@ from pytest_sandbox import Container
 from pytest_sandbox.cli import main, output, stats
 from pytest_sandbox.client import session
 from pytest_sandbox.container import saved_layers
+from pytest_sandbox.container.processes import list_processes
 from pytest_sandbox.outcome import Stats
 
 pytestmark = pytest.mark.needs("containers")
@@ -37,7 +38,7 @@ def sandbox(*words: str, **keywords: object) -> subprocess.CompletedProcess[str]
 def labelled():
     """A container with a name that no other has."""
     container = Container(memory="64m") if os.geteuid() == 0 else Container()
-    container.label = f"box-{uuid.uuid4().hex}"
+    container.handle.label = f"box-{uuid.uuid4().hex}"
     with container:
         yield container
 
@@ -49,14 +50,14 @@ def left(tmp_path, monkeypatch):
     """
     monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path))
     container = Container()
-    container.label = "tests/test_x.py::test_y"
+    container.handle.label = "tests/test_x.py::test_y"
     with container:
         container.run(
             ["sh", "-c", "echo left > /etc/left; rm /etc/passwd-; true"],
             check=True,
             stderr=subprocess.DEVNULL,
         )
-        return saved_layers.keep(container)
+        return saved_layers.save(container.handle)
 
 
 class TestPs:
@@ -66,9 +67,11 @@ class TestPs:
     def test_a_living_container_is_a_line(self, labelled):
         """Id, image, what runs, since when, and name."""
         with labelled.popen(["sleep", "1000"]) as running:
-            (line,) = [line for line in sandbox("ps").stdout.splitlines() if labelled.label in line]
+            (line,) = [
+                line for line in sandbox("ps").stdout.splitlines() if labelled.handle.label in line
+            ]
             running.kill()
-        assert [labelled.id, "host", "sleep 1000", labelled.label] == [
+        assert [labelled.id, "host", "sleep 1000", labelled.handle.label] == [
             line.split("   ")[0],
             "host",
             "sleep 1000",
@@ -82,10 +85,10 @@ class TestPs:
         (one,) = [
             one
             for one in json.loads(sandbox("ps", "--format", "json").stdout)
-            if one["name"] == labelled.label
+            if one["name"] == labelled.handle.label
         ]
         assert {
-            "id": labelled.id, "status": "running", "name": labelled.label, "image": "host", "pid": labelled.pid, "session": session.current().name,
+            "id": labelled.id, "status": "running", "name": labelled.handle.label, "image": "host", "pid": labelled.pid, "session": session.current().name,
         }.items() <= one.items()  # fmt: skip
         assert time.time() - 600 < one["created"] <= time.time()
         assert one["settings"].get("memory") == labelled.settings.memory
@@ -94,7 +97,9 @@ class TestPs:
     def test_a_paused_container_is_said_to_be(self, labelled):
         """A pause stands beside the age, and exec ends at once with what is the matter."""
         labelled.pause()
-        (line,) = [line for line in sandbox("ps").stdout.splitlines() if labelled.label in line]
+        (line,) = [
+            line for line in sandbox("ps").stdout.splitlines() if labelled.handle.label in line
+        ]
         refused = sandbox("exec", labelled.id, "true", timeout=60)
         assert "(Paused)" in line
         assert (125, True) == (refused.returncode, f"{labelled.id} is paused" in refused.stderr)
@@ -220,7 +225,7 @@ class TestExec:
     def test_a_command_that_outlives_the_asker_is_the_containers(self, box):
         """What was started in the background stays until the container goes."""
         sandbox("exec", box.id, "sh", "-c", "setsid sleep 1234 > /dev/null 2>&1 &")
-        assert [line for _pid, line in box.processes() if "sleep 1234" in line]
+        assert [line for _pid, line in list_processes(box.handle) if "sleep 1234" in line]
 
 
 class TestKept:
@@ -230,7 +235,7 @@ class TestKept:
         """`shell` of a kept container sees what was written, and what is done there is not kept."""
         done = sandbox("shell", left.id, input="cat /etc/left; echo more > /etc/more")
         assert (0, "left\n") == (done.returncode, done.stdout)
-        assert 0 != sandbox("shell", left.label, input="cat /etc/more").returncode
+        assert 0 != sandbox("shell", left.handle.label, input="cat /etc/more").returncode
 
     def test_diff(self, left):
         """`diff` of a kept container is what it wrote."""
@@ -238,7 +243,7 @@ class TestKept:
 
     def test_rm(self, left):
         """`rm` throws it away; what is not kept is an error."""
-        assert (f"{left.id}\n", 0) == (sandbox("rm", left.label).stdout, 0)
+        assert (f"{left.id}\n", 0) == (sandbox("rm", left.handle.label).stdout, 0)
         done = sandbox("rm", left.id)
         assert (125, True) == (done.returncode, "ps -a" in done.stderr)
 
@@ -278,7 +283,7 @@ class TestStats:
     def test_json(self, labelled):
         """One object a container, with the figures of Container.stats() and the CPU share."""
         labelled.run(["true"])
-        (one,) = json.loads(sandbox("stats", "--format", "json", labelled.label).stdout)
+        (one,) = json.loads(sandbox("stats", "--format", "json", labelled.handle.label).stdout)
         assert {"id", "name", "cpu_percent"} | set(Stats.__dataclass_fields__) == set(one)
         assert (labelled.id, 64 << 20) == (one["id"], one["memory_limit"])
 
@@ -296,7 +301,7 @@ class TestStats:
             "/",
             "LIMIT",
         ] == head.split()[:9]
-        assert [labelled.id, labelled.label] == line.split()[:2]
+        assert [labelled.id, labelled.handle.label] == line.split()[:2]
         assert "/ 64MiB" in line
 
     def test_a_busy_container_shows_its_share(self, labelled):
@@ -336,7 +341,7 @@ class TestStats:
     def test_figures_that_are_not_kept_are_dashes(self):
         """What this host does not count is a dash, never a zero."""
         from pytest_sandbox import Settings
-        from pytest_sandbox.container.remote import Living
+        from pytest_sandbox.container.remote import RemoteContainer
 
-        one = Living("s", "s-1", 1, 0.0, "name", Settings(), Stats(*[None] * 10))
+        one = RemoteContainer("s", "s-1", 1, 0.0, "name", Settings(), Stats(*[None] * 10))
         assert ("s-1", "name", "-", "- / -", "-", "-", "- / -", "-") == stats._row(one, None)

@@ -116,8 +116,8 @@ def test_a_name_that_is_taken_is_refused():
     with subprocess.Popen(
         [*COMMAND, "-i", "--name", name, "host", "cat"], stdin=subprocess.PIPE
     ) as first:
-        wait_for(lambda: name in [one.label for one in remote.living()])
-        (holder,) = [one.id for one in remote.living() if one.label == name]
+        wait_for(lambda: name in [one.label for one in remote.list_containers()])
+        (holder,) = [one.id for one in remote.list_containers() if one.label == name]
         second = run("--name", name, "host", "true")
         assert (125, True) == (
             second.returncode,
@@ -138,7 +138,7 @@ def test_of_many_that_ask_for_a_name_one_gets_it():
     ]
     wait_for(lambda: 3 == len([one for one in started if one.poll() == 125]), 60)
     (winner,) = [one for one in started if one.poll() is None]
-    wait_for(lambda: name in [one.label for one in remote.living()])
+    wait_for(lambda: name in [one.label for one in remote.list_containers()])
     winner.terminate()
     assert [125, 125, 125, 143] == sorted(one.wait() for one in started)
     for one in started:
@@ -355,7 +355,9 @@ class TestFlags:
         with subprocess.Popen(command) as process:
             try:
                 (one,) = wait_for(
-                    lambda: [one for one in remote.living(stats=True) if one.label == with_name]
+                    lambda: [
+                        one for one in remote.list_containers(stats=True) if one.label == with_name
+                    ]
                 )
                 assert (64 << 20, 1.5, 50) == (
                     one.settings.memory,
@@ -494,7 +496,7 @@ class TestSignals:
         """SIGKILL to the command line leaves nothing of the container running."""
         name = uuid.uuid4().hex
         with self.start("--name", name) as process:
-            (one,) = [one for one in remote.living() if one.label == name]
+            (one,) = [one for one in remote.list_containers() if one.label == name]
             process.kill()
             process.wait()
         wait_for(lambda: not os.path.exists(f"/proc/{one.pid}"))

@@ -16,6 +16,7 @@ from terminals import Terminal, wait_for
 
 from pytest_sandbox import Container
 from pytest_sandbox.container import remote
+from pytest_sandbox.container.processes import list_processes
 
 pytestmark = pytest.mark.needs("root")
 
@@ -36,7 +37,7 @@ def process_state(pid: int) -> str:
 
 
 def named(name: str) -> list[remote.Living]:
-    return [one for one in remote.living() if one.label == name]
+    return [one for one in remote.list_containers() if one.label == name]
 
 
 def test_the_terminal_inside_is_the_containers_own():
@@ -360,7 +361,7 @@ class TestExec:
                 screen.read("started")
                 screen.hang_up()
                 assert 129 == screen.process.wait(60)
-            wait_for(lambda: not container.processes())
+            wait_for(lambda: not list_processes(container.handle))
             assert 0 == container.run(["true"]).returncode
 
     def test_the_containers_end_is_137(self):

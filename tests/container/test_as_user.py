@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pytest_sandbox import Container, UnsupportedError
+from pytest_sandbox.container.fork import fork_into
 from pytest_sandbox.outcome import Exited, Signaled
 
 pytestmark = [pytest.mark.needs("user", "containers"), pytest.mark.vm]
@@ -92,7 +93,7 @@ def test_what_root_owns_cannot_be_changed(box):
 )
 def test_a_fork_ends_as_it_ends(box, end, outcome):
     """Although it is forked twice, its status is its own, and its pidfd tells when."""
-    child = box.fork()
+    child = fork_into(box.handle, None)
     if child is None:
         end()
         os._exit(99)

@@ -21,7 +21,8 @@ import pytest
 from descriptors import open_descriptors
 
 from pytest_sandbox import Container, OutOfMemory, SandboxError
-from pytest_sandbox.container import fork
+from pytest_sandbox.container import call
+from pytest_sandbox.container.processes import list_processes
 
 pytestmark = pytest.mark.needs("containers")
 
@@ -246,7 +247,7 @@ def test_a_forged_answer_calls_nothing(data):
     """
     before = os.listdir("/proc/self/fd"), threading.active_count()
     with pytest.raises(SandboxError):
-        fork._understood(json.dumps({"value": data}).encode())
+        call._decode(json.dumps({"value": data}).encode())
     assert before == (os.listdir("/proc/self/fd"), threading.active_count())
 
 
@@ -260,7 +261,7 @@ def test_a_forged_exception_of_no_class_is_an_error():
         "notes": [],
         "traceback": "",
     }
-    error, _value = fork._understood(json.dumps({"error": forged}).encode())
+    error, _value = call._decode(json.dumps({"error": forged}).encode())
     assert (SandboxError, "system: id") == (type(error), str(error))
 
 
@@ -291,7 +292,7 @@ def test_a_timeout_kills(box):
     with pytest.raises(TimeoutError, match=r"after 0\.2 seconds"):
         box.call(lambda: subprocess.run(["sleep", "60"], check=True), timeout=0.2)
     assert 0 == box.run(["true"]).returncode
-    assert [] == box.processes()
+    assert [] == list_processes(box.handle)
 
 
 def test_a_timeout_in_a_stopped_process(box):

@@ -185,7 +185,7 @@ def test_a_bounded_look(root):
     """
     with Container(image=root) as c:
         c.run(["sh", "-c", "mkdir /data/many; cd /data/many; seq 100 | xargs touch"], check=True)
-        whole, part = c.diff(), changes_of(c, most=10)
+        whole, part = c.diff(), changes_of(c.handle, most=10)
         assert (102, 102, True) == (len(whole), whole.counted, whole.complete)
         assert (10, 102, False) == (len(part), part.counted, part.complete)
         assert set(part) <= set(whole)
@@ -197,7 +197,7 @@ def test_a_look_that_has_no_time(root):
     """
     with Container(image=root) as c:
         c.run(["sh", "-c", "mkdir /data/many; cd /data/many; seq 100 | xargs touch"], check=True)
-        part = changes_of(c, seconds=0)
+        part = changes_of(c.handle, seconds=0)
         assert ([], 0, False) == (list(part), part.counted, part.complete)
 
 

@@ -13,6 +13,7 @@ import pytest
 from capabilities import disk_of, has
 
 from pytest_sandbox import Container, Settings, SettingsError
+from pytest_sandbox.container.validate import check
 
 pytestmark = [pytest.mark.needs("containers"), pytest.mark.vm]
 
@@ -38,14 +39,17 @@ def test_a_volume_is_written_no_faster_than_its_disk_may_be():
 def test_what_is_no_disk_is_a_wrong_setting(path):
     """A path that is no block device is refused before anything starts."""
     with pytest.raises(SettingsError, match=rf"device_read_iops='{path}'.*a block device"):
-        Container.check(Settings.of(device_read_iops={path: 10}))
+        check(Settings.of(device_read_iops={path: 10}))
 
 
 @pytest.mark.needs("cgroup_v2", "limits")
 def test_the_soft_limit_reaches_the_group():
     """memory_high is in force while the container lives, and no limit on another."""
     with Container(memory_high="32m") as container, Container() as free:
-        limits = [Path(one.group.directory, "memory.high").read_text() for one in (container, free)]
+        limits = [
+            Path(one.handle.cgroup.directory, "memory.high").read_text()
+            for one in (container, free)
+        ]
     assert ["33554432\n", "max\n"] == limits
 
 
@@ -68,6 +72,6 @@ def test_pressure_is_told_where_the_kernel_counts_it():
     """
     with Container() as container:
         container.run(["true"], check=True)
-        told, read = container.stats(), container.figures()
+        told, read = container.stats(), container.handle.figures()
     assert [has("pressure")] * 3 == [getattr(told, name) is not None for name in PRESSURE]
     assert [None] * 3 == [getattr(read, name) for name in PRESSURE]

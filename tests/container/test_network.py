@@ -702,7 +702,7 @@ def test_all_addresses_are_taken():
             Container(network=net),
             pytest.raises(
                 SetupError,
-                match=r"connect to the network small: all 1 addresses of 10.0.0.0/30 are taken. "
+                match=r"connect to the network small: all 1 addresses of 10.0.0.0/30 are in use. "
                 r"Close a container",
             ),
         ):
@@ -826,7 +826,7 @@ def holders(inode):
         "sys.exit()",
         "os._exit(0)",
         "os.kill(os.getpid(), 9)",
-        "os.kill(a._launcher.process.pid, 9); time.sleep(60)",
+        "os.kill(a.handle.launcher.process.pid, 9); time.sleep(60)",
     ],
 )
 def test_whoever_dies_nothing_is_left(end):
@@ -851,11 +851,11 @@ def test_a_launcher_that_dies_takes_its_networks():
     """The next container on one is told; a new network works."""
     net = Network("old")
     with Container(network=net, hostname="a") as one:
-        one.launcher.process.kill()
-        assert process.ended(one.pidfd, 30)
+        one.handle.launcher.process.kill()
+        assert process.ended(one.handle.pidfd, 30)
         with pytest.raises(ContainerStopped):
-            net.plug(one.endpoint, one.pidfd)
-        one.launcher.process.wait()
+            net.plug(one.handle.endpoint, one.handle.pidfd)
+        one.handle.launcher.process.wait()
         with pytest.raises(
             SandboxError, match=r"the network old is gone with its launcher. Make a new one"
         ):

@@ -19,6 +19,7 @@ import pytest
 from descriptors import open_descriptors
 
 from pytest_sandbox import Container, ContainerStopped, SettingsError
+from pytest_sandbox.container.processes import list_processes
 
 pytestmark = pytest.mark.needs("containers")
 
@@ -270,7 +271,9 @@ def test_a_process_outlives_nothing(box):
     box.run([SH, "-c", "(sleep 0.05 &) ; exit 0"], check=True)
     with box.popen(["sleep", "0.2"]) as p:
         p.wait(30)
-    assert [] == [line for _pid, line in box.processes() if "sleep" in line or "defunct" in line]
+    assert [] == [
+        line for _pid, line in list_processes(box.handle) if "sleep" in line or "defunct" in line
+    ]
 
 
 def settle() -> None:

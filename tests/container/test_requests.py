@@ -68,7 +68,7 @@ def test_an_answer_belongs_to_its_request(interrupt):
     first one's is closed.
     """
     with Container() as first:
-        launcher = first.launcher.process.pid
+        launcher = first.handle.launcher.process.pid
         os.kill(launcher, signal.SIGSTOP)  # a busy machine: the launcher comes late
         try:
             interrupt(0.05)
@@ -80,12 +80,16 @@ def test_an_answer_belongs_to_its_request(interrupt):
         with Container(memory="512m") as second:
             waker.join()
             assert 512 << 20 == second.stats().memory_limit
-            assert 512 << 20 == second.group.stats().memory_limit
+            assert 512 << 20 == second.handle.cgroup.stats().memory_limit
             mine = {first.id, second.id}
             await_true(
                 lambda: (
                     mine
-                    == {one.id for one in remote.living() if one.session == first.launcher.name}
+                    == {
+                        one.id
+                        for one in remote.list_containers()
+                        if one.session == first.handle.launcher.name
+                    }
                 )
             )
 
@@ -109,7 +113,7 @@ except Interrupt: print("interrupted")
 first = session.running()
 with Container() as c:
     status = c.run(["true"], capture_output=True).returncode  # without a thread for stdout
-    print(status, c.launcher is first, len(os.listdir("/proc/self/task")))
+    print(status, c.handle.launcher is first, len(os.listdir("/proc/self/task")))
 """
     assert ("interrupted\n0 True 1\n", "") == python(code)
 
@@ -163,7 +167,7 @@ def once(threshold):
     gc.disable()
     h = Holder(); h.c = Container().start(); h.me = h; del h
     gc.set_threshold(gc.get_count()[0] + threshold, 1000, 1000); gc.enable()
-    first.launcher.request({"op": "layer", "id": first.id})
+    first.handle.launcher.request({"op": "layer", "id": first.id})
     gc.disable()
 for threshold in range(1, 60, 3): once(threshold)
 first.close()
@@ -175,7 +179,7 @@ print("done")
 def test_a_finalizer_that_uses_containers_within_a_request():
     """Closing one is sent with the next request; asking for one is refused with the reason."""
     with Container() as first, Container() as other:
-        requests = first.launcher._requests
+        requests = first.handle.launcher._requests
 
         def finalize():
             other.close()
@@ -187,13 +191,13 @@ def test_a_finalizer_that_uses_containers_within_a_request():
         assert ("layer", 1, "stopped") == (answer["op"], len(fds), other.status)
         pidfd = os.pidfd_open(os.getpid())
         os.close(pidfd)
-        await_true(lambda: other.id not in {one.id for one in remote.living()})
+        await_true(lambda: other.id not in {one.id for one in remote.list_containers()})
 
 
 def test_a_container_that_nobody_has_any_more_is_killed():
     """Its processes end at once, and the rest goes with the next start or close."""
     made = Container().start()
-    pidfd, group = os.dup(made.pidfd), made.group
+    pidfd, group = os.dup(made.handle.pidfd), made.handle.cgroup
     del made
     try:
         assert process.ended(pidfd, 20)
@@ -209,7 +213,7 @@ def test_a_committed_container_whose_init_was_killed():
         container.write_text("/tmp/x", "text")
         container.commit()
         os.kill(container.pid, signal.SIGKILL)
-        assert process.ended(container.pidfd, 20)
+        assert process.ended(container.handle.pidfd, 20)
         assert ("running", "text") == (container.status, container.read_text("/tmp/x"))
         assert ("running", 0) == (other.status, other.run(["true"]).returncode)
 
@@ -219,8 +223,8 @@ def test_a_request_about_a_container_that_has_ended(op):
     """It is said to have ended, and other containers go on."""
     with Container() as other:
         with pytest.raises(ContainerStopped, match="the container no-such-id has ended"):
-            other.launcher.request(
-                {"op": op, "id": "no-such-id", "key": "x", "spec": other.spec.to_json()}
+            other.handle.launcher.request(
+                {"op": op, "id": "no-such-id", "key": "x", "spec": other.handle.spec.to_json()}
             )
         assert 0 == other.run(["true"]).returncode
 
@@ -237,8 +241,8 @@ def test_a_request_that_fails_in_the_launcher(message):
     """An error of any kind is the answer to its request, and the launcher goes on."""
     with Container() as other:
         with pytest.raises(SetupError, match=message["op"]):
-            other.launcher.request(message)
-        other.launcher.tell(message)
+            other.handle.launcher.request(message)
+        other.handle.launcher.tell(message)
         assert ([], 0) == (other.diff(), other.run(["true"]).returncode)
 
 
@@ -269,7 +273,7 @@ a.run(["sh", "-c", "cd /tmp; for i in $(seq 1 300); do mkdir $i; touch $i/1 $i/2
 b = Container().start()
 b.write_text("/tmp/x", "x")
 a.close()
-with Container(image=b.commit()) as c: print(c.read_text("/tmp/x"), len(os.listdir(f"/proc/{c.launcher.process.pid}/task")), os.getpid(), flush=True)
+with Container(image=b.commit()) as c: print(c.read_text("/tmp/x"), len(os.listdir(f"/proc/{c.handle.launcher.process.pid}/task")), os.getpid(), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     out, _error = python(code)
@@ -331,7 +335,9 @@ class TestControlSocket:
     @pytest.fixture
     def path(self):
         with Container() as container:
-            yield os.path.join(os.path.dirname(remote._socket_of(container.launcher.name)), "door")
+            yield os.path.join(
+                os.path.dirname(remote._socket_of(container.handle.launcher.name)), "door"
+            )
 
     def connect(self, path):
         return local_socket.connect(path, 20)
@@ -343,7 +349,11 @@ class TestControlSocket:
             for _ in range(3):
                 slow.sendall(b" ")
                 assert 1 == len(
-                    [one for one in remote.living() if one.session == session.current().name]
+                    [
+                        one
+                        for one in remote.list_containers()
+                        if one.session == session.current().name
+                    ]
                 )
             with Container() as other:
                 assert [] == other.diff()
@@ -374,7 +384,9 @@ class TestControlSocket:
         with self.connect(path) as client:
             client.sendall(request_)
             assert b"" == client.recv(1)
-        assert 1 == len([one for one in remote.living() if one.session == session.current().name])
+        assert 1 == len(
+            [one for one in remote.list_containers() if one.session == session.current().name]
+        )
 
     def test_more_clients_than_are_served(self, path):
         """Those that come too late are refused, and there is room again when others go."""
@@ -385,7 +397,9 @@ class TestControlSocket:
             for client in clients:
                 client.close()
         await_true(lambda: not self.refused(path))
-        assert 1 == len([one for one in remote.living() if one.session == session.current().name])
+        assert 1 == len(
+            [one for one in remote.list_containers() if one.session == session.current().name]
+        )
 
     def refused(self, path):
         with self.connect(path) as client:

@@ -15,6 +15,7 @@ from subprocess import DEVNULL, PIPE, STDOUT
 import pytest
 
 from pytest_sandbox import Container, OutOfMemory, SettingsError
+from pytest_sandbox.container.processes import list_processes
 
 pytestmark = pytest.mark.needs("containers")
 
@@ -236,7 +237,7 @@ def test_an_overrun_kills_what_the_command_started(box):
     """A timeout ends the whole tree, so that nothing holds a pipe or goes on in the background."""
     with pytest.raises(subprocess.TimeoutExpired):
         box.run([SH, "-c", "sleep 61 & sleep 62 & wait"], timeout=0.3, stdout=PIPE)
-    assert [] == [line for _pid, line in box.processes() if line.startswith("sleep 6")]
+    assert [] == [line for _pid, line in list_processes(box.handle) if line.startswith("sleep 6")]
 
 
 def test_the_settings_timeout_is_the_default_of_a_run():

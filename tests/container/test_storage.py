@@ -143,7 +143,7 @@ def test_a_sweep_removes_the_layers_of_a_killed_session(home):
     code = (
         "import os, signal; from pytest_sandbox import Container\n"
         "c = Container(storage='disk').start(); c.write_text('/x', ''); print(c.id, flush=True)\n"
-        "os.kill(c._launcher.process.pid, signal.SIGKILL); os.kill(os.getpid(), signal.SIGKILL)"
+        "os.kill(c.handle.launcher.process.pid, signal.SIGKILL); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run(["python", "-c", code], check=False, stdout=PIPE, text=True)
     session = done.stdout.strip().rpartition("-")[0]

@@ -122,7 +122,7 @@ def test_a_link_to_a_directory_elsewhere_is_refused(other, made, tmp_path):
     """Such a directory may be of any size, the whole root too: the error names the link."""
     made("ln -s / root")
     with pytest.raises(
-        OSError, match=r"leads to a directory outside of what is copied.*/root/made/root"
+        OSError, match=r"leads to a directory outside of the copied one.*/root/made/root"
     ):
         other.copy_out("/root/made", tmp_path / "out")
 

@@ -17,6 +17,7 @@ from subprocess import PIPE
 import pytest
 
 from pytest_sandbox import Container, ContainerStopped, SettingsError, UnsupportedError
+from pytest_sandbox.container.processes import list_processes
 from pytest_sandbox.linux import process
 
 pytestmark = pytest.mark.needs("containers")
@@ -89,7 +90,7 @@ def test_a_container_starts_once():
         lambda c: c.unpause(),
         lambda c: c.kill(),
         lambda c: c.pid,
-        lambda c: c.processes(),
+        lambda c: list_processes(c.handle),
     ],
 )
 @pytest.mark.parametrize("closed", [False, True], ids=["created", "stopped"])
@@ -106,7 +107,7 @@ def test_an_init_that_dies_stops_the_container():
     """SIGKILL to the init from outside: ContainerStopped, status stopped, and close() cleans up."""
     with Container() as c:
         os.kill(c.pid, signal.SIGKILL)
-        assert process.ended(c.pidfd, 30)
+        assert process.ended(c.handle.pidfd, 30)
         assert "stopped" == c.status
         with pytest.raises(ContainerStopped):
             c.run(["true"])
@@ -492,16 +493,23 @@ def dying():
 
 
 @pytest.mark.needs("root")
-@pytest.mark.parametrize("what", ["run", "call", "processes", "kill"])
-def test_an_init_that_is_ending_is_a_container_that_has_ended(what, dying, monkeypatch):
-    """In the moment between losing its namespaces and its end, too, what is tried says that the
-    container has stopped.
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda c: c.run(["true"]),
+        lambda c: c.call(len, ""),
+        lambda c: list_processes(c.handle),
+        lambda c: c.kill(),
+    ],
+)
+def test_an_init_without_namespaces_is_a_container_that_has_ended(use, dying, monkeypatch):
+    """Using a container whose init has lost its namespaces, but has not ended yet, raises
+    ContainerStopped.
     """
-    arguments = {"run": [["true"]], "call": [len, ""]}.get(what, [])
     with Container() as container:
-        monkeypatch.setattr(container, "pidfd", dying)
+        monkeypatch.setattr(container.handle, "pidfd", dying)
         with pytest.raises(ContainerStopped, match="has ended"):
-            getattr(container, what)(*arguments)
+            use(container)
         monkeypatch.undo()
         assert 0 == container.run(["true"]).returncode
 
@@ -577,7 +585,7 @@ def test_a_host_name_takes_no_container_of_its_own():
     serves; the name stays when one goes on after a commit.
     """
     with Container(hostname="ann") as ann, Container(hostname="bob") as bob, Container() as nobody:
-        assert ann.spec == bob.spec == nobody.spec
+        assert ann.handle.spec == bob.handle.spec == nobody.handle.spec
         assert ["ann", "bob", nobody.id] == [
             one.call(socket.gethostname) for one in (ann, bob, nobody)
         ]

@@ -14,6 +14,7 @@ import pytest
 
 from pytest_sandbox import Container, SandboxError
 from pytest_sandbox.container import saved_layers
+from pytest_sandbox.container.container import start_saved
 from pytest_sandbox.runtime import storage
 
 pytestmark = pytest.mark.needs("containers")
@@ -65,7 +66,7 @@ def test_keeping_removes_what_others_left(home):
     home.mkdir(parents=True)
     begin_and_die(home / "dead")
     with Container() as container:
-        one = saved_layers.keep(container)
+        one = saved_layers.save(container.handle)
     assert ([one.id], 0o700) == (os.listdir(home), home.stat().st_mode & 0o777)
 
 
@@ -80,9 +81,9 @@ def test_a_copy_that_fails_leaves_nothing(home, monkeypatch):
     monkeypatch.setattr(saved_layers, "copy_tree", fail)
     with (
         Container() as container,
-        pytest.raises(SandboxError, match=f"cannot be kept in {home}.*No space left"),
+        pytest.raises(SandboxError, match=f"cannot be saved in {home}.*No space left"),
     ):
-        saved_layers.keep(container)
+        saved_layers.save(container.handle)
     assert [] == os.listdir(home)
 
 
@@ -97,16 +98,16 @@ def test_damaged_ones_are_left_out(home):
         (home / name).mkdir(parents=True)
         (home / name / "kept.json").write_text(text)
     (home / "d.12/kept.json").write_text(json.dumps({"id": "d", "label": "", "time": 1.0}))
-    assert [] == saved_layers.kept()
-    with pytest.raises(SandboxError, match="no layer is kept as"):
-        saved_layers.start("../kept/a")
+    assert [] == saved_layers.list_saved()
+    with pytest.raises(SandboxError, match="there is no saved layer"):
+        start_saved("../kept/a")
 
 
 def test_a_sparse_file_is_kept_as_one(home):
     """A hole of gigabytes that a test left takes no space on the host's disk."""
     with Container(memory=None) as container:
         container.run(["truncate", "-s", "2G", "/var/tmp/sparse"], check=True)
-        one = saved_layers.keep(container)
+        one = saved_layers.save(container.handle)
     (found,) = home.glob("*/*/upper/**/sparse")
     assert (2 << 30, True) == (found.stat().st_size, found.stat().st_blocks * 512 < 1 << 20)
     one.remove()
@@ -121,8 +122,8 @@ def test_a_fifo_and_a_socket_do_not_stop_it():
             "socket.socket(socket.AF_UNIX).bind('/var/tmp/socket')"
         )
         container.run([sys.executable, "-c", script], check=True)
-        one = saved_layers.keep(container)
-    with saved_layers.start(one.id) as again:
+        one = saved_layers.save(container.handle)
+    with start_saved(one.id) as again:
         assert "fifo" in again.listdir("/var/tmp")
         assert "socket" not in again.listdir("/var/tmp")
 
@@ -138,8 +139,8 @@ def test_a_deep_tree_is_kept_and_removed(home):
 
     with Container() as container:
         container.call(dig)
-        one = saved_layers.keep(container)
-    with saved_layers.start(one.id) as again:
+        one = saved_layers.save(container.handle)
+    with start_saved(one.id) as again:
         assert "d" in again.listdir("/var/tmp")
     one.remove()
     assert [] == os.listdir(home)

@@ -15,6 +15,7 @@ import pytest
 from pytest_sandbox import Container, ContainerStopped, SandboxError, paths
 from pytest_sandbox.client import cleanup, session
 from pytest_sandbox.container import remote
+from pytest_sandbox.container.container import open_remote
 from pytest_sandbox.host.trial import attempt
 from pytest_sandbox.linux import local_socket
 from pytest_sandbox.outcome import Change
@@ -24,7 +25,9 @@ pytestmark = pytest.mark.needs("containers")
 
 def mine() -> list[remote.Living]:
     """The living containers of this test's own session."""
-    return [one for one in remote.living(stats=True) if one.session == session.current().name]
+    return [
+        one for one in remote.list_containers(stats=True) if one.session == session.current().name
+    ]
 
 
 def of(container: Container) -> remote.Living:
@@ -37,7 +40,10 @@ def door() -> str:
 
 def elsewhere(code: str, *args: str) -> subprocess.CompletedProcess[str]:
     """Run code in another process, which has no container of its own."""
-    begin = "import sys\nfrom pytest_sandbox.container import remote\n"
+    begin = (
+        "import sys\nfrom pytest_sandbox.container import remote\n"
+        "from pytest_sandbox.container.container import open_remote\n"
+    )
     return subprocess.run(
         [sys.executable, "-c", begin + code, *args], capture_output=True, text=True, check=False
     )
@@ -49,11 +55,11 @@ def test_a_living_container_is_listed_with_what_it_is():
     not listed.
     """
     container = Container(memory="64m", env={"A": "b"})
-    container.label = "tests/test_x.py::test_y"
+    container.handle.label = "tests/test_x.py::test_y"
     with container:
         container.run(["true"])
         (one,) = mine()
-        assert (container.id, container.label, container.pid) == (one.id, one.label, one.pid)
+        assert (container.id, container.handle.label, container.pid) == (one.id, one.label, one.pid)
         assert (64 << 20, {"A": "b"}, os.getcwd()) == (
             one.settings.memory,
             dict(one.settings.env),
@@ -74,7 +80,7 @@ def test_another_process_runs_commands_inside():
     with Container(env={"A": "b"}) as container:
         container.write_text("/etc/only-here", "yes")
         code = (
-            "with remote.enter(remote.find(sys.argv[1])) as c: print(c.run(['sh', '-c', 'cat "
+            "with open_remote(remote.find(sys.argv[1])) as c: print(c.run(['sh', '-c', 'cat "
             "/etc/only-here; hostname; echo $A'], text=True, capture_output=True).stdout)"
         )
         assert f"yes{container.hostname}\nb\n\n" == elsewhere(code, container.id).stdout
@@ -84,7 +90,7 @@ def test_another_process_sees_what_was_changed():
     """diff() of an entered container is the owner's."""
     with Container() as container:
         container.write_text("/etc/only-here", "yes")
-        with remote.enter(of(container)) as entered:
+        with open_remote(of(container)) as entered:
             assert container.diff() == entered.diff()
             assert Change("/etc/only-here", "added") in entered.diff()
 
@@ -92,7 +98,7 @@ def test_another_process_sees_what_was_changed():
 @pytest.mark.needs("limits")
 def test_another_process_sees_the_figures():
     """stats() of an entered container are its group's."""
-    with Container(memory="64m") as container, remote.enter(of(container)) as entered:
+    with Container(memory="64m") as container, open_remote(of(container)) as entered:
         entered.run(["true"])
         assert (64 << 20, True) == (entered.stats().memory_limit, entered.stats().cpu_seconds > 0)
 
@@ -100,10 +106,10 @@ def test_another_process_sees_the_figures():
 def test_a_visitor_that_leaves_leaves_the_container_running():
     """Closing an entered container, or dying with it, ends nothing of its owner's."""
     with Container() as container:
-        with remote.enter(of(container)) as entered:
+        with open_remote(of(container)) as entered:
             assert 0 == entered.run(["true"]).returncode
         killed = elsewhere(
-            "import os; c = remote.enter(remote.find(sys.argv[1])); os.kill(os.getpid(), 9)",
+            "import os; c = open_remote(remote.find(sys.argv[1])); os.kill(os.getpid(), 9)",
             container.id,
         )
         assert (-signal.SIGKILL, 0) == (killed.returncode, container.run(["true"]).returncode)
@@ -113,7 +119,7 @@ def test_a_visitor_that_leaves_leaves_the_container_running():
 def test_a_visitors_command_ends_with_the_container():
     """The owner's close() kills what a visitor runs, and tells the visitor."""
     with Container() as container:
-        entered = remote.enter(of(container))
+        entered = open_remote(of(container))
         popen = entered.popen(["sleep", "1000"])
     assert -signal.SIGKILL == popen.wait(30)
     with pytest.raises(ContainerStopped):
@@ -136,7 +142,7 @@ def test_nobody_enters_a_paused_container(enters):
     """Who would wait for the owner's unpause() is told at once, as docker does it; afterwards all
     goes on.
     """
-    with Container() as container, remote.enter(of(container)) as entered:
+    with Container() as container, open_remote(of(container)) as entered:
         container.pause()
         with pytest.raises(ContainerStopped, match=f"{container.id} is paused"):
             enters(entered)
@@ -147,7 +153,7 @@ def test_nobody_enters_a_paused_container(enters):
 @pytest.mark.needs("limits")
 def test_a_paused_container_is_listed_and_looked_at():
     """What needs nobody inside works on: figures, changes, the list of containers."""
-    with Container() as container, remote.enter(of(container)) as entered:
+    with Container() as container, open_remote(of(container)) as entered:
         container.write_text("/etc/only-here", "yes")
         container.pause()
         assert (True, False) == (of(container).paused, entered.stats().pids_current is None)
@@ -159,7 +165,7 @@ def test_an_ended_container_cannot_be_entered():
     with Container() as container:
         one = of(container)
     with pytest.raises(ContainerStopped, match="pytest-sandbox ps"):
-        remote.enter(one)
+        open_remote(one)
 
 
 class TestFind:
@@ -173,7 +179,7 @@ class TestFind:
     def test_by_its_label(self):
         """The label finds it too."""
         container = Container()
-        container.label = "database"
+        container.handle.label = "database"
         with container:
             assert container.id == remote.find("database", mine()).id
 
@@ -181,7 +187,7 @@ class TestFind:
         """-1 is found although there is a -11."""
         with Container() as container:
             one = of(container)
-            longer = remote.Living(one.session, f"{one.id}1", 1, 0.0, "", one.settings)
+            longer = remote.RemoteContainer(one.session, f"{one.id}1", 1, 0.0, "", one.settings)
             assert one == remote.find(one.id, [longer, one])
 
     def test_several_are_an_error_that_names_them(self):
@@ -189,7 +195,7 @@ class TestFind:
         with (
             Container(),
             Container(),
-            pytest.raises(SandboxError, match="is the beginning of 2 containers"),
+            pytest.raises(SandboxError, match="the ids of 2 containers start with"),
         ):
             remote.find(session.current().name, mine())
 
@@ -306,7 +312,7 @@ class TestDoor:
             launcher = session.current()
             launcher.process.kill()
             launcher.process.wait()
-            assert [] == [one for one in remote.living() if one.session == launcher.name]
+            assert [] == [one for one in remote.list_containers() if one.session == launcher.name]
         cleanup.sweep()
         assert not os.path.exists(os.path.join(paths.state(), launcher.name))
 
