@@ -48,7 +48,7 @@ def run_call(
 
     Raises what :meth:`Container.call` does.
     """
-    user = handle.ready().settings.user
+    user = handle.ready().rootfs.user
     ours, theirs = (end.socket for end in Channel.pair())
     with ours, theirs:
         _flush()  # or the fork would write it a second time
