@@ -1,9 +1,9 @@
 """The writable layer of a container: its directory, and the overlays in it.
 
-The layer is a directory with a numbered one for each overlay, as :mod:`pytest_sandbox.runtime.create`
-numbers them: 0 for the root, from 1 for the host's other file systems, from 1000 for the host's
-directories over an image, and from 2000 for an image's volumes on a read-only root. In each, the
-directory ``upper`` holds what was written.
+The layer is a directory with one numbered directory for each overlay. Their numbers are those of
+:mod:`pytest_sandbox.runtime.create`: 0 for the root, from 1 on for the host's other file systems,
+from 1000 on for the host's directories over an image, and from 2000 on for an image's volumes on a
+read-only root. The directory ``upper`` in each holds what was written.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
 import subprocess
 import time
 from contextlib import suppress
@@ -21,9 +20,9 @@ from typing import TYPE_CHECKING, Any, AnyStr
 from pytest_sandbox.container.entrance import entrance_of, raise_for
 from pytest_sandbox.container.files import read_regular
 from pytest_sandbox.container.processes import END_TIMEOUT, kill_tree
-from pytest_sandbox.container.pump import Pump
+from pytest_sandbox.container.streams import add_streams, child_streams
 from pytest_sandbox.errors import SettingsError, SetupError
-from pytest_sandbox.linux import process, pty
+from pytest_sandbox.linux import process
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.linux.spawn import Spawn
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_sandbox.container.handle import Handle
+    from pytest_sandbox.container.pump import Pump
     from pytest_sandbox.linux.spawn import Status
     from pytest_sandbox.linux.syscall_batch import Program
     from pytest_sandbox.runtime.join import Entrance
@@ -106,7 +106,9 @@ class Popen(subprocess.Popen[AnyStr]):
         opened: list[int] = []
         try:
             with Deferred():
-                streams: list[int] = self._streams((pipes[0], pipes[3], pipes[5]), opened)
+                streams: list[int] = child_streams(
+                    (pipes[0], pipes[3], pipes[5]), opened, self._pumps
+                )
             env, workdir, name = self._env_workdir_user(env, cwd)
             user = self._find_user(name, env)
             argv: list[str] = _argv(args, executable, shell=shell)
@@ -182,7 +184,7 @@ class Popen(subprocess.Popen[AnyStr]):
         umask: int,
     ) -> None:
         """Append what sets the standard streams, the terminal, the directory and the umask."""
-        _add_streams(program, streams, tty=self._tty)
+        add_streams(program, streams, tty=self._tty)
         if self._tty and user is not None:
             # As login(1) does; else the user may not open the terminal by its name.
             program.add("own the terminal", "fchown", 0, user.uid, -1)
@@ -222,44 +224,6 @@ class Popen(subprocess.Popen[AnyStr]):
         if failure.step == _WORKDIR:
             raise OSError(failure.errno, os.strerror(failure.errno), workdir)
         raise_for(self._handle, failure)
-
-    def _streams(self, given: tuple[int, int, int], opened: list[int]) -> list[int]:
-        """Return the descriptors for stdin, stdout and stderr of the command; those that this opens
-        are also appended to ``opened``.
-
-        ``given`` is what subprocess was asked for; -1 is the caller's own stream, or /dev/null if
-        that is closed. A regular file goes through a pipe, since the command could open it again by
-        /proc/self/fd with other rights. So does the caller's own stdout or stderr that is a pipe or
-        a socket, since O_NONBLOCK set inside would also hold for the caller (fcntl(2)). The same
-        file gets one pipe, which keeps the order of the output. A terminal of the caller's is
-        opened again.
-        """
-        fds = [standard if fd == -1 else fd for standard, fd in enumerate(given)]
-        found = [_status_of(fd, inherited=given[standard] == -1) for standard, fd in enumerate(fds)]
-        pipes: dict[tuple[int, int], int] = {}
-        for standard, status in enumerate(found):
-            is_inherited = given[standard] == -1
-            if status is None:
-                fds[standard] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-                opened.append(fds[standard])
-            elif is_inherited and os.isatty(fds[standard]):
-                fds[standard] = _reopened(fds[standard])
-                opened.append(fds[standard])
-            elif stat.S_ISREG(status.st_mode) or (
-                is_inherited and standard and _is_stream(status.st_mode)
-            ):
-                key = (status.st_ino if standard else -1, status.st_dev)
-                if key not in pipes:
-                    pipes[key] = self._start_pump(fds[standard], reading=standard == 0)
-                    opened.append(pipes[key])
-                fds[standard] = pipes[key]
-        return fds
-
-    def _start_pump(self, fd: int, *, reading: bool) -> int:
-        pump = Pump(fd, reading=reading)
-        if not reading:
-            self._pumps.append(pump)
-        return pump.child_end
 
     @property
     def inside_pid(self) -> int:
@@ -341,30 +305,6 @@ def _add_descriptors(program: Program, passed: set[int]) -> None:
         program.add("pass descriptors", "fcntl", fd, fcntl.F_SETFD, 0)
 
 
-def _add_streams(program: Program, streams: list[int], *, tty: bool) -> None:
-    """Append what makes three descriptors the standard streams, whatever their numbers are."""
-    step = "set streams"
-    high = [program.add(step, "fcntl", fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in streams]
-    for standard, fd in enumerate(high):
-        program.add(step, "dup3", fd, standard, 0)
-    if tty:
-        program.add(step, "ioctl", 0, pty.TIOCSCTTY, 0)
-
-
-def _is_stream(mode: int) -> bool:
-    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
-
-
-def _reopened(terminal_fd: int) -> int:
-    """Return a new open file description of a terminal; the same one if the terminal has no path
-    here.
-    """
-    try:
-        return os.open(process.path_of(terminal_fd), os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError:
-        return os.dup(terminal_fd)
-
-
 def _passed_descriptors(pass_fds: Iterable[int], *, close_fds: bool) -> set[int]:
     """Return the descriptors after stderr that the command gets: those that the caller names, and
     without ``close_fds`` all inheritable ones.
@@ -403,19 +343,12 @@ def _without_null(path: str) -> bytes:
     return os.fsencode(path)
 
 
-def _status_of(fd: int, *, inherited: bool) -> os.stat_result | None:
-    """Return the fstat(2) of a descriptor; None for an inherited one that is closed, or that exec
-    would close: then a file of this process has taken the number of a closed stream.
-    """
-    if not inherited:
-        return os.fstat(fd)
-    try:
-        return None if fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC else os.fstat(fd)
-    except OSError:
-        return None
-
-
-def with_pipes(keywords: dict[str, Any], *, input: Any, capture_output: bool) -> dict[str, Any]:  # noqa: A002
+def with_pipes(
+    keywords: dict[str, Any],
+    *,
+    input: Any,  # noqa: A002 - as subprocess.run
+    capture_output: bool,
+) -> dict[str, Any]:
     """Return keywords for :class:`Popen` with the pipes that ``input`` and ``capture_output`` take.
 
     Raises the ValueErrors of :func:`subprocess.run`.

@@ -36,7 +36,9 @@ _INIT = "1"
 
 @contextmanager
 def _proc(handle: Handle) -> Iterator[int]:
-    """Open the container's /proc. Raises :class:`SandboxError` if something else is mounted there."""
+    """Open the container's /proc. Raises :class:`SandboxError` if something else is mounted
+    there.
+    """
     fd = open_directory(handle, process.DIRECTORY)
     try:
         if not process.is_proc_of(fd, handle.pid):

@@ -13,6 +13,7 @@ import datetime as dt
 import decimal
 import enum
 import fractions
+import math
 import pathlib
 import re
 import sys
@@ -82,8 +83,7 @@ def encode(value: Any) -> Any:
     if kind in _PLAIN:
         return value
     if kind is float:
-        # NaN
-        return value if value == value and abs(value) != float("inf") else ["float", repr(value)]  # noqa: PLR0124
+        return value if math.isfinite(value) else ["float", repr(value)]
     if kind is list:
         return ["list", *map(encode, value)]
     if kind is dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,6 @@ from pytest_sandbox import Container, Image, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 pytestmark = pytest.mark.needs("containers", "root")
 
@@ -89,7 +89,7 @@ def test_an_unknown_user_of_the_image_is_an_error(load):
 def test_call_and_run_have_the_same_capabilities(load):
     """A function that runs as the image's USER has no capabilities."""
     with Container(image=load(User="me")) as container:
-        status = container.call(lambda: open("/proc/self/status").read())
+        status = container.call(Path("/proc/self/status").read_text)
         assert "CapEff:\t0000000000000000\n" in status
 
 

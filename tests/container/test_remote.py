@@ -1,4 +1,4 @@
-"""Containers seen from other processes: which there are, and a way into one."""
+"""Containers of other processes: list them, find them, and use them."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from pytest_sandbox.outcome import Change
 pytestmark = pytest.mark.needs("containers")
 
 
-def mine() -> list[remote.Living]:
-    """The living containers of this test's own session."""
+def mine() -> list[remote.RemoteContainer]:
+    """Return the running containers of this session."""
     return [
         one for one in remote.list_containers(stats=True) if one.session == session.current().name
     ]
 
 
-def of(container: Container) -> remote.Living:
+def of(container: Container) -> remote.RemoteContainer:
     return remote.find(container.id, mine())
 
 
-def door() -> str:
-    return os.path.join(paths.state(), session.current().name, "door")
+def control_socket() -> str:
+    return remote._socket_of(session.current().name)
 
 
-def elsewhere(code: str, *args: str) -> subprocess.CompletedProcess[str]:
-    """Run code in another process, which has no container of its own."""
+def in_another_process(code: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run code in another process, which has no containers."""
     begin = (
         "import sys\nfrom pytest_sandbox.container import remote\n"
         "from pytest_sandbox.container.container import open_remote\n"
@@ -50,9 +50,9 @@ def elsewhere(code: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.needs("limits")
-def test_a_living_container_is_listed_with_what_it_is():
-    """Another process of the user sees id, label, settings and figures; one made ahead for later is
-    not listed.
+def test_a_running_container_is_listed():
+    """Another process of the user sees id, label, settings and figures; a prepared container is not
+    listed.
     """
     container = Container(memory="64m", env={"A": "b"})
     container.handle.label = "tests/test_x.py::test_y"
@@ -70,45 +70,47 @@ def test_a_living_container_is_listed_with_what_it_is():
 
 
 def test_the_oldest_is_listed_first():
-    """The list is in the order of starting."""
+    """Containers are listed in the order of their start."""
     with Container() as first, Container() as second:
         assert [first.id, second.id] == [one.id for one in mine()]
 
 
 def test_another_process_runs_commands_inside():
-    """A command that another process starts sees the container's files, host name and variables."""
+    """A command of another process has the container's files, host name and environment."""
     with Container(env={"A": "b"}) as container:
         container.write_text("/etc/only-here", "yes")
         code = (
             "with open_remote(remote.find(sys.argv[1])) as c: print(c.run(['sh', '-c', 'cat "
             "/etc/only-here; hostname; echo $A'], text=True, capture_output=True).stdout)"
         )
-        assert f"yes{container.hostname}\nb\n\n" == elsewhere(code, container.id).stdout
+        assert f"yes{container.hostname}\nb\n\n" == in_another_process(code, container.id).stdout
 
 
-def test_another_process_sees_what_was_changed():
-    """diff() of an entered container is the owner's."""
+def test_diff_of_a_remote_container():
+    """diff() of a remote container is the owner's."""
     with Container() as container:
         container.write_text("/etc/only-here", "yes")
-        with open_remote(of(container)) as entered:
-            assert container.diff() == entered.diff()
-            assert Change("/etc/only-here", "added") in entered.diff()
+        with open_remote(of(container)) as opened:
+            assert container.diff() == opened.diff()
+            assert Change("/etc/only-here", "added") in opened.diff()
 
 
 @pytest.mark.needs("limits")
-def test_another_process_sees_the_figures():
-    """stats() of an entered container are its group's."""
-    with Container(memory="64m") as container, open_remote(of(container)) as entered:
-        entered.run(["true"])
-        assert (64 << 20, True) == (entered.stats().memory_limit, entered.stats().cpu_seconds > 0)
+def test_stats_of_a_remote_container():
+    """stats() of a remote container are those of its cgroup."""
+    with Container(memory="64m") as container, open_remote(of(container)) as opened:
+        opened.run(["true"])
+        assert (64 << 20, True) == (opened.stats().memory_limit, opened.stats().cpu_seconds > 0)
 
 
-def test_a_visitor_that_leaves_leaves_the_container_running():
-    """Closing an entered container, or dying with it, ends nothing of its owner's."""
+def test_closing_a_remote_container_leaves_it_running():
+    """Neither close() of a remote container nor the death of the process that uses it ends the
+    container.
+    """
     with Container() as container:
-        with open_remote(of(container)) as entered:
-            assert 0 == entered.run(["true"]).returncode
-        killed = elsewhere(
+        with open_remote(of(container)) as opened:
+            assert 0 == opened.run(["true"]).returncode
+        killed = in_another_process(
             "import os; c = open_remote(remote.find(sys.argv[1])); os.kill(os.getpid(), 9)",
             container.id,
         )
@@ -116,20 +118,22 @@ def test_a_visitor_that_leaves_leaves_the_container_running():
 
 
 @pytest.mark.vm
-def test_a_visitors_command_ends_with_the_container():
-    """The owner's close() kills what a visitor runs, and tells the visitor."""
+def test_the_owners_close_kills_commands_of_other_processes():
+    """The owner's close() kills commands of other processes, which get ContainerStopped
+    afterwards.
+    """
     with Container() as container:
-        entered = open_remote(of(container))
-        popen = entered.popen(["sleep", "1000"])
+        opened = open_remote(of(container))
+        popen = opened.popen(["sleep", "1000"])
     assert -signal.SIGKILL == popen.wait(30)
     with pytest.raises(ContainerStopped):
-        entered.run(["true"])
-    entered.close()
+        opened.run(["true"])
+    opened.close()
 
 
 @pytest.mark.needs("limits")
 @pytest.mark.parametrize(
-    "enters",
+    "use",
     [
         lambda c: c.run(["true"]),
         lambda c: c.popen(["true"]),
@@ -138,30 +142,30 @@ def test_a_visitors_command_ends_with_the_container():
     ],
     ids=["run", "popen", "file", "kill"],
 )
-def test_nobody_enters_a_paused_container(enters):
-    """Who would wait for the owner's unpause() is told at once, as docker does it; afterwards all
-    goes on.
+def test_a_paused_remote_container_refuses_commands(use):
+    """A command in a paused remote container is refused, as by docker, and works after the owner's
+    unpause().
     """
-    with Container() as container, open_remote(of(container)) as entered:
+    with Container() as container, open_remote(of(container)) as opened:
         container.pause()
         with pytest.raises(ContainerStopped, match=f"{container.id} is paused"):
-            enters(entered)
+            use(opened)
         container.unpause()
-        assert 0 == entered.run(["true"]).returncode
+        assert 0 == opened.run(["true"]).returncode
 
 
 @pytest.mark.needs("limits")
-def test_a_paused_container_is_listed_and_looked_at():
-    """What needs nobody inside works on: figures, changes, the list of containers."""
-    with Container() as container, open_remote(of(container)) as entered:
+def test_a_paused_container_can_be_inspected():
+    """Figures, changes and the list of containers are available while a container is paused."""
+    with Container() as container, open_remote(of(container)) as opened:
         container.write_text("/etc/only-here", "yes")
         container.pause()
-        assert (True, False) == (of(container).paused, entered.stats().pids_current is None)
-        assert Change("/etc/only-here", "added") in entered.diff()
+        assert (True, False) == (of(container).paused, opened.stats().pids_current is None)
+        assert Change("/etc/only-here", "added") in opened.diff()
 
 
-def test_an_ended_container_cannot_be_entered():
-    """What has ended since it was listed is a ContainerStopped with the way to find others."""
+def test_an_ended_container_cannot_be_opened():
+    """A container that has ended since it was listed raises ContainerStopped with a remedy."""
     with Container() as container:
         one = of(container)
     with pytest.raises(ContainerStopped, match="pytest-sandbox ps"):
@@ -169,29 +173,29 @@ def test_an_ended_container_cannot_be_entered():
 
 
 class TestFind:
-    """Finding one by what a person writes."""
+    """find() by what a person types."""
 
-    def test_by_the_beginning_of_its_id(self):
-        """As much of an id as tells it from the others is enough."""
+    def test_by_a_prefix_of_the_id(self):
+        """A unique prefix of the id is enough."""
         with Container() as container:
             assert container.id == remote.find(container.id[:-1], mine()).id
 
-    def test_by_its_label(self):
-        """The label finds it too."""
+    def test_by_label(self):
+        """The label finds the container."""
         container = Container()
         container.handle.label = "database"
         with container:
             assert container.id == remote.find("database", mine()).id
 
-    def test_an_id_that_begins_another_is_exact(self):
-        """-1 is found although there is a -11."""
+    def test_an_id_that_is_a_prefix_of_another_is_exact(self):
+        """The id ending in -1 is found although there is one ending in -11."""
         with Container() as container:
             one = of(container)
             longer = remote.RemoteContainer(one.session, f"{one.id}1", 1, 0.0, "", one.settings)
             assert one == remote.find(one.id, [longer, one])
 
-    def test_several_are_an_error_that_names_them(self):
-        """What fits several finds none."""
+    def test_an_ambiguous_prefix_is_an_error(self):
+        """The error of a prefix of several ids lists them."""
         with (
             Container(),
             Container(),
@@ -200,30 +204,30 @@ class TestFind:
             remote.find(session.current().name, mine())
 
     @pytest.mark.parametrize("name", ["nobody", ""])
-    def test_none_is_an_error_that_says_where_to_look(self, name):
-        """A name that fits nothing, the empty one too, is an error with a remedy."""
+    def test_an_unknown_name_is_an_error(self, name):
+        """An unknown or empty name is an error with a remedy."""
         with Container(), pytest.raises(SandboxError, match="pytest-sandbox ps"):
             remote.find(name, mine())
 
 
-class TestDoor:
-    """Who gets in."""
+class TestAccess:
+    """Access to the control socket."""
 
-    def test_only_this_user_may_enter_the_directory(self):
-        """The directory of the door, and the one above it, are closed to all others."""
+    def test_the_directory_of_the_socket_is_private(self):
+        """The directory of the control socket, and the one above it, are closed to other users."""
         with Container():
-            directory = os.path.dirname(door())
+            directory = os.path.dirname(control_socket())
             assert [0o700, 0o700, 0o600] == [
                 os.stat(path).st_mode & 0o777
-                for path in (os.path.dirname(directory), directory, door())
+                for path in (os.path.dirname(directory), directory, control_socket())
             ]
 
     @pytest.mark.needs("root")
-    def test_another_user_is_known_by_the_kernel(self):
-        """Even where the directory is open, a connection of another user is not ours."""
+    def test_connections_of_another_user_are_refused(self):
+        """A connection of another user is refused even if the directory is open."""
         with (
             tempfile.TemporaryDirectory() as directory,
-            local_socket.listen(path := os.path.join(directory, "door")) as listening,
+            local_socket.listen(path := os.path.join(directory, "socket")) as listening,
         ):
             os.chmod(directory, 0o755)
             os.chmod(path, 0o666)
@@ -240,21 +244,19 @@ class TestDoor:
             assert ("connected", False) == (trial.said, local_socket.is_ours(connection))
             connection.close()
 
-    def test_this_user_is_let_in(self, tmp_path):
-        """A connection of the same user, in the same PID namespace, is ours."""
+    def test_connections_of_this_user_are_accepted(self, tmp_path):
+        """A connection of the same user in the same PID namespace is accepted."""
         with (
-            local_socket.listen(str(tmp_path / "door")) as listening,
-            local_socket.connect(str(tmp_path / "door"), 10),
+            local_socket.listen(str(tmp_path / "socket")) as listening,
+            local_socket.connect(str(tmp_path / "socket"), 10),
         ):
             select.select([listening], [], [], 10)
             connection, _address = listening.accept()
             assert local_socket.is_ours(connection)
             connection.close()
 
-    def test_a_container_that_sees_the_directory_is_not_let_in(self):
-        """Root inside a container to which the state directory was given as a volume gets no
-        answer.
-        """
+    def test_connections_from_a_container_are_refused(self):
+        """Root in a container that has the state directory as a volume gets no answer."""
         with Container():
             inside = (
                 "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
@@ -262,8 +264,9 @@ class TestDoor:
                 "print(s.recv(100))"
             )
             with Container(volumes=[f"{paths.state()}:/state"]) as hostile:
+                path = f"/state/{os.path.relpath(control_socket(), paths.state())}"
                 done = hostile.run(
-                    [sys.executable, "-c", inside, f"/state/{session.current().name}/door"],
+                    [sys.executable, "-c", inside, path],
                     capture_output=True,
                     text=True,
                 )
@@ -273,12 +276,12 @@ class TestDoor:
                 or "BrokenPipeError" in done.stderr
             ), done
 
-    def test_a_silent_visitor_keeps_nobody_waiting(self):
-        """Somebody who connects and says nothing, or half a message, does not stop the launcher."""
+    def test_a_silent_client_does_not_block_the_launcher(self):
+        """A client that sends nothing, or half a message, does not block the launcher."""
         with (
             Container(),
-            local_socket.connect(door(), 10),
-            local_socket.connect(door(), 10) as half,
+            local_socket.connect(control_socket(), 10),
+            local_socket.connect(control_socket(), 10) as half,
         ):
             half.sendall(b"\0\0\0\x10\0\0")
             with Container() as other:
@@ -294,18 +297,18 @@ class TestDoor:
             b"\0\0\0\x0f\0\0\0\0" + b'{"op": "bogus"}',
         ],
     )
-    def test_nonsense_harms_nobody(self, message):
-        """A message that is none leaves the launcher and its containers as they were."""
+    def test_an_invalid_message_is_ignored(self, message):
+        """An invalid message does not affect the launcher and its containers."""
         with Container() as container:
-            with local_socket.connect(door(), 10) as visitor:
-                visitor.sendall(message)
-                visitor.shutdown(socket.SHUT_WR)
-                while visitor.recv(4096):
+            with local_socket.connect(control_socket(), 10) as client:
+                client.sendall(message)
+                client.shutdown(socket.SHUT_WR)
+                while client.recv(4096):
                     pass
             assert [container.id] == [one.id for one in mine()]
 
-    def test_a_dead_sessions_door_is_passed_by_and_swept(self):
-        """After a SIGKILL to the launcher nothing is listed, and the sweep removes its
+    def test_the_socket_of_a_dead_session_is_removed(self):
+        """After SIGKILL to the launcher, its containers are not listed, and the cleanup removes its
         directory.
         """
         with Container():
@@ -317,10 +320,10 @@ class TestDoor:
         assert not os.path.exists(os.path.join(paths.state(), launcher.name))
 
     def test_an_ended_session_leaves_no_directory(self):
-        """A session that ends removes its door."""
+        """A session that ends removes its directory."""
         code = (
-            "from pytest_sandbox.client import session; from "
-            "pytest_sandbox.container.container import Container; Container().start(); print(session.current().name)"
+            "from pytest_sandbox import Container\nfrom pytest_sandbox.client import session\n"
+            "Container().start(); print(session.current().name)"
         )
-        name = elsewhere(code).stdout.strip()
+        name = in_another_process(code).stdout.strip()
         assert (True, False) == (bool(name), os.path.exists(os.path.join(paths.state(), name)))
