@@ -160,8 +160,8 @@ class Container(Files):
         keywords = with_pipes(keywords, input=input, capture_output=capture_output)
         timeout = self.settings.timeout if timeout is None else timeout
         end = None if timeout is None else time.monotonic() + timeout
-        handle = self.handle.running()
-        oom_kills = handle.cgroup.oom_kills() if check else 0
+        handle = self.handle
+        oom_kills = handle.cgroup.oom_kills() if check and handle.state != "created" else 0
         popen = self.popen(args, start_timeout=timeout, **keywords)
         try:
             stdout, stderr = popen.communicate(
