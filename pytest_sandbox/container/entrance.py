@@ -24,7 +24,7 @@ def entrance_of(handle: Handle) -> Entrance:
     """
     handle.ready()
     cgroup = handle.cgroup.fd()
-    joins = handle.cgroup.joins() if cgroup < 0 else ()
+    joins = handle.cgroup.join_paths() if cgroup < 0 else ()
     return Entrance(handle.spec, handle.pidfd, joins, cgroup, *handle.user_namespaces())
 
 

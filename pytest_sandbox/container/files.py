@@ -18,7 +18,7 @@ from pytest_sandbox.container.entrance import entrance_of, raise_for
 from pytest_sandbox.linux import pty
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.signals import Deferred
-from pytest_sandbox.linux.syscall_batch import Program
+from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
 if TYPE_CHECKING:
     from pytest_sandbox.container.handle import Handle
@@ -60,21 +60,21 @@ def open_inside(handle: Handle, path: Path, flags: int, mode: int = 0) -> int:
     place = os.fsencode(os.path.join(handle.workdir, name))
     if b"\0" in place:
         raise ValueError("embedded null byte")
-    program = Program()
-    entrance_of(handle).add_look(program)
+    batch = SyscallBatch()
+    entrance_of(handle).add_look(batch)
     # A magic link of procfs could lead out of the container (openat2(2)).
     how = sc.open_how(
         flags if flags & os.O_PATH else flags | _NO_WAIT, sc.RESOLVE_NO_MAGICLINKS, mode
     )
-    found = program.open_as("open", place, how)
+    found = batch.open_as("open", place, how)
     try:
         with Deferred():
-            failure = program.try_in_child(sc.CLONE_FILES)
+            failure = batch.try_in_child(sc.CLONE_FILES)
     except BaseException:  # of a signal handler, when the block ends
-        program.close_leaks()
+        batch.close_leaks()
         raise
     if failure is None:
-        return program[found]
+        return batch[found]
     if failure.step != "open":
         raise_for(handle, failure)
     raise OSError(failure.errno, os.strerror(failure.errno), name)

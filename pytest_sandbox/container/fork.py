@@ -23,7 +23,7 @@ from pytest_sandbox.errors import SandboxError, SetupError
 from pytest_sandbox.linux import huge_pages, namespaces, process
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.signals import Deferred
-from pytest_sandbox.linux.syscall_batch import Failure, Program
+from pytest_sandbox.linux.syscall_batch import Failure, SyscallBatch
 from pytest_sandbox.outcome import Exited, OOMKilled, Outcome, Signaled, TimedOut
 from pytest_sandbox.runtime import users
 from pytest_sandbox.runtime.protocol import close_all
@@ -108,7 +108,7 @@ class Child:
         if code == -signal.SIGKILL and self.handle.cgroup.oom_kills() > self._oom_kills:
             used = self.handle.figures()
             return OOMKilled(
-                used.memory_limit, used.memory_peak or 0, self.handle.cgroup.files_bytes()
+                used.memory_limit, used.memory_peak or 0, self.handle.cgroup.page_cache_bytes()
             )
         return Signaled(-code)
 
@@ -151,7 +151,7 @@ class Forks:
         """Collect the memory into huge pages if it is time to: before a fork, or between tests."""
         if self._made >= self._next:
             self._next = 2 * self._made
-            huge_pages.gather()
+            huge_pages.collapse()
 
 
 forks = Forks()
@@ -177,46 +177,46 @@ def fork_into(handle: Handle, user: str | None, *, shielded: bool = False) -> Ch
     found = None if user is None else users.find(user, lambda path: read_regular(handle, path))
     lock_down = entrance.lock_down(found)
     twice = shielded or entrance.builder_fd >= 0
-    program, clone = entrance.begin(shielded=shielded) if twice else (Program(), None)
+    batch, clone = entrance.begin(shielded=shielded) if twice else (SyscallBatch(), None)
     if clone is None:
         # os.fork() cannot start the child in a cgroup, as clone3(2) can: the child joins it.
-        replace(entrance, joins=handle.cgroup.joins()).add_enter(program)
-    _add_arrival(handle, program)
-    program.prepare()
+        replace(entrance, joins=handle.cgroup.join_paths()).add_enter(batch)
+    _add_arrival(handle, batch)
+    batch.prepare()
     # An interrupt between the fork and the line that notes it would leave a child that nobody waits
     # for, or a second caller.
-    program.block_signals()
+    batch.block_signals()
     pid = -1
     try:
         pid = (
             _fork_once(entrance)
             if clone is None
-            else _fork_twice(handle, program, clone, shielded=shielded)
+            else _fork_twice(handle, batch, clone, shielded=shielded)
         )
         child = Child(handle, pid, oom_kills) if pid else None
     finally:
         if pid:
-            program.unblock_signals()
+            batch.unblock_signals()
     if child is None:
-        _finish_joining(handle, program if clone is None else None, lock_down)
+        _finish_joining(handle, batch if clone is None else None, lock_down)
     return child
 
 
-def _add_arrival(handle: Handle, program: Program) -> None:
+def _add_arrival(handle: Handle, batch: SyscallBatch) -> None:
     """Append what the child does once it is inside: change its directory, close this library's
     descriptors, unblock signals.
     """
     settings = handle.settings
     directories = [settings.workdir] if settings.workdir else [os.getcwd(), handle.workdir]
     for directory in ["/", *reversed(directories)]:  # it stays in the last one that exists
-        program.add("change to the working directory", "chdir", os.fsencode(directory), go_on=True)
+        batch.add("change to the working directory", "chdir", os.fsencode(directory), go_on=True)
     launcher = session.running()
     fds = [] if launcher is None else launcher.descriptors()
     for one in {handle, *local_handles()}:
         fds += one.descriptors()
     for fd in fds:
-        program.add("close the library's descriptors", "close", fd, go_on=True)
-    program.restore_signals("unblock signals")
+        batch.add("close the library's descriptors", "close", fd, go_on=True)
+    batch.restore_signals("unblock signals")
 
 
 def _fork_once(entrance: Entrance) -> int:
@@ -233,18 +233,18 @@ def _fork_once(entrance: Entrance) -> int:
     return pid
 
 
-def _fork_twice(handle: Handle, program: Program, clone: Result, *, shielded: bool) -> int:
+def _fork_twice(handle: Handle, batch: SyscallBatch, clone: Result, *, shielded: bool) -> int:
     """Fork an intermediate process, which joins the namespaces and forks there; its child becomes a
     child of this process (CLONE_PARENT).
 
     Only a process with one thread can join a user namespace (setns(2)); this one may have more.
     """
-    arguments = process.argument_area() if shielded else (0, 0)
+    arguments = process.argument_memory() if shielded else (0, 0)
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
         intermediate = fork_process()
         if not intermediate:
-            _run_intermediate(program, clone, writer, arguments)
+            _run_intermediate(batch, clone, writer, arguments)
             return 0
         os.close(writer)
         writer = -1
@@ -254,14 +254,14 @@ def _fork_twice(handle: Handle, program: Program, clone: Result, *, shielded: bo
 
 
 def _run_intermediate(
-    program: Program, clone: Result, writer: int, arguments: tuple[int, int]
+    batch: SyscallBatch, clone: Result, writer: int, arguments: tuple[int, int]
 ) -> None:
     """Join the namespaces and fork: return in the child, and exit in this process."""
     status = 125
     try:
         sc.clear_memory(*arguments)
-        pid = program.run_fork(clone)
-        failure = program.failure()
+        pid = batch.run_fork(clone)
+        failure = batch.failure()
         if pid == 0 and failure is None:
             status = -1
             return
@@ -308,13 +308,13 @@ def _read_line(reader: int, timeout: float) -> bytes:
     return data
 
 
-def _finish_joining(handle: Handle, program: Program | None, lock_down: Program) -> None:
+def _finish_joining(handle: Handle, batch: SyscallBatch | None, lock_down: SyscallBatch) -> None:
     """Complete the way into the container, in the child; on an error, exit with status 125: a
     process that has joined only some namespaces must not run a test.
     """
     try:
-        if program is not None:
-            program.run()
+        if batch is not None:
+            batch.run()
         lock_down.run()
     except OSError as error:
         os.write(

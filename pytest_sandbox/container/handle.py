@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.client.snapshots import Snapshot
     from pytest_sandbox.container.network import Endpoint
     from pytest_sandbox.container.rootfs import Rootfs
-    from pytest_sandbox.linux.cgroup import Group
+    from pytest_sandbox.linux.cgroup import Cgroup
     from pytest_sandbox.outcome import Stats
     from pytest_sandbox.runtime.protocol import Message
     from pytest_sandbox.runtime.spec import Spec
@@ -91,7 +91,7 @@ class Handle:
     rootfs: Rootfs
     """The image or the host's root below the writable layer; from the start on."""
 
-    cgroup: Group
+    cgroup: Cgroup
     """The cgroup; from the start on."""
 
     spec: Spec

@@ -120,7 +120,7 @@ class LocalHandle(Handle):
     def _note_created(self, created: session.Ready) -> None:
         """Become the owner of what the launcher has created; called with signals deferred."""
         self.id, self.pid, self.pidfd = created
-        self.cgroup = self.launcher.session.group(self.id, self.settings)
+        self.cgroup = self.launcher.session.cgroup(self.id, self.settings)
         self.owner, self.home = os.getpid(), session.home()
         self.state, self._is_held = "running", True
         _open.add(self)
@@ -170,7 +170,7 @@ class LocalHandle(Handle):
 
     def descriptors(self) -> list[int]:
         """Return the descriptors of the container in this process."""
-        return [fd for fd in (self.pidfd, self.cgroup.held(), self.rootfs.held) if fd >= 0]
+        return [fd for fd in (self.pidfd, self.cgroup.open_fd(), self.rootfs.held) if fd >= 0]
 
     def user_namespaces(self) -> tuple[int, int]:
         """Return descriptors of the user namespace of commands, and of the builder's; or -1."""
@@ -252,7 +252,7 @@ class LocalHandle(Handle):
 
         Init alone is not waited for: the launcher ends it in its own time.
         """
-        if not self.commands and not self.forks and self.cgroup.count() == OVERHEAD:
+        if not self.commands and not self.forks and self.cgroup.task_count() == OVERHEAD:
             return
         process.kill(self.pidfd, signal.SIGKILL)
         with self.cgroup.unthrottled():
@@ -266,10 +266,10 @@ class LocalHandle(Handle):
             while (
                 not process.ended(self.pidfd, _LOOK_AGAIN)
                 and looks < _MOST_LOOKS
-                and (self.cgroup.pids() or self.cgroup.count() is None)
+                and (self.cgroup.pids() or self.cgroup.task_count() is None)
             ):
                 # With no process left alive, zombies of another process that does not reap them
-                # keep init from ending. Without cgroups (count() is None) that is not known.
+                # keep init from ending. Without cgroups (task_count() is None) that is not known.
                 looks += 1
 
     def __del__(self) -> None:

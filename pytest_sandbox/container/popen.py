@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.handle import Handle
     from pytest_sandbox.container.pump import Pump
     from pytest_sandbox.linux.spawn import Status
-    from pytest_sandbox.linux.syscall_batch import Program
+    from pytest_sandbox.linux.syscall_batch import SyscallBatch
     from pytest_sandbox.runtime.join import Entrance
 
 __all__ = ["Popen", "with_pipes"]
@@ -59,7 +59,7 @@ class Popen(subprocess.Popen[AnyStr]):
     container.
 
     ``tty`` makes stdin, which is a terminal then, the controlling terminal. ``start_timeout`` is
-    the time in seconds until the program must be executed (default: 60); after it the process is
+    the time in seconds until the batch must be executed (default: 60); after it the process is
     killed, and :class:`subprocess.TimeoutExpired` is raised, or by default :class:`SetupError`.
     """
 
@@ -117,14 +117,14 @@ class Popen(subprocess.Popen[AnyStr]):
             )
             passed: set[int] = _passed_descriptors(pass_fds, close_fds=close_fds)
             entrance: Entrance = entrance_of(self._handle)
-            program, clone = entrance.begin()
-            self._add_process_state(program, streams, user, workdir, umask)
-            entrance.add_lock_down(program, user)
-            _add_descriptors(program, passed)
-            program.restore_signals("restore signals", PYTHON_IGNORES if restore_signals else ())
+            batch, clone = entrance.begin()
+            self._add_process_state(batch, streams, user, workdir, umask)
+            entrance.add_lock_down(batch, user)
+            _add_descriptors(batch, passed)
+            batch.restore_signals("restore signals", PYTHON_IGNORES if restore_signals else ())
             timeout = START_TIMEOUT if self._start_timeout is None else self._start_timeout
             fds = {*streams, *passed, *entrance.descriptors}
-            with Spawn(program, clone, fds, self._handle.cgroup.unthrottled) as spawn:
+            with Spawn(batch, clone, fds, self._handle.cgroup.unthrottled) as spawn:
                 spawn.add_execute(
                     [*map(os.fsencode, paths)], [*map(os.fsencode, argv)], _assignments(env)
                 )
@@ -177,20 +177,20 @@ class Popen(subprocess.Popen[AnyStr]):
 
     def _add_process_state(
         self,
-        program: Program,
+        batch: SyscallBatch,
         streams: list[int],
         user: users.User | None,
         workdir: str,
         umask: int,
     ) -> None:
         """Append what sets the standard streams, the terminal, the directory and the umask."""
-        add_streams(program, streams, tty=self._tty)
+        add_streams(batch, streams, tty=self._tty)
         if self._tty and user is not None:
             # As login(1) does; else the user may not open the terminal by its name.
-            program.add("own the terminal", "fchown", 0, user.uid, -1)
-        program.add(_WORKDIR, "chdir", _without_null(workdir))
+            batch.add("own the terminal", "fchown", 0, user.uid, -1)
+        batch.add(_WORKDIR, "chdir", _without_null(workdir))
         if umask >= 0:
-            program.add("set umask", "umask", umask)
+            batch.add("set umask", "umask", umask)
 
     def _note_started(self, pid: int) -> None:
         self.pid = pid
@@ -198,7 +198,7 @@ class Popen(subprocess.Popen[AnyStr]):
         self._handle.commands.add(self)
 
     def _check_executed(self, status: Status, args: Any, workdir: Any, command: Any) -> None:
-        """Raise what :mod:`subprocess` raises if the program could not be executed."""
+        """Raise what :mod:`subprocess` raises if the batch could not be executed."""
         if status.executed:
             return
         if status.late:
@@ -206,7 +206,7 @@ class Popen(subprocess.Popen[AnyStr]):
                 raise subprocess.TimeoutExpired(args, self._start_timeout)
             raise SetupError(
                 "execute",
-                f"the program was not executed within {START_TIMEOUT:.0f} s",
+                f"the batch was not executed within {START_TIMEOUT:.0f} s",
                 _NOT_EXECUTED,
             )
         failure = next((one for one in status.failures if not one.may_be), None)
@@ -228,7 +228,7 @@ class Popen(subprocess.Popen[AnyStr]):
     @property
     def inside_pid(self) -> int:
         """The PID inside; 0 when the process has ended and was reaped."""
-        return process.number_inside(self.pid)
+        return process.namespace_pid(self.pid)
 
     def fileno(self) -> int:
         """Return a descriptor that becomes readable (poll(2)) when the process has ended; -1 once
@@ -298,11 +298,11 @@ class Popen(subprocess.Popen[AnyStr]):
                 raise errors[0]
 
 
-def _add_descriptors(program: Program, passed: set[int]) -> None:
+def _add_descriptors(batch: SyscallBatch, passed: set[int]) -> None:
     """Append what closes, at the execution, all descriptors from 3 on but the passed ones."""
-    program.add("close descriptors", "close_range", 3, sc.MOST_FDS, sc.CLOSE_RANGE_CLOEXEC)
+    batch.add("close descriptors", "close_range", 3, sc.MOST_FDS, sc.CLOSE_RANGE_CLOEXEC)
     for fd in passed:
-        program.add("pass descriptors", "fcntl", fd, fcntl.F_SETFD, 0)
+        batch.add("pass descriptors", "fcntl", fd, fcntl.F_SETFD, 0)
 
 
 def _passed_descriptors(pass_fds: Iterable[int], *, close_fds: bool) -> set[int]:
@@ -369,7 +369,7 @@ def _argv(args: Any, executable: Any, *, shell: bool) -> list[str]:
     if shell:
         argv = [executable or "/bin/sh", "-c", *argv]
     if not argv:
-        raise SettingsError("args", args, 'a program and its arguments, such as ["ls", "-l"]')
+        raise SettingsError("args", args, 'a batch and its arguments, such as ["ls", "-l"]')
     found = [os.fsdecode(arg) for arg in argv]
     if any("\0" in arg for arg in found):
         raise ValueError("embedded null byte")

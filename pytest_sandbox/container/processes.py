@@ -39,7 +39,7 @@ def _proc(handle: Handle) -> Iterator[int]:
     """Open the container's /proc. Raises :class:`SandboxError` if something else is mounted
     there.
     """
-    fd = open_directory(handle, process.DIRECTORY)
+    fd = open_directory(handle, process.PROC)
     try:
         if not process.is_proc_of(fd, handle.pid):
             if process.ended(handle.pidfd, 0):
@@ -58,7 +58,7 @@ def list_processes(handle: Handle) -> list[tuple[int, str]]:
     processes that have ended.
     """
     with _proc(handle) as proc:
-        alive = [int(pid) for pid in _pids(proc) if not process.has_ended(pid, proc)]
+        alive = [int(pid) for pid in _pids(proc) if not process.is_dead(pid, proc)]
         found = [(pid, process.command_line(pid, proc)) for pid in alive]
     return sorted((pid, line) for pid, line in found if line)
 
@@ -77,7 +77,7 @@ def _send(proc: int, sig: int) -> int:
     """Send a signal to every process in a /proc but init; return how many have not ended."""
     alive = 0
     for pid in _pids(proc):
-        if process.has_ended(pid, proc):
+        if process.is_dead(pid, proc):
             continue
         with suppress(FileNotFoundError, ProcessLookupError), _process(proc, pid) as fd:
             alive += 1

@@ -7,14 +7,14 @@ import threading
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, NoReturn, Self
 
-from pytest_sandbox import paths
-from pytest_sandbox.client import session
+from pytest_sandbox.client import cleanup, session
 from pytest_sandbox.client.requests import Descriptors
 from pytest_sandbox.container.handle import Handle, without_init
 from pytest_sandbox.container.rootfs import Rootfs
 from pytest_sandbox.errors import ContainerStopped, SandboxError
 from pytest_sandbox.launcher import control_socket
-from pytest_sandbox.linux import cgroup, local_socket
+from pytest_sandbox.linux import local_socket
+from pytest_sandbox.linux.cgroup import Cgroup
 from pytest_sandbox.outcome import Stats
 from pytest_sandbox.runtime.protocol import Channel, Message, close_all
 from pytest_sandbox.runtime.spec import Spec
@@ -60,15 +60,11 @@ def _sessions() -> Iterator[str]:
     """Yield the sessions that have a control socket; connecting tells whether the launcher is
     alive.
     """
-    try:
-        names = sorted(os.listdir(paths.state()))
-    except FileNotFoundError:
-        return
-    yield from (name for name in names if os.path.exists(_socket_of(name)))
+    yield from (name for name in sorted(cleanup.sessions()) if os.path.exists(_socket_of(name)))
 
 
 def _socket_of(session: str) -> str:
-    return os.path.join(paths.state(), session, control_socket.NAME)
+    return os.path.join(cleanup.session_directory(session), control_socket.NAME)
 
 
 def _ask_all(session: str, *, stats: bool) -> list[RemoteContainer]:
@@ -168,14 +164,14 @@ def _with_missing(exists: list[bool], fds: tuple[int, ...]) -> tuple[int, int]:
     return own, builder
 
 
-class _RemoteCgroup(cgroup.Group):
+class _RemoteCgroup(Cgroup):
     """What a launcher tells other processes of a container's cgroup: how to join it."""
 
     def __init__(self, id: str, joins: list[str]) -> None:  # noqa: A002 - as the base class
         super().__init__(id)
         self._joins = tuple(joins)
 
-    def joins(self) -> tuple[str, ...]:
+    def join_paths(self) -> tuple[str, ...]:
         return self._joins
 
 

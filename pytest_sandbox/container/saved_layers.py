@@ -27,8 +27,8 @@ from pytest_sandbox.container.build_spec import serializable
 from pytest_sandbox.container.builder import as_builder
 from pytest_sandbox.container.layer import opened_layer
 from pytest_sandbox.errors import SandboxError
-from pytest_sandbox.image.flatten import remove_tree
 from pytest_sandbox.linux.copying import copy_tree
+from pytest_sandbox.linux.removal import remove_tree
 from pytest_sandbox.paths import images
 from pytest_sandbox.runtime import storage
 

@@ -11,7 +11,7 @@ from pytest_sandbox.container.pump import Pump
 from pytest_sandbox.linux import process, pty
 
 if TYPE_CHECKING:
-    from pytest_sandbox.linux.syscall_batch import Program
+    from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
 __all__ = ["add_streams", "child_streams"]
 
@@ -82,11 +82,11 @@ def _reopened(terminal_fd: int) -> int:
         return os.dup(terminal_fd)
 
 
-def add_streams(program: Program, streams: list[int], *, tty: bool) -> None:
+def add_streams(batch: SyscallBatch, streams: list[int], *, tty: bool) -> None:
     """Append what makes three descriptors the standard streams, whatever their numbers are."""
     step = "set streams"
-    high = [program.add(step, "fcntl", fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in streams]
+    high = [batch.add(step, "fcntl", fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in streams]
     for standard, fd in enumerate(high):
-        program.add(step, "dup3", fd, standard, 0)
+        batch.add(step, "dup3", fd, standard, 0)
     if tty:
-        program.add(step, "ioctl", 0, pty.TIOCSCTTY, 0)
+        batch.add(step, "ioctl", 0, pty.TIOCSCTTY, 0)

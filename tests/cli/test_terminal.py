@@ -36,7 +36,7 @@ def process_state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def named(name: str) -> list[remote.Living]:
+def named(name: str) -> list[remote.RemoteContainer]:
     return [one for one in remote.list_containers() if one.label == name]
 
 

@@ -12,7 +12,7 @@ import tempfile
 
 import pytest
 
-from pytest_sandbox import Container, ContainerStopped, SandboxError, paths
+from pytest_sandbox import Container, ContainerStopped, SandboxError
 from pytest_sandbox.client import cleanup, session
 from pytest_sandbox.container import remote
 from pytest_sandbox.container.container import open_remote
@@ -241,7 +241,7 @@ class TestAccess:
             trial = attempt(connect_as_nobody)
             select.select([listening], [], [], 10)
             connection, _address = listening.accept()
-            assert ("connected", False) == (trial.said, local_socket.is_ours(connection))
+            assert ("connected", False) == (trial.said, local_socket.is_peer_trusted(connection))
             connection.close()
 
     def test_connections_of_this_user_are_accepted(self, tmp_path):
@@ -252,7 +252,7 @@ class TestAccess:
         ):
             select.select([listening], [], [], 10)
             connection, _address = listening.accept()
-            assert local_socket.is_ours(connection)
+            assert local_socket.is_peer_trusted(connection)
             connection.close()
 
     def test_connections_from_a_container_are_refused(self):
@@ -263,8 +263,8 @@ class TestAccess:
                 "b = b'{\"op\": \"list\"}'; s.sendall(len(b).to_bytes(4, 'big') + bytes(4) + b); "
                 "print(s.recv(100))"
             )
-            with Container(volumes=[f"{paths.state()}:/state"]) as hostile:
-                path = f"/state/{os.path.relpath(control_socket(), paths.state())}"
+            with Container(volumes=[f"{cleanup.state_directory()}:/state"]) as hostile:
+                path = f"/state/{os.path.relpath(control_socket(), cleanup.state_directory())}"
                 done = hostile.run(
                     [sys.executable, "-c", inside, path],
                     capture_output=True,
@@ -317,7 +317,7 @@ class TestAccess:
             launcher.process.wait()
             assert [] == [one for one in remote.list_containers() if one.session == launcher.name]
         cleanup.sweep()
-        assert not os.path.exists(os.path.join(paths.state(), launcher.name))
+        assert not os.path.exists(os.path.join(cleanup.state_directory(), launcher.name))
 
     def test_an_ended_session_leaves_no_directory(self):
         """A session that ends removes its directory."""
@@ -326,4 +326,7 @@ class TestAccess:
             "Container().start(); print(session.current().name)"
         )
         name = in_another_process(code).stdout.strip()
-        assert (True, False) == (bool(name), os.path.exists(os.path.join(paths.state(), name)))
+        assert (True, False) == (
+            bool(name),
+            os.path.exists(os.path.join(cleanup.state_directory(), name)),
+        )

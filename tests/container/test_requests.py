@@ -195,14 +195,14 @@ def test_a_finalizer_within_a_request():
 def test_an_unreferenced_container_is_killed():
     """Its processes end at once, and the rest is removed by the next start or close."""
     made = Container().start()
-    pidfd, group = os.dup(made.handle.pidfd), made.handle.cgroup
+    pidfd, cgroup = os.dup(made.handle.pidfd), made.handle.cgroup
     del made
     try:
         assert process.ended(pidfd, 20)
     finally:
         os.close(pidfd)
     with Container():
-        await_true(lambda: group.count() is None)
+        await_true(lambda: cgroup.task_count() is None)
 
 
 def test_a_committed_container_whose_init_was_killed():

@@ -158,7 +158,7 @@ SAME = {
     "extra_groups": ([SH, "-c", "id -G"], {"group": 1, "extra_groups": [5, 6], "stdout": PIPE}),
     "start_new_session": (["true"], {"start_new_session": True}),
     "process_group": (["true"], {"process_group": 0}),
-    "an unknown user's number": (["id", "-u"], {"user": 54321, "stdout": PIPE}),
+    "an unknown UID": (["id", "-u"], {"user": 54321, "stdout": PIPE}),
     "cwd relative, missing": (["pwd"], {"cwd": "no-such-directory"}),
     "cwd relative": (["ls"], {"cwd": "usr/share/..", "stdout": PIPE}),
     "command relative to cwd": (["./true"], {"cwd": "/bin"}),
