@@ -79,7 +79,7 @@ class LocalHandle(Handle):
         self._is_held = False  # whether it has descriptors and a container to close
         self._closer = 0  # the thread that closes
         self._closing = threading.Lock()
-        self._renewing = threading.Lock()
+        self._replacing = threading.Lock()
 
     # -- start
 
@@ -146,7 +146,7 @@ class LocalHandle(Handle):
         if self.state == "paused":
             raise ContainerStopped(f"the container {self.id} is paused. Call unpause() first.")
         if self.committed is not None:
-            with self._renewing:
+            with self._replacing:
                 if self.committed is not None:  # no other thread was faster
                     self._replace_init(self.committed)
         return self

@@ -380,7 +380,7 @@ def test_a_function_within_its_timeout_returns(box):
 
 
 @pytest.mark.parametrize(
-    ("die", "said"),
+    ("die", "message"),
     [
         (lambda: os._exit(0), "without an answer: Exited"),
         (lambda: os._exit(7), r"Exited\(status=7\)"),
@@ -389,9 +389,9 @@ def test_a_function_within_its_timeout_returns(box):
         (lambda: sys.stdout.close() or os.closerange(3, 100) or os._exit(0), "without an answer"),
     ],
 )
-def test_a_child_that_dies_is_a_sandbox_error(box, die, said):
+def test_a_child_that_dies_is_a_sandbox_error(box, die, message):
     """A child that ends without an answer is a SandboxError that says how it ended."""
-    with pytest.raises(SandboxError, match=said):
+    with pytest.raises(SandboxError, match=message):
         box.call(die)
 
 

@@ -253,14 +253,14 @@ def test_loopback_is_the_only_interface(box):
     """The loopback interface is up, with IPv4 and IPv6, and is the only one."""
 
     def talk():
-        said = []
+        message = []
         for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             server = socket.create_server((address, 0), family=family)
             client = socket.create_connection(server.getsockname()[:2], timeout=10)
             accepted, _ = server.accept()
             accepted.sendall(b"hello")
-            said.append(client.recv(10))
-        return said, [
+            message.append(client.recv(10))
+        return message, [
             name
             for _number, name in socket.if_nameindex()
             if not name.startswith(
@@ -348,12 +348,12 @@ def test_ulimits(how):
             "r.getrlimit(r.RLIMIT_CORE), r.getrlimit(r.RLIMIT_STACK))"
         )
         names = (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE, resource.RLIMIT_STACK)
-        said = (
+        message = (
             out(c, sys.executable, "-c", code).strip()
             if how == "run"
             else " ".join(str(c.call(resource.getrlimit, n)) for n in names)
         )
-    assert f"(123, {hard}) (0, 0) (-1, -1)" == said
+    assert f"(123, {hard}) (0, 0) (-1, -1)" == message
 
 
 @pytest.mark.vm
@@ -523,7 +523,7 @@ def test_an_image_directory_that_does_not_exist_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"),
+    ("raw", "message"),
     [
         ({"memory": "lots"}, "memory='lots' is not valid; accepted: bytes"),
         ({"memory": "1k"}, "memory='1k' is not valid"),
@@ -546,28 +546,28 @@ def test_an_image_directory_that_does_not_exist_is_refused():
         ({"user": "a b"}, "user='a b' is not valid"),
     ],
 )
-def test_an_invalid_setting_is_refused(raw, said):
+def test_an_invalid_setting_is_refused(raw, message):
     """Container(...) raises SettingsError with key, value and accepted form."""
     with pytest.raises(SettingsError) as caught:
         Container(**raw)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"),
+    ("raw", "message"),
     [
         ({"volumes": ["/no/such/source:/data"]}, "volumes='/no/such/source' is not valid"),
         ({"user": "nobody-such"}, "user='nobody-such' is not valid"),
         ({"user": "root:nobody-such"}, "user='root:nobody-such' is not valid"),
     ],
 )
-def test_settings_that_depend_on_files_are_checked_at_the_start(raw, said):
+def test_settings_that_depend_on_files_are_checked_at_the_start(raw, message):
     """A value that depends on files of the host or the image is checked by start() or the first
     command.
     """
     with pytest.raises(SettingsError) as caught, Container(**raw) as c:
         c.run(["true"])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.needs("cpuset")
@@ -584,10 +584,10 @@ def test_a_prepared_container_serves_any_host_name():
     """Containers that differ by host name only have the same spec, so a prepared one serves; the
     name stays after a commit.
     """
-    with Container(hostname="ann") as ann, Container(hostname="bob") as bob, Container() as nobody:
-        assert ann.handle.spec == bob.handle.spec == nobody.handle.spec
-        assert ["ann", "bob", nobody.id] == [
-            one.call(socket.gethostname) for one in (ann, bob, nobody)
+    with Container(hostname="ann") as ann, Container(hostname="bob") as bob, Container() as unnamed:
+        assert ann.handle.spec == bob.handle.spec == unnamed.handle.spec
+        assert ["ann", "bob", unnamed.id] == [
+            one.call(socket.gethostname) for one in (ann, bob, unnamed)
         ]
         ann.commit()
         assert "ann\n" == ann.run(["hostname"], stdout=PIPE, text=True).stdout

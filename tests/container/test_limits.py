@@ -70,6 +70,6 @@ def test_pressure_is_in_stats_only():
     """
     with Container() as container:
         container.run(["true"], check=True)
-        told, read = container.stats(), container.handle.figures()
-    assert [has("pressure")] * 3 == [getattr(told, name) is not None for name in PRESSURE]
+        full, read = container.stats(), container.handle.figures()
+    assert [has("pressure")] * 3 == [getattr(full, name) is not None for name in PRESSURE]
     assert [None] * 3 == [getattr(read, name) for name in PRESSURE]

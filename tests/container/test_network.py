@@ -76,7 +76,7 @@ def serving(container, port, text):
             process.kill()
 
 
-def heard(host, port):
+def receive(host, port):
     """Return what a server sends, or the name of the error."""
     try:
         with socket.create_connection((host, port), timeout=5) as connection:
@@ -121,9 +121,9 @@ def test_containers_find_each_other_by_name(pair):
         ]
     with serving(db, 5432, b"rows"), serving(web, 80, b"page"):
         assert (b"rows", b"page", b"rows") == (
-            web.call(heard, "db", 5432),
-            db.call(heard, "web", 80),
-            web.call(heard, db.id, 5432),
+            web.call(receive, "db", 5432),
+            db.call(receive, "web", 80),
+            web.call(receive, db.id, 5432),
         )
 
 
@@ -146,8 +146,8 @@ def test_each_container_has_its_own_loopback(pair):
     assert ["127.0.0.1"] * 2 == [one.call(looked_up, "localhost") for one in pair]
     with serving(db, 80, b"db"), serving(web, 80, b"web"):
         assert (b"db", b"web") == (
-            db.call(heard, "127.0.0.1", 80),
-            web.call(heard, "127.0.0.1", 80),
+            db.call(receive, "127.0.0.1", 80),
+            web.call(receive, "127.0.0.1", 80),
         )
 
 
@@ -156,8 +156,8 @@ def test_the_same_port_in_two_containers(pair):
     db, web = pair
     with serving(db, 8000, b"from db"), serving(web, 8000, b"from web"):
         assert (b"from db", b"from web") == (
-            web.call(heard, "db", 8000),
-            web.call(heard, "web", 8000),
+            web.call(receive, "db", 8000),
+            web.call(receive, "web", 8000),
         )
 
 
@@ -224,7 +224,7 @@ def test_a_name_is_reused(net):
     with Container(network=net, hostname="client") as client:
         for turn in range(5):
             with Container(network=net, hostname="db") as db, serving(db, 80, b"%d" % turn):
-                assert b"%d" % turn == client.call(heard, "db", 80)
+                assert b"%d" % turn == client.call(receive, "db", 80)
 
 
 def test_an_address_is_reused():
@@ -234,7 +234,7 @@ def test_an_address_is_reused():
         for turn in range(6):
             with Container(network=net) as server, serving(server, 80, b"%d" % turn):
                 seen.append(server.ip_address)
-                assert b"%d" % turn == client.call(heard, server.ip_address, 80)
+                assert b"%d" % turn == client.call(receive, server.ip_address, 80)
         assert len(seen) == 6 > len(set(seen)) == 4
 
 
@@ -242,7 +242,7 @@ def test_a_duplicate_name_is_refused(pair, net):
     """A second container with the same host name is refused with the name and its address."""
     with pytest.raises(
         SettingsError,
-        match=r"hostname='db' is not valid; accepted: a name that nobody .* has; 172.30.0.2 has it",
+        match=r"hostname='db' is not valid; accepted: a name .* not used on .*; 172.30.0.2 has it",
     ):
         Container(network=net, hostname="db").start()
     for name, address in (
@@ -277,7 +277,7 @@ def test_containers_that_start_at_once():
         )
         with serving(made[0], 80, b"hello"):
             assert [b"hello"] * 20 == list(
-                pool.map(lambda container: container.call(heard, "c0", 80), made)
+                pool.map(lambda container: container.call(receive, "c0", 80), made)
             )
     assert {} == net.addresses
     net.close()
@@ -290,7 +290,7 @@ def test_containers_close_in_any_order(net, order):
     for position, number in enumerate(order):
         left = [made[other] for other in order[position:]]
         with serving(left[-1], 80, b"here"):
-            assert b"here" == left[0].call(heard, left[-1].hostname, 80)
+            assert b"here" == left[0].call(receive, left[-1].hostname, 80)
         made[number].close()
         made[number].close()
     assert {} == net.addresses
@@ -306,7 +306,7 @@ def test_the_address_stays_after_a_commit(pair):
         with serving(db, 80, b"still here"), serving(copy, 80, b"me too"):
             assert "172.30.0.2" == db.ip_address
             assert [b"still here", b"me too"] == [
-                web.call(heard, name, 80) for name in ("db", "copy")
+                web.call(receive, name, 80) for name in ("db", "copy")
             ]
 
 
@@ -325,8 +325,8 @@ def test_networks_are_isolated(pair):
     ):
         assert "172.30.0.2" == stranger.ip_address == pair[0].ip_address
         assert [None, None] == [stranger.call(looked_up, "db"), pair[0].call(looked_up, "stranger")]
-        assert "Connection refused" == stranger.call(heard, "172.30.0.2", 80)
-        assert b"secret" == pair[1].call(heard, "172.30.0.2", 80)
+        assert "Connection refused" == stranger.call(receive, "172.30.0.2", 80)
+        assert b"secret" == pair[1].call(receive, "172.30.0.2", 80)
 
 
 def test_nothing_outside_is_reachable(pair):
@@ -343,9 +343,9 @@ def test_nothing_outside_is_reachable(pair):
             "127.0.1.1",
         }
         for outside in ["192.0.2.1", *hosts_own]:
-            assert "Network is unreachable" == pair[0].call(heard, outside, port)
+            assert "Network is unreachable" == pair[0].call(receive, outside, port)
         assert ["Connection refused", "No route to host"] == [
-            pair[0].call(heard, where, port) for where in ("127.0.0.1", "172.30.0.1")
+            pair[0].call(receive, where, port) for where in ("127.0.0.1", "172.30.0.1")
         ]
     assert None is pair[0].call(looked_up, "example.org")
 
@@ -483,7 +483,7 @@ def test_network_with_other_settings(net, busybox_root):
                 assert f"{db.ip_address}\tdb {db.id}" in one.read_text("/etc/hosts")
                 assert one.ip_address == db.call(looked_up, f"c{number}")
                 with serving(db, 80, b"x"):
-                    assert b"x" == one.call(heard, db.ip_address, 80)
+                    assert b"x" == one.call(receive, db.ip_address, 80)
                 assert [] == one.diff()
 
 
@@ -504,7 +504,7 @@ def test_network_with_any_user_and_capabilities(net, more):
         Container(network=net, **more) as one,
         serving(db, 80, b"x"),
     ):
-        assert b"x" == one.call(heard, "db", 80)
+        assert b"x" == one.call(receive, "db", 80)
 
 
 @pytest.mark.needs("root")
@@ -575,7 +575,7 @@ def test_close_with_containers_is_refused(pair, net):
     )
     assert expected == str(caught.value)
     with serving(pair[0], 80, b"x"):
-        assert b"x" == pair[1].call(heard, "db", 80)
+        assert b"x" == pair[1].call(receive, "db", 80)
 
 
 def test_an_exception_of_the_block_is_raised():
