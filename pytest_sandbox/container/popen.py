@@ -59,7 +59,7 @@ class Popen(subprocess.Popen[AnyStr]):
     container.
 
     ``tty`` makes stdin, which is a terminal then, the controlling terminal. ``start_timeout`` is
-    the time in seconds until the batch must be executed (default: 60); after it the process is
+    the time in seconds until the program must be executed (default: 60); after it the process is
     killed, and :class:`subprocess.TimeoutExpired` is raised, or by default :class:`SetupError`.
     """
 
@@ -198,7 +198,7 @@ class Popen(subprocess.Popen[AnyStr]):
         self._handle.commands.add(self)
 
     def _check_executed(self, status: Status, args: Any, workdir: Any, command: Any) -> None:
-        """Raise what :mod:`subprocess` raises if the batch could not be executed."""
+        """Raise what :mod:`subprocess` raises if the program could not be executed."""
         if status.executed:
             return
         if status.late:
@@ -206,7 +206,7 @@ class Popen(subprocess.Popen[AnyStr]):
                 raise subprocess.TimeoutExpired(args, self._start_timeout)
             raise SetupError(
                 "execute",
-                f"the batch was not executed within {START_TIMEOUT:.0f} s",
+                f"the program was not executed within {START_TIMEOUT:.0f} s",
                 _NOT_EXECUTED,
             )
         failure = next((one for one in status.failures if not one.may_be), None)
@@ -369,7 +369,7 @@ def _argv(args: Any, executable: Any, *, shell: bool) -> list[str]:
     if shell:
         argv = [executable or "/bin/sh", "-c", *argv]
     if not argv:
-        raise SettingsError("args", args, 'a batch and its arguments, such as ["ls", "-l"]')
+        raise SettingsError("args", args, 'a program and its arguments, such as ["ls", "-l"]')
     found = [os.fsdecode(arg) for arg in argv]
     if any("\0" in arg for arg in found):
         raise ValueError("embedded null byte")
