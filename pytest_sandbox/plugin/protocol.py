@@ -76,7 +76,7 @@ def register(config: pytest.Config) -> None:
         forwarder = test_process.HookForwarder(config)
         config.pluginmanager.register(forwarder, f"{_NAME}-forwarder")
         config.pluginmanager.register(TimeoutObserver(), f"{_NAME}-timeouts")
-        config.pluginmanager.register(_OuterHooks(forwarder), _NAME)
+        config.pluginmanager.register(_OuterHooks(config, forwarder), _NAME)
         config.pluginmanager.register(_InnerHooks(), f"{_NAME}-reports")
 
 
@@ -287,8 +287,9 @@ class _SandboxedTest:
 class _OuterHooks:
     """The outermost wrappers of pytest's hooks."""
 
-    def __init__(self, forwarder: test_process.HookForwarder) -> None:
+    def __init__(self, config: pytest.Config, forwarder: test_process.HookForwarder) -> None:
         self._forwarder = forwarder
+        self._exception_interact = compat.RestrictedHook(config, "pytest_exception_interact", ())
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(
@@ -310,6 +311,7 @@ class _OuterHooks:
         finally:
             if test.test_process is not None:
                 os._exit(1)  # a test process must never continue with the session
+            self._exception_interact.restore()
             test.restore_phases()
             test.close()
             del item.stash[_TEST]
@@ -324,6 +326,7 @@ class _OuterHooks:
         Other plugins' implementations run in both processes. What they change in the report counts
         only in the test process.
         """
+        self._exception_interact.restore()
         test = item.stash.get(_TEST, None)
         if test is not None and test.test_process is not None:
             return test.test_process.on_report(call, (yield))
@@ -331,6 +334,8 @@ class _OuterHooks:
         if reported is None:
             return (yield)
         call.excinfo = reported.excinfo()
+        if call.excinfo is not None:  # pytest_exception_interact was called in the test process
+            self._exception_interact.restrict()
         try:
             yield
         except Exception as error:
@@ -338,7 +343,6 @@ class _OuterHooks:
                 raise
             problem = f"a hook raises {type(error).__name__} for its exception"
             reported.fail(crash_report.invalid_report(problem))
-        call.excinfo = None  # the debugger has been offered the exception in the test process
         return reported.report
 
 
