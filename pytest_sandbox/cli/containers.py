@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import argparse
 
     from pytest_sandbox.container.container import Container
-    from pytest_sandbox.container.remote import Living
-    from pytest_sandbox.container.saved_layers import Kept
+    from pytest_sandbox.container.remote import RemoteContainer
+    from pytest_sandbox.container.saved_layers import SavedLayer
 
 __all__ = ["VERBS"]
 
@@ -55,10 +55,11 @@ def _ps_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _ps(found: argparse.Namespace) -> int:
-    from pytest_sandbox.container.remote import living
-    from pytest_sandbox.container.saved_layers import kept
+    from pytest_sandbox.container.remote import list_containers
+    from pytest_sandbox.container.saved_layers import list_saved
 
-    cards = [*(_kept_card(one) for one in (kept() if found.all else [])), *map(_card, living())]
+    saved = list_saved() if found.all else []
+    cards = [*map(_kept_card, saved), *map(_card, list_containers())]
     if found.quiet:
         print("".join(f"{card['id']}\n" for card in cards), end="")
     elif found.format == "json":
@@ -79,7 +80,7 @@ def _ps_row(card: dict[str, Any]) -> tuple[str, ...]:
     return (card["id"], str(card["image"]), card["command"], status, card["name"])
 
 
-def _kept_card(one: Kept) -> dict[str, Any]:
+def _kept_card(one: SavedLayer) -> dict[str, Any]:
     return {
         "id": one.id,
         "status": "kept",
@@ -93,7 +94,7 @@ def _kept_card(one: Kept) -> dict[str, Any]:
     }
 
 
-def _card(one: Living) -> dict[str, Any]:
+def _card(one: RemoteContainer) -> dict[str, Any]:
     return {
         "id": one.id,
         "status": "paused" if one.paused else "running",
@@ -107,12 +108,13 @@ def _card(one: Living) -> dict[str, Any]:
     }
 
 
-def _command(one: Living) -> str:
+def _command(one: RemoteContainer) -> str:
     """Return the command line of the first process inside; empty where nothing runs."""
-    from pytest_sandbox.container.remote import enter
+    from pytest_sandbox.container.processes import list_processes
+    from pytest_sandbox.container.remote import open_handle
 
-    with suppress(SandboxError), enter(one) as entered:
-        return next((line for _pid, line in entered.processes()), "")
+    with suppress(SandboxError), closing(open_handle(one)) as handle:
+        return next((line for _pid, line in list_processes(handle)), "")
     return ""
 
 
@@ -137,7 +139,8 @@ def _exec_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _exec(found: argparse.Namespace) -> int:
     from pytest_sandbox.cli.attach import Command, attach
-    from pytest_sandbox.container.remote import enter, find
+    from pytest_sandbox.container.container import open_remote
+    from pytest_sandbox.container.remote import find
 
     command = Command(
         flags.command(found),
@@ -148,7 +151,7 @@ def _exec(found: argparse.Namespace) -> int:
         workdir=found.workdir,
         user=found.user,
     )
-    with enter(find(found.id)) as container, flags.naming_flags(found):
+    with open_remote(find(found.id)) as container, flags.naming_flags(found):
         return attach(container, command)
 
 
@@ -158,14 +161,15 @@ def _living_or_kept(name: str) -> Container:
     Raises :class:`SandboxError` for a name that is none.
     """
     from pytest_sandbox.container import remote, saved_layers
+    from pytest_sandbox.container.container import open_remote, start_saved
 
-    alive = remote.living()
-    layers = saved_layers.kept()
+    alive = remote.list_containers()
+    layers = saved_layers.list_saved()
     if not remote.matching(name, [one.id for one in alive], [one.label for one in alive]):
         found = remote.matching(name, [one.id for one in layers], [one.label for one in layers])
         if found:
-            return saved_layers.start(_one_of(name, found))
-    return remote.enter(remote.find(name, alive))
+            return start_saved(_one_of(name, found))
+    return open_remote(remote.find(name, alive))
 
 
 def _shell_arguments(parser: argparse.ArgumentParser) -> None:
@@ -193,7 +197,7 @@ def _rm_arguments(parser: argparse.ArgumentParser) -> None:
 def _rm(found: argparse.Namespace) -> int:
     from pytest_sandbox.container import remote, saved_layers
 
-    layers = saved_layers.kept()
+    layers = saved_layers.list_saved()
     for name in found.ids:
         chosen = _one_of(
             name, remote.matching(name, [one.id for one in layers], [one.label for one in layers])

@@ -37,7 +37,7 @@ from pytest_sandbox.plugin.schema import InvalidError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_sandbox.container.container import Child
+    from pytest_sandbox.container.fork import Child
     from pytest_sandbox.plugin.inherited_files import InheritedFiles
     from pytest_sandbox.plugin.message_checker import MessageChecker
 
