@@ -364,7 +364,7 @@ def _prune_arguments(parser: argparse.ArgumentParser) -> None:
 def _prune(found: argparse.Namespace) -> int:
     from pytest_sandbox.image.prune import prune
     from pytest_sandbox.image.store import Store
-    from pytest_sandbox.settings import parse_size
+    from pytest_sandbox.settings.settings import parse_size
 
     keep = parse_size(found.keep_storage) if found.keep_storage else None
     removed, size = prune(Store(), every=found.all, older_than=_span(found.filter), keep_bytes=keep)
