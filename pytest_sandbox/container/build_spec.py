@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pytest_sandbox.errors import SettingsError
 from pytest_sandbox.linux import capabilities
+from pytest_sandbox.linux.cgroup_limits import CgroupLimits
 from pytest_sandbox.paths import images
 from pytest_sandbox.runtime.spec import Spec
 
@@ -83,21 +84,13 @@ def spec_of(rootfs: Rootfs, *, has_user_namespace: bool, is_root: bool = True) -
         ),
         no_new_privileges=settings.no_new_privileges,
         ulimits=tuple((name, soft, hard) for name, (soft, hard) in settings.ulimits.items()),
-        memory=settings.memory,
-        memory_swap=settings.memory_swap,
-        memory_high=settings.memory_high,
-        cpus=settings.cpus,
-        cpuset=settings.cpuset,
-        pids_limit=settings.pids_limit,
-        device_rates=tuple(
-            (key, _device(key, path), rate) for key, path, rate in settings.device_rates()
-        ),
+        limits=_limits(settings),
     )
 
 
 def spec_for(rootfs: Rootfs, launcher: LauncherClient) -> Spec:
-    """Return the spec for this launcher: what a host root's container lies on besides is brought to
-    its shelf.
+    """Return the spec for this launcher: stored layers above the host's root are
+    copied to its layer holder.
     """
     spec = spec_of(
         rootfs, has_user_namespace=launcher.has_user_namespace, is_root=launcher.builder_fd < 0
@@ -131,20 +124,25 @@ def with_kept(kept: dict[str, str]) -> dict[str, Any]:
     others: it lies on disk, as they do.
     """
     return (
-        {"kept": tuple(kept.items()), "layers": os.path.join(images(), "writable")} if kept else {}
+        {"saved": tuple(kept.items()), "layers": os.path.join(images(), "writable")} if kept else {}
     )
 
 
-def _device(key: str, path: str) -> str:
+def _limits(settings: Settings) -> CgroupLimits:
+    limits = CgroupLimits.of(settings)
+    for key, path, _rate in limits.device_rates:
+        if not _is_block_device(path):
+            raise SettingsError(
+                key, path, "a block device of the host, before the colon, such as /dev/sda"
+            )
+    return limits
+
+
+def _is_block_device(path: str) -> bool:
     try:
-        is_block = stat.S_ISBLK(os.stat(path).st_mode)
+        return stat.S_ISBLK(os.stat(path).st_mode)
     except OSError:
-        is_block = False
-    if not is_block:
-        raise SettingsError(
-            key, path, "a block device of the host, before the colon, such as /dev/sda"
-        )
-    return path
+        return False
 
 
 def _source(path: str) -> str:

@@ -15,6 +15,7 @@ from signal import SIGKILL
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar, overload
 
 from pytest_sandbox.client import session
+from pytest_sandbox.client.errors import ULIMIT_REMEDY
 from pytest_sandbox.container import processes
 from pytest_sandbox.container.build_spec import spec_for
 from pytest_sandbox.container.configure import settle
@@ -28,8 +29,8 @@ from pytest_sandbox.container.signatures import typed_popen, typed_run
 from pytest_sandbox.errors import ContainerStopped, OutOfMemory, SetupError, UnsupportedError
 from pytest_sandbox.linux import pty
 from pytest_sandbox.runtime import users
-from pytest_sandbox.runtime.join import Entrance
-from pytest_sandbox.runtime.spec import OVERHEAD
+from pytest_sandbox.runtime.join import RAISE_ULIMITS, JoinTarget
+from pytest_sandbox.runtime.spec import FIRST_DIRECTORY, FIRST_SCRATCH, OVERHEAD
 from pytest_sandbox.settings import Settings
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Container(Lifecycle, Files):
         rootfs = Rootfs(settings)
         try:
             spec = spec_for(rootfs, launcher)
-            launcher.prepare(spec)
+            launcher.prewarm(spec)
         finally:
             rootfs.release()
 
@@ -186,7 +187,7 @@ class Container(Lifecycle, Files):
         """Go on above a layer that was taken: a new init, a new layer, in the same group and under
         the same name.
         """
-        spec = replace(self.spec, above=(*taken.above, *self.spec.above), kept=())
+        spec = replace(self.spec, above=(*taken.above, *self.spec.above), saved=())
         adopt = partial(self._adopt_renewed, spec, taken)
         self._launcher.renew({"op": "renew", "id": self.id, "spec": spec.to_json()}, adopt)
         settle(self)
@@ -206,18 +207,18 @@ class Container(Lifecycle, Files):
 
     # -- the ways in
 
-    def entrance(self) -> Entrance:
-        """Return where a payload of this process enters."""
+    def join_target(self) -> JoinTarget:
+        """Return the container as a process joins it."""
         self._awake()
         cgroup = self.group.fd()
         joins = self.group.joins() if cgroup < 0 else ()
-        return Entrance(self.spec, self.pidfd, joins, cgroup, *self.user_namespaces())
+        return JoinTarget(self.spec, self.pidfd, joins, cgroup, *self.user_namespaces())
 
     def user_namespaces(self) -> tuple[int, int]:
         """Return the payloads' user namespace, and the one that the container was built in; -1
         where there is none.
         """
-        return self._launcher.user_of(self.spec), self._launcher.builder_fd
+        return self._launcher.user_namespace_for(self.spec), self._launcher.builder_fd
 
     def surroundings(
         self, *, env: Any, cwd: Any, user: str | None
@@ -249,11 +250,8 @@ class Container(Lifecycle, Files):
 
     def raise_for(self, failure: Failure) -> NoReturn:
         """Raise what a step into this container failed with."""
-        if failure.step.startswith("raise ulimits"):
-            raise UnsupportedError(
-                f"ulimits: {failure.call}",
-                "Start pytest with a higher hard limit (ulimit -H), or ask for less.",
-            )
+        if failure.step == RAISE_ULIMITS:
+            raise UnsupportedError(f"ulimits: {failure.call}", ULIMIT_REMEDY)
         if (
             failure.errno == errno.ESRCH
         ):  # an init that is ending has lost its namespaces a moment before its descriptor says so
@@ -472,11 +470,13 @@ class Container(Lifecycle, Files):
     def _lower_of(self, number: int, points: list[list[str]]) -> tuple[str, tuple[str, ...]]:
         if number == 0:
             return "", (*self._above(""), *self.spec.lower)
-        if number >= 2000:
-            return self.spec.scratch[number - 2000][0], self.spec.scratch[number - 2000][1:]
-        point, lower = (
-            [self.spec.directories[number - 1000]] * 2 if number >= 1000 else points[number - 1]
-        )
+        if number >= FIRST_SCRATCH:
+            point, *below = self.spec.scratch[number - FIRST_SCRATCH]
+            return point, tuple(below)
+        if number >= FIRST_DIRECTORY:
+            point = lower = self.spec.directories[number - FIRST_DIRECTORY]
+        else:
+            point, lower = points[number - 1]
         return point, (*self._above(point), lower)
 
     def _above(self, point: str) -> list[str]:

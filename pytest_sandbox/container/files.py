@@ -48,7 +48,7 @@ class Files:
         if b"\0" in place:
             raise ValueError("embedded null byte")
         program = Program()
-        self.entrance().add_look(program)
+        self.join_target().add_file_access(program)
         # Never wait for the other end of a FIFO, never take a terminal, and never follow a magic
         # link of /proc.
         how = sc.open_how(

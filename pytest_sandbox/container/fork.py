@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.container.container import Container
     from pytest_sandbox.linux.syscall_batch import Result
-    from pytest_sandbox.runtime.join import Entrance
+    from pytest_sandbox.runtime.join import JoinTarget
 
 __all__ = ["Child", "Forks", "as_builder", "fork_into", "forks", "run_call"]
 
@@ -173,15 +173,15 @@ def fork_into(
     forks.gather()
     forks.count()
     kills = container.group.oom_kills()
-    entrance = container.entrance()
-    lock_down = entrance.lock_down(
+    target = container.join_target()
+    confinement = target.confinement(
         None if container.settings.user is None else container.find_user(container.settings.user)
     )
-    twice = shielded or entrance.builder_fd >= 0
-    program, clone = entrance.begin(shielded=shielded) if twice else (Program(), None)
+    twice = shielded or target.builder_fd >= 0
+    program, clone = target.begin(shielded=shielded) if twice else (Program(), None)
     if clone is None:
         # os.fork() has no cgroup to begin in, as clone3(2) has on version 2: the fork joins it.
-        replace(entrance, joins=container.group.joins()).add_enter(program)
+        replace(target, cgroup_files=container.group.joins()).add_join(program)
     _add_arrival(container, program, living)
     program.prepare()
     # An interrupt between the fork and what notes it would leave a child that nobody waits for, or
@@ -190,7 +190,7 @@ def fork_into(
     pid = -1
     try:
         pid = (
-            _fork_once(entrance)
+            _fork_once(target)
             if clone is None
             else _fork_twice(container, program, clone, shielded=shielded)
         )
@@ -199,7 +199,7 @@ def fork_into(
         if pid:
             program.unblock_signals()
     if child is None:
-        _enter(container, program if clone is None else None, lock_down)
+        _enter(container, program if clone is None else None, confinement)
     return child
 
 
@@ -222,12 +222,12 @@ def _add_arrival(container: Container, program: Program, living: Iterable[Contai
     program.restore_signals("take interrupts again")
 
 
-def _fork_once(entrance: Entrance) -> int:
+def _fork_once(target: JoinTarget) -> int:
     """Fork with the container's PID namespace set for the children of this thread."""
     own = namespaces.open_for_children()
     pid = -1
     try:
-        namespaces.set_for_children(entrance.pidfd)
+        namespaces.set_for_children(target.pidfd)
         pid = _fork()
     finally:
         if pid:  # the child is in there for good
@@ -319,11 +319,11 @@ def _fork() -> int:
         return os.fork()
 
 
-def _enter(container: Container, program: Program | None, lock_down: Program) -> None:
+def _enter(container: Container, program: Program | None, confinement: Program) -> None:
     try:
         if program is not None:
             program.run()
-        lock_down.run()
+        confinement.run()
     except OSError as error:  # half inside is nowhere
         os.write(
             2,
@@ -332,7 +332,7 @@ def _enter(container: Container, program: Program | None, lock_down: Program) ->
         os._exit(125)
     except KeyboardInterrupt:  # it came before this had a session of its own
         os._exit(128 + signal.SIGINT)
-    session.leave()
+    session.leave_in_fork()
     additions = container.rootfs.additions
     if additions:
         os.environ.update(additions)

@@ -100,13 +100,13 @@ class Lifecycle(State):
         )
         self._launcher.create(self.spec, about(self.rootfs, label=self.label), self._adopt)
 
-    def _adopt(self, made: session.Ready) -> None:
+    def _adopt(self, made: session.CreatedContainer) -> None:
         """Become the owner of what the launcher has made; called with signals deferred, so that it
         has an owner at every moment.
         """
         self.id, self._pid, self.pidfd = made
-        self.group = self._launcher.session.group(self.id, self.settings)
-        self._owner, self._home = os.getpid(), session.home()
+        self.group = self._launcher.session.group(self.id, self.spec.limits)
+        self._owner, self._home = os.getpid(), session.fork_token()
         self._state, self._is_held = "running", True
         held_here.add(cast("Container", self))
 
@@ -155,7 +155,7 @@ class Lifecycle(State):
 
     def _is_elsewhere(self) -> bool:
         """Whether this is a fork of the process that the container belongs to."""
-        return os.getpid() != self._owner or self._home is not session.home()
+        return os.getpid() != self._owner or self._home is not session.fork_token()
 
     def _release(self) -> None:
         """Let go of everything that the container holds, once, whatever has interrupted its end."""
@@ -220,7 +220,7 @@ class Lifecycle(State):
         from outside.
         """
         alive = self._state in {"running", "paused"}
-        if alive and self._home is not session.home():  # this is a fork inside
+        if alive and self._home is not session.fork_token():  # this is a fork inside
             return "stopped"
         renewable = self.taken is not None  # its old init does not matter any more
         return (

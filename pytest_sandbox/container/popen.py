@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.container import Container
     from pytest_sandbox.linux.spawn import Status
     from pytest_sandbox.linux.syscall_batch import Program
-    from pytest_sandbox.runtime.join import Entrance
+    from pytest_sandbox.runtime.join import JoinTarget
 
 __all__ = ["Popen", "with_pipes"]
 
@@ -118,8 +118,8 @@ class Popen(subprocess.Popen[AnyStr]):
                 words[0] if executable is None else os.fsdecode(executable), env
             )
             passed: set[int] = _passed(pass_fds, close_fds=close_fds)
-            entrance: Entrance = self._container.entrance()
-            program, clone = entrance.begin()
+            target: JoinTarget = self._container.join_target()
+            program, clone = target.begin()
             _add_streams(program, standards, tty=self._tty)
             if (
                 self._tty and who is not None
@@ -128,13 +128,13 @@ class Popen(subprocess.Popen[AnyStr]):
             program.add(_WORKDIR, "chdir", _without_null(workdir))
             if umask >= 0:
                 program.add("set umask", "umask", umask)
-            entrance.add_lock_down(program, who)
+            target.add_confinement(program, who)
             program.add("close descriptors", "close_range", 3, sc.MOST_FDS, sc.CLOSE_RANGE_CLOEXEC)
             for fd in passed:
                 program.add("pass descriptors", "fcntl", fd, fcntl.F_SETFD, 0)
             program.restore_signals("restore signals", PYTHON_IGNORES if restore_signals else ())
             timeout = START_TIMEOUT if self._start_timeout is None else self._start_timeout
-            kept = {*standards, *passed, *entrance.descriptors}
+            kept = {*standards, *passed, *target.descriptors}
             with Spawn(program, clone, kept, self._container.group.unthrottled) as spawn:
                 spawn.add_execute(
                     [*map(os.fsencode, commands)], [*map(os.fsencode, words)], _assignments(env)

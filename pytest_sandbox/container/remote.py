@@ -73,7 +73,7 @@ def _ask_all(session: str, *, stats: bool) -> list[Living]:
     try:
         answer, fds = _ask(session, {"op": "list", "stats": stats})
         close_all(fds)
-    except (OSError, EOFError):  # it has ended, and is swept by whoever comes next
+    except (OSError, EOFError):  # it has ended, and the next session removes what it has left
         return []
     return [_read(session, card) for card in answer["containers"]]
 
@@ -217,7 +217,7 @@ class Entered(Container):
         self._state = "running"
         self._one = one
         self._user_namespaces = _in_their_places(answer["user_namespaces"], user_namespaces)
-        self._owner, self._home = os.getpid(), session.home()
+        self._owner, self._home = os.getpid(), session.fork_token()
         self._letting_go = threading.Lock()
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ from pytest_sandbox.image.transaction import Adding
 from pytest_sandbox.linux import process
 from pytest_sandbox.linux.copying import Copied, copy_tree
 from pytest_sandbox.linux.signals import Deferred
-from pytest_sandbox.runtime.spec import SHELF
+from pytest_sandbox.runtime.spec import LAYER_HOLDER
 
 if TYPE_CHECKING:
     import builtins
@@ -141,7 +141,7 @@ def _taken(container: Container) -> Image:
     container.freezing = container.freezing or secrets.token_hex(
         8
     )  # the same again after an interrupt
-    launcher.request({"op": "freeze", "id": container.id, "key": container.freezing})
+    launcher.request({"op": "hold_layer", "id": container.id, "key": container.freezing})
     with container.opened_layer() as (layer, places):
         points = _points(container, places)
         with Deferred():
@@ -191,7 +191,7 @@ def _shelved(launcher: LauncherClient, points: dict[str, str], sources: dict[str
 def _new_shelved(launcher: LauncherClient, points: dict[str, str]) -> Snapshot:
     key = secrets.token_hex(8)
     try:
-        _answer, fds = launcher.request({"op": "shelve", "key": key})
+        _answer, fds = launcher.request({"op": "new_layer", "key": key})
         with Deferred():
             return launcher.snapshots.add(launcher, key, fds.take(), points)
     except BaseException:
@@ -218,7 +218,7 @@ def bring(
     """
     found = []
     for point, place in above:
-        if place.startswith(SHELF):
+        if place.startswith(LAYER_HOLDER):
             found.append((point, place))
             continue
         if place not in launcher.brought:

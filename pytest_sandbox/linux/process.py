@@ -27,6 +27,7 @@ __all__ = [
     "close_others",
     "command_line",
     "descendants",
+    "describe_ulimits_to_raise",
     "die_with_parent",
     "ended",
     "everyone",
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from pytest_sandbox.linux.syscall_batch import Program
 
@@ -319,20 +320,31 @@ def working_directory(pid: int) -> str:
         return "/"
 
 
-def add_raised_ulimits(program: Program, ulimits: Iterable[tuple[str, int, int]]) -> None:
-    """Let the hard limits of the process reach what its payloads ask for; the step that fails says
-    which may not be had.
-    """
+def add_raised_ulimits(
+    program: Program, step: str, ulimits: Iterable[tuple[str, int, int]]
+) -> None:
+    """Raise the hard limits of the process to those that its payloads ask for (prlimit(2))."""
+    for name, hard, soft_now, _hard_now in _ulimits_to_raise(ulimits):
+        program.add(step, "prlimit64", 0, ulimit(name), struct.pack("qq", soft_now, hard), None)
+
+
+def describe_ulimits_to_raise(ulimits: Iterable[tuple[str, int, int]]) -> str:
+    """Return which of these are over the hard limits of the process, for an error."""
+    return "; ".join(
+        f"{name}={hard} is over the hard limit of {hard_now}, which may not be raised"
+        for name, hard, _soft_now, hard_now in _ulimits_to_raise(ulimits)
+    )
+
+
+def _ulimits_to_raise(
+    ulimits: Iterable[tuple[str, int, int]],
+) -> Iterator[tuple[str, int, int, int]]:
     for name, _soft, hard in ulimits:
         soft_now, hard_now = _limits(name)
         if hard_now != resource.RLIM_INFINITY and (
             hard == resource.RLIM_INFINITY or hard > hard_now
         ):
-            step = (
-                f"raise ulimits: {name}={hard} is over the hard limit of {hard_now}, which may "
-                "not be raised"
-            )
-            program.add(step, "prlimit64", 0, ulimit(name), struct.pack("qq", soft_now, hard), None)
+            yield name, hard, soft_now, hard_now
 
 
 def _limits(name: str) -> tuple[int, int]:

@@ -307,7 +307,7 @@ class TestDoor:
             launcher.process.kill()
             launcher.process.wait()
             assert [] == [one for one in remote.living() if one.session == launcher.name]
-        cleanup.sweep()
+        cleanup.remove_leftovers()
         assert not os.path.exists(os.path.join(paths.state(), launcher.name))
 
     def test_an_ended_session_leaves_no_directory(self):

@@ -95,15 +95,15 @@ def test_an_interrupt_while_the_launcher_starts(interrupt):
     code = """
 import os, signal
 from pytest_sandbox import Container
-from pytest_sandbox.client import session
+from pytest_sandbox.client import session, start
 class Interrupt(BaseException): pass
 def handler(*_): raise Interrupt
 signal.signal(signal.SIGALRM, handler)
-spawn = session._spawn
+spawn = start._spawn
 def late(*arguments):
     signal.setitimer(signal.ITIMER_REAL, 0.001)
     return spawn(*arguments)
-session._spawn = late
+start._spawn = late
 try: Container().start()
 except Interrupt: print("interrupted")
 first = session.running()
@@ -179,11 +179,11 @@ def test_a_finalizer_that_uses_containers_within_a_request():
 
         def finalize():
             other.close()
-            with pytest.raises(SetupError, match="a finalizer or a signal handler asks"):
+            with pytest.raises(SetupError, match="a finalizer or a signal handler sends"):
                 Container().start()
-            return requests.ask_in_turn({"op": "layer", "id": first.id})
+            return requests.ask_serialized({"op": "layer", "id": first.id})
 
-        answer, fds = requests.in_turn(finalize)
+        answer, fds = requests.serialized(finalize)
         assert ("layer", 1, "stopped") == (answer["op"], len(fds), other.status)
         pidfd = os.pidfd_open(os.getpid())
         os.close(pidfd)
@@ -214,7 +214,7 @@ def test_a_committed_container_whose_init_was_killed():
         assert ("running", 0) == (other.status, other.run(["true"]).returncode)
 
 
-@pytest.mark.parametrize("op", ["layer", "freeze", "renew"])
+@pytest.mark.parametrize("op", ["layer", "hold_layer", "renew"])
 def test_a_request_about_a_container_that_has_ended(op):
     """It is said to have ended, and other containers go on."""
     with Container() as other:
@@ -230,7 +230,7 @@ def test_a_request_about_a_container_that_has_ended(op):
     [
         {"op": "nonsense"},
         {"op": "create"},
-        {"op": "create", "spec": {"lower": 3}, "number": 0, "about": None},
+        {"op": "create", "spec": {"lower": 3}, "spec_id": 0, "metadata": None},
     ],
 )
 def test_a_request_that_fails_in_the_launcher(message):

@@ -152,7 +152,7 @@ def test_a_sweep_removes_the_layers_of_a_killed_session(home):
     os.environ["PYTEST_SANDBOX_HOME"] = "/nowhere"
     deadline = time.monotonic() + 30
     while directory.exists():
-        cleanup.sweep()
+        cleanup.remove_leftovers()
         assert time.monotonic() < deadline
     assert not os.path.exists(cleanup.lock_path(session))
 
@@ -162,7 +162,7 @@ def test_a_sweep_removes_nothing_that_is_not_named_for_its_session(tmp_path):
     (tmp_path / "precious").mkdir()
     lock = Path(cleanup.lock_path("dead-beef"))
     lock.write_text(f"{tmp_path}/precious\n")
-    cleanup.sweep()
+    cleanup.remove_leftovers()
     assert (False, True) == (lock.exists(), (tmp_path / "precious").exists())
 
 

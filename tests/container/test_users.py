@@ -35,7 +35,7 @@ def test_the_highest_number_is_taken():
 @pytest.mark.parametrize("text", ["\u0660", "²", "-1", "+1", "0x0", " 0", "1e3", "nobody:\u0660"])
 def test_what_is_no_plain_number_is_a_name(text):
     """Digits of other scripts, signs and prefixes mean nobody."""
-    with pytest.raises(SettingsError, match="a number, or a name of the container's /etc/"):
+    with pytest.raises(SettingsError, match="an ID, or a name in the container's /etc/"):
         find(text, "nobody:x:65534:65534::/:/bin/sh\n")
 
 

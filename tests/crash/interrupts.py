@@ -75,7 +75,7 @@ def call(held: Container, _number: int) -> None:
 def commit(held: Container, _number: int) -> None:
     held.commit()
     # a committed container gets a new layer and a new init with the first thing that is done in it
-    held.entrance()
+    held.join_target()
 
 
 def diff(held: Container, _number: int) -> None:

@@ -120,7 +120,7 @@ def all_gone(client, seconds=20):
     """
     left = await_no_processes(client)
     deadline = time.monotonic() + seconds
-    cleanup.sweep()
+    cleanup.remove_leftovers()
     while remains(client) and time.monotonic() < deadline:
-        cleanup.sweep()
+        cleanup.remove_leftovers()
     return [*left, *remains(client)]

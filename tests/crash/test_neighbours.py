@@ -31,7 +31,7 @@ OWN_RUN = [
     'mount -t tmpfs tmpfs /run && exec "$@"',
     "sh",
 ]
-SWEEP = "from pytest_sandbox.client import cleanup; print(*cleanup.sweep())"
+SWEEP = "from pytest_sandbox.client import cleanup; print(*cleanup.remove_leftovers())"
 
 
 def neighbours(count, at_once, seed, *, prefix=()):
@@ -164,13 +164,13 @@ from pytest_sandbox.client import session
 flock, seen = fcntl.flock, []
 def slow(fd, how):
     if how == fcntl.LOCK_EX and os.readlink(f"/proc/self/fd/{fd}").endswith(".lock") and threading.current_thread() is threading.main_thread():
-        seen.append(cleanup.sweep())
+        seen.append(cleanup.remove_leftovers())
     return flock(fd, how)
 fcntl.flock = slow
 with Container() as c:
     fcntl.flock = flock
     name = session.current().name
-    swept = subprocess.run([sys.executable, "-c", "from pytest_sandbox.client import cleanup; print(*cleanup.sweep())"], capture_output=True, text=True).stdout
+    swept = subprocess.run([sys.executable, "-c", "from pytest_sandbox.client import cleanup; print(*cleanup.remove_leftovers())"], capture_output=True, text=True).stdout
     print(len(seen), name in swept.split(), os.path.exists(cleanup.lock_path(name)), c.run(["true"]).returncode)
 """
     done = subprocess.run(
@@ -222,12 +222,12 @@ def test_a_cleanup_that_fails_is_logged_and_stops_no_session(caplog, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr("pytest_sandbox.runtime.storage.remove", fail)
-        assert name not in cleanup.sweep()
+        assert name not in cleanup.remove_leftovers()
     assert [True] == [
         name in record.getMessage() and "Input/output error" in record.getMessage()
         for record in caplog.records
     ]
-    assert name in cleanup.sweep()
+    assert name in cleanup.remove_leftovers()
 
 
 def test_half_of_a_kept_layer_is_removed(tmp_path, monkeypatch):
@@ -239,7 +239,7 @@ def test_half_of_a_kept_layer_is_removed(tmp_path, monkeypatch):
         (tmp_path / "kept" / name / "0" / "upper").mkdir(parents=True)
     lock = file_lock.lock_directory(str(tmp_path / "kept/b-1.18"))
     try:
-        cleanup.sweep()
+        cleanup.remove_leftovers()
         assert ["b-1.18", "c-1"] == sorted(os.listdir(tmp_path / "kept"))
     finally:
         os.close(lock)
@@ -249,8 +249,8 @@ def test_a_session_killed_at_its_start_leaves_nothing():
     """A client that dies before its launcher has started holds no lock any more."""
     code = """
 import os, signal
-from pytest_sandbox.client import session
-session._spawn = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+from pytest_sandbox.client import session, start
+start._spawn = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 session.current()
 """
     with subprocess.Popen([sys.executable, "-c", code]) as client:

@@ -326,9 +326,11 @@ def test_a_step_that_fails_is_named(tmp_path):
 
 BUILDER = """
 import sys
-from pytest_sandbox.runtime.create import Building, Host
+from pytest_sandbox.runtime.create import ContainerBuilder
+from pytest_sandbox.runtime.host_resources import HostResources
 from pytest_sandbox.runtime.spec import Spec
-Building(Spec(), Host(sys.argv[1]), hostname="x", joins=(sys.argv[2],), shelved={}).build()
+host = HostResources(sys.argv[1])
+ContainerBuilder(Spec(), host, hostname="x", cgroup_files=(sys.argv[2],), held_layers={}).build()
 """
 
 
@@ -373,7 +375,7 @@ def test_what_a_client_makes_for_a_session_that_was_swept():
             for path in Path(cleanup.state_directory()).iterdir()
             if path.name.startswith(f"{os.getpid():x}-") and path != directory
         ]
-        cleanup.sweep()
+        cleanup.remove_leftovers()
         assert (False, 2, True) == (
             directory.exists(),
             len(own),

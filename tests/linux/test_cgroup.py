@@ -30,6 +30,7 @@ from pytest_sandbox.linux.cgroup import (
     parse_mounts,
     parse_own,
 )
+from pytest_sandbox.linux.cgroup_limits import CgroupLimits
 from pytest_sandbox.outcome import Stats
 from pytest_sandbox.settings import Settings
 
@@ -156,7 +157,7 @@ def test_a_host_without_groups_has_groups_that_know_nothing(nowhere):
     """Without limits all goes on, and each figure is None instead of a guess."""
     with contextlib.closing(nowhere.session("x")) as session:
         group = session.create("one")
-        group.apply(Settings())
+        group.apply(CgroupLimits.of(Settings()))
         with pytest.raises(UnsupportedError, match=r"pause .* --privileged"):
             group.freeze()
         group.kill()
@@ -254,16 +255,16 @@ class TestGroup:
         """
         limit = f"{group._path('memory', 'memory.kmem.tcp.limit_in_bytes')}"
         before = cgroup.number(limit)
-        group.apply(Settings(memory=48 * MB))
+        group.apply(CgroupLimits.of(Settings(memory=48 * MB)))
         bounded = cgroup.number(limit)
-        group.apply(Settings())
+        group.apply(CgroupLimits.of(Settings()))
         assert (48 * MB, before) == (bounded, cgroup.number(limit))
 
     def test_over_its_memory_it_is_killed(self, group, start):
         """A process over the limit gets SIGKILL, and the group says that it was for memory; within
         it, nothing happens.
         """
-        group.apply(Settings(memory=48 * MB))
+        group.apply(CgroupLimits.of(Settings(memory=48 * MB)))
         small, large = start(*python(EAT, 8 * MB)), start(*python(EAT, 96 * MB))
         assert (0, -signal.SIGKILL) == (small.wait(), large.wait())
         assert (1, 1) == (group.oom_kills(), group.stats().oom_kills)
@@ -271,7 +272,7 @@ class TestGroup:
 
     def test_a_kill_by_somebody_is_not_one_for_memory(self, group, start):
         """SIGKILL alone does not count."""
-        group.apply(Settings(memory=48 * MB))
+        group.apply(CgroupLimits.of(Settings(memory=48 * MB)))
         sleep = start("sleep", "1000")
         sleep.kill()
         assert (-signal.SIGKILL, 0) == (sleep.wait(), group.oom_kills())
@@ -288,7 +289,7 @@ class TestGroup:
             (64, 64),
         ]:
             wanted = Settings(memory=memory and memory * MB, memory_swap=swap and swap * MB)
-            group.apply(wanted)
+            group.apply(CgroupLimits.of(wanted))
             assert wanted.memory == group.stats().memory_limit
 
     def test_pages_of_files_are_told_apart(self, group, start, tmp_path):
@@ -321,7 +322,7 @@ except BlockingIOError:
     print(made)
 """
         for limit, overhead in [(4, 0), (4, 2), (7, 1)]:
-            group.apply(Settings(pids_limit=limit), overhead=overhead)
+            group.apply(CgroupLimits.of(Settings(pids_limit=limit)), overhead=overhead)
             forker = start(*python(forks), stdin=subprocess.PIPE)
             assert limit + overhead - 1 == int(forker.stdout.readline())
             forker.stdin.close()
@@ -333,15 +334,15 @@ except BlockingIOError:
         """A process that wants a whole CPU and may have a tenth is throttled, and its time is
         counted.
         """
-        group.apply(Settings(cpus=0.1))
+        group.apply(CgroupLimits.of(Settings(cpus=0.1)))
         start(*python(SPIN))
         wait_until(lambda: group.stats().cpu_throttled_seconds > 0)
         assert group.stats().cpu_seconds > 0
 
     def test_without_cpus_nobody_is_held_back(self, group, start):
         """The limit can be taken away again; what is counted then is time, not throttling."""
-        group.apply(Settings(cpus=0.1))
-        group.apply(Settings())
+        group.apply(CgroupLimits.of(Settings(cpus=0.1)))
+        group.apply(CgroupLimits.of(Settings()))
         before = group.stats().cpu_throttled_seconds
         one_second = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 1))\n"
         assert start(*python(one_second + SPIN)).wait() in {-signal.SIGXCPU, -signal.SIGKILL}
@@ -353,7 +354,7 @@ except BlockingIOError:
         code = "import os, sys; sys.stdin.readline(); print(*os.sched_getaffinity(0))"
         early = start(*python(code), stdin=subprocess.PIPE)
         wait_until(lambda: early.pid in group.pids())
-        group.apply(Settings(cpuset="0"))
+        group.apply(CgroupLimits.of(Settings(cpuset="0")))
         late = start(*python(code), stdin=subprocess.PIPE)
         assert ("0\n", "0\n") == (early.communicate("\n")[0], late.communicate("\n")[0])
 
@@ -361,7 +362,7 @@ except BlockingIOError:
     def test_a_cpu_that_is_not_there_is_refused(self, group):
         """The error names the CPUs that are."""
         with pytest.raises(UnsupportedError, match=r"cpuset='4000'.*may be used here are 0"):
-            group.apply(Settings(cpuset="4000"))
+            group.apply(CgroupLimits.of(Settings(cpuset="4000")))
 
     @pytest.mark.needs("disk")
     @pytest.mark.parametrize(
@@ -376,7 +377,7 @@ except BlockingIOError:
     def test_a_disk_is_used_no_faster_than_that(self, group, start, key, rate):
         """Reading or writing past the page cache takes the time that the rate gives it."""
         disk = disk_of("/var/tmp")
-        group.apply(Settings().replace(**{key: {disk: rate}}))
+        group.apply(CgroupLimits.of(Settings().replace(**{key: {disk: rate}})))
         with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:
             file.write(bytes(128 << 10))
             file.flush()
@@ -388,8 +389,12 @@ except BlockingIOError:
     def test_a_rate_can_be_taken_away(self, group, start):
         """Without its limit a disk is as fast as it was: what would take a day is done."""
         disk = disk_of("/var/tmp")
-        group.apply(Settings().replace(device_write_bps={disk: 2}, device_write_iops={disk: 2}))
-        group.apply(Settings())
+        group.apply(
+            CgroupLimits.of(
+                Settings().replace(device_write_bps={disk: 2}, device_write_iops={disk: 2})
+            )
+        )
+        group.apply(CgroupLimits.of(Settings()))
         with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:
             assert start(*python(PAST_THE_CACHE, file.name, "device_write_bps")).communicate()[0]
 
@@ -401,7 +406,7 @@ except BlockingIOError:
         with pytest.raises(
             UnsupportedError, match=r'device_read_bps=\["/dev/ptmx:2"\].*name the whole disk'
         ):
-            group.apply(Settings().replace(device_read_bps={"/dev/ptmx": 2}))
+            group.apply(CgroupLimits.of(Settings().replace(device_read_bps={"/dev/ptmx": 2})))
 
     def test_frozen_processes_stand(self, group, start):
         """A frozen group uses no CPU time; thawed, it goes on."""
@@ -423,7 +428,7 @@ except BlockingIOError:
 
     def test_no_fork_outruns_the_kill(self, group, start):
         """A tree that forks without pause is gone when ``kill`` returns."""
-        group.apply(Settings(pids_limit=32))
+        group.apply(CgroupLimits.of(Settings(pids_limit=32)))
         bomb = start(*python(BOMB))
         wait_until(lambda: len(group.pids()) > 4)
         group.kill()
@@ -472,7 +477,7 @@ class TestSession:
         """The client's end limits and reads the group that the launcher's end made."""
         other = Hierarchy.find().attach(session.name)
         made, handle = session.create("both"), other.group("both")
-        handle.apply(Settings(pids_limit=1))
+        handle.apply(CgroupLimits.of(Settings(pids_limit=1)))
         sleep = start("sleep", "1000", into=made)
         wait_until(lambda: sleep.pid in handle.pids())
         assert 1 == handle.stats().pids_current
@@ -484,14 +489,14 @@ class TestSession:
         group = session.create("mine")
         with contextlib.closing(Hierarchy.find().session(session.name + "-2")) as other:
             start("sleep", "1000", into=other.create("theirs"))
-        group.apply(Settings(memory=64 * MB, cpus=0.5, pids_limit=8))
+        group.apply(CgroupLimits.of(Settings(memory=64 * MB, cpus=0.5, pids_limit=8)))
         assert 64 * MB == group.stats().memory_limit
 
     def test_two_groups_of_one_name_do_not_pass_for_one(self, session, group):
         """A second group of an id is an error, and takes nothing from the first."""
         with pytest.raises(FileExistsError):
             session.create("one")
-        group.apply(Settings(pids_limit=8))
+        group.apply(CgroupLimits.of(Settings(pids_limit=8)))
 
     def test_destroying_what_is_gone_is_no_error(self, session):
         """Two sweeps of one session do not disturb one another."""

@@ -18,6 +18,7 @@ from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.linux import syscall
 from pytest_sandbox.linux.cgroup import LEAF, Hierarchy, Mount, destroy, table
 from pytest_sandbox.linux.cgroup.v2 import HierarchyV2
+from pytest_sandbox.linux.cgroup_limits import CgroupLimits
 from pytest_sandbox.settings import Settings
 
 pytestmark = [pytest.mark.needs("cgroup_v2"), pytest.mark.vm]
@@ -27,6 +28,7 @@ pytestmark = [pytest.mark.needs("cgroup_v2"), pytest.mark.vm]
 VISIT = """
 import json, sys
 from pytest_sandbox.linux.cgroup import Hierarchy, read, parse_own
+from pytest_sandbox.linux.cgroup_limits import CgroupLimits
 from pytest_sandbox.settings import Settings
 
 def see():
@@ -37,7 +39,7 @@ steps = [see()]
 first, second = hierarchy.session(sys.argv[1] + "-1"), Hierarchy.find().session(sys.argv[1] + "-2")
 steps.append(see())
 group = second.create("one")
-group.apply(Settings(memory=64 << 20, cpus=0.5, pids_limit=8))
+group.apply(CgroupLimits.of(Settings(memory=64 << 20, cpus=0.5, pids_limit=8)))
 limit = group.stats().memory_limit
 first.close()
 steps.append(see())
@@ -155,7 +157,7 @@ def test_memory_over_the_soft_limit_is_slowed_down(directory):
     """Over memory_high the kernel takes memory back and lets the process wait, and kills nobody."""
     with contextlib.closing(Hierarchy.find().session(os.path.basename(directory))) as session:
         group = session.create("one")
-        group.apply(Settings(memory_high=16 << 20))
+        group.apply(CgroupLimits.of(Settings(memory_high=16 << 20)))
         command = [sys.executable, "-S", "-c", "x = b'x' * (64 << 20)"]
         # one thread
         greedy = subprocess.Popen(command, preexec_fn=lambda: join(group.directory))  # noqa: PLW1509

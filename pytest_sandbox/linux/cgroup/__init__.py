@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.linux import file_lock, mountinfo
+from pytest_sandbox.linux.cgroup_limits import CgroupLimits
 from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.outcome import Stats
 from pytest_sandbox.settings import DEVICE_RATES, Settings
@@ -69,7 +70,7 @@ _NEEDS = {
     **dict.fromkeys(DEVICE_RATES, "io"),
 }
 _DEFAULTS = Settings()
-UNLIMITED = Settings(pids_limit=None)
+UNLIMITED = CgroupLimits()
 
 
 def read(path: str) -> str:
@@ -359,7 +360,7 @@ class Group:
         """
         return -1
 
-    def apply(self, limits: Settings, *, overhead: int = 0) -> None:
+    def apply(self, limits: CgroupLimits, *, overhead: int = 0) -> None:
         """Set memory, swap, cpus, cpuset, pids and the rates of devices to ``limits``, also where
         there are others and processes already.
 
@@ -447,7 +448,7 @@ class Session:
         return Group(name, self._remedy)
 
     # the container's word; those that limit need it
-    def group(self, name: str, limits: Settings = UNLIMITED) -> Group:  # noqa: ARG002
+    def group(self, name: str, limits: CgroupLimits = UNLIMITED) -> Group:  # noqa: ARG002
         """Return a handle on a group that the session's other end has made, with the limits that it
         has given it.
         """

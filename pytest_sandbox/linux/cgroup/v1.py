@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pytest_sandbox.linux.cgroup import Mount
+    from pytest_sandbox.linux.cgroup_limits import CgroupLimits
     from pytest_sandbox.settings import Settings
 
 __all__ = ["GroupV1", "HierarchyV1", "SessionV1"]
@@ -186,7 +187,7 @@ class SessionV1(Session):
             raise
         return GroupV1(self, name, tuple(made))
 
-    def group(self, name: str, limits: Settings = UNLIMITED) -> GroupV1:
+    def group(self, name: str, limits: CgroupLimits = UNLIMITED) -> GroupV1:
         directories = [f"{directory}/{name}" for directory in self._always]
         if limits.cpuset is not None:
             directories.append(f"{self.need('cpuset')}/{name}")
@@ -207,7 +208,7 @@ class GroupV1(Group):
         session: SessionV1,
         name: str,
         directories: tuple[str, ...],
-        limits: Settings = UNLIMITED,
+        limits: CgroupLimits = UNLIMITED,
     ) -> None:
         super().__init__(name)
         self._session = session
@@ -223,7 +224,7 @@ class GroupV1(Group):
     def joins(self) -> tuple[str, ...]:
         return tuple(f"{directory}/tasks" for directory in self._directories)
 
-    def apply(self, limits: Settings, *, overhead: int = 0) -> None:
+    def apply(self, limits: CgroupLimits, *, overhead: int = 0) -> None:
         if self._has("memory"):
             self._apply_memory(limits)
         if self._has("cpu") and limits.cpus != self._limits.cpus:
@@ -235,7 +236,7 @@ class GroupV1(Group):
             )
         if limits.cpuset != self._limits.cpuset:
             self._apply_cpuset(limits.cpuset)
-        if (rates := limits.device_rates()) != (before := self._limits.device_rates()):
+        if (rates := limits.device_rates) != (before := self._limits.device_rates):
             self._apply_rates(before, rates)
         self._limits = limits
 
@@ -252,7 +253,7 @@ class GroupV1(Group):
             except OSError as error:
                 raise refused_rate(key, path, rate, error) from error
 
-    def _apply_memory(self, limits: Settings) -> None:
+    def _apply_memory(self, limits: CgroupLimits) -> None:
         """The kernel keeps memory within memory plus swap at every moment, so what grows is written
         from the sum, what shrinks from the part.
         """

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_sandbox.linux.cgroup import Mount
+    from pytest_sandbox.linux.cgroup_limits import CgroupLimits
     from pytest_sandbox.settings import Settings
 
 __all__ = ["Base", "GroupV2", "HierarchyV2", "SessionV2"]
@@ -312,7 +313,7 @@ class SessionV2(Session):
         os.mkdir(directory)
         return GroupV2(self, name, directory)
 
-    def group(self, name: str, limits: Settings = UNLIMITED) -> Group:
+    def group(self, name: str, limits: CgroupLimits = UNLIMITED) -> Group:
         return GroupV2(self, name, f"{self.directory}/{name}", limits)
 
     def need_cpuset(self) -> None:
@@ -328,7 +329,7 @@ class GroupV2(Group):
     """One container's directory."""
 
     def __init__(
-        self, session: SessionV2, name: str, directory: str, limits: Settings = UNLIMITED
+        self, session: SessionV2, name: str, directory: str, limits: CgroupLimits = UNLIMITED
     ) -> None:
         super().__init__(name)
         self.directory = directory
@@ -344,15 +345,15 @@ class GroupV2(Group):
             self._fd = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         return self._fd
 
-    def apply(self, limits: Settings, *, overhead: int = 0) -> None:
+    def apply(self, limits: CgroupLimits, *, overhead: int = 0) -> None:
         before, self._limits = self._limits, limits
         if limits.cpuset and before.cpuset is None:
             self._session.need_cpuset()
         for name, value in _changes(before, limits, overhead).items():
             self._limit(name, value)
-        if (rates := limits.device_rates()) != before.device_rates():
+        if (rates := limits.device_rates) != before.device_rates:
             self._limit_devices(
-                [*((key, path, None) for key, path, _rate in before.device_rates()), *rates]
+                [*((key, path, None) for key, path, _rate in before.device_rates), *rates]
             )
 
     def _limit_devices(self, rates: list[tuple[str, str, int | None]]) -> None:
@@ -506,7 +507,7 @@ def _quota(cpus: float | None) -> str:
     return f"{'max' if cpus is None else round(cpus * PERIOD)} {PERIOD}"
 
 
-def _changes(before: Settings, limits: Settings, overhead: int) -> dict[str, str]:
+def _changes(before: CgroupLimits, limits: CgroupLimits, overhead: int) -> dict[str, str]:
     """Return the files that have to be written, in an order that never asks for more than is
     there.
     """
