@@ -67,13 +67,13 @@ class LauncherClient:
         self.hierarchy = hierarchy
         self.session = hierarchy.attach(self.name)
         #: Stored layers that were copied to the layer holder, by their path in the store.
-        self.brought: dict[str, Snapshot] = {}
+        self.copied_layers: dict[str, Snapshot] = {}
         self.snapshots = Snapshots()
         #: The networks that run.
         self.networks: weakref.WeakSet[Abandoned] = weakref.WeakSet()
         self.user_fd = self._root_user_fd = self.builder_fd = -1
         self._is_started = False
-        # What was asked for last, and the container of it that the launcher has prewarmed.
+        # The last spec, and the container of it that the launcher has prewarmed.
         self._spec: Spec | None = None
         self._spec_id = 0
         self._prewarmed: CreatedContainer | None = None
@@ -139,11 +139,11 @@ class LauncherClient:
         """Send a message that is not answered; the caller defers signals."""
         self._requests.tell(message)
 
-    def refused(self) -> list[str]:
+    def unreachable_paths(self) -> list[str]:
         """Return the host's mounted sockets, FIFOs and directories that containers on its root do
         not reach.
         """
-        return list(self.request({"op": "refused"})[0]["paths"])
+        return list(self.request({"op": "unreachable"})[0]["paths"])
 
     # -- containers
 

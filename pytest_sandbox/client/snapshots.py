@@ -1,4 +1,4 @@
-"""Committed layers of this process's containers, which the launcher's layer holder keeps in memory."""
+"""Committed layers of this process's containers, which the layer holder keeps in memory."""
 
 from __future__ import annotations
 

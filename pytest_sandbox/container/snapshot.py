@@ -221,9 +221,9 @@ def bring(
         if place.startswith(LAYER_HOLDER):
             found.append((point, place))
             continue
-        if place not in launcher.brought:
-            launcher.brought[place] = _shelved(launcher, {"0": point}, {"0": place})
-        found += launcher.brought[place].above
+        if place not in launcher.copied_layers:
+            launcher.copied_layers[place] = _shelved(launcher, {"0": point}, {"0": place})
+        found += launcher.copied_layers[place].above
     return tuple(found)
 
 

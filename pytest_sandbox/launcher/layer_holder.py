@@ -1,8 +1,8 @@
 """The layer holder: a process that keeps committed layers, mounted in a namespace of its own.
 
 A layer in memory is gone with its last mount, and mounts cannot be cloned across mount namespaces.
-So one process holds them, and clones the mount for each container that is to lie on a layer. What
-the launcher asks, and the descriptors that come back:
+So one process holds them, and clones the mount for each container that is based on a layer. The
+requests, and the descriptors that travel with them:
 
 ===========  ================  =========================
 op           with              answer

@@ -78,7 +78,7 @@ class Launcher:
                 try:
                     if not self._attend(fd):
                         return
-                except Exception as error:  # noqa: BLE001 - one container's error must not end the others
+                except Exception as error:  # noqa: BLE001 - the other containers must go on
                     traceback.print_exception(error)
             self._cgroups.retry()
 
@@ -92,7 +92,7 @@ class Launcher:
     def _order(self, event: tuple[int, int]) -> int:
         """Sort the events of poll(2).
 
-        What was mounted before a container was requested belongs into it, and the client comes
+        What was mounted before a container was requested belongs in it, and the client comes
         before the control socket.
         """
         return {self._factory.mounts: 0, self._client.fileno(): 1}.get(event[0], 2)
@@ -179,8 +179,9 @@ class Launcher:
         answer = {"op": "layer", "points": record.points}
         self._answer(message, answer, [record.created.layer])
 
-    def _do_refused(self, message: Message) -> None:
-        self._answer(message, {"op": "refused", "paths": self._factory.host.root.refused})
+    def _do_unreachable(self, message: Message) -> None:
+        paths = self._factory.host.root.refused
+        self._answer(message, {"op": "unreachable", "paths": paths})
 
     def _do_hold_layer(self, message: Message) -> None:
         record = self._pool.find(message["id"])
@@ -200,7 +201,7 @@ class Launcher:
             close_all(fds)
 
     def _do_release_layer(self, message: Message) -> None:
-        # Containers that lie on the layer have a mount of their own, and keep it.
+        # Containers based on the layer have a mount of their own, and keep it.
         self._layer_holder.ask("release", message["key"])
 
     def _do_renew(self, message: Message) -> None:

@@ -178,7 +178,9 @@ def _of_the_host(container: Container, is_kind: Callable[[int], bool], path: str
         return []
     refused: list[str] = []
     with suppress(SandboxError, OSError):
-        refused = [one for one in container.launcher.refused() if is_kind(os.stat(one).st_mode)]
+        refused = [
+            one for one in container.launcher.unreachable_paths() if is_kind(os.stat(one).st_mode)
+        ]
     return [
         f'The host\'s {one} is a mount that is not reached from inside. volumes=["{one}:{one}"] '
         "passes it in."

@@ -52,7 +52,7 @@ class ContainerBuilder:
     """The list of system calls that creates one container; each step is a method.
 
     ``cgroup_files`` are what a process writes to join the container's cgroups; ``held_layers`` are
-    detached mounts of the committed layers that it lies on, by their keys.
+    detached mounts of the committed layers that it is based on, by their keys.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class ContainerBuilder:
     def _become_init(self) -> None:
         """Execute the program that sleeps as PID 1 and dies with the launcher."""
         step, program = "become init", self._program
-        # Init waits for nobody: the kernel reaps where SIGCHLD is ignored (wait(2), NOTES).
+        # Init calls wait(2) for no child: the kernel reaps while SIGCHLD is ignored (wait(2), NOTES).
         program.reap_by_kernel(step)
         program.restore_signals(step)
         program.add(step, "prctl", sc.PR_SET_PDEATHSIG, signal.SIGKILL)

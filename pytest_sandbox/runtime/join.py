@@ -1,8 +1,7 @@
 """How a process joins a container: the same steps for a command and for a fork of a test's process.
 
-A payload joins the cgroups, enters the namespaces and last the user namespace, gets a session and
-a session keyring of its own, and loses what it may not have: privileges, the user, capabilities,
-system calls.
+A payload joins the cgroups, enters the namespaces, the user namespace last, and gets a session and
+a session keyring of its own. Then it is confined: no_new_privs, the user, capabilities, seccomp.
 """
 
 from __future__ import annotations

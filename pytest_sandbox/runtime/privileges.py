@@ -1,5 +1,7 @@
-"""How the launcher gets the capabilities to create containers, and the root that they lie on: the
-host's, or, for an unprivileged user, what a user may use as lower layers.
+"""How the launcher gets the capabilities to create containers, and the root that they are based on.
+
+That is the host's root, or, for an unprivileged user, directories of it that a user may use as
+lower layers.
 """
 
 from __future__ import annotations
@@ -63,8 +65,8 @@ def gain_capabilities() -> None:
 def leave_chroot() -> None:
     """Make the chroot of this process, if it is in one, the root of a new mount namespace.
 
-    setns(2) changes to the root of the mount namespace: containers would lie on the root outside
-    of the chroot, which the caller does not see. Raises :class:`OSError` if that is not permitted.
+    setns(2) changes to the root of the mount namespace: containers would be based on the root
+    outside of the chroot, which the caller does not see. Raises :class:`OSError` if that is not permitted.
     """
     if root_check.is_chrooted():
         root_check.leave_chroot()
@@ -98,8 +100,8 @@ def limit_inotify() -> None:
 
 
 def find_root(directory: str) -> host_root.HostRoot:
-    """Read the host's mounts, and return what new containers lie on; ``directory`` is the session's
-    own.
+    """Read the host's mounts, and return what new containers are based on; ``directory`` is the
+    session's own.
     """
     if userns.is_initial():
         return host_root.for_root()

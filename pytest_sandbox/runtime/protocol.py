@@ -17,7 +17,8 @@ message            meaning, and the answer (fields) + [descriptors]
 ``cancel``         the client does not wait any more for the answer to ``request_id``: close what
                    it made; no answer
 ``layer``          ``layer`` (points: where its overlays are) + [the writable layer's directory]
-``refused``        ``refused`` (paths: sockets, FIFOs and directories that containers do not reach)
+``unreachable``    ``unreachable`` (paths: the host's sockets, FIFOs and directories that
+                   containers do not reach)
 ``hold_layer``     give the writable layer of ``id`` to the layer holder as ``key``: ``held``
 ``new_layer``      make an empty layer ``key`` in the layer holder: ``new_layer`` + [its directory]
 ``release_layer``  the client does not need the layer ``key`` any more; no answer

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["MOUNT_OWN", "RootMounts"]
 
 #: The step that mounts what every container has of its own.
-MOUNT_OWN = "mount own"
+MOUNT_OWN = "mount /dev, /proc and /sys"
 _ROOT = f"{mounts.STAGE}/root"
 _OWN = ("proc", "sys", "dev")
 
@@ -98,7 +98,7 @@ class RootMounts:
         self.layer_mount = program.open_mount(step, stage)
 
     def attach_held_layers(self) -> None:
-        """Attach the committed layers that this container lies on, for the overlays to use."""
+        """Attach the committed layers that this container is based on, for the overlays to use."""
         step = "attach committed layers"
         for key, fd in self._held_layers.items():
             target = _staged_layer(key).encode()
@@ -123,7 +123,7 @@ class RootMounts:
         """Mount an overlay over every other file system of the host, or over the directories of
         the host that an image's container has.
         """
-        step = "mount below"
+        step = "mount file systems"
         for number, entry in enumerate(self._entries(), 1):
             # The directories beside a mount (an unprivileged user's) come and go without notice.
             if entry.is_mount or os.path.exists(entry.point):

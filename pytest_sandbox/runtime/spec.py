@@ -93,7 +93,7 @@ class Spec:
 
     @property
     def is_on_host(self) -> bool:
-        """Whether the container lies on the host's root."""
+        """Whether the container is based on the host's root."""
         return self.lower == ("/",)
 
     @property

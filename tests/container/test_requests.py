@@ -15,7 +15,7 @@ import threading
 import time
 
 import pytest
-from crash import remains
+from crash import leftovers
 
 from pytest_sandbox import Container, ContainerStopped, SetupError
 from pytest_sandbox.client import session
@@ -132,7 +132,7 @@ def test_exceptions_at_many_random_moments():
 
 
 def interrupted(rounds, *operations):
-    directory = os.path.dirname(remains.__file__)
+    directory = os.path.dirname(leftovers.__file__)
     command = [
         sys.executable,
         os.path.join(directory, "interrupts.py"),
@@ -275,7 +275,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     out, _error = python(code)
     text, threads, client = out.split()
     assert ("x", "1") == (text, threads)
-    assert [] == remains.all_gone(int(client))
+    assert [] == leftovers.of(int(client))
 
 
 CHILDREN = {
@@ -307,7 +307,7 @@ print(os.getpid())
     out, error = python(code)
     *said, client = out.splitlines()
     assert (["[] running"] * 3, "") == (said, error)
-    assert [] == remains.all_gone(int(client))
+    assert [] == leftovers.of(int(client))
 
 
 def test_timeouts_of_any_length():
