@@ -58,6 +58,7 @@ class Launcher:
         self._pool = Pool(self._factory, self._cgroups, LayerRemover(), self._poll)
         #: The client's number of the spec that it asked for last.
         self._spec_id = 0
+        # Both: a fork of the client may hold the socket open after the client has ended.
         for fd in (client.fileno(), self._client_pidfd):
             self._poll.register(fd, select.POLLIN)
         self._poll.register(self._factory.mounts, select.POLLPRI)

@@ -121,7 +121,7 @@ def disk_limit_unsupported(root: host_root.HostRoot, disk: int) -> UnsupportedEr
     """Return the error for ``disk`` on a layer that is not in memory, for an unprivileged user: a
     file system on a loop device could be limited, and only root may mount one.
     """
-    what = "For an unprivileged user, only a writable layer in memory can be limited"
+    what = "For an unprivileged user, only a layer in memory can be limited"
     if root.layers is None:
         return UnsupportedError(
             f'disk={disk} with storage="disk"', f'{what}: leave storage="disk" out, or run as root.'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import UnsupportedError
@@ -50,5 +49,7 @@ def error_message(error: Exception, step: str) -> Message:
         reason = error.strerror or str(error)
         reason += f": {error.filename}" if error.filename else ""
     else:
+        import traceback  # the client imports this file, and never needs it
+
         traceback.print_exception(error)  # a bug of ours: PYTEST_SANDBOX_DEBUG shows it
     return {"op": "error", "code": code, "step": step, "reason": reason, "errno": number}

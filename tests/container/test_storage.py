@@ -113,7 +113,7 @@ def test_a_cleanup_removes_a_deep_layer(tmp_path):
     """What a killed session left is removed, however deep; what cannot be removed is an error, and
     the rest is.
     """
-    from pytest_sandbox.runtime import storage as room
+    from pytest_sandbox.runtime import storage
 
     lock = tmp_path / "s.lock"
     for name in ("one", "two"):
@@ -121,7 +121,7 @@ def test_a_cleanup_removes_a_deep_layer(tmp_path):
     dig_at(tmp_path / "one/s", 3000)
     dig_at(tmp_path / "two/s", 10)
     lock.write_text(f"{tmp_path}/one/s\n{tmp_path}/two/s\n")
-    room.remove(str(lock))
+    storage.remove(str(lock))
     assert [[], []] == [os.listdir(tmp_path / name) for name in ("one", "two")]
 
 
@@ -225,12 +225,14 @@ def test_a_limit_that_cannot_be_held_is_refused(home, monkeypatch):
     """Without mkfs.ext4, disk= with storage="disk" is an UnsupportedError with what helps, and
     nothing is left.
     """
-    from pytest_sandbox.runtime import storage as room
+    from pytest_sandbox.runtime import storage
+    from pytest_sandbox.runtime.protocol import ErrorCode
+    from pytest_sandbox.runtime.step_error import StepError
 
-    monkeypatch.setattr(room, "_SEARCH", "/nowhere")
-    with pytest.raises(room.DiskLimitError, match="mkfs"):
-        room.make(str(home), 1 << 20, session="s", identity="s-1", lock=str(home) + ".lock")
-    assert [] == os.listdir(home / "s")
+    monkeypatch.setattr(storage, "_SEARCH", "/nowhere")
+    with pytest.raises(StepError, match="mkfs") as caught:
+        storage.make(str(home), 1 << 20, session="s", identity="s-1", lock=str(home) + ".lock")
+    assert (ErrorCode.DISK_LIMIT_UNAVAILABLE, []) == (caught.value.code, os.listdir(home / "s"))
     with pytest.raises(UnsupportedError, match=r"mkfs.*storage=\"memory\""):
         Container(storage="disk", disk="1k").start()
 
