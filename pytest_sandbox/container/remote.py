@@ -144,7 +144,11 @@ def enter(one: Living) -> Entered:
     files. Raises :class:`ContainerStopped`.
     """
     answer, fds = _ask_owner(one, {"op": "enter", "id": one.id})
-    return Entered(one, answer, *fds)
+    try:
+        return Entered(one, answer, *fds)
+    except SandboxError:
+        close_all(fds)
+        raise
 
 
 def _ask_owner(one: Living, message: Message) -> tuple[Message, list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.linux.cgroup_limits import CgroupLimits
 
 if TYPE_CHECKING:
@@ -124,10 +125,19 @@ class Spec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Spec:
-        """Return the spec that :meth:`to_json` was called on."""
-        values = {key: _tuples(value) for key, value in data.items()}
-        limits = {key: _tuples(value) for key, value in data["limits"].items()}
-        return cls(**{**values, "limits": CgroupLimits(**limits)})
+        """Return the spec that :meth:`to_json` was called on.
+
+        Raises :class:`SandboxError` for a spec of another version of this library.
+        """
+        try:
+            values = {key: _tuples(value) for key, value in data.items()}
+            limits = {key: _tuples(value) for key, value in data["limits"].items()}
+            return cls(**{**values, "limits": CgroupLimits(**limits)})
+        except (KeyError, TypeError) as error:
+            raise SandboxError(
+                "the container's session runs another version of pytest-sandbox. Use that version "
+                "to join the container."
+            ) from error
 
 
 def _tuples(value: Any) -> Any:
