@@ -209,7 +209,7 @@ class RemoteHandle(Handle):
         self.rootfs = _RemoteRootfs(remote.settings, answer["about"])
         self.cgroup = _RemoteCgroup(remote.id, answer["joins"])
         self.state = "running"
-        self.owner, self.home = os.getpid(), session.home()
+        self.owner, self.home = os.getpid(), session.fork_token()
         self._remote = remote
         self._user_namespaces = _with_missing(answer["user_namespaces"], user_namespaces)
         self._closing = threading.Lock()

@@ -145,7 +145,7 @@ def _move(handle: Handle) -> Image:
     launcher = handle.launcher
     # After an interrupt the next commit uses the same key.
     handle.snapshot_key = handle.snapshot_key or secrets.token_hex(8)
-    launcher.request({"op": "freeze", "id": handle.id, "key": handle.snapshot_key})
+    launcher.request({"op": "hold_layer", "id": handle.id, "key": handle.snapshot_key})
     with opened_layer(handle) as (layer, overlays):
         points = _points(handle, overlays)
         with Deferred():

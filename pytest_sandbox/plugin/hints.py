@@ -185,7 +185,9 @@ def _unreachable_mounts(
     mounts: list[str] = []
     with suppress(SandboxError, OSError):
         mounts = [
-            one for one in container.handle.launcher.refused() if is_kind(os.stat(one).st_mode)
+            one
+            for one in container.handle.launcher.unreachable_paths()
+            if is_kind(os.stat(one).st_mode)
         ]
     return [
         f"{mount} is a mount of the host that is not available inside. "

@@ -109,5 +109,5 @@ def test_what_another_user_inside_closed_is_swept(home, image):
     launcher.send_signal(signal.SIGKILL)
     launcher.wait()
     container.close()
-    cleanup.sweep()
+    cleanup.remove_leftovers()
     assert not directory.exists()

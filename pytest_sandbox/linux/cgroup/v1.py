@@ -37,6 +37,7 @@ from pytest_sandbox.settings.settings import FrozenMap
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from pytest_sandbox.linux.cgroup.limits import CgroupLimits
     from pytest_sandbox.linux.cgroup.mounts import Mount
     from pytest_sandbox.settings.settings import Settings
 
@@ -179,7 +180,7 @@ class SessionV1(Session):
             raise
         return CgroupV1(self, name, tuple(made))
 
-    def cgroup(self, name: str, limits: Settings = UNLIMITED) -> CgroupV1:
+    def cgroup(self, name: str, limits: CgroupLimits = UNLIMITED) -> CgroupV1:
         directories = [f"{directory}/{name}" for directory in self._always]
         if limits.cpuset is not None:
             directories.append(f"{self.need('cpuset')}/{name}")
@@ -203,7 +204,7 @@ class CgroupV1(Cgroup):
         session: SessionV1,
         name: str,
         directories: tuple[str, ...],
-        limits: Settings = UNLIMITED,
+        limits: CgroupLimits = UNLIMITED,
     ) -> None:
         super().__init__(name)
         self._session = session
@@ -222,7 +223,7 @@ class CgroupV1(Cgroup):
     def join_paths(self) -> tuple[str, ...]:
         return tuple(f"{directory}/tasks" for directory in self._directories)
 
-    def apply(self, limits: Settings, *, overhead: int = 0) -> None:
+    def apply(self, limits: CgroupLimits, *, overhead: int = 0) -> None:
         if self._has("memory"):
             v1_limits.set_memory(self._directory("memory"), self._limits, limits)
         if self._has("cpu") and limits.cpus != self._limits.cpus:
@@ -234,7 +235,7 @@ class CgroupV1(Cgroup):
             )
         if limits.cpuset != self._limits.cpuset:
             self._apply_cpuset(limits.cpuset)
-        if (rates := limits.device_rates()) != (before := self._limits.device_rates()):
+        if (rates := limits.device_rates) != (before := self._limits.device_rates):
             v1_limits.set_rates(self._directory("blkio"), before, rates)
         self._limits = limits
 
