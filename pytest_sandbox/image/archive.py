@@ -26,7 +26,8 @@ from pytest_sandbox.image.manifest import (
 )
 from pytest_sandbox.image.reference import parse_reference
 from pytest_sandbox.image.size_limits import Budget
-from pytest_sandbox.image.tar import BLOCK, TarReader, printable
+from pytest_sandbox.image.tar import TarReader
+from pytest_sandbox.image.tar_header import BLOCK, printable
 from pytest_sandbox.image.transaction import unpack_verified
 
 if TYPE_CHECKING:

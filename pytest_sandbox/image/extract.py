@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import ImageError
 from pytest_sandbox.image.layer_writer import WHITEOUT_PREFIX, Tree
-from pytest_sandbox.image.tar import Member, TarReader, printable
+from pytest_sandbox.image.tar import TarReader
+from pytest_sandbox.image.tar_header import Member, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -243,7 +244,7 @@ class _Unpacker:
             self._pass_over(error, "owner")
 
     def _set_xattrs(self, fd: int, member: Member) -> None:
-        for name, value in member.xattrs.items():
+        for name, value in member.xattrs:
             if name.startswith((b"trusted.", b"user.overlay.", b"security.selinux")):
                 self.result.not_kept[f"attribute {printable(name)}"] += (
                     1  # the overlay's own language, or the builder's host
@@ -369,7 +370,7 @@ class _Unpacker:
                 os.chown(base, member.uid, member.gid, dir_fd=parent, follow_symlinks=False)
             except OSError as error:
                 self._pass_over(error, "owner")
-        for name in member.xattrs:
+        for name, _value in member.xattrs:
             self.result.not_kept[f"attribute {printable(name)} of a link or device"] += 1
         mtime = _in_range(member.mtime_ns)
         os.utime(base, ns=(mtime, mtime), dir_fd=parent, follow_symlinks=False)

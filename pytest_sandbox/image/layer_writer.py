@@ -17,7 +17,7 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import ImageError
-from pytest_sandbox.image.tar import printable
+from pytest_sandbox.image.tar_header import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
