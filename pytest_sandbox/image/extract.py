@@ -33,8 +33,9 @@ _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_C
 _READ_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _HIGHEST_ID: Final = (1 << 32) - 2  # the last one means "leave as it is" to chown
 _SECOND: Final = 1_000_000_000
-_TIMES: Final = (-(1 << 31) * _SECOND, (1 << 33) * _SECOND)
-_IMPLIED: Final = _TIMES[0] - 1  # the time of a directory that the archive does not describe
+_EARLIEST: Final = -(1 << 31) * _SECOND
+_LATEST: Final = (1 << 33) * _SECOND
+_IMPLIED: Final = _EARLIEST - 1  # the time of a directory that the archive does not describe
 _DEVICES: Final = {b"3": stat.S_IFCHR, b"4": stat.S_IFBLK}
 _AUFS: Final = b".wh..wh."  # what aufs keeps for itself in a layer (mount.aufs(8))
 _AUFS_OPAQUE: Final = b".wh..wh..opq"
@@ -79,39 +80,34 @@ def unpack(
     end_required: bool = True,
     budget: Budget | None = None,
 ) -> Unpacked:
-    """Write the layer in ``pieces`` (a plain tar stream) into the empty directory ``root``.
+    """Extract the layer in ``pieces`` (a plain tar stream) into the empty directory ``root``.
 
-    ``end_required`` asks for the archive's end marker: without it, a stream that is cut between two
-    entries cannot be told from a whole one. Raises ImageError, with the entry's path, for anything
-    that is damaged, hostile or past ``limits``.
+    ``end_required`` requires the archive's end marker: without it, a stream that is cut between two
+    entries cannot be told from a complete one. ``budget`` counts the entries of all layers of the
+    image. Raises ImageError, with the entry's path, for anything that is damaged, hostile or
+    exceeds ``limits``.
     """
     reader = TarReader(pieces, limits)
-    unpacker = _Unpacker(root, limits)
+    unpacker = _Unpacker(root, limits, budget)
     try:
         for member in reader:
             try:
                 unpacker.add(member, reader)
-                if budget and unpacker.result.entries % _COUNTED == 0:
-                    budget.add_entries(_COUNTED)
-            except OSError as error:
+            except (OSError, EOFError, OverflowError) as error:
                 raise ImageError(f"{printable(member.name)}: {_explained(error)}") from error
-            except EOFError:
-                raise ImageError(
-                    f"{printable(member.name)}: the archive is cut off within this entry"
-                ) from None
-            except OverflowError as error:
-                raise ImageError(f"{printable(member.name)}: a number is out of range") from error
         if end_required and not reader.complete:
             raise ImageError("the archive is cut off: it has no end marker")
         unpacker.finish()
-        if budget:
-            budget.add_entries(unpacker.result.entries % _COUNTED)
     finally:
         unpacker.close()
     return unpacker.result
 
 
-def _explained(error: OSError) -> str:
+def _explained(error: OSError | EOFError | OverflowError) -> str:
+    if isinstance(error, EOFError):
+        return "the archive is cut off within this entry"
+    if isinstance(error, OverflowError):
+        return "a number is out of range"
     said = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
@@ -122,24 +118,24 @@ def _explained(error: OSError) -> str:
 
 
 class _Unpacker:
-    """One layer's directory, and what is still to be done to its subdirectories."""
+    """The directory of one layer, and the attributes to set on its subdirectories at the end."""
 
-    def __init__(self, root: str, limits: Limits) -> None:
+    def __init__(self, root: str, limits: Limits, budget: Budget | None) -> None:
         self.result = Unpacked()
         self._limits = limits
         self._root = root
         self._tree = Tree(root, limits, self._made)
         self._directories: list[tuple[bytes, int, int, int, int]] = []
         self._uid, self._gid = os.geteuid(), os.getegid()
+        self._entries = 0
+        self._budget = budget
         self._room = limits.layer_bytes
         self._has_links_of_aufs = False
         self._made(b"")
 
     def add(self, member: Member, reader: TarReader) -> None:
-        """Make one entry."""
-        self.result.entries += 1
-        if self.result.entries > self._limits.entries:
-            raise ImageError(f"more than {self._limits.entries} entries")
+        """Create the file of one entry."""
+        self._count()
         if member.uid > _HIGHEST_ID or member.gid > _HIGHEST_ID:
             raise ImageError(
                 f"{printable(member.name)}: owner {member.uid}:{member.gid} is out of range"
@@ -162,6 +158,13 @@ class _Unpacker:
             self._node(parent, base, member)
         else:
             raise ImageError(f"{printable(member.name)}: an entry of unknown type {kind!r}")
+
+    def _count(self) -> None:
+        self._entries += 1
+        if self._entries > self._limits.entries:
+            raise ImageError(f"more than {self._limits.entries} entries")
+        if self._budget and self._entries % _COUNTED == 0:
+            self._budget.add_entries(_COUNTED)
 
     def _is_aufs_own(self, member: Member) -> bool:
         """Whether an entry is aufs' bookkeeping and no file of the container.
@@ -192,6 +195,9 @@ class _Unpacker:
                 self._finish_directory(path, attributes)
                 if mtime_ns == _IMPLIED and path != _AUFS_LINKS:
                     self.result.implied.append(path)
+        self.result.entries = self._entries
+        if self._budget:
+            self._budget.add_entries(self._entries % _COUNTED)
         self.result.opaque_root = self._tree.opaque_root
         self.result.whiteouts = sorted(self._tree.whiteouts)
         if self._has_links_of_aufs:
@@ -215,11 +221,11 @@ class _Unpacker:
             parent, base = self._tree.place(member.name)
             fd = os.open(base, _NEW_FILE, 0o600, dir_fd=parent)
         try:
-            if member.sparse is None:
+            if member.sparse is not None:
+                _write_sparse(fd, member, reader)
+            elif member.stored:
                 for view in reader.data():
                     _write(fd, view)
-            else:
-                _write_sparse(fd, member, reader)
             self._describe(fd, member)
         finally:
             os.close(fd)
@@ -378,7 +384,7 @@ class _Unpacker:
 
 def _in_range(time_ns: int) -> int:
     """Keep a time within what every file system takes."""
-    return min(max(time_ns, _TIMES[0]), _TIMES[1])
+    return time_ns if _EARLIEST <= time_ns <= _LATEST else _EARLIEST if time_ns < 0 else _LATEST
 
 
 def _write(fd: int, view: memoryview) -> None:
