@@ -76,7 +76,7 @@ def _run(found: argparse.Namespace) -> int:
             "there is no --detach: a container lives as long as the `run` that made it. Put & "
             "behind it, as for any command."
         )
-    images.have(found.image, policy=found.pull)
+    images.ensure_image(found.image, policy=found.pull)
     with flags.named():
         container = Container(flags.settings(found.image, found))
         container.label = found.name

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 from pytest_sandbox.container.fork import as_builder
 from pytest_sandbox.errors import ImageError, SetupError, UnsupportedError
 from pytest_sandbox.image.image import Image
-from pytest_sandbox.image.index import LayerFacts
-from pytest_sandbox.image.manifest import synthesised
+from pytest_sandbox.image.index import LayerInfo
+from pytest_sandbox.image.manifest import make_config
 from pytest_sandbox.image.reference import parse_reference
 from pytest_sandbox.image.store import Store
-from pytest_sandbox.image.transaction import Adding
+from pytest_sandbox.image.transaction import Transaction
 from pytest_sandbox.linux import process
 from pytest_sandbox.linux.copying import Copied, copy_tree
 from pytest_sandbox.linux.signals import Deferred
@@ -261,14 +261,14 @@ def _stored(container: Container, name: str) -> Image:
             (layer, points),
             *((one.directory, one.points) for one in _shelves_below(container)),
         ]
-        with Adding(store) as adding:
+        with Transaction(store) as transaction:
             builder = container.user_namespaces()[1]
             pieces = [
-                (point, _store_one(adding, builder, directory, number))
+                (point, _store_one(transaction, builder, directory, number))
                 for directory, found in reversed(parts)
                 for number, point in found.items()
             ]
-            image_id = _register(adding, container, [piece for piece in pieces if piece[1]], name)
+            image_id = _register(transaction, container, [piece for piece in pieces if piece[1]], name)
     return Image.get(name or image_id)
 
 
@@ -277,7 +277,7 @@ def _shelves_below(container: Container) -> list[Snapshot]:
     return [*reversed(container.frozen), *(on.shelves if isinstance(on, Committed) else ())]
 
 
-def _store_one(adding: Adding, builder: int, directory: int, number: str) -> str:
+def _store_one(transaction: Transaction, builder: int, directory: int, number: str) -> str:
     """Store one overlay's layer under a key of its own; returns "" for one that holds nothing.
 
     What a user stores belongs to this user, whoever has it inside, as what it loads does: nobody
@@ -288,13 +288,13 @@ def _store_one(adding: Adding, builder: int, directory: int, number: str) -> str
         return ""
     key = f"sha256:{secrets.token_hex(32)}"
 
-    def make(target: str) -> LayerFacts:
+    def make(target: str) -> LayerInfo:
         os.rmdir(target)
-        return LayerFacts(
+        return LayerInfo(
             *as_builder(builder, lambda: _stored_copy(source, target, owners=builder < 0))
         )
 
-    adding.layer(key, make)
+    transaction.add_layer(key, make)
     return key
 
 
@@ -305,7 +305,7 @@ def _stored_copy(source: str, target: str, *, owners: bool) -> tuple[int, int]:
 
 
 def _register(
-    adding: Adding, container: Container, pieces: list[tuple[str, str]], name: str
+    transaction: Transaction, container: Container, pieces: list[tuple[str, str]], name: str
 ) -> str:
     on = container.rootfs.image
     root = on.on if isinstance(on, Committed) else on
@@ -313,12 +313,12 @@ def _register(
     below = list(root.layers) if root else []
     keys = [key for _point, key in pieces]
     document = {**(root.document if root else {}), "history": history}
-    config = synthesised([*below, *keys], history, document.get("config"))
+    config = make_config([*below, *keys], history, document.get("config"))
     if root and root.document:
         document["rootfs"] = {"type": "layers", "diff_ids": [*below, *keys]}
         config = json.dumps(document).encode()
     base = root.base or root.directory if root else "host"
     points = {key: point for point, key in pieces} | (dict(root.points) if root else {})
-    return adding.register(
+    return transaction.register(
         config, [*below, *keys], [name] if name else [], base=base, points=points
     )

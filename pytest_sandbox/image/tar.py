@@ -37,7 +37,7 @@ _GNU_SPARSE: Final = ord("S")
 
 @runtime_checkable
 class Source(Protocol):
-    """What a reader needs: :class:`Bytes`, or a file that can skip by seeking."""
+    """The input of a TarReader: :class:`Bytes`, or a seekable file."""
 
     def read(self, size: int) -> bytes: ...
     def views(self, size: int) -> Iterator[memoryview]: ...
@@ -102,8 +102,8 @@ class Bytes:
 
 
 class TarReader:
-    """Iterate over the members of a plain tar stream; :meth:`data` gives the content of the member
-    that was yielded last.
+    """Iterate over the members of a plain tar stream; :meth:`data` yields the content of the
+    current member.
 
     Errors are ImageError without the name of the archive, which the caller adds. ``complete`` tells
     whether the end marker was seen.
@@ -128,7 +128,7 @@ class TarReader:
             raise ImageError("other data follows the end of the archive")
 
     def data(self) -> Iterator[memoryview]:
-        """Yield what is stored of the current member."""
+        """Yield the stored bytes of the current member."""
         left, self._left = self._left, 0
         return self._bytes.views(left)
 
@@ -150,9 +150,9 @@ class TarReader:
         return header
 
     def _member(self, header: bytes) -> Member:
-        """Read the extension headers that come before a member, then the member."""
+        """Read the extension headers of a member, and the member."""
         if header[156] not in b"xgLK":
-            return self._described(header, {})
+            return self._read_member(header, {})
         extended: dict[bytes, bytes] = {}
         total = 0
         while (kind := header[156:157]) in (b"x", b"g", b"L", b"K"):
@@ -173,9 +173,9 @@ class TarReader:
             if following is None:
                 raise EOFError
             header = following
-        return self._described(header, extended)
+        return self._read_member(header, extended)
 
-    def _described(self, header: bytes, extended: dict[bytes, bytes]) -> Member:
+    def _read_member(self, header: bytes, extended: dict[bytes, bytes]) -> Member:
         member = plain_member(header)
         if extended:
             apply_records(member, extended)
