@@ -1,8 +1,8 @@
 """One measured process of the rows about images: ``python -m bench.image_worker OPERATION DIRECTORY
 [ARGUMENT...]``, as bench.worker.
 
-DIRECTORY is a tmpfs with the sample of :mod:`bench.images`. Every round starts with a new store; its
-cleanup is not measured.
+DIRECTORY is a tmpfs with the sample of :mod:`bench.images`. Every round starts with a new store,
+and its cleanup is not measured.
 """
 
 from __future__ import annotations

@@ -268,7 +268,9 @@ def _stored(container: Container, name: str) -> Image:
                 for directory, found in reversed(parts)
                 for number, point in found.items()
             ]
-            image_id = _register(transaction, container, [piece for piece in pieces if piece[1]], name)
+            image_id = _register(
+                transaction, container, [piece for piece in pieces if piece[1]], name
+            )
     return Image.get(name or image_id)
 
 

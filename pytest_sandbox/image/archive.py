@@ -201,8 +201,8 @@ class Loader:
         return [self._load_manifest(members, one) for one in chosen]
 
     def _matches(self, described: dict[str, Any]) -> bool:
-        said = described.get("platform")
-        return not isinstance(said, dict) or self.platform.rate(said) > 0
+        declared = described.get("platform")
+        return not isinstance(declared, dict) or self.platform.rate(declared) > 0
 
     def _load_manifest(self, members: Members, described: dict[str, Any]) -> str:
         def fetch(descriptor: Descriptor) -> bytes:

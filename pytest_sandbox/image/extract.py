@@ -107,13 +107,13 @@ def _explained(error: OSError | EOFError | OverflowError) -> str:
         return "the archive is cut off within this entry"
     if isinstance(error, OverflowError):
         return "a number is out of range"
-    said = error.strerror or str(error)
+    text = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
-            f"{said}. Make room with `pytest-sandbox prune`, or put the store elsewhere with "
+            f"{text}. Make room with `pytest-sandbox prune`, or put the store elsewhere with "
             "PYTEST_SANDBOX_HOME."
         )
-    return said
+    return text
 
 
 class _Unpacker:

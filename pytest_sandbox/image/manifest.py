@@ -176,15 +176,15 @@ def _chosen(
 def _rate(one: Any, platform: Platform) -> int:
     if not isinstance(one, dict):
         return 0
-    said = one.get("platform")
-    return platform.rate(said) if isinstance(said, dict) else 1
+    declared = one.get("platform")
+    return platform.rate(declared) if isinstance(declared, dict) else 1
 
 
 def _platform_text(one: dict[str, Any]) -> str:
-    said = one.get("platform")
-    if not isinstance(said, dict):
+    declared = one.get("platform")
+    if not isinstance(declared, dict):
         return "any"
-    parts = (said.get(key) for key in ("os", "architecture", "variant"))
+    parts = (declared.get(key) for key in ("os", "architecture", "variant"))
     return "/".join(printable(str(part)[:40]) for part in parts if part)
 
 

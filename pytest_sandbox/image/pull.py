@@ -51,9 +51,11 @@ def pull(
                 failures.append(error)
         if len(failures) == 1:
             raise failures[0]
-        said = [f"{'/'.join(place)}: {error}" for place, error in zip(found, failures, strict=True)]
+        errors = [
+            f"{'/'.join(place)}: {error}" for place, error in zip(found, failures, strict=True)
+        ]
         raise ImageError(
-            f"{reference} could not be pulled from any of its sources. " + " ".join(said)
+            f"{reference} could not be pulled from any of its sources. " + " ".join(errors)
         )
 
 

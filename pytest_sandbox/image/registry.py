@@ -96,12 +96,12 @@ class Registry:
         response = self._ask("GET", path, repository, {"Accept": _ACCEPT})
         data = response.document(self._limits.document_bytes)
         found = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        said = wanted
+        expected = wanted
         if not wanted.startswith("sha256:"):
-            said = response.headers.get("Docker-Content-Digest", found)
-        if said.startswith("sha256:") and said != found:
+            expected = response.headers.get("Docker-Content-Digest", found)
+        if expected.startswith("sha256:") and expected != found:
             raise ImageError(
-                f"{self.name} sent a manifest that is {found}, not {printable(said[:80])}: it was "
+                f"{self.name} sent a manifest that is {found}, not {printable(expected[:80])}: it was "
                 "damaged or forged in transit. Try again."
             )
         media = response.headers.get("Content-Type", "").partition(";")[0].strip()

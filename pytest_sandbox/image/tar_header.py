@@ -129,7 +129,7 @@ def to_int(text: bytes, what: str, *, signed: bool = False) -> int:
         return number
     match = _OCTAL.match(text.partition(b"\0")[0])
     if not match:
-        raise ImageError(f"a header's {what} is no number")
+        raise ImageError(f"a header's {what} is not a number")
     return int(match[1] or b"0", 8)
 
 
@@ -140,15 +140,17 @@ def _check_sum(header: bytes, field: bytes) -> None:
     The low half of Adler-32 is 1 + the sum of the bytes modulo 65521 (RFC 1950, 2.2), which takes a
     tenth of the time of sum().
     """
-    said = to_int(field, "checksum") - 8 * 0x20
+    expected = to_int(field, "checksum") - 8 * 0x20
     before, after = _WITHOUT_CHECKSUM
     if (zlib.adler32(header[after], zlib.adler32(header[before])) & 0xFFFF) == (
-        said + 1
+        expected + 1
     ) % _ADLER_BASE:
         return
     rest = header[before] + header[after]
-    if said != sum(rest) - 256 * sum(byte > 127 for byte in rest):  # old tars sum signed bytes
-        raise ImageError("this is no tar archive, or it is damaged: a header's checksum is wrong")
+    if expected != sum(rest) - 256 * sum(byte > 127 for byte in rest):  # old tars sum signed bytes
+        raise ImageError(
+            "this is not a tar archive, or it is damaged: a header's checksum is wrong"
+        )
 
 
 def apply_records(member: Member, records: dict[bytes, bytes]) -> None:  # noqa: C901 - per key
@@ -235,14 +237,14 @@ def check_sparse(member: Member) -> None:
 def decimal(text: bytes, what: str) -> int:
     """Read the decimal number of a pax record; ``what`` names it in the error."""
     if not _DECIMAL.match(text) or (number := int(text)) >> 63:
-        raise ImageError(f"a pax header's {what} is no number, or out of range")
+        raise ImageError(f"a pax header's {what} is not a number, or out of range")
     return number
 
 
 def _nanoseconds(text: bytes) -> int:
     match = _TIME.match(text)
     if not match:
-        raise ImageError("a pax header's mtime is no number")
+        raise ImageError("a pax header's mtime is not a number")
     value = int(match[2]) * _SECOND + int((match[3] or b"0")[:9].ljust(9, b"0"))
     return -value if match[1] else value
 

@@ -288,7 +288,7 @@ class Transport:
 
         Raises :func:`network_errors`, and ImageError if the response's header is too slow.
         """
-        why = f"{address.origin_text} did not response in {_HEAD_SECONDS:.0f} s"
+        why = f"{address.origin_text} did not respond within {_HEAD_SECONDS:.0f} s"
         guard = Guard(time.monotonic() + _HEAD_SECONDS)
         self._register(guard)
         pool = self._manager(address.host).connection_from_host(

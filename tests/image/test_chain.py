@@ -57,10 +57,10 @@ def test_a_container_sees_the_attributes_of_its_own_image(busybox, tmp_path):
     """They are unchanged after a hostile image with the same layer was loaded and removed."""
     load(tmp_path, HOSTILE, SHARED, name="hostile").remove()
     with Container(image=busybox(layer(directory("etc", mode=0o710)), SHARED)) as container:
-        said = container.run(
+        done = container.run(
             ["stat", "-c", "%a %u", "/etc", "/", "/tmp"], capture_output=True, text=True
         )
-    assert "710 0\n755 0\n1777 0\n" == said.stdout
+    assert "710 0\n755 0\n1777 0\n" == done.stdout
 
 
 def test_stored_layers_are_never_changed(tmp_path, store):

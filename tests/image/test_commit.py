@@ -62,7 +62,9 @@ def test_container_and_commit_are_independent(rootfs, name):
         identity = (container.id, container.hostname)
         image = container.commit(name)
         container.write_text("/state", "after")
-        container.run(["sh", "-c", "echo more >> /state; echo $(hostname) $B > /said"], check=True)
+        container.run(
+            ["sh", "-c", "echo more >> /state; echo $(hostname) $B > /output"], check=True
+        )
         with Container(image=image) as clone:
             assert "before" == clone.read_text("/state")
             clone.write_text("/state", "clone")
@@ -70,9 +72,9 @@ def test_container_and_commit_are_independent(rootfs, name):
         assert (*identity, f"{container.hostname} 2\n") == (
             container.id,
             container.hostname,
-            container.read_text("/said"),
+            container.read_text("/output"),
         )
-        assert {"/state": "added", "/said": "added"} == kinds(container)
+        assert {"/state": "added", "/output": "added"} == kinds(container)
         assert 200 << 20 == container.stats().memory_limit
 
 
@@ -182,10 +184,10 @@ def test_configuration_survives_a_commit(busybox):
         with Container(image=image) as container:
             committed = container.commit(name)
         with Container(image=committed) as container:
-            said = container.run(
+            output = container.run(
                 ["sh", "-c", "echo $A $(id -u) $PWD"], capture_output=True, text=True
             ).stdout
-            assert "image 1000 /tmp\n" == said
+            assert "image 1000 /tmp\n" == output
         assert image.config == committed.config
 
 

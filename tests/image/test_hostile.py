@@ -5,9 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import random
-import select
-import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from registries import push, registry
+from stores import is_clean, large_image
 from tarballs import (
     DOCKER,
     OCI,
@@ -31,29 +28,11 @@ from tarballs import (
 )
 
 from pytest_sandbox import Image, ImageError
-from pytest_sandbox.image.prune import collect, prune
+from pytest_sandbox.image.prune import collect
 from pytest_sandbox.image.size_limits import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from pytest_sandbox.image.store import Store
-
-
-def is_clean(store: Store) -> bool:
-    """Tell whether the store contains only what its index lists."""
-    index = store.index()
-    expected = {
-        "documents": index.documents_in_use() - {""},
-        "layers": index.layers_in_use(),
-        "images": set(index.images),
-        "tmp": set(),
-        "locks": index.layers_in_use(),
-    }
-    found = {name: set(os.listdir(store.path(name))) for name in expected}
-    return found == {
-        name: {one.removeprefix("sha256:") for one in digests} for name, digests in expected.items()
-    }
 
 
 def wrong(where: str, key: str, value: object) -> Callable[[Made], None]:
@@ -191,8 +170,8 @@ FORGED = {
 
 
 @pytest.mark.parametrize("form", ["directory", "tar"])
-@pytest.mark.parametrize(("change", "said"), FORGED.values(), ids=FORGED)
-def test_a_forged_layout_is_an_error_and_leaves_nothing(tmp_path, store, change, said, form):
+@pytest.mark.parametrize(("change", "message"), FORGED.values(), ids=FORGED)
+def test_a_forged_layout_is_an_error_and_leaves_nothing(tmp_path, store, change, message, form):
     """Inconsistent documents and layers raise an ImageError."""
     made = Made([files(a="1")], {"Cmd": ["sh"]})
     change(made)
@@ -200,7 +179,7 @@ def test_a_forged_layout_is_an_error_and_leaves_nothing(tmp_path, store, change,
     if form == "tar":
         (tmp_path / "layout.tar").write_bytes(tar_of(where))
         where = tmp_path / "layout.tar"
-    with pytest.raises(ImageError, match=said):
+    with pytest.raises(ImageError, match=message):
         Image.load(where)
     collect(store)
     assert [] == Image.list()
@@ -222,12 +201,12 @@ EVIL = {
 }
 
 
-@pytest.mark.parametrize(("entries", "said"), EVIL.values(), ids=EVIL)
-def test_errors_of_a_hostile_layer_name_layer_and_path(tmp_path, store, entries, said):
+@pytest.mark.parametrize(("entries", "message"), EVIL.values(), ids=EVIL)
+def test_errors_of_a_hostile_layer_name_layer_and_path(tmp_path, store, entries, message):
     """Control characters in names are escaped."""
     (tmp_path / "precious").write_text("untouched")
     made = Made([files(a="1"), layer(directory("d"), entry("d/good"), entries)])
-    with pytest.raises(ImageError, match=said) as caught:
+    with pytest.raises(ImageError, match=message) as caught:
         Image.load(made.write(tmp_path / "layout"))
     assert made.manifest["layers"][1]["digest"] in str(caught.value)
     assert str(caught.value).isprintable()
@@ -349,117 +328,6 @@ def test_other_users_cannot_reach_setuid_programs_and_devices(tmp_path, store):
         assert "PermissionError" in done.stderr
 
 
-# -- processes that are killed
-
-LOADING = (
-    "import sys; from pytest_sandbox import Image; print('go', flush=True); "
-    "Image.load(sys.argv[1], name='killed:1'); print('done', flush=True)"
-)
-PULLING = (
-    "import sys; from pytest_sandbox import Image; print('go', flush=True); "
-    "Image.pull(sys.argv[1]); print('done', flush=True)"
-)
-
-
-def heavy() -> Made:
-    many = [entry(f"d{n % 7}/f{n}", os.urandom(700)) for n in range(700)]
-    return Made([layer(*many), layer(entry("big", os.urandom(2 << 20))), files(top="t")])
-
-
-def killed_after(code: str, argument: object, seconds: float) -> None:
-    """Start a process that modifies the store, and kill it after so many seconds, unless it has
-    exited.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(argument)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout
-    assert "go\n" == process.stdout.readline()
-    pidfd = os.pidfd_open(process.pid)
-    select.select([pidfd], [], [], seconds)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    os.close(pidfd)
-
-
-@pytest.mark.parametrize("how", ["load", "pull"])
-@pytest.mark.needs("docker-registry")
-def test_a_process_may_be_killed_at_any_time(tmp_path, store, how):
-    """Images in the index are complete, unfinished files are removed by the next use, and the next
-    attempt succeeds.
-    """
-    made = heavy()
-    with registry(tmp_path / "registry") as server:
-        push(server.host, "killed:1", made)
-        code, argument = (
-            (PULLING, f"{server.host}/killed:1")
-            if how == "pull"
-            else (LOADING, made.write(tmp_path / "layout"))
-        )
-        for round_ in range(12):
-            killed_after(code, argument, random.uniform(0, 0.5))
-            for image in Image.list():
-                assert all(os.path.isdir(one) for one in image.lower_directories())
-            if round_ % 4 == 3:
-                collect(store)
-                assert is_clean(store)
-                prune(store, every=True)
-        image = Image.pull(argument) if how == "pull" else Image.load(argument)
-        assert [2 << 20, 1, 700 * 700] == sorted(
-            image.layer_sizes(), key=lambda size: (size != 2 << 20, size)
-        )
-        collect(store)
-        assert is_clean(store)
-
-
-def test_processes_may_load_the_same_image_at_the_same_time(tmp_path, store):
-    """They wait for each other, and the image is stored once."""
-    where = heavy().write(tmp_path / "layout")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", LOADING, str(where)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(4)
-    ]
-    said = [process.communicate() for process in processes]
-    assert [("go\ndone\n", "")] * 4 == said
-    assert ["killed:1"] == [image.reference for image in Image.list()]
-    collect(store)
-    assert is_clean(store)
-
-
-def test_removing_and_loading_may_run_at_the_same_time(tmp_path, store):
-    """A loaded image is complete, whatever other processes remove."""
-    where = heavy().write(tmp_path / "layout")
-    code = (
-        "import sys, os\n"
-        "from pytest_sandbox import Image\n"
-        "from pytest_sandbox.image.prune import collect\n"
-        "from pytest_sandbox.image.store import Store\n"
-        "for n in range(8):\n"
-        "    image = Image.load(sys.argv[1], name=f'{sys.argv[2]}:1')\n"
-        "    assert all(os.path.isdir(one) for one in image.lower_directories()), n\n"
-        "    image.remove()\n"
-        "    collect(Store())\n"
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(where), name], stderr=subprocess.PIPE, text=True
-        )
-        for name in ("a", "b", "c")
-    ]
-    assert [(None, "")] * 3 == [process.communicate() for process in processes]
-    collect(store)
-    assert is_clean(store)
-    assert [] == Image.list()
-
-
 def test_a_saved_archive_with_a_wrong_layer_is_an_error(tmp_path, store):
     """Layers of ``docker save`` have no digest: their diff_id is verified."""
     made = Made([files(a="1")])
@@ -475,7 +343,7 @@ def test_a_saved_archive_with_a_wrong_layer_is_an_error(tmp_path, store):
 @pytest.mark.needs("root")
 def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, store):
     """The ImageError tells how to free space."""
-    where = heavy().write(tmp_path / "layout")
+    where = large_image().write(tmp_path / "layout")
     store.prepare()
     subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", store.directory], check=True

@@ -291,7 +291,7 @@ def test_the_output_of_a_helper_is_used(helper, before):
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "message"),
     [
         (f"echo '{ANSWER}'; exit 1", "failed .exit status 1."),
         ("printf '\\377'", "did not print"),
@@ -300,10 +300,10 @@ def test_the_output_of_a_helper_is_used(helper, before):
         ("cat /dev/zero", "printed more than"),
     ],
 )
-def test_a_helper_that_fails_is_an_error_without_secrets(helper, script, said):
+def test_a_helper_that_fails_is_an_error_without_secrets(helper, script, message):
     """Its output has a maximum size and is not in the message."""
     helper(script)
-    with pytest.raises(ImageError, match=said) as caught:
+    with pytest.raises(ImageError, match=message) as caught:
         credentials_for(HOST)
     assert SECRET not in str(caught.value)
 

@@ -69,9 +69,9 @@ def test_the_short_form_is_that_of_docker():
     assert "localhost:5000/x:1" == str(parse_reference("localhost:5000/x:1"))
 
 
-@pytest.mark.parametrize(("text", "said"), WRONG.items())
-def test_an_invalid_reference_is_an_error(text, said):
+@pytest.mark.parametrize(("text", "message"), WRONG.items())
+def test_an_invalid_reference_is_an_error(text, message):
     """The error names the invalid part and has an example."""
-    with pytest.raises(ImageError, match=said) as caught:
+    with pytest.raises(ImageError, match=message) as caught:
         parse_reference(text)
     assert "debian:12" in str(caught.value)

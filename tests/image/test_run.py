@@ -14,7 +14,7 @@ from pytest_sandbox.image.store import UnknownImage
 pytestmark = pytest.mark.needs("containers", "busybox")
 
 
-def said(container: Container, *args: str, **keywords: object) -> str:
+def output_of(container: Container, *args: str, **keywords: object) -> str:
     return container.run(
         args, capture_output=True, text=True, check=True, **keywords
     ).stdout.strip()
@@ -26,7 +26,7 @@ def test_an_image_is_given_by_name_id_or_object(busybox):
     image = busybox(files(greeting="hello"))
     for given in (image, "busybox:1", image.id):
         with Container(image=given) as container:
-            assert "hello" == said(container, "cat", "/greeting")
+            assert "hello" == output_of(container, "cat", "/greeting")
             container.write_text("/greeting", "changed")
             assert ["/greeting"] == [change.path for change in container.diff()]
             assert not container.exists("/usr/share")
@@ -42,7 +42,7 @@ def test_an_image_may_have_any_number_of_layers(busybox, count):
         )
     )
     with Container(image=image) as container:
-        assert str(count - 1) == said(container, "cat", "/top")
+        assert str(count - 1) == output_of(container, "cat", "/top")
         assert [f"f{count - 1}"] == [
             name for name in container.listdir("/") if name.startswith("f")
         ]
@@ -61,7 +61,7 @@ def test_env_of_the_image_is_between_the_defaults_and_the_settings(busybox):
     """
     image = busybox(Env=["A=image", "B=image", "EMPTY="])
     with Container(image=image, env={"B": "settings"}) as container:
-        found = dict(line.partition("=")[::2] for line in said(container, "env").splitlines())
+        found = dict(line.partition("=")[::2] for line in output_of(container, "env").splitlines())
         expected = {
             "A": "image",
             "B": "settings",
@@ -76,7 +76,7 @@ def test_env_of_the_image_is_between_the_defaults_and_the_settings(busybox):
 
 
 @pytest.mark.parametrize(
-    ("said_by_image", "status"),
+    ("config", "status"),
     [
         ({}, 15),
         ({"StopSignal": "SIGINT"}, 2),
@@ -84,9 +84,9 @@ def test_env_of_the_image_is_between_the_defaults_and_the_settings(busybox):
         ({"StopSignal": "RTMIN+3"}, 37),
     ],
 )
-def test_stop_sends_the_stop_signal_of_the_image(busybox, said_by_image, status):
+def test_stop_sends_the_stop_signal_of_the_image(busybox, config, status):
     """Commands can handle it and exit, and the container keeps running."""
-    image = busybox(**said_by_image)
+    image = busybox(**config)
     script = "".join(
         f"trap 'echo {number} > /end; exit {number}' {number};" for number in (2, 10, 15, 37)
     )
@@ -97,7 +97,7 @@ def test_stop_sends_the_stop_signal_of_the_image(busybox, said_by_image, status)
         assert "ready\n" == shell.stdout.readline()
         container.stop()
         assert (status, f"{status}\n") == (shell.returncode, container.read_text("/end"))
-        assert "again" == said(container, "echo", "again")
+        assert "again" == output_of(container, "echo", "again")
         shell.stdout.close()
 
 
@@ -132,7 +132,7 @@ def test_programs_are_found_in_the_path_of_the_image(busybox):
         Env=["PATH=/opt:/bin"],
     )
     with Container(image=image) as container:
-        assert "mine" == said(container, "own")
+        assert "mine" == output_of(container, "own")
 
 
 @pytest.mark.parametrize(
@@ -143,14 +143,14 @@ def test_programs_are_found_in_the_path_of_the_image(busybox):
 def test_user_of_the_image_runs_commands(busybox, user, expected):
     """It is a name or a UID, with the groups in the image's files. user= replaces it."""
     with Container(image=busybox(User=user)) as container:
-        assert expected == said(container, "sh", "-c", "echo $(id -u):$(id -g):$(id -G)")
-        assert "5" == said(container, "id", "-u", user="5")
+        assert expected == output_of(container, "sh", "-c", "echo $(id -u):$(id -g):$(id -G)")
+        assert "5" == output_of(container, "id", "-u", user="5")
 
 
 def test_home_is_that_of_the_user_of_the_image(busybox):
     """It is read from the image's /etc/passwd."""
     with Container(image=busybox(User="me")) as container:
-        assert "/home/me" == said(container, "sh", "-c", "echo $HOME")
+        assert "/home/me" == output_of(container, "sh", "-c", "echo $HOME")
 
 
 @pytest.mark.vm
@@ -158,12 +158,12 @@ def test_commands_start_in_the_workdir_of_the_image(busybox):
     """It is created if it does not exist, as in docker; the setting replaces it."""
     image = busybox(layer(directory("here")), WorkingDir="/here")
     with Container(image=image) as container:
-        assert ("/here", []) == (said(container, "pwd"), container.diff())
-        assert "/here/x" == said(container, "sh", "-c", "echo 1 > x; ls $PWD/x")
+        assert ("/here", []) == (output_of(container, "pwd"), container.diff())
+        assert "/here/x" == output_of(container, "sh", "-c", "echo 1 > x; ls $PWD/x")
     with Container(image=busybox(WorkingDir="/not/there")) as container:
-        assert "/not/there" == said(container, "pwd")
+        assert "/not/there" == output_of(container, "pwd")
     with Container(image=image, workdir="/tmp") as container:
-        assert "/tmp" == said(container, "pwd")
+        assert "/tmp" == output_of(container, "pwd")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_an_image_in_use_is_not_removed(busybox, store):
         with pytest.raises(ImageError, match="in use by a container"):
             image.remove()
         assert ([], 0) == prune(store, every=True)
-        assert "hello" == said(container, "cat", "/greeting")
+        assert "hello" == output_of(container, "cat", "/greeting")
     image.remove()
     assert [] == os.listdir(store.path("layers"))
     with pytest.raises(ImageError, match="pytest-sandbox pull busybox:1"):
@@ -231,7 +231,7 @@ def test_volumes_of_the_image_stay_writable_on_a_read_only_root(busybox):
     own = layer(directory("data", uid=1000, mode=0o700), entry("data/there", b"1", uid=1000))
     image = busybox(own, Volumes={"/data": {}, "/new/one": {}, "/": {}}, User="me")
     with Container(image=image, read_only=True) as container:
-        assert "1" == said(container, "cat", "/data/there")
+        assert "1" == output_of(container, "cat", "/data/there")
         assert (
             0
             == container.run(["sh", "-c", "echo 2 > /data/there && echo 3 > /data/more"]).returncode
@@ -245,7 +245,7 @@ def test_volumes_of_the_image_stay_writable_on_a_read_only_root(busybox):
         container.run(["sh", "-c", "echo 2 > /data/there"], check=True)
         committed = container.commit()
     with Container(image=committed) as container:
-        assert "2" == said(container, "cat", "/data/there")
+        assert "2" == output_of(container, "cat", "/data/there")
 
 
 def test_a_link_in_the_path_of_a_volume_is_an_error(busybox, tmp_path):

@@ -291,8 +291,10 @@ def run_all(arguments: list[list[str]], code: str) -> list[tuple[int, str]]:
         for words in arguments
     ]
     try:
-        said = [process.communicate(timeout=120)[1] for process in processes]
-        return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
+        outputs = [process.communicate(timeout=120)[1] for process in processes]
+        return [
+            (process.returncode, text) for process, text in zip(processes, outputs, strict=True)
+        ]
     finally:
         for process in processes:
             process.kill()

@@ -138,7 +138,7 @@ def test_a_slow_response_header_is_an_error(server, monkeypatch):
 
     server.hooks.append(never)
     try:
-        with pytest.raises(ImageError, match="did not answer in"):
+        with pytest.raises(ImageError, match="did not respond within"):
             Image.pull(f"{server.host}/a/b:1")
     finally:
         asked.set()
@@ -232,7 +232,7 @@ def test_an_interrupt_ends_a_pull(server, store):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("User", "4294967295", "out of range"),
         ("User", "0:4294967296", "out of range"),
@@ -244,9 +244,9 @@ def test_an_interrupt_ends_a_pull(server, store):
         ("Labels", ["x"], "is not an object"),
     ],
 )
-def test_an_invalid_image_configuration_is_an_error(server, store, key, value, said):
+def test_an_invalid_image_configuration_is_an_error(server, store, key, value, message):
     """Nothing of the image is stored."""
-    with pytest.raises(ImageError, match=said) as caught:
+    with pytest.raises(ImageError, match=message) as caught:
         Image.pull(server.add("a/odd:1", Made([files(a="1")], {key: value})))
     assert (True, True) == (str(caught.value).isprintable(), is_empty(store))
 
