@@ -380,6 +380,21 @@ def test_extension_headers_of_one_entry_have_a_limit_together(root):
         put(layer(headers * 10, entry("x")), root, SMALL)
 
 
+@pytest.mark.parametrize(("off", "accepted"), [(0, True), (1, False)])
+def test_checksums_of_signed_bytes_are_accepted(root, off, accepted):
+    """Old tars sum bytes as signed characters; other sums raise an ImageError."""
+    header = bytearray(entry("\udcff" * 40, tar_format=tarfile.GNU_FORMAT)[:512])
+    header[148:156] = b" " * 8
+    signed = sum(byte - 256 if byte > 127 else byte for byte in header)
+    header[148:156] = b"%06o\0 " % (signed + off)
+    if accepted:
+        put(layer(bytes(header)), root)
+        assert [b"\xff" * 40] == os.listdir(os.fsencode(root))
+    else:
+        with pytest.raises(ImageError, match="checksum is wrong"):
+            put(layer(bytes(header)), root)
+
+
 def test_a_truncated_archive_is_an_error_at_every_length(root):
     """Every prefix of an archive raises an ImageError."""
     data = layer(directory("d"), entry("d/a", b"x" * 700), link("h", "d/a", kind="hard"))[
