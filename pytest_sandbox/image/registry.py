@@ -101,8 +101,8 @@ class Registry:
             expected = response.headers.get("Docker-Content-Digest", found)
         if expected.startswith("sha256:") and expected != found:
             raise ImageError(
-                f"{self.name} sent a manifest that is {found}, not {printable(expected[:80])}: it was "
-                "damaged or forged in transit. Try again."
+                f"{self.name} sent a manifest that is {found}, not {printable(expected[:80])}: it "
+                "was damaged or forged in transit. Try again."
             )
         media = response.headers.get("Content-Type", "").partition(";")[0].strip()
         known = media if media in (*MANIFEST_TYPES, *INDEX_TYPES) else ""
