@@ -77,9 +77,6 @@ LONG_FILES: dict[str, str] = {
     "image/store.py": "is being split",
     "image/tar.py": "is being split",
     "launcher/main.py": "is being split",
-    "linux/cgroup/__init__.py": "is being split",
-    "linux/cgroup/v1.py": "is being split",
-    "linux/cgroup/v2.py": "is being split",
     "linux/syscall.py": "is being split",
     "runtime/create.py": "is being split",
 }

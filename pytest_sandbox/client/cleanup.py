@@ -14,10 +14,11 @@ import time
 from contextlib import suppress
 
 from pytest_sandbox import paths
+from pytest_sandbox.errors import SetupError
 from pytest_sandbox.linux import cgroup, file_lock, private_directory
 from pytest_sandbox.runtime import storage
 
-__all__ = ["lock_path", "state_directory", "sweep"]
+__all__ = ["lock_path", "session_directory", "sessions", "state_directory", "sweep"]
 
 #: Seconds for the processes of a session that has ended to die.
 _PATIENCE = 2.0
@@ -26,27 +27,48 @@ _NEW = 2.0
 
 
 def state_directory() -> str:
-    """Return the directory of the sessions' locks and sockets, created where it does not exist.
+    """Return the directory of new sessions' locks and sockets, created if it does not exist.
 
-    Raises PermissionError where it belongs to another user, or others may write to it.
+    Raises :class:`SetupError` if none of :func:`paths.states` can be used.
     """
-    return private_directory.make_private(paths.state())
+    try:
+        return private_directory.first_usable(paths.states())
+    except OSError as error:
+        raise SetupError("state directory", str(error.strerror), paths.NO_STATE) from error
+
+
+def sessions() -> dict[str, str]:
+    """Return the path without suffix of each session's lock, by the session's name.
+
+    All directories that may be the state directory are read: the first one may have been full or
+    read-only when a session began.
+    """
+    return {
+        name.removesuffix(".lock"): os.path.join(directory, name.removesuffix(".lock"))
+        for directory in reversed(private_directory.private_ones(paths.states()))
+        for name in os.listdir(directory)
+    }
+
+
+def session_directory(session: str) -> str:
+    """Return the path of a session's directory, which need not exist."""
+    return sessions().get(session) or os.path.join(state_directory(), session)
 
 
 def lock_path(session: str) -> str:
     """Return the path of a session's lock; it is held (flock(2)) while the session's launcher
     lives.
     """
-    return os.path.join(state_directory(), f"{session}.lock")
+    return f"{session_directory(session)}.lock"
 
 
 def sweep() -> list[str]:
     """Remove what belongs to sessions that have ended; return their names. What cannot be removed
     is logged, and tried again by the next.
     """
-    found = cgroup.Hierarchy.find().sessions()
-    known = {name.removesuffix(".lock") for name in os.listdir(state_directory())}
-    removed = [name for name in sorted(known | set(found)) if _try(name, found.get(name, ()))]
+    state_directory()  # without one nobody can tell which sessions have ended
+    found = cgroup.find_hierarchy().sessions()
+    removed = [name for name in sorted({*sessions(), *found}) if _try(name, found.get(name, ()))]
     kept = os.path.join(paths.images(), "kept")
     try:
         storage.remove_unfinished(kept)
@@ -78,7 +100,7 @@ def _sweep_one(session: str, groups: tuple[str, ...]) -> bool:
     path = lock_path(session)
     if not os.path.exists(path):
         # The client of a session that was removed meanwhile may have made it.
-        shutil.rmtree(os.path.join(state_directory(), session), ignore_errors=True)
+        shutil.rmtree(session_directory(session), ignore_errors=True)
         return cgroup.remove_unowned(groups)
     lock = file_lock.try_lock(path)
     if lock is None:
@@ -107,7 +129,7 @@ def _remove(session: str, path: str, groups: tuple[str, ...]) -> bool:
         for fd in held.values():
             os.close(fd)
     storage.remove(path)
-    shutil.rmtree(os.path.join(state_directory(), session), ignore_errors=True)
+    shutil.rmtree(session_directory(session), ignore_errors=True)
     with suppress(FileNotFoundError):
         os.unlink(path)
     return True

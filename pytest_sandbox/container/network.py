@@ -136,7 +136,7 @@ class Network:
 
     def _begin(self) -> None:
         launcher = session.current()
-        directory = os.path.join(cleanup.state_directory(), launcher.name, "networks")
+        directory = os.path.join(cleanup.session_directory(launcher.name), "networks")
         with _explained("make a network"):
             self._bridge = Bridge(launcher.builder_fd)
             with suppress(FileExistsError):

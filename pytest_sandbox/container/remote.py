@@ -7,14 +7,14 @@ import threading
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self
 
-from pytest_sandbox import paths
-from pytest_sandbox.client import session
+from pytest_sandbox.client import cleanup, session
 from pytest_sandbox.client.requests import Descriptors
 from pytest_sandbox.container.container import Container, without_init
 from pytest_sandbox.container.rootfs import Rootfs
 from pytest_sandbox.errors import ContainerStopped, SandboxError
 from pytest_sandbox.launcher import control_socket
-from pytest_sandbox.linux import cgroup, local_socket
+from pytest_sandbox.linux import local_socket
+from pytest_sandbox.linux.cgroup import Cgroup
 from pytest_sandbox.outcome import Stats
 from pytest_sandbox.runtime.protocol import Channel, Message, close_all
 from pytest_sandbox.runtime.spec import Spec
@@ -58,15 +58,11 @@ def _sessions() -> Iterator[str]:
     """Yield the sessions that have a control socket; that of a dead launcher is found out when it
     is connected to.
     """
-    try:
-        names = sorted(os.listdir(paths.state()))
-    except FileNotFoundError:
-        return
-    yield from (name for name in names if os.path.exists(_socket_of(name)))
+    yield from (name for name in sorted(cleanup.sessions()) if os.path.exists(_socket_of(name)))
 
 
 def _socket_of(session: str) -> str:
-    return os.path.join(paths.state(), session, control_socket.NAME)
+    return os.path.join(cleanup.session_directory(session), control_socket.NAME)
 
 
 def _ask_all(session: str, *, stats: bool) -> list[Living]:
@@ -170,14 +166,14 @@ def _in_their_places(there: list[bool], fds: tuple[int, ...]) -> tuple[int, int]
     return own, builder
 
 
-class _Groups(cgroup.Group):
-    """What its own launcher has said of a container's groups: how to join them."""
+class _JoinedCgroup(Cgroup):
+    """What its own launcher has said of a container's cgroups: how to join them."""
 
     def __init__(self, id: str, joins: list[str]) -> None:  # noqa: A002 - the container's word
         super().__init__(id)
         self._joins = tuple(joins)
 
-    def joins(self) -> tuple[str, ...]:
+    def join_paths(self) -> tuple[str, ...]:
         return self._joins
 
 
@@ -213,7 +209,7 @@ class Entered(Container):
             Spec.from_json(answer["spec"]),
             _Told(one.settings, answer["about"]),
         )
-        self.group = _Groups(one.id, answer["joins"])
+        self.cgroup = _JoinedCgroup(one.id, answer["joins"])
         self._state = "running"
         self._one = one
         self._user_namespaces = _in_their_places(answer["user_namespaces"], user_namespaces)

@@ -66,7 +66,7 @@ MORE = (
 
 @cache
 def _hierarchy() -> cgroup.Hierarchy:
-    return cgroup.Hierarchy.find()
+    return cgroup.find_hierarchy()
 
 
 def try_cgroup() -> str:

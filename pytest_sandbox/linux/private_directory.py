@@ -7,9 +7,43 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tempfile
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-__all__ = ["check_private", "make_private"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["check_private", "first_usable", "make_private", "private_ones"]
+
+
+def first_usable(paths: Iterable[str]) -> str:
+    """Create the first of these directories that this user alone can use, and return its path.
+
+    A byte is written there, since a full or read-only file system shows only then. Raises OSError,
+    with the error for each directory, if none can be used.
+    """
+    refused = []
+    for path in paths:
+        try:
+            make_private(path)
+            with tempfile.TemporaryFile(dir=path, buffering=0) as file:
+                file.write(b"x")
+        except OSError as error:
+            refused.append(f"{path}: {error.strerror}")
+        else:
+            return path
+    raise OSError(errno.EACCES, f"no directory can be used ({'; '.join(refused)})")
+
+
+def private_ones(paths: Iterable[str]) -> list[str]:
+    """Return those of these directories that exist and are this user's alone."""
+    found = []
+    for path in paths:
+        with suppress(OSError):
+            check_private(path)
+            found.append(path)
+    return found
 
 
 def make_private(path: str, below: str | None = None) -> str:
@@ -54,7 +88,7 @@ def check_private(path: str) -> None:
     if status.st_uid != os.geteuid():
         raise PermissionError(
             errno.EACCES,
-            f"it belongs to the user {status.st_uid}, and could be changed by that user: {_REMEDY}",
+            f"it belongs to UID {status.st_uid}, which could change it: remove it",
             path,
         )
     if status.st_mode & 0o022:
@@ -63,6 +97,3 @@ def check_private(path: str) -> None:
             f"other users may write to it (mode {stat.S_IMODE(status.st_mode):04o}): remove it",
             path,
         )
-
-
-_REMEDY = "remove it, or set XDG_RUNTIME_DIR and PYTEST_SANDBOX_HOME to directories of your own"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sandbox.linux import file_mounts, mounts, overlay
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.syscall_batch import Program
+from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,7 +46,7 @@ def shown(root: HostRoot) -> HostRoot:
     room = _MOST_COPIED
     for entry in root.below:
         around = _around(entry.point, below)
-        if around is not None and around.shown in (mounts.BOUND, mounts.COVERED):
+        if around is not None and _hides(around):
             # it lies in what is covered, or what cannot hold it: the host's file there stays unseen
             continue
         with suppress(FileNotFoundError, NotADirectoryError):
@@ -74,13 +74,26 @@ def _around(point: str, below: Iterable[Mounted]) -> Mounted | None:
     return max(found, key=lambda entry: len(entry.point), default=None)
 
 
+def _hides(around: Mounted) -> bool:
+    """Return whether an entry is shown without what is mounted below it.
+
+    A split directory is bound as its skeleton, which has a place for each mount.
+    """
+    is_bound = around.shown == mounts.BOUND
+    return around.shown == mounts.COVERED or (is_bound and not around.source)
+
+
 def _how(entry: Mounted, status: os.stat_result, room: int, options: tuple[str, ...]) -> str:
     if file_mounts.is_unreachable(status.st_mode):
         return mounts.COPIED
     if stat.S_ISREG(status.st_mode):
-        return mounts.COPIED if status.st_size <= min(room, file_mounts.LARGEST) else mounts.BOUND
-    if not stat.S_ISDIR(status.st_mode) or entry.fstype in _WITHOUT_SOCKETS or _stays_empty(entry):
+        return mounts.COPIED if status.st_size <= min(room, file_mounts.MAX_SIZE) else mounts.BOUND
+    if not stat.S_ISDIR(status.st_mode):
         return mounts.BOUND  # a device cannot be opened there: it is bound with nodev
+    # A split directory has mounts below it, which an unprivileged user may not leave out of a bind
+    # mount (mount_namespaces(7), EINVAL of mount(2)): its skeleton is on another file system.
+    if not entry.source and (entry.fstype in _WITHOUT_SOCKETS or _stays_empty(entry)):
+        return mounts.BOUND
     how = mounts.READ_ONLY if entry.flags & sc.MS_RDONLY else mounts.WRITABLE
     if _works(entry, how, options):
         return how
@@ -98,24 +111,27 @@ def _stays_empty(entry: Mounted) -> bool:
 
 def _works(entry: Mounted, how: str, options: tuple[str, ...]) -> bool:
     """Try whether an overlay may lie on an entry: not on vfat, and not on a second overlay."""
-    program, step, stage = Program(), "try", mounts.STAGE
-    mounts.add_private(program, step)
-    program.mount(step, b"tmpfs", stage.encode(), b"tmpfs", 0)
+    batch, step, stage = SyscallBatch(), "try", mounts.STAGE
+    mounts.add_private(batch, step)
+    batch.mount(step, b"tmpfs", stage.encode(), b"tmpfs", 0)
     if how == mounts.READ_ONLY:
-        add_read_only_overlay(program, step, [entry.lower], entry.point, 0, options)
+        add_read_only_overlay(batch, step, [entry.lower], entry.point, 0, options)
     else:
-        overlay.add_layer(program, step, f"{stage}/0", overlay.Like(entry.point))
-        overlay.add_overlay(
-            program, step, [entry.lower], f"{stage}/0", entry.point, options=options
-        )
-    pid, pidfd = program.spawn(sc.CLONE_NEWNS)
+        overlay.add_layer(batch, step, f"{stage}/0", overlay.Like(entry.point))
+        overlay.add_overlay(batch, step, [entry.lower], f"{stage}/0", entry.point, options=options)
+    pid, pidfd = batch.spawn(sc.CLONE_NEWNS)
     os.close(pidfd)
     os.waitpid(pid, 0)
-    return program.failure() is None
+    return batch.failure() is None
 
 
 def add_read_only_overlay(
-    program: Program, step: str, lower: list[str], target: str, flags: int, options: Iterable[str]
+    batch: SyscallBatch,
+    step: str,
+    lower: list[str],
+    target: str,
+    flags: int,
+    options: Iterable[str],
 ) -> None:
     """Lay an overlay without a writable layer over a directory: what is opened there is the
     overlay's, not the host's.
@@ -123,5 +139,5 @@ def add_read_only_overlay(
     The kernel takes two lower directories at least, so the last one is empty.
     """
     empty = f"{mounts.STAGE}/empty"
-    program.add(step, "mkdirat", -1, empty.encode(), 0o755, go_on=True)
-    overlay.add_read_only(program, step, [*lower, empty], target, flags=flags, options=options)
+    batch.add(step, "mkdirat", -1, empty.encode(), 0o755, go_on=True)
+    overlay.add_read_only(batch, step, [*lower, empty], target, flags=flags, options=options)

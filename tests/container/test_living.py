@@ -12,7 +12,7 @@ import tempfile
 
 import pytest
 
-from pytest_sandbox import Container, ContainerStopped, SandboxError, paths
+from pytest_sandbox import Container, ContainerStopped, SandboxError
 from pytest_sandbox.client import cleanup, session
 from pytest_sandbox.container import remote
 from pytest_sandbox.host.trial import attempt
@@ -32,7 +32,7 @@ def of(container: Container) -> remote.Living:
 
 
 def door() -> str:
-    return os.path.join(paths.state(), session.current().name, "door")
+    return os.path.join(cleanup.state_directory(), session.current().name, "door")
 
 
 def elsewhere(code: str, *args: str) -> subprocess.CompletedProcess[str]:
@@ -231,7 +231,7 @@ class TestDoor:
             trial = attempt(connect_as_nobody)
             select.select([listening], [], [], 10)
             connection, _address = listening.accept()
-            assert ("connected", False) == (trial.said, local_socket.is_ours(connection))
+            assert ("connected", False) == (trial.said, local_socket.is_peer_trusted(connection))
             connection.close()
 
     def test_this_user_is_let_in(self, tmp_path):
@@ -242,7 +242,7 @@ class TestDoor:
         ):
             select.select([listening], [], [], 10)
             connection, _address = listening.accept()
-            assert local_socket.is_ours(connection)
+            assert local_socket.is_peer_trusted(connection)
             connection.close()
 
     def test_a_container_that_sees_the_directory_is_not_let_in(self):
@@ -255,7 +255,7 @@ class TestDoor:
                 "b = b'{\"op\": \"list\"}'; s.sendall(len(b).to_bytes(4, 'big') + bytes(4) + b); "
                 "print(s.recv(100))"
             )
-            with Container(volumes=[f"{paths.state()}:/state"]) as hostile:
+            with Container(volumes=[f"{cleanup.state_directory()}:/state"]) as hostile:
                 done = hostile.run(
                     [sys.executable, "-c", inside, f"/state/{session.current().name}/door"],
                     capture_output=True,
@@ -308,7 +308,7 @@ class TestDoor:
             launcher.process.wait()
             assert [] == [one for one in remote.living() if one.session == launcher.name]
         cleanup.sweep()
-        assert not os.path.exists(os.path.join(paths.state(), launcher.name))
+        assert not os.path.exists(os.path.join(cleanup.state_directory(), launcher.name))
 
     def test_an_ended_session_leaves_no_directory(self):
         """A session that ends removes its door."""
@@ -317,4 +317,7 @@ class TestDoor:
             "pytest_sandbox.container.container import Container; Container().start(); print(session.current().name)"
         )
         name = elsewhere(code).stdout.strip()
-        assert (True, False) == (bool(name), os.path.exists(os.path.join(paths.state(), name)))
+        assert (True, False) == (
+            bool(name),
+            os.path.exists(os.path.join(cleanup.state_directory(), name)),
+        )

@@ -276,7 +276,7 @@ def test_a_state_directory_of_somebody_else(tmp_path):
     directory.mkdir()
     directory.chmod(0o777)
     code = (
-        f"import pytest_sandbox.paths as f; f.state = lambda: {str(directory)!r}\nfrom "
+        f"import pytest_sandbox.paths as f; f.states = lambda: [{str(directory)!r}]\nfrom "
         "pytest_sandbox import Container\nContainer().start()"
     )
     with python(code) as p:

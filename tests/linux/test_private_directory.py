@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
-from pytest_sandbox import paths
+from pytest_sandbox import SetupError, paths
 from pytest_sandbox.client import cleanup
 from pytest_sandbox.linux import host_root
 from pytest_sandbox.linux.private_directory import make_private
@@ -59,21 +60,68 @@ def test_a_directory_of_another_user_is_refused(tmp_path):
     """The error says whose it is, and what to do."""
     os.mkdir(tmp_path / "theirs", 0o700)
     os.chown(tmp_path / "theirs", 4321, 4321)
-    with pytest.raises(
-        PermissionError, match=r"belongs to the user 4321.* XDG_RUNTIME_DIR and PYTEST_SANDBOX_HOME"
-    ):
+    with pytest.raises(PermissionError, match=r"it belongs to UID 4321.*: remove it"):
         make_private(str(tmp_path / "theirs"))
+
+
+def directories_of(uid: int, monkeypatch: pytest.MonkeyPatch, runtime: str) -> tuple[str, ...]:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+    monkeypatch.setattr(paths.os, "geteuid", lambda: uid)
+    found = paths.states()
+    monkeypatch.undo()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("uid", "runtime", "first"),
+    [
+        (0, "/run/user/1000", ["/run/pytest-sandbox"]),
+        (1000, "/x", ["/x/pytest-sandbox", "/run/user/1000/pytest-sandbox"]),
+        (1000, "", ["/run/user/1000/pytest-sandbox"]),
+        (1000, "relative", ["/run/user/1000/pytest-sandbox"]),
+        (1000, "/run/user/1000", ["/run/user/1000/pytest-sandbox"]),
+    ],
+)
+def test_the_order_of_state_directories(monkeypatch, uid, runtime, first):
+    """Root ignores XDG_RUNTIME_DIR, and others ignore a relative one."""
+    shared = [f"{place}/pytest-sandbox-{uid}" for place in ("/tmp", "/dev/shm", "/var/tmp")]
+    assert (*first, *shared) == directories_of(uid, monkeypatch, runtime)
 
 
 @pytest.mark.needs("root")
 def test_a_state_directory_that_another_user_made_first(tmp_path, monkeypatch):
-    """Sessions do not use it."""
-    state = tmp_path / "pytest-sandbox-0"
-    os.mkdir(state, 0o777)
-    os.chown(state, 4321, 4321)
-    monkeypatch.setattr(paths, "state", lambda: str(state))
-    with pytest.raises(PermissionError, match="belongs to the user 4321"):
+    """The next directory is used, and the other user's is left alone."""
+    theirs, own = tmp_path / "theirs", tmp_path / "own"
+    os.mkdir(theirs, 0o755)
+    os.chown(theirs, 4321, 4321)
+    monkeypatch.setattr(paths, "states", lambda: (str(theirs), str(own)))
+    assert str(own) == cleanup.state_directory()
+    assert (4321, 0o755) == (os.stat(theirs).st_uid, mode(theirs))
+
+
+def test_a_file_in_the_place_of_each_state_directory(tmp_path, monkeypatch):
+    """The error names each directory that was tried, what is wrong with it, and what to do."""
+    places = [str(tmp_path / name) for name in "ab"]
+    for place in places:
+        Path(place).touch()
+    monkeypatch.setattr(paths, "states", lambda: tuple(places))
+    with pytest.raises(SetupError) as caught:
         cleanup.state_directory()
+    assert all(f"{place}: it is not a directory" in str(caught.value) for place in places)
+    assert "XDG_RUNTIME_DIR" not in str(caught.value)
+
+
+def test_sessions_are_found_in_every_state_directory(tmp_path, monkeypatch):
+    """A session that began while the first directory was full is found after it is usable again."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for place in (first, second):
+        place.mkdir(0o700)
+    (second / "1-a.lock").touch()
+    (second / "1-a").mkdir()
+    monkeypatch.setattr(paths, "states", lambda: (str(first), str(second)))
+    assert {"1-a": str(second / "1-a")} == cleanup.sessions()
+    assert str(second / "1-a.lock") == cleanup.lock_path("1-a")
+    assert str(first / "2-b.lock") == cleanup.lock_path("2-b")
 
 
 @pytest.mark.needs("root")
