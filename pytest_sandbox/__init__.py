@@ -10,9 +10,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytest_sandbox.container.container import Container
+    from pytest_sandbox.container.container import Container, ContainerFactory
     from pytest_sandbox.container.network import Network
-    from pytest_sandbox.container.signatures import ContainerFactory
     from pytest_sandbox.errors import (
         ContainerStopped,
         ImageError,
@@ -51,9 +50,8 @@ __all__ = [
 
 #: Module -> the public names that it defines.
 _MODULES = {
-    "container.container": ("Container",),
+    "container.container": ("Container", "ContainerFactory"),
     "container.network": ("Network",),
-    "container.signatures": ("ContainerFactory",),
     "errors": (
         "ContainerStopped",
         "ImageError",

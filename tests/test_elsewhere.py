@@ -107,7 +107,7 @@ def test_tests_that_need_a_container_can_be_skipped(elsewhere, tmp_path):
         "p.Container(memory='1g')",
         "p.Image.pull('debian')",
         "p.Network()",
-        "p.Container.check(p.Settings())",
+        "p.Container(p.Settings())",
     ],
 )
 def test_the_library_raises_on_use(elsewhere, use):

@@ -10,7 +10,7 @@ import pytest
 
 import pytest_sandbox
 from pytest_sandbox import Change, Container, Image, Network, Stats
-from pytest_sandbox.container.container import Popen
+from pytest_sandbox.container.popen import Popen
 from pytest_sandbox.plugin import hookspecs
 from pytest_sandbox.settings import KEYS
 

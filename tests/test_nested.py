@@ -20,7 +20,7 @@ PLAIN = (
 #: Tests that create containers, commit and start images, and run pytest.
 MAKING = (
     "tests/container/test_exceptions.py tests/image/test_run.py "
-    "tests/plugin/test_image_body.py tests/linux/test_program.py tests/cli/test_images.py"
+    "tests/plugin/test_image_body.py tests/linux/test_syscall_batch.py tests/cli/test_images.py"
 )
 #: Programs that all of these need, and programs that a few need.
 NEEDED = ("busybox", "unshare", "setpriv")

@@ -8,7 +8,8 @@ from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from setting_values import BAD, GOOD, NO_SIZES, SIZES, TEXTS
 
@@ -22,6 +23,10 @@ from pytest_sandbox.settings import (
     from_text,
     parse_size,
 )
+
+#: Hypothesis limits the time of each example, which a busy machine exceeds.
+untimed = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 
 M = 1 << 20
 
@@ -39,6 +44,7 @@ def test_wrong_sizes_are_refused(wrong):
         parse_size(wrong)
 
 
+@untimed
 @given(st.integers(0, 1 << 62))
 def test_a_number_of_bytes_is_not_changed(number):
     """A number of bytes is read exactly, as an int and as text."""
@@ -219,6 +225,7 @@ values = st.fixed_dictionaries(
 )
 
 
+@untimed
 @given(values)
 def test_settings_survive_json_and_pickle(raw):
     """Settings that were sent to another process are equal there, including `given`."""
@@ -236,6 +243,7 @@ anything = st.recursive(
 )
 
 
+@untimed
 @given(st.sampled_from(sorted(KEYS)), anything)
 def test_a_wrong_value_raises_nothing_but_a_settings_error(key, value):
     """Any value is either accepted or refused with a SettingsError."""

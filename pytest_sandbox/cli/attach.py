@@ -23,7 +23,8 @@ from pytest_sandbox.runtime.protocol import close_all
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pytest_sandbox.container.container import Container, Popen
+    from pytest_sandbox.container.container import Container
+    from pytest_sandbox.container.popen import Popen
 
 __all__ = ["Command", "attach"]
 
@@ -86,7 +87,7 @@ class _Attachment:
         self.master = -1
         self.overran = False
         self.hung_up = False
-        self.kills = container.cgroup.oom_kills()
+        self.kills = container.handle.cgroup.oom_kills()
         self.oom_kills = 0
 
     def __enter__(self) -> Self:
@@ -107,7 +108,7 @@ class _Attachment:
                 self.overran, deadline = True, None
                 self.container.kill()
         status = -signal.SIGHUP if popen.returncode is None else popen.returncode
-        self.oom_kills = self.container.cgroup.oom_kills() - self.kills
+        self.oom_kills = self.container.handle.cgroup.oom_kills() - self.kills
         self.container.close()
         self.relay.drain(self.outputs, _QUIET)
         return status_of(status)
@@ -140,7 +141,7 @@ class _Attachment:
         stdin, stdout, stderr = (
             (slave, slave, slave) if self.command.tty else self._choose_streams()
         )
-        environment, _workdir, _user = self.container.surroundings(env=None, cwd=None, user=None)
+        environment = self.container.handle.rootfs.environment(self.container.hostname)
         if self.command.tty and self.container.settings.image != "host":
             environment.setdefault("TERM", "xterm")
         try:
@@ -167,8 +168,10 @@ class _Attachment:
         """Open a terminal of the container with the size of the user's terminal, and return the
         descriptor for the command.
         """
+        from pytest_sandbox.container.files import open_terminal
+
         try:
-            self.master, slave = self.container.openpty()
+            self.master, slave = open_terminal(self.container.handle)
         except OSError as error:
             raise SandboxError(
                 f"cannot open a terminal for the command: {error.strerror}. Leave out -t."

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import argparse
 
     from pytest_sandbox.container.container import Container
-    from pytest_sandbox.container.remote import Living
-    from pytest_sandbox.container.saved_layers import Kept
+    from pytest_sandbox.container.remote import RemoteContainer
+    from pytest_sandbox.container.saved_layers import SavedLayer
 
 __all__ = ["VERBS"]
 
@@ -55,31 +55,32 @@ def _ps_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _ps(found: argparse.Namespace) -> int:
-    from pytest_sandbox.container.remote import living
-    from pytest_sandbox.container.saved_layers import kept
+    from pytest_sandbox.container.remote import list_containers
+    from pytest_sandbox.container.saved_layers import list_saved
 
-    cards = [*(_kept_card(one) for one in (kept() if found.all else [])), *map(_card, living())]
+    saved = list_saved() if found.all else []
+    entries = [*map(_saved_entry, saved), *map(_entry, list_containers())]
     if found.quiet:
-        print("".join(f"{card['id']}\n" for card in cards), end="")
+        print("".join(f"{entry['id']}\n" for entry in entries), end="")
     elif found.format == "json":
-        output.print_json(cards)
+        output.print_json(entries)
     else:
         output.print_table(
             ("CONTAINER ID", "IMAGE", "COMMAND", "STATUS", "NAME"),
-            [_ps_row(card) for card in cards],
+            [_ps_row(entry) for entry in entries],
         )
     return 0
 
 
-def _ps_row(card: dict[str, Any]) -> tuple[str, ...]:
-    age = duration(max(0.0, time.time() - card["created"]))
+def _ps_row(entry: dict[str, Any]) -> tuple[str, ...]:
+    age = duration(max(0.0, time.time() - entry["created"]))
     status = {"running": f"Up {age}", "paused": f"Up {age} (Paused)"}.get(
-        card["status"], f"Kept {age} ago"
+        entry["status"], f"Kept {age} ago"
     )
-    return (card["id"], str(card["image"]), card["command"], status, card["name"])
+    return (entry["id"], str(entry["image"]), entry["command"], status, entry["name"])
 
 
-def _kept_card(one: Kept) -> dict[str, Any]:
+def _saved_entry(one: SavedLayer) -> dict[str, Any]:
     return {
         "id": one.id,
         "status": "kept",
@@ -93,7 +94,7 @@ def _kept_card(one: Kept) -> dict[str, Any]:
     }
 
 
-def _card(one: Living) -> dict[str, Any]:
+def _entry(one: RemoteContainer) -> dict[str, Any]:
     return {
         "id": one.id,
         "status": "paused" if one.paused else "running",
@@ -107,12 +108,13 @@ def _card(one: Living) -> dict[str, Any]:
     }
 
 
-def _command(one: Living) -> str:
-    """Return the command line of the first process inside; empty where nothing runs."""
-    from pytest_sandbox.container.remote import enter
+def _command(one: RemoteContainer) -> str:
+    """Return the command line of the first process inside, or an empty string."""
+    from pytest_sandbox.container.processes import list_processes
+    from pytest_sandbox.container.remote import open_handle
 
-    with suppress(SandboxError), enter(one) as entered:
-        return next((line for _pid, line in entered.processes()), "")
+    with suppress(SandboxError), closing(open_handle(one)) as handle:
+        return next((line for _pid, line in list_processes(handle)), "")
     return ""
 
 
@@ -137,7 +139,8 @@ def _exec_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _exec(found: argparse.Namespace) -> int:
     from pytest_sandbox.cli.attach import Command, attach
-    from pytest_sandbox.container.remote import enter, find
+    from pytest_sandbox.container.container import open_remote
+    from pytest_sandbox.container.remote import find
 
     command = Command(
         flags.command(found),
@@ -148,24 +151,25 @@ def _exec(found: argparse.Namespace) -> int:
         workdir=found.workdir,
         user=found.user,
     )
-    with enter(find(found.id)) as container, flags.naming_flags(found):
+    with open_remote(find(found.id)) as container, flags.naming_flags(found):
         return attach(container, command)
 
 
-def _living_or_kept(name: str) -> Container:
-    """Enter a living container of that name, or start one where a kept one ended.
+def _open_or_restart(name: str) -> Container:
+    """Open the running container of that name, or start a new one from its saved layer.
 
-    Raises :class:`SandboxError` for a name that is none.
+    Raises :class:`SandboxError` for an unknown name.
     """
     from pytest_sandbox.container import remote, saved_layers
+    from pytest_sandbox.container.container import open_remote, start_saved
 
-    alive = remote.living()
-    layers = saved_layers.kept()
-    if not remote.matching(name, [one.id for one in alive], [one.label for one in alive]):
+    running = remote.list_containers()
+    layers = saved_layers.list_saved()
+    if not remote.matching(name, [one.id for one in running], [one.label for one in running]):
         found = remote.matching(name, [one.id for one in layers], [one.label for one in layers])
         if found:
-            return saved_layers.start(_one_of(name, found))
-    return remote.enter(remote.find(name, alive))
+            return start_saved(_one_of(name, found))
+    return open_remote(remote.find(name, running))
 
 
 def _shell_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,7 +179,7 @@ def _shell_arguments(parser: argparse.ArgumentParser) -> None:
 def _shell(found: argparse.Namespace) -> int:
     from pytest_sandbox.cli.attach import Command, attach
 
-    with _living_or_kept(found.id) as container:
+    with _open_or_restart(found.id) as container:
         shells = [path for path in ("/bin/bash", "/bin/sh") if container.exists(path)]
         args = [*shells, "sh"][:1]
         return attach(container, Command(args, interactive=True, tty=sys.stdin.isatty()))
@@ -193,7 +197,7 @@ def _rm_arguments(parser: argparse.ArgumentParser) -> None:
 def _rm(found: argparse.Namespace) -> int:
     from pytest_sandbox.container import remote, saved_layers
 
-    layers = saved_layers.kept()
+    layers = saved_layers.list_saved()
     for name in found.ids:
         chosen = _one_of(
             name, remote.matching(name, [one.id for one in layers], [one.label for one in layers])
@@ -231,7 +235,7 @@ def _stats(found: argparse.Namespace) -> int:
 
 
 def _diff(found: argparse.Namespace) -> int:
-    with _living_or_kept(found.id) as container:
+    with _open_or_restart(found.id) as container:
         changes = container.diff()
     if found.format == "json":
         output.print_json([asdict(change) for change in changes])

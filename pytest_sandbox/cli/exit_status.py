@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import SandboxError
@@ -48,9 +47,12 @@ def open_standard_streams() -> None:
 
 
 def say(text: str) -> None:
-    """Write a line on stderr, and ignore a closed pipe."""
-    with suppress(OSError):
+    """Write a line to stderr; discard it if stderr cannot be written, such as a broken pipe."""
+    try:
         print(text, file=sys.stderr, flush=True)
+    except OSError:
+        # Python would flush the rest of the buffer at exit, fail again, and exit with 120.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def complain(text: object) -> None:

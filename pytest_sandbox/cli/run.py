@@ -81,7 +81,7 @@ def _run(found: argparse.Namespace) -> int:
     images.have(found.image, policy=found.pull)
     with flags.naming_flags(found):
         container = Container(flags.settings(found.image, found))
-        container.label = found.name
+        container.handle.label = found.name
         with _claimed(found.name):
             container.start()
     with container, flags.naming_flags(found):
@@ -107,10 +107,10 @@ def _claimed(name: str) -> Iterator[None]:
         yield
         return
     from pytest_sandbox.client.cleanup import state_directory
-    from pytest_sandbox.container.remote import living
+    from pytest_sandbox.container.remote import list_containers
 
     with _locked(state_directory()):
-        taken = next((one.id for one in living() if name in {one.label, one.id}), None)
+        taken = next((one.id for one in list_containers() if name in {one.label, one.id}), None)
         if taken is not None:
             raise SandboxError(
                 f"--name {name}: the container {taken} has this name. Use another one, or wait "
@@ -144,7 +144,7 @@ def _locked(directory: str) -> Iterator[None]:
 
 def _args(container: Container, found: argparse.Namespace) -> list[str]:
     """Return entry point and command, with the image's defaults by docker's rules."""
-    image = container.rootfs.image
+    image = container.handle.rootfs.image
     if found.entrypoint is not None:
         args = [found.entrypoint, *found.command] if found.entrypoint else found.command
     else:

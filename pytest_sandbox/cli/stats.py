@@ -9,13 +9,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.cli import output
-from pytest_sandbox.container.remote import find, living
+from pytest_sandbox.container.remote import find, list_containers
 from pytest_sandbox.units import size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_sandbox.container.remote import Living
+    from pytest_sandbox.container.remote import RemoteContainer
 
 __all__ = ["run"]
 
@@ -36,11 +36,11 @@ class _Sample:
     """The figures of all containers at one time."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        everything = living(stats=True)
+        everything = list_containers(stats=True)
         self.ones = [find(name, everything) for name in names] if names else everything
         self.time = time.monotonic()
 
-    def cpu_percent(self, one: Living, before: _Sample) -> float | None:
+    def cpu_percent(self, one: RemoteContainer, before: _Sample) -> float | None:
         """Return the CPU time per wall time since the sample ``before``, in percent.
 
         None if the host does not count it, or the container is not in that sample.
@@ -76,12 +76,12 @@ def run(names: Sequence[str], *, form: str, once: bool) -> int:
 
 def _print(now: _Sample, before: _Sample, form: str) -> None:
     if form == "json":
-        output.print_json([_card(one, now.cpu_percent(one, before)) for one in now.ones])
+        output.print_json([_entry(one, now.cpu_percent(one, before)) for one in now.ones])
     else:
         output.print_table(_COLUMNS, _rows(now, before))
 
 
-def _card(one: Living, cpu: float | None) -> dict[str, object]:
+def _entry(one: RemoteContainer, cpu: float | None) -> dict[str, object]:
     figures = asdict(one.stats) if one.stats else {}
     return {
         "id": one.id,
@@ -95,7 +95,7 @@ def _rows(now: _Sample, before: _Sample) -> list[tuple[str, ...]]:
     return [_row(one, now.cpu_percent(one, before)) for one in now.ones]
 
 
-def _row(one: Living, cpu: float | None) -> tuple[str, ...]:
+def _row(one: RemoteContainer, cpu: float | None) -> tuple[str, ...]:
     used = one.stats
     if used is None:
         return (one.id, one.label, *("-",) * (len(_COLUMNS) - 2))

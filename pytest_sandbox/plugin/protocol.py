@@ -35,7 +35,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sandbox.container.container import Container
-from pytest_sandbox.container.fork import forks
+from pytest_sandbox.container.fork import fork_into, forks
+from pytest_sandbox.container.lifecycle import prepare
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.linux import process
 from pytest_sandbox.outcome import Exited, Outcome, TimedOut
@@ -59,7 +60,7 @@ from pytest_sandbox.plugin.unsupported import as_test_result
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from pytest_sandbox.container.container import Child
+    from pytest_sandbox.container.fork import Child
 
 __all__ = ["register"]
 
@@ -154,9 +155,9 @@ class _SandboxedTest:
     def _start_container(self) -> Container:
         with as_test_result(self.item.config):
             self._container = container = Container(self.item.stash[SETTINGS])
-            container.label = self.item.nodeid
+            container.handle.label = self.item.nodeid
             if container.settings.image != "host":
-                container.directories = python_home.directories(self.item.config)
+                container.handle.directories = python_home.directories(self.item.config)
             container.start()
             self._prepare_next()
         return container
@@ -174,7 +175,7 @@ class _SandboxedTest:
             and following.image == "host"
         ):
             with suppress(SandboxError, OSError):
-                Container.prepare(following)
+                prepare(following)
 
     def _fork(
         self,
@@ -186,7 +187,7 @@ class _SandboxedTest:
         """Fork into the container; return None in the child. Close everything if that fails."""
         try:
             with as_test_result(self.item.config):
-                return container.fork()
+                return fork_into(container.handle, container.settings.user)
         except BaseException:
             channel.close_both_ends()
             output.close()
@@ -204,7 +205,7 @@ class _SandboxedTest:
 
     def _wait(self, receiver: Receiver, child: Child, timeouts: PluginTimeouts) -> Outcome:
         """Wait for the test process, and return how it ended."""
-        limits = [child.container.settings.timeout, timeouts.limit]
+        limits = [child.handle.settings.timeout, timeouts.limit]
         limit = min((one for one in limits if one is not None), default=None)
         if receiver.receive(limit):
             if receiver.invalid:

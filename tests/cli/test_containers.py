@@ -19,6 +19,7 @@ from pytest_sandbox import Container
 from pytest_sandbox.cli import main, output, stats
 from pytest_sandbox.client import session
 from pytest_sandbox.container import saved_layers
+from pytest_sandbox.container.processes import list_processes
 from pytest_sandbox.outcome import Stats
 
 pytestmark = pytest.mark.needs("containers")
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.needs("containers")
 def labelled():
     """Yield a running container with a unique name."""
     container = Container(memory="64m") if os.geteuid() == 0 else Container()
-    container.label = f"box-{uuid.uuid4().hex}"
+    container.handle.label = f"box-{uuid.uuid4().hex}"
     with container:
         yield container
 
@@ -40,14 +41,14 @@ def saved(tmp_path, monkeypatch):
     """
     monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path))
     container = Container()
-    container.label = "tests/test_x.py::test_y"
+    container.handle.label = "tests/test_x.py::test_y"
     with container:
         container.run(
             ["sh", "-c", "echo left > /etc/left; rm /etc/passwd-; true"],
             check=True,
             stderr=subprocess.DEVNULL,
         )
-        return saved_layers.keep(container)
+        return saved_layers.save(container.handle)
 
 
 class TestPs:
@@ -57,9 +58,11 @@ class TestPs:
     def test_a_running_container_is_listed(self, labelled):
         """A line has the id, the image, the command, the age and the name."""
         with labelled.popen(["sleep", "1000"]) as running:
-            (line,) = [line for line in sandbox("ps").stdout.splitlines() if labelled.label in line]
+            (line,) = [
+                line for line in sandbox("ps").stdout.splitlines() if labelled.handle.label in line
+            ]
             running.kill()
-        assert [labelled.id, "host", "sleep 1000", labelled.label] == [
+        assert [labelled.id, "host", "sleep 1000", labelled.handle.label] == [
             line.split("   ")[0],
             "host",
             "sleep 1000",
@@ -73,12 +76,12 @@ class TestPs:
         (one,) = [
             one
             for one in json.loads(sandbox("ps", "--format", "json").stdout)
-            if one["name"] == labelled.label
+            if one["name"] == labelled.handle.label
         ]
         expected = {
             "id": labelled.id,
             "status": "running",
-            "name": labelled.label,
+            "name": labelled.handle.label,
             "image": "host",
             "pid": labelled.pid,
             "session": session.current().name,
@@ -91,7 +94,9 @@ class TestPs:
     def test_a_paused_container_is_marked(self, labelled):
         """Ps marks a paused container, and exec fails at once with an error that says so."""
         labelled.pause()
-        (line,) = [line for line in sandbox("ps").stdout.splitlines() if labelled.label in line]
+        (line,) = [
+            line for line in sandbox("ps").stdout.splitlines() if labelled.handle.label in line
+        ]
         refused = sandbox("exec", labelled.id, "true", timeout=60)
         assert "(Paused)" in line
         assert (125, True) == (refused.returncode, f"{labelled.id} is paused" in refused.stderr)
@@ -221,7 +226,7 @@ class TestExec:
     def test_a_background_process_keeps_running(self, box):
         """A background process that exec started runs until the container ends."""
         sandbox("exec", box.id, "sh", "-c", "setsid sleep 1234 > /dev/null 2>&1 &")
-        assert [line for _pid, line in box.processes() if "sleep 1234" in line]
+        assert [line for _pid, line in list_processes(box.handle) if "sleep 1234" in line]
 
 
 class TestSavedLayers:
@@ -231,7 +236,7 @@ class TestSavedLayers:
         """`shell` shows the files of a saved layer, and does not change them."""
         done = sandbox("shell", saved.id, input="cat /etc/left; echo more > /etc/more")
         assert (0, "left\n") == (done.returncode, done.stdout)
-        assert 0 != sandbox("shell", saved.label, input="cat /etc/more").returncode
+        assert 0 != sandbox("shell", saved.handle.label, input="cat /etc/more").returncode
 
     def test_diff(self, saved):
         """`diff` lists the changes of a saved layer."""
@@ -239,7 +244,7 @@ class TestSavedLayers:
 
     def test_rm(self, saved):
         """`rm` removes a saved layer, and fails if there is none."""
-        removed = sandbox("rm", saved.label)
+        removed = sandbox("rm", saved.handle.label)
         assert (0, f"{saved.id}\n") == (removed.returncode, removed.stdout)
         done = sandbox("rm", saved.id)
         assert (125, True) == (done.returncode, "ps -a" in done.stderr)
@@ -280,7 +285,7 @@ class TestStats:
     def test_json(self, labelled):
         """--format json prints an object with the fields of Stats and the CPU usage."""
         labelled.run(["true"])
-        (one,) = json.loads(sandbox("stats", "--format", "json", labelled.label).stdout)
+        (one,) = json.loads(sandbox("stats", "--format", "json", labelled.handle.label).stdout)
         assert {"id", "name", "cpu_percent"} | set(Stats.__dataclass_fields__) == set(one)
         assert (labelled.id, 64 << 20) == (one["id"], one["memory_limit"])
 
@@ -298,7 +303,7 @@ class TestStats:
             "/",
             "LIMIT",
         ] == head.split()[:9]
-        assert [labelled.id, labelled.label] == line.split()[:2]
+        assert [labelled.id, labelled.handle.label] == line.split()[:2]
         assert "/ 64MiB" in line
 
     def test_the_cpu_usage_of_a_busy_container(self, labelled):
@@ -338,7 +343,7 @@ class TestStats:
     def test_a_missing_figure_is_a_dash(self):
         """A figure that this host does not have is printed as a dash."""
         from pytest_sandbox import Settings
-        from pytest_sandbox.container.remote import Living
+        from pytest_sandbox.container.remote import RemoteContainer
 
-        one = Living("s", "s-1", 1, 0.0, "name", Settings(), Stats(*[None] * 10))
+        one = RemoteContainer("s", "s-1", 1, 0.0, "name", Settings(), Stats(*[None] * 10))
         assert ("s-1", "name", "-", "- / -", "-", "-", "- / -", "-") == stats._row(one, None)

@@ -108,8 +108,8 @@ def test_a_used_name_is_refused():
     with subprocess.Popen(
         [*RUN, "-i", "--name", name, "host", "cat"], stdin=subprocess.PIPE
     ) as first:
-        wait_for(lambda: name in [one.label for one in remote.living()])
-        (holder,) = [one.id for one in remote.living() if one.label == name]
+        wait_for(lambda: name in [one.label for one in remote.list_containers()])
+        (holder,) = [one.id for one in remote.list_containers() if one.label == name]
         second = sandbox("run", "--name", name, "host", "true")
         assert (125, True) == (
             second.returncode,
@@ -130,7 +130,7 @@ def test_concurrent_runs_cannot_have_the_same_name():
     ]
     wait_for(lambda: 3 == len([one for one in started if one.poll() == 125]), 60)
     (winner,) = [one for one in started if one.poll() is None]
-    wait_for(lambda: name in [one.label for one in remote.living()])
+    wait_for(lambda: name in [one.label for one in remote.list_containers()])
     winner.terminate()
     assert [125, 125, 125, 143] == sorted(one.wait() for one in started)
     for one in started:
@@ -260,7 +260,7 @@ class TestSignals:
         """SIGKILL to the command line ends the container."""
         name = uuid.uuid4().hex
         with self.start("--name", name) as process:
-            (one,) = [one for one in remote.living() if one.label == name]
+            (one,) = [one for one in remote.list_containers() if one.label == name]
             process.kill()
             process.wait()
         wait_for(lambda: not os.path.exists(f"/proc/{one.pid}"))

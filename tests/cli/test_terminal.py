@@ -16,6 +16,7 @@ from terminals import Terminal, wait_for
 
 from pytest_sandbox import Container
 from pytest_sandbox.container import remote
+from pytest_sandbox.container.processes import list_processes
 
 pytestmark = pytest.mark.needs("root")
 
@@ -35,8 +36,8 @@ def process_state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def named(name: str) -> list[remote.Living]:
-    return [one for one in remote.living() if one.label == name]
+def named(name: str) -> list[remote.RemoteContainer]:
+    return [one for one in remote.list_containers() if one.label == name]
 
 
 def test_the_command_has_a_terminal_of_the_container():
@@ -344,7 +345,7 @@ class TestExec:
                 screen.read("started")
                 screen.hang_up()
                 assert 129 == screen.process.wait(60)
-            wait_for(lambda: not container.processes())
+            wait_for(lambda: not list_processes(container.handle))
             assert 0 == container.run(["true"]).returncode
 
     def test_the_end_of_the_container_is_137(self):
