@@ -13,7 +13,7 @@ from pytest_sandbox.cli.exit_status import complain
 from pytest_sandbox.cli.verb import Verb
 from pytest_sandbox.errors import ImageError, SandboxError
 from pytest_sandbox.printable import printable
-from pytest_sandbox.units import duration
+from pytest_sandbox.units import decimal_size, duration
 
 if TYPE_CHECKING:
     import argparse
@@ -156,7 +156,7 @@ def _images(found: argparse.Namespace) -> int:
                 *_split(image),
                 _id(image, whole=found.no_trunc),
                 _age(_created(image)),
-                decimal(image.size),
+                decimal_size(image.size),
             )
             for image in ones
         ]
@@ -211,16 +211,6 @@ def _age(created: object) -> str:
         return f"{duration(max(0.0, age))} ago"
     except (ValueError, OverflowError):
         return "N/A"
-
-
-def decimal(count: float) -> str:
-    """Format bytes as docker prints the sizes of images: powers of 1000, three digits."""
-    unit = "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            break
-        count /= 1000
-    return f"{count:.3g}{unit}"
 
 
 # -- inspect and history
@@ -282,7 +272,7 @@ def _history(found: argparse.Namespace) -> int:
             command = command[: _COMMAND_WIDTH - 1] + "…"
         identity = "<missing>" if number else _id(image, whole=found.no_trunc)
         rows.append(
-            (identity, _age(step["Created"]), command, decimal(step["Size"]), step["Comment"])
+            (identity, _age(step["Created"]), command, decimal_size(step["Size"]), step["Comment"])
         )
     output.print_table(("IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"), rows)
     return 0
@@ -362,7 +352,7 @@ def _prune(found: argparse.Namespace) -> int:
     keep = parse_size(found.keep_storage) if found.keep_storage else None
     removed, size = prune(Store(), every=found.all, older_than=_span(found.filter), keep_bytes=keep)
     print("".join(f"Deleted: {one}\n" for one in removed), end="")
-    print(f"Total reclaimed space: {decimal(size)}")
+    print(f"Total reclaimed space: {decimal_size(size)}")
     return 0
 
 

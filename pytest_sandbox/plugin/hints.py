@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.linux import sockets
-from pytest_sandbox.plugin.units import mib
 from pytest_sandbox.printable import TEXT, printable
+from pytest_sandbox.units import mib
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
