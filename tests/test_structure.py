@@ -30,9 +30,10 @@ LAYERS: dict[str, int] = {
     "launcher": 5,
     "client": 5,
     "container": 6,
-    "plugin": 7,
-    "cli": 7,
-    "__main__": 7,
+    "doctor": 7,
+    "plugin": 8,
+    "cli": 8,
+    "__main__": 8,
 }
 # Packages of one layer that may import each other.
 SAME_PACKAGE = {

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["VERBS"]
 
 _DETAILS = """\
-Everything is tried, in forks that leave nothing behind; nothing is guessed from a version.
+Containers are started as a test session starts them, with each setting, and removed again.
+If no container starts, what it is made of is tried by itself, to show who refuses what.
 
 marks: 'yes'; 'no', where only what the row names is lacking; 'NO', without which no container can
 be made.
@@ -33,9 +34,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(found: argparse.Namespace) -> int:
-    from pytest_sandbox import host
+    from pytest_sandbox import doctor
 
-    rows = host.capabilities()
+    rows = doctor.examine()
     if found.json:
         output.print_json([row.to_json() for row in rows])
     else:

@@ -18,7 +18,7 @@ from pytest_sandbox.errors import SetupError
 from pytest_sandbox.linux import cgroup, file_lock, private_directory
 from pytest_sandbox.runtime import storage
 
-__all__ = ["lock_path", "session_directory", "state_directory", "sessions", "sweep"]
+__all__ = ["lock_path", "session_directory", "sessions", "state_directory", "sweep"]
 
 #: Seconds for the processes of a session that has ended to die.
 _PATIENCE = 2.0

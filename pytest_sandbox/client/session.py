@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from pytest_sandbox.client import cleanup
 from pytest_sandbox.client.requests import Descriptors, LauncherGoneError, Requests
 from pytest_sandbox.client.snapshots import Snapshot, Snapshots
-from pytest_sandbox.errors import ContainerStopped, SandboxError, SetupError, UnsupportedError
+from pytest_sandbox.errors import ContainerStopped, SandboxError, UnsupportedError
 from pytest_sandbox.linux import file_lock, file_mounts, mounts, namespaces, process
 from pytest_sandbox.linux.cgroup import systemd
 from pytest_sandbox.linux.signals import Deferred
@@ -33,12 +33,6 @@ __all__ = ["LauncherClient", "LauncherGoneError", "current", "home", "leave", "r
 _START = (
     "import sys; sys.path.insert(0, {path!r}); from pytest_sandbox.launcher.main import "
     "main; main()"
-)
-_COVERED = (
-    "An outer container covers parts of its /proc, so the kernel gives no new one "
-    "(mount_namespaces(7)): start it with "
-    "--security-opt systempaths=unconfined (docker), --security-opt unmask=ALL (podman), or "
-    "--privileged."
 )
 #: Seconds for the launcher to end its containers.
 _PATIENCE = 60.0
@@ -319,21 +313,12 @@ def _failure(answer: Message) -> SandboxError:
 
         host.require("user namespace", "a container without root")
     if answer["step"] == "mount own" and answer["errno"] in {errno.EPERM, errno.EACCES}:
-        return UnsupportedError("a container in this container", _COVERED)
-    return _explained(answer)
+        from pytest_sandbox.host import files
 
+        return UnsupportedError("a container in this container", files.COVERED)
+    from pytest_sandbox.host import diagnosis
 
-def _explained(answer: Message) -> UnsupportedError | SetupError:
-    """Return the error for a step that failed: who said no, where it was not the kernel for a
-    reason of its own.
-    """
-    from pytest_sandbox.host import kernel
-    from pytest_sandbox.host.trial import Trial
-
-    remedy = kernel.denied(Trial(answer["reason"], answer["errno"] or errno.EIO))
-    if remedy:
-        return UnsupportedError(f"a container here ({answer['step']}: {answer['reason']})", remedy)
-    return SetupError(answer["step"], answer["reason"])
+    return diagnosis.explain(answer["step"], answer["reason"].strip(), answer["errno"])
 
 
 def _builder(pid: int) -> int:
@@ -414,11 +399,18 @@ def _replace() -> None:
         if old.pid == os.getpid():
             old.close()
         old.abandon()
-    cleanup.sweep()
-    hierarchy = systemd.find_groups()
-    with Deferred():
-        if _current is None:  # a signal handler may have started one meanwhile
-            _current = LauncherClient(hierarchy)
+    try:
+        cleanup.sweep()
+        hierarchy = systemd.find_groups()
+        with Deferred():
+            if _current is None:  # a signal handler may have started one meanwhile
+                _current = LauncherClient(hierarchy)
+    except OSError as error:
+        from pytest_sandbox.host import diagnosis
+
+        reason = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+        number = error.errno or errno.EIO
+        raise diagnosis.explain("start the launcher", reason, number) from error
 
 
 def running() -> LauncherClient | None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pytest_sandbox.client import session
 from pytest_sandbox.container import processes, values
 from pytest_sandbox.container.processes import END_TIMEOUT
-from pytest_sandbox.errors import OutOfMemory, SandboxError, SetupError
+from pytest_sandbox.errors import OutOfMemory, SandboxError, SetupError, UnsupportedError
 from pytest_sandbox.linux import huge_pages, namespaces, process
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.signals import Deferred
@@ -170,6 +170,17 @@ def fork_into(
     be seen there, neither its command line nor, at any time, its memory, environment and
     descriptors. It costs a second fork, and the child cannot be traced, nor dumps core.
     """
+    try:
+        return _fork_into(container, living, shielded=shielded, twice=shielded)
+    except UnsupportedError:
+        # This thread could not come back from the container's PID namespace. A second process,
+        # which need not, can fork there.
+        return _fork_into(container, living, shielded=shielded, twice=True)
+
+
+def _fork_into(
+    container: Container, living: Iterable[Container], *, shielded: bool, twice: bool
+) -> Child | None:
     forks.gather()
     forks.count()
     kills = container.group.oom_kills()
@@ -177,7 +188,7 @@ def fork_into(
     lock_down = entrance.lock_down(
         None if container.settings.user is None else container.find_user(container.settings.user)
     )
-    twice = shielded or entrance.builder_fd >= 0
+    twice = twice or entrance.builder_fd >= 0
     program, clone = entrance.begin(shielded=shielded) if twice else (Program(), None)
     if clone is None:
         # os.fork() has no cgroup to begin in, as clone3(2) has on version 2: the fork joins it.
@@ -310,13 +321,18 @@ def _first_line(reader: int, timeout: float) -> bytes:
 
 
 def _fork() -> int:
-    if threading.active_count() == 1:
-        return os.fork()
-    with warnings.catch_warnings():
-        # The threads of a worker (execnet's) are not needed in the child, which runs one test and
-        # ends.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
+    try:
+        if threading.active_count() == 1:
+            return os.fork()
+        with warnings.catch_warnings():
+            # The threads of a worker (execnet's) are not needed in the child, which runs one test
+            # and ends.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return os.fork()
+    except BlockingIOError as error:
+        from pytest_sandbox.host import diagnosis
+
+        raise diagnosis.no_processes() from error
 
 
 def _enter(container: Container, program: Program | None, lock_down: Program) -> None:

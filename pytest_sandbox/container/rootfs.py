@@ -11,7 +11,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from pytest_sandbox.errors import ImageError
+from pytest_sandbox.errors import ImageError, SetupError
 
 if TYPE_CHECKING:
     from pytest_sandbox.image.image import Image
@@ -90,7 +90,7 @@ class Rootfs:
         return (
             os.path.join("/", self._config.get("WorkingDir") or "")
             if not self.is_host
-            else os.getcwd()
+            else _getcwd()
         )
 
     @property
@@ -176,3 +176,15 @@ class Rootfs:
     def additions(self) -> dict[str, str]:
         """What a function or a test's body finds in its environment beside what it inherits."""
         return {**(self.image.environment if self.image else {}), **self.settings.env}
+
+
+def _getcwd() -> str:
+    """Return the working directory. Raises :class:`SetupError` if it was deleted."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise SetupError(
+            "find the working directory",
+            "it was deleted",
+            "Start in a directory that exists, or set workdir=.",
+        ) from error

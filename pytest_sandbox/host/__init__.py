@@ -1,8 +1,8 @@
 """What this host can do, found by trying it, with a remedy for each thing it cannot do.
 
 :func:`capabilities` tries everything once, in forks of a small process of its own, and remembers
-the answers. ``pytest-sandbox doctor`` prints them, errors take their remedies from here, and
-:func:`headline` is the one line that a test session shows.
+the answers. Errors take their remedies from here, ``pytest-sandbox doctor`` explains with them why
+a container did not start, and :func:`headline` is the one line that a test session shows.
 """
 
 from __future__ import annotations
@@ -50,35 +50,38 @@ def capabilities() -> tuple[Capability, ...]:
     """Try everything, in a small process of its own, and return the rows in the order of the
     report; tried once in a process.
     """
+    from pytest_sandbox.host import packages
+
+    return (*_tried(), *packages.rows())
+
+
+def _tried(*names: str) -> tuple[Capability, ...]:
+    """Try these probes, by default all, in a process without this one's descriptors and memory."""
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    command = [sys.executable, "-I", "-S", "-c", _START.format(path=package)]
+    command = [sys.executable, "-I", "-S", "-c", _START.format(path=package), *names]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, timeout=_PATIENCE
     )
-    from pytest_sandbox.host import packages
-
-    return (*(Capability(**row) for row in json.loads(done.stdout)), *packages.rows())
+    return tuple(Capability(**row) for row in json.loads(done.stdout))
 
 
-def try_here() -> tuple[Capability, ...]:
-    """Try everything but the installed packages, in forks of the calling process, with its
-    rights.
-    """
+def try_here(*names: str) -> tuple[Capability, ...]:
+    """Try these probes, by default all, in forks of the calling process, with its rights."""
     from pytest_sandbox.host import probes
 
-    return probes.rows()
+    return probes.rows(*names)
 
 
 def main() -> None:
     """Print the rows of this process as JSON: what :func:`capabilities` starts."""
-    sys.stdout.write(json.dumps([row.to_json() for row in try_here()]))
+    sys.stdout.write(json.dumps([row.to_json() for row in try_here(*sys.argv[1:])]))
 
 
+@cache
 def find(name: str) -> Capability:
-    """Return the row of that name. Raises :class:`KeyError`."""
-    for row in capabilities():
-        if row.name == name:
-            return row
+    """Return the row of that name, which alone is tried. Raises :class:`KeyError`."""
+    for row in _tried(name):
+        return row
     raise KeyError(name)
 
 
@@ -94,7 +97,10 @@ def require(name: str, feature: str = "") -> Capability:
 
 def headline() -> str:
     """Return what can be said at once, without trying: who we are, and which limits hold."""
-    hierarchy = cgroup.Hierarchy.find()
+    try:
+        hierarchy = cgroup.Hierarchy.find()
+    except OSError:  # no /proc: the first container says so
+        hierarchy = cgroup.Hierarchy()
     who = "root" if os.geteuid() == 0 else f"user {os.geteuid()}"
     limits = " ".join(sorted(hierarchy.controllers)) or "none"
     groups = f"cgroup v{hierarchy.version}" if hierarchy.version else "no cgroups"

@@ -102,10 +102,7 @@ def _namespaces() -> list[Probe]:
         "namespaces",
         "containers without a user namespace of this user's own; test bodies inside",
         namespace.try_root,
-        lambda _trial: (
-            "Run as root (`sudo`, or an outer container with --privileged), or with user "
-            "namespaces, see the next row."
-        ),
+        lambda _trial: namespace.run_as_root(),
         needed=False,
     )
     user = Probe(
@@ -156,52 +153,20 @@ def _files() -> list[Probe]:
             ),
             ("proc", "a /proc that shows the container's processes", files.try_proc, True),
             ("devpts", "terminals of the container's own", files.try_devpts, True),
-            ("volumes", "host directories inside", files.try_bind, True),
+            ("detached mounts", "host directories inside", files.try_bind, True),
         )
     ]
 
 
 def _limits() -> list[Probe]:
-    groups = [
-        Probe(
-            "cgroup",
-            "limits",
-            "limits and figures",
-            limits.try_cgroup,
-            limits.remedy_for_cgroup,
-            needed=False,
-        ),
-        Probe(
-            "delegation",
-            "limits",
-            "limits without asking anybody",
-            limits.try_delegation,
-            limits.remedy_for_cgroup,
-            needed=False,
-        ),
-    ]
-    each = [
-        Probe(
-            f"limit: {key}",
-            "limits",
-            use,
-            limits.trier(controller),
-            limits.remedy_for(controller),
-            needed=False,
-        )
-        for key, controller, use in limits.LIMITS
-    ]
-    more = [
-        Probe(
-            f"limit: {name}",
-            "limits",
-            use,
-            limits.trier_of(wanted, *said),
-            limits.remedy_of(wanted),
-            needed=False,
-        )
-        for name, use, wanted, *said in limits.MORE
-    ]
+    cgroup = Probe(
+        "cgroup",
+        "limits",
+        "limits and figures",
+        limits.try_cgroup,
+        limits.remedy_for_cgroup,
+        needed=False,
+    )
     pressure = Probe(
         "pressure",
         "limits",
@@ -210,7 +175,7 @@ def _limits() -> list[Probe]:
         limits.remedy_for_pressure,
         needed=False,
     )
-    return [*groups, *each, *more, pressure]
+    return [cgroup, pressure]
 
 
 def _rest() -> list[Probe]:
@@ -233,7 +198,7 @@ def _rest() -> list[Probe]:
         Probe(
             "state directory",
             "store",
-            "locks of running sessions, and the door to their containers",
+            "locks of running sessions, and the control sockets of their containers",
             store.try_state,
             store.remedy_for_state,
         ),
@@ -253,6 +218,6 @@ def probes() -> list[Probe]:
     return [*_kernel(), *_namespaces(), *_files(), *_limits(), *_rest()]
 
 
-def rows() -> tuple[Capability, ...]:
-    """Try all of them."""
-    return tuple(probe.row() for probe in probes())
+def rows(*names: str) -> tuple[Capability, ...]:
+    """Try those of these names, by default all."""
+    return tuple(probe.row() for probe in probes() if not names or probe.name in names)

@@ -268,6 +268,15 @@ def add_sys(program: Program, step: str, root: str, *, protected: bool, own: boo
 
 
 @cache
+def _devices() -> tuple[str, ...]:
+    """Return the devices that a container gets: of the usual ones, those that the host has.
+
+    null is always among them, since masked files are bound to it.
+    """
+    return tuple(name for name in _DEVICES if name == "null" or os.path.exists(f"/dev/{name}"))
+
+
+@cache
 def _found(paths: tuple[str, ...]) -> dict[str, bool]:
     """Which of the kernel's files this one has, and whether it is a directory: every mount of /proc
     and /sys has the same.
@@ -351,7 +360,7 @@ def add_dev(
         sc.MS_NOSUID | sc.MS_NODEV,
         b"mode=755,size=64k,nr_inodes=1k",
     )
-    for name in _DEVICES:
+    for name in _devices():
         program.add(step, "mknodat", -1, os.fsencode(f"{dev}/{name}"), stat.S_IFREG | 0o666, 0)
         add_bind(program, step, f"/dev/{name}", f"{dev}/{name}")
     # Mode, owner and attributes of the nodes are the host's: read-only, nobody changes them, and

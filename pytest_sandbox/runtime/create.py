@@ -57,13 +57,7 @@ class Host:
         self.is_root = userns.is_initial()
         if not self.is_root:
             privileges.bound_inotify()
-        try:
-            self.user = namespaces.make_user_namespace(owner=privileges.owner())
-        except OSError:  # no user namespaces here: the payloads keep docker's default protection, which needs none
-            self.user = -1
-        self.rooted = (
-            -1 if self.is_root or self.user < 0 else namespaces.make_user_namespace(rooted=True)
-        )
+        self.user, self.rooted = _payload_namespaces(self.is_root)
         self.look()
 
     def user_of(self, spec: Spec) -> int:
@@ -499,6 +493,22 @@ class Building:
         self._last = self.program.add(
             step, "execveat", self.host.init, b"", Table((_NAME, 0)), Table((0,)), sc.AT_EMPTY_PATH
         )
+
+
+def _payload_namespaces(is_root: bool) -> tuple[int, int]:
+    """Return the payloads' user namespaces, on the host's root and in images; -1 for none.
+
+    Where no more user namespaces can be made (user.max_user_namespaces), the payloads keep docker's
+    default protection, which needs none.
+    """
+    user = -1
+    try:
+        user = namespaces.make_user_namespace(owner=privileges.owner())
+        return user, -1 if is_root else namespaces.make_user_namespace(rooted=True)
+    except OSError:
+        if user >= 0:
+            os.close(user)
+        return -1, -1
 
 
 @cache

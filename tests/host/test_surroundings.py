@@ -71,7 +71,7 @@ def test_in_gvisor_a_failed_step_is_unsupported():
         "reason": "Invalid argument: mount(overlay)",
         "errno": errno.EINVAL,
     }
-    error = session._explained(answer)
+    error = session._failure(answer)
     assert (UnsupportedError, kernel.GVISOR) == (type(error), error.remedy)
 
 

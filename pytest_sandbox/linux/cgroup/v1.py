@@ -74,12 +74,17 @@ class HierarchyV1(Hierarchy):
 
     def __init__(self, mounts: Iterable[Mount], own: dict[str, str]) -> None:
         self.mounts = {name: mount for mount in mounts for name in mount.controllers}
-        found = {name: mount.directory(own.get(name, "/")) for name, mount in self.mounts.items()}
+        #: Our own group's directory by controller, where the mount shows it.
+        self.found = {
+            name: path
+            for name, mount in self.mounts.items()
+            if (path := mount.directory(own.get(name, "/")))
+        }
         #: Our own group's directory by controller, where groups can be made in it.
         self.own = {
             name: path
-            for name, path in found.items()
-            if path and self.mounts[name].writable and os.access(path, os.W_OK)
+            for name, path in self.found.items()
+            if self.mounts[name].writable and os.access(path, os.W_OK)
         }
         self.controllers = frozenset(self.own)
 
@@ -94,7 +99,18 @@ class HierarchyV1(Hierarchy):
                 "The cgroup file system is read-only here: start the outer container with "
                 "--privileged."
             )
-        return "cgroup v1 obeys root only: run pytest as root, or on a host with cgroup v2."
+        if os.geteuid():
+            return "cgroup v1 obeys root only: run pytest as root, or on a host with cgroup v2."
+        if controller not in self.found:
+            return (
+                f"This process's cgroup is not below the mount of the {controller} controller: a "
+                "cgroup namespace hides it (unshare --cgroup). Mount the controller again in it, "
+                "or start pytest outside of it."
+            )
+        return (
+            f"Root may not write to {self.found[controller]} here: start pytest with "
+            "CAP_DAC_OVERRIDE, and outside of a user namespace, or on a host with cgroup v2."
+        )
 
     def require(self, settings: Settings) -> None:
         super().require(settings)
@@ -130,6 +146,10 @@ class SessionV1(Session):
         self.by_controller = {
             name: directory for name in ALWAYS if (directory := self.directory_of(name))
         }
+        # A launcher in a user namespace has rights that its client lacks: what counts is what the
+        # client has made.
+        made = {name: path for name, path in self.by_controller.items() if os.path.isdir(path)}
+        self.by_controller = made or self.by_controller
         # Distinct directories, by which a group is made.
         self._always = tuple(dict.fromkeys(self.by_controller.values()))
         more = (

@@ -1,4 +1,4 @@
-"""Hosts that lack something, each made of the calling process: ``python simulated.py HOST ARGV``.
+"""Hosts that lack something, each made of the calling process: ``python simulated_hosts.py HOST ARGV``.
 
 Every host is made in namespaces of its own, with mounts, limits and seccomp filters that end with
 them: nothing of the machine changes.
@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING
 
 from pytest_sandbox.linux import capabilities, mounts, seccomp, userns
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.syscall_batch import Program, number
+from pytest_sandbox.linux.syscall_batch import Program
+from pytest_sandbox.linux.syscall_batch import number as number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["HOSTS", "PROJECT", "enter", "wrapped"]
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[1]
 USER = 1000
 HOSTS: dict[str, Callable[[], object]] = {}
 #: linux/seccomp.h, linux/filter.h: the answer EPERM to one system call.
@@ -144,7 +145,7 @@ def become_user_here() -> None:
 
 def deny(*names: str) -> None:
     """Answer EPERM to these system calls, as a seccomp profile does."""
-    numbers = [number(name) for name in names]
+    numbers = [number_of(name) for name in names]
     filter_ = [(_LOAD, 0, 0, 0)]
     for left, one in zip(range(len(numbers), 0, -1), numbers, strict=True):
         filter_.append((_JUMP_EQUAL, left, 0, one))
@@ -305,7 +306,9 @@ def pivot_to_overlay(depth: int) -> None:
 def make_kubernetes(depth: int) -> None:
     own_mounts()
     pivot_to_overlay(depth)
-    show_python_to_others()
+    for path in (str(PROJECT), sys.prefix, sys.base_prefix):
+        for parent in Path(path).parents:
+            parent.chmod(parent.stat().st_mode | 0o055)
     add_kubernetes_mounts()
     sc.mount(None, "/", None, sc.MS_BIND | sc.MS_REMOUNT | sc.MS_RDONLY)
     become_user_here()
@@ -436,13 +439,14 @@ def chroot() -> None:
             os.mkdir(f"/mnt/root/{name}")
             sc.mount(f"/{name}", f"/mnt/root/{name}", None, sc.MS_BIND | sc.MS_REC)
     os.chroot("/mnt/root")
+    os.chdir("/")
 
 
 @host
 def process_limit() -> None:
-    become_root_of_user_namespace()
-    resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
-    drop("SYS_ADMIN", "SYS_RESOURCE")
+    """A user who may have few processes (ulimit -u): enough for Python, not for containers."""
+    become_user()
+    resource.setrlimit(resource.RLIMIT_NPROC, (3, 3))
 
 
 if __name__ == "__main__":

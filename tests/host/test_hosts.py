@@ -1,0 +1,77 @@
+"""A table of hosts: on each, what the doctor says is what happens, and nothing ends in a
+traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from simulated_hosts import HOSTS, wrapped
+
+pytestmark = pytest.mark.needs("root", "plain_root")
+
+COMPARE = str(Path(__file__).with_name("compare.py"))
+#: What the doctor suggests on hosts without containers; they work on the others.
+WITHOUT = {
+    "sethostname_denied": "--security-opt seccomp=unconfined",
+    "docker_policy": "--security-opt seccomp=unconfined",
+    "no_proc": "mount -t proc proc /proc",
+    "no_user_namespaces": "sysctl -w user.max_user_namespaces=15000",
+    "no_network_namespaces": "sysctl -w user.max_net_namespaces=15000",
+    "no_mount_namespaces": "sysctl -w user.max_mnt_namespaces=15000",
+    "root_on_two_overlays": "two levels of containers",
+    "no_state_directory": "mount a tmpfs on /run or /tmp",
+    "process_limit": "ulimit -u",
+}
+#: Packages and facts are no containers, and images that delete files are the store's row's own.
+OTHER = {"host", "packages", "kernel", "namespaces", "files of the host"}
+ERRORS = ("UnsupportedError", "SetupError", "ImageError", "could not enter", "not supported here")
+
+
+def on(name: str) -> tuple[dict[str, dict[str, Any]], list[str], dict[str, str], str]:
+    """Return the doctor's rows, what ``run`` printed, the suite's failures by row, and what was
+    printed altogether.
+    """
+    done = subprocess.run(
+        wrapped(name, sys.executable, COMPARE),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.stdout.strip(), done.stderr
+    doctor, run, failures, printed = json.loads(done.stdout.strip().splitlines()[-1])
+    rows = {row["name"]: row for row in json.loads(doctor[0])}
+    return rows, run, failures, "\n".join([doctor[1], run[1], printed, done.stderr])
+
+
+@pytest.mark.parametrize("name", sorted(HOSTS.keys() - {"deleted_directory"}))
+def test_the_doctor_says_what_happens(name):
+    """Each row is found if and only if a suite can use it, and a failure is an error of this
+    library's, with a remedy.
+    """
+    rows, run, failures, printed = on(name)
+    found = {row: rows[row]["found"] for row in failures}
+    assert {row: not text for row, text in failures.items()} == found
+    assert (rows["run"]["found"], "ran\n") == (run[0] == "ran\n", run[0] or "ran\n")
+    assert "Traceback (most recent call last)" not in printed
+    assert [] == [text for text in failures.values() if text and not any(e in text for e in ERRORS)]
+    assert [] == [row["name"] for row in rows.values() if not row["found"] and not row["remedy"]]
+    assert WITHOUT.get(name, "") in rows["test body"]["remedy"]
+    assert (name not in WITHOUT) == rows["test body"]["found"]
+
+
+def test_a_deleted_working_directory():
+    """The error says so: neither pytest nor a command can start there."""
+    command = [sys.executable, "-m", "pytest_sandbox", "run", "host", "true"]
+    done = subprocess.run(
+        wrapped("deleted_directory", *command), capture_output=True, text=True, check=False
+    )
+    assert "find the working directory: it was deleted" in done.stderr
+    assert "Traceback" not in done.stderr
