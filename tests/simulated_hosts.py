@@ -111,7 +111,9 @@ def drop(*names: str) -> None:
 def show_python_to_others() -> None:
     """Lay a directory that others may search over a home directory that has this Python in it."""
     for path in {str(PROJECT), sys.prefix, sys.base_prefix}:
-        parents = [parent for parent in reversed(Path(path).parents) if parent.stat().st_mode & 1 == 0]
+        parents = [
+            parent for parent in reversed(Path(path).parents) if parent.stat().st_mode & 1 == 0
+        ]
         if not parents:
             continue
         tree = sc.open_tree(path, sc.OPEN_TREE_CLONE | sc.AT_RECURSIVE)
@@ -172,8 +174,12 @@ def sethostname_denied() -> None:
 
 @host
 def docker_policy() -> None:
-    drop(*(name.removeprefix("CAP_") for name in capabilities.names(
-        sc.getcaps()[1] & ~capabilities.DOCKER_DEFAULT)))
+    drop(
+        *(
+            name.removeprefix("CAP_")
+            for name in capabilities.names(sc.getcaps()[1] & ~capabilities.DOCKER_DEFAULT)
+        )
+    )
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     sc.seccomp_set_filter(seccomp.program(capabilities.DOCKER_DEFAULT))
 
@@ -403,8 +409,13 @@ def store_on_an_overlay() -> None:
     tmpfs("/mnt")
     for name in ("lower", "upper", "work", "store"):
         os.mkdir(f"/mnt/{name}")
-    sc.mount("overlay", "/mnt/store", "overlay", 0,
-             "lowerdir=/mnt/lower,upperdir=/mnt/upper,workdir=/mnt/work")
+    sc.mount(
+        "overlay",
+        "/mnt/store",
+        "overlay",
+        0,
+        "lowerdir=/mnt/lower,upperdir=/mnt/upper,workdir=/mnt/work",
+    )
     os.environ["PYTEST_SANDBOX_HOME"] = "/mnt/store"
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pytest_sandbox.client import session
 from pytest_sandbox.container import processes, values
 from pytest_sandbox.container.processes import END_TIMEOUT
+from pytest_sandbox.container.uid_check import check_uid
 from pytest_sandbox.errors import OutOfMemory, SandboxError, SetupError, UnsupportedError
 from pytest_sandbox.linux import huge_pages, namespaces, process
 from pytest_sandbox.linux import syscall as sc
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.container import Container
     from pytest_sandbox.linux.syscall_batch import Result
     from pytest_sandbox.runtime.join import Entrance
+    from pytest_sandbox.runtime.users import User
 
 __all__ = ["Child", "Forks", "as_builder", "fork_into", "forks", "run_call"]
 
@@ -185,9 +187,7 @@ def _fork_into(
     forks.count()
     kills = container.group.oom_kills()
     entrance = container.entrance()
-    lock_down = entrance.lock_down(
-        None if container.settings.user is None else container.find_user(container.settings.user)
-    )
+    lock_down = entrance.lock_down(_user_of(container))
     twice = twice or entrance.builder_fd >= 0
     program, clone = entrance.begin(shielded=shielded) if twice else (Program(), None)
     if clone is None:
@@ -212,6 +212,15 @@ def _fork_into(
     if child is None:
         _enter(container, program if clone is None else None, lock_down)
     return child
+
+
+def _user_of(container: Container) -> User | None:
+    """Return the user of a fork; None for the caller's."""
+    if container.settings.user is None:
+        return None
+    user = container.find_user(container.settings.user)
+    check_uid(container.launcher, container.spec, user.uid)
+    return user
 
 
 def _add_arrival(container: Container, program: Program, living: Iterable[Container]) -> None:

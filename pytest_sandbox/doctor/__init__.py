@@ -29,9 +29,21 @@ def examine() -> tuple[Capability, ...]:
     """Start containers in a process of its own, which ends with them, and return the rows in the
     order of the report.
     """
+    out, why = b"", ""
+    try:
+        out, why = _run()
+    except OSError as error:
+        why = f"{error.strerror}: it could not be started"
+    rows, is_complete = _parsed(out)
+    if not is_complete:
+        rows.append(_incomplete(why))
+    return (*rows, *packages.rows())
+
+
+def _run() -> tuple[bytes, str]:
+    """Return what the process has printed, and why it may not be complete."""
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     command = [sys.executable, "-I", "-c", _START.format(path=package)]
-    ended = ""
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/"
     ) as process:
@@ -39,13 +51,9 @@ def examine() -> tuple[Capability, ...]:
             out, error = process.communicate(timeout=_TIMEOUT)
         except subprocess.TimeoutExpired:
             process.kill()
-            out, error = process.communicate()
-            ended = f"it was not complete after {_TIMEOUT:.0f} seconds"
-    rows, is_complete = _parsed(out)
-    if not is_complete:
-        last = os.fsdecode(error).strip().rpartition("\n")[2]
-        rows.append(_incomplete(ended or last or f"it ended with status {process.returncode}"))
-    return (*rows, *packages.rows())
+            return process.communicate()[0], f"it was not complete after {_TIMEOUT:g} seconds"
+    last = os.fsdecode(error).strip().rpartition("\n")[2]
+    return out, last or f"it ended with status {process.returncode}"
 
 
 def _parsed(out: bytes) -> tuple[list[Capability], bool]:

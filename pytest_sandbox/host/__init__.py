@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from functools import cache
 
 from pytest_sandbox.errors import UnsupportedError
-from pytest_sandbox.linux import cgroup
 
 __all__ = ["Capability", "capabilities", "find", "headline", "require", "try_here"]
 
@@ -97,11 +96,10 @@ def require(name: str, feature: str = "") -> Capability:
 
 def headline() -> str:
     """Return what can be said at once, without trying: who we are, and which limits hold."""
-    try:
-        hierarchy = cgroup.Hierarchy.find()
-    except OSError:  # no /proc: the first container says so
-        hierarchy = cgroup.Hierarchy()
+    from pytest_sandbox.host import limits
+
+    hierarchy = limits.hierarchy()
     who = "root" if os.geteuid() == 0 else f"user {os.geteuid()}"
-    limits = " ".join(sorted(hierarchy.controllers)) or "none"
+    obeying = " ".join(sorted(hierarchy.controllers)) or "none"
     groups = f"cgroup v{hierarchy.version}" if hierarchy.version else "no cgroups"
-    return f"{who}, {groups}, limits: {limits}"
+    return f"{who}, {groups}, limits: {obeying}"

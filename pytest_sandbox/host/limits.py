@@ -11,34 +11,38 @@ from pytest_sandbox.linux import cgroup, sysctl
 if TYPE_CHECKING:
     from pytest_sandbox.host.trial import Trial
 
-__all__ = ["remedy_for_cgroup", "remedy_for_pressure", "try_cgroup", "try_pressure"]
+__all__ = ["hierarchy", "remedy_for_cgroup", "remedy_for_pressure", "try_cgroup", "try_pressure"]
 
 
 @cache
-def _hierarchy() -> cgroup.Hierarchy:
-    return cgroup.Hierarchy.find()
+def hierarchy() -> cgroup.Hierarchy:
+    """Return where this process's cgroups are; an empty hierarchy without /proc."""
+    try:
+        return cgroup.Hierarchy.find()
+    except OSError:
+        return cgroup.Hierarchy()
 
 
 def try_cgroup() -> str:
     """Find the hierarchy in force, and a place for groups of ours in it."""
-    hierarchy = _hierarchy()
-    if not hierarchy.version:
+    found = hierarchy()
+    if not found.version:
         raise OSError(errno.ENODEV, "no cgroup file system is mounted")
-    if not hierarchy.controllers:
+    if not found.controllers:
         raise OSError(
-            errno.EACCES, f"cgroup v{hierarchy.version}, in which this process may make no groups"
+            errno.EACCES, f"cgroup v{found.version}, in which this process may make no groups"
         )
-    return f"cgroup v{hierarchy.version}: {' '.join(sorted(hierarchy.controllers))}"
+    return f"cgroup v{found.version}: {' '.join(sorted(found.controllers))}"
 
 
 def remedy_for_cgroup(_trial: Trial) -> str:
     """Return what gives this process groups of its own, with limits."""
-    return _hierarchy().remedy("memory")
+    return hierarchy().remedy("memory")
 
 
 def try_pressure() -> str:
     """See whether the kernel counts for how long processes stand still."""
-    if _hierarchy().version != 2:
+    if hierarchy().version != 2:
         raise OSError(errno.EOPNOTSUPP, "cgroup v2 alone counts it for each group")
     if not sysctl.has_pressure():
         raise OSError(errno.EOPNOTSUPP, "the kernel does not count it")

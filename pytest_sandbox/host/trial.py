@@ -45,7 +45,12 @@ def attempt(do: Callable[[], str], patience: float = _PATIENCE) -> Trial:
         warnings.simplefilter(
             "ignore", DeprecationWarning
         )  # the fork ends in os._exit, so it needs no other thread
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # EAGAIN: a limit on processes
+            os.close(reader)
+            os.close(writer)
+            return Trial(error.strerror or "", error.errno or errno.EIO)
     if not pid:
         os.close(reader)
         _do(do, writer)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -56,6 +57,8 @@ class Streams:
         self.outputs.in_fork()
         faulthandler.enable(stack)
         faulthandler.register(STACK_SIGNAL, stack)
+        # A caller that blocks all signals would keep it from a test that ran too long.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [STACK_SIGNAL])
 
     def printed(self) -> list[tuple[str, str]]:
         """Return what is in the files, at most a MiB of each: what a fork that ended early had

@@ -317,4 +317,7 @@ class TestDoor:
             "pytest_sandbox.container.container import Container; Container().start(); print(session.current().name)"
         )
         name = elsewhere(code).stdout.strip()
-        assert (True, False) == (bool(name), os.path.exists(os.path.join(cleanup.state_directory(), name)))
+        assert (True, False) == (
+            bool(name),
+            os.path.exists(os.path.join(cleanup.state_directory(), name)),
+        )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+PLUGIN = "pytest_sandbox.plugin"
 SUITE = Path(__file__).with_name("starts_suite.py")
 
 
@@ -30,14 +31,23 @@ class Collector:
 
 def main() -> None:
     sys.dont_write_bytecode = True
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     doctor = program("doctor", "--json")
     run = program("run", "host", sys.executable, "-I", "-S", "-c", "print('ran')")
     collector, out = Collector(), io.StringIO()
-    arguments = ["-q", "-p", "no:cacheprovider", "--rootdir=/", "-c/dev/null", "--sandbox"]
+    arguments = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        PLUGIN,
+        "--rootdir=/",
+        "-c/dev/null",
+        "--sandbox",
+    ]
     with redirect_stdout(out), redirect_stderr(out):
         pytest.main([*arguments, str(SUITE)], plugins=[collector])
-    print(json.dumps([doctor, run, collector.failures, out.getvalue()]))
+    sys.stdout.write(json.dumps([doctor, run, collector.failures, out.getvalue()]))
 
 
 def program(*arguments: str) -> list[str]:

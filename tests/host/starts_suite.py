@@ -76,7 +76,9 @@ def with_a_volume() -> None:
 
 def with_a_rate() -> None:
     with os.scandir("/dev") as entries:
-        disks = [one.path for one in entries if stat.S_ISBLK(one.stat(follow_symlinks=False).st_mode)]
+        disks = [
+            one.path for one in entries if stat.S_ISBLK(one.stat(follow_symlinks=False).st_mode)
+        ]
     whole = [path for path in disks if not path.startswith(("/dev/loop", "/dev/ram", "/dev/zram"))]
     call(device_read_bps={min(whole, key=lambda path: (len(path), path)): "1g"})
 

@@ -26,10 +26,9 @@ WITHOUT = {
     "no_mount_namespaces": "sysctl -w user.max_mnt_namespaces=15000",
     "root_on_two_overlays": "two levels of containers",
     "no_state_directory": "mount a tmpfs on /run or /tmp",
-    "process_limit": "ulimit -u",
 }
-#: Packages and facts are no containers, and images that delete files are the store's row's own.
-OTHER = {"host", "packages", "kernel", "namespaces", "files of the host"}
+#: Where pytest itself cannot start, or where it has more processes left than the doctor.
+APART = {"deleted_directory", "process_limit"}
 ERRORS = ("UnsupportedError", "SetupError", "ImageError", "could not enter", "not supported here")
 
 
@@ -51,7 +50,7 @@ def on(name: str) -> tuple[dict[str, dict[str, Any]], list[str], dict[str, str],
     return rows, run, failures, "\n".join([doctor[1], run[1], printed, done.stderr])
 
 
-@pytest.mark.parametrize("name", sorted(HOSTS.keys() - {"deleted_directory"}))
+@pytest.mark.parametrize("name", sorted(HOSTS.keys() - APART))
 def test_the_doctor_says_what_happens(name):
     """Each row is found if and only if a suite can use it, and a failure is an error of this
     library's, with a remedy.
@@ -75,3 +74,25 @@ def test_a_deleted_working_directory():
     )
     assert "find the working directory: it was deleted" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_limit_on_processes():
+    """The error names what limits them, in the report as in a test."""
+    rows, run, failures, printed = on("process_limit")
+    assert "ulimit -u" in failures["test body"]
+    assert "ulimit -u" in run[1]
+    assert [False] == [row["found"] for row in rows.values() if row["needed"]][:1]
+    assert "Traceback (most recent call last)" not in printed
+
+
+def test_a_test_that_ran_too_long_shows_its_stack(tmp_path):
+    """Also if the caller has blocked all signals, and without waiting for the stack in vain."""
+    suite = tmp_path / "test_slow.py"
+    suite.write_text(
+        "import time, pytest\n@pytest.mark.container(timeout=1)\ndef test_it(): time.sleep(60)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--sandbox", str(suite)]
+    done = subprocess.run(
+        wrapped("signals_blocked", *command), capture_output=True, text=True, check=False
+    )
+    assert f'File "{suite}", line 3 in test_it' in done.stdout
