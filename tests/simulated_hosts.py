@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sandbox.linux import capabilities, mounts, seccomp, userns
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.syscall_batch import Program
+from pytest_sandbox.linux.syscall_batch import SyscallBatch
 from pytest_sandbox.linux.syscall_batch import number as number_of
 
 if TYPE_CHECKING:
@@ -94,16 +94,16 @@ def whole_user_namespace() -> None:
     sc.mount("proc", "/proc", "proc")
 
 
-def lower_limit(kind: str, number: int) -> None:
-    write(f"/proc/sys/user/max_{kind}_namespaces", str(number))
+def lower_limit(kind: str, limit: int) -> None:
+    write(f"/proc/sys/user/max_{kind}_namespaces", str(limit))
 
 
 def drop(*names: str) -> None:
     """Give up capabilities for good."""
     lost = sum(capabilities.bit(name) for name in names)
-    for number in range(lost.bit_length()):
-        if lost >> number & 1:
-            sc.prctl(sc.PR_CAPBSET_DROP, number)
+    for bit in range(lost.bit_length()):
+        if lost >> bit & 1:
+            sc.prctl(sc.PR_CAPBSET_DROP, bit)
     held = sc.getcaps()[1] & ~lost
     sc.capset(held, held, 0)
 
@@ -304,7 +304,7 @@ def pivot_to_overlay(depth: int) -> None:
         lower = f"{stage}/root"
     for name in ("proc", "sys", "dev"):
         sc.mount(f"/{name}", f"{lower}/{name}", None, sc.MS_BIND | sc.MS_REC)
-    program = Program()
+    program = SyscallBatch()
     mounts.add_become_root(program, "become root", lower)
     program.run()
 

@@ -127,12 +127,14 @@ def test_the_library_can_be_imported_and_refuses(elsewhere, use):
 
 def test_the_command_line_says_one_sentence(elsewhere):
     """A verb ends with 125 and one line, its help is shown as anywhere."""
-    done = elsewhere("from pytest_sandbox.cli import main\nsys.exit(main(['run', 'host', 'true']))")
+    done = elsewhere(
+        "from pytest_sandbox.cli.main import main\nsys.exit(main(['run', 'host', 'true']))"
+    )
     assert (125, 1) == (done.returncode, done.stderr.count("\n"))
     assert SENTENCE in done.stderr
     assert (
         "COMMAND"
         in elsewhere(
-            "from pytest_sandbox.cli import main\nsys.exit(main(['run', '--help']))"
+            "from pytest_sandbox.cli.main import main\nsys.exit(main(['run', '--help']))"
         ).stdout
     )

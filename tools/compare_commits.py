@@ -53,7 +53,8 @@ SUITE = f"import pytest\n@pytest.mark.parametrize('n', range({TESTS}))\ndef test
 SESSION = """
 import time, pytest
 begun = time.perf_counter()
-pytest.main(["-q", "-p", "pytest_sandbox.plugin", "--sandbox", "-p", "no:cacheprovider", "test_it.py"])
+plugins = ["-p", "pytest_sandbox.plugin", "-p", "no:cacheprovider"]
+pytest.main(["-q", *plugins, "--sandbox", "test_it.py"])
 print(time.perf_counter() - begun)
 """
 

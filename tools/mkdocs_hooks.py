@@ -8,7 +8,7 @@ import os
 import re
 from typing import Any
 
-from pytest_sandbox.cli import main
+from pytest_sandbox.cli import verbs as verb_table
 from pytest_sandbox.cli.parser import PROGRAM, of_verb
 from pytest_sandbox.settings import KEYS, Key
 
@@ -51,14 +51,14 @@ def _cell(text: str) -> str:
 
 def verbs() -> str:
     """One section for each verb: what it says of itself, and its help."""
-    return "\n\n".join(map(_verb, main.MODULES))
+    return "\n\n".join(map(_verb, verb_table.MODULES))
 
 
 def _verb(name: str) -> str:
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = _COLUMNS
     try:
-        verb = main.load(name)
+        verb = verb_table.load(name)
         shown = of_verb(verb).format_help()
     finally:
         os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)

@@ -84,7 +84,7 @@ class _Attachment:
         self.master = -1
         self.overran = False
         self.hung_up = False
-        self.kills = container.group.oom_kills()
+        self.kills = container.cgroup.oom_kills()
         self.oom_kills = 0
 
     def __enter__(self) -> Self:
@@ -105,7 +105,7 @@ class _Attachment:
                 self.overran, deadline = True, None
                 self.container.kill()
         status = -signal.SIGHUP if popen.returncode is None else popen.returncode
-        self.oom_kills = self.container.group.oom_kills() - self.kills
+        self.oom_kills = self.container.cgroup.oom_kills() - self.kills
         self.container.close()
         self.relay.drain(self.outputs, _QUIET)
         return status_of(status)

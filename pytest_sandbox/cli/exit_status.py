@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import SandboxError
-from pytest_sandbox.printable import printable
+from pytest_sandbox.printable import TEXT, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,6 @@ OUR_ERROR = 125
 CANNOT_EXECUTE = 126
 NOT_FOUND = 127
 _SIGNALED = 128
-_LAYOUT = "\n\t"  # what our own messages of several lines are laid out by
 
 
 def open_standard_streams() -> None:
@@ -57,7 +56,7 @@ def say(text: str) -> None:
 
 def complain(text: object) -> None:
     """Say something on stderr that is not the command's."""
-    say(f"pytest-sandbox: {printable(text, keep=_LAYOUT)}")
+    say(f"pytest-sandbox: {printable(text, TEXT)}")
 
 
 def status_of(returncode: int) -> int:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, NoReturn
 
 from pytest_sandbox import supported
-from pytest_sandbox.cli import main
+from pytest_sandbox.cli import verbs
 from pytest_sandbox.cli.exit_status import OUR_ERROR, say
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ def of_verb(verb: Verb) -> Parser:
 
 def dispatch(words: Sequence[str]) -> int:
     """Find the verb in ``words``, read its arguments, and do it."""
-    if words and words[0] in main.MODULES:
-        verb = main.load(words[0])
+    if words and words[0] in verbs.MODULES:
+        verb = verbs.load(words[0])
         found = of_verb(verb).parse_args(words[1:])
         supported.require()
         return verb.run(found)
@@ -69,13 +69,15 @@ def dispatch(words: Sequence[str]) -> int:
 def _unknown(word: str) -> str:
     from difflib import get_close_matches
 
-    near = get_close_matches(word, [name for name in main.MODULES if name not in _DESTRUCTIVE], n=1)
+    near = get_close_matches(
+        word, [name for name in verbs.MODULES if name not in _DESTRUCTIVE], n=1
+    )
     return f"there is no verb {word!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def _whole() -> Parser:
     """Return the parser of what comes before a verb."""
-    summaries = "\n".join(f"  {name:<10} {main.load(name).summary}" for name in main.MODULES)
+    summaries = "\n".join(f"  {name:<10} {verbs.load(name).summary}" for name in verbs.MODULES)
     parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} VERB [ARGUMENTS]",

@@ -67,7 +67,7 @@ def sweep() -> list[str]:
     is logged, and tried again by the next.
     """
     state_directory()  # without one nobody can tell which sessions have ended
-    found = cgroup.Hierarchy.find().sessions()
+    found = cgroup.find_hierarchy().sessions()
     removed = [name for name in sorted({*sessions(), *found}) if _try(name, found.get(name, ()))]
     kept = os.path.join(paths.images(), "kept")
     try:

@@ -346,7 +346,7 @@ def _start(name: str, hierarchy: Hierarchy, channel: Channel) -> subprocess.Pope
             session.close()
             raise
         finally:
-            session.hand_over()
+            session.close_locks()
     except BaseException:
         os.unlink(path)
         raise
@@ -401,7 +401,7 @@ def _replace() -> None:
         old.abandon()
     try:
         cleanup.sweep()
-        hierarchy = systemd.find_groups()
+        hierarchy = systemd.find_delegated_hierarchy()
         with Deferred():
             if _current is None:  # a signal handler may have started one meanwhile
                 _current = LauncherClient(hierarchy)

@@ -129,7 +129,7 @@ class Container(Lifecycle, Files):
         """Return what this process has open of the container: nothing that a fork may have inside
         it, or inside another one.
         """
-        return [fd for fd in (self.pidfd, self.group.held(), self.rootfs.held) if fd >= 0]
+        return [fd for fd in (self.pidfd, self.cgroup.open_fd(), self.rootfs.held) if fd >= 0]
 
     def _settle(self) -> None:
         settle(self)
@@ -183,7 +183,7 @@ class Container(Lifecycle, Files):
         return self
 
     def _renew(self, taken: Snapshot) -> None:
-        """Go on above a layer that was taken: a new init, a new layer, in the same group and under
+        """Go on above a layer that was taken: a new init, a new layer, in the same cgroup and under
         the same name.
         """
         spec = replace(self.spec, above=(*taken.above, *self.spec.above), kept=())
@@ -209,8 +209,8 @@ class Container(Lifecycle, Files):
     def entrance(self) -> Entrance:
         """Return where a payload of this process enters."""
         self._awake()
-        cgroup = self.group.fd()
-        joins = self.group.joins() if cgroup < 0 else ()
+        cgroup = self.cgroup.fd()
+        joins = self.cgroup.join_paths() if cgroup < 0 else ()
         return Entrance(self.spec, self.pidfd, joins, cgroup, *self.user_namespaces())
 
     def user_namespaces(self) -> tuple[int, int]:
@@ -292,7 +292,7 @@ class Container(Lifecycle, Files):
         keywords = with_pipes(keywords, input=input, capture_output=capture_output)
         timeout = self.settings.timeout if timeout is None else timeout
         end = None if timeout is None else time.monotonic() + timeout
-        kills = self.group.oom_kills() if check else 0
+        kills = self.cgroup.oom_kills() if check else 0
         popen = self.popen(args, start_timeout=timeout, **keywords)
         try:
             stdout, stderr = popen.communicate(
@@ -313,7 +313,7 @@ class Container(Lifecycle, Files):
 
     def _raise_for(self, popen: Popen[Any], stdout: Any, stderr: Any, kills: int) -> None:
         assert popen.returncode is not None
-        if self.group.oom_kills() > kills:
+        if self.cgroup.oom_kills() > kills:
             used = self.figures()
             raise OutOfMemory(
                 popen.returncode,
@@ -401,25 +401,25 @@ class Container(Lifecycle, Files):
 
     def pause(self) -> None:
         """Stop every process inside until :meth:`unpause` (the cgroup freezer)."""
-        self._running().group.freeze()
+        self._running().cgroup.freeze()
         self._state = "paused"
 
     def unpause(self) -> None:
         """Let the processes go on."""
-        self._running().group.thaw()
+        self._running().cgroup.thaw()
         self._state = "running"
 
     # -- what it has done
 
     def stats(self) -> Stats:
         """Return what the container uses; init, which is ours, is not among its processes."""
-        return replace(self.figures(), **self.group.pressure())
+        return replace(self.figures(), **self.cgroup.pressure())
 
     def figures(self) -> Stats:
         """Return what :meth:`stats` does but for the pressure, which takes files of its own to
         read.
         """
-        return without_init(self._running().group.stats(), self.settings)
+        return without_init(self._running().cgroup.stats(), self.settings)
 
     def commit(self, name: str | None = None) -> Image:
         """Freeze what was written so far as an image, from which containers start as fast as from
@@ -489,7 +489,7 @@ class Container(Lifecycle, Files):
 
 
 def without_init(found: Stats, settings: Settings) -> Stats:
-    """Return a group's figures as the container's: init, which is ours, is not among its
+    """Return a cgroup's figures as the container's: init, which is ours, is not among its
     processes.
     """
     less = {

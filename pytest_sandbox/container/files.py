@@ -16,7 +16,7 @@ from typing import Any
 from pytest_sandbox.container import transfer
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.signals import Deferred
-from pytest_sandbox.linux.syscall_batch import Program
+from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
 __all__ = ["Files"]
 
@@ -47,22 +47,22 @@ class Files:
         place = os.fsencode(os.path.join(self.workdir, name))
         if b"\0" in place:
             raise ValueError("embedded null byte")
-        program = Program()
-        self.entrance().add_look(program)
+        batch = SyscallBatch()
+        self.entrance().add_look(batch)
         # Never wait for the other end of a FIFO, never take a terminal, and never follow a magic
         # link of /proc.
         how = sc.open_how(
             flags if flags & os.O_PATH else flags | _NO_WAIT, sc.RESOLVE_NO_MAGICLINKS, mode
         )
-        found = program.open_as("open", place, how)
+        found = batch.open_as("open", place, how)
         try:
             with Deferred():
-                failure = program.try_in_child(sc.CLONE_FILES)
+                failure = batch.try_in_child(sc.CLONE_FILES)
         except BaseException:  # of a signal handler, when it may run again
-            program.close_leaks()
+            batch.close_leaks()
             raise
         if failure is None:
-            return program[found]
+            return batch[found]
         if failure.step != "open":
             self.raise_for(failure)
         raise OSError(failure.errno, os.strerror(failure.errno), name)

@@ -24,7 +24,7 @@ from pytest_sandbox.errors import OutOfMemory, SandboxError, SetupError, Unsuppo
 from pytest_sandbox.linux import huge_pages, namespaces, process
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.signals import Deferred
-from pytest_sandbox.linux.syscall_batch import Failure, Program
+from pytest_sandbox.linux.syscall_batch import Failure, SyscallBatch
 from pytest_sandbox.outcome import Exited, OOMKilled, Outcome, Signaled, TimedOut
 from pytest_sandbox.runtime.protocol import Channel, close_all
 
@@ -100,7 +100,7 @@ class Child:
     def _reaped(self) -> int:
         with self._reaping:
             if self._code is None:
-                with self.container.group.unthrottled():
+                with self.container.cgroup.unthrottled():
                     code = process.await_exit(self.pid, self.pidfd, END_TIMEOUT)
                 with Deferred():
                     # Where the kernel does not say, its caller waits for all its children by
@@ -113,10 +113,10 @@ class Child:
     def _verdict(self, code: int) -> Outcome:
         if code >= 0:
             return Exited(code)
-        if code == -signal.SIGKILL and self.container.group.oom_kills() > self._kills:
+        if code == -signal.SIGKILL and self.container.cgroup.oom_kills() > self._kills:
             used = self.container.figures()
             return OOMKilled(
-                used.memory_limit, used.memory_peak or 0, self.container.group.files_bytes()
+                used.memory_limit, used.memory_peak or 0, self.container.cgroup.page_cache_bytes()
             )
         return Signaled(-code)
 
@@ -157,7 +157,7 @@ class Forks:
         """Gather the memory if it is time to: before a fork, or where nobody's time is taken."""
         if self._made >= self._next:
             self._next = 2 * self._made
-            huge_pages.gather()
+            huge_pages.collapse()
 
 
 forks = Forks()
@@ -185,32 +185,32 @@ def _fork_into(
 ) -> Child | None:
     forks.gather()
     forks.count()
-    kills = container.group.oom_kills()
+    kills = container.cgroup.oom_kills()
     entrance = container.entrance()
     lock_down = entrance.lock_down(_user_of(container))
     twice = twice or entrance.builder_fd >= 0
-    program, clone = entrance.begin(shielded=shielded) if twice else (Program(), None)
+    batch, clone = entrance.begin(shielded=shielded) if twice else (SyscallBatch(), None)
     if clone is None:
         # os.fork() has no cgroup to begin in, as clone3(2) has on version 2: the fork joins it.
-        replace(entrance, joins=container.group.joins()).add_enter(program)
-    _add_arrival(container, program, living)
-    program.prepare()
+        replace(entrance, joins=container.cgroup.join_paths()).add_enter(batch)
+    _add_arrival(container, batch, living)
+    batch.prepare()
     # An interrupt between the fork and what notes it would leave a child that nobody waits for, or
     # a second caller.
-    program.block_signals()
+    batch.block_signals()
     pid = -1
     try:
         pid = (
             _fork_once(entrance)
             if clone is None
-            else _fork_twice(container, program, clone, shielded=shielded)
+            else _fork_twice(container, batch, clone, shielded=shielded)
         )
         child = Child(container, pid, kills) if pid else None
     finally:
         if pid:
-            program.unblock_signals()
+            batch.unblock_signals()
     if child is None:
-        _enter(container, program if clone is None else None, lock_down)
+        _enter(container, batch if clone is None else None, lock_down)
     return child
 
 
@@ -223,14 +223,14 @@ def _user_of(container: Container) -> User | None:
     return user
 
 
-def _add_arrival(container: Container, program: Program, living: Iterable[Container]) -> None:
+def _add_arrival(container: Container, batch: SyscallBatch, living: Iterable[Container]) -> None:
     """Append what the child does once it is inside: let go of this library's own descriptors, take
     interrupts again.
     """
     settings = container.settings
     directories = [settings.workdir] if settings.workdir else [os.getcwd(), container.workdir]
     for directory in ["/", *reversed(directories)]:
-        program.add(
+        batch.add(
             "change to the working directory", "chdir", os.fsencode(directory), go_on=True
         )  # the last that is there
     launcher = session.running()
@@ -238,8 +238,8 @@ def _add_arrival(container: Container, program: Program, living: Iterable[Contai
     for one in {container, *living}:
         own += one.descriptors()
     for fd in own:
-        program.add("let go of the library's own", "close", fd, go_on=True)
-    program.restore_signals("take interrupts again")
+        batch.add("let go of the library's own", "close", fd, go_on=True)
+    batch.restore_signals("take interrupts again")
 
 
 def _fork_once(entrance: Entrance) -> int:
@@ -256,18 +256,18 @@ def _fork_once(entrance: Entrance) -> int:
     return pid
 
 
-def _fork_twice(container: Container, program: Program, clone: Result, *, shielded: bool) -> int:
+def _fork_twice(container: Container, batch: SyscallBatch, clone: Result, *, shielded: bool) -> int:
     """Fork a process that enters the namespaces, and is forked there: a second child of this
     process (CLONE_PARENT).
 
     Entering namespaces before that takes a process of one thread, which this one need not be.
     """
-    arguments = process.argument_area() if shielded else (0, 0)
+    arguments = process.argument_memory() if shielded else (0, 0)
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
         elder = _fork()
         if not elder:
-            _be_elder(program, clone, writer, arguments)
+            _be_elder(batch, clone, writer, arguments)
             return 0
         os.close(writer)
         writer = -1
@@ -276,13 +276,13 @@ def _fork_twice(container: Container, program: Program, clone: Result, *, shield
         close_all([fd for fd in (reader, writer) if fd >= 0])
 
 
-def _be_elder(program: Program, clone: Result, writer: int, arguments: tuple[int, int]) -> None:
+def _be_elder(batch: SyscallBatch, clone: Result, writer: int, arguments: tuple[int, int]) -> None:
     """Enter and fork; return in the younger process, and end in this one."""
     status = 125
     try:
         sc.clear_memory(*arguments)
-        younger = program.run_fork(clone)
-        failure = program.failure()
+        younger = batch.run_fork(clone)
+        failure = batch.failure()
         if younger == 0 and failure is None:
             status = -1
             return
@@ -344,10 +344,10 @@ def _fork() -> int:
         raise diagnosis.no_processes() from error
 
 
-def _enter(container: Container, program: Program | None, lock_down: Program) -> None:
+def _enter(container: Container, batch: SyscallBatch | None, lock_down: SyscallBatch) -> None:
     try:
-        if program is not None:
-            program.run()
+        if batch is not None:
+            batch.run()
         lock_down.run()
     except OSError as error:  # half inside is nowhere
         os.write(

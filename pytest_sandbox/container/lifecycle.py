@@ -105,7 +105,7 @@ class Lifecycle(State):
         has an owner at every moment.
         """
         self.id, self._pid, self.pidfd = made
-        self.group = self._launcher.session.group(self.id, self.settings)
+        self.cgroup = self._launcher.session.cgroup(self.id, self.settings)
         self._owner, self._home = os.getpid(), session.home()
         self._state, self._is_held = "running", True
         held_here.add(cast("Container", self))
@@ -150,7 +150,7 @@ class Lifecycle(State):
             return False
         if was_paused:
             with suppress(OSError):  # its processes have ended, and its cgroup with them
-                self.group.thaw()
+                self.cgroup.thaw()
         return True
 
     def _is_elsewhere(self) -> bool:
@@ -168,7 +168,7 @@ class Lifecycle(State):
                         self.endpoint.network.detach(self.endpoint)
                 finally:
                     self.rootfs.release()
-                    self.group.close()
+                    self.cgroup.close()
                     os.close(self.pidfd)
 
     def _tell_closed(self) -> None:
@@ -177,7 +177,7 @@ class Lifecycle(State):
         except SandboxError:  # it has died, and init with it
             process.ended(self.pidfd, _PATIENCE)
             with suppress(OSError):
-                self.group.remove()
+                self.cgroup.remove()
         if self.freezing:
             self._launcher.snapshots.unused.append(self.freezing)
 
@@ -186,10 +186,10 @@ class Lifecycle(State):
 
         Init alone is no reason to wait: the launcher ends it in its own time.
         """
-        if not self.commands and not self.children and self.group.count() == OVERHEAD:
+        if not self.commands and not self.children and self.cgroup.task_count() == OVERHEAD:
             return
         process.kill(self.pidfd, signal.SIGKILL)
-        with self.group.unthrottled():
+        with self.cgroup.unthrottled():
             for command in list(
                 self.commands
             ):  # they are this process's children: the namespace ends when they are reaped
@@ -200,7 +200,7 @@ class Lifecycle(State):
             while (
                 not process.ended(self.pidfd, _LOOK_AGAIN)
                 and looks < _MOST_LOOKS
-                and (self.group.pids() or self.group.count() is None)
+                and (self.cgroup.pids() or self.cgroup.task_count() is None)
             ):
                 # what is left once nobody lives are the dead of a visitor that does not reap them;
                 # without cgroups nobody knows

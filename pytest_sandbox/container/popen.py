@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.container.container import Container
     from pytest_sandbox.linux.spawn import Status
-    from pytest_sandbox.linux.syscall_batch import Program
+    from pytest_sandbox.linux.syscall_batch import SyscallBatch
     from pytest_sandbox.runtime.join import Entrance
 
 __all__ = ["Popen", "with_pipes"]
@@ -119,23 +119,23 @@ class Popen(subprocess.Popen[AnyStr]):
             )
             passed: set[int] = _passed(pass_fds, close_fds=close_fds)
             entrance: Entrance = self._container.entrance()
-            program, clone = entrance.begin()
-            _add_streams(program, standards, tty=self._tty)
+            batch, clone = entrance.begin()
+            _add_streams(batch, standards, tty=self._tty)
             if (
                 self._tty and who is not None
             ):  # as login(1) does: else the user may not open its own terminal by name
-                program.add("own the terminal", "fchown", 0, who.uid, -1)
-            program.add(_WORKDIR, "chdir", _without_null(workdir))
+                batch.add("own the terminal", "fchown", 0, who.uid, -1)
+            batch.add(_WORKDIR, "chdir", _without_null(workdir))
             if umask >= 0:
-                program.add("set umask", "umask", umask)
-            entrance.add_lock_down(program, who)
-            program.add("close descriptors", "close_range", 3, sc.MOST_FDS, sc.CLOSE_RANGE_CLOEXEC)
+                batch.add("set umask", "umask", umask)
+            entrance.add_lock_down(batch, who)
+            batch.add("close descriptors", "close_range", 3, sc.MOST_FDS, sc.CLOSE_RANGE_CLOEXEC)
             for fd in passed:
-                program.add("pass descriptors", "fcntl", fd, fcntl.F_SETFD, 0)
-            program.restore_signals("restore signals", PYTHON_IGNORES if restore_signals else ())
+                batch.add("pass descriptors", "fcntl", fd, fcntl.F_SETFD, 0)
+            batch.restore_signals("restore signals", PYTHON_IGNORES if restore_signals else ())
             timeout = START_TIMEOUT if self._start_timeout is None else self._start_timeout
             kept = {*standards, *passed, *entrance.descriptors}
-            with Spawn(program, clone, kept, self._container.group.unthrottled) as spawn:
+            with Spawn(batch, clone, kept, self._container.cgroup.unthrottled) as spawn:
                 spawn.add_execute(
                     [*map(os.fsencode, commands)], [*map(os.fsencode, words)], _assignments(env)
                 )
@@ -241,7 +241,7 @@ class Popen(subprocess.Popen[AnyStr]):
     @property
     def inside_pid(self) -> int:
         """Its number inside; 0 when it has ended and was reaped."""
-        return process.number_inside(self.pid)
+        return process.namespace_pid(self.pid)
 
     def fileno(self) -> int:
         """Return a descriptor that poll(2) reports when the process has ended; -1 once :meth:`poll`
@@ -314,14 +314,14 @@ class Popen(subprocess.Popen[AnyStr]):
                 raise errors[0]
 
 
-def _add_streams(program: Program, standards: list[int], *, tty: bool) -> None:
+def _add_streams(batch: SyscallBatch, standards: list[int], *, tty: bool) -> None:
     """Append what makes three descriptors the standard streams, wherever they lie now."""
     step = "set streams"
-    high = [program.add(step, "fcntl", fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in standards]
+    high = [batch.add(step, "fcntl", fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in standards]
     for standard, fd in enumerate(high):
-        program.add(step, "dup3", fd, standard, 0)
+        batch.add(step, "dup3", fd, standard, 0)
     if tty:
-        program.add(step, "ioctl", 0, pty.TIOCSCTTY, 0)
+        batch.add(step, "ioctl", 0, pty.TIOCSCTTY, 0)
 
 
 def _is_stream(mode: int) -> bool:

@@ -34,7 +34,7 @@ _INIT = "1"
 @contextmanager
 def _proc(container: Container) -> Iterator[int]:
     """Open the container's /proc. Raises :class:`SandboxError` where something else lies there."""
-    fd = container.open_directory(process.DIRECTORY)
+    fd = container.open_directory(process.PROC)
     try:
         if not process.is_proc_of(fd, container.pid):
             if process.ended(container.pidfd, 0):
@@ -53,7 +53,7 @@ def listed(container: Container) -> list[tuple[int, str]]:
     ended.
     """
     with _proc(container) as proc:
-        alive = [int(pid) for pid in _pids(proc) if not process.has_ended(pid, proc)]
+        alive = [int(pid) for pid in _pids(proc) if not process.is_dead(pid, proc)]
         found = [(pid, process.command_line(pid, proc)) for pid in alive]
     return sorted((pid, line) for pid, line in found if line)
 
@@ -72,7 +72,7 @@ def _send(proc: int, number: int) -> int:
     """Send a signal to every process that a /proc shows but init; return how many live."""
     alive = 0
     for pid in _pids(proc):
-        if process.has_ended(pid, proc):
+        if process.is_dead(pid, proc):
             continue
         with suppress(FileNotFoundError, ProcessLookupError), _process(proc, pid) as fd:
             alive += 1
@@ -97,7 +97,7 @@ def kill_all(container: Container, timeout: float = END_TIMEOUT) -> bool:
     meanwhile, for a process takes some to end.
     """
     deadline = time.monotonic() + timeout
-    with container.group.unthrottled(), _proc(container) as proc:
+    with container.cgroup.unthrottled(), _proc(container) as proc:
         _send(proc, signal.SIGKILL)
         while _send(proc, 0):
             if time.monotonic() > deadline:
@@ -114,14 +114,14 @@ _PAUSE = 0.002
 def _kill_frozen(container: Container, proc: int) -> None:
     """Kill every process but init while none of them can fork, where cgroups can freeze."""
     try:
-        container.group.freeze(_PAUSE * 50)
+        container.cgroup.freeze(_PAUSE * 50)
     except (OSError, SandboxError):
         _send(proc, signal.SIGKILL)
         return
     try:
         _send(proc, signal.SIGKILL)
     finally:
-        container.group.thaw()
+        container.cgroup.thaw()
 
 
 def kill_tree(container: Container, pid: int) -> bool:
@@ -131,7 +131,7 @@ def kill_tree(container: Container, pid: int) -> bool:
     """
     opened: list[int] = []
     try:
-        with container.group.unthrottled():
+        with container.cgroup.unthrottled():
             for one in process.descendants(pid):
                 with Deferred():
                     opened += _opened(one, container.pid)

@@ -13,7 +13,8 @@ from pytest_sandbox.container.container import Container, without_init
 from pytest_sandbox.container.rootfs import Rootfs
 from pytest_sandbox.errors import ContainerStopped, SandboxError
 from pytest_sandbox.launcher import control_socket
-from pytest_sandbox.linux import cgroup, local_socket
+from pytest_sandbox.linux import local_socket
+from pytest_sandbox.linux.cgroup import Cgroup
 from pytest_sandbox.outcome import Stats
 from pytest_sandbox.runtime.protocol import Channel, Message, close_all
 from pytest_sandbox.runtime.spec import Spec
@@ -165,14 +166,14 @@ def _in_their_places(there: list[bool], fds: tuple[int, ...]) -> tuple[int, int]
     return own, builder
 
 
-class _Groups(cgroup.Group):
-    """What its own launcher has said of a container's groups: how to join them."""
+class _JoinedCgroup(Cgroup):
+    """What its own launcher has said of a container's cgroups: how to join them."""
 
     def __init__(self, id: str, joins: list[str]) -> None:  # noqa: A002 - the container's word
         super().__init__(id)
         self._joins = tuple(joins)
 
-    def joins(self) -> tuple[str, ...]:
+    def join_paths(self) -> tuple[str, ...]:
         return self._joins
 
 
@@ -208,7 +209,7 @@ class Entered(Container):
             Spec.from_json(answer["spec"]),
             _Told(one.settings, answer["about"]),
         )
-        self.group = _Groups(one.id, answer["joins"])
+        self.cgroup = _JoinedCgroup(one.id, answer["joins"])
         self._state = "running"
         self._one = one
         self._user_namespaces = _in_their_places(answer["user_namespaces"], user_namespaces)

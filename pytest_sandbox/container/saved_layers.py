@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 from pytest_sandbox.container.build_spec import plain
 from pytest_sandbox.container.fork import as_builder
 from pytest_sandbox.errors import SandboxError
-from pytest_sandbox.image.flatten import remove_tree
 from pytest_sandbox.linux.copying import copy_tree
+from pytest_sandbox.linux.removal import remove_tree
 from pytest_sandbox.paths import images
 from pytest_sandbox.runtime import storage
 from pytest_sandbox.runtime.protocol import close_all

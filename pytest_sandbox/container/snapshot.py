@@ -111,8 +111,8 @@ def _is_quiet(container: Container) -> bool:
     if container.status != "running":
         return False
     return (
-        container.group.pids() == (container.pid,) or not container.processes()
-    )  # the groups, where there are any, are read faster
+        container.cgroup.pids() == (container.pid,) or not container.processes()
+    )  # the cgroups, if any, are read faster
 
 
 @contextlib.contextmanager
@@ -131,7 +131,7 @@ def _still(container: Container) -> Iterator[None]:
 def _pause_unless_quiet(container: Container) -> None:
     try:
         container.pause()
-    except UnsupportedError:  # no groups here
+    except UnsupportedError:  # no cgroups here
         if not _is_quiet(container):
             raise
 

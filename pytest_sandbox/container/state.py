@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.network import Endpoint
     from pytest_sandbox.container.popen import Popen
     from pytest_sandbox.container.rootfs import Rootfs
-    from pytest_sandbox.linux.cgroup import Group
+    from pytest_sandbox.linux.cgroup import Cgroup
     from pytest_sandbox.runtime.spec import Spec
     from pytest_sandbox.settings import Settings
 
@@ -70,7 +70,7 @@ class State:
     rootfs: Rootfs
     """The image, or the host's root, that it lies on; from :meth:`Container.start` on."""
 
-    group: Group
+    cgroup: Cgroup
     """Its cgroup; from :meth:`Container.start` on."""
 
     spec: Spec

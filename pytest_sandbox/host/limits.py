@@ -18,7 +18,7 @@ __all__ = ["hierarchy", "remedy_for_cgroup", "remedy_for_pressure", "try_cgroup"
 def hierarchy() -> cgroup.Hierarchy:
     """Return where this process's cgroups are; an empty hierarchy without /proc."""
     try:
-        return cgroup.Hierarchy.find()
+        return cgroup.find_hierarchy()
     except OSError:
         return cgroup.Hierarchy()
 

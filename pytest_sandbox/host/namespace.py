@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pytest_sandbox.host.kernel import denied
 from pytest_sandbox.linux import mounts, namespaces, root_check, rtnetlink, sysctl, userns
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.syscall_batch import Program
+from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,7 +166,7 @@ def try_subordinate_ids() -> str:
     """See whether this user has ranges of ids, and the programs that map them."""
     if is_root():
         return "not needed: root maps every id"
-    lacking = [program for program in ("newuidmap", "newgidmap") if shutil.which(program) is None]
+    lacking = [batch for batch in ("newuidmap", "newgidmap") if shutil.which(batch) is None]
     if lacking:
         raise OSError(errno.ENOENT, f"{' and '.join(lacking)} not in PATH")
     without = [path for path in _SUBORDINATE if not _has_range(path)]
@@ -274,7 +274,7 @@ def remedy_for_bridge(trial: Trial) -> str:
 def try_loopback() -> str:
     """Make a network, and bring its loopback up."""
     isolate(0)
-    program = Program()
-    rtnetlink.add_network(program, "loopback")
-    program.run()
+    batch = SyscallBatch()
+    rtnetlink.add_network(batch, "loopback")
+    batch.run()
     return "a new network's loopback comes up"

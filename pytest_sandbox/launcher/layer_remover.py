@@ -64,7 +64,7 @@ def _serve(channel: Channel) -> None:
 
 
 def _remove(directory: str) -> None:
-    from pytest_sandbox.image.flatten import remove_tree  # only layers on disk need it
+    from pytest_sandbox.linux.removal import remove_tree  # only layers on disk need it
 
     with suppress(Exception):  # what is left is removed with the session
         remove_tree(directory)

@@ -21,7 +21,8 @@ from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.launcher.control_socket import ControlSocket
 from pytest_sandbox.launcher.layer_holder import LayerHolder
 from pytest_sandbox.launcher.layer_remover import LayerRemover
-from pytest_sandbox.linux import cgroup, file_mounts, mounts, namespaces, process, signals
+from pytest_sandbox.linux import file_mounts, mounts, namespaces, process, signals
+from pytest_sandbox.linux.cgroup import Cgroup, destroy, find_hierarchy
 from pytest_sandbox.runtime import privileges, storage
 from pytest_sandbox.runtime.create import Building, Host
 from pytest_sandbox.runtime.protocol import Channel, InvalidMessageError, Message, close_all
@@ -58,7 +59,7 @@ class Made:
     pidfd: int
     layer: int
     tree: int
-    group: cgroup.Group
+    cgroup: Cgroup
     points: list[tuple[str, str]]
     place: storage.Place
     seen: list[file_mounts.Stamp]
@@ -84,7 +85,7 @@ class Launcher:
         self.client = client
         self.lock = lock
         self.client_pidfd = os.pidfd_open(os.getppid())
-        self.hierarchy = cgroup.Hierarchy.find()
+        self.hierarchy = find_hierarchy()
         self.session = self.hierarchy.attach(session)
         self.mounts = mounts.watch()
         self.made: dict[str, Made] = {}
@@ -93,7 +94,7 @@ class Launcher:
         """Containers whose init has ended and whose layer is in the layer holder: the client can
         have them renewed.
         """
-        self.busy: list[tuple[cgroup.Group, float]] = []
+        self.busy: list[tuple[Cgroup, float]] = []
         """Cgroups that could not be removed yet, and until when that is tried."""
         self.spare: Made | None = None
         self.is_stale = False
@@ -251,7 +252,7 @@ class Launcher:
             made.claimed = False
             process.kill(made.pidfd, signal.SIGKILL)
         elif message["id"] in self.committed:
-            self.remove_group(self.committed.pop(message["id"]).group)
+            self.remove_cgroup(self.committed.pop(message["id"]).cgroup)
 
     def do_cancel(self, message: Message) -> None:
         """The client was interrupted while it waited for an answer: nobody has the container that
@@ -298,7 +299,7 @@ class Launcher:
         self.layer_holder.ask("drop", message["key"])
 
     def do_renew(self, message: Message) -> None:
-        """Give a container whose layer was taken a new init and a new layer, in the same group,
+        """Give a container whose layer was taken a new init and a new layer, in the same cgroup,
         under the same name.
         """
         old = self.committed.pop(message["id"], None)
@@ -307,7 +308,7 @@ class Launcher:
             process.kill(old.pidfd, signal.SIGKILL)
             self.replace(old)
         try:
-            made = self.build(Spec.from_json(message["spec"]), identity=old.id, group=old.group)
+            made = self.build(Spec.from_json(message["spec"]), identity=old.id, cgroup=old.cgroup)
         except BaseException:
             self.committed[old.id] = old
             raise
@@ -366,36 +367,36 @@ class Launcher:
                 self.forget_mounts()
         return self.build(spec)
 
-    def build(self, spec: Spec, *, identity: str = "", group: cgroup.Group | None = None) -> Made:
-        """Make a container with its groups and limits, or one more in the group of an old one."""
+    def build(self, spec: Spec, *, identity: str = "", cgroup: Cgroup | None = None) -> Made:
+        """Make a container with its cgroups and limits, or one more in the cgroup of an old one."""
         if self.is_outdated:
             self.forget_mounts()  # what is wrong is the answer to who asks
-        is_new = group is None
-        if group is None:
+        is_new = cgroup is None
+        if cgroup is None:
             self.count += 1
             identity = f"{self.session.name}-{self.count}"
-            group = self.session.create(identity)
+            cgroup = self.session.create(identity)
         place = storage.MEMORY
         shelved: dict[str, int] = {}
         try:
-            group.apply(spec.limits(), overhead=OVERHEAD)
+            cgroup.apply(spec.limits(), overhead=OVERHEAD)
             for key in spec.shelved:
                 (shelved[key],) = self.layer_holder.ask("clone", key)
             place = self.find_place(spec, identity)
             placed = replace(spec, layer_directory=place.directory, layer_device=place.device)
-            joins = group.joins() if group.fd() < 0 else ()
+            joins = cgroup.join_paths() if cgroup.fd() < 0 else ()
             building = Building(placed, self.host, hostname=identity, joins=joins, shelved=shelved)
-            built = building.build(group.fd())
+            built = building.build(cgroup.fd())
         except BaseException as error:
             if is_new:
-                self.remove_group(group)
+                self.remove_cgroup(cgroup)
             place.remove()
             storage.explain(error, place)
             raise
         finally:
             close_all(list(shelved.values()))
         place.release()
-        made = Made(identity, spec, *built, group, self.host.points(), place, building.seen)
+        made = Made(identity, spec, *built, cgroup, self.host.points(), place, building.seen)
         self.made[identity] = self.by_pidfd[made.pidfd] = made
         self.poll.register(made.pidfd, select.POLLIN)
         return made
@@ -452,7 +453,7 @@ class Launcher:
         spaces = [os.dup(user) if user >= 0 else -1, builder]
         way = {
             "spec": made.spec.to_json(),
-            "joins": made.group.joins(),
+            "joins": made.cgroup.join_paths(),
             "pid": made.pid,
             "user_namespaces": [fd >= 0 for fd in spaces],
         }
@@ -473,7 +474,7 @@ class Launcher:
         if made.held_as and made.claimed:
             self.committed[made.id] = made
         else:
-            self.remove_group(made.group)
+            self.remove_cgroup(made.cgroup)
 
     def replace(self, made: Made) -> None:
         """Let go of a container that another one takes the place of; at once, unless its init waits
@@ -490,23 +491,23 @@ class Launcher:
         if self.made.get(made.id) is made:
             del self.made[made.id]
         self.poll.unregister(made.pidfd)
-        process.reap(made.pid)
+        process.reap(made.pid, made.pidfd)
         os.close(made.pidfd)
         self.layer_remover.free([made.layer, made.tree], made.place.directory)
 
-    def remove_group(self, group: cgroup.Group) -> None:
+    def remove_cgroup(self, cgroup: Cgroup) -> None:
         """Remove the cgroup of a container that has ended, at once or later; frozen processes end
         when they are thawed.
         """
-        if not self.removed(group):
+        if not self.removed(cgroup):
             with suppress(OSError, UnsupportedError):
-                group.thaw()
-            self.busy.append((group, time.monotonic() + _REMOVE_FOR))
+                cgroup.thaw()
+            self.busy.append((cgroup, time.monotonic() + _REMOVE_FOR))
 
-    def removed(self, group: cgroup.Group) -> bool:
+    def removed(self, cgroup: Cgroup) -> bool:
         """Remove a cgroup unless the kernel takes it for busy."""
         try:
-            group.remove(_PATIENCE / 1000)
+            cgroup.remove(_PATIENCE / 1000)
         except OSError as error:
             return error.errno != errno.EBUSY  # else the end of the session finds it
         return True
@@ -517,16 +518,16 @@ class Launcher:
         """
         now = time.monotonic()
         self.busy = [
-            (group, end) for group, end in self.busy if not self.removed(group) and end > now
+            (cgroup, end) for cgroup, end in self.busy if not self.removed(cgroup) and end > now
         ]
 
     def close(self) -> None:
-        """Kill every container, and remove the groups of this session."""
+        """Kill every container, and remove the cgroups of this session."""
         deadline = time.monotonic() + _CLOSE_FOR
         for pidfd in self.by_pidfd:
             process.kill(pidfd, signal.SIGKILL)
         try:
-            cgroup.destroy(self.session.directories, _CLOSE_FOR)
+            destroy(self.session.directories, _CLOSE_FOR)
             for pidfd in self.by_pidfd:
                 process.ended(pidfd, deadline - time.monotonic())
         finally:
@@ -536,14 +537,14 @@ class Launcher:
 
 def _card(made: Made, *, figures: bool) -> Message:
     """Return what a container shows to other processes of this user."""
-    stats = {**asdict(made.group.stats()), **made.group.pressure()} if figures else None
+    stats = {**asdict(made.cgroup.stats()), **made.cgroup.pressure()} if figures else None
     return {
         "id": made.id,
         "pid": made.pid,
         "since": made.since,
         "about": made.about,
         "stats": stats,
-        "paused": made.group.is_frozen(),
+        "paused": made.cgroup.is_frozen(),
     }
 
 

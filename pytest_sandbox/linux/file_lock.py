@@ -8,12 +8,13 @@ it has the lock.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
 from contextlib import suppress
 
-__all__ = ["create_locked", "lock_directory", "try_lock"]
+__all__ = ["create_locked", "lock_directory", "lock_shared", "try_lock"]
 
 _PATIENCE = 10.0
 _PAUSE = 0.001
@@ -58,13 +59,44 @@ def lock_directory(path: str) -> int:
     raise FileNotFoundError(2, "it was removed while it was locked", path)
 
 
-def try_lock(path: str) -> int | None:
+def lock_shared(path: str, *, create: bool = True) -> int:
+    """Lock the file ``path`` with a shared lock, and return the descriptor that holds the lock.
+
+    The wait has no deadline: a process that locks such a file exclusively only removes it. A file
+    that does not exist is created (mode 0600), or FileNotFoundError is raised without ``create``.
+    On a read-only file system the existing file is locked.
+    """
+    flags = os.O_CREAT if create else 0
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            if is_same(fd, path):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # the process that held it has removed it
+
+
+def try_lock(path: str, *, create: bool = False) -> int | None:
     """Lock a file or directory exclusively without waiting; return the descriptor, None where it is
     held, gone or not accessible.
+
+    With ``create`` a file that does not exist is created (mode 0600), and the OSError of a file
+    that cannot be opened is raised.
     """
+    flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     except OSError:
+        if create:
+            raise
         return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -17,7 +17,7 @@ from pytest_sandbox.linux import mountinfo
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
-    from pytest_sandbox.linux.syscall_batch import Program
+    from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
 __all__ = [
     "BOUND",
@@ -213,9 +213,9 @@ def limited(size: int) -> bytes:
     return b"size=%d,nr_inodes=%d" % (size, max(_LEAST_INODES, size // _BYTES_PER_INODE))
 
 
-def add_private(program: Program, step: str) -> None:
-    """:func:`make_private` as a step of a program."""
-    program.mount(step, None, b"/", None, sc.MS_REC | sc.MS_PRIVATE)
+def add_private(batch: SyscallBatch, step: str) -> None:
+    """:func:`make_private` as a step of a batch."""
+    batch.mount(step, None, b"/", None, sc.MS_REC | sc.MS_PRIVATE)
 
 
 def make_private() -> None:
@@ -223,16 +223,18 @@ def make_private() -> None:
     sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
 
 
-def add_proc(program: Program, step: str, root: str, *, protected: bool) -> None:
+def add_proc(batch: SyscallBatch, step: str, root: str, *, protected: bool) -> None:
     """Mount a /proc of the calling process's PID namespace; ``protected`` masks what shows or
     steers the whole machine.
     """
-    program.mount(step, b"proc", os.fsencode(f"{root}/proc"), b"proc", _NO_EXEC)
+    batch.mount(step, b"proc", os.fsencode(f"{root}/proc"), b"proc", _NO_EXEC)
     if protected:
-        _protect(program, step, root, "/proc/")
+        _protect(batch, step, root, "/proc/")
 
 
-def add_sys(program: Program, step: str, root: str, *, protected: bool, own: bool = True) -> None:
+def add_sys(
+    batch: SyscallBatch, step: str, root: str, *, protected: bool, own: bool = True
+) -> None:
     """Mount a /sys of the calling process's network namespace, read-only where ``protected``.
 
     Where the network is not its ``own``, and nobody has power over it, the /sys that is there is
@@ -240,11 +242,9 @@ def add_sys(program: Program, step: str, root: str, *, protected: bool, own: boo
     """
     target = os.fsencode(f"{root}/sys")
     if own:
-        program.mount(
-            step, b"sysfs", target, b"sysfs", _NO_EXEC | (sc.MS_RDONLY if protected else 0)
-        )
+        batch.mount(step, b"sysfs", target, b"sysfs", _NO_EXEC | (sc.MS_RDONLY if protected else 0))
     else:
-        fd = program.add(
+        fd = batch.add(
             step,
             "open_tree",
             -100,
@@ -252,7 +252,7 @@ def add_sys(program: Program, step: str, root: str, *, protected: bool, own: boo
             sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE,
         )
         attributes = sc.mount_attributes(sc.MOUNT_ATTR_RDONLY)
-        program.add(
+        batch.add(
             step,
             "mount_setattr",
             fd,
@@ -261,10 +261,10 @@ def add_sys(program: Program, step: str, root: str, *, protected: bool, own: boo
             attributes,
             len(attributes),
         )
-        program.add(step, "move_mount", fd, b"", -100, target, sc.MOVE_MOUNT_F_EMPTY_PATH)
-        program.close(step, fd)
+        batch.add(step, "move_mount", fd, b"", -100, target, sc.MOVE_MOUNT_F_EMPTY_PATH)
+        batch.close(step, fd)
     if protected:
-        _protect(program, step, root, "/sys/")
+        _protect(batch, step, root, "/sys/")
 
 
 @cache
@@ -284,49 +284,49 @@ def _found(paths: tuple[str, ...]) -> dict[str, bool]:
     return {path: os.path.isdir(path) for path in paths if os.path.exists(path)}
 
 
-def _protect(program: Program, step: str, root: str, below: str) -> None:
+def _protect(batch: SyscallBatch, step: str, root: str, below: str) -> None:
     """Make read-only what steers; cover a directory that tells too much with an empty one, a file
     with /dev/null.
     """
     steering = [path for path in _found(STEERING) if path.startswith(below)]
     for path in steering:
-        add_bind(program, step, root + path, root + path)
+        add_bind(batch, step, root + path, root + path)
     if steering:
-        _make_mounts_below_read_only(program, step, f"{root}{below.rstrip('/')}", _NO_EXEC)
+        _make_mounts_below_read_only(batch, step, f"{root}{below.rstrip('/')}", _NO_EXEC)
     for path, is_directory in _found(MASKED).items():
         if path.startswith(below) and is_directory:
-            add_cover(program, step, root + path)
+            add_cover(batch, step, root + path)
         elif path.startswith(below):
-            add_bind(program, step, f"{root}/dev/null", root + path)
+            add_bind(batch, step, f"{root}/dev/null", root + path)
 
 
-def add_cover(program: Program, step: str, target: str) -> None:
+def add_cover(batch: SyscallBatch, step: str, target: str) -> None:
     """Cover a directory with an empty one that stays empty."""
-    program.mount(
+    batch.mount(
         step, b"tmpfs", os.fsencode(target), b"tmpfs", _NO_EXEC | sc.MS_RDONLY, b"size=0,mode=555"
     )
 
 
-def add_bind(program: Program, step: str, source: str, target: str, *, flags: int = 0) -> None:
+def add_bind(batch: SyscallBatch, step: str, source: str, target: str, *, flags: int = 0) -> None:
     """Make ``source`` visible at ``target`` too; ``flags`` (MS_RDONLY, ...) need a second
     mount(2).
     """
-    program.mount(step, os.fsencode(source), os.fsencode(target), None, sc.MS_BIND)
+    batch.mount(step, os.fsencode(source), os.fsencode(target), None, sc.MS_BIND)
     if flags:
-        add_remount(program, step, target, flags)
+        add_remount(batch, step, target, flags)
 
 
-def add_remount(program: Program, step: str, target: str, flags: int) -> None:
+def add_remount(batch: SyscallBatch, step: str, target: str, flags: int) -> None:
     """Give the mount at ``target`` these flags and no others."""
-    program.mount(step, None, os.fsencode(target), None, sc.MS_BIND | sc.MS_REMOUNT | flags)
+    batch.mount(step, None, os.fsencode(target), None, sc.MS_BIND | sc.MS_REMOUNT | flags)
 
 
-def _make_mounts_below_read_only(program: Program, step: str, target: str, flags: int) -> None:
+def _make_mounts_below_read_only(batch: SyscallBatch, step: str, target: str, flags: int) -> None:
     """Make all mounts below the one at ``target`` read-only, and not that one, which has these
     ``flags``: two calls for all of them.
     """
     attributes = sc.mount_attributes(sc.MOUNT_ATTR_RDONLY)
-    program.add(
+    batch.add(
         step,
         "mount_setattr",
         -100,
@@ -335,11 +335,11 @@ def _make_mounts_below_read_only(program: Program, step: str, target: str, flags
         attributes,
         len(attributes),
     )
-    add_remount(program, step, target, flags)
+    add_remount(batch, step, target, flags)
 
 
 def add_dev(
-    program: Program, step: str, root: str, shm_size: int, *, tty_group: bool = True
+    batch: SyscallBatch, step: str, root: str, shm_size: int, *, tty_group: bool = True
 ) -> None:
     """Mount a /dev of its own: the usual nodes, /dev/pts, /dev/shm of ``shm_size`` bytes,
     /dev/mqueue.
@@ -352,7 +352,7 @@ def add_dev(
     terminals = b"newinstance,ptmxmode=0666,mode=0620,max=%d" % MAX_TERMINALS + (
         b",gid=5" if tty_group else b""
     )
-    program.mount(
+    batch.mount(
         step,
         b"tmpfs",
         os.fsencode(dev),
@@ -361,20 +361,20 @@ def add_dev(
         b"mode=755,size=64k,nr_inodes=1k",
     )
     for name in _devices():
-        program.add(step, "mknodat", -1, os.fsencode(f"{dev}/{name}"), stat.S_IFREG | 0o666, 0)
-        add_bind(program, step, f"/dev/{name}", f"{dev}/{name}")
+        batch.add(step, "mknodat", -1, os.fsencode(f"{dev}/{name}"), stat.S_IFREG | 0o666, 0)
+        add_bind(batch, step, f"/dev/{name}", f"{dev}/{name}")
     # Mode, owner and attributes of the nodes are the host's: read-only, nobody changes them, and
     # devices are written to all the same.
-    _make_mounts_below_read_only(program, step, dev, sc.MS_NOSUID | sc.MS_NODEV)
+    _make_mounts_below_read_only(batch, step, dev, sc.MS_NOSUID | sc.MS_NODEV)
     for name, target in _DEVICE_LINKS.items():
-        program.add(step, "symlinkat", target.encode(), -1, os.fsencode(f"{dev}/{name}"))
+        batch.add(step, "symlinkat", target.encode(), -1, os.fsencode(f"{dev}/{name}"))
     for name, fstype, flags, data in (
         ("pts", b"devpts", sc.MS_NOSUID | sc.MS_NOEXEC, terminals),
         ("shm", b"tmpfs", _NO_EXEC, b"mode=1777," + limited(shm_size)),
         ("mqueue", b"mqueue", _NO_EXEC, None),
     ):
-        program.add(step, "mkdirat", -1, os.fsencode(f"{dev}/{name}"), 0o755)
-        program.mount(
+        batch.add(step, "mkdirat", -1, os.fsencode(f"{dev}/{name}"), 0o755)
+        batch.mount(
             step,
             b"shm" if name == "shm" else fstype,
             os.fsencode(f"{dev}/{name}"),
@@ -384,11 +384,11 @@ def add_dev(
         )
 
 
-def add_become_root(program: Program, step: str, root: str) -> None:
+def add_become_root(batch: SyscallBatch, step: str, root: str) -> None:
     """Make ``root`` the root of this mount namespace and let go of the old one, which no path
     reaches any more (pivot_root(2)).
     """
-    program.add(step, "chdir", os.fsencode(root))
-    program.add(step, "pivot_root", b".", b".")
-    program.add(step, "umount2", b".", sc.MNT_DETACH)
-    program.add(step, "chdir", b"/")
+    batch.add(step, "chdir", os.fsencode(root))
+    batch.add(step, "pivot_root", b".", b".")
+    batch.add(step, "umount2", b".", sc.MNT_DETACH)
+    batch.add(step, "chdir", b"/")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 from pytest_sandbox.errors import ContainerStopped, UnsupportedError
 from pytest_sandbox.linux import process, userns
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.syscall_batch import Program
+from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,27 +42,27 @@ def identity(kind: str, pid: int | str = "self") -> str:
     return os.readlink(f"/proc/{pid}/ns/{kind}")
 
 
-def add_enter(program: Program, step: str, pidfd: int, flags: int, user_fd: int) -> None:
+def add_enter(batch: SyscallBatch, step: str, pidfd: int, flags: int, user_fd: int) -> None:
     """Append entering the namespaces ``flags`` of the process ``pidfd`` (setns(2)), and then a user
     namespace, if ``user_fd`` >= 0.
 
     The process that runs it has one thread, and gets its PID namespace when it is forked.
     """
-    program.add(step, "setns", pidfd, flags)
+    batch.add(step, "setns", pidfd, flags)
     if user_fd >= 0:
-        program.add(step, "setns", user_fd, sc.CLONE_NEWUSER)
+        batch.add(step, "setns", user_fd, sc.CLONE_NEWUSER)
 
 
 def name_host(pidfd: int, name: str, builder_fd: int) -> None:
     """Change the host name that a process sees, with the power of a user namespace, -1 for the
     calling process's own (sethostname(2)).
     """
-    program, step = Program(), "name host"
+    batch, step = SyscallBatch(), "name host"
     if builder_fd >= 0:
-        program.add(step, "setns", builder_fd, sc.CLONE_NEWUSER)
-    program.add(step, "setns", pidfd, sc.CLONE_NEWUTS)
-    program.add(step, "sethostname", name.encode(), len(name.encode()))
-    program.run_in_child()
+        batch.add(step, "setns", builder_fd, sc.CLONE_NEWUSER)
+    batch.add(step, "setns", pidfd, sc.CLONE_NEWUTS)
+    batch.add(step, "sethostname", name.encode(), len(name.encode()))
+    batch.run_in_child()
 
 
 def set_for_children(fd: int) -> None:
@@ -115,7 +115,6 @@ def make_user_namespace(*, rooted: bool = False, owner: int | None = None) -> in
         if not pid:
             os.close(mapped_writer)
             _become_new_user_namespace(owner, made_writer, mapped_reader)
-        os.close(pidfd)
         _close(made_writer, pipes)
         try:
             _raise_sent(os.read(made_reader, 8))
@@ -123,7 +122,8 @@ def make_user_namespace(*, rooted: bool = False, owner: int | None = None) -> in
             return open_of(pid, "user")
         finally:
             _close(mapped_writer, pipes)
-            process.reap(pid)
+            process.await_exit(pid, pidfd, None)
+            os.close(pidfd)
     finally:
         for fd in pipes.copy():
             _close(fd, pipes)

@@ -14,7 +14,7 @@ from pytest_sandbox.linux import userns
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pytest_sandbox.linux.syscall_batch import Program, Result
+    from pytest_sandbox.linux.syscall_batch import Result, SyscallBatch
 
 __all__ = [
     "Like",
@@ -48,7 +48,7 @@ def mount_overlay(
 
 
 def add_overlay(
-    program: Program,
+    batch: SyscallBatch,
     step: str,
     lower: Sequence[str],
     layer: str,
@@ -57,12 +57,12 @@ def add_overlay(
     flags: int = 0,
     options: Sequence[str] = (),
 ) -> Result:
-    """:func:`mount_overlay` as a step of a program.
+    """:func:`mount_overlay` as a step of a batch.
 
     ``redirect_dir`` lets a directory of the lower layers be renamed, which would give EXDEV
     otherwise.
     """
-    return program.mount(
+    return batch.mount(
         step,
         b"overlay",
         os.fsencode(target),
@@ -73,7 +73,7 @@ def add_overlay(
 
 
 def add_read_only(
-    program: Program,
+    batch: SyscallBatch,
     step: str,
     lower: Sequence[str],
     target: str,
@@ -81,7 +81,7 @@ def add_read_only(
     flags: int = 0,
     options: Iterable[str] = (),
 ) -> None:
-    """Mount an overlay without a writable layer as a step of a program; it takes two lower
+    """Mount an overlay without a writable layer as a step of a batch; it takes two lower
     directories at least.
 
     Of ``options`` those that only a writable layer needs are left out.
@@ -89,7 +89,7 @@ def add_read_only(
     data = ",".join(
         [_lower(lower), *(option for option in options if not option.startswith("redirect_dir"))]
     )
-    program.mount(
+    batch.mount(
         step, b"overlay", os.fsencode(target), b"overlay", flags | sc.MS_RDONLY, os.fsencode(data)
     )
 
@@ -119,15 +119,15 @@ def make_layer(directory: str, like: str) -> None:
     os.chmod(f"{directory}/upper", mode)
 
 
-def add_layer(program: Program, step: str, directory: str, like: Like) -> None:
-    """:func:`make_layer` as a step of a program; what is there already stays."""
+def add_layer(batch: SyscallBatch, step: str, directory: str, like: Like) -> None:
+    """:func:`make_layer` as a step of a batch; what is there already stays."""
     for name, mode in _DIRECTORIES:
-        program.add(step, "mkdirat", -1, f"{directory}{name}".encode(), mode, go_on=True)
+        batch.add(step, "mkdirat", -1, f"{directory}{name}".encode(), mode, go_on=True)
     upper = f"{directory}/upper".encode()
     owner, mode = _nature(like)
     if owner is not None:
-        program.add(step, "fchownat", -1, upper, *owner, 0)
-    program.add(step, "fchmodat", -1, upper, mode)
+        batch.add(step, "fchownat", -1, upper, *owner, 0)
+    batch.add(step, "fchmodat", -1, upper, mode)
 
 
 def _nature(like: Like) -> tuple[tuple[int, int] | None, int]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.syscall_batch import Program
+from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
 if TYPE_CHECKING:
     from pytest_sandbox.linux.syscall_batch import Result
@@ -33,20 +33,20 @@ _INODE, _DEVICE, _MOUNT = 32, 136, 144
 _STATFS_SIZE = 120
 
 
-def _add_statx(program: Program, step: str, path: bytes) -> Result:
-    return program.add(step, "statx", -100, path, 0, _MASK, bytes(_STATX_SIZE))
+def _add_statx(batch: SyscallBatch, step: str, path: bytes) -> Result:
+    return batch.add(step, "statx", -100, path, 0, _MASK, bytes(_STATX_SIZE))
 
 
-def _add_enter_own(program: Program, step: str) -> None:
+def _add_enter_own(batch: SyscallBatch, step: str) -> None:
     """Set root and working directory to the root of the mount namespace that the process is in."""
-    fd = program.open(step, _NAMESPACE, os.O_RDONLY)
-    program.add(step, "setns", fd, sc.CLONE_NEWNS)
-    program.close(step, fd)
+    fd = batch.open(step, _NAMESPACE, os.O_RDONLY)
+    batch.add(step, "setns", fd, sc.CLONE_NEWNS)
+    batch.close(step, fd)
 
 
-def _identity(program: Program, result: Result) -> tuple[int, int, int, int]:
+def _identity(batch: SyscallBatch, result: Result) -> tuple[int, int, int, int]:
     """Return inode, device and mount of what statx(2) looked at."""
-    status = program.argument(result, 4, _STATX_SIZE)
+    status = batch.argument(result, 4, _STATX_SIZE)
     (inode,) = struct.unpack_from("=Q", status, _INODE)
     major, minor, mount = struct.unpack_from("=IIQ", status, _DEVICE)
     return inode, major, minor, mount
@@ -54,34 +54,34 @@ def _identity(program: Program, result: Result) -> tuple[int, int, int, int]:
 
 @dataclass(frozen=True, slots=True)
 class RootCheck:
-    """What a program finds when it enters its own mount namespace, beside what it has made the
+    """What a batch finds when it enters its own mount namespace, beside what it has made the
     root.
     """
 
-    program: Program
+    batch: SyscallBatch
     made: Result
     entered: Result
     type: Result
 
     @classmethod
-    def look_at(cls, program: Program, step: str, root: str) -> Result:
+    def look_at(cls, batch: SyscallBatch, step: str, root: str) -> Result:
         """Append the look at what is about to become the root."""
-        return _add_statx(program, step, os.fsencode(root))
+        return _add_statx(batch, step, os.fsencode(root))
 
     @classmethod
-    def add(cls, program: Program, step: str, made: Result) -> RootCheck:
+    def add(cls, batch: SyscallBatch, step: str, made: Result) -> RootCheck:
         """Append the entering, and the look at what is the root then."""
-        _add_enter_own(program, step)
-        entered = _add_statx(program, step, b"/")
-        return cls(program, made, entered, program.add(step, "statfs", b"/", bytes(_STATFS_SIZE)))
+        _add_enter_own(batch, step)
+        entered = _add_statx(batch, step, b"/")
+        return cls(batch, made, entered, batch.add(step, "statfs", b"/", bytes(_STATFS_SIZE)))
 
     def is_right(self) -> bool:
         """Return whether who enters is in the overlay that was made, by file system, device, inode
-        and mount, once the program has run.
+        and mount, once the batch has run.
         """
-        (kind,) = struct.unpack_from("=q", self.program.argument(self.type, 1, _STATFS_SIZE))
-        return kind == _OVERLAY and _identity(self.program, self.made) == _identity(
-            self.program, self.entered
+        (kind,) = struct.unpack_from("=q", self.batch.argument(self.type, 1, _STATFS_SIZE))
+        return kind == _OVERLAY and _identity(self.batch, self.made) == _identity(
+            self.batch, self.entered
         )
 
 
@@ -90,12 +90,12 @@ def is_chrooted() -> bool:
 
     Raises :class:`OSError` where the process lacks the right to enter a mount namespace.
     """
-    program, step = Program(), "look at the root"
-    before = _add_statx(program, step, b"/")
-    _add_enter_own(program, step)
-    after = _add_statx(program, step, b"/")
-    program.run_in_child(sc.CLONE_NEWNS)  # a copy, which is ours to enter
-    return _identity(program, before) != _identity(program, after)
+    batch, step = SyscallBatch(), "look at the root"
+    before = _add_statx(batch, step, b"/")
+    _add_enter_own(batch, step)
+    after = _add_statx(batch, step, b"/")
+    batch.run_in_child(sc.CLONE_NEWNS)  # a copy, which is ours to enter
+    return _identity(batch, before) != _identity(batch, after)
 
 
 def leave_chroot() -> None:
@@ -105,18 +105,18 @@ def leave_chroot() -> None:
     What the host mounts below the root later is seen there, and nothing that is mounted here is
     seen by the host. Raises :class:`OSError`.
     """
-    program, step = Program(), "make the root of this chroot that of a mount namespace"
-    program.add(step, "unshare", sc.CLONE_NEWNS)
-    tree = program.add(
+    batch, step = SyscallBatch(), "make the root of this chroot that of a mount namespace"
+    batch.add(step, "unshare", sc.CLONE_NEWNS)
+    tree = batch.add(
         step, "open_tree", -100, b"/", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE
     )
-    _add_enter_own(program, step)
-    program.mount(step, None, b"/", None, sc.MS_REC | sc.MS_SLAVE)
-    program.add(step, "move_mount", tree, b"", -100, b"/", sc.MOVE_MOUNT_F_EMPTY_PATH)
-    program.add(step, "fchdir", tree)
-    program.close(step, tree)
-    program.add(step, "pivot_root", b".", b".")
-    program.add(step, "umount2", b".", sc.MNT_DETACH)
-    program.add(step, "chdir", b"/")
-    program.mount(step, None, b"/", None, sc.MS_REC | sc.MS_SLAVE)
-    program.run()
+    _add_enter_own(batch, step)
+    batch.mount(step, None, b"/", None, sc.MS_REC | sc.MS_SLAVE)
+    batch.add(step, "move_mount", tree, b"", -100, b"/", sc.MOVE_MOUNT_F_EMPTY_PATH)
+    batch.add(step, "fchdir", tree)
+    batch.close(step, tree)
+    batch.add(step, "pivot_root", b".", b".")
+    batch.add(step, "umount2", b".", sc.MNT_DETACH)
+    batch.add(step, "chdir", b"/")
+    batch.mount(step, None, b"/", None, sc.MS_REC | sc.MS_SLAVE)
+    batch.run()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.linux import process
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.syscall_batch import Program
+from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Interface
@@ -46,32 +46,32 @@ _BRIDGE = _THERE = 1000
 _PATIENCE = 5.0
 
 
-def add_network(program: Program, step: str) -> None:
+def add_network(batch: SyscallBatch, step: str) -> None:
     """Give the calling process a network namespace of its own with loopback up (netdevice(7)), and
     docker's settings where it may.
     """
-    program.add(step, "unshare", sc.CLONE_NEWNET)
-    any_socket = program.add(
+    batch.add(step, "unshare", sc.CLONE_NEWNET)
+    any_socket = batch.add(
         step, "socket", socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0
     )
-    program.add(
+    batch.add(
         step, "ioctl", any_socket, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP_RUNNING)
     )
-    program.close(step, any_socket)
+    batch.close(step, any_socket)
     for name, value in _SYSCTLS.items():
         # A kernel without IPv4 ping sockets, a /proc/sys that an outer container made read-only,
         # groups beyond what the user namespace maps.
-        program.write(step, b"/proc/sys/net/ipv4/" + name, value, go_on=True)
+        batch.write(step, b"/proc/sys/net/ipv4/" + name, value, go_on=True)
 
 
 def make_network(user_fd: int) -> int:
     """Return the descriptor of a new network namespace that belongs to a user namespace."""
-    program = Program()
-    program.add("make a network", "setns", user_fd, sc.CLONE_NEWUSER)
-    add_network(program, "make a network")
-    found = program.open("make a network", b"/proc/self/ns/net", os.O_RDONLY)
-    program.run_in_child(sc.CLONE_FILES)
-    return program[found]
+    batch = SyscallBatch()
+    batch.add("make a network", "setns", user_fd, sc.CLONE_NEWUSER)
+    add_network(batch, "make a network")
+    found = batch.open("make a network", b"/proc/self/ns/net", os.O_RDONLY)
+    batch.run_in_child(sc.CLONE_FILES)
+    return batch[found]
 
 
 class Bridge:
@@ -87,24 +87,24 @@ class Bridge:
         self._builder_fd = builder_fd
         self._talking = threading.Lock()
         self._held: tuple[int, ...] = ()
-        program = self._program("make the bridge")
-        program.add("make the bridge", "unshare", sc.CLONE_NEWNET)
+        batch = self._batch("make the bridge")
+        batch.add("make the bridge", "unshare", sc.CLONE_NEWNET)
         # Nobody is to hear what a device without an address says by itself.
         for which in (b"all", b"default"):
-            program.write(
+            batch.write(
                 "make the bridge",
                 b"/proc/sys/net/ipv6/conf/" + which + b"/disable_ipv6",
                 b"1",
                 go_on=True,
             )
-        self._held = self._namespace, self._socket = _opened(program, "make the bridge")
+        self._held = self._namespace, self._socket = _opened(batch, "make the bridge")
         self._request(_link(_BRIDGE, IFNAME="bridge", LINKINFO=_kind("bridge"), up=True))
 
-    def _program(self, step: str) -> Program:
-        program = Program()
+    def _batch(self, step: str) -> SyscallBatch:
+        batch = SyscallBatch()
         if self._builder_fd >= 0:
-            program.add(step, "setns", self._builder_fd, sc.CLONE_NEWUSER)
-        return program
+            batch.add(step, "setns", self._builder_fd, sc.CLONE_NEWUSER)
+        return batch
 
     def plug(self, number: int, pidfd: int, address: IPv4Interface) -> None:
         """Give the network namespace of a process the device eth0 with an address, which leads
@@ -113,10 +113,10 @@ class Bridge:
         ``number`` is the port's, one for each address. Where its last container has just ended, the
         kernel may have that one's port still.
         """
-        program = self._program("plug in")
-        program.add("plug in", "setns", pidfd, sc.CLONE_NEWNET)
-        program.write("plug in", b"/proc/sys/net/ipv6/conf/default/disable_ipv6", b"1", go_on=True)
-        namespace, inner = _opened(program, "plug in")
+        batch = self._batch("plug in")
+        batch.add("plug in", "setns", pidfd, sc.CLONE_NEWNET)
+        batch.write("plug in", b"/proc/sys/net/ipv6/conf/default/disable_ipv6", b"1", go_on=True)
+        namespace, inner = _opened(batch, "plug in")
         try:
             self._lay_cable(_BRIDGE + number, namespace, address)
             _ask(inner, _address(_THERE, address), _link(_THERE, new=False, up=True))
@@ -186,20 +186,20 @@ class Bridge:
             self.abandon()
 
 
-def _opened(program: Program, step: str) -> tuple[int, int]:
-    """Return descriptors of the network namespace that a program enters, and of a socket in it that
+def _opened(batch: SyscallBatch, step: str) -> tuple[int, int]:
+    """Return descriptors of the network namespace that a batch enters, and of a socket in it that
     speaks rtnetlink(7).
     """
-    namespace = program.open(step, b"/proc/self/ns/net", os.O_RDONLY)
-    talking = program.add(
+    namespace = batch.open(step, b"/proc/self/ns/net", os.O_RDONLY)
+    talking = batch.add(
         step,
         "socket",
         socket.AF_NETLINK,
         socket.SOCK_RAW | socket.SOCK_CLOEXEC,
         socket.NETLINK_ROUTE,
     )
-    program.run_in_child(sc.CLONE_FILES)
-    return program[namespace], program[talking]
+    batch.run_in_child(sc.CLONE_FILES)
+    return batch[namespace], batch[talking]
 
 
 def _ask(fd: int, *requests: bytes) -> list[bytes]:

@@ -11,7 +11,7 @@ stopped there while the caller waits for it. So there are three processes::
 The helper is a static program of a few hundred bytes in a memfd (linux/elf.py). It holds the
 descriptors that it was given, is not dumpable, enters the namespaces, makes the payload, and ends.
 The payload is a child of the *caller* (CLONE_PARENT), as subprocess.Popen needs it, and shares
-memory with nobody. Both run one :class:`~pytest_sandbox.linux.syscall_batch.Program`; a record that
+memory with nobody. Both run one :class:`~pytest_sandbox.linux.syscall_batch.SyscallBatch`; a record that
 ends it, or that one of its calls writes, comes back through the status pipe, which closes on exec.
 """
 
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from pytest_sandbox.linux import elf, process
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.signals import Deferred
-from pytest_sandbox.linux.syscall_batch import RECORD_SIZE, Program, Record, Table
+from pytest_sandbox.linux.syscall_batch import RECORD_SIZE, Record, SyscallBatch, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -61,29 +61,29 @@ class Status(NamedTuple):
     late: bool
 
 
-def add_helper_start(program: Program) -> None:
+def add_helper_start(batch: SyscallBatch) -> None:
     """Append what every helper does first: nobody but root may look at it, or at what it forks."""
-    program.add("start the spawn helper", "prctl", sc.PR_SET_DUMPABLE, 0, 0, 0, 0)
-    program.add("start the spawn helper", "prctl", sc.PR_SET_NAME, NAME, 0, 0, 0)
+    batch.add("start the spawn helper", "prctl", sc.PR_SET_DUMPABLE, 0, 0, 0, 0)
+    batch.add("start the spawn helper", "prctl", sc.PR_SET_NAME, NAME, 0, 0, 0)
 
 
 class Spawn:
     """One start of a payload: ``with Spawn(...) as spawn: spawn.run(deadline)``.
 
-    ``clone`` is the call of the program that makes the payload; ``kept`` are the descriptors that
-    the program uses, under the numbers that they have here. ``hurrying`` returns a context in which
+    ``clone`` is the call of the batch that makes the payload; ``kept`` are the descriptors that
+    the batch uses, under the numbers that they have here. ``hurrying`` returns a context in which
     a killed payload gets the CPU time that it takes to end.
     """
 
     def __init__(
         self,
-        program: Program,
+        batch: SyscallBatch,
         clone: Result,
         kept: Collection[int],
         hurrying: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._hurrying = hurrying
-        self._program = program
+        self._batch = batch
         self._clone = clone
         self._kept = kept
         self._reader = self._writer = self._pidfd = self._helper_pidfd = -1
@@ -125,11 +125,11 @@ class Spawn:
         """
         arguments = Table((*words, 0)), Table((*environment, 0))
         tries = [
-            self._program.add("execute", "execve", command, *arguments, go_on=True)
+            self._batch.add("execute", "execve", command, *arguments, go_on=True)
             for command in commands
         ]
         size = len(tries) * RECORD_SIZE
-        self._program.add("execute", "write", self._writer, Record(tries[0].index), size)
+        self._batch.add("execute", "write", self._writer, Record(tries[0].index), size)
 
     def run(self, deadline: float, adopt: Callable[[int], None]) -> Status:
         """Start the helper, and wait until the payload has executed its program, or ended.
@@ -155,7 +155,7 @@ class Spawn:
     def _start(self, mask: bytes) -> None:
         """Execute the helper in a child that shares this memory until then."""
         data = struct.pack("=q", self._writer)
-        data += self._program.image(elf.DATA_ADDRESS + len(data), mask)
+        data += self._batch.image(elf.DATA_ADDRESS + len(data), mask)
         image = elf.helper_fd(data)
         try:
             self._helper, self._helper_pidfd = _executed(image, {*self._kept, self._writer})
@@ -194,7 +194,7 @@ class Spawn:
         self._data += data
         while len(self._data) >= RECORD_SIZE:
             record, self._data = self._data[:RECORD_SIZE], self._data[RECORD_SIZE:]
-            index, result = self._program.read_record(record)
+            index, result = self._batch.read_record(record)
             if index is None:
                 self._ended = True
             elif index == self._clone.index and result > 0:
@@ -205,17 +205,17 @@ class Spawn:
                 self._failed.append((index, result))
 
     def _status(self, *, late: bool) -> Status:
-        if late and self._pid and process.name(self._pid) not in {NAME, b""}:
+        if late and self._pid and process.comm(self._pid) not in {NAME, b""}:
             late = False  # it has executed its program: a fork of this process holds the pipe open
         if not late and self._pid and not self._ended and not self._has_failed():
             return Status(self._pid, [], executed=True, late=False)
         self._kill()
-        failures = [self._program.failure_of(*one) for one in self._failed]
+        failures = [self._batch.failure_of(*one) for one in self._failed]
         return Status(self._pid, failures, executed=False, late=late)
 
     def _has_failed(self) -> bool:
         """Tell whether a call failed that may not."""
-        return any(not self._program.may_fail(index) for index, _result in self._failed)
+        return any(not self._batch.may_fail(index) for index, _result in self._failed)
 
     def _kill(self) -> None:
         """End a payload that nobody will wait for."""
@@ -227,13 +227,13 @@ class Spawn:
 
 def _executed(image: int, kept: Collection[int]) -> tuple[int, int]:
     """Execute the helper ``image`` with the descriptors ``kept``; return its PID and a pidfd."""
-    program, step = Program(), "start the spawn helper"
-    program.add(step, "close_range", 0, sc.MOST_FDS, sc.CLOSE_RANGE_CLOEXEC)
+    batch, step = SyscallBatch(), "start the spawn helper"
+    batch.add(step, "close_range", 0, sc.MOST_FDS, sc.CLOSE_RANGE_CLOEXEC)
     for fd in kept:
-        program.add(step, "fcntl", fd, fcntl.F_SETFD, 0)
-    program.add(step, "execveat", image, b"", Table((NAME, 0)), Table((0,)), sc.AT_EMPTY_PATH)
-    pid, pidfd = program.spawn()
-    failure = program.failure()
+        batch.add(step, "fcntl", fd, fcntl.F_SETFD, 0)
+    batch.add(step, "execveat", image, b"", Table((NAME, 0)), Table((0,)), sc.AT_EMPTY_PATH)
+    pid, pidfd = batch.spawn()
+    failure = batch.failure()
     if failure is not None:
         process.await_exit(pid, pidfd, _PATIENCE)
         os.close(pidfd)

@@ -1,4 +1,4 @@
-"""Programs: lists of system calls as data, made in one go by a few machine instructions
+"""Batches: lists of system calls as data, made in one go by a few machine instructions
 (tools/machine_code).
 
 A container is built, and a process is put into it, by forty to ninety system calls. Made one by one
@@ -24,7 +24,7 @@ from pytest_sandbox.linux import syscall as sc
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["RECORD_SIZE", "Failure", "Program", "Record", "Result", "Table", "number"]
+__all__ = ["RECORD_SIZE", "Failure", "Record", "Result", "SyscallBatch", "Table", "number"]
 
 # Of a record, in words; the bits of its mode.
 _SIZE, _FIRST, _THIRD, _MODE, _RESULT = 9, 1, 3, 7, 8
@@ -41,7 +41,7 @@ _IGNORED_SIGCHLD = struct.pack("QQQQ", signal.SIG_IGN, 0, 0, 0)  # the kernel's 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a call of the program will return, for the first or third argument of a later one."""
+    """What a call of the batch will return, for the first or third argument of a later one."""
 
     index: int
 
@@ -49,7 +49,7 @@ class Result:
 @dataclass(frozen=True, slots=True)
 class Record:
     """The address of a call's record, for a call that writes it to who reads
-    :meth:`Program.read_record`.
+    :meth:`SyscallBatch.read_record`.
     """
 
     index: int
@@ -100,9 +100,9 @@ def _code() -> Callable[[int, int], int]:
     return sc.map_code(machine_code.RUN[_machine()])
 
 
-class Program:
+class SyscallBatch:
     """A list of system calls under construction, then run or spawned once; results are asked for
-    afterwards by ``program[result]``.
+    afterwards by ``batch[result]``.
     """
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class Program:
     ) -> Result:
         """Append a call.
 
-        Texts get their ending zero; None is a null pointer; an error ends the program unless
+        Texts get their ending zero; None is a null pointer; an error ends the batch unless
         ``go_on``.
         """
         start = len(self._words)
@@ -168,8 +168,8 @@ class Program:
         else:
             self._words[place] = int(argument) & _WORD
 
-    def extend(self, other: Program) -> None:
-        """Append all calls of another program, which may be appended to many: its results are not
+    def extend(self, other: SyscallBatch) -> None:
+        """Append all calls of another batch, which may be appended to many: its results are not
         to be asked for here.
         """
         words, text = len(self._words), len(self._text)
@@ -180,12 +180,12 @@ class Program:
         self._tables += [(place + words, table) for place, table in other._tables]
         self._said += other._said
 
-    # -- calls that many programs make
+    # -- calls that many batches make
 
     def open(
         self, step: str, path: bytes, flags: int, *, mode: int = 0, go_on: bool = False
     ) -> Result:
-        """Append openat(2); what is open when a shared table's program fails is closed by
+        """Append openat(2); what is open when a shared table's batch fails is closed by
         :meth:`close_leaks`.
         """
         result = self.add(step, "openat", -100, path, flags | os.O_CLOEXEC, mode, go_on=go_on)
@@ -242,7 +242,7 @@ class Program:
 
     def reap_by_kernel(self, step: str) -> None:
         """Append what has the kernel reap the children of the process, also after it executes a
-        program (SIGCHLD is ignored).
+        batch (SIGCHLD is ignored).
         """
         self.add(step, "rt_sigaction", signal.SIGCHLD, _IGNORED_SIGCHLD, None, 8)
 
@@ -285,7 +285,7 @@ class Program:
         number and a pidfd.
 
         ``flags`` are clone3's, to which CLONE_VM, CLONE_VFORK, CLONE_PIDFD and CLONE_CLEAR_SIGHAND
-        are added. The child starts with all signals blocked. A program that does not end by
+        are added. The child starts with all signals blocked. A batch that does not end by
         executing another ends with exit status 127.
         """
         self.prepare()
@@ -317,7 +317,7 @@ class Program:
     def try_in_child(self, flags: int = 0) -> Failure | None:
         """Make the calls in a child, wait for its end, and return the call that failed, if any.
 
-        With CLONE_FILES, what a failed program has left open is closed.
+        With CLONE_FILES, what a failed batch has left open is closed.
         """
         pid, pidfd = self.spawn(flags)
         process.await_exit(pid, pidfd, _PATIENCE)
@@ -328,12 +328,12 @@ class Program:
         return failure
 
     def _assemble(self) -> int:
-        """Lay out the program in a buffer of this process's; return the buffer's address."""
+        """Lay out the batch in a buffer of this process's; return the buffer's address."""
         self._buffer, address = self._laid_out(self._words, None)
         return address
 
     def image(self, address: int, mask: bytes) -> bytearray:
-        """Return the program for a process that finds it at ``address``.
+        """Return the batch for a process that finds it at ``address``.
 
         ``mask`` is the signal mask that :meth:`restore_signals` restores there. A record can be
         read at the end of the list, too.
@@ -354,7 +354,7 @@ class Program:
         texts = list(self._texts)
         more = bytearray(
             self._text
-        )  # what tables point to is not what another program is extended by
+        )  # what tables point to is not what another batch is extended by
         tables, placed = [], dict[int, int]()
         for place, table in self._tables:
             tables.append((place, placed.setdefault(id(table), len(words))))
@@ -394,7 +394,7 @@ class Program:
         return bytes(self._buffer[start : start + size])
 
     def failure(self) -> Failure | None:
-        """Return the call that ended the program by an error; None where there is none."""
+        """Return the call that ended the batch by an error; None where there is none."""
         results = struct.unpack_from(f"={len(self._words)}q", self._buffer)[_RESULT::_SIZE]
         for index, result in enumerate(results):
             if -4096 < result < 0 and not self._words[index * _SIZE + _MODE] & _GO_ON:
@@ -409,7 +409,7 @@ class Program:
         )
 
     def may_fail(self, index: int) -> bool:
-        """Tell whether an error of the call ``index`` does not end the program."""
+        """Tell whether an error of the call ``index`` does not end the batch."""
         return bool(self._words[index * _SIZE + _MODE] & _GO_ON)
 
     @staticmethod
@@ -427,7 +427,7 @@ class Program:
         return self[Result(last.index - 1)] == -_NOT_MADE
 
     def close_leaks(self) -> None:
-        """Close what a failed program left open in a table of descriptors that it shared with this
+        """Close what a failed batch left open in a table of descriptors that it shared with this
         process.
         """
         for index in self._opened if self._buffer else ():

@@ -165,7 +165,7 @@ def with_power(func: Callable[[], object]) -> None:
         )  # the fork ends in os._exit, so it needs no other thread
         pid = os.fork()
     if pid:
-        if process.reap(pid):
+        if process.await_exit(pid, None, None) not in {0, None}:
             raise OSError(errno.EPERM, "a user namespace could not be made, or has not helped")
         return
     try:

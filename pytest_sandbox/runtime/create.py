@@ -1,6 +1,6 @@
-"""How a container is built: the steps from a spec to a program, at whose end stands PID 1.
+"""How a container is built: the steps from a spec to a batch of calls, at whose end stands PID 1.
 
-The program runs in a child of the launcher that is in the container's new namespaces but not yet in
+The batch runs in a child of the launcher that is in the container's new namespaces but not yet in
 its root; everything it needs from the host is looked up by :class:`Host` before.
 """
 
@@ -23,12 +23,13 @@ from pytest_sandbox.linux import (
     namespaces,
     overlay,
     process,
+    process_limits,
     rtnetlink,
     userns,
 )
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.root_check import RootCheck
-from pytest_sandbox.linux.syscall_batch import Program, Result, Table
+from pytest_sandbox.linux.syscall_batch import Result, SyscallBatch, Table
 from pytest_sandbox.runtime import etc_files, host_mounts, privileges
 from pytest_sandbox.runtime.spec import SHELF
 
@@ -92,7 +93,7 @@ class Host:
 
 
 class Building:
-    """One container's program; each step is a method, in the order of ``_steps``."""
+    """One container's batch; each step is a method, in the order of ``_steps``."""
 
     def __init__(
         self,
@@ -109,7 +110,7 @@ class Building:
         self.hostname = hostname
         self.joins = joins
         self.network = -1
-        self.program = Program()
+        self.batch = SyscallBatch()
         self._has_base = False
         self._generated_in = host.generated_in if spec.is_on_host else _generated_in(spec.lower)
         self._generated_from = etc_files.sources(spec) if self._generated_in is not None else {}
@@ -153,14 +154,14 @@ class Building:
                 os.close(self.network)
 
     def _spawn(self, cgroup: int) -> tuple[int, int, int, int]:
-        pid, pidfd = self.program.spawn(_NAMESPACES | sc.CLONE_FILES, cgroup=cgroup)
-        failure = self.program.failure()
-        if failure is None and not self.program.ended_early(self._last):
+        pid, pidfd = self.batch.spawn(_NAMESPACES | sc.CLONE_FILES, cgroup=cgroup)
+        failure = self.batch.failure()
+        if failure is None and not self.batch.ended_early(self._last):
             self._verify_root(pid, pidfd)
-            return pid, pidfd, self.program[self._layer], self.program[self._tree]
+            return pid, pidfd, self.batch[self._layer], self.batch[self._tree]
         os.waitpid(pid, 0)
         os.close(pidfd)
-        self.program.close_leaks()
+        self.batch.close_leaks()
         error = (
             failure.error()
             if failure
@@ -181,7 +182,7 @@ class Building:
         os.waitpid(pid, 0)
         os.close(pidfd)
         for result in (self._layer, self._tree):
-            os.close(self.program[result])
+            os.close(self.batch[result])
         error = OSError(errno.EXDEV, "who enters the container would not be on its root")
         error.step = "verify the root"  # type: ignore[attr-defined]
         raise error
@@ -207,23 +208,23 @@ class Building:
         )
 
     def _detach(self) -> None:
-        process.add_hidden_from_oom(self.program, "detach")
-        process.add_raised_ulimits(self.program, self.spec.ulimits)
-        mounts.add_private(self.program, "make private")
-        self.program.add(
+        process_limits.add_oom_score_adj(self.batch, "detach")
+        process_limits.add_raised_hard_limits(self.batch, self.spec.ulimits)
+        mounts.add_private(self.batch, "make private")
+        self.batch.add(
             "make private", "umask", 0
         )  # what is made has the mode that it is made with, whatever the caller's umask
 
     def _enter_network(self) -> None:
         if self.network >= 0:
-            self.program.add("enter network", "setns", self.network, sc.CLONE_NEWNET)
+            self.batch.add("enter network", "setns", self.network, sc.CLONE_NEWNET)
         elif self.spec.own_network:
-            rtnetlink.add_network(self.program, "enter network")
+            rtnetlink.add_network(self.batch, "enter network")
 
     def _open_groups(self) -> None:
         """Open what is written to join: the paths are gone once the root has changed."""
         self._groups = [
-            self.program.open("open groups", os.fsencode(path), os.O_WRONLY) for path in self.joins
+            self.batch.open("open groups", os.fsencode(path), os.O_WRONLY) for path in self.joins
         ]
 
     def _open_volumes(self) -> None:
@@ -232,7 +233,7 @@ class Building:
         """
         flags = sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE
         self._sources = [
-            self.program.add("open volumes", "open_tree", -100, os.fsencode(source), flags)
+            self.batch.add("open volumes", "open_tree", -100, os.fsencode(source), flags)
             for source, _target, _ro in self.spec.volumes
         ]
 
@@ -240,25 +241,23 @@ class Building:
         """Mount the file system of the writable layer, or bind its directory."""
         step, stage = "make layer", mounts.STAGE.encode()
         if self.spec.layer_device is not None:
-            self.program.mount(
-                step, os.fsencode(self.spec.layer_device), stage, b"ext4", sc.MS_NODEV
-            )
+            self.batch.mount(step, os.fsencode(self.spec.layer_device), stage, b"ext4", sc.MS_NODEV)
         elif self.spec.layer_directory is not None:
-            mounts.add_bind(self.program, step, self.spec.layer_directory, mounts.STAGE)
+            mounts.add_bind(self.batch, step, self.spec.layer_directory, mounts.STAGE)
         else:
             size = b"," + mounts.limited(self.spec.disk) if self.spec.disk is not None else b""
-            self.program.mount(step, b"tmpfs", stage, b"tmpfs", sc.MS_NODEV, b"mode=700" + size)
-        self.program.add(step, "mkdirat", -1, _ROOT.encode(), 0o755, go_on=True)
-        self._layer = self.program.open(step, stage, os.O_RDONLY | os.O_DIRECTORY)
-        self._tree = self.program.open_mount(step, stage)
+            self.batch.mount(step, b"tmpfs", stage, b"tmpfs", sc.MS_NODEV, b"mode=700" + size)
+        self.batch.add(step, "mkdirat", -1, _ROOT.encode(), 0o755, go_on=True)
+        self._layer = self.batch.open(step, stage, os.O_RDONLY | os.O_DIRECTORY)
+        self._tree = self.batch.open_mount(step, stage)
 
     def _attach_shelved(self) -> None:
         """Bring the committed layers that this container lies on to where overlays find them."""
         step = "attach committed layers"
         for key, fd in self.shelved.items():
             target = f"{mounts.STAGE}/shelf-{key}".encode()
-            self.program.add(step, "mkdirat", -1, target, 0o700)
-            self.program.add(step, "move_mount", fd, b"", -100, target, sc.MOVE_MOUNT_F_EMPTY_PATH)
+            self.batch.add(step, "mkdirat", -1, target, 0o700)
+            self.batch.add(step, "move_mount", fd, b"", -100, target, sc.MOVE_MOUNT_F_EMPTY_PATH)
 
     def _above(self, point: str) -> list[str]:
         """Return what lies directly below the writable layer of an overlay, topmost first."""
@@ -287,7 +286,7 @@ class Building:
         # test's
         if missing:
             for directory in ("", *(f"/{name}" for name in missing)):
-                self.program.add(
+                self.batch.add(
                     step, "mkdirat", -1, f"{mounts.STAGE}/base{directory}".encode(), 0o755
                 )
             lower.append(f"{mounts.STAGE}/base")
@@ -301,7 +300,7 @@ class Building:
         options = list(self.host.root.options)
         if flags & sc.MS_RDONLY:
             host_mounts.add_read_only_overlay(
-                self.program, step, lower, _ROOT + point, flags, options
+                self.batch, step, lower, _ROOT + point, flags, options
             )
             return
         if self.spec.layer_directory is not None:
@@ -309,10 +308,10 @@ class Building:
                 "volatile"
             )  # nothing of it has to survive a crash of the machine, so no sync is worth its time
         overlay.add_layer(
-            self.program, step, f"{mounts.STAGE}/{number}", self._like([*above, like][0])
+            self.batch, step, f"{mounts.STAGE}/{number}", self._like([*above, like][0])
         )
         overlay.add_overlay(
-            self.program,
+            self.batch,
             step,
             lower,
             f"{mounts.STAGE}/{number}",
@@ -337,7 +336,7 @@ class Building:
             return []
         directory = f"{self._nodes_base(step)}/nodes-{number}"
         file_mounts.add_nodes(
-            self.program, step, directory, made.values(), lambda parent: _status(lower, parent)
+            self.batch, step, directory, made.values(), lambda parent: _status(lower, parent)
         )
         return [directory]
 
@@ -350,8 +349,8 @@ class Building:
         base = f"{mounts.STAGE}/nodes"
         if not self._has_base:
             self._has_base = True
-            self.program.add(step, "mkdirat", -1, base.encode(), 0o700)
-            self.program.mount(step, b"tmpfs", base.encode(), b"tmpfs", sc.MS_NODEV, b"mode=700")
+            self.batch.add(step, "mkdirat", -1, base.encode(), 0o700)
+            self.batch.mount(step, b"tmpfs", base.encode(), b"tmpfs", sc.MS_NODEV, b"mode=700")
         return base
 
     def _copied(self, point: str) -> list[file_mounts.Node]:
@@ -377,10 +376,10 @@ class Building:
                     like=entry.point,
                 )
             elif entry.shown == mounts.COVERED:
-                mounts.add_cover(self.program, step, _ROOT + entry.point)
+                mounts.add_cover(self.batch, step, _ROOT + entry.point)
             else:
                 mounts.add_bind(
-                    self.program,
+                    self.batch,
                     step,
                     entry.lower,
                     _ROOT + entry.point,
@@ -401,7 +400,7 @@ class Building:
         """
         parts = directory.strip("/").split("/")
         for end in range(1, len(parts) + 1):
-            self.program.add(
+            self.batch.add(
                 step,
                 "mkdirat",
                 -1,
@@ -412,16 +411,16 @@ class Building:
 
     def _mount_own(self) -> None:
         own_sys = self.host.is_root or self.spec.own_network
-        self.program.extend(
+        self.batch.extend(
             _own_mounts(self.spec.shm_size, self.spec.protected, own_sys, self.host.root.tty_group)
         )
 
     def _become_root(self) -> None:
-        self._made_root = RootCheck.look_at(self.program, "become root", _ROOT)
-        mounts.add_become_root(self.program, "become root", _ROOT)
+        self._made_root = RootCheck.look_at(self.batch, "become root", _ROOT)
+        mounts.add_become_root(self.batch, "become root", _ROOT)
 
     def _check_root(self) -> None:
-        self._root_check = RootCheck.add(self.program, "verify the root", self._made_root)
+        self._root_check = RootCheck.add(self.batch, "verify the root", self._made_root)
 
     def _attach_volumes(self) -> None:
         """Attach what was taken; from here on every name is the container's, and no link in it
@@ -435,7 +434,7 @@ class Building:
                 | sc.MOUNT_ATTR_NOSUID
                 | (sc.MOUNT_ATTR_RDONLY if read_only else 0)
             )
-            self.program.add(
+            self.batch.add(
                 step,
                 "mount_setattr",
                 fd,
@@ -445,16 +444,16 @@ class Building:
                 sc.MOUNT_ATTR_SIZE,
             )
             how = sc.open_how(os.O_PATH, sc.RESOLVE_NO_MAGICLINKS)
-            point = self.program.add(step, "openat2", -100, os.fsencode(target), how, len(how))
+            point = self.batch.add(step, "openat2", -100, os.fsencode(target), how, len(how))
             flags = sc.MOVE_MOUNT_F_EMPTY_PATH | sc.MOVE_MOUNT_T_EMPTY_PATH
-            self.program.add(step, "move_mount", fd, b"", point, b"", flags)
+            self.batch.add(step, "move_mount", fd, b"", point, b"", flags)
             for one in (fd, point):
-                self.program.close(step, one)
+                self.batch.close(step, one)
 
     def _make_mount_point(self, step: str, target: str, *, is_directory: bool) -> None:
         self._make_directories(step, "", target if is_directory else os.path.dirname(target))
         if not is_directory:
-            self.program.add(
+            self.batch.add(
                 step, "mknodat", -1, os.fsencode(target), stat.S_IFREG | 0o644, 0, go_on=True
             )
 
@@ -462,35 +461,35 @@ class Building:
         if not self.spec.read_only:
             return
         step = "make root read only"
-        mounts.add_remount(self.program, step, "/", sc.MS_RDONLY | sc.MS_NODEV)
+        mounts.add_remount(self.batch, step, "/", sc.MS_RDONLY | sc.MS_NODEV)
         for entry in self.host.root.below if self.spec.is_on_host else ():
             if entry.shown != mounts.WRITABLE:
                 continue
             mounts.add_remount(
-                self.program, step, entry.point, sc.MS_RDONLY | sc.MS_NODEV | entry.flags
+                self.batch, step, entry.point, sc.MS_RDONLY | sc.MS_NODEV | entry.flags
             )
 
     def _name_host(self) -> None:
         name = self.hostname.encode()
-        self.program.add("name host", "sethostname", name, len(name))
+        self.batch.add("name host", "sethostname", name, len(name))
 
     def _join_groups(self) -> None:
         step = "join groups"
         for fd in self._groups:
-            self.program.add(step, "write", fd, b"0", 1)
-            self.program.close(step, fd)
-        self.program.add(step, "unshare", sc.CLONE_NEWCGROUP)
+            self.batch.add(step, "write", fd, b"0", 1)
+            self.batch.close(step, fd)
+        self.batch.add(step, "unshare", sc.CLONE_NEWCGROUP)
 
     def _become_init(self) -> None:
         """Execute what sleeps as PID 1; it dies with the launcher, and the kernel reaps for it."""
         step = "become init"
-        self.program.reap_by_kernel(step)
-        self.program.restore_signals(step)
-        self.program.add(step, "prctl", sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+        self.batch.reap_by_kernel(step)
+        self.batch.restore_signals(step)
+        self.batch.add(step, "prctl", sc.PR_SET_PDEATHSIG, signal.SIGKILL)
         # Where the launcher has died meanwhile, nobody sends that signal any more: end here.
         ended = struct.pack("=ihh", self.host.launcher, select.POLLIN, 0)  # struct pollfd
-        self.program.add(step, "ppoll", ended, 1, bytes(16), None, 0, stop_if_positive=True)
-        self._last = self.program.add(
+        self.batch.add(step, "ppoll", ended, 1, bytes(16), None, 0, stop_if_positive=True)
+        self._last = self.batch.add(
             step, "execveat", self.host.init, b"", Table((_NAME, 0)), Table((0,)), sc.AT_EMPTY_PATH
         )
 
@@ -512,15 +511,15 @@ def _payload_namespaces(is_root: bool) -> tuple[int, int]:
 
 
 @cache
-def _own_mounts(shm_size: int, protected: bool, own_sys: bool, tty_group: bool) -> Program:
+def _own_mounts(shm_size: int, protected: bool, own_sys: bool, tty_group: bool) -> SyscallBatch:
     """Return the file systems that every container has of its own; half of all its calls, so they
     are put together once.
     """
-    program, step = Program(), "mount own"
-    mounts.add_dev(program, step, _ROOT, shm_size, tty_group=tty_group)
-    mounts.add_proc(program, step, _ROOT, protected=protected)
-    mounts.add_sys(program, step, _ROOT, protected=protected, own=own_sys)
-    return program
+    batch, step = SyscallBatch(), "mount own"
+    mounts.add_dev(batch, step, _ROOT, shm_size, tty_group=tty_group)
+    mounts.add_proc(batch, step, _ROOT, protected=protected)
+    mounts.add_sys(batch, step, _ROOT, protected=protected, own=own_sys)
+    return batch
 
 
 def _generated_in(lower: Sequence[str]) -> str | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sandbox.linux import file_mounts, mounts, overlay
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.syscall_batch import Program
+from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -87,7 +87,7 @@ def _how(entry: Mounted, status: os.stat_result, room: int, options: tuple[str, 
     if file_mounts.is_unreachable(status.st_mode):
         return mounts.COPIED
     if stat.S_ISREG(status.st_mode):
-        return mounts.COPIED if status.st_size <= min(room, file_mounts.LARGEST) else mounts.BOUND
+        return mounts.COPIED if status.st_size <= min(room, file_mounts.MAX_SIZE) else mounts.BOUND
     if not stat.S_ISDIR(status.st_mode):
         return mounts.BOUND  # a device cannot be opened there: it is bound with nodev
     # A split directory has mounts below it, which an unprivileged user may not leave out of a bind
@@ -111,24 +111,27 @@ def _stays_empty(entry: Mounted) -> bool:
 
 def _works(entry: Mounted, how: str, options: tuple[str, ...]) -> bool:
     """Try whether an overlay may lie on an entry: not on vfat, and not on a second overlay."""
-    program, step, stage = Program(), "try", mounts.STAGE
-    mounts.add_private(program, step)
-    program.mount(step, b"tmpfs", stage.encode(), b"tmpfs", 0)
+    batch, step, stage = SyscallBatch(), "try", mounts.STAGE
+    mounts.add_private(batch, step)
+    batch.mount(step, b"tmpfs", stage.encode(), b"tmpfs", 0)
     if how == mounts.READ_ONLY:
-        add_read_only_overlay(program, step, [entry.lower], entry.point, 0, options)
+        add_read_only_overlay(batch, step, [entry.lower], entry.point, 0, options)
     else:
-        overlay.add_layer(program, step, f"{stage}/0", overlay.Like(entry.point))
-        overlay.add_overlay(
-            program, step, [entry.lower], f"{stage}/0", entry.point, options=options
-        )
-    pid, pidfd = program.spawn(sc.CLONE_NEWNS)
+        overlay.add_layer(batch, step, f"{stage}/0", overlay.Like(entry.point))
+        overlay.add_overlay(batch, step, [entry.lower], f"{stage}/0", entry.point, options=options)
+    pid, pidfd = batch.spawn(sc.CLONE_NEWNS)
     os.close(pidfd)
     os.waitpid(pid, 0)
-    return program.failure() is None
+    return batch.failure() is None
 
 
 def add_read_only_overlay(
-    program: Program, step: str, lower: list[str], target: str, flags: int, options: Iterable[str]
+    batch: SyscallBatch,
+    step: str,
+    lower: list[str],
+    target: str,
+    flags: int,
+    options: Iterable[str],
 ) -> None:
     """Lay an overlay without a writable layer over a directory: what is opened there is the
     overlay's, not the host's.
@@ -136,5 +139,5 @@ def add_read_only_overlay(
     The kernel takes two lower directories at least, so the last one is empty.
     """
     empty = f"{mounts.STAGE}/empty"
-    program.add(step, "mkdirat", -1, empty.encode(), 0o755, go_on=True)
-    overlay.add_read_only(program, step, [*lower, empty], target, flags=flags, options=options)
+    batch.add(step, "mkdirat", -1, empty.encode(), 0o755, go_on=True)
+    overlay.add_read_only(batch, step, [*lower, empty], target, flags=flags, options=options)

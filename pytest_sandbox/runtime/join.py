@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.linux import capabilities, namespaces, process, seccomp
+from pytest_sandbox.linux import capabilities, namespaces, process_limits, seccomp
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.spawn import add_helper_start
-from pytest_sandbox.linux.syscall_batch import Program, Table
+from pytest_sandbox.linux.syscall_batch import SyscallBatch, Table
 
 if TYPE_CHECKING:
     from pytest_sandbox.linux.syscall_batch import Result
@@ -57,11 +57,11 @@ class Entrance:
 
     @property
     def descriptors(self) -> set[int]:
-        """The descriptors that such a program uses."""
+        """The descriptors that such a batch uses."""
         return {fd for fd in (self.pidfd, self.user_fd, self.builder_fd, self.cgroup) if fd >= 0}
 
-    def begin(self, *, shielded: bool = True) -> tuple[Program, Result]:
-        """Begin a program that enters from outside, and the call in it that makes the payload.
+    def begin(self, *, shielded: bool = True) -> tuple[SyscallBatch, Result]:
+        """Begin a batch that enters from outside, and the call in it that makes the payload.
 
         ``shielded`` keeps the payload from being looked at until it executes a program.
         """
@@ -70,19 +70,19 @@ class Entrance:
         part, clone = _beginning(
             self.joins, self.cgroup, self.spec.ulimits, spaces, shielded=shielded
         )
-        program = Program()
-        program.extend(part)
-        return program, clone
+        batch = SyscallBatch()
+        batch.extend(part)
+        return batch, clone
 
-    def add_look(self, program: Program) -> None:
+    def add_look(self, batch: SyscallBatch) -> None:
         """Append what a child does that looks at the container's files: enter its mounts, with the
         rights of root inside.
         """
         if self.builder_fd >= 0:
-            program.add("become the builder", "setns", self.builder_fd, sc.CLONE_NEWUSER)
-        namespaces.add_enter(program, "enter namespaces", self.pidfd, sc.CLONE_NEWNS, self._user_fd)
+            batch.add("become the builder", "setns", self.builder_fd, sc.CLONE_NEWUSER)
+        namespaces.add_enter(batch, "enter namespaces", self.pidfd, sc.CLONE_NEWNS, self._user_fd)
         left = self._kept(self.spec.capabilities | _FILE_CAPABILITIES)
-        program.add("drop capabilities", "capset", *_capability_sets(left))
+        batch.add("drop capabilities", "capset", *_capability_sets(left))
 
     def _kept(self, wanted: int) -> int:
         """Return which of these capabilities a payload can have: all in a new user namespace, else
@@ -91,23 +91,23 @@ class Entrance:
         in_new = self.builder_fd >= 0 or self._user_fd >= 0
         return wanted & (capabilities.supported() if in_new else sc.getcaps()[1])
 
-    def add_enter(self, program: Program) -> None:
+    def add_enter(self, batch: SyscallBatch) -> None:
         """Append the whole way in, for a fork that is in the PID namespace already."""
         flags = _OUTSIDE | sc.CLONE_NEWCGROUP | (sc.CLONE_NEWNET if self.spec.own_network else 0)
-        program.extend(_entering(self.joins, self.spec.ulimits, self.pidfd, flags, self._user_fd))
+        batch.extend(_entering(self.joins, self.spec.ulimits, self.pidfd, flags, self._user_fd))
 
     @property
     def _user_fd(self) -> int:
         return self.user_fd if self.spec.user_namespace else -1
 
-    def add_lock_down(self, program: Program, user: User | None) -> None:
+    def add_lock_down(self, batch: SyscallBatch, user: User | None) -> None:
         """Append the giving up, for good, of all that the spec's payload may not have, and the
         change to its user.
         """
-        program.extend(self.lock_down(user))
+        batch.extend(self.lock_down(user))
 
-    def lock_down(self, user: User | None) -> Program:
-        """Return the same as a program of its own, which is ready to be run in forks."""
+    def lock_down(self, user: User | None) -> SyscallBatch:
+        """Return the same as a batch of its own, which is ready to be run in forks."""
         is_root = (os.geteuid() == 0 or self._is_rooted) if user is None else user.uid == 0
         left = self._kept(self.spec.capabilities) if is_root else 0
         spec = self.spec
@@ -135,28 +135,28 @@ def _beginning(
     spaces: tuple[int, int, int, int],
     *,
     shielded: bool,
-) -> tuple[Program, Result]:
+) -> tuple[SyscallBatch, Result]:
     """Return what enters first: outside of the PID namespace up to the clone3, in the payload from
     there on.
     """
     pidfd, flags, builder_fd, user_fd = spaces
-    program = Program()
+    batch = SyscallBatch()
     if shielded:
-        add_helper_start(program)
+        add_helper_start(batch)
     if builder_fd >= 0:
-        program.add("become the builder", "setns", builder_fd, sc.CLONE_NEWUSER)
-    files = [program.open("join cgroups", os.fsencode(path), os.O_WRONLY) for path in joins]
-    program.add("enter namespaces", "setns", pidfd, flags)
+        batch.add("become the builder", "setns", builder_fd, sc.CLONE_NEWUSER)
+    files = [batch.open("join cgroups", os.fsencode(path), os.O_WRONLY) for path in joins]
+    batch.add("enter namespaces", "setns", pidfd, flags)
     how = sc.sibling_arguments(cgroup)
     step = "make a process in the container"
-    clone = program.add(step, "clone3", how, len(how), stop_if_positive=True)
+    clone = batch.add(step, "clone3", how, len(how), stop_if_positive=True)
     for file in files:
-        program.add("join cgroups", "write", file, b"0", 1)
-        program.close("join cgroups", file)
-    process.add_ulimits(program, "raise ulimits", ulimits)
-    namespaces.add_enter(program, "enter namespaces", pidfd, sc.CLONE_NEWCGROUP, user_fd)
-    program.add("new session", "setsid")
-    return program, clone
+        batch.add("join cgroups", "write", file, b"0", 1)
+        batch.close("join cgroups", file)
+    process_limits.add_ulimits(batch, "raise ulimits", ulimits)
+    namespaces.add_enter(batch, "enter namespaces", pidfd, sc.CLONE_NEWCGROUP, user_fd)
+    batch.add("new session", "setsid")
+    return batch, clone
 
 
 # It is the same for each test of a container's spec, and costs more to put together than to make.
@@ -167,14 +167,14 @@ def _entering(
     pidfd: int,
     flags: int,
     user_fd: int,
-) -> Program:
-    program = Program()
+) -> SyscallBatch:
+    batch = SyscallBatch()
     for path in joins:
-        program.write("join cgroups", os.fsencode(path), b"0")
-    process.add_ulimits(program, "raise ulimits", ulimits)
-    namespaces.add_enter(program, "enter namespaces", pidfd, flags, user_fd)
-    program.add("new session", "setsid", go_on=True)  # a session leader has what it would get
-    return program
+        batch.write("join cgroups", os.fsencode(path), b"0")
+    process_limits.add_ulimits(batch, "raise ulimits", ulimits)
+    namespaces.add_enter(batch, "enter namespaces", pidfd, flags, user_fd)
+    batch.add("new session", "setsid", go_on=True)  # a session leader has what it would get
+    return batch
 
 
 @lru_cache(maxsize=16)
@@ -187,27 +187,27 @@ def _locking_down(
     *,
     filtered: bool,
     packets: bool,
-) -> Program:
-    program = Program()
-    program.add("join a new session keyring", "keyctl", _KEYCTL_JOIN_SESSION_KEYRING, None, 0, 0, 0)
+) -> SyscallBatch:
+    batch = SyscallBatch()
+    batch.add("join a new session keyring", "keyctl", _KEYCTL_JOIN_SESSION_KEYRING, None, 0, 0, 0)
     if no_new_privileges:
-        program.add("no new privileges", "prctl", sc.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        batch.add("no new privileges", "prctl", sc.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     elif (
         filtered
     ):  # then loading a filter takes CAP_SYS_ADMIN, which the end of the capabilities may take away
-        _add_filter(program, kept, packets)
+        _add_filter(batch, kept, packets)
     for number in range(capabilities.supported().bit_length()):
         if not kept >> number & 1:
-            program.add("drop capabilities", "prctl", sc.PR_CAPBSET_DROP, number, 0, 0, 0)
+            batch.add("drop capabilities", "prctl", sc.PR_CAPBSET_DROP, number, 0, 0, 0)
     if user is not None:
-        _add_user(program, user, by_user=by_user)
+        _add_user(batch, user, by_user=by_user)
     # Without inheritable ones a program that root executes gains none past the bounding set
     # (CVE-2022-24769), and none is ambient.
-    program.add("drop capabilities", "capset", *_capability_sets(left))
+    batch.add("drop capabilities", "capset", *_capability_sets(left))
     if no_new_privileges and filtered:
-        _add_filter(program, kept, packets)
-    program.prepare()
-    return program
+        _add_filter(batch, kept, packets)
+    batch.prepare()
+    return batch
 
 
 def _capability_sets(left: int) -> tuple[bytes, bytes]:
@@ -218,9 +218,9 @@ def _capability_sets(left: int) -> tuple[bytes, bytes]:
     )
 
 
-def _add_filter(program: Program, kept: int, packets: bool) -> None:
+def _add_filter(batch: SyscallBatch, kept: int, packets: bool) -> None:
     code = seccomp.program(kept, packets=packets)
-    program.add(
+    batch.add(
         "load the seccomp filter",
         "seccomp",
         _SECCOMP_SET_MODE_FILTER,
@@ -229,13 +229,13 @@ def _add_filter(program: Program, kept: int, packets: bool) -> None:
     )
 
 
-def _add_user(program: Program, user: User, *, by_user: bool) -> None:
+def _add_user(batch: SyscallBatch, user: User, *, by_user: bool) -> None:
     groups = struct.pack(f"{len(user.groups)}I", *user.groups)
     # Without subordinate ids nobody's groups can be changed (user_namespaces(7)): what is left are
     # rights that the caller has anyway.
-    program.add("become user", "setgroups", len(user.groups), groups, go_on=by_user)
-    program.add("become user", "setresgid", user.gid, user.gid, user.gid)
-    program.add("become user", "setresuid", user.uid, user.uid, user.uid)
+    batch.add("become user", "setgroups", len(user.groups), groups, go_on=by_user)
+    batch.add("become user", "setresgid", user.gid, user.gid, user.gid)
+    batch.add("become user", "setresuid", user.uid, user.uid, user.uid)
 
 
 #: What :mod:`subprocess` restores: Python ignores these.

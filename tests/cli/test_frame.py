@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from pytest_sandbox import errors
-from pytest_sandbox.cli import exit_status, main, output
+from pytest_sandbox.cli import exit_status, main, output, verbs
 from pytest_sandbox.cli.parser import of_verb
 
 
@@ -23,12 +23,12 @@ def pytest_sandbox(*words: str, **keywords: object) -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.parametrize("name", main.MODULES)
+@pytest.mark.parametrize("name", verbs.MODULES)
 def test_each_verb_is_in_its_file(name):
     """The table of verbs leads to a verb of that name, with a summary of one line and a parser that
     can be made.
     """
-    verb = main.load(name)
+    verb = verbs.load(name)
     assert (name, 1) == (verb.name, len(verb.summary.splitlines()))
     assert of_verb(verb).format_help().startswith(f"usage: pytest-sandbox {name} ")
 
@@ -40,7 +40,7 @@ def test_the_help_lists_every_verb():
         line.split()[0]
         for line in done.stdout.partition("verbs:\n")[2].partition("\n\n")[0].splitlines()
     ]
-    assert (0, list(main.MODULES)) == (done.returncode, listed)
+    assert (0, list(verbs.MODULES)) == (done.returncode, listed)
 
 
 def test_without_a_word_the_help_is_shown(capsys):
@@ -160,7 +160,7 @@ def test_a_signal_is_128_and_its_number(returncode, status):
 def test_one_verb_loads_its_own_file_only():
     """Running one verb leaves the others, rich and pytest unloaded."""
     code = (
-        "import sys; from pytest_sandbox import cli; cli.main(['run', '--help']); "
+        "import sys; from pytest_sandbox.cli.main import main; main(['run', '--help']); "
         "print([n for n in ('rich', 'pytest', 'pytest_sandbox.cli.doctor') if n in sys.modules], "
         "file=sys.stderr)"
     )

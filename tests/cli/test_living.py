@@ -84,9 +84,15 @@ class TestPs:
             for one in json.loads(sandbox("ps", "--format", "json").stdout)
             if one["name"] == labelled.label
         ]
-        assert {
-            "id": labelled.id, "status": "running", "name": labelled.label, "image": "host", "pid": labelled.pid, "session": session.current().name,
-        }.items() <= one.items()  # fmt: skip
+        expected = {
+            "id": labelled.id,
+            "status": "running",
+            "name": labelled.label,
+            "image": "host",
+            "pid": labelled.pid,
+            "session": session.current().name,
+        }
+        assert expected.items() <= one.items()
         assert time.time() - 600 < one["created"] <= time.time()
         assert one["settings"].get("memory") == labelled.settings.memory
 

@@ -201,6 +201,6 @@ def test_the_report_names_the_socket_that_was_refused(in_mounts, tmp_path):
     for name in ("at-socket", "at-fifo"):
         path = tmp_path / name
         assert (
-            f"The host's {path} is a mount that is not reached from inside. "
+            f"{path} is a mount of the host that is not available inside. "
             f'volumes=["{path}:{path}"] passes it in.' in said
         )

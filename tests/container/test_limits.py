@@ -45,7 +45,9 @@ def test_what_is_no_disk_is_a_wrong_setting(path):
 def test_the_soft_limit_reaches_the_group():
     """memory_high is in force while the container lives, and no limit on another."""
     with Container(memory_high="32m") as container, Container() as free:
-        limits = [Path(one.group.directory, "memory.high").read_text() for one in (container, free)]
+        limits = [
+            Path(one.cgroup.directory, "memory.high").read_text() for one in (container, free)
+        ]
     assert ["33554432\n", "max\n"] == limits
 
 

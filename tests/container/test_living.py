@@ -231,7 +231,7 @@ class TestDoor:
             trial = attempt(connect_as_nobody)
             select.select([listening], [], [], 10)
             connection, _address = listening.accept()
-            assert ("connected", False) == (trial.said, local_socket.is_ours(connection))
+            assert ("connected", False) == (trial.said, local_socket.is_peer_trusted(connection))
             connection.close()
 
     def test_this_user_is_let_in(self, tmp_path):
@@ -242,7 +242,7 @@ class TestDoor:
         ):
             select.select([listening], [], [], 10)
             connection, _address = listening.accept()
-            assert local_socket.is_ours(connection)
+            assert local_socket.is_peer_trusted(connection)
             connection.close()
 
     def test_a_container_that_sees_the_directory_is_not_let_in(self):

@@ -80,7 +80,7 @@ def test_an_answer_belongs_to_its_request(interrupt):
         with Container(memory="512m") as second:
             waker.join()
             assert 512 << 20 == second.stats().memory_limit
-            assert 512 << 20 == second.group.stats().memory_limit
+            assert 512 << 20 == second.cgroup.stats().memory_limit
             mine = {first.id, second.id}
             await_true(
                 lambda: (
@@ -193,14 +193,14 @@ def test_a_finalizer_that_uses_containers_within_a_request():
 def test_a_container_that_nobody_has_any_more_is_killed():
     """Its processes end at once, and the rest goes with the next start or close."""
     made = Container().start()
-    pidfd, group = os.dup(made.pidfd), made.group
+    pidfd, cgroup = os.dup(made.pidfd), made.cgroup
     del made
     try:
         assert process.ended(pidfd, 20)
     finally:
         os.close(pidfd)
     with Container():
-        await_true(lambda: group.count() is None)
+        await_true(lambda: cgroup.task_count() is None)
 
 
 def test_a_committed_container_whose_init_was_killed():

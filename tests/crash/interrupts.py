@@ -128,9 +128,7 @@ def figures() -> dict[str, int]:
 
 def count() -> dict[str, int]:
     launcher = session.current()
-    groups = sum(
-        1 for directory in launcher.session.directories for path in cgroup.below(directory)
-    )
+    groups = sum(1 for directory in launcher.session.directories for path in cgroup.walk(directory))
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
         "descriptors of the launcher": len(os.listdir(f"/proc/{launcher.process.pid}/fd")),

@@ -99,7 +99,7 @@ def remains(client):
     found += list((Path(paths.images()) / "writable").glob(f"{start}*"))
     found += [
         directory
-        for name, directories in cgroup.Hierarchy.find().sessions().items()
+        for name, directories in cgroup.find_hierarchy().sessions().items()
         if name.startswith(start)
         for directory in directories
     ]

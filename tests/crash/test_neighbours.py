@@ -129,9 +129,9 @@ def test_empty_cgroups_without_an_owner_are_removed_from_anywhere():
     """What a session with another state directory has left is empty when its launcher has died, and
     goes with any cleanup.
     """
-    made = cgroup.Hierarchy.find().session(f"unowned-{os.getpid():x}")
+    made = cgroup.find_hierarchy().session(f"unowned-{os.getpid():x}")
     made.create("one")
-    made.hand_over()
+    made.close_locks()
     try:
         assert made.name in swept_elsewhere(*OWN_RUN)
         assert [] == [directory for directory in made.directories if os.path.exists(directory)]
@@ -141,12 +141,12 @@ def test_empty_cgroups_without_an_owner_are_removed_from_anywhere():
 
 def test_cgroups_without_a_lock_file_that_have_processes_stay():
     """A cleanup kills nobody whose session it does not know."""
-    made = cgroup.Hierarchy.find().session(f"unowned-{os.getpid():x}")
+    made = cgroup.find_hierarchy().session(f"unowned-{os.getpid():x}")
     group = made.create("one")
-    made.hand_over()
+    made.close_locks()
     with subprocess.Popen(["sleep", "1000"]) as sleep:
         try:
-            for path in group.joins():
+            for path in group.join_paths():
                 Path(path).write_text(str(sleep.pid))
             swept_elsewhere(*OWN_RUN)
             assert (None, (sleep.pid,)) == (sleep.poll(), group.pids())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mkdocs_hooks import on_page_markdown
 
-from pytest_sandbox.cli import main
+from pytest_sandbox.cli import verbs
 from pytest_sandbox.settings import KEYS
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def test_the_reference_describes_every_key():
 def test_the_reference_describes_every_verb():
     """Each verb of the command line has a section with its help."""
     page = on_page_markdown((ROOT / "docs/reference/cli.md").read_text())
-    for name in main.MODULES:
+    for name in verbs.MODULES:
         assert f"\n## {name}\n" in page
         assert f"\nusage: pytest-sandbox {name} " in page
 

@@ -197,8 +197,8 @@ def test_a_wrong_name_is_refused_before_anything_is_done():
         assert 0 == container.run(["true"]).returncode
 
 
-def test_memory_of_a_commit_is_free_when_nobody_has_it():
-    """The layer leaves the shelf with the next container that starts."""
+def test_memory_of_a_commit_is_freed_when_nobody_refers_to_it():
+    """The layer holder drops the layer when the next container starts."""
     with Container() as container:
         container.write_text("/x", "x")
         image = container.commit()
@@ -206,9 +206,10 @@ def test_memory_of_a_commit_is_free_when_nobody_has_it():
     key = image.shelves[0].key
     del image, container
     gc.collect()
-    assert key in launcher.unwanted
+    launcher.snapshots.collect()
+    assert [key] == launcher.snapshots.unused
     with Container() as container:
-        assert [] == launcher.unwanted
+        assert [] == launcher.snapshots.unused
         assert 0 == container.run(["true"]).returncode
 
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_sandbox.linux import elf, syscall_batch
-from pytest_sandbox.linux.syscall_batch import RECORD_SIZE, Program
+from pytest_sandbox.linux.syscall_batch import RECORD_SIZE, SyscallBatch
 
 HEADER = 8  # the word before the list: the descriptor of the status pipe
 STDERR = 2
@@ -21,7 +21,7 @@ STDERR = 2
 
 def image_of(*calls):
     """Return the spawn helper for a list of calls, which reports to stderr, and the list."""
-    made = Program()
+    made = SyscallBatch()
     for call, *arguments in calls:
         made.add("try", call, *arguments)
     data = struct.pack("=q", STDERR) + made.image(elf.DATA_ADDRESS + HEADER, bytes(8))

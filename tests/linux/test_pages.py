@@ -32,7 +32,7 @@ def test_memory_in_use_is_gathered(memory):
     memory[:] = content = os.urandom(1 << 20) * (SIZE >> 20)
     memory.madvise(mmap.MADV_HUGEPAGE)
     before = figure("AnonHugePages:")
-    huge_pages.gather()
+    huge_pages.collapse()
     assert figure("AnonHugePages:") - before >= SIZE - (4 << 20)
     assert content == memory[:]
 
@@ -40,12 +40,12 @@ def test_memory_in_use_is_gathered(memory):
 @pytest.mark.needs("huge_pages")
 def test_what_is_nearly_empty_stays_so(memory):
     """A stretch with little in it is not filled up."""
-    huge_pages.gather()
+    huge_pages.collapse()
     for at in range(0, SIZE, 1 << 20):
         memory[at] = 1
     memory.madvise(mmap.MADV_HUGEPAGE)
     before = figure("Rss:")
-    huge_pages.gather()
+    huge_pages.collapse()
     assert figure("Rss:") - before < SIZE // 2
 
 
@@ -54,7 +54,7 @@ def test_it_is_done_after_ever_more_forks(monkeypatch):
     more.
     """
     forks, made, done = Forks(), [], []
-    monkeypatch.setattr(huge_pages, "gather", lambda: done.append(len(made)))
+    monkeypatch.setattr(huge_pages, "collapse", lambda: done.append(len(made)))
     for number in range(100):
         forks.gather()
         forks.count()

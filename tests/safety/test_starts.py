@@ -123,7 +123,7 @@ def test_a_process_that_stops_all_others_does_not_hang_the_caller(kind, started)
 def test_processes_that_take_all_cpu_time_do_not_hang_the_caller(kind, started):
     """A timeout holds also where a hundred processes share two hundredths of a processor."""
     with Container(cpus=0.02) as c:
-        with c.group.unthrottled():
+        with c.cgroup.unthrottled():
             started(
                 c,
                 ["sh", "-c", "for i in $(seq 100); do (while :; do :; done) & done; echo on; wait"],

@@ -19,62 +19,53 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from throwaway_vm.machine import Order, run
 from throwaway_vm.packages import VMError
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         prog="tools/vm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument(
-        "--uml",
-        action="store_true",
-        help="User Mode Linux (the default, and for now the only engine)",
+    add_switch(made, "--uml", "User Mode Linux (the default, and for now the only engine)")
+    add_switch(made, "--user", "as an unprivileged user, in a cgroup that is delegated to it")
+    add_switch(made, "--no-delegate", "with --user: in a cgroup that belongs to root")
+    add_switch(made, "--systemd", "with --user: beside a systemd manager of the user")
+    add_switch(made, "--verbose", "show the kernel's console")
+    add_value(made, "--mem", "SIZE", "memory of the guest, with its writable layer", default="2G")
+    add_value(made, "--timeout", "SECONDS", "end the machine after this time", type=float)
+    add_value(
+        made, "--cwd", "DIR", "working directory of the command", type=Path, default=Path.cwd()
     )
-    made.add_argument(
-        "--user",
-        action="store_true",
-        help="as an unprivileged user, in a cgroup that is delegated to it",
-    )
-    made.add_argument(
-        "--no-delegate", action="store_true", help="with --user: in a cgroup that belongs to root"
-    )
-    made.add_argument(
-        "--systemd", action="store_true", help="with --user: beside a systemd manager of the user"
-    )
-    made.add_argument(
-        "--mem", default="2G", metavar="SIZE", help="the guest's memory, its layer included (2G)"
-    )
-    made.add_argument(
-        "--timeout", type=float, metavar="SECONDS", help="end the machine after so long"
-    )
-    made.add_argument(
-        "--cwd",
-        type=Path,
-        default=Path.cwd(),
-        metavar="DIR",
-        help="the command's directory (this one)",
-    )
-    made.add_argument(
-        "--rw",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="what is written to DIR stays (repeatable)",
-    )
-    made.add_argument(
-        "--env",
-        action="append",
-        default=[],
-        metavar="KEY[=VALUE]",
-        help="set, or pass on, a variable (repeatable)",
-    )
-    made.add_argument("--verbose", action="store_true", help="show the kernel's console")
+    add_list(made, "--rw", "DIR", "keep what the command writes to DIR", type=Path)
+    add_list(made, "--env", "KEY[=VALUE]", "set a variable, or pass it on")
     made.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND...")
     return made
+
+
+def add_switch(parser: argparse.ArgumentParser, name: str, text: str) -> None:
+    """Add a flag without a value."""
+    parser.add_argument(name, action="store_true", help=text)
+
+
+def add_value(
+    parser: argparse.ArgumentParser, name: str, metavar: str, text: str, **more: Any
+) -> None:
+    """Add a flag with one value, and tell its default in the help."""
+    default = f" (default: {more['default']})" if "default" in more else ""
+    parser.add_argument(name, metavar=metavar, help=text + default, **more)
+
+
+def add_list(
+    parser: argparse.ArgumentParser, name: str, metavar: str, text: str, **more: Any
+) -> None:
+    """Add a flag that can be given several times."""
+    parser.add_argument(
+        name, metavar=metavar, action="append", default=[], help=f"{text} (repeatable)", **more
+    )
 
 
 def environment(pairs: list[str]) -> dict[str, str]:

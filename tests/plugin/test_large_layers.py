@@ -1,4 +1,4 @@
-"""What a test leaves in its layer does not hurt the session: deep trees, long names, many files."""
+"""Tests that write deep trees, long names or many files do not slow down or end the session."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ DEEP = """
 """
 
 
-def test_deep_trees_are_reported_in_part(run):
-    """A failed test's changes are the first ones, and a count; paths are cut.
-
-    The other tests and the session go on.
+def test_changes_in_deep_trees_are_truncated(run):
+    """The report of a failed test has the first changes with truncated paths, and a count; other
+    tests pass.
     """
     result = run(DEEP)
     result.assert_outcomes(passed=3, failed=1)
@@ -45,10 +44,8 @@ def test_deep_trees_are_reported_in_part(run):
     assert [] == result.errlines
 
 
-def test_a_million_changes_are_counted_in_part(run):
-    """A test that is killed at its time limit while it writes files is reported with the first of
-    them.
-    """
+def test_the_search_for_changes_is_bounded(run):
+    """The report of a test that is killed while it creates files has the first of them."""
     result = run(
         """
     import itertools, os, pytest

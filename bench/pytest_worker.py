@@ -1,9 +1,9 @@
-"""A pytest session as a worker of the benchmark: ``python bench/session.py TEST [MEGABYTES]
-[PYTEST'S ARGUMENTS]``.
+"""A pytest session as a worker of the benchmark: ``python bench/pytest_worker.py TEST MEGABYTES
+[ARGUMENTS OF PYTEST]``.
 
-It answers "COUNT GAP_MS BUSY_MS" by how long each of COUNT runs of one test took, all its phases
-and hooks together. It imports nothing of this project, so that another interpreter with another
-pytest can run it for a peer.
+It answers "COUNT GAP_MS BUSY_MS" on stdin with the times of COUNT runs of one test, with all phases
+and hooks. It imports nothing of this project, so that another interpreter with another pytest can
+run it for a peer.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ TESTS = {
 
 
 def fill_heap(megabytes: int) -> list[bytes]:
-    """Small objects, as a real program's heap has them."""
+    """Allocate small objects, as a real program does."""
     return [b"%1000d" % number for number in range(megabytes * 1000)]
 
 
 def fork_and_exit() -> None:
+    """Fork a child that exits at once, and wait for it."""
     pid = os.fork()
     if not pid:
         os._exit(0)
@@ -38,7 +39,7 @@ def fork_and_exit() -> None:
 
 
 class Loop:
-    """Takes the place of pytest's own loop over the tests."""
+    """A plugin that replaces pytest's loop over the tests."""
 
     def __init__(self, questions: TextIO, answers: int, *, bare_fork: bool) -> None:
         self.questions = questions
@@ -47,7 +48,7 @@ class Loop:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        """Run the two tests in turn, so that each is torn down for the other."""
+        """Run the two tests in turn, so that each is torn down before the other."""
         items = session.items
         number = 0
         for line in self.questions:
@@ -67,8 +68,9 @@ class Loop:
 
 
 def main() -> int:
+    """Run pytest with the loop on two copies of the test."""
     test, megabytes, *arguments = sys.argv[1:]
-    questions, answers = os.fdopen(os.dup(0)), os.dup(1)  # pytest captures the originals
+    questions, answers = os.fdopen(os.dup(0)), os.dup(1)  # pytest captures 0 and 1
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     heap = fill_heap(int(megabytes))

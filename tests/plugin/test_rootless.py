@@ -1,4 +1,4 @@
-"""The plugin of somebody who is not root. Runs in a machine of tools/vm, as a user."""
+"""Tests in rootless containers. These run in a virtual machine of tools/vm, as a user."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ pytestmark = [pytest.mark.needs("user", "containers"), pytest.mark.vm]
     [
         (
             "os.rename(os.getcwd() + '/there', os.getcwd() + '/elsewhere')",
-            "cannot rename a directory that the host has",
+            "a directory of the host cannot be renamed",
         ),
         (
             "raise OSError(errno.EOVERFLOW, 'Value too large')",
-            "who has no number in a user's container",
+            "is not mapped into the user namespace",
         ),
     ],
 )
-def test_what_a_user_cannot_have_is_named(run, reports, pytester, body, said):
-    """Renaming a directory of the host's, and changing what belongs to nobody inside, are
-    explained.
-    """
+def test_errors_of_rootless_containers_have_hints(run, reports, pytester, body, said):
+    """Renaming a directory of the host, and changing a file of an unmapped owner, have hints."""
     pytester.mkdir("there")
     run(f"import errno, os\ndef test(): {body}")
     (report,) = [one for one in reports() if one["outcome"] == "failed"]

@@ -1,3 +1,5 @@
+"""Which tests run inside a container, and with which settings."""
+
 from __future__ import annotations
 
 import pytest
@@ -12,13 +14,15 @@ WHERE = """
 """
 
 
-def test_without_being_asked_nothing_is_inside(run):
-    """The plugin alone changes nothing: the body runs in pytest's own process tree."""
+def test_no_test_runs_inside_by_default(run):
+    """Without the option and without marks, a test runs in pytest's own process."""
     run(f"{WHERE}\n    def test(): assert not inside()", sandbox=False).assert_outcomes(passed=1)
 
 
-def test_without_being_asked_nothing_is_loaded(run):
-    """What reads settings and makes containers is no part of a session that asks for none."""
+def test_a_session_without_containers_loads_no_container_code(run):
+    """A session in which no test runs inside does not import what reads settings and creates
+    containers.
+    """
     needless = {
         "pytest_sandbox.settings",
         "pytest_sandbox.settings.parsers",
@@ -32,8 +36,8 @@ def test_without_being_asked_nothing_is_loaded(run):
 
 
 @pytest.mark.vm
-def test_a_marked_test_is_inside(run):
-    """The mark without the fixture puts the body inside; its neighbour stays outside."""
+def test_a_marked_test_runs_inside(run):
+    """A test with the mark runs inside; the test beside it does not."""
     source = f"""{WHERE}
     @pytest.mark.container
     def test_marked(): assert inside()
@@ -43,8 +47,8 @@ def test_a_marked_test_is_inside(run):
     run(source, sandbox=False).assert_outcomes(passed=2)
 
 
-def test_the_option_puts_all_inside_but_those_kept_out(run):
-    """``--sandbox`` puts every test inside; ``no_sandbox`` keeps one out."""
+def test_the_option_runs_all_tests_inside(run):
+    """``--sandbox`` runs every test inside, except those with the mark ``no_sandbox``."""
     source = f"""{WHERE}
     def test_inside(): assert inside()
 
@@ -55,8 +59,8 @@ def test_the_option_puts_all_inside_but_those_kept_out(run):
 
 
 @pytest.mark.parametrize("ini", ["[pytest]\nsandbox = true", None])
-def test_the_setting_does_what_the_option_does(run, pytester, ini):
-    """``sandbox = true`` in an ini or a TOML file is ``--sandbox``."""
+def test_the_ini_setting_is_equivalent_to_the_option(run, pytester, ini):
+    """``sandbox = true`` in an ini or a TOML file is equivalent to ``--sandbox``."""
     if ini:
         pytester.makeini(ini)
     else:
@@ -65,9 +69,9 @@ def test_the_setting_does_what_the_option_does(run, pytester, ini):
 
 
 @pytest.mark.vm
-def test_who_asks_for_the_container_holds_it(run):
-    """The fixture, also through another fixture, keeps the body outside, with a container as the
-    mark says.
+def test_a_test_with_the_fixture_runs_outside(run):
+    """A test that uses the fixture ``container``, directly or through another, runs outside; its
+    mark configures the container.
     """
     source = f"""{WHERE}
     @pytest.fixture
@@ -86,9 +90,9 @@ def test_who_asks_for_the_container_holds_it(run):
     run(source).assert_outcomes(passed=2)
 
 
-def test_the_factory_alone_leaves_a_test_outside_unless_it_is_marked(run):
-    """A test whose fixtures use only ``container_factory`` follows its mark, and stays outside
-    under the bare option.
+def test_a_test_with_only_the_factory_needs_a_mark_to_run_inside(run):
+    """A test that uses only ``container_factory`` follows its mark, and runs outside under
+    ``--sandbox``.
     """
     source = f"""{WHERE}
     @pytest.fixture(scope="session")
@@ -108,9 +112,9 @@ def test_the_factory_alone_leaves_a_test_outside_unless_it_is_marked(run):
 
 @pytest.mark.vm
 @pytest.mark.needs("limits")
-def test_the_nearest_mark_wins_key_by_key(run, pytester):
-    """Function over class over module over the ini file; a key that the nearer one does not name
-    comes from the farther one.
+def test_a_nearer_mark_overrides_single_settings(run, pytester):
+    """A function's mark overrides its class's, that its module's, that the ini file, each setting
+    separately.
     """
     pytester.makeini(
         "[pytest]\nsandbox_hostname = ini\nsandbox_env = A=ini\nsandbox_workdir = "
@@ -126,7 +130,8 @@ def test_the_nearest_mark_wins_key_by_key(run, pytester):
         @pytest.mark.container(hostname="function")
         def test_function(self, container):
             s = container.settings
-            assert ("function", {"A": "class"}, "/tmp", 1.5) == (s.hostname, dict(s.env), s.workdir, s.cpus)
+            found = (s.hostname, dict(s.env), s.workdir, s.cpus)
+            assert ("function", {"A": "class"}, "/tmp", 1.5) == found
 
     def test_module(container):
         assert ("module", "/tmp") == (container.settings.hostname, container.settings.workdir)
@@ -134,15 +139,16 @@ def test_the_nearest_mark_wins_key_by_key(run, pytester):
     run(source).assert_outcomes(passed=2)
 
 
-def test_the_command_line_wins_over_marks_and_ini(run, pytester):
-    """What a person types now is stronger than what is written down."""
+def test_the_command_line_overrides_marks_and_ini_settings(run, pytester):
+    """A setting of the command line overrides that of a mark, and that of the ini file."""
     pytester.makeini("[pytest]\nsandbox_timeout = 30")
     source = """
     import pytest
 
     @pytest.mark.container(timeout=20, memory="32m")
     def test(container):
-        assert (10.0, 32 << 20, 0.5) == (container.settings.timeout, container.settings.memory, container.settings.cpus)
+        s = container.settings
+        assert (10.0, 32 << 20, 0.5) == (s.timeout, s.memory, s.cpus)
     """
     run(source, "--sandbox-timeout=10", "--sandbox-cpus=0.5", sandbox=False).assert_outcomes(
         passed=1
@@ -168,8 +174,10 @@ def test_the_command_line_wins_over_marks_and_ini(run, pytester):
         ('device_write_iops={"/dev/null": 5}', "device_write_iops='/dev/null'"),
     ],
 )
-def test_a_wrong_mark_is_a_usage_error_at_collection(run, mark, said):
-    """No test runs; the message names test, key, value and accepted form."""
+def test_an_invalid_mark_is_a_usage_error_at_collection(run, mark, said):
+    """An invalid mark ends the session before any test; the message names test, setting, value and
+    accepted form.
+    """
     source = f"""
     import pytest
 
@@ -181,14 +189,15 @@ def test_a_wrong_mark_is_a_usage_error_at_collection(run, mark, said):
     result = run(source, sandbox=False)
     assert pytest.ExitCode.USAGE_ERROR == result.ret
     assert (
-        "test_a_wrong_mark_is_a_usage_error_at_collection.py::test_wrong: " in result.stderr.str()
+        "test_an_invalid_mark_is_a_usage_error_at_collection.py::test_wrong: "
+        in result.stderr.str()
     )
     assert said in result.stderr.str()
     assert "passed" not in result.stdout.str()
 
 
 def test_a_user_is_looked_up_in_the_image(run, pytester):
-    """A name that the image's own /etc/passwd has is right; one of the host's alone is not."""
+    """A user name is valid if the image's own /etc/passwd has it, not if only the host's has."""
     (pytester.mkdir("root") / "etc").mkdir()
     (pytester.path / "root" / "etc" / "passwd").write_text("worker:x:7:7::/:/bin/sh\n")
     source = """
@@ -203,10 +212,8 @@ def test_a_user_is_looked_up_in_the_image(run, pytester):
     assert 0 == run(source.format("worker"), "--collect-only", sandbox=False).ret
 
 
-def test_cpus_that_are_not_there_may_be_a_skip(run):
-    """With ``sandbox_unsupported = skip`` a test for more CPUs than this host has is collected, and
-    skipped.
-    """
+def test_a_test_for_missing_cpus_can_be_a_skip(run):
+    """With ``sandbox_unsupported = skip`` a test for a CPU that the host lacks is skipped."""
     source = """
     import pytest
     @pytest.mark.container(cpuset="4000")
@@ -226,8 +233,8 @@ CONTRADICTIONS = {
 
 @pytest.mark.parametrize(("node", "source"), CONTRADICTIONS.items())
 def test_both_marks_on_one_node_are_a_usage_error(run, pytester, node, source):
-    """``container`` and ``no_sandbox`` contradict each other on a function, a class or a module,
-    which is named.
+    """``container`` and ``no_sandbox`` on the same function, class or module are a usage error that
+    names it.
     """
     pytester.makepyfile(test_it=f"import pytest\n{source}")
     result = run("", "test_it.py", sandbox=False)
@@ -238,8 +245,8 @@ def test_both_marks_on_one_node_are_a_usage_error(run, pytester, node, source):
     )
 
 
-def test_the_nearer_mark_may_say_the_opposite(run):
-    """A function's mark stands over its class's, a class's over its base's, a parameter's over its
+def test_a_nearer_mark_overrides_the_opposite(run):
+    """A function's mark overrides its class's, a class's that of its base, a parameter's its
     function's.
     """
     source = """
@@ -270,130 +277,9 @@ def test_the_nearer_mark_may_say_the_opposite(run):
     run(source, sandbox=False).assert_outcomes(passed=7)
 
 
-@pytest.mark.parametrize("where", ["option", "ini"])
-def test_a_wrong_setting_is_a_usage_error_that_names_its_place(run, pytester, where):
-    """An unreadable value on the command line or in the ini file names the option or the file's
-    setting.
-    """
-    if where == "ini":
-        pytester.makeini("[pytest]\nsandbox_memory = lots")
-    result = run("def test(): pass", *(["--sandbox-memory=lots"] if where == "option" else []))
-    assert pytest.ExitCode.USAGE_ERROR == result.ret
-    assert (
-        "--sandbox-memory: memory='lots'" if where == "option" else "sandbox_memory: memory='lots'"
-    ) in result.stderr.str()
-
-
-def test_a_wrong_override_names_the_option(run):
-    """An unreadable value that came by ``-o`` says so, where there is no ini file."""
-    result = run("def test(): pass", "-o", "sandbox_memory=lots")
-    assert "ERROR: -o sandbox_memory: memory='lots'" in result.stderr.str()
-    assert (
-        "ERROR: -o sandbox_unsupported='perhaps'"
-        in run("def test(): pass", "-o", "sandbox_unsupported=perhaps").stderr.str()
-    )
-
-
-def test_the_path_after_stats_is_a_path(run, pytester):
-    """``--sandbox-stats PATH`` runs what is there, with its conftest files; a number belongs to the
-    option.
-    """
-    directory = pytester.mkdir("below")
-    (directory / "conftest.py").write_text(
-        "def pytest_addoption(parser): parser.addoption('--of-below')"
-    )
-    (directory / "test_below.py").write_text(
-        "def test_below(request): assert 'x' == request.config.getoption('of_below')"
-    )
-    (directory / "test_other.py").write_text("def test_other(): pass")
-    paths = ["below/test_below.py", "below/test_other.py"]
-    for words in (
-        ["--sandbox-stats", *paths],
-        [paths[0], "--sandbox-stats", paths[1]],
-        ["--sandbox-stats", "3", *paths],
-    ):
-        result = run("def test_here(): pass", *words, "--of-below=x", "-v")
-        result.assert_outcomes(passed=2)
-        result.stdout.fnmatch_lines(["*test_below PASSED*", "*test_other PASSED*"])
-
-
-def test_a_number_of_tests_that_is_none_is_a_usage_error(run):
-    """``--sandbox-stats=many`` names the option and its form."""
-    result = run("def test(): pass", "--sandbox-stats=many")
-    assert pytest.ExitCode.USAGE_ERROR == result.ret
-    assert (
-        "--sandbox-stats=many: not a number of tests, such as --sandbox-stats=10"
-        in result.stderr.str()
-    )
-
-
-def test_a_limit_that_cannot_be_held_is_an_error_or_a_skip(run, pytester):
-    """An unsupported limit fails the test with the remedy, and skips it where the suite says so; it
-    is never dropped.
-    """
-    pytester.makeconftest(
-        """
-        from pytest_sandbox import Container, UnsupportedError
-
-        def start(self):
-            raise UnsupportedError("cpus=2.0", "Ask for less.")
-
-        Container.start = start
-        """
-    )
-    source = """
-    def test_inside(): pass
-    def test_holds(container): pass
-    """
-    result = run(source)
-    result.assert_outcomes(errors=2)
-    result.stdout.fnmatch_lines(["*cpus=2.0 is not supported here. Ask for less.*"])
-    skipping = run(source, "-rs", "-o", "sandbox_unsupported=skip")
-    skipping.assert_outcomes(skipped=2)
-    skipping.stdout.fnmatch_lines(["*cpus=2.0 is not supported here. Ask for less.*"])
-
-
-def test_every_starred_key_is_an_option_and_every_key_an_ini_setting(run):
-    """``--help`` shows them all, with their forms."""
-    text = run("", "--help").stdout.str()
-    for key in (
-        "image",
-        "memory",
-        "cpus",
-        "disk",
-        "storage",
-        "timeout",
-        "network",
-        "keep",
-        "stats",
-    ):
-        assert f"--sandbox-{key}" in text
-    for key in ("pids_limit", "volumes", "security_opt", "privileged", "unsupported"):
-        assert f"sandbox_{key}" in text
-
-
-def test_native_values_in_a_toml_file_are_understood(run, pytester):
-    """``[tool.pytest]`` (pytest 9) may hold numbers, lists and tables; below it, and in ini files,
-    text.
-    """
-    native = int(pytest.__version__.split(".")[0]) >= 9
-    table = "tool.pytest" if native else "tool.pytest.ini_options"
-    cpus, limit = ("1.5", "64") if native else ('"1.5"', '"64"')
-    pytester.makepyprojecttoml(
-        f"[{table}]\nsandbox_cpus = {cpus}\nsandbox_pids_limit = {limit}\nsandbox_cap_drop = "
-        '["NET_RAW", "CHOWN"]'
-    )
-    source = """
-    def test(container):
-        settings = container.settings
-        assert (1.5, 64, ("CAP_NET_RAW", "CAP_CHOWN")) == (settings.cpus, settings.pids_limit, settings.cap_drop)
-    """
-    run(source).assert_outcomes(passed=1)
-
-
-def test_the_fixture_asked_for_from_inside_says_what_to_do(run):
-    """``getfixturevalue("container")`` in a body that is inside fails with the remedy, and breaks
-    nothing.
+def test_requesting_the_fixture_inside_is_a_failure(run):
+    """``getfixturevalue("container")`` in a test that runs inside fails with the remedy; the next
+    test runs.
     """
     result = run("""
     def test_late(request): request.getfixturevalue("container")
@@ -403,8 +289,10 @@ def test_the_fixture_asked_for_from_inside_says_what_to_do(run):
     result.stdout.fnmatch_lines(["*name it as an argument*"])
 
 
-def test_a_container_that_is_held_outside_cannot_be_used_inside(run, reports):
-    """A body inside that uses a session's container is told whose it is, and the two ways out."""
+def test_a_container_of_a_session_fixture_cannot_be_used_inside(run, reports):
+    """A test inside that uses a session's container fails; the message names the process that holds
+    it, and the remedy.
+    """
     run("""
     import pytest
     @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Programs: what they call, what they return, how they fail, and the machine code that makes the
+"""SyscallBatch: what they call, what they return, how they fail, and the machine code that makes the
 calls.
 """
 
@@ -16,7 +16,7 @@ import pytest
 
 from pytest_sandbox.linux import machine_code
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.syscall_batch import Program, Table, number
+from pytest_sandbox.linux.syscall_batch import SyscallBatch, Table, number
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,86 +25,86 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def spawned(program: Program, flags: int = 0) -> int:
-    pid, pidfd = program.spawn(flags)
+def spawned(batch: SyscallBatch, flags: int = 0) -> int:
+    pid, pidfd = batch.spawn(flags)
     os.close(pidfd)
     return ended(pid)
 
 
 def test_calls_are_made_in_order_and_their_results_kept():
     """Each call's result can be asked for afterwards."""
-    program = Program()
-    first, second = program.add("one", "getpid"), program.add("two", "getppid")
-    program.run()
-    assert (os.getpid(), os.getppid()) == (program[first], program[second])
+    batch = SyscallBatch()
+    first, second = batch.add("one", "getpid"), batch.add("two", "getppid")
+    batch.run()
+    assert (os.getpid(), os.getppid()) == (batch[first], batch[second])
 
 
 def test_a_result_is_an_argument_of_a_later_call(tmp_path):
     """What is opened can be written to and closed."""
-    program = Program()
-    fd = program.open("open", os.fsencode(tmp_path / "f"), os.O_WRONLY | os.O_CREAT, mode=0o600)
-    program.add("write", "write", fd, b"text", 4)
-    program.close("close", fd)
-    program.run()
+    batch = SyscallBatch()
+    fd = batch.open("open", os.fsencode(tmp_path / "f"), os.O_WRONLY | os.O_CREAT, mode=0o600)
+    batch.add("write", "write", fd, b"text", 4)
+    batch.close("close", fd)
+    batch.run()
     assert "text" == (tmp_path / "f").read_text()
     with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(program[fd])
+        os.fstat(batch[fd])
 
 
 def test_an_error_ends_it_and_says_which_call_it_was():
     """The step, the call with its arguments and the errno are told; what follows is not made."""
-    program = Program()
-    program.add("go there", "chdir", b"/no/such/directory")
-    after = program.add("after", "getpid")
+    batch = SyscallBatch()
+    batch.add("go there", "chdir", b"/no/such/directory")
+    after = batch.add("after", "getpid")
     with pytest.raises(FileNotFoundError, match=r"chdir\(/no/such/directory\)"):
-        program.run()
-    failure = program.failure()
+        batch.run()
+    failure = batch.failure()
     assert ("go there", errno.ENOENT) == (failure.step, failure.errno)
-    assert program[after] < -4096
+    assert batch[after] < -4096
 
 
 def test_an_error_that_may_be_does_not_end_it():
     """go_on is for calls whose failure means nothing."""
-    program = Program()
-    tried = program.add("try", "chdir", b"/no/such/directory", go_on=True)
-    after = program.add("after", "getpid")
-    program.run()
-    assert (-errno.ENOENT, os.getpid(), None) == (program[tried], program[after], program.failure())
+    batch = SyscallBatch()
+    tried = batch.add("try", "chdir", b"/no/such/directory", go_on=True)
+    after = batch.add("after", "getpid")
+    batch.run()
+    assert (-errno.ENOENT, os.getpid(), None) == (batch[tried], batch[after], batch.failure())
 
 
 def test_a_child_executes_a_program_with_arguments_and_environment(tmp_path):
     """Tables are arrays of addresses, as execve wants them."""
-    program = Program()
-    program.restore_signals("signals")
+    batch = SyscallBatch()
+    batch.restore_signals("signals")
     words = (b"sh", b"-c", b'echo "$0 $A" > %s' % os.fsencode(tmp_path / "out"), b"zero", 0)
-    program.add("execute", "execve", b"/bin/sh", Table(words), Table((b"A=b", 0)))
-    assert 0 == spawned(program)
+    batch.add("execute", "execve", b"/bin/sh", Table(words), Table((b"A=b", 0)))
+    assert 0 == spawned(batch)
     assert "zero b\n" == (tmp_path / "out").read_text()
 
 
 def test_a_child_that_executes_nothing_ends():
     """It ends with 127, and what it did before is known here."""
-    program = Program()
-    inside = program.add("who", "getpid")
-    pid, pidfd = program.spawn()
+    batch = SyscallBatch()
+    inside = batch.add("who", "getpid")
+    pid, pidfd = batch.spawn()
     os.close(pidfd)
-    assert (pid, 127) == (program[inside], ended(pid))
+    assert (pid, 127) == (batch[inside], ended(pid))
 
 
 def test_the_parent_keeps_its_signal_mask_and_the_child_gets_it():
     """All is blocked only while a child shares this memory."""
     old = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     try:
-        program = Program()
-        program.restore_signals("signals")
-        program.add(
+        batch = SyscallBatch()
+        batch.restore_signals("signals")
+        batch.add(
             "execute",
             "execve",
             b"/bin/grep",
             Table((b"grep", b"-q", b"SigBlk:.*200$", b"/proc/self/status", 0)),
             Table((0,)),
         )
-        assert 0 == spawned(program)
+        assert 0 == spawned(batch)
         assert {*old, signal.SIGUSR1} == signal.pthread_sigmask(signal.SIG_BLOCK, [])
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
@@ -118,12 +118,12 @@ def test_a_handler_of_the_parent_never_runs_in_the_child():
         signal.signal(signal.SIGUSR2, signal.SIG_IGN),
     )
     try:
-        program = Program()
-        program.restore_signals("signals")
-        me = program.add("who", "getpid")
-        program.add("ignored", "tkill", me, signal.SIGUSR2)
-        program.add("fatal", "tkill", me, signal.SIGUSR1)
-        assert (-signal.SIGUSR1, []) == (spawned(program), ran)
+        batch = SyscallBatch()
+        batch.restore_signals("signals")
+        me = batch.add("who", "getpid")
+        batch.add("ignored", "tkill", me, signal.SIGUSR2)
+        batch.add("fatal", "tkill", me, signal.SIGUSR1)
+        assert (-signal.SIGUSR1, []) == (spawned(batch), ran)
     finally:
         signal.signal(signal.SIGUSR1, old[0])
         signal.signal(signal.SIGUSR2, old[1])
@@ -132,21 +132,21 @@ def test_a_handler_of_the_parent_never_runs_in_the_child():
 def test_descriptors_of_a_shared_table_are_closed_after_a_failure():
     """close_leaks closes what a failed child had opened in this process's own table."""
     before = sorted(os.listdir("/proc/self/fd"))
-    program = Program()
-    program.open("open", b"/", os.O_RDONLY)
-    program.add("fail", "chdir", b"/no/such/directory")
-    spawned(program, sc.CLONE_FILES)
+    batch = SyscallBatch()
+    batch.open("open", b"/", os.O_RDONLY)
+    batch.add("fail", "chdir", b"/no/such/directory")
+    spawned(batch, sc.CLONE_FILES)
     assert len(before) + 1 == len(os.listdir("/proc/self/fd"))
-    program.close_leaks()
+    batch.close_leaks()
     assert len(before) == len(os.listdir("/proc/self/fd"))
 
 
 def test_a_program_can_be_a_part_of_many():
     """Extend copies calls with their texts and tables."""
-    part = Program()
+    part = SyscallBatch()
     part.add("part", "chdir", b"/no/such/directory", go_on=True)
     for _ in range(2):
-        whole = Program()
+        whole = SyscallBatch()
         whole.add("own", "getpid")
         whole.extend(part)
         whole.add("more", "chdir", b"/dev/null")
