@@ -13,7 +13,8 @@ import subprocess
 import sys
 from contextlib import suppress
 
-from pytest_sandbox.host import Capability, packages
+from pytest_sandbox.host import packages
+from pytest_sandbox.host.capability import Capability
 
 __all__ = ["examine"]
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from pytest_sandbox.doctor.starts import starts
 from pytest_sandbox.errors import SandboxError, SetupError, UnsupportedError
-from pytest_sandbox.host import Capability, probes
+from pytest_sandbox.host import probes
+from pytest_sandbox.host.capability import Capability
 from pytest_sandbox.linux import signals
 
 if TYPE_CHECKING:

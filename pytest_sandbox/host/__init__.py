@@ -11,37 +11,15 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
 from functools import cache
 
 from pytest_sandbox.errors import UnsupportedError
+from pytest_sandbox.host.capability import Capability
 
 __all__ = ["Capability", "capabilities", "find", "headline", "require", "try_here"]
 
 _START = "import sys; sys.path.insert(0, {path!r}); from pytest_sandbox.host import main; main()"
 _PATIENCE = 120
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capability:
-    """One row: whether it was ``found``, ``why`` (what was seen, or what the kernel answered), and
-    the ``remedy`` where it was not.
-
-    ``area`` groups the rows; ``use`` is what it is good for; ``needed`` where no container can be
-    made without it.
-    """
-
-    name: str
-    area: str
-    use: str
-    needed: bool
-    found: bool
-    why: str
-    remedy: str = ""
-
-    def to_json(self) -> dict[str, object]:
-        """Return the row as JSON can hold it."""
-        return asdict(self)
 
 
 @cache

@@ -133,8 +133,8 @@ _RESTRICTIONS = {
     "kernel.apparmor_restrict_unprivileged_userns": (
         "1",
         (
-            "As root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or give this Python "
-            "an AppArmor profile with `userns,`."
+            "As root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or give this "
+            "Python an AppArmor profile with `userns,`."
         ),
     ),
 }

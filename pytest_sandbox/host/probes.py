@@ -7,7 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.host import Capability, files, kernel, limits, namespace, store
+from pytest_sandbox.host import files, kernel, limits, namespace, store
+from pytest_sandbox.host.capability import Capability
 from pytest_sandbox.host.trial import Trial, attempt
 
 if TYPE_CHECKING:
@@ -43,40 +44,20 @@ class Probe:
         )
 
 
+#: System calls: name, use, how it is tried, the Linux version that has it.
+_CALLS = (
+    ("pidfd", "waiting for processes and signalling them, without races", kernel.try_pidfd, "5.3"),
+    ("clone3", "making all namespaces of a container at once", kernel.try_clone3, "5.3"),
+    ("openat2", "names that are resolved inside, and nowhere else", kernel.try_openat2, "5.6"),
+    ("keyring", "a session keyring of the container's own", kernel.try_keyring, "2.6"),
+    ("seccomp", "docker's default policy of system calls", kernel.try_seccomp, "3.5"),
+)
+
+
 def _kernel() -> list[Probe]:
     calls = [
-        Probe(name, "kernel", use, do, kernel.remedy_for_call(since), needed=needed)
-        for name, use, do, since, needed in (
-            (
-                "pidfd",
-                "waiting for processes and signalling them, without races",
-                kernel.try_pidfd,
-                "5.3",
-                True,
-            ),
-            (
-                "clone3",
-                "making all namespaces of a container at once",
-                kernel.try_clone3,
-                "5.3",
-                True,
-            ),
-            (
-                "openat2",
-                "names that are resolved inside, and nowhere else",
-                kernel.try_openat2,
-                "5.6",
-                True,
-            ),
-            (
-                "keyring",
-                "a session keyring of the container's own",
-                kernel.try_keyring,
-                "2.6",
-                True,
-            ),
-            ("seccomp", "docker's default policy of system calls", kernel.try_seccomp, "3.5", True),
-        )
+        Probe(name, "kernel", use, do, kernel.remedy_for_call(since))
+        for name, use, do, since in _CALLS
     ]
     first = Probe(
         "kernel",

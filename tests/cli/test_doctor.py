@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -51,16 +52,20 @@ def test_the_rows_are_printed_as_json(capsys):
     assert {"test body", "call", "run"} == {row["name"] for row in rows if row["needed"]}
 
 
-def left() -> tuple[set[str], list[str]]:
-    """The sessions of this user, and what the doctor makes in the image store."""
-    return set(cleanup.sessions()), glob.glob(f"{paths.images()}/doctor-*")
-
-
-def test_nothing_is_left():
+def test_nothing_is_left(monkeypatch):
     """Sessions, images and directories are gone when the report is there."""
-    before = left()
+    started = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *args, **keywords):
+            super().__init__(*args, **keywords)
+            started.append(self.pid)
+
+    monkeypatch.setattr(doctors.subprocess, "Popen", Recorded)
     doctors.examine()
-    assert before == left()
+    assert 1 == len(started)
+    assert [] == [name for name in cleanup.sessions() if name.startswith(f"{started[0]:x}-")]
+    assert [] == glob.glob(f"{paths.images()}/doctor-*")
 
 
 def test_a_doctor_that_dies_says_so(monkeypatch):

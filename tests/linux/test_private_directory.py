@@ -140,7 +140,7 @@ def test_a_layer_directory_that_another_user_made_first(tmp_path, monkeypatch):
     monkeypatch.setattr(host_root, "takes_attributes", lambda _directory: False)
     with pytest.raises(
         OSError,
-        match=r"writable: it belongs to the user 4321.*no user attributes.*Set PYTEST_SANDBOX_HOME",
+        match=r"writable: it belongs to UID 4321.*no user attributes.*Set PYTEST_SANDBOX_HOME",
     ):
         privileges._layers()
     os.rmdir(f"/var/tmp/pytest-sandbox-{os.geteuid()}")
