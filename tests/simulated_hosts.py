@@ -286,6 +286,11 @@ def add_kubernetes_mounts() -> None:
         tmpfs(path, options)
     os.makedirs("/run/secrets/kubernetes.io/serviceaccount")
     tmpfs("/run/secrets/kubernetes.io/serviceaccount", flags=sc.MS_RDONLY)
+    mount_etc_files()
+
+
+def mount_etc_files() -> None:
+    """Mount what docker and the kubelet generate over the image's files."""
     for name in ("hosts", "hostname", "resolv.conf"):
         if os.path.exists(f"/etc/{name}"):
             bind(f"/etc/{name}", f"/etc/{name}")
@@ -339,6 +344,21 @@ def kubernetes_in_a_container() -> None:
 def root_on_two_overlays() -> None:
     own_mounts()
     pivot_to_overlay(2)
+
+
+@host
+def docker_files() -> None:
+    """Root on a host whose /etc/hosts, /etc/hostname and /etc/resolv.conf are mounts."""
+    own_mounts()
+    mount_etc_files()
+
+
+@host
+def docker_files_rootless() -> None:
+    """The same for root of a user namespace, who may not undo the mounts."""
+    own_mounts()
+    mount_etc_files()
+    whole_user_namespace()
 
 
 @host

@@ -39,6 +39,8 @@ _NO_PROCESSES = (
 
 def explain(step: str, reason: str, number: int) -> UnsupportedError | SetupError:
     """Return the error for a step that failed with ``number``, an errno; ``reason`` is its text."""
+    if number == errno.EAGAIN:  # not what this host is, but what runs on it now
+        return SetupError(step, reason, _NO_PROCESSES)
     remedy = next(filter(None, (find(step, number) for find in _CAUSES)), "")
     if not remedy:
         remedy = kernel.denied(Trial(reason, number or errno.EIO))
@@ -82,10 +84,6 @@ def _too_deep(step: str, number: int) -> str:
     return _NESTED if root[-1:] == ["overlay"] else ""
 
 
-def _without_processes(_step: str, number: int) -> str:
-    return _NO_PROCESSES if number == errno.EAGAIN else ""
-
-
 def _without_devices(step: str, number: int) -> str:
     if step == "mount own" and number == errno.ENOENT and not os.path.exists(os.devnull):
         return f"{os.devnull} is missing: mount a /dev that has it."
@@ -96,6 +94,5 @@ _CAUSES: tuple[Callable[[str, int], str], ...] = (
     _without_proc,
     _without_namespaces,
     _too_deep,
-    _without_processes,
     _without_devices,
 )

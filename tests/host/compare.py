@@ -47,7 +47,7 @@ def main() -> None:
     ]
     with redirect_stdout(out), redirect_stderr(out):
         pytest.main([*arguments, str(SUITE)], plugins=[collector])
-    sys.stdout.write(json.dumps([doctor, run, collector.failures, out.getvalue()]))
+    sys.stdout.write(f"\n{json.dumps([doctor, run, collector.failures, out.getvalue()])}\n")
 
 
 def program(*arguments: str) -> list[str]:

@@ -96,3 +96,42 @@ def test_a_test_that_ran_too_long_shows_its_stack(tmp_path):
         wrapped("signals_blocked", *command), capture_output=True, text=True, check=False
     )
     assert f'File "{suite}", line 3 in test_it' in done.stdout
+
+
+#: Writes, renames and removes each file that docker mounts, in a test body.
+CHANGE = """
+import os
+from pathlib import Path
+def test_it():
+    for name in ("hosts", "hostname", "resolv.conf"):
+        path = Path("/etc", name)
+        if not path.exists():
+            continue
+        with path.open("a") as file:
+            file.write("# more")
+        assert path.read_text().endswith("# more")
+        path.rename("/etc/renamed")
+        path.write_text("new")
+        os.replace("/etc/renamed", path)
+        path.unlink()
+        assert not path.exists()
+"""
+
+
+@pytest.mark.parametrize("name", ["docker_files", "docker_files_rootless"])
+def test_files_that_are_mounts_can_be_changed(tmp_path, name):
+    """A test inside writes, renames and removes them, and the host's files stay."""
+    before = [path.read_bytes() for path in sorted(Path("/etc").glob("host*")) if path.is_file()]
+    suite = tmp_path / "test_files.py"
+    suite.write_text(CHANGE)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--sandbox", str(suite)]
+    done = subprocess.run(
+        wrapped(name, *command),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "1 passed" in done.stdout, done.stdout
+    after = [path.read_bytes() for path in sorted(Path("/etc").glob("host*")) if path.is_file()]
+    assert before == after
