@@ -1,4 +1,6 @@
-"""Hosts that lack something, each made of the calling process: ``python simulated_hosts.py HOST ARGV``.
+"""Hosts that lack something, each made of the calling process.
+
+``python simulated_hosts.py HOST ARGV`` executes a command there.
 
 Every host is made in namespaces of its own, with mounts, limits and seccomp filters that end with
 them: nothing of the machine changes.
@@ -73,7 +75,7 @@ def write(path: str, text: str) -> None:
 def become_root_of_user_namespace() -> None:
     uid, gid = os.geteuid(), os.getegid()
     sc.unshare(sc.CLONE_NEWUSER)
-    userns.map_alone(uid, gid, rooted=True)
+    userns.map_single_id(uid, gid, rooted=True)
 
 
 def fork_into_pid_namespace() -> None:
@@ -309,9 +311,9 @@ def pivot_to_overlay(depth: int) -> None:
         lower = f"{stage}/root"
     for name in ("proc", "sys", "dev"):
         sc.mount(f"/{name}", f"{lower}/{name}", None, sc.MS_BIND | sc.MS_REC)
-    program = SyscallBatch()
-    mounts.add_become_root(program, "become root", lower)
-    program.run()
+    batch = SyscallBatch()
+    mounts.add_pivot_root(batch, "become root", lower)
+    batch.run()
 
 
 def make_kubernetes(depth: int) -> None:

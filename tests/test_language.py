@@ -17,7 +17,7 @@ PENDING: tuple[str, ...] = (
     "pytest_sandbox/runtime/",
     "pytest_sandbox/launcher/",
     "pytest_sandbox/client/",
-    "pytest_sandbox/container/",
+    "pytest_sandbox/container/snapshot_copy.py",
     "pytest_sandbox/plugin/",
     "pytest_sandbox/paths.py",
     "pytest_sandbox/printable.py",
@@ -28,9 +28,10 @@ PENDING: tuple[str, ...] = (
     "pytest_sandbox/cli/images.py",
     "pytest_sandbox/cli/progress.py",
     "pytest_sandbox/cli/doctor.py",
-    "tests/container/",
+    "tests/container/test_chroot.py",
+    "tests/container/test_remote.py",
+    "tests/container/test_storage.py",
     "tests/crash/",
-    "tests/docs/",
     "tests/host/",
     "tests/image/",
     "tests/linux/",
@@ -38,11 +39,13 @@ PENDING: tuple[str, ...] = (
     "tests/safety/",
     "tests/typing_programs/",
     "tests/cli/test_doctor.py",
-    "tests/cli/test_living.py",
+    "tests/cli/test_containers.py",
+    "tests/cli/test_flags.py",
     "tests/cli/test_run.py",
     "tests/cli/test_terminal.py",
     "tests/cli/test_images.py",
     "tests/test_printable.py",
+    "tests/test_structure.py",  # names of files in its temporary lists
     "tests/registries.py",
     "tests/fake_registry.py",
     "tests/tarballs.py",
@@ -51,12 +54,6 @@ PENDING: tuple[str, ...] = (
     "tools/make_syscall_numbers.py",
     "tools/make_machine_code.py",
     "tools/machine_code/",
-    "docs/",
-    "README.md",
-    "CONTRIBUTING.md",
-    "SECURITY.md",
-    "pyproject.toml",
-    "mkdocs.yml",
 )
 
 
@@ -138,6 +135,7 @@ def test_a_planted_name_is_found(text):
         "room for four bytes",
         "pytest --sandbox-keep=failed",
         "wired, doorway, undergrounds",
+        "the limit ``as``, which docker lacks",
     ],
 )
 def test_genuine_uses_are_allowed(text):

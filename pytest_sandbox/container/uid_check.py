@@ -21,9 +21,9 @@ def check_uid(launcher: LauncherClient, spec: Spec, uid: int) -> None:
     Those of the machine's root have all; others have the user's own and those of subuid(5), or
     what the user namespace around pytest has.
     """
-    extents = userns.mapped("uid", launcher.process.pid if launcher.builder_fd >= 0 else None)
+    extents = userns.read_map("uid", launcher.process.pid if launcher.builder_fd >= 0 else None)
     if launcher.builder_fd >= 0 and not spec.is_on_host:
-        extents = userns.rooted(extents, os.geteuid())
+        extents = userns.root_map(extents, os.geteuid())
     if any(first <= uid < first + count for first, _outside, count in extents):
         return
     from pytest_sandbox import host

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.container.container import Container
+from pytest_sandbox.container.fork import fork_into
 from pytest_sandbox.container.network import Network
 from pytest_sandbox.doctor import stored
 from pytest_sandbox.errors import SetupError, UnsupportedError
@@ -52,7 +53,7 @@ def run_test_body(**settings: Any) -> None:
     does not end as it should.
     """
     with Container(**settings) as container:
-        child = container.fork()
+        child = fork_into(container.handle, container.settings.user)
         if child is None:
             os._exit(0)
         outcome = child.wait(_TIMEOUT)

@@ -80,7 +80,7 @@ def _make_user_namespace() -> str:
 def _too_deep(step: str, number: int) -> str:
     if step not in {"mount root", "mount below"} or number != errno.EINVAL:
         return ""
-    root = [entry.fstype for entry in mounts.mounted() if entry.point == "/"]
+    root = [entry.fstype for entry in mounts.list_mounts() if entry.point == "/"]
     return _NESTED if root[-1:] == ["overlay"] else ""
 
 

@@ -61,7 +61,7 @@ _SUBORDINATE = ("/etc/subuid", "/etc/subgid")
 
 def is_root() -> bool:
     """Whether this process may make containers without a user namespace of its own."""
-    return userns.has_power()
+    return userns.has_capabilities()
 
 
 def isolate(flags: int) -> None:
@@ -84,12 +84,12 @@ def enter_own_user_namespace() -> None:
             root_check.leave_chroot()
     uid, gid = os.geteuid(), os.getegid()
     sc.unshare(sc.CLONE_NEWUSER)
-    userns.map_alone(uid, gid, rooted=True)
+    userns.map_single_id(uid, gid, rooted=True)
 
 
 def run_as_root() -> str:
     """Return what gives this process the rights that it lacks."""
-    lacking = userns.lacking_power()
+    lacking = userns.missing_capabilities()
     if os.geteuid() or not lacking:
         return (
             "Run as root (`sudo`, or an outer container with --privileged), or see the row `user "
@@ -104,7 +104,9 @@ def run_as_root() -> str:
 def try_root() -> str:
     """See whether this process has root's rights."""
     if not is_root():
-        raise OSError(errno.EPERM, f"uid {os.geteuid()}, without {userns.lacking_power()[0]}")
+        raise OSError(
+            errno.EPERM, f"uid {os.geteuid()}, without {userns.missing_capabilities()[0]}"
+        )
     return (
         "root, with CAP_SYS_ADMIN"
         if os.geteuid() == 0

@@ -51,7 +51,7 @@ def become_nobody() -> None:
 def enter_user_namespace() -> None:
     uid, gid = os.geteuid(), os.getegid()
     sc.unshare(sc.CLONE_NEWUSER)
-    userns.map_alone(uid, gid, rooted=True)
+    userns.map_single_id(uid, gid, rooted=True)
 
 
 def take_away(parameter: str) -> Callable[[], None]:
@@ -324,7 +324,7 @@ def test_nested_overlays_say_how_many_levels_there_are(monkeypatch):
     not.
     """
     for fstype, is_named in (("overlay", True), ("ext4", False)):
-        root = [mounts.Mounted("/", fstype, 0)]
-        monkeypatch.setattr(diagnosis.mounts, "mounted", lambda root=root: root)
+        root = [mounts.HostMount("/", fstype, 0)]
+        monkeypatch.setattr(diagnosis.mounts, "list_mounts", lambda root=root: root)
         error = diagnosis.explain("mount root", "Invalid argument", errno.EINVAL)
         assert is_named == ("two levels of containers" in error.remedy)

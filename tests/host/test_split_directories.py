@@ -18,7 +18,7 @@ def split(tmp_path):
     for name in ("skeleton", "point"):
         (tmp_path / name).mkdir()
     (tmp_path / "point/file").write_text("below")
-    return mounts.Mounted(
+    return mounts.HostMount(
         str(tmp_path / "point"),
         "squashfs",
         sc.MS_RDONLY,
@@ -38,7 +38,7 @@ def test_a_split_directory_is_an_overlay_of_its_skeleton(split):
 def test_what_is_mounted_below_a_bound_skeleton_is_shown(split, monkeypatch):
     """Where no overlay works either, the skeleton is bound, and has a place for each mount."""
     monkeypatch.setattr(host_mounts, "_works", lambda *_arguments: False)
-    below = mounts.Mounted(f"{split.point}/file", "tmpfs", 0, is_directory=False)
+    below = mounts.HostMount(f"{split.point}/file", "tmpfs", 0, is_directory=False)
     root = host_mounts.shown(HostRoot("/", (split, below)))
     assert [mounts.BOUND] == [entry.shown for entry in root.below]
     assert {split.point: (below.point,)} == root.copied
