@@ -5,23 +5,18 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.errors import ContainerStopped, SandboxError, SetupError, UnsupportedError
+from pytest_sandbox.errors import ContainerStopped, SandboxError, UnsupportedError
 from pytest_sandbox.runtime.protocol import ErrorCode
 
 if TYPE_CHECKING:
     from pytest_sandbox.runtime.protocol import Message
 
-__all__ = ["ULIMIT_REMEDY", "raise_for"]
+__all__ = ["ULIMIT_REMEDY", "failed_start", "raise_for"]
 
 ULIMIT_REMEDY = "Start pytest with a higher hard limit (ulimit -H), or ask for less."
 _DISK_REMEDY = (
     "It takes loop devices and mkfs.ext4 (Debian: e2fsprogs): install them, or use "
     'storage="memory", which needs neither.'
-)
-_PROC_REMEDY = (
-    "An outer container covers parts of its /proc, so the kernel refuses a new one "
-    "(mount_namespaces(7)): start it with --security-opt systempaths=unconfined (docker), "
-    "--security-opt unmask=ALL (podman), or --privileged."
 )
 
 
@@ -42,7 +37,9 @@ def _exception(answer: Message, container: str) -> SandboxError:
         case ErrorCode.DISK_LIMIT_UNAVAILABLE:
             return UnsupportedError(f'disk= with storage="disk" ({answer["reason"]})', _DISK_REMEDY)
         case ErrorCode.PROC_COVERED:
-            return UnsupportedError("a container in this container", _PROC_REMEDY)
+            from pytest_sandbox.host import files
+
+            return UnsupportedError("a container in this container", files.COVERED)
         case ErrorCode.NO_USER_NAMESPACE:
             from pytest_sandbox import host
 
@@ -55,11 +52,14 @@ def _step_failed(answer: Message) -> SandboxError:
     """Return the error for a step that failed: what denies it around this process, if anything
     does, else what the kernel said.
     """
-    from pytest_sandbox.host import kernel
-    from pytest_sandbox.host.trial import Trial
+    from pytest_sandbox.host import diagnosis
 
-    step, reason = answer["step"], answer["reason"]
-    remedy = kernel.denied(Trial(reason, answer["errno"] or errno.EIO))
-    if remedy:
-        return UnsupportedError(f"a container here ({step}: {reason})", remedy)
-    return SetupError(step, reason)
+    return diagnosis.explain(answer["step"], answer["reason"].strip(), answer["errno"])
+
+
+def failed_start(error: OSError) -> SandboxError:
+    """Return the error for a launcher that could not be started."""
+    from pytest_sandbox.host import diagnosis
+
+    reason = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    return diagnosis.explain("start the launcher", reason, error.errno or errno.EIO)

@@ -11,7 +11,7 @@ import weakref
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pytest_sandbox.client import cleanup, start
-from pytest_sandbox.client.errors import raise_for
+from pytest_sandbox.client.errors import failed_start, raise_for
 from pytest_sandbox.client.requests import Descriptors, LauncherGoneError, Requests
 from pytest_sandbox.client.snapshots import Snapshot, Snapshots
 from pytest_sandbox.linux import file_mounts, mounts, namespaces, process
@@ -324,11 +324,14 @@ def _replace() -> None:
         if old.pid == os.getpid():
             old.close()
         old.abandon()
-    cleanup.remove_leftovers()
-    hierarchy = systemd.find_delegated_hierarchy()
-    with Deferred():
-        if _current is None:  # a signal handler may have started one meanwhile
-            _current = LauncherClient(hierarchy)
+    try:
+        cleanup.remove_leftovers()
+        hierarchy = systemd.find_delegated_hierarchy()
+        with Deferred():
+            if _current is None:  # a signal handler may have started one meanwhile
+                _current = LauncherClient(hierarchy)
+    except OSError as error:
+        raise failed_start(error) from error
 
 
 def running() -> LauncherClient | None:

@@ -19,7 +19,8 @@ from pytest_sandbox.container.entrance import entrance_of, raise_for
 from pytest_sandbox.container.files import read_regular
 from pytest_sandbox.container.lifecycle import local_handles
 from pytest_sandbox.container.processes import END_TIMEOUT
-from pytest_sandbox.errors import SandboxError, SetupError
+from pytest_sandbox.container.uid_check import check_uid
+from pytest_sandbox.errors import SandboxError, SetupError, UnsupportedError
 from pytest_sandbox.linux import huge_pages, namespaces, native_code, process
 from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.linux.syscall_batch import Failure, SyscallBatch
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.handle import Handle
     from pytest_sandbox.linux.syscall_batch import Result
     from pytest_sandbox.runtime.join import JoinTarget
+    from pytest_sandbox.runtime.users import User
 
 __all__ = ["Child", "Forks", "fork_into", "forks"]
 
@@ -169,13 +171,21 @@ def fork_into(handle: Handle, user: str | None, *, shielded: bool = False) -> Ch
 
     Raises :class:`UnsupportedError` if this process cannot join a PID namespace.
     """
+    try:
+        return _fork_into(handle, user, shielded=shielded, twice=shielded)
+    except UnsupportedError:
+        # This thread cannot return from the container's PID namespace. A second process, which
+        # need not, can fork there.
+        return _fork_into(handle, user, shielded=shielded, twice=True)
+
+
+def _fork_into(handle: Handle, user: str | None, *, shielded: bool, twice: bool) -> Child | None:
     target = entrance_of(handle)
     forks.gather()
     forks.count()
     oom_kills = handle.cgroup.oom_kills()
-    found = None if user is None else users.find(user, lambda path: read_regular(handle, path))
-    confinement = target.confinement(found)
-    twice = shielded or target.builder_fd >= 0
+    confinement = target.confinement(None if user is None else _find_user(handle, user))
+    twice = twice or target.builder_fd >= 0
     batch, clone = target.begin(shielded=shielded) if twice else (SyscallBatch(), None)
     if clone is None:
         # os.fork() cannot start the child in a cgroup, as clone3(2) can: the child joins it.
@@ -199,6 +209,16 @@ def fork_into(handle: Handle, user: str | None, *, shielded: bool = False) -> Ch
     if child is None:
         _finish_joining(handle, batch if clone is None else None, confinement)
     return child
+
+
+def _find_user(handle: Handle, user: str) -> User:
+    """Return a user by the files of the container.
+
+    Raises :class:`UnsupportedError` for a UID that this user's containers do not have.
+    """
+    found = users.find(user, lambda path: read_regular(handle, path))
+    check_uid(handle.launcher, handle.spec, found.uid)
+    return found
 
 
 def _add_arrival(handle: Handle, batch: SyscallBatch) -> None:

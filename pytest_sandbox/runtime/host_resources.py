@@ -29,14 +29,9 @@ class HostResources:
         self.is_root = userns.is_initial()
         if not self.is_root:
             privileges.limit_inotify()
-        try:
-            self.user_fd = namespaces.make_user_namespace(owner=privileges.owner())
-        except OSError:  # the host allows none: payloads keep docker's default protection alone
-            self.user_fd = -1
-        #: A user namespace in which an unprivileged user is root, for containers on an image.
-        self.root_user_fd = (
-            -1 if self.is_root or self.user_fd < 0 else namespaces.make_user_namespace(rooted=True)
-        )
+        #: The payloads' user namespaces: on the host's root; and on an image, where an unprivileged
+        #: user is root.
+        self.user_fd, self.root_user_fd = _payload_namespaces(self.is_root)
         self.find_mounts()
 
     def user_namespace_for(self, spec: Spec) -> int:
@@ -69,3 +64,19 @@ class HostResources:
     def points(self) -> list[tuple[str, str]]:
         """Return the mount point and the lower directory of each overlay below the root."""
         return [(entry.point, entry.lower) for entry in self.root.below]
+
+
+def _payload_namespaces(is_root: bool) -> tuple[int, int]:
+    """Return the payloads' user namespaces, on the host's root and on images; -1 for none.
+
+    If no more user namespaces can be created (user.max_user_namespaces), the payloads keep docker's
+    default protection, which needs none.
+    """
+    user = -1
+    try:
+        user = namespaces.make_user_namespace(owner=privileges.owner())
+        return user, -1 if is_root else namespaces.make_user_namespace(rooted=True)
+    except OSError:
+        if user >= 0:
+            os.close(user)
+        return -1, -1

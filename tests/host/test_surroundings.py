@@ -89,7 +89,7 @@ def test_in_gvisor_a_failed_step_is_unsupported():
 )
 def test_a_profile_is_read_as_apparmor_writes_it(text, name):
     """A name with spaces is whole, and a profile that only complains is none."""
-    assert name == confinement._confining(text)
+    assert name == confinement._parse_profile(text)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_profile_is_named_where_it_may_have_denied(monkeypatch, number, is_nam
     """What a profile can answer is told with its name and docker's option; what it cannot is not
     blamed on it.
     """
-    monkeypatch.setattr(confinement, "profile", lambda: "docker-default")
+    monkeypatch.setattr(confinement, "apparmor_profile", lambda: "docker-default")
     monkeypatch.setattr(kernel, "is_filtered", lambda: False)
     said = files.remedy_for("tmpfs")(Trial("refused", number))
     assert is_named == ("profile docker-default" in said) == ("apparmor=unconfined" in said)
