@@ -32,7 +32,6 @@ PENDING: tuple[str, ...] = (
     "tests/container/test_remote.py",
     "tests/container/test_storage.py",
     "tests/crash/",
-    "tests/docs/",
     "tests/host/",
     "tests/image/",
     "tests/linux/",
@@ -40,11 +39,13 @@ PENDING: tuple[str, ...] = (
     "tests/safety/",
     "tests/typing_programs/",
     "tests/cli/test_doctor.py",
-    "tests/cli/test_living.py",
+    "tests/cli/test_containers.py",
+    "tests/cli/test_flags.py",
     "tests/cli/test_run.py",
     "tests/cli/test_terminal.py",
     "tests/cli/test_images.py",
     "tests/test_printable.py",
+    "tests/test_structure.py",  # names of files in its temporary lists
     "tests/registries.py",
     "tests/fake_registry.py",
     "tests/tarballs.py",
@@ -53,12 +54,6 @@ PENDING: tuple[str, ...] = (
     "tools/make_syscall_numbers.py",
     "tools/make_machine_code.py",
     "tools/machine_code/",
-    "docs/",
-    "README.md",
-    "CONTRIBUTING.md",
-    "SECURITY.md",
-    "pyproject.toml",
-    "mkdocs.yml",
 )
 
 
@@ -140,6 +135,7 @@ def test_a_planted_name_is_found(text):
         "room for four bytes",
         "pytest --sandbox-keep=failed",
         "wired, doorway, undergrounds",
+        "the limit ``as``, which docker lacks",
     ],
 )
 def test_genuine_uses_are_allowed(text):

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from pytest_sandbox.cli import output
 from pytest_sandbox.printable import LINE, OUTPUT, TEXT, printable, printable_output
+
+#: Hypothesis limits the time of each example, which a busy machine exceeds.
+untimed = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.mark.parametrize(
@@ -58,18 +62,21 @@ def test_output_may_have_colours(text, expected):
     assert expected == printable_output(text)
 
 
+@untimed
 @given(st.text(), st.sampled_from([LINE, TEXT, OUTPUT]))
 def test_the_result_can_be_encoded(text, unsafe):
     """Any text can be encoded after escaping."""
     printable(text, unsafe).encode()
 
 
+@untimed
 @given(st.text())
 def test_a_line_is_always_printable(text):
     """Any text is a single printable line after escaping."""
     assert printable(text).isprintable()
 
 
+@untimed
 @given(st.dictionaries(st.text(), st.text()))
 def test_json_on_a_terminal_is_escaped_and_means_the_same(value):
     """JSON is printed with escapes that its readers turn back into the same value."""

@@ -1,5 +1,5 @@
-"""``ps``, ``exec``, ``shell``, ``rm``, ``stats`` and ``diff``: containers of other processes of
-this user, and what is kept of them.
+"""``ps``, ``exec``, ``shell``, ``rm``, ``stats`` and ``diff``: running containers of this user, and
+saved layers of ended ones.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_sandbox.cli import flags, output
 from pytest_sandbox.cli.verb import Verb
 from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.units import duration
 
 if TYPE_CHECKING:
     import argparse
@@ -49,7 +50,7 @@ def _ps_arguments(parser: argparse.ArgumentParser) -> None:
         "-a",
         "--all",
         action="store_true",
-        help="those too whose layers `pytest --sandbox-keep` has kept",
+        help="also list ended containers whose layers `pytest --sandbox-keep` has kept",
     )
 
 
@@ -72,7 +73,7 @@ def _ps(found: argparse.Namespace) -> int:
 
 
 def _ps_row(card: dict[str, Any]) -> tuple[str, ...]:
-    age = output.duration(max(0.0, time.time() - card["created"]))
+    age = duration(max(0.0, time.time() - card["created"]))
     status = {"running": f"Up {age}", "paused": f"Up {age} (Paused)"}.get(
         card["status"], f"Kept {age} ago"
     )
@@ -127,7 +128,7 @@ def _exec_arguments(parser: argparse.ArgumentParser) -> None:
         "-u",
         "--user",
         metavar="USER[:GROUP]",
-        help="who runs the command (default: as the container's own commands)",
+        help="user of the command (default: the container's)",
     )
     parser.add_argument(
         "-w", "--workdir", metavar="DIR", help="working directory inside (default: the container's)"
@@ -142,7 +143,7 @@ def _exec(found: argparse.Namespace) -> int:
     from pytest_sandbox.container.remote import find
 
     command = Command(
-        flags.words(found),
+        flags.command(found),
         interactive=found.interactive,
         tty=found.tty,
         sig_proxy=found.sig_proxy,
@@ -150,7 +151,7 @@ def _exec(found: argparse.Namespace) -> int:
         workdir=found.workdir,
         user=found.user,
     )
-    with open_remote(find(found.id)) as container, flags.named():
+    with open_remote(find(found.id)) as container, flags.naming_flags(found):
         return attach(container, command)
 
 
@@ -179,10 +180,9 @@ def _shell(found: argparse.Namespace) -> int:
     from pytest_sandbox.cli.attach import Command, attach
 
     with _living_or_kept(found.id) as container:
-        words = next(
-            ([path] for path in ("/bin/bash", "/bin/sh") if container.exists(path)), ["sh"]
-        )
-        return attach(container, Command(words, interactive=True, tty=sys.stdin.isatty()))
+        shells = [path for path in ("/bin/bash", "/bin/sh") if container.exists(path)]
+        args = [*shells, "sh"][:1]
+        return attach(container, Command(args, interactive=True, tty=sys.stdin.isatty()))
 
 
 # -- rm
@@ -190,7 +190,7 @@ def _shell(found: argparse.Namespace) -> int:
 
 def _rm_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "ids", metavar="CONTAINER", nargs="+", help="ids, beginnings of ids, or names of kept ones"
+        "ids", metavar="CONTAINER", nargs="+", help="id, beginning of an id, or name of a kept one"
     )
 
 
@@ -210,8 +210,8 @@ def _rm(found: argparse.Namespace) -> int:
 def _one_of(name: str, ids: list[str]) -> str:
     if len(ids) == 1:
         return ids[0]
-    said = f"may be {len(ids)} that are kept: {', '.join(ids)}" if ids else "is none of the kept"
-    raise SandboxError(f"{name!r} {said}. `pytest-sandbox ps -a` lists them.")
+    problem = f"{name!r} is ambiguous: {', '.join(ids)}" if ids else f"no kept layer is {name!r}"
+    raise SandboxError(f"{problem}. `pytest-sandbox ps -a` lists them.")
 
 
 # -- stats and diff
@@ -219,12 +219,12 @@ def _one_of(name: str, ids: list[str]) -> str:
 
 def _stats_arguments(parser: argparse.ArgumentParser) -> None:
     _format_argument(parser)
-    parser.add_argument("--no-stream", action="store_true", help="print once, and end")
+    parser.add_argument("--no-stream", action="store_true", help="print the figures once")
     parser.add_argument(
         "ids",
         metavar="CONTAINER",
         nargs="*",
-        help="ids, beginnings of ids, or names (default: all)",
+        help="id, beginning of an id, or name (default: all)",
     )
 
 
@@ -243,8 +243,7 @@ def _diff(found: argparse.Namespace) -> int:
         print("".join(f"{change}\n" for change in changes), end="")
     if not changes.complete:
         print(
-            f"pytest-sandbox: at least {changes.counted} changes, of which {len(changes)} are "
-            "listed",
+            f"pytest-sandbox: listed {len(changes)} of at least {changes.counted} changes",
             file=sys.stderr,
         )
     return 0
@@ -259,14 +258,14 @@ VERBS = (
     Verb(
         name="ps",
         usage="[-a] [-q] [--format json]",
-        summary="List the living containers of this user, those of test sessions too",
+        summary="List the running containers of this user, also those of tests",
         arguments=_ps_arguments,
         run=_ps,
     ),
     Verb(
         name="exec",
         usage="[OPTIONS] CONTAINER COMMAND [ARGUMENT...]",
-        summary="Run one more command in a living container",
+        summary="Run a command in a running container",
         details="exit status: as `run`",
         arguments=_exec_arguments,
         run=_exec,
@@ -274,29 +273,28 @@ VERBS = (
     Verb(
         name="shell",
         usage="CONTAINER",
-        summary="Look around in a living container, or in what a test has left (pytest "
-        "--sandbox-keep)",
+        summary="Start a shell in a running container, or in a kept one (pytest --sandbox-keep)",
         arguments=_shell_arguments,
         run=_shell,
     ),
     Verb(
         name="rm",
         usage="CONTAINER...",
-        summary="Throw away what was kept of containers",
+        summary="Remove kept layers of ended containers",
         arguments=_rm_arguments,
         run=_rm,
     ),
     Verb(
         name="stats",
         usage="[OPTIONS] [CONTAINER...]",
-        summary="Show what living containers use, again every second",
+        summary="Show the resource usage of running containers every second",
         arguments=_stats_arguments,
         run=_stats,
     ),
     Verb(
         name="diff",
         usage="[--format json] CONTAINER",
-        summary="Show what a container has added (A), changed (C) and deleted (D)",
+        summary="List the files that a container has added (A), changed (C) and deleted (D)",
         arguments=_diff_arguments,
         run=_diff,
     ),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.client.session import LauncherClient
     from pytest_sandbox.container.network import Network
     from pytest_sandbox.container.rootfs import Rootfs
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = ["describe", "serializable", "spec_for", "spec_of", "with_saved"]
 

@@ -30,7 +30,7 @@ def configure(handle: Handle) -> None:
 
 def _set_hostname(handle: Handle, name: str) -> None:
     try:
-        namespaces.name_host(handle.pidfd, name, handle.user_namespaces()[1])
+        namespaces.set_hostname(handle.pidfd, name, handle.user_namespaces()[1])
         _write_hostname(handle, name)
     except ProcessLookupError as error:
         raise ContainerStopped.ended(handle.id) from error

@@ -20,8 +20,7 @@ from pytest_sandbox.container.files import read_regular
 from pytest_sandbox.container.lifecycle import local_handles
 from pytest_sandbox.container.processes import END_TIMEOUT
 from pytest_sandbox.errors import SandboxError, SetupError
-from pytest_sandbox.linux import huge_pages, namespaces, process
-from pytest_sandbox.linux import syscall as sc
+from pytest_sandbox.linux import huge_pages, namespaces, native_code, process
 from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.linux.syscall_batch import Failure, SyscallBatch
 from pytest_sandbox.outcome import Exited, OOMKilled, Outcome, Signaled, TimedOut
@@ -221,14 +220,14 @@ def _add_arrival(handle: Handle, batch: SyscallBatch) -> None:
 
 def _fork_once(entrance: Entrance) -> int:
     """Fork with the container's PID namespace set for the children of this thread."""
-    own = namespaces.open_for_children()
+    own = namespaces.open_pid_for_children()
     pid = -1
     try:
-        namespaces.set_for_children(entrance.pidfd)
+        namespaces.set_pid_for_children(entrance.pidfd)
         pid = fork_process()
     finally:
         if pid:  # the child stays in the container's
-            namespaces.set_for_children(own)
+            namespaces.set_pid_for_children(own)
         os.close(own)
     return pid
 
@@ -259,7 +258,7 @@ def _run_intermediate(
     """Join the namespaces and fork: return in the child, and exit in this process."""
     status = 125
     try:
-        sc.clear_memory(*arguments)
+        native_code.clear_memory(*arguments)
         pid = batch.run_fork(clone)
         failure = batch.failure()
         if pid == 0 and failure is None:

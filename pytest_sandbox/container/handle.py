@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.outcome import Stats
     from pytest_sandbox.runtime.protocol import Message
     from pytest_sandbox.runtime.spec import Spec
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = ["Command", "Fork", "Handle", "without_init"]
 

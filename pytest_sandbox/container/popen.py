@@ -209,7 +209,7 @@ class Popen(subprocess.Popen[AnyStr]):
                 f"the program was not executed within {START_TIMEOUT:.0f} s",
                 _NOT_EXECUTED,
             )
-        failure = next((one for one in status.failures if not one.may_be), None)
+        failure = next((one for one in status.failures if not one.is_allowed), None)
         if failure is None and not status.failures:
             raise SetupError("execute", "the spawn helper was killed")
         if failure is None:
@@ -300,7 +300,7 @@ class Popen(subprocess.Popen[AnyStr]):
 
 def _add_descriptors(batch: SyscallBatch, passed: set[int]) -> None:
     """Append what closes, at the execution, all descriptors from 3 on but the passed ones."""
-    batch.add("close descriptors", "close_range", 3, sc.MOST_FDS, sc.CLOSE_RANGE_CLOEXEC)
+    batch.add("close descriptors", "close_range", 3, sc.MAX_FD, sc.CLOSE_RANGE_CLOEXEC)
     for fd in passed:
         batch.add("pass descriptors", "fcntl", fd, fcntl.F_SETFD, 0)
 

@@ -17,7 +17,7 @@ from pytest_sandbox.errors import ImageError
 
 if TYPE_CHECKING:
     from pytest_sandbox.image.image import Image
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = ["Rootfs"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pytest_sandbox.settings import FrozenMap, Settings
+from pytest_sandbox.settings.settings import FrozenMap, Settings
 
 __all__ = ["OVERHEAD", "SHELF", "Spec"]
 

@@ -22,7 +22,7 @@ def in_mounts(tmp_path):
             "-m",
             "sh",
             "-ec",
-            f'{script}\nexec "$0" -c "$1"',
+            f'{script}\nexec "$0" -u -c "$1"',
             sys.executable,
             code,
         ]

@@ -24,7 +24,7 @@ def test_a_session_without_containers_loads_no_container_code(run):
     containers.
     """
     needless = {
-        "pytest_sandbox.settings",
+        "pytest_sandbox.settings.settings",
         "pytest_sandbox.settings.parsers",
         "pytest_sandbox.container",
         "pytest_sandbox.linux",

@@ -305,7 +305,7 @@ def test_a_namespace_of_its_own_without_the_filter(without):
     assert "done" == without({}, "new_user_namespace", security_opt=["seccomp=unconfined"])
 
 
-@pytest.mark.parametrize("path", mounts.MASKED)
+@pytest.mark.parametrize("path", mounts.MASKED_PATHS)
 def test_masked_paths_show_nothing(inside, path):
     """What tells of the machine is empty."""
     if os.path.exists(path):
@@ -482,7 +482,7 @@ def test_no_controlling_terminal(inside):
     assert "ENXIO" == inside("open_terminal")
 
 
-def test_a_file_as_stdout_cannot_be_opened_anew(box, tmp_path):
+def test_a_file_as_stdout_cannot_be_reopened(box, tmp_path):
     """/proc/self/fd/1 is a pipe: what the caller's file held stays; without us it would be gone."""
     for run, kept in ((box.run, True), (subprocess.run, False)):
         file = tmp_path / f"out-{kept}"

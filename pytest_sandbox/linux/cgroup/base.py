@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.linux.cgroup.directories import TIMEOUT, destroy, walk
 from pytest_sandbox.outcome import Stats
-from pytest_sandbox.settings import DEVICE_RATES, Settings
+from pytest_sandbox.settings.settings import DEVICE_RATES, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -140,7 +140,7 @@ class Session:
         self.name = name
         self._remedy = remedy
         self.directories = directories
-        """What cleanup has to :func:`~.directories.destroy` when the session has ended."""
+        """The directories that cleanup destroys after the session has ended."""
         self.locks: list[int] = []
         """Descriptors whose locks mark the session as alive; the launcher inherits them."""
 

@@ -32,13 +32,13 @@ from pytest_sandbox.linux.cgroup.interface_files import (
     write,
 )
 from pytest_sandbox.outcome import Stats
-from pytest_sandbox.settings import FrozenMap
+from pytest_sandbox.settings.settings import FrozenMap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pytest_sandbox.linux.cgroup.mounts import Mount
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = ["CgroupV1", "HierarchyV1", "SessionV1"]
 

@@ -24,7 +24,7 @@ from pytest_sandbox.linux.cgroup.interface_files import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = ["set_cpus", "set_memory", "set_rates"]
 

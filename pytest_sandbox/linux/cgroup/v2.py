@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_sandbox.linux.cgroup.mounts import Mount
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = ["CgroupV2", "HierarchyV2", "SessionV2"]
 
