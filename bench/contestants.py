@@ -1,4 +1,4 @@
-"""What the library is compared with: the floor, and every peer that is installed and works here."""
+"""What the library is compared with: the floor, and every installed peer that works here."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def floor() -> Iterator[list[tuple[str, ...]]]:
 
 
 def write_bundle(directory: Path, runtime: str) -> None:
-    """Write a bundle for an OCI runtime, which runs ``true`` on the host's /usr, read-only, with the
-    limits of all others.
+    """Write a bundle for an OCI runtime that runs ``true`` with the host's /usr, read-only, and
+    with the limits of the other peers.
     """
     subprocess.run([runtime, "spec"], cwd=directory, check=True)
     spec = json.loads((directory / "config.json").read_text())

@@ -55,13 +55,9 @@ WORDS: dict[str, str] = {
     "number of a process": "PID",
     "process's number": "PID",
     "process numbers": "PIDs",
-    "out of the way": "removed, or renamed",
     "lest": "so that ... not",
     "whence": "from where",
     "thereof": "of it",
-    "in the manner of": "like",
-    "but for the": "except the",
-    "of the kernel's": "of the kernel",
 }
 #: A part of a name of a variable, function, class or file -> what to write instead. These are
 #: ordinary words in a sentence.
@@ -80,7 +76,8 @@ ALLOWED: tuple[str, ...] = (
 )
 
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
+#: A word, or a punctuation mark, which ends a phrase.
+_WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?|[.,;:!?]")
 
 
 @dataclass(frozen=True)
@@ -96,8 +93,9 @@ class Finding:
 
 
 def _tokens(text: str) -> list[tuple[str, int]]:
-    """Return the lower-case words of a text with their lines; names are split at ``_`` and at
-    capitals.
+    """Return the lower-case words and the punctuation marks of a text with their lines.
+
+    Names are split at ``_`` and before capitals.
     """
     found = []
     for number, line in enumerate(text.splitlines(), 1):

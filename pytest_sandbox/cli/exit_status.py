@@ -1,4 +1,4 @@
-"""The one place where errors become a line on stderr and an exit status, as docker's."""
+"""Exit statuses, which are docker's, and the messages of errors on stderr."""
 
 from __future__ import annotations
 
@@ -31,19 +31,18 @@ _SIGNALED = 128
 
 
 def open_standard_streams() -> None:
-    """Open /dev/null in place of each standard stream that is closed, as in the shell's
-    ``pytest-sandbox ps >&-``.
+    """Open /dev/null in place of each closed standard stream (``pytest-sandbox ps >&-``).
 
-    Python leaves ``sys.stdout`` None then, and the next file that is opened gets the descriptor.
+    Otherwise ``sys.stdout`` would be None, and the next file that is opened would be descriptor 1.
     """
     for fd, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(fd)
         except OSError:
-            null = os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, so this one
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, which is fd
             os.set_inheritable(null, True)
         if getattr(sys, name) is None:
-            # It stays open.
+            # It stays open until the process exits.
             setattr(sys, name, open(fd, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
@@ -57,28 +56,29 @@ def say(text: str) -> None:
 
 
 def complain(text: object) -> None:
-    """Say something on stderr that is not the command's."""
+    """Write a message of ours on stderr."""
     say(f"pytest-sandbox: {printable(text, TEXT)}")
 
 
 def status_of(returncode: int) -> int:
-    """Turn :mod:`subprocess`'s return code into a shell's status: 137 for a SIGKILL."""
+    """Return a shell's exit status for a return code of :mod:`subprocess`: 137 for SIGKILL."""
     return _SIGNALED - returncode if returncode < 0 else returncode
 
 
 def guarded(do: Callable[[], int], *, debugging: bool = False) -> int:
-    """Do it, and return its status; an error becomes one line and 125, or its traceback where
-    ``debugging``.
+    """Call ``do`` and return its status; for an error, print one line and return 125.
+
+    With ``debugging`` the error is raised.
     """
     try:
         status = do()
-        if sys.stdout is not None:  # the caller has closed it (``>&-``)
+        if sys.stdout is not None:  # None if it is closed (``>&-``)
             sys.stdout.flush()
-    except SystemExit as end:  # argparse's help, version, and wrong use
+    except SystemExit as end:  # by argparse, for --help, --version and errors
         return end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
         return _SIGNALED + signal.SIGINT
-    except BrokenPipeError:  # who read our output has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _SIGNALED + signal.SIGPIPE
     except (SandboxError, OSError) as error:

@@ -15,6 +15,7 @@ from pytest_sandbox.cli.exit_status import complain
 from pytest_sandbox.cli.verb import Verb
 from pytest_sandbox.errors import ImageError, SandboxError
 from pytest_sandbox.printable import printable
+from pytest_sandbox.units import duration
 
 if TYPE_CHECKING:
     import argparse
@@ -210,7 +211,8 @@ def _age(created: object) -> str:
         return "N/A"
     text = re.sub(r"(\.\d{1,6})\d*", r"\1", created.replace("Z", "+00:00"))
     try:
-        return f"{output.duration(max(0.0, time.time() - datetime.fromisoformat(text).timestamp()))} ago"
+        age = time.time() - datetime.fromisoformat(text).timestamp()
+        return f"{duration(max(0.0, age))} ago"
     except (ValueError, OverflowError):
         return "N/A"
 

@@ -341,7 +341,7 @@ def _builder(pid: int) -> int:
     return (
         -1
         if namespaces.identity("user", pid) == namespaces.identity("user")
-        else namespaces.open_of(pid, "user")
+        else namespaces.open_namespace(pid, "user")
     )
 
 

@@ -58,7 +58,7 @@ _SUBORDINATE = ("/etc/subuid", "/etc/subgid")
 
 def is_root() -> bool:
     """Whether this process may make containers without a user namespace of its own."""
-    return userns.has_power()
+    return userns.has_capabilities()
 
 
 def isolate(flags: int) -> None:
@@ -81,13 +81,15 @@ def enter_own_user_namespace() -> None:
             root_check.leave_chroot()
     uid, gid = os.geteuid(), os.getegid()
     sc.unshare(sc.CLONE_NEWUSER)
-    userns.map_alone(uid, gid, rooted=True)
+    userns.map_single_id(uid, gid, rooted=True)
 
 
 def try_root() -> str:
     """See whether this process has root's rights."""
     if not is_root():
-        raise OSError(errno.EPERM, f"uid {os.geteuid()}, without {userns.lacking_power()[0]}")
+        raise OSError(
+            errno.EPERM, f"uid {os.geteuid()}, without {userns.missing_capabilities()[0]}"
+        )
     return (
         "root, with CAP_SYS_ADMIN"
         if os.geteuid() == 0

@@ -448,7 +448,7 @@ class Launcher:
             return {"op": "error", "reason": "has ended"}, []
         if what == "layer":
             return {"op": "layer", "points": made.points}, [os.dup(made.layer)]
-        builder = -1 if self.host.is_root else namespaces.open_of(os.getpid(), "user")
+        builder = -1 if self.host.is_root else namespaces.open_namespace(os.getpid(), "user")
         user = self.host.user_of(made.spec)
         spaces = [os.dup(user) if user >= 0 else -1, builder]
         way = {

@@ -47,7 +47,7 @@ class HostRoot:
     """
 
     root: str
-    below: tuple[mounts.Mounted, ...]
+    below: tuple[mounts.HostMount, ...]
     options: tuple[str, ...] = ("redirect_dir=on",)
     layers: str | None = None
     tty_group: bool = True
@@ -57,7 +57,7 @@ class HostRoot:
 
 def for_root() -> HostRoot:
     """Return the host root for a privileged user: ``/`` itself is the lower layer."""
-    return HostRoot("/", tuple(mounts.real_mounts(mounts.mounted())))
+    return HostRoot("/", tuple(mounts.real_mounts(mounts.list_mounts())))
 
 
 def for_user(skeleton: str, works: Iterable[str], layers: str | None) -> HostRoot:
@@ -68,7 +68,7 @@ def for_user(skeleton: str, works: Iterable[str], layers: str | None) -> HostRoo
     """
     shutil.rmtree(skeleton, ignore_errors=True)
     os.makedirs(skeleton, 0o700)
-    splitter = _Splitter(mounts.mounted(), skeleton)
+    splitter = _Splitter(mounts.list_mounts(), skeleton)
     root = splitter.split("/")
     for path in (*_SHARED, *works):
         splitter.open(path)
@@ -93,10 +93,10 @@ def takes_attributes(directory: str) -> bool:
 class _Splitter:
     """The construction of a skeleton, and the mounts on it."""
 
-    def __init__(self, entries: Iterable[mounts.Mounted], skeleton: str) -> None:
+    def __init__(self, entries: Iterable[mounts.HostMount], skeleton: str) -> None:
         self.mounts = {entry.point: entry for entry in entries}
         self.skeleton = skeleton
-        self.below: dict[str, mounts.Mounted] = {}
+        self.below: dict[str, mounts.HostMount] = {}
         self.refused: list[str] = []
         self._count = 0
 
@@ -136,10 +136,10 @@ class _Splitter:
         if any(point.startswith(f"{path}/") for point in self.mounts):
             self.below[path] = replace(self.below[path], source=self.split(path))
 
-    def _mount_of(self, path: str) -> mounts.Mounted:
+    def _mount_of(self, path: str) -> mounts.HostMount:
         while path not in self.mounts and path != "/":
             path = os.path.dirname(path)
-        return self.mounts.get(path) or mounts.Mounted("/", "", 0)
+        return self.mounts.get(path) or mounts.HostMount("/", "", 0)
 
     def _file(self, entry: os.DirEntry[str], target: str) -> None:
         status = entry.stat()

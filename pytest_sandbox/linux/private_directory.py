@@ -1,5 +1,6 @@
-"""Directories that belong to this user alone, also below a directory that everybody may write to,
-such as /tmp.
+"""Create directories that only this user can use, also in world-writable ones such as /tmp.
+
+See inode(7), "The file type and mode".
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ __all__ = ["check_private", "first_usable", "make_private", "private_ones"]
 
 
 def first_usable(paths: Iterable[str]) -> str:
-    """Create the first of these directories that this user alone can use, and return its path.
+    """Create the first of these directories that can be used and is private; return its path.
 
-    A byte is written there, since a full or read-only file system shows only then. Raises OSError,
-    with the error for each directory, if none can be used.
+    A byte is written, which fails on a full or read-only file system. Raises OSError, with the
+    error of each directory, if none can be used.
     """
     refused = []
     for path in paths:
@@ -37,7 +38,7 @@ def first_usable(paths: Iterable[str]) -> str:
 
 
 def private_ones(paths: Iterable[str]) -> list[str]:
-    """Return those of these directories that exist and are this user's alone."""
+    """Return those of these directories that exist and are private."""
     found = []
     for path in paths:
         with suppress(OSError):
@@ -47,12 +48,11 @@ def private_ones(paths: Iterable[str]) -> list[str]:
 
 
 def make_private(path: str, below: str | None = None) -> str:
-    """Create the directory ``path``, and its missing parents from ``below`` on, with mode 0700;
-    return ``path``.
+    """Create the directory ``path`` and missing parents with mode 0700; return ``path``.
 
-    ``below`` is a parent that is checked too (default: ``path`` itself). Raises PermissionError for
-    a directory of another user or one that others may write to, NotADirectoryError for a symbolic
-    link or anything else in its place, OSError where it cannot be created.
+    Parents from ``below`` down are checked too (default: ``path`` only). Raises PermissionError for
+    a directory of another user or one that others can write to, NotADirectoryError for a symbolic
+    link or another file, OSError if it cannot be created.
     """
     first = below or path
     _make_parents(os.path.dirname(first))
@@ -69,9 +69,7 @@ def make_private(path: str, below: str | None = None) -> str:
 
 
 def _make_parents(path: str) -> None:
-    """Create the directory ``path`` with mode 0700 where it does not exist; os.makedirs() gives
-    parents the default mode.
-    """
+    """Create ``path`` and missing parents with mode 0700; os.makedirs() uses the default mode."""
     if not os.path.isdir(path):
         _make_parents(os.path.dirname(path))
         with suppress(FileExistsError):
@@ -79,8 +77,9 @@ def _make_parents(path: str) -> None:
 
 
 def check_private(path: str) -> None:
-    """Raise PermissionError or NotADirectoryError unless ``path`` is a directory of this user that
-    nobody else may write to.
+    """Raise an exception unless ``path`` is a directory of this user that only it can write to.
+
+    The exception is PermissionError or NotADirectoryError.
     """
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode):

@@ -240,9 +240,8 @@ def is_in_namespace_of(pid: int, other: int) -> bool:
         return False
     try:
         while not os.path.samestat(os.fstat(namespace), wanted):
-            parent = fcntl.ioctl(
-                namespace, _NS_GET_PARENT
-            )  # EPERM for the parent of the caller's own
+            # EPERM if the parent is outside of the caller's own namespace (NS_GET_PARENT(2const)).
+            parent = fcntl.ioctl(namespace, _NS_GET_PARENT)
             os.close(namespace)
             namespace = parent
     except OSError:

@@ -151,9 +151,10 @@ def ini_value(config: Any, name: str) -> object:
 
 
 class RestrictedHook:
-    """A hook that, in a test process, only some plugins implement.
+    """A hook that only some plugins implement for a while.
 
-    ``HookCaller._hookimpls``: reports and warnings go to the parent there, not to the terminal.
+    ``HookCaller._hookimpls``: in a test process, reports and warnings go to the parent, not to the
+    terminal; in the parent, no debugger is offered an exception a second time.
     pluggy's public ways do not serve: ``subset_hook_caller`` returns another object than the one
     that pytest calls, and unregistering plugins frees objects of the parent (OuterFinalizers).
     """
@@ -168,6 +169,10 @@ class RestrictedHook:
     def restrict(self) -> None:
         """Call only those plugins from now on."""
         self._hook._hookimpls = self._allowed
+
+    def restore(self) -> None:
+        """Call all plugins again."""
+        self._hook._hookimpls = self._referenced
 
 
 def recorded_warnings(item: pytest.Item) -> AbstractContextManager[None]:

@@ -78,8 +78,8 @@ def _signaled(number: int, stats: Stats) -> str:
     if number != signal.SIGKILL:
         return f"killed by {name}"
     return (
-        f"killed by {name}, sent by a process in the container: it was neither the timeout, nor "
-        f"the kernel's OOM killer, which has killed {stats.oom_kills or 0} processes inside"
+        f"killed by {name}, sent by a process in the container: no timeout has expired, and the "
+        f"kernel has killed {stats.oom_kills or 0} processes inside for memory"
     )
 
 

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from typing import Unpack
 
-    from pytest_sandbox.container.container import Container
-    from pytest_sandbox.container.signatures import ContainerFactory
+    from pytest_sandbox.container.container import Container, ContainerFactory
     from pytest_sandbox.settings import Settings
     from pytest_sandbox.settings.kwargs import SettingsKwargs
 
@@ -44,7 +43,7 @@ def container(request: pytest.FixtureRequest) -> Iterator[Container]:
             pytrace=False,
         )
     made = Container(settings_of(item))
-    made.label = item.nodeid
+    made.handle.label = item.nodeid
     with as_test_result(item.config):
         made.start()
     with made:
@@ -94,7 +93,7 @@ def pytest_runtest_makereport(
 def _add_details(item: pytest.Item, held: Container, report: pytest.TestReport) -> None:
     from pytest_sandbox.plugin import keep, report_sections, user_properties
 
-    stats = held.figures()
+    stats = held.handle.figures()
     kept = keep.keep_layer(item, held, failed=report.failed)
     user_properties.set_properties(item, held, stats, oom_killed=False, kept=kept)
     report.user_properties = list(item.user_properties)

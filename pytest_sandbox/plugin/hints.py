@@ -112,7 +112,9 @@ def remember_created_files(item: pytest.Item, container: Container) -> None:
 
     if len(_creators) < _MAX_CREATORS:
         with suppress(SandboxError, OSError):
-            found = changes_of(container, most=_MAX_CHANGES, seconds=_MAX_SECONDS, as_user=True)
+            found = changes_of(
+                container.handle, most=_MAX_CHANGES, seconds=_MAX_SECONDS, as_user=True
+            )
             _creators.update((one.path, item.nodeid) for one in found if one.kind == "added")
 
 
@@ -149,7 +151,7 @@ def _hints(symptom: Symptom, item: pytest.Item, container: Container, stats: Sta
     if kind in {"dns", "unreachable"} and settings.network != "host":
         start = "No name can be looked up inside: the" if kind == "dns" else "The"
         return [f"{start} {_reachable(settings.network)}. {_USE_HOST_NETWORK}"]
-    if kind in _ROOTLESS_HINTS and container.user_namespaces()[1] >= 0:
+    if kind in _ROOTLESS_HINTS and container.handle.user_namespaces()[1] >= 0:
         return [_ROOTLESS_HINTS[kind]]
     if kind == "missing":
         return [*_missing(path, item), *_unreachable_mounts(container, stat.S_ISDIR, path)]
@@ -178,11 +180,13 @@ def _unreachable_mounts(
     ``is_kind`` selects by the mode of the mount point; with ``path``, only mounts that contain it
     are named.
     """
-    if not container.spec.is_on_host:
+    if not container.handle.spec.is_on_host:
         return []
     mounts: list[str] = []
     with suppress(SandboxError, OSError):
-        mounts = [one for one in container.launcher.refused() if is_kind(os.stat(one).st_mode)]
+        mounts = [
+            one for one in container.handle.launcher.refused() if is_kind(os.stat(one).st_mode)
+        ]
     return [
         f"{mount} is a mount of the host that is not available inside. "
         f'volumes=["{mount}:{mount}"] passes it in.'

@@ -45,7 +45,7 @@ class InheritedFiles:
     """The replacements, created before the fork.
 
     ``readers`` maps the parent's end of each pipe to the descriptor to which it is copied.
-    ``without`` are descriptors that somebody else replaces.
+    ``without`` are descriptors that the caller replaces.
     """
 
     def __init__(self, config: pytest.Config, *, without: set[int]) -> None:

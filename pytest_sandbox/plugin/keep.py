@@ -26,7 +26,7 @@ def keep_layer(item: pytest.Item, container: Container, *, failed: bool) -> str 
     from pytest_sandbox.container import saved_layers
 
     try:
-        return saved_layers.keep(container).id
+        return saved_layers.save(container.handle).id
     except SandboxError as error:
         with suppress(pytest.PytestWarning):  # raised under -W error: the report would be lost
             item.warn(pytest.PytestWarning(str(error)))

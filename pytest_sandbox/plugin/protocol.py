@@ -35,7 +35,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sandbox.container.container import Container
-from pytest_sandbox.container.fork import forks
+from pytest_sandbox.container.fork import fork_into, forks
+from pytest_sandbox.container.lifecycle import prepare
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.linux import process
 from pytest_sandbox.outcome import Exited, Outcome, TimedOut
@@ -59,7 +60,7 @@ from pytest_sandbox.plugin.unsupported import as_test_result
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from pytest_sandbox.container.container import Child
+    from pytest_sandbox.container.fork import Child
 
 __all__ = ["register"]
 
@@ -75,7 +76,7 @@ def register(config: pytest.Config) -> None:
         forwarder = test_process.HookForwarder(config)
         config.pluginmanager.register(forwarder, f"{_NAME}-forwarder")
         config.pluginmanager.register(TimeoutObserver(), f"{_NAME}-timeouts")
-        config.pluginmanager.register(_OuterHooks(forwarder), _NAME)
+        config.pluginmanager.register(_OuterHooks(config, forwarder), _NAME)
         config.pluginmanager.register(_InnerHooks(), f"{_NAME}-reports")
 
 
@@ -154,9 +155,9 @@ class _SandboxedTest:
     def _start_container(self) -> Container:
         with as_test_result(self.item.config):
             self._container = container = Container(self.item.stash[SETTINGS])
-            container.label = self.item.nodeid
+            container.handle.label = self.item.nodeid
             if container.settings.image != "host":
-                container.directories = python_home.directories(self.item.config)
+                container.handle.directories = python_home.directories(self.item.config)
             container.start()
             self._prepare_next()
         return container
@@ -174,7 +175,7 @@ class _SandboxedTest:
             and following.image == "host"
         ):
             with suppress(SandboxError, OSError):
-                Container.prepare(following)
+                prepare(following)
 
     def _fork(
         self,
@@ -186,7 +187,7 @@ class _SandboxedTest:
         """Fork into the container; return None in the child. Close everything if that fails."""
         try:
             with as_test_result(self.item.config):
-                return container.fork()
+                return fork_into(container.handle, container.settings.user)
         except BaseException:
             channel.close_both_ends()
             output.close()
@@ -204,7 +205,7 @@ class _SandboxedTest:
 
     def _wait(self, receiver: Receiver, child: Child, timeouts: PluginTimeouts) -> Outcome:
         """Wait for the test process, and return how it ended."""
-        limits = [child.container.settings.timeout, timeouts.limit]
+        limits = [child.handle.settings.timeout, timeouts.limit]
         limit = min((one for one in limits if one is not None), default=None)
         if receiver.receive(limit):
             if receiver.invalid:
@@ -286,8 +287,9 @@ class _SandboxedTest:
 class _OuterHooks:
     """The outermost wrappers of pytest's hooks."""
 
-    def __init__(self, forwarder: test_process.HookForwarder) -> None:
+    def __init__(self, config: pytest.Config, forwarder: test_process.HookForwarder) -> None:
         self._forwarder = forwarder
+        self._exception_interact = compat.RestrictedHook(config, "pytest_exception_interact", ())
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(
@@ -309,6 +311,7 @@ class _OuterHooks:
         finally:
             if test.test_process is not None:
                 os._exit(1)  # a test process must never continue with the session
+            self._exception_interact.restore()
             test.restore_phases()
             test.close()
             del item.stash[_TEST]
@@ -323,6 +326,7 @@ class _OuterHooks:
         Other plugins' implementations run in both processes. What they change in the report counts
         only in the test process.
         """
+        self._exception_interact.restore()
         test = item.stash.get(_TEST, None)
         if test is not None and test.test_process is not None:
             return test.test_process.on_report(call, (yield))
@@ -330,6 +334,8 @@ class _OuterHooks:
         if reported is None:
             return (yield)
         call.excinfo = reported.excinfo()
+        if call.excinfo is not None:  # pytest_exception_interact was called in the test process
+            self._exception_interact.restrict()
         try:
             yield
         except Exception as error:
@@ -337,7 +343,6 @@ class _OuterHooks:
                 raise
             problem = f"a hook raises {type(error).__name__} for its exception"
             reported.fail(crash_report.invalid_report(problem))
-        call.excinfo = None  # the debugger has been offered the exception in the test process
         return reported.report
 
 

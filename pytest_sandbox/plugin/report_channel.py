@@ -11,12 +11,16 @@ memory that the two share: each page that it wrote to would be copied.
   middle of a line. The parent accepts only complete lines that start with the nonce, and reads a
   bounded amount.
 - Messages are data, never pickles. message_checker.py checks each one.
+- The test may have replaced functions of the standard library, or set RLIMIT_FSIZE: what is called
+  after it is bound before it (``_getpid``, ``_write``), and what the file does not take goes
+  through the pipe that wakes the parent.
 
 protocol.py creates the channel before the fork.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -33,7 +37,7 @@ from pytest_sandbox.plugin.schema import InvalidError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_sandbox.container.container import Child
+    from pytest_sandbox.container.fork import Child
     from pytest_sandbox.plugin.inherited_files import InheritedFiles
     from pytest_sandbox.plugin.message_checker import MessageChecker
 
@@ -42,8 +46,9 @@ __all__ = ["STACK_SIGNAL", "Message", "Receiver", "ReportChannel", "dumps", "saf
 #: The signal that makes a test process write its stack: the last real-time signal but one, which
 #: programs hardly ever use (signal(7)).
 STACK_SIGNAL = signal.SIGRTMAX - 1
-#: Bytes of the file, whoever wrote them, at which the test is ended.
+#: The size of the file at which the test is ended.
 _MAX_BYTES = 64 << 20
+_TOO_MUCH = f"more than {_MAX_BYTES >> 20} MiB are in the report channel"
 _MAX_STACK_BYTES = 1 << 20
 _CHUNK = 1 << 18
 #: Seconds: for the whole stack, and after each part of it.
@@ -51,6 +56,7 @@ _STACK_TIMEOUT = 1.0
 _STACK_PART_TIMEOUT = 0.1
 #: Seconds that a test process may take to end after Ctrl-C.
 _INTERRUPT_TIMEOUT = 5.0
+_getpid, _write = os.getpid, os.write
 #: Nesting beyond which values are sent as their repr(); less than schema.MAX_DEPTH.
 _MAX_DEPTH = 80
 
@@ -66,7 +72,7 @@ class ReportChannel:
     """Both ends, created before the fork.
 
     ``file`` holds the messages. A pipe wakes the parent: for messages that it must read at once,
-    and for the stack that faulthandler writes.
+    for those that the file does not take, and for the stack that faulthandler writes.
     """
 
     def __init__(self) -> None:
@@ -89,21 +95,25 @@ class ReportChannel:
     def in_child(self) -> None:
         """Close the parent's end."""
         os.close(self.wake_reader)
-        self._sender = os.getpid()
+        self._sender = _getpid()
 
     def send(self, kind: str, data: Any, *, wake: bool = False) -> None:
         """Append a message in the child; ``wake`` has the parent read it at once.
 
         Does nothing in a process that the test itself forked and that returned into pytest.
         """
-        if os.getpid() != self._sender:
+        if _getpid() != self._sender:
             return
         # The first line feed ends what other code may have written without one.
-        left = memoryview(b"\n%s %s\n" % (self.nonce, dumps([kind, data])))
-        while left:
-            left = left[os.write(self.file, left) :]
+        line = b"\n%s %s\n" % (self.nonce, dumps([kind, data]))
+        try:
+            _write_all(self.file, line)
+        except OSError as error:
+            if error.errno != errno.EFBIG:  # RLIMIT_FSIZE (setrlimit(2)) does not concern pipes
+                raise
+            _write_all(self.wake_writer, line)
         if wake:
-            os.write(self.wake_writer, b"\n")
+            _write(self.wake_writer, b"\n")
 
     def close(self) -> None:
         """Close the parent's end."""
@@ -114,6 +124,11 @@ class ReportChannel:
         """Close both ends, when the fork has failed."""
         os.close(self.wake_writer)
         self.close()
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[_write(fd, data) :]
 
 
 class Receiver:
@@ -148,6 +163,8 @@ class Receiver:
         self.has_foreign_data = False
         self.invalid = ""
         self.stack = bytearray()
+        self._piped = b""  # the last line in the pipe, which has not ended
+        self._piped_bytes = 0  # of messages
         self.interrupted = False
         self._is_debugging = False
         # Seconds that debuggers have waited; while one waits, minus the time at which it started.
@@ -204,7 +221,7 @@ class Receiver:
                 return
             self._offset += len(part)
             if self._offset > _MAX_BYTES:
-                self.invalid = f"more than {_MAX_BYTES >> 20} MiB are in the report channel"
+                self.invalid = _TOO_MUCH
                 return
             self._read_lines(part)
 
@@ -258,13 +275,31 @@ class Receiver:
                 return
 
     def _read_stack(self) -> bytes | None:
-        """Read a part of the stack; return b"" at its end, None if nothing is there."""
+        """Read a part of the stack, or of messages; return b"" at the pipe's end, None if nothing
+        is there.
+        """
         try:
             part = os.read(self._channel.wake_reader, _CHUNK)
         except BlockingIOError:
             return None
-        self.stack += part[: _MAX_STACK_BYTES - len(self.stack)]
+        *lines, self._piped = (self._piped + part).split(b"\n")
+        if not part or len(self._piped) > MAX_MESSAGE_BYTES:
+            lines.append(self._piped)
+            self._piped = b""
+        for line in lines:
+            if line.startswith(self._channel.nonce):
+                self._read_piped(line)
+            else:
+                self.stack += (line + b"\n")[: _MAX_STACK_BYTES - len(self.stack)]
         return part
+
+    def _read_piped(self, line: bytes) -> None:
+        """Read a message that the file did not take, after those that it did."""
+        self._read_messages()
+        self._piped_bytes += len(line)
+        if self._piped_bytes > _MAX_BYTES:
+            self.invalid = self.invalid or _TOO_MUCH
+        self._read_line(line)
 
     @property
     def is_done(self) -> bool:

@@ -54,7 +54,7 @@ def _changes(container: Container) -> str:
     from pytest_sandbox.container.diff import changes_of
 
     try:
-        changes = changes_of(container, most=_MAX_CHANGES, seconds=_MAX_SECONDS)
+        changes = changes_of(container.handle, most=_MAX_CHANGES, seconds=_MAX_SECONDS)
     except (SandboxError, OSError) as error:
         return f"unknown: {error}"
     lines = [_truncated(printable(change)) for change in changes[:_MAX_SHOWN]]

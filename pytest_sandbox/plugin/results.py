@@ -86,7 +86,7 @@ class TestResult:
         self.item = item
         self.container = container
         self.outcome = outcome
-        self.stats = container.figures()
+        self.stats = container.handle.figures()
         self.phases: dict[str, PhaseResult] = {}
         self.logged: list[pytest.TestReport] = []
         self.exit: tuple[str, str, int | None] | None = None

@@ -210,10 +210,10 @@ def _check_on_host(config: pytest.Config, settings: Settings) -> None:
     """
     if not _CHECKED_ON_HOST & settings.given or supported.lacking():
         return
-    from pytest_sandbox.container.container import Container
+    from pytest_sandbox.container.validate import check
 
     try:
-        Container.check(settings)
+        check(settings)
     except UnsupportedError:
         if config.getini("sandbox_unsupported") != "skip":
             raise  # else the test is skipped when its container does not start

@@ -148,7 +148,7 @@ class TestProcess:
         # gc.get_referrers() finds them, as it does without a fork.
         gc.freeze()
         gc.unfreeze()
-        random.setstate(self._random_state)  # CPython seeds it anew after a fork
+        random.setstate(self._random_state)  # random.py reseeds it after a fork
         self._recorded_warnings = recorded_warnings
         self._output.in_child(self._channel.wake_writer)
         compat.close_worker_streams(self._item.config)

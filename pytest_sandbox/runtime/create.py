@@ -251,7 +251,9 @@ class Building:
         elif self.spec.layer_directory is not None:
             mounts.add_bind(self.batch, step, self.spec.layer_directory, mounts.STAGE)
         else:
-            size = b"," + mounts.limited(self.spec.disk) if self.spec.disk is not None else b""
+            size = (
+                b"," + mounts.tmpfs_options(self.spec.disk) if self.spec.disk is not None else b""
+            )
             self.batch.mount(step, b"tmpfs", stage, b"tmpfs", sc.MS_NODEV, b"mode=700" + size)
         self.batch.add(step, "mkdirat", -1, _ROOT.encode(), 0o755, go_on=True)
         self._layer = self.batch.open(step, stage, os.O_RDONLY | os.O_DIRECTORY)
@@ -275,12 +277,12 @@ class Building:
             place.replace(SHELF, f"{mounts.STAGE}/shelf-", 1) if place.startswith(SHELF) else place
         )
 
-    def _like(self, place: str) -> overlay.Like:
+    def _like(self, place: str) -> overlay.Template:
         """Return what a layer above this place is to look like, as this process reaches it."""
         if not place.startswith(SHELF):
-            return overlay.Like(place)
+            return overlay.Template(place)
         key, _, path = place.removeprefix(SHELF).partition("/")
-        return overlay.Like(path, self.shelved[key])
+        return overlay.Template(path, self.shelved[key])
 
     def _mount_root(self) -> None:
         step, lower = (
@@ -423,7 +425,7 @@ class Building:
 
     def _become_root(self) -> None:
         self._made_root = RootCheck.look_at(self.batch, "become root", _ROOT)
-        mounts.add_become_root(self.batch, "become root", _ROOT)
+        mounts.add_pivot_root(self.batch, "become root", _ROOT)
 
     def _check_root(self) -> None:
         self._root_check = RootCheck.add(self.batch, "verify the root", self._made_root)
@@ -489,7 +491,7 @@ class Building:
     def _become_init(self) -> None:
         """Execute what sleeps as PID 1; it dies with the launcher, and the kernel reaps for it."""
         step = "become init"
-        self.batch.reap_by_kernel(step)
+        self.batch.ignore_sigchld(step)
         self.batch.restore_signals(step)
         self.batch.add(step, "prctl", sc.PR_SET_PDEATHSIG, signal.SIGKILL)
         # Where the launcher has died meanwhile, nobody sends that signal any more: end here.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_sandbox.linux.host_root import HostRoot
-    from pytest_sandbox.linux.mounts import Mounted
+    from pytest_sandbox.linux.mounts import HostMount
 
 __all__ = ["add_read_only_overlay", "shown"]
 
@@ -40,7 +40,7 @@ def shown(root: HostRoot) -> HostRoot:
 
     What goes away meanwhile is left out: other tools' mounts come and go.
     """
-    below: list[Mounted] = []
+    below: list[HostMount] = []
     copied: dict[str, list[str]] = {}
     refused: list[str] = []
     room = _MOST_COPIED
@@ -68,13 +68,13 @@ def shown(root: HostRoot) -> HostRoot:
     )
 
 
-def _around(point: str, below: Iterable[Mounted]) -> Mounted | None:
+def _around(point: str, below: Iterable[HostMount]) -> HostMount | None:
     """Return the innermost entry that ``point`` lies in; None for the root."""
     found = [entry for entry in below if entry.is_directory and point.startswith(f"{entry.point}/")]
     return max(found, key=lambda entry: len(entry.point), default=None)
 
 
-def _hides(around: Mounted) -> bool:
+def _hides(around: HostMount) -> bool:
     """Return whether an entry is shown without what is mounted below it.
 
     A split directory is bound as its skeleton, which has a place for each mount.
@@ -83,7 +83,7 @@ def _hides(around: Mounted) -> bool:
     return around.shown == mounts.COVERED or (is_bound and not around.source)
 
 
-def _how(entry: Mounted, status: os.stat_result, room: int, options: tuple[str, ...]) -> str:
+def _how(entry: HostMount, status: os.stat_result, room: int, options: tuple[str, ...]) -> str:
     if file_mounts.is_unreachable(status.st_mode):
         return mounts.COPIED
     if stat.S_ISREG(status.st_mode):
@@ -102,14 +102,14 @@ def _how(entry: Mounted, status: os.stat_result, room: int, options: tuple[str, 
     return mounts.COVERED if entry.is_mount else mounts.BOUND
 
 
-def _stays_empty(entry: Mounted) -> bool:
+def _stays_empty(entry: HostMount) -> bool:
     """Return whether nothing is there and nothing can be made there: a bind mount costs a fifth of
     an overlay.
     """
     return entry.is_immutable and not os.listdir(entry.point)
 
 
-def _works(entry: Mounted, how: str, options: tuple[str, ...]) -> bool:
+def _works(entry: HostMount, how: str, options: tuple[str, ...]) -> bool:
     """Try whether an overlay may lie on an entry: not on vfat, and not on a second overlay."""
     batch, step, stage = SyscallBatch(), "try", mounts.STAGE
     mounts.add_private(batch, step)
@@ -117,7 +117,7 @@ def _works(entry: Mounted, how: str, options: tuple[str, ...]) -> bool:
     if how == mounts.READ_ONLY:
         add_read_only_overlay(batch, step, [entry.lower], entry.point, 0, options)
     else:
-        overlay.add_layer(batch, step, f"{stage}/0", overlay.Like(entry.point))
+        overlay.add_layer(batch, step, f"{stage}/0", overlay.Template(entry.point))
         overlay.add_overlay(batch, step, [entry.lower], f"{stage}/0", entry.point, options=options)
     pid, pidfd = batch.spawn(sc.CLONE_NEWNS)
     os.close(pidfd)

@@ -147,7 +147,7 @@ def _beginning(
         batch.add("become the builder", "setns", builder_fd, sc.CLONE_NEWUSER)
     files = [batch.open("join cgroups", os.fsencode(path), os.O_WRONLY) for path in joins]
     batch.add("enter namespaces", "setns", pidfd, flags)
-    how = sc.sibling_arguments(cgroup)
+    how = sc.clone_sibling_args(cgroup)
     step = "make a process in the container"
     clone = batch.add(step, "clone3", how, len(how), stop_if_positive=True)
     for file in files:

@@ -36,10 +36,10 @@ def gain_power(client: int) -> None:
     """Return where this process may make namespaces; else start its program anew in a user
     namespace, or tell the client why not, and end.
     """
-    if userns.has_power():
+    if userns.has_capabilities():
         return
     try:
-        userns.become_builder()
+        userns.reexec_in_user_namespace()
     except OSError as error:
         Channel.of(client).send(
             {

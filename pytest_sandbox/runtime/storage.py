@@ -141,10 +141,10 @@ def remove(lock: str) -> None:
         if os.path.basename(directory) == session and os.path.isdir(directory)
     ]
     if (
-        doomed and not userns.has_power()
+        doomed and not userns.has_capabilities()
     ):  # others inside, whose UIDs are the user's too, may have closed their directories to it
         with suppress(OSError):
-            userns.with_power(lambda: _remove_all(doomed))
+            userns.call_with_capabilities(lambda: _remove_all(doomed))
     _remove_all(doomed)
 
 

@@ -1,9 +1,8 @@
-"""The settings of a container: one frozen value, checked once, pure.
+"""The settings of a container: one frozen value, which is checked once.
 
-Names and forms are docker's where docker has them. :data:`KEYS` is every key with its reader and
-its words, of which the reference documentation is made. Nothing here reads a file or the
-environment, so relative ``volumes`` and an unknown image are found out later, by whoever opens
-them.
+Names and forms are docker's if docker has them. :data:`KEYS` has every key with its parser and its
+description, from which the reference documentation is generated. Nothing here reads a file or the
+environment: errors such as a missing volume or image are found later.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from pytest_sandbox.errors import SettingsError
 from pytest_sandbox.settings import parsers
 from pytest_sandbox.settings.parsers import CAPABILITIES, ULIMITS, FrozenMap, Volume, parse_size
 from pytest_sandbox.settings.schema import SECURITY, WORDS
+from pytest_sandbox.units import mib
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ __all__ = [
     "parse_size",
 ]
 
-#: The keys that limit how fast a block device is used, and what each counts.
+#: The keys that limit the rate of reads and writes of block devices.
 DEVICE_RATES: tuple[str, ...] = (
     "device_read_bps",
     "device_write_bps",
@@ -46,10 +46,11 @@ DEVICE_RATES: tuple[str, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One setting: ``form`` (what it accepts), ``default`` and ``meaning`` in words, and whether it
-    is an ``option`` of pytest's too.
+    """One setting: its ``form`` (the accepted values), ``default`` and ``meaning`` in words, and
+    whether it is an ``option`` of pytest.
 
-    ``read`` turns what the user wrote, a value or a text, into the canonical value, or refuses it.
+    ``read`` returns the canonical value for a value or a text of the user, or raises
+    :class:`~pytest_sandbox.settings.parsers.RefusedError`.
     """
 
     name: str
@@ -66,16 +67,16 @@ def _key(name: str, default: object, read: Callable[[object], object]) -> Any:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Settings:
-    """What a container is like: ``Settings(memory="512m", pids_limit=64)``.
+    """The settings of a container: ``Settings(memory="512m", pids_limit=64)``.
 
-    None stands for a key's default; for ``pids_limit`` it is "no limit". Raises
-    :class:`SettingsError` for an unknown key (with the name that was probably meant), a value of
-    another form, or values that contradict each other.
+    None stands for a key's default, except for ``pids_limit``, where it means no limit. Raises
+    :class:`SettingsError` for an unknown key (with the name that was probably meant), an invalid
+    value, or values that contradict each other.
 
-    Sizes are bytes, times seconds; None is "no limit", or "as the image or the caller has it".
-    ``memory_swap`` is memory plus swap, -1 for no limit on swap, None for "as memory" (see
-    :attr:`swap_limit`). ``given`` are the keys that somebody asked for: a default may be left out
-    where the host cannot enforce it, what was asked for may not.
+    Sizes are in bytes, times in seconds. An attribute that is None means no limit, or the value of
+    the image or the caller. ``memory_swap`` is memory plus swap, -1 for no limit on swap, None for
+    the same as memory (see :attr:`swap_limit`). ``given`` has the keys that were set: if the host
+    cannot enforce a limit, a default is left out, and one that was set is an error.
     """
 
     image: object = _key("image", "host", parsers.image)
@@ -111,11 +112,11 @@ class Settings:
 
     def __init__(self, **raw: Unpack[SettingsKwargs]) -> None:
         values = {**_defaults, **_read_all(raw)}
-        _agree(values)
+        _check_contradictions(values)
         self._assign(values)
 
     def _assign(self, values: Mapping[str, object]) -> None:
-        put = object.__setattr__  # frozen
+        put = object.__setattr__  # the class is frozen
         for name, value in values.items():
             put(self, name, value)
 
@@ -126,26 +127,25 @@ class Settings:
 
     @classmethod
     def unchecked(cls, **values: Any) -> Settings:
-        """Return settings of canonical values, which are not parsed again; ``given`` is empty."""
+        """Return settings with canonical values, which are not parsed; ``given`` is empty."""
         made = cls.__new__(cls)
         made._assign({**_defaults, **values})  # noqa: SLF001 - its own
         return made
 
     def replace(self, **raw: Unpack[SettingsKwargs]) -> Settings:
-        """Return settings with new values for these keys, in any form that the constructor
-        reads.
-        """
+        """Return a copy with new values for these keys, in any form that is accepted."""
         read = _read_all(raw)
         values = {**{name: getattr(self, name) for name in _defaults}, **read}
         values["given"] = read["given"] | (self.given - raw.keys())
-        _agree(values)
+        _check_contradictions(values)
         made = Settings.__new__(Settings)
         made._assign(values)  # noqa: SLF001 - its own
         return made
 
     def raw(self) -> dict[str, object]:
-        """Return the keys that were given, as values that ``of`` reads again and JSON can hold (but
-        for an Image or a Network).
+        """Return the keys that were set or differ from the default, as values that ``of`` accepts.
+
+        JSON can hold all of them except an Image or a Network.
         """
         return {
             name: _plain(getattr(self, name))
@@ -155,7 +155,7 @@ class Settings:
 
     @property
     def swap_limit(self) -> int | None:
-        """Memory plus swap in bytes, None where there is no limit on it."""
+        """Memory plus swap in bytes, None for no limit."""
         return (
             self.memory
             if self.memory_swap is None
@@ -165,7 +165,7 @@ class Settings:
         )
 
     def device_rates(self) -> tuple[tuple[str, str, int], ...]:
-        """Return every limit on a block device: the key, the device's path, how much a second."""
+        """Return the limits on block devices: key, path of the device, and rate per second."""
         return tuple(
             (key, path, rate) for key in DEVICE_RATES for path, rate in getattr(self, key).items()
         )
@@ -177,7 +177,7 @@ class Settings:
 
     @property
     def no_new_privileges(self) -> bool:
-        """Whether set-user-ID programs and file capabilities give nothing (PR_SET_NO_NEW_PRIVS)."""
+        """Whether set-user-ID and file capabilities have no effect (PR_SET_NO_NEW_PRIVS)."""
         if self.privileged:
             return "no-new-privileges" in self.security_opt
         return "no-new-privileges:false" not in self.security_opt
@@ -199,7 +199,7 @@ def _read(name: str, value: object) -> object:
         raise SettingsError(
             name,
             value,
-            f"{parsers.meant(name, KEYS).lstrip('; ')} the keys are {', '.join(KEYS)}".strip(),
+            f"{parsers.suggestion(name, KEYS).lstrip('; ')} the keys are {', '.join(KEYS)}".strip(),
         )
     if value is None:
         return None if name == "pids_limit" else _defaults[name]
@@ -210,29 +210,32 @@ def _read(name: str, value: object) -> object:
 
 
 def _read_all(raw: Mapping[str, object]) -> dict[str, Any]:
-    """Return the canonical values, and in ``given`` the keys that were asked for."""
+    """Return the canonical values, and in ``given`` the keys that were set."""
     said = frozenset(
         name for name, value in raw.items() if value is not None or name == "pids_limit"
     )
     return {**{name: _read(name, value) for name, value in raw.items()}, "given": said}
 
 
-def _agree(values: Mapping[str, Any]) -> None:
+def _check_contradictions(values: Mapping[str, Any]) -> None:
+    """Raise :class:`SettingsError` for values that contradict each other."""
     swap, memory = values["memory_swap"], values["memory"]
     if swap not in {None, -1} and (memory is None or swap < memory):
         raise SettingsError(
             "memory_swap",
             swap,
-            f"memory plus swap, so not below memory, which must be given too (memory is {memory})",
+            "the sum of memory and swap, at least as much as memory, which must be set too; memory "
+            f"is {'not set' if memory is None else mib(memory)}",
         )
-    said = set(values["security_opt"])
-    if said.issuperset(SECURITY[:2]) or said.issuperset(SECURITY[2:]):
+    options = values["security_opt"]
+    if set(options).issuperset(SECURITY[:2]) or set(options).issuperset(SECURITY[2:]):
         raise SettingsError(
-            "security_opt", list(values["security_opt"]), "items that do not contradict each other"
+            "security_opt", list(options), "options that do not contradict each other"
         )
 
 
 def _plain(value: object) -> object:
+    """Return a canonical value as lists, dicts, text and numbers."""
     if isinstance(value, FrozenMap):
         return {name: list(one) if isinstance(one, tuple) else one for name, one in value.items()}
     if isinstance(value, tuple):
@@ -241,11 +244,11 @@ def _plain(value: object) -> object:
 
 
 def from_text(key: str, text: str) -> object:
-    """Read one key from the text of an ini file, an option or a command line, into the canonical
-    value of :class:`Settings`.
+    """Return the canonical value of a key for the text of an ini file, an option or a command line.
 
-    Lists and dicts have one item a line, or commas; an empty text, and ``none`` for a key that can
-    be without a value, is the default (no limit for ``pids_limit``). Raises :class:`SettingsError`.
+    Lists and dicts have one item per line, or items separated with commas. An empty text is the
+    default (no limit for ``pids_limit``), and so is ``none``, except for ``network``. Raises
+    :class:`SettingsError`.
     """
     text = text.strip()
     absent = ("", "none") if key in KEYS and key != "network" else ("",)

@@ -19,6 +19,7 @@ from crash import remains
 
 from pytest_sandbox import Container
 from pytest_sandbox.client import session
+from pytest_sandbox.container.entrance import entrance_of
 from pytest_sandbox.linux import cgroup
 
 
@@ -39,7 +40,7 @@ def interrupt(*_arguments: object) -> None:
 
 def kernel_limit(container: Container) -> int:
     """Return the limit on the memory of a container's init, from the kernel."""
-    stats = container.launcher.hierarchy
+    stats = container.handle.launcher.hierarchy
     own = cgroup.parse_own(cgroup.read(f"/proc/{container.pid}/cgroup"))
     if stats.version == 1:
         mount = stats.mounts["memory"]
@@ -75,7 +76,7 @@ def call(held: Container, _number: int) -> None:
 def commit(held: Container, _number: int) -> None:
     held.commit()
     # a committed container gets a new layer and a new init with the first thing that is done in it
-    held.entrance()
+    entrance_of(held.handle)
 
 
 def diff(held: Container, _number: int) -> None:

@@ -101,7 +101,7 @@ def test_a_cleanup_leaves_the_cgroups_of_a_live_session(prefix):
     them.
     """
     with Container() as first:
-        name = first.launcher.name
+        name = first.handle.launcher.name
     assert name not in swept_elsewhere(*prefix)
     assert [] == [
         directory
@@ -117,7 +117,7 @@ def test_a_cleanup_leaves_the_cgroups_of_a_live_session(prefix):
 def test_nobody_else_can_lock_a_sessions_cgroups():
     """They can be opened by their user alone, so that no other user can keep them locked."""
     with Container() as container:
-        directories = container.launcher.session.directories
+        directories = container.handle.launcher.session.directories
         assert {0o700} == {
             os.stat(directory).st_mode & 0o777
             for directory in directories
@@ -265,7 +265,7 @@ import threading
 from pytest_sandbox import Container
 names = []
 def one():
-    with Container() as c: names.append(c.launcher.name)
+    with Container() as c: names.append(c.handle.launcher.name)
 threads = [threading.Thread(target=one) for _ in range(6)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()

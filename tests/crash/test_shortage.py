@@ -119,7 +119,7 @@ def test_a_launcher_that_dies_takes_its_containers():
         with c.popen(["sleep", "60"]) as p:
             os.kill(remains.launcher_of(os.getpid()), signal.SIGKILL)
             assert -signal.SIGKILL == p.wait(30)
-        assert process.ended(c.pidfd, 30)
+        assert process.ended(c.handle.pidfd, 30)
         with pytest.raises(ContainerStopped):
             c.run(["true"])
         assert "stopped" == c.status
@@ -131,13 +131,16 @@ def test_a_launcher_that_dies_between_two_containers():
     """The next container is made by a new one, also while the old one can not be waited for yet."""
     for _ in range(20):
         with Container() as c:
-            launcher = c.launcher
+            launcher = c.handle.launcher
         os.kill(launcher.process.pid, signal.SIGKILL)
         gone = select.poll()
         gone.register(launcher.channel.fileno(), 0)
         assert gone.poll(30_000)
         with Container() as again:
-            assert (0, True) == (again.run(["true"]).returncode, again.launcher is not launcher)
+            assert (0, True) == (
+                again.run(["true"]).returncode,
+                again.handle.launcher is not launcher,
+            )
 
 
 @pytest.mark.parametrize("where", ["/tmp", "/dev/shm", "/usr"])

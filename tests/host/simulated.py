@@ -72,7 +72,7 @@ def write(path: str, text: str) -> None:
 def become_root_of_user_namespace() -> None:
     uid, gid = os.geteuid(), os.getegid()
     sc.unshare(sc.CLONE_NEWUSER)
-    userns.map_alone(uid, gid, rooted=True)
+    userns.map_single_id(uid, gid, rooted=True)
 
 
 def fork_into_pid_namespace() -> None:
@@ -303,9 +303,9 @@ def pivot_to_overlay(depth: int) -> None:
         lower = f"{stage}/root"
     for name in ("proc", "sys", "dev"):
         sc.mount(f"/{name}", f"{lower}/{name}", None, sc.MS_BIND | sc.MS_REC)
-    program = SyscallBatch()
-    mounts.add_become_root(program, "become root", lower)
-    program.run()
+    batch = SyscallBatch()
+    mounts.add_pivot_root(batch, "become root", lower)
+    batch.run()
 
 
 def make_kubernetes(depth: int) -> None:

@@ -202,7 +202,7 @@ def test_memory_of_a_commit_is_freed_when_nobody_refers_to_it():
     with Container() as container:
         container.write_text("/x", "x")
         image = container.commit()
-        launcher = container.launcher
+        launcher = container.handle.launcher
     key = image.shelves[0].key
     del image, container
     gc.collect()

@@ -261,7 +261,7 @@ def test_directories_of_the_host_are_not_laid_through_a_link(busybox, tmp_path):
     """The same for Python's own directories, when a body runs in an image."""
     image = busybox(layer(link("opt", str(tmp_path))))
     container = Container(image=image)
-    container.directories = ("/opt/python",)
+    container.handle.directories = ("/opt/python",)
     with pytest.raises(ImageError, match="a link at /opt"):
         container.start()
     assert [] == [name for name in os.listdir(tmp_path) if name == "python"]

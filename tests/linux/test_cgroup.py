@@ -1,4 +1,4 @@
-"""What cgroups do, on the version that this host has: the contract is the same for v1 and v2."""
+"""Cgroups of the version that this host has: v1 and v2 behave the same."""
 
 from __future__ import annotations
 

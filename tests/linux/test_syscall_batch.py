@@ -1,6 +1,4 @@
-"""SyscallBatch: what they call, what they return, how they fail, and the machine code that makes the
-calls.
-"""
+"""Batches of system calls: results, errors, signals, and the machine code that makes the calls."""
 
 from __future__ import annotations
 
@@ -31,16 +29,16 @@ def spawned(batch: SyscallBatch, flags: int = 0) -> int:
     return ended(pid)
 
 
-def test_calls_are_made_in_order_and_their_results_kept():
-    """Each call's result can be asked for afterwards."""
+def test_results():
+    """The result of each call is available after run()."""
     batch = SyscallBatch()
     first, second = batch.add("one", "getpid"), batch.add("two", "getppid")
     batch.run()
     assert (os.getpid(), os.getppid()) == (batch[first], batch[second])
 
 
-def test_a_result_is_an_argument_of_a_later_call(tmp_path):
-    """What is opened can be written to and closed."""
+def test_a_result_as_an_argument(tmp_path):
+    """A descriptor that a call opens can be written to and closed by later calls."""
     batch = SyscallBatch()
     fd = batch.open("open", os.fsencode(tmp_path / "f"), os.O_WRONLY | os.O_CREAT, mode=0o600)
     batch.add("write", "write", fd, b"text", 4)
@@ -51,20 +49,20 @@ def test_a_result_is_an_argument_of_a_later_call(tmp_path):
         os.fstat(batch[fd])
 
 
-def test_an_error_ends_it_and_says_which_call_it_was():
-    """The step, the call with its arguments and the errno are told; what follows is not made."""
+def test_an_error_ends_the_batch():
+    """The exception has the call with its arguments, and later calls are not made."""
     batch = SyscallBatch()
-    batch.add("go there", "chdir", b"/no/such/directory")
+    batch.add("change directory", "chdir", b"/no/such/directory")
     after = batch.add("after", "getpid")
     with pytest.raises(FileNotFoundError, match=r"chdir\(/no/such/directory\)"):
         batch.run()
     failure = batch.failure()
-    assert ("go there", errno.ENOENT) == (failure.step, failure.errno)
+    assert ("change directory", errno.ENOENT) == (failure.step, failure.errno)
     assert batch[after] < -4096
 
 
-def test_an_error_that_may_be_does_not_end_it():
-    """go_on is for calls whose failure means nothing."""
+def test_go_on():
+    """An error of a call with go_on does not end the batch."""
     batch = SyscallBatch()
     tried = batch.add("try", "chdir", b"/no/such/directory", go_on=True)
     after = batch.add("after", "getpid")
@@ -72,18 +70,18 @@ def test_an_error_that_may_be_does_not_end_it():
     assert (-errno.ENOENT, os.getpid(), None) == (batch[tried], batch[after], batch.failure())
 
 
-def test_a_child_executes_a_program_with_arguments_and_environment(tmp_path):
-    """Tables are arrays of addresses, as execve wants them."""
+def test_execve(tmp_path):
+    """A Table is an array of pointers, as execve(2) takes it."""
     batch = SyscallBatch()
     batch.restore_signals("signals")
-    words = (b"sh", b"-c", b'echo "$0 $A" > %s' % os.fsencode(tmp_path / "out"), b"zero", 0)
-    batch.add("execute", "execve", b"/bin/sh", Table(words), Table((b"A=b", 0)))
+    args = (b"sh", b"-c", b'echo "$0 $A" > %s' % os.fsencode(tmp_path / "out"), b"zero", 0)
+    batch.add("execute", "execve", b"/bin/sh", Table(args), Table((b"A=b", 0)))
     assert 0 == spawned(batch)
     assert "zero b\n" == (tmp_path / "out").read_text()
 
 
-def test_a_child_that_executes_nothing_ends():
-    """It ends with 127, and what it did before is known here."""
+def test_a_child_that_executes_no_program():
+    """Its exit status is 127, and its results are available in the parent."""
     batch = SyscallBatch()
     inside = batch.add("who", "getpid")
     pid, pidfd = batch.spawn()
@@ -91,8 +89,8 @@ def test_a_child_that_executes_nothing_ends():
     assert (pid, 127) == (batch[inside], ended(pid))
 
 
-def test_the_parent_keeps_its_signal_mask_and_the_child_gets_it():
-    """All is blocked only while a child shares this memory."""
+def test_signal_mask():
+    """Parent and child have the same signal mask as before."""
     old = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     try:
         batch = SyscallBatch()
@@ -110,8 +108,8 @@ def test_the_parent_keeps_its_signal_mask_and_the_child_gets_it():
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 
-def test_a_handler_of_the_parent_never_runs_in_the_child():
-    """The child of a process with handlers starts with defaults; what is ignored stays ignored."""
+def test_signal_dispositions():
+    """Handlers are reset in the child, and ignored signals stay ignored."""
     ran = []
     old = (
         signal.signal(signal.SIGUSR1, lambda *_: ran.append(os.getpid())),
@@ -129,8 +127,8 @@ def test_a_handler_of_the_parent_never_runs_in_the_child():
         signal.signal(signal.SIGUSR2, old[1])
 
 
-def test_descriptors_of_a_shared_table_are_closed_after_a_failure():
-    """close_leaks closes what a failed child had opened in this process's own table."""
+def test_close_leaks():
+    """Descriptors that a failed child has opened in this process are closed."""
     before = sorted(os.listdir("/proc/self/fd"))
     batch = SyscallBatch()
     batch.open("open", b"/", os.O_RDONLY)
@@ -141,8 +139,8 @@ def test_descriptors_of_a_shared_table_are_closed_after_a_failure():
     assert len(before) == len(os.listdir("/proc/self/fd"))
 
 
-def test_a_program_can_be_a_part_of_many():
-    """Extend copies calls with their texts and tables."""
+def test_extend():
+    """A batch can be appended to several batches."""
     part = SyscallBatch()
     part.add("part", "chdir", b"/no/such/directory", go_on=True)
     for _ in range(2):
@@ -154,8 +152,8 @@ def test_a_program_can_be_a_part_of_many():
             whole.run()
 
 
-def test_numbers_are_this_machines():
-    """The table of system calls is the kernel's."""
+def test_number():
+    """The number of a system call is that of the kernel."""
     libc = ctypes.CDLL(None)
     assert os.getpid() == libc.syscall(number("getpid"))
 
@@ -167,19 +165,17 @@ def test_numbers_are_this_machines():
         for one in ("x86_64", "aarch64")
     ],
 )
-def test_the_machine_code_is_what_its_source_says(machine):
-    """The bytes in the package are those that the assembler makes of the commented source."""
+def test_machine_code_matches_its_source(machine):
+    """Assembling tools/machine_code/ gives the bytes in the package."""
     import make_machine_code
 
-    assembled = make_machine_code.assembled(machine)
+    assembled = make_machine_code.assemble(machine)
     assert make_machine_code.known(machine) == assembled
 
 
 @pytest.mark.needs("aarch64-linux-gnu-as", "aarch64-linux-gnu-ld", "qemu-aarch64-static")
-def test_the_aarch64_code_runs(tmp_path):
-    """Under emulation the other architecture's code makes the calls, follows results, goes on or
-    stops at an error, and returns.
-    """
+def test_aarch64_code_under_emulation(tmp_path):
+    """It uses results as arguments, continues or stops at an error, and returns."""
     tools = [
         shutil.which(name)
         for name in ("aarch64-linux-gnu-as", "aarch64-linux-gnu-ld", "qemu-aarch64-static")
@@ -195,9 +191,9 @@ def test_the_aarch64_code_runs(tmp_path):
     assert (0, "abc") == (done.returncode, (tmp_path / "out").read_text())
 
 
-# Runs a list of openat, write to its result, a chdir that may fail, one that may not, and one that
-# is not reached; its status is 0 where
-# the code returned the failed record and the last results are -ENOENT and "not made".
+# Runs a list of openat, a write to its result, a chdir that may fail, one that may not, and a call
+# that is not reached. The exit status is 0 if the code returns the record that failed, its result
+# is -ENOENT, and the last call was not made.
 _TRY = """
         .text
         .globl _start

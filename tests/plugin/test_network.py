@@ -9,6 +9,7 @@ pytestmark = pytest.mark.needs("root", "bridge")
 SUITE = """
 import socket, subprocess, sys
 import pytest
+from pytest_sandbox.container.container import start_saved
 from pytest_sandbox import Network
 
 net = Network("shared")
@@ -114,7 +115,8 @@ def test_a_kept_layer_is_opened_without_its_network(run, pytester, monkeypatch):
     """
     run(source, "--sandbox-keep=failed").assert_outcomes(failed=1)
     from pytest_sandbox.container import saved_layers
+    from pytest_sandbox.container.container import start_saved
 
-    (found,) = saved_layers.kept()
-    with saved_layers.start(found.id) as again:
+    (found,) = saved_layers.list_saved()
+    with start_saved(found.id) as again:
         assert ("x", "none") == (again.read_text("/srv/x"), again.settings.network)

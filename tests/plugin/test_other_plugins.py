@@ -383,3 +383,41 @@ def test_a_plugin_that_repeats_tests_gets_all_reports(run, pytester):
         pathlib.Path("/opt/once").touch(exist_ok=False)
     def test_b(): assert 0
     """).assert_outcomes(passed=1, failed=1)
+
+
+def test_flaky_repeats_failures_and_reports_them(run):
+    """flaky, which has a protocol of its own, sees the exceptions of tests: a test that always
+    fails is a failure.
+    """
+    result = run(
+        """
+    from flaky import flaky
+
+    @flaky
+    def test_always_fails():
+        assert 1 == 2
+
+    @flaky
+    def test_passes(): pass
+
+    def test_unmarked_fails():
+        assert 3 == 4
+    """,
+        plugins=("flaky.flaky_pytest_plugin",),
+    )
+    assert 1 == result.ret
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(["*test_always_fails failed; it passed 0 out of*"])
+
+
+def test_a_debugger_is_offered_a_failure_once(run, pytester):
+    """``pytest_exception_interact`` of a conftest.py is called in the test's process alone."""
+    pytester.makeconftest("""
+    import os
+    def pytest_exception_interact(node, call, report):
+        print("interact", node.name, os.getppid() == 0)
+    """)
+    result = run("def test(): assert 0\ndef test_two(): assert 0", "-s")
+    result.assert_outcomes(failed=2)
+    assert 2 == result.stdout.str().count("interact")
+    result.stdout.fnmatch_lines(["*interact test True*", "*interact test_two True*"])

@@ -89,9 +89,11 @@ def test_layers_are_kept_as_the_option_says(run, home, keep, kept):
     commands = [
         line.split("  #")[0] for line in result.outlines if line.startswith("pytest-sandbox shell ")
     ]
-    assert sorted(f"pytest-sandbox shell {one.id}" for one in layers.kept()) == sorted(commands)
+    assert sorted(f"pytest-sandbox shell {one.id}" for one in layers.list_saved()) == sorted(
+        commands
+    )
     opened = []
-    for one in layers.kept():
+    for one in layers.list_saved():
         with layers.start(one.id) as container:
             opened.append(container.read_text("/opt/proof"))
             assert container.exists("/etc/hostname") == (opened[-1] != "it")
@@ -106,9 +108,11 @@ def test_kept_layers_can_be_listed_and_removed(run, home):
     from pytest_sandbox.errors import SandboxError
 
     run(KEEPING, "--sandbox-keep=failed")
-    assert ["test_fails", "test_holds"] == [one.label.rpartition("::")[2] for one in layers.kept()]
-    for one in layers.kept():
+    assert ["test_fails", "test_holds"] == [
+        one.label.rpartition("::")[2] for one in layers.list_saved()
+    ]
+    for one in layers.list_saved():
         one.remove()
-    assert [] == layers.kept()
+    assert [] == layers.list_saved()
     with pytest.raises(SandboxError, match="--sandbox-keep=failed"):
         layers.start("nothing")

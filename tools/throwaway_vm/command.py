@@ -1,15 +1,13 @@
-"""Run a command in a throw-away virtual machine that shows this machine's files, with unified
-cgroup v2.
+"""Run a command in a throw-away virtual machine with the files of this machine and cgroup v2.
 
-The guest is User Mode Linux: a kernel that runs as a program, so that neither KVM nor root is
-needed. It sees the host's root below a writable layer in memory; what the command changes is gone
-at the end. It computes at native speed, but a system call or a fork costs several times what it
-costs outside: nothing that is timed belongs in there. One CPU; no cpuset controller, no Landlock,
-no nftables.
+The guest is User Mode Linux, a kernel that runs as a program, which needs neither KVM nor root. Its
+root is an overlay of the host's root, and all changes are discarded. Computations have native
+speed, but system calls and forks are several times slower, so that measurements are meaningless. It
+has one CPU, and no cpuset controller, Landlock or nftables.
 
 The first use downloads about 20 MB of packages with apt-get and unpacks them below
-~/.cache/pytest-sandbox-vm; nothing is installed. Exit status: the command's own; 124 after
---timeout; 125 when the machine did not start or died, with its console on stderr.
+~/.cache/pytest-sandbox-vm; nothing is installed. Exit status: that of the command; 124 after
+--timeout; 125 if the machine did not start or died, with its console on stderr.
 """
 
 from __future__ import annotations
@@ -69,11 +67,13 @@ def add_list(
 
 
 def environment(pairs: list[str]) -> dict[str, str]:
+    """Return the variables of ``--env``."""
     split = (pair.partition("=") for pair in pairs)
     return {key: value if given else os.environ.get(key, "") for key, given, value in split}
 
 
 def order(options: argparse.Namespace) -> Order:
+    """Return the request for the machine."""
     user = "managed" if options.systemd else "plain" if options.no_delegate else "delegated"
     return Order(
         command=tuple(options.command[1:] if options.command[0] == "--" else options.command),
@@ -88,11 +88,12 @@ def order(options: argparse.Namespace) -> Order:
 
 
 def main() -> int:
+    """Run the command line, and return its exit status."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     made = parser()
     options = made.parse_args()
     if options.command in ([], ["--"]):
-        made.error("which command?")
+        made.error("the command is missing")
     try:
         return run(order(options))
     except VMError as error:

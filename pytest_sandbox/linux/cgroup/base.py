@@ -140,7 +140,7 @@ class Session:
         self.name = name
         self._remedy = remedy
         self.directories = directories
-        """What cleanup has to :func:`~.directories.destroy` when the session has ended."""
+        """The directories that cleanup destroys after the session has ended."""
         self.locks: list[int] = []
         """Descriptors whose locks mark the session as alive; the launcher inherits them."""
 

@@ -130,7 +130,7 @@ def walk(directory: str) -> Iterator[str]:
 
 
 def destroy(directories: Iterable[str], timeout: float = TIMEOUT) -> None:
-    """Kill every process in ``directories`` and below, and remove them, whoever made them."""
+    """Kill every process in the cgroups ``directories`` and below, and remove them."""
     doomed = [path for directory in directories for path in walk(directory)]
     for path in doomed:
         _forbid_forks_and_thaw(path)
@@ -149,8 +149,8 @@ def _forbid_forks_and_thaw(directory: str) -> None:
 def make_owned(directory: str) -> int:
     """Create and lock a session's cgroup directory; return the descriptor that holds the lock.
 
-    Its mode is 0700, because whoever can open a directory can lock it. Raises FileExistsError if it
-    exists, OSError if it cannot be created or locked.
+    Its mode is 0700, because a user who can open a directory can lock it. Raises FileExistsError if
+    it exists, OSError if it cannot be created or locked.
     """
     for _ in range(_ATTEMPTS):
         os.mkdir(directory, 0o700)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import time
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import SetupError
+from pytest_sandbox.linux import file_lock
 from pytest_sandbox.linux.cgroup.base import PREFIX
 from pytest_sandbox.linux.cgroup.directories import TIMEOUT, make_owned, read_pids
 from pytest_sandbox.linux.cgroup.interface_files import read, write
@@ -43,18 +43,15 @@ class Parent:
         self.controllers = _read_words(f"{directory}/cgroup.controllers") & _USED
 
     @contextlib.contextmanager
-    def _locked(self, timeout: float = TIMEOUT) -> Iterator[None]:
-        """Lock the directory (flock(2)): pytest-xdist workers share a parent."""
-        deadline = time.monotonic() + timeout
-        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def _locked(self) -> Iterator[None]:
+        """Lock the directory in a ``with`` block: pytest-xdist workers share a parent."""
         try:
-            while not _try_lock(fd):
-                if time.monotonic() > deadline:
-                    raise SetupError(
-                        "lock the parent of all cgroups",
-                        f"{self.directory} is locked by another process",
-                    )
-                time.sleep(0.005)
+            fd = file_lock.lock_directory(self.directory, exclusive=True)
+        except TimeoutError as error:
+            raise SetupError(
+                "lock the parent of all cgroups", f"{self.directory} is locked by another process"
+            ) from error
+        try:
             yield
         finally:
             os.close(fd)
@@ -100,14 +97,6 @@ class Parent:
             except OSError as error:
                 if error.errno != errno.EBUSY or time.monotonic() > deadline:
                     raise
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _read_words(path: str) -> frozenset[str]:

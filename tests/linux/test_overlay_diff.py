@@ -1,4 +1,4 @@
-"""What a writable layer says over several lower ones, made by hand in the kernel's format."""
+"""Changes of a writable layer over several lower layers, created in overlayfs's format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.needs("root"), pytest.mark.vm]
 
 
 class Layer:
-    """A directory in which things are made by their paths."""
+    """A layer directory, with methods that create its entries."""
 
     def __init__(self, directory):
         self.directory = directory
@@ -27,7 +27,7 @@ class Layer:
         (self.directory / path).touch()
         return self
 
-    def deleted(self, path):
+    def whiteout(self, path):
         (self.directory / path).parent.mkdir(parents=True, exist_ok=True)
         os.mknod(self.directory / path, stat.S_IFCHR, 0)
         return self
@@ -48,7 +48,7 @@ def layer(tmp_path):
     return lambda name: Layer(tmp_path / name)
 
 
-def said(upper, *lower):
+def diff(upper, *lower):
     fd = os.open(upper.directory, os.O_RDONLY)
     try:
         return sorted(
@@ -58,45 +58,45 @@ def said(upper, *lower):
         os.close(fd)
 
 
-def test_a_name_that_an_upper_lower_layer_deleted_is_added(layer):
-    """A whiteout in an image's layer hides what lies below it."""
-    top, base = layer("top").deleted("d/x"), layer("base").file("d/x")
-    assert [("/d", "modified"), ("/d/x", "added")] == said(layer("upper").file("d/x"), top, base)
+def test_a_name_hidden_by_a_lower_whiteout_is_added(layer):
+    """A whiteout in a lower layer hides the file below it."""
+    top, base = layer("top").whiteout("d/x"), layer("base").file("d/x")
+    assert [("/d", "modified"), ("/d/x", "added")] == diff(layer("upper").file("d/x"), top, base)
 
 
-def test_what_an_opaque_layer_hides_is_added(layer):
-    """An opaque directory in an image's layer hides the one below it, also deep inside."""
+def test_a_name_hidden_by_an_opaque_directory_is_added(layer):
+    """An opaque directory in a lower layer hides the whole directory below it."""
     top, base = layer("top").opaque("d"), layer("base").file("d/e/x")
-    assert [("/d", "modified"), ("/d/e", "added"), ("/d/e/x", "added")] == said(
+    assert [("/d", "modified"), ("/d/e", "added"), ("/d/e/x", "added")] == diff(
         layer("upper").file("d/e/x"), top, base
     )
 
 
-def test_a_file_in_a_layer_hides_the_directory_below(layer):
-    """A file in the place of a directory hides what that held."""
+def test_a_file_hides_a_lower_directory(layer):
+    """A file in a lower layer hides a directory with the same name."""
     top, base = layer("top").file("d"), layer("base").file("d/x")
-    assert [("/d", "modified"), ("/d/x", "added")] == said(layer("upper").file("d/x"), top, base)
+    assert [("/d", "modified"), ("/d/x", "added")] == diff(layer("upper").file("d/x"), top, base)
 
 
-def test_an_opaque_directory_deletes_what_all_layers_had(layer):
-    """Names of every lower layer are deleted by an opaque directory, hidden ones are not."""
-    top, base = layer("top").file("d/a").deleted("d/b"), layer("base").file("d/b").file("d/c")
-    found = said(layer("upper").opaque("d").file("d/c"), top, base)
+def test_an_opaque_directory_deletes_lower_names(layer):
+    """Visible names of all lower layers are deleted, hidden ones are not listed."""
+    top, base = layer("top").file("d/a").whiteout("d/b"), layer("base").file("d/b").file("d/c")
+    found = diff(layer("upper").opaque("d").file("d/c"), top, base)
     assert [("/d", "modified"), ("/d/a", "deleted"), ("/d/c", "modified")] == found
 
 
-def test_a_deletion_of_what_never_was(layer):
-    """A whiteout over nothing is no change."""
-    assert [] == said(layer("upper").deleted("x"), layer("base").file("y"))
+def test_a_whiteout_without_a_lower_file(layer):
+    """A whiteout of a name that does not exist is not a change."""
+    assert [] == diff(layer("upper").whiteout("x"), layer("base").file("y"))
 
 
-def test_a_renamed_directory_shows_what_both_layers_had(layer):
-    """A redirect leads to the merged directory of all layers, minus what was deleted since."""
+def test_a_renamed_directory(layer):
+    """A redirect refers to the merged directory of all lower layers."""
     top, base = (
-        layer("top").file("d/a").deleted("d/gone"),
+        layer("top").file("d/a").whiteout("d/gone"),
         layer("base").file("d/b").file("d/gone").file("d/rm"),
     )
-    upper = layer("upper").renamed("n", "/d").deleted("d").deleted("n/rm").file("n/new")
+    upper = layer("upper").renamed("n", "/d").whiteout("d").whiteout("n/rm").file("n/new")
     wanted = [
         ("/d", "deleted"),
         ("/n", "added"),
@@ -104,11 +104,11 @@ def test_a_renamed_directory_shows_what_both_layers_had(layer):
         ("/n/b", "added"),
         ("/n/new", "added"),
     ]
-    assert wanted == said(upper, top, base)
+    assert wanted == diff(upper, top, base)
 
 
-def test_a_redirect_that_leads_nowhere(layer):
-    """A forged or stale redirect shows no more than what is in the directory itself."""
+def test_an_invalid_redirect(layer):
+    """A forged or stale redirect shows only the content of the directory itself."""
     upper = (
         layer("upper")
         .renamed("n", "/no/../such")
@@ -123,22 +123,20 @@ def test_a_redirect_that_leads_nowhere(layer):
         ("/n/x", "added"),
         ("/o", "added"),
         ("/p", "added"),
-    ] == said(upper, layer("base").file("x"))
+    ] == diff(upper, layer("base").file("x"))
 
 
-def test_a_link_in_a_lower_layer_is_not_followed(layer, tmp_path):
-    """A layer's link to a directory of the host is a link, not a directory."""
+def test_symbolic_links_in_lower_layers_are_not_followed(layer, tmp_path):
+    """A link to a directory of the host is not treated as a directory."""
     base = layer("base")
     (base.directory / "d").symlink_to("/etc")
-    assert [("/d", "modified"), ("/d/passwd", "added")] == said(
+    assert [("/d", "modified"), ("/d/passwd", "added")] == diff(
         layer("upper").file("d/passwd"), base
     )
 
 
-def test_deep_layers_are_compared(deep_path):
-    """A tree that is deeper than any path is long is compared level by level, with few
-    descriptors.
-    """
+def test_deep_layers(deep_path):
+    """Trees deeper than PATH_MAX are compared with few descriptors."""
     layers = [Layer(deep_path / name) for name in ("upper", "top", "base")]
     dig(layers[0].directory, 1100, "d" * 200)
     dig(layers[1].directory, 1000, "d" * 200)
@@ -148,14 +146,12 @@ def test_deep_layers_are_compared(deep_path):
     with few_descriptors():
         assert [] == list(changes(fd, [str(one.directory) for one in layers[1:]], budget))
     os.close(fd)
-    # a directory and the file beside it for each level, and the file at the end
+    # For each level a directory and a file, and the file at the end.
     assert (2 * 1100 + 1, False) == (budget.counted, budget.complete)
 
 
-def test_what_is_found_at_the_end_of_a_deep_layer(deep_path):
-    """A change below thousands of levels of a lower layer is told by what was there, and
-    directories beside the way are compared too.
-    """
+def test_a_change_in_a_deep_layer(deep_path):
+    """A file below thousands of levels of a lower layer is modified, not added."""
     layers = [Layer(deep_path / name) for name in ("upper", "base")]
     for layer in layers:
         dig(layer.directory, 3000)
@@ -173,15 +169,13 @@ def test_what_is_found_at_the_end_of_a_deep_layer(deep_path):
     assert {"modified"} == kinds
 
 
-def test_renamed_directories_in_renamed_ones(layer):
-    """Each redirect begins at its own place, and what follows it is compared with what was
-    there.
-    """
+def test_nested_redirects(layer):
+    """Each redirect is resolved by itself, and its content is compared with the path."""
     base = layer("base").file("a/x").file("b/y").file("c/z")
     upper = (
         layer("upper")
-        .deleted("a")
-        .deleted("b")
+        .whiteout("a")
+        .whiteout("b")
         .renamed("n", "/a")
         .renamed("n/m", "/b")
         .renamed("c", "/c")
@@ -195,11 +189,11 @@ def test_renamed_directories_in_renamed_ones(layer):
         ("/n/m", "added"),
         ("/n/m/new", "added"),
     ]
-    assert [*wanted, ("/n/m/y", "added"), ("/n/x", "added")] == said(upper, base)
+    assert [*wanted, ("/n/m/y", "added"), ("/n/x", "added")] == diff(upper, base)
 
 
-def test_time_is_bounded(layer):
-    """A walk whose time is over says that it is not complete."""
+def test_timeout(layer):
+    """A walk that runs out of time is not complete."""
     upper = layer("upper").file("x")
     budget = Budget(seconds=0)
     fd = os.open(upper.directory, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Huge pages: memory that is in use is gathered in them, and stays what it was."""
+"""Collapsing memory into huge pages (MADV_COLLAPSE)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def memory():
 
 
 @pytest.mark.needs("huge_pages")
-def test_memory_in_use_is_gathered(memory):
-    """It lies in huge pages afterwards, with the same bytes in it."""
+def test_resident_memory_is_collapsed(memory):
+    """Memory in use is in huge pages afterwards, with the same content."""
     memory[:] = content = os.urandom(1 << 20) * (SIZE >> 20)
     memory.madvise(mmap.MADV_HUGEPAGE)
     before = figure("AnonHugePages:")
@@ -38,8 +38,8 @@ def test_memory_in_use_is_gathered(memory):
 
 
 @pytest.mark.needs("huge_pages")
-def test_what_is_nearly_empty_stays_so(memory):
-    """A stretch with little in it is not filled up."""
+def test_sparse_memory_is_not_collapsed(memory):
+    """A mapping that is mostly not resident does not grow."""
     huge_pages.collapse()
     for at in range(0, SIZE, 1 << 20):
         memory[at] = 1
@@ -49,10 +49,8 @@ def test_what_is_nearly_empty_stays_so(memory):
     assert figure("Rss:") - before < SIZE // 2
 
 
-def test_it_is_done_after_ever_more_forks(monkeypatch):
-    """It costs time, so that it comes when forks have cost as much, and not again before as many
-    more.
-    """
+def test_the_interval_doubles(monkeypatch):
+    """Memory is collapsed after 16 forks, and again each time their number has doubled."""
     forks, made, done = Forks(), [], []
     monkeypatch.setattr(huge_pages, "collapse", lambda: done.append(len(made)))
     for number in range(100):

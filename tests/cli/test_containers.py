@@ -1,5 +1,5 @@
 """``ps``, ``exec``, ``shell``, ``rm``, ``stats`` and ``diff``: containers of other processes, and
-what is kept of them.
+saved layers.
 """
 
 from __future__ import annotations
@@ -12,63 +12,57 @@ import time
 import uuid
 
 import pytest
+from command_line import sandbox
 from terminals import Terminal, wait_for
 
 from pytest_sandbox import Container
 from pytest_sandbox.cli import main, output, stats
 from pytest_sandbox.client import session
 from pytest_sandbox.container import saved_layers
+from pytest_sandbox.container.processes import list_processes
 from pytest_sandbox.outcome import Stats
 
 pytestmark = pytest.mark.needs("containers")
 
 
-def sandbox(*words: str, **keywords: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pytest_sandbox", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        **keywords,
-    )
-
-
 @pytest.fixture
 def labelled():
-    """A container with a name that no other has."""
+    """Yield a running container with a unique name."""
     container = Container(memory="64m") if os.geteuid() == 0 else Container()
-    container.label = f"box-{uuid.uuid4().hex}"
+    container.handle.label = f"box-{uuid.uuid4().hex}"
     with container:
         yield container
 
 
 @pytest.fixture
-def left(tmp_path, monkeypatch):
-    """What is kept of a container that wrote /etc/left and deleted /etc/hostname, in a store of the
-    test's own.
+def saved(tmp_path, monkeypatch):
+    """Return the saved layer of a container that wrote /etc/left and deleted /etc/passwd-, in a
+    store of its own.
     """
     monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path))
     container = Container()
-    container.label = "tests/test_x.py::test_y"
+    container.handle.label = "tests/test_x.py::test_y"
     with container:
         container.run(
             ["sh", "-c", "echo left > /etc/left; rm /etc/passwd-; true"],
             check=True,
             stderr=subprocess.DEVNULL,
         )
-        return saved_layers.keep(container)
+        return saved_layers.save(container.handle)
 
 
 class TestPs:
-    """Listing."""
+    """Lists of containers."""
 
     @pytest.mark.vm
-    def test_a_living_container_is_a_line(self, labelled):
-        """Id, image, what runs, since when, and name."""
+    def test_a_running_container_is_listed(self, labelled):
+        """A line has the id, the image, the command, the age and the name."""
         with labelled.popen(["sleep", "1000"]) as running:
-            (line,) = [line for line in sandbox("ps").stdout.splitlines() if labelled.label in line]
+            (line,) = [
+                line for line in sandbox("ps").stdout.splitlines() if labelled.handle.label in line
+            ]
             running.kill()
-        assert [labelled.id, "host", "sleep 1000", labelled.label] == [
+        assert [labelled.id, "host", "sleep 1000", labelled.handle.label] == [
             line.split("   ")[0],
             "host",
             "sleep 1000",
@@ -77,17 +71,17 @@ class TestPs:
         assert "Up " in line
         assert "sleep 1000" in line
 
-    def test_json_is_for_programs(self, labelled):
-        """--format json is a list of objects."""
+    def test_json(self, labelled):
+        """--format json prints a list of objects."""
         (one,) = [
             one
             for one in json.loads(sandbox("ps", "--format", "json").stdout)
-            if one["name"] == labelled.label
+            if one["name"] == labelled.handle.label
         ]
         expected = {
             "id": labelled.id,
             "status": "running",
-            "name": labelled.label,
+            "name": labelled.handle.label,
             "image": "host",
             "pid": labelled.pid,
             "session": session.current().name,
@@ -97,26 +91,28 @@ class TestPs:
         assert one["settings"].get("memory") == labelled.settings.memory
 
     @pytest.mark.needs("limits")
-    def test_a_paused_container_is_said_to_be(self, labelled):
-        """A pause stands beside the age, and exec ends at once with what is the matter."""
+    def test_a_paused_container_is_marked(self, labelled):
+        """Ps marks a paused container, and exec fails at once with an error that says so."""
         labelled.pause()
-        (line,) = [line for line in sandbox("ps").stdout.splitlines() if labelled.label in line]
+        (line,) = [
+            line for line in sandbox("ps").stdout.splitlines() if labelled.handle.label in line
+        ]
         refused = sandbox("exec", labelled.id, "true", timeout=60)
         assert "(Paused)" in line
         assert (125, True) == (refused.returncode, f"{labelled.id} is paused" in refused.stderr)
 
-    def test_quiet_is_ids(self, labelled):
-        """-q prints ids alone, as scripts want them."""
+    def test_quiet_prints_ids(self, labelled):
+        """-q prints only ids."""
         assert labelled.id in sandbox("ps", "-q").stdout.split("\n")
 
-    def test_an_ended_container_is_no_more(self):
-        """What has ended is not listed."""
+    def test_an_ended_container_is_not_listed(self):
+        """A container that has ended is not listed."""
         with Container() as container:
             pass
         assert container.id not in sandbox("ps", "-q").stdout
 
-    def test_a_run_elsewhere_is_listed_by_its_name(self):
-        """`run --name` is what ps shows, with the command that it runs, and `exec` finds."""
+    def test_a_container_of_another_process_has_its_name(self):
+        """Ps lists the name of `run --name` with its command, and exec finds it by the name."""
         name = uuid.uuid4().hex
         with subprocess.Popen(
             [sys.executable, "-m", "pytest_sandbox", "run", "--name", name, "host", "sleep", "1000"]
@@ -132,19 +128,19 @@ class TestPs:
             finally:
                 process.kill()
 
-    def test_all_lists_the_kept_too(self, left):
-        """-a adds what was kept; without it nothing of them is listed."""
-        assert left.id not in sandbox("ps", "-q").stdout
+    def test_all_lists_saved_layers(self, saved):
+        """Only -a lists saved layers."""
+        assert saved.id not in sandbox("ps", "-q").stdout
         (one,) = [
             one
             for one in json.loads(sandbox("ps", "-a", "--format", "json").stdout)
-            if one["id"] == left.id
+            if one["id"] == saved.id
         ]
         assert ("kept", "tests/test_x.py::test_y", None) == (one["status"], one["name"], one["pid"])
         assert "Kept " in sandbox("ps", "-a").stdout
 
-    def test_a_test_inside_is_listed(self, pytester):
-        """While a sandboxed test runs, another terminal sees its container, and gets in."""
+    def test_the_container_of_a_test_is_listed(self, pytester):
+        """While a test runs inside, ps lists its container, and exec runs a command in it."""
         pytester.makepyfile(
             """
             import pathlib, pytest, time
@@ -176,7 +172,7 @@ class TestPs:
 
 
 class TestExec:
-    """One more command."""
+    """Further commands in a container."""
 
     @pytest.mark.vm
     @pytest.mark.parametrize(
@@ -191,11 +187,11 @@ class TestExec:
         ids=str,
     )
     def test_the_status_is_the_commands_own(self, box, command, status):
-        """As of run."""
+        """The exit status is that of the command, or 126 or 127."""
         assert status == sandbox("exec", box.id, *command).returncode
 
     def test_flags(self, box):
-        """-e, -w and -i reach the command, on top of what the container's own commands have."""
+        """-e, -w and -i set the variables, the directory and the input of the command."""
         script = "echo $A $(pwd) $(cat)"
         assert (
             "b /etc in\n"
@@ -206,68 +202,73 @@ class TestExec:
 
     @pytest.mark.needs("root")
     def test_another_user(self, box):
-        """-u is who runs the command."""
+        """-u sets the user of the command."""
         assert "1000\n" == sandbox("exec", "-u", "1000", box.id, "id", "-u").stdout
 
-    def test_the_containers_own_variables_and_directory(self):
-        """Variables and working directory of the container's settings are the command's."""
+    def test_settings_of_the_container(self):
+        """The command has the variables and the working directory of the container's settings."""
         with Container(env={"A": "b"}, workdir="/etc") as container:
             assert "b /etc\n" == sandbox("exec", container.id, "sh", "-c", "echo $A $(pwd)").stdout
 
     @pytest.mark.parametrize(
-        ("words", "said"),
-        [(("nobody", "true"), "pytest-sandbox ps"), ((), "required"), (("nobody",), "no command")],
+        ("args", "said"),
+        [
+            (("nobody", "true"), "pytest-sandbox ps"),
+            ((), "required"),
+            (("nobody",), "command is missing"),
+        ],
     )
-    def test_errors(self, words, said):
-        """A container that is not there, and a command that is not, are 125 and a line."""
-        done = sandbox("exec", *words)
+    def test_errors(self, args, said):
+        """A missing container or command is an error with the status 125."""
+        done = sandbox("exec", *args)
         assert (125, True) == (done.returncode, said in done.stderr)
 
-    def test_a_command_that_outlives_the_asker_is_the_containers(self, box):
-        """What was started in the background stays until the container goes."""
+    def test_a_background_process_keeps_running(self, box):
+        """A background process that exec started runs until the container ends."""
         sandbox("exec", box.id, "sh", "-c", "setsid sleep 1234 > /dev/null 2>&1 &")
-        assert [line for _pid, line in box.processes() if "sleep 1234" in line]
+        assert [line for _pid, line in list_processes(box.handle) if "sleep 1234" in line]
 
 
-class TestKept:
-    """What a test has left."""
+class TestSavedLayers:
+    """Saved layers of ended containers."""
 
-    def test_shell_begins_where_it_ended(self, left):
-        """`shell` of a kept container sees what was written, and what is done there is not kept."""
-        done = sandbox("shell", left.id, input="cat /etc/left; echo more > /etc/more")
+    def test_shell_shows_the_files(self, saved):
+        """`shell` shows the files of a saved layer, and does not change them."""
+        done = sandbox("shell", saved.id, input="cat /etc/left; echo more > /etc/more")
         assert (0, "left\n") == (done.returncode, done.stdout)
-        assert 0 != sandbox("shell", left.label, input="cat /etc/more").returncode
+        assert 0 != sandbox("shell", saved.handle.label, input="cat /etc/more").returncode
 
-    def test_diff(self, left):
-        """`diff` of a kept container is what it wrote."""
-        assert "C /etc\nA /etc/left\n" in sandbox("diff", left.id).stdout
+    def test_diff(self, saved):
+        """`diff` lists the changes of a saved layer."""
+        assert "C /etc\nA /etc/left\n" in sandbox("diff", saved.id).stdout
 
-    def test_rm(self, left):
-        """`rm` throws it away; what is not kept is an error."""
-        assert (f"{left.id}\n", 0) == (sandbox("rm", left.label).stdout, 0)
-        done = sandbox("rm", left.id)
+    def test_rm(self, saved):
+        """`rm` removes a saved layer, and fails if there is none."""
+        removed = sandbox("rm", saved.handle.label)
+        assert (0, f"{saved.id}\n") == (removed.returncode, removed.stdout)
+        done = sandbox("rm", saved.id)
         assert (125, True) == (done.returncode, "ps -a" in done.stderr)
 
-    def test_an_interactive_shell(self, left):
-        """With a terminal it is interactive."""
-        with Terminal("shell", left.id) as terminal:
+    def test_an_interactive_shell(self, saved):
+        """On a terminal `shell` is interactive."""
+        with Terminal("shell", saved.id) as terminal:
             terminal.type("tty; cat /etc/left; exit 4\n")
             terminal.read("/dev/pts/0\r\nleft\r\n")
             assert 4 == terminal.wait()
 
 
 class TestDiff:
-    """Changes."""
+    """Changed files."""
 
-    def test_as_docker_prints_them(self):
-        """A, C and D, sorted by path."""
+    def test_docker_s_format(self):
+        """Diff prints A, C and D with the path, sorted by path."""
         with Container() as container:
             container.write_text("/etc/new", "")
             container.run(["rm", "/etc/passwd"], check=True)
             assert "C /etc\nA /etc/new\nD /etc/passwd\n" == sandbox("diff", container.id).stdout
 
     def test_json(self):
-        """--format json is a list of kind and path."""
+        """--format json prints a list of objects with kind and path."""
         with Container() as container:
             container.write_text("/etc/new", "")
             found = json.loads(sandbox("diff", "--format", "json", container.id).stdout)
@@ -279,17 +280,17 @@ class TestDiff:
 
 @pytest.mark.needs("limits")
 class TestStats:
-    """Figures."""
+    """Resource usage."""
 
     def test_json(self, labelled):
-        """One object a container, with the figures of Container.stats() and the CPU share."""
+        """--format json prints an object with the fields of Stats and the CPU usage."""
         labelled.run(["true"])
-        (one,) = json.loads(sandbox("stats", "--format", "json", labelled.label).stdout)
+        (one,) = json.loads(sandbox("stats", "--format", "json", labelled.handle.label).stdout)
         assert {"id", "name", "cpu_percent"} | set(Stats.__dataclass_fields__) == set(one)
         assert (labelled.id, 64 << 20) == (one["id"], one["memory_limit"])
 
     def test_a_table_once(self, labelled):
-        """--no-stream prints one table, and ends."""
+        """--no-stream prints one table."""
         head, line = sandbox("stats", "--no-stream", labelled.id).stdout.splitlines()
         assert [
             "CONTAINER",
@@ -302,23 +303,23 @@ class TestStats:
             "/",
             "LIMIT",
         ] == head.split()[:9]
-        assert [labelled.id, labelled.label] == line.split()[:2]
+        assert [labelled.id, labelled.handle.label] == line.split()[:2]
         assert "/ 64MiB" in line
 
-    def test_a_busy_container_shows_its_share(self, labelled):
-        """A loop shows in the CPU column."""
+    def test_the_cpu_usage_of_a_busy_container(self, labelled):
+        """The CPU usage of a container with a busy loop is above 5 %."""
         with labelled.popen(["sh", "-c", "while :; do :; done"]) as busy:
             (one,) = json.loads(sandbox("stats", "--format", "json", labelled.id).stdout)
             busy.kill()
         assert one["cpu_percent"] > 5
 
-    def test_an_unknown_one_is_an_error(self):
-        """A name that fits nothing is 125."""
+    def test_an_unknown_name_is_an_error(self):
+        """An unknown name is an error with the status 125."""
         assert 125 == sandbox("stats", "--no-stream", "nobody").returncode
 
     @pytest.mark.needs("root")
     def test_a_live_table(self, labelled):
-        """On a terminal the table is drawn again and again, until Ctrl-C, which is no error."""
+        """On a terminal the table is updated until Ctrl-C, which restores the terminal."""
         with Terminal("stats", labelled.id, columns=150) as terminal:
             terminal.read(labelled.id)
             terminal.read(labelled.id)
@@ -326,7 +327,7 @@ class TestStats:
             assert (0, True) == (terminal.wait(), terminal.is_as_it_was())
 
     def test_a_live_table_without_rich(self, labelled, monkeypatch):
-        """Without rich one plain table follows the other."""
+        """Without rich, plain tables are printed one below the other."""
         drawn = []
 
         def print_table(_columns: object, rows: list[tuple[str, ...]]) -> None:
@@ -336,13 +337,13 @@ class TestStats:
 
         monkeypatch.setattr(output, "console", lambda: None)
         monkeypatch.setattr(output, "print_table", print_table)
-        monkeypatch.setattr(stats, "_EVERY", 0.01)
+        monkeypatch.setattr(stats, "_INTERVAL", 0.01)
         assert (0, [labelled.id] * 2) == (main.main(["stats", labelled.id]), drawn)
 
-    def test_figures_that_are_not_kept_are_dashes(self):
-        """What this host does not count is a dash, never a zero."""
+    def test_a_missing_figure_is_a_dash(self):
+        """A figure that this host does not have is printed as a dash."""
         from pytest_sandbox import Settings
-        from pytest_sandbox.container.remote import Living
+        from pytest_sandbox.container.remote import RemoteContainer
 
-        one = Living("s", "s-1", 1, 0.0, "name", Settings(), Stats(*[None] * 10))
+        one = RemoteContainer("s", "s-1", 1, 0.0, "name", Settings(), Stats(*[None] * 10))
         assert ("s-1", "name", "-", "- / -", "-", "-", "- / -", "-") == stats._row(one, None)

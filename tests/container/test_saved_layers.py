@@ -1,7 +1,4 @@
-"""Kept layers.
-
-Copied whole or not at all, in no more space than they take, and nothing unfinished stays.
-"""
+"""Saved layers: complete copies or none, sparse files, and no unfinished copies."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ import pytest
 
 from pytest_sandbox import Container, SandboxError
 from pytest_sandbox.container import saved_layers
+from pytest_sandbox.container.container import start_saved
 from pytest_sandbox.runtime import storage
 
 pytestmark = pytest.mark.needs("containers")
@@ -21,13 +19,13 @@ pytestmark = pytest.mark.needs("containers")
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """Kept layers are here; below them lies what a container wrote."""
+    """Return the directory of saved layers."""
     monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path / "home"))
     return tmp_path / "home/kept"
 
 
 def begin_and_die(path):
-    """Begin to fill a directory in a process that is killed."""
+    """Start to write a directory in a process that is killed."""
     code = f"""
 import os, signal
 from pytest_sandbox.runtime import storage
@@ -38,10 +36,9 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert -9 == subprocess.run([sys.executable, "-c", code], check=False).returncode
 
 
-def test_what_a_killed_process_had_begun_is_removed(home):
-    """An unfinished copy goes once nobody holds it.
-
-    One that is being made, finished ones and other files stay.
+def test_an_unfinished_copy_of_a_killed_process_is_removed(home):
+    """An unfinished copy is removed when its process has ended; copies in progress, complete ones
+    and other files stay.
     """
     home.mkdir(parents=True)
     begin_and_die(home / "dead")
@@ -58,20 +55,20 @@ def test_what_a_killed_process_had_begun_is_removed(home):
         os.close(lock)
 
 
-def test_keeping_removes_what_others_left(home):
-    """The next copy that is made clears away what a killed process had begun, and the directory is
-    closed to others.
+def test_save_removes_unfinished_copies(home):
+    """save() removes unfinished copies of killed processes, and closes the directory to other
+    users.
     """
     home.mkdir(parents=True)
     begin_and_die(home / "dead")
     with Container() as container:
-        one = saved_layers.keep(container)
+        one = saved_layers.save(container.handle)
     assert ([one.id], 0o700) == (os.listdir(home), home.stat().st_mode & 0o777)
 
 
 def test_a_copy_that_fails_leaves_nothing(home, monkeypatch):
-    """An error while a layer is copied is a SandboxError that says where, and no part of the copy
-    stays.
+    """An error while a layer is copied is a SandboxError with the directory, and no part of the
+    copy stays.
     """
 
     def fail(*_arguments, **_keywords):
@@ -80,14 +77,14 @@ def test_a_copy_that_fails_leaves_nothing(home, monkeypatch):
     monkeypatch.setattr(saved_layers, "copy_tree", fail)
     with (
         Container() as container,
-        pytest.raises(SandboxError, match=f"cannot be kept in {home}.*No space left"),
+        pytest.raises(SandboxError, match=f"cannot be saved in {home}.*No space left"),
     ):
-        saved_layers.keep(container)
+        saved_layers.save(container.handle)
     assert [] == os.listdir(home)
 
 
-def test_damaged_ones_are_left_out(home):
-    """What has no readable description, or is not finished, is not listed, and breaks nothing."""
+def test_damaged_layers_are_not_listed(home):
+    """Layers without a readable description, and unfinished ones, are not listed."""
     for name, text in (
         ("a", "{"),
         ("b", "[]"),
@@ -97,38 +94,38 @@ def test_damaged_ones_are_left_out(home):
         (home / name).mkdir(parents=True)
         (home / name / "kept.json").write_text(text)
     (home / "d.12/kept.json").write_text(json.dumps({"id": "d", "label": "", "time": 1.0}))
-    assert [] == saved_layers.kept()
-    with pytest.raises(SandboxError, match="no layer is kept as"):
-        saved_layers.start("../kept/a")
+    assert [] == saved_layers.list_saved()
+    with pytest.raises(SandboxError, match="there is no saved layer"):
+        start_saved("../kept/a")
 
 
-def test_a_sparse_file_is_kept_as_one(home):
-    """A hole of gigabytes that a test left takes no space on the host's disk."""
+def test_sparse_files_stay_sparse(home):
+    """A hole of gigabytes in a file takes no space in the saved layer."""
     with Container(memory=None) as container:
         container.run(["truncate", "-s", "2G", "/var/tmp/sparse"], check=True)
-        one = saved_layers.keep(container)
+        one = saved_layers.save(container.handle)
     (found,) = home.glob("*/*/upper/**/sparse")
     assert (2 << 30, True) == (found.stat().st_size, found.stat().st_blocks * 512 < 1 << 20)
     one.remove()
     assert [] == os.listdir(home)
 
 
-def test_a_fifo_and_a_socket_do_not_stop_it():
-    """What is no file is copied without being opened, or left out."""
+def test_fifos_and_sockets_are_not_opened():
+    """FIFOs and sockets are copied without being opened, or skipped."""
     with Container() as container:
         script = (
             "import os, socket; os.mkfifo('/var/tmp/fifo'); "
             "socket.socket(socket.AF_UNIX).bind('/var/tmp/socket')"
         )
         container.run([sys.executable, "-c", script], check=True)
-        one = saved_layers.keep(container)
-    with saved_layers.start(one.id) as again:
+        one = saved_layers.save(container.handle)
+    with start_saved(one.id) as again:
         assert "fifo" in again.listdir("/var/tmp")
         assert "socket" not in again.listdir("/var/tmp")
 
 
-def test_a_deep_tree_is_kept_and_removed(home):
-    """Any depth is kept, begun from, and removed."""
+def test_a_deep_tree_is_saved_and_removed(home):
+    """A layer of any depth can be saved, started from, and removed."""
 
     def dig():
         os.chdir("/var/tmp")
@@ -138,8 +135,8 @@ def test_a_deep_tree_is_kept_and_removed(home):
 
     with Container() as container:
         container.call(dig)
-        one = saved_layers.keep(container)
-    with saved_layers.start(one.id) as again:
+        one = saved_layers.save(container.handle)
+    with start_saved(one.id) as again:
         assert "d" in again.listdir("/var/tmp")
     one.remove()
     assert [] == os.listdir(home)

@@ -1,4 +1,4 @@
-"""A container's life: created, running, paused, stopped; and what it is made of inside."""
+"""Start, use and end of a container; its namespaces and settings."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from subprocess import PIPE
 import pytest
 
 from pytest_sandbox import Container, ContainerStopped, SettingsError, UnsupportedError
+from pytest_sandbox.container.processes import list_processes
 from pytest_sandbox.linux import process
 
 pytestmark = pytest.mark.needs("containers")
 
 
 def out(container, *args, **keywords):
-    """What a command prints."""
+    """Return what a command prints."""
     return container.run(args, stdout=PIPE, text=True, check=True, **keywords).stdout
 
 
@@ -34,8 +35,8 @@ def namespaces_of(pid):
 
 @pytest.mark.vm
 @pytest.mark.needs("limits")
-def test_the_status_follows_the_life():
-    """created, running, paused, running, stopped."""
+def test_status():
+    """The status is created, running, paused, running and stopped in turn."""
     seen = []
     c = Container()
     seen.append(c.status)
@@ -50,7 +51,7 @@ def test_the_status_follows_the_life():
 
 
 def test_start_returns_the_container_and_close_may_be_repeated():
-    """By hand: start() returns self, close() is idempotent."""
+    """start() returns the container, and a second close() does nothing."""
     c = Container()
     assert c.start() is c
     c.close()
@@ -59,7 +60,7 @@ def test_start_returns_the_container_and_close_may_be_repeated():
 
 
 def test_close_before_start():
-    """A container that was never started closes, and can then not be started."""
+    """A container that was closed before its start cannot be started."""
     c = Container()
     c.close()
     with pytest.raises(ContainerStopped):
@@ -67,7 +68,7 @@ def test_close_before_start():
 
 
 def test_a_container_starts_once():
-    """A second start() is an error, running or stopped."""
+    """A second start() is an error, while running and after close()."""
     with Container() as c, pytest.raises(ContainerStopped):
         c.start()
     with pytest.raises(ContainerStopped):
@@ -89,12 +90,12 @@ def test_a_container_starts_once():
         lambda c: c.unpause(),
         lambda c: c.kill(),
         lambda c: c.pid,
-        lambda c: c.processes(),
+        lambda c: list_processes(c.handle),
     ],
 )
 @pytest.mark.parametrize("closed", [False, True], ids=["created", "stopped"])
-def test_only_a_running_container_is_of_use(use, closed):
-    """Before start() and after close() everything says ContainerStopped."""
+def test_methods_need_a_running_container(use, closed):
+    """Before start() and after close(), every method raises ContainerStopped."""
     c = Container()
     if closed:
         c.start().close()
@@ -102,18 +103,20 @@ def test_only_a_running_container_is_of_use(use, closed):
         use(c)
 
 
-def test_an_init_that_dies_stops_the_container():
-    """SIGKILL to the init from outside: ContainerStopped, status stopped, and close() cleans up."""
+def test_killing_init_stops_the_container():
+    """After SIGKILL to init, the status is stopped, methods raise ContainerStopped, and close()
+    cleans up.
+    """
     with Container() as c:
         os.kill(c.pid, signal.SIGKILL)
-        assert process.ended(c.pidfd, 30)
+        assert process.ended(c.handle.pidfd, 30)
         assert "stopped" == c.status
         with pytest.raises(ContainerStopped):
             c.run(["true"])
 
 
 def test_a_command_in_a_paused_container_is_refused():
-    """A run would hang until unpause: docker refuses too."""
+    """A command in a paused container is refused, as by docker, since it would hang."""
     with Container() as c:
         c.pause()
         for use in (
@@ -130,8 +133,8 @@ def test_a_command_in_a_paused_container_is_refused():
 
 @pytest.mark.vm
 @pytest.mark.needs("limits")
-def test_pause_stops_and_unpause_goes_on():
-    """A paused process makes no step, and loses none."""
+def test_pause_and_unpause():
+    """A paused process does not run, and continues after unpause()."""
     code = "import sys\nfor line in sys.stdin: print(line.strip(), flush=True)"
     with (
         Container() as c,
@@ -152,15 +155,15 @@ def test_pause_stops_and_unpause_goes_on():
 
 
 def test_a_paused_container_closes():
-    """close() needs no unpause()."""
+    """close() does not need unpause()."""
     with Container() as c, c.popen(["sleep", "60"]) as p:
         c.pause()
         c.close()
         assert -signal.SIGKILL == p.wait(30)
 
 
-def test_kill_reaches_all_but_init():
-    """kill() ends every process, and the container serves on."""
+def test_kill_ends_all_but_init():
+    """kill() ends every process, and the container can be used afterwards."""
     with Container() as c:
         some = [c.popen(["sleep", "60"]) for _ in range(3)]
         c.kill()
@@ -169,7 +172,7 @@ def test_kill_reaches_all_but_init():
 
 
 def test_kill_with_another_signal():
-    """kill(signal) sends that one."""
+    """kill(signal) sends that signal."""
     with (
         Container() as c,
         c.popen(
@@ -181,8 +184,8 @@ def test_kill_with_another_signal():
         assert 9 == p.wait(30)
 
 
-def test_ids_are_unique_and_hostnames():
-    """Each container has an id of its own, which is its host name unless one is given."""
+def test_ids_and_host_names():
+    """Each container has a unique id, which is its host name unless ``hostname`` is set."""
     with Container() as a, Container() as b, Container(hostname="my.host") as named:
         assert 3 == len({a.id, b.id, named.id})
         assert [f"{a.id}\n", f"{b.id}\n", "my.host\n"] == [
@@ -192,8 +195,8 @@ def test_ids_are_unique_and_hostnames():
         assert "my.host" == named.call(socket.gethostname)
 
 
-def test_pid_is_the_init_outside(box):
-    """``pid`` is PID 1 inside."""
+def test_pid_is_inits_pid_outside(box):
+    """The process with the PID ``pid`` has PID 1 inside."""
     with open(f"/proc/{box.pid}/status", encoding="utf-8") as file:
         numbers = next(line.split() for line in file if line.startswith("NSpid:"))
     assert str(box.pid) in numbers
@@ -201,8 +204,8 @@ def test_pid_is_the_init_outside(box):
 
 
 @pytest.mark.vm
-def test_a_container_that_has_not_been_started_says_so():
-    """What needs a running container names what to do, and no id where there is none yet."""
+def test_errors_before_the_start_say_what_to_do():
+    """The error of a container that was not started names start(), and no empty id."""
     container = Container()
     with pytest.raises(
         ContainerStopped,
@@ -217,16 +220,16 @@ def test_a_container_that_has_not_been_started_says_so():
         container.start()
 
 
-def test_repr_says_which_and_how(box):
-    """Repr has id and status."""
+def test_repr_has_id_and_status(box):
+    """repr() has id and status."""
     assert f"<Container {box.id} running>" == repr(box)
     assert "<Container (no id yet) created>" == repr(Container())
 
 
 @pytest.mark.parametrize("how", ["run", "call"])
-def test_namespaces_are_the_containers_own(box, how):
-    """No namespace is shared with the host, and none with another container; commands and calls are
-    in the same ones.
+def test_namespaces_are_not_shared(box, how):
+    """No namespace is shared with the host or with another container; commands and functions are in
+    the same ones.
     """
     with Container() as other:
         code = (
@@ -241,23 +244,23 @@ def test_namespaces_are_the_containers_own(box, how):
             inside = box.call(namespaces_of, "self")
         outside, others = namespaces_of("self"), other.call(namespaces_of, "self")
     assert [] == [kind for kind in outside if inside[kind] == outside[kind]]
-    # The payloads' user namespace is one for all containers of a session.
+    # All containers of a session share the user namespace of their commands.
     assert ["user"] == [kind for kind in outside if inside[kind] == others[kind]]
 
 
 @pytest.mark.vm
-def test_the_loopback_is_up_and_alone(box):
-    """Loopback serves, on IPv4 and IPv6, and there is no other interface."""
+def test_loopback_is_the_only_interface(box):
+    """The loopback interface is up, with IPv4 and IPv6, and is the only one."""
 
     def talk():
-        said = []
+        message = []
         for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             server = socket.create_server((address, 0), family=family)
             client = socket.create_connection(server.getsockname()[:2], timeout=10)
             accepted, _ = server.accept()
             accepted.sendall(b"hello")
-            said.append(client.recv(10))
-        return said, [
+            message.append(client.recv(10))
+        return message, [
             name
             for _number, name in socket.if_nameindex()
             if not name.startswith(
@@ -269,8 +272,8 @@ def test_the_loopback_is_up_and_alone(box):
 
 
 @pytest.mark.needs("root")
-def test_low_ports_are_free_for_anybody(box):
-    """A daemon may listen on port 80, as user too, as in docker."""
+def test_low_ports_need_no_capability(box):
+    """A user may listen on port 80, as in docker."""
 
     def listen():
         os.setuid(1234)
@@ -280,8 +283,8 @@ def test_low_ports_are_free_for_anybody(box):
     assert 80 == box.call(listen)
 
 
-def test_a_hosts_server_is_out_of_reach(box):
-    """What listens on the host's loopback cannot be reached with network="none", and can with
+def test_a_server_of_the_host_is_not_reachable(box):
+    """A server on the host's loopback cannot be reached with network="none", and can with
     "host".
     """
 
@@ -300,14 +303,14 @@ def test_a_hosts_server_is_out_of_reach(box):
         )
 
 
-def test_the_clock_of_ids_does_not_leak(box):
-    """Processes inside see themselves and PID 1, nobody of the host."""
+def test_processes_of_the_host_are_not_seen(box):
+    """Processes inside see init and each other, and no process of the host."""
     pids = box.call(lambda: sorted(int(name) for name in os.listdir("/proc") if name.isdigit()))
     assert (1, 2) == (pids[0], len(pids))
 
 
 def test_ipc_objects_stay_inside(box):
-    """System V shared memory and message queues of POSIX are the container's."""
+    """System V shared memory and POSIX message queues are not shared with the host."""
     made = out(box, "sh", "-c", "ipcmk -M 4096 >/dev/null && ipcs -m | grep -c 0x")
     assert "1\n" == made
     with Container() as other:
@@ -322,22 +325,22 @@ def test_ipc_objects_stay_inside(box):
 
 @pytest.mark.parametrize("how", ["run", "call"])
 def test_workdir(how):
-    """Workdir is where commands start; without it, the caller's directory."""
+    """Commands start in ``workdir``; without it, in the caller's directory."""
     with Container(workdir="/usr/share") as c:
         assert "/usr/share" == (out(c, "pwd").strip() if how == "run" else c.call(os.getcwd))
     with Container() as c:
         assert os.getcwd() == (out(c, "pwd").strip() if how == "run" else c.call(os.getcwd))
 
 
-def test_a_workdir_that_is_not_there_is_made():
-    """As docker does: a missing workdir is created."""
+def test_a_missing_workdir_is_created():
+    """A missing workdir is created, as by docker."""
     with Container(workdir="/made/for/this") as c:
         assert "/made/for/this\n" == out(c, "pwd")
 
 
 @pytest.mark.parametrize("how", ["run", "call"])
 def test_ulimits(how):
-    """Ulimits hold for commands and calls, soft and hard."""
+    """Soft and hard ulimits apply to commands and functions."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 10
     with Container(ulimits={"nofile": (123, hard), "core": 0, "stack": -1, "locks": 99}) as c:
         code = (
@@ -345,17 +348,17 @@ def test_ulimits(how):
             "r.getrlimit(r.RLIMIT_CORE), r.getrlimit(r.RLIMIT_STACK))"
         )
         names = (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE, resource.RLIMIT_STACK)
-        said = (
+        message = (
             out(c, sys.executable, "-c", code).strip()
             if how == "run"
             else " ".join(str(c.call(resource.getrlimit, n)) for n in names)
         )
-    assert f"(123, {hard}) (0, 0) (-1, -1)" == said
+    assert f"(123, {hard}) (0, 0) (-1, -1)" == message
 
 
 @pytest.mark.vm
 def test_shm_size():
-    """/dev/shm has the given size, and writes past it fail."""
+    """/dev/shm has the given size, and writes beyond it fail."""
     with Container(shm_size="1m") as c:
         assert 1 << 20 == c.call(
             lambda: os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize
@@ -372,16 +375,16 @@ def test_shm_size():
         )
 
 
-def test_timeout_of_the_settings_ends_a_call():
-    """Timeout is wall time, for call as for run."""
+def test_timeout_of_the_settings_limits_call():
+    """The setting ``timeout`` is the default of call(), as of run()."""
     import time
 
     with Container(timeout=0.2) as c, pytest.raises(TimeoutError):
         c.call(time.sleep, 60)
 
 
-def test_stats_are_of_the_container():
-    """stats() counts what its processes used, init not among them."""
+def test_stats():
+    """stats() counts what the processes of the container used, without init."""
     with Container(memory="256m") as c:
         before = c.stats()
         with c.popen(
@@ -404,8 +407,8 @@ def test_stats_are_of_the_container():
     assert 0 == after.oom_kills
 
 
-def test_a_forgotten_container_is_closed():
-    """When the last reference goes, so does the container."""
+def test_an_unreferenced_container_is_closed():
+    """A container ends with the last reference to it."""
     c = Container().start()
     pidfd = os.pidfd_open(c.pid)
     del c
@@ -416,18 +419,16 @@ def test_a_forgotten_container_is_closed():
     os.close(pidfd)
 
 
-def test_a_ulimit_past_what_may_be_had_is_refused():
-    """A hard limit that the kernel does not grant is an UnsupportedError that names limit and
-    remedy, not a weaker limit.
-    """
+def test_a_ulimit_above_the_callers_is_refused():
+    """A hard limit that the kernel does not grant is an UnsupportedError with limit and remedy."""
     with pytest.raises(
         UnsupportedError, match=r"nofile=1073741825 is over the hard limit .*\(ulimit -H\)"
     ):
         Container(ulimits={"nofile": (1 << 30) + 1}).start()
 
 
-def test_many_containers_at_once_from_threads():
-    """Threads make containers of several kinds at the same time."""
+def test_containers_from_several_threads():
+    """Threads start containers with different settings at the same time."""
 
     def one(number):
         with Container(hostname=f"host{number}", memory=f"{64 + number % 3}m") as c:
@@ -437,9 +438,9 @@ def test_many_containers_at_once_from_threads():
         assert [f"host{n}\n" for n in range(40)] == list(pool.map(one, range(40)))
 
 
-def test_a_fork_of_the_client_has_a_launcher_of_its_own(box):
-    """After os.fork(), the child makes containers through its own launcher, and its end leaves the
-    parent's alone.
+def test_a_fork_has_its_own_launcher(box):
+    """After os.fork(), the child starts containers with its own launcher, and its end does not
+    affect the parent's.
     """
     reader, writer = os.pipe()
     pid = os.fork()
@@ -460,8 +461,8 @@ def test_a_fork_of_the_client_has_a_launcher_of_its_own(box):
     assert 0 == box.run(["true"]).returncode
 
 
-def test_inside_is_no_place_to_make_containers(box):
-    """Within a call, the outer containers are out of reach, and that is said."""
+def test_outer_containers_cannot_be_used_inside(box):
+    """A function inside that uses a container of its caller gets an error that says so."""
 
     def nested(container):
         try:
@@ -475,8 +476,8 @@ def test_inside_is_no_place_to_make_containers(box):
 
 @pytest.fixture
 def dying():
-    """The descriptor of a process that has lost its namespaces already, and has not ended: its
-    first thread has, another lives.
+    """Yield a pidfd of a process that has lost its namespaces but not ended: its first thread has
+    ended, another runs.
     """
     code = (
         "import ctypes, threading, time\nthreading.Thread(target=time.sleep, "
@@ -492,22 +493,29 @@ def dying():
 
 
 @pytest.mark.needs("root")
-@pytest.mark.parametrize("what", ["run", "call", "processes", "kill"])
-def test_an_init_that_is_ending_is_a_container_that_has_ended(what, dying, monkeypatch):
-    """In the moment between losing its namespaces and its end, too, what is tried says that the
-    container has stopped.
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda c: c.run(["true"]),
+        lambda c: c.call(len, ""),
+        lambda c: list_processes(c.handle),
+        lambda c: c.kill(),
+    ],
+)
+def test_an_init_without_namespaces_is_a_container_that_has_ended(use, dying, monkeypatch):
+    """Using a container whose init has lost its namespaces, but has not ended yet, raises
+    ContainerStopped.
     """
-    arguments = {"run": [["true"]], "call": [len, ""]}.get(what, [])
     with Container() as container:
-        monkeypatch.setattr(container, "pidfd", dying)
+        monkeypatch.setattr(container.handle, "pidfd", dying)
         with pytest.raises(ContainerStopped, match="has ended"):
-            getattr(container, what)(*arguments)
+            use(container)
         monkeypatch.undo()
         assert 0 == container.run(["true"]).returncode
 
 
-def test_images_of_nobody_are_refused():
-    """A directory that is not there is named."""
+def test_an_image_directory_that_does_not_exist_is_refused():
+    """The error names a directory that does not exist."""
     from pytest_sandbox import ImageError
 
     with pytest.raises(ImageError, match="/no/such/root"):
@@ -515,7 +523,7 @@ def test_images_of_nobody_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"),
+    ("raw", "message"),
     [
         ({"memory": "lots"}, "memory='lots' is not valid; accepted: bytes"),
         ({"memory": "1k"}, "memory='1k' is not valid"),
@@ -538,33 +546,33 @@ def test_images_of_nobody_are_refused():
         ({"user": "a b"}, "user='a b' is not valid"),
     ],
 )
-def test_a_wrong_setting_is_named(raw, said):
-    """Container(...) says key, value and accepted form before anything starts."""
+def test_an_invalid_setting_is_refused(raw, message):
+    """Container(...) raises SettingsError with key, value and accepted form."""
     with pytest.raises(SettingsError) as caught:
         Container(**raw)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"),
+    ("raw", "message"),
     [
         ({"volumes": ["/no/such/source:/data"]}, "volumes='/no/such/source' is not valid"),
         ({"user": "nobody-such"}, "user='nobody-such' is not valid"),
         ({"user": "root:nobody-such"}, "user='root:nobody-such' is not valid"),
     ],
 )
-def test_what_only_the_host_or_the_root_knows_is_named_at_the_start(raw, said):
-    """A value whose truth lies in files is checked when the container starts, or with the first
+def test_settings_that_depend_on_files_are_checked_at_the_start(raw, message):
+    """A value that depends on files of the host or the image is checked by start() or the first
     command.
     """
     with pytest.raises(SettingsError) as caught, Container(**raw) as c:
         c.run(["true"])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.needs("cpuset")
-def test_a_cpu_that_the_host_lacks_is_refused():
-    """Cpuset of a CPU that is not there is refused by name, and leaves nothing running."""
+def test_a_cpuset_with_missing_cpus_is_refused():
+    """A cpuset with a CPU that does not exist is refused, and nothing is left running."""
     from pytest_sandbox import SandboxError
 
     with pytest.raises(SandboxError, match="cpuset"):
@@ -572,14 +580,14 @@ def test_a_cpu_that_the_host_lacks_is_refused():
 
 
 @pytest.mark.needs("root")
-def test_a_host_name_takes_no_container_of_its_own():
-    """Containers that differ by name alone are made alike, so that the one that was made ahead
-    serves; the name stays when one goes on after a commit.
+def test_a_prepared_container_serves_any_host_name():
+    """Containers that differ by host name only have the same spec, so a prepared one serves; the
+    name stays after a commit.
     """
-    with Container(hostname="ann") as ann, Container(hostname="bob") as bob, Container() as nobody:
-        assert ann.spec == bob.spec == nobody.spec
-        assert ["ann", "bob", nobody.id] == [
-            one.call(socket.gethostname) for one in (ann, bob, nobody)
+    with Container(hostname="ann") as ann, Container(hostname="bob") as bob, Container() as unnamed:
+        assert ann.handle.spec == bob.handle.spec == unnamed.handle.spec
+        assert ["ann", "bob", unnamed.id] == [
+            one.call(socket.gethostname) for one in (ann, bob, unnamed)
         ]
         ann.commit()
         assert "ann\n" == ann.run(["hostname"], stdout=PIPE, text=True).stdout
