@@ -202,9 +202,9 @@ class Store:
         from filelock import FileLock, Timeout
 
         self.prepare()
-        lock = FileLock(self.path("lock"), timeout=_LOCK_SECONDS, poll_interval=0.005)
+        lock = FileLock(self.path("lock"))
         try:
-            lock.acquire()
+            lock.acquire(timeout=_LOCK_SECONDS, poll_interval=0.005)
         except Timeout:
             raise ImageError(
                 f"another process has held {self.path('lock')} for {_LOCK_SECONDS:.0f} s. "
