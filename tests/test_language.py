@@ -9,28 +9,10 @@ from word_list import NAMES, WORDS, findings, findings_in_names
 SUFFIXES = {".py", ".md", ".c", ".S", ".sh", ".toml", ".yml", ""}
 #: Files that quote the words.
 EXEMPT = {"tests/word_list.py", "tests/test_language.py", "CHANGELOG.md"}
-#: TEMPORARY: files and directories (with a / at the end) that are being rewritten.
-PENDING: tuple[str, ...] = (
-    "pytest_sandbox/client/",
-    "pytest_sandbox/container/snapshot_copy.py",
-    "pytest_sandbox/host/probes.py",
-    "pytest_sandbox/image/",
-    "pytest_sandbox/launcher/",
-    "pytest_sandbox/linux/cgroup/__init__.py",
-    "pytest_sandbox/runtime/",
-    "tests/container/test_chroot.py",
-    "tests/container/test_remote.py",
-    "tests/container/test_storage.py",
-    "tests/crash/",
-    "tests/fake_registry.py",
-    "tests/host/",
-    "tests/image/",
-    "tests/safety/",
-)
 
 
 def texts() -> dict[str, str]:
-    """Return the texts of the repository's files by their paths, without those of PENDING."""
+    """Return the texts of the repository's files by their paths, without those of EXEMPT."""
     top = [path for path in ROOT.iterdir() if path.is_file() and not path.name.startswith(".")]
     below = [
         path
@@ -42,7 +24,7 @@ def texts() -> dict[str, str]:
     return {
         name: path.read_text()
         for name, path in sorted(found.items())
-        if path.suffix in SUFFIXES and name not in EXEMPT and not name.startswith(PENDING)
+        if path.suffix in SUFFIXES and name not in EXEMPT
     }
 
 

@@ -128,7 +128,7 @@ def with_saved(saved: dict[str, str]) -> dict[str, Any]:
     they are.
     """
     return (
-        {"kept": tuple(saved.items()), "layers": os.path.join(images(), "writable")}
+        {"saved": tuple(saved.items()), "layers": os.path.join(images(), "writable")}
         if saved
         else {}
     )

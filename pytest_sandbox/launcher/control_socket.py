@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NAME", "ControlSocket"]
 
-#: The socket's name in the session's directory; other versions of this library use it, too.
-NAME = "door"
+#: The socket's name in the session's directory.
+NAME = "control.socket"
 #: Seconds from connecting to the last byte of the answer.
 _CLIENT_TIMEOUT = 5.0
 _MAX_REQUEST_BYTES = 1 << 16

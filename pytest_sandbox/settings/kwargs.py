@@ -1,7 +1,7 @@
 """The settings of a container as keyword arguments, for type checkers.
 
-:class:`SettingsKwargs` has the keys of :class:`~pytest_sandbox.settings.settings.Settings` with every type
-that its parsers accept. A test compares the two, so that none is missing.
+:class:`SettingsKwargs` has the keys of :class:`~pytest_sandbox.settings.settings.Settings` with
+every type that its parsers accept. A test compares the two, so that none is missing.
 """
 
 from __future__ import annotations

@@ -105,8 +105,8 @@ class Outer:
         script = (
             f"mount -t tmpfs layer {self.directory}/rootfs && mkdir {self.directory}/rootfs/upper "
             f"{self.directory}/rootfs/work && "
-            "mount -t overlay -o "
-            f"lowerdir=/,upperdir={self.directory}/rootfs/upper,workdir={self.directory}/rootfs/work docker {self.directory}/rootfs && "
+            f"mount -t overlay -o lowerdir=/,upperdir={self.directory}/rootfs/upper,"
+            f"workdir={self.directory}/rootfs/work docker {self.directory}/rootfs && "
             f"exec runc --root {self.directory}/state run --bundle {self.directory} {name}"
         )
         return subprocess.run(
@@ -190,7 +190,8 @@ def test_as_docker_makes_it_tests_can_be_skipped(outer):
     )
     run = (
         f"open('/tmp/test_it.py', 'w').write('{suite}'); import pytest; pytest.main(['-rs', "
-        "'-p', 'no:cacheprovider', '--sandbox', '-o', 'sandbox_unsupported=skip', '/tmp/test_it.py'])"
+        "'-p', 'no:cacheprovider', '--sandbox', '-o', 'sandbox_unsupported=skip', "
+        "'/tmp/test_it.py'])"
     )
     done = outer.run("-c", run)
     assert "1 passed, 1 skipped" in done.stdout
@@ -222,7 +223,10 @@ from pytest_sandbox import Container, SandboxError, host
 from pytest_sandbox.container import saved_layers
 row = host.find("image store")
 print(row.found, row.remedy)
-for attempt in (lambda: Container(storage="disk").start(), lambda: saved_layers.save(container.handle)):
+attempts = (
+    lambda: Container(storage="disk").start(), lambda: saved_layers.save(container.handle)
+)
+for attempt in attempts:
     with Container() as container:
         container.run(["rm", "/etc/passwd"], check=True)
         try:

@@ -1,5 +1,5 @@
-"""Hosts that restrict user namespaces: who is not root is told who restricts them, and what
-helps.
+"""Hosts that restrict user namespaces: the error for an unprivileged user names what restricts them,
+and what helps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ except UnsupportedError as error:
     print(error)
 """
 #: Gives up what makes root able to do without a user namespace.
-WITHOUT_POWER = (
+UNPRIVILEGED = (
     "setpriv",
     "--bounding-set=-sys_admin",
     "--inh-caps=-sys_admin",
@@ -40,7 +40,7 @@ def told(*argv: str) -> str:
 def test_a_limit_of_none():
     """With user.max_user_namespaces=0 the parameter is named, with the command that raises it."""
     script = 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"'
-    answer = told("unshare", "--user", "--map-root-user", "sh", "-c", script, "sh", *WITHOUT_POWER)
+    answer = told("unshare", "--user", "--map-root-user", "sh", "-c", script, "sh", *UNPRIVILEGED)
     assert "a container without root is not supported here." in answer
     assert "sysctl -w user.max_user_namespaces=15000" in answer
 

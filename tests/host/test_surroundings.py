@@ -114,7 +114,7 @@ def test_without_apparmor_no_profile_confines():
 
 
 NO_MOUNTS = "network, capability, file, umount, signal, ptrace, deny mount,"
-NO_POWER = "network, file, mount, umount, pivot_root, signal, ptrace,"
+NO_CAPABILITIES = "network, file, mount, umount, pivot_root, signal, ptrace,"
 #: Becomes confined with its exec.
 CONFINE = (
     "import os, sys; open('/proc/self/attr/apparmor/exec', 'w').write('exec ' + "
@@ -130,7 +130,9 @@ except UnsupportedError as error:
 
 
 @pytest.mark.needs("root", "apparmor", "apparmor_parser")
-@pytest.mark.parametrize("rules", [NO_MOUNTS, NO_POWER], ids=["no mounts", "no capabilities"])
+@pytest.mark.parametrize(
+    "rules", [NO_MOUNTS, NO_CAPABILITIES], ids=["no mounts", "no capabilities"]
+)
 def test_a_real_profile_is_named(tmp_path, rules):
     """Confined as docker's and as Ubuntu's profile confine, a container is refused with the
     profile's name and what to do.

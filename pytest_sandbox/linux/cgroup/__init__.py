@@ -1,4 +1,4 @@
-"""Control groups: one interface for cgroup v1 and v2.
+"""Cgroups: one interface for cgroup v1 and v2.
 
 :func:`find_hierarchy` returns the hierarchy of this host; ``hierarchy.session(name)`` creates a
 directory for a launcher; ``session.create(name)`` creates the :class:`Cgroup` of a container.
