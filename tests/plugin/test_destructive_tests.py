@@ -230,7 +230,9 @@ def test_a_deep_recursion(run_destructive):
     report = run_destructive(
         "sys.setrecursionlimit(10 ** 9)\ndef f(): return eval('f()', {'f': f})\nf()"
     )
-    assert report["text"].startswith("killed by SIGSEGV") or "RecursionError" in report["text"]
+    # Python 3.11 overflows the stack; newer ones raise, 3.14 in the parser.
+    ends = ("killed by SIGSEGV", "RecursionError", "MemoryError: Parser stack overflowed")
+    assert any(end in report["text"] for end in ends)
 
 
 def test_a_broken_interpreter(run_destructive):
