@@ -1,8 +1,8 @@
 """One measured process of the rows about images: ``python -m bench.image_worker OPERATION DIRECTORY
 [ARGUMENT...]``, as bench.worker.
 
-DIRECTORY is a tmpfs that holds the sample of :mod:`bench.images`; every round begins without a
-store, or with one that is known, and tidies up unmeasured.
+DIRECTORY is a tmpfs with the sample of :mod:`bench.images`. Every round starts with a new store,
+and its cleanup is not measured.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 def fresh(directory: str, name: str) -> str:
-    """Return a path that nothing has (podman remembers a storage by its path) and that is short
-    (podman takes no more than 50 characters).
+    """Return a new path, as podman remembers a storage by its path, of less than 50 characters,
+    podman's limit.
     """
     return os.path.join(directory, f"{name[0]}{time.monotonic_ns() % 10**10}")
 
@@ -40,7 +40,7 @@ def program(*argv: str) -> None:
 
 @contextmanager
 def tar(directory: str) -> Iterator[Round]:
-    """GNU tar, with gzip as its filter."""
+    """GNU tar with gzip."""
 
     def once() -> float:
         target = fresh(directory, "tar")
@@ -54,7 +54,7 @@ def tar(directory: str) -> Iterator[Round]:
 
 @contextmanager
 def load(directory: str) -> Iterator[Round]:
-    """``Image.load`` of an OCI layout into an empty store: verified, unpacked, in the index."""
+    """``Image.load`` of an OCI layout into an empty store: verified, extracted, in the index."""
     from pytest_sandbox import Image
 
     def once() -> float:
@@ -182,8 +182,8 @@ def commit(directory: str) -> Iterator[Round]:
 
 @contextmanager
 def memory(directory: str) -> Iterator[Round]:
-    """The most memory that a process had while it loaded the image: "milliseconds" are kilobytes
-    here.
+    """The maximum resident memory while an image is loaded, in kilobytes instead of
+    milliseconds.
     """
     from pytest_sandbox import Image
 
@@ -191,7 +191,7 @@ def memory(directory: str) -> Iterator[Round]:
         os.environ["PYTEST_SANDBOX_HOME"] = target = fresh(directory, "home")
         Image.load(f"{directory}/layout")
         shutil.rmtree(target)
-        # Not ru_maxrss: that remembers what the process was before its exec.
+        # Not ru_maxrss, which includes the process before its execve(2).
         return float(
             next(
                 line.split()[1]

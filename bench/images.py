@@ -1,6 +1,4 @@
-"""The rows about images: one sample, made here, unpacked, pulled and started by us and by the
-peers.
-"""
+"""The rows about images: a sample image that this library and its peers unpack, pull and start."""
 
 from __future__ import annotations
 
@@ -41,8 +39,8 @@ def worker(operation: str, *arguments: object) -> tuple[str, ...]:
 
 
 def contents(entries: int, megabytes: int) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of files like a distribution's: many small, some large, compressible to
-    about a third.
+    """Yield names and contents of files like those of a distribution: many small, a few large,
+    compressible to about a third.
     """
     chance = random.Random(1)
     text = b" ".join(chance.choices(_WORDS, k=400_000))
@@ -68,7 +66,7 @@ def layer(files: list[tuple[str, bytes]]) -> bytes:
 
 
 def write_layout(where: Path, layers: list[bytes]) -> list[bytes]:
-    """Write an image as an OCI layout, tagged latest; returns the compressed layers."""
+    """Write an image as an OCI layout with the tag latest; return its compressed layers."""
     blobs = where / "blobs/sha256"
     blobs.mkdir(parents=True)
 
@@ -106,7 +104,7 @@ def write_layout(where: Path, layers: list[bytes]) -> list[bytes]:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A tmpfs of the benchmark's own."""
+    """Mount a tmpfs for the benchmark."""
     with ExitStack() as undo:
         directory = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="images-")))
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4g", "tmpfs", directory], check=True)
@@ -115,7 +113,7 @@ def scratch() -> Iterator[Path]:
 
 
 def against(samples: dict[str, Sample], mine: str, other: str, at_most: float) -> Figure:
-    """The line of a comparison with one more peer."""
+    """Return the line that compares with one more peer."""
     one, two = samples[mine], samples[other]
     paired = one.paired_ratio(two) if len(one.blocks) == len(two.blocks) else None
     return Figure(

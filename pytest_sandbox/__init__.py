@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     )
     from pytest_sandbox.image.image import Image
     from pytest_sandbox.outcome import Change, Exited, OOMKilled, Signaled, Stats, TimedOut
-    from pytest_sandbox.settings import Settings
     from pytest_sandbox.settings.kwargs import SettingsKwargs
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = [
     "Change",
@@ -64,7 +64,7 @@ _MODULES = {
     "image.image": ("Image",),
     "settings.kwargs": ("SettingsKwargs",),
     "outcome": ("Change", "Exited", "OOMKilled", "Signaled", "Stats", "TimedOut"),
-    "settings": ("Settings",),
+    "settings.settings": ("Settings",),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["duration", "mib", "size"]
+__all__ = ["count", "decimal_size", "duration", "mib", "seconds", "size"]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _SPANS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
@@ -23,6 +23,19 @@ def size(count: float | None) -> str:
     return f"{count:.4g}{unit}"
 
 
+def decimal_size(count: float) -> str:
+    """Return a number of bytes in powers of 1000, as docker prints the sizes of images.
+
+    ``"7.8MB"``; three digits.
+    """
+    unit = "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.3g}{unit}"
+
+
 def mib(count: int | None) -> str:
     """Return a number of bytes in MiB, with one decimal unless it is whole.
 
@@ -33,8 +46,18 @@ def mib(count: int | None) -> str:
     return f"{count / (1 << 20):.1f} MiB" if count % (1 << 20) else f"{count >> 20} MiB"
 
 
-def duration(seconds: float) -> str:
+def duration(span: float) -> str:
     """Return a time in whole numbers of its largest unit: ``"12 seconds"``, ``"3 hours"``."""
-    length, unit = next((span for span in _SPANS if seconds >= span[0]), _SPANS[-1])
-    count = int(seconds // length)
-    return f"{count} {unit}{'' if count == 1 else 's'}"
+    length, unit = next((one for one in _SPANS if span >= one[0]), _SPANS[-1])
+    number = int(span // length)
+    return f"{number} {unit}{'' if number == 1 else 's'}"
+
+
+def seconds(value: float | None) -> str:
+    """Return a time with milliseconds: ``"0.250 s"``; ``"unknown"`` for None."""
+    return "unknown" if value is None else f"{value:.3f} s"
+
+
+def count(value: int | None) -> str:
+    """Return a count, or ``"unknown"`` for None."""
+    return "unknown" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""A registry of a few lines that answers from memory, or with whatever a test wants instead."""
+"""A minimal registry in memory, whose responses a test can replace."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ class Asked:
 
 @dataclass
 class Fake:
-    """Images by ``repository:tag``. Each hook gets a request, and says by a true value that it has
-    answered it.
+    """A registry with images by ``repository:tag``.
+
+    Each hook gets the handler of each request, and returns a true value if it sent a response.
     """
 
     images: dict[str, Made] = field(default_factory=dict)
@@ -46,7 +47,7 @@ class Fake:
     host: str = ""
 
     def add(self, name: str, made: Made) -> str:
-        """Serve an image; returns its reference."""
+        """Add an image and return its reference."""
         self.images[name] = made
         return f"{self.host}/{name}"
 
@@ -80,7 +81,7 @@ class Fake:
 
 @contextmanager
 def fake_registry(*hooks: Hook) -> Iterator[Fake]:
-    """A registry on a free port of loopback."""
+    """Run a registry on a free port of loopback."""
     fake = Fake(hooks=list(hooks))
 
     class Handler(BaseHTTPRequestHandler):
@@ -101,7 +102,7 @@ def fake_registry(*hooks: Hook) -> Iterator[Fake]:
 
 
 def challenge(text: str) -> Hook:
-    """Return a hook that asks for a login where there is none."""
+    """Return a hook that responds with 401 to requests without credentials."""
 
     def hook(handler: BaseHTTPRequestHandler) -> bool:
         if handler.headers.get("Authorization") or not handler.path.startswith("/v2/"):
@@ -112,12 +113,12 @@ def challenge(text: str) -> Hook:
 
 
 def on(part: str, status: int, data: bytes = b"", **headers: str) -> Hook:
-    """Return a hook that answers requests with ``part`` in their path."""
+    """Return a hook that responds to requests with ``part`` in their path."""
     return lambda handler: part in handler.path and reply(handler, status, data, **headers)
 
 
 def endless(status: int, piece: bytes = b"a" * 65536, **headers: str) -> Hook:
-    """Return a hook whose answer has no end: it writes until the client has gone."""
+    """Return a hook with an endless response: it writes until the client closes the connection."""
 
     def hook(handler: BaseHTTPRequestHandler) -> bool:
         handler.send_response(status)
@@ -126,15 +127,15 @@ def endless(status: int, piece: bytes = b"a" * 65536, **headers: str) -> Hook:
         handler.send_header("Connection", "close")
         handler.end_headers()
         handler.close_connection = True
-        while True:  # a write to a connection that the client has closed raises
+        while True:  # raises when the client has closed the connection
             handler.wfile.write(piece)
 
     return hook
 
 
 def dripping(data: bytes) -> Hook:
-    """Return a hook that sends the first byte of a blob, and another whenever the client might
-    give up, until it has gone.
+    """Return a hook that sends a blob one byte at a time, until the client closes the
+    connection.
     """
 
     def hook(handler: BaseHTTPRequestHandler) -> bool:
@@ -148,7 +149,7 @@ def dripping(data: bytes) -> Hook:
         for at in range(len(data)):
             handler.wfile.write(data[at : at + 1])
             try:
-                if not handler.connection.recv(1):  # what the client does meanwhile: it goes
+                if not handler.connection.recv(1):  # b"" when the client has closed it
                     break
             except socket.timeout:  # noqa: UP041 - what a socket raises
                 continue

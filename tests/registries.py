@@ -1,5 +1,5 @@
-"""Registries on loopback: Debian's docker-registry, open or behind a login, and a proxy before it
-that records and falsifies.
+"""Registries on loopback: Debian's docker-registry, a token server, and a proxy that records and
+changes requests.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Running:
-    """A registry that listens: its name in references, and the directory of its blobs."""
+    """A running registry: its ``HOST:PORT`` and the directory of its blobs."""
 
     host: str
     directory: Path
 
     def blob(self, digest: str) -> Path:
-        """The file in which the registry keeps a blob."""
+        """Return the path of a blob in the registry's storage."""
         digits = digest.removeprefix("sha256:")
         return self.directory / "docker/registry/v2/blobs/sha256" / digits[:2] / digits / "data"
 
@@ -85,7 +85,7 @@ def push_manifest(host: str, repository: str, tag: str, document: dict[str, Any]
 
 
 def push(host: str, name: str, made: Made) -> dict[str, Any]:
-    """Push an image under ``repository:tag``; returns its descriptor."""
+    """Push an image as ``repository:tag`` and return its descriptor."""
     repository, _, tag = name.partition(":")
     for described in (made.manifest["config"], *made.manifest["layers"]):
         push_blob(host, repository, made.blobs[described["digest"]])
@@ -94,10 +94,9 @@ def push(host: str, name: str, made: Made) -> dict[str, Any]:
 
 @dataclass
 class Proxy:
-    """A server before a registry: what it was asked, and what it does instead of passing a request
-    on.
+    """A reverse proxy of a registry that records requests.
 
-    Each of ``faults`` gets the handler of each request, and says by True that it has answered.
+    Each of ``faults`` gets the handler of each request, and returns True if it sent a response.
     """
 
     upstream: str
@@ -106,7 +105,7 @@ class Proxy:
     faults: list[Callable[[BaseHTTPRequestHandler], bool]] = field(default_factory=list)
 
     def asked(self, part: str = "") -> list[str]:
-        """The requests so far, as "METHOD PATH", with *part* in the path."""
+        """Return the requests with *part* in the path, as "METHOD PATH"."""
         return [f"{method} {path}" for method, path, _ in self.requests if part in path]
 
 
@@ -144,7 +143,7 @@ def handler_of(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
 
 
 def reply(handler: BaseHTTPRequestHandler, status: int, data: bytes = b"", **headers: str) -> bool:
-    """Answer a request; returns True, as a fault does that has answered."""
+    """Send a response and return True, as a fault does."""
     handler.send_response(status)
     given = {key.replace("_", "-"): value for key, value in headers.items()}
     for key, value in given.items():
@@ -165,11 +164,11 @@ def reply(handler: BaseHTTPRequestHandler, status: int, data: bytes = b"", **hea
 def serving(
     handler: type[BaseHTTPRequestHandler], context: ssl.SSLContext | None = None
 ) -> Iterator[str]:
-    """An HTTP server on a free port of loopback; yields its host and port."""
+    """Run an HTTP server on a free port of loopback, and yield its ``HOST:PORT``."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     if context:
         server.socket = context.wrap_socket(server.socket, server_side=True)
-    # a broken connection is what some tests are about
+    # some tests break connections
     server.handle_error = lambda *_: None  # type: ignore[method-assign]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -190,8 +189,8 @@ def proxy(upstream: str) -> Iterator[Proxy]:
 
 
 class TokenServer:
-    """Gives tokens as docker's token specification says: to anybody, or only to one user; signed
-    for docker-registry (ES256, x5c).
+    """A server of docker's token specification, anonymous or for one user. Tokens are signed for
+    docker-registry (ES256, x5c).
     """
 
     def __init__(self, authority: trustme.CA, *, user: str = "", password: str = "") -> None:
@@ -200,7 +199,7 @@ class TokenServer:
         self.asked: list[str] = []
 
     def section(self, host: str, directory: Path) -> dict[str, Any]:
-        """What a registry's configuration says of this server."""
+        """Return the section of this server for a registry's configuration."""
         bundle = directory.with_name("token-bundle.pem")
         bundle.write_bytes(b"".join(part.bytes() for part in self.leaf.cert_chain_pems))
         return {

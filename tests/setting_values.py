@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_sandbox.settings import Volume
+from pytest_sandbox.settings.settings import Volume
 
 M = 1 << 20
 

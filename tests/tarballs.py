@@ -1,4 +1,4 @@
-"""Layers and images made in memory, as honest or as hostile as a test wants them."""
+"""Layers and images in memory, valid or invalid."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def entry(
     tar_format: int = tarfile.PAX_FORMAT,
     **more: Any,
 ) -> bytes:
-    """One entry as bytes: header, content, padding; *more* are attributes of tarfile.TarInfo (mode,
-    uid, linkname, pax_headers, ...).
+    """Return an entry of a tar file: header, content and padding. *more* are attributes of
+    tarfile.TarInfo (mode, uid, linkname, pax_headers, ...).
     """
     info = tarfile.TarInfo(name)
     info.type = TYPES.get(kind, kind) if isinstance(kind, str) else kind
@@ -53,12 +53,12 @@ def link(name: str, target: str, *, kind: str = "link", **more: Any) -> bytes:
 
 
 def layer(*entries: bytes) -> bytes:
-    """A whole plain archive."""
+    """Return an uncompressed tar file of these entries."""
     return b"".join(entries) + bytes(1024)
 
 
 def files(**contents: str) -> bytes:
-    """A layer of text files at its root."""
+    """Return a layer of text files in its root."""
     return layer(*(entry(name, text.encode()) for name, text in contents.items()))
 
 
@@ -76,9 +76,7 @@ def _gzipped(data: bytes) -> bytes:
 
 @dataclass
 class Made:
-    """An image as documents and blobs by digest; ``index`` is the layout's, and each step can be
-    falsified before :meth:`write`.
-    """
+    """An image as documents, and blobs by digest, which a test can change before :meth:`write`."""
 
     layers: list[bytes]
     config: dict[str, Any] = field(default_factory=dict)
@@ -106,12 +104,12 @@ class Made:
         }
 
     def add(self, data: bytes, media: str) -> dict[str, Any]:
-        """Store a blob; return its descriptor."""
+        """Add a blob and return its descriptor."""
         self.blobs[digest_of(data)] = data
         return {"mediaType": media, "digest": digest_of(data), "size": len(data)}
 
     def reseal(self) -> None:
-        """Let the manifest name the config document as it is now."""
+        """Update the configuration's digest in the manifest."""
         self.manifest["config"] = self.add(
             json.dumps(self.document).encode(), f"{OCI}.config.v1+json"
         )
@@ -137,9 +135,7 @@ class Made:
 
 
 def docker_archive(made: Made, *tags: str) -> bytes:
-    """The image as ``docker save`` writes it (the form before docker 25: config and layers named in
-    manifest.json).
-    """
+    """Return the image as ``docker save`` before version 25 wrote it, with a manifest.json."""
     config = json.dumps(made.document).encode()
     names = [f"{digest_of(data).removeprefix('sha256:')}/layer.tar" for data in made.layers]
     listing = [
@@ -158,7 +154,7 @@ def docker_archive(made: Made, *tags: str) -> bytes:
 
 
 def tar_of(where: Path) -> bytes:
-    """A directory as a plain archive, by the standard library."""
+    """Return a directory as an uncompressed tar file."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.add(where, arcname=".")

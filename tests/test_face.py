@@ -15,7 +15,7 @@ import pytest
 
 import pytest_sandbox
 from pytest_sandbox import errors
-from pytest_sandbox.settings import KEYS
+from pytest_sandbox.settings.settings import KEYS
 
 ERRORS = {
     errors.SandboxError: ("wrong",),

@@ -12,7 +12,7 @@ import pytest_sandbox
 from pytest_sandbox import Change, Container, Image, Network, Stats
 from pytest_sandbox.container.popen import Popen
 from pytest_sandbox.plugin import hookspecs
-from pytest_sandbox.settings import KEYS
+from pytest_sandbox.settings.settings import KEYS
 
 # The keyword arguments.
 RUN = "input capture_output text encoding env cwd user timeout check stdin stdout stderr"

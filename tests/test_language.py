@@ -11,49 +11,21 @@ SUFFIXES = {".py", ".md", ".c", ".S", ".sh", ".toml", ".yml", ""}
 EXEMPT = {"tests/word_list.py", "tests/test_language.py", "CHANGELOG.md"}
 #: TEMPORARY: files and directories (with a / at the end) that are being rewritten.
 PENDING: tuple[str, ...] = (
-    "pytest_sandbox/linux/",
-    "pytest_sandbox/host/",
-    "pytest_sandbox/image/",
-    "pytest_sandbox/runtime/",
-    "pytest_sandbox/launcher/",
     "pytest_sandbox/client/",
     "pytest_sandbox/container/snapshot_copy.py",
-    "pytest_sandbox/plugin/",
-    "pytest_sandbox/paths.py",
-    "pytest_sandbox/printable.py",
-    "pytest_sandbox/cli/attach.py",
-    "pytest_sandbox/cli/containers.py",
-    "pytest_sandbox/cli/run.py",
-    "pytest_sandbox/cli/stats.py",
-    "pytest_sandbox/cli/images.py",
-    "pytest_sandbox/cli/progress.py",
-    "pytest_sandbox/cli/doctor.py",
+    "pytest_sandbox/host/probes.py",
+    "pytest_sandbox/image/",
+    "pytest_sandbox/launcher/",
+    "pytest_sandbox/linux/cgroup/__init__.py",
+    "pytest_sandbox/runtime/",
     "tests/container/test_chroot.py",
     "tests/container/test_remote.py",
     "tests/container/test_storage.py",
     "tests/crash/",
+    "tests/fake_registry.py",
     "tests/host/",
     "tests/image/",
-    "tests/linux/",
-    "tests/plugin/",
     "tests/safety/",
-    "tests/typing_programs/",
-    "tests/cli/test_doctor.py",
-    "tests/cli/test_containers.py",
-    "tests/cli/test_flags.py",
-    "tests/cli/test_run.py",
-    "tests/cli/test_terminal.py",
-    "tests/cli/test_images.py",
-    "tests/test_printable.py",
-    "tests/test_structure.py",  # names of files in its temporary lists
-    "tests/registries.py",
-    "tests/fake_registry.py",
-    "tests/tarballs.py",
-    "bench/images.py",
-    "bench/image_worker.py",
-    "tools/make_syscall_numbers.py",
-    "tools/make_machine_code.py",
-    "tools/machine_code/",
 )
 
 
@@ -113,11 +85,11 @@ def test_a_planted_word_is_found(text, line, found):
 @pytest.mark.parametrize(
     "text",
     [
-        "kept = 1",
+        "power = 1",
         "def start(offer): pass",
         "class PowerTable: pass",
-        "self.made_ahead = 1",
-        "for kept in range(3): pass",
+        "self.next_offer = 1",
+        "for offer in range(3): pass",
     ],
 )
 def test_a_planted_name_is_found(text):
@@ -145,7 +117,7 @@ def test_genuine_uses_are_allowed(text):
 
 def test_ordinary_words_are_allowed_in_sentences():
     """A word that is banned in names only is not reported in a docstring or a string."""
-    assert [] == findings_in_names('"""The layer is kept."""\nx = "kept"')
+    assert [] == findings_in_names('"""The power of two."""\nx = "an offer"')
 
 
 def test_the_finding_says_where_and_what_to_write():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from setting_values import BAD, GOOD, NO_SIZES, SIZES, TEXTS
 
 from pytest_sandbox.errors import SettingsError
-from pytest_sandbox.settings import (
+from pytest_sandbox.settings.settings import (
     CAPABILITIES,
     KEYS,
     ULIMITS,

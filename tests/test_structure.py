@@ -36,9 +36,10 @@ LAYERS: dict[str, int] = {
     "launcher": 5,
     "client": 5,
     "container": 6,
-    "plugin": 7,
-    "cli": 7,
-    "__main__": 7,
+    "doctor": 7,
+    "plugin": 8,
+    "cli": 8,
+    "__main__": 8,
 }
 # Packages of one layer that may import each other.
 SAME_PACKAGE = {
@@ -71,63 +72,31 @@ KERNEL_PATHS_TOO: dict[str, str] = {}
 # Files over LONGEST_FILE lines, with the reason why each is one file.
 LONG_FILES: dict[str, str] = {
     "client/session.py": "is being split",
-    "image/store.py": "is being split",
     "image/tar.py": "is being split",
     "launcher/main.py": "is being split",
     "runtime/create.py": "is being split",
 }
 
 # TEMPORARY: functions over LONGEST_FUNCTION lines that are being shortened.
-PENDING_LONG_FUNCTIONS = {
-    "host/probes.py _kernel",
-}
+PENDING_LONG_FUNCTIONS = {}
 # TEMPORARY: modules of import cycles that are being resolved.
 PENDING_CYCLES = {
     f"{PACKAGE}.{name}"
     for name in (
-        "linux.process",
-        "linux.syscall_batch",
-        "linux.cgroup",
-        "linux.cgroup.v1",
-        "linux.cgroup.v2",
+        "client.session",
+        "client.snapshots",
         "host",
         "host.packages",
         "host.probes",
-        "client.session",
-        "client.snapshots",
-        "plugin.benchmarks",
-        "plugin.coverage_data",
-        "plugin.crash_report",
-        "plugin.messages",
-        "plugin.report_channel",
-        "plugin.report_schema",
-        "plugin.report_sections",
-        "plugin.options",
-        "plugin.summary",
-        "plugin.protocol",
-        "plugin.selection",
     )
 }
 # TEMPORARY: files with lines over LONGEST_LINE columns that are being rewrapped.
 PENDING_LONG_LINES: set[str] = {
-    "cli/images.py",
     "client/requests.py",
-    "host/namespace.py",
-    "host/trial.py",
     "image/decompress.py",
     "image/manifest.py",
     "launcher/control_socket.py",
     "launcher/main.py",
-    "linux/capabilities.py",
-    "linux/machine_code.py",
-    "linux/seccomp/profile.py",
-    "linux/syscall.py",
-    "linux/syscall_numbers.py",
-    "plugin/inherited_files.py",
-    "plugin/protocol.py",
-    "plugin/results.py",
-    "plugin/summary.py",
-    "plugin/test_process.py",
     "runtime/create.py",
     "runtime/protocol.py",
     "tests/crash/interrupts.py",
@@ -136,23 +105,8 @@ PENDING_LONG_LINES: set[str] = {
     "tests/host/test_outer.py",
     "tests/image/test_hostile.py",
     "tests/image/test_unpack.py",
-    "tests/linux/test_cgroup_v2.py",
-    "tests/linux/test_kernel_values.py",
-    "tests/linux/test_systemd.py",
-    "tests/plugin/conftest.py",
-    "tests/plugin/test_as_without.py",
-    "tests/plugin/test_hooks.py",
-    "tests/plugin/test_image_body.py",
-    "tests/plugin/test_misbehaving.py",
-    "tests/plugin/test_network.py",
-    "tests/plugin/test_other_plugins.py",
-    "tests/plugin/test_rule.py",
-    "tests/plugin/test_untrusted.py",
-    "tests/plugin/test_verdicts.py",
     "tests/safety/test_attacks.py",
     "tests/safety/test_starts.py",
-    "tools/make_machine_code.py",
-    "tools/make_syscall_numbers.py",
 }
 
 # Lines of a function, without its docstring: at most, of nine in ten, and of one in two.

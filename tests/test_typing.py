@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_sandbox.settings import KEYS, Settings
 from pytest_sandbox.settings.kwargs import SettingsKwargs
+from pytest_sandbox.settings.settings import KEYS, Settings
 
 PROGRAM = Path(__file__).parent / "typing_programs" / "calls.py"
 WRONG = [

@@ -62,15 +62,15 @@ WORDS: dict[str, str] = {
 #: A part of a name of a variable, function, class or file -> what to write instead. These are
 #: ordinary words in a sentence.
 NAMES: dict[str, str] = {
-    "kept": "saved",
     "power": "capability",
     "powers": "capabilities",
     "offer": "prewarmed",
-    "ahead": "prewarmed",
 }
 #: Genuine uses, which are skipped: public names, other software, quoted texts.
 ALLOWED: tuple[str, ...] = (
     "pytest_sandbox_carried",  # a hook of the public interface
+    "cgroup, control group",  # the glossary
+    "as which argument",
     "over the wire",
     "on the wire",
 )

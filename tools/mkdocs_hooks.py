@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_sandbox.cli import verbs as verb_table
 from pytest_sandbox.cli.parser import PROGRAM, parser_of
-from pytest_sandbox.settings import KEYS, Key
+from pytest_sandbox.settings.settings import KEYS, Key
 
 _COLUMNS = "88"
 

@@ -59,28 +59,28 @@ def _ps(found: argparse.Namespace) -> int:
     from pytest_sandbox.container.saved_layers import list_saved
 
     saved = list_saved() if found.all else []
-    cards = [*map(_kept_card, saved), *map(_card, list_containers())]
+    entries = [*map(_saved_entry, saved), *map(_entry, list_containers())]
     if found.quiet:
-        print("".join(f"{card['id']}\n" for card in cards), end="")
+        print("".join(f"{entry['id']}\n" for entry in entries), end="")
     elif found.format == "json":
-        output.print_json(cards)
+        output.print_json(entries)
     else:
         output.print_table(
             ("CONTAINER ID", "IMAGE", "COMMAND", "STATUS", "NAME"),
-            [_ps_row(card) for card in cards],
+            [_ps_row(entry) for entry in entries],
         )
     return 0
 
 
-def _ps_row(card: dict[str, Any]) -> tuple[str, ...]:
-    age = duration(max(0.0, time.time() - card["created"]))
+def _ps_row(entry: dict[str, Any]) -> tuple[str, ...]:
+    age = duration(max(0.0, time.time() - entry["created"]))
     status = {"running": f"Up {age}", "paused": f"Up {age} (Paused)"}.get(
-        card["status"], f"Kept {age} ago"
+        entry["status"], f"Kept {age} ago"
     )
-    return (card["id"], str(card["image"]), card["command"], status, card["name"])
+    return (entry["id"], str(entry["image"]), entry["command"], status, entry["name"])
 
 
-def _kept_card(one: SavedLayer) -> dict[str, Any]:
+def _saved_entry(one: SavedLayer) -> dict[str, Any]:
     return {
         "id": one.id,
         "status": "kept",
@@ -94,7 +94,7 @@ def _kept_card(one: SavedLayer) -> dict[str, Any]:
     }
 
 
-def _card(one: RemoteContainer) -> dict[str, Any]:
+def _entry(one: RemoteContainer) -> dict[str, Any]:
     return {
         "id": one.id,
         "status": "paused" if one.paused else "running",
@@ -109,7 +109,7 @@ def _card(one: RemoteContainer) -> dict[str, Any]:
 
 
 def _command(one: RemoteContainer) -> str:
-    """Return the command line of the first process inside; empty where nothing runs."""
+    """Return the command line of the first process inside, or an empty string."""
     from pytest_sandbox.container.processes import list_processes
     from pytest_sandbox.container.remote import open_handle
 
@@ -155,21 +155,21 @@ def _exec(found: argparse.Namespace) -> int:
         return attach(container, command)
 
 
-def _living_or_kept(name: str) -> Container:
-    """Enter a living container of that name, or start one where a kept one ended.
+def _open_or_restart(name: str) -> Container:
+    """Open the running container of that name, or start a new one from its saved layer.
 
-    Raises :class:`SandboxError` for a name that is none.
+    Raises :class:`SandboxError` for an unknown name.
     """
     from pytest_sandbox.container import remote, saved_layers
     from pytest_sandbox.container.container import open_remote, start_saved
 
-    alive = remote.list_containers()
+    running = remote.list_containers()
     layers = saved_layers.list_saved()
-    if not remote.matching(name, [one.id for one in alive], [one.label for one in alive]):
+    if not remote.matching(name, [one.id for one in running], [one.label for one in running]):
         found = remote.matching(name, [one.id for one in layers], [one.label for one in layers])
         if found:
             return start_saved(_one_of(name, found))
-    return open_remote(remote.find(name, alive))
+    return open_remote(remote.find(name, running))
 
 
 def _shell_arguments(parser: argparse.ArgumentParser) -> None:
@@ -179,7 +179,7 @@ def _shell_arguments(parser: argparse.ArgumentParser) -> None:
 def _shell(found: argparse.Namespace) -> int:
     from pytest_sandbox.cli.attach import Command, attach
 
-    with _living_or_kept(found.id) as container:
+    with _open_or_restart(found.id) as container:
         shells = [path for path in ("/bin/bash", "/bin/sh") if container.exists(path)]
         args = [*shells, "sh"][:1]
         return attach(container, Command(args, interactive=True, tty=sys.stdin.isatty()))
@@ -235,7 +235,7 @@ def _stats(found: argparse.Namespace) -> int:
 
 
 def _diff(found: argparse.Namespace) -> int:
-    with _living_or_kept(found.id) as container:
+    with _open_or_restart(found.id) as container:
         changes = container.diff()
     if found.format == "json":
         output.print_json([asdict(change) for change in changes])

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["VERBS"]
 
 _DETAILS = """\
-Everything is tried, in forks that leave nothing behind; nothing is guessed from a version.
+Containers are started as a test session starts them, with each setting, and removed again.
+If no container starts, what it is made of is tried by itself, to show who refuses what.
 
-marks: 'yes'; 'no', where only what the row names is lacking; 'NO', without which no container can
-be made.
-exit status: 0 where containers can be made here, else 1.
+marks: 'yes'; 'no', where only what the row names is lacking; 'NO', what every test session needs.
+exit status: 0 if containers can be used here, else 1.
 """
 
 
@@ -33,9 +33,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(found: argparse.Namespace) -> int:
-    from pytest_sandbox import host
+    from pytest_sandbox import doctor
 
-    rows = host.capabilities()
+    rows = doctor.examine()
     if found.json:
         output.print_json([row.to_json() for row in rows])
     else:
@@ -73,13 +73,13 @@ def _mark(row: Capability) -> str:
 def _verdict(rows: Sequence[Capability]) -> str:
     lacking = [row.name for row in rows if row.needed and not row.found]
     if lacking:
-        return f"No container can be made here: {', '.join(lacking)}."
+        return f"Containers cannot be used here: {', '.join(lacking)}."
     limits = [
         row.name.removeprefix("limit: ")
         for row in rows
         if row.name.startswith("limit: ") and not row.found
     ]
-    return "Containers can be made here" + (
+    return "Containers can be used here" + (
         f", without limits on {', '.join(limits)}." if limits else ", with every limit."
     )
 

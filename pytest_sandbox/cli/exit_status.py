@@ -56,7 +56,7 @@ def say(text: str) -> None:
 
 
 def complain(text: object) -> None:
-    """Write a message of ours on stderr."""
+    """Write a message of pytest-sandbox on stderr."""
     say(f"pytest-sandbox: {printable(text, TEXT)}")
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import SandboxError, SettingsError, UnsupportedError
-from pytest_sandbox.settings import Settings, from_text
+from pytest_sandbox.settings.settings import Settings, from_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,6 +1,4 @@
-"""``pull``, ``load``, ``images``, ``inspect``, ``history``, ``rmi`` and ``prune``: what containers
-start from.
-"""
+"""The commands ``pull``, ``load``, ``images``, ``inspect``, ``history``, ``rmi`` and ``prune``."""
 
 from __future__ import annotations
 
@@ -15,24 +13,22 @@ from pytest_sandbox.cli.exit_status import complain
 from pytest_sandbox.cli.verb import Verb
 from pytest_sandbox.errors import ImageError, SandboxError
 from pytest_sandbox.printable import printable
-from pytest_sandbox.units import duration
+from pytest_sandbox.units import decimal_size, duration
 
 if TYPE_CHECKING:
     import argparse
 
     from pytest_sandbox.image.image import Image
 
-__all__ = ["VERBS", "have"]
+__all__ = ["VERBS", "ensure_image"]
 
 _SHORT_ID = 12
 _COMMAND_WIDTH = 44
 _SPAN = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
-def have(reference: str, *, policy: str) -> None:
-    """See to it that ``run`` finds its image: pulled where it is ``missing``, ``always``, or
-    ``never``; the host and directories are there.
-    """
+def ensure_image(reference: str, *, policy: str) -> None:
+    """Pull the image of ``run`` according to --pull: ``always``, ``never``, or if ``missing``."""
     from pytest_sandbox.cli.progress import reporting
     from pytest_sandbox.image.image import Image, find
     from pytest_sandbox.image.store import UnknownImage
@@ -56,7 +52,7 @@ def have(reference: str, *, policy: str) -> None:
 def _pull_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     parser.add_argument(
-        "images", nargs="+", metavar="NAME[:TAG|@DIGEST]", help="as docker reads it"
+        "images", nargs="+", metavar="NAME[:TAG|@DIGEST]", help="in docker's syntax"
     )
 
 
@@ -73,13 +69,13 @@ def _pull(found: argparse.Namespace) -> int:
 
 def _load_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
-    parser.add_argument("-i", "--input", metavar="FILE", help="the same as PATH, as docker has it")
+    parser.add_argument("-i", "--input", metavar="FILE", help="the same as PATH, as in docker")
     parser.add_argument(
         "-t",
         "--tag",
         default="",
         metavar="NAME[:TAG]",
-        help="what the image is called, instead of the names it brings",
+        help="the image's name, instead of those in the archive",
     )
     parser.add_argument(
         "path",
@@ -94,7 +90,7 @@ def _load(found: argparse.Namespace) -> int:
     from pytest_sandbox.image.image import Image, load_stream
 
     if found.path and found.input:
-        raise SandboxError("PATH and --input are the same thing: give one of them")
+        raise SandboxError("PATH and --input are the same: give only one of them")
     path = found.path or found.input
     with reporting(sys.stderr, quiet=found.quiet) as progress:
         if path:
@@ -109,8 +105,8 @@ def _load(found: argparse.Namespace) -> int:
 def _say_loaded(image: Image, path: str) -> None:
     if image.directory:
         raise ImageError(
-            f"{image.directory} is a directory with a root file system: it is used as it is. Run: "
-            f"pytest-sandbox run {path} ..."
+            f"{image.directory} is a directory with a root file system, which is used without "
+            f"loading. Run: pytest-sandbox run {path} ..."
         )
     named = image.reference != image.id
     print(f"Loaded image: {image.reference}" if named else f"Loaded image ID: {image.id}")
@@ -153,14 +149,14 @@ def _images(found: argparse.Namespace) -> int:
             end="",
         )
     elif found.format == "json":
-        output.print_json([_card(image) for image in ones])
+        output.print_json([_as_json(image) for image in ones])
     else:
         rows = [
             (
                 *_split(image),
                 _id(image, whole=found.no_trunc),
                 _age(_created(image)),
-                decimal(image.size),
+                decimal_size(image.size),
             )
             for image in ones
         ]
@@ -169,8 +165,8 @@ def _images(found: argparse.Namespace) -> int:
 
 
 def _created(image: Image) -> object:
-    """Return when an image was made, None where its configuration is damaged, which is said: the
-    others are listed all the same.
+    """Return the creation time of an image. If its configuration is damaged, print an error and
+    return None, so that the other images are listed.
     """
     try:
         return image.document.get("created")
@@ -179,7 +175,7 @@ def _created(image: Image) -> object:
         return None
 
 
-def _card(image: Image) -> dict[str, object]:
+def _as_json(image: Image) -> dict[str, object]:
     repository, tag = _split(image)
     created = _created(image)
     return {
@@ -206,7 +202,7 @@ def _id(image: Image, *, whole: bool) -> str:
 
 
 def _age(created: object) -> str:
-    """Return docker's words for when it was made, from the configuration's time (RFC 3339)."""
+    """Return the age as docker prints it, from the configuration's time (RFC 3339)."""
     if not isinstance(created, str):
         return "N/A"
     text = re.sub(r"(\.\d{1,6})\d*", r"\1", created.replace("Z", "+00:00"))
@@ -217,23 +213,11 @@ def _age(created: object) -> str:
         return "N/A"
 
 
-def decimal(count: float) -> str:
-    """Return bytes as docker prints the sizes of images: powers of 1000, three digits."""
-    unit = "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            break
-        count /= 1000
-    return f"{count:.3g}{unit}"
-
-
 # -- inspect and history
 
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="name, id, or the beginning of an id"
-    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="name, id, or prefix of an id")
 
 
 def _inspect(found: argparse.Namespace) -> int:
@@ -244,7 +228,7 @@ def _inspect(found: argparse.Namespace) -> int:
 
 
 def _inspected(image: Image) -> dict[str, object]:
-    """Return what docker shows of an image, in its words and order."""
+    """Return what ``docker inspect`` prints, with its keys and order."""
     document = image.document
     return {
         "Id": image.id,
@@ -270,7 +254,7 @@ def _history_arguments(parser: argparse.ArgumentParser) -> None:
         help="json: one list, for programs (default: table)",
     )
     parser.add_argument("--no-trunc", action="store_true", help="print whole commands and ids")
-    parser.add_argument("image", metavar="IMAGE", help="name, id, or the beginning of an id")
+    parser.add_argument("image", metavar="IMAGE", help="name, id, or prefix of an id")
 
 
 def _history(found: argparse.Namespace) -> int:
@@ -288,14 +272,14 @@ def _history(found: argparse.Namespace) -> int:
             command = command[: _COMMAND_WIDTH - 1] + "…"
         identity = "<missing>" if number else _id(image, whole=found.no_trunc)
         rows.append(
-            (identity, _age(step["Created"]), command, decimal(step["Size"]), step["Comment"])
+            (identity, _age(step["Created"]), command, decimal_size(step["Size"]), step["Comment"])
         )
     output.print_table(("IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"), rows)
     return 0
 
 
 def _steps(image: Image) -> list[dict[str, Any]]:
-    """Return the history, newest first, each step with the size of its layer."""
+    """Return the steps of the history, newest first, with the sizes of their layers."""
     sizes = iter(image.layer_sizes())
     steps = [
         {
@@ -313,12 +297,8 @@ def _steps(image: Image) -> list[dict[str, Any]]:
 
 
 def _rmi_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-f", "--force", action="store_true", help="no error for an image that is not there"
-    )
-    parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="name, id, or the beginning of an id"
-    )
+    parser.add_argument("-f", "--force", action="store_true", help="no error for an unknown image")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="name, id, or prefix of an id")
 
 
 def _rmi(found: argparse.Namespace) -> int:
@@ -346,30 +326,33 @@ def _prune_arguments(parser: argparse.ArgumentParser) -> None:
         "-a",
         "--all",
         action="store_true",
-        help="images with a name, too, unless a container lives on them",
+        help="also images with a name, unless a container uses them",
     )
     parser.add_argument(
-        "--filter", metavar="until=SPAN", help="only what was not used for so long: 24h, 7d, 90m"
+        "--filter", metavar="until=SPAN", help="only images not used for this long: 24h, 7d, 90m"
     )
     parser.add_argument(
         "--keep-storage",
         metavar="SIZE",
-        help="remove what was used longest ago, named or not, until no more than this is left",
+        help="remove the least recently used images until no more than this is left",
     )
     parser.add_argument(
-        "-f", "--force", action="store_true", help="accepted for docker's sake: nothing is asked"
+        "-f",
+        "--force",
+        action="store_true",
+        help="ignored, for compatibility with docker: there is no prompt",
     )
 
 
 def _prune(found: argparse.Namespace) -> int:
     from pytest_sandbox.image.prune import prune
     from pytest_sandbox.image.store import Store
-    from pytest_sandbox.settings import parse_size
+    from pytest_sandbox.settings.settings import parse_size
 
     keep = parse_size(found.keep_storage) if found.keep_storage else None
     removed, size = prune(Store(), every=found.all, older_than=_span(found.filter), keep_bytes=keep)
     print("".join(f"Deleted: {one}\n" for one in removed), end="")
-    print(f"Total reclaimed space: {decimal(size)}")
+    print(f"Total reclaimed space: {decimal_size(size)}")
     return 0
 
 
@@ -377,7 +360,7 @@ def _span(text: str | None) -> float:
     match = re.fullmatch(r"until=((?:\d+[smhdw])+)", text or "until=0s")
     if not match:
         raise SandboxError(
-            f"--filter {text} is not understood; accepted: until= and a time span, as in "
+            f"--filter {text} is not valid; accepted: until= and a time span, as in "
             "until=24h or until=7d"
         )
     return float(
@@ -390,7 +373,7 @@ VERBS = (
         name="pull",
         usage="[-q] NAME[:TAG|@DIGEST]...",
         summary="Fetch images from a registry",
-        details="Logins are docker's (docker login, ~/.docker/config.json). "
+        details="Uses the credentials of docker login (~/.docker/config.json). "
         "PYTEST_SANDBOX_MIRRORS and PYTEST_SANDBOX_REGISTRY_PREFIX: see the docs.",
         arguments=_pull_arguments,
         run=_pull,
@@ -413,28 +396,28 @@ VERBS = (
     Verb(
         name="inspect",
         usage="IMAGE...",
-        summary="Print all that is known of images, as docker does (JSON)",
+        summary="Print the details of images, as docker does (JSON)",
         arguments=_inspect_arguments,
         run=_inspect,
     ),
     Verb(
         name="history",
         usage="[OPTIONS] IMAGE",
-        summary="Show how an image came to be",
+        summary="Show the history of an image",
         arguments=_history_arguments,
         run=_history,
     ),
     Verb(
         name="rmi",
         usage="[-f] IMAGE...",
-        summary="Remove images, or names of them",
+        summary="Remove images, or their names",
         arguments=_rmi_arguments,
         run=_rmi,
     ),
     Verb(
         name="prune",
         usage="[-a] [--filter until=SPAN] [--keep-storage SIZE]",
-        summary="Remove images without a name, layers of none, and what dead processes left",
+        summary="Remove images without a name, unused layers, and files of killed processes",
         arguments=_prune_arguments,
         run=_prune,
     ),

@@ -1,6 +1,4 @@
-"""Progress of long work on images: bars on a terminal where rich is installed, silence everywhere
-else.
-"""
+"""Progress bars of pull and load, on a terminal if rich is installed."""
 
 from __future__ import annotations
 
@@ -21,8 +19,8 @@ _SHORT = 12
 
 @contextmanager
 def reporting(stream: TextIO | None, *, quiet: bool = False) -> Iterator[Report | None]:
-    """Give a function that shows the progress of each layer on ``stream``; None where nothing is to
-    be shown.
+    """Yield a function that shows the progress of each layer on ``stream``; None with ``quiet``, or
+    if bars cannot be shown.
     """
     bars = None if quiet or stream is None or not stream.isatty() else _bars(stream)
     if bars is None:
@@ -54,7 +52,7 @@ def _bars(stream: TextIO) -> Progress | None:
 
 
 class _Layers:
-    """One bar for each layer, made when it is first heard of."""
+    """One bar for each layer, which is added at its first progress."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
@@ -65,5 +63,5 @@ class _Layers:
         if task is None:
             name = key.removeprefix("sha256:")[:_SHORT]
             task = self._tasks[key] = self._bars.add_task(f"{name} {what}", total=total)
-        # rich's own number of a task
+        # the TaskID of rich
         self._bars.update(task, completed=done)  # type: ignore[arg-type]

@@ -78,7 +78,7 @@ def _run(found: argparse.Namespace) -> int:
             "--detach is not supported: a container ends with the `run` that created it. Add & to "
             "the command line to run it in the background."
         )
-    images.have(found.image, policy=found.pull)
+    images.ensure_image(found.image, policy=found.pull)
     with flags.naming_flags(found):
         container = Container(flags.settings(found.image, found))
         container.handle.label = found.name

@@ -76,12 +76,12 @@ def run(names: Sequence[str], *, form: str, once: bool) -> int:
 
 def _print(now: _Sample, before: _Sample, form: str) -> None:
     if form == "json":
-        output.print_json([_card(one, now.cpu_percent(one, before)) for one in now.ones])
+        output.print_json([_entry(one, now.cpu_percent(one, before)) for one in now.ones])
     else:
         output.print_table(_COLUMNS, _rows(now, before))
 
 
-def _card(one: RemoteContainer, cpu: float | None) -> dict[str, object]:
+def _entry(one: RemoteContainer, cpu: float | None) -> dict[str, object]:
     figures = asdict(one.stats) if one.stats else {}
     return {
         "id": one.id,

@@ -1,1 +1,1 @@
-"""The calling process's side of its launcher."""
+"""The client's side of the launcher: its start, requests, and the cleanup after killed sessions."""

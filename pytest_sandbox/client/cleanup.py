@@ -1,9 +1,9 @@
-"""Cleanup: remove what a killed session has left behind (cgroups, lock, directories). Every new
-session starts with it.
+"""Removal of what killed sessions have left: cgroups, lock files, directories.
 
-A session has ended when its locks can be taken: the lock file in the state directory, and that of
-each of its cgroups. Who has another state directory (another user, an outer container, a chroot)
-sees the cgroups alone, and removes them only where they are empty.
+Every new session starts with it. A session has ended when its locks (flock(2)) can be taken: that
+of its lock file in the state directory, and those of its cgroups. The locks of cgroups are the same
+in every namespace and chroot. A process with another state directory (another user's, an outer
+container's, a chroot's) does not know the lock file: it removes only cgroups that are empty.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pytest_sandbox.errors import SetupError
 from pytest_sandbox.linux import cgroup, file_lock, private_directory
 from pytest_sandbox.runtime import storage
 
-__all__ = ["lock_path", "session_directory", "sessions", "state_directory", "sweep"]
+__all__ = ["lock_path", "remove_leftovers", "session_directory", "sessions", "state_directory"]
 
-#: Seconds for the processes of a session that has ended to die.
-_PATIENCE = 2.0
+#: Seconds for the killed processes of an ended session to end.
+_KILL_TIMEOUT = 2.0
 #: Seconds for which an empty lock file is left alone.
-_NEW = 2.0
+_START_TIMEOUT = 2.0
 
 
 def state_directory() -> str:
@@ -62,69 +62,71 @@ def lock_path(session: str) -> str:
     return f"{session_directory(session)}.lock"
 
 
-def sweep() -> list[str]:
-    """Remove what belongs to sessions that have ended; return their names. What cannot be removed
-    is logged, and tried again by the next.
+def remove_leftovers() -> list[str]:
+    """Remove what belongs to sessions that have ended; return their names.
+
+    An error is logged, and the next session tries again.
     """
     state_directory()  # without one nobody can tell which sessions have ended
-    found = cgroup.find_hierarchy().sessions()
-    removed = [name for name in sorted({*sessions(), *found}) if _try(name, found.get(name, ()))]
-    kept = os.path.join(paths.images(), "kept")
+    cgroups = cgroup.find_hierarchy().sessions()
+    names = sorted({*sessions(), *cgroups})
+    removed = [name for name in names if _try_remove(name, cgroups.get(name, ()))]
+    saved = os.path.join(paths.images(), "kept")
     try:
-        storage.remove_unfinished(kept)
+        storage.remove_unfinished(saved)
     except OSError as error:
-        _report(kept, error)
+        _log(saved, error)
     return removed
 
 
-def _try(session: str, groups: tuple[str, ...]) -> bool:
+def _try_remove(session: str, cgroups: tuple[str, ...]) -> bool:
     try:
-        return _sweep_one(session, groups)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop a new session
-        _report(session, error)
+        return _remove_if_ended(session, cgroups)
+    except Exception as error:  # noqa: BLE001 - no error may keep a new session from starting
+        _log(session, error)
         return False
 
 
-def _report(what: str, error: Exception) -> None:
+def _log(name: str, error: Exception) -> None:
     import logging
 
     logging.getLogger("pytest_sandbox").warning(
         "cleanup of %s failed, the next session tries again: %s: %s",
-        what,
+        name,
         type(error).__name__,
         error,
     )
 
 
-def _sweep_one(session: str, groups: tuple[str, ...]) -> bool:
+def _remove_if_ended(session: str, cgroups: tuple[str, ...]) -> bool:
     path = lock_path(session)
     if not os.path.exists(path):
-        # The client of a session that was removed meanwhile may have made it.
+        # A client may create the directory of a session that another process has just removed.
         shutil.rmtree(session_directory(session), ignore_errors=True)
-        return cgroup.remove_unowned(groups)
+        return cgroup.remove_unowned(cgroups)
     lock = file_lock.try_lock(path)
     if lock is None:
         return False
     try:
-        return not _is_new(lock) and _remove(session, path, groups)
+        return not _is_starting(lock) and _remove(session, path, cgroups)
     finally:
         os.close(lock)
 
 
-def _is_new(lock: int) -> bool:
-    """Whether a session may be about to lock it, which then writes to it: it would find out, and
-    start again with another file.
+def _is_starting(lock: int) -> bool:
+    """Return whether the file is new and empty: a starting session is about to lock it and then to
+    write to it.
     """
     status = os.fstat(lock)
-    return not status.st_size and time.time() - status.st_mtime < _NEW
+    return not status.st_size and time.time() - status.st_mtime < _START_TIMEOUT
 
 
-def _remove(session: str, path: str, groups: tuple[str, ...]) -> bool:
-    held = cgroup.lock_unowned(groups)
+def _remove(session: str, path: str, cgroups: tuple[str, ...]) -> bool:
+    held = cgroup.lock_unowned(cgroups)
     if held is None:
         return False
     try:
-        cgroup.destroy(held, _PATIENCE)
+        cgroup.destroy(held, _KILL_TIMEOUT)
     finally:
         for fd in held.values():
             os.close(fd)

@@ -1,10 +1,9 @@
-"""Requests to the launcher: one after another, each with a number, and each answer to the request
-that it belongs to.
+"""Requests to the launcher, one after another, and their answers.
 
-An exception can leave :meth:`Requests.ask` at any moment (Ctrl-C, a timer's signal handler). Then
-the launcher is told that nobody waits for the answer, and the answer is discarded when it arrives,
-with its descriptors and its container. What changes more than one thing is done with signals
-deferred.
+An exception can leave :meth:`Requests.ask` at any moment (Ctrl-C, a timer's signal handler). The
+launcher is then told that nobody waits for the answer, and the answer is discarded when it arrives,
+with its descriptors and its container. So each request has a number, which its answer repeats, and
+changes of more than one variable are made with signals deferred.
 """
 
 from __future__ import annotations
@@ -26,30 +25,30 @@ if TYPE_CHECKING:
 
 __all__ = ["Descriptors", "LauncherGoneError", "Requests"]
 
-#: Seconds for an answer: a container takes milliseconds, one on a large file system of its own some
-#: seconds.
-_PATIENCE = 120.0
-#: Seconds for the rest of a message that has begun, either way.
-_STALLED = 30.0
-#: Answers that make the caller the owner of something.
+#: Seconds for an answer. A container takes milliseconds, one with a file system of its own seconds.
+_ANSWER_TIMEOUT = 120.0
+#: Seconds for the rest of a message that has begun, in either direction.
+_MESSAGE_TIMEOUT = 30.0
+#: Answers with something that the caller has to close.
 _ADOPTED = frozenset({"hello", "created", "renewed"})
-_REENTERED = "a finalizer or a signal handler asks while this thread waits for an answer"
+_REENTERED = "a finalizer or a signal handler sends a request while this thread waits for an answer"
 _STUCK = (
-    "The machine is overloaded, or the launcher was stopped: see its process (ps), and start again."
+    "The machine is overloaded, or the launcher was stopped: look at its process with ps, and try "
+    "again."
 )
 
 T = TypeVar("T")
 
 
 class LauncherGoneError(SetupError):
-    """The launcher was killed; :func:`pytest_sandbox.client.session.current` makes a new one."""
+    """The launcher was killed; :func:`pytest_sandbox.client.session.current` starts a new one."""
 
 
 class Descriptors:
-    """The descriptors of an answer; those that are neither taken nor closed when this object goes
-    are closed with the next request.
+    """The descriptors of an answer.
 
-    Not by a finalizer, which a signal handler's exception may end before it has begun.
+    If the object is lost before they are taken or closed, the next request closes them. A finalizer
+    could not: an exception of a signal handler may end it before it has begun.
     """
 
     __slots__ = ("__weakref__", "_fds")
@@ -61,7 +60,7 @@ class Descriptors:
         return len(self._fds)
 
     def take(self) -> int:
-        """Return the next one, which is the caller's from now on; -1 where there is none."""
+        """Return the next one, which the caller owns from now on; -1 if there is none."""
         return self._fds.pop(0) if self._fds else -1
 
     def first(self) -> int:
@@ -82,32 +81,35 @@ class Descriptors:
 
 
 class Requests:
-    """The client's end of the launcher's socket. Any thread may ask; one at a time does.
+    """The client's end of the launcher's socket. Any thread may send; one at a time does.
 
-    ``offered`` is called, with signals deferred, with each container that the launcher offers.
+    ``on_prewarmed`` is called, with signals deferred, for each container that the launcher has
+    prewarmed.
     """
 
-    def __init__(self, channel: Channel, offered: Callable[[Message, Descriptors], None]) -> None:
-        local_socket.set_timeouts(channel.socket, _STALLED)
+    def __init__(
+        self, channel: Channel, on_prewarmed: Callable[[Message, Descriptors], None]
+    ) -> None:
+        local_socket.set_timeouts(channel.socket, _MESSAGE_TIMEOUT)
         self.channel = channel
         self.is_gone = False
-        self._offered = offered
+        self._on_prewarmed = on_prewarmed
         self._lock = threading.Lock()
         self._holder = 0
-        self._number = 0
+        self._request_id = 0
         self._unsent: deque[Message] = deque()
         self._received: list[tuple[weakref.ref[Descriptors], list[int]]] = []
 
-    def in_turn(self, func: Callable[[], T]) -> T:
-        """Call ``func`` while no other thread asks.
+    def serialized(self, func: Callable[[], T]) -> T:
+        """Call ``func`` while no other thread sends requests.
 
-        Raises :class:`SetupError` where this thread is asking already: a finalizer or a signal
-        handler has interrupted it, and the answer to the first request would never come.
+        Raises :class:`SetupError` if this thread is in a request already: a finalizer or a signal
+        handler has interrupted it, and waiting for the lock would never end.
         """
         thread = threading.get_ident()
         if self._holder == thread:
             raise SetupError(
-                "ask the launcher",
+                "send a request to the launcher",
                 _REENTERED,
                 "Use containers outside of finalizers and signal handlers.",
             )
@@ -119,28 +121,30 @@ class Requests:
                 self._holder = 0
 
     def ask(self, message: Message) -> tuple[Message, Descriptors]:
-        """Send a message, and return its answer.
+        """Send a request, and return its answer.
 
-        Raises :class:`LauncherGoneError`, and :class:`SetupError` without one in 120 seconds.
+        Raises :class:`LauncherGoneError`, and :class:`SetupError` after 120 seconds without an
+        answer.
         """
-        return self.in_turn(lambda: self.ask_in_turn(message))
+        return self.serialized(lambda: self.ask_serialized(message))
 
     def tell(self, message: Message) -> None:
-        """Send a message that is not answered; from a finalizer within a request, it is sent with
-        the next one. The caller defers signals.
+        """Send a message that is not answered. The caller defers signals.
+
+        From a finalizer within a request, it is sent with the next message.
         """
         if self._holder == threading.get_ident():
             self._unsent.append(message)
         else:
-            self.in_turn(lambda: self.send_deferred(message))
+            self.serialized(lambda: self.send_deferred(message))
 
     def send(self, message: Message) -> None:
-        """Send a message, and what was left to be sent before it."""
+        """Send a message, after those that could not be sent before."""
         with Deferred():
             self.send_deferred(message)
 
     def send_deferred(self, message: Message) -> None:
-        """Do what :meth:`send` does, where the caller defers signals."""
+        """Send a message as :meth:`send`, where the caller defers signals."""
         if self._received:
             self._close_lost()
         try:
@@ -150,53 +154,55 @@ class Requests:
         except OSError as error:
             raise self._gone(f" ({error.strerror or error})") from error
 
-    def ask_in_turn(
+    def ask_serialized(
         self, message: Message, adopt: Callable[[Message, Descriptors], None] | None = None
     ) -> tuple[Message, Descriptors]:
-        """Send a message, and return its answer, which ``adopt`` is called with, signals deferred,
-        if it brings a container.
+        """Send a request within :meth:`serialized`, and return its answer.
+
+        ``adopt`` is called with an answer that brings a container, with signals deferred.
         """
-        self._number += 1
-        number = self._number
+        self._request_id += 1
+        request_id = self._request_id
         try:
-            self.send({**message, "request": number})
-            return self.wait(number, adopt)
+            self.send({**message, "request": request_id})
+            return self.wait(request_id, adopt)
         except BaseException:
-            self._cancel(number)
+            self._cancel(request_id)
             raise
 
     def wait(
-        self, number: int | None, adopt: Callable[[Message, Descriptors], None] | None = None
+        self, request_id: int | None, adopt: Callable[[Message, Descriptors], None] | None = None
     ) -> tuple[Message, Descriptors]:
-        """Wait for the answer to request ``number``, None for the launcher's first word."""
-        deadline = time.monotonic() + _PATIENCE
+        """Wait for the answer to a request; None for the launcher's first message."""
+        deadline = time.monotonic() + _ANSWER_TIMEOUT
         while True:
             if not process.is_readable(self.channel.fileno(), deadline - time.monotonic()):
                 raise SetupError(
-                    "ask the launcher", f"no answer within {_PATIENCE:.0f} seconds", _STUCK
+                    "send a request to the launcher",
+                    f"no answer within {_ANSWER_TIMEOUT:.0f} seconds",
+                    _STUCK,
                 )
             with Deferred():
-                answer = self._receive(number, adopt)
+                answer = self._receive(request_id, adopt)
             if answer is not None:
                 return answer
 
-    def receive_offers(self) -> None:
-        """Read what has come, without waiting; the caller defers signals."""
+    def receive_prewarmed(self) -> None:
+        """Read the messages that have arrived, without waiting; the caller defers signals."""
         while process.is_readable(self.channel.fileno()):
             self._receive(-1, None)
 
     def _receive(
-        self, number: int | None, adopt: Callable[[Message, Descriptors], None] | None
+        self, request_id: int | None, adopt: Callable[[Message, Descriptors], None] | None
     ) -> tuple[Message, Descriptors] | None:
-        """Read one message; return it if it is the answer to ``number``."""
+        """Read one message; return it if it is the answer to this request."""
         message, fds, error = self._read()
-        if message["op"] == "ready":
-            if (
-                error is None
-            ):  # else there was no room for its descriptors, and it is no answer that anybody waits for
-                self._offered(message, fds)
+        if message["op"] == "prewarmed":
+            # With its descriptors lost, it cannot be claimed; a new one is requested then.
+            if error is None:
+                self._on_prewarmed(message, fds)
             return None
-        if message.get("request") != number:
+        if message.get("request") != request_id:
             self._discard(message)
             return None
         if error is not None:
@@ -219,9 +225,7 @@ class Requests:
         return message, held, None
 
     def _close_lost(self) -> None:
-        """Close the descriptors of answers whose caller was interrupted before it had taken
-        them.
-        """
+        """Close the descriptors of answers whose caller was interrupted before it took them."""
         received, self._received = self._received, []
         for holder, fds in received:
             if holder() is None:
@@ -230,24 +234,27 @@ class Requests:
                 self._received.append((holder, fds))
 
     def _discard(self, message: Message) -> None:
-        """Have the launcher close what a late answer brought, where it was not told before that
-        nobody waits for it.
+        """Have the launcher close the container of an answer that came too late.
+
+        The launcher may have sent it before it read that the request was cancelled.
         """
         if message["op"] == "created":
             self._unsent.append({"op": "closed", "id": message["id"]})
 
-    def _cancel(self, number: int) -> None:
+    def _cancel(self, request_id: int) -> None:
         if not self.is_gone:
             with contextlib.suppress(LauncherGoneError):
-                self.send({"op": "cancel", "answer": number})
+                self.send({"op": "cancel", "request_id": request_id})
 
-    def _gone(self, why: str = "") -> LauncherGoneError:
-        """Note that the launcher is dead, or dying: it closes its descriptors before it can be
-        waited for.
+    def _gone(self, detail: str = "") -> LauncherGoneError:
+        """Return the error for a closed socket, and note it.
+
+        The launcher has ended, or is about to: the kernel closes the descriptors of a process
+        before its pidfd reports the end.
         """
         self.is_gone = True
         return LauncherGoneError(
-            "ask the launcher",
-            f"the launcher is gone{why}",
+            "send a request to the launcher",
+            f"the launcher has ended{detail}",
             "Start a new container: it gets a new launcher.",
         )

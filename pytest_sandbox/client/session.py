@@ -1,23 +1,20 @@
-"""The client's end of its launcher: started at first need, one for each process, gone with it."""
+"""The client's end of its launcher: one for each process, started when the first container is."""
 
 from __future__ import annotations
 
 import atexit
-import errno
 import os
 import secrets
 import signal
-import subprocess
-import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from pytest_sandbox.client import cleanup
+from pytest_sandbox.client import cleanup, start
+from pytest_sandbox.client.errors import failed_start, raise_for
 from pytest_sandbox.client.requests import Descriptors, LauncherGoneError, Requests
 from pytest_sandbox.client.snapshots import Snapshot, Snapshots
-from pytest_sandbox.errors import ContainerStopped, SandboxError, SetupError, UnsupportedError
-from pytest_sandbox.linux import file_lock, file_mounts, mounts, namespaces, process
+from pytest_sandbox.linux import file_mounts, mounts, namespaces, process
 from pytest_sandbox.linux.cgroup import systemd
 from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.runtime.protocol import Channel, Message, close_all
@@ -28,45 +25,29 @@ if TYPE_CHECKING:
     from pytest_sandbox.linux.cgroup import Hierarchy
     from pytest_sandbox.runtime.spec import Spec
 
-__all__ = ["LauncherClient", "LauncherGoneError", "current", "home", "leave", "running"]
+__all__ = [
+    "CreatedContainer",
+    "LauncherClient",
+    "LauncherGoneError",
+    "current",
+    "fork_token",
+    "leave_in_fork",
+    "running",
+]
 
-_START = (
-    "import sys; sys.path.insert(0, {path!r}); from pytest_sandbox.launcher.main import "
-    "main; main()"
-)
-_COVERED = (
-    "An outer container covers parts of its /proc, so the kernel gives no new one "
-    "(mount_namespaces(7)): start it with "
-    "--security-opt systempaths=unconfined (docker), --security-opt unmask=ALL (podman), or "
-    "--privileged."
-)
 #: Seconds for the launcher to end its containers.
-_PATIENCE = 60.0
-#: Steps that fail where the host cannot hold a limit, and what helps.
-_LIMITS = {
-    "raise ulimits": (
-        "such a ulimit",
-        "Start pytest with a higher hard limit (ulimit -H), or ask for less.",
-    ),
-    "limit the disk": (
-        'disk= with storage="disk"',
-        (
-            "It takes loop devices and mkfs.ext4 (Debian: e2fsprogs): install them, or use "
-            'storage="memory", which limits by itself.'
-        ),
-    ),
-}
+_CLOSE_TIMEOUT = 60.0
 
 
 class Abandoned(Protocol):
-    """What has descriptors of the launcher, such as a network."""
+    """An object with descriptors of the launcher, such as a network."""
 
     def abandon(self) -> None:
-        """Close the descriptors, without a word to the launcher."""
+        """Close the descriptors, and tell the launcher nothing."""
 
 
-class Ready(NamedTuple):
-    """A container that the launcher has made: its id, its init's number and pidfd."""
+class CreatedContainer(NamedTuple):
+    """A container that the launcher has created: its id, and the PID and pidfd of its init."""
 
     id: str
     pid: int
@@ -74,30 +55,32 @@ class Ready(NamedTuple):
 
 
 class LauncherClient:
-    """One launcher; its calls are serialised, so any thread may make them. :meth:`await_start`
-    comes before any other.
+    """The connection to one launcher. Any thread may call it; requests are serialized.
+
+    :meth:`await_start` comes before any other call.
     """
 
     def __init__(self, hierarchy: Hierarchy) -> None:
-        """Start the launcher with signals deferred: nothing that is opened here can be lost."""
+        """Start the launcher. The caller defers signals, so that no descriptor is lost."""
         self.pid = os.getpid()
         self.name = f"{self.pid:x}-{secrets.token_hex(4)}"
         self.hierarchy = hierarchy
         self.session = hierarchy.attach(self.name)
-        self.brought: dict[str, Snapshot] = {}
-        """Layers of stored commits in the layer holder, by where they lie in the store."""
+        #: Stored layers that were copied to the layer holder, by their path in the store.
+        self.copied_layers: dict[str, Snapshot] = {}
         self.snapshots = Snapshots()
+        #: The networks that run.
         self.networks: weakref.WeakSet[Abandoned] = weakref.WeakSet()
-        """Those that run."""
-        self.user_fd = self._rooted_fd = self.builder_fd = -1
-        self._asked: Spec | None = None
-        self._number = 0
-        self._offer: Ready | None = None
-        self._seen: list[file_mounts.Stamp] = []
-        self._is_ready = False
+        self.user_fd = self._root_user_fd = self.builder_fd = -1
+        self._is_started = False
+        # The last spec, and the container of it that the launcher has prewarmed.
+        self._spec: Spec | None = None
+        self._spec_id = 0
+        self._prewarmed: CreatedContainer | None = None
+        self._file_stamps: list[file_mounts.Stamp] = []
         self.channel, theirs = Channel.pair()
         try:
-            self.process = _start(self.name, hierarchy, theirs)
+            self.process = start.start_launcher(self.name, hierarchy, theirs)
             self.pidfd = os.pidfd_open(self.process.pid)
             self._mounts = mounts.watch()
         except BaseException:
@@ -105,175 +88,185 @@ class LauncherClient:
             raise
         finally:
             theirs.close()
-        self._requests = Requests(self.channel, self._note_offer)
+        self._requests = Requests(self.channel, self._keep_prewarmed)
 
     def await_start(self) -> None:
-        """Wait until the launcher is ready to make containers.
-
-        Raises what it says where it cannot.
-        """
-        if not self._is_ready:
+        """Wait until the launcher is ready; raise the error that it sends if it cannot start."""
+        if not self._is_started:
             try:
                 answer, _fds = self._requests.wait(None, self._note_start)
-                _raise_for(answer)
+                raise_for(answer)
             except Exception:
                 self._requests.is_gone = True
                 raise
 
     def _note_start(self, _hello: Message, fds: Descriptors) -> None:
-        self.user_fd, self._rooted_fd = fds.take(), fds.take()
-        self.builder_fd = _builder(self.process.pid)
-        self._is_ready = True
+        self.user_fd, self._root_user_fd = fds.take(), fds.take()
+        self.builder_fd = _builder_namespace(self.process.pid)
+        self._is_started = True
 
     @property
     def has_user_namespace(self) -> bool:
         """Whether payloads have a user namespace of their own."""
         return self.user_fd >= 0
 
-    def user_of(self, spec: Spec) -> int:
-        """Return the user namespace of a container's payloads; -1 where there is none."""
-        return self._rooted_fd if self._rooted_fd >= 0 and not spec.is_on_host else self.user_fd
+    def user_namespace_for(self, spec: Spec) -> int:
+        """Return the user namespace of a container's payloads; -1 if there is none."""
+        is_mapped = self._root_user_fd >= 0 and not spec.is_on_host
+        return self._root_user_fd if is_mapped else self.user_fd
+
+    # -- requests
 
     def request(self, message: Message) -> tuple[Message, Descriptors]:
-        """Ask, and wait for the answer.
+        """Send a request, and return the answer.
 
-        Raises :class:`SetupError`, and :class:`ContainerStopped` for a container that has ended.
+        Raises :class:`SetupError`, :class:`UnsupportedError`, and :class:`ContainerStopped` for a
+        container that has ended.
         """
         answer, fds = self._requests.ask(message)
-        _raise_for(answer, message.get("id", ""))
+        raise_for(answer, message.get("id", ""))
         return answer, fds
 
     def renew(self, message: Message, adopt: Callable[[Message, Descriptors], None]) -> None:
-        """Ask for a new init of a container, as :meth:`request`; ``adopt`` is called with the
-        answer, signals deferred.
+        """Request a new init for a container; ``adopt`` is called with the answer, with signals
+        deferred. Raises as :meth:`request`.
         """
-        answer, _fds = self._requests.in_turn(lambda: self._requests.ask_in_turn(message, adopt))
-        _raise_for(answer, message["id"])
+        requests = self._requests
+        answer, _fds = requests.serialized(lambda: requests.ask_serialized(message, adopt))
+        raise_for(answer, message["id"])
 
     def tell(self, message: Message) -> None:
-        """Say something that is not answered; the caller defers signals."""
+        """Send a message that is not answered; the caller defers signals."""
         self._requests.tell(message)
 
-    def refused(self) -> list[str]:
-        """Return the host's mounted sockets, FIFOs and directories for which containers on its root
-        get inert and empty ones.
+    def unreachable_paths(self) -> list[str]:
+        """Return the host's mounted sockets, FIFOs and directories that containers on its root do
+        not reach.
         """
-        return list(self.request({"op": "refused"})[0]["paths"])
+        return list(self.request({"op": "unreachable"})[0]["paths"])
 
-    def create(self, spec: Spec, about: Message, adopt: Callable[[Ready], None]) -> None:
-        """Make a container: the one that was offered, without waiting, or one that is asked for.
+    # -- containers
 
-        ``about`` is what others of this user are told of it. ``adopt`` is called with it, signals
-        deferred: from then on it has an owner.
+    def create(
+        self, spec: Spec, metadata: Message, adopt: Callable[[CreatedContainer], None]
+    ) -> None:
+        """Claim the prewarmed container of this spec, without waiting, or request a new one.
+
+        ``metadata`` is what other processes of the user are told of it. ``adopt`` is called with
+        the container, with signals deferred, so that it has an owner at every moment.
         """
         self.snapshots.collect()
         while self.snapshots.unused:
             with Deferred():
-                self.tell({"op": "unshelve", "key": self.snapshots.unused.pop()})
-        answer = self._requests.in_turn(lambda: self._create(spec, about, adopt))
+                self.tell({"op": "release_layer", "key": self.snapshots.unused.pop()})
+        answer = self._requests.serialized(lambda: self._create(spec, metadata, adopt))
         if answer is not None:
-            _raise_for(answer)
+            raise_for(answer)
 
-    def _create(self, spec: Spec, about: Message, adopt: Callable[[Ready], None]) -> Message | None:
+    def _create(
+        self, spec: Spec, metadata: Message, adopt: Callable[[CreatedContainer], None]
+    ) -> Message | None:
         with Deferred():
-            offer = self._take_offer(spec)
-            if offer is not None:
-                try:
-                    self._requests.send_deferred({"op": "taken", "id": offer.id, "about": about})
-                except LauncherGoneError:
-                    os.close(offer.pidfd)
-                    raise
-                adopt(offer)
+            prewarmed = self._take_prewarmed(spec)
+            if prewarmed is not None:
+                self._claim(prewarmed, metadata)
+                adopt(prewarmed)
                 return None
-            self._ask(spec)
-        message = {"op": "create", "spec": spec.to_json(), "number": self._number, "about": about}
-        answer, _fds = self._requests.ask_in_turn(
-            message, lambda answer, fds: adopt(Ready(answer["id"], answer["pid"], fds.take()))
+            self._change_spec(spec)
+        message = {
+            "op": "create",
+            "spec": spec.to_json(),
+            "spec_id": self._spec_id,
+            "metadata": metadata,
+        }
+        answer, _fds = self._requests.ask_serialized(
+            message,
+            lambda answer, fds: adopt(CreatedContainer(answer["id"], answer["pid"], fds.take())),
         )
         return answer
 
-    def prepare(self, spec: Spec) -> None:
-        """Have a container of this spec made ahead."""
-        self._requests.in_turn(lambda: self._prepare(spec))
+    def _claim(self, prewarmed: CreatedContainer, metadata: Message) -> None:
+        message = {"op": "claim", "id": prewarmed.id, "metadata": metadata}
+        try:
+            self._requests.send_deferred(message)
+        except LauncherGoneError:
+            os.close(prewarmed.pidfd)
+            raise
 
-    def _prepare(self, spec: Spec) -> None:
-        if spec != self._asked:
+    def prewarm(self, spec: Spec) -> None:
+        """Have the launcher prewarm a container of this spec."""
+        self._requests.serialized(lambda: self._prewarm(spec))
+
+    def _prewarm(self, spec: Spec) -> None:
+        if spec != self._spec:
             with Deferred():
-                self._ask(spec)
-                self._requests.send_deferred(
-                    {"op": "prepare", "spec": spec.to_json(), "number": self._number}
-                )
+                self._change_spec(spec)
+                message = {"op": "prewarm", "spec": spec.to_json(), "spec_id": self._spec_id}
+                self._requests.send_deferred(message)
 
-    def _ask(self, spec: Spec) -> None:
-        """Ask for another spec: what was offered of the last one is not taken any more."""
-        self._asked = spec
-        self._number += 1
-        self._drop_offer()
+    def _change_spec(self, spec: Spec) -> None:
+        """Note another spec: a prewarmed container of an earlier one is not taken any more."""
+        self._spec = spec
+        self._spec_id += 1
+        self._drop_prewarmed()
 
-    def _drop_offer(self) -> None:
-        offer, self._offer = self._offer, None
-        if offer is not None:
-            os.close(offer.pidfd)
+    def _keep_prewarmed(self, message: Message, fds: Descriptors) -> None:
+        """Keep the container that the launcher has prewarmed, if it is of the last spec."""
+        if message["spec_id"] == self._spec_id:
+            self._drop_prewarmed()
+            self._prewarmed = CreatedContainer(message["id"], message["pid"], fds.take())
+            self._file_stamps = [file_mounts.Stamp(*stamp) for stamp in message["file_stamps"]]
 
-    def _take_offer(self, spec: Spec) -> Ready | None:
-        """Return what was made ahead of this spec, unless the host has mounted or unmounted
-        something since.
+    def _drop_prewarmed(self) -> None:
+        prewarmed, self._prewarmed = self._prewarmed, None
+        if prewarmed is not None:
+            os.close(prewarmed.pidfd)
+
+    def _take_prewarmed(self, spec: Spec) -> CreatedContainer | None:
+        """Return the prewarmed container, if a new one of this spec would be the same: the host
+        has mounted nothing since, and the files that it was made from are the same.
         """
-        changed = mounts.has_changed(self._mounts)
-        self._requests.receive_offers()
+        # Before what the launcher sent is read: it may have seen the new mounts already.
+        has_changed = mounts.has_changed(self._mounts)
+        self._requests.receive_prewarmed()
         if (
-            changed
-            or spec != self._asked
-            or self._offer is None
-            or not file_mounts.are_current(self._seen)
-            or process.ended(self._offer.pidfd, 0)
+            has_changed
+            or spec != self._spec
+            or self._prewarmed is None
+            or not file_mounts.are_current(self._file_stamps)
+            or process.ended(self._prewarmed.pidfd, 0)
         ):
-            self._drop_offer()
-        offer, self._offer = self._offer, None
-        return offer
+            self._drop_prewarmed()
+        prewarmed, self._prewarmed = self._prewarmed, None
+        return prewarmed
 
-    def _note_offer(self, message: Message, fds: Descriptors) -> None:
-        """Keep the newest offer, if it is of what was asked for last."""
-        if message["number"] == self._number:
-            self._drop_offer()
-            self._offer = Ready(message["id"], message["pid"], fds.take())
-            self._seen = [file_mounts.Stamp(*one) for one in message["seen"]]
+    # -- the end
 
     @property
     def is_alive(self) -> bool:
-        """Whether the launcher's process still runs.
-
-        Not by Popen.poll(), which keeps its lock for ever where a signal handler's exception
-        interrupts it.
-        """
+        """Whether the launcher's process runs."""
+        # Not Popen.poll(): an exception of a signal handler may leave its lock locked for ever.
         return not self._requests.is_gone and not process.ended(self.pidfd, 0)
 
     def close(self) -> None:
-        """End the launcher, and with it every container, and wait until nothing of it is left;
-        after 60 seconds, kill it.
-        """
+        """End the launcher with all its containers, and wait for it; kill it after 60 seconds."""
         self.channel.close()
-        if not process.ended(self.pidfd, _PATIENCE):
-            process.kill(
-                self.pidfd, signal.SIGKILL
-            )  # what it leaves is removed by the next session
-            process.ended(self.pidfd, _PATIENCE)
+        if not process.ended(self.pidfd, _CLOSE_TIMEOUT):
+            process.kill(self.pidfd, signal.SIGKILL)  # the next session removes what it leaves
+            process.ended(self.pidfd, _CLOSE_TIMEOUT)
         with Deferred():
             self.process.poll()
 
     def descriptors(self) -> list[int]:
-        """Return what this process has open of the launcher: nothing that a fork may have inside a
-        container.
-        """
-        offered = self._offer.pidfd if self._offer else -1
+        """Return this process's descriptors of the launcher, which a fork inside must not have."""
         held = (
             self.channel.fileno(),
             self.pidfd,
             self.user_fd,
-            self._rooted_fd,
+            self._root_user_fd,
             self.builder_fd,
             self._mounts,
-            offered,
+            self._prewarmed.pidfd if self._prewarmed else -1,
         )
         return [*(fd for fd in held if fd >= 0), *self.snapshots.descriptors()]
 
@@ -283,121 +276,38 @@ class LauncherClient:
             network.abandon()
 
     def abandon(self) -> None:
-        """Close this process's descriptors of the launcher without a word: it is dead, or another
-        process's.
+        """Close this process's descriptors, and tell the launcher nothing: it has ended, or
+        belongs to another process.
         """
         self.abandon_networks()
         self._requests.is_gone = True
         with Deferred():
             close_all([fd for fd in self.descriptors() if fd != self.channel.fileno()])
-            self.pidfd = self.user_fd = self._rooted_fd = self.builder_fd = self._mounts = -1
-            self._offer = None
+            self.pidfd = self.user_fd = self._root_user_fd = self.builder_fd = self._mounts = -1
+            self._prewarmed = None
             self.snapshots.forget()
             self.channel.close()
         self.process.returncode = 0
 
 
-def _raise_for(answer: Message, container: str = "") -> None:
-    """Raise the error that an answer is, if it is one: about a container, where one was named."""
-    if answer["op"] == "unsupported":
-        raise UnsupportedError(answer["feature"], answer["remedy"])
-    if answer["op"] == "ended":
-        raise ContainerStopped.ended(container)
-    if answer["op"] == "error":
-        raise _failure(answer)
-
-
-def _failure(answer: Message) -> SandboxError:
-    """Return the error for a step that failed."""
-    limit = next((name for name in _LIMITS if answer["step"].startswith(name)), None)
-    if limit is not None:
-        what, remedy = _LIMITS[limit]
-        reason = answer["step"].removeprefix(limit).lstrip(": ") or answer["reason"]
-        return UnsupportedError(f"{what} ({reason})", remedy)
-    if answer["step"] == "make a user namespace":
-        from pytest_sandbox import host
-
-        host.require("user namespace", "a container without root")
-    if answer["step"] == "mount own" and answer["errno"] in {errno.EPERM, errno.EACCES}:
-        return UnsupportedError("a container in this container", _COVERED)
-    return _explained(answer)
-
-
-def _explained(answer: Message) -> UnsupportedError | SetupError:
-    """Return the error for a step that failed: who said no, where it was not the kernel for a
-    reason of its own.
-    """
-    from pytest_sandbox.host import kernel
-    from pytest_sandbox.host.trial import Trial
-
-    remedy = kernel.denied(Trial(answer["reason"], answer["errno"] or errno.EIO))
-    if remedy:
-        return UnsupportedError(f"a container here ({answer['step']}: {answer['reason']})", remedy)
-    return SetupError(answer["step"], answer["reason"])
-
-
-def _builder(pid: int) -> int:
-    """Return the user namespace that the launcher builds in; -1 where it is this process's own."""
-    return (
-        -1
-        if namespaces.identity("user", pid) == namespaces.identity("user")
-        else namespaces.open_namespace(pid, "user")
-    )
-
-
-def _start(name: str, hierarchy: Hierarchy, channel: Channel) -> subprocess.Popen[bytes]:
-    """Make and lock the session's lock file and cgroups, and start its launcher, which inherits the
-    locks.
-    """
-    path = cleanup.lock_path(name)
-    lock = file_lock.create_locked(path)
-    try:
-        os.write(lock, f"process {os.getpid()}\n".encode())
-        session = hierarchy.session(name)
-        try:
-            fds = [channel.fileno(), lock, *session.locks]
-            return _spawn(name, path, fds)
-        except BaseException:
-            session.close()
-            raise
-        finally:
-            session.close_locks()
-    except BaseException:
-        os.unlink(path)
-        raise
-    finally:
-        os.close(lock)
-
-
-def _spawn(name: str, lock: str, fds: list[int]) -> subprocess.Popen[bytes]:
-    """Start the launcher with its descriptors, in a session of its own, so that no Ctrl-C reaches
-    it.
-    """
-    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _START.format(path=package), name, lock, *map(str, fds)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=None if os.environ.get("PYTEST_SANDBOX_DEBUG") else subprocess.DEVNULL,
-        pass_fds=fds,
-        start_new_session=True,
-        cwd="/",
-    )
+def _builder_namespace(pid: int) -> int:
+    """Return the user namespace in which the launcher creates containers; -1 for this process's."""
+    is_own = namespaces.identity("user", pid) == namespaces.identity("user")
+    return -1 if is_own else namespaces.open_namespace(pid, "user")
 
 
 _current: LauncherClient | None = None
-_home = object()
-_left: list[
-    LauncherClient | None
-] = []  # what is closed already must not be closed again, when its object goes
-_starting = (
-    threading.RLock()
-)  # reentrant: a signal handler that makes a container may interrupt the start
+_fork_token = object()
+# A launcher whose descriptors are closed: if it were collected, its channel would close another
+# object's descriptor of the same number.
+_left: list[LauncherClient | None] = []
+# Reentrant: a signal handler may create a container while the launcher starts.
+_start_lock = threading.RLock()
 
 
 def current() -> LauncherClient:
-    """Return this process's launcher, started where there is none, or where it died."""
-    with _starting:
+    """Return this process's launcher; start one if there is none, or if it has died."""
+    with _start_lock:
         if _current is None or _current.pid != os.getpid() or not _current.is_alive:
             _replace()
         launcher = _current
@@ -407,41 +317,43 @@ def current() -> LauncherClient:
 
 
 def _replace() -> None:
-    """Start a launcher, in the place of one that has died or is the parent process's."""
-    global _current  # noqa: PLW0603 - one launcher a process is what makes containers cheap
+    """Start a launcher in place of one that has died or is the parent process's."""
+    global _current  # noqa: PLW0603 - one launcher for each process is what makes containers cheap
     old, _current = _current, None
     if old is not None:
         if old.pid == os.getpid():
             old.close()
         old.abandon()
-    cleanup.sweep()
-    hierarchy = systemd.find_delegated_hierarchy()
-    with Deferred():
-        if _current is None:  # a signal handler may have started one meanwhile
-            _current = LauncherClient(hierarchy)
+    try:
+        cleanup.remove_leftovers()
+        hierarchy = systemd.find_delegated_hierarchy()
+        with Deferred():
+            if _current is None:  # a signal handler may have started one meanwhile
+                _current = LauncherClient(hierarchy)
+    except OSError as error:
+        raise failed_start(error) from error
 
 
 def running() -> LauncherClient | None:
-    """Return the launcher if there is one."""
+    """Return this process's launcher if there is one."""
     return _current
 
 
-def home() -> object:
-    """Return what is the same object as long as containers that this process has started are its
-    own: not in a fork that is inside one.
+def fork_token() -> object:
+    """Return an object that is another one in a fork inside a container.
+
+    A container of the same token belongs to this process.
     """
-    return _home
+    return _fork_token
 
 
-def leave() -> None:
-    """Have nothing to do with the launcher and its containers any more, in a fork whose descriptors
-    of them are closed.
-    """
-    global _current, _home, _starting
+def leave_in_fork() -> None:
+    """Forget the launcher and its containers, in a fork that has closed their descriptors."""
+    global _current, _fork_token, _start_lock
     if _current is not None:
         _current.abandon_networks()
     _left.append(_current)
-    _current, _home, _starting = None, object(), threading.RLock()
+    _current, _fork_token, _start_lock = None, object(), threading.RLock()
 
 
 @atexit.register

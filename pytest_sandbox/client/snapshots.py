@@ -1,34 +1,37 @@
-"""Snapshots: committed layers of this process's containers, which the launcher's layer holder keeps
-in memory.
-"""
+"""Committed layers of this process's containers, which the layer holder keeps in memory."""
 
 from __future__ import annotations
 
 import os
 import weakref
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from pytest_sandbox.linux import process
 from pytest_sandbox.linux.signals import Deferred
-from pytest_sandbox.runtime.spec import SHELF
-
-if TYPE_CHECKING:
-    from pytest_sandbox.client.session import LauncherClient
+from pytest_sandbox.runtime.spec import LAYER_HOLDER
 
 __all__ = ["Snapshot", "Snapshots"]
 
 
-class Snapshot:
-    """A committed layer: ``directory`` is a descriptor of it, -1 once its launcher has gone.
+class Launcher(Protocol):
+    """The launcher whose layer holder has a layer."""
 
-    ``points`` tells for each overlay, by its number, which directory of the container it was
-    mounted on ("" for the root). The layer is freed when no object and no container uses it.
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs."""
+
+
+class Snapshot:
+    """A committed layer: ``directory`` is a descriptor of it, -1 once its launcher has ended.
+
+    ``points`` are the mount points of its overlays in the container, by their numbers ("": the
+    root). The layer is freed when no snapshot and no container uses it.
     """
 
     __slots__ = ("__weakref__", "directory", "key", "launcher", "points")
 
     def __init__(
-        self, launcher: LauncherClient, key: str, directory: int, points: dict[str, str]
+        self, launcher: Launcher, key: str, directory: int, points: dict[str, str]
     ) -> None:
         self.launcher = launcher
         self.key = key
@@ -37,9 +40,10 @@ class Snapshot:
 
     @property
     def above(self) -> tuple[tuple[str, str], ...]:
-        """The directories as a spec names them."""
+        """The directories in the form of ``Spec.above``."""
         return tuple(
-            (point, f"{SHELF}{self.key}/{number}/upper") for number, point in self.points.items()
+            (point, f"{LAYER_HOLDER}{self.key}/{number}/upper")
+            for number, point in self.points.items()
         )
 
     def paths(self, point: str) -> list[str]:
@@ -51,25 +55,25 @@ class Snapshot:
 class Snapshots:
     """The snapshots of one launcher.
 
-    A snapshot has no finalizer, which an exception of a signal handler could end before it has
-    closed anything. :meth:`collect` closes the descriptors of those that nobody refers to.
+    :meth:`collect` closes the descriptors of those without references. A finalizer could not: an
+    exception of a signal handler may end it before it has begun.
     """
 
     def __init__(self) -> None:
-        #: Keys of layers in the layer holder that nobody uses any more.
+        #: Keys of layers that no snapshot uses any more, to be released.
         self.unused: list[str] = []
         self._open: list[tuple[weakref.ref[Snapshot], str, int]] = []
 
-    def add(
-        self, launcher: LauncherClient, key: str, directory: int, points: dict[str, str]
-    ) -> Snapshot:
+    def add(self, launcher: Launcher, key: str, directory: int, points: dict[str, str]) -> Snapshot:
         """Return a new snapshot, which owns the descriptor; the caller defers signals."""
         snapshot = Snapshot(launcher, key, directory, points)
         self._open.append((weakref.ref(snapshot), key, directory))
         return snapshot
 
     def collect(self) -> None:
-        """Close the descriptors of snapshots that nobody refers to, and note their keys."""
+        """Close the descriptors of snapshots without references, and add their keys to
+        ``unused``.
+        """
         if all(reference() is not None for reference, _key, _directory in self._open):
             return
         with Deferred():
@@ -88,7 +92,7 @@ class Snapshots:
         return [directory for _reference, _key, directory in self._open]
 
     def forget(self) -> None:
-        """Have no snapshot use its descriptor again, as the caller closes them all."""
+        """Mark all descriptors as closed, as the caller closes them."""
         for reference, _key, _directory in self._open:
             if (snapshot := reference()) is not None:
                 snapshot.directory = -1

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pytest_sandbox.errors import SettingsError
 from pytest_sandbox.linux import capabilities
+from pytest_sandbox.linux.cgroup.limits import CgroupLimits
 from pytest_sandbox.paths import images
 from pytest_sandbox.runtime.spec import Spec
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.client.session import LauncherClient
     from pytest_sandbox.container.network import Network
     from pytest_sandbox.container.rootfs import Rootfs
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = ["describe", "serializable", "spec_for", "spec_of", "with_saved"]
 
@@ -87,15 +88,7 @@ def spec_of(rootfs: Rootfs, *, has_user_namespace: bool, is_root: bool = True) -
         ),
         no_new_privileges=settings.no_new_privileges,
         ulimits=tuple((name, soft, hard) for name, (soft, hard) in settings.ulimits.items()),
-        memory=settings.memory,
-        memory_swap=settings.memory_swap,
-        memory_high=settings.memory_high,
-        cpus=settings.cpus,
-        cpuset=settings.cpuset,
-        pids_limit=settings.pids_limit,
-        device_rates=tuple(
-            (key, _device(key, path), rate) for key, path, rate in settings.device_rates()
-        ),
+        limits=_limits(settings),
     )
 
 
@@ -141,16 +134,21 @@ def with_saved(saved: dict[str, str]) -> dict[str, Any]:
     )
 
 
-def _device(key: str, path: str) -> str:
+def _limits(settings: Settings) -> CgroupLimits:
+    limits = CgroupLimits.of(settings)
+    for key, path, _rate in limits.device_rates:
+        if not _is_block_device(path):
+            raise SettingsError(
+                key, path, "a block device of the host, before the colon, such as /dev/sda"
+            )
+    return limits
+
+
+def _is_block_device(path: str) -> bool:
     try:
-        is_block = stat.S_ISBLK(os.stat(path).st_mode)
+        return stat.S_ISBLK(os.stat(path).st_mode)
     except OSError:
-        is_block = False
-    if not is_block:
-        raise SettingsError(
-            key, path, "a block device of the host, before the colon, such as /dev/sda"
-        )
-    return path
+        return False
 
 
 def _source(path: str) -> str:

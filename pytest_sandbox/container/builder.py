@@ -68,11 +68,19 @@ def _answer(
 
 
 def fork_process() -> int:
-    """Fork as :func:`os.fork`, without the warning of Python 3.12 about threads."""
-    if threading.active_count() == 1:
-        return os.fork()
-    with warnings.catch_warnings():
-        # The child runs one function or one test and ends; it does not need the threads, such as
-        # execnet's in a worker of pytest-xdist.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
+    """Fork as :func:`os.fork`, without the warning of Python 3.12 about threads.
+
+    Raises :class:`SetupError` if there may be no more processes.
+    """
+    try:
+        if threading.active_count() == 1:
+            return os.fork()
+        with warnings.catch_warnings():
+            # The child runs one function or one test and ends; it does not need the threads, such
+            # as execnet's in a worker of pytest-xdist.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return os.fork()
+    except BlockingIOError as error:
+        from pytest_sandbox.host import diagnosis
+
+        raise diagnosis.no_processes() from error

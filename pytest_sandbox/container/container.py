@@ -21,7 +21,7 @@ from pytest_sandbox.container.lifecycle import LocalHandle
 from pytest_sandbox.container.popen import Popen, with_pipes
 from pytest_sandbox.container.signatures import typed_popen, typed_run
 from pytest_sandbox.errors import ContainerStopped, OutOfMemory
-from pytest_sandbox.settings import Settings
+from pytest_sandbox.settings.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +46,7 @@ T = TypeVar("T")
 class Container(Files):
     """A container: ``with Container(memory="512m") as c: c.run(["true"])``.
 
-    The settings are those of :class:`~pytest_sandbox.settings.Settings`, as keywords; with
+    The settings are those of :class:`~pytest_sandbox.settings.settings.Settings`, as keywords; with
     ``settings``, the keywords replace some of them. Any thread may use a container.
 
     Raises :class:`SettingsError` for an invalid setting.

@@ -6,7 +6,7 @@ import errno
 from typing import TYPE_CHECKING, NoReturn
 
 from pytest_sandbox.errors import ContainerStopped, SetupError, UnsupportedError
-from pytest_sandbox.runtime.join import Entrance
+from pytest_sandbox.runtime.join import JoinTarget
 
 if TYPE_CHECKING:
     from pytest_sandbox.container.handle import Handle
@@ -17,7 +17,7 @@ __all__ = ["entrance_of", "raise_for"]
 __tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
 
 
-def entrance_of(handle: Handle) -> Entrance:
+def entrance_of(handle: Handle) -> JoinTarget:
     """Return what a process needs to join the container.
 
     Raises :class:`ContainerStopped` unless the container runs and is not paused.
@@ -25,7 +25,7 @@ def entrance_of(handle: Handle) -> Entrance:
     handle.ready()
     cgroup = handle.cgroup.fd()
     joins = handle.cgroup.join_paths() if cgroup < 0 else ()
-    return Entrance(handle.spec, handle.pidfd, joins, cgroup, *handle.user_namespaces())
+    return JoinTarget(handle.spec, handle.pidfd, joins, cgroup, *handle.user_namespaces())
 
 
 def raise_for(handle: Handle, failure: Failure) -> NoReturn:

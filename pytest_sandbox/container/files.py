@@ -61,7 +61,7 @@ def open_inside(handle: Handle, path: Path, flags: int, mode: int = 0) -> int:
     if b"\0" in place:
         raise ValueError("embedded null byte")
     batch = SyscallBatch()
-    entrance_of(handle).add_look(batch)
+    entrance_of(handle).add_file_access(batch)
     # A magic link of procfs could lead out of the container (openat2(2)).
     how = sc.open_how(
         flags if flags & os.O_PATH else flags | _NO_WAIT, sc.RESOLVE_NO_MAGICLINKS, mode

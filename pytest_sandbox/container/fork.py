@@ -19,7 +19,8 @@ from pytest_sandbox.container.entrance import entrance_of, raise_for
 from pytest_sandbox.container.files import read_regular
 from pytest_sandbox.container.lifecycle import local_handles
 from pytest_sandbox.container.processes import END_TIMEOUT
-from pytest_sandbox.errors import SandboxError, SetupError
+from pytest_sandbox.container.uid_check import check_uid
+from pytest_sandbox.errors import SandboxError, SetupError, UnsupportedError
 from pytest_sandbox.linux import huge_pages, namespaces, native_code, process
 from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.linux.syscall_batch import Failure, SyscallBatch
@@ -30,7 +31,8 @@ from pytest_sandbox.runtime.protocol import close_all
 if TYPE_CHECKING:
     from pytest_sandbox.container.handle import Handle
     from pytest_sandbox.linux.syscall_batch import Result
-    from pytest_sandbox.runtime.join import Entrance
+    from pytest_sandbox.runtime.join import JoinTarget
+    from pytest_sandbox.runtime.users import User
 
 __all__ = ["Child", "Forks", "fork_into", "forks"]
 
@@ -169,17 +171,25 @@ def fork_into(handle: Handle, user: str | None, *, shielded: bool = False) -> Ch
 
     Raises :class:`UnsupportedError` if this process cannot join a PID namespace.
     """
-    entrance = entrance_of(handle)
+    try:
+        return _fork_into(handle, user, shielded=shielded, twice=shielded)
+    except UnsupportedError:
+        # This thread cannot return from the container's PID namespace. A second process, which
+        # need not, can fork there.
+        return _fork_into(handle, user, shielded=shielded, twice=True)
+
+
+def _fork_into(handle: Handle, user: str | None, *, shielded: bool, twice: bool) -> Child | None:
+    target = entrance_of(handle)
     forks.gather()
     forks.count()
     oom_kills = handle.cgroup.oom_kills()
-    found = None if user is None else users.find(user, lambda path: read_regular(handle, path))
-    lock_down = entrance.lock_down(found)
-    twice = shielded or entrance.builder_fd >= 0
-    batch, clone = entrance.begin(shielded=shielded) if twice else (SyscallBatch(), None)
+    confinement = target.confinement(None if user is None else _find_user(handle, user))
+    twice = twice or target.builder_fd >= 0
+    batch, clone = target.begin(shielded=shielded) if twice else (SyscallBatch(), None)
     if clone is None:
         # os.fork() cannot start the child in a cgroup, as clone3(2) can: the child joins it.
-        replace(entrance, joins=handle.cgroup.join_paths()).add_enter(batch)
+        replace(target, cgroup_files=handle.cgroup.join_paths()).add_join(batch)
     _add_arrival(handle, batch)
     batch.prepare()
     # An interrupt between the fork and the line that notes it would leave a child that nobody waits
@@ -188,7 +198,7 @@ def fork_into(handle: Handle, user: str | None, *, shielded: bool = False) -> Ch
     pid = -1
     try:
         pid = (
-            _fork_once(entrance)
+            _fork_once(target)
             if clone is None
             else _fork_twice(handle, batch, clone, shielded=shielded)
         )
@@ -197,8 +207,18 @@ def fork_into(handle: Handle, user: str | None, *, shielded: bool = False) -> Ch
         if pid:
             batch.unblock_signals()
     if child is None:
-        _finish_joining(handle, batch if clone is None else None, lock_down)
+        _finish_joining(handle, batch if clone is None else None, confinement)
     return child
+
+
+def _find_user(handle: Handle, user: str) -> User:
+    """Return a user by the files of the container.
+
+    Raises :class:`UnsupportedError` for a UID that this user's containers do not have.
+    """
+    found = users.find(user, lambda path: read_regular(handle, path))
+    check_uid(handle.launcher, handle.spec, found.uid)
+    return found
 
 
 def _add_arrival(handle: Handle, batch: SyscallBatch) -> None:
@@ -218,12 +238,12 @@ def _add_arrival(handle: Handle, batch: SyscallBatch) -> None:
     batch.restore_signals("unblock signals")
 
 
-def _fork_once(entrance: Entrance) -> int:
+def _fork_once(target: JoinTarget) -> int:
     """Fork with the container's PID namespace set for the children of this thread."""
     own = namespaces.open_pid_for_children()
     pid = -1
     try:
-        namespaces.set_pid_for_children(entrance.pidfd)
+        namespaces.set_pid_for_children(target.pidfd)
         pid = fork_process()
     finally:
         if pid:  # the child stays in the container's
@@ -323,7 +343,7 @@ def _finish_joining(handle: Handle, batch: SyscallBatch | None, lock_down: Sysca
         os._exit(125)
     except KeyboardInterrupt:  # it came before the child had a session of its own
         os._exit(128 + signal.SIGINT)
-    session.leave()
+    session.leave_in_fork()
     additions = handle.rootfs.additions
     if additions:
         os.environ.update(additions)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.outcome import Stats
     from pytest_sandbox.runtime.protocol import Message
     from pytest_sandbox.runtime.spec import Spec
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = ["Command", "Fork", "Handle", "without_init"]
 
@@ -83,7 +83,7 @@ class Handle:
     """The PID of the process that started the container; from the start on."""
 
     home: object
-    """What :func:`session.home` returned at the start: it differs in a fork that is inside."""
+    """What :func:`session.fork_token` returned at the start: it differs in a fork that is inside."""
 
     launcher: session.LauncherClient
     """The launcher that created the container; from the start on."""
@@ -153,7 +153,7 @@ class Handle:
     def status(self) -> str:
         """The state now: "stopped" also if init was killed from outside."""
         is_alive = self.state in {"running", "paused"}
-        if is_alive and self.home is not session.home():  # in a fork inside a container
+        if is_alive and self.home is not session.fork_token():  # in a fork inside a container
             return "stopped"
         if is_alive and self.committed is None and process.ended(self.pidfd, 0):
             return "stopped"  # after a commit, a new init replaces the old one

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.outcome import Stats
     from pytest_sandbox.runtime.protocol import Message
     from pytest_sandbox.runtime.spec import Spec
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = ["LocalHandle", "local_handles", "prepare"]
 
@@ -56,7 +56,7 @@ def local_handles() -> list[Handle]:
     """Return the containers of this process that run: in a fork inside a container, not those
     outside.
     """
-    return [one for one in _open if one.home is session.home()]
+    return [one for one in _open if one.home is session.fork_token()]
 
 
 def prepare(settings: Settings) -> None:
@@ -66,7 +66,7 @@ def prepare(settings: Settings) -> None:
     launcher = session.current()
     rootfs = Rootfs(settings)
     try:
-        launcher.prepare(spec_for(rootfs, launcher))
+        launcher.prewarm(spec_for(rootfs, launcher))
     finally:
         rootfs.release()
 
@@ -117,11 +117,11 @@ class LocalHandle(Handle):
         self.spec = spec
         self.launcher.create(spec, describe(self.rootfs, label=self.label), self._note_created)
 
-    def _note_created(self, created: session.Ready) -> None:
+    def _note_created(self, created: session.CreatedContainer) -> None:
         """Become the owner of what the launcher has created; called with signals deferred."""
         self.id, self.pid, self.pidfd = created
-        self.cgroup = self.launcher.session.cgroup(self.id, self.settings)
-        self.owner, self.home = os.getpid(), session.home()
+        self.cgroup = self.launcher.session.cgroup(self.id, self.spec.limits)
+        self.owner, self.home = os.getpid(), session.fork_token()
         self.state, self._is_held = "running", True
         _open.add(self)
 
@@ -155,7 +155,7 @@ class LocalHandle(Handle):
         """Start an init with a new layer above the committed one, with the same cgroup, name and
         address.
         """
-        spec = replace(self.spec, above=(*committed.above, *self.spec.above), kept=())
+        spec = replace(self.spec, above=(*committed.above, *self.spec.above), saved=())
         note = partial(self._note_replaced, spec, committed)
         self.launcher.renew({"op": "renew", "id": self.id, "spec": spec.to_json()}, note)
         configure(self)
@@ -174,7 +174,7 @@ class LocalHandle(Handle):
 
     def user_namespaces(self) -> tuple[int, int]:
         """Return descriptors of the user namespace of commands, and of the builder's; or -1."""
-        return self.launcher.user_of(self.spec), self.launcher.builder_fd
+        return self.launcher.user_namespace_for(self.spec), self.launcher.builder_fd
 
     def figures(self) -> Stats:
         """Return what the cgroup counts, without the pressure."""
@@ -221,7 +221,7 @@ class LocalHandle(Handle):
 
     def _is_elsewhere(self) -> bool:
         """Return whether this is a fork of the process that owns the container."""
-        return os.getpid() != self.owner or self.home is not session.home()
+        return os.getpid() != self.owner or self.home is not session.fork_token()
 
     def _release(self) -> None:
         """Release everything that the container holds, once, whatever has interrupted its end."""

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.pump import Pump
     from pytest_sandbox.linux.spawn import Status
     from pytest_sandbox.linux.syscall_batch import SyscallBatch
-    from pytest_sandbox.runtime.join import Entrance
+    from pytest_sandbox.runtime.join import JoinTarget
 
 __all__ = ["Popen", "with_pipes"]
 
@@ -116,10 +116,10 @@ class Popen(subprocess.Popen[AnyStr]):
                 argv[0] if executable is None else os.fsdecode(executable), env
             )
             passed: set[int] = _passed_descriptors(pass_fds, close_fds=close_fds)
-            entrance: Entrance = entrance_of(self._handle)
+            entrance: JoinTarget = entrance_of(self._handle)
             batch, clone = entrance.begin()
             self._add_process_state(batch, streams, user, workdir, umask)
-            entrance.add_lock_down(batch, user)
+            entrance.add_confinement(batch, user)
             _add_descriptors(batch, passed)
             batch.restore_signals("restore signals", PYTHON_IGNORES if restore_signals else ())
             timeout = START_TIMEOUT if self._start_timeout is None else self._start_timeout

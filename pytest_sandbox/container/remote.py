@@ -18,7 +18,7 @@ from pytest_sandbox.linux.cgroup import Cgroup
 from pytest_sandbox.outcome import Stats
 from pytest_sandbox.runtime.protocol import Channel, Message, close_all
 from pytest_sandbox.runtime.spec import Spec
-from pytest_sandbox.settings import Settings
+from pytest_sandbox.settings.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -209,7 +209,7 @@ class RemoteHandle(Handle):
         self.rootfs = _RemoteRootfs(remote.settings, answer["about"])
         self.cgroup = _RemoteCgroup(remote.id, answer["joins"])
         self.state = "running"
-        self.owner, self.home = os.getpid(), session.home()
+        self.owner, self.home = os.getpid(), session.fork_token()
         self._remote = remote
         self._user_namespaces = _with_missing(answer["user_namespaces"], user_namespaces)
         self._closing = threading.Lock()

@@ -13,11 +13,11 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from pytest_sandbox.errors import ImageError
+from pytest_sandbox.errors import ImageError, SetupError
 
 if TYPE_CHECKING:
     from pytest_sandbox.image.image import Image
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = ["Rootfs"]
 
@@ -94,7 +94,7 @@ class Rootfs:
         return (
             os.path.join("/", self._config.get("WorkingDir") or "")
             if not self.is_host
-            else os.getcwd()
+            else _getcwd()
         )
 
     @property
@@ -181,3 +181,15 @@ class Rootfs:
     def additions(self) -> dict[str, str]:
         """Variables that are added to the environment of a test body or of ``call``'s function."""
         return {**(self.image.environment if self.image else {}), **self.settings.env}
+
+
+def _getcwd() -> str:
+    """Return the working directory. Raises :class:`SetupError` if it was deleted."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise SetupError(
+            "find the working directory",
+            "it was deleted",
+            "Start in a directory that exists, or set workdir=.",
+        ) from error

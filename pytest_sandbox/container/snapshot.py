@@ -25,11 +25,11 @@ from pytest_sandbox.container.processes import list_processes
 from pytest_sandbox.container.snapshot_copy import copy_directory, copy_to_snapshot
 from pytest_sandbox.errors import ImageError, SetupError, UnsupportedError
 from pytest_sandbox.image.image import Image
-from pytest_sandbox.image.index import LayerFacts
-from pytest_sandbox.image.manifest import synthesised
+from pytest_sandbox.image.index import LayerInfo
+from pytest_sandbox.image.manifest import make_config
 from pytest_sandbox.image.reference import parse_reference
 from pytest_sandbox.image.store import Store
-from pytest_sandbox.image.transaction import Adding
+from pytest_sandbox.image.transaction import Transaction
 from pytest_sandbox.linux import process
 from pytest_sandbox.linux.signals import Deferred
 
@@ -145,7 +145,7 @@ def _move(handle: Handle) -> Image:
     launcher = handle.launcher
     # After an interrupt the next commit uses the same key.
     handle.snapshot_key = handle.snapshot_key or secrets.token_hex(8)
-    launcher.request({"op": "freeze", "id": handle.id, "key": handle.snapshot_key})
+    launcher.request({"op": "hold_layer", "id": handle.id, "key": handle.snapshot_key})
     with opened_layer(handle) as (layer, overlays):
         points = _points(handle, overlays)
         with Deferred():
@@ -219,18 +219,18 @@ def _store(handle: Handle, name: str) -> Image:
             (layer, _points(handle, overlays)),
             *((one.directory, one.points) for one in below),
         ]
-        with Adding(Store()) as adding:
+        with Transaction(Store()) as transaction:
             builder = handle.user_namespaces()[1]
             layers = [
-                (point, _store_layer(adding, builder, directory, number))
+                (point, _store_layer(transaction, builder, directory, number))
                 for directory, points in reversed(parts)
                 for number, point in points.items()
             ]
-            image_id = _register(adding, handle, [one for one in layers if one[1]], name)
+            image_id = _register(transaction, handle, [one for one in layers if one[1]], name)
     return Image.get(name or image_id)
 
 
-def _store_layer(adding: Adding, builder: int, directory: int, number: str) -> str:
+def _store_layer(transaction: Transaction, builder: int, directory: int, number: str) -> str:
     """Store the layer of one overlay under a new key; return the key, "" for an empty layer.
 
     Without root, the files in the store belong to this user, whatever their owner inside: another
@@ -241,13 +241,13 @@ def _store_layer(adding: Adding, builder: int, directory: int, number: str) -> s
         return ""
     key = f"sha256:{secrets.token_hex(32)}"
 
-    def make(target: str) -> LayerFacts:
+    def make(target: str) -> LayerInfo:
         os.rmdir(target)
-        return LayerFacts(
+        return LayerInfo(
             *as_builder(builder, lambda: _copy_measured(source, target, owners=builder < 0))
         )
 
-    adding.layer(key, make)
+    transaction.add_layer(key, make)
     return key
 
 
@@ -257,17 +257,19 @@ def _copy_measured(source: str, target: str, *, owners: bool) -> tuple[int, int]
     return size, max(entries, 1)
 
 
-def _register(adding: Adding, handle: Handle, layers: list[tuple[str, str]], name: str) -> str:
+def _register(
+    transaction: Transaction, handle: Handle, layers: list[tuple[str, str]], name: str
+) -> str:
     """Add an image of stored layers (mount point and key of each) to the store; return its id."""
     image = handle.rootfs.image
     parent = _stored_parent(image)
     history = [*(image.history if image else ()), _step()]
     keys = [*(parent.layers if parent else ()), *(key for _point, key in layers)]
     document = {**(parent.document if parent else {}), "history": history}
-    config = synthesised(keys, history, document.get("config"))
+    config = make_config(keys, history, document.get("config"))
     if parent and parent.document:
         document["rootfs"] = {"type": "layers", "diff_ids": keys}
         config = json.dumps(document).encode()
     base = parent.base or parent.directory if parent else "host"
     points = {key: point for point, key in layers} | (dict(parent.points) if parent else {})
-    return adding.register(config, keys, [name] if name else [], base=base, points=points)
+    return transaction.register(config, keys, [name] if name else [], base=base, points=points)

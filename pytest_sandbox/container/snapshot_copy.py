@@ -11,7 +11,7 @@ from pytest_sandbox.container.builder import as_builder
 from pytest_sandbox.linux import process
 from pytest_sandbox.linux.copying import Copied, copy_tree
 from pytest_sandbox.linux.signals import Deferred
-from pytest_sandbox.runtime.spec import SHELF
+from pytest_sandbox.runtime.spec import LAYER_HOLDER
 
 if TYPE_CHECKING:
     from pytest_sandbox.client.session import LauncherClient
@@ -31,12 +31,12 @@ def copied_layers(
     """
     found = []
     for point, place in above:
-        if place.startswith(SHELF):
+        if place.startswith(LAYER_HOLDER):
             found.append((point, place))
             continue
-        if place not in launcher.brought:
-            launcher.brought[place] = copy_to_snapshot(launcher, {"0": point}, {"0": place})
-        found += launcher.brought[place].above
+        if place not in launcher.copied_layers:
+            launcher.copied_layers[place] = copy_to_snapshot(launcher, {"0": point}, {"0": place})
+        found += launcher.copied_layers[place].above
     return tuple(found)
 
 
@@ -60,7 +60,7 @@ def copy_to_snapshot(
 def _new_snapshot(launcher: LauncherClient, points: dict[str, str]) -> Snapshot:
     key = secrets.token_hex(8)
     try:
-        _answer, fds = launcher.request({"op": "shelve", "key": key})
+        _answer, fds = launcher.request({"op": "new_layer", "key": key})
         with Deferred():
             return launcher.snapshots.add(launcher, key, fds.take(), points)
     except BaseException:

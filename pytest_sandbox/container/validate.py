@@ -16,7 +16,7 @@ from pytest_sandbox.linux import cpus
 from pytest_sandbox.runtime import users
 
 if TYPE_CHECKING:
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = ["check"]
 

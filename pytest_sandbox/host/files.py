@@ -10,7 +10,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.host.kernel import denied
-from pytest_sandbox.host.namespace import enter_own_user_namespace, is_root, isolate
+from pytest_sandbox.host.namespace import enter_own_user_namespace, is_root, isolate, run_as_root
 from pytest_sandbox.linux import mounts, overlay
 from pytest_sandbox.linux import syscall as sc
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.host.trial import Trial
 
 __all__ = [
+    "COVERED",
     "remedy_for",
     "try_bind",
     "try_devpts",
@@ -29,6 +30,11 @@ __all__ = [
     "try_tmpfs",
 ]
 
+COVERED = (
+    "An outer container covers parts of its /proc, so the kernel gives no new one "
+    "(mount_namespaces(7)): start it with --security-opt systempaths=unconfined (docker), "
+    "--security-opt unmask=ALL (podman), or --privileged."
+)
 _STAGE = mounts.STAGE
 #: Without power over the mounts of the outer namespace, a directory with locked mounts below it
 #: cannot be a lower layer: these have none.
@@ -154,15 +160,12 @@ def remedy_for(name: str) -> Callable[[Trial], str]:
         if trial.errno == errno.ENOSYS and name == "volumes":
             return "Use a kernel that has all three calls: Linux 5.12 or newer."
         if trial.errno == errno.EPERM and name == "proc":
-            return (
-                "The /proc around this process is partly covered, as in a container: start the "
-                "outer one with --privileged."
-            )
+            return COVERED
         if trial.errno == errno.EINVAL and name.startswith("overlay"):
             return (
                 "Use Linux 5.11 or newer for overlays in a user namespace; an outer "
                 "container's own root may have to be a plain directory."
             )
-        return "Run as root, or see the row `user namespace`."
+        return run_as_root()
 
     return remedy

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import site
+import socket
 from contextlib import suppress
 from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "USES",
+    "enter_own_user_namespace",
     "is_root",
     "isolate",
     "remedy_for",
     "remedy_for_bridge",
     "remedy_for_ids",
     "remedy_for_user",
+    "run_as_root",
     "trier",
     "try_bridge",
     "try_loopback",
@@ -84,6 +87,20 @@ def enter_own_user_namespace() -> None:
     userns.map_single_id(uid, gid, rooted=True)
 
 
+def run_as_root() -> str:
+    """Return what gives this process the rights that it lacks."""
+    lacking = userns.missing_capabilities()
+    if os.geteuid() or not lacking:
+        return (
+            "Run as root (`sudo`, or an outer container with --privileged), or see the row `user "
+            "namespace`."
+        )
+    return (
+        f"This root lacks {' '.join(lacking)}: give it back (docker: --privileged, or --cap-add; "
+        "systemd: CapabilityBoundingSet=), or see the row `user namespace`."
+    )
+
+
 def try_root() -> str:
     """See whether this process has root's rights."""
     if not is_root():
@@ -118,8 +135,8 @@ _RESTRICTIONS = {
     "kernel.apparmor_restrict_unprivileged_userns": (
         "1",
         (
-            "As root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or give this Python "
-            "an AppArmor profile with `userns,`."
+            "As root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or give this "
+            "Python an AppArmor profile with `userns,`."
         ),
     ),
 }
@@ -142,8 +159,8 @@ def remedy_for_user(trial: Trial) -> str:
     if trial.errno in {errno.EINVAL, errno.ENOSYS}:
         return "This kernel is built without CONFIG_USER_NS: run as root."
     return (
-        "A security module, or a chroot around this process, denies it: run as root, or "
-        "outside of the chroot."
+        "A security module, or a chroot around this process, denies it: run outside of the chroot, "
+        "or with all capabilities of root."
     )
 
 
@@ -194,6 +211,8 @@ def trier(name: str) -> Callable[[], str]:
         isolate(flag)
         if name == "pid":
             _be_first()
+        elif name == "uts":
+            socket.sethostname("doctor")
         elif namespaces.identity(kind) == before:
             raise OSError(errno.ENOSYS, "the call is answered, and nothing is made")
         return "made"
@@ -227,7 +246,7 @@ def remedy_for(name: str) -> Callable[[Trial], str]:
             )
         if trial.errno in {errno.EINVAL, errno.ENOSYS}:
             return "This kernel is built without it."
-        return "Run as root, or see the row `user namespace`."
+        return run_as_root()
 
     return remedy
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-from pytest_sandbox.host import Capability
+from pytest_sandbox.host.capability import Capability
 
 __all__ = ["rows"]
 

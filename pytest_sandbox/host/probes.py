@@ -7,7 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.host import Capability, files, kernel, limits, namespace, store
+from pytest_sandbox.host import files, kernel, limits, namespace, store
+from pytest_sandbox.host.capability import Capability
 from pytest_sandbox.host.trial import Trial, attempt
 
 if TYPE_CHECKING:
@@ -43,40 +44,20 @@ class Probe:
         )
 
 
+#: System calls: name, use, how it is tried, the Linux version that has it.
+_CALLS = (
+    ("pidfd", "waiting for processes and signalling them, without races", kernel.try_pidfd, "5.3"),
+    ("clone3", "making all namespaces of a container at once", kernel.try_clone3, "5.3"),
+    ("openat2", "names that are resolved inside, and nowhere else", kernel.try_openat2, "5.6"),
+    ("keyring", "a session keyring of the container's own", kernel.try_keyring, "2.6"),
+    ("seccomp", "docker's default policy of system calls", kernel.try_seccomp, "3.5"),
+)
+
+
 def _kernel() -> list[Probe]:
     calls = [
-        Probe(name, "kernel", use, do, kernel.remedy_for_call(since), needed=needed)
-        for name, use, do, since, needed in (
-            (
-                "pidfd",
-                "waiting for processes and signalling them, without races",
-                kernel.try_pidfd,
-                "5.3",
-                True,
-            ),
-            (
-                "clone3",
-                "making all namespaces of a container at once",
-                kernel.try_clone3,
-                "5.3",
-                True,
-            ),
-            (
-                "openat2",
-                "names that are resolved inside, and nowhere else",
-                kernel.try_openat2,
-                "5.6",
-                True,
-            ),
-            (
-                "keyring",
-                "a session keyring of the container's own",
-                kernel.try_keyring,
-                "2.6",
-                True,
-            ),
-            ("seccomp", "docker's default policy of system calls", kernel.try_seccomp, "3.5", True),
-        )
+        Probe(name, "kernel", use, do, kernel.remedy_for_call(since))
+        for name, use, do, since in _CALLS
     ]
     first = Probe(
         "kernel",
@@ -102,10 +83,7 @@ def _namespaces() -> list[Probe]:
         "namespaces",
         "containers without a user namespace of this user's own; test bodies inside",
         namespace.try_root,
-        lambda _trial: (
-            "Run as root (`sudo`, or an outer container with --privileged), or with user "
-            "namespaces, see the next row."
-        ),
+        lambda _trial: namespace.run_as_root(),
         needed=False,
     )
     user = Probe(
@@ -156,52 +134,20 @@ def _files() -> list[Probe]:
             ),
             ("proc", "a /proc that shows the container's processes", files.try_proc, True),
             ("devpts", "terminals of the container's own", files.try_devpts, True),
-            ("volumes", "host directories inside", files.try_bind, True),
+            ("detached mounts", "host directories inside", files.try_bind, True),
         )
     ]
 
 
 def _limits() -> list[Probe]:
-    groups = [
-        Probe(
-            "cgroup",
-            "limits",
-            "limits and figures",
-            limits.try_cgroup,
-            limits.remedy_for_cgroup,
-            needed=False,
-        ),
-        Probe(
-            "delegation",
-            "limits",
-            "limits without asking anybody",
-            limits.try_delegation,
-            limits.remedy_for_cgroup,
-            needed=False,
-        ),
-    ]
-    each = [
-        Probe(
-            f"limit: {key}",
-            "limits",
-            use,
-            limits.trier(controller),
-            limits.remedy_for(controller),
-            needed=False,
-        )
-        for key, controller, use in limits.LIMITS
-    ]
-    more = [
-        Probe(
-            f"limit: {name}",
-            "limits",
-            use,
-            limits.trier_of(wanted, *said),
-            limits.remedy_of(wanted),
-            needed=False,
-        )
-        for name, use, wanted, *said in limits.MORE
-    ]
+    cgroup = Probe(
+        "cgroup",
+        "limits",
+        "limits and figures",
+        limits.try_cgroup,
+        limits.remedy_for_cgroup,
+        needed=False,
+    )
     pressure = Probe(
         "pressure",
         "limits",
@@ -210,7 +156,7 @@ def _limits() -> list[Probe]:
         limits.remedy_for_pressure,
         needed=False,
     )
-    return [*groups, *each, *more, pressure]
+    return [cgroup, pressure]
 
 
 def _rest() -> list[Probe]:
@@ -233,7 +179,7 @@ def _rest() -> list[Probe]:
         Probe(
             "state directory",
             "store",
-            "locks of running sessions, and the door to their containers",
+            "locks of running sessions, and the control sockets of their containers",
             store.try_state,
             store.remedy_for_state,
         ),
@@ -253,6 +199,6 @@ def probes() -> list[Probe]:
     return [*_kernel(), *_namespaces(), *_files(), *_limits(), *_rest()]
 
 
-def rows() -> tuple[Capability, ...]:
-    """Try all of them."""
-    return tuple(probe.row() for probe in probes())
+def rows(*names: str) -> tuple[Capability, ...]:
+    """Try those of these names, by default all."""
+    return tuple(probe.row() for probe in probes() if not names or probe.name in names)

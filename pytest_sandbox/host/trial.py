@@ -9,7 +9,7 @@ import select
 import signal
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from pytest_sandbox.linux import process, signals
@@ -45,7 +45,12 @@ def attempt(do: Callable[[], str], patience: float = _PATIENCE) -> Trial:
         warnings.simplefilter(
             "ignore", DeprecationWarning
         )  # the fork ends in os._exit, so it needs no other thread
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # EAGAIN: a limit on processes
+            os.close(reader)
+            os.close(writer)
+            return Trial(error.strerror or "", error.errno or errno.EIO)
     if not pid:
         os.close(reader)
         _do(do, writer)
@@ -73,15 +78,18 @@ def _is_running(pid: int) -> bool:
 def _do(do: Callable[[], str], writer: int) -> NoReturn:
     try:
         signals.reset()  # what is tried waits for children of its own
-        try:
-            answer = {"said": do()}
-        except OSError as error:
-            answer = {"said": error.strerror or str(error), "errno": error.errno or errno.EIO}  # type: ignore[dict-item]
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
-            answer = {"said": f"{type(error).__name__}: {error}", "errno": errno.EIO}  # type: ignore[dict-item]
-        os.write(writer, json.dumps(answer).encode())
+        os.write(writer, json.dumps(asdict(_tried(do))).encode())
     finally:
         os._exit(0)
+
+
+def _tried(do: Callable[[], str]) -> Trial:
+    try:
+        return Trial(do())
+    except OSError as error:
+        return Trial(error.strerror or str(error), error.errno or errno.EIO)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
+        return Trial(f"{type(error).__name__}: {error}", errno.EIO)
 
 
 def _read(reader: int, deadline: float) -> bytes:

@@ -1,8 +1,8 @@
-"""Images that lie in a file or a directory: OCI layouts, docker's archives, root file systems; told
-apart by what is in them.
+"""Loading images from files and directories: OCI layouts, archives of ``docker save`` and root file
+systems, which are distinguished by their content.
 
-A layout or an archive is the same thing behind two doors: members of a directory, and members of a
-tar file (read in place, by their offsets).
+The members of a layout or an archive are the files of a directory, or those of a tar file, which
+are read in place by their offsets.
 """
 
 from __future__ import annotations
@@ -14,28 +14,29 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
 
 from pytest_sandbox.errors import ImageError
-from pytest_sandbox.image.decompress import Plain, compression_of, decompress, read_chunks
+from pytest_sandbox.image.decompress import PlainStream, compression_of, decompress, read_chunks
 from pytest_sandbox.image.manifest import (
     Descriptor,
     ImageDocuments,
     Platform,
     diff_ids_of,
-    parsed,
+    make_config,
+    parse_json,
     read_image,
-    synthesised,
 )
 from pytest_sandbox.image.reference import parse_reference
 from pytest_sandbox.image.size_limits import Budget
-from pytest_sandbox.image.tar import BLOCK, TarReader, printable
+from pytest_sandbox.image.tar import TarReader
+from pytest_sandbox.image.tar_header import BLOCK, printable
 from pytest_sandbox.image.transaction import unpack_verified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from pytest_sandbox.image.index import LayerFacts
+    from pytest_sandbox.image.index import LayerInfo
     from pytest_sandbox.image.size_limits import Limits
     from pytest_sandbox.image.store import Store
-    from pytest_sandbox.image.transaction import Adding
+    from pytest_sandbox.image.transaction import Transaction
 
 __all__ = ["Loader", "full_name", "is_image_directory", "load"]
 
@@ -47,7 +48,7 @@ _MOST_LINKS: Final = 8
 
 
 class Members(Protocol):
-    """Named parts of a layout or an archive."""
+    """The named files of a layout or an archive."""
 
     def has(self, name: str) -> bool: ...
     def size(self, name: str) -> int: ...
@@ -55,14 +56,14 @@ class Members(Protocol):
 
 
 class DirectoryMembers:
-    """The files of a directory; what is not a regular file in there is not read."""
+    """The regular files of a directory."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
 
     def _path(self, name: str) -> str:
         if os.path.isabs(name) or ".." in name.split("/"):
-            raise ImageError(f"{name!r} leads out of {self._directory}")
+            raise ImageError(f"{name!r} is outside of {self._directory}")
         return os.path.join(self._directory, name)
 
     def has(self, name: str) -> bool:
@@ -77,12 +78,12 @@ class DirectoryMembers:
         fd = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise ImageError(f"{name!r} in {self._directory} is no file")
+                raise ImageError(f"{name!r} in {self._directory} is not a regular file")
             yield from read_chunks(file)
 
 
-class _Seeking:
-    """The pieces of a file for a TarReader that skips by seeking."""
+class _SeekableSource:
+    """A file as the source of a TarReader, which skips by seeking."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -104,14 +105,14 @@ class _Seeking:
             raise EOFError
 
     def rest_is_zero(self) -> bool:
-        # an archive of members is read by their names: what follows its end is never looked at
+        # only named members are read, so data after the end of the archive does no harm
         return True
 
 
 class TarMembers:
-    """The files of a plain tar file, found once and read in place.
+    """The files of a plain tar file, which are read in place.
 
-    Old ``docker save`` writes equal layers as links to the first.
+    Before docker 1.14, ``docker save`` wrote equal layers as links to the first.
     """
 
     def __init__(self, path: str, limits: Limits) -> None:
@@ -119,7 +120,7 @@ class TarMembers:
         self._found: dict[str, tuple[int, int]] = {}
         self._links: dict[str, str] = {}
         with open(path, "rb", buffering=BLOCK * 8) as file:
-            for count, member in enumerate(TarReader(_Seeking(file), limits)):
+            for count, member in enumerate(TarReader(_SeekableSource(file), limits)):
                 if count > limits.entries:
                     raise ImageError(f"{path} has more than {limits.entries} entries")
                 name = _normal(os.fsdecode(member.name))
@@ -165,45 +166,45 @@ def _normal(name: str) -> str:
 
 @dataclass(slots=True)
 class Loader:
-    """One ``load``: from where, into what, and what the images are to be called (instead of the
-    names that they bring).
-    """
+    """One ``load``: its transaction, limits, and ``names`` that replace those in the archive."""
 
-    adding: Adding
+    transaction: Transaction
     limits: Limits
     platform: Platform
     names: tuple[str, ...] = ()
     progress: Any = field(default=lambda *_: None)
     title: str = ""
-    """What messages and the history call the source, where that is not its path."""
-    called: dict[str, str] = field(default_factory=dict)
-    """A name of each image that was loaded, by its id."""
+    """The source's name in messages and in the history; empty for its path."""
+    loaded: dict[str, str] = field(default_factory=dict)
+    """Maps the id of each loaded image to its first name, or ""."""
 
     def _register(
         self, config: bytes, keys: Sequence[str], names: Sequence[str], manifest: bytes = b""
     ) -> str:
-        image_id = self.adding.register(config, keys, names, manifest=manifest)
-        self.called[image_id] = names[0] if names else ""
+        image_id = self.transaction.register(config, keys, names, manifest=manifest)
+        self.loaded[image_id] = names[0] if names else ""
         return image_id
 
-    def layout(self, members: Members) -> list[str]:
-        """Load an OCI image layout; returns ids."""
+    def load_layout(self, members: Members) -> list[str]:
+        """Load an OCI image layout and return the ids of its images."""
         _check_layout(members, self.limits)
-        document = parsed(_read(members, "index.json", self.limits), "index.json")
+        document = parse_json(_read(members, "index.json", self.limits), "index.json")
         listed = document.get("manifests") if isinstance(document, dict) else None
         if not isinstance(listed, list) or not listed or len(listed) > self.limits.index_manifests:
             raise ImageError(
-                "index.json has no list of manifests, an empty one, or one of more than "
+                "index.json has no list of manifests, an empty list, or one of more than "
                 f"{self.limits.index_manifests}"
             )
-        chosen = [one for one in listed if isinstance(one, dict) and self._fits(one)] or listed[:1]
-        return [self._one_of_layout(members, one) for one in chosen]
+        chosen = [one for one in listed if isinstance(one, dict) and self._matches(one)] or listed[
+            :1
+        ]
+        return [self._load_manifest(members, one) for one in chosen]
 
-    def _fits(self, described: dict[str, Any]) -> bool:
-        said = described.get("platform")
-        return not isinstance(said, dict) or self.platform.takes(said) > 0
+    def _matches(self, described: dict[str, Any]) -> bool:
+        declared = described.get("platform")
+        return not isinstance(declared, dict) or self.platform.rate(declared) > 0
 
-    def _one_of_layout(self, members: Members, described: dict[str, Any]) -> str:
+    def _load_manifest(self, members: Members, described: dict[str, Any]) -> str:
         def fetch(descriptor: Descriptor) -> bytes:
             return _verified(members, descriptor, self.limits)
 
@@ -217,22 +218,22 @@ class Loader:
     def _add_layers(
         self, documents: ImageDocuments, sources: list[tuple[Members, str, Descriptor | None]]
     ) -> None:
-        budget = Budget(self.limits, self.adding.stopping)
+        budget = Budget(self.limits, self.transaction.stopping)
         makers = [
-            (diff_id, self._maker(source, diff_id, budget))
+            (diff_id, self._layer_maker(source, diff_id, budget))
             for diff_id, source in zip(documents.diff_ids, sources, strict=True)
         ]
-        self.adding.layers(makers)
+        self.transaction.add_layers(makers)
 
-    def _maker(
+    def _layer_maker(
         self, source: tuple[Members, str, Descriptor | None], diff_id: str, budget: Budget
-    ) -> Callable[[str], LayerFacts]:
+    ) -> Callable[[str], LayerInfo]:
         members, path, descriptor = source
 
-        def make(target: str) -> LayerFacts:
+        def make(target: str) -> LayerInfo:
             if not members.has(path):
                 raise ImageError(f"the layer {diff_id} is missing: there is no file {path!r}")
-            raw = self._reported(members.chunks(path), diff_id, members.size(path))
+            raw = self._with_progress(members.chunks(path), diff_id, members.size(path))
             digest, size = (descriptor.digest, descriptor.size) if descriptor else ("", None)
             return unpack_verified(
                 raw,
@@ -246,31 +247,31 @@ class Loader:
 
         return make
 
-    def _reported(self, raw: Iterator[bytes], key: str, total: int) -> Iterator[bytes]:
+    def _with_progress(self, raw: Iterator[bytes], key: str, total: int) -> Iterator[bytes]:
         done = 0
         for data in raw:
             yield data
             done += len(data)
             self.progress(key, "unpacking", done, total)
 
-    def archive(self, members: Members) -> list[str]:
-        """Load what ``docker save`` wrote; returns ids."""
-        listed = parsed(_read(members, _MANIFEST, self.limits), _MANIFEST)
+    def load_archive(self, members: Members) -> list[str]:
+        """Load an archive of ``docker save`` and return the ids of its images."""
+        listed = parse_json(_read(members, _MANIFEST, self.limits), _MANIFEST)
         if not isinstance(listed, list) or not listed or len(listed) > self.limits.index_manifests:
             raise ImageError(
-                f"{_MANIFEST} is no list of images, an empty one, or one of more than "
+                f"{_MANIFEST} is not a list of images, is empty, or has more than "
                 f"{self.limits.index_manifests}"
             )
-        return [self._one_of_archive(members, one) for one in listed]
+        return [self._load_archived_image(members, one) for one in listed]
 
-    def _one_of_archive(self, members: Members, listed: Any) -> str:
+    def _load_archived_image(self, members: Members, listed: Any) -> str:
         layers = listed.get("Layers") if isinstance(listed, dict) else None
         if not isinstance(layers, list) or not all(
             isinstance(one, str) for one in [*layers, listed.get("Config")]
         ):
-            raise ImageError(f"{_MANIFEST} does not name a configuration and layers")
+            raise ImageError(f"{_MANIFEST} does not list a configuration and layers")
         if len(layers) > self.limits.layers:
-            raise ImageError(f"{_MANIFEST} names more than {self.limits.layers} layers")
+            raise ImageError(f"{_MANIFEST} lists more than {self.limits.layers} layers")
         config = _read(members, listed["Config"], self.limits)
         documents = ImageDocuments(config, b"", (), diff_ids_of(config, len(layers)))
         self._add_layers(documents, [(members, path, None) for path in layers])
@@ -278,24 +279,24 @@ class Loader:
         names = self.names or [full_name(tag) for tag in tags if isinstance(tag, str)]
         return self._register(config, documents.diff_ids, names)
 
-    def root_file_system(self, path: str) -> str:
-        """Load a tar file of a root file system, compressed or not; returns the id of an image of
-        one layer.
+    def load_rootfs(self, path: str) -> str:
+        """Load the tar file of a root file system, compressed or not, and return the id of an image
+        with one layer.
         """
         with open(path, "rb") as file:
-            raw = self._reported(
+            raw = self._with_progress(
                 read_chunks(file), os.path.basename(path), os.fstat(file.fileno()).st_size
             )
-            key, _facts = self.adding.unknown_layer(
+            key, _read_layer_info = self.transaction.add_layer_by_content(
                 lambda target: unpack_verified(raw, target, self.limits)
             )
         name = self.title or os.path.basename(path)
         history = [{"created_by": f"pytest-sandbox load {printable(os.fsencode(name))}"}]
-        return self._register(synthesised([key], history), [key], self.names)
+        return self._register(make_config([key], history), [key], self.names)
 
 
 def load(path: str, store: Store, loader: Loader) -> list[str]:
-    """Load what lies at ``path``, whatever it is; returns the ids of the images."""
+    """Load the file or directory ``path`` of any kind, and return the ids of its images."""
     label = loader.title or path
     if os.path.isdir(path):
         return _load_members(DirectoryMembers(path), loader, label)
@@ -310,19 +311,19 @@ def load(path: str, store: Store, loader: Loader) -> list[str]:
     if not kind:
         return _load_tar(path, label, loader)
     if not _holds_an_image(path, label, loader.limits):
-        return [loader.root_file_system(path)]
-    with store.workplace() as work:
+        return [loader.load_rootfs(path)]
+    with store.temporary_directory() as work:
         return _load_tar(_plain_copy(path, work, label, loader.limits), label, loader)
 
 
 def _load_members(members: Members, loader: Loader, path: str) -> list[str]:
     if all(map(members.has, _LAYOUT)):
-        return loader.layout(members)
+        return loader.load_layout(members)
     if members.has(_MANIFEST):
-        return loader.archive(members)
+        return loader.load_archive(members)
     raise ImageError(
-        f"{path} is neither an OCI layout nor what `docker save` writes. A directory with a root "
-        "file system is used as it is."
+        f"{path} is neither an OCI layout nor an archive of `docker save`. A directory with a root "
+        "file system is not loaded: use its path as the image."
     )
 
 
@@ -333,12 +334,12 @@ def _load_tar(plain: str, path: str, loader: Loader) -> list[str]:
         raise ImageError(f"{path}: {error}") from error
     if all(map(members.has, _LAYOUT)) or members.has(_MANIFEST):
         return _load_members(members, loader, path)
-    return [loader.root_file_system(plain)]
+    return [loader.load_rootfs(plain)]
 
 
 def _holds_an_image(path: str, label: str, limits: Limits) -> bool:
-    """Look whether a compressed archive begins as an archive of images does: with blobs, documents
-    and directories alone.
+    """Tell whether a compressed archive starts like an archive of images, with blobs, documents and
+    directories only.
     """
     with open(path, "rb") as file:
         try:
@@ -362,27 +363,27 @@ def _plain_copy(path: str, work: str, label: str, limits: Limits) -> str:
         with (
             open(path, "rb") as file,
             open(plain, "xb") as copy,
-            Plain(read_chunks(file), limits) as pieces,
+            PlainStream(read_chunks(file), limits) as pieces,
         ):
             copy.writelines(pieces)
     except ImageError as error:
         raise ImageError(f"{label}: {error}") from error
     except OSError as error:
-        raise ImageError(f"{label}: {error.strerror} while it was unpacked") from error
+        raise ImageError(f"{label}: {error.strerror} while it was decompressed") from error
     return plain
 
 
 def _check_layout(members: Members, limits: Limits) -> None:
-    document = parsed(_read(members, "oci-layout", limits), "oci-layout")
+    document = parse_json(_read(members, "oci-layout", limits), "oci-layout")
     version = document.get("imageLayoutVersion") if isinstance(document, dict) else None
     if not isinstance(version, str) or not version.startswith("1."):
         raise ImageError(
-            f"the OCI layout is of the unknown version {str(version)[:40]!r}; 1.x is known"
+            f"the OCI layout has the unknown version {str(version)[:40]!r}; 1.x is supported"
         )
 
 
 def _read(members: Members, name: str, limits: Limits) -> bytes:
-    """Return a document, if it is not larger than a document is."""
+    """Return a document. Raises ImageError if it is missing or too large."""
     if not members.has(name):
         raise ImageError(f"the file {name!r} is missing")
     data = b""
@@ -411,8 +412,8 @@ def _blob(digest: str) -> str:
 
 
 def _names_in(annotations: Any) -> list[str]:
-    """Return the full names that a layout gives an image; a mere tag, as skopeo writes it, is
-    none.
+    """Return the full name of an image in a layout's annotations, if there is one. A tag alone, as
+    skopeo writes it, is not a name.
     """
     found = annotations if isinstance(annotations, dict) else {}
     for key in (_FULL_NAME, _REF_NAME):
@@ -423,13 +424,13 @@ def _names_in(annotations: Any) -> list[str]:
 
 
 def full_name(text: str) -> str:
-    """Return the one spelling under which the index keeps a name."""
+    """Return the canonical form of a name, which the index uses."""
     return parse_reference(text).full
 
 
 def is_image_directory(path: str) -> bool:
-    """Whether a directory holds an OCI layout or an unpacked ``docker save``, and not a root file
-    system.
+    """Tell whether a directory is an OCI layout or an unpacked archive of ``docker save``, rather
+    than a root file system.
     """
     members = DirectoryMembers(path)
     return all(map(members.has, _LAYOUT)) or members.has(_MANIFEST)

@@ -1,9 +1,10 @@
-"""Directories that a layer has entries in, but does not describe: what they look like depends on
-the layers below, which differ from image to image.
+"""Attributes of implied directories: those that contain entries of a layer, but have no entry of
+their own in its archive. Their attributes are those in the layers below, which differ between
+images.
 
-A stored layer is shared by images and never changed. What depends on the chain of layers lies in a
-small layer of the chain's own, on top of the others: empty directories with the right attributes,
-which the overlay merges with those below (overlayfs.rst, "Merged directories").
+A stored layer is shared by images and never modified. An image with such directories gets a small
+layer of its own on top, of empty directories with the right attributes, which overlayfs merges with
+those below (overlayfs.rst, "Merged directories").
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from pytest_sandbox.image.flatten import is_opaque
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Attributes", "Lower", "inherited", "make_layer"]
+__all__ = ["Attributes", "Lower", "inherited_attributes", "make_layer"]
 
-_OVERLAYS_OWN: Final = ("trusted.overlay.", "user.overlay.")
-_FEW: Final = 16
+_OVERLAY_XATTRS: Final = ("trusted.overlay.", "user.overlay.")
+_FEW: Final = 16  # up to so many names, lstat() is faster than a listing
 
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """A directory's attributes; ``mtime_ns`` None: whatever it is."""
+    """The attributes of a directory; with ``mtime_ns`` None, its mtime is not changed."""
 
     mode: int = 0o755
     uid: int = 0
@@ -42,19 +43,19 @@ class Attributes:
         xattrs = tuple(
             (name, os.getxattr(path, name, follow_symlinks=False))
             for name in sorted(names)
-            if not name.startswith(_OVERLAYS_OWN)
+            if not name.startswith(_OVERLAY_XATTRS)
         )
         mode = stat.S_IMODE(found.st_mode)
         return cls(mode, found.st_uid, found.st_gid, found.st_mtime_ns, xattrs)
 
-    def is_like(self, other: Attributes) -> bool:
-        """Whether a directory with ``other`` attributes may stand for one with these."""
+    def matches(self, other: Attributes) -> bool:
+        """Tell whether a directory with the attributes ``other`` needs no change."""
         mine = (self.mode, self.uid, self.gid, self.xattrs)
         theirs = (other.mode, other.uid, other.gid, other.xattrs)
         return mine == theirs and self.mtime_ns in (None, other.mtime_ns)
 
     def apply(self, path: bytes) -> None:
-        """Give a directory these attributes, as far as this user may."""
+        """Set these attributes on a directory, as far as this user is permitted."""
         with contextlib.suppress(PermissionError):
             os.chown(path, self.uid, self.gid)
         for name, value in self.xattrs:
@@ -67,9 +68,7 @@ class Attributes:
 
 @dataclass(frozen=True, slots=True)
 class Lower:
-    """A layer's directory, the paths in it that its archive did not describe, and those of
-    directories that hold marks of deletions.
-    """
+    """A layer's directory, its implied directories, and its directories that contain whiteouts."""
 
     directory: bytes
     implied: frozenset[bytes]
@@ -78,8 +77,8 @@ class Lower:
 
 @dataclass(slots=True)
 class _Merged:
-    """One directory of the chain: the layers that it consists of (topmost first), and those that
-    its attributes may come from, which an opaque directory does not end.
+    """One merged directory: the layers that its content is from (topmost first), and those that its
+    attributes may be from, which an opaque directory does not hide.
     """
 
     path: bytes
@@ -87,15 +86,15 @@ class _Merged:
     described: list[Lower]
 
 
-def inherited(layers: Sequence[Lower]) -> dict[bytes, Attributes]:
-    """Return the directories of a chain (topmost layer first) whose attributes are others than
-    those in the topmost layer that has them, with the directories above them.
+def inherited_attributes(layers: Sequence[Lower]) -> dict[bytes, Attributes]:
+    """Return the directories of an image's layers (topmost first) whose attributes differ from
+    those in the topmost layer that has them, and their parents.
 
-    So are those that hold marks of deletions and are in one layer only: the overlay hides the
-    marks of directories that it merges, and lists them in others, where nobody can open them.
+    Directories with whiteouts that are in one layer only are included: overlayfs hides whiteouts
+    in merged directories only, and in others lists names that cannot be opened.
 
-    Each directory is looked at once in each layer that has it, so the time is linear in the
-    number of entries.
+    Each directory is read once in each layer that has it: the time is linear in the number of
+    entries.
     """
     wanted = _children(path for one in layers for path in one.implied | one.whiteouts)
     found: dict[bytes, Attributes] = {}
@@ -104,16 +103,16 @@ def inherited(layers: Sequence[Lower]) -> dict[bytes, Attributes]:
     while pending:
         merged = pending.pop()
         found[merged.path], is_wrong = _effective(merged)
-        if is_wrong or _would_show_marks(merged):
+        if is_wrong or _shows_whiteouts(merged):
             wrong.append(merged.path)
         pending += _below(merged, wanted.get(merged.path, set()))
     needed = {above for path in wrong for above in _with_parents(path)}
     return {path: found[path] for path in sorted(needed)}
 
 
-def _would_show_marks(merged: _Merged) -> bool:
-    """Whether marks of deletions lie in a directory that the overlay merges with no other; the
-    root is merged with the container's own layer.
+def _shows_whiteouts(merged: _Merged) -> bool:
+    """Tell whether a directory with whiteouts is not merged with another one. The root is always
+    merged with the container's writable layer.
     """
     is_alone = len(merged.content) == 1 and bool(merged.path)
     return is_alone and merged.path in merged.content[0].whiteouts
@@ -125,7 +124,7 @@ def _with_parents(path: bytes) -> list[bytes]:
 
 
 def _children(paths: Iterable[bytes]) -> dict[bytes, set[bytes]]:
-    """Return the names below each directory that lead to ``paths``."""
+    """Return the names in each directory that are on the way to ``paths``."""
     children: dict[bytes, set[bytes]] = {}
     for path in paths:
         while path:
@@ -139,23 +138,23 @@ def _children(paths: Iterable[bytes]) -> dict[bytes, set[bytes]]:
 
 
 def _effective(merged: _Merged) -> tuple[Attributes, bool]:
-    """Return a directory's attributes, and whether the topmost layer has others."""
+    """Return a directory's attributes, and whether those in the topmost layer differ."""
     top = merged.content[0]
     actual = Attributes.of(os.path.join(top.directory, merged.path))
     if merged.path not in top.implied:
         return actual, False
     source = next((one for one in merged.described if merged.path not in one.implied), None)
-    if source is None:  # nobody describes it
+    if source is None:  # no layer has an entry of it
         expected = Attributes(uid=os.geteuid(), gid=os.getegid())
     else:
         expected = Attributes.of(os.path.join(source.directory, merged.path))
-    if not merged.path:  # the time of the root is that of the container's own layer
+    if not merged.path:  # the root has the mtime of the container's writable layer
         expected = Attributes(expected.mode, expected.uid, expected.gid, None, expected.xattrs)
-    return expected, not expected.is_like(actual)
+    return expected, not expected.matches(actual)
 
 
 def _below(merged: _Merged, names: set[bytes]) -> list[_Merged]:
-    """Return the directories of these names in a directory of the chain."""
+    """Return the subdirectories with these names of a merged directory."""
     content: dict[bytes, list[Lower]] = {}
     described: dict[bytes, list[Lower]] = {}
     hidden: set[bytes] = set()
@@ -163,7 +162,7 @@ def _below(merged: _Merged, names: set[bytes]) -> list[_Merged]:
     for lower in merged.content if names else ():
         where = os.path.join(lower.directory, merged.path)
         for name, is_directory in _entries(where, names - replaced):
-            if not is_directory:  # a file, or the mark of a deletion
+            if not is_directory:  # a file or a whiteout
                 replaced.add(name)
                 continue
             if name not in hidden:
@@ -176,7 +175,7 @@ def _below(merged: _Merged, names: set[bytes]) -> list[_Merged]:
 
 
 def _entries(where: bytes, names: set[bytes]) -> list[tuple[bytes, bool]]:
-    """Return which of these names are there, and whether each is a directory."""
+    """Return those of the names that exist, each with whether it is a directory."""
     if len(names) > _FEW:
         with os.scandir(where) as entries:
             return [
@@ -192,11 +191,11 @@ def _entries(where: bytes, names: set[bytes]) -> list[tuple[bytes, bool]]:
 
 
 def make_layer(attributes: dict[bytes, Attributes], target: bytes) -> int:
-    """Fill the empty directory ``target`` with these directories; returns how many there are."""
+    """Create these directories in the empty directory ``target``; return their number."""
     paths = sorted(attributes)
     for path in paths:
         if path:
             os.mkdir(os.path.join(target, path), 0o700)
-    for path in reversed(paths):  # times last: what is made inside changes them
+    for path in reversed(paths):  # subdirectories first: creating them changes the mtime
         attributes[path].apply(os.path.join(target, path))
     return len(paths)

@@ -1,5 +1,6 @@
-"""Who a registry is asked as: docker's own files and helpers, so that ``docker login`` (or
-podman's) is all that anybody has to do.
+"""Credentials of registries, from docker's and podman's configuration files and helpers.
+
+Formats: config.json of docker(1), containers-auth.json(5), and docker-credential-helpers.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from pytest_sandbox.printable import printable
 __all__ = ["Credentials", "credentials_for"]
 
 _HUB: Final = ("docker.io", "https://index.docker.io/v1/")
-_TOKEN_USER: Final = "<token>"  # noqa: S105 - what helpers call an identity token's user
+_TOKEN_USER: Final = "<token>"  # noqa: S105 - the user of an identity token
 _HELPER_SECONDS: Final = 30.0
-#: A helper's name is a part of a program's name: with a path separator it would be any program.
+#: Part of a program's name: with a slash it could be any program.
 _HELPER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _CONFIG_BYTES: Final = 4 << 20
 _ANSWER_BYTES: Final = 1 << 20
@@ -33,9 +34,7 @@ _ANSWER_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A user's name and password, or an identity token (OAuth 2) instead of both; kept out of every
-    message.
-    """
+    """A user name and password, or an identity token (OAuth 2); not in its repr()."""
 
     username: str = ""
     password: str = field(default="", repr=False)
@@ -48,14 +47,15 @@ class Credentials:
 
 
 def credentials_for(registry: str) -> Credentials | None:
-    """Return what docker's configuration, or else podman's, knows for a registry: its own helper,
-    the helper for all, or the file itself.
+    """Return the credentials of a registry in docker's or podman's configuration: from its own
+    helper, the default helper, or the file itself.
 
     The files are ``$REGISTRY_AUTH_FILE``, ``$DOCKER_CONFIG/config.json`` (or
     ``~/.docker/config.json``), and podman's ``$XDG_RUNTIME_DIR/containers/auth.json``, or
-    ``/run/containers/UID/auth.json``. Raises ImageError where one, or a helper, is broken.
+    ``/run/containers/UID/auth.json``. Raises ImageError for an invalid file or a
+    failing helper.
     """
-    return next(filter(None, (_known(path, registry) for path in _files())), None)
+    return next(filter(None, (_lookup(path, registry) for path in _files())), None)
 
 
 def _files() -> list[str]:
@@ -72,28 +72,28 @@ def _files() -> list[str]:
     return [*filter(None, [given]), docker, podman]
 
 
-def _known(path: str, registry: str) -> Credentials | None:
+def _lookup(path: str, registry: str) -> Credentials | None:
     config = _read(path)
     server = dict([_HUB]).get(registry, registry)
-    helpers = _part(config, "credHelpers")
+    helpers = _dict_in(config, "credHelpers")
     helper = helpers.get(registry) or helpers.get(server) or config.get("credsStore")
     if helper:
-        return _ask(helper, server, path)
-    for name, entry in _part(config, "auths").items():
-        is_meant = name in (registry, server) or _host(name) == registry
-        if is_meant and isinstance(entry, dict):
-            return _of_file(entry, name, path)
+        return _run_helper(helper, server, path)
+    for name, entry in _dict_in(config, "auths").items():
+        is_match = name in (registry, server) or _host(name) == registry
+        if is_match and isinstance(entry, dict):
+            return _from_entry(entry, name, path)
     return None
 
 
-def _part(config: dict[str, Any], name: str) -> dict[str, Any]:
+def _dict_in(config: dict[str, Any], name: str) -> dict[str, Any]:
     found = config.get(name)
     return found if isinstance(found, dict) else {}
 
 
 def _read(path: str) -> dict[str, Any]:
-    """Return a configuration file, {} where there is none. Raises ImageError for what is no file,
-    too large, or no JSON.
+    """Return a configuration file, {} if it does not exist. Raises ImageError if it is not a
+    regular file, too large, or not JSON.
     """
     try:
         data = _bytes_of(path)
@@ -103,8 +103,8 @@ def _read(path: str) -> dict[str, Any]:
         raise ImageError(f"{path} cannot be read: {error.strerror}") from error
     try:
         config = json.loads(data)
-    except (ValueError, RecursionError):  # the reason could quote what stands there: a password
-        raise ImageError(f"{path} is not JSON. Mend it, or run docker login again.") from None
+    except (ValueError, RecursionError):  # the reason could contain a password
+        raise ImageError(f"{path} is not JSON. Correct it, or run docker login again.") from None
     return config if isinstance(config, dict) else {}
 
 
@@ -116,18 +116,18 @@ def _bytes_of(path: str) -> bytes:
             raise ImageError(f"{path} is not a regular file")
         data = file.read(_CONFIG_BYTES + 1)
     if len(data) > _CONFIG_BYTES:
-        raise ImageError(f"{path} is larger than {_CONFIG_BYTES} bytes: it is no configuration")
+        raise ImageError(f"{path} is larger than {_CONFIG_BYTES} bytes, the maximum")
     return data
 
 
 def _host(name: str) -> str:
-    """Return the host of an entry's name, which old versions of docker wrote as an address:
+    """Return the host of an entry's name, which old versions of docker wrote as a URL:
     https://registry.example/v1/.
     """
     return name.partition("://")[2].partition("/")[0] if "://" in name else name
 
 
-def _of_file(entry: dict[str, Any], name: str, path: str) -> Credentials | None:
+def _from_entry(entry: dict[str, Any], name: str, path: str) -> Credentials | None:
     if entry.get("identitytoken"):
         return _checked(Credentials(identity_token=str(entry["identitytoken"])), path)
     if not entry.get("auth"):
@@ -149,15 +149,17 @@ def _of_file(entry: dict[str, Any], name: str, path: str) -> Credentials | None:
 
 
 def _checked(found: Credentials, where: str) -> Credentials:
-    """Refuse text that is no Unicode: JSON can write half of a surrogate pair."""
+    """Raise ImageError for lone surrogates, which JSON can contain."""
     try:
         f"{found.username}{found.password}{found.identity_token}".encode()
     except UnicodeEncodeError:
-        raise ImageError(f"the login in {where} is not valid Unicode. Log in again.") from None
+        raise ImageError(
+            f"the credentials in {where} are not valid Unicode. Log in again."
+        ) from None
     return found
 
 
-def _ask(helper: object, server: str, path: str) -> Credentials | None:
+def _run_helper(helper: object, server: str, path: str) -> Credentials | None:
     """Run ``docker-credential-HELPER get`` (docker-credential-helpers' protocol)."""
     if not isinstance(helper, str) or not _HELPER.match(helper):
         raise ImageError(
@@ -167,9 +169,9 @@ def _ask(helper: object, server: str, path: str) -> Credentials | None:
     program = f"docker-credential-{helper}"
     status, output = _output_of(program, server)
     if status:
-        if b"not found" in output:  # the helpers' own words for: no such entry
+        if b"not found" in output:  # "credentials not found in native keychain": no status for it
             return None
-        # What it has printed is not repeated: it may hold the secret.
+        # Its output is not repeated: it may contain the secret.
         raise ImageError(
             f"the credential helper {program} failed (exit status {status}). Run to see why: echo "
             f"{server} | {program} get"
@@ -179,7 +181,7 @@ def _ask(helper: object, server: str, path: str) -> Credentials | None:
         username, secret = str(found["Username"]), str(found["Secret"])
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ImageError(
-            f"the credential helper {program} did not answer with Username and Secret"
+            f"the credential helper {program} did not print Username and Secret"
         ) from None
     token = username == _TOKEN_USER
     return _checked(
@@ -188,8 +190,8 @@ def _ask(helper: object, server: str, path: str) -> Credentials | None:
 
 
 def _output_of(program: str, server: str) -> tuple[int, bytes]:
-    """Return a helper's exit status and output. Raises ImageError where it prints too much, or
-    does not end within its time.
+    """Return a helper's exit status and output. Raises ImageError if it prints too much, or does
+    not exit in time.
     """
     try:
         process = subprocess.Popen(
@@ -197,7 +199,7 @@ def _output_of(program: str, server: str) -> tuple[int, bytes]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            process_group=0,  # what it has started is ended with it
+            process_group=0,  # to kill its children too
         )
     except (OSError, ValueError) as error:
         raise ImageError(
@@ -209,7 +211,7 @@ def _output_of(program: str, server: str) -> tuple[int, bytes]:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(server.encode())
             process.stdin.close()
-        return _collected(process, program)
+        return _read_output(process, program)
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -219,15 +221,15 @@ def _output_of(program: str, server: str) -> tuple[int, bytes]:
             process.__exit__(None, None, None)
 
 
-def _collected(process: subprocess.Popen[bytes], program: str) -> tuple[int, bytes]:
-    """Read a helper's output to its end, and wait for its exit status."""
+def _read_output(process: subprocess.Popen[bytes], program: str) -> tuple[int, bytes]:
+    """Read a helper's output and wait for its exit status."""
     assert process.stdout
-    ends = time.monotonic() + _HELPER_SECONDS
+    deadline = time.monotonic() + _HELPER_SECONDS
     output = b""
     poll = select.poll()
     poll.register(process.stdout, select.POLLIN)
     while True:
-        if not poll.poll(max(0.0, ends - time.monotonic()) * 1000):
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise ImageError(
                 f"the credential helper {program} took more than {_HELPER_SECONDS:.0f} s"
             )
@@ -236,9 +238,11 @@ def _collected(process: subprocess.Popen[bytes], program: str) -> tuple[int, byt
             break
         output += data
         if len(output) > _ANSWER_BYTES:
-            raise ImageError(f"the credential helper {program} printed more than a login")
+            raise ImageError(
+                f"the credential helper {program} printed more than {_ANSWER_BYTES} bytes"
+            )
     try:
-        return process.wait(max(0.1, ends - time.monotonic())), output
+        return process.wait(max(0.1, deadline - time.monotonic())), output
     except subprocess.TimeoutExpired:
         raise ImageError(
             f"the credential helper {program} took more than {_HELPER_SECONDS:.0f} s"

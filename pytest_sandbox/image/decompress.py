@@ -1,9 +1,8 @@
-"""From a compressed stream to plain bytes, verified on the way: gzip, zstd, xz, bzip2, or none,
-told apart by their first bytes.
+"""Decompression and hashing of a stream: gzip, zstd, xz, bzip2 or none, by its magic number.
 
-Reading, decompressing and hashing run in one thread of their own, ahead of whoever writes the
-files: zlib, isal, zstd, lzma and hashlib all release the interpreter's lock for a chunk's length,
-so that two processors are used.
+Reading, decompressing and hashing run in a thread of their own, ahead of the thread that writes the
+files. zlib, isal, zstd, lzma and hashlib release the GIL for a chunk, so that two processors are
+used.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.image.size_limits import Limits
 
-__all__ = ["Plain", "compression_of", "decompress", "read_chunks"]
+__all__ = ["PlainStream", "compression_of", "decompress", "read_chunks"]
 
 _READ: Final = 256 << 10
 _CHUNK: Final = 1 << 20
 _AHEAD: Final = 4
-_MOST_EMPTY: Final = 1000  # bgzip ends with one; zstd's skippable frames count too
+_MOST_EMPTY: Final = 1000  # bgzip writes one at the end; skippable frames of zstd count too
 _MAGIC: Final = (
     (b"\x1f\x8b", "gzip"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
@@ -56,14 +55,14 @@ class _Frame(Protocol):
 
 
 def compression_of(start: bytes) -> str:
-    """Name the compression whose magic number ``start`` begins with; ``""`` for none."""
+    """Return the compression whose magic number ``start`` begins with, ``""`` for none."""
     if start[1:4] in _ZSTD_SKIPPABLE and 0x50 <= start[0] <= 0x5F:
         return "zstd"
     return next((name for magic, name in _MAGIC if start.startswith(magic)), "")
 
 
 def read_chunks(file: BinaryIO, length: int | None = None) -> Iterator[bytes]:
-    """Read ``file`` from where it stands, at most ``length`` bytes, in pieces."""
+    """Yield chunks of ``file`` from its current position, at most ``length`` bytes."""
     left = length
     while left is None or left > 0:
         data = file.read(_READ if left is None else min(_READ, left))
@@ -75,8 +74,9 @@ def read_chunks(file: BinaryIO, length: int | None = None) -> Iterator[bytes]:
 
 
 def decompress(raw: Iterable[bytes]) -> Generator[bytes]:
-    """Decompress a stream of any known kind, in pieces of at most 1 MiB; damaged, cut or trailing
-    data is an ImageError.
+    """Decompress a stream, in pieces of at most 1 MiB.
+
+    Raises ImageError for damaged or truncated data, and for other data after its end.
     """
     stream = iter(raw)
     first = b""
@@ -92,9 +92,9 @@ def decompress(raw: Iterable[bytes]) -> Generator[bytes]:
         yield from (
             _gzip(first, stream) if kind == "gzip" else _frames(_opener(kind), kind, first, stream)
         )
-    except (EOFError, OSError, ValueError, MemoryError, zlib.error, *_errors_of(kind)) as error:  # type: ignore[misc] # mypy does not follow a starred tuple here
+    except _errors_of(kind) as error:
         raise ImageError(
-            f"the {kind} stream is damaged: {error or type(error).__name__}"
+            f"the {kind} stream is damaged: {str(error) or type(error).__name__}"
         ) from error
 
 
@@ -105,9 +105,7 @@ def _pieces(first: bytes, stream: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _zlib_module() -> Any:
-    """Return isal's drop-in for zlib where it is installed: 2 - 4 times as fast, and no
-    dependencies.
-    """
+    """Return isal's replacement of zlib if it is installed (2 - 4 times as fast), else zlib."""
     with contextlib.suppress(ImportError):
         from isal import isal_zlib
 
@@ -116,9 +114,7 @@ def _zlib_module() -> Any:
 
 
 def _gzip(data: bytes, stream: Iterator[bytes]) -> Iterator[bytes]:
-    """Decompress gzip members one after another (pigz and eStargz write many); zero padding after
-    the last is allowed.
-    """
+    """Decompress gzip members (pigz and eStargz write many); zeros may follow the last one."""
     module = _zlib_module()
     empty = 0
     try:
@@ -132,7 +128,7 @@ def _gzip(data: bytes, stream: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _checked_count(empty: int) -> int:
-    """Refuse streams of empty members, each of which costs time and brings nothing."""
+    """Raise ValueError for streams of many empty members, which take time and yield nothing."""
     if empty > _MOST_EMPTY:
         raise ValueError(f"it has more than {_MOST_EMPTY} empty members")
     return empty
@@ -151,14 +147,14 @@ def _gzip_member(
         if not data and not member.eof and len(plain) < _CHUNK:
             data = next(stream, b"")
             if not data:
-                raise EOFError("it is cut off before its end")
+                raise EOFError("it is truncated")
     return bytes(member.unused_data), has_content
 
 
 def _frames(
     new: Callable[[], _Frame], kind: str, data: bytes, stream: Iterator[bytes]
 ) -> Iterator[bytes]:
-    """Decompress frames of zstd, xz or bzip2, one after another."""
+    """Decompress frames of zstd, xz or bzip2."""
     empty = 0
     while data:
         frame = new()
@@ -172,13 +168,13 @@ def _frames(
             if frame.needs_input and not frame.eof:
                 data = next(stream, b"")
                 if not data:
-                    raise EOFError("it is cut off before its end")
+                    raise EOFError("it is truncated")
         empty = _checked_count(empty + (not has_content))
         data = _next_frame(kind, frame.unused_data, stream)
 
 
 def _next_frame(kind: str, data: bytes, stream: Iterator[bytes]) -> bytes:
-    """Return the start of the next member, or nothing when only zeros follow."""
+    """Return the start of the next member, b"" if only zeros follow."""
     data = data.lstrip(b"\0")
     while len(data) < _LONGEST_MAGIC and (more := next(stream, b"")):
         data = (data + more).lstrip(b"\0")
@@ -212,28 +208,30 @@ def _zstd_module() -> Any:
 
         return backport
     raise ImageError(
-        "this layer is compressed with zstd, which Python reads from 3.14 on. Run: pip install "
+        "this layer is compressed with zstd, which Python supports since 3.14. Run: pip install "
         "'pytest-sandbox[images]'"
     )
 
 
 def _errors_of(kind: str) -> tuple[type[Exception], ...]:
+    """Return what a decompressor raises for damaged data."""
+    common = (EOFError, OSError, ValueError, MemoryError, zlib.error)
     if kind == "xz":
         import lzma
 
-        return (lzma.LZMAError,)
+        return (*common, lzma.LZMAError)
     if kind == "zstd":
-        return (_zstd_module().ZstdError,)
-    return ()
+        return (*common, _zstd_module().ZstdError)
+    return common
 
 
-class Plain:
-    """The plain bytes of a stream as an iterator, read ahead by a thread; a context manager,
-    because the thread must end.
+class PlainStream:
+    """An iterator over the decompressed pieces of a stream, which a thread reads ahead. The end
+    of the context ends the thread.
 
     After the last piece, ``digest`` and ``diff_id`` ("sha256:...") and ``raw_bytes`` and
-    ``plain_bytes`` hold what was seen. Raises ImageError where the stream is damaged, or grows past
-    ``limits``.
+    ``plain_bytes`` are those of the whole stream. Raises ImageError if the stream is damaged or
+    exceeds ``limits``.
     """
 
     def __init__(self, raw: Iterable[bytes], limits: Limits, budget: Budget | None = None) -> None:
@@ -286,9 +284,10 @@ class Plain:
                 if self._stopped.is_set():
                     return
             self._queue.put(None)
-        except BaseException as error:  # noqa: BLE001 - whatever ends this thread must reach the one that waits for it
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that reads the queue
             self._queue.put(error)
-        finally:  # a download that nobody reads to its end lets go of its connection now, not when its frame is collected
+        finally:
+            # Close the connection of an unfinished download now, not in a garbage collection.
             if isinstance(self._raw, Generator):
                 self._raw.close()
 
@@ -296,7 +295,7 @@ class Plain:
         for data in self._raw:
             self._raw_hash.update(data)
             self.raw_bytes += len(data)
-            self._budget.check()  # also where nothing comes out
+            self._budget.check()  # also for data that decompresses to nothing
             yield data
 
     def _check(self, plain: int) -> None:
@@ -305,16 +304,15 @@ class Plain:
         if self.plain_bytes > limits.layer_bytes:
             raise ImageError(
                 f"it unpacks to more than {limits.layer_bytes} bytes. Set "
-                "PYTEST_SANDBOX_MAX_LAYER if that is meant."
+                "PYTEST_SANDBOX_MAX_LAYER to allow more."
             )
         if (
             self.plain_bytes > limits.ratio_from
             and self.plain_bytes > limits.ratio * self.raw_bytes
         ):
             raise ImageError(
-                f"it unpacks to more than {limits.ratio} times its size ({self.raw_bytes} bytes "
-                f"made {self.plain_bytes}), as only a "
-                "decompression bomb does. Set PYTEST_SANDBOX_MAX_LAYER (for example 16g) if that "
-                "is meant."
+                f"it unpacks to more than {limits.ratio} times its size ({self.raw_bytes} bytes to "
+                f"{self.plain_bytes}), like a decompression bomb. Set PYTEST_SANDBOX_MAX_LAYER "
+                "(for example to 16g) to allow it."
             )
         self._budget.add_bytes(raw, plain)

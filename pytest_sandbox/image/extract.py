@@ -1,9 +1,8 @@
-"""A layer's tar stream made into a directory, in the form that overlayfs takes, with everything
-that the archive says about each file.
+"""Extraction of a layer's tar stream into a directory that overlayfs can mount.
 
-Each entry costs five system calls for a file; its content goes from the decompressor's buffer to
-the file without a copy. What this user may not do (owners, devices, some attributes) is counted in
-:class:`Unpacked`, never silently different.
+A file of this user takes four system calls, and one for each piece of its content, which is written
+from the decompressor's buffer without a copy. What this user is not permitted to do (owners,
+devices, some attributes) is counted in :class:`Unpacked`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import ImageError
 from pytest_sandbox.image.layer_writer import WHITEOUT_PREFIX, Tree
-from pytest_sandbox.image.tar import Member, TarReader, printable
+from pytest_sandbox.image.tar import TarReader
+from pytest_sandbox.image.tar_header import Member, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,26 +30,27 @@ __all__ = ["Unpacked", "unpack"]
 
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_HIGHEST_ID: Final = (1 << 32) - 2  # the last one means "leave as it is" to chown
+_HIGHEST_ID: Final = (1 << 32) - 2  # (uid_t)-1 means "unchanged" to chown(2)
 _SECOND: Final = 1_000_000_000
-_TIMES: Final = (-(1 << 31) * _SECOND, (1 << 33) * _SECOND)
-_IMPLIED: Final = _TIMES[0] - 1  # the time of a directory that the archive does not describe
+_EARLIEST: Final = -(1 << 31) * _SECOND
+_LATEST: Final = (1 << 33) * _SECOND
+_IMPLIED: Final = _EARLIEST - 1  # the mtime of an implied directory
 _DEVICES: Final = {b"3": stat.S_IFCHR, b"4": stat.S_IFBLK}
-_AUFS: Final = b".wh..wh."  # what aufs keeps for itself in a layer (mount.aufs(8))
+_AUFS: Final = b".wh..wh."  # metadata of aufs in a layer (mount.aufs(8))
 _AUFS_OPAQUE: Final = b".wh..wh..opq"
 _AUFS_LINKS: Final = b".wh..wh.plnk"
-_COUNTED: Final = 1000  # entries that are added to the image's sum at a time
-_MISSING_RIGHT: Final = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP)
+_COUNTED: Final = 1000  # entries are added to the budget in these steps
+_NOT_PERMITTED: Final = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP)
 
 
 @dataclass(slots=True)
 class Unpacked:
-    """What came of one layer: ``size`` of file content in bytes (holes count), ``entries``, and
-    ``not_kept``: what could not be kept, and how often.
+    """The result of extracting a layer: the ``size`` of its files in bytes (including holes), the
+    number of ``entries``, and ``not_kept``, which counts attributes that could not be set.
 
-    ``implied`` are the directories that the archive does not describe, though entries lie in them
-    (``b""`` is the root): their attributes are those of the layers below, which whoever lays layers
-    over one another knows. ``whiteouts`` are the directories that hold marks of deletions.
+    ``implied`` are the directories (``b""`` is the root) that contain entries but have none
+    themselves: image/chain.py sets their attributes. ``whiteouts`` are the directories that contain
+    whiteouts.
     """
 
     entries: int = 0
@@ -62,7 +63,7 @@ class Unpacked:
 
 @dataclass(frozen=True, slots=True)
 class _Attributes:
-    """A directory's attributes, set after all in it was written."""
+    """The attributes of a directory, which are set when its content is complete."""
 
     mode: int
     uid: int
@@ -78,72 +79,67 @@ def unpack(
     end_required: bool = True,
     budget: Budget | None = None,
 ) -> Unpacked:
-    """Write the layer in ``pieces`` (a plain tar stream) into the empty directory ``root``.
+    """Extract the layer in ``pieces`` (a plain tar stream) into the empty directory ``root``.
 
-    ``end_required`` asks for the archive's end marker: without it, a stream that is cut between two
-    entries cannot be told from a whole one. Raises ImageError, with the entry's path, for anything
-    that is damaged, hostile or past ``limits``.
+    ``end_required`` requires the archive's end marker: without it, a stream that is cut between two
+    entries cannot be told from a complete one. ``budget`` counts the entries of all layers of the
+    image. Raises ImageError, with the entry's path, for anything that is damaged, hostile or
+    exceeds ``limits``.
     """
     reader = TarReader(pieces, limits)
-    unpacker = _Unpacker(root, limits)
+    unpacker = _Unpacker(root, limits, budget)
     try:
         for member in reader:
             try:
                 unpacker.add(member, reader)
-                if budget and unpacker.result.entries % _COUNTED == 0:
-                    budget.add_entries(_COUNTED)
-            except OSError as error:
+            except (OSError, EOFError, OverflowError) as error:
                 raise ImageError(f"{printable(member.name)}: {_explained(error)}") from error
-            except EOFError:
-                raise ImageError(
-                    f"{printable(member.name)}: the archive is cut off within this entry"
-                ) from None
-            except OverflowError as error:
-                raise ImageError(f"{printable(member.name)}: a number is out of range") from error
         if end_required and not reader.complete:
             raise ImageError("the archive is cut off: it has no end marker")
         unpacker.finish()
-        if budget:
-            budget.add_entries(unpacker.result.entries % _COUNTED)
     finally:
         unpacker.close()
     return unpacker.result
 
 
-def _explained(error: OSError) -> str:
-    said = error.strerror or str(error)
+def _explained(error: OSError | EOFError | OverflowError) -> str:
+    if isinstance(error, EOFError):
+        return "the archive is cut off within this entry"
+    if isinstance(error, OverflowError):
+        return "a number is out of range"
+    text = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
-            f"{said}. Make room with `pytest-sandbox prune`, or put the store elsewhere with "
+            f"{text}. Make room with `pytest-sandbox prune`, or put the store elsewhere with "
             "PYTEST_SANDBOX_HOME."
         )
-    return said
+    return text
 
 
 class _Unpacker:
-    """One layer's directory, and what is still to be done to its subdirectories."""
+    """The directory of one layer, and the attributes to set on its subdirectories at the end."""
 
-    def __init__(self, root: str, limits: Limits) -> None:
+    def __init__(self, root: str, limits: Limits, budget: Budget | None) -> None:
         self.result = Unpacked()
         self._limits = limits
         self._root = root
-        self._tree = Tree(root, limits, self._made)
+        self._tree = Tree(root, limits, self._add_implied)
         self._directories: list[tuple[bytes, int, int, int, int]] = []
         self._uid, self._gid = os.geteuid(), os.getegid()
-        self._room = limits.layer_bytes
+        self._entries = 0
+        self._budget = budget
+        self._bytes_left = limits.layer_bytes
         self._has_links_of_aufs = False
-        self._made(b"")
+        self._add_implied(b"")
 
     def add(self, member: Member, reader: TarReader) -> None:
-        """Make one entry."""
-        self.result.entries += 1
-        if self.result.entries > self._limits.entries:
-            raise ImageError(f"more than {self._limits.entries} entries")
+        """Create the file of one entry."""
+        self._count()
         if member.uid > _HIGHEST_ID or member.gid > _HIGHEST_ID:
             raise ImageError(
                 f"{printable(member.name)}: owner {member.uid}:{member.gid} is out of range"
             )
-        if _AUFS in member.name and self._is_aufs_own(member):
+        if _AUFS in member.name and self._is_aufs_metadata(member):
             return
         parent, base = self._tree.place(member.name)
         kind = member.kind
@@ -162,10 +158,17 @@ class _Unpacker:
         else:
             raise ImageError(f"{printable(member.name)}: an entry of unknown type {kind!r}")
 
-    def _is_aufs_own(self, member: Member) -> bool:
-        """Whether an entry is aufs' bookkeeping and no file of the container.
+    def _count(self) -> None:
+        self._entries += 1
+        if self._entries > self._limits.entries:
+            raise ImageError(f"more than {self._limits.entries} entries")
+        if self._budget and self._entries % _COUNTED == 0:
+            self._budget.add_entries(_COUNTED)
 
-        Files in .wh..wh.plnk are what hard links lead to: they are there until the end.
+    def _is_aufs_metadata(self, member: Member) -> bool:
+        """Tell whether an entry is metadata of aufs and not a file of the layer.
+
+        Files in .wh..wh.plnk are targets of hard links, and are removed at the end.
         """
         parts = self._tree.parts(member.name)
         if not any(part.startswith(_AUFS) and part != _AUFS_OPAQUE for part in parts):
@@ -175,8 +178,8 @@ class _Unpacker:
         return not is_target
 
     def finish(self) -> None:
-        """Give the directories their attributes, those inside first: a time changes when something
-        is written, a right may be taken away.
+        """Set the attributes of directories, subdirectories first: creating files changes an mtime,
+        and a mode can deny writing.
         """
         self._directories.sort(key=lambda record: record[0])
         done = None
@@ -187,10 +190,13 @@ class _Unpacker:
             attributes = _Attributes(mode, uid, gid, None if mtime_ns == _IMPLIED else mtime_ns)
             with contextlib.suppress(
                 FileNotFoundError, NotADirectoryError, ImageError
-            ):  # a later entry took its place, or that of one above
+            ):  # a later entry replaced it or a parent
                 self._finish_directory(path, attributes)
                 if mtime_ns == _IMPLIED and path != _AUFS_LINKS:
                     self.result.implied.append(path)
+        self.result.entries = self._entries
+        if self._budget:
+            self._budget.add_entries(self._entries % _COUNTED)
         self.result.opaque_root = self._tree.opaque_root
         self.result.whiteouts = sorted(self._tree.whiteouts)
         if self._has_links_of_aufs:
@@ -200,12 +206,12 @@ class _Unpacker:
         self._tree.close()
 
     def _file(self, parent: int, base: bytes, member: Member, reader: TarReader) -> None:
-        self._room -= member.size
-        if self._room < 0:
+        self._bytes_left -= member.size
+        if self._bytes_left < 0:
             raise ImageError(
                 f"{printable(member.name)}: the layer's files are larger than "
                 f"{self._limits.layer_bytes} bytes. "
-                "Set PYTEST_SANDBOX_MAX_LAYER if that is meant."
+                "Set PYTEST_SANDBOX_MAX_LAYER to allow more."
             )
         try:
             fd = os.open(base, _NEW_FILE, 0o600, dir_fd=parent)
@@ -214,19 +220,19 @@ class _Unpacker:
             parent, base = self._tree.place(member.name)
             fd = os.open(base, _NEW_FILE, 0o600, dir_fd=parent)
         try:
-            if member.sparse is None:
+            if member.sparse is not None:
+                _write_sparse(fd, member, reader)
+            elif member.stored:
                 for view in reader.data():
                     _write(fd, view)
-            else:
-                _write_sparse(fd, member, reader)
             self._describe(fd, member)
         finally:
             os.close(fd)
         self.result.size += member.size
 
     def _describe(self, fd: int, member: Member) -> None:
-        """Set owner, mode, attributes, time: in this order, as chown takes away setuid and
-        capabilities, and writing attributes the time.
+        """Set owner, mode, xattrs and mtime, in this order: chown(2) clears setuid bits and
+        capabilities.
         """
         if member.uid != self._uid or member.gid != self._gid:
             self._own(fd, member.uid, member.gid)
@@ -240,29 +246,31 @@ class _Unpacker:
         try:
             os.fchown(fd, uid, gid)
         except OSError as error:
-            self._pass_over(error, "owner")
+            self._count_not_kept(error, "owner")
 
     def _set_xattrs(self, fd: int, member: Member) -> None:
-        for name, value in member.xattrs.items():
+        for name, value in member.xattrs:
             if name.startswith((b"trusted.", b"user.overlay.", b"security.selinux")):
                 self.result.not_kept[f"attribute {printable(name)}"] += (
-                    1  # the overlay's own language, or the builder's host
+                    1  # overlayfs interprets it, or the host
                 )
                 continue
             try:
                 os.setxattr(fd, name, value)
             except OSError as error:
-                self._pass_over(error, f"attribute {printable(name)}")
+                self._count_not_kept(error, f"attribute {printable(name)}")
 
-    def _pass_over(self, error: OSError, what: str) -> None:
-        if error.errno not in _MISSING_RIGHT:
+    def _count_not_kept(self, error: OSError, what: str) -> None:
+        if error.errno not in _NOT_PERMITTED:
             raise error
         self.result.not_kept[what] += 1
 
     def _directory(self, parent: int, base: bytes, member: Member) -> None:
         self._tree.directory(parent, base, member.name)
         path = b"/".join(self._tree.parts(member.name))
-        self._note(path, member.mode, member.uid, member.gid, _in_range(member.mtime_ns))
+        self._remember_directory(
+            path, member.mode, member.uid, member.gid, _in_range(member.mtime_ns)
+        )
         if member.xattrs:
             fd = os.open(base, _READ_DIRECTORY, dir_fd=parent)
             try:
@@ -270,10 +278,12 @@ class _Unpacker:
             finally:
                 os.close(fd)
 
-    def _made(self, path: bytes) -> None:
-        self._note(path, 0o755, self._uid, self._gid, _IMPLIED)
+    def _add_implied(self, path: bytes) -> None:
+        self._remember_directory(path, 0o755, self._uid, self._gid, _IMPLIED)
 
-    def _note(self, path: bytes, mode: int, uid: int, gid: int, mtime_ns: int) -> None:
+    def _remember_directory(
+        self, path: bytes, mode: int, uid: int, gid: int, mtime_ns: int
+    ) -> None:
         if len(self._directories) >= self._limits.directories:
             raise ImageError(f"more than {self._limits.directories} directories")
         self._directories.append((path, mode, uid, gid, mtime_ns))
@@ -295,8 +305,8 @@ class _Unpacker:
             source, source_base = self._tree.existing(member.link)
         except FileNotFoundError:
             raise ImageError(
-                f"{printable(member.name)}: a hard link to {printable(member.link)}, which the "
-                "layer has not"
+                f"{printable(member.name)}: a hard link to {printable(member.link)}, which does "
+                "not exist in the layer"
             ) from None
         source = os.dup(source)
         try:
@@ -329,13 +339,13 @@ class _Unpacker:
                 )
         except FileNotFoundError:
             raise ImageError(
-                f"{printable(member.name)}: a hard link to {printable(member.link)}, which the "
-                "layer has not"
+                f"{printable(member.name)}: a hard link to {printable(member.link)}, which does "
+                "not exist in the layer"
             ) from None
 
     def _link(self, parent: int, base: bytes, member: Member) -> None:
         if not member.link:
-            raise ImageError(f"{printable(member.name)}: a link to nothing")
+            raise ImageError(f"{printable(member.name)}: a symbolic link without a target")
         try:
             os.symlink(member.link, base, dir_fd=parent)
         except FileExistsError:
@@ -345,10 +355,7 @@ class _Unpacker:
         self._describe_name(parent, base, member)
 
     def _node(self, parent: int, base: bytes, member: Member) -> None:
-        """Make a device or a FIFO.
-
-        The store's root directory is closed to others, so that no user of the host reaches it.
-        """
+        """Create a device or a FIFO, which other users cannot reach: the store has mode 0700."""
         device = os.makedev(*member.device) if member.kind != b"6" else 0
         file_type = _DEVICES.get(member.kind, stat.S_IFIFO)
         with contextlib.suppress(FileNotFoundError):
@@ -357,27 +364,27 @@ class _Unpacker:
         try:
             os.mknod(base, file_type | 0o600, device, dir_fd=parent)
         except OSError as error:
-            self._pass_over(error, "device")
+            self._count_not_kept(error, "device")
             return
         self._describe_name(parent, base, member)
         os.chmod(base, member.mode, dir_fd=parent)
 
     def _describe_name(self, parent: int, base: bytes, member: Member) -> None:
-        """Set owner and time of what cannot be opened: links, devices, FIFOs."""
+        """Set owner and mtime of a symbolic link, device or FIFO."""
         if member.uid != self._uid or member.gid != self._gid:
             try:
                 os.chown(base, member.uid, member.gid, dir_fd=parent, follow_symlinks=False)
             except OSError as error:
-                self._pass_over(error, "owner")
-        for name in member.xattrs:
+                self._count_not_kept(error, "owner")
+        for name, _value in member.xattrs:
             self.result.not_kept[f"attribute {printable(name)} of a link or device"] += 1
         mtime = _in_range(member.mtime_ns)
         os.utime(base, ns=(mtime, mtime), dir_fd=parent, follow_symlinks=False)
 
 
 def _in_range(time_ns: int) -> int:
-    """Keep a time within what every file system takes."""
-    return min(max(time_ns, _TIMES[0]), _TIMES[1])
+    """Return a time that all file systems support."""
+    return time_ns if _EARLIEST <= time_ns <= _LATEST else _EARLIEST if time_ns < 0 else _LATEST
 
 
 def _write(fd: int, view: memoryview) -> None:
@@ -395,4 +402,4 @@ def _write_sparse(fd: int, member: Member, reader: TarReader) -> None:
             view = view or next(views)
             _write(fd, view[:length])
             used = min(length, len(view))
-            view, length = view[used:], length - used  # noqa: PLW2901 - what is left of this part
+            view, length = view[used:], length - used  # noqa: PLW2901 - the rest of this part

@@ -1,4 +1,4 @@
-"""Directories of layers as they lie in the store: many folded into one, removal."""
+"""Flattening of several layers into one directory."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pytest_sandbox.image.layer_writer import is_whiteout
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["fold", "is_opaque"]
+__all__ = ["flatten", "is_opaque"]
 
 _OPAQUE: Final = (b"trusted.overlay.opaque", b"user.overlay.opaque")
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def is_opaque(directory: bytes) -> bool:
-    """Whether the overlay shows nothing of what lies below this directory."""
+    """Tell whether overlayfs hides the lower directories of this directory."""
     return any(_attribute(directory, name) == b"y" for name in _OPAQUE)
 
 
@@ -31,7 +31,7 @@ def _attribute(path: bytes, name: bytes) -> bytes | None:
 
 
 def _describe(target: bytes, source: bytes, status: os.stat_result) -> None:
-    """Copy a directory's owner, attributes, mode and times, as far as this user may."""
+    """Copy a directory's owner, xattrs, mode and times, as far as this user is permitted."""
     with contextlib.suppress(PermissionError):
         os.chown(target, status.st_uid, status.st_gid)
     for name in os.listxattr(source):
@@ -42,11 +42,11 @@ def _describe(target: bytes, source: bytes, status: os.stat_result) -> None:
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def fold(layers: Sequence[bytes], target: bytes) -> None:
-    """Make ``target``, an empty directory, show what an overlay of ``layers`` (topmost first)
-    shows; files are hard links, and take no room.
+def flatten(layers: Sequence[bytes], target: bytes) -> None:
+    """Fill the empty directory ``target`` with what an overlay of ``layers`` (topmost first) shows.
 
-    The result may lie at the bottom of an overlay: deletions have been applied, and are gone.
+    Files are hard links. Whiteouts are applied and not copied, so the result can only be the lowest
+    layer of an overlay.
     """
     pending = [(target, list(layers))]
     finished = []
@@ -60,13 +60,13 @@ def fold(layers: Sequence[bytes], target: bytes) -> None:
                 pending.append((path, found))
             else:
                 os.link(found[0], path, follow_symlinks=False)
-    for made, source in reversed(finished):  # times last, and those inside first
+    for made, source in reversed(finished):  # times last, subdirectories first
         _describe(made, source, os.lstat(source))
 
 
 def _merged(sources: Sequence[bytes]) -> dict[bytes, list[bytes]]:
-    """Map each visible name to the paths that it consists of: one file, or directories down to the
-    first that hides the rest.
+    """Map each visible name to the paths that it is merged from: one file, or directories down to
+    the first opaque one.
     """
     found: dict[bytes, list[bytes]] = {}
     closed: set[bytes] = set()

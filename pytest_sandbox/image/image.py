@@ -1,4 +1,4 @@
-"""Images as a user has them: pulled, loaded, committed; found by name or id; removed."""
+"""The class of images: pull, load, find, list and remove them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Image", "find", "load_stream"]
 
 _SHORTEST_ID: Final = 4
 _COPIED: Final = 1 << 20
-#: Of these a root file system has one, also one of a single program.
+#: A root file system contains at least one of these, also with a single program.
 _ROOT_NAMES: Final = frozenset(
     ("bin", "dev", "etc", "lib", "lib64", "nix", "opt", "proc", "sbin", "usr", "var")
 )
@@ -36,13 +36,14 @@ _DIRECTORY_STARTS: Final = ("/", "./", "../", "~")
 
 @dataclass(frozen=True)
 class Image:
-    """What containers start from. Get one by :meth:`pull`, :meth:`load`, :meth:`get`, :meth:`list`
-    or ``Container.commit``.
+    """A root file system that containers use.
 
-    ``reference`` is its name as docker prints it (``debian:12``), or its id where it has none;
+    Get one by :meth:`pull`, :meth:`load`, :meth:`get`, :meth:`list` or ``Container.commit``.
+
+    ``reference`` is its name as docker prints it (``debian:12``), or its id if it has no name;
     ``id`` the digest of its configuration, ``sha256:...``; ``layers`` the digests of its plain
-    layers, bottom first; ``size`` the bytes of all files in them. ``directory`` is the directory
-    that is used as an image, else empty.
+    layers, bottom first; ``size`` the bytes of all files in them. ``directory`` is the path if a
+    directory is used as an image, else empty.
     """
 
     reference: str
@@ -56,12 +57,11 @@ class Image:
     def pull(
         cls, reference: str, *, progress: Callable[[str, str, int, int], None] | None = None
     ) -> Image:
-        """Fetch an image from its registry, and return it; what is stored already is not fetched
-        again.
+        """Fetch an image from its registry and return it; stored layers are not fetched again.
 
-        ``reference`` is read as docker reads it. ``progress`` is called with a layer's digest, what
-        happens to it, and bytes done and in all. Raises :class:`ImageError`: an unknown name, no
-        access, a registry that does not answer, a digest that does not agree.
+        ``reference`` has docker's syntax. ``progress`` is called with a layer's digest, the action,
+        the bytes that are done and the total. Raises :class:`ImageError` for an unknown name, if
+        access is denied, the registry does not respond, or a digest is wrong.
         """
         from pytest_sandbox.image.pull import pull
 
@@ -78,13 +78,15 @@ class Image:
         name: str = "",
         progress: Callable[[str, str, int, int], None] | None = None,
     ) -> Image:
-        """Store what lies at ``path``, and return it: an OCI layout (directory or tar), what
-        ``docker save`` writes, or the tar of a root file system.
+        """Store the image at ``path`` and return it.
 
-        Archives may be compressed by gzip, zstd, xz or bzip2; which of them it is, is seen by their
-        content. ``name`` is what it is to be called, instead of the names that it brings. Of an
-        archive of several images all are stored, and the first is returned. A directory with a root
-        file system is used as it is, and not stored. Raises :class:`ImageError`.
+        ``path`` is an OCI layout (directory or tar), an archive of ``docker save``, or the tar of a
+        root file system.
+
+        Archives may be compressed with gzip, zstd, xz or bzip2, which is detected from their
+        content. ``name`` replaces the names in the archive. If it contains several images, all are
+        stored, and the first is returned. A directory with a root file system is used in place, and
+        not stored. Raises :class:`ImageError`.
         """
         return cls.load_all(path, name=name, progress=progress)[0]
 
@@ -96,7 +98,7 @@ class Image:
         name: str = "",
         progress: Callable[[str, str, int, int], None] | None = None,
     ) -> list[Image]:
-        """As :meth:`load`, for every image in an archive."""
+        """As :meth:`load`; return all images of an archive."""
         from pytest_sandbox.image.archive import is_image_directory
 
         where = os.path.abspath(os.path.expanduser(os.fspath(path)))
@@ -106,9 +108,9 @@ class Image:
 
     @classmethod
     def get(cls, reference: str) -> Image:
-        """Return a stored image, by its name or by (the beginning of) its id.
+        """Return a stored image by its name, its id or a prefix of its id.
 
-        Raises :class:`ImageError` where there is none.
+        Raises :class:`ImageError` if there is none.
         """
         store = Store()
         index = store.index()
@@ -123,8 +125,7 @@ class Image:
             )
             if len(matching) > 1:
                 raise ImageError(
-                    f"{reference!r} is the beginning of {len(matching)} image ids. Give more "
-                    "digits."
+                    f"{reference!r} is a prefix of {len(matching)} image ids. Use more digits."
                 )
             if not matching:
                 raise UnknownImage(
@@ -135,7 +136,7 @@ class Image:
 
     @classmethod
     def list(cls) -> list[Image]:
-        """Return what is stored: an image for each name, then those without one, newest first."""
+        """Return the stored images: one for each name, then those without a name, newest first."""
         store = Store()
         index = store.index()
         newest = sorted(index.images, key=lambda one: (-index.images[one].stored, one))
@@ -149,28 +150,28 @@ class Image:
 
     @property
     def config(self) -> dict[str, Any]:
-        """How containers are started: ``Env``, ``User``, ``WorkingDir``, ``Entrypoint``, ``Cmd``,
+        """The settings of containers: ``Env``, ``User``, ``WorkingDir``, ``Entrypoint``, ``Cmd``,
         ``StopSignal``, ``Volumes``, ``Labels``, ...
         """
         return dict(self.document.get("config") or {})
 
     @property
     def history(self) -> tuple[dict[str, Any], ...]:
-        """How it came to be, oldest step first: ``created``, ``created_by``, ``comment``,
+        """The steps of its build, oldest first: ``created``, ``created_by``, ``comment``,
         ``empty_layer``.
         """
         return tuple(self.document.get("history") or ())
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that it is called, as docker prints names."""
+        """All its names, as docker prints them."""
         return tuple(
             str(parse_reference(name)) for name in Store(self._store).index().names_of(self.id)
         )
 
     @property
     def repository_digests(self) -> tuple[str, ...]:
-        """What registries call it that it was pulled from: ``debian@sha256:...``."""
+        """Its digests in the registries it was pulled from: ``debian@sha256:...``."""
         index = Store(self._store).index()
         found = {
             name: index.digests[name] for name in index.names_of(self.id) if name in index.digests
@@ -185,9 +186,9 @@ class Image:
         )
 
     def layer_sizes(self) -> tuple[int, ...]:
-        """Return the bytes of files in each layer, bottom first."""
+        """Return the size of the files in each layer in bytes, bottom first."""
         store = Store(self._store)
-        return tuple(store.layer_facts(key).size for key in self.layers)
+        return tuple(store.layer_info(key).size for key in self.layers)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -195,14 +196,14 @@ class Image:
         return dict(text.partition("=")[::2] for text in self.config.get("Env") or ())
 
     def command(self, arguments: Iterable[str] = ()) -> tuple[str, ...]:
-        """Return what ``docker run`` would start: the entry point with these arguments, or with the
-        image's own command.
+        """Return the command of ``docker run``: the entry point with these arguments, or with the
+        image's command.
         """
         given = tuple(arguments) or tuple(self.config.get("Cmd") or ())
         return (*(self.config.get("Entrypoint") or ()), *given)
 
     def lower_directories(self) -> tuple[str, ...]:
-        """Return the directories that a container lies on, topmost first."""
+        """Return the lower directories of a container's overlay, topmost first."""
         if self.directory:
             return (self.directory,)
         record = self._record
@@ -211,8 +212,9 @@ class Image:
         return (*map(Store(self._store).layer_path, record.mounts), *filter(None, [record.base]))
 
     def above(self) -> tuple[tuple[str, str], ...]:
-        """Return what lies between the host's own root and a container, topmost first: each
-        directory with the file system that it belongs to.
+        """Return the layers between the host's root and a container, topmost first.
+
+        Each is a mount point on the host ("" for its root) and a directory.
         """
         if self.base != "host":
             return ()
@@ -221,14 +223,14 @@ class Image:
 
     @property
     def base(self) -> str:
-        """What the layers of a commit lie on, if not on an image: ``"host"``, or a directory with a
-        root file system.
+        """The root file system below the layers of a commit, if it is not an image: ``"host"`` or a
+        directory.
         """
         return "" if self.directory else self._record.base
 
     @property
     def points(self) -> dict[str, str]:
-        """Which of the host's file systems a layer belongs to, by the layers' keys."""
+        """Maps the keys of layers to the mount point on the host that they belong to."""
         return {} if self.directory else self._record.points
 
     @property
@@ -239,17 +241,18 @@ class Image:
             raise UnknownImage(self.reference) from None
 
     def hold(self) -> int:
-        """Keep the image from being removed while a container lives on it; returns a descriptor to
-        close, -1 for a directory.
+        """Lock the image, so that it is not removed while a container uses it.
+
+        Returns the descriptor that holds the lock, -1 for a directory.
         """
         return -1 if self.directory else Store(self._store).hold(self.id)
 
     def remove(self) -> builtins.list[str]:
-        """Take the image's name away, and with the last name the image and the layers that no other
-        has; a directory stays as it is.
+        """Remove the image's name, and with its last name the image and the layers that no other
+        image has. A directory is not removed.
 
-        Returns what is gone: names and ids. Raises :class:`ImageError` where a container lives on
-        it.
+        Returns the names and ids that were removed. Raises :class:`ImageError` if a container uses
+        the image.
         """
         if self.directory:
             return []
@@ -261,10 +264,10 @@ class Image:
 
 
 def find(value: object) -> Image | None:
-    """Return the image that a setting means: None for the host's root; an :class:`Image`, a stored
-    one by name or id, a directory by path.
+    """Return the image for a value of the setting: None for "host", or an :class:`Image`, given as
+    such, by the name or id of a stored one, or by the path of a directory.
 
-    A name that is stored wins over a directory of the same name; write ``./NAME`` for the
+    A stored name has precedence over a directory of the same name: write ``./NAME`` for the
     directory.
     """
     if value == "host":
@@ -295,9 +298,9 @@ def load_stream(
     name: str = "",
     progress: Callable[[str, str, int, int], None] | None = None,
 ) -> list[Image]:
-    """Load the images of an archive that comes as a stream.
+    """Load the images of an archive from a stream.
 
-    It is copied to a file that has no name, and so goes with this process, however that ends.
+    It is copied to an unnamed file, which the kernel removes with the process.
     """
     with tempfile.TemporaryFile() as copy:
         shutil.copyfileobj(stream, copy, _COPIED)
@@ -311,28 +314,26 @@ def _loaded(
     progress: Callable[[str, str, int, int], None] | None,
     title: str = "",
 ) -> list[Image]:
-    """Load what lies at an absolute path."""
+    """Load the images at an absolute path."""
     from pytest_sandbox.image.archive import Loader, full_name, load
     from pytest_sandbox.image.manifest import Platform
     from pytest_sandbox.image.size_limits import limits_from_environment
-    from pytest_sandbox.image.transaction import Adding
+    from pytest_sandbox.image.transaction import Transaction
 
     store = Store()
     names = (full_name(name),) if name else ()
     told = progress or (lambda *_: None)
-    with _explained(title or where), Adding(store) as adding:
+    with _explained(title or where), Transaction(store) as transaction:
         limits = limits_from_environment()
-        loader = Loader(adding, limits, Platform.of_host(), names, told, title)
+        loader = Loader(transaction, limits, Platform.of_host(), names, told, title)
         loaded = load(where, store, loader)
         index = store.index()
-        return [_of(store, index, one, loader.called[one]) for one in loaded]
+        return [_of(store, index, one, loader.loaded[one]) for one in loaded]
 
 
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Turn what the system refuses (no room, no rights, a file that went) into an ImageError that
-    says where.
-    """
+    """Raise an OSError (disk full, permission denied, ...) as an ImageError with its path."""
     try:
         yield
     except OSError as error:
@@ -343,7 +344,7 @@ def _explained(what: str) -> Iterator[None]:
 
 
 def _parsed(reference: str) -> Reference | None:
-    """Read a name; None for what is none (an id may look like one, and may not)."""
+    """Parse a name; return None if it is invalid, as some ids are."""
     try:
         return parse_reference(reference)
     except ImageError:
@@ -351,7 +352,7 @@ def _parsed(reference: str) -> Reference | None:
 
 
 def _name_of(reference: str) -> str:
-    """Return the spelling that the index keeps a name under, "" for what is no name."""
+    """Return the canonical form of a name, "" if it is invalid."""
     parsed = _parsed(reference)
     return parsed.full if parsed else ""
 
@@ -367,8 +368,8 @@ def _of(store: Store, index: Index, image_id: str, reference: str = "") -> Image
 
 
 def _of_directory(path: str) -> Image:
-    """Return the image of a directory. Raises ImageError unless it looks like a root file system:
-    any other is a mistake, such as the project's own directory.
+    """Return the image of a directory. Raises ImageError unless it looks like a root file system;
+    users pass their project's directory by mistake.
     """
     try:
         names = set(os.listdir(path))
@@ -377,7 +378,7 @@ def _of_directory(path: str) -> Image:
     if not names & _ROOT_NAMES:
         raise ImageError(
             f"{path} does not look like a root file system: it has none of "
-            f"{', '.join(sorted(_ROOT_NAMES))}. Make one of them there if it is."
+            f"{', '.join(sorted(_ROOT_NAMES))}. If it is one, create one of them in it."
         )
     return Image(path, f"directory:{path}", (), 0, directory=path)
 

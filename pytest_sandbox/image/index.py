@@ -1,4 +1,4 @@
-"""What the store knows: values that are written as JSON, and read back strictly."""
+"""The store's JSON files: the index of images and the metadata of layers."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ if TYPE_CHECKING:
     from pytest_sandbox.image.reference import Reference
 
 __all__ = [
+    "CORRUPT_ERRORS",
     "FORMAT",
-    "UNREADABLE",
     "Index",
-    "LayerFacts",
+    "LayerInfo",
     "Record",
     "hex_of",
-    "read_facts",
     "read_index",
-    "text_of",
+    "read_layer_info",
+    "to_json",
 ]
 
-#: What is written. Format 1 has no number; its layers were changed by the images that have them.
+#: The current format. Format 1 has no number; its layers were modified by images that use them.
 FORMAT: Final = 2
-#: What reading a damaged file raises.
-UNREADABLE: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+#: Exceptions of reading a damaged file.
+CORRUPT_ERRORS: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
-class LayerFacts:
-    """What layer.json says: sizes, and what a mount has to know. Paths that are no UTF-8 are
-    surrogate-escaped.
+class LayerInfo:
+    """The content of layer.json: sizes, and what mounting the layer requires.
+
+    The fields are those of ``extract.Unpacked``. Paths that are not UTF-8 are surrogate-escaped.
     """
 
     size: int = 0
@@ -45,12 +46,12 @@ class LayerFacts:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image in the index: its layers' keys, bottom first, and the keys that a container mounts,
-    topmost first.
+    """One image in the index: the keys of its layers, bottom first, and those that a container
+    mounts, topmost first.
 
-    What the layers of a commit lie on, if not on others: ``base`` is "host", or the directory of a
-    root file system; ``points`` say which of the host's file systems a layer belongs to, where that
-    is not its root's. ``format`` is the one that the record was written in.
+    For a commit of a container that is not on an image, ``base`` is "host" or the directory of its
+    root file system, and ``points`` maps layers to the mount point on the host that they belong to,
+    unless that is "/". ``format`` is that of the version that wrote the record.
     """
 
     layers: tuple[str, ...]
@@ -65,10 +66,8 @@ class Record:
 
 @dataclass(slots=True)
 class Index:
-    """What is stored: ``names`` (full references) lead to image ids, ``images`` from ids to
-    records.
-
-    ``digests`` say which manifest or index of its registry a pulled name meant.
+    """The stored images: ``names`` maps full references to image ids, ``images`` ids to records,
+    ``digests`` names of pulled images to the digest of their manifest or index in the registry.
     """
 
     names: dict[str, str] = field(default_factory=dict)
@@ -76,9 +75,7 @@ class Index:
     digests: dict[str, str] = field(default_factory=dict)
 
     def find(self, reference: Reference) -> str | None:
-        """Return the id of a stored image by its name, or by its name and the digest that it was
-        pulled by.
-        """
+        """Return the id of an image by its name, or by the digest that it was pulled with."""
         found = self.names.get(reference.full)
         if found is None and reference.digest:
             start = f"{reference.registry}/{reference.repository}:"
@@ -90,15 +87,15 @@ class Index:
             found = next((self.names[name] for name in known if name in self.names), None)
         return found
 
-    def call(self, name: str, image_id: str, digest: str = "") -> None:
-        """Give an image a name, which it takes away from another."""
+    def set_name(self, name: str, image_id: str, digest: str = "") -> None:
+        """Give an image a name, and remove the name from any other image."""
         self.names[name] = image_id
         self.digests.pop(name, None)
         if digest:
             self.digests[name] = digest
 
-    def drop(self, name: str) -> None:
-        """Take a name away."""
+    def remove_name(self, name: str) -> None:
+        """Remove a name."""
         self.names.pop(name, None)
         self.digests.pop(name, None)
 
@@ -113,12 +110,12 @@ class Index:
 
 
 def hex_of(digest: str) -> str:
-    """Return a digest's digits, which name files."""
+    """Return the hexadecimal digits of a digest, for file names."""
     return digest.removeprefix("sha256:")
 
 
-def _refuse_newer(path: str, unknown: set[str], number: object = FORMAT) -> None:
-    """Raise ImageError where a newer version has written a file: nothing is wrong with it."""
+def _check_version(path: str, unknown: set[str], number: object = FORMAT) -> None:
+    """Raise ImageError for a file of a newer version, which is not damaged."""
     if unknown or (isinstance(number, int) and number > FORMAT):
         what = f"with {', '.join(sorted(unknown))[:80]}" if unknown else f"format {number}"
         raise ImageError(
@@ -127,14 +124,14 @@ def _refuse_newer(path: str, unknown: set[str], number: object = FORMAT) -> None
         )
 
 
-def read_facts(file: TextIO) -> LayerFacts:
-    """Read a layer.json. Raises one of UNREADABLE where it is damaged, ImageError for a newer
-    one.
+def read_layer_info(file: TextIO) -> LayerInfo:
+    """Read a layer.json. Raises one of CORRUPT_ERRORS if it is damaged, ImageError if a newer
+    version has written it.
     """
     data = json.load(file)
-    _refuse_newer(file.name, set(data) - set(LayerFacts.__dataclass_fields__))
+    _check_version(file.name, set(data) - set(LayerInfo.__dataclass_fields__))
     lists = {name: tuple(data.get(name, ())) for name in ("implied", "whiteouts")}
-    found = LayerFacts(**{**data, **lists})
+    found = LayerInfo(**{**data, **lists})
     if not all(isinstance(one, int) for one in (found.size, found.entries)):
         raise TypeError("size and entries are numbers")
     return found
@@ -144,14 +141,15 @@ _last_read: tuple[object, Index] = (None, Index())
 
 
 def read_index(file: TextIO, version: tuple[int, ...]) -> Index:
-    """Read an index, unless ``version`` is the one that was read last: containers ask for it at
-    every start. Raises as :func:`read_facts`.
+    """Read an index; the last one is cached by ``version``, as every container reads it.
+
+    Raises as :func:`read_layer_info`.
     """
     global _last_read  # noqa: PLW0603 - a cache of one
     if _last_read[0] == version:
         return _last_read[1]
     data = json.load(file)
-    _refuse_newer(file.name, set(), data.get("format", 1))
+    _check_version(file.name, set(), data.get("format", 1))
     images = {image_id: _record(record, file.name) for image_id, record in data["images"].items()}
     names = {name: found for name, found in data["names"].items() if found in images}
     index = Index(names, images, dict(data["digests"]))
@@ -160,12 +158,12 @@ def read_index(file: TextIO, version: tuple[int, ...]) -> Index:
 
 
 def _record(data: dict[str, Any], path: str) -> Record:
-    _refuse_newer(path, set(data) - set(Record.__dataclass_fields__))
+    _check_version(path, set(data) - set(Record.__dataclass_fields__))
     return Record(**{**data, "layers": tuple(data["layers"]), "mounts": tuple(data["mounts"])})
 
 
-def text_of(index: Index) -> str:
-    """Write an index as JSON."""
+def to_json(index: Index) -> str:
+    """Return an index as JSON."""
     images = {key: asdict(record) for key, record in index.images.items()}
     return json.dumps(
         {"format": FORMAT, "names": index.names, "digests": index.digests, "images": images},

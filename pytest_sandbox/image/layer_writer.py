@@ -1,10 +1,10 @@
-"""A layer's directory while it is filled: names are walked from its root, one component at a time,
-and no link is ever followed.
+"""The directory of a layer while it is extracted.
 
-Whoever unpacks hands over names as the archive has them; what leaves the directory, or goes through
-anything but a directory, is refused here. The overlay's own marks
-(Documentation/filesystems/overlayfs.rst) are made here too: 0:0 devices and the ``opaque``
-attribute.
+Names from the archive are resolved from its root, one component at a time, without following
+symbolic links.
+Names that leave the directory, or lead through anything but a directory, are an ImageError.
+Whiteouts are created in overlayfs' form (Documentation/filesystems/overlayfs.rst): 0:0 devices and
+the ``opaque`` attribute.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import ImageError
-from pytest_sandbox.image.tar import printable
+from pytest_sandbox.image.tar_header import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["WHITEOUT_PREFIX", "Tree", "is_whiteout"]
 
 WHITEOUT_PREFIX: Final = b".wh."
-_OPEN_DIRECTORIES: Final = (
-    192  # three layers at once stay below the usual limit of 1024 descriptors
-)
+_OPEN_DIRECTORIES: Final = 192  # three layers at a time stay below a RLIMIT_NOFILE of 1024
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -38,35 +36,33 @@ def is_whiteout(status: os.stat_result) -> bool:
 
 
 class Tree:
-    """The directory ``root`` and the descriptors of the directories in it that were used last;
-    close it when done.
+    """The directory ``root`` with a cache of descriptors of its directories.
 
-    ``whiteouts`` are the directories that hold marks of deletions. ``opaque_root`` becomes true
-    where the layer hides all that lies below it: overlayfs does not look at the attribute there.
+    ``whiteouts`` are the directories that contain whiteouts. ``opaque_root`` tells that the layer
+    hides all layers below it, as overlayfs ignores the attribute of the root.
     """
 
-    def __init__(self, root: str, limits: Limits, made: Callable[[bytes], None]) -> None:
-        """Begin with an empty directory; ``made`` is told of each directory that is made because an
-        entry lies in it.
+    def __init__(self, root: str, limits: Limits, on_implied: Callable[[bytes], None]) -> None:
+        """Open an empty directory. ``on_implied`` is called with the path of each directory that
+        is created because an entry is in it.
         """
         self.opaque_root = False
         self.whiteouts: set[bytes] = set()
         self.privileged = os.geteuid() == 0
         self._limits = limits
-        self._made = made
+        self._on_implied = on_implied
         self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._open: dict[bytes, int] = {b"": self._root}
 
     def close(self) -> None:
-        self._forget()
+        self._close_directories()
         os.close(self._root)
 
     def place(self, name: bytes) -> tuple[int, bytes]:
-        """Return the descriptor of the directory that ``name`` lies in, and its last component;
+        """Return the descriptor of the parent directory of ``name`` and its last component, or
         (root, b".") for the root itself.
 
-        Directories on the way that the archive did not name are made. The descriptor is valid until
-        the next call.
+        Missing parent directories are created. The descriptor is valid until the next call.
         """
         head, _, base = name.rpartition(b"/")
         directory = self._open.get(head)
@@ -78,8 +74,8 @@ class Tree:
         return self._walk(parts[:-1]), parts[-1]
 
     def existing(self, name: bytes) -> tuple[int, bytes]:
-        """As :meth:`place`, for the target of a hard link: nothing is made, and a leading "/" means
-        the layer's root (kaniko writes so).
+        """As :meth:`place`, for the target of a hard link: nothing is created, and a leading "/"
+        is the layer's root (kaniko writes it).
         """
         parts = self.parts(name.lstrip(b"/"))
         if not parts:
@@ -87,14 +83,14 @@ class Tree:
         return self._walk(parts[:-1], make=False), parts[-1]
 
     def parts(self, name: bytes) -> list[bytes]:
-        """Split a name; what is absolute, goes up, or is too long or too deep is an ImageError."""
+        """Split a name. Raises ImageError if it is absolute, has "..", or is too long or deep."""
         if name in (b"/", b"./", b"."):
             return []
         if name.startswith(b"/") or not name:
             raise ImageError(f"{printable(name)!r}: an absolute or empty name")
         parts = [part for part in name.split(b"/") if part not in (b"", b".")]
         if b".." in parts:
-            raise ImageError(f"{printable(name)}: the name leads out of the layer by '..'")
+            raise ImageError(f"{printable(name)}: the name leads out of the layer with '..'")
         if len(name) > self._limits.path_bytes or len(parts) > self._limits.path_depth:
             raise ImageError(
                 f"{printable(name)}: the name is longer than {self._limits.path_bytes} bytes or "
@@ -103,7 +99,7 @@ class Tree:
         return parts
 
     def directory(self, parent: int, base: bytes, name: bytes) -> None:
-        """Make the directory ``name`` unless it is there; what else is there gives way."""
+        """Create the directory ``name`` unless it exists; replace anything else."""
         if base == b".":
             return
         try:
@@ -114,18 +110,18 @@ class Tree:
                 return
             os.unlink(base, dir_fd=parent)
             os.mkdir(base, 0o700, dir_fd=parent)
-            if is_whiteout(status):  # the layer deletes what lay below, and begins anew
+            if is_whiteout(status):  # the layer replaces the directory of the layers below
                 self._make_opaque(parent, base, name)
 
     def clear(self, parent: int, base: bytes, name: bytes) -> None:
-        """Take away what an earlier entry of the same name made: the last one counts."""
+        """Remove what an earlier entry of the same name created: the last entry counts."""
         if base == b".":
             raise ImageError(f"{printable(name)}: the root of a layer must be a directory")
         status = os.stat(base, dir_fd=parent, follow_symlinks=False)
         if stat.S_ISDIR(status.st_mode):
             parent = os.dup(parent)
             try:
-                self._forget()
+                self._close_directories()
                 shutil.rmtree(base, dir_fd=parent)
             finally:
                 os.close(parent)
@@ -133,22 +129,20 @@ class Tree:
             os.unlink(base, dir_fd=parent)
 
     def whiteout(self, parent: int, base: bytes, name: bytes) -> None:
-        """Apply a whiteout entry: mark a deletion, or a directory that hides the ones below (OCI
-        image spec, layer.md).
-        """
+        """Apply a whiteout entry: a deletion, or an opaque directory (OCI image spec, layer.md)."""
         target = base[len(WHITEOUT_PREFIX) :]
         if base == b".wh..wh..opq":
             self._make_opaque(parent, b".", name)
         elif target.startswith(WHITEOUT_PREFIX):
-            return  # aufs' own bookkeeping
+            return  # metadata of aufs
         elif target in (b"", b".", b".."):
-            raise ImageError(f"{printable(name)}: a whiteout of nothing, or of a directory itself")
+            raise ImageError(f"{printable(name)}: a whiteout without a name, or of '.' or '..'")
         else:
             self._delete(parent, target, name)
 
     def _delete(self, parent: int, target: bytes, name: bytes) -> None:
-        """Mark ``target`` as deleted below; what this same layer puts there stays (the spec:
-        whiteouts concern lower layers only).
+        """Create a whiteout of ``target``. Entries of this layer stay, as whiteouts apply to lower
+        layers only (layer.md).
         """
         self.whiteouts.add(b"/".join(self.parts(name)[:-1]))
         try:
@@ -158,10 +152,10 @@ class Tree:
                 self._make_opaque(parent, target, name)
         except PermissionError as error:
             raise ImageError(
-                f"{printable(name)}: this file system takes no mark of a deletion, such as an "
-                "overlay (docker's own root is one). "
+                f"{printable(name)}: whiteouts cannot be created on this file system, as on an "
+                "overlay (such as docker's root). "
                 "Put the store on another one with PYTEST_SANDBOX_HOME: a volume, or a directory "
-                "below /dev/shm."
+                "in /dev/shm."
             ) from error
 
     def _make_opaque(self, parent: int, base: bytes, name: bytes) -> None:
@@ -179,7 +173,7 @@ class Tree:
             if error.errno not in (errno.ENOTSUP, errno.EPERM):
                 raise
             raise ImageError(
-                f"{printable(name)}: this file system cannot mark a directory as opaque "
+                f"{printable(name)}: directories cannot be marked as opaque on this file system "
                 f"({error.strerror}). "
                 "Put the store on another one with PYTEST_SANDBOX_HOME; on a tmpfs, user "
                 "attributes need Linux 6.6."
@@ -188,14 +182,12 @@ class Tree:
             os.close(fd)
 
     def _walk(self, parts: list[bytes], *, make: bool = True) -> int:
-        """Open the directory of ``parts``, from the longest known beginning on, a component at a
-        time.
-        """
+        """Open the directory of ``parts``, a component at a time after those that are open."""
         known = len(parts)
         while (directory := self._open.get(b"/".join(parts[:known]))) is None:
             known -= 1
         if len(self._open) > _OPEN_DIRECTORIES:
-            self._forget()
+            self._close_directories()
             directory, known = self._root, 0
         for depth in range(known, len(parts)):
             path = b"/".join(parts[: depth + 1])
@@ -214,16 +206,16 @@ class Tree:
                         f"{printable(path)}: an entry goes through a link or a file, not a "
                         "directory"
                     ) from None
-                self._made(path)
+                self._on_implied(path)
                 self.directory(parent, part, path)
                 return os.open(part, _DIRECTORY, dir_fd=parent)
         if not make:
             raise FileNotFoundError(errno.ENOENT, "no such directory in the layer", path)
-        self._made(path)
+        self._on_implied(path)
         os.mkdir(part, 0o700, dir_fd=parent)
         return os.open(part, _DIRECTORY, dir_fd=parent)
 
-    def _forget(self) -> None:
+    def _close_directories(self) -> None:
         for path, fd in self._open.items():
             if path:
                 os.close(fd)

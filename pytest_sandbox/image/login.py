@@ -1,7 +1,7 @@
-"""What a registry says about logging in (RFC 9110, 11; docker's token specification), and tokens.
+"""Authentication challenges (RFC 9110, 11) and tokens (docker's token specification).
 
-A login is sent to one origin (scheme, host, port): the registry's own for Basic, and for Bearer
-the realm that the registry itself names. It never follows a redirect.
+Credentials are sent to one origin (scheme, host, port): the registry's for Basic, and for Bearer
+that of the realm that the registry itself names. They never follow a redirect.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from pytest_sandbox.image.transport import Address, is_loopback, parse_address
 
 if TYPE_CHECKING:
     from pytest_sandbox.image.credentials import Credentials
-    from pytest_sandbox.image.transport import Answer
+    from pytest_sandbox.image.transport import Response
 
-__all__ = ["TOKEN_BYTES", "challenge_of", "realm_of", "token_in", "token_request"]
+__all__ = ["TOKEN_BYTES", "parse_challenge", "parse_realm", "parse_token", "token_request"]
 
-#: One ``name=value`` of a challenge. Possessive (``++``): no input makes it go back and try again.
+#: One ``name=value`` of a challenge. Possessive quantifiers (``++``) prevent backtracking.
 _PARAMETER: Final = re.compile(
     r'[\s,]*+([A-Za-z_-]++)\s*+=\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s,"]++))', re.DOTALL
 )
 _LONGEST_CHALLENGE: Final = 8 << 10
 TOKEN_BYTES: Final = 1 << 20
-#: RFC 6750, 2.1: what may stand behind "Bearer"; the length is what servers take in one header.
+#: RFC 6750, 2.1, a little wider; the length is what servers accept in a header.
 _TOKEN: Final = re.compile(r"[!-~]{1,65536}\Z")
 
 
-def challenge_of(headers: Any) -> tuple[str, dict[str, str]]:
-    """Return the scheme and parameters of WWW-Authenticate, Bearer before Basic; ``("", {})``
-    where neither is offered.
+def parse_challenge(headers: Any) -> tuple[str, dict[str, str]]:
+    """Return the scheme and parameters of WWW-Authenticate, Bearer before Basic; ``("", {})`` if
+    neither is offered.
     """
     offered: dict[str, dict[str, str]] = {}
     listed = hasattr(headers, "getlist")
@@ -53,15 +53,16 @@ def _parameters(text: str) -> dict[str, str]:
     return found
 
 
-def realm_of(parameters: dict[str, str], registry: Address) -> Address:
-    """Return where a registry sends logins. Raises ImageError where others could read them.
+def parse_realm(parameters: dict[str, str], registry: Address) -> Address:
+    """Return the token server's address. Raises ImageError if it is not encrypted.
 
-    Plain HTTP is accepted on this machine, and only from a registry on this machine.
+    Plain HTTP is accepted on loopback, and only from a registry on loopback.
     """
     realm = parse_address(parameters.get("realm", ""))
     if realm.scheme != "https" and not (realm.is_private and is_loopback(registry.host)):
         raise ImageError(
-            f"the registry {registry.place} sends logins to {realm.place}, which is not encrypted"
+            f"the registry {registry.origin_text} asks for credentials at {realm.origin_text}, "
+            "which is not encrypted"
         )
     return realm
 
@@ -69,7 +70,7 @@ def realm_of(parameters: dict[str, str], registry: Address) -> Address:
 def token_request(
     realm: Address, query: dict[str, str], credentials: Credentials | None
 ) -> tuple[str, Address, dict[str, str], bytes | None]:
-    """Return method, address, headers and body of the request for a token."""
+    """Return the method, address, headers and body of a request for a token."""
     if credentials and credentials.identity_token:
         form = {
             **query,
@@ -80,18 +81,18 @@ def token_request(
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         return "POST", realm, headers, urlencode(form).encode()
     joint = "&" if "?" in realm.target else "?"
-    address = parse_address(f"{realm.place}{realm.target}{joint}{urlencode(query)}")
+    address = parse_address(f"{realm.origin_text}{realm.target}{joint}{urlencode(query)}")
     return "GET", address, {"Authorization": credentials.basic} if credentials else {}, None
 
 
-def token_in(answer: Answer, registry: str) -> str:
-    """Return the token of an answer with status 200. Raises ImageError where there is none."""
-    status, data = answer.status, answer.document(TOKEN_BYTES)
+def parse_token(response: Response, registry: str) -> str:
+    """Return the token in a response. Raises ImageError if it has none."""
+    status, data = response.status, response.document(TOKEN_BYTES)
     try:
         found = json.loads(data)
         token = found.get("token") or found["access_token"]
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         token = None
     if status != 200 or not isinstance(token, str) or not _TOKEN.match(token):
-        raise ImageError(f"{answer.where} gave no token for {registry} (HTTP status {status})")
+        raise ImageError(f"{response.where} sent no token for {registry} (HTTP status {status})")
     return token

@@ -1,8 +1,8 @@
-"""The JSON documents of an image: descriptors, manifests, indexes, configurations; read strictly,
-because they come from outside.
+"""The JSON documents of an image: descriptors, manifests, indexes and configurations. They are
+untrusted, and are validated.
 
-Forms: OCI image spec 1.1 (descriptor.md, manifest.md, image-index.md, config.md) and docker's image
-manifest version 2, schema 2.
+Formats: OCI image spec 1.1 (descriptor.md, manifest.md, image-index.md, config.md) and docker's
+image manifest version 2, schema 2.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ __all__ = [
     "Descriptor",
     "ImageDocuments",
     "Platform",
+    "make_config",
     "read_image",
-    "synthesised",
 ]
 
 _DOCKER: Final = "application/vnd.docker."
@@ -37,7 +37,9 @@ _OCI: Final = "application/vnd.oci.image."
 MANIFEST_TYPES: Final = (f"{_OCI}manifest.v1+json", f"{_DOCKER}distribution.manifest.v2+json")
 INDEX_TYPES: Final = (f"{_OCI}index.v1+json", f"{_DOCKER}distribution.manifest.list.v2+json")
 _LAYER: Final = re.compile(
-    r"application/vnd\.(oci\.image\.layer(\.nondistributable)?\.v1\.tar(\+gzip|\+zstd)?|docker\.image\.rootfs\.(diff|foreign\.diff)\.tar(\.gzip|\.zstd)?)\Z"
+    r"application/vnd\."
+    r"(oci\.image\.layer(\.nondistributable)?\.v1\.tar(\+gzip|\+zstd)?"
+    r"|docker\.image\.rootfs\.(diff|foreign\.diff)\.tar(\.gzip|\.zstd)?)\Z"
 )
 _MACHINES: Final = {
     "x86_64": ("amd64", ""),
@@ -47,13 +49,13 @@ _MACHINES: Final = {
     "ppc64le": ("ppc64le", ""),
 }
 _LARGEST: Final = 1 << 50
-_HIGHEST_ID: Final = (1 << 31) - 1  # as docker
+_HIGHEST_ID: Final = (1 << 31) - 1  # docker's limit
 _LONGEST_USER: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What a manifest of several platforms is chosen by, in docker's words: linux/amd64,
+    """A platform in docker's notation, by which a manifest is chosen from an index: linux/amd64,
     linux/arm64/v8.
     """
 
@@ -69,8 +71,8 @@ class Platform:
     def __str__(self) -> str:
         return "/".join(filter(None, (self.os, self.architecture, self.variant)))
 
-    def takes(self, other: dict[str, Any]) -> int:
-        """Rate a descriptor's platform: 0 is another one, the higher the nearer."""
+    def rate(self, other: dict[str, Any]) -> int:
+        """Return how well a descriptor's platform matches: 0 for not at all, 3 for exactly."""
         if (other.get("os"), other.get("architecture")) != (self.os, self.architecture):
             return 0
         variant = other.get("variant", "")
@@ -79,7 +81,7 @@ class Platform:
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What a document says about a blob: where it is, how long, and what kind."""
+    """The digest, size in bytes and media type of a blob."""
 
     media_type: str
     digest: str
@@ -87,21 +89,21 @@ class Descriptor:
 
     @classmethod
     def of(cls, data: Any, what: str) -> Descriptor:
-        """Read a descriptor; raises ImageError that says which part of which document is wrong."""
+        """Validate a descriptor, which error messages call ``what``. Raises ImageError."""
         if not isinstance(data, dict):
-            raise ImageError(f"{what} is not described by an object")
+            raise ImageError(f"the descriptor of {what} is not an object")
         media, digest, size = data.get("mediaType", ""), data.get("digest"), data.get("size")
         if not isinstance(digest, str) or not DIGEST.match(digest):
-            raise ImageError(f"{what} has no sha256 digest, but {str(digest)[:80]!r}")
+            raise ImageError(f"{what} has an invalid sha256 digest, {str(digest)[:80]!r}")
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= _LARGEST:
-            raise ImageError(f"{what} ({digest}) has no size, but {str(size)[:80]!r}")
+            raise ImageError(f"{what} ({digest}) has an invalid size, {str(size)[:80]!r}")
         return cls(media if isinstance(media, str) else "", digest, size)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageDocuments:
-    """One image's documents, verified: ``config`` and ``manifest`` as they came, the layers'
-    descriptors and diff_ids, bottom first.
+    """The verified documents of one image: the bytes of ``config`` and ``manifest``, and the
+    descriptors and diff_ids of its layers, bottom first.
     """
 
     config: bytes
@@ -117,11 +119,11 @@ def read_image(
     platform: Platform,
     limits: Limits,
 ) -> ImageDocuments:
-    """Go from a manifest or an index, ``data`` of the descriptor ``top``, to the image for this
-    platform.
+    """Return the image for this platform of the manifest or index ``data``, whose descriptor is
+    ``top``.
 
-    ``fetch`` returns a document's verified bytes. Raises ImageError for what is cyclic, too deep,
-    unknown, or does not agree.
+    ``fetch`` returns the verified bytes of a document. Raises ImageError for documents that are
+    cyclic, nested too deep, of an unknown type, or inconsistent.
     """
     for _ in range(limits.index_depth):
         document = _object(data, f"the manifest {top.digest}")
@@ -129,26 +131,24 @@ def read_image(
             return _image(fetch, top, data, document, limits)
         top = _chosen(document, top, platform, limits)
         data = fetch(top)
-    raise ImageError(
-        f"the index is nested more than {limits.index_depth} deep, or leads back to itself"
-    )
+    raise ImageError(f"the index is nested more than {limits.index_depth} deep, or contains itself")
 
 
 def _is_index(top: Descriptor, document: dict[str, Any]) -> bool:
     media = document.get("mediaType") or top.media_type
     if document.get("schemaVersion") == 1 or "fsLayers" in document:
         raise ImageError(
-            "this is an image of docker's manifest schema 1, which nobody has written since 2017. "
+            "this image uses docker's manifest schema 1, which is obsolete since 2017. "
             "Push it again with a newer docker."
         )
     if "manifests" in document and "layers" in document:
-        raise ImageError(f"{top.digest} is a manifest and an index at once")
+        raise ImageError(f"{top.digest} is both a manifest and an index")
     if media in INDEX_TYPES or (not media and "manifests" in document):
         return True
     if media in MANIFEST_TYPES or (not media and "layers" in document):
         return False
     raise ImageError(
-        f"{top.digest} is of the unknown media type {str(media)[:80]!r}; known are "
+        f"{top.digest} has the unknown media type {str(media)[:80]!r}; known are "
         f"{', '.join(MANIFEST_TYPES + INDEX_TYPES)}"
     )
 
@@ -167,8 +167,8 @@ def _chosen(
     if best <= 0:
         offered = sorted({_platform_text(one) for one in listed if isinstance(one, dict)})
         raise ImageError(
-            f"the image is not there for {platform}; it is for "
-            f"{', '.join(offered)[:500] or 'nothing'}."
+            f"the image is not available for {platform}; it is for "
+            f"{', '.join(offered)[:500] or 'no platform'}."
         )
     return Descriptor.of(listed[-at], f"a manifest of the index {top.digest}")
 
@@ -176,15 +176,15 @@ def _chosen(
 def _rate(one: Any, platform: Platform) -> int:
     if not isinstance(one, dict):
         return 0
-    said = one.get("platform")
-    return platform.takes(said) if isinstance(said, dict) else 1
+    declared = one.get("platform")
+    return platform.rate(declared) if isinstance(declared, dict) else 1
 
 
 def _platform_text(one: dict[str, Any]) -> str:
-    said = one.get("platform")
-    if not isinstance(said, dict):
+    declared = one.get("platform")
+    if not isinstance(declared, dict):
         return "any"
-    parts = (said.get(key) for key in ("os", "architecture", "variant"))
+    parts = (declared.get(key) for key in ("os", "architecture", "variant"))
     return "/".join(printable(str(part)[:40]) for part in parts if part)
 
 
@@ -207,7 +207,7 @@ def _image(
     for layer in layers:
         if layer.media_type and not _LAYER.match(layer.media_type):
             raise ImageError(
-                f"the layer {layer.digest} is of the unknown media type {layer.media_type[:80]!r}"
+                f"the layer {layer.digest} has the unknown media type {layer.media_type[:80]!r}"
             )
     config = fetch(
         Descriptor.of(document.get("config"), f"the configuration of the manifest {top.digest}")
@@ -216,7 +216,7 @@ def _image(
 
 
 def diff_ids_of(config: bytes, count: int) -> tuple[str, ...]:
-    """Return the digests of the plain layers; there must be ``count``."""
+    """Return the digests of the plain layers. Raises ImageError unless there are ``count``."""
     document = _object(config, "the image's configuration")
     rootfs = document.get("rootfs")
     found = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
@@ -224,7 +224,7 @@ def diff_ids_of(config: bytes, count: int) -> tuple[str, ...]:
         isinstance(one, str) and DIGEST.match(one) for one in found
     ):
         raise ImageError(
-            "the image's configuration has no list of diff_ids: it is no container image"
+            "the image's configuration has no list of diff_ids: it is not a container image"
         )
     if len(found) != count:
         raise ImageError(
@@ -232,23 +232,23 @@ def diff_ids_of(config: bytes, count: int) -> tuple[str, ...]:
         )
     if document.get("os") not in ("linux", "", None):
         system = printable(str(document["os"])[:40])
-        raise ImageError(f"this is an image for {system}, and not for linux")
+        raise ImageError(f"this is an image for {system}, not for linux")
     _check_parts(document)
     return tuple(found)
 
 
 def _check_parts(document: dict[str, Any]) -> None:
-    """See to it that what containers are started by has the forms that the spec gives it."""
+    """Raise ImageError unless the parts that containers use have the types of the spec."""
     history = document.get("history")
     if history is not None and not (
         isinstance(history, list) and all(isinstance(one, dict) for one in history)
     ):
-        raise ImageError("the image's history is no list of objects")
+        raise ImageError("the image's history is not a list of objects")
     config = document.get("config")
     if config is None:
         return
     if not isinstance(config, dict):
-        raise ImageError("the image's config is no object")
+        raise ImageError("the image's config is not an object")
     for key in ("Env", "Entrypoint", "Cmd"):
         _check_texts(config.get(key), f"config.{key}")
     for key in ("User", "WorkingDir", "StopSignal"):
@@ -256,15 +256,15 @@ def _check_parts(document: dict[str, Any]) -> None:
     _check_user(config.get("User") or "")
     for key in ("Volumes", "Labels", "ExposedPorts"):
         if not isinstance(config.get(key) or {}, dict):
-            raise ImageError(f"the image's config.{key} is no object")
+            raise ImageError(f"the image's config.{key} is not an object")
 
 
 def _check_user(user: str) -> None:
-    """Refuse a user who is out of range: setuid(2) reads 4294967295 as "leave it as it is"."""
+    """Raise ImageError for a UID or GID out of range: for setuid(2), 4294967295 is "unchanged"."""
     parts = user.split(":")
     if any(part.isdecimal() and int(part) > _HIGHEST_ID for part in parts if len(part) < 100):
         raise ImageError(
-            f"the image's config.User {user!r} is out of range; users and groups are 0 to "
+            f"the image's config.User {user!r} is out of range; UIDs and GIDs are 0 to "
             f"{_HIGHEST_ID}"
         )
     if len(parts) > 2 or not user.isprintable() or len(user) > _LONGEST_USER:
@@ -279,37 +279,32 @@ def _check_texts(value: Any, what: str) -> None:
     if not isinstance(value, list) or not all(
         isinstance(one, str) and "\0" not in one for one in value
     ):
-        raise ImageError(f"the image's {what} is not made of texts")
+        raise ImageError(f"the image's {what} is not a list of strings")
 
 
 def _object(data: bytes, what: str) -> dict[str, Any]:
-    document = parsed(data, what)
+    document = parse_json(data, what)
     if not isinstance(document, dict):
-        raise ImageError(f"{what} is no JSON object")
+        raise ImageError(f"{what} is not a JSON object")
     return document
 
 
-def parsed(data: bytes, what: str) -> Any:
-    """Read JSON of any kind. Raises ImageError, also for text that is not valid Unicode, which
-    JSON can write (half of a surrogate pair) and nothing can print.
-    """
+def parse_json(data: bytes, what: str) -> Any:
+    """Parse JSON. Raises ImageError, also for lone surrogates, which cannot be printed."""
     try:
         document = json.loads(data)
         json.dumps(document, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise ImageError(f"{what} holds text that is not valid Unicode") from None
+        raise ImageError(f"{what} contains text that is not valid Unicode") from None
     except (ValueError, RecursionError) as error:
-        raise ImageError(f"{what} is no JSON: {printable(str(error)[:200])}") from None
+        raise ImageError(f"{what} is not JSON: {printable(str(error)[:200])}") from None
     return document
 
 
-def synthesised(
+def make_config(
     diff_ids: Iterable[str], history: list[dict[str, Any]], config: dict[str, Any] | None = None
 ) -> bytes:
-    """Write the configuration of an image that came without one.
-
-    The same content gives the same bytes, and so the same id.
-    """
+    """Return a new configuration. Equal arguments give the same bytes, and so the same id."""
     platform = Platform.of_host()
     document = {
         "architecture": platform.architecture,

@@ -42,7 +42,7 @@ def remove(store: Store, image_id: str, *, name: str = "") -> list[str]:
             raise UnknownImage(image_id)
         names = index.names_of(image_id)
         if name and set(names) - {name}:
-            index.drop(name)
+            index.remove_name(name)
             return [name]
         if not _remove_image(store, index, image_id):
             raise ImageError(
@@ -65,7 +65,7 @@ def _remove_image(store: Store, index: Index, image_id: str) -> bool:
         os.close(fd)
     del index.images[image_id]
     for one in index.names_of(image_id):
-        index.drop(one)
+        index.remove_name(one)
     return True
 
 
@@ -108,7 +108,7 @@ def _used_bytes(store: Store, index: Index) -> int:
 
 def _size(store: Store, key: str) -> int:
     with contextlib.suppress(ImageError):
-        return store.layer_facts(key).size
+        return store.layer_info(key).size
     return 0
 
 

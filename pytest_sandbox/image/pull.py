@@ -1,8 +1,8 @@
-"""From a reference to a stored image: where it is asked for, and what need not be asked.
+"""Pulling an image from its registry or a mirror.
 
-``$PYTEST_SANDBOX_MIRRORS`` names registries that are tried first, as
-``[REGISTRY=]HOST[:PORT][/PREFIX]``, separated by commas (docker.io where REGISTRY is left out).
-``$PYTEST_SANDBOX_REGISTRY_PREFIX``, ``HOST[:PORT][/PREFIX]``, takes docker.io's place altogether.
+``$PYTEST_SANDBOX_MIRRORS`` lists mirrors that are tried first, as
+``[REGISTRY=]HOST[:PORT][/PREFIX]``, separated by commas (REGISTRY defaults to docker.io).
+``$PYTEST_SANDBOX_REGISTRY_PREFIX``, ``HOST[:PORT][/PREFIX]``, replaces docker.io.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pytest_sandbox.image.manifest import Descriptor, Platform, read_image
 from pytest_sandbox.image.reference import REGISTRY, Reference, parse_reference
 from pytest_sandbox.image.registry import Registry
 from pytest_sandbox.image.size_limits import Budget, limits_from_environment
-from pytest_sandbox.image.transaction import Adding, unpack_verified
+from pytest_sandbox.image.transaction import Transaction, unpack_verified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_sandbox.image.index import LayerFacts
+    from pytest_sandbox.image.index import LayerInfo
     from pytest_sandbox.image.size_limits import Limits
     from pytest_sandbox.image.store import Store
 
-__all__ = ["places", "pull"]
+__all__ = ["pull", "sources"]
 
 _HUB = "docker.io"
 
@@ -33,40 +33,38 @@ _HUB = "docker.io"
 def pull(
     text: str, store: Store, progress: Callable[[str, str, int, int], None] | None = None
 ) -> str:
-    """Fetch an image; returns its id. Raises ImageError: the last place's, with what was wrong at
-    those before.
-    """
+    """Fetch an image and return its id. Raises ImageError with the errors of all sources."""
     reference = parse_reference(text)
     known = store.index().find(reference)
-    if reference.digest and known and store.is_whole(known):
+    if reference.digest and known and store.is_complete(known):
         return known
     limits = limits_from_environment()
     failures: list[ImageError] = []
-    found = places(reference)
-    with Adding(store) as adding:
+    found = sources(reference)
+    with Transaction(store) as transaction:
         for registry, repository in found:
             try:
-                with Registry(registry, limits, adding.stopping) as asked:
+                with Registry(registry, limits, transaction.stopping) as asked:
                     told = progress or (lambda *_: None)
-                    return _Pull(reference, adding, asked, repository, limits, told).run()
+                    return _Pull(reference, transaction, asked, repository, limits, told).run()
             except ImageError as error:
                 failures.append(error)
         if len(failures) == 1:
             raise failures[0]
-        said = [f"{'/'.join(place)}: {error}" for place, error in zip(found, failures, strict=True)]
+        errors = [
+            f"{'/'.join(place)}: {error}" for place, error in zip(found, failures, strict=True)
+        ]
         raise ImageError(
-            f"{reference} could not be pulled from any of its places. " + " ".join(said)
+            f"{reference} could not be pulled from any of its sources. " + " ".join(errors)
         )
 
 
-def places(reference: Reference) -> list[tuple[str, str]]:
-    """Return where an image may be fetched from, the preferred place first: registries and
-    repositories.
-    """
+def sources(reference: Reference) -> list[tuple[str, str]]:
+    """Return the registries and repositories to fetch an image from, in this order."""
     own = (reference.registry, reference.repository)
     prefix = os.environ.get("PYTEST_SANDBOX_REGISTRY_PREFIX", "").strip().strip("/")
     if prefix and reference.registry == _HUB:
-        own = _below(prefix, reference.repository)
+        own = _prefixed(prefix, reference.repository)
     mirrors = []
     for item in filter(
         None, map(str.strip, os.environ.get("PYTEST_SANDBOX_MIRRORS", "").split(","))
@@ -75,26 +73,26 @@ def places(reference: Reference) -> list[tuple[str, str]]:
         if not equals:
             registry, place = _HUB, item
         if registry == reference.registry:
-            mirrors.append(_below(place.strip("/"), reference.repository))
+            mirrors.append(_prefixed(place.strip("/"), reference.repository))
     return [*mirrors, own]
 
 
-def _below(place: str, repository: str) -> tuple[str, str]:
+def _prefixed(place: str, repository: str) -> tuple[str, str]:
     host, _, directory = place.removeprefix("https://").removeprefix("http://").partition("/")
-    if not REGISTRY.match(host):  # not repeated here: it may hold a name and password
+    if not REGISTRY.match(host):  # not in the message: it may contain a password
         raise ImageError(
-            "PYTEST_SANDBOX_MIRRORS and PYTEST_SANDBOX_REGISTRY_PREFIX name hosts, as in "
-            "mirror.example:5000/prefix; logins are docker's"
+            "PYTEST_SANDBOX_MIRRORS and PYTEST_SANDBOX_REGISTRY_PREFIX take hosts, as in "
+            "mirror.example:5000/prefix. Credentials are read from docker's configuration"
         )
     return host, f"{directory}/{repository}" if directory else repository
 
 
 @dataclass
 class _Pull:
-    """One pull from one place."""
+    """One pull from one source."""
 
     reference: Reference
-    adding: Adding
+    transaction: Transaction
     registry: Registry
     repository: str
     limits: Limits
@@ -102,18 +100,20 @@ class _Pull:
 
     @property
     def store(self) -> Store:
-        return self.adding.store
+        return self.transaction.store
 
     def run(self) -> str:
         known = self.store.index().names.get(self.reference.full)
-        if known and self.store.is_whole(known) and self._is_current():
+        if known and self.store.is_complete(known) and self._is_current():
             return known
         top, data = self.registry.manifest(self.repository, self.reference.wanted)
         documents = read_image(self._document, top, data, Platform.of_host(), self.limits)
-        budget = Budget(self.limits, self.adding.stopping)
+        budget = Budget(self.limits, self.transaction.stopping)
         pairs = zip(documents.layers, documents.diff_ids, strict=True)
-        self.adding.layers([(one, self._maker(layer, one, budget)) for layer, one in pairs])
-        return self.adding.register(
+        self.transaction.add_layers(
+            [(one, self._layer_maker(layer, one, budget)) for layer, one in pairs]
+        )
+        return self.transaction.register(
             documents.config,
             documents.diff_ids,
             [self.reference.full],
@@ -122,8 +122,8 @@ class _Pull:
         )
 
     def _is_current(self) -> bool:
-        """Whether the tag still means what is stored: one request without a body, which counts
-        towards nobody's rate limit.
+        """Tell whether the tag is still that of the stored image, by a HEAD request, which does not
+        count towards the rate limit of docker hub.
         """
         stored = self.store.index().digests.get(self.reference.full)
         return bool(stored) and stored == self.registry.digest_of(
@@ -131,17 +131,17 @@ class _Pull:
         )
 
     def _document(self, descriptor: Descriptor) -> bytes:
-        stored = self.store.whole_document(descriptor.digest)
+        stored = self.store.find_document(descriptor.digest)
         if stored is not None and len(stored) == descriptor.size:
             return stored
         return self.registry.document(self.repository, descriptor)
 
-    def _maker(
+    def _layer_maker(
         self, descriptor: Descriptor, diff_id: str, budget: Budget
-    ) -> Callable[[str], LayerFacts]:
-        def make(target: str) -> LayerFacts:
+    ) -> Callable[[str], LayerInfo]:
+        def make(target: str) -> LayerInfo:
             return unpack_verified(
-                self._reported(descriptor),
+                self._with_progress(descriptor),
                 target,
                 self.limits,
                 digest=descriptor.digest,
@@ -152,7 +152,7 @@ class _Pull:
 
         return make
 
-    def _reported(self, descriptor: Descriptor) -> Iterator[bytes]:
+    def _with_progress(self, descriptor: Descriptor) -> Iterator[bytes]:
         done = 0
         for data in self.registry.blob(self.repository, descriptor):
             yield data

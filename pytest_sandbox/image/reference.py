@@ -1,4 +1,4 @@
-"""References as docker reads them: ``debian``, ``debian:12``, ``localhost:5000/x``,
+"""Image references in docker's syntax: ``debian``, ``debian:12``, ``localhost:5000/x``,
 ``registry.example/a/b@sha256:...``.
 
 The grammar is that of github.com/distribution/reference; the defaults (docker.io, library/, latest)
@@ -23,14 +23,14 @@ _REPOSITORY = re.compile(rf"{_PART}(?:/{_PART})*\Z")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
 _LABEL = r"(?:[A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9-]*[A-Za-z0-9])"
 REGISTRY = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{{1,5}})?\Z")
-_LONGEST_NAME = 255
+_LONGEST_NAME = 255  # as in distribution/reference
 _LIKE_A_DIGEST = re.compile(r"[a-z0-9+._-]+:[0-9a-fA-F]{16,}\Z|sha")
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One image's name: ``registry`` and ``repository``, and a ``tag`` or a ``digest`` (a digest
-    makes the tag meaningless, and drops it).
+    """The name of an image: ``registry``, ``repository``, and a ``tag`` or a ``digest``. With a
+    digest, the tag is dropped.
     """
 
     registry: str
@@ -49,18 +49,18 @@ class Reference:
 
     @property
     def wanted(self) -> str:
-        """What to ask a registry for: the digest, or else the tag."""
+        """The digest, or else the tag, to request from a registry."""
         return self.digest or self.tag
 
     @property
     def full(self) -> str:
-        """The one unambiguous spelling: ``docker.io/library/debian:12``."""
+        """The canonical form: ``docker.io/library/debian:12``."""
         return f"{self.registry}/{self.repository}" + (
             f"@{self.digest}" if self.digest else f":{self.tag}"
         )
 
     def __str__(self) -> str:
-        """The short form that docker prints, always with its tag or digest: ``debian:12``."""
+        """The short form that docker prints, with its tag or digest: ``debian:12``."""
         return (
             f"{self.familiar_name}@{self.digest}"
             if self.digest
@@ -69,26 +69,26 @@ class Reference:
 
 
 def parse_reference(text: str) -> Reference:
-    """Read ``text`` as docker does; raises ImageError that says which part is wrong."""
+    """Parse ``text`` as docker does. Raises ImageError that names the invalid part."""
     name, at, digest = text.partition("@")
     if at and not DIGEST.match(digest):
-        raise _wrong(text, "the digest must be sha256: and 64 lower-case hexadecimal digits")
+        raise _invalid(text, "the digest must be sha256: and 64 lower-case hexadecimal digits")
     name, tag = _split_tag(name)
     registry, repository = _split_registry(name)
     if not REGISTRY.match(registry):
-        raise _wrong(text, f"{registry!r} is no registry (a host name, or host:port)")
+        raise _invalid(text, f"{registry!r} is not a registry (a host name, or host:port)")
     if not _REPOSITORY.match(repository):
-        raise _wrong(text, "a name is made of lower-case letters, digits, '.', '_', '-' and '/'")
+        raise _invalid(text, "a name consists of lower-case letters, digits, '.', '_', '-' and '/'")
     if len(registry) + len(repository) > _LONGEST_NAME:
-        raise _wrong(text[:80], f"the name is longer than {_LONGEST_NAME} characters")
+        raise _invalid(text[:80], f"the name is longer than {_LONGEST_NAME} characters")
     if tag is not None and not _TAG.match(tag):
-        raise _wrong(text, "a tag is at most 128 letters, digits, '_', '.' and '-'")
+        raise _invalid(text, "a tag consists of at most 128 letters, digits, '_', '.' and '-'")
     return Reference(registry, repository, "" if digest else (tag or _DEFAULT_TAG), digest)
 
 
 def _split_tag(name: str) -> tuple[str, str | None]:
     before, colon, after = name.rpartition(":")
-    if not colon or "/" in after:  # a colon before a slash belongs to the registry's port
+    if not colon or "/" in after:  # a colon before a slash precedes the registry's port
         return name, None
     return before, after
 
@@ -106,9 +106,9 @@ def _split_registry(name: str) -> tuple[str, str]:
     return registry, rest
 
 
-def _wrong(text: str, why: str) -> ImageError:
+def _invalid(text: str, why: str) -> ImageError:
     before, at, after = text.rpartition("@")
-    if at and not _LIKE_A_DIGEST.match(after):  # USER:PASSWORD@HOST, as in an address
+    if at and not _LIKE_A_DIGEST.match(after):  # USER:PASSWORD@HOST, as in a URL
         text = f"***@{after}" if ":" in before.partition("/")[0] else text
     return ImageError(
         f"{text!r} is not an image reference: {why}. Write it as docker does, for example "

@@ -1,6 +1,4 @@
-"""What an image may claim before it is refused: every figure here is a way to fill a disk or a
-memory with a small file.
-"""
+"""Limits on images. Without each of them, a small file could fill a disk or memory."""
 
 from __future__ import annotations
 
@@ -19,13 +17,12 @@ _VARIABLE = "PYTEST_SANDBOX_MAX_LAYER"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds for one layer and for the documents around it, in bytes and counts.
+    """Limits for one layer and for an image's documents, in bytes and counts.
 
-    ``layer_bytes`` bounds the unpacked size (holes of sparse files count); ``ratio`` is looked at
-    once ``ratio_from`` bytes came out of a compressed stream. Both, and ``entries``, hold for one
-    layer and for the sum over the layers of one image. Defaults lie far above what real images do:
-    the largest public layers have some 30 GiB and 400,000 entries, and program files compress 2 -
-    10 times.
+    ``layer_bytes`` limits the unpacked size, including holes of sparse files; ``ratio`` limits the
+    compression ratio after ``ratio_from`` bytes. Both, and ``entries``, apply to each layer and to
+    the sum over the layers of one image. The defaults are far above real images: the largest public
+    layers have about 30 GiB and 400,000 entries, and program files compress 2 - 10 times.
     """
 
     layer_bytes: int = 64 * _GIB
@@ -47,9 +44,9 @@ DEFAULT_LIMITS = Limits()
 
 
 class Budget:
-    """What the layers of one image have brought so far, in all threads: many small bombs are one.
+    """The sum of bytes and entries over the layers of one image, in all threads.
 
-    ``stopping`` is set when nobody wants the image any more: whoever adds to it is told.
+    When ``stopping`` is set, the threads that add to it get an ImageError.
     """
 
     def __init__(self, limits: Limits, stopping: threading.Event | None = None) -> None:
@@ -59,12 +56,12 @@ class Budget:
         self._raw = self._plain = self._entries = 0
 
     def check(self) -> None:
-        """Raise ImageError where nobody wants the image any more."""
+        """Raise ImageError if ``stopping`` is set."""
         if self._stopping.is_set():
             raise ImageError("interrupted")
 
     def add_bytes(self, raw: int, plain: int) -> None:
-        """Count bytes of a stream before and after it was decompressed. Raises ImageError."""
+        """Add the bytes of a stream before and after decompression. Raises ImageError."""
         self.check()
         limits = self._limits
         with self._lock:
@@ -73,17 +70,17 @@ class Budget:
             if self._plain > limits.layer_bytes:
                 raise ImageError(
                     f"the image's layers unpack to more than {limits.layer_bytes} bytes. Set "
-                    f"{_VARIABLE} if that is meant."
+                    f"{_VARIABLE} to allow more."
                 )
             if self._plain > limits.ratio_from and self._plain > limits.ratio * self._raw:
                 raise ImageError(
                     f"the image's layers unpack to more than {limits.ratio} times their size "
-                    f"({self._raw} bytes made {self._plain}), as only a decompression bomb does. "
-                    f"Set {_VARIABLE} (for example 16g) if that is meant."
+                    f"({self._raw} bytes to {self._plain}), like a decompression bomb. "
+                    f"Set {_VARIABLE} (for example to 16g) to allow it."
                 )
 
     def add_entries(self, count: int) -> None:
-        """Count entries of a layer. Raises ImageError."""
+        """Add entries of a layer. Raises ImageError."""
         with self._lock:
             self._entries += count
             if self._entries > self._limits.entries:
@@ -93,10 +90,8 @@ class Budget:
 
 
 def limits_from_environment() -> Limits:
-    """The defaults, with the unpacked size of a layer from ``$PYTEST_SANDBOX_MAX_LAYER`` (``512m``,
-    ``100g``, bytes).
-
-    Naming a size there is a decision: it lifts the bound on the compression ratio too.
+    """Return the defaults, with the unpacked size of a layer from ``$PYTEST_SANDBOX_MAX_LAYER``
+    (``512m``, ``100g``, bytes), which also replaces the limit on the compression ratio.
     """
     text = os.environ.get(_VARIABLE, "")
     if not text:
@@ -104,8 +99,8 @@ def limits_from_environment() -> Limits:
     match = re.fullmatch(r"(\d+)([bkmgt]?)b?", text.strip().lower())
     if not match:
         raise ImageError(
-            f"{_VARIABLE}={text!r} is no size; accepted: bytes, or a number with k, m, g or t, as "
-            "in 100g."
+            f"{_VARIABLE}={text!r} is not a size; accepted: bytes, or a number with k, m, g or t, "
+            "as in 100g."
         )
     size = int(match[1]) << {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}[match[2]]
     return Limits(layer_bytes=size, ratio_from=size)

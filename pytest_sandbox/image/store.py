@@ -1,21 +1,20 @@
-"""The store: layers by their content, images by their configuration, names for them; shared by all
-processes of a user.
+"""The image store: layers by digest, images by the digest of their configuration, and names. All
+processes of a user share it.
 
 ::
 
-    index.json        what is stored: names and images          written by rename, under the lock
-    lock              filelock's, held for moments
-    documents/HEX     configurations and manifests, as they came
-    layers/HEX/       fs: the directory that overlayfs takes; layer.json: what is known of it
-    images/HEX        locked (shared) while a container lives on the image; its time is the last use
-    locks/HEX         locked (shared) while somebody counts on the layer HEX before the index names
-    it
-    locks/HEX.making  locked while somebody makes the layer HEX
-    tmp/              what is being made; whatever nobody holds is a dead process's, and goes
+    index.json        names and images; replaced by rename while ``lock`` is held
+    lock              filelock's, held for a short time
+    documents/HEX     configurations and manifests
+    layers/HEX/       fs: the directory that overlayfs mounts; layer.json: its metadata
+    images/HEX        locked (shared) while a container uses the image; its mtime is the last use
+    locks/HEX         locked (shared) while a process needs the layer HEX and no image has it yet
+    locks/HEX.making  locked while a process makes the layer HEX
+    tmp/              unfinished files; those without a lock are a killed process's, and are removed
 
-Nothing has a final name before it is complete, so a process can be killed at any moment. Files of
-other names are not the store's, and are left alone. A layer is referenced by the images in the
-index: nothing is counted, so nothing can be miscounted.
+A file gets its final name when it is complete, so a process can be killed at any time. Files with
+other names do not belong to the store and are left alone. There are no reference counts: a layer is
+in use if an image in the index has it.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import ImageError
 from pytest_sandbox.image.index import (
+    CORRUPT_ERRORS,
     FORMAT,
-    UNREADABLE,
     Index,
-    LayerFacts,
+    LayerInfo,
     hex_of,
-    read_facts,
     read_index,
-    text_of,
+    read_layer_info,
+    to_json,
 )
 from pytest_sandbox.linux.file_lock import lock_directory, lock_shared, try_lock
 from pytest_sandbox.linux.removal import remove_tree
@@ -57,7 +56,7 @@ _REMOVED: Final = "It was removed: pull or load it again."
 
 
 class UnknownImage(ImageError):
-    """No image named ``reference`` (or with that id) is stored; ``remedy`` says how to get it."""
+    """No image with the name or id ``reference`` is stored; ``remedy`` says what to do."""
 
     def __init__(self, reference: str, remedy: str = _REMOVED) -> None:
         super().__init__(reference, remedy)
@@ -70,9 +69,7 @@ class UnknownImage(ImageError):
 
 
 class Store:
-    """The store below one directory; an object holds no state but the path, and can be made at any
-    time.
-    """
+    """The store in one directory. An object has no state except the path."""
 
     def __init__(self, directory: str | None = None) -> None:
         self.directory = directory or images()
@@ -81,49 +78,49 @@ class Store:
         return os.path.join(self.directory, *parts)
 
     def layer_path(self, key: str) -> str:
-        """Return the directory that overlayfs takes."""
+        """Return the directory that overlayfs mounts."""
         return self.path("layers", hex_of(key), "fs")
 
-    def making_path(self, key: str) -> str:
-        """Return the file that is locked by who makes a layer."""
+    def build_lock_path(self, key: str) -> str:
+        """Return the file that is locked while a layer is made."""
         return self.path("locks", f"{hex_of(key)}.making")
 
-    def whole_layer(self, key: str) -> LayerFacts | None:
-        """Return what is known of a stored layer; None where it is missing or damaged.
+    def find_layer(self, key: str) -> LayerInfo | None:
+        """Return the metadata of a stored layer, None if it is missing or damaged.
 
-        What its files hold is not looked at. Raises ImageError for one of a newer format.
+        The content of its files is not verified. Raises ImageError for a newer format.
         """
         if not os.path.isdir(self.layer_path(key)):
             return None
         try:
-            return self._facts(key)
-        except (OSError, *UNREADABLE):
+            return self._read_layer_info(key)
+        except (OSError, *CORRUPT_ERRORS):
             return None
 
-    def layer_facts(self, key: str) -> LayerFacts:
-        """Return what is known of a stored layer. Raises ImageError where that is damaged."""
+    def layer_info(self, key: str) -> LayerInfo:
+        """Return the metadata of a stored layer. Raises ImageError if it is damaged or missing."""
         try:
-            return self._facts(key)
-        except (OSError, *UNREADABLE):
+            return self._read_layer_info(key)
+        except (OSError, *CORRUPT_ERRORS):
             raise ImageError(
                 f"the stored layer {key} is damaged or missing. Pull or load the image again."
             ) from None
 
-    def _facts(self, key: str) -> LayerFacts:
+    def _read_layer_info(self, key: str) -> LayerInfo:
         path = self.path("layers", hex_of(key), "layer.json")
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return read_facts(file)
+            return read_layer_info(file)
 
     def document(self, digest: str) -> bytes:
-        """Return a stored document, verified. Raises ImageError where it is damaged or missing."""
-        data = self.whole_document(digest)
+        """Return a verified stored document. Raises ImageError if it is damaged or missing."""
+        data = self.find_document(digest)
         if data is None:
             raise ImageError(
                 f"the stored document {digest} is damaged or missing. Pull or load the image again."
             )
         return data
 
-    def whole_document(self, digest: str) -> bytes | None:
+    def find_document(self, digest: str) -> bytes | None:
         """Return a stored document, verified; None where it is missing or damaged."""
         try:
             with open(self.path("documents", hex_of(digest)), "rb") as file:
@@ -132,22 +129,23 @@ class Store:
             return None
         return data if f"sha256:{hashlib.sha256(data).hexdigest()}" == digest else None
 
-    def is_whole(self, image_id: str) -> bool:
+    def is_complete(self, image_id: str) -> bool:
         """Whether all of an image is there, in today's format; what files hold is not looked at."""
         record = self.index().images.get(image_id)
         if record is None or record.format < FORMAT:
             return False
         documents = filter(None, (image_id, record.manifest))
         return (
-            all(self.whole_layer(key) for key in {*record.layers, *record.mounts})
-            and all(self.whole_document(one) is not None for one in documents)
+            all(self.find_layer(key) for key in {*record.layers, *record.mounts})
+            and all(self.find_document(one) is not None for one in documents)
             and os.path.exists(self.path("images", hex_of(image_id)))
         )
 
     def index(self) -> Index:
-        """Read what is stored; needs no lock, because the file is replaced as a whole. Do not
-        change what is returned. Raises ImageError for a store of somebody else, a newer or a
-        damaged one.
+        """Return the index, which must not be modified. No lock is needed, because the file is
+        replaced by rename.
+
+        Raises ImageError for a store of another user, of a newer version, or a damaged one.
         """
         path = self.path("index.json")
         try:
@@ -160,26 +158,26 @@ class Store:
             return Index()
         except OSError as error:
             raise ImageError(f"{path} cannot be read: {error.strerror}") from error
-        except UNREADABLE as error:
+        except CORRUPT_ERRORS as error:
             raise ImageError(
                 f"{path} is damaged ({str(error)[:200]}). Move this file away, and pull or load "
-                "the images again: what is stored of them is found."
+                "the images again; stored layers are reused."
             ) from error
 
     def _check_owner(self, status: os.stat_result) -> None:
-        """Raise ImageError for a store that others could have written to."""
+        """Raise ImageError for a store that other users could have modified."""
         if not stat.S_ISDIR(status.st_mode):
             raise ImageError(f"{self.directory} is not a directory")
         if status.st_uid != os.geteuid():
             raise ImageError(
                 f"{self.directory} belongs to another user (uid {status.st_uid}). Set "
-                "PYTEST_SANDBOX_HOME to a directory of yours."
+                "PYTEST_SANDBOX_HOME to a directory of your own."
             )
 
     # -- writing
 
     def prepare(self) -> None:
-        """Make the store's directories, closed to other users: layers hold setuid programs and
+        """Create the store's directories, with mode 0700: layers contain setuid programs and
         devices.
         """
         try:
@@ -196,8 +194,10 @@ class Store:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[Index]:
-        """Hold the index; what is changed in it is written at the end, unless an exception comes
-        out. Raises ImageError where another process has held it for a minute.
+        """Lock the index and return a copy, which is written at the end of the context if it was
+        modified, unless the context ends with an exception.
+
+        Raises ImageError if another process has held the lock for 60 s.
         """
         from filelock import FileLock, Timeout
 
@@ -208,21 +208,21 @@ class Store:
         except Timeout:
             raise ImageError(
                 f"another process has held {self.path('lock')} for {_LOCK_SECONDS:.0f} s. "
-                f"`fuser {self.path('lock')}` names it; try again when it has ended."
+                f"`fuser {self.path('lock')}` prints its PID; try again when it has exited."
             ) from None
         try:
             read = self.index()
             index = Index(dict(read.names), dict(read.images), dict(read.digests))
-            before = text_of(index)
+            before = to_json(index)
             yield index
-            after = text_of(index)
+            after = to_json(index)
             if after != before:
                 self._replace("index.json", after.encode())
         finally:
             lock.release()
 
     def _replace(self, name: str, data: bytes) -> None:
-        """Write a file as a whole, so that a power loss leaves the old one or the new one."""
+        """Replace a file so that a power loss leaves the old or the new one."""
         new = self.path("tmp", secrets.token_hex(8))
         try:
             _write_through(new, data)
@@ -233,25 +233,21 @@ class Store:
             raise
 
     def put_document(self, data: bytes) -> str:
-        """Store a document; call with the index locked. Returns its digest."""
+        """Store a document and return its digest. The index must be locked."""
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        if self.whole_document(digest) is None:
+        if self.find_document(digest) is None:
             self._replace(os.path.join("documents", hex_of(digest)), data)
         return digest
 
     def put_image_file(self, image_id: str) -> None:
-        """Make the file that containers lock while they live on the image; call with the index
-        locked.
-        """
+        """Create the file that containers of the image lock. The index must be locked."""
         path = self.path("images", hex_of(image_id))
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     @contextlib.contextmanager
-    def workplace(self) -> Iterator[str]:
-        """Give an empty directory in the store's file system; what is left of it at the end
-        goes.
-        """
-        with self.locked():  # a sweep between making and locking it would remove it
+    def temporary_directory(self) -> Iterator[str]:
+        """Yield an empty directory on the store's file system, which is removed at the end."""
+        with self.locked():  # or remove_abandoned() could remove it before it is locked
             path = self.path("tmp", secrets.token_hex(8))
             os.mkdir(path, _PRIVATE)
             fd = lock_directory(path)
@@ -261,14 +257,14 @@ class Store:
             remove_tree(path)
             os.close(fd)
 
-    def publish(self, work: str, key: str, facts: LayerFacts) -> None:
-        """Give the complete layer in ``work`` (with ``fs`` in it) its name, in the place of a
-        damaged one; the caller holds its pin.
+    def publish(self, work: str, key: str, info: LayerInfo) -> None:
+        """Move the complete layer ``work``/fs to its final name, and replace a damaged one. The
+        caller holds its lock.
         """
         made = os.path.join(work, "layer")
         os.mkdir(made, _PRIVATE)
         os.rename(os.path.join(work, "fs"), os.path.join(made, "fs"))
-        text = json.dumps(asdict(facts), ensure_ascii=False)
+        text = json.dumps(asdict(info), ensure_ascii=False)
         with open(os.path.join(made, "layer.json"), "xb") as file:
             file.write(text.encode("utf-8", "surrogateescape"))
         target = self.path("layers", hex_of(key))
@@ -277,17 +273,17 @@ class Store:
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise
-            self._exchange(key, made, target)
+            self._replace_damaged(key, made, target)
 
     def sync_layer(self, key: str) -> None:
-        """Wait until the disk has what is known of a layer: to be called before the index names
-        it. For many layers at the end it takes one journal commit, and not one for each.
+        """Write a layer's metadata to disk, before the index contains the layer. When all layers
+        of an image are synced together, one commit of the journal writes them.
         """
         with open(self.path("layers", hex_of(key), "layer.json"), "rb") as file:
             os.fsync(file.fileno())
 
-    def _exchange(self, key: str, made: str, target: str) -> None:
-        """Put a layer in the place of a damaged one, unless a container lives on that."""
+    def _replace_damaged(self, key: str, made: str, target: str) -> None:
+        """Replace a damaged layer, unless a container uses it."""
         with self.locked() as index, contextlib.ExitStack() as held:
             for image_id, record in index.images.items():
                 path = self.path("images", hex_of(image_id))
@@ -297,39 +293,41 @@ class Store:
                     held.callback(os.close, fd)
                 elif os.path.exists(path):
                     raise ImageError(
-                        f"the stored layer {key} is damaged, and a container lives on it. "
+                        f"the stored layer {key} is damaged, and a container uses it. "
                         "Close the container, and pull or load the image again."
                     )
-            os.rename(target, self.path("tmp", secrets.token_hex(8)))  # the next sweep removes it
+            os.rename(
+                target, self.path("tmp", secrets.token_hex(8))
+            )  # remove_abandoned() removes it
             os.rename(made, target)
 
-    def pin(self, key: str) -> int:
-        """Keep a layer from being removed; the descriptor holds until it is closed."""
+    def lock_layer(self, key: str) -> int:
+        """Lock a layer, so that it is not removed. Returns the descriptor that holds the lock."""
         return lock_shared(self.path("locks", hex_of(key)))
 
     # -- use
 
     def hold(self, image_id: str) -> int:
-        """Keep an image from being removed while a container lives on it; returns a descriptor to
-        close. Marks the image as used now.
+        """Lock an image, so that it is not removed while a container uses it, and set its time of
+        last use. Returns the descriptor that holds the lock.
         """
         try:
             fd = lock_shared(self.path("images", hex_of(image_id)), create=False)
         except FileNotFoundError:
             raise UnknownImage(image_id) from None
-        with contextlib.suppress(OSError):  # a store that is read only
+        with contextlib.suppress(OSError):  # the store is on a read-only file system
             os.utime(fd)
         return fd
 
     def last_used(self, image_id: str) -> float:
-        """Return when a container was last started on the image, or when it was stored."""
+        """Return when a container last used the image, or when it was stored (Unix time)."""
         with contextlib.suppress(FileNotFoundError):
             return os.stat(self.path("images", hex_of(image_id))).st_mtime
         return 0.0
 
 
 def _write_through(path: str, data: bytes) -> None:
-    """Write a new file, and wait until the disk has it."""
+    """Write a new file and sync it to disk."""
     with open(path, "xb") as file:
         file.write(data)
         file.flush()

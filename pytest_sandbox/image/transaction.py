@@ -1,5 +1,5 @@
-"""One image on its way into the store: its layers are pinned from the first look at them until the
-index names them.
+"""Adding an image to the store. Its layers are locked (shared) from the first lookup until the
+index contains the image.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Final, Self
 
 from pytest_sandbox.errors import ImageError
-from pytest_sandbox.image.chain import Lower, inherited, make_layer
-from pytest_sandbox.image.decompress import Plain
+from pytest_sandbox.image.chain import Lower, inherited_attributes, make_layer
+from pytest_sandbox.image.decompress import PlainStream
 from pytest_sandbox.image.extract import unpack
-from pytest_sandbox.image.flatten import fold
-from pytest_sandbox.image.index import FORMAT, LayerFacts, Record
+from pytest_sandbox.image.flatten import flatten
+from pytest_sandbox.image.index import FORMAT, LayerInfo, Record
 from pytest_sandbox.image.locks import exclusive_lock
 from pytest_sandbox.image.prune import collect, remove_abandoned
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from pytest_sandbox.image.size_limits import Budget, Limits
     from pytest_sandbox.image.store import Store
 
-__all__ = ["Adding", "unpack_verified"]
+__all__ = ["Transaction", "unpack_verified"]
 
-#: Layers that are fetched and unpacked at the same time, as docker's default is.
+#: Layers that are fetched and extracted at the same time; docker's default.
 _AT_ONCE: Final = 3
-#: What mount(2) takes in one page, less room for the other options of an overlay.
+#: mount(2) takes one page of options; the rest is for the other options of an overlay.
 _LONGEST_LOWER: Final = 3500
 
 
@@ -45,16 +45,16 @@ def unpack_verified(
     size: int | None = None,
     diff_id: str = "",
     budget: Budget | None = None,
-) -> tuple[str, LayerFacts]:
-    """Unpack a compressed or plain layer into the empty directory ``target``; what is given of its
-    digests and size must be so. ``budget`` counts what the image's layers bring together.
+) -> tuple[str, LayerInfo]:
+    """Extract a compressed or plain layer into the empty directory ``target``, and verify those of
+    its digests and its size that are given.
 
-    Returns its diff_id, and what is known of it. Raises ImageError; what was written by then is of
-    no worth.
+    ``budget`` counts the bytes and entries of all layers of the image. Returns the diff_id and the
+    layer's metadata. After an ImageError, the directory's content is undefined.
     """
     label = f"the layer {digest or diff_id}: " if digest or diff_id else ""
     try:
-        with Plain(raw, limits, budget) as plain:
+        with PlainStream(raw, limits, budget) as plain:
             result = unpack(plain, target, limits, end_required=not diff_id, budget=budget)
     except ImageError as error:
         raise ImageError(f"{label}{error}") from error
@@ -65,28 +65,28 @@ def unpack_verified(
     ):
         if expected not in ("", found):
             raise ImageError(
-                f"{label}its {what} is {found}, not {expected}: it was damaged or forged on its "
-                "way. Try again, or from elsewhere."
+                f"{label}its {what} is {found}, not {expected}: it was damaged or forged in "
+                "transit. Try again, or use another source."
             )
     implied = tuple(map(os.fsdecode, result.implied))
     not_kept = dict(result.not_kept)
     whiteouts = tuple(map(os.fsdecode, result.whiteouts))
-    return plain.diff_id, LayerFacts(
+    return plain.diff_id, LayerInfo(
         result.size, result.entries, result.opaque_root, implied, not_kept, whiteouts
     )
 
 
-class Adding:
-    """A context: what is pinned within it stays in the store at least until its end.
+class Transaction:
+    """A context within which layers are added to the store and an image of them is registered.
 
-    Where an exception leaves it, nothing of what it has made stays. ``stopping`` is set when what
-    is being made is no longer wanted: threads that make layers end soon after.
+    Layers that it uses are not removed before its end. When it ends with an exception, what it
+    added is removed. ``stopping`` is set to end the threads that add layers.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.stopping = threading.Event()
-        self._pins: list[int] = []
+        self._locks: list[int] = []
         self._guard = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -95,49 +95,49 @@ class Adding:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        for fd in self._pins:
+        for fd in self._locks:
             os.close(fd)
-        if kind is not None and self._pins:
-            with contextlib.suppress(OSError, ImageError):  # the first error says more
+        if kind is not None and self._locks:
+            with contextlib.suppress(OSError, ImageError):  # keep the first error
                 collect(self.store)
 
-    def layer(self, key: str, make: Callable[[str], LayerFacts]) -> LayerFacts:
-        """Return a layer's facts; where the store has not got it whole, ``make`` fills an empty
-        directory. Two processes never make it at the same time.
+    def add_layer(self, key: str, make: Callable[[str], LayerInfo]) -> LayerInfo:
+        """Return a layer's metadata. A layer that is not in the store is made by ``make``, which
+        fills an empty directory; never by two processes at the same time.
         """
-        self._pin(key)
-        if (facts := self.store.whole_layer(key)) is not None:
-            return facts
-        with exclusive_lock(self.store.making_path(key), self.stopping):
-            if (facts := self.store.whole_layer(key)) is None:
-                facts = self._made(key, make)
-        return facts
+        self._lock_layer(key)
+        if (info := self.store.find_layer(key)) is not None:
+            return info
+        with exclusive_lock(self.store.build_lock_path(key), self.stopping):
+            if (info := self.store.find_layer(key)) is None:
+                info = self._make(key, make)
+        return info
 
-    def _made(self, key: str, make: Callable[[str], LayerFacts]) -> LayerFacts:
-        with self.store.workplace() as work:
-            facts = make(_made_directory(work))
-            self.store.publish(work, key, facts)
-        return facts
+    def _make(self, key: str, make: Callable[[str], LayerInfo]) -> LayerInfo:
+        with self.store.temporary_directory() as work:
+            info = make(_new_directory(work))
+            self.store.publish(work, key, info)
+        return info
 
-    def unknown_layer(
-        self, make: Callable[[str], tuple[str, LayerFacts]]
-    ) -> tuple[str, LayerFacts]:
-        """Make a layer whose key is known only when it is there."""
-        with self.store.workplace() as work:
-            key, facts = make(_made_directory(work))
-            self._pin(key)
-            with exclusive_lock(self.store.making_path(key), self.stopping):
-                if self.store.whole_layer(key) is None:
-                    self.store.publish(work, key, facts)
-        return key, facts
+    def add_layer_by_content(
+        self, make: Callable[[str], tuple[str, LayerInfo]]
+    ) -> tuple[str, LayerInfo]:
+        """Add a layer whose digest is not known before: ``make`` returns it with the metadata."""
+        with self.store.temporary_directory() as work:
+            key, info = make(_new_directory(work))
+            self._lock_layer(key)
+            with exclusive_lock(self.store.build_lock_path(key), self.stopping):
+                if self.store.find_layer(key) is None:
+                    self.store.publish(work, key, info)
+        return key, info
 
-    def layers(self, makers: Sequence[tuple[str, Callable[[str], LayerFacts]]]) -> None:
-        """Make several layers at once; a layer that is named twice is made once.
+    def add_layers(self, makers: Sequence[tuple[str, Callable[[str], LayerInfo]]]) -> None:
+        """Add several layers at the same time; a layer that is listed twice is made once.
 
-        The first failure, or an interrupt, ends the others and is raised.
+        The first failure, or a KeyboardInterrupt, ends the other threads and is raised.
         """
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="pytest-sandbox-layer") as pool:
-            futures = [pool.submit(self.layer, key, make) for key, make in dict(makers).items()]
+            futures = [pool.submit(self.add_layer, key, make) for key, make in dict(makers).items()]
             try:
                 done = wait(futures, return_when=FIRST_EXCEPTION).done
                 for future in done:
@@ -145,7 +145,7 @@ class Adding:
             except BaseException:
                 self.stopping.set()
                 pool.shutdown(cancel_futures=True)
-                self.stopping.clear()  # all threads have ended; another place may be asked
+                self.stopping.clear()  # all threads have ended; the next mirror is tried
                 raise
 
     def register(
@@ -159,16 +159,15 @@ class Adding:
         base: str = "",
         points: dict[str, str] | None = None,
     ) -> str:
-        """Write the image into the index, under ``names`` (full references, which it takes away
-        from others); returns its id.
+        """Add the image to the index and return its id.
 
-        ``digest`` is what a registry calls it by, its manifest's or its index'; ``base`` and
-        ``points`` are as in :class:`Record`.
+        ``names`` are full references, which are removed from other images. ``digest`` is that of
+        the manifest or index in the registry; ``base`` and ``points`` are as in :class:`Record`.
         """
-        facts = [self.store.layer_facts(key) for key in keys]
-        visible = _visible(keys, facts)
-        mounts = visible if base else self._folded(self._described(visible))
-        size = sum(one.size for one in facts)
+        info = [self.store.layer_info(key) for key in keys]
+        visible = _visible(keys, info)
+        mounts = visible if base else self._flattened(self._with_attributes(visible))
+        size = sum(one.size for one in info)
         for key in {*keys, *mounts}:
             self.store.sync_layer(key)
         with self.store.locked() as index:
@@ -181,69 +180,67 @@ class Adding:
                 tuple(keys), tuple(mounts), size, stored, manifest_id, base, points or {}, FORMAT
             )
             for name in names:
-                index.call(name, image_id, digest)
+                index.set_name(name, image_id, digest)
         return image_id
 
-    def _described(self, keys: list[str]) -> list[str]:
-        """Put a layer on top where directories of the chain look different from those of the
-        layer that has them, or would show marks of deletions.
-        """
+    def _with_attributes(self, keys: list[str]) -> list[str]:
+        """Add a layer of directories on top, if :func:`inherited_attributes` finds any."""
         lowers = [self._lower(key) for key in keys]
-        if not (attributes := inherited(lowers)):
+        if not (attributes := inherited_attributes(lowers)):
             return keys
         top = _key_of("attributes", keys)
 
-        def make(target: str) -> LayerFacts:
-            return LayerFacts(entries=make_layer(attributes, os.fsencode(target)))
+        def make(target: str) -> LayerInfo:
+            return LayerInfo(entries=make_layer(attributes, os.fsencode(target)))
 
-        self.layer(top, make)
+        self.add_layer(top, make)
         return [top, *keys]
 
     def _lower(self, key: str) -> Lower:
-        facts = self.store.layer_facts(key)
-        paths = (frozenset(map(os.fsencode, found)) for found in (facts.implied, facts.whiteouts))
+        info = self.store.layer_info(key)
+        paths = (frozenset(map(os.fsencode, found)) for found in (info.implied, info.whiteouts))
         return Lower(os.fsencode(self.store.layer_path(key)), *paths)
 
-    def _folded(self, keys: list[str]) -> list[str]:
-        """Fold the lowest layers into one where mount(2) would not take the names of all."""
+    def _flattened(self, keys: list[str]) -> list[str]:
+        """Flatten the lowest layers into one if the paths of all do not fit into mount(2)."""
         lengths = accumulate(len(os.fsencode(self.store.layer_path(key))) + 1 for key in keys)
         fitting = sum(length <= _LONGEST_LOWER for length in lengths)
         if fitting == len(keys):
             return keys
         high, low = keys[: fitting - 1], keys[fitting - 1 :]
-        chain = _key_of("folded", low)
-        self.layer(chain, lambda target: self._fold(low, target))
+        chain = _key_of("flattened", low)
+        self.add_layer(chain, lambda target: self._flatten(low, target))
         return [*high, chain]
 
-    def _fold(self, keys: list[str], target: str) -> LayerFacts:
-        fold([os.fsencode(self.store.layer_path(key)) for key in keys], os.fsencode(target))
-        return LayerFacts()
+    def _flatten(self, keys: list[str], target: str) -> LayerInfo:
+        flatten([os.fsencode(self.store.layer_path(key)) for key in keys], os.fsencode(target))
+        return LayerInfo()
 
-    def _pin(self, key: str) -> None:
-        fd = self.store.pin(key)
+    def _lock_layer(self, key: str) -> None:
+        fd = self.store.lock_layer(key)
         with self._guard:
-            self._pins.append(fd)
+            self._locks.append(fd)
 
 
 def _key_of(what: str, keys: Sequence[str]) -> str:
-    """Return the key of a layer that is made of others."""
+    """Return the key of a layer that is made from others."""
     return f"sha256:{hashlib.sha256(' '.join([what, *keys]).encode()).hexdigest()}"
 
 
-def _made_directory(work: str) -> str:
+def _new_directory(work: str) -> str:
     made = os.path.join(work, "fs")
     os.mkdir(made)
-    # a root that nothing describes; the store is closed to others
+    # The mode of a root that no layer describes; other users cannot enter the store.
     os.chmod(made, 0o755)  # noqa: S103
     return made
 
 
-def _visible(keys: Sequence[str], facts: Sequence[LayerFacts]) -> list[str]:
-    """Return the keys that a container sees, topmost first, each once: nothing below an opaque
-    root, and no layer without an entry.
+def _visible(keys: Sequence[str], info: Sequence[LayerInfo]) -> list[str]:
+    """Return the keys of layers to mount, topmost first, each once: none below an opaque root, and
+    none without entries.
     """
     visible: list[str] = []
-    for key, one in zip(reversed(keys), reversed(facts), strict=True):
+    for key, one in zip(reversed(keys), reversed(info), strict=True):
         if key not in visible and (one.entries or one.size):
             visible.append(key)
         if one.opaque_root:

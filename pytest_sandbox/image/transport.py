@@ -1,7 +1,7 @@
-r"""HTTP requests that are bounded: where they may go, how long they take, how much they bring.
+r"""HTTP requests with limits on their destination, duration and size.
 
-One parser reads every address (urllib3's), and what it has found is what is connected to: two
-parsers that read ``http://evil\@localhost/`` differently would send a login to ``evil``.
+Every address is parsed once, by urllib3, and its result is what is connected to: two parsers that
+read ``http://evil\@localhost/`` differently would send credentials to ``evil``.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Address",
-    "Answer",
-    "Pace",
+    "MinimumRate",
+    "Response",
     "Transport",
     "is_loopback",
     "network_errors",
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _LONGEST_ADDRESS: Final = 16 << 10
-#: RFC 3986 without the backslash and the other characters that parsers disagree about.
+#: RFC 3986 without the backslash and the other characters that parsers read differently.
 _ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+\Z", re.IGNORECASE)
 _PORTS: Final = {"http": 80, "https": 443}
 _CERTIFICATES: Final = ("/etc/docker/certs.d", "/etc/containers/certs.d")
@@ -51,7 +51,7 @@ _SMALL_BODY: Final = 64 << 10
 _FIRST_READ: Final = 16 << 10
 _LARGEST_READ: Final = 128 << 10
 _GRACE_SECONDS: Final = 10.0
-_LEAST_RATE: Final = 1 << 10
+_LEAST_RATE: Final = 1 << 10  # bytes a second
 _LEAST_OVERALL_RATE: Final = 4 << 10
 
 
@@ -66,57 +66,59 @@ class Address:
 
     @property
     def origin(self) -> tuple[str, str, int]:
-        """What a login belongs to: scheme, host and port (RFC 6454)."""
+        """Scheme, host and port (RFC 6454), to which credentials belong."""
         return (self.scheme, self.host, self.port)
 
     @property
     def is_private(self) -> bool:
-        """Whether nobody on a network can read what is sent there: TLS, or this machine."""
+        """Whether requests cannot be read on the network: HTTPS, or loopback."""
         return self.scheme == "https" or is_loopback(self.host)
 
     @property
-    def place(self) -> str:
-        """The origin as text; neither path nor query, which may hold a signature."""
+    def origin_text(self) -> str:
+        """The origin as text, without path and query, which may contain a signature."""
         return f"{self.scheme}://{self.host}:{self.port}"
 
-    def joined(self, location: str) -> Address:
-        """Return where a Location header leads from here (RFC 3986, 5.2, without dot segments)."""
+    def join(self, location: str) -> Address:
+        """Resolve a Location header (RFC 3986, 5.2, without dot segments)."""
         if "://" in location.partition("?")[0]:
             return parse_address(location)
         if location.startswith("//"):
             return parse_address(f"{self.scheme}:{location}")
         above = self.target.partition("?")[0].rpartition("/")[0]
         target = location if location.startswith("/") else f"{above}/{location}"
-        return parse_address(f"{self.place}{target}")
+        return parse_address(f"{self.origin_text}{target}")
 
 
 def parse_address(text: str) -> Address:
-    """Read an absolute address; raises ImageError for one that is malformed or carries a login."""
+    """Parse an absolute address. Raises ImageError if it is malformed or contains credentials."""
     from urllib3.exceptions import LocationParseError
     from urllib3.util import parse_url
 
     shown = printable(text[:200])
     if len(text) > _LONGEST_ADDRESS or not _ADDRESS.match(text):
-        raise ImageError(f"{_without_login(shown)!r} is not an http or https address")
+        raise ImageError(f"{_redacted(shown)!r} is not an http or https address")
     try:
         parts = parse_url(text)
     except (LocationParseError, ValueError):
-        raise ImageError(f"{_without_login(shown)!r} is not an http or https address") from None
+        raise ImageError(f"{_redacted(shown)!r} is not an http or https address") from None
     if parts.auth is not None or "@" in (parts.netloc or ""):
-        raise ImageError(f"{_without_login(shown)!r} holds a login; addresses with one are refused")
+        raise ImageError(
+            f"{_redacted(shown)!r} contains credentials, which are not accepted in addresses"
+        )
     if not parts.host or not parts.scheme:
-        raise ImageError(f"{shown!r} names no host")
+        raise ImageError(f"{shown!r} has no host")
     port = _PORTS[parts.scheme] if parts.port is None else parts.port
     return Address(parts.scheme, parts.host, port, parts.request_uri)
 
 
-def _without_login(text: str) -> str:
-    """Hide what may be a name and password, and the query, which may hold a signature."""
+def _redacted(text: str) -> str:
+    """Remove credentials, and the query, which may contain a signature."""
     return re.sub(r"//.*@", "//***@", text).partition("?")[0]
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host[:port]`` is on this machine, where plain HTTP is no danger."""
+    """Tell whether ``host[:port]`` is this machine, where plain HTTP cannot be intercepted."""
     name = host.rpartition(":")[0] if re.search(r"[^:\]]:[0-9]+\Z|\]:[0-9]+\Z", host) else host
     try:
         return name == "localhost" or ipaddress.ip_address(name.strip("[]")).is_loopback
@@ -125,7 +127,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """Ends one exchange by shutting its socket when ``ends`` (monotonic seconds) has passed."""
+    """The deadline of one exchange: its socket is shut down after ``ends`` (monotonic seconds)."""
 
     def __init__(self, ends: float) -> None:
         self.ends = ends
@@ -135,7 +137,7 @@ class Guard:
         self._lock = threading.Lock()
 
     def attach(self, sock: Any) -> None:
-        """Guard this socket: a duplicate outlives its wrapping in TLS and urllib3's close."""
+        """Guard a socket by a duplicate, which stays valid when it is wrapped in TLS or closed."""
         handle = socket.socket(fileno=os.dup(sock.fileno()))
         with self._lock:
             old, self._handle = self._handle, handle
@@ -145,7 +147,7 @@ class Guard:
             self.cut()
 
     def cut(self) -> None:
-        """End the exchange: whoever reads or writes gets the end of the connection."""
+        """End the exchange: reads return the end of the stream, writes fail."""
         self.is_cut = True
         with self._lock, contextlib.suppress(OSError):
             if self._handle:
@@ -158,49 +160,52 @@ class Guard:
             self._handle = None
 
 
-class Pace:
-    """How long a blob may take in all its requests: a least rate for each read, and over all."""
+class MinimumRate:
+    """The minimum transfer rate of a blob, for each read and over all its requests."""
 
     def __init__(self, size: int) -> None:
         self.left = _HEAD_SECONDS + size / _LEAST_OVERALL_RATE
         self.amount = _FIRST_READ
 
-    def patience(self) -> float:
-        """Return the seconds within which the next ``amount`` bytes must have come."""
+    def timeout(self) -> float:
+        """Return the seconds within which the next ``amount`` bytes must arrive."""
         return min(self.left, _GRACE_SECONDS + self.amount / _LEAST_RATE)
 
-    def took(self, seconds: float) -> None:
-        """Account for one read; the next asks for more if it was fast."""
+    def record(self, seconds: float) -> None:
+        """Record the duration of one read; after a fast one, the next requests more bytes."""
         self.left -= seconds
         self.amount = min(self.amount * 2, _LARGEST_READ) if seconds < 1 else _FIRST_READ
 
 
 @dataclass(eq=False)
-class Answer:
-    """One response, whose body is read within bounds; ``is_ours``: no redirect left the origin."""
+class Response:
+    """One response, whose body is read with limits.
 
-    response: urllib3.BaseHTTPResponse
+    ``is_same_origin`` tells that no redirect led to another origin.
+    """
+
+    raw: urllib3.BaseHTTPResponse
     guard: Guard
     transport: Transport
     where: str
-    is_ours: bool = True
+    is_same_origin: bool = True
     headers: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.headers = self.response.headers
+        self.headers = self.raw.headers
 
     @property
     def status(self) -> int:
-        return self.response.status
+        return self.raw.status
 
-    def pieces(self, pace: Pace) -> Iterator[bytes]:
-        """Yield the body. Raises a network error where it stalls, ImageError where it drips."""
+    def pieces(self, rate: MinimumRate) -> Iterator[bytes]:
+        """Yield the body. Raises a network error if it stalls, ImageError if it is too slow."""
         is_whole = False
         if self.guard.sock is not None:
             self.guard.sock.settimeout(_STALL_SECONDS)
         try:
             while True:
-                data = self._read(pace)
+                data = self._read(rate)
                 if not data:
                     break
                 yield data
@@ -208,24 +213,24 @@ class Answer:
         finally:
             self._finish(reusable=is_whole)
 
-    def _read(self, pace: Pace) -> bytes:
+    def _read(self, rate: MinimumRate) -> bytes:
         begun = time.monotonic()
-        self.guard.ends = begun + pace.patience()
+        self.guard.ends = begun + rate.timeout()
         try:
-            data = self.response.read(pace.amount, decode_content=False)
+            data = self.raw.read(rate.amount, decode_content=False)
         except Exception:
             self.transport.check(self)
             raise
         finally:
-            self.guard.ends = math.inf  # who unpacks may take all the time that it wants
-            pace.took(time.monotonic() - begun)
+            self.guard.ends = math.inf  # extraction between two reads has no deadline
+            rate.record(time.monotonic() - begun)
         self.transport.check(self)
         return data
 
     def document(self, limit: int) -> bytes:
-        """Return the whole body. Raises ImageError where it is longer than ``limit`` bytes."""
+        """Return the whole body. Raises ImageError if it is longer than ``limit`` bytes."""
         data = bytearray()
-        pieces = self.pieces(Pace(limit))
+        pieces = self.pieces(MinimumRate(limit))
         for piece in pieces:
             data += piece
             if len(data) > limit:
@@ -234,7 +239,7 @@ class Answer:
         return bytes(data)
 
     def discard(self) -> None:
-        """Let go of a body that nobody wants; a small one is read, and the connection kept."""
+        """Discard the body; a small one is read, so that the connection can be reused."""
         length = self.headers.get("Content-Length", "")
         if re.fullmatch(r"[0-9]{1,9}", length) and int(length) <= _SMALL_BODY:
             with contextlib.suppress(ImageError, *network_errors()):
@@ -242,19 +247,19 @@ class Answer:
         self.close()
 
     def close(self) -> None:
-        """Let go of the answer and its connection."""
+        """Close the response and its connection."""
         self._finish(reusable=False)
 
     def _finish(self, *, reusable: bool) -> None:
-        self.transport.forget(self.guard)
-        # The pool may be closed by now, and would keep the connection.
-        self.response.release_conn() if reusable else self.response.close()
+        self.transport.unregister(self.guard)
+        # A pool that is closed by now would leak the connection.
+        self.raw.release_conn() if reusable else self.raw.close()
 
 
 class Transport:
-    """Connections of one pull; thread-safe; a context, at whose end they are closed.
+    """The connections of one pull; thread-safe. The end of the context closes them.
 
-    Where ``stopping`` is set, every exchange ends within a tenth of a second.
+    When ``stopping`` is set, every exchange ends within 0.1 s.
     """
 
     def __init__(self, registry: str, stopping: threading.Event) -> None:
@@ -278,20 +283,20 @@ class Transport:
 
     def request(
         self, method: str, address: Address, headers: Mapping[str, str], body: bytes | None = None
-    ) -> Answer:
-        """Send one request; follows no redirect, tries once.
+    ) -> Response:
+        """Send one request once, without following redirects.
 
-        Raises :func:`network_errors`, and ImageError where the head of the answer is too slow.
+        Raises :func:`network_errors`, and ImageError if the response's header is too slow.
         """
-        why = f"{address.place} did not answer in {_HEAD_SECONDS:.0f} s"
+        why = f"{address.origin_text} did not respond within {_HEAD_SECONDS:.0f} s"
         guard = Guard(time.monotonic() + _HEAD_SECONDS)
-        self._remember(guard)
+        self._register(guard)
         pool = self._manager(address.host).connection_from_host(
             address.host, address.port, address.scheme
         )
         _current.guard = guard
         try:
-            response = pool.urlopen(
+            raw = pool.urlopen(
                 method,
                 address.target,
                 body,
@@ -302,34 +307,38 @@ class Transport:
                 decode_content=False,
             )
         except BaseException as error:
-            self.forget(guard)
-            self._explain(guard, why, error)
+            self.unregister(guard)
+            self._raise_if_cut(guard, why, error)
             raise
         finally:
             _current.guard = None
         guard.ends = math.inf
-        answer = Answer(response, guard, self, address.place)
-        if guard.is_cut or self._stopping.is_set():  # the end of the connection ended the head
-            answer.close()
-            self._explain(guard, why)
-        return answer
+        response = Response(raw, guard, self, address.origin_text)
+        if guard.is_cut or self._stopping.is_set():  # the header looks complete
+            response.close()
+            self._raise_if_cut(guard, why)
+        return response
 
-    def check(self, answer: Answer) -> None:
-        """Raise ImageError if the exchange was ended from here, which reads as a broken one."""
-        self._explain(answer.guard, f"{answer.where} sends less than {_LEAST_RATE} bytes a second")
+    def check(self, response: Response) -> None:
+        """Raise ImageError if the exchange was ended by its guard, which looks like a closed
+        connection.
+        """
+        self._raise_if_cut(
+            response.guard, f"{response.where} sends less than {_LEAST_RATE} bytes per second"
+        )
 
-    def _explain(self, guard: Guard, why: str, error: BaseException | None = None) -> None:
+    def _raise_if_cut(self, guard: Guard, why: str, error: BaseException | None = None) -> None:
         if self._stopping.is_set():
             raise ImageError("the pull was interrupted") from error
         if guard.is_cut:
             raise ImageError(f"{why}: it is too slow. Try again later.") from error
 
-    def forget(self, guard: Guard) -> None:
+    def unregister(self, guard: Guard) -> None:
         with self._lock:
             self._guards.discard(guard)
         guard.close()
 
-    def _remember(self, guard: Guard) -> None:
+    def _register(self, guard: Guard) -> None:
         with self._lock:
             self._guards.add(guard)
             if self._watcher is None:
@@ -382,13 +391,13 @@ def _urllib3() -> Any:
     return urllib3
 
 
-#: The guard of the exchange that this thread has begun: urllib3 has no argument for it.
+#: The guard of the exchange that this thread has started: urllib3 has no argument for it.
 _current = threading.local()
 
 
 @cache
 def _guarded_pools() -> dict[str, Any]:
-    """Return urllib3's pools, whose connections tell the thread's guard about their sockets."""
+    """Return urllib3 pools whose connections attach their sockets to the thread's guard."""
     from urllib3.connection import HTTPConnection, HTTPSConnection
     from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
@@ -396,12 +405,12 @@ def _guarded_pools() -> dict[str, Any]:
         sock: Any
 
         def _new_conn(self) -> Any:
-            sock = super()._new_conn()  # type: ignore[misc] # of urllib3's class beside this one
+            sock = super()._new_conn()  # type: ignore[misc] # a mixin for urllib3
             _current.guard.attach(sock)
             return sock
 
         def request(self, *args: Any, **keywords: Any) -> None:
-            if self.sock is not None:  # a connection that is used again
+            if self.sock is not None:  # a reused connection
                 _current.guard.attach(self.sock)
                 self.sock.settimeout(_HEAD_SECONDS)
             super().request(*args, **keywords)  # type: ignore[misc]
@@ -423,8 +432,8 @@ def _guarded_pools() -> dict[str, Any]:
 
 
 def _trust(host: str) -> ssl.SSLContext:
-    """Trust the system's authorities ($SSL_CERT_FILE moves them), and those that docker or podman
-    were given for this registry.
+    """Return a TLS context that trusts the system's certificate authorities (or $SSL_CERT_FILE),
+    and those in docker's and podman's certs.d for this registry.
     """
     context = ssl.create_default_context()
     for base in _CERTIFICATES:
@@ -437,5 +446,5 @@ def _trust(host: str) -> ssl.SSLContext:
 
 
 def network_errors() -> tuple[type[Exception], ...]:
-    """Return what urllib3 and sockets raise when a network or a server fails."""
+    """Return the exceptions of urllib3 and sockets for failures of a network or server."""
     return (_urllib3().exceptions.HTTPError, OSError)

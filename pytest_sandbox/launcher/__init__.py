@@ -1,1 +1,1 @@
-"""The small process that makes containers, and the init of each of them."""
+"""The launcher: a small process for each client that creates containers, and its helpers."""

@@ -1,17 +1,18 @@
-"""A session's control socket, where other processes of the same user ask what lives, and for a way
-in.
+"""A session's control socket: other processes of the user list its containers, and join them.
 
-===========  =========  ===================================================================================================
-client asks             answer
-===========  =========  ===================================================================================================
-``list``     (stats)    ``list``: every container that somebody has, with what its client said about it, and its figures
-``enter``    id         ``entered`` (spec, about) + [init's pidfd, the payloads' and the builder's user namespace]
-``layer``    id         ``layer`` (points) + [the writable layer's directory]
-===========  =========  ===================================================================================================
+=========  =========  =============================================================================
+request    with       answer
+=========  =========  =============================================================================
+``list``   stats      ``list``: the containers that are claimed, each with what its client told of
+                      it (about) and, with stats, what it uses
+``enter``  id         ``entered`` (spec, about, pid, joins, user_namespaces) + [init's pidfd, the
+                      payloads' and the builder's user namespace]
+``layer``  id         ``layer`` (points) + [the writable layer's directory]
+=========  =========  =============================================================================
 
-Nobody else connects: the directory is this user's alone, and the kernel says who connects
-(SO_PEERCRED of unix(7)). Sockets are non-blocking, and each client has a buffer of a limited size
-and a deadline, so that no client delays the launcher.
+The socket is in a directory of mode 0700, and the kernel says who connects (SO_PEERCRED of
+unix(7)): other users are refused. Sockets are non-blocking, and each client has a size limit and a
+deadline, so that no client can delay the launcher.
 """
 
 from __future__ import annotations
@@ -41,51 +42,47 @@ if TYPE_CHECKING:
 
 __all__ = ["NAME", "ControlSocket"]
 
-#: The socket's name in the session's directory: as in earlier versions, so that either finds the
-#: other's sessions.
+#: The socket's name in the session's directory; other versions of this library use it, too.
 NAME = "door"
 #: Seconds from connecting to the last byte of the answer.
-_PATIENCE = 5.0
-_MOST_BYTES = 1 << 16
-_MOST_CLIENTS = 64
+_CLIENT_TIMEOUT = 5.0
+_MAX_REQUEST_BYTES = 1 << 16
+_MAX_CLIENTS = 64
 
 Answer = tuple[Message, list[int]]
 
 
 class _Client:
-    """One connection: what has come of its request, and what is left to send of the answer."""
+    """One connection: the received part of its request, and the unsent part of its answer."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self.socket = connection
-        self.deadline = time.monotonic() + _PATIENCE
+        self.deadline = time.monotonic() + _CLIENT_TIMEOUT
         self._request = bytearray()
         self._answer = b""
         self._fds: list[int] = []
 
     def read(self) -> Message | None:
-        """Read what is there; return the request once it is whole. Raises EOFError or OSError where
-        there will be none.
+        """Read without waiting; return the request once it is complete.
+
+        Raises EOFError or OSError if the client has closed the connection.
         """
-        piece = self.socket.recv(_MOST_BYTES)
+        piece = self.socket.recv(_MAX_REQUEST_BYTES)
         if not piece:
-            raise EOFError("the client has gone")
+            raise EOFError("the client has closed the connection")
         self._request += piece
         if len(self._request) < HEADER_SIZE:
             return None
-        length, count = unpacked(bytes(self._request[:HEADER_SIZE]), _MOST_BYTES)
-        if count or len(self._request) > HEADER_SIZE + length:
-            raise InvalidMessageError("a request has no descriptors, and nothing follows it")
-        return (
-            message_of(bytes(self._request[HEADER_SIZE:]))
-            if len(self._request) == HEADER_SIZE + length
-            else None
-        )
+        length, count = unpacked(bytes(self._request[:HEADER_SIZE]), _MAX_REQUEST_BYTES)
+        end = HEADER_SIZE + length
+        if count or len(self._request) > end:
+            raise InvalidMessageError("a request has no descriptors, and no other one follows it")
+        is_complete = len(self._request) == end
+        return message_of(bytes(self._request[HEADER_SIZE:])) if is_complete else None
 
     def answer(self, message: Message, fds: list[int]) -> None:
-        """Take an answer to be sent; its descriptors are closed with the client, or once they are
-        sent.
-        """
+        """Set the answer; its descriptors are closed once they are sent, or with the client."""
         self._answer, self._fds = packed(message, len(fds)), fds
 
     @property
@@ -93,8 +90,9 @@ class _Client:
         return bool(self._answer)
 
     def write(self) -> bool:
-        """Send what the socket takes now; return whether all is sent. Raises OSError where the
-        client has gone.
+        """Send what the socket takes without waiting; return whether all is sent.
+
+        Raises OSError if the client has closed the connection.
         """
         with suppress(BlockingIOError):
             sent = self.socket.sendmsg([self._answer], rights_of(self._fds), socket.MSG_NOSIGNAL)
@@ -112,8 +110,9 @@ class _Client:
 
 
 class ControlSocket:
-    """The listening socket in ``directory``, which is made and removed with it, and its clients,
-    all of them in the launcher's ``poll``.
+    """The listening socket in ``directory``, which is created and removed with it, and its clients.
+
+    All descriptors are in the launcher's ``poll``.
     """
 
     def __init__(self, directory: str, poll: select.poll) -> None:
@@ -125,13 +124,11 @@ class ControlSocket:
         poll.register(self._listening, select.POLLIN)
 
     def has(self, fd: int) -> bool:
-        """Whether what poll(2) reported is the control socket's."""
+        """Return whether a descriptor is the control socket's or one of its clients'."""
         return fd == self._listening.fileno() or fd in self._clients
 
     def attend(self, fd: int, answer: Callable[[Message], Answer]) -> None:
-        """Accept a client, read of its request or send of its answer, whatever can be done without
-        waiting.
-        """
+        """Accept a client, read from one or write to one, without waiting."""
         if fd == self._listening.fileno():
             self._accept()
             return
@@ -139,11 +136,11 @@ class ControlSocket:
         try:
             if self._advance(client, answer):
                 self._drop(fd)
-        except Exception:  # noqa: BLE001 - a client that has gone or sends nonsense is its own loss
+        except Exception:  # noqa: BLE001 - it has gone, or sent something that is not a request
             self._drop(fd)
 
     def _advance(self, client: _Client, answer: Callable[[Message], Answer]) -> bool:
-        """Return whether the client has its answer."""
+        """Read the request or send the answer; return whether all is sent."""
         if not client.is_answering:
             request = client.read()
             if request is None:
@@ -155,15 +152,15 @@ class ControlSocket:
     def _accept(self) -> None:
         with suppress(OSError):
             connection, _address = self._listening.accept()
-            if len(self._clients) >= _MOST_CLIENTS or not local_socket.is_peer_trusted(connection):
+            if len(self._clients) >= _MAX_CLIENTS or not local_socket.is_peer_trusted(connection):
                 connection.close()
                 return
             self._clients[connection.fileno()] = _Client(connection)
             self._poll.register(connection, select.POLLIN)
 
     def expire(self) -> float | None:
-        """Drop the clients whose time is over; return the seconds until the next one's is, None
-        without clients.
+        """Disconnect the clients that are past their deadline; return the seconds until the next
+        deadline, None without clients.
         """
         now = time.monotonic()
         for fd in [fd for fd, client in self._clients.items() if client.deadline <= now]:

@@ -1,8 +1,7 @@
-"""Small processes of the launcher that wait for messages on a socket: the layer holder, and the one
-that frees layers.
+"""Helper processes of the launcher that serve a socket: the layer holder and the layer remover.
 
-A helper is forked by a launcher that has one thread, and ends with it, whatever happens: the kernel
-kills it when the launcher dies (PR_SET_PDEATHSIG), and its socket ends.
+The launcher forks a helper while it has one thread. A helper never outlives the launcher: the
+kernel kills it (PR_SET_PDEATHSIG), and its socket reaches the end of file.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ __all__ = ["start"]
 
 
 def start(serve: Callable[[Channel], None]) -> Channel:
-    """Fork a helper that calls ``serve`` with its end of a socket and ends when that returns or
+    """Fork a helper that calls ``serve`` with its end of a socket and exits when that returns or
     fails; return the other end.
     """
     launcher = os.getpid()
@@ -40,7 +39,8 @@ def start(serve: Callable[[Channel], None]) -> Channel:
 def _run(launcher: int, channel: Channel, serve: Callable[[Channel], None]) -> NoReturn:
     try:
         process.die_with_parent()
-        if os.getppid() == launcher:  # it lives still, so that signal will come
+        # If the launcher died before prctl(2), that signal never comes.
+        if os.getppid() == launcher:
             os.setsid()
             process.close_others({channel.fileno()})
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,20 +1,22 @@
-"""The layer holder: layers of containers that were committed, each mounted in a mount namespace
-that nobody else sees.
+"""The layer holder: a process that keeps committed layers, mounted in a namespace of its own.
 
-A layer in memory is gone with the last mount of it, and a mount cannot be cloned across namespaces:
-so a small process holds them, and clones one for each container that is to lie on it. The protocol,
-with the descriptors that travel along:
+A layer in memory is gone with its last mount, and mounts cannot be cloned across mount namespaces.
+So one process holds them, and clones the mount for each container that is based on a layer. The
+requests, and the descriptors that travel with them:
 
-=========  =======================  ==========================
-put        a detached mount         --
-make       --                       the directory of a new tmpfs
-clone      --                       a detached mount
-drop       --                       no answer
-=========  =======================  ==========================
+===========  ================  =========================
+op           with              answer
+===========  ================  =========================
+``put``      a detached mount  --
+``make``     --                a new tmpfs's directory
+``clone``    --                a detached mount
+``release``  --                there is none
+===========  ================  =========================
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -33,29 +35,28 @@ _BASE = mounts.STAGE
 
 
 class LayerHolder:
-    """The launcher's end; the process starts with the first layer."""
+    """The launcher's end of the socket; the process starts with the first layer."""
 
     def __init__(self) -> None:
         self._channel: Channel | None = None
 
-    def ask(self, what: str, key: str, fds: Sequence[int] = ()) -> list[int]:
-        """Have something done with the layer ``key``; returns what descriptors come back. Raises
-        OSError.
+    def ask(self, op: str, key: str, fds: Sequence[int] = ()) -> list[int]:
+        """Send a request about the layer ``key``; return the descriptors of the answer, which the
+        caller owns. Raises OSError.
         """
         if self._channel is None:
             self._channel = helper.start(_serve)
         try:
-            self._channel.send({"op": what, "key": key}, fds)
-            if what == "drop":
+            self._channel.send({"op": op, "key": key}, fds)
+            if op == "release":
                 return []
-            answer, found = self._channel.receive()
+            answer, received = self._channel.receive()
         except EOFError as error:
-            raise OSError(
-                32, "the process that holds committed layers has ended, and they with it"
-            ) from error
+            reason = "the process that held the committed layers has ended: commit again"
+            raise OSError(errno.EPIPE, reason) from error
         if answer["op"] == "failed":
             raise OSError(answer["errno"], answer["reason"])
-        return found
+        return received
 
 
 def _serve(channel: Channel) -> None:
@@ -67,37 +68,38 @@ def _serve(channel: Channel) -> None:
         _answer(channel, message["op"], f"{_BASE}/{message['key']}", fds)
 
 
-def _answer(channel: Channel, what: str, path: str, fds: list[int]) -> None:
-    found: list[int] = []
+def _answer(channel: Channel, op: str, path: str, fds: list[int]) -> None:
+    created: list[int] = []
     try:
-        found = _do(what, path, fds)
+        created = _do(op, path, fds)
     except OSError as error:
-        if what != "drop":
-            channel.send({"op": "failed", "errno": error.errno, "reason": error.strerror})
+        answer = {"op": "failed", "errno": error.errno, "reason": error.strerror}
     else:
-        if what != "drop":
-            channel.send({"op": what}, found)
-    close_all([*found, *fds])
+        answer = {"op": op}
+    if op != "release":
+        channel.send(answer, created)
+    close_all([*created, *fds])
 
 
-def _do(what: str, path: str, fds: list[int]) -> list[int]:
-    if what == "drop":
-        with suppress(FileNotFoundError):  # its client was interrupted before it was made
+def _do(op: str, path: str, fds: list[int]) -> list[int]:
+    if op == "release":
+        # The layer does not exist if the client was interrupted before it was made.
+        with suppress(FileNotFoundError):
             sc.umount2(path, sc.MNT_DETACH)
             os.rmdir(path)
         return []
-    if what == "clone":
+    if op == "clone":
         return [sc.open_tree(path, sc.OPEN_TREE_CLONE)]
     os.mkdir(path, 0o700)
     try:
-        return _fill(what, path, fds)
+        return _fill(op, path, fds)
     except OSError:
         os.rmdir(path)
         raise
 
 
-def _fill(what: str, path: str, fds: list[int]) -> list[int]:
-    if what == "put":
+def _fill(op: str, path: str, fds: list[int]) -> list[int]:
+    if op == "put":
         sc.move_mount(fds[0], path)
         return []
     sc.mount("tmpfs", path, "tmpfs", sc.MS_NODEV, "mode=700")

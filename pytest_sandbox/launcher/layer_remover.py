@@ -1,9 +1,7 @@
-"""The layer remover: a process that frees the writable layers of containers that have ended, so
-that the launcher never waits for it.
+"""The layer remover: a process that frees the writable layers of containers that have ended.
 
-A layer in memory is freed when its last descriptor is closed, which takes the kernel a while for
-many files: descriptors are sent here and closed here. A layer on disk is a directory that is
-removed.
+The kernel frees a layer in memory when its last descriptor is closed, which takes a while for many
+files; a layer on disk is a directory to be removed. The launcher sends both here, and never waits.
 """
 
 from __future__ import annotations
@@ -28,14 +26,15 @@ __all__ = ["LayerRemover"]
 
 
 class LayerRemover:
-    """The launcher's end; the process starts with the first layer."""
+    """The launcher's end of the socket; the process starts with the first layer."""
 
     def __init__(self) -> None:
         self._channel: Channel | None = None
 
     def free(self, fds: Sequence[int], directory: str | None) -> None:
-        """Close descriptors, and remove a directory, elsewhere; here where the process has ended or
-        has too much to do already.
+        """Have descriptors closed and a directory removed.
+
+        The caller's process does both itself if the helper has ended or its socket is full.
         """
         if self._channel is None:
             self._channel = helper.start(_serve)
@@ -66,5 +65,5 @@ def _serve(channel: Channel) -> None:
 def _remove(directory: str) -> None:
     from pytest_sandbox.linux.removal import remove_tree  # only layers on disk need it
 
-    with suppress(Exception):  # what is left is removed with the session
+    with suppress(Exception):  # the end of the session removes the rest
         remove_tree(directory)

@@ -5,11 +5,12 @@ See capabilities(7).
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import SettingsError
+from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,9 +70,15 @@ DOCKER_DEFAULT = mask(_DOCKER.split())
 
 @cache
 def supported() -> int:
-    """Return the mask of the capabilities of this kernel (/proc/sys/kernel/cap_last_cap)."""
-    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii"))
-    return (1 << last + 1) - 1
+    """Return the mask of the capabilities that this kernel knows: prctl(2) fails for others, and
+    needs no ``/proc/sys/kernel/cap_last_cap``.
+    """
+    number = 0
+    with suppress(OSError):
+        while True:
+            sc.prctl(sc.PR_CAPBSET_READ, number)
+            number += 1
+    return (1 << number) - 1
 
 
 def resolve(

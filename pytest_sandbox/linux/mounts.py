@@ -266,6 +266,15 @@ def add_sys(
 
 
 @cache
+def _devices() -> tuple[str, ...]:
+    """Return the devices that a container gets: of the usual ones, those that the host has.
+
+    null is always among them, since masked files are bound to it.
+    """
+    return tuple(name for name in _DEVICES if name == "null" or os.path.exists(f"/dev/{name}"))
+
+
+@cache
 def _existing(paths: tuple[str, ...]) -> dict[str, bool]:
     """Return those of the paths that exist, and whether each is a directory.
 
@@ -349,7 +358,7 @@ def add_dev(
         sc.MS_NOSUID | sc.MS_NODEV,
         b"mode=755,size=64k,nr_inodes=1k",
     )
-    for name in _DEVICES:
+    for name in _devices():
         batch.add(step, "mknodat", -1, os.fsencode(f"{dev}/{name}"), stat.S_IFREG | 0o666, 0)
         add_bind(batch, step, f"/dev/{name}", f"{dev}/{name}")
     # A read-only mount protects mode, owner and attributes of the host's nodes; devices can be

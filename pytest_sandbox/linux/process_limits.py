@@ -10,11 +10,16 @@ import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
-__all__ = ["add_oom_score_adj", "add_raised_hard_limits", "add_ulimits"]
+__all__ = [
+    "add_oom_score_adj",
+    "add_raised_hard_limits",
+    "add_ulimits",
+    "describe_hard_limits_to_raise",
+]
 
 _RLIMIT_LOCKS = 10  # <asm-generic/resource.h>; Python's resource module does not have it
 _OOM_SCORE_ADJ_MIN = b"-1000"  # <linux/oom.h>
@@ -26,22 +31,32 @@ def add_ulimits(batch: SyscallBatch, step: str, ulimits: Iterable[tuple[str, int
         batch.add(step, "prlimit64", 0, _number(name), struct.pack("qq", soft, hard), None)
 
 
-def add_raised_hard_limits(batch: SyscallBatch, ulimits: Iterable[tuple[str, int, int]]) -> None:
-    """Append raising the hard limits of the process to those that its payloads request.
+def add_raised_hard_limits(
+    batch: SyscallBatch, step: str, ulimits: Iterable[tuple[str, int, int]]
+) -> None:
+    """Append raising the hard limits of the process to those that its payloads request."""
+    for name, hard, current_soft, _current_hard in _hard_limits_to_raise(ulimits):
+        limits = struct.pack("qq", current_soft, hard)
+        batch.add(step, "prlimit64", 0, _number(name), limits, None)
 
-    The name of the step, which is part of the error message, says which limit cannot be raised.
-    """
+
+def describe_hard_limits_to_raise(ulimits: Iterable[tuple[str, int, int]]) -> str:
+    """Return which of these are over the hard limits of the process, for an error message."""
+    return "; ".join(
+        f"{name}={hard} is over the hard limit of {current_hard}, which may not be raised"
+        for name, hard, _current_soft, current_hard in _hard_limits_to_raise(ulimits)
+    )
+
+
+def _hard_limits_to_raise(
+    ulimits: Iterable[tuple[str, int, int]],
+) -> Iterator[tuple[str, int, int, int]]:
     for name, _soft, hard in ulimits:
         current_soft, current_hard = resource.getrlimit(_number(name))
         if current_hard != resource.RLIM_INFINITY and (
             hard == resource.RLIM_INFINITY or hard > current_hard
         ):
-            step = (
-                f"raise ulimits: {name}={hard} is over the hard limit of {current_hard}, which may "
-                "not be raised"
-            )
-            limits = struct.pack("qq", current_soft, hard)
-            batch.add(step, "prlimit64", 0, _number(name), limits, None)
+            yield name, hard, current_soft, current_hard
 
 
 def add_oom_score_adj(batch: SyscallBatch, step: str) -> None:

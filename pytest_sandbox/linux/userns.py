@@ -136,9 +136,11 @@ def has_id(kind: str, number: int) -> bool:
     return any(first <= number < first + count for first, _outside, count in read_map(kind))
 
 
-def read_map(kind: str) -> list[Extent]:
-    """Return the map of the calling process's user namespace, for ``"uid"`` or ``"gid"``."""
-    with open(f"/proc/self/{kind}_map", encoding="ascii") as file:
+def read_map(kind: str, pid: int | None = None) -> list[Extent]:
+    """Return the map of a process's user namespace, by default the caller's, for ``"uid"`` or
+    ``"gid"``.
+    """
+    with open(f"/proc/{pid or 'self'}/{kind}_map", encoding="ascii") as file:
         return [
             (int(first), int(outside), int(count)) for first, outside, count in map(str.split, file)
         ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -59,6 +60,8 @@ class CapturedOutput:
         self.inherited.in_child()
         faulthandler.enable(stack_writer)
         faulthandler.register(STACK_SIGNAL, stack_writer)
+        # A caller that blocks all signals would keep it from a test that ran too long.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [STACK_SIGNAL])
 
     def read(self) -> list[tuple[str, str]]:
         """Return name and content of each stream: the last MiB of what a test process that ended

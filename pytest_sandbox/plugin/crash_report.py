@@ -10,8 +10,8 @@ import signal
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.outcome import Exited, OOMKilled, Outcome, Signaled, Stats, TimedOut
-from pytest_sandbox.plugin.units import mib
 from pytest_sandbox.printable import TEXT, printable
+from pytest_sandbox.units import mib
 
 if TYPE_CHECKING:
     from pytest_sandbox.plugin.report_channel import Receiver

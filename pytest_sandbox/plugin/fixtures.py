@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from pytest_sandbox.container.container import Container, ContainerFactory
-    from pytest_sandbox.settings import Settings
     from pytest_sandbox.settings.kwargs import SettingsKwargs
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = ["container", "container_factory", "pytest_runtest_makereport"]
 

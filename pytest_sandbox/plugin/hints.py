@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.linux import sockets
-from pytest_sandbox.plugin.units import mib
 from pytest_sandbox.printable import TEXT, printable
+from pytest_sandbox.units import mib
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -185,7 +185,9 @@ def _unreachable_mounts(
     mounts: list[str] = []
     with suppress(SandboxError, OSError):
         mounts = [
-            one for one in container.handle.launcher.refused() if is_kind(os.stat(one).st_mode)
+            one
+            for one in container.handle.launcher.unreachable_paths()
+            if is_kind(os.stat(one).st_mode)
         ]
     return [
         f"{mount} is a mount of the host that is not available inside. "

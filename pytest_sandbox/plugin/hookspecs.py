@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.container.container import Container
     from pytest_sandbox.outcome import Outcome, Stats
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
 
 @pytest.hookspec(firstresult=True)

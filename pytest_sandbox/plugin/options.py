@@ -168,7 +168,7 @@ def _source(config: pytest.Config, setting: str) -> str:
 
 def _read(source: str, key: str, value: object) -> object:
     from pytest_sandbox.errors import SettingsError
-    from pytest_sandbox.settings import Settings, from_text
+    from pytest_sandbox.settings.settings import Settings, from_text
 
     try:
         if isinstance(value, str):

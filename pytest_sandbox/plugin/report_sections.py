@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import SandboxError
-from pytest_sandbox.plugin.units import count, mib, seconds
 from pytest_sandbox.printable import printable
+from pytest_sandbox.units import count, mib, seconds
 
 if TYPE_CHECKING:
     from pytest_sandbox.container.container import Container

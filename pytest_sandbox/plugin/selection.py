@@ -20,7 +20,7 @@ from pytest_sandbox.plugin.options import read_settings, wants_sandbox
 from pytest_sandbox.plugin.stash import HOLDS, INSIDE, SETTINGS
 
 if TYPE_CHECKING:
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = ["pytest_collection_modifyitems", "pytest_testnodedown", "settings_of"]
 
@@ -167,7 +167,7 @@ class _SettingsReader:
 def _from_marks(
     item: pytest.Item, marks: list[pytest.Mark], ini: dict[str, object], options: dict[str, object]
 ) -> Settings:
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
     marked: dict[str, Any] = {}
     for mark in reversed(marks):  # the nearest is last, and overrides the others
@@ -187,7 +187,7 @@ def _from_hook(item: pytest.Item, settings: Settings, changed: object) -> Settin
     """Return what ``pytest_sandbox_settings`` has made of the settings: it returns other settings,
     or a dict of changes.
     """
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
     where = f"{item.nodeid}: pytest_sandbox_settings"
     with _as_usage_error(where):

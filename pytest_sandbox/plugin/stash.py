@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = ["HOLDS", "INSIDE", "IN_TEST_PROCESS", "SETTINGS"]
 

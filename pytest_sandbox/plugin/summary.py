@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_sandbox.plugin.units import mib
 from pytest_sandbox.plugin.user_properties import PREFIX, is_of_container
+from pytest_sandbox.units import mib
 
 if TYPE_CHECKING:
     import pytest

@@ -1,3 +1,3 @@
-"""What the client and the launcher share: the spec of a container, how it is created, and how it is
-joined.
+"""What client and launcher share: the spec of a container, the protocol, and how a container is
+created and joined.
 """

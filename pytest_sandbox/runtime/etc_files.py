@@ -1,9 +1,8 @@
-"""/etc/hosts, /etc/hostname and /etc/resolv.conf of a container, which docker generates, too.
+"""The generated /etc/hosts, /etc/hostname and /etc/resolv.conf of a container, as docker has them.
 
-They lie in a layer of their own, directly above what the container lies on: a test can write,
-rename and remove them, and they are no change of the test's. On an image all three are made. On the
-host's root, hosts(5) and hostname(5) are the host's with the container's own name, where the host
-has them.
+They are in a lower layer of their own: a test can write, rename and remove them, and they are not
+reported as changes. A container on an image has all three. On the host's root, hosts(5) and
+hostname(5) are the host's, if it has them, with the container's own name.
 """
 
 from __future__ import annotations
@@ -17,14 +16,22 @@ from typing import TYPE_CHECKING, Final
 from pytest_sandbox.linux.file_mounts import MAX_SIZE, Node, Stamp, stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pytest_sandbox.runtime.spec import Spec
 
-__all__ = ["DIRECTORY", "LOCALHOST", "nodes_of", "rename", "sources"]
+__all__ = [
+    "DIRECTORY",
+    "LOCALHOST",
+    "is_etc_directory",
+    "nodes_of",
+    "rename",
+    "sources",
+    "topmost_status",
+]
 
 DIRECTORY: Final = "/etc"
-#: What docker writes into a container's /etc/hosts.
+#: The start of /etc/hosts, as docker writes it.
 LOCALHOST: Final = b"""\
 127.0.0.1\tlocalhost
 ::1\tlocalhost ip6-localhost ip6-loopback
@@ -36,15 +43,32 @@ ff02::2\tip6-allrouters
 _HOSTS: Final = "/etc/hosts"
 _HOSTNAME: Final = "/etc/hostname"
 _RESOLV: Final = "/etc/resolv.conf"
-#: Where a container's own name leads to: its loopback, as in Debian's hosts(5).
+#: The address of a container's own name, on its loopback, as in Debian's hosts(5).
 _OWN_ADDRESS: Final = b"127.0.1.1\t"
 _NO_SERVERS: Final = (
-    b"# This container reaches no name server: it has no network, or one of containers alone.\n"
+    b"# No name server: this container has no network, or a network of containers only.\n"
 )
 
 
+def topmost_status(lower: Sequence[str], name: str) -> os.stat_result | None:
+    """Return the status of ``name`` in the topmost layer that has it; None if none has.
+
+    No link is followed: in a layer of an image it could lead anywhere on the host.
+    """
+    for directory in lower:
+        with suppress(FileNotFoundError):
+            return os.lstat(os.path.join(directory, name))
+    return None
+
+
+def is_etc_directory(lower: Sequence[str]) -> bool:
+    """Return whether /etc of these layers, topmost first, is a directory or missing."""
+    status = topmost_status(lower, DIRECTORY[1:])
+    return status is None or stat.S_ISDIR(status.st_mode)
+
+
 def sources(spec: Spec) -> dict[str, Stamp]:
-    """Return the files of the host whose content goes into the generated ones."""
+    """Return the files of the host whose content is copied into the generated ones."""
     of_image = () if spec.own_network else (_HOSTS, _RESOLV)
     found = {}
     for path in (_HOSTS, _HOSTNAME) if spec.is_on_host else of_image:
@@ -54,10 +78,10 @@ def sources(spec: Spec) -> dict[str, Stamp]:
 
 
 def nodes_of(spec: Spec, name: str, point: str, found: Mapping[str, Stamp]) -> list[Node]:
-    """Return the files for a container called ``name``, as they lie in the overlay at ``point``;
-    ``found`` are its :func:`sources`.
+    """Return the files for a container with the host name ``name``, as the overlay at ``point`` has
+    them; ``found`` are its :func:`sources`.
 
-    Raises :class:`OSError` where a file of the host's cannot be read.
+    Raises :class:`OSError` if a file of the host cannot be read.
     """
     hosts = _content(found[_HOSTS]) if _HOSTS in found else LOCALHOST
     contents = {
@@ -68,7 +92,7 @@ def nodes_of(spec: Spec, name: str, point: str, found: Mapping[str, Stamp]) -> l
         contents = {path: content for path, content in contents.items() if path in found}
     else:
         contents[_RESOLV] = _content(found[_RESOLV]) if _RESOLV in found else _NO_SERVERS
-    # In an image of an unprivileged user's, root is the user.
+    # In a container on an image, an unprivileged user is root: its UID is mapped to 0.
     owner = (0, 0) if spec.is_on_host else (os.geteuid(), os.getegid())
     start = len(point) + 1
     return [
@@ -85,26 +109,23 @@ def _content(file: Stamp) -> bytes:
 
 
 def rename(directory: str, point: str, name: str, *, dir_fd: int) -> None:
-    """Write another name into the generated files in ``directory``, for the overlay at ``point``,
-    before anything has opened them.
+    """Write another host name into the generated files in ``directory``, which the overlay at
+    ``point`` has as a lower layer.
 
-    Raises :class:`OSError`.
+    Call it before anything in the container has opened them: a change of a lower layer that is in
+    use has undefined results (overlayfs.rst). Raises :class:`OSError`.
     """
     for path in (_HOSTNAME, _HOSTS):
         if not path.startswith(f"{point}/"):
             continue
+        name_in_layer = os.path.join(directory, os.path.relpath(path, point or "/"))
         with suppress(FileNotFoundError):
-            fd = os.open(
-                os.path.join(directory, os.path.relpath(path, point or "/")),
-                os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC,
-                dir_fd=dir_fd,
-            )
-            with open(fd, "r+b") as file:
-                start = _own_line(file.read()) + len(_OWN_ADDRESS) if path == _HOSTS else 0
-                file.seek(start)
+            flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(name_in_layer, flags, dir_fd=dir_fd), "r+b") as file:
+                file.seek(_start_of_name(file.read()) if path == _HOSTS else 0)
                 file.truncate()
                 file.write(name.encode() + b"\n")
 
 
-def _own_line(hosts: bytes) -> int:
-    return hosts.rindex(_OWN_ADDRESS)
+def _start_of_name(hosts: bytes) -> int:
+    return hosts.rindex(_OWN_ADDRESS) + len(_OWN_ADDRESS)

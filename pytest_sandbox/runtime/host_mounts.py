@@ -1,8 +1,8 @@
-"""How a container on the host's root shows what the host has mounted below it.
+"""How a container on the host's root shows the mounts below it.
 
-Nothing of it may reach the host: no socket, no FIFO, no lock. So each mount is below an overlay,
-copied, or covered; what is bound, since its file system cannot be below an overlay, is read-only
-and holds neither sockets nor FIFOs.
+No socket, FIFO or lock in the container may be the host's. So each mount is a lower layer of an
+overlay, copied, or covered. A file system that cannot be a lower layer is bound read-only if it
+holds neither sockets nor FIFOs.
 """
 
 from __future__ import annotations
@@ -25,30 +25,28 @@ if TYPE_CHECKING:
 
 __all__ = ["add_read_only_overlay", "shown"]
 
-# FAT has neither sockets nor FIFOs. The others are images that were packed once: nobody can be
-# listening at a socket in one.
+# FAT has neither sockets nor FIFOs. The others are never written to, so no process can have bound
+# a socket in one.
 _WITHOUT_SOCKETS = frozenset(
     {"cramfs", "erofs", "exfat", "iso9660", "msdos", "romfs", "squashfs", "udf", "vfat"}
 )
-#: Bytes of all files that are copied, for each container.
-_MOST_COPIED = 4 << 20
+#: Bytes of all files that are copied into one container.
+_MAX_COPIED = 4 << 20
 
 
 def shown(root: HostRoot) -> HostRoot:
-    """Return the host's root with what is laid over it tried, so that each entry says how it is
-    shown.
+    """Return the host's root with each entry's way of being shown, found by trying.
 
-    What goes away meanwhile is left out: other tools' mounts come and go.
+    An entry that disappears meanwhile is left out: other tools mount and unmount at any time.
     """
     below: list[HostMount] = []
     copied: dict[str, list[str]] = {}
     refused: list[str] = []
-    room = _MOST_COPIED
+    room = _MAX_COPIED
     for entry in root.below:
         around = _around(entry.point, below)
-        if around is not None and _hides(around):
-            # it lies in what is covered, or what cannot hold it: the host's file there stays unseen
-            continue
+        if around is not None and around.shown in (mounts.BOUND, mounts.COVERED):
+            continue  # it is covered, or there is no directory to mount it on
         with suppress(FileNotFoundError, NotADirectoryError):
             status = os.stat(entry.point)
             if file_mounts.is_unreachable(status.st_mode):
@@ -69,7 +67,7 @@ def shown(root: HostRoot) -> HostRoot:
 
 
 def _around(point: str, below: Iterable[HostMount]) -> HostMount | None:
-    """Return the innermost entry that ``point`` lies in; None for the root."""
+    """Return the innermost entry that contains ``point``; None for the root."""
     found = [entry for entry in below if entry.is_directory and point.startswith(f"{entry.point}/")]
     return max(found, key=lambda entry: len(entry.point), default=None)
 
@@ -97,20 +95,22 @@ def _how(entry: HostMount, status: os.stat_result, room: int, options: tuple[str
     how = mounts.READ_ONLY if entry.flags & sc.MS_RDONLY else mounts.WRITABLE
     if _works(entry, how, options):
         return how
-    # A directory of the root itself, in a container in a container whose root is an overlay:
-    # without it there is no root.
+    # A directory of the root itself cannot be covered: there would be no root. This happens in a
+    # container in a container, whose root is an overlay.
     return mounts.COVERED if entry.is_mount else mounts.BOUND
 
 
 def _stays_empty(entry: HostMount) -> bool:
-    """Return whether nothing is there and nothing can be made there: a bind mount costs a fifth of
-    an overlay.
-    """
+    """Return whether it is empty and stays so: a bind mount costs a fifth of an overlay."""
     return entry.is_immutable and not os.listdir(entry.point)
 
 
 def _works(entry: HostMount, how: str, options: tuple[str, ...]) -> bool:
-    """Try whether an overlay may lie on an entry: not on vfat, and not on a second overlay."""
+    """Return whether the kernel takes an entry as a lower layer.
+
+    It refuses file systems such as vfat (d_revalidate, case folding), and overlays that are stacked
+    too deep.
+    """
     batch, step, stage = SyscallBatch(), "try", mounts.STAGE
     mounts.add_private(batch, step)
     batch.mount(step, b"tmpfs", stage.encode(), b"tmpfs", 0)
@@ -133,10 +133,10 @@ def add_read_only_overlay(
     flags: int,
     options: Iterable[str],
 ) -> None:
-    """Lay an overlay without a writable layer over a directory: what is opened there is the
-    overlay's, not the host's.
+    """Mount an overlay without a writable layer, so that sockets, FIFOs and locks are not the
+    host's.
 
-    The kernel takes two lower directories at least, so the last one is empty.
+    overlayfs requires two lower directories without an upper one, so the last one is empty.
     """
     empty = f"{mounts.STAGE}/empty"
     batch.add(step, "mkdirat", -1, empty.encode(), 0o755, go_on=True)

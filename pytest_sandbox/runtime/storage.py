@@ -1,5 +1,5 @@
-"""Writable layers that are not in memory: a directory of a session's, or a file system in a file
-there, whose size is a limit.
+"""Writable layers on disk: a directory of the session, or, with a size limit, a file system in a
+file there.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.linux import copying, loop, private_directory, userns
 from pytest_sandbox.linux.removal import remove_tree
+from pytest_sandbox.runtime.protocol import ErrorCode
+from pytest_sandbox.runtime.step_error import StepError
 
 __all__ = [
     "MEMORY",
-    "DiskLimitError",
     "Place",
-    "explain",
     "fill",
     "make",
     "make_unfinished",
+    "raise_if_unsupported",
     "remove",
     "remove_unfinished",
 ]
@@ -32,11 +33,13 @@ __all__ = [
 _MKFS = "mkfs.ext4"
 _IMAGE = "file-system"
 _SEARCH = os.pathsep.join([os.defpath, "/usr/sbin", "/sbin"])
-#: ``ID.PID``: a directory that the process PID is filling, or was when it died.
+#: ``ID.PID``: a directory that the process PID is filling, or was filling when it was killed.
 _UNFINISHED = re.compile(r"[^.]+(\.[0-9]+)+")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _TRIES = 100
-_OPTIONS = (
+#: The file system is thrown away, so it needs no journal, no room to grow and no blocks reserved
+#: for root; its inode tables are written when they are used (mke2fs(8)).
+_MKFS_OPTIONS = (
     "-q",
     "-m",
     "0",
@@ -47,29 +50,28 @@ _OPTIONS = (
 )
 
 
-class DiskLimitError(OSError):
-    """A layer on disk cannot be limited here."""
-
-
 @dataclass(slots=True)
 class Place:
-    """Where one layer lies: a directory, and where it is limited a block device, held by a
-    descriptor until :meth:`release`.
+    """The place of one writable layer: nothing for one in memory, else a directory, and a block
+    device if its size is limited.
     """
 
     directory: str | None = None
     device: str | None = None
-    held: int = -1
+    #: Keeps the loop device attached until it is mounted; -1 without one.
+    device_fd: int = -1
 
     def release(self) -> None:
-        """Let the device go: it is free again when nothing of it is mounted."""
-        held, self.held = self.held, -1
-        if held >= 0:
-            os.close(held)
+        """Close the device: the kernel detaches it when it is unmounted (LO_FLAGS_AUTOCLEAR of
+        loop(4)).
+        """
+        fd, self.device_fd = self.device_fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def remove(self) -> None:
-        """Release the device and remove the directory; what cannot be removed is left to the
-        session's end.
+        """Release the device, and remove the directory; the end of the session removes what cannot
+        be removed now.
         """
         self.release()
         if self.directory is not None:
@@ -81,27 +83,35 @@ MEMORY = Place()
 
 
 def make(base: str, size: int | None, *, session: str, identity: str, lock: str) -> Place:
-    """Make the place of a container's layer below ``base``; the session's lock file says where its
-    directories are, for a sweep.
+    """Make the place of a container's layer below ``base``, with a limit of ``size`` bytes if any.
+
+    The session's lock file lists the directories that a cleanup has to remove. Raises
+    :class:`StepError` if the size cannot be limited.
     """
     directory = os.path.join(base, session, identity)
-    _note(lock, os.path.dirname(directory))
+    _add_to_list(lock, os.path.dirname(directory))
     private_directory.make_private(directory, below=base)
     if size is None:
         return Place(directory)
     try:
-        device, held = _limited(os.path.join(directory, _IMAGE), size)
+        device, fd = _make_file_system(os.path.join(directory, _IMAGE), size)
     except OSError as error:
         with suppress(OSError):
             remove_tree(directory)
-        raise DiskLimitError(
-            error.errno, f"{error.strerror}: {error.filename or 'loop device'}"
+        raise StepError(
+            "limit the disk",
+            error.errno,
+            f"{error.strerror}: {error.filename or 'loop device'}",
+            code=ErrorCode.DISK_LIMIT_UNAVAILABLE,
         ) from error
-    return Place(directory, device, held)
+    return Place(directory, device, fd)
 
 
-def explain(error: BaseException, place: Place) -> None:
-    """Raise :class:`UnsupportedError` for a layer's directory that the kernel does not take."""
+def raise_if_unsupported(error: BaseException, place: Place) -> None:
+    """Raise :class:`UnsupportedError` if the layer's directory is why a container was not created.
+
+    overlayfs refuses an upper directory on some file systems, such as another overlay, by EINVAL.
+    """
     if (
         isinstance(error, OSError)
         and error.errno == errno.EINVAL
@@ -111,14 +121,14 @@ def explain(error: BaseException, place: Place) -> None:
         where = os.path.dirname(os.path.dirname(place.directory))
         raise UnsupportedError(
             f'storage="disk" ({error.strerror})',
-            f"{where} takes no writable layer, as where it lies on an overlay itself (docker's "
-            "own root is one): set PYTEST_SANDBOX_HOME to a directory on "
-            "another file system, such as a volume, or leave storage= out.",
+            f"{where} cannot hold a writable layer; an overlay (such as the root of a docker "
+            "container) never can. Set PYTEST_SANDBOX_HOME to a directory on another file "
+            "system, such as a volume, or leave storage= out.",
         ) from error
 
 
 def fill(place: Place, number: int, directory: str) -> None:
-    """Begin an overlay of the layer with a copy of a directory."""
+    """Copy a directory into the layer of the overlay ``number``."""
     assert place.directory is not None
     os.mkdir(f"{place.directory}/{number}", 0o700)
     source = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -129,20 +139,20 @@ def fill(place: Place, number: int, directory: str) -> None:
 
 
 def remove(lock: str) -> None:
-    """Remove the directories that a session has noted in its lock file.
+    """Remove the directories that are listed in a session's lock file.
 
-    What can be removed is. Raises the first OSError, so that the caller keeps the lock file and a
-    later cleanup tries again.
+    Removes as much as it can, and raises the first OSError, so that the caller keeps the lock file
+    and a later cleanup tries again.
     """
     session = os.path.basename(lock).removesuffix(".lock")
     doomed = [
         directory
-        for directory in _noted(lock)
+        for directory in _listed(lock)
         if os.path.basename(directory) == session and os.path.isdir(directory)
     ]
-    if (
-        doomed and not userns.has_capabilities()
-    ):  # others inside, whose UIDs are the user's too, may have closed their directories to it
+    if doomed and not userns.has_capabilities():
+        # Files owned by mapped UIDs: only root of a user namespace with the same mapping may
+        # delete them.
         with suppress(OSError):
             userns.call_with_capabilities(lambda: _remove_all(doomed))
     _remove_all(doomed)
@@ -161,64 +171,56 @@ def _remove_all(directories: list[str]) -> None:
 
 def make_unfinished(path: str) -> tuple[str, int]:
     """Make the directory ``PATH.PID`` (mode 0700), to be renamed to ``path`` once it is filled;
-    return it and a descriptor that holds its lock.
+    return its path and a descriptor that locks it.
 
-    Close the descriptor after that: :func:`remove_unfinished` removes such directories whose lock
-    (flock(2)) nobody holds. Raises OSError.
+    Close the descriptor after the rename: :func:`remove_unfinished` removes such directories that
+    nobody has locked (flock(2)). Raises OSError.
     """
     for attempt in range(_TRIES):
         unfinished = f"{path}.{os.getpid()}.{attempt}" if attempt else f"{path}.{os.getpid()}"
         os.mkdir(unfinished, 0o700)
         try:
             lock = os.open(unfinished, _DIRECTORY)
-        except FileNotFoundError:  # a cleanup has removed what nobody held yet
+        except FileNotFoundError:  # a cleanup removed it before it was locked
             continue
-        if _has_locked(lock, unfinished):
+        if _try_lock(lock, unfinished):
             return unfinished, lock
         os.close(lock)
-    raise OSError(errno.EAGAIN, "its lock could not be taken", path)
+    raise OSError(errno.EAGAIN, "the directory could not be locked", path)
 
 
 def remove_unfinished(directory: str) -> None:
-    """Remove from ``directory`` what processes that have died had begun (:func:`make_unfinished`).
+    """Remove from ``directory`` what killed processes left unfinished (:func:`make_unfinished`).
 
-    What can be removed is. Raises the first OSError.
+    Removes as much as it can, and raises the first OSError.
     """
+    if not os.path.isdir(directory):
+        return
+    names = filter(_UNFINISHED.fullmatch, os.listdir(directory))
+    paths = [os.path.join(directory, name) for name in names]
     locks: list[int] = []
     try:
-        found = (
-            [name for name in os.listdir(directory) if _UNFINISHED.fullmatch(name)]
-            if os.path.isdir(directory)
-            else []
-        )
-        free = [
-            path
-            for path in (os.path.join(directory, name) for name in found)
-            if _is_free(path, locks)
-        ]
-        _remove_all(free)
+        _remove_all([path for path in paths if _lock_unfinished(path, locks)])
     finally:
         for lock in locks:
             os.close(lock)
 
 
-def _is_free(path: str, locks: list[int]) -> bool:
-    """Take the lock of a directory unless somebody holds it."""
+def _lock_unfinished(path: str, locks: list[int]) -> bool:
+    """Lock a directory; return False if another process has locked it."""
     try:
         lock = os.open(path, _DIRECTORY)
     except OSError:
         return False
-    if _has_locked(lock, path):
+    if _try_lock(lock, path):
         locks.append(lock)
         return True
     os.close(lock)
     return False
 
 
-def _has_locked(fd: int, path: str) -> bool:
-    """Lock a directory, and tell whether that was possible and it still has its name: another
-    process may remove it in between.
-    """
+def _try_lock(fd: int, path: str) -> bool:
+    """Lock a directory; return False if it is locked, or was removed before it was locked."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(fd), os.lstat(path))
@@ -226,7 +228,7 @@ def _has_locked(fd: int, path: str) -> bool:
         return False
 
 
-def _noted(lock: str) -> list[str]:
+def _listed(lock: str) -> list[str]:
     try:
         with open(lock, encoding="utf-8", errors="surrogateescape") as file:
             return [line for line in file.read().split("\n") if line]
@@ -234,28 +236,26 @@ def _noted(lock: str) -> list[str]:
         return []
 
 
-def _note(lock: str, directory: str) -> None:
-    if directory not in _noted(lock):
+def _add_to_list(lock: str, directory: str) -> None:
+    if directory not in _listed(lock):
         with open(lock, "a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(f"{directory}\n")
 
 
-def _limited(image: str, size: int) -> tuple[str, int]:
-    """Make an ext4 without a journal in a sparse file; returns a device of it and a descriptor that
-    holds the device.
-    """
+def _make_file_system(image: str, size: int) -> tuple[str, int]:
+    """Make an ext4 file system in a sparse file; return its loop device, and a descriptor of it."""
     with open(image, "xb") as file:
         file.truncate(size)
-    program = shutil.which(_MKFS, path=_SEARCH)
-    if program is None:
-        raise FileNotFoundError(errno.ENOENT, "there is no such program", _MKFS)
+    batch = shutil.which(_MKFS, path=_SEARCH)
+    if batch is None:
+        raise FileNotFoundError(errno.ENOENT, "no such batch", _MKFS)
     made = subprocess.run(
-        [program, *_OPTIONS, image],
+        [batch, *_MKFS_OPTIONS, image],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
     )
     if made.returncode:
-        raise OSError(errno.EINVAL, f"mkfs.ext4 says {made.stderr.strip()!r}", image)
+        raise OSError(errno.EINVAL, f"{_MKFS}: {made.stderr.strip()}", image)
     return loop.attach(image)

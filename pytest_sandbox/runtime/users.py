@@ -1,5 +1,7 @@
-"""Users and groups by a container's own files, read as data: the C library would load modules from
-an image to find them (CVE-2019-14271).
+"""Users and groups of a container, looked up in its own passwd(5) and group(5).
+
+The files are read as data: the C library would load name service modules from the image
+(CVE-2019-14271).
 """
 
 from __future__ import annotations
@@ -15,20 +17,18 @@ __all__ = ["HIGHEST", "User", "find", "find_group"]
 
 Read = Callable[[str], str]
 
-#: The highest UID and GID that docker takes. Beyond 32 bits the kernel would see another one, and
-#: 4294967295 means
-#: "leave it unchanged" to setresuid(2): both could be root.
+#: The highest UID and GID, as in docker. The kernel would cut a longer one to 32 bits, and
+#: 4294967295 means "unchanged" to setresuid(2): either could leave a payload root.
 HIGHEST = 2147483647
-_DIGITS = re.compile(
-    "[0-9]+"
-)  # str.isdigit() is also true of the digits of other scripts, and of "²"
+# str.isdigit() also accepts the digits of other scripts, and "²".
+_DIGITS = re.compile("[0-9]+")
 _USERS_FILE = "/etc/passwd"
 _GROUPS_FILE = "/etc/group"
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Who a process is."""
+    """The credentials of a process, and its user's home directory."""
 
     uid: int
     gid: int
@@ -37,9 +37,7 @@ class User:
 
 
 class _Row(NamedTuple):
-    """A row of passwd(5) or group(5): ``id`` is the UID or the GID, ``rest`` are the fields after
-    it.
-    """
+    """A line of passwd(5) or group(5): ``id`` is the UID or GID, ``rest`` the fields after it."""
 
     name: str
     id: str
@@ -47,48 +45,48 @@ class _Row(NamedTuple):
 
 
 def find(text: str, read: Read) -> User:
-    """Read ``USER[:GROUP]``, each a name or a number, as docker does: an unknown number is fine.
+    """Return the user for ``USER[:GROUP]``, each a name or an ID, as in docker.
 
-    ``read`` returns a file's text, empty where there is none. Raises :class:`SettingsError` for an
-    unknown name, and for a number over :data:`HIGHEST`, whether it was given or stands in the
-    files.
+    An ID need not be in the files. ``read`` returns the text of a file, empty if it is missing.
+    Raises :class:`SettingsError` for an unknown name, and for an ID over :data:`HIGHEST`, given or
+    in the files.
     """
     name, _, group = text.partition(":")
     row = _find(name, _rows(read, _USERS_FILE, 3), "user", text, _USERS_FILE)
-    uid = _number(row.id if row else name, "user", text)
-    gid = _number(row.rest[0], "user", text) if row else 0
+    uid = _parse_id(row.id if row else name, "user", text)
+    gid = _parse_id(row.rest[0], "user", text) if row else 0
     home = row.rest[2] if row else "/"
     known = _rows(read, _GROUPS_FILE, 1)
     if group:
         return User(uid, _group(group, known, "user", text), (), home)
-    more = {_number(one.id, "user", text) for one in known if row and row.name in _members(one)}
+    more = {_parse_id(one.id, "user", text) for one in known if row and row.name in _members(one)}
     return User(uid, gid, tuple(sorted(more)), home)
 
 
 def find_group(text: str, read: Read) -> int:
-    """Return the GID of a group by its name or number.
+    """Return the GID of a group, given by its name or GID.
 
-    Raises :class:`SettingsError` for an unknown name, and for a number over :data:`HIGHEST`.
+    Raises :class:`SettingsError` for an unknown name, and for a GID over :data:`HIGHEST`.
     """
     return _group(text, _rows(read, _GROUPS_FILE, 1), "group", text)
 
 
 def _group(text: str, known: list[_Row], key: str, asked: str) -> int:
     row = _find(text, known, key, asked, _GROUPS_FILE)
-    return _number(row.id if row else text, key, asked)
+    return _parse_id(row.id if row else text, key, asked)
 
 
 def _find(text: str, known: list[_Row], key: str, asked: str, path: str) -> _Row | None:
-    """Return the first row with this name or number; None for a number without one."""
+    """Return the first row with this name or ID; None for an ID without a row."""
     found = next((row for row in known if text in (row.name, row.id)), None)
     if found is None and not _DIGITS.fullmatch(text):
         raise SettingsError(
-            key, asked, f"a number, or a name of the container's {path}, which has no {text!r}"
+            key, asked, f"an ID, or a name in the container's {path}, which has no {text!r}"
         )
     return found
 
 
-def _number(digits: str, key: str, asked: str) -> int:
+def _parse_id(digits: str, key: str, asked: str) -> int:
     significant = digits.lstrip("0") or "0"
     if len(significant) > len(str(HIGHEST)) or int(significant) > HIGHEST:
         accepted = f"UIDs and GIDs from 0 to {HIGHEST}; this one is {significant[:40]}"
@@ -101,14 +99,13 @@ def _members(group: _Row) -> list[str]:
 
 
 def _rows(read: Read, path: str, least: int) -> list[_Row]:
-    """Return the rows that the C library would read too, with at least so many fields after the
-    number.
+    """Return the valid rows of a file, with at least ``least`` fields after the ID.
 
-    As in glibc (nss_files), nothing but a newline ends a row, blanks before it do not count, ``#``
-    begins a comment, and a row that cannot be read is none. A row with a sign or a blank in a
-    number is none here, while glibc gives it a meaning.
+    As in glibc (nss/nss_files), only a newline ends a row, blanks before it are skipped, ``#``
+    begins a comment, and an invalid row is skipped. Stricter than glibc, an ID with a sign or a
+    blank makes a row invalid.
     """
-    numbers = (2, 3) if path == _USERS_FILE else (2,)
+    ids = (2, 3) if path == _USERS_FILE else (2,)
     rows = [line.lstrip(" \t").split(":") for line in read(path).split("\n")]
     return [
         _Row(row[0], row[2], row[3:])
@@ -116,5 +113,5 @@ def _rows(read: Read, path: str, least: int) -> list[_Row]:
         if len(row) >= 3 + least
         and row[0]
         and not row[0].startswith("#")
-        and all(_DIGITS.fullmatch(row[at]) for at in numbers)
+        and all(_DIGITS.fullmatch(row[at]) for at in ids)
     ]

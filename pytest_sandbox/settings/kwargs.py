@@ -1,6 +1,6 @@
 """The settings of a container as keyword arguments, for type checkers.
 
-:class:`SettingsKwargs` has the keys of :class:`~pytest_sandbox.settings.Settings` with every type
+:class:`SettingsKwargs` has the keys of :class:`~pytest_sandbox.settings.settings.Settings` with every type
 that its parsers accept. A test compares the two, so that none is missing.
 """
 

@@ -2,7 +2,7 @@
 an option of pytest.
 
 Options, ini settings and the reference documentation are generated from it. It is separate from the
-parsers and from :class:`~pytest_sandbox.settings.Settings`, so that a pytest session without
+parsers and from :class:`~pytest_sandbox.settings.settings.Settings`, so that a pytest session without
 containers does not import these.
 """
 

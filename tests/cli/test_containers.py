@@ -236,7 +236,7 @@ class TestSavedLayers:
         """`shell` shows the files of a saved layer, and does not change them."""
         done = sandbox("shell", saved.id, input="cat /etc/left; echo more > /etc/more")
         assert (0, "left\n") == (done.returncode, done.stdout)
-        assert 0 != sandbox("shell", saved.handle.label, input="cat /etc/more").returncode
+        assert 0 != sandbox("shell", saved.label, input="cat /etc/more").returncode
 
     def test_diff(self, saved):
         """`diff` lists the changes of a saved layer."""
@@ -244,7 +244,7 @@ class TestSavedLayers:
 
     def test_rm(self, saved):
         """`rm` removes a saved layer, and fails if there is none."""
-        removed = sandbox("rm", saved.handle.label)
+        removed = sandbox("rm", saved.label)
         assert (0, f"{saved.id}\n") == (removed.returncode, removed.stdout)
         done = sandbox("rm", saved.id)
         assert (125, True) == (done.returncode, "ps -a" in done.stderr)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import subprocess
 from dataclasses import replace
 
 import pytest
 
-from pytest_sandbox import host
+from pytest_sandbox import doctor as doctors
+from pytest_sandbox import host, paths
 from pytest_sandbox.cli import main
+from pytest_sandbox.client import cleanup
 
 pytestmark = pytest.mark.vm
 
@@ -32,27 +36,59 @@ def doctor(monkeypatch, capsys):
     """Runs the verb over given rows; returns its status and what it printed."""
 
     def run(rows: tuple[host.Capability, ...], *words: str) -> tuple[int, str]:
-        monkeypatch.setattr(host, "capabilities", lambda: rows)
+        monkeypatch.setattr(doctors, "examine", lambda: rows)
         return main.main(["doctor", *words]), capsys.readouterr().out
 
     return run
 
 
-@pytest.mark.vm
 def test_the_rows_are_printed_as_json(capsys):
     """--json is a list with one object a row: name, found, why, remedy and more."""
     status = main.main(["doctor", "--json"])
     rows = json.loads(capsys.readouterr().out)
-    assert [row.to_json() for row in host.capabilities()] == rows
     assert {"name", "found", "why", "remedy", "needed", "area", "use"} == set(rows[0])
+    assert len(rows) == len({row["name"] for row in rows})
     assert int(any(row["needed"] and not row["found"] for row in rows)) == status
+    assert {"test body", "call", "run"} == {row["name"] for row in rows if row["needed"]}
+
+
+def test_nothing_is_left(monkeypatch):
+    """Sessions, images and directories are gone when the report is there."""
+    started = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *args, **keywords):
+            super().__init__(*args, **keywords)
+            started.append(self.pid)
+
+    monkeypatch.setattr(doctors.subprocess, "Popen", Recorded)
+    doctors.examine()
+    assert 1 == len(started)
+    assert [] == [name for name in cleanup.sessions() if name.startswith(f"{started[0]:x}-")]
+    assert [] == glob.glob(f"{paths.images()}/doctor-*")
+
+
+def test_a_doctor_that_dies_says_so(monkeypatch):
+    """A report that ends early has a row that says why, and is no report of a working host."""
+    monkeypatch.setattr(doctors, "_START", "import sys; sys.exit('out of cheese')  # {path}")
+    rows = doctors.examine()
+    assert [("examination", True, False, "out of cheese")] == [
+        (row.name, row.needed, row.found, row.why) for row in rows if row.area != "packages"
+    ]
+
+
+def test_a_doctor_that_hangs_is_killed(monkeypatch):
+    """A container that never ends does not keep the report for ever."""
+    monkeypatch.setattr(doctors, "_START", "import time; time.sleep(600)  # {path}")
+    monkeypatch.setattr(doctors, "_TIMEOUT", 0.2)
+    assert "not complete after" in doctors.examine()[0].why
 
 
 def test_what_is_found_is_one_line(doctor):
     """A row that was found takes one line, below its area."""
     assert (
         0,
-        "kernel\n  yes  pidfd  pidfd_open\nContainers can be made here, with every limit.\n",
+        "kernel\n  yes  pidfd  pidfd_open\nContainers can be used here, with every limit.\n",
     ) == doctor((HERE,))
 
 
@@ -64,13 +100,13 @@ def test_what_is_lacking_has_its_remedy_below(doctor):
         "  no   limit: memory  refused\n                      -> Run as root. (for: waiting)\n"
         in out,
     )
-    assert out.endswith("Containers can be made here, without limits on memory.\n")
+    assert out.endswith("Containers can be used here, without limits on memory.\n")
 
 
 def test_what_is_needed_and_lacking_is_status_1(doctor):
     """A script can ask whether containers can be made here."""
     status, out = doctor((HERE, NEEDED))
-    assert (1, True) == (status, out.endswith("No container can be made here: overlay.\n"))
+    assert (1, True) == (status, out.endswith("Containers cannot be used here: overlay.\n"))
     assert "\n  NO   overlay" in out
 
 

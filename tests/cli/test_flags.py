@@ -147,7 +147,7 @@ def test_limits():
     with subprocess.Popen(command) as process:
         try:
             (one,) = wait_for(
-                lambda: [one for one in remote.living(stats=True) if one.label == name]
+                lambda: [one for one in remote.list_containers(stats=True) if one.label == name]
             )
             assert (64 << 20, 1.5, 50) == (
                 one.settings.memory,

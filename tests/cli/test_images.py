@@ -13,9 +13,9 @@ import pytest
 from registries import push, registry
 from tarballs import Made, digest_of, docker_archive, files
 
-from pytest_sandbox.cli.images import decimal
 from pytest_sandbox.cli.main import main
 from pytest_sandbox.image.image import Image
+from pytest_sandbox.units import decimal_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -243,7 +243,7 @@ def test_run_pulls_what_is_missing(capsys, tmp_path):
 )
 def test_sizes_are_dockers(count, expected):
     """Powers of 1000, three digits."""
-    assert expected == decimal(count)
+    assert expected == decimal_size(count)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])

@@ -34,11 +34,13 @@ print([os.path.exists(path) for path in ("/written", "/usr/written", "/tmp/writt
 #: Builds a container as a launcher would if it had not made the chroot its root.
 UNCHANGED = """
 import tempfile
-from pytest_sandbox.runtime.create import Building, Host
+from pytest_sandbox.runtime.create import ContainerBuilder
+from pytest_sandbox.runtime.host_resources import HostResources
 from pytest_sandbox.runtime.spec import Spec
-host = Host(tempfile.mkdtemp())
+host = HostResources(tempfile.mkdtemp())
+spec = Spec(user_namespace=False)
 try:
-    Building(Spec(user_namespace=False), host, hostname="x", joins=(), shelved={}).build()
+    ContainerBuilder(spec, host, hostname="x", cgroup_files=(), held_layers={}).build()
 except OSError as error:
     print(error.step, error.strerror)
 """
@@ -77,6 +79,7 @@ def test_a_container_with_the_hosts_root_is_not_started(tmp_path):
     """If joining the container would lead to the host's root, that is found before anything but
     init runs, and the start fails.
     """
-    assert "verify the root who enters the container would not be on its root\n" == in_chroot(
-        tmp_path, "mounted", UNCHANGED
+    assert (
+        "verify the root a process that joins the container would not be in its root\n"
+        == in_chroot(tmp_path, "mounted", UNCHANGED)
     )

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from crash import remains
+from crash import leftovers
 from descriptors import open_descriptors
 
 from pytest_sandbox import (
@@ -380,7 +380,7 @@ def test_a_prepared_container_is_on_no_network(net):
             ]
             connected = {
                 pid
-                for pid in remains.containers_of(os.getpid())
+                for pid in leftovers.containers_of(os.getpid())
                 if "eth0" in Path(f"/proc/{pid}/net/dev").read_text()
             }
             assert {one.pid, third.pid} == connected
@@ -789,7 +789,7 @@ with Container(network=net, hostname="a") as a, Container(network=net, hostname=
 def holders(inode):
     """Return the processes that are in a network namespace or have a descriptor of it."""
     found = []
-    for pid in remains.everybody():
+    for pid in leftovers.every_pid():
         with contextlib.suppress(OSError):
             links = [
                 f"/proc/{pid}/ns/net",
@@ -820,9 +820,9 @@ def test_a_killed_process_leaves_no_network(end):
         victim.stdin.write("end\n")
         victim.stdin.flush()
         if "launcher" in end:
-            remains.await_no_processes(victim.pid)
+            leftovers.await_no_processes(victim.pid)
             victim.send_signal(signal.SIGKILL)
-    assert [] == remains.all_gone(victim.pid)
+    assert [] == leftovers.of(victim.pid)
     assert not os.path.exists(path)
 
 

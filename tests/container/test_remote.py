@@ -316,7 +316,7 @@ class TestAccess:
             launcher.process.kill()
             launcher.process.wait()
             assert [] == [one for one in remote.list_containers() if one.session == launcher.name]
-        cleanup.sweep()
+        cleanup.remove_leftovers()
         assert not os.path.exists(os.path.join(cleanup.state_directory(), launcher.name))
 
     def test_an_ended_session_leaves_no_directory(self):

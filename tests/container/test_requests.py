@@ -13,7 +13,7 @@ import threading
 import time
 
 import pytest
-from crash import remains
+from crash import leftovers
 
 from pytest_sandbox import Container, ContainerStopped, SetupError
 from pytest_sandbox.client import session
@@ -97,15 +97,15 @@ def test_an_interrupt_while_the_launcher_starts(interrupt):
     code = """
 import os, signal
 from pytest_sandbox import Container
-from pytest_sandbox.client import session
+from pytest_sandbox.client import session, start
 class Interrupt(BaseException): pass
 def handler(*_): raise Interrupt
 signal.signal(signal.SIGALRM, handler)
-spawn = session._spawn
+spawn = start._spawn
 def late(*arguments):
     signal.setitimer(signal.ITIMER_REAL, 0.001)
     return spawn(*arguments)
-session._spawn = late
+start._spawn = late
 try: Container().start()
 except Interrupt: print("interrupted")
 first = session.running()
@@ -132,7 +132,7 @@ def test_many_interrupts_at_random_moments():
 
 
 def interrupted(rounds, *operations):
-    directory = os.path.dirname(remains.__file__)
+    directory = os.path.dirname(leftovers.__file__)
     command = [
         sys.executable,
         os.path.join(directory, "interrupts.py"),
@@ -181,11 +181,11 @@ def test_a_finalizer_within_a_request():
 
         def finalize():
             other.close()
-            with pytest.raises(SetupError, match="a finalizer or a signal handler asks"):
+            with pytest.raises(SetupError, match="a finalizer or a signal handler sends"):
                 Container().start()
-            return requests.ask_in_turn({"op": "layer", "id": first.id})
+            return requests.ask_serialized({"op": "layer", "id": first.id})
 
-        answer, fds = requests.in_turn(finalize)
+        answer, fds = requests.serialized(finalize)
         assert ("layer", 1, "stopped") == (answer["op"], len(fds), other.status)
         pidfd = os.pidfd_open(os.getpid())
         os.close(pidfd)
@@ -234,7 +234,7 @@ def test_a_request_for_an_ended_container(op):
     [
         {"op": "nonsense"},
         {"op": "create"},
-        {"op": "create", "spec": {"lower": 3}, "number": 0, "about": None},
+        {"op": "create", "spec": {"lower": 3}, "spec_id": 0, "metadata": None},
     ],
 )
 def test_a_request_that_fails_in_the_launcher(message):
@@ -282,7 +282,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     out, _error = python(code)
     text, threads, client = out.split()
     assert ("x", "1") == (text, threads)
-    assert [] == remains.all_gone(int(client))
+    assert [] == leftovers.of(int(client))
 
 
 CHILDREN = {
@@ -312,7 +312,7 @@ print(os.getpid())
     out, error = python(code)
     *said, client = out.splitlines()
     assert (["[] running"] * 3, "") == (said, error)
-    assert [] == remains.all_gone(int(client))
+    assert [] == leftovers.of(int(client))
 
 
 def test_timeouts_of_any_length():

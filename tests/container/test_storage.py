@@ -114,7 +114,7 @@ def test_a_cleanup_removes_a_deep_layer(tmp_path):
     """The cleanup removes a layer of any depth of a killed session; what cannot be removed is an
     error, and the rest is removed.
     """
-    from pytest_sandbox.runtime import storage as room
+    from pytest_sandbox.runtime import storage
 
     lock = tmp_path / "s.lock"
     for name in ("one", "two"):
@@ -122,7 +122,7 @@ def test_a_cleanup_removes_a_deep_layer(tmp_path):
     dig_at(tmp_path / "one/s", 3000)
     dig_at(tmp_path / "two/s", 10)
     lock.write_text(f"{tmp_path}/one/s\n{tmp_path}/two/s\n")
-    room.remove(str(lock))
+    storage.remove(str(lock))
     assert [[], []] == [os.listdir(tmp_path / name) for name in ("one", "two")]
 
 
@@ -156,7 +156,7 @@ def test_the_cleanup_removes_layers_of_a_killed_session(home):
     os.environ["PYTEST_SANDBOX_HOME"] = "/nowhere"
     deadline = time.monotonic() + 30
     while directory.exists():
-        cleanup.sweep()
+        cleanup.remove_leftovers()
         assert time.monotonic() < deadline
     assert not os.path.exists(cleanup.lock_path(session))
 
@@ -166,7 +166,7 @@ def test_the_cleanup_removes_only_directories_of_the_session(tmp_path):
     (tmp_path / "precious").mkdir()
     lock = Path(cleanup.lock_path("dead-beef"))
     lock.write_text(f"{tmp_path}/precious\n")
-    cleanup.sweep()
+    cleanup.remove_leftovers()
     assert (False, True) == (lock.exists(), (tmp_path / "precious").exists())
 
 
@@ -227,12 +227,14 @@ def test_a_disk_limit_without_mkfs_is_refused(home, monkeypatch):
     """Without mkfs.ext4, disk= with storage="disk" is an UnsupportedError with a remedy, and
     nothing is left.
     """
-    from pytest_sandbox.runtime import storage as room
+    from pytest_sandbox.runtime import storage
+    from pytest_sandbox.runtime.protocol import ErrorCode
+    from pytest_sandbox.runtime.step_error import StepError
 
-    monkeypatch.setattr(room, "_SEARCH", "/nowhere")
-    with pytest.raises(room.DiskLimitError, match="mkfs"):
-        room.make(str(home), 1 << 20, session="s", identity="s-1", lock=str(home) + ".lock")
-    assert [] == os.listdir(home / "s")
+    monkeypatch.setattr(storage, "_SEARCH", "/nowhere")
+    with pytest.raises(StepError, match="mkfs") as caught:
+        storage.make(str(home), 1 << 20, session="s", identity="s-1", lock=str(home) + ".lock")
+    assert (ErrorCode.DISK_LIMIT_UNAVAILABLE, []) == (caught.value.code, os.listdir(home / "s"))
     with pytest.raises(UnsupportedError, match=r"mkfs.*storage=\"memory\""):
         Container(storage="disk", disk="1k").start()
 

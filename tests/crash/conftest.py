@@ -1,4 +1,4 @@
-"""The room's fixtures."""
+"""Fixtures of these tests."""
 
 from __future__ import annotations
 

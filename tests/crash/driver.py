@@ -1,7 +1,8 @@
-"""A server of victims: for each line it forks a process that makes and uses containers until its
-stdin, a pipe, ends.
+"""For each line of stdin, fork a client that creates and uses containers until its stdin, a pipe,
+ends.
 
-A victim says "ok" at the end where its last container worked, and what was wrong otherwise.
+The client writes "ok" to the file that the line names if its last container worked, else a
+traceback.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pytest_sandbox import Container, Network, SandboxError
 
 
 def use(container: Container) -> None:
-    """Do something that leaves much behind."""
+    """Start processes and write files, to be left behind."""
     container.run(["/bin/sh", "-c", "sleep 1000 & (sleep 1000 &) ; echo > /dev/shm/x"])
     container.popen(["/bin/sh", "-c", "while :; do :; done & exec sleep 1000"])
     container.call(os.getpid)
@@ -60,9 +61,7 @@ def ended() -> bool:
 
 
 def survive() -> None:
-    """Make containers until stdin ends; a crash of the others' is an error of the library's, and
-    never anything else.
-    """
+    """Create containers until stdin ends; a killed process may cause no other exceptions."""
     while not ended():
         with suppress(SandboxError, subprocess.SubprocessError, OSError):
             if random.random() < 0.3:
@@ -79,10 +78,10 @@ def quietly() -> None:
         one()
 
 
-def victim() -> str:
+def client() -> str:
     try:
         survive()
-        for _ in range(2):  # the one strike may hit the last container too
+        for _ in range(2):  # a process of this container may be the one that is killed
             with suppress(SandboxError), Container() as container:
                 return f"ok {container.run(['true']).returncode}"
         with Container() as container:
@@ -97,27 +96,25 @@ def tell(number: int) -> None:
 
 
 def start() -> None:
-    """Fork a victim: prints its number; what it says at its end goes to the pipe's path that comes
-    with the line.
-    """
+    """Fork clients: print the PID of each; the next line ends it, and its status is printed."""
     for line in sys.stdin:
-        answer = line.strip()
+        result = line.strip()
         reader, writer = os.pipe()
         pid = os.fork()
         if not pid:
             os.dup2(reader, 0)
             faulthandler.register(signal.SIGUSR1, all_threads=True)
             os.closerange(3, 100)
-            said = victim()
-            with open(answer, "w", encoding="utf-8") as file:
-                file.write(said)
+            text = client()
+            with open(result, "w", encoding="utf-8") as file:
+                file.write(text)
             from pytest_sandbox.client import session
 
             session._close_at_exit()
             os._exit(0)
         os.close(reader)
         tell(pid)
-        sys.stdin.readline()  # go on: end it
+        sys.stdin.readline()  # the request to end it
         os.close(writer)
         tell(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 

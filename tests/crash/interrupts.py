@@ -1,8 +1,8 @@
-"""Raises exceptions from a signal handler at random moments of a container's life: ``interrupts.py
-ROUNDS SEED OPERATION...``.
+"""Raise exceptions from a signal handler at random moments: ``interrupts.py ROUNDS SEED
+OPERATION...``.
 
-Prints what was wrong, one line each: a limit of the kernel's that is not the one that was asked
-for, descriptors that are left open, processes and cgroups that are left. Ends with "done".
+Prints one line for each fault: a limit that is not the requested one; descriptors, processes and
+cgroups that are left. The last line is "done".
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import signal
 import sys
 import time
 
-from crash import remains
+from crash import leftovers
 
 from pytest_sandbox import Container
 from pytest_sandbox.client import session
-from pytest_sandbox.container.entrance import entrance_of
 from pytest_sandbox.linux import cgroup
 
 
@@ -28,7 +27,7 @@ class Interrupt(BaseException):
 
 
 class Alarm:
-    """Whether the handler raises: not while this program itself is at work."""
+    """Whether the handler raises: only during an operation."""
 
     is_set = False
 
@@ -39,21 +38,14 @@ def interrupt(*_arguments: object) -> None:
 
 
 def kernel_limit(container: Container) -> int:
-    """Return the limit on the memory of a container's init, from the kernel."""
-    stats = container.handle.launcher.hierarchy
+    """Return the kernel's limit on the memory of a container's init."""
+    hierarchy = container.launcher.hierarchy
     own = cgroup.parse_own(cgroup.read(f"/proc/{container.pid}/cgroup"))
-    if stats.version == 1:
-        mount = stats.mounts["memory"]
-        return int(
-            cgroup.read(
-                f"{mount.point}{own['memory'].removeprefix(mount.root.rstrip('/'))}/memory.limit_in_bytes"
-            )
-        )
-    return int(
-        cgroup.read(
-            f"{stats.mount.point}{own[''].removeprefix(stats.mount.root.rstrip('/'))}/memory.max"
-        )
-    )
+    if hierarchy.version == 1:
+        mount, path, name = hierarchy.mounts["memory"], own["memory"], "memory.limit_in_bytes"
+    else:
+        mount, path, name = hierarchy.mount, own[""], "memory.max"
+    return int(cgroup.read(f"{mount.directory(path)}/{name}"))
 
 
 def start(_held: Container, number: int) -> None:
@@ -61,8 +53,8 @@ def start(_held: Container, number: int) -> None:
 
 
 def close(_held: Container, _number: int) -> None:
-    made = Container(memory=64 << 20).start()
-    again(made.close)
+    container = Container(memory=64 << 20).start()
+    interrupted(container.close)
 
 
 def run(held: Container, _number: int) -> None:
@@ -75,16 +67,16 @@ def call(held: Container, _number: int) -> None:
 
 def commit(held: Container, _number: int) -> None:
     held.commit()
-    # a committed container gets a new layer and a new init with the first thing that is done in it
-    entrance_of(held.handle)
+    # The next use of a committed container gives it a new layer and a new init.
+    held.join_target()
 
 
 def diff(held: Container, _number: int) -> None:
     held.diff()
 
 
-def again(operation: object, *arguments: object) -> bool:
-    """Do something that is interrupted at a random moment, or not; return whether it was."""
+def interrupted(operation: object, *arguments: object) -> bool:
+    """Call something with a timer of a random time; return whether it was interrupted."""
     signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00005, 0.006))
     try:
         Alarm.is_set = True
@@ -97,7 +89,7 @@ def again(operation: object, *arguments: object) -> bool:
 
 
 def check(number: int) -> list[str]:
-    """Return what is wrong with the next container."""
+    """Return the faults of the next container."""
     asked = (128 + number % 128) << 20
     with Container(memory=asked) as container:
         found = kernel_limit(container)
@@ -118,13 +110,12 @@ def figures() -> dict[str, int]:
     gc.collect()
     with Container():
         pass
-    seen = []
-    while (
-        len(seen) < 5 or seen[-5:] != [seen[-1]] * 5
-    ):  # the next container is made, and the last one is removed
+    counts = []
+    # The launcher prewarms the next container, and removes the last one, in the background.
+    while len(counts) < 5 or counts[-5:] != [counts[-1]] * 5:
         time.sleep(0.05)
-        seen.append(count())
-    return seen[-1]
+        counts.append(count())
+    return counts[-1]
 
 
 def count() -> dict[str, int]:
@@ -133,9 +124,9 @@ def count() -> dict[str, int]:
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
         "descriptors of the launcher": len(os.listdir(f"/proc/{launcher.process.pid}/fd")),
-        "children": len(remains._read(f"/proc/{os.getpid()}/task/{os.getpid()}/children").split()),
-        "processes": len(remains.processes(os.getpid())),
-        "groups": groups,
+        "children": len(leftovers.children_of(os.getpid())),
+        "processes": len(leftovers.processes(os.getpid())),
+        "cgroups": groups,
     }
 
 
@@ -146,7 +137,7 @@ def open_files() -> list[str]:
 
 
 def settled(before: dict[str, int]) -> dict[str, tuple[int, int]]:
-    """Return what there is more of than before, once it does not become less: the launcher lets go
+    """Return the figures that are higher than before, after waiting for what the launcher releases
     in the background.
     """
     deadline = time.monotonic() + 20
@@ -166,26 +157,26 @@ def main() -> None:
     signal.signal(signal.SIGALRM, interrupt)
     operations = [globals()[name] for name in names]
     held = Container(memory=96 << 20).start()
-    for operation in operations:  # what is loaded and opened at the first use
+    for operation in operations:  # the first use imports modules and opens descriptors
         operation(held, 0)
     held.commit()
     held.close()
     before = figures()
-    interrupted = 0
+    interrupts = 0
     held = Container(memory=96 << 20).start()
     for number in range(int(rounds)):
         if number % 20 == 19:
             held.close()
             held = Container(memory=96 << 20).start()
-        was = again(random.choice(operations), held, number)
-        interrupted += was
-        if was:
+        was_interrupted = interrupted(random.choice(operations), held, number)
+        interrupts += was_interrupted
+        if was_interrupted:
             say(*check(number))
     held.close()
     del held
     for name, (count, now) in settled(before).items():
         say(f"{name}: {count} before, {now} after {rounds} rounds, with {open_files()}")
-    say("done" if interrupted > int(rounds) // 10 else f"interrupted only {interrupted} times")
+    say("done" if interrupts > int(rounds) // 10 else f"interrupted only {interrupts} times")
 
 
 if __name__ == "__main__":

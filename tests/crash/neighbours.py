@@ -1,8 +1,7 @@
-"""Runs sessions, some at a time, each fifth of them killed: ``neighbours.py SESSIONS AT_ONCE
-SEED``; prints what disturbed the others.
+"""Run sessions, several at a time, and kill every fifth: ``neighbours.py SESSIONS AT_ONCE SEED``.
 
-Several of these run at the same time, in mount namespaces with a /run of their own: no session may
-be disturbed by another one's start, cleanup or end.
+Prints the failures of the others. Several of these programs run at the same time, some in a mount
+namespace with a /run of its own: the start, cleanup and end of a session may disturb no other.
 """
 
 from __future__ import annotations
@@ -19,9 +18,7 @@ from pytest_sandbox.client import session
 
 
 def live(number: int) -> None:
-    """Live through what a cleanup could disturb: a start, containers with cgroups of all kinds, and
-    moments without one.
-    """
+    """Run a session: a start, containers with cgroups of different kinds, moments without one."""
     for turn in range(3):
         asked = (64 + number % 32) << 20
         with Container(memory=asked, cpuset="0" if turn == 1 else None) as container:
@@ -39,7 +36,7 @@ def live(number: int) -> None:
 
 
 def child(number: int) -> None:
-    """Run one session in a fork, whose exit status tells how it went."""
+    """Run one session in a fork; its exit status is 0 if nothing disturbed it."""
     status = 1
     try:
         live(number)

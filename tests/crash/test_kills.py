@@ -1,5 +1,5 @@
-"""SIGKILL to any of the processes at any moment leaves nothing: no process at once, no file, group
-or mount after a sweep.
+"""SIGKILL of any of our processes at any moment leaves no process, and after a cleanup no file,
+cgroup or mount.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from crash import remains
+from crash import leftovers
 
 pytestmark = pytest.mark.needs("root")
 
 
 class Zygote:
-    """Forks victims that have the library imported already."""
+    """A process that has imported the library, and forks the clients that are killed."""
 
     def __init__(self, directory):
         command = [sys.executable, str(Path(__file__).with_name("driver.py"))]
@@ -33,19 +33,19 @@ class Zygote:
         self.count = 0
 
     def start(self):
-        """Start a victim; returns its number, and where it will say how it ended."""
+        """Start a client; return its PID, and the path of the file for its result."""
         self.count += 1
-        said = self.directory / f"said-{self.process.pid}-{self.count}"
-        self._write(f"{said}\n")
-        return int(self.process.stdout.readline()), said
+        result = self.directory / f"result-{self.process.pid}-{self.count}"
+        self._write(f"{result}\n")
+        return int(self.process.stdout.readline()), result
 
     def _write(self, text):
         self.process.stdin.write(text)
         self.process.stdin.flush()
 
     def end(self, client):
-        """Have the victim come to its end; returns its exit status. One that hangs shows where, and
-        is killed.
+        """Have the client end; return its exit status. One that hangs dumps its stacks, and is
+        killed.
         """
         self._write("\n")
         if not select.select([self.process.stdout], [], [], 60)[0]:
@@ -65,46 +65,46 @@ def kill(pid):
         os.kill(pid, signal.SIGKILL)
 
 
-def strike(client, whom):
-    """Kill one kind of process; where there is none yet, nobody."""
-    if whom in {"launcher", "all"} and (launcher := remains.launcher_of(client)):
+def kill_processes(client, kind):
+    """Kill the processes of one kind that exist now."""
+    if kind in {"launcher", "all"} and (launcher := leftovers.launcher_of(client)):
         kill(launcher)
-    if whom in {"init", "all"}:
-        for pid in remains.containers_of(client)[:2]:
+    if kind in {"init", "all"}:
+        for pid in leftovers.containers_of(client)[:2]:
             kill(pid)
-    if whom == "helper":
-        launcher, inits = remains.launcher_of(client), remains.containers_of(client)
-        for pid in remains.processes(client):
+    if kind == "helper":
+        launcher, inits = leftovers.launcher_of(client), leftovers.containers_of(client)
+        for pid in leftovers.processes(client):
             if pid not in {launcher, client, *inits}:
                 kill(pid)
-    if whom in {"client", "all"}:
+    if kind in {"client", "all"}:
         kill(client)
 
 
-def one_round(zygote, whom, seed):
-    """Let a victim work for a random time, strike, and return what was wrong and what is left."""
+def one_round(zygote, kind, seed):
+    """Let a client work for a random time, kill a process; return what went wrong and is left."""
     random.seed(seed)
-    client, said = zygote.start()
-    time.sleep(random.uniform(0, 0.35))  # the moment is what is random here, nothing is waited for
-    strike(client, whom)
+    client, result = zygote.start()
+    time.sleep(random.uniform(0, 0.35))  # nothing is awaited: the moment of the kill is random
+    kill_processes(client, kind)
     status = zygote.end(client)
     wrong = []
-    if whom not in {"client", "all"} and (status, "ok 0") != (
+    if kind not in {"client", "all"} and (status, "ok 0") != (
         status,
-        text := said.read_text() if said.exists() else "nothing",
+        text := result.read_text() if result.exists() else "nothing",
     ):
-        wrong.append(f"the client said {text} and ended with {status}")
-    return [(whom, seed, one) for one in wrong + remains.all_gone(client)]
+        wrong.append(f"the client reported {text} and ended with {status}")
+    return [(kind, seed, one) for one in wrong + leftovers.of(client)]
 
 
 def rounds(directory, number, count):
     zygote = Zygote(directory)
-    whom = ("client", "launcher", "init", "all", "helper")
+    kinds = ("client", "launcher", "init", "all", "helper")
     try:
         return [
             one
             for turn in range(count)
-            for one in one_round(zygote, whom[(turn + number) % len(whom)], 1000 * number + turn)
+            for one in one_round(zygote, kinds[(turn + number) % len(kinds)], 1000 * number + turn)
         ]
     finally:
         zygote.close()
@@ -121,11 +121,11 @@ def workers(tmp_path, each, count=3):
 
 
 def test_kills_at_some_moments(tmp_path):
-    """Each kind of process is killed a few times."""
+    """Each kind of process is killed at a few random moments."""
     workers(tmp_path, 5)
 
 
 @pytest.mark.slow
 def test_kills_at_300_moments(tmp_path):
-    """The same at three hundred random moments."""
+    """Each kind of process is killed at sixty random moments."""
     workers(tmp_path, 75, 4)

@@ -1,6 +1,4 @@
-"""Sessions that start, clean up and are killed at the same time, in several mount namespaces: none
-disturbs another one.
-"""
+"""Sessions that start, clean up and are killed at the same time, in several mount namespaces."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from crash import remains
+from crash import leftovers
 
 from pytest_sandbox import Container
 from pytest_sandbox.client import cleanup, session
@@ -31,7 +29,7 @@ OWN_RUN = [
     'mount -t tmpfs tmpfs /run && exec "$@"',
     "sh",
 ]
-SWEEP = "from pytest_sandbox.client import cleanup; print(*cleanup.sweep())"
+CLEANUP = "from pytest_sandbox.client import cleanup; print(*cleanup.remove_leftovers())"
 
 
 def neighbours(count, at_once, seed, *, prefix=()):
@@ -53,7 +51,7 @@ def neighbours(count, at_once, seed, *, prefix=()):
 
 
 def run_neighbours(count, timeout):
-    """Run sessions in two mount namespaces, three at a time in all; return what each says."""
+    """Run sessions in two mount namespaces, three at a time; return the last line of each."""
     found = [
         neighbours(count * 2 // 3, 2, 1),
         neighbours(count - count * 2 // 3, 1, 2, prefix=OWN_RUN),
@@ -62,7 +60,7 @@ def run_neighbours(count, timeout):
 
 
 def test_nine_sessions_three_at_a_time():
-    """None is disturbed by others' starts, cleanups and kills."""
+    """Starts, cleanups and kills of other sessions disturb none of them."""
     assert [
         ["0 of 6 sessions were disturbed"],
         ["0 of 3 sessions were disturbed"],
@@ -72,17 +70,17 @@ def test_nine_sessions_three_at_a_time():
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_thousand_sessions_three_at_a_time():
-    """The same a thousand times."""
+    """A thousand sessions, of which others are killed, do not disturb each other."""
     assert [
         ["0 of 666 sessions were disturbed"],
         ["0 of 334 sessions were disturbed"],
     ] == run_neighbours(1000, 1700)
 
 
-def swept_elsewhere(*prefix):
-    """Run another process's cleanup; return the names of the sessions that it has removed."""
+def removed_elsewhere(*prefix):
+    """Run the cleanup in another process; return the names of the sessions that it removed."""
     done = subprocess.run(
-        [*prefix, sys.executable, "-c", SWEEP],
+        [*prefix, sys.executable, "-c", CLEANUP],
         check=True,
         capture_output=True,
         text=True,
@@ -97,12 +95,10 @@ def swept_elsewhere(*prefix):
     ids=["same", "run", "cgroup", "chroot"],
 )
 def test_a_cleanup_leaves_the_cgroups_of_a_live_session(prefix):
-    """Whichever namespaces the cleanup is in: the locks of the cgroups are the same in all of
-    them.
-    """
+    """A cleanup in other namespaces, or in a chroot, finds the cgroups' locks taken."""
     with Container() as first:
-        name = first.handle.launcher.name
-    assert name not in swept_elsewhere(*prefix)
+        name = first.launcher.name
+    assert name not in removed_elsewhere(*prefix)
     assert [] == [
         directory
         for directory in session.current().session.directories
@@ -110,12 +106,12 @@ def test_a_cleanup_leaves_the_cgroups_of_a_live_session(prefix):
     ]
     with Container(memory="64m") as container:
         assert 0 == container.run(["true"]).returncode
-        assert name not in swept_elsewhere(*prefix)
+        assert name not in removed_elsewhere(*prefix)
         assert (0, 64 << 20) == (container.run(["true"]).returncode, container.stats().memory_limit)
 
 
-def test_nobody_else_can_lock_a_sessions_cgroups():
-    """They can be opened by their user alone, so that no other user can keep them locked."""
+def test_no_other_user_can_lock_a_sessions_cgroups():
+    """Only their owner can open them, so no other user can keep them locked."""
     with Container() as container:
         directories = container.handle.launcher.session.directories
         assert {0o700} == {
@@ -126,21 +122,19 @@ def test_nobody_else_can_lock_a_sessions_cgroups():
 
 
 def test_empty_cgroups_without_an_owner_are_removed_from_anywhere():
-    """What a session with another state directory has left is empty when its launcher has died, and
-    goes with any cleanup.
-    """
+    """Any cleanup removes the empty cgroups of a dead session of another state directory."""
     made = cgroup.find_hierarchy().session(f"unowned-{os.getpid():x}")
     made.create("one")
     made.close_locks()
     try:
-        assert made.name in swept_elsewhere(*OWN_RUN)
+        assert made.name in removed_elsewhere(*OWN_RUN)
         assert [] == [directory for directory in made.directories if os.path.exists(directory)]
     finally:
         cgroup.destroy(made.directories)
 
 
 def test_cgroups_without_a_lock_file_that_have_processes_stay():
-    """A cleanup kills nobody whose session it does not know."""
+    """A cleanup kills no process of a session whose lock file it does not find."""
     made = cgroup.find_hierarchy().session(f"unowned-{os.getpid():x}")
     group = made.create("one")
     made.close_locks()
@@ -148,7 +142,7 @@ def test_cgroups_without_a_lock_file_that_have_processes_stay():
         try:
             for path in group.join_paths():
                 Path(path).write_text(str(sleep.pid))
-            swept_elsewhere(*OWN_RUN)
+            removed_elsewhere(*OWN_RUN)
             assert (None, (sleep.pid,)) == (sleep.poll(), group.pids())
         finally:
             sleep.kill()
@@ -156,22 +150,27 @@ def test_cgroups_without_a_lock_file_that_have_processes_stay():
 
 
 def test_a_cleanup_between_the_lock_files_creation_and_its_lock(monkeypatch):
-    """A session that is about to lock its file keeps it."""
+    """A new, empty lock file stays."""
     code = """
 import fcntl, os, subprocess, sys, threading
 from pytest_sandbox import Container; from pytest_sandbox.client import cleanup
 from pytest_sandbox.client import session
-flock, seen = fcntl.flock, []
+flock, cleanups = fcntl.flock, []
+def is_lock_file(fd):
+    return os.readlink(f"/proc/self/fd/{fd}").endswith(".lock")
 def slow(fd, how):
-    if how == fcntl.LOCK_EX and os.readlink(f"/proc/self/fd/{fd}").endswith(".lock") and threading.current_thread() is threading.main_thread():
-        seen.append(cleanup.sweep())
+    is_main = threading.current_thread() is threading.main_thread()
+    if how == fcntl.LOCK_EX and is_lock_file(fd) and is_main:
+        cleanups.append(cleanup.remove_leftovers())
     return flock(fd, how)
 fcntl.flock = slow
 with Container() as c:
     fcntl.flock = flock
     name = session.current().name
-    swept = subprocess.run([sys.executable, "-c", "from pytest_sandbox.client import cleanup; print(*cleanup.sweep())"], capture_output=True, text=True).stdout
-    print(len(seen), name in swept.split(), os.path.exists(cleanup.lock_path(name)), c.run(["true"]).returncode)
+    code = "from pytest_sandbox.client import cleanup; print(*cleanup.remove_leftovers())"
+    removed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    has_lock = os.path.exists(cleanup.lock_path(name))
+    print(len(cleanups), name in removed.split(), has_lock, c.run(["true"]).returncode)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60
@@ -180,7 +179,7 @@ with Container() as c:
 
 
 def test_a_lock_whose_file_was_removed_is_no_lock(tmp_path, monkeypatch):
-    """Whoever locks a file that a cleanup has removed meanwhile makes another one."""
+    """A session that locks a file which a cleanup has just removed creates another one."""
     path = str(tmp_path / "x.lock")
     flock, removed = fcntl.flock, []
 
@@ -201,7 +200,7 @@ def test_a_lock_whose_file_was_removed_is_no_lock(tmp_path, monkeypatch):
 
 
 def test_two_cleanups_of_one_dead_session(tmp_path):
-    """The second one finds the lock of a file that is gone, and takes it for no lock."""
+    """The second one locks a file that is gone, and does not mistake it for the session's lock."""
     path = str(tmp_path / "x.lock")
     Path(path).touch()
     first = file_lock.try_lock(path)
@@ -212,7 +211,7 @@ def test_two_cleanups_of_one_dead_session(tmp_path):
 
 
 def test_a_cleanup_that_fails_is_logged_and_stops_no_session(caplog, monkeypatch):
-    """What one dead session has left and cannot be removed is tried again by the next."""
+    """A leftover that cannot be removed is logged, and the next session tries again."""
     name = f"{os.getpid():x}-dead01"
     with open(cleanup.lock_path(name), "w", encoding="utf-8") as lock:
         lock.write("process 1\n")
@@ -222,40 +221,38 @@ def test_a_cleanup_that_fails_is_logged_and_stops_no_session(caplog, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr("pytest_sandbox.runtime.storage.remove", fail)
-        assert name not in cleanup.sweep()
+        assert name not in cleanup.remove_leftovers()
     assert [True] == [
         name in record.getMessage() and "Input/output error" in record.getMessage()
         for record in caplog.records
     ]
-    assert name in cleanup.sweep()
+    assert name in cleanup.remove_leftovers()
 
 
-def test_half_of_a_kept_layer_is_removed(tmp_path, monkeypatch):
-    """A copy of a layer whose maker has died goes with the next cleanup; one whose maker lives, and
-    what is finished, stay.
-    """
+def test_an_unfinished_saved_layer_is_removed(tmp_path, monkeypatch):
+    """A cleanup removes the copy that a killed process left, not one in progress or finished."""
     monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path))
     for name in ("a-1.17", "b-1.18", "c-1"):
         (tmp_path / "kept" / name / "0" / "upper").mkdir(parents=True)
     lock = file_lock.lock_directory(str(tmp_path / "kept/b-1.18"))
     try:
-        cleanup.sweep()
+        cleanup.remove_leftovers()
         assert ["b-1.18", "c-1"] == sorted(os.listdir(tmp_path / "kept"))
     finally:
         os.close(lock)
 
 
 def test_a_session_killed_at_its_start_leaves_nothing():
-    """A client that dies before its launcher has started holds no lock any more."""
+    """The locks of a client that dies before its launcher starts are free."""
     code = """
 import os, signal
-from pytest_sandbox.client import session
-session._spawn = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+from pytest_sandbox.client import session, start
+start._spawn = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 session.current()
 """
     with subprocess.Popen([sys.executable, "-c", code]) as client:
         assert -signal.SIGKILL == client.wait(60)
-    assert [] == remains.all_gone(client.pid)
+    assert [] == leftovers.of(client.pid)
 
 
 def test_threads_share_one_launcher():

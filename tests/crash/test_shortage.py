@@ -1,4 +1,4 @@
-"""Interrupts, and what is short or missing: each is said, and leaves a library that works on."""
+"""Interrupts, full disks and missing resources: each is an error, and the library works on."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from crash import remains
-from crash.remains import all_gone
+from crash import leftovers
 
 from pytest_sandbox import Container, ContainerStopped, SandboxError, SetupError
 from pytest_sandbox.client import cleanup
@@ -44,9 +43,7 @@ def python(code, **keywords):
     ],
 )
 def test_ctrl_c(doing, times):
-    """KeyboardInterrupt, once or again while it cleans up, ends the process, and nothing is
-    left.
-    """
+    """Ctrl-C, once or also during the cleanup, ends the process, and nothing is left."""
     code = f"""
 import os, time
 from pytest_sandbox import Container
@@ -62,11 +59,11 @@ with Container() as c:
         _out, error = p.communicate(timeout=60)
     assert -signal.SIGINT == p.returncode
     assert "KeyboardInterrupt" in error
-    assert [] == all_gone(p.pid)
+    assert [] == leftovers.of(p.pid)
 
 
 def test_ctrl_c_while_a_container_starts():
-    """An interrupt in the middle of start() and close() ends the process as well."""
+    """Ctrl-C in the middle of start() or close() ends the process, and nothing is left."""
     code = """
 from pytest_sandbox import Container
 print("ready", flush=True)
@@ -76,15 +73,15 @@ while True:
     for _ in range(5):
         with python(code, start_new_session=True) as p:
             p.stdout.readline()
-            time.sleep(0.15)  # into the work; when exactly is left to chance
+            time.sleep(0.15)  # nothing is awaited: the moment of the interrupt is random
             os.killpg(p.pid, signal.SIGINT)
             p.communicate(timeout=60)
         assert p.returncode != 0
-        assert [] == all_gone(p.pid)
+        assert [] == leftovers.of(p.pid)
 
 
 def test_terminate():
-    """SIGTERM's default end leaves nothing either."""
+    """A process that SIGTERM ends leaves nothing."""
     with python(
         "from pytest_sandbox import Container; c = Container().start(); print(1, flush=True); "
         "c.run(['sleep', '60'])"
@@ -92,32 +89,32 @@ def test_terminate():
         p.stdout.readline()
         p.terminate()
         p.communicate(timeout=60)
-    assert [] == all_gone(p.pid)
+    assert [] == leftovers.of(p.pid)
 
 
 def test_an_exception_in_the_block():
-    """Leaving by an exception closes."""
+    """An exception in the with block closes the container."""
     with pytest.raises(ZeroDivisionError), Container() as c:
         1 / 0  # noqa: B018
     assert "stopped" == c.status
 
 
 def test_exit_without_close():
-    """sys.exit and the end of the script close what is open, os._exit leaves it to the launcher."""
+    """Open containers end with the process: at its exit, or, after os._exit, by the launcher."""
     for end in ("", "sys.exit(3)", "os._exit(4)", "raise SystemExit", "os.kill(os.getpid(), 9)"):
         with python(
             "import os, sys; from pytest_sandbox import Container; c = Container().start(); "
             f"c.popen(['sleep', '60']); {end}"
         ) as p:
             p.communicate(timeout=60)
-        assert [] == all_gone(p.pid), end
+        assert [] == leftovers.of(p.pid), end
 
 
 def test_a_launcher_that_dies_takes_its_containers():
-    """ContainerStopped for what lived, and the next container has a new launcher."""
+    """Its containers are stopped, and the next container gets a new launcher."""
     with Container() as c:
         with c.popen(["sleep", "60"]) as p:
-            os.kill(remains.launcher_of(os.getpid()), signal.SIGKILL)
+            os.kill(leftovers.launcher_of(os.getpid()), signal.SIGKILL)
             assert -signal.SIGKILL == p.wait(30)
         assert process.ended(c.handle.pidfd, 30)
         with pytest.raises(ContainerStopped):
@@ -128,7 +125,7 @@ def test_a_launcher_that_dies_takes_its_containers():
 
 
 def test_a_launcher_that_dies_between_two_containers():
-    """The next container is made by a new one, also while the old one can not be waited for yet."""
+    """A new one creates the next container, also while the old one has not ended completely."""
     for _ in range(20):
         with Container() as c:
             launcher = c.handle.launcher
@@ -145,7 +142,7 @@ def test_a_launcher_that_dies_between_two_containers():
 
 @pytest.mark.parametrize("where", ["/tmp", "/dev/shm", "/usr"])
 def test_a_full_disk_inside(where):
-    """ENOSPC inside is the test's matter: the container reports, answers and closes."""
+    """A full file system inside is an error of the command, and the container works on."""
     with Container(disk="4m", shm_size="1m") as c:
         done = c.run(
             ["sh", "-c", f"dd if=/dev/zero of={where}/x bs=1M count=50; echo $?"],
@@ -160,9 +157,7 @@ def test_a_full_disk_inside(where):
 
 
 def test_a_full_disk_outside(tmp_path):
-    """A stdout file on a full file system is the caller's OSError, where the command would have met
-    it.
-    """
+    """A stdout file on a full file system of the host is an OSError of run()."""
     code = f"""
 import subprocess, sys
 from pytest_sandbox import Container
@@ -179,7 +174,7 @@ with Container() as c, open({str(tmp_path / "out")!r}, "wb") as out:
 
 
 def test_too_many_open_files():
-    """EMFILE is an OSError of the call that met it; with descriptors free again, all works."""
+    """EMFILE is an error of the call that needs a descriptor; once some are free, all works."""
     code = """
 import os, resource
 from pytest_sandbox import Container
@@ -190,17 +185,21 @@ with Container() as c:
     try:
         while True: held.append(os.open("/dev/null", os.O_RDONLY))
     except OSError: pass
-    said = []
+    errors = []
+    uses = [
+        lambda: c.run(["true"], capture_output=True), lambda: c.call(len, ""),
+        lambda: c.read_text("/etc/passwd"), c.stats, c.diff, lambda: Container().start().close(),
+    ]
     for free in range(12):
-        for use in (lambda: c.run(["true"], capture_output=True), lambda: c.call(len, ""), lambda: c.read_text("/etc/passwd"), c.stats, c.diff,
-                    lambda: Container().start().close()):
+        for use in uses:
             try: use()
-            except Exception as error: said.append(type(error).__name__)
+            except Exception as error: errors.append(type(error).__name__)
         os.close(held.pop())
     for fd in held: os.close(fd)
-    assert c.run(["true"], capture_output=True).returncode == 0 and c.call(len, "a") == 1 and c.read_text("/etc/passwd")
+    assert c.run(["true"], capture_output=True).returncode == 0
+    assert c.call(len, "a") == 1 and c.read_text("/etc/passwd")
     with Container() as other: assert other.run(["true"]).returncode == 0
-    print(sorted(set(said)))
+    print(sorted(set(errors)))
 """
     with python(code) as p:
         out, error = p.communicate(timeout=100)
@@ -210,11 +209,11 @@ with Container() as c:
         "ContainerStopped",
         "SandboxError",
     }
-    assert [] == all_gone(p.pid)
+    assert [] == leftovers.of(p.pid)
 
 
 def test_too_many_processes_inside():
-    """A fork bomb ends at pids_limit, and the container can be ended and used."""
+    """A fork bomb stops at pids_limit; after kill() the container can be used again."""
     with Container(pids_limit=30) as c:
         with c.popen(
             ["sh", "-c", "bomb() { bomb | bomb & }; bomb; wait"], stderr=subprocess.DEVNULL
@@ -241,8 +240,8 @@ WITHOUT = {
 
 @pytest.mark.parametrize("kind", WITHOUT)
 def test_a_host_that_lacks_a_namespace(kind):
-    """Where the kernel gives no more namespaces of a kind, a container is refused with the reason,
-    or does without the user's; nothing is left.
+    """At a limit on namespaces of a kind, start() fails with the reason, or does without a user
+    namespace; nothing is left.
     """
     code = f"""
 import os, sys
@@ -252,7 +251,7 @@ try:
     with Container(pids_limit=None) as c: print("ran", c.run(["true"]).returncode)
 except SandboxError as error: print(type(error).__name__, error)
 """
-    # A user namespace of its own has limits of its own, so that the host's are not touched.
+    # A new user namespace has limits of its own (namespaces(7)): the host's stay as they are.
     command = [
         "unshare",
         "--user",
@@ -268,13 +267,11 @@ except SandboxError as error: print(type(error).__name__, error)
     out, error = p.communicate(timeout=100)
     assert "Traceback" not in error, error
     assert out.startswith(("ran 0", "SetupError", "UnsupportedError")), (out, error)
-    assert [] == all_gone(p.pid)
+    assert [] == leftovers.of(p.pid)
 
 
-def test_a_state_directory_of_somebody_else(tmp_path):
-    """A state directory in which others may write is not trusted, and the error says which and what
-    to do.
-    """
+def test_a_state_directory_that_others_may_write_to(tmp_path):
+    """It is refused, and the error names it and says what to do."""
     directory = tmp_path / "pytest-sandbox"
     directory.mkdir()
     directory.chmod(0o777)
@@ -289,7 +286,7 @@ def test_a_state_directory_of_somebody_else(tmp_path):
 
 
 def test_a_client_with_limits_of_its_own():
-    """A small stack, no core and few files of the caller's do not hinder the launcher."""
+    """The launcher works with a client's small stack, no core files and few open files."""
     code = (
         "from pytest_sandbox import Container\nwith Container() as c: "
         "print(c.run(['true']).returncode)"
@@ -305,7 +302,7 @@ def test_a_client_with_limits_of_its_own():
 
 
 def test_an_error_pickles():
-    """What goes wrong inside a worker reaches its parent whole."""
+    """A SandboxError of a worker process can be pickled for its parent."""
     import pickle
 
     c = Container().start()
@@ -317,7 +314,7 @@ def test_an_error_pickles():
 
 
 def test_a_step_that_fails_is_named(tmp_path):
-    """A root that cannot be a root says which step met what, and leaves nothing."""
+    """The error for an unsuitable root file system names the step, and the library works on."""
     (tmp_path / "root").mkdir()
     (tmp_path / "root/dev").symlink_to("/tmp")
     with pytest.raises(SetupError) as caught:
@@ -327,31 +324,32 @@ def test_a_step_that_fails_is_named(tmp_path):
         assert 0 == c.run(["true"]).returncode
 
 
-BUILDER = """
+CREATE = """
 import sys
-from pytest_sandbox.runtime.create import Building, Host
+from pytest_sandbox.runtime.create import ContainerBuilder
+from pytest_sandbox.runtime.host_resources import HostResources
 from pytest_sandbox.runtime.spec import Spec
-Building(Spec(), Host(sys.argv[1]), hostname="x", joins=(sys.argv[2],), shelved={}).build()
+host = HostResources(sys.argv[1])
+ContainerBuilder(Spec(), host, hostname="x", cgroup_files=(sys.argv[2],), held_layers={}).build()
 """
 
 
 def waiting_child(parent):
-    """Wait for the child of a process that waits for a file to be opened; returns its number."""
+    """Wait for a child of a process that blocks in openat(2); return its PID."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        for pid in remains._read(f"/proc/{parent}/task/{parent}/children").decode().split():
-            if remains._read(f"/proc/{pid}/syscall").startswith(b"%d " % number("openat")):
-                return int(pid)
+        for pid in leftovers.children_of(parent):
+            if leftovers.read(f"/proc/{pid}/syscall").startswith(b"%d " % number("openat")):
+                return pid
     raise TimeoutError
 
 
-def test_a_container_that_is_half_made_when_its_launcher_dies(tmp_path):
-    """The kernel kills an init with its launcher from the moment on that it asks for it; where the
-    launcher died before, init ends by itself.
-    """
-    os.mkfifo(tmp_path / "group")  # whoever opens it to join waits until somebody reads
+def test_a_container_that_is_half_created_when_its_launcher_dies(tmp_path):
+    """It ends, also if the launcher dies before the child asks for the death signal (prctl(2))."""
+    # In place of a cgroup's file: opening it for writing blocks until there is a reader (fifo(7)).
+    os.mkfifo(tmp_path / "group")
     with subprocess.Popen(
-        [sys.executable, "-c", BUILDER, str(tmp_path), str(tmp_path / "group")]
+        [sys.executable, "-c", CREATE, str(tmp_path), str(tmp_path / "group")]
     ) as launcher:
         pidfd = os.pidfd_open(waiting_child(launcher.pid))
         launcher.kill()
@@ -364,10 +362,8 @@ def test_a_container_that_is_half_made_when_its_launcher_dies(tmp_path):
             os.close(fd)
 
 
-def test_what_a_client_makes_for_a_session_that_was_swept():
-    """A session's directory that has no lock is nobody's, and goes with the next sweep; one whose
-    lock is held stays.
-    """
+def test_the_directory_of_a_session_without_a_lock_file():
+    """A cleanup removes it, and leaves those of sessions whose lock is held."""
     with Container():
         directory = Path(cleanup.state_directory()) / f"{os.getpid():x}-dead00"
         (directory / "networks").mkdir(parents=True)
@@ -376,7 +372,7 @@ def test_what_a_client_makes_for_a_session_that_was_swept():
             for path in Path(cleanup.state_directory()).iterdir()
             if path.name.startswith(f"{os.getpid():x}-") and path != directory
         ]
-        cleanup.sweep()
+        cleanup.remove_leftovers()
         assert (False, 2, True) == (
             directory.exists(),
             len(own),

@@ -1,4 +1,4 @@
-"""Thousands of containers in a row: nothing grows."""
+"""Thousands of containers one after another: nothing accumulates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import threading
 
 import pytest
-from crash import remains
+from crash import leftovers
 
 from pytest_sandbox import Container
 from pytest_sandbox.linux import cgroup
@@ -15,16 +15,14 @@ pytestmark = pytest.mark.needs("root")
 
 
 def resident(pid):
-    """The memory of a process in kB."""
+    """Return the resident memory of a process in kB."""
     with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmRSS:"))
 
 
 def figures():
-    """What could grow: descriptors and threads here, descriptors and memory there, groups,
-    processes, mounts.
-    """
-    me, launcher = os.getpid(), remains.launcher_of(os.getpid())
+    """Return counts of what could accumulate, and the resident memory of the launcher in kB."""
+    me, launcher = os.getpid(), leftovers.launcher_of(os.getpid())
     session = next(
         name for name in cgroup.find_hierarchy().sessions() if name.startswith(f"{me:x}-")
     )
@@ -39,14 +37,14 @@ def figures():
         "descriptors": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count(),
         "descriptors of the launcher": len(os.listdir(f"/proc/{launcher}/fd")),
-        "groups": len(groups),
-        "processes": len(remains.processes(me)),
+        "cgroups": len(groups),
+        "processes": len(leftovers.processes(me)),
         "mounts": mounts,
     }, resident(launcher)
 
 
 def settled(expected):
-    """Wait until the figures are no more than expected, for some things are let go of in the
+    """Wait until the figures are at most as expected, as some things are released in the
     background; return them.
     """
     deadline = 200
@@ -77,13 +75,13 @@ def grown(count):
 
 
 def test_two_hundred_containers():
-    """Nothing is left behind by a container that ends as it should."""
+    """Containers that are closed leave no descriptor, process, cgroup or mount."""
     assert {} == grown(200)[0]
 
 
 @pytest.mark.slow
 def test_two_thousand_containers():
-    """Descriptors, groups and processes are what they were, and the launcher's memory is flat."""
+    """Nothing accumulates, and the launcher's memory grows by less than 1 MB."""
     more, kilobytes = grown(2000)
     assert {} == more
     assert kilobytes < 1000

@@ -10,7 +10,7 @@ import pytest
 from mkdocs_hooks import on_page_markdown
 
 from pytest_sandbox.cli import verbs
-from pytest_sandbox.settings import KEYS
+from pytest_sandbox.settings.settings import KEYS
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "sample_project/README.md")

@@ -13,10 +13,11 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_sandbox import UnsupportedError, host
-from pytest_sandbox.client import session
+from pytest_sandbox.client.errors import raise_for
 from pytest_sandbox.host import files, kernel, namespace
 from pytest_sandbox.host.trial import Trial
 from pytest_sandbox.linux import confinement
+from pytest_sandbox.runtime.protocol import ErrorCode
 
 REAL = "#1 SMP PREEMPT_DYNAMIC Debian 6.12.5-1 (2024-12-15)"
 STAND_IN = "#1 SMP Sun Jan 10 15:06:54 PST 2016"
@@ -67,12 +68,14 @@ def test_in_gvisor_a_failed_step_is_unsupported():
     """
     answer = {
         "op": "error",
+        "code": ErrorCode.STEP_FAILED,
         "step": "mount root",
         "reason": "Invalid argument: mount(overlay)",
         "errno": errno.EINVAL,
     }
-    error = session._explained(answer)
-    assert (UnsupportedError, kernel.GVISOR) == (type(error), error.remedy)
+    with pytest.raises(UnsupportedError) as caught:
+        raise_for(answer)
+    assert kernel.GVISOR == caught.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -86,7 +89,7 @@ def test_in_gvisor_a_failed_step_is_unsupported():
 )
 def test_a_profile_is_read_as_apparmor_writes_it(text, name):
     """A name with spaces is whole, and a profile that only complains is none."""
-    assert name == confinement._confining(text)
+    assert name == confinement._parse_profile(text)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,7 @@ def test_a_profile_is_named_where_it_may_have_denied(monkeypatch, number, is_nam
     """What a profile can answer is told with its name and docker's option; what it cannot is not
     blamed on it.
     """
-    monkeypatch.setattr(confinement, "profile", lambda: "docker-default")
+    monkeypatch.setattr(confinement, "apparmor_profile", lambda: "docker-default")
     monkeypatch.setattr(kernel, "is_filtered", lambda: False)
     said = files.remedy_for("tmpfs")(Trial("refused", number))
     assert is_named == ("profile docker-default" in said) == ("apparmor=unconfined" in said)

@@ -45,7 +45,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def busybox_layer() -> bytes:
-    """A root file system with busybox, a user and a world-writable /tmp."""
+    """Return a layer with busybox, a user and a world-writable /tmp."""
     with open("/bin/busybox", "rb") as file:
         program = file.read()
     users = b"root:x:0:0:root:/root:/bin/sh\nme:x:1000:1001:Me:/home/me:/bin/sh\n"
@@ -63,7 +63,7 @@ def busybox_layer() -> bytes:
 
 @pytest.fixture
 def busybox(tmp_path: Path) -> Callable[..., Image]:
-    """Load an image of busybox and of these layers above it, with this configuration."""
+    """Load an image with busybox, these layers above it and this configuration."""
 
     def load(*layers: bytes, name: str = "busybox:1", **config: object) -> Image:
         made = Made(
@@ -80,7 +80,7 @@ def busybox(tmp_path: Path) -> Callable[..., Image]:
 
 @pytest.fixture
 def umoci_image(tmp_path: Path) -> Path:
-    """A layout of two layers with busybox in it, made by umoci."""
+    """An OCI layout with busybox in two layers, written by umoci."""
     where = tmp_path / "umoci"
     subprocess.run(["umoci", "init", "--layout", where], check=True)
     subprocess.run(["umoci", "new", "--image", f"{where}:latest"], check=True)

@@ -1,5 +1,5 @@
-"""What somebody who is not root leaves on the disk: its own alone, closed to others, and gone with
-the image. Runs in a machine of tools/vm.
+"""Files of an unprivileged user in the store: only this user can read them, and they are removed
+with the image. Runs in a machine of tools/vm.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from pytest_sandbox.container import saved_layers
 
 pytestmark = [pytest.mark.needs("user", "containers", "busybox"), pytest.mark.vm]
 
-#: A directory of another user inside, whose number is another one outside too, and nobody else may
-#: enter it.
+#: A directory of UID 5 inside, which is mapped to another UID outside, with mode 0700.
 WRITE = (
     "mkdir /five && echo text >/five/file && busybox chown -R 5:5 /five && busybox chmod 700 /five"
 )
@@ -27,7 +26,7 @@ WRITE = (
 
 @pytest.fixture
 def home(monkeypatch):
-    """A store of the test's own, on a disk."""
+    """A store for this test, on a disk."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
         monkeypatch.setenv("PYTEST_SANDBOX_HOME", f"{directory}/home")
         yield Path(directory, "home")
@@ -48,7 +47,7 @@ def owners(directory: Path) -> set[int]:
 
 
 def files(directory: Path) -> list[str]:
-    """The files below a directory, but for the store's own index and lock."""
+    """Return the files below a directory, except the store's index and lock."""
     found = [path for path in directory.rglob("*") if not path.is_dir() or path.is_symlink()]
     return sorted(
         str(path.relative_to(directory))
@@ -57,17 +56,17 @@ def files(directory: Path) -> list[str]:
     )
 
 
-def test_a_stored_image_is_its_users_alone_and_goes_with_it(home, image):
-    """All of the store belongs to who made it, others may not look, and after rmi there is nothing
-    of the image.
+def test_the_store_belongs_to_its_user_and_is_empty_after_rmi(home, image):
+    """All files of the store belong to its user, its mode is 0700, and rmi removes the image's
+    files.
     """
     assert ({os.getuid()}, 0o700) == (owners(home), stat.S_IMODE(home.stat().st_mode))
     image.remove()
     assert [] == files(home)
 
 
-def test_what_another_user_inside_closed_is_committed(home, image):
-    """A commit with a name has it, belongs to who made it, and can be removed."""
+def test_commit_includes_private_directories_of_other_uids(home, image):
+    """A named commit contains them, belongs to the invoking user, and can be removed."""
     with Container(image=image) as container:
         container.run(["/bin/sh", "-c", WRITE], check=True)
         made = container.commit("mine:1")
@@ -84,8 +83,8 @@ def test_what_another_user_inside_closed_is_committed(home, image):
     assert [] == [name for name in files(home) if not name.startswith("writable/")]
 
 
-def test_what_another_user_inside_closed_is_kept(home, image):
-    """A kept layer has it too, and can be removed."""
+def test_saved_layers_include_private_directories_of_other_uids(home, image):
+    """A saved layer contains them and can be removed."""
     with Container(image=image) as container:
         container.run(["/bin/sh", "-c", WRITE], check=True)
         one = saved_layers.save(container.handle)
@@ -97,10 +96,8 @@ def test_what_another_user_inside_closed_is_kept(home, image):
     assert not Path(one.directory).exists()
 
 
-def test_what_another_user_inside_closed_is_swept(home, image):
-    """A launcher that was killed leaves a layer on disk that the next session removes, whoever has
-    it.
-    """
+def test_cleanup_removes_private_directories_of_other_uids(home, image):
+    """The next session removes the layer on disk of a killed launcher, with files of any UID."""
     container = Container(image=image, storage="disk").start()
     container.run(["/bin/sh", "-c", WRITE], check=True)
     directory = home / "writable" / session.current().name
@@ -109,5 +106,5 @@ def test_what_another_user_inside_closed_is_swept(home, image):
     launcher.send_signal(signal.SIGKILL)
     launcher.wait()
     container.close()
-    cleanup.sweep()
+    cleanup.remove_leftovers()
     assert not directory.exists()

@@ -1,5 +1,5 @@
-"""An image changes no other: stored layers stay as they are, and what a layer does not describe
-comes from the layers below it in its own image.
+"""Images that share layers do not affect each other. Attributes of implied directories are those in
+the lower layers of the same image.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 from tarballs import Made, directory, entry, layer
 
 from pytest_sandbox import Container, Image, ImageError
-from pytest_sandbox.image.chain import Attributes, Lower, inherited, make_layer
+from pytest_sandbox.image.chain import Attributes, Lower, inherited_attributes, make_layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ def load(where: Path, *layers: bytes, name: str) -> Image:
 
 
 def shown(image: Image, path: str = "") -> tuple[int, int]:
-    """Mode and owner of a directory, as an overlay shows it: those of the topmost layer."""
+    """Return mode and owner of a directory in an overlay: those in the topmost layer."""
     tops = (os.path.join(lower, path) for lower in image.lower_directories())
     found = os.stat(next(one for one in tops if os.path.isdir(one)))
     return stat.S_IMODE(found.st_mode), found.st_uid
@@ -41,7 +41,7 @@ def shown(image: Image, path: str = "") -> tuple[int, int]:
 @pytest.mark.needs("root")
 @pytest.mark.parametrize("order", [("good", "hostile"), ("hostile", "good")])
 def test_an_image_does_not_change_another_one_that_shares_a_layer(tmp_path, order):
-    """Whichever was loaded first, each has the attributes of its own base."""
+    """Each image has the attributes of its own base, in either order of loading."""
     layers = {"good": (BASE, SHARED), "hostile": (HOSTILE, SHARED)}
     images = {name: load(tmp_path, *layers[name], name=name) for name in order}
     assert images["good"].layers[1] == images["hostile"].layers[1]
@@ -54,17 +54,17 @@ def test_an_image_does_not_change_another_one_that_shares_a_layer(tmp_path, orde
 
 @pytest.mark.needs("root", "busybox")
 def test_a_container_sees_the_attributes_of_its_own_image(busybox, tmp_path):
-    """Through the overlay, after a hostile image with the same layer was loaded and removed."""
+    """They are unchanged after a hostile image with the same layer was loaded and removed."""
     load(tmp_path, HOSTILE, SHARED, name="hostile").remove()
     with Container(image=busybox(layer(directory("etc", mode=0o710)), SHARED)) as container:
-        said = container.run(
+        done = container.run(
             ["stat", "-c", "%a %u", "/etc", "/", "/tmp"], capture_output=True, text=True
         )
-    assert "710 0\n755 0\n1777 0\n" == said.stdout
+    assert "710 0\n755 0\n1777 0\n" == done.stdout
 
 
 def test_stored_layers_are_never_changed(tmp_path, store):
-    """No attribute of a directory in a stored layer differs after other images came."""
+    """Loading other images changes no attribute of a directory in a stored layer."""
     first = load(tmp_path, BASE, SHARED, name="first")
     path = store.layer_path(first.layers[1])
     before = [os.lstat(one) for one in (path, f"{path}/etc")]
@@ -77,7 +77,7 @@ def test_stored_layers_are_never_changed(tmp_path, store):
 
 @pytest.mark.needs("root")
 def test_after_a_failed_load_nothing_is_missing(tmp_path):
-    """The layer that came whole before the lower one failed looks right later."""
+    """A layer that was stored before a lower one failed has the right attributes later."""
     top = layer(entry("tmp/x"), entry("root/y"))
     made = Made([BASE, top])
     where = made.write(tmp_path / "layout")
@@ -92,13 +92,13 @@ def test_after_a_failed_load_nothing_is_missing(tmp_path):
 
 
 def test_an_image_whose_layers_describe_all_needs_no_layer_of_its_own(tmp_path):
-    """What most builders write costs nothing: one directory is mounted for each layer."""
+    """For images of most builders, one directory is mounted for each layer."""
     image = load(tmp_path, BASE, layer(directory("etc", mode=0o750), entry("etc/x")), name="whole")
     assert 2 == len(image.lower_directories())
 
 
-def test_the_chain_s_own_layer_goes_with_its_image(tmp_path, store: Store):
-    """It lies in the store as any other, and no image has it afterwards."""
+def test_the_layer_of_attributes_is_removed_with_its_image(tmp_path, store: Store):
+    """It is a layer in the store that no other image uses."""
     image = load(tmp_path, BASE, SHARED, name="chained")
     assert 3 == len(image.lower_directories())
     image.remove()
@@ -107,8 +107,8 @@ def test_the_chain_s_own_layer_goes_with_its_image(tmp_path, store: Store):
 
 @pytest.fixture
 def lowers(tmp_path: Path) -> Callable[..., list[Lower]]:
-    """Make directories of layers, topmost first; each is paths with their modes, where None is a
-    directory that the layer does not describe, and "file" a file.
+    """Create layers, topmost first. Each maps paths to a mode, None for an implied directory, or
+    "file".
     """
 
     def make(*layers: dict[str, object]) -> list[Lower]:
@@ -135,19 +135,19 @@ def modes(found: dict[bytes, Attributes]) -> dict[str, int]:
 
 
 CHAINS = {
-    "from the next below": ([{"a": None}, {"a": 0o700}], {"": 0o755, "a": 0o700}),
-    "through another that does not say": (
+    "from the next layer": ([{"a": None}, {"a": 0o700}], {"": 0o755, "a": 0o700}),
+    "through a layer where it is implied": (
         [{"a": None}, {"a": None}, {"a": 0o700}],
         {"": 0o755, "a": 0o700},
     ),
-    "the topmost says": ([{"a": 0o711}, {"a": None}, {"a": 0o700}], {}),
-    "nobody says": ([{"a": None}, {"b": 0o700}], {}),
+    "the topmost layer has an entry": ([{"a": 0o711}, {"a": None}, {"a": 0o700}], {}),
+    "no layer has an entry": ([{"a": None}, {"b": 0o700}], {}),
     "below a file": ([{"a": None}, {"a": "file"}, {"a": 0o700}], {}),
-    "nested, and those above": (
+    "nested, with parents": (
         [{"a": 0o711, "a/b": None}, {"a": 0o700, "a/b": 0o750}],
         {"": 0o755, "a": 0o711, "a/b": 0o750},
     ),
-    "in a directory that was replaced": (
+    "in a replaced directory": (
         [{"a": 0o711, "a/b": None}, {"a": "file"}, {"a": 0o700, "a/b": 0o750}],
         {},
     ),
@@ -156,53 +156,53 @@ CHAINS = {
 
 @pytest.mark.parametrize(("layers", "expected"), CHAINS.values(), ids=CHAINS)
 def test_attributes_come_from_the_nearest_layer_that_describes_them(lowers, layers, expected):
-    """Nothing comes from what a layer between has deleted or replaced."""
-    assert expected == modes(inherited(lowers(*layers)))
+    """Layers below one that deletes or replaces the directory are ignored."""
+    assert expected == modes(inherited_attributes(lowers(*layers)))
 
 
 def test_an_opaque_directory_hides_what_lies_in_it(lowers, tmp_path):
-    """It keeps its own attributes, as in containerd; those inside have others below no more."""
+    """It keeps its own attributes, as in containerd; lower layers do not affect its content."""
     found = lowers({"a": None, "a/b": None}, {"a": 0o700, "a/b": 0o750})
     name = "trusted.overlay.opaque" if os.geteuid() == 0 else "user.overlay.opaque"
     os.setxattr(tmp_path / "layer0/a", name, b"y")
-    assert {"": 0o755, "a": 0o700} == modes(inherited(found))
+    assert {"": 0o755, "a": 0o700} == modes(inherited_attributes(found))
 
 
-def test_what_nobody_describes_is_the_usual_also_in_a_layer_that_was_changed(lowers, tmp_path):
-    """Stores of earlier versions have layers that other images have changed."""
+def test_directories_without_an_entry_get_default_attributes(lowers, tmp_path):
+    """Also in a layer that another image has modified, as earlier versions did."""
     found = lowers({"a": None}, {"b": 0o700})
     (tmp_path / "layer0/a").chmod(0o777)
-    assert {"": 0o755, "a": 0o755} == modes(inherited(found))
+    assert {"": 0o755, "a": 0o755} == modes(inherited_attributes(found))
 
 
-def test_many_directories_are_looked_up_by_listing(lowers):
-    """With more names than are looked up one by one, the result is the same."""
+def test_many_directories_are_found_by_listing(lowers):
+    """The result is the same as for a few names, which are looked up one by one."""
     names = [f"d{number}" for number in range(40)]
-    found = inherited(lowers(dict.fromkeys(names), dict.fromkeys(names, 0o700)))
+    found = inherited_attributes(lowers(dict.fromkeys(names), dict.fromkeys(names, 0o700)))
     assert {"": 0o755, **dict.fromkeys(names, 0o700)} == modes(found)
 
 
 def test_times_and_attributes_are_inherited_too(lowers, tmp_path):
-    """To the nanosecond, and what setfattr has set."""
+    """Inherited are mtimes with nanoseconds and extended attributes."""
     found = lowers({"a": None}, {"a": 0o755})
     os.setxattr(tmp_path / "layer1/a", "user.x", b"y")
     os.utime(tmp_path / "layer1/a", ns=(5, 1_000_000_001))
     (tmp_path / "made").mkdir()
-    assert 2 == make_layer(inherited(found), os.fsencode(tmp_path / "made"))
+    assert 2 == make_layer(inherited_attributes(found), os.fsencode(tmp_path / "made"))
     made = tmp_path / "made/a"
     assert (b"y", 1_000_000_001) == (os.getxattr(made, "user.x"), made.stat().st_mtime_ns)
 
 
 def test_a_link_is_never_followed(lowers, tmp_path):
-    """A layer's link in the place of a directory is no directory."""
+    """A symbolic link in a layer is not treated as a directory."""
     found = lowers({"a": None}, {"b": 0o700})
     (tmp_path / "layer1/a").symlink_to("b")
-    assert {} == modes(inherited(found))
+    assert {} == modes(inherited_attributes(found))
 
 
 @pytest.mark.needs("root", "busybox")
-def test_a_deletion_of_what_no_layer_has_is_not_listed(busybox):
-    """A whiteout is a mark for the overlay, and never a file that cannot be opened."""
+def test_a_whiteout_without_a_lower_file_is_not_listed(busybox):
+    """A whiteout of a file that no lower layer has is not visible in the container."""
     image = busybox(
         layer(directory("only"), entry("only/.wh.gone"), entry("only/kept"), directory("only/sub")),
         layer(directory("etc"), entry("etc/.wh.gone")),

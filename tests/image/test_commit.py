@@ -1,5 +1,5 @@
-"""A container's writable layer becomes an image: at once, apart from what the container does next,
-and as deep as anybody likes.
+"""Container.commit makes an image from the writable layer: independent of the container's later
+changes, and at any depth.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def kinds(container: Container, below: str = "/") -> dict[str, str]:
 
 @pytest.fixture(params=["host", "image"])
 def rootfs(request, busybox) -> object:
-    """What the committed container lies on."""
+    """The image of the committed container."""
     return "host" if request.param == "host" else busybox(files(below="b"), Env=["A=image"])
 
 
 @pytest.mark.parametrize("name", [None, "committed:1"])
-def test_what_was_written_is_there_in_each_container_from_it(rootfs, name):
-    """Files, deletions and modes; each container has its own copy of all that it changes."""
+def test_containers_from_a_commit_see_its_changes(rootfs, name):
+    """They see its files, deletions and modes, and changes in one do not affect the other."""
     with Container(image=rootfs) as container:
         container.run(
             ["sh", "-c", "mkdir -m 700 /srv2; echo 1 > /srv2/a; rm /etc/passwd; chmod 711 /etc"],
@@ -53,16 +53,18 @@ def test_what_was_written_is_there_in_each_container_from_it(rootfs, name):
 
 
 @pytest.mark.parametrize("name", [None, "committed:1"])
-def test_the_container_goes_on_apart_from_the_image(rootfs, name):
-    """Neither sees what the other does afterwards; id, name, group and settings of the container
-    stay.
+def test_container_and_commit_are_independent(rootfs, name):
+    """Neither sees later changes of the other; the container keeps its id, host name, cgroup and
+    settings.
     """
     with Container(image=rootfs, memory="200m", env={"B": "2"}) as container:
         container.write_text("/state", "before")
         identity = (container.id, container.hostname)
         image = container.commit(name)
         container.write_text("/state", "after")
-        container.run(["sh", "-c", "echo more >> /state; echo $(hostname) $B > /said"], check=True)
+        container.run(
+            ["sh", "-c", "echo more >> /state; echo $(hostname) $B > /output"], check=True
+        )
         with Container(image=image) as clone:
             assert "before" == clone.read_text("/state")
             clone.write_text("/state", "clone")
@@ -70,14 +72,14 @@ def test_the_container_goes_on_apart_from_the_image(rootfs, name):
         assert (*identity, f"{container.hostname} 2\n") == (
             container.id,
             container.hostname,
-            container.read_text("/said"),
+            container.read_text("/output"),
         )
-        assert {"/state": "added", "/said": "added"} == kinds(container)
+        assert {"/state": "added", "/output": "added"} == kinds(container)
         assert 200 << 20 == container.stats().memory_limit
 
 
-def test_what_runs_on_keeps_its_files(rootfs):
-    """With a process inside, the layer is copied while it is paused; it goes on where it was."""
+def test_a_running_process_keeps_its_open_files(rootfs):
+    """The layer is copied while the process is paused, which continues afterwards."""
     with Container(image=rootfs) as container:
         popen = container.popen(
             ["sh", "-c", "exec 3>/log; echo one >&3; echo ready; read line; echo two >&3"],
@@ -94,7 +96,7 @@ def test_what_runs_on_keeps_its_files(rootfs):
 
 
 def test_a_paused_container_is_committed_and_stays_paused(rootfs):
-    """As docker commits it."""
+    """The status is still "paused" after the commit, as in docker."""
     with Container(image=rootfs) as container:
         container.write_text("/state", "x")
         container.pause()
@@ -106,8 +108,8 @@ def test_a_paused_container_is_committed_and_stays_paused(rootfs):
 
 
 @pytest.mark.parametrize("name", [None, "deep"])
-def test_commits_lie_on_commits(rootfs, name):
-    """Each step adds to the one before, and deletes from it."""
+def test_commits_can_be_stacked(rootfs, name):
+    """Each commit adds a file and deletes one of the commit below."""
     image = rootfs
     for step in range(5):
         with Container(image=image) as container:
@@ -121,8 +123,8 @@ def test_commits_lie_on_commits(rootfs, name):
     assert 5 == len([step for step in image.history if "commit" in step["created_by"]])
 
 
-def test_one_container_is_committed_again_and_again(rootfs):
-    """Each image is what the container was at that moment."""
+def test_a_container_can_be_committed_repeatedly(rootfs):
+    """Each image has the state at the time of its commit."""
     images = []
     with Container(image=rootfs) as container:
         for number in range(4):
@@ -142,7 +144,7 @@ def test_one_container_is_committed_again_and_again(rootfs):
 
 
 def test_a_name_stores_the_whole_chain(rootfs):
-    """Another process starts from it, although the layers below were in memory alone."""
+    """Another process can use it, although the layers below were in memory."""
     with Container(image=rootfs) as container:
         container.write_text("/one", "1")
         first = container.commit()
@@ -165,7 +167,7 @@ def test_a_name_stores_the_whole_chain(rootfs):
 
 
 def test_a_commit_keeps_its_image(busybox):
-    """The image below a commit in memory is not removed while a container lies on it."""
+    """The image below a commit in memory is not removed while a container uses the commit."""
     below = busybox(layer(entry("f", b"x")))
     with Container(image=below) as container:
         image = container.commit()
@@ -176,21 +178,21 @@ def test_a_commit_keeps_its_image(busybox):
 
 
 def test_configuration_survives_a_commit(busybox):
-    """Commands in a container from a commit find what the image below says."""
+    """Containers from a commit use the configuration of the image below."""
     image = busybox(Env=["A=image"], User="me", WorkingDir="/tmp")
     for name in (None, "named:1"):
         with Container(image=image) as container:
             committed = container.commit(name)
         with Container(image=committed) as container:
-            said = container.run(
+            output = container.run(
                 ["sh", "-c", "echo $A $(id -u) $PWD"], capture_output=True, text=True
             ).stdout
-            assert "image 1000 /tmp\n" == said
+            assert "image 1000 /tmp\n" == output
         assert image.config == committed.config
 
 
-def test_a_wrong_name_is_refused_before_anything_is_done():
-    """The container goes on."""
+def test_an_invalid_name_is_an_error():
+    """The container is not affected."""
     with Container() as container:
         with pytest.raises(ImageError, match="not an image reference"):
             container.commit("Not A Name")
@@ -203,7 +205,7 @@ def test_memory_of_a_commit_is_freed_when_nobody_refers_to_it():
         container.write_text("/x", "x")
         image = container.commit()
         launcher = container.handle.launcher
-    key = image.shelves[0].key
+    key = image.snapshots[0].key
     del image, container
     gc.collect()
     launcher.snapshots.collect()
@@ -214,7 +216,7 @@ def test_memory_of_a_commit_is_freed_when_nobody_refers_to_it():
 
 
 def test_a_layer_on_disk_is_committed(rootfs):
-    """It is copied into the store, as an image without a name."""
+    """It is copied into the store as an image without a name."""
     with Container(image=rootfs, storage="disk") as container:
         container.write_text("/x", "x")
         image = container.commit()
@@ -224,7 +226,7 @@ def test_a_layer_on_disk_is_committed(rootfs):
 
 
 def test_capabilities_of_files_survive_a_copy(tmp_path):
-    """Owner first: a change of it takes them away."""
+    """The owner is set before, as chown(2) clears capabilities."""
     from pytest_sandbox.linux.copying import copy_tree
 
     (tmp_path / "source").mkdir()
@@ -239,7 +241,7 @@ def test_capabilities_of_files_survive_a_copy(tmp_path):
 
 
 def test_threads_use_a_container_that_is_committed(rootfs):
-    """A renewal happens once, whoever comes first."""
+    """The writable layer is replaced once when several threads run commands."""
     with Container(image=rootfs) as container:
         container.write_text("/x", "x")
         container.commit()

@@ -1,6 +1,4 @@
-"""Images that lie in files and directories are told apart by their content, verified, and stored
-once.
-"""
+"""Images in files and directories are recognised by their content, verified, and stored once."""
 
 from __future__ import annotations
 
@@ -49,7 +47,7 @@ def made() -> Made:
 
 
 def shown(image: Image) -> dict[str, str]:
-    """The files of an image's layers, without an overlay."""
+    """Return the files of an image's layers, merged without an overlay."""
     found: dict[str, str] = {}
     for lower in reversed(image.lower_directories()):
         for path in sorted(Path(lower).rglob("*")):
@@ -61,9 +59,7 @@ def shown(image: Image) -> dict[str, str]:
 
 
 def left_in(store: Store) -> dict[str, list[str]]:
-    """What lies in a store: nothing may be left in tmp, and no layer or document that no image
-    has.
-    """
+    """Return the names in the directories of a store."""
     names = ("documents", "layers", "images", "tmp")
     return {
         name: sorted(os.listdir(store.path(name)))
@@ -115,8 +111,8 @@ def as_unpacked_archive(made: Made, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "write", [as_layout, as_layout_tar, as_archive, as_compressed_archive, as_unpacked_archive]
 )
-def test_every_kind_of_source_gives_the_same_image(made, tmp_path, store, write):
-    """A layout and an archive, as directory and as file, hold the same id, layers, history,
+def test_all_sources_give_the_same_image(made, tmp_path, store, write):
+    """A layout and an archive, as directory and as file, have the same id, layers, history,
     configuration and files.
     """
     image = Image.load(write(made, tmp_path))
@@ -136,9 +132,7 @@ def test_every_kind_of_source_gives_the_same_image(made, tmp_path, store, write)
     [pytest.param(name, marks=pytest.mark.needs(name)) for name in ("cat", "gzip", "zstd", "xz")],
 )
 def test_a_root_file_system_is_an_image_of_one_layer(tmp_path, store, packer):
-    """Plain or compressed, the tar of a root file system is stored under its content: the same
-    content is the same image.
-    """
+    """Its key is the digest of the plain tar, whether it is compressed or not."""
     (tmp_path / "root.tar").write_bytes(layer(directory("etc"), entry("etc/name", b"me")))
     packed = tmp_path / "packed"
     with (tmp_path / "root.tar").open("rb") as source, packed.open("wb") as target:
@@ -150,8 +144,8 @@ def test_a_root_file_system_is_an_image_of_one_layer(tmp_path, store, packer):
     assert is_clean(store)
 
 
-def test_a_root_directory_is_used_as_it_is(tmp_path, store):
-    """Nothing of it is stored, and what it shows is what it holds."""
+def test_a_directory_is_used_in_place(tmp_path, store):
+    """Nothing of it is stored or removed."""
     (tmp_path / "root/etc").mkdir(parents=True)
     image = Image.load(tmp_path / "root")
     assert ((str(tmp_path / "root"),), []) == (image.lower_directories(), Image.list())
@@ -161,10 +155,8 @@ def test_a_root_directory_is_used_as_it_is(tmp_path, store):
 
 @pytest.mark.needs("skopeo", "umoci", "root")
 @pytest.mark.parametrize("form", ["oci", "oci-archive", "docker-archive"])
-def test_what_skopeo_writes_is_loaded(tmp_path, umoci_image, form):
-    """An image made by umoci and copied by skopeo into each form has the id that skopeo itself
-    reports.
-    """
+def test_files_of_skopeo_are_loaded(tmp_path, umoci_image, form):
+    """An image of umoci that skopeo copied to each format has the id that skopeo prints."""
     target = f"{form}:{tmp_path / 'copy'}:example.test/x:1"
     subprocess.run(
         ["skopeo", "--insecure-policy", "copy", "-q", f"oci:{umoci_image}:latest", target],
@@ -186,8 +178,8 @@ def shown_names(image: Image) -> set[Path]:
     }
 
 
-def test_a_second_load_makes_nothing_again(made, tmp_path, store):
-    """Layers that are stored are neither unpacked nor read again."""
+def test_a_second_load_reuses_all_layers(made, tmp_path, store):
+    """Stored layers are neither extracted nor read again."""
     where = as_layout(made, tmp_path)
     first = Image.load(where)
     inode = os.stat(first.lower_directories()[0]).st_ino
@@ -198,7 +190,7 @@ def test_a_second_load_makes_nothing_again(made, tmp_path, store):
 
 
 def test_images_share_their_layers(tmp_path, store):
-    """A layer lies in the store once, and stays until its last image has gone."""
+    """A layer is stored once, until its last image is removed."""
     base, own = files(base="b"), files(own="o")
     first = Image.load(Made([base], reference="first:1").write(tmp_path / "1"))
     second = Image.load(Made([base, own], reference="second:1").write(tmp_path / "2"))
@@ -210,9 +202,7 @@ def test_images_share_their_layers(tmp_path, store):
 
 
 def test_the_manifest_for_this_platform_is_chosen(tmp_path):
-    """Of an index for several platforms the nearest one is taken, also from an index within an
-    index.
-    """
+    """The best match in an index is used, also from a nested index."""
     made = Made([files(name="right")])
     other = Made([files(name="wrong")])
     right = made.descriptor() | {"platform": {"os": "linux", "architecture": HOST.architecture}}
@@ -231,8 +221,8 @@ def test_the_manifest_for_this_platform_is_chosen(tmp_path):
     assert {"name": "right"} == shown(Image.load(made.write(tmp_path / "layout")))
 
 
-def test_an_image_for_other_platforms_is_refused_by_name(tmp_path):
-    """The error says what the image is for, and what was wanted."""
+def test_an_image_for_other_platforms_is_an_error(tmp_path):
+    """The error names the platforms of the image and that of the host."""
     made = Made([files(name="wrong")])
     inner = {
         "mediaType": f"{OCI}.index.v1+json",
@@ -241,14 +231,12 @@ def test_an_image_for_other_platforms_is_refused_by_name(tmp_path):
     made.index = lambda: {
         "manifests": [made.add(json.dumps(inner).encode(), f"{OCI}.index.v1+json")]
     }
-    with pytest.raises(ImageError, match=f"not there for {HOST}; it is for linux/s390x"):
+    with pytest.raises(ImageError, match=f"not available for {HOST}; it is for linux/s390x"):
         Image.load(made.write(tmp_path / "layout"))
 
 
-def test_directories_that_a_layer_does_not_describe_look_as_below(tmp_path):
-    """A file put into /tmp by an archive without an entry for /tmp leaves its mode and owner as the
-    layer below has them.
-    """
+def test_implied_directories_have_the_attributes_of_the_layer_below(tmp_path):
+    """A layer with a file in /tmp but no entry for /tmp does not change the mode of /tmp."""
     layers = [
         layer(directory(".", mode=0o751), directory("tmp", mode=0o1777)),
         layer(entry("tmp/file", b"x")),
@@ -257,12 +245,16 @@ def test_directories_that_a_layer_does_not_describe_look_as_below(tmp_path):
     assert (0o41777, 0o40751) == ((top / "tmp").stat().st_mode, top.stat().st_mode)
 
 
-@pytest.mark.needs("root")
-@pytest.mark.parametrize("count", [20, 130, 700])
-def test_any_number_of_layers_fits_into_a_mount(tmp_path, store, count):
-    """More layers than mount(2) takes are folded: deletions, replaced directories, hard links and
-    modes are as an overlay shows them.
-    """
+# Mount an overlay of the layers $1 on $2, and print what it shows.
+SHOW_OVERLAY = """
+mount -t overlay overlay -o "lowerdir=$1" "$2" && cd "$2"
+find . -mindepth 1 -printf "%P %m\\n" | sort
+cat top; echo; cat file0
+"""
+
+
+def many_layers(count: int) -> list[bytes]:
+    """Layers with deletions, an opaque directory, hard links and modes near the bottom."""
     layers = [files(**{f"file{n}": str(n), "top": str(n)}) for n in range(count)]
     layers[1] = layer(
         directory("d", mode=0o700),
@@ -274,45 +266,51 @@ def test_any_number_of_layers_fits_into_a_mount(tmp_path, store, count):
     layers[2] = layer(entry(".wh.gone"), entry("d/.wh.a"), entry("file0", b"new"))
     layers[3] = layer(directory("o"), entry("o/old"))
     layers[4] = layer(directory("o", mode=0o711), entry("o/.wh..wh..opq"), entry("o/new", b"n"))
-    image = Image.load(Made(layers).write(tmp_path / "layout"))
+    return layers
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("count", [20, 130, 700])
+def test_any_number_of_layers_fits_into_a_mount(tmp_path, count):
+    """More layers than mount(2) accepts are flattened; deletions, replaced directories, hard links
+    and modes are those that an overlay of all layers shows.
+    """
+    image = Image.load(Made(many_layers(count)).write(tmp_path / "layout"))
     lower = image.lower_directories()
     assert len(",".join(lower)) < 3600
     assert count == len(image.layers)
     target = tmp_path / "mounted"
     target.mkdir()
-    subprocess.run(
+    done = subprocess.run(
+        # A mount namespace of its own: the mount is gone with the shell.
         [
-            "mount",
-            "-t",
-            "overlay",
-            "overlay",
-            "-o",
-            f"lowerdir={':'.join([*lower, str(target)])}",
+            "unshare",
+            "--mount",
+            "sh",
+            "-ec",
+            SHOW_OVERLAY,
+            "sh",
+            f"{':'.join(lower)}:{target}",
             target,
         ],
+        capture_output=True,
+        text=True,
         check=True,
     )
-    try:
-        found = {str(path.relative_to(target)) for path in target.rglob("*")}
-        expected = {f"file{n}" for n in range(count) if n not in (1, 2, 3, 4)} | {
-            "top",
-            "d",
-            "d/b",
-            "o",
-            "o/new",
-        }
-        assert expected == found
-        assert (str(count - 1), "new") == (
-            (target / "top").read_text(),
-            (target / "file0").read_text(),
-        )
-        assert (0o40700, 0o40711) == ((target / "d").stat().st_mode, (target / "o").stat().st_mode)
-    finally:
-        subprocess.run(["umount", target], check=True)
+    modes = {f"file{n}": "644" for n in range(count) if n not in (1, 2, 3, 4)} | {
+        "top": "644",
+        "d": "700",
+        "d/b": "644",
+        "o": "711",
+        "o/new": "644",
+    }
+    expected = sorted(f"{name} {mode}" for name, mode in modes.items())
+    *found, top, file0 = done.stdout.splitlines()
+    assert (expected, str(count - 1), "new") == (sorted(found), top, file0)
 
 
 def test_an_opaque_root_hides_all_below(tmp_path):
-    """The overlay does not look at the root's mark, so the layers below are not mounted at all."""
+    """The layers below are not mounted, as overlayfs ignores the xattr of a root."""
     image = Image.load(
         Made([files(old="o"), layer(entry(".wh..wh..opq"), entry("new", b"n"))]).write(
             tmp_path / "layout"
@@ -321,8 +319,8 @@ def test_an_opaque_root_hides_all_below(tmp_path):
     assert {"new": "n"} == shown(image)
 
 
-def test_an_image_is_found_by_name_and_by_the_beginning_of_its_id(made, tmp_path):
-    """As docker finds it; what is not there is named, with what would bring it."""
+def test_an_image_is_found_by_name_and_by_a_prefix_of_its_id(made, tmp_path):
+    """The error for an unknown image has the command that pulls it."""
     image = Image.load(as_layout(made, tmp_path))
     assert [image] * 4 == [
         Image.get(text) for text in ("example.test/made:1", image.id, image.id[:14], image.id[7:19])
@@ -331,8 +329,8 @@ def test_an_image_is_found_by_name_and_by_the_beginning_of_its_id(made, tmp_path
         Image.get("debian:12")
 
 
-def test_two_names_of_an_image_go_one_by_one(made, tmp_path, store):
-    """The layers go with the last name."""
+def test_two_names_of_an_image_are_removed_one_by_one(made, tmp_path, store):
+    """The layers are removed with the last name."""
     where = as_layout(made, tmp_path)
     first, second = Image.load(where, name="a:1"), Image.load(where, name="b:1")
     assert (first.id, "a:1", "b:1") == (second.id, first.reference, second.reference)
@@ -347,15 +345,15 @@ def test_two_names_of_an_image_go_one_by_one(made, tmp_path, store):
 
 
 def test_a_name_moves_to_the_newer_image(tmp_path):
-    """Loading another image under a known name leaves the old one without a name."""
+    """The older image of this name has no name afterwards."""
     old = Image.load(Made([files(a="1")]).write(tmp_path / "1"), name="x:1")
     new = Image.load(Made([files(a="2")]).write(tmp_path / "2"), name="x:1")
     assert new == Image.get("x:1")
     assert {"x:1", old.id} == {image.reference for image in Image.list()}
 
 
-def test_a_setting_means_the_host_an_image_or_a_directory(made, tmp_path, monkeypatch):
-    """A stored name wins over a directory of that name; a path always means the directory."""
+def test_the_setting_takes_the_host_an_image_or_a_directory(made, tmp_path, monkeypatch):
+    """A stored name has precedence over a directory, unless it is written as a path."""
     image = Image.load(as_layout(made, tmp_path), name="root")
     (tmp_path / "root/etc").mkdir(parents=True)
     (tmp_path / "other/bin").mkdir(parents=True)
@@ -369,19 +367,17 @@ def test_a_setting_means_the_host_an_image_or_a_directory(made, tmp_path, monkey
             find(wrong)
 
 
-def test_the_store_is_closed_to_others(made, tmp_path, store):
-    """Setuid programs and devices of layers are out of other users' reach, also in a directory that
-    was open before.
-    """
+def test_the_store_has_mode_0700(made, tmp_path, store):
+    """Also in a directory that had another mode before."""
     os.makedirs(store.directory, 0o755)
     Image.load(as_layout(made, tmp_path))
     assert 0o40700 == os.stat(store.directory).st_mode
 
 
 @pytest.mark.needs("root", "plain_root")
-def test_a_store_on_an_overlay_is_told_where_else_it_can_lie(made, tmp_path):
-    """On a root that is an overlay, as docker's and a container's own, a layer that deletes
-    something cannot be stored: the error says where it can.
+def test_a_whiteout_in_a_store_on_an_overlay_is_an_error(made, tmp_path):
+    """On a root that is an overlay, as in docker and in a container, the error names the variable
+    that moves the store.
     """
     layout = as_layout(made, tmp_path)
     with (
@@ -392,8 +388,9 @@ def test_a_store_on_an_overlay_is_told_where_else_it_can_lie(made, tmp_path):
 
 
 def test_the_store_follows_the_environment(monkeypatch, tmp_path):
-    """$PYTEST_SANDBOX_HOME, else the XDG cache home, else ~/.cache; a relative XDG directory counts
-    for nothing, as its spec says.
+    """It is $PYTEST_SANDBOX_HOME, else in $XDG_CACHE_HOME, else in ~/.cache.
+
+    A relative XDG directory is ignored, as its specification requires.
     """
     from pytest_sandbox.paths import images as home
 
@@ -406,8 +403,8 @@ def test_the_store_follows_the_environment(monkeypatch, tmp_path):
     assert "/home/me/.cache/pytest-sandbox" == home()
 
 
-def test_a_damaged_index_is_said_with_its_path(made, tmp_path, store):
-    """What was written by others into the store is an error that says what to remove."""
+def test_a_damaged_index_is_an_error_with_its_path(made, tmp_path, store):
+    """The error names the file."""
     Image.load(as_layout(made, tmp_path))
     Path(store.path("index.json")).write_text("{")
     with pytest.raises(ImageError, match=r"index\.json is damaged"):
@@ -415,7 +412,7 @@ def test_a_damaged_index_is_said_with_its_path(made, tmp_path, store):
 
 
 def test_a_layer_of_links_is_read_from_an_old_archive(made, tmp_path):
-    """Before docker 1.14 equal layers were saved as links to the first."""
+    """Before docker 1.14, equal layers were saved as links to the first."""
     twice = Made([made.layers[0], made.layers[0]])
     config = json.dumps(twice.document).encode()
     listing = [{"Config": "c.json", "RepoTags": None, "Layers": ["1/layer.tar", "2/layer.tar"]}]
@@ -430,7 +427,7 @@ def test_a_layer_of_links_is_read_from_an_old_archive(made, tmp_path):
 
 
 def test_every_image_of_an_archive_is_stored(tmp_path):
-    """`docker save a b` holds two."""
+    """`docker save a b` writes two."""
     first, second = Made([files(a="1")]), Made([files(a="2")])
     parts = [docker_archive(one, f"{name}:1") for one, name in ((first, "a"), (second, "b"))]
     for number, part in enumerate(parts):
@@ -444,8 +441,8 @@ def test_every_image_of_an_archive_is_stored(tmp_path):
 
 
 @pytest.mark.parametrize("use", [Image.load, find], ids=["load", "image="])
-def test_a_directory_that_is_no_root_file_system_is_refused(tmp_path, use):
-    """Such as a project's own, by a slip of the pen; the error names what a root has."""
+def test_a_directory_that_is_not_a_root_file_system_is_an_error(tmp_path, use):
+    """The error lists the names that a root file system has."""
     (tmp_path / "project/tests").mkdir(parents=True)
     with pytest.raises(ImageError, match="does not look like a root file system"):
         use(tmp_path / "project")

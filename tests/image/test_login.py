@@ -1,4 +1,4 @@
-"""A login goes to one origin, and never along a redirect or to whom somebody else names."""
+"""Credentials are sent to one origin only, and never along a redirect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tarballs import Made, files
 
 from pytest_sandbox import Image, ImageError
 from pytest_sandbox.image.credentials import Credentials, credentials_for
-from pytest_sandbox.image.login import challenge_of
+from pytest_sandbox.image.login import parse_challenge
 from pytest_sandbox.image.reference import parse_reference
 from pytest_sandbox.image.transport import parse_address
 
@@ -29,7 +29,7 @@ TOKEN = b'{"token": "T"}'
 
 @pytest.fixture(autouse=True)
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Docker's configuration of the test's own."""
+    """The path of docker's configuration for this test."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
@@ -38,14 +38,14 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def elsewhere() -> Iterator[Fake]:
-    """Another server, which would take any login."""
+    """Another server, which accepts any credentials."""
     with fake_registry(lambda handler: reply(handler, 200, TOKEN)) as fake:
         yield fake
 
 
 @pytest.fixture
 def server(config: Path) -> Iterator[Fake]:
-    """A registry with an image, for which there is a login."""
+    """A registry with an image, for which there are credentials."""
     with fake_registry() as fake:
         fake.add("a/b:1", Made([files(a="1")], {"Cmd": ["sh"]}))
         config.write_text(json.dumps({"auths": {fake.host: {"auth": AUTH}}}))
@@ -53,7 +53,7 @@ def server(config: Path) -> Iterator[Fake]:
 
 
 def leaked(fake: Fake) -> list[str]:
-    """The requests that carry the login, the identity token, or what was gained by them."""
+    """Return the requests that contain credentials or tokens."""
     secrets = (SECRET, AUTH, "IDENTITY", "Bearer")
     return [
         f"{one.method} {one.path}" for one in fake.asked if any(part in one for part in secrets)
@@ -78,10 +78,8 @@ def leaked(fake: Fake) -> list[str]:
         "",
     ],
 )
-def test_a_realm_that_is_read_in_two_ways_or_is_not_encrypted_gets_no_login(
-    server, elsewhere, realm
-):
-    """It is refused before anything is sent, and the error holds no secret."""
+def test_an_ambiguous_or_unencrypted_realm_gets_no_credentials(server, elsewhere, realm):
+    """The error contains no secret, and no request is sent."""
     server.hooks.append(
         challenge(f'Bearer realm="{realm.format(evil=elsewhere.host)}",service="s"')
     )
@@ -93,8 +91,8 @@ def test_a_realm_that_is_read_in_two_ways_or_is_not_encrypted_gets_no_login(
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("kind", ["password", "identity token"])
-def test_a_login_for_a_token_follows_no_redirect(server, elsewhere, config, code, kind):
-    """Neither the password nor the body of the POST with an identity token."""
+def test_token_requests_do_not_follow_redirects(server, elsewhere, config, code, kind):
+    """Neither those with a password nor those with an identity token."""
     if kind == "identity token":
         entry = {"identitytoken": "IDENTITY"}
         config.write_text(json.dumps({"auths": {server.host: entry}}))
@@ -108,8 +106,8 @@ def test_a_login_for_a_token_follows_no_redirect(server, elsewhere, config, code
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
-def test_a_redirected_blob_does_not_take_the_login_along(server, elsewhere, code):
-    """Another port is another origin, as is another host."""
+def test_a_redirect_to_another_port_gets_no_credentials(server, elsewhere, code):
+    """Another port is another origin."""
     elsewhere.hooks.clear()
     elsewhere.images = server.images
     server.hooks += [
@@ -124,8 +122,8 @@ def test_a_redirected_blob_does_not_take_the_login_along(server, elsewhere, code
 
 
 @pytest.mark.parametrize("asks", [True, False], ids=["login", "anonymous"])
-def test_a_challenge_of_a_redirect_s_target_is_not_answered(server, elsewhere, asks):
-    """The login is the registry's: another host that says 401 gets none, for no realm."""
+def test_a_challenge_from_the_target_of_a_redirect_is_ignored(server, elsewhere, asks):
+    """A 401 from another host gets no credentials, for any realm."""
     realm = f'Bearer realm="http://{elsewhere.host}/t"'
     elsewhere.hooks.insert(0, on("/v2/", 401, WWW_Authenticate=realm))
     if asks:
@@ -136,28 +134,28 @@ def test_a_challenge_of_a_redirect_s_target_is_not_answered(server, elsewhere, a
             and reply(handler, 307, Location=f"http://{elsewhere.host}{handler.path}")
         )
     )
-    with pytest.raises(ImageError, match="answers with HTTP status 401"):
+    with pytest.raises(ImageError, match="responds with HTTP status 401"):
         Image.pull(f"{server.host}/a/b:1")
     assert ([], []) == (leaked(elsewhere), [one for one in elsewhere.asked if one.path == "/t"])
 
 
-def test_a_redirect_to_what_is_not_encrypted_is_refused(server):
-    """Plain HTTP is for this machine alone."""
+def test_an_unencrypted_redirect_is_an_error(server):
+    """Plain HTTP is accepted on loopback only."""
     server.hooks.append(on("/blobs/", 307, Location="http://10.9.9.10/blob?signature=x"))
     with pytest.raises(ImageError, match=r"redirects to http://10\.9\.9\.10:80, which is not enc"):
         Image.pull(f"{server.host}/a/b:1")
 
 
-def test_a_registry_that_redirects_for_ever_is_given_up(server):
-    """After five redirects."""
+def test_a_redirect_loop_is_an_error(server):
+    """Five redirects are followed."""
     server.hooks.append(lambda handler: reply(handler, 307, Location=handler.path))
     with pytest.raises(ImageError, match="redirects more than 5 times"):
         Image.pull(f"{server.host}/a/b:1")
     assert 6 == len(server.asked)
 
 
-def test_the_second_realm_of_a_registry_gets_no_login(server, elsewhere):
-    """A login is sent to one origin only, also where the registry names another one later."""
+def test_the_second_realm_of_a_registry_gets_no_credentials(server, elsewhere):
+    """Credentials are sent to one origin, also if the registry names another one later."""
     places = iter([server.host, elsewhere.host, elsewhere.host])
     server.hooks += [
         lambda handler: handler.path.startswith("/token") and reply(handler, 200, TOKEN),
@@ -165,59 +163,59 @@ def test_the_second_realm_of_a_registry_gets_no_login(server, elsewhere):
             handler, 401, WWW_Authenticate=f'Bearer realm="http://{next(places)}/token"'
         ),
     ]
-    with pytest.raises(ImageError, match="one only"):
+    with pytest.raises(ImageError, match="to one only"):
         Image.pull(f"{server.host}/a/b:1")
     assert [] == elsewhere.asked
 
 
 @pytest.mark.parametrize("token", ["\u20ac", "\ud800", "a\nb", "", "x" * 70_000, 7, None, ["x"]])
-def test_a_token_that_fits_no_header_is_refused(server, token):
-    """Whatever a token server answers, it is an error, and never another exception."""
+def test_a_token_that_is_not_valid_in_a_header_is_an_error(server, token):
+    """Invalid responses of a token server raise only ImageErrors."""
     answer = json.dumps({"token": token}).encode()
     server.hooks += [
         on("/token", 200, answer),
         challenge(f'Bearer realm="http://{server.host}/token"'),
     ]
-    with pytest.raises(ImageError, match="gave no token"):
+    with pytest.raises(ImageError, match="sent no token"):
         Image.pull(f"{server.host}/a/b:1")
 
 
 @pytest.mark.parametrize(
     "text", ["a" * 60_000, 'a="' + "\\" * 60_000, 'a="b",' * 20_000, ",= ,=" * 9000]
 )
-def test_a_long_challenge_is_read_in_linear_time(text):
-    """No header makes the reader go back and try again."""
-    scheme, parameters = challenge_of({"WWW-Authenticate": f"Bearer {text}"})
+def test_a_long_challenge_is_parsed_in_linear_time(text):
+    """No header causes backtracking."""
+    scheme, parameters = parse_challenge({"WWW-Authenticate": f"Bearer {text}"})
     assert ("bearer", True) == (scheme, len(parameters) <= 1)
 
 
-def test_a_challenge_s_parameters_are_read():
-    """Quoted and plain, with escapes."""
+def test_the_parameters_of_a_challenge_are_parsed():
+    """Values may be quoted, with escapes."""
     header = 'Bearer realm="http://x/a\\"b", service=s ,scope="a,b"'
     expected = ("bearer", {"realm": 'http://x/a"b', "service": "s", "scope": "a,b"})
-    assert expected == challenge_of({"WWW-Authenticate": header})
+    assert expected == parse_challenge({"WWW-Authenticate": header})
 
 
-def test_an_address_is_read_once():
-    """What was checked is what is connected to: scheme, host, port and target."""
+def test_an_address_is_parsed_once():
+    """Its scheme, host, port and target are those that are connected to."""
     address = parse_address("HTTPS://Registry.Example:5000/v2/x?y=z")
     assert ("https", "registry.example", 5000, "/v2/x?y=z") == (*address.origin, address.target)
-    assert address.origin == address.joined("/other").origin == address.joined("more").origin
-    assert "/v2/more" == address.joined("more").target
-    assert ("https", "b", 443) == address.joined("//b/c").origin
+    assert address.origin == address.join("/other").origin == address.join("more").origin
+    assert "/v2/more" == address.join("more").target
+    assert ("https", "b", 443) == address.join("//b/c").origin
 
 
-def test_a_reference_with_a_password_is_not_repeated():
-    """An error is printed, and stays in logs."""
+def test_the_error_of_a_reference_does_not_contain_its_password():
+    """USER:PASSWORD@ is replaced by ***."""
     with pytest.raises(ImageError, match=r"'\*\*\*@host:1/a:1' is not") as caught:
         parse_reference(f"me:{SECRET}@host:1/a:1")
     assert SECRET not in str(caught.value)
 
 
-def test_a_mirror_with_a_password_is_not_repeated(server, monkeypatch):
-    """Logins are docker's; an address with one is refused."""
+def test_the_error_of_a_mirror_does_not_contain_its_password(server, monkeypatch):
+    """Credentials in the address of a mirror are an error."""
     monkeypatch.setenv("PYTEST_SANDBOX_MIRRORS", f"{server.host}=https://me:{SECRET}@{server.host}")
-    with pytest.raises(ImageError, match="logins are docker's") as caught:
+    with pytest.raises(ImageError, match="read from docker's configuration") as caught:
         Image.pull(f"{server.host}/a/b:1")
     assert SECRET not in str(caught.value)
 
@@ -243,8 +241,8 @@ ODD = {
 
 
 @pytest.mark.parametrize("text", ODD.values(), ids=ODD)
-def test_an_odd_configuration_is_an_error_without_secrets(config, text):
-    """One line that names the file; what stands in the file is not repeated."""
+def test_an_invalid_configuration_is_an_error_without_secrets(config, text):
+    """It is one line with the path of the file, but not its content."""
     config.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ImageError, match=r"config\.json") as caught:
         credentials_for(HOST)
@@ -254,15 +252,15 @@ def test_an_odd_configuration_is_an_error_without_secrets(config, text):
 @pytest.mark.parametrize(
     "found", [[], {"auths": []}, {"auths": {HOST: None}}, {"auths": {f"https://{HOST}": ["x"]}}]
 )
-def test_a_configuration_without_a_login_is_none(config, found):
-    """Values of other forms are passed over."""
+def test_a_configuration_may_have_no_credentials(config, found):
+    """Values of other types are ignored."""
     config.write_text(json.dumps(found))
     assert credentials_for(HOST) is None
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-def test_a_configuration_that_is_no_file_is_an_error(config, make):
-    """A FIFO is not waited for."""
+def test_a_configuration_that_is_not_a_regular_file_is_an_error(config, make):
+    """Opening a FIFO does not block."""
     make(config)
     with pytest.raises(ImageError, match=r"config\.json"):
         credentials_for(HOST)
@@ -270,7 +268,7 @@ def test_a_configuration_that_is_no_file_is_an_error(config, make):
 
 @pytest.fixture
 def helper(tmp_path, config, monkeypatch):
-    """Write a credential helper, and have docker's configuration name it."""
+    """Write a credential helper and docker's configuration with its name."""
 
     def write(script: str) -> None:
         path = tmp_path / "docker-credential-x"
@@ -286,32 +284,32 @@ ANSWER = f'{{"Username": "u", "Secret": "{SECRET}"}}'
 
 
 @pytest.mark.parametrize("before", ["cat >/dev/null", "exec <&-"])
-def test_a_helper_s_answer_is_taken(helper, before):
-    """Also from one that does not read what it is asked."""
+def test_the_output_of_a_helper_is_used(helper, before):
+    """Also if it does not read its stdin."""
     helper(f"{before}; echo '{ANSWER}'")
     assert Credentials("u", SECRET) == credentials_for(HOST)
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "message"),
     [
         (f"echo '{ANSWER}'; exit 1", "failed .exit status 1."),
-        ("printf '\\377'", "did not answer"),
-        ("echo '[]'", "did not answer"),
-        ("head -c 300000 /dev/zero | tr '\\0' '['", "did not answer"),
+        ("printf '\\377'", "did not print"),
+        ("echo '[]'", "did not print"),
+        ("head -c 300000 /dev/zero | tr '\\0' '['", "did not print"),
         ("cat /dev/zero", "printed more than"),
     ],
 )
-def test_a_helper_that_fails_is_an_error_without_secrets(helper, script, said):
-    """Whatever it prints is bounded, and not repeated."""
+def test_a_helper_that_fails_is_an_error_without_secrets(helper, script, message):
+    """Its output has a maximum size and is not in the message."""
     helper(script)
-    with pytest.raises(ImageError, match=said) as caught:
+    with pytest.raises(ImageError, match=message) as caught:
         credentials_for(HOST)
     assert SECRET not in str(caught.value)
 
 
-def test_a_helper_whose_child_holds_the_pipe_is_ended(helper, monkeypatch):
-    """Within its time, with what it has started."""
+def test_a_helper_whose_child_keeps_the_pipe_open_is_killed(helper, monkeypatch):
+    """Its children are killed with it."""
     monkeypatch.setattr("pytest_sandbox.image.credentials._HELPER_SECONDS", 0.5)
     helper("sleep 1000 & exec sleep 1000")
     with pytest.raises(ImageError, match="took more than"):

@@ -1,6 +1,4 @@
-"""Images come from a real registry, verified, by as few requests as it takes, over a network that
-fails.
-"""
+"""Pulling from a real registry: verification, few requests, network failures, credentials."""
 
 from __future__ import annotations
 
@@ -45,14 +43,14 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture
 def server(backend: Running) -> Iterator[Proxy]:
-    """The registry behind a proxy that records."""
+    """The registry behind a proxy that records requests."""
     with proxy(backend.host) as one:
         yield one
 
 
 @pytest.fixture(autouse=True)
 def no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A docker configuration of the test's own, and no pause between tries."""
+    """An empty docker configuration for this test."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
@@ -62,7 +60,7 @@ def no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that were asked for, none of which is made."""
+    """The seconds of the pauses between attempts, which are skipped."""
     made: list[float] = []
     original = module.Registry.__init__
     monkeypatch.setattr(
@@ -83,7 +81,7 @@ def names_in(image: Image) -> set[str]:
 
 
 def test_an_image_is_pulled_layer_by_layer(backend, server):
-    """Manifest, configuration, and each layer once; the image is found by its name afterwards."""
+    """The manifest, the configuration and each layer are requested once."""
     one = made()
     push(backend.host, "app:1", one)
     image = Image.pull(f"{server.host}/app:1")
@@ -96,8 +94,8 @@ def test_an_image_is_pulled_layer_by_layer(backend, server):
     assert 5 == len(server.requests)
 
 
-def test_a_known_image_is_asked_for_once_more_and_not_fetched(backend, server):
-    """A tag that means what is stored costs one request without a body; a digest costs none."""
+def test_a_stored_image_is_not_fetched_again(backend, server):
+    """An unchanged tag takes one HEAD request, a digest none."""
     described = push(backend.host, "known:1", made())
     first = Image.pull(f"{server.host}/known:1")
     server.requests.clear()
@@ -107,8 +105,8 @@ def test_a_known_image_is_asked_for_once_more_and_not_fetched(backend, server):
     assert 1 == len(server.requests)
 
 
-def test_a_moved_tag_brings_the_new_image_and_keeps_shared_layers(backend, server):
-    """Only what is new is fetched: a manifest, a configuration and one layer."""
+def test_stored_layers_of_a_moved_tag_are_not_fetched_again(backend, server):
+    """Only the new manifest, configuration and layer are fetched."""
     push(backend.host, "moved:1", Made([files(base="b"), files(name="old")]))
     old = Image.pull(f"{server.host}/moved:1")
     push(backend.host, "moved:1", Made([files(base="b"), files(name="new")]))
@@ -119,8 +117,8 @@ def test_a_moved_tag_brings_the_new_image_and_keeps_shared_layers(backend, serve
 
 
 @pytest.mark.parametrize("media", [f"{OCI}.index.v1+json", f"{DOCKER}.manifest.list.v2+json"])
-def test_of_an_index_this_machines_manifest_is_pulled(backend, server, media):
-    """Other platforms' manifests, and attestations, are not fetched."""
+def test_the_manifest_of_this_platform_is_pulled_from_an_index(backend, server, media):
+    """The manifests of other platforms are not fetched."""
     one, other = made("right"), made("wrong")
     listed = [
         push(backend.host, "multi:s390x", other)
@@ -147,8 +145,8 @@ def test_of_an_index_this_machines_manifest_is_pulled(backend, server, media):
         ["--dest-compress", "--dest-compress-format", "zstd", "--format", "oci"],
     ],
 )
-def test_what_skopeo_pushes_is_pulled(backend, umoci_image, flags, tmp_path):
-    """Docker's schema 2, OCI, and layers compressed by zstd."""
+def test_images_that_skopeo_pushed_are_pulled(backend, umoci_image, flags, tmp_path):
+    """Docker's schema 2, OCI, and layers compressed with zstd are supported."""
     target = f"docker://{backend.host}/skopeo:{len(flags)}{flags[1]}"
     environment = os.environ | {
         "HOME": str(tmp_path),
@@ -168,13 +166,11 @@ def test_what_skopeo_pushes_is_pulled(backend, umoci_image, flags, tmp_path):
     assert {"bin", "etc"} == names_in(Image.pull(target.removeprefix("docker://")))
 
 
-# -- a network that fails
+# -- failures of the network
 
 
 def cut_after(count: int):
-    """A fault: the first answer to each blob of at least twice the length ends after *count*
-    bytes.
-    """
+    """Return a fault: the first response with each large blob is cut off after *count* bytes."""
     seen: set[str] = set()
 
     def fault(handler) -> bool:
@@ -199,8 +195,8 @@ def cut_after(count: int):
     return fault
 
 
-def test_a_download_goes_on_where_it_broke_off(backend, server, pauses):
-    """The second request asks for the rest only, and the whole is verified."""
+def test_an_interrupted_download_is_resumed(backend, server, pauses):
+    """The second request has a Range header for the rest."""
     push(backend.host, "broken:1", made())
 
     def cut(handler) -> bool:
@@ -217,8 +213,8 @@ def test_a_download_goes_on_where_it_broke_off(backend, server, pauses):
     assert 1 == len(pauses)
 
 
-def test_a_server_without_ranges_begins_anew(backend, server):
-    """What was had already is skipped."""
+def test_an_interrupted_download_is_repeated_without_ranges(backend, server):
+    """If the server ignores the Range header, the bytes already received are skipped."""
     push(backend.host, "rangeless:1", made())
 
     def cut(handler) -> bool:
@@ -234,8 +230,8 @@ def test_a_server_without_ranges_begins_anew(backend, server):
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_a_server_that_is_busy_is_asked_again(backend, server, pauses, status):
-    """With growing pauses, or with those that it asks for."""
+def test_requests_to_a_busy_server_are_retried(backend, server, pauses, status):
+    """The pauses grow, or are those of the Retry-After header."""
     push(backend.host, "busy:1", made())
     answers = iter([{}, {"Retry_After": "7"}])
     server.faults.append(
@@ -248,8 +244,8 @@ def test_a_server_that_is_busy_is_asked_again(backend, server, pauses, status):
     assert 7.0 == pauses[1]
 
 
-def test_a_server_that_stays_busy_is_given_up(server, pauses):
-    """The error names the registry and what it said; the pauses have grown."""
+def test_requests_to_a_busy_server_fail_after_six_attempts(server, pauses):
+    """The error names the registry and the HTTP status; the pauses have grown."""
     server.faults.append(lambda handler: reply(handler, 503))
     with pytest.raises(
         ImageError, match=rf"{server.host} failed 6 times in a row: HTTP status 503"
@@ -259,20 +255,20 @@ def test_a_server_that_stays_busy_is_given_up(server, pauses):
     assert pauses[-1] > 3 * pauses[0]
 
 
-def test_a_server_that_is_not_there_is_given_up_at_once(pauses):
-    """Nobody listens: waiting would not help."""
+def test_a_refused_connection_is_not_retried(pauses):
+    """If no process listens on the port, the error comes without a pause."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        with pytest.raises(ImageError, match="Can it be reached"):
+        with pytest.raises(ImageError, match="Check the network"):
             Image.pull(f"127.0.0.1:{free.getsockname()[1]}/x:1")
     assert [] == pauses
 
 
-# -- what is not as it should be
+# -- invalid and missing images
 
 
-def test_an_unknown_image_is_said_to_be_unknown(server):
-    """By its name and tag."""
+def test_an_unknown_image_is_an_error(server):
+    """The error has its name and tag."""
     with pytest.raises(ImageError, match="has no nothing/manifests/1"):
         Image.pull(f"{server.host}/nothing:1")
 
@@ -285,10 +281,8 @@ def is_empty(store: Store) -> bool:
 
 
 @pytest.mark.parametrize("change", ["first byte", "last byte", "cut", "longer", "other"])
-def test_a_corrupted_layer_is_refused(backend, store, change, tmp_path):
-    """Whatever was changed in the registry's own storage, nothing of the image is left in the
-    store.
-    """
+def test_a_corrupted_layer_is_an_error(backend, store, change, tmp_path):
+    """A layer that was changed in the registry's storage leaves nothing in the store."""
     one = made(change)
     push(backend.host, "corrupt:1", one)
     path = backend.blob(one.manifest["layers"][2]["digest"])
@@ -308,8 +302,8 @@ def test_a_corrupted_layer_is_refused(backend, store, change, tmp_path):
     assert is_empty(store)
 
 
-def test_a_forged_manifest_is_refused(backend, server):
-    """What is asked for by digest is what comes, or nothing."""
+def test_a_forged_manifest_is_an_error(backend, server):
+    """A manifest that is requested by digest is verified."""
     described = push(backend.host, "forged:1", made())
     server.faults.append(
         lambda handler: (
@@ -320,8 +314,8 @@ def test_a_forged_manifest_is_refused(backend, server):
         Image.pull(f"{server.host}/forged@{described['digest']}")
 
 
-def test_a_layer_whose_diff_id_is_wrong_is_refused(backend, store):
-    """The configuration must agree with what the layer unpacks to."""
+def test_a_wrong_diff_id_is_an_error(backend, store):
+    """The digests of the plain layers must be those in the configuration."""
     one = made()
     one.document["rootfs"]["diff_ids"][0] = digest_of(b"something else")
     one.reseal()
@@ -331,12 +325,12 @@ def test_a_layer_whose_diff_id_is_wrong_is_refused(backend, store):
     assert is_empty(store)
 
 
-# -- logging in
+# -- credentials
 
 
 @pytest.fixture(scope="session")
 def filled(backend: Running) -> Running:
-    """The registry with an image, whose storage the registries behind a login share."""
+    """The registry with an image. Registries that require credentials share its storage."""
     push(backend.host, "private:1", made())
     return backend
 
@@ -361,15 +355,15 @@ def log_in(config: Path, host: str, user: str = "me", password: str = "a:b") -> 
     )
 
 
-def test_a_password_is_taken_from_dockers_configuration(basic, no_login):
-    """As docker login wrote it."""
+def test_credentials_are_read_from_dockers_configuration(basic, no_login):
+    """The format is that of docker login."""
     log_in(no_login, basic.host)
     assert "base" in names_in(Image.pull(f"{basic.host}/private:1"))
 
 
 @pytest.mark.parametrize("where", ["run/containers/auth.json", "given.json"])
-def test_podmans_logins_are_taken_too(basic, tmp_path, monkeypatch, where):
-    """From its own place, or from where $REGISTRY_AUTH_FILE says."""
+def test_credentials_are_read_from_podmans_configuration(basic, tmp_path, monkeypatch, where):
+    """The file is podman's default, or $REGISTRY_AUTH_FILE."""
     (tmp_path / where).parent.mkdir(parents=True, exist_ok=True)
     log_in(tmp_path / where, basic.host)
     if where == "given.json":
@@ -378,8 +372,10 @@ def test_podmans_logins_are_taken_too(basic, tmp_path, monkeypatch, where):
 
 
 @pytest.mark.parametrize("password", [None, "wrong"])
-def test_without_the_right_password_the_remedy_is_said(basic, no_login, password, pauses):
-    """Docker login, and no retries."""
+def test_the_error_without_valid_credentials_suggests_docker_login(
+    basic, no_login, password, pauses
+):
+    """The request is not retried."""
     if password:
         log_in(no_login, basic.host, password=password)
     with pytest.raises(ImageError, match=f"docker login {basic.host}"):
@@ -388,8 +384,8 @@ def test_without_the_right_password_the_remedy_is_said(basic, no_login, password
 
 
 @pytest.mark.parametrize("where", ["credHelpers", "credsStore"])
-def test_a_credential_helper_is_asked(basic, no_login, tmp_path, monkeypatch, where):
-    """For one registry, or for all."""
+def test_credentials_are_read_from_a_helper(basic, no_login, tmp_path, monkeypatch, where):
+    """It is the helper of one registry, or of all."""
     helper = tmp_path / "docker-credential-test"
     helper.write_text(
         f"#!/bin/sh\nread server\n[ \"$1 $server\" = 'get {basic.host}' ] && echo "
@@ -403,8 +399,8 @@ def test_a_credential_helper_is_asked(basic, no_login, tmp_path, monkeypatch, wh
     assert "base" in names_in(Image.pull(f"{basic.host}/private:1"))
 
 
-def test_a_helper_that_is_missing_is_named(basic, no_login):
-    """What cannot be run is said, not passed over."""
+def test_a_missing_helper_is_an_error(basic, no_login):
+    """The error has its name."""
     no_login.write_text(json.dumps({"credsStore": "nowhere"}))
     with pytest.raises(ImageError, match="docker-credential-nowhere"):
         Image.pull(f"{basic.host}/private:1")
@@ -416,8 +412,8 @@ def authority() -> trustme.CA:
 
 
 @pytest.mark.parametrize("user", ["", "me"])
-def test_a_token_is_asked_for(filled, authority, no_login, user):
-    """By anybody or with a name and password, once for a repository."""
+def test_a_token_is_requested(filled, authority, no_login, user):
+    """The request is anonymous or has a user name and password, once for each repository."""
     tokens = TokenServer(authority, user=user, password="a:b")
     with (
         tokens.running() as realm,
@@ -433,8 +429,8 @@ def test_a_token_is_asked_for(filled, authority, no_login, user):
     )
 
 
-def test_an_identity_token_is_exchanged(filled, authority, no_login):
-    """What `docker login` against some clouds stores instead of a password."""
+def test_an_identity_token_is_exchanged_for_a_token(filled, authority, no_login):
+    """Some registries return one to `docker login`, which stores it instead of a password."""
     tokens = TokenServer(authority)
     with (
         tokens.running() as realm,
@@ -445,20 +441,20 @@ def test_an_identity_token_is_exchanged(filled, authority, no_login):
     assert ["POST refresh_token secret"] == tokens.asked
 
 
-def test_a_refused_token_says_the_remedy(filled, authority, no_login):
-    """A wrong password at the token server."""
+def test_a_wrong_password_at_the_token_server_is_an_error(filled, authority, no_login):
+    """The error tells which server does not accept it."""
     tokens = TokenServer(authority, user="me", password="right")
     with (
         tokens.running() as realm,
         registry(filled.directory, auth=tokens.section(realm, filled.directory)) as running,
     ):
         log_in(no_login, running.host)
-        with pytest.raises(ImageError, match="not accepted by"):
+        with pytest.raises(ImageError, match="does not accept"):
             Image.pull(f"{running.host}/private:1")
 
 
-def test_a_password_is_never_sent_in_the_clear_to_others(server, no_login):
-    """A registry that sends logins to a plain address elsewhere gets none."""
+def test_credentials_are_not_sent_unencrypted(server, no_login):
+    """A realm with plain HTTP on another host is an error."""
     log_in(no_login, server.host)
     challenge = 'Bearer realm="http://registry.example/token",service="x"'
     server.faults.append(lambda handler: reply(handler, 401, WWW_Authenticate=challenge))
@@ -466,8 +462,8 @@ def test_a_password_is_never_sent_in_the_clear_to_others(server, no_login):
         Image.pull(f"{server.host}/x:1")
 
 
-def test_a_redirect_does_not_carry_the_login(backend, server, no_login, basic):
-    """Blobs that lie elsewhere are fetched there without our password."""
+def test_credentials_are_not_sent_along_a_redirect(backend, server, no_login, basic):
+    """Blobs on another server are fetched without the password."""
     log_in(no_login, server.host)
     server.upstream = basic.host
     with proxy(backend.host) as elsewhere:
@@ -497,23 +493,23 @@ def encrypted(filled: Running, authority: trustme.CA, tmp_path: Path) -> Iterato
         yield running
 
 
-def test_tls_is_spoken_where_the_authority_is_trusted(encrypted, authority, tmp_path, monkeypatch):
-    """$SSL_CERT_FILE says whom to trust, as for every other program."""
+def test_ssl_cert_file_adds_certificate_authorities(encrypted, authority, tmp_path, monkeypatch):
+    """$SSL_CERT_FILE applies as in other programs."""
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     assert "base" in names_in(Image.pull(f"{encrypted.host}/private:1"))
 
 
-def test_dockers_own_directory_of_authorities_is_read(encrypted, authority, tmp_path, monkeypatch):
-    """What docker was told to trust for a registry is trusted here."""
+def test_dockers_certs_d_adds_certificate_authorities(encrypted, authority, tmp_path, monkeypatch):
+    """The certificates that docker trusts for a registry are trusted."""
     (tmp_path / "certs.d" / encrypted.host).mkdir(parents=True)
     authority.cert_pem.write_to_path(str(tmp_path / "certs.d" / encrypted.host / "ca.crt"))
     monkeypatch.setattr(transport, "_CERTIFICATES", (str(tmp_path / "certs.d"),))
     assert "base" in names_in(Image.pull(f"{encrypted.host}/private:1"))
 
 
-def test_an_unknown_authority_is_an_error_at_once(encrypted, pauses):
-    """Never a silent step down, and no retries."""
+def test_an_untrusted_certificate_is_an_error(encrypted, pauses):
+    """The request is neither retried nor sent with plain HTTP."""
     with pytest.raises(ImageError, match=r"(?i)certificate"):
         Image.pull(f"{encrypted.host}/private:1")
     assert [] == pauses
@@ -529,16 +525,16 @@ def test_an_unknown_authority_is_an_error_at_once(encrypted, pauses):
         ("10.0.0.1", False),
     ],
 )
-def test_plain_http_is_for_loopback_alone(host, expected):
-    """No other registry is ever asked without encryption."""
+def test_plain_http_is_for_loopback_only(host, expected):
+    """Requests to other hosts are always encrypted."""
     assert expected == transport.is_loopback(host)
 
 
-# -- other places
+# -- mirrors
 
 
-def test_a_mirror_is_asked_first(backend, server, monkeypatch):
-    """Images of the hub come from it, below its prefix; the name stays the hub's."""
+def test_a_mirror_is_tried_first(backend, server, monkeypatch):
+    """Images of docker hub are pulled from it with its prefix, and keep their name."""
     push(backend.host, "cache/library/app:1", made())
     monkeypatch.setenv("PYTEST_SANDBOX_MIRRORS", f"{server.host}/cache")
     image = Image.pull("app:1")
@@ -551,8 +547,8 @@ def test_a_mirror_is_asked_first(backend, server, monkeypatch):
     assert ["HEAD /v2/cache/library/app/manifests/1"] == server.asked()
 
 
-def test_after_a_mirror_that_fails_comes_the_next_place(backend, server, monkeypatch):
-    """A mirror for another registry is not asked; where all fail, each is named."""
+def test_after_a_failing_mirror_the_next_source_is_tried(backend, server, monkeypatch):
+    """Mirrors of other registries are skipped; if all sources fail, the error names each."""
     push(backend.host, "here/app:1", made())
     with proxy(backend.host) as mirror:
         mirror.faults.append(lambda handler: reply(handler, 404))
@@ -561,19 +557,19 @@ def test_after_a_mirror_that_fails_comes_the_next_place(backend, server, monkeyp
         )
         assert "base" in names_in(Image.pull(f"{server.host}/here/app:1"))
         assert 1 == len(mirror.requests)
-        with pytest.raises(ImageError, match=f"any of its places.*{mirror.host}.*{server.host}"):
+        with pytest.raises(ImageError, match=f"any of its sources.*{mirror.host}.*{server.host}"):
             Image.pull(f"{server.host}/nothing:1")
 
 
-def test_a_prefix_takes_the_hubs_place(backend, server, monkeypatch):
-    """As behind a company's proxy: the hub itself is never asked."""
+def test_a_registry_prefix_replaces_docker_hub(backend, server, monkeypatch):
+    """Docker hub itself gets no request."""
     push(backend.host, "hub/library/prefixed:1", made())
     monkeypatch.setenv("PYTEST_SANDBOX_REGISTRY_PREFIX", f"{server.host}/hub")
     assert "prefixed:1" == Image.pull("prefixed:1").reference
 
 
-def test_progress_is_told_for_each_layer(backend):
-    """The last word of each layer is that all of it is there."""
+def test_progress_is_reported_for_each_layer(backend):
+    """The last report of each layer has all its bytes."""
     one = made("progress")
     push(backend.host, "progress:1", one)
     told: dict[str, tuple[str, int, int]] = {}
@@ -587,8 +583,8 @@ def test_progress_is_told_for_each_layer(backend):
     } == told
 
 
-def test_urllib3_is_loaded_only_by_a_pull():
-    """Who loads and lists images pays nothing for the registry client."""
+def test_urllib3_is_imported_only_by_a_pull():
+    """Listing images does not import the registry client."""
     import sys
 
     code = (
@@ -603,7 +599,7 @@ def test_urllib3_is_loaded_only_by_a_pull():
     )
 
 
-def test_an_ssl_context_verifies_names():
-    """The context is the standard library's strict one."""
+def test_tls_certificates_and_host_names_are_verified():
+    """The TLS context requires both."""
     context = transport._trust("registry.example")
     assert (True, ssl.CERT_REQUIRED) == (context.check_hostname, context.verify_mode)

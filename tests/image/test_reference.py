@@ -1,4 +1,4 @@
-"""References are read as docker reads them."""
+"""References have docker's syntax."""
 
 from __future__ import annotations
 
@@ -28,50 +28,50 @@ READ = {
 }
 
 WRONG = {
-    "": "made of lower-case",
-    "Debian": "made of lower-case",
-    "debian:": "a tag is",
-    "debian:a b": "a tag is",
-    "debian:-x": "a tag is",
-    "debian:" + "t" * 129: "a tag is",
+    "": "consists of lower-case",
+    "Debian": "consists of lower-case",
+    "debian:": "a tag consists",
+    "debian:a b": "a tag consists",
+    "debian:-x": "a tag consists",
+    "debian:" + "t" * 129: "a tag consists",
     "debian@sha256:12": "the digest must be",
     f"debian@{DIGEST.upper()}": "the digest must be",
     f"debian@{DIGEST}\n": "the digest must be",
-    "debian\n": "made of lower-case",
-    "a//b": "made of lower-case",
-    "/a": "made of lower-case",
-    "a/": "made of lower-case",
-    "../a": "no registry",
-    "a.b/../c": "made of lower-case",
-    "a..b/c": "no registry",
-    "x:port/y": "no registry",
-    "a___b": "made of lower-case",
-    "https://registry.example/a": "no registry",
+    "debian\n": "consists of lower-case",
+    "a//b": "consists of lower-case",
+    "/a": "consists of lower-case",
+    "a/": "consists of lower-case",
+    "../a": "not a registry",
+    "a.b/../c": "consists of lower-case",
+    "a..b/c": "not a registry",
+    "x:port/y": "not a registry",
+    "a___b": "consists of lower-case",
+    "https://registry.example/a": "not a registry",
     "a.example/" + "b" * 250: "longer than 255",
 }
 
 
 @pytest.mark.parametrize(("text", "parts"), READ.items())
-def test_a_reference_is_read_as_docker_reads_it(text, parts):
+def test_a_reference_is_parsed_as_in_docker(text, parts):
     """Registry, repository, tag and digest, with docker's defaults."""
     assert Reference(*parts) == parse_reference(text)
 
 
 @pytest.mark.parametrize("text", READ)
-def test_the_short_form_means_the_same(text):
-    """What is printed can be read again."""
+def test_the_short_form_can_be_parsed_again(text):
+    """It is the same reference."""
     assert parse_reference(text) == parse_reference(str(parse_reference(text)))
 
 
-def test_the_short_form_is_dockers():
-    """The default registry and its library are not shown, the tag is."""
+def test_the_short_form_is_that_of_docker():
+    """It contains the tag, but not the default registry and "library/"."""
     assert "debian:latest" == str(parse_reference("docker.io/library/debian"))
     assert "localhost:5000/x:1" == str(parse_reference("localhost:5000/x:1"))
 
 
-@pytest.mark.parametrize(("text", "said"), WRONG.items())
-def test_what_is_no_reference_is_refused_with_the_reason(text, said):
-    """The error says which part is wrong, and shows a right one."""
-    with pytest.raises(ImageError, match=said) as caught:
+@pytest.mark.parametrize(("text", "message"), WRONG.items())
+def test_an_invalid_reference_is_an_error(text, message):
+    """The error names the invalid part and has an example."""
+    with pytest.raises(ImageError, match=message) as caught:
         parse_reference(text)
     assert "debian:12" in str(caught.value)

@@ -1,4 +1,4 @@
-"""A directory that containers start from, and that is built again at the same path."""
+"""A directory that is used as an image and replaced at the same path."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ def build(root: str, version: str) -> None:
 
 
 @pytest.mark.parametrize("is_link", [False, True])
-def test_a_container_lies_on_what_the_path_leads_to_now(tmp_path, is_link):
-    """One that was made ahead, on the directory that has been replaced meanwhile, is not handed
-    out.
-    """
+def test_a_container_uses_the_current_directory_of_a_path(tmp_path, is_link):
+    """A prewarmed container of the replaced directory is not used."""
     seen = []
     for number in range(4):
         root = str(tmp_path / (f"build-{number}" if is_link else "root"))
@@ -36,6 +34,6 @@ def test_a_container_lies_on_what_the_path_leads_to_now(tmp_path, is_link):
         with Container(image=str(tmp_path / "root")) as c:
             seen.append(c.read_text("/etc/version"))
             assert select.select([session.current().channel], [], [], 10)[0], (
-                "the next container is made meanwhile"
+                "the next container is prewarmed"
             )
     assert ["0", "1", "2", "3"] == seen

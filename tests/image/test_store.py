@@ -1,6 +1,4 @@
-"""The store survives damage, foreign files, other users and newer versions, and says what is
-wrong.
-"""
+"""Damage, foreign files, other users and newer versions of the store are handled."""
 
 from __future__ import annotations
 
@@ -44,7 +42,7 @@ def pulled(server: Fake) -> Image:
 
 
 def contents(image: Image) -> dict[str, bytes]:
-    """All files of an image."""
+    """Return all files of an image."""
     found = {}
     for lower in reversed(image.lower_directories()):
         for where, _, names in os.walk(lower):
@@ -96,8 +94,8 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_pull_repairs_what_is_damaged_or_missing(server, pulled, store, damage):
-    """It does not say that all is well because a name is known; images, rmi and prune go on."""
+def test_pull_repairs_damaged_and_missing_files(server, pulled, store, damage):
+    """The image is complete afterwards; images, rmi and prune work with damaged files."""
     damage(Path(store.directory))
     Image.list()
     again = Image.pull(f"{server.host}/a/b:1")
@@ -110,8 +108,8 @@ def test_pull_repairs_what_is_damaged_or_missing(server, pulled, store, damage):
     assert [] == Image.list()
 
 
-def test_one_damaged_document_does_not_fail_the_others(server, pulled, store, capfd):
-    """The list names every image, and says on stderr which is damaged."""
+def test_images_lists_images_with_a_damaged_document(server, pulled, store, capfd):
+    """The list has all images, and an error on stderr names the damaged one."""
     Image.pull(f"{server.host}/a/c:1")
     flipped(_path(store, "documents", pulled.id))
     image_module._document.cache_clear()  # as in another process
@@ -128,8 +126,8 @@ def _path(store: Store, directory: str, digest: str) -> Path:
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"images": [], "names": {}, "digests": {}}', "[" * 200_000]
 )
-def test_a_damaged_index_can_be_moved_away_without_a_loss(server, pulled, store, text):
-    """The error says so, and nothing is fetched again afterwards."""
+def test_a_damaged_index_can_be_moved_away(server, pulled, store, text):
+    """The error suggests it, and stored layers are reused afterwards."""
     index = Path(store.path("index.json"))
     index.write_text(text)
     for use in (Image.list, lambda: prune(store), lambda: Image.pull(f"{server.host}/a/b:1")):
@@ -159,8 +157,8 @@ NEWER = {
 
 
 @pytest.mark.parametrize(("pattern", "change"), NEWER.values(), ids=NEWER)
-def test_a_newer_store_is_named_and_left_alone(server, pulled, store, pattern, change):
-    """Nobody is told to remove it, and nothing is fetched over it."""
+def test_a_newer_format_is_an_error(server, pulled, store, pattern, change):
+    """The error does not suggest to remove the store, and nothing is overwritten."""
     assert pulled
     for path in Path(store.directory).glob(pattern):
         path.write_text(json.dumps(change(json.loads(path.read_text()))))
@@ -169,8 +167,10 @@ def test_a_newer_store_is_named_and_left_alone(server, pulled, store, pattern, c
     assert "emove" not in str(caught.value)
 
 
-def test_an_image_of_the_first_format_is_registered_again_without_a_download(server, pulled, store):
-    """Its layers were changed by other images: what its directories look like is found anew."""
+def test_an_image_of_format_1_is_registered_again_without_a_download(server, pulled, store):
+    """The attributes of its implied directories, which other images may have modified, are computed
+    again.
+    """
     index = Path(store.path("index.json"))
     data = json.loads(index.read_text())
     del data["format"]
@@ -184,8 +184,8 @@ def test_an_image_of_the_first_format_is_registered_again_without_a_download(ser
     assert index_module.FORMAT == store.index().images[pulled.id].format
 
 
-def test_a_name_of_an_image_that_is_not_there_is_passed_over(pulled, store):
-    """As a store has it whose index was edited."""
+def test_a_name_without_an_image_is_ignored(pulled, store):
+    """The index may have been edited."""
     index = Path(store.path("index.json"))
     index.write_text(json.dumps({**json.loads(index.read_text()), "images": {}}))
     assert [] == Image.list()
@@ -193,8 +193,8 @@ def test_a_name_of_an_image_that_is_not_there_is_passed_over(pulled, store):
         Image.get(pulled.reference)
 
 
-def test_foreign_files_stay_and_break_nothing(server, pulled, store):
-    """Snapshots, editors' files, a lost+found: neither removed nor taken for the store's own."""
+def test_foreign_files_are_left_alone(server, pulled, store):
+    """Snapshots, files of editors and lost+found are neither removed nor used."""
     home = Path(store.directory)
     places = ("documents", "layers", "images", "locks", "tmp", ".")
     foreign = [home / place / name for place in places for name in ("x y", ".snap", "lost+found")]
@@ -210,8 +210,8 @@ def test_foreign_files_stay_and_break_nothing(server, pulled, store):
 
 @pytest.mark.needs("root")
 @pytest.mark.parametrize("use", [Image.list, lambda: Image.get("x"), lambda: prune(Store())])
-def test_a_store_of_another_user_is_refused(pulled, store, use):
-    """Also for reading, and also by root: that user could change what root starts."""
+def test_a_store_of_another_user_is_an_error(pulled, store, use):
+    """Also for reading, and for root: the other user could modify the images."""
     assert pulled
     os.chown(store.directory, 1000, 1000)
     with pytest.raises(ImageError, match=r"belongs to another user .uid 1000."):
@@ -220,15 +220,15 @@ def test_a_store_of_another_user_is_refused(pulled, store, use):
 
 @pytest.mark.parametrize("use", [Image.list, lambda: prune(Store())])
 def test_a_store_that_is_a_file_is_an_error(store, use):
-    """Which names it."""
+    """The error has its path."""
     Path(store.directory).write_text("x")
     with pytest.raises(ImageError, match="is not a directory"):
         use()
 
 
 @pytest.mark.needs("root", "busybox", "containers")
-def test_containers_start_from_a_store_that_is_read_only(busybox, store):
-    """An image on a mounted disk can be used, though not changed."""
+def test_images_in_a_read_only_store_can_be_used(busybox, store):
+    """A container starts on an image on a read-only file system."""
     from pytest_sandbox import Container
 
     image = busybox()
@@ -242,18 +242,18 @@ def test_containers_start_from_a_store_that_is_read_only(busybox, store):
         subprocess.run(["umount", store.directory], check=True)
 
 
-def test_a_damaged_layer_under_a_container_is_not_replaced(server, pulled, store):
-    """The error says what to close; when it is closed, the layer is repaired."""
+def test_a_damaged_layer_in_use_is_not_replaced(server, pulled, store):
+    """The error suggests to close the container; then the layer is repaired."""
     held = pulled.hold()
     each("layers/*/layer.json", emptied)(_path(store, ".", "."))
-    with pytest.raises(ImageError, match="a container lives on it"):
+    with pytest.raises(ImageError, match="a container uses it"):
         Image.pull(f"{server.host}/a/b:1")
     os.close(held)
     assert WHOLE == contents(Image.pull(f"{server.host}/a/b:1"))
 
 
-def test_files_are_on_the_disk_before_they_have_their_names(server, store, monkeypatch):
-    """A power loss leaves the old file or the new one, never an empty one."""
+def test_files_are_synced_before_they_are_renamed(server, store, monkeypatch):
+    """A power loss leaves the old or the new file, never an empty one."""
     synced: list[int] = []
     placed: list[tuple[int, bool]] = []
     sync, replace = os.fsync, os.replace
@@ -266,8 +266,8 @@ def test_files_are_on_the_disk_before_they_have_their_names(server, store, monke
     monkeypatch.setattr(os, "replace", noted)
     Image.pull(f"{server.host}/a/b:1")
     assert (3, True) == (len(placed), all(known for _, known in placed))
-    facts = [_path(store, "layers", key) / "layer.json" for key in store.index().layers_in_use()]
-    assert {path.stat().st_ino for path in facts} <= set(synced)
+    info = [_path(store, "layers", key) / "layer.json" for key in store.index().layers_in_use()]
+    assert {path.stat().st_ino for path in info} <= set(synced)
 
 
 PULL_AND_PRUNE = """
@@ -285,21 +285,23 @@ for _ in range(15):
 
 
 def run_all(arguments: list[list[str]], code: str) -> list[tuple[int, str]]:
-    """Start processes at the same time; return their exit statuses and what they said."""
+    """Run processes at the same time; return their exit statuses and stderr."""
     processes = [
         subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True)
         for words in arguments
     ]
     try:
-        said = [process.communicate(timeout=120)[1] for process in processes]
-        return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
+        outputs = [process.communicate(timeout=120)[1] for process in processes]
+        return [
+            (process.returncode, text) for process, text in zip(processes, outputs, strict=True)
+        ]
     finally:
         for process in processes:
             process.kill()
 
 
-def test_prune_may_meet_pull(server):
-    """Who pulls has the image, or is told that somebody has removed it."""
+def test_prune_and_pull_may_run_at_the_same_time(server):
+    """Pull returns the image or raises UnknownImage."""
     reference = f"{server.host}/a/b:1"
     found = run_all([[reference, what] for what in ("pull", "pull", "prune")], PULL_AND_PRUNE)
     assert [(0, "")] * 3 == found
@@ -314,8 +316,8 @@ for number in range(int(sys.argv[3])):
 """
 
 
-def test_parallel_pulls_do_not_wait_for_each_other_for_ever(tmp_path, monkeypatch):
-    """Workers that pull the same layers in different orders, one of them twice in one image."""
+def test_parallel_pulls_do_not_deadlock(tmp_path, monkeypatch):
+    """Processes pull the same layers in different orders, one layer twice in an image."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
     layers = [files(**{f"f{number}": str(number)}) for number in range(4)]
     with fake_registry() as fake:
@@ -327,8 +329,8 @@ def test_parallel_pulls_do_not_wait_for_each_other_for_ever(tmp_path, monkeypatc
         assert [(0, "")] * 4 == run_all(words, PULL_AT_ONCE)
 
 
-def test_a_layer_that_is_named_twice_is_made_once(server):
-    """And fetched once."""
+def test_a_layer_that_is_listed_twice_is_stored_once(server):
+    """It is fetched once."""
     twice = files(twice="2")
     Image.pull(server.add("a/twice:1", made := Made([twice, twice, twice])))
     digest = made.manifest["layers"][0]["digest"]

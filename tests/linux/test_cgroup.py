@@ -30,7 +30,7 @@ from pytest_sandbox.linux.cgroup import (
 from pytest_sandbox.linux.cgroup.directories import kill_pids
 from pytest_sandbox.linux.cgroup.interface_files import read_number
 from pytest_sandbox.outcome import Stats
-from pytest_sandbox.settings import Settings
+from pytest_sandbox.settings.settings import Settings
 
 MB = 1 << 20
 EAT = "import sys; held = b'x' * int(sys.argv[1]); print('held')"

@@ -18,7 +18,7 @@ from pytest_sandbox.linux.cgroup import Mount, destroy, find_hierarchy
 from pytest_sandbox.linux.cgroup.interface_files import read_flat_keyed
 from pytest_sandbox.linux.cgroup.v2 import HierarchyV2
 from pytest_sandbox.linux.cgroup.v2_parent import LEAF
-from pytest_sandbox.settings import Settings
+from pytest_sandbox.settings.settings import Settings
 
 pytestmark = [pytest.mark.needs("cgroup_v2"), pytest.mark.vm]
 
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.needs("cgroup_v2"), pytest.mark.vm]
 TWO_SESSIONS = """
 import json, sys
 from pytest_sandbox.linux.cgroup import find_hierarchy, parse_own, read
-from pytest_sandbox.settings import Settings
+from pytest_sandbox.settings.settings import Settings
 
 def own_cgroup():
     return parse_own(read("/proc/self/cgroup"))[""]

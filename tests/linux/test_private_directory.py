@@ -135,14 +135,14 @@ def test_a_layer_directory_of_another_user_is_skipped(tmp_path, monkeypatch):
     )
     os.mkdir(tmp_path / "writable", 0o777)
     os.chown(tmp_path / "writable", 4321, 4321)
-    assert f"/var/tmp/pytest-sandbox-{os.geteuid()}" == privileges._layers()
+    assert f"/var/tmp/pytest-sandbox-{os.geteuid()}" == privileges._layers_directory()
     os.rmdir(f"/var/tmp/pytest-sandbox-{os.geteuid()}")
     monkeypatch.setattr(host_root, "takes_attributes", lambda _directory: False)
     with pytest.raises(
         OSError,
         match=r"writable: it belongs to UID 4321.*no user attributes.*Set PYTEST_SANDBOX_HOME",
     ):
-        privileges._layers()
+        privileges._layers_directory()
     os.rmdir(f"/var/tmp/pytest-sandbox-{os.geteuid()}")
 
 

@@ -24,7 +24,7 @@ def test_a_session_without_containers_loads_no_container_code(run):
     containers.
     """
     needless = {
-        "pytest_sandbox.settings",
+        "pytest_sandbox.settings.settings",
         "pytest_sandbox.settings.parsers",
         "pytest_sandbox.container",
         "pytest_sandbox.linux",
@@ -166,7 +166,7 @@ def test_the_command_line_overrides_marks_and_ini_settings(run, pytester):
         ('"512m"', "takes settings by name"),
         (
             'user="nobody-of-that-name"',
-            "user='nobody-of-that-name' is not valid; accepted: a number, or a name",
+            "user='nobody-of-that-name' is not valid; accepted: an ID, or a name",
         ),
         ('user="0:no-such-group"', "which has no 'no-such-group'"),
         ('cpuset="4000"', "cpuset='4000' is not supported here. The CPUs of this host are 0"),

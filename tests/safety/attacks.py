@@ -1,8 +1,7 @@
-"""What a hostile payload would try, as functions that need nothing but the standard library; each
-says "done", or the errno that stopped it.
+"""Attacks of a hostile payload, as functions that use the standard library only.
 
-None does harm where it succeeds: files are opened and not written, calls get arguments that the
-kernel refuses.
+Most return "done", or the name of the errno that stopped them. None does harm if it succeeds: files
+are opened and not written to, and system calls get invalid arguments.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ TIOCSTI = 0x5412
 
 
 def outcome(action, *arguments):
-    """Say "done", or the name of the errno."""
+    """Call ``action``; return "done", or the name of the errno."""
     try:
         action(*arguments)
     except OSError as error:
@@ -36,13 +35,13 @@ def outcome(action, *arguments):
 
 
 def called(name, *arguments):
-    """Call a function of the C library; raise what errno says."""
+    """Call a function of the C library; raise OSError if it fails."""
     if getattr(libc, name)(*arguments) < 0:
         raise OSError(ctypes.get_errno(), name)
 
 
 def system_calls(numbers):
-    """Make system calls by number, all arguments 0; returns what each one says."""
+    """Make system calls by number with arguments of 0; return the outcome of each."""
     found = {}
     for number in numbers:
         ctypes.set_errno(0)
@@ -52,7 +51,7 @@ def system_calls(numbers):
 
 
 def system_calls_of_32_bits(numbers):
-    """The same through the entry for 32-bit programs (int 0x80), which has numbers of its own."""
+    """Make system calls of the i386 ABI (int 0x80) with arguments of 0; return the outcomes."""
     found = {}
     page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
@@ -66,7 +65,7 @@ def system_calls_of_32_bits(numbers):
 
 
 def status():
-    """What /proc/self/status says of the payload's power."""
+    """Return the capabilities, no_new_privs and seccomp mode in /proc/self/status."""
     wanted = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
     with open("/proc/self/status", encoding="ascii") as file:
         lines = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
@@ -74,7 +73,7 @@ def status():
 
 
 def read(path):
-    """Read the beginning of a file, or list a directory; returns the count of what is seen."""
+    """Read the start of a file, or list a directory; return the count of bytes or entries."""
     if os.path.isdir(path):
         return len(os.listdir(path))
     with open(path, "rb") as file:
@@ -82,12 +81,12 @@ def read(path):
 
 
 def open_for_writing(path):
-    """Open, and write nothing."""
+    """Open a file for writing, and write nothing."""
     return outcome(lambda: os.close(os.open(path, os.O_WRONLY)))
 
 
 def create(path):
-    """Make a file and remove it."""
+    """Create a file and remove it."""
 
     def make():
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
@@ -102,17 +101,17 @@ def mount():
 
 
 def unmount(path):
-    """Take away a mount that hides something."""
+    """Unmount a mask."""
     return outcome(called, "umount2", path.encode(), 2)
 
 
 def remount(path):
-    """Make a read-only mount writable."""
+    """Remount a read-only bind mount read-write."""
     return outcome(called, "mount", None, path.encode(), None, 4096 | 32, None)
 
 
 def new_user_namespace():
-    """Become root of a user namespace of one's own, the first step of many exploits."""
+    """Create a nested user namespace, the first step of many exploits."""
     pid = os.fork()
     if not pid:
         os._exit(
@@ -125,7 +124,7 @@ def new_user_namespace():
 
 
 def join_namespace(kind):
-    """Enter a namespace of PID 1's."""
+    """Join a namespace of PID 1."""
 
     def enter():
         fd = os.open(f"/proc/1/ns/{kind}", os.O_RDONLY)
@@ -135,7 +134,7 @@ def join_namespace(kind):
 
 
 def make_device(number, path):
-    """Make a device's node and open it."""
+    """Make a device node and open it."""
 
     def make():
         os.mknod(path, stat.S_IFCHR | 0o600, number)
@@ -148,19 +147,17 @@ def make_device(number, path):
 
 
 def open_by_handle():
-    """Open a file by its handle, as the "shocker" exploit does."""
+    """Open a file by its handle, like the "shocker" exploit of docker."""
     return outcome(called, "open_by_handle_at", 0, struct.pack("<Iiq", 8, 1, 2), 0)
 
 
 def open_socket(family, kind=socket.SOCK_STREAM):
-    """Open a socket of a family."""
+    """Open a socket."""
     return outcome(lambda: socket.socket(family, kind).close())
 
 
 def type_into_terminal(request):
-    """Put a character into the input of a terminal, or steer the console: any ioctl(2) that takes a
-    character.
-    """
+    """Make an ioctl(2) that takes a character, such as TIOCSTI, on a new pseudo-terminal."""
 
     def go():
         leader, terminal = os.openpty()
@@ -174,7 +171,7 @@ def type_into_terminal(request):
 
 
 def connect(address):
-    """Connect to a Unix socket; an abstract one's name begins with an @."""
+    """Connect to a Unix socket; the name of an abstract one starts with @."""
 
     def go():
         with socket.socket(socket.AF_UNIX) as one:
@@ -184,7 +181,7 @@ def connect(address):
 
 
 def trace(pid):
-    """Attach to a process, and let go."""
+    """Attach to a process with ptrace(2)."""
     return outcome(called, "ptrace", PTRACE_ATTACH, pid, None, None)
 
 
@@ -196,7 +193,7 @@ def write_memory(pid):
 
 
 def look_at(pid):
-    """Open everything of a process that would give power over it."""
+    """Open the files of a process in /proc that give access to it; return the outcomes."""
     names = (
         "exe",
         "root",
@@ -226,7 +223,7 @@ def _look(path):
 
 
 def signal_everybody():
-    """Send each signal to PID 1, and those that can be survived to all."""
+    """Send every signal to PID 1."""
     for number in signal.valid_signals():
         with suppress(OSError):
             os.kill(1, number)
@@ -234,7 +231,7 @@ def signal_everybody():
 
 
 def descriptors():
-    """What the descriptors past stderr are."""
+    """Return what the descriptors above stderr refer to."""
     found = []
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):
@@ -244,14 +241,14 @@ def descriptors():
 
 
 def session_keyring():
-    """The number of the session keyring (KEYCTL_GET_KEYRING_ID)."""
+    """Return the ID of the session keyring (KEYCTL_GET_KEYRING_ID), or an errno's name."""
     number = {"x86_64": 250, "aarch64": 219}[os.uname().machine]
     result = libc.syscall(ctypes.c_long(number), 0, -3, 0, 0, 0)
     return result if result >= 0 else errno.errorcode[ctypes.get_errno()]
 
 
 def push_into_terminal():
-
+    """Put a character into the input of stdin's terminal (TIOCSTI)."""
     return outcome(fcntl.ioctl, 0, TIOCSTI, b"x")
 
 
@@ -261,8 +258,8 @@ def open_terminal():
 
 
 def break_out_of_chroot():
-    """The classic: chroot into a directory while the working directory is above it, go up, and
-    look.
+    """Change the root to a directory below the working directory, go up, and list the root
+    (chroot(2), NOTES).
     """
     with suppress(FileExistsError):
         os.mkdir("/tmp/jail")
@@ -274,7 +271,7 @@ def break_out_of_chroot():
 
 
 def overwrite_stdout():
-    """Open the file behind stdout anew, with rights of one's own, and truncate it."""
+    """Reopen the file of stdout for writing, and truncate it."""
     return outcome(lambda: os.close(os.open("/proc/self/fd/1", os.O_WRONLY | os.O_TRUNC)))
 
 

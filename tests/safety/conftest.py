@@ -1,6 +1,4 @@
-"""How an attack gets inside: as a program that init executes, and as a function in a fork of this
-process.
-"""
+"""Fixtures that run an attack in a container with and without a protection."""
 
 from __future__ import annotations
 
@@ -11,21 +9,21 @@ from boxes import box, busybox_root
 from safety.ways import attack
 
 from pytest_sandbox.container import build_spec
-from pytest_sandbox.container import container as room
+from pytest_sandbox.container import container as container_module
 
 __all__ = ["box", "busybox_root"]
 
 
 @pytest.fixture(params=["run", "call"])
 def inside(request, box):
-    """An attack by either way into a container of default settings."""
+    """Run an attack, in each of the ways, in a container with default settings."""
     return lambda name, *arguments: attack(box, request.param, name, *arguments)
 
 
 @pytest.fixture(params=["run", "call"])
 def without(request, monkeypatch):
-    """An attack in a container from whose spec a protection was taken, to see that it is what stops
-    the attack.
+    """Run an attack in a container whose spec lacks a protection, to prove that it is the
+    protection that stops the attack.
     """
 
     def go(changes, name, *arguments, **settings):
@@ -36,7 +34,7 @@ def without(request, monkeypatch):
                 "spec_of",
                 lambda *one, **two: dataclasses.replace(original(*one, **two), **changes),
             )
-            with room.Container(**settings) as container:
+            with container_module.Container(**settings) as container:
                 return attack(container, request.param, name, *arguments)
 
     return go

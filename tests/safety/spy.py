@@ -1,7 +1,7 @@
-"""Run inside a container: look into /proc of every other process, and print what must not be there.
+"""Inside a container, search /proc of every other process for texts: ``SECONDS TEXT...``.
 
-Arguments: the seconds to go on, and the texts to look for. It prints "on" first, and at the end a
-JSON list of what was found.
+The texts are reversed, so that the program does not find its own command line. Prints "on" first,
+and at the end a JSON list of what was found.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ READ = ("cmdline", "environ", "maps", "mountinfo", "net/unix", "auxv", "status",
 
 
 def look(pid: str, wanted: list[bytes]) -> list[str]:
-    """Return what this process can learn about, or do to, another one."""
+    """Return what this process finds in another one, and "mem" if it can write to its memory."""
     found = []
     for name in READ:
         text = content(f"/proc/{pid}/{name}")
@@ -27,15 +27,14 @@ def look(pid: str, wanted: list[bytes]) -> list[str]:
         return found
     if not can_read_memory(pid):
         return found
-    # What has executed its program is a payload as this one is; what has ended says nothing.
+    # A process that has executed its program is a payload like this one; one that has ended has no
+    # name.
     executed = content(f"/proc/{pid}/comm") != b"pytest-sandbox\n"
     return found if executed else [*found, "mem"]
 
 
 def can_read_memory(pid: str) -> bool:
-    """Tell whether a process has memory, and shows it: one that is ending can be opened and has
-    none.
-    """
+    """Return whether the memory of a process can be opened; one that is ending has none."""
     try:
         fd = os.open(f"/proc/{pid}/mem", os.O_RDWR)
     except OSError:
@@ -81,9 +80,7 @@ def say(text: str) -> None:
 
 def main() -> None:
     end = time.monotonic() + float(sys.argv[1])
-    wanted = [
-        text[::-1].encode() for text in sys.argv[2:]
-    ]  # reversed, or it would find its own command line
+    wanted = [text[::-1].encode() for text in sys.argv[2:]]
     newest, found = os.getpid(), set()
     say("on")
     while time.monotonic() < end and not os.path.exists("/dev/shm/stop"):

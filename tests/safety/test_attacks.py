@@ -1,6 +1,4 @@
-"""What a hostile payload cannot do by default; beside it, that the same attack succeeds once the
-protection is taken away.
-"""
+"""Attacks of a hostile payload: each fails by default, and succeeds without the protection."""
 
 from __future__ import annotations
 
@@ -31,18 +29,19 @@ NONE = "0000000000000000"
 
 
 @pytest.mark.vm
-def test_the_payloads_power(inside):
-    """Docker's capabilities and no others, none inheritable or ambient, no new privileges, a
-    filter.
+def test_the_capabilities_of_a_payload(inside):
+    """A payload has docker's capabilities, none of them inheritable or ambient, no_new_privs and a
+    seccomp filter.
     """
     expected = {
-        "CapInh": NONE, "CapPrm": DOCKER, "CapEff": DOCKER, "CapBnd": DOCKER, "CapAmb": NONE, "NoNewPrivs": "1", "Seccomp": "2",
+        "CapInh": NONE, "CapPrm": DOCKER, "CapEff": DOCKER, "CapBnd": DOCKER, "CapAmb": NONE,
+        "NoNewPrivs": "1", "Seccomp": "2",
     }  # fmt: skip
     assert expected == inside("status")
 
 
-def test_the_payloads_power_without_limits(without):
-    """The figures above come from the settings: privileged has them all, and no filter."""
+def test_the_capabilities_of_a_privileged_payload(without):
+    """A privileged payload has all capabilities of the host, and no filter."""
     found = without({}, "status", privileged=True)
     every = f"{capabilities.supported() & host_bounding():016x}"
     assert (every, "0", "0") == (found["CapEff"], found["NoNewPrivs"], found["Seccomp"])
@@ -67,7 +66,7 @@ def host_bounding():
     ids=str,
 )
 def test_capabilities_by_settings(how, settings, effective, bounding):
-    """cap_add, cap_drop and user give what docker would."""
+    """cap_add, cap_drop and user have the same effect as in docker."""
     with Container(**settings) as c:
         found = (
             attack(c, how, "status")
@@ -80,7 +79,7 @@ def test_capabilities_by_settings(how, settings, effective, bounding):
 
 
 def status_as_user(container):
-    """Read the status by a program that any user may execute."""
+    """Read the status with a program that any user may execute."""
     lines = container.run(
         ["cat", "/proc/self/status"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -91,11 +90,11 @@ def status_as_user(container):
 
 
 def denied(answer):
-    """The numbers of the calls that the policy answers so, by the machine's own table."""
+    """Return the names of the system calls with this answer of the policy, by their numbers."""
     table = {"x86_64": "X86_64", "aarch64": "AARCH64"}[os.uname().machine]
     every = seccomp.numbers(table)
     newest = next(number for number, name in every.items() if name == profile.NEWEST)
-    # The kernel lets no filter see the calls of its own uprobe trampolines.
+    # No filter sees the system calls of the kernel's own uprobe trampolines (seccomp(2), NOTES).
     known = {
         number: name
         for number, name in every.items()
@@ -110,7 +109,7 @@ def denied(answer):
 
 @pytest.mark.vm
 def test_every_denied_system_call_is_denied(inside):
-    """Each call that docker's policy refuses gives EPERM, whatever its arguments."""
+    """Each system call that docker's policy denies fails with EPERM."""
     numbers = denied("refuse")
     assert {
         "mount",
@@ -135,12 +134,12 @@ def test_every_denied_system_call_is_denied(inside):
 
 
 def test_denied_system_calls_that_look_missing(inside):
-    """clone3 and what is newer than the policy say ENOSYS, so that libraries fall back."""
+    """clone3 and calls newer than the policy fail with ENOSYS, so that libraries fall back."""
     assert {"ENOSYS"} == set(inside("system_calls", [*denied("missing"), 900]).values())
 
 
 def test_without_the_filter_the_kernel_answers(without):
-    """With seccomp=unconfined the same calls give other answers: it is the filter that refuses."""
+    """With seccomp=unconfined most of the same calls do not fail with EPERM."""
     numbers = {name: number for number, name in denied("refuse").items()}
     asked = {
         name: numbers[name]
@@ -162,9 +161,9 @@ def test_without_the_filter_the_kernel_answers(without):
     assert len([said for said in answers.values() if said != "EPERM"]) >= 5
 
 
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="x32 and i386 are entries of x86_64")
-def test_other_entries_are_no_way_around(inside):
-    """The x32 entry, and the one for 32-bit programs with its own numbers, refuse the same."""
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="only x86_64 has the x32 and i386 ABIs")
+def test_other_abis_do_not_bypass_the_filter(inside):
+    """The x32 ABI and the i386 ABI, which has numbers of its own, deny the same calls."""
     numbers = {name: number for number, name in denied("refuse").items()}
     x32 = inside(
         "system_calls",
@@ -179,8 +178,8 @@ def test_other_entries_are_no_way_around(inside):
     assert {"EPERM"} == set(found.values())
 
 
-def test_the_tables_have_the_policys_calls():
-    """Each call of the policy has a number in some table, so that no name is misspelt."""
+def test_every_call_of_the_policy_has_a_number():
+    """Each name in the policy is in a table of system calls, so it is not misspelt."""
     policy = profile
     known = {
         name
@@ -203,12 +202,12 @@ def test_the_tables_have_the_policys_calls():
     ids=["AF_ALG", "AF_VSOCK"],
 )
 def test_sockets_that_reach_the_host(inside, family, kind):
-    """AF_VSOCK is in no namespace, AF_ALG is attack surface: both are refused."""
+    """AF_VSOCK has no namespace, and AF_ALG is attack surface: both are denied."""
     assert "EPERM" == inside("open_socket", family, kind)
 
 
 def test_sockets_that_reach_the_host_without_the_filter(without):
-    """Nothing but the filter refuses AF_ALG (where the kernel has it)."""
+    """Only the filter denies AF_ALG."""
     assert "EPERM" != without(
         {}, "open_socket", 38, socket.SOCK_SEQPACKET, security_opt=["seccomp=unconfined"]
     )
@@ -220,8 +219,8 @@ def test_sockets_that_reach_the_host_without_the_filter(without):
     ids=["AF_PACKET", "SOCK_PACKET"],
 )
 def test_packet_sockets_take_a_capability_by_name(inside, without, family, kind):
-    """Their rings are memory that no limit counts, so docker's set is not enough: cap_add names
-    NET_RAW.
+    """No cgroup accounts for the memory of their rings, so they take cap_add=["NET_RAW"], and
+    docker's default set is not enough.
     """
     assert "EPERM" == inside("open_socket", int(family), kind)
     assert "done" == without({}, "open_socket", int(family), kind, cap_add=["NET_RAW"])
@@ -229,7 +228,7 @@ def test_packet_sockets_take_a_capability_by_name(inside, without, family, kind)
 
 @pytest.mark.parametrize("request_", [0x5412, 0x541C], ids=["TIOCSTI", "TIOCLINUX"])
 def test_nothing_can_be_typed_into_a_terminal(inside, without, request_):
-    """The filter refuses it on every terminal, and no other request (TIOCMGET, which a
+    """The filter denies these requests on every terminal, and no others (here TIOCMGET, which a
     pseudo-terminal lacks).
     """
     assert ["EPERM", "ENOTTY"] == [inside("type_into_terminal", one) for one in (request_, 0x5415)]
@@ -239,7 +238,7 @@ def test_nothing_can_be_typed_into_a_terminal(inside, without, request_):
 
 @pytest.mark.vm
 def test_usual_sockets_can_be_opened(inside):
-    """TCP, UDP, Unix, netlink, and raw ones with docker's NET_RAW."""
+    """TCP, UDP, Unix and raw netlink sockets can be opened."""
     usual = [(socket.AF_INET, 1), (socket.AF_INET6, 2), (socket.AF_UNIX, 1), (socket.AF_NETLINK, 3)]
     assert ["done"] * 4 == [inside("open_socket", int(family), kind) for family, kind in usual]
 
@@ -250,8 +249,8 @@ def test_usual_sockets_can_be_opened(inside):
 @pytest.mark.parametrize("name", ["null", "zero", "full", "random", "urandom", "tty"])
 @pytest.mark.parametrize("settings", [{}, {"network": "host"}], ids=str)
 def test_the_hosts_device_nodes_cannot_be_changed(name, settings):
-    """Mode, owner, times and attributes of /dev/null are the host's: root inside is refused, and
-    can write to it.
+    """Root inside cannot change the mode, owner or times of the host's /dev/null, and can write to
+    it.
     """
     script = (
         f"for do in 'chmod 666' 'chown 0:0' 'touch -c'; do $do /dev/{name} 2>&1; done; echo "
@@ -268,7 +267,7 @@ def test_the_hosts_device_nodes_cannot_be_changed(name, settings):
 
 
 def test_nothing_can_be_mounted(inside):
-    """mount, umount of a mask and remount of what is read-only are refused."""
+    """mount, umount of a mask and a read-write remount are denied."""
     assert ["EPERM"] * 4 == [
         inside("mount"),
         inside("unmount", "/proc/keys"),
@@ -278,21 +277,21 @@ def test_nothing_can_be_mounted(inside):
 
 
 def test_nothing_can_be_mounted_with_the_user_namespace_alone(without):
-    """Also without filter and with SYS_ADMIN in the mask, the payload's user namespace has no right
-    over the mounts.
+    """Without the filter, and with SYS_ADMIN, the payload's user namespace does not own the
+    mounts.
     """
     changes = {"seccomp": False, "capabilities": capabilities.ALL & capabilities.supported()}
     assert "EPERM" == without(changes, "mount")
 
 
 def test_everything_can_be_mounted_when_privileged(without):
-    """Privileged takes both away."""
+    """A privileged payload may mount."""
     assert "done" == without({}, "mount", privileged=True)
 
 
 def test_no_namespace_of_its_own(inside):
-    """A nested user namespace, the start of most kernel exploits, is refused, and no namespace can
-    be joined.
+    """A nested user namespace, the start of most kernel exploits, is denied, and no namespace of
+    PID 1 can be joined.
     """
     assert ("EPERM", {"EACCES"}) == (
         inside("new_user_namespace"),
@@ -301,41 +300,49 @@ def test_no_namespace_of_its_own(inside):
 
 
 def test_a_namespace_of_its_own_without_the_filter(without):
-    """It is the filter that refuses."""
+    """Without the filter a nested user namespace is allowed."""
     assert "done" == without({}, "new_user_namespace", security_opt=["seccomp=unconfined"])
 
 
 @pytest.mark.parametrize("path", mounts.MASKED_PATHS)
 def test_masked_paths_show_nothing(inside, path):
-    """What tells of the machine is empty."""
+    """Files and directories about the machine are empty."""
     if os.path.exists(path):
         assert 0 == inside("read", path)
 
 
 def test_masked_paths_show_something_without_the_mask(without):
-    """Privileged, the same paths are the kernel's."""
+    """In a privileged container the same paths have content."""
     assert 0 < without({}, "read", "/proc/timer_list", privileged=True) + without(
         {}, "read", "/proc/interrupts", privileged=True
     )
 
 
-WRITABLE = [
-    "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sys/kernel/hostname", "/proc/sys/vm/overcommit_memory",
-    "/proc/sys/fs/file-max", "/proc/sys/net/ipv4/ip_forward", "/proc/sysrq-trigger", "/proc/irq/default_smp_affinity", "/sys/kernel/uevent_helper",
-    "/sys/power/state", "/sys/module/kernel/parameters/panic",
-]  # fmt: skip
+KERNEL_SETTINGS = [
+    "/proc/irq/default_smp_affinity",
+    "/proc/sys/fs/file-max",
+    "/proc/sys/kernel/core_pattern",
+    "/proc/sys/kernel/hostname",
+    "/proc/sys/kernel/modprobe",
+    "/proc/sys/net/ipv4/ip_forward",
+    "/proc/sys/vm/overcommit_memory",
+    "/proc/sysrq-trigger",
+    "/sys/kernel/uevent_helper",
+    "/sys/module/kernel/parameters/panic",
+    "/sys/power/state",
+]
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize("path", WRITABLE)
-def test_the_kernels_switches_are_read_only(inside, path):
-    """No switch of the machine's can be opened for writing, although root's number is root's."""
+@pytest.mark.parametrize("path", KERNEL_SETTINGS)
+def test_kernel_settings_are_read_only(inside, path):
+    """No setting of the kernel can be opened for writing, although UID 0 is mapped to itself."""
     if os.path.exists(path):
         assert inside("open_for_writing", path) in {"EROFS", "EACCES", "ENOENT"}
 
 
-def test_the_kernels_switches_without_the_protection(without):
-    """Only the read-only mounts refuse: privileged opens them (and writes nothing here)."""
+def test_kernel_settings_without_the_protection(without):
+    """A privileged payload can open them for writing: only the read-only mounts deny it."""
     paths = ("/proc/sys/kernel/core_pattern", "/proc/sys/vm/overcommit_memory")
     assert ["done", "done"] == [
         without({}, "open_for_writing", path, privileged=True) for path in paths
@@ -343,20 +350,20 @@ def test_the_kernels_switches_without_the_protection(without):
 
 
 def test_the_user_namespace_alone_does_not_guard_proc(without):
-    """That is why: root's number in a user namespace of identities still opens /proc/sys."""
+    """Without the read-only mounts, UID 0 of the user namespace may write to /proc/sys."""
     assert "done" == without(
         {"protected": False}, "open_for_writing", "/proc/sys/kernel/core_pattern"
     )
 
 
-def test_no_group_can_be_written(inside):
-    """The container's limits are out of its reach: there is no cgroup file system inside."""
+def test_no_cgroup_can_be_changed(inside):
+    """There is no cgroup file system inside, so a payload cannot change its limits."""
     assert 0 == inside("read", "/sys/fs/cgroup")
     assert inside("create", "/sys/fs/cgroup/x") in {"EROFS", "EACCES", "ENOENT"}
 
 
 def test_devices_made_inside_are_inert(inside, without):
-    """Mknod gives nothing that opens, with the user namespace or without."""
+    """A device made inside cannot be opened; with the user namespace mknod is denied."""
     assert inside("make_device", os.makedev(1, 5), "/tmp/zero") == "EPERM"
     assert (
         without({"user_namespace": False}, "make_device", os.makedev(1, 5), "/tmp/zero") == "EACCES"
@@ -372,29 +379,27 @@ def test_devices_made_inside_are_inert(inside, without):
 
 
 def test_no_file_by_its_handle(inside):
-    """open_by_handle_at would open any file of the host's file system."""
+    """open_by_handle_at, which could open any file of the host's file system, is denied."""
     assert "EPERM" == inside("open_by_handle")
 
 
-# -- the container's init, and the way in
+# -- the container's init, and payloads that join
 
 
 @pytest.mark.vm
 def test_init_cannot_be_looked_at(inside):
-    """Every door of /proc/1 is closed: no exe (CVE-2019-5736), no root, no memory, no
-    descriptor.
-    """
+    """A payload can open nothing in /proc/1: no exe (CVE-2019-5736), root, memory or descriptor."""
     found = inside("look_at", 1)
     assert set(found.values()) <= {"EACCES", "EPERM", "ENOENT"}, found
 
 
 def test_init_cannot_be_traced_or_written(inside):
-    """Ptrace and process_vm_writev do not reach it."""
+    """Init cannot be traced, and process_vm_writev to it is denied."""
     assert {"EPERM"} == {inside("trace", 1), inside("write_memory", 1)}
 
 
 def test_other_payloads_can_be_looked_at(inside):
-    """The refusals are init's alone: a payload may look at itself (docker allows ptrace, too)."""
+    """A payload can open its own files in /proc, as docker allows ptrace, too."""
     found = inside("look_at", "self")
     assert ["done"] * 4 == [found[name] for name in ("exe", "root", "maps", "environ")]
 
@@ -402,20 +407,20 @@ def test_other_payloads_can_be_looked_at(inside):
 @pytest.mark.vm
 @pytest.mark.parametrize("how", ["run", "call"])
 def test_init_survives_every_signal(how):
-    """No signal from inside ends or stops it."""
+    """No signal from inside ends or stops init."""
     with Container() as c:
         assert "done" == attack(c, how, "signal_everybody")
         assert (0, "running") == (c.run(["true"]).returncode, c.status)
 
 
 def test_a_payload_that_kills_everything_kills_itself_only(box):
-    """Kill -9 -1 inside is nobody else's end."""
+    """A kill of -1 inside ends processes of this container only."""
     assert -signal.SIGKILL == box.run(["/bin/sh", "-c", "kill -9 -1; kill -9 $$"]).returncode
     assert 0 == box.run(["true"]).returncode
 
 
 def test_no_descriptor_is_inherited(box):
-    """A command has stdin, stdout, stderr and nothing else, also where the caller's descriptors are
+    """A command has stdin, stdout and stderr only, also if the caller's descriptors are
     inheritable.
     """
     leaks = [os.open("/", os.O_RDONLY), os.open(os.devnull, os.O_RDONLY)]
@@ -433,8 +438,8 @@ def test_no_descriptor_is_inherited(box):
 
 
 def test_no_descriptor_of_the_library_is_in_a_call(box):
-    """In a function inside there is the socket of its answer, and nothing of launcher, of this or
-    of other containers.
+    """A function inside has the socket for its result, and no descriptor of the launcher or of a
+    container.
     """
     with Container():
         found = attack(box, "call", "descriptors")
@@ -454,9 +459,7 @@ def test_no_descriptor_of_the_library_is_in_a_call(box):
 
 @pytest.mark.parametrize("how", ["run", "call"])
 def test_the_session_keyring_is_new(how):
-    """Keys of the caller's session stay with the caller: another keyring, seen where keyctl is
-    allowed for once.
-    """
+    """The session keyring inside is not the caller's (keyctl is allowed in this test)."""
     with Container(security_opt=["seccomp=unconfined"]) as c:
         outer, inner = attacks.session_keyring(), attack(c, how, "session_keyring")
     assert isinstance(inner, int)
@@ -464,9 +467,7 @@ def test_the_session_keyring_is_new(how):
 
 
 def test_a_terminal_as_stdin_cannot_be_typed_into(box):
-    """TIOCSTI into a terminal that was passed in is refused: it is not the payload's controlling
-    one.
-    """
+    """TIOCSTI on a terminal that was passed as stdin is denied."""
     main, terminal = pty.openpty()
     try:
         command = [sys.executable, attacks.__file__, "push_into_terminal", "[]"]
@@ -483,7 +484,7 @@ def test_no_controlling_terminal(inside):
 
 
 def test_a_file_as_stdout_cannot_be_reopened(box, tmp_path):
-    """/proc/self/fd/1 is a pipe: what the caller's file held stays; without us it would be gone."""
+    """A payload cannot truncate the caller's stdout file by /proc/self/fd/1, which is a pipe."""
     for run, kept in ((box.run, True), (subprocess.run, False)):
         file = tmp_path / f"out-{kept}"
         file.write_text("before\n")
@@ -504,16 +505,14 @@ def other(busybox_root):
 
 
 def test_a_chroot_broken_out_of_is_the_container(other):
-    """The way up ends at the container's root."""
+    """The classic way out of a chroot ends at the container's root."""
     assert sorted(other.listdir("/")) == [
         name for name in other.call(attacks.break_out_of_chroot) if name != "jail"
     ]
 
 
 def test_the_working_directory_is_inside(other):
-    """Neither the working directory nor the root of any process inside is outside
-    (CVE-2024-21626).
-    """
+    """No working directory of a payload leads outside (CVE-2024-21626)."""
     assert "/\n" == other.run(["sh", "-c", "cd .; pwd -P"], capture_output=True, text=True).stdout
     for cwd in ("/proc/self/fd/7", "/proc/1/fd/3", "/proc/self/fd/8/../../.."):
         with pytest.raises(OSError, match=r"No such file|Permission denied|Not a directory"):
@@ -521,8 +520,8 @@ def test_the_working_directory_is_inside(other):
 
 
 def test_abstract_sockets_of_the_host(inside, without):
-    """A daemon's abstract socket is in the network namespace, which is another one; with
-    network="host" it is there.
+    """An abstract socket of the host is in another network namespace, except with
+    network="host".
     """
     name = f"@pytest-sandbox-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX) as server:
@@ -533,7 +532,7 @@ def test_abstract_sockets_of_the_host(inside, without):
 
 
 def mapped_devices(pid):
-    """The devices of the files that a process has mapped: libraries and modules that it loaded."""
+    """Return the devices of the files that a process has mapped, such as libraries."""
     lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines()
     return {
         line.split()[3]
@@ -543,8 +542,8 @@ def mapped_devices(pid):
 
 
 def test_nothing_of_a_hostile_root_is_loaded(busybox_root, tmp_path):
-    """Users, hosts and encodings that a root defines by libraries and modules of its own run no
-    code of it in our processes.
+    """Name service libraries and Python modules of a root file system are not loaded into our
+    processes.
     """
     root = hostile_root(busybox_root, tmp_path)
     with Container(image=root, user="ann", hostname="some.host") as c:
@@ -561,7 +560,7 @@ def test_nothing_of_a_hostile_root_is_loaded(busybox_root, tmp_path):
 
 
 def hostile_root(busybox_root, tmp_path):
-    """A root with modules and libraries that would leave a mark when they are loaded."""
+    """Make a root file system whose modules and libraries would leave a file when loaded."""
     from boxes import make_busybox_root
 
     root = make_busybox_root(tmp_path / "root")
@@ -597,9 +596,7 @@ def hostile_root(busybox_root, tmp_path):
     "kind", ["fifo", "endless", "directory", "loop", "dangling", "garbage", "device"]
 )
 def test_a_hostile_user_file_neither_hangs_nor_fills(tmp_path, kind):
-    """/etc/passwd as a FIFO, an endless file or nonsense: an unknown name is refused, a number
-    works, and nothing hangs.
-    """
+    """With /etc/passwd a FIFO, an endless file or garbage, a name is refused and a UID works."""
     from boxes import make_busybox_root
 
     root = make_busybox_root(tmp_path / "root")
@@ -639,9 +636,7 @@ def test_a_hostile_user_file_neither_hangs_nor_fills(tmp_path, kind):
 @pytest.mark.parametrize("name", ["proc", "sys", "dev"])
 @pytest.mark.parametrize("kind", ["link", "file"])
 def test_a_root_that_redirects_our_mounts_is_refused(tmp_path, name, kind):
-    """A link or file in the place of /proc, /sys or /dev is an error that names it: nothing is
-    mounted elsewhere (CVE-2019-19921).
-    """
+    """A link or file named /proc, /sys or /dev is an error that names it (CVE-2019-19921)."""
     from boxes import make_busybox_root
 
     from pytest_sandbox import SetupError
@@ -653,7 +648,7 @@ def test_a_root_that_redirects_our_mounts_is_refused(tmp_path, name, kind):
 
 
 def test_errno_names_are_what_the_attacks_say():
-    """The words of this file are errno's."""
+    """The names of errors in this file exist."""
     assert {"EPERM", "EACCES", "EROFS", "ENXIO", "ECONNREFUSED", "ENOSYS"} <= set(
         errno.errorcode.values()
     )
@@ -669,9 +664,7 @@ def test_errno_names_are_what_the_attacks_say():
     ids=["default", "off"],
 )
 def test_a_set_user_id_program_gives_nothing(options, expected):
-    """A set-user-ID program of root's stays powerless for a user, unless no-new-privileges is
-    switched off.
-    """
+    """A set-user-ID program of root does not run as root, unless no-new-privileges is off."""
     with Container(security_opt=options) as c:
         c.run(["sh", "-c", "cp /usr/bin/id /tmp/id && chmod 4755 /tmp/id"], check=True)
         assert (

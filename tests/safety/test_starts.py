@@ -1,5 +1,5 @@
-"""What other processes of a container see of, and can do to, a command, a call or a file access
-that begins.
+"""What processes in a container can learn of, and do to, a command, call or file access that
+starts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pytest_sandbox.container.container import open_remote
 from pytest_sandbox.container.processes import list_processes
 
 SPY = Path(__file__).with_name("spy.py").read_text()
-#: The starts of each kind; the whole of it is 20,000.
+#: How many are started of each kind; 20,000 for a thorough run.
 STARTS = int(os.environ.get("PYTEST_SANDBOX_STARTS", "40"))
 SECRET = "secret-of-the-host"
 PLAIN = {"PATH": "/usr/bin:/bin"}
@@ -32,7 +32,7 @@ GRACE = 2.0
 
 
 def stop_all(number):
-    """A payload that sends a signal to all others for ever."""
+    """Return a command that sends a signal to all other processes for ever."""
     loop = (
         f"import os\nprint('on', flush=True)\nwhile True:\n  try: os.kill(-1, {int(number)})\n "
         " except OSError: pass"
@@ -56,7 +56,7 @@ def started():
         popen.stdout.close()
 
 
-#: What the mounts of the host have and those of a container do not: the host's own control groups.
+#: The mounts of the host have this and those of a container do not: a cgroup file system.
 MOUNTED = " cgroup "
 
 
@@ -81,13 +81,13 @@ STARTED = {
 @pytest.mark.parametrize("kind", STARTED)
 @pytest.mark.parametrize("settings", [{}, {"network": "host"}], ids=["default", "network=host"])
 def test_nothing_of_the_caller_is_seen_in_proc(kind, settings, monkeypatch, tmp_path, started):
-    """No process that begins in a container shows the caller's memory, environment, command line,
-    files or mounts.
+    """A process that starts in a container does not show the caller's memory, environment,
+    command line, files or mounts.
     """
     monkeypatch.setenv("SECRET", SECRET)
     with Container(**settings) as c, open(tmp_path / SECRET, "w", encoding="utf-8"):
-        # The environment and the open file have the secret; the last argument is of the command
-        # line.
+        # The secret is in the environment, and in the name of an open file; the second text is the
+        # last argument of this process.
         wanted = [
             SECRET,
             Path("/proc/self/cmdline").read_bytes().split(b"\0")[-2].decode(),
@@ -102,8 +102,8 @@ def test_nothing_of_the_caller_is_seen_in_proc(kind, settings, monkeypatch, tmp_
 
 @pytest.mark.parametrize("kind", STARTED)
 def test_a_process_that_stops_all_others_does_not_hang_the_caller(kind, started):
-    """Whatever is stopped inside, a call with a timeout returns in time, and one of files or
-    signals at once.
+    """With everything inside stopped, calls return within their timeout, and file accesses at
+    once.
     """
     timed = {
         "run": lambda c: c.run(["true"], env=PLAIN, timeout=1),
@@ -123,7 +123,7 @@ def test_a_process_that_stops_all_others_does_not_hang_the_caller(kind, started)
 @pytest.mark.needs("root", "limits")
 @pytest.mark.parametrize("kind", ["run", "call"])
 def test_processes_that_take_all_cpu_time_do_not_hang_the_caller(kind, started):
-    """A timeout holds also where a hundred processes share two hundredths of a processor."""
+    """A timeout also holds while a hundred processes use up a limit of 0.02 CPUs."""
     with Container(cpus=0.02) as c:
         with c.handle.cgroup.unthrottled():
             started(
@@ -141,8 +141,8 @@ def test_processes_that_take_all_cpu_time_do_not_hang_the_caller(kind, started):
 
 
 @pytest.mark.needs("root", "limits")
-def test_a_limit_on_cpu_time_is_there_again_after_a_timeout():
-    """The limit that is lifted while killed processes end is set again."""
+def test_a_limit_on_cpu_time_is_set_again_after_a_timeout():
+    """The limit on CPU time, which is lifted while killed processes end, is set again."""
     with Container(cpus=0.2) as c:
         with pytest.raises(subprocess.TimeoutExpired):
             c.run(["sleep", "9"], timeout=0.1)
@@ -153,7 +153,7 @@ def test_a_limit_on_cpu_time_is_there_again_after_a_timeout():
 
 
 def test_a_fork_bomb_is_killed(started):
-    """kill() ends also what forks faster than it can be listed."""
+    """kill() ends processes that fork faster than they can be listed."""
     with Container(pids_limit=60) as c:
         started(c, ["sh", "-c", "f() { f & f & }; echo on; while :; do f 2>/dev/null; done"])
         c.kill()
@@ -161,7 +161,7 @@ def test_a_fork_bomb_is_killed(started):
 
 
 def test_a_timeout_of_a_call_leaves_other_processes_alone():
-    """call(timeout=) kills what the function started and nothing else."""
+    """call(timeout=) kills the processes of the function, and no others."""
     with Container() as c:
         other = c.popen(["sleep", "1000"])
         with pytest.raises(TimeoutError):
@@ -171,7 +171,7 @@ def test_a_timeout_of_a_call_leaves_other_processes_alone():
 
 
 def test_what_a_called_function_prints_is_not_lost(tmp_path):
-    """Its output is flushed before its process ends, and the caller's own is not written twice."""
+    """Its output is flushed at its end, and output buffered by the caller is not written twice."""
     script = (
         "from pytest_sandbox import Container\nprint('before')\nwith Container() as c: "
         "c.call(print, 'inside')\nprint('after')"
@@ -190,21 +190,20 @@ def here():
     return str(Path(pytest_sandbox.__file__).parents[1])
 
 
-def test_an_endless_answer_of_a_call_is_refused():
-    """A function that returns more than 64 MiB gets an error that says so."""
+def test_a_huge_result_of_a_call_is_refused():
+    """A result of more than 64 MiB is an error that says so."""
     with Container() as c, pytest.raises(SandboxError, match="more than 64 MiB"):
         c.call(lambda: "x" * (65 << 20))
 
 
 def test_what_a_command_sets_on_its_stdout_is_its_own():
-    """O_NONBLOCK on the stdout that a command inherits does not make the caller's own
-    non-blocking.
-    """
+    """A command that sets O_NONBLOCK on its stdout does not change the caller's stdout."""
     script = """
 import os, sys
 from pytest_sandbox import Container
+code = "import os; os.set_blocking(1, False); os.set_blocking(2, False); print('inside')"
 with Container() as c:
-    c.run([sys.executable, "-c", "import os; os.set_blocking(1, False); os.set_blocking(2, False); print('inside', flush=True)"], check=True)
+    c.run([sys.executable, "-c", code], check=True)
 print(os.get_blocking(1), os.get_blocking(2))
 """
     done = subprocess.run(
@@ -239,9 +238,7 @@ with Container() as c: print(len(c.diff()) >= 0)
 
 @pytest.mark.parametrize("how", ["ignored", "reaped by a handler"])
 def test_a_caller_that_ignores_its_children(how):
-    """SIGCHLD may be ignored, or handled by a handler that waits for every child, as supervisors
-    do.
-    """
+    """The caller may ignore SIGCHLD, or have a handler that waits for every child."""
     env = {**os.environ, "PYTHONPATH": here()}
     done = subprocess.run(
         [sys.executable, "-c", CHILDREN_IGNORED, how],
@@ -259,7 +256,7 @@ def test_a_caller_that_ignores_its_children(how):
 
 
 def test_descriptors_that_the_caller_names_are_passed():
-    """pass_fds keeps their numbers; all others are closed."""
+    """pass_fds passes descriptors under the same numbers, and all others are closed."""
     reader, writer = os.pipe()
     other = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(other, True)
@@ -283,8 +280,8 @@ def is_open(fd):
 """
 
 
-def test_all_inheritable_descriptors_are_passed_where_that_is_asked_for():
-    """close_fds=False is as with subprocess."""
+def test_close_fds_false_passes_all_inheritable_descriptors():
+    """close_fds=False has the same effect as in subprocess."""
     reader, writer = os.pipe()
     os.set_inheritable(writer, True)
     try:
@@ -300,18 +297,16 @@ def test_all_inheritable_descriptors_are_passed_where_that_is_asked_for():
         os.close(writer)
 
 
-def test_files_of_proc_are_nobodys_of_the_caller():
-    """A link to /proc/self leads nowhere for who reads files from outside, and the kernel's log is
-    not readable.
-    """
+def test_links_into_proc_do_not_lead_to_the_caller():
+    """File access through a link to /proc/self finds no file, and the kernel's log is denied."""
     with Container() as c:
         c.run(
             [
                 "sh",
                 "-c",
                 (
-                    "ln -s /proc/self/environ /root/a; ln -s /proc/kmsg /root/b; ln -s /proc/self/mem "
-                    "/root/c"
+                    "ln -s /proc/self/environ /root/a; ln -s /proc/kmsg /root/b; "
+                    "ln -s /proc/self/mem /root/c"
                 ),
             ],
             check=True,
@@ -324,8 +319,8 @@ def test_files_of_proc_are_nobodys_of_the_caller():
             c.write_bytes("/root/c", b"x")
 
 
-def test_a_fifo_that_somebody_holds_open_does_not_hang_the_reader(started):
-    """What can be read at once is returned."""
+def test_an_open_fifo_does_not_hang_the_reader(started):
+    """read_bytes returns what can be read without waiting."""
     with Container() as c:
         c.run(["mkfifo", "/tmp/fifo"], check=True)
         started(c, ["sh", "-c", "exec 3<>/tmp/fifo; printf abc >&3; echo on; sleep 60"])
@@ -333,10 +328,8 @@ def test_a_fifo_that_somebody_holds_open_does_not_hang_the_reader(started):
         assert 1 << 20 == len(c.read_bytes("/dev/zero"))
 
 
-def test_nobody_waits_for_any_child():
-    """No call of the library waits for -1, which would take the exit status of the caller's own
-    children.
-    """
+def test_the_library_waits_for_its_own_children_only():
+    """No call waits for any child, which would take the status of the caller's own children."""
     found = []
     for path in Path(pytest_sandbox.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,6 +1,4 @@
-"""Commands that do all they can so that a timeout, a kill or a list of processes does not reach
-them.
-"""
+"""Commands that try to escape a timeout, a kill or a list of processes."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from pytest_sandbox.container.processes import list_processes
 #: Seconds over a timeout within which every call returns, as docs/security.md promises.
 GRACE = 2.0
 
-# Ends the first thread of its process and goes on in another one (exit(2) ends one thread).
+# Ends its first thread and runs on in another one (exit(2) ends one thread).
 FIRST_THREAD_ENDS = """
 import ctypes, os, threading, time
 def other():
@@ -30,8 +28,7 @@ number = {"x86_64": 60, "aarch64": 93}[os.uname().machine]
 ctypes.CDLL(None).syscall(number, 0)
 """
 
-# Takes back what it has written, so that its reader finds nothing where poll(2) has promised a
-# byte.
+# Reads back what it has written, so that its reader finds no byte after poll(2) reported one.
 TAKES_BACK = """
 import os
 reader = os.open("/proc/self/fd/1", os.O_RDONLY | os.O_NONBLOCK)
@@ -43,7 +40,7 @@ while True:
 
 
 def test_a_process_whose_first_thread_has_ended_is_listed_and_killed():
-    """It looks dead in /proc/PID/stat while its other threads go on."""
+    """It is listed and killed, although /proc/PID/stat shows it as dead."""
     with Container() as c:
         popen = c.popen(
             [sys.executable, "-c", FIRST_THREAD_ENDS], stdout=subprocess.PIPE, text=True
@@ -56,8 +53,8 @@ def test_a_process_whose_first_thread_has_ended_is_listed_and_killed():
             assert [] == list_processes(c.handle)
 
 
-def test_a_command_that_takes_back_its_output_does_not_hang_the_reader():
-    """The timeout of run() holds, though the pipe is empty when it is read."""
+def test_a_command_that_reads_back_its_output_does_not_hang_the_reader():
+    """The timeout of run() holds, although the pipe is empty when it is read."""
     with Container() as c:
         begun = time.monotonic()
         with pytest.raises(subprocess.TimeoutExpired):
@@ -78,7 +75,7 @@ with Container() as c:
 
 
 def test_a_stdout_that_nobody_reads_does_not_hang_the_caller():
-    """What a killed command has written and nobody takes is given up."""
+    """The timeout of run() holds while the caller's stdout is a full pipe."""
     env = {**os.environ, "PYTHONPATH": str(Path(pytest_sandbox.__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED_STDOUT],
@@ -93,7 +90,7 @@ def test_a_stdout_that_nobody_reads_does_not_hang_the_caller():
 
 @pytest.mark.needs("root", "unshare")
 def test_a_timeout_reaches_nested_pid_namespaces():
-    """All below the command is killed, also what has a PID namespace of its own."""
+    """Descendants of the command in a PID namespace of their own are killed, too."""
     with Container(privileged=True) as c:
         with pytest.raises(subprocess.TimeoutExpired):
             c.run(["unshare", "--pid", "--fork", "sh", "-c", "sleep 777; true"], timeout=1)
@@ -104,7 +101,7 @@ def test_a_timeout_reaches_nested_pid_namespaces():
 
 @pytest.mark.needs("root")
 def test_what_is_mounted_over_proc_leads_to_no_process_of_the_host():
-    """Even a privileged payload cannot have kill() end a process outside."""
+    """A privileged payload cannot make kill() end a process of the host."""
     victim = subprocess.Popen(["sleep", "600"])
     setup = f"""set -e
     mkdir /tmp/h; mount -t tmpfs none /tmp/h
@@ -124,8 +121,8 @@ def test_what_is_mounted_over_proc_leads_to_no_process_of_the_host():
 
 
 @pytest.mark.needs("root")
-def test_a_fifo_over_a_file_of_proc_hangs_nobody():
-    """What a privileged payload mounts over a process's files is not opened."""
+def test_a_fifo_over_a_file_of_proc_does_not_hang_the_caller():
+    """A FIFO that a privileged payload mounts over a process's files is not opened."""
     with Container(privileged=True) as c:
         popen = c.popen(["sleep", "600"])
         c.run(

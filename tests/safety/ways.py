@@ -1,6 +1,4 @@
-"""How an attack gets inside: as a program that init executes, or as a function in a fork of this
-process.
-"""
+"""The ways an attack is run inside: as a command, or as a function in a fork of this process."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ __all__ = ["attack"]
 
 
 def attack(container, how, name, *arguments, **keywords):
-    """Run an attack; returns what it says."""
+    """Run an attack by its name; return its result."""
     if how == "call":
         return json.loads(json.dumps(container.call(getattr(attacks, name), *arguments)))
     command = [sys.executable, str(Path(attacks.__file__)), name, json.dumps(arguments)]

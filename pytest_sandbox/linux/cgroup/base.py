@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.linux.cgroup.directories import TIMEOUT, destroy, walk
+from pytest_sandbox.linux.cgroup.limits import CgroupLimits
 from pytest_sandbox.outcome import Stats
-from pytest_sandbox.settings import DEVICE_RATES, Settings
+from pytest_sandbox.settings.settings import DEVICE_RATES, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,7 +28,7 @@ SCOPE = "run-pytest-sandbox-"
 #: Microseconds of a period of CPU bandwidth control, the kernel's default
 #: (scheduler/sched-bwc.rst).
 PERIOD = 100_000
-UNLIMITED = Settings(pids_limit=None)
+UNLIMITED = CgroupLimits()
 
 #: The controller that each limit needs, by its name in version 2.
 _CONTROLLERS = {
@@ -65,7 +66,7 @@ class Cgroup:
     def close(self) -> None:
         """Close the descriptor of this handle; the cgroup stays."""
 
-    def apply(self, limits: Settings, *, overhead: int = 0) -> None:
+    def apply(self, limits: CgroupLimits, *, overhead: int = 0) -> None:
         """Set memory, swap, cpus, cpuset, pids and device rates to ``limits``.
 
         Works too if there are other limits and processes already. ``overhead`` processes of this
@@ -148,7 +149,7 @@ class Session:
         """Create a cgroup without limits."""
         return Cgroup(name, self._remedy)
 
-    def cgroup(self, name: str, limits: Settings = UNLIMITED) -> Cgroup:  # noqa: ARG002
+    def cgroup(self, name: str, limits: CgroupLimits = UNLIMITED) -> Cgroup:  # noqa: ARG002
         """Return a handle of a cgroup that another process has created with ``limits``."""
         return Cgroup(name, self._remedy)
 

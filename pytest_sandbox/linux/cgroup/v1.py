@@ -32,13 +32,14 @@ from pytest_sandbox.linux.cgroup.interface_files import (
     write,
 )
 from pytest_sandbox.outcome import Stats
-from pytest_sandbox.settings import FrozenMap
+from pytest_sandbox.settings.settings import FrozenMap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from pytest_sandbox.linux.cgroup.limits import CgroupLimits
     from pytest_sandbox.linux.cgroup.mounts import Mount
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = ["CgroupV1", "HierarchyV1", "SessionV1"]
 
@@ -63,12 +64,17 @@ class HierarchyV1(Hierarchy):
 
     def __init__(self, mounts: Iterable[Mount], own: dict[str, str]) -> None:
         self.mounts = {name: mount for mount in mounts for name in mount.controllers}
-        found = {name: mount.directory(own.get(name, "/")) for name, mount in self.mounts.items()}
-        #: The directory of the calling process's cgroup by controller, if it is writable.
+        #: The directory of the calling process's cgroup by controller, if the mount shows it.
+        self.found = {
+            name: path
+            for name, mount in self.mounts.items()
+            if (path := mount.directory(own.get(name, "/")))
+        }
+        #: The same, if it is writable.
         self.own = {
             name: path
-            for name, path in found.items()
-            if path and self.mounts[name].writable and os.access(path, os.W_OK)
+            for name, path in self.found.items()
+            if self.mounts[name].writable and os.access(path, os.W_OK)
         }
         self.controllers = frozenset(self.own)
 
@@ -83,9 +89,20 @@ class HierarchyV1(Hierarchy):
                 "The cgroup file system is read-only here: start the outer container with "
                 "--privileged."
             )
+        if os.geteuid():
+            return (
+                "cgroup v1 takes limits from root only: run pytest as root, or on a host with "
+                "cgroup v2."
+            )
+        if controller not in self.found:
+            return (
+                f"This process's cgroup is not below the mount of the {controller} controller: a "
+                "cgroup namespace hides it (unshare --cgroup). Mount the controller again in it, "
+                "or start pytest outside of it."
+            )
         return (
-            "cgroup v1 takes limits from root only: run pytest as root, or on a host with cgroup "
-            "v2."
+            f"Root may not write to {self.found[controller]} here: start pytest with "
+            "CAP_DAC_OVERRIDE, and outside of a user namespace, or on a host with cgroup v2."
         )
 
     def require(self, settings: Settings) -> None:
@@ -122,6 +139,10 @@ class SessionV1(Session):
         self.by_controller = {
             name: directory for name in _ALWAYS if (directory := self.directory_of(name))
         }
+        # A launcher in a user namespace has rights that its client lacks: what counts is what the
+        # client has made.
+        made = {name: path for name, path in self.by_controller.items() if os.path.isdir(path)}
+        self.by_controller = made or self.by_controller
         # Each directory once: a cgroup is created in all of them.
         self._always = tuple(dict.fromkeys(self.by_controller.values()))
         more = (
@@ -179,7 +200,7 @@ class SessionV1(Session):
             raise
         return CgroupV1(self, name, tuple(made))
 
-    def cgroup(self, name: str, limits: Settings = UNLIMITED) -> CgroupV1:
+    def cgroup(self, name: str, limits: CgroupLimits = UNLIMITED) -> CgroupV1:
         directories = [f"{directory}/{name}" for directory in self._always]
         if limits.cpuset is not None:
             directories.append(f"{self.need('cpuset')}/{name}")
@@ -203,7 +224,7 @@ class CgroupV1(Cgroup):
         session: SessionV1,
         name: str,
         directories: tuple[str, ...],
-        limits: Settings = UNLIMITED,
+        limits: CgroupLimits = UNLIMITED,
     ) -> None:
         super().__init__(name)
         self._session = session
@@ -222,7 +243,7 @@ class CgroupV1(Cgroup):
     def join_paths(self) -> tuple[str, ...]:
         return tuple(f"{directory}/tasks" for directory in self._directories)
 
-    def apply(self, limits: Settings, *, overhead: int = 0) -> None:
+    def apply(self, limits: CgroupLimits, *, overhead: int = 0) -> None:
         if self._has("memory"):
             v1_limits.set_memory(self._directory("memory"), self._limits, limits)
         if self._has("cpu") and limits.cpus != self._limits.cpus:
@@ -234,7 +255,7 @@ class CgroupV1(Cgroup):
             )
         if limits.cpuset != self._limits.cpuset:
             self._apply_cpuset(limits.cpuset)
-        if (rates := limits.device_rates()) != (before := self._limits.device_rates()):
+        if (rates := limits.device_rates) != (before := self._limits.device_rates):
             v1_limits.set_rates(self._directory("blkio"), before, rates)
         self._limits = limits
 

@@ -24,7 +24,7 @@ from pytest_sandbox.linux.cgroup.interface_files import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.linux.cgroup.limits import CgroupLimits
 
 __all__ = ["set_cpus", "set_memory", "set_rates"]
 
@@ -52,7 +52,7 @@ def set_rates(
             raise refused_rate(key, path, rate, error) from error
 
 
-def set_memory(directory: str, before: Settings, limits: Settings) -> None:
+def set_memory(directory: str, before: CgroupLimits, limits: CgroupLimits) -> None:
     """Set the limits on memory, and on the sum of memory and swap.
 
     The kernel rejects a memory limit above that of the sum at any moment, so the sum is written

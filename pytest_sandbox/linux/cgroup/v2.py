@@ -37,8 +37,9 @@ from pytest_sandbox.outcome import Stats
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_sandbox.linux.cgroup.limits import CgroupLimits
     from pytest_sandbox.linux.cgroup.mounts import Mount
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = ["CgroupV2", "HierarchyV2", "SessionV2"]
 
@@ -203,7 +204,7 @@ class SessionV2(Session):
         os.mkdir(directory)
         return CgroupV2(self, name, directory)
 
-    def cgroup(self, name: str, limits: Settings = UNLIMITED) -> Cgroup:
+    def cgroup(self, name: str, limits: CgroupLimits = UNLIMITED) -> Cgroup:
         return CgroupV2(self, name, f"{self.directory}/{name}", limits)
 
     def need_cpuset(self) -> None:
@@ -220,7 +221,7 @@ class CgroupV2(Cgroup):
     """The directory of one container."""
 
     def __init__(
-        self, session: SessionV2, name: str, directory: str, limits: Settings = UNLIMITED
+        self, session: SessionV2, name: str, directory: str, limits: CgroupLimits = UNLIMITED
     ) -> None:
         super().__init__(name)
         self.directory = directory
@@ -244,15 +245,15 @@ class CgroupV2(Cgroup):
             os.close(self._fd)
             self._fd = -1
 
-    def apply(self, limits: Settings, *, overhead: int = 0) -> None:
+    def apply(self, limits: CgroupLimits, *, overhead: int = 0) -> None:
         before, self._limits = self._limits, limits
         if limits.cpuset and before.cpuset is None:
             self._session.need_cpuset()
         for name, value in _changes(before, limits, overhead).items():
             self._limit(name, value)
-        if (rates := limits.device_rates()) != before.device_rates():
+        if (rates := limits.device_rates) != before.device_rates:
             self._limit_devices(
-                [*((key, path, None) for key, path, _rate in before.device_rates()), *rates]
+                [*((key, path, None) for key, path, _rate in before.device_rates), *rates]
             )
 
     def _limit_devices(self, rates: list[tuple[str, str, int | None]]) -> None:
@@ -399,14 +400,14 @@ def _or_max(value: int | None) -> str:
     return "max" if value is None else str(value)
 
 
-def _swap(limits: Settings) -> int | None:
+def _swap(limits: CgroupLimits) -> int | None:
     """Return the limit on swap alone, in bytes; the setting limits the sum of memory and swap."""
     if limits.swap_limit is None or limits.memory is None:
         return None
     return limits.swap_limit - limits.memory
 
 
-def _changes(before: Settings, limits: Settings, overhead: int) -> dict[str, str]:
+def _changes(before: CgroupLimits, limits: CgroupLimits, overhead: int) -> dict[str, str]:
     """Return the value of each file that has to be written, in the order of writing."""
     pids = None if limits.pids_limit is None else limits.pids_limit + overhead
     changes = {"pids.max": _or_max(pids)}

@@ -1,4 +1,6 @@
-"""Hosts that lack something, each made of the calling process: ``python simulated.py HOST ARGV``.
+"""Hosts that lack something, each made of the calling process.
+
+``python simulated_hosts.py HOST ARGV`` executes a command there.
 
 Every host is made in namespaces of its own, with mounts, limits and seccomp filters that end with
 them: nothing of the machine changes.
@@ -17,14 +19,15 @@ from typing import TYPE_CHECKING
 
 from pytest_sandbox.linux import capabilities, mounts, seccomp, userns
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.syscall_batch import SyscallBatch, number
+from pytest_sandbox.linux.syscall_batch import SyscallBatch
+from pytest_sandbox.linux.syscall_batch import number as number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["HOSTS", "PROJECT", "enter", "wrapped"]
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[1]
 USER = 1000
 HOSTS: dict[str, Callable[[], object]] = {}
 #: linux/seccomp.h, linux/filter.h: the answer EPERM to one system call.
@@ -146,7 +149,7 @@ def become_user_here() -> None:
 
 def deny(*names: str) -> None:
     """Answer EPERM to these system calls, as a seccomp profile does."""
-    numbers = [number(name) for name in names]
+    numbers = [number_of(name) for name in names]
     filter_ = [(_LOAD, 0, 0, 0)]
     for left, one in zip(range(len(numbers), 0, -1), numbers, strict=True):
         filter_.append((_JUMP_EQUAL, left, 0, one))
@@ -285,6 +288,11 @@ def add_kubernetes_mounts() -> None:
         tmpfs(path, options)
     os.makedirs("/run/secrets/kubernetes.io/serviceaccount")
     tmpfs("/run/secrets/kubernetes.io/serviceaccount", flags=sc.MS_RDONLY)
+    mount_etc_files()
+
+
+def mount_etc_files() -> None:
+    """Mount what docker and the kubelet generate over the image's files."""
     for name in ("hosts", "hostname", "resolv.conf"):
         if os.path.exists(f"/etc/{name}"):
             bind(f"/etc/{name}", f"/etc/{name}")
@@ -311,7 +319,9 @@ def pivot_to_overlay(depth: int) -> None:
 def make_kubernetes(depth: int) -> None:
     own_mounts()
     pivot_to_overlay(depth)
-    show_python_to_others()
+    for path in (str(PROJECT), sys.prefix, sys.base_prefix):
+        for parent in Path(path).parents:
+            parent.chmod(parent.stat().st_mode | 0o055)
     add_kubernetes_mounts()
     sc.mount(None, "/", None, sc.MS_BIND | sc.MS_REMOUNT | sc.MS_RDONLY)
     become_user_here()
@@ -336,6 +346,21 @@ def kubernetes_in_a_container() -> None:
 def root_on_two_overlays() -> None:
     own_mounts()
     pivot_to_overlay(2)
+
+
+@host
+def docker_files() -> None:
+    """Root on a host whose /etc/hosts, /etc/hostname and /etc/resolv.conf are mounts."""
+    own_mounts()
+    mount_etc_files()
+
+
+@host
+def docker_files_rootless() -> None:
+    """The same for root of a user namespace, who may not undo the mounts."""
+    own_mounts()
+    mount_etc_files()
+    whole_user_namespace()
 
 
 @host
@@ -447,13 +472,14 @@ def chroot() -> None:
             os.mkdir(f"/mnt/root/{name}")
             sc.mount(f"/{name}", f"/mnt/root/{name}", None, sc.MS_BIND | sc.MS_REC)
     os.chroot("/mnt/root")
+    os.chdir("/")
 
 
 @host
 def process_limit() -> None:
-    become_root_of_user_namespace()
-    resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
-    drop("SYS_ADMIN", "SYS_RESOURCE")
+    """A user who may have few processes (ulimit -u): enough for Python, not for containers."""
+    become_user()
+    resource.setrlimit(resource.RLIMIT_NPROC, (3, 3))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,87 @@
+"""Volumes: files and directories of the host that are bind-mounted into a container."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.linux import syscall as sc
+
+if TYPE_CHECKING:
+    from pytest_sandbox.linux.syscall_batch import Result, SyscallBatch
+    from pytest_sandbox.runtime.spec import Spec
+
+__all__ = ["Volumes", "add_directories"]
+
+
+class Volumes:
+    """The volumes of one container, opened on the host and attached inside."""
+
+    def __init__(self, batch: SyscallBatch, spec: Spec) -> None:
+        self._program = batch
+        self._volumes = spec.volumes
+        self._sources: list[Result] = []
+
+    def open(self) -> None:
+        """Clone each source as a detached mount (open_tree(2)).
+
+        This comes before anything of the container is mounted, so no link inside can redirect it.
+        """
+        flags = sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE
+        self._sources = [
+            self._program.add("open volumes", "open_tree", -100, os.fsencode(source), flags)
+            for source, _target, _read_only in self._volumes
+        ]
+
+    def attach(self) -> None:
+        """Attach the detached mounts.
+
+        This comes after pivot_root(2), so every path, and every link in it, resolves inside the
+        container.
+        """
+        for fd, (source, target, read_only) in zip(self._sources, self._volumes, strict=True):
+            self._add_mount_point(target, is_directory=os.path.isdir(source))
+            self._attach_one(fd, target, read_only=read_only)
+
+    def _attach_one(self, fd: Result, target: str, *, read_only: bool) -> None:
+        step, batch = "attach volumes", self._program
+        attributes = sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_NOSUID
+        if read_only:
+            attributes |= sc.MOUNT_ATTR_RDONLY
+        batch.add(
+            step,
+            "mount_setattr",
+            fd,
+            b"",
+            sc.AT_EMPTY_PATH | sc.AT_RECURSIVE,
+            sc.mount_attributes(attributes),
+            sc.MOUNT_ATTR_SIZE,
+        )
+        # A magic link (/proc/PID/fd/N) is the only path that leads out of the root: openat2(2).
+        how = sc.open_how(os.O_PATH, sc.RESOLVE_NO_MAGICLINKS)
+        point = batch.add(step, "openat2", -100, os.fsencode(target), how, len(how))
+        flags = sc.MOVE_MOUNT_F_EMPTY_PATH | sc.MOVE_MOUNT_T_EMPTY_PATH
+        batch.add(step, "move_mount", fd, b"", point, b"", flags)
+        for opened in (fd, point):
+            batch.close(step, opened)
+
+    def _add_mount_point(self, target: str, *, is_directory: bool) -> None:
+        step = "attach volumes"
+        directory = target if is_directory else os.path.dirname(target)
+        add_directories(self._program, step, "", directory)
+        if not is_directory:
+            mode = stat.S_IFREG | 0o644
+            self._program.add(step, "mknodat", -1, os.fsencode(target), mode, 0, go_on=True)
+
+
+def add_directories(batch: SyscallBatch, step: str, root: str, directory: str) -> None:
+    """Append calls that make a directory below ``root``, and its parents.
+
+    A call that fails does not end the batch: the directory may exist, and whatever uses it fails
+    with a better error otherwise.
+    """
+    parts = directory.strip("/").split("/")
+    for end in range(1, len(parts) + 1):
+        path = os.fsencode(f"{root}/{'/'.join(parts[:end])}")
+        batch.add(step, "mkdirat", -1, path, 0o755, go_on=True)
