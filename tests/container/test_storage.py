@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from subprocess import PIPE
@@ -133,7 +134,7 @@ def test_nothing_on_disk_outlives_the_process(home):
         "from pytest_sandbox import Container; c = Container(storage='disk').start(); "
         "c.write_text('/x', ''); print(c.id)"
     )
-    command = ["python", "-c", code]
+    command = [sys.executable, "-c", code]
     identity = subprocess.run(command, check=True, stdout=PIPE, text=True).stdout.strip()
     assert [] == list(home.glob(f"writable/{identity.rpartition('-')[0]}"))
 
@@ -148,7 +149,7 @@ def test_the_cleanup_removes_layers_of_a_killed_session(home):
         "os.kill(c.handle.launcher.process.pid, signal.SIGKILL)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    done = subprocess.run(["python", "-c", code], check=False, stdout=PIPE, text=True)
+    done = subprocess.run([sys.executable, "-c", code], check=False, stdout=PIPE, text=True)
     session = done.stdout.strip().rpartition("-")[0]
     directory = home / "writable" / session
     assert (-9, True) == (done.returncode, directory.exists())
