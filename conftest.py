@@ -1,4 +1,4 @@
-"""What every test of the project may use, and the switch of its lanes."""
+"""Plugins for all tests of the project, and the option ``--host-has`` of its CI lanes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("project", "the project's own lanes").addoption(
         "--host-has",
         metavar="CAPABILITIES",
-        help="what this lane's host is known to have, comma-separated: tests that need more are "
+        help="capabilities of this lane's host, comma-separated: tests that need others are "
         "deselected, and a skip is a failure",
     )
 
@@ -32,5 +32,5 @@ def pytest_runtest_makereport(
         and not hasattr(report, "wasxfail")
     ):
         report.outcome = "failed"
-        report.longrepr = f"skipped, where nothing may be skipped: {report.longrepr}"
+        report.longrepr = f"skipped, but --host-has allows no skips: {report.longrepr}"
     return report

@@ -1,3 +1,3 @@
-"""The benchmark: ``python -m bench`` measures the library against the floor and against every peer
-that is installed, in one run.
+"""The benchmark: ``python -m bench`` compares the library with the floor, a program in C that does
+the least that a container needs, and with every installed peer, in one run.
 """

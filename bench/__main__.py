@@ -18,6 +18,7 @@ ROWS["plugin"] = plugin
 
 
 def parse() -> argparse.Namespace:
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
         "rows", nargs="*", metavar="ROW", help=f"which rows (all): {', '.join(ROWS)}"
@@ -25,10 +26,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="a few rounds of each: shows that it runs, measures nothing",
+        help="a few rounds of each row: shows that it works, and measures nothing",
     )
     parser.add_argument(
-        "--json", action="store_true", help="print one JSON document in place of the tables"
+        "--json", action="store_true", help="print one JSON document instead of the tables"
     )
     options = parser.parse_args()
     if unknown := set(options.rows) - set(ROWS):
@@ -36,24 +37,26 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def say(row: Row) -> None:
+def show(row: Row) -> None:
+    """Print the table of a row."""
     print(table.markdown(row), flush=True)
 
 
 def main() -> int:
+    """Run the chosen rows."""
     options = parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # tidy up, as after Ctrl-C
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up, as after Ctrl-C
     facts, rows = table.machine(), []
     if not options.json:
         print(table.heading(facts), flush=True)
-    with contestants.floor() as floors, contestants.peers() as (working, silent):
+    with contestants.floor() as commands, contestants.peers() as (working, failing):
         for row in run_rows(
-            Bench(floors, working, silent, QUICK if options.quick else Scale()),
+            Bench(commands, working, failing, QUICK if options.quick else Scale()),
             options.rows or list(ROWS),
         ):
             rows.append(row)
             if not options.json:
-                say(row)
+                show(row)
     if options.json:
         print(table.as_json(rows, facts))
     return 0

@@ -1,5 +1,5 @@
-"""``python -m bench.alive COUNT``: so many containers alive at once, what each weighs, and what
-starting them cost.
+"""``python -m bench.alive COUNT``: the memory and the start time of COUNT containers that run at
+once.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ from bench.worker import clocked, limited
 
 
 def proportional_kb(pid: int) -> int:
-    """The memory of a process in kB, pages that it shares counted by its share (PSS)."""
+    """Return the memory of a process in kB, with its share of shared pages (PSS, proc(5))."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def pid_namespace(pid: int | str) -> str:
+    """Return the name of the PID namespace of a process, such as ``pid:[4026531836]``."""
     return Path(f"/proc/{pid}/ns/pid").readlink().name
 
 
 def by_namespace(pids: list[int]) -> dict[str, int]:
-    """The summed PSS of all processes, by the PID namespace that they live in."""
+    """Return the sum of the processes' PSS in kB for each PID namespace."""
     sums: dict[str, int] = defaultdict(int)
     for pid in pids:
-        with suppress(
-            FileNotFoundError, ProcessLookupError
-        ):  # the launcher makes the next one meanwhile
+        # The launcher prewarms containers meanwhile, whose short-lived processes can be gone.
+        with suppress(FileNotFoundError, ProcessLookupError):
             sums[pid_namespace(pid)] += proportional_kb(pid)
     return sums
 
 
 def main(count: int) -> None:
+    """Start the containers, and print the figures as JSON."""
     with ExitStack() as stack:
         containers, times = [], []
         for _ in range(count):

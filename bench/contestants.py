@@ -1,6 +1,4 @@
-"""Who takes part: the floor, the raw spawn, and every peer that is installed and works on this
-machine.
-"""
+"""What the library is compared with: the floor, and every installed peer that works here."""
 
 from __future__ import annotations
 
@@ -21,15 +19,18 @@ if TYPE_CHECKING:
 
 CGROUPS = Path("/sys/fs/cgroup")
 CONTROLLERS = ("memory", "cpu", "pids")
-# The cgroup that podman makes its own in; the ids of OCI containers, after which the runtimes name
-# theirs, begin with it.
+# The parent of podman's cgroups, and the beginning of the ids of OCI containers, after which the
+# runtimes name their cgroups.
 PEERS = f"bench-peers-{os.getpid()}"
-SBIN = ":/usr/local/sbin:/usr/sbin:/sbin"  # where runc lies, and where a user's PATH does not look
+SBIN = ":/usr/local/sbin:/usr/sbin:/sbin"  # for runc; a user's PATH often lacks these
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A program of others, the command by which it runs ``true``, and what of our work it does."""
+    """Another program, its command that runs ``true``, and which part of our work it does.
+
+    It gets ``slower`` times fewer rounds than the others.
+    """
 
     name: str
     argv: tuple[str, ...]
@@ -38,14 +39,17 @@ class Peer:
 
 
 def on_path(program: str) -> str | None:
+    """Return the path of a program, or None."""
     return shutil.which(program, path=os.environ.get("PATH", "") + SBIN)
 
 
-def group_parents() -> list[Path]:
-    """The cgroup directories in which the floor may make groups with limits: one per v1 controller,
-    or one of v2.
+def cgroup_parents() -> list[Path]:
+    """Return the directories in which the floor may make cgroups with limits: one for each v1
+    controller, or a single v2 directory.
+
+    Raises :class:`PermissionError` if no v2 directory is delegated to this process.
     """
-    # Not the prefix of the library's own groups: its sweep would take them for a dead session's.
+    # Not the prefix of the library's own cgroups: its cleanup would remove them.
     name = f"bench-floor-{os.getpid()}"
     if not (CGROUPS / "cgroup.controllers").exists():
         return [CGROUPS / controller / name for controller in CONTROLLERS]
@@ -63,7 +67,8 @@ def group_parents() -> list[Path]:
     )
 
 
-def let_have_limits(directory: Path) -> None:
+def enable_controllers(directory: Path) -> None:
+    """Enable the controllers for the children of a v2 directory."""
     if (directory / "cgroup.controllers").exists():
         (directory / "cgroup.subtree_control").write_text(
             " ".join(f"+{controller}" for controller in CONTROLLERS)
@@ -72,8 +77,8 @@ def let_have_limits(directory: Path) -> None:
 
 @contextmanager
 def floor() -> Iterator[list[tuple[str, ...]]]:
-    """The command lines of two floor workers (for the row with two at once): compiled here, with
-    their groups, removed at the end.
+    """Compile the floor and make its cgroups; yield the commands of two workers, for the row with
+    two at once.
     """
     with ExitStack() as undo:
         scratch = Path(
@@ -82,11 +87,11 @@ def floor() -> Iterator[list[tuple[str, ...]]]:
         subprocess.run(
             ["cc", "-O2", "-o", scratch / "floor", Path(__file__).with_name("floor.c")], check=True
         )
-        parents = group_parents()
+        parents = cgroup_parents()
         for directory in parents:
             directory.mkdir()
             undo.callback(directory.rmdir)
-            let_have_limits(directory)
+            enable_controllers(directory)
         commands = []
         for name in ("one", "two"):
             (scratch / name).mkdir()
@@ -95,8 +100,8 @@ def floor() -> Iterator[list[tuple[str, ...]]]:
 
 
 def write_bundle(directory: Path, runtime: str) -> None:
-    """A bundle for an OCI runtime: its own ``spec``, the host's /usr read-only, the same limits as
-    everybody, and ``true``.
+    """Write a bundle for an OCI runtime that runs ``true`` with the host's /usr, read-only, and
+    with the limits of the other peers.
     """
     subprocess.run([runtime, "spec"], cwd=directory, check=True)
     spec = json.loads((directory / "config.json").read_text())
@@ -116,6 +121,7 @@ def write_bundle(directory: Path, runtime: str) -> None:
 
 
 def write_rootfs(directory: Path) -> None:
+    """Make the mount points and links of a root file system that has the host's /usr."""
     for name in ("usr", "proc", "dev", "sys", "tmp"):
         (directory / name).mkdir(parents=True)
     for name in ("bin", "lib", "lib64"):
@@ -123,6 +129,7 @@ def write_rootfs(directory: Path) -> None:
 
 
 def oci_runtime(name: str, program: str, directory: Path) -> Peer:
+    """Return an OCI runtime as a peer, with a bundle below ``directory``."""
     bundle = directory / name
     bundle.mkdir()
     write_bundle(bundle, program)
@@ -131,6 +138,7 @@ def oci_runtime(name: str, program: str, directory: Path) -> Peer:
 
 
 def podman(program: str, directory: Path) -> Peer:
+    """Return podman as a peer, with a root file system below ``directory``."""
     write_rootfs(directory / "podman")
     limits = (
         "--memory=256m",
@@ -139,7 +147,7 @@ def podman(program: str, directory: Path) -> Peer:
         "--ulimit=nofile=1024:1024",
         "--ulimit=nproc=1024:1024",
     )
-    where = ("--volume=/usr:/usr:ro", "--network=none", "--rootfs", str(directory / "podman"))
+    rootfs = ("--volume=/usr:/usr:ro", "--network=none", "--rootfs", str(directory / "podman"))
     runtime = ("--runtime=runc",) if on_path("runc") else ()
     argv = (
         program,
@@ -149,14 +157,14 @@ def podman(program: str, directory: Path) -> Peer:
         "--rm",
         f"--cgroup-parent=/{PEERS}",
         *limits,
-        *where,
+        *rootfs,
         "true",
     )
     return Peer("podman run", argv, "all but the overlay", slower=10)
 
 
 def installed(directory: Path) -> Iterator[Peer]:
-    """Every peer found on this machine, with what it needs made below *directory*."""
+    """Yield every peer of this machine, and write the files that it needs below ``directory``."""
     if program := on_path("unshare"):
         flags = (
             "--mount",
@@ -196,17 +204,15 @@ def installed(directory: Path) -> Iterator[Peer]:
 
 
 def without_hybrid_cgroups(argv: tuple[str, ...]) -> tuple[str, ...]:
-    """The command in a mount namespace without the v2 directory: crun before 1.9 refuses hosts that
-    have v1 and v2 at once.
+    """Return the command in a mount namespace without the v2 directory: crun before 1.9 refuses
+    hosts with both cgroup versions.
     """
     hide = 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"'
     return ("unshare", "--mount", "sh", "-c", hide, "sh", *argv)
 
 
 def why_not(argv: tuple[str, ...]) -> str:
-    """What a program said first when it could not run ``true``, in one line; nothing where it
-    could.
-    """
+    """Run a command, and return the first line of its error message if it fails, else nothing."""
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -215,9 +221,9 @@ def why_not(argv: tuple[str, ...]) -> str:
     return "" if done.returncode == 0 else (said[0] if said else f"exit status {done.returncode}")
 
 
-def remove_groups_of_peers() -> None:
-    """Podman leaves the parents of its groups behind, in each hierarchy; a runtime that was killed
-    leaves its own.
+def remove_cgroups_of_peers() -> None:
+    """Remove the parents of its cgroups, which podman leaves in each hierarchy, and the cgroups of
+    runtimes that were killed.
     """
     for parent in (*CGROUPS.glob(f"{PEERS}*"), *CGROUPS.glob(f"*/{PEERS}*")):
         for directory, _, _ in os.walk(parent, topdown=False):
@@ -226,19 +232,19 @@ def remove_groups_of_peers() -> None:
 
 @contextmanager
 def peers() -> Iterator[tuple[list[Series], list[str]]]:
-    """The peers that work here as series to measure, and a line for each one that does not."""
+    """Yield the peers that work here, as series, and a line for each one that fails."""
     with tempfile.TemporaryDirectory(prefix="pytest-sandbox-peers-") as directory:
-        working, silent = [], []
+        working, failing = [], []
         for peer in installed(Path(directory)):
             worker = python("command", *peer.argv)
             reason = why_not(peer.argv)
             if reason and peer.name == "crun" and not why_not(without_hybrid_cgroups(peer.argv)):
                 reason, worker = "", without_hybrid_cgroups(worker)
             if reason:
-                silent.append(f"{peer.name} is installed and could not run here: {reason}")
+                failing.append(f"{peer.name} is installed, but cannot run here: {reason}")
             else:
                 working.append(Series(f"{peer.name} ({peer.does})", worker, slower=peer.slower))
         try:
-            yield working, silent
+            yield working, failing
         finally:
-            remove_groups_of_peers()
+            remove_cgroups_of_peers()

@@ -14,13 +14,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.contestants import on_path
+from bench.docker_registry import docker_registry
 from bench.measure import Series, interleave
 from bench.table_row import Figure, Row, figure
 
@@ -114,33 +114,6 @@ def scratch() -> Iterator[Path]:
         yield directory
 
 
-@contextmanager
-def registry(directory: Path) -> Iterator[str]:
-    """Debian's docker-registry on loopback, with its blobs in *directory*."""
-    config = {
-        "version": 0.1,
-        "storage": {"filesystem": {"rootdirectory": str(directory / "registry")}},
-        "http": {"addr": "127.0.0.1:0"},
-    }
-    (directory / "registry.yml").write_text(json.dumps(config))
-    command = ["docker-registry", "serve", str(directory / "registry.yml")]
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stderr
-        line = next(line for line in process.stderr if "listening on " in line)
-        threading.Thread(
-            target=process.stderr.read, daemon=True
-        ).start()  # it waits for whoever does not read its log
-        try:
-            yield (
-                "127.0.0.1:"
-                + line.partition("listening on ")[2].partition('"')[0].rpartition(":")[2].strip()
-            )
-        finally:
-            process.kill()
-
-
 def against(samples: dict[str, Sample], mine: str, other: str, at_most: float) -> Figure:
     """The line of a comparison with one more peer."""
     one, two = samples[mine], samples[other]
@@ -207,7 +180,10 @@ def pulling(bench: Bench) -> Row:
         return Row(
             "images-pull", "A pull", [], ["docker-registry, skopeo or umoci is not installed."]
         )
-    with scratch() as directory, registry(directory) as host:
+    with (
+        scratch() as directory,
+        docker_registry(directory / "registry", directory / "registry.yml") as host,
+    ):
         files = list(contents(ENTRIES, MEGABYTES))
         write_layout(directory / "layout", [layer(files[at::5]) for at in range(5)])
         push = (

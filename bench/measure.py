@@ -1,5 +1,5 @@
-"""Interleaved measuring: each series in a fresh process of its own, in blocks A B A B, so that
-drift of the machine hits all alike.
+"""Interleaved measurements: each series runs in a process of its own, in blocks A B A B, so that a
+change of the machine's speed affects all series.
 """
 
 from __future__ import annotations
@@ -19,30 +19,32 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 ROOT = Path(__file__).parents[1]
-# What was left for the background by one block (a container made ready ahead, a teardown) must not
-# be paid by the next block.
-SETTLE_SECONDS = 0.05
+# A pause between blocks: background work of one block (prewarming, the removal of layers) must not
+# slow down the next one.
+PAUSE_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a table: a process that repeats an operation, and how it is treated between the
-    rounds.
+    """One line of a table: a command that repeats an operation.
+
+    Before each round the process sleeps ``gap_ms`` milliseconds, and then computes for ``busy_ms``.
     """
 
     label: str
     argv: tuple[str, ...]
     gap_ms: int = 0
     busy_ms: int = 0
-    slower: int = 1  # how many times fewer rounds this series gets
-    against: str = ""  # the label of the series that it is compared with
-    at_most: float | None = None  # what the ratio must not pass
+    slower: int = 1  # it gets so many times fewer rounds
+    against: str = ""  # label of the series that it is compared with
+    at_most: float | None = None  # greatest allowed ratio
 
 
 @dataclass
 class Sample:
-    """What was measured of one series: its blocks of milliseconds, and how long its leavings took
-    after the last round.
+    """The times of one series in milliseconds, by block.
+
+    ``drain_ms`` is the time from the end of the last round until all its processes had ended.
     """
 
     blocks: list[list[float]] = field(default_factory=list)
@@ -62,8 +64,8 @@ class Sample:
         return times[min(len(times) - 1, len(times) * 9 // 10)]
 
     def paired_ratio(self, other: Sample) -> float:
-        """The median of the ratios of neighbouring blocks: what is left when the machine's speed
-        changes during the run.
+        """Return the median of the ratios of neighbouring blocks, which a change of the machine's
+        speed during the run does not affect.
         """
         pairs = zip(self.blocks, other.blocks, strict=True)
         return statistics.median(
@@ -72,13 +74,13 @@ class Sample:
 
 
 def python(operation: str, *arguments: object) -> tuple[str, ...]:
-    """The command of a fresh interpreter that repeats *operation* of bench/worker.py."""
+    """Return the command of an interpreter that repeats an operation of bench/worker.py."""
     return (sys.executable, "-m", "bench.worker", operation, *map(str, arguments))
 
 
 class Worker:
-    """A fresh process that answers "COUNT GAP_MS BUSY_MS" by a list of COUNT times in
-    milliseconds.
+    """A process that answers "COUNT GAP_MS BUSY_MS" on stdin with COUNT times in milliseconds, as
+    a JSON list.
     """
 
     def __init__(self, argv: Iterable[str]) -> None:
@@ -88,10 +90,14 @@ class Worker:
         )
 
     def ask(self, count: int, gap_ms: int = 0, busy_ms: int = 0) -> None:
+        """Start ``count`` rounds."""
         assert self.process.stdin
         print(count, gap_ms, busy_ms, file=self.process.stdin, flush=True)
 
     def answer(self) -> list[float]:
+        """Wait for the rounds, and return their times. Raises :class:`RuntimeError` if the process
+        ended.
+        """
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line.endswith("]\n"):
@@ -102,12 +108,13 @@ class Worker:
         return times
 
     def rounds(self, count: int, gap_ms: int = 0, busy_ms: int = 0) -> list[float]:
+        """Do ``count`` rounds, and return their times."""
         self.ask(count, gap_ms, busy_ms)
         return self.answer()
 
     def finish(self) -> float:
-        """End the process and wait until nothing that it started is left: the milliseconds that
-        this took.
+        """End the process, wait until all its descendants have ended, and return the time that this
+        took, in milliseconds.
         """
         assert self.process.stdin
         left = [os.pidfd_open(pid) for pid in descendants(self.process.pid)]
@@ -124,10 +131,11 @@ class Worker:
 
 
 def descendants(pid: int) -> Iterator[int]:
+    """Yield the PIDs of all descendants of a process."""
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             pids = [int(word) for word in children.read_text().split()]
-        except OSError:  # a thread that ended meanwhile
+        except OSError:  # the thread has ended
             continue
         for child in pids:
             yield child
@@ -135,15 +143,13 @@ def descendants(pid: int) -> Iterator[int]:
 
 
 def block(worker: Worker, series: Series, size: int) -> list[float]:
-    """One block; its first round is not counted: it alone comes after an idle pause that the others
-    don't have.
-    """
-    time.sleep(SETTLE_SECONDS)
+    """Do one block of rounds, without the first one, which alone follows a pause."""
+    time.sleep(PAUSE_SECONDS)
     return worker.rounds(max(1, size // series.slower) + 1, series.gap_ms, series.busy_ms)[1:]
 
 
 def interleave(series: list[Series], *, blocks: int, size: int) -> dict[str, Sample]:
-    """Measure all *series*: start all, warm up, then *blocks* rounds of one block each, forwards
+    """Measure all series: start all, warm up, and run a block of each, ``blocks`` times, forwards
     and backwards in turn.
     """
     workers = {one.label: Worker(one.argv) for one in series}

@@ -1,5 +1,5 @@
-"""The rows of the benchmark: what is repeated, under which treatment, and what is compared with
-what.
+"""The rows of the benchmark: the operations, how they are repeated, and what they are compared
+with.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HEAPS = (0, 150, 500)
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured."""
+    """How many blocks, rounds, containers and files are measured."""
 
     blocks: int = 12
     size: int = 10
@@ -40,21 +40,27 @@ QUICK = Scale(blocks=1, size=2, in_a_row=20, alive=5, files=(1, 100))
 
 @dataclass(frozen=True)
 class Bench:
-    """What the rows share: the floor's two command lines, the peers, the scale."""
+    """What the rows share: two commands of the floor, the peers that work, a line for each one that
+    fails, and the scale.
+    """
 
-    floors: list[tuple[str, ...]]
+    floor_commands: list[tuple[str, ...]]
     peers: list[Series]
-    silent_peers: list[str]
+    failing_peers: list[str]
     scale: Scale
 
     def floor(
         self, label: str = FLOOR, *, gap_ms: int = 0, busy_ms: int = 0, against: str = ""
     ) -> Series:
-        return Series(label, self.floors[0], gap_ms=gap_ms, busy_ms=busy_ms, against=against)
+        """Return a series of the floor."""
+        return Series(
+            label, self.floor_commands[0], gap_ms=gap_ms, busy_ms=busy_ms, against=against
+        )
 
     def compare(
         self, series: list[Series], size: int | None = None
     ) -> tuple[list[Figure], dict[str, Sample]]:
+        """Measure the series, and return their figures and samples."""
         samples = interleave(series, blocks=self.scale.blocks, size=size or self.scale.size)
         return [figure(one, samples) for one in series], samples
 
@@ -72,11 +78,11 @@ def back_to_back(bench: Bench) -> Row:
     figures, samples = bench.compare([bench.floor(), ours, spawn, *peers])
     rounds = len(samples[OURS].times)
     left = (
-        f"After the last of {rounds} rounds everything of ours was gone within "
-        f"{samples[OURS].drain_ms:.0f} ms (the process's end included)."
+        f"After the last of {rounds} rounds all processes of {OURS} had ended within "
+        f"{samples[OURS].drain_ms:.0f} ms."
     )
     return Row(
-        "create", "Create, run true, destroy, back to back", figures, [left, *bench.silent_peers]
+        "create", "Create, run true, destroy, back to back", figures, [left, *bench.failing_peers]
     )
 
 
@@ -128,7 +134,7 @@ def networks(bench: Bench) -> Row:
 
 def idle(bench: Bench) -> Row:
     series = []
-    for name, argv in ((FLOOR, bench.floors[0]), (OURS, python("sandbox"))):
+    for name, argv in ((FLOOR, bench.floor_commands[0]), (OURS, python("sandbox"))):
         base = f"{name}, back to back"
         series.append(Series(base, argv))
         for gap in (30, 100):
@@ -147,7 +153,7 @@ def idle(bench: Bench) -> Row:
 
 
 def wall(argvs: list[tuple[str, ...]], count: int) -> float:
-    """Seconds until each of the workers has done *count* rounds, all at once."""
+    """Return the seconds until all workers, at once, have done ``count`` rounds."""
     workers = [Worker(argv) for argv in argvs]
     for worker in workers:
         worker.rounds(3)
@@ -165,7 +171,7 @@ def wall(argvs: list[tuple[str, ...]], count: int) -> float:
 def two_workers(bench: Bench) -> Row:
     count, turns = bench.scale.size * bench.scale.blocks, 3 if bench.scale.blocks > 1 else 1
     figures = []
-    for name, pair in ((FLOOR, bench.floors), (OURS, [python("sandbox")] * 2)):
+    for name, pair in ((FLOOR, bench.floor_commands), (OURS, [python("sandbox")] * 2)):
         one = statistics.median(wall(pair[:1], count) for _ in range(turns))
         two = statistics.median(wall(pair, count) for _ in range(turns))
         figures += [
@@ -185,7 +191,7 @@ def in_a_row(bench: Bench) -> Row:
     count = bench.scale.in_a_row
     edge = min(50, count // 2)
     figures = []
-    for name, argv in ((FLOOR, bench.floors[0]), (OURS, python("sandbox"))):
+    for name, argv in ((FLOOR, bench.floor_commands[0]), (OURS, python("sandbox"))):
         worker = Worker(argv)
         worker.rounds(5)
         times = worker.rounds(count)
@@ -249,13 +255,13 @@ def close_after_files(bench: Bench) -> Row:
 def second_run(bench: Bench) -> Row:
     spawn = Series("posix_spawn of true", python("command", "true"))
     ours = Series(
-        'container.run(["true"]) in a living container',
+        'container.run(["true"]) in a running container',
         python("second_run"),
         against=spawn.label,
         at_most=2.0,
     )
     figures, _ = bench.compare([spawn, ours], size=bench.scale.size * 2)
-    return Row("second", "A second command in a living container", figures)
+    return Row("second", "A second command in a running container", figures)
 
 
 def call(bench: Bench) -> Row:
@@ -270,7 +276,7 @@ def call(bench: Bench) -> Row:
         )
         figures += bench.compare([fork, ours])[0]
     return Row(
-        "call", "A Python callable in a living container, by the size of the process", figures
+        "call", "A Python callable in a running container, by the size of the process", figures
     )
 
 

@@ -1,4 +1,4 @@
-"""The results as markdown and as JSON, with what they were measured on."""
+"""The results as markdown and as JSON, with the machine that they were measured on."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def commit() -> str:
+    """Return the commit of this checkout, or "unknown"."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=ROOT,
@@ -29,6 +30,7 @@ def commit() -> str:
 
 
 def machine() -> dict[str, str]:
+    """Return what a reader has to know about this machine."""
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "commit": commit(),
@@ -41,7 +43,9 @@ def machine() -> dict[str, str]:
 
 
 def verdict(figure: Figure) -> str:
-    """The limit and whether it was kept; a limit without a ratio is one of the value itself."""
+    """Return the limit and whether it was kept. It applies to the ratio, or, without one, to the
+    value.
+    """
     if figure.at_most is None:
         return ""
     found = figure.value if figure.ratio is None else figure.ratio
@@ -49,6 +53,7 @@ def verdict(figure: Figure) -> str:
 
 
 def line(figure: Figure) -> str:
+    """Return a line of the table."""
     value = f"{figure.value:.2f} {figure.unit}"
     p90 = "" if figure.p90 is None else f"{figure.p90:.2f}"
     ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
@@ -60,14 +65,17 @@ def line(figure: Figure) -> str:
 
 
 def markdown(row: Row) -> str:
+    """Return a row as a section with a table."""
     head = ["| | median | p90 | ratio | paired | to | at most |", "|---|---|---|---|---|---|---|"]
     notes = [f"\n{note}" for note in row.notes]
     return "\n".join([f"### {row.title}", "", *head, *map(line, row.figures), *notes, ""])
 
 
 def heading(facts: dict[str, str]) -> str:
+    """Return the facts of the machine as one line."""
     return ", ".join(f"{key} {value}" for key, value in facts.items()) + ".\n"
 
 
 def as_json(rows: list[Row], facts: dict[str, str]) -> str:
+    """Return all rows as one document."""
     return json.dumps({"on": facts, "rows": [asdict(row) for row in rows]}, indent=2)

@@ -1,4 +1,4 @@
-"""What a row of the benchmark gives: a table of figures."""
+"""The result of a row of the benchmark: a table of figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Figure:
 
 @dataclass
 class Row:
-    """One table: what it measures, its figures, and what must be known to read them."""
+    """One table: its title, its figures, and notes for the reader."""
 
     key: str
     title: str
@@ -34,6 +34,7 @@ class Row:
 
 
 def figure(one: Series, samples: dict[str, Sample]) -> Figure:
+    """Return the figure of a series, compared with the series ``against``."""
     own, other = samples[one.label], samples.get(one.against)
     return Figure(
         one.label,

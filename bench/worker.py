@@ -1,8 +1,8 @@
 """One measured process: ``python -m bench.worker OPERATION [ARGUMENT...]`` repeats an operation as
-often as its stdin says.
+requested on its stdin.
 
-Each operation is a context manager that prepares, and gives a function that does one round and
-returns its milliseconds.
+Each operation is a context manager that yields a function, which does one round and returns its
+time in milliseconds.
 """
 
 from __future__ import annotations
@@ -24,30 +24,33 @@ if TYPE_CHECKING:
 
     Round = Callable[[], float]
 
-# What the floor sets, too.
+# The same limits as the floor's (bench/floor.c).
 LIMITS: dict[str, Any] = {"memory": "256m", "cpus": 1.0, "pids_limit": 100}
 
 
 def clocked(do: Callable[[], object]) -> float:
+    """Call a function, and return its time in milliseconds."""
     start = time.perf_counter()
     do()
     return (time.perf_counter() - start) * 1e3
 
 
 def limited(**settings: Any) -> Container:
+    """Return a container with the limits of the benchmark."""
     from pytest_sandbox import Container
 
     return Container(**LIMITS, **settings)
 
 
 def fill_heap(megabytes: int) -> list[bytes]:
-    """Small objects, as a real program's heap has them: one big block would sit in huge pages,
-    which fork copies for nothing.
+    """Allocate small objects, as a real program does: the huge pages of one big block would make a
+    fork cheap.
     """
     return [bytes(400) for _ in range(megabytes * 2400)]
 
 
 def spawn_and_wait(argv: list[str]) -> None:
+    """Run a program to its end. Raises :class:`RuntimeError` if it fails."""
     _, status = os.waitpid(os.posix_spawnp(argv[0], argv, os.environ), 0)
     if status:
         raise RuntimeError(f"{argv} ended with wait status {status}")
@@ -55,13 +58,13 @@ def spawn_and_wait(argv: list[str]) -> None:
 
 @contextmanager
 def command(*argv: str) -> Iterator[Round]:
-    """A program, from posix_spawn to its end."""
+    """Run a program, from posix_spawn to its end."""
     yield partial(clocked, partial(spawn_and_wait, [*argv]))
 
 
 @contextmanager
 def fork(megabytes: str) -> Iterator[Round]:
-    """A bare os.fork + exit of a process with a heap."""
+    """Fork a process with a heap, whose child exits at once."""
     heap = fill_heap(int(megabytes))
 
     def once() -> None:
@@ -89,7 +92,7 @@ def sandbox(megabytes: str = "0") -> Iterator[Round]:
 
 @contextmanager
 def networked() -> Iterator[Round]:
-    """The same on a network with a neighbour."""
+    """Do the same on a network with another container."""
     from pytest_sandbox import Network
 
     def once() -> None:
@@ -102,18 +105,18 @@ def networked() -> Iterator[Round]:
 
 @contextmanager
 def second_run() -> Iterator[Round]:
-    """``run(["true"])`` in a living container."""
+    """Call ``run(["true"])`` in a running container."""
     with limited() as container:
         yield partial(clocked, partial(container.run, ["true"], check=True))
 
 
 def nothing() -> None:
-    """The callable that ``call`` is measured with."""
+    """Do nothing, as the function that ``call`` is measured with."""
 
 
 @contextmanager
 def call(megabytes: str) -> Iterator[Round]:
-    """``call(f)`` in a living container, from a process with a heap."""
+    """Call ``call(f)`` in a running container, from a process with a heap."""
     heap = fill_heap(int(megabytes))
     with limited() as container:
         yield partial(clocked, partial(container.call, nothing))
@@ -122,15 +125,16 @@ def call(megabytes: str) -> Iterator[Round]:
 
 @contextmanager
 def close_after(files: str) -> Iterator[Round]:
-    """``close()`` alone, after so many files were written and one more command: else the caller's
-    caches, cold after a second of waiting, are measured.
+    """Measure ``close()`` alone, after so many files were written.
+
+    One more command before it warms the caches of the caller, which has waited for a second.
     """
     write = f"mkdir /tmp/many && cd /tmp/many && seq {files} | xargs touch"
 
     def once() -> float:
         from pytest_sandbox import Container
 
-        container = Container(pids_limit=100)  # no cap: 100,000 inodes are memory
+        container = Container(pids_limit=100)  # no memory limit: 100,000 inodes are charged
         container.start()
         container.run(["sh", "-c", write], check=True)
         container.run(["true"], check=True)
@@ -141,9 +145,7 @@ def close_after(files: str) -> Iterator[Round]:
 
 @contextmanager
 def import_of(statement: str) -> Iterator[Round]:
-    """An import in a fresh interpreter, measured in there; of compiled files, as an installation
-    has them, also where the caller's are not kept.
-    """
+    """Measure an import in a new interpreter, with bytecode files, as an installation has them."""
     code = (
         f"import time; start = time.perf_counter(); {statement}; print((time.perf_counter() - "
         "start) * 1e3)"
@@ -167,6 +169,7 @@ OPERATIONS = {
 
 
 def wait_and_compute(gap_ms: int, busy_ms: int) -> None:
+    """Sleep, and then keep a CPU busy, before a round."""
     if gap_ms:
         time.sleep(gap_ms / 1e3)
     end = time.perf_counter() + busy_ms / 1e3
@@ -175,7 +178,7 @@ def wait_and_compute(gap_ms: int, busy_ms: int) -> None:
 
 
 def repeat(operation: Callable[..., AbstractContextManager[Round]], *arguments: str) -> None:
-    """Do an operation's rounds as often as stdin says."""
+    """Do as many rounds of an operation as each line of stdin requests."""
     with operation(*arguments) as once:
         for line in sys.stdin:
             count, gap_ms, busy_ms = map(int, line.split())

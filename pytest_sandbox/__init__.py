@@ -1,8 +1,7 @@
 """Containers for tests: namespaces, limits and a throwaway layer, in milliseconds and without a
 daemon.
 
-The names below are loaded when they are first used, so that importing the library costs next to
-nothing.
+The public names are imported on first use, so that ``import pytest_sandbox`` is fast.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytest_sandbox.container.container import Container
+    from pytest_sandbox.container.container import Container, ContainerFactory
     from pytest_sandbox.container.network import Network
-    from pytest_sandbox.container.signatures import ContainerFactory
     from pytest_sandbox.errors import (
         ContainerStopped,
         ImageError,
@@ -25,8 +23,8 @@ if TYPE_CHECKING:
     )
     from pytest_sandbox.image.image import Image
     from pytest_sandbox.outcome import Change, Exited, OOMKilled, Signaled, Stats, TimedOut
-    from pytest_sandbox.settings import Settings
     from pytest_sandbox.settings.kwargs import SettingsKwargs
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = [
     "Change",
@@ -50,10 +48,10 @@ __all__ = [
     "UnsupportedError",
 ]
 
-_HOMES = {
-    "container.container": ("Container",),
+#: Module -> the public names that it defines.
+_MODULES = {
+    "container.container": ("Container", "ContainerFactory"),
     "container.network": ("Network",),
-    "container.signatures": ("ContainerFactory",),
     "errors": (
         "ContainerStopped",
         "ImageError",
@@ -66,25 +64,25 @@ _HOMES = {
     "image.image": ("Image",),
     "settings.kwargs": ("SettingsKwargs",),
     "outcome": ("Change", "Exited", "OOMKilled", "Signaled", "Stats", "TimedOut"),
-    "settings": ("Settings",),
+    "settings.settings": ("Settings",),
 }
 
 
-def _load(home: str, name: str) -> object:
-    """Load a name; what needs Linux is a class that refuses to be used elsewhere, so that importing
-    it is harmless.
+def _load(module: str, name: str) -> object:
+    """Import a name. On another system than Linux, a class that needs Linux is replaced with one
+    that raises an error when it is used, so that the import is harmless.
     """
     from pytest_sandbox import supported
 
-    if supported.lacking() and home.startswith(("container", "image")):
+    if supported.lacking() and module.startswith(("container", "image")):
         return supported.stand_in(name)
-    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
 
 def __getattr__(name: str) -> object:
-    for home, names in _HOMES.items():
+    for module, names in _MODULES.items():
         if name in names:
-            value = globals()[name] = _load(home, name)
+            value = globals()[name] = _load(module, name)
             return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

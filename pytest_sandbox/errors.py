@@ -1,14 +1,16 @@
-"""The error tree: what a caller asked for wrongly, or what this host cannot give.
+"""The exceptions of this library: invalid requests, and requests that this host cannot fulfil.
 
-What a process inside a container does (an exit code, a signal, a kill for memory, an overrun) is
-never an error of ours: it is a value of :mod:`pytest_sandbox.outcome`, or what :mod:`subprocess`
-would raise.
+What a process inside a container does (an exit status, a signal, a kill for memory, a timeout) is
+none of these: it is a value of :mod:`pytest_sandbox.outcome`, or an exception of
+:mod:`subprocess`.
 """
 
 from __future__ import annotations
 
 import subprocess
 from typing import Self
+
+from pytest_sandbox.units import mib
 
 __all__ = [
     "ContainerStopped",
@@ -22,14 +24,14 @@ __all__ = [
 
 
 class SandboxError(Exception):
-    """The base of all errors of this library; its text ends with what to do about it."""
+    """The base class of this library's exceptions. The text ends with what to do."""
 
 
 class SettingsError(SandboxError, ValueError):
-    """A setting has a name or a value that is not understood.
+    """A setting has an unknown name or an invalid value.
 
-    ``key``, ``value`` and ``accepted`` (the accepted form, in words) are attributes, and stand in
-    the text.
+    ``key``, ``value`` and ``accepted`` (the accepted form, in words) are attributes and part of the
+    text.
     """
 
     def __init__(self, key: str, value: object, accepted: str) -> None:
@@ -43,9 +45,7 @@ class SettingsError(SandboxError, ValueError):
 
 
 class UnsupportedError(SandboxError):
-    """This host cannot enforce ``feature``, which was asked for; ``remedy`` says what would make it
-    able to.
-    """
+    """This host cannot enforce the requested ``feature``; ``remedy`` says how to change that."""
 
     def __init__(self, feature: str, remedy: str) -> None:
         super().__init__(feature, remedy)
@@ -61,9 +61,10 @@ class ImageError(SandboxError):
 
 
 class SetupError(SandboxError):
-    """A step of making a container failed: ``step`` names it.
+    """A container could not be created: ``step`` failed.
 
-    ``reason`` says what the kernel answered, ``remedy`` what helps (empty: doctor).
+    ``reason`` is the error of the kernel, ``remedy`` says what to do. If ``remedy`` is empty, the
+    text suggests ``pytest-sandbox doctor``.
     """
 
     def __init__(self, step: str, reason: str = "", remedy: str = "") -> None:
@@ -82,22 +83,18 @@ class SetupError(SandboxError):
 
 
 class ContainerStopped(SandboxError):
-    """The container is no longer running, so nothing can be done in it."""
+    """The container is not running any more."""
 
     @classmethod
     def ended(cls, which: str = "") -> Self:
-        """Return the error for a container, ``which`` by its id, that is found to have ended while
-        something was done in it.
-        """
-        return cls(
-            f"the container {which} has ended. Make a new one."
-            if which
-            else "the container has ended. Make a new one."
-        )
+        """Return the error for a container that ended during an operation; ``which`` is its id."""
+        name = f"the container {which}" if which else "the container"
+        return cls(f"{name} has ended. Make a new one.")
 
 
 class OutOfMemory(subprocess.CalledProcessError):
-    """What ``check=True`` raises when the command's container had a process killed for memory.
+    """A command failed with ``check=True``, and the kernel killed a process of its container for
+    memory.
 
     ``memory_limit`` and ``memory_peak`` are in bytes.
     """
@@ -118,11 +115,7 @@ class OutOfMemory(subprocess.CalledProcessError):
 
     def __str__(self) -> str:
         return (
-            f"{super().__str__()[:-1]} after the kernel killed for memory "
-            f"(limit {_mib(self.memory_limit)}, peak {_mib(self.memory_peak)}); raise memory=, or "
+            f"{super().__str__()[:-1]} after the kernel killed a process for memory "
+            f"(limit {mib(self.memory_limit)}, peak {mib(self.memory_peak)}); raise memory=, or "
             "use less."
         )
-
-
-def _mib(size: int | None) -> str:
-    return "unknown" if size is None else f"{size / (1 << 20):.0f} MiB"

@@ -1,5 +1,5 @@
-"""What happened inside, as frozen values: how a process ended, what the container used, what it
-wrote.
+"""How a process inside ended, what the container used, and which files it changed, as frozen
+values.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ __all__ = ["Change", "Exited", "OOMKilled", "Outcome", "Signaled", "Stats", "Tim
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The process ended by itself with ``status`` (0 - 255)."""
+    """The process exited with ``status`` (0 - 255)."""
 
     status: int
 
 
 @dataclass(frozen=True, slots=True)
 class Signaled:
-    """A signal, ``signal`` by its number, ended the process; the kernel's memory killer did not
-    send it.
+    """The signal with the number ``signal`` killed the process. It was not sent by the kernel's
+    OOM killer.
     """
 
     signal: int
@@ -28,10 +28,11 @@ class Signaled:
 
 @dataclass(frozen=True, slots=True)
 class OOMKilled:
-    """The kernel killed the process because its container was over its memory.
+    """The kernel killed the process because its container exceeded its memory limit.
 
-    ``limit``, ``peak`` and ``files`` (pages of files, the writable layer among them) are in bytes;
-    ``victim`` is the name of the killed process where the kernel's log or the survivors tell it.
+    ``limit``, ``peak`` and ``files`` (page cache, with a writable layer in memory) are in bytes.
+    ``victim`` is the name of the killed process, or empty if it is not known from the kernel's log
+    or from the remaining processes.
     """
 
     limit: int | None
@@ -42,8 +43,9 @@ class OOMKilled:
 
 @dataclass(frozen=True, slots=True)
 class TimedOut:
-    """The process was killed because it ran longer than ``limit`` seconds; ``processes`` are the
-    command lines that ran then.
+    """The process was killed because it ran longer than ``limit`` seconds.
+
+    ``processes`` are the command lines of all processes inside at that time.
     """
 
     limit: float
@@ -55,54 +57,52 @@ Outcome: TypeAlias = Exited | Signaled | OOMKilled | TimedOut
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What a container uses: bytes, seconds and counts since it was made.
+    """What a container has used since it was created, in bytes, seconds and counts.
 
-    A figure that this host's cgroups do not give is None, never a guess. ``*_pressure_seconds`` is
-    for how long some process inside stood still for want of CPU time, memory or I/O (the kernel's
-    PSI, "some"): of cgroup v2, where the kernel counts it. It takes three more files to read, so
-    ``Container.stats()`` alone has it: it is None in the figures that a hook or a report is given
-    of every test.
+    A figure that this host's cgroups do not have is None. ``*_pressure_seconds`` is the time in
+    which at least one process inside was delayed because CPU time, memory or I/O was not available
+    ("some" of the kernel's pressure stall information, cgroup v2 only). To read it takes three more
+    files, so only ``Container.stats()`` does: hooks and reports of tests have None.
     """
 
     memory_current: int | None
-    """Bytes charged now, page cache and the writable layer in memory included."""
+    """Bytes charged now, including page cache and a writable layer in memory."""
     memory_peak: int | None
-    """The most bytes charged so far."""
+    """Highest number of bytes charged so far."""
     memory_limit: int | None
-    """Bytes: the setting ``memory``."""
+    """The setting ``memory``, in bytes."""
     cpu_seconds: float | None
     """CPU time of all processes, user and system."""
     cpu_throttled_seconds: float | None
-    """For how long the setting ``cpus`` has held processes back."""
+    """Time in which processes were throttled because of the setting ``cpus``."""
     pids_current: int | None
-    """Processes and threads now."""
+    """Number of processes and threads now."""
     pids_peak: int | None
-    """The most processes and threads so far."""
+    """Highest number of processes and threads so far."""
     oom_kills: int | None
-    """Processes that the kernel has killed for memory."""
+    """Number of processes that the kernel has killed for memory."""
     io_read_bytes: int | None
     """Bytes read from block devices."""
     io_write_bytes: int | None
     """Bytes written to block devices."""
     cpu_pressure_seconds: float | None = None
-    """For how long some process stood still for want of CPU time."""
+    """Time in which at least one process waited for CPU time."""
     memory_pressure_seconds: float | None = None
-    """For how long some process stood still for want of memory."""
+    """Time in which at least one process waited for memory."""
     io_pressure_seconds: float | None = None
-    """For how long some process stood still for want of I/O."""
+    """Time in which at least one process waited for I/O."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Change:
-    """One path that differs from what the container started on; ``path`` is absolute, as seen
-    inside.
+    """A file that differs from the container's root file system at its start.
 
-    ``kind`` is "added", "modified" or "deleted".
+    ``path`` is absolute, as seen inside. ``kind`` is "added", "modified" or "deleted".
     """
 
     path: str
     kind: Literal["added", "modified", "deleted"]
 
     def __str__(self) -> str:
-        """Print as ``docker diff`` does: ``A /path``, ``C /path``, ``D /path``."""
+        """Return the line of ``docker diff``: ``A /path``, ``C /path`` or ``D /path``."""
         return f"{ {'added': 'A', 'modified': 'C', 'deleted': 'D'}[self.kind] } {self.path}"

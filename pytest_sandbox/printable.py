@@ -1,26 +1,47 @@
-"""Text from containers and registries, made safe to print on a terminal."""
+"""Escape what a terminal would obey in text from containers, images and registries."""
 
 from __future__ import annotations
 
-__all__ = ["printable"]
+import re
+
+__all__ = ["LINE", "OUTPUT", "TEXT", "printable", "printable_output"]
+
+# DEL and the C1 controls (ECMA-48), the line and paragraph separators, the bidirectional controls,
+# which reorder what is displayed (Unicode UAX #9), and lone surrogates, which UTF-8 cannot encode.
+_UNSAFE = "\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+
+#: For a single line. Every match that :meth:`str.isprintable` excludes is escaped.
+LINE = re.compile("[^ -~]")
+#: For text of several lines, which may contain tabs and line feeds.
+TEXT = re.compile(f"[\x00-\x08\x0b-\x1f{_UNSAFE}]")
+#: For captured output, which may also contain carriage returns and colours (SGR, ECMA-48).
+OUTPUT = re.compile(f"(?!\x1b\\[[0-9;]{{0,40}}m)[\x00-\x08\x0b\x0c\x0e-\x1f{_UNSAFE}]")
+
+_RESETS = ("\x1b[0m", "\x1b[m")
 
 
-def printable(text: object, *, keep: str = "") -> str:
-    """Return ``text`` with every character that a terminal could obey written as an escape.
+def printable(text: object, unsafe: re.Pattern[str] = LINE) -> str:
+    """Return ``str(text)`` with the unsafe characters written as Python escapes.
 
-    Escaped are control characters (C0, C1, newline and tab), formatting characters such as
-    U+202E (which reverses what follows) and lone surrogates: all that :meth:`str.isprintable`
-    excludes, unless it stands in ``keep``.
+    ``unsafe`` is :data:`LINE`, :data:`TEXT` or :data:`OUTPUT`.
     """
     found = str(text)
-    if found.isprintable():
-        return found
-    return "".join(one if one.isprintable() or one in keep else _escaped(one) for one in found)
+    return found if found.isprintable() else unsafe.sub(_escaped, found)
 
 
-def _escaped(character: str) -> str:
-    """Return the escape that a Python or JSON reader would turn back into ``character``."""
-    code = ord(character)
+def printable_output(text: str) -> str:
+    """Return captured output with its unsafe characters escaped and its colours reset at the
+    end.
+    """
+    made = printable(text, OUTPUT)
+    is_coloured = "\x1b" in made and not made.rstrip().endswith(_RESETS)
+    return made + _RESETS[0] if is_coloured else made
+
+
+def _escaped(match: re.Match[str]) -> str:
+    if match[0].isprintable():
+        return match[0]
+    code = ord(match[0])
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -1,5 +1,6 @@
-"""Whether containers can exist on this operating system at all; imports nothing that only Linux
-has.
+"""Whether this operating system and this Python support containers at all.
+
+This module imports nothing that only Linux has.
 """
 
 from __future__ import annotations
@@ -19,22 +20,20 @@ _REMEDY = (
 
 
 def lacking() -> str:
-    """Return what this operating system or this Python lacks, in words; empty where nothing is."""
+    """Return the missing feature in words, or an empty string if nothing is missing."""
     if sys.platform != "linux":
         return f"a container on {sys.platform}"
     return "" if hasattr(os, "memfd_create") else "a container by a Python without os.memfd_create"
 
 
 def require() -> None:
-    """Raise :class:`UnsupportedError` where there can be no containers."""
+    """Raise :class:`UnsupportedError` if containers are not supported."""
     if missing := lacking():
         raise UnsupportedError(missing, _REMEDY)
 
 
 class _Refusing(type):
-    """A class that can be imported and named, and raises :class:`UnsupportedError` when it is
-    used.
-    """
+    """The type of classes that can be imported, and raise :class:`UnsupportedError` on use."""
 
     def __call__(cls, *_arguments: object, **_keywords: object) -> NoReturn:
         raise UnsupportedError(lacking(), _REMEDY)
@@ -46,5 +45,5 @@ class _Refusing(type):
 
 
 def stand_in(name: str) -> type:
-    """Return a class to be imported in place of one that needs Linux."""
+    """Return a replacement for a class that needs Linux."""
     return _Refusing(name, (), {"__doc__": f"{name}, which this operating system cannot provide."})

@@ -1,4 +1,4 @@
-"""What the tests share."""
+"""The fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytest_plugins = ["pytester"]  # for tests/test_limits.py, which looks at tests that fail
+pytest_plugins = ["pytester"]  # for tests/test_limits.py, which runs failing tests
 
 PROJECT = Path(__file__).parent
 
 
 @pytest.fixture
 def server() -> Iterator[subprocess.Popen[str]]:
-    """A guest book of this test's own, on the one port that it knows."""
+    """Start a server with an empty guest book on its fixed port."""
     with subprocess.Popen(
         [sys.executable, "-m", "guestbook", "serve"], cwd=PROJECT, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "the guest book lies open on port 8080\n"
+        assert process.stdout.readline() == "serving the guest book on port 8080\n"
         yield process
         process.terminate()

@@ -1,6 +1,4 @@
-"""Containers and roots for the tests of several rooms; a room's conftest.py imports what it
-uses.
-"""
+"""Containers and root file systems for tests. Each conftest.py imports the fixtures it uses."""
 
 from __future__ import annotations
 
@@ -22,9 +20,7 @@ __all__ = ["box", "busybox_root", "make_busybox_root"]
 
 @pytest.fixture(scope="module")
 def box() -> Iterator[Container]:
-    """One container of default settings for a module's tests, which leave it as they found it or do
-    not care.
-    """
+    """Yield a container with default settings, which the tests of a module share."""
     with Container() as container:
         yield container
 
@@ -51,5 +47,5 @@ def make_busybox_root(directory: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def busybox_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a root file system, shared: containers write above it."""
+    """Return a directory with a root file system, which tests share."""
     return make_busybox_root(tmp_path_factory.mktemp("busybox") / "root")

@@ -1,4 +1,4 @@
-"""What the host of the tests can do, found by probing, never guessed from a version."""
+"""The capabilities of the host that runs the tests, found by probing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def is_root() -> bool:
 
 
 def can_make_containers() -> bool:
-    """Whether containers can be made here: by root, or by a user that may have user namespaces."""
+    """Whether this user is root or can create user namespaces."""
     return (
         is_root()
         or subprocess.run(
@@ -41,7 +41,7 @@ def has_unified_cgroup() -> bool:
 
 
 def own_cgroup() -> Path:
-    """The v2 directory of this process."""
+    """Return the v2 directory of this process."""
     line = next(
         line
         for line in Path("/proc/self/cgroup").read_text().splitlines()
@@ -51,8 +51,8 @@ def own_cgroup() -> Path:
 
 
 def has_controller(name: str) -> bool:
-    """Whether this process may make groups with limits of the controller *name* (v2: its own or a
-    parent's directory was delegated).
+    """Whether this process can make cgroups with limits of a controller; with v2, in its own
+    directory or its parent, if that is delegated.
     """
     if not has_unified_cgroup():
         return os.access(CGROUPS / name, os.W_OK) and (CGROUPS / name / "cgroup.procs").exists()
@@ -70,7 +70,7 @@ def has_limits() -> bool:
 
 
 def has_systemd_user() -> bool:
-    """Whether a systemd manager of this user answers."""
+    """Whether a systemd user manager answers."""
     manager = [
         "org.freedesktop.systemd1",
         "/org/freedesktop/systemd1",
@@ -84,8 +84,8 @@ def has_systemd_user() -> bool:
 
 
 def disk_of(directory: str) -> str | None:
-    """The disk that *directory* lies on, None where that is no block device of its own (tmpfs, an
-    overlay) or a mapped one.
+    """Return the disk of a directory, or None if it is not on a block device (tmpfs, overlay) or on
+    a mapped one.
     """
     number = os.stat(directory).st_dev
     place = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
@@ -94,14 +94,14 @@ def disk_of(directory: str) -> str | None:
 
 
 def has_bridges() -> bool:
-    """Whether the library, which tries, finds that containers can be connected here."""
+    """Whether the library can connect containers here."""
     from pytest_sandbox import host
 
     return host.find("bridge").found
 
 
 def has_huge_pages() -> bool:
-    """Whether the kernel gathers memory in huge pages when it is asked to."""
+    """Whether madvise(2) with MADV_COLLAPSE works."""
     with mmap.mmap(-1, 4 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memory[:] = b"x" * len(memory)
         try:
@@ -112,7 +112,7 @@ def has_huge_pages() -> bool:
 
 
 def has_assembler(machine: str) -> bool:
-    """Whether tools/make_machine_code.py can assemble the code of *machine* here."""
+    """Whether tools/make_machine_code.py can assemble the code of a machine."""
     from make_machine_code import tools
 
     return tools(machine) is not None
@@ -123,9 +123,7 @@ def has_mypy() -> bool:
 
 
 def has_pyright() -> bool:
-    """Whether pyright runs here: its package downloads what it lacks, which an offline machine
-    refuses.
-    """
+    """Whether pyright runs: its package downloads it on first use, which needs a network."""
     asked = [sys.executable, "-m", "pyright", "--version"]
     return (
         find_spec("pyright") is not None
@@ -160,10 +158,10 @@ PROBES: dict[str, Callable[[], bool]] = {
     "pyright": has_pyright,
     "huge_pages": has_huge_pages,
     "systemd_user": has_systemd_user,
-    # tools/vm's machine, in which a test may change the kernel's parameters.
+    # The machine of tools/vm, in which a test can change kernel parameters.
     "throwaway": lambda: os.path.isdir("/run/vm") and socket.gethostname() == "vm",
-    # Overlays are stacked two deep at the most: on a root that is one, a container in a container
-    # finds no place for its own.
+    # The kernel stacks at most two overlays (FILESYSTEM_MAX_STACK_DEPTH), so containers in
+    # containers need a root that is not an overlay.
     "plain_root": lambda: (
         not any(
             line.split()[4] == "/" and " - overlay " in line
@@ -178,6 +176,6 @@ PROBES: dict[str, Callable[[], bool]] = {
 
 @cache
 def has(capability: str) -> bool:
-    """Whether this host has *capability*: a key of PROBES, or a program's name."""
+    """Whether this host has a capability: a key of PROBES, or the name of a program."""
     probe = PROBES.get(capability)
     return probe() if probe else has_program(capability)

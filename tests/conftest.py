@@ -1,4 +1,4 @@
-"""``@pytest.mark.needs("root", "memory")`` skips where the host lacks one of them."""
+"""``@pytest.mark.needs("root", "memory")`` skips a test if the host lacks one of them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ if TYPE_CHECKING:
 
 
 def wanted(item: pytest.Item) -> set[str]:
+    """Return the capabilities that a test needs."""
     return {capability for mark in item.iter_markers("needs") for capability in mark.args}
 
 
 def keep_what_the_lane_promises(
     config: pytest.Config, items: list[pytest.Item], promised: set[str]
 ) -> None:
-    """Deselect what needs more than the lane's host has; what is left is not skipped by probing, so
-    that a lost capability fails.
+    """Deselect the tests that need more than ``--host-has`` promises.
+
+    The others are not skipped by probing, so that a missing capability is a failure.
     """
     beyond = [item for item in items if not wanted(item) <= promised]
     config.hook.pytest_deselected(items=beyond)
@@ -39,11 +41,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session", autouse=True)
-def heard_interrupts() -> Iterator[None]:
-    """Give children SIGINT and SIGQUIT as a terminal's foreground job has them.
+def default_interrupts() -> Iterator[None]:
+    """Give children the default disposition of SIGINT and SIGQUIT.
 
-    A shell starts background jobs with both ignored, which children inherit through execve(2); a
-    signal that has a handler here is at its default there.
+    A shell starts background jobs with both ignored, which children inherit through execve(2). A
+    signal with a handler has its default disposition there.
     """
     ignored = [
         one for one in (signal.SIGINT, signal.SIGQUIT) if signal.getsignal(one) is signal.SIG_IGN

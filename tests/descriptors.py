@@ -1,4 +1,4 @@
-"""Counting a process's open descriptors."""
+"""The number of open descriptors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ __all__ = ["open_descriptors"]
 
 
 def open_descriptors() -> int:
-    """Return how many descriptors this process has open, without those of objects in reference
-    cycles: the garbage collector would close them between two counts.
+    """Return the number of open descriptors of this process.
+
+    Objects in reference cycles are collected first, because the garbage collector could close
+    theirs between two counts.
     """
     gc.collect()
     return len(os.listdir("/proc/self/fd"))

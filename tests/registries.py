@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
 import threading
 import time
 import urllib.error
@@ -21,6 +20,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 from tarballs import digest_of
 
+from bench.docker_registry import docker_registry
+
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterator
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
     import trustme
     from tarballs import Made
-
-LISTENING = "listening on "
 
 
 @dataclass
@@ -47,37 +46,12 @@ class Running:
 
 @contextmanager
 def registry(directory: Path, **sections: Any) -> Iterator[Running]:
-    """Debian's docker-registry on a free port, with its blobs in *directory*; *sections* go into
-    its configuration.
+    """Start Debian's docker-registry with its blobs in *directory*; *sections* are added to its
+    configuration.
     """
-    config = {
-        "version": 0.1,
-        "log": {"level": "info", "formatter": "text", "accesslog": {"disabled": True}},
-        "storage": {"filesystem": {"rootdirectory": str(directory)}, "delete": {"enabled": True}},
-        **sections,
-    }
-    config["http"] = {"addr": "127.0.0.1:0", "secret": "s", **sections.get("http", {})}
-    path = directory.with_name(f"{directory.name}-{time.monotonic_ns()}.yml")
-    path.write_text(json.dumps(config))
-    process = subprocess.Popen(
-        ["docker-registry", "serve", path],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stderr
-        line = next((line for line in process.stderr if LISTENING in line), "")
-        assert line, f"docker-registry ended with status {process.wait()}"
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        port = (
-            line.partition(LISTENING)[2].partition('"')[0].split(",")[0].strip().rpartition(":")[2]
-        )
-        yield Running(f"127.0.0.1:{port}", directory)
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
+    config_file = directory.with_name(f"{directory.name}-{time.monotonic_ns()}.yml")
+    with docker_registry(directory, config_file, **sections) as host:
+        yield Running(host, directory)
 
 
 def send(method: str, url: str, data: bytes = b"", **headers: str) -> Any:
@@ -242,9 +216,15 @@ class TokenServer:
         kind, name, actions = scope.split(":")
         now = int(time.time())
         claims = {
-            "iss": "us", "sub": self.user, "aud": "here", "exp": now + 300, "nbf": now - 300, "iat": now, "jti": "1",
+            "iss": "us",
+            "sub": self.user,
+            "aud": "here",
+            "exp": now + 300,
+            "nbf": now - 300,
+            "iat": now,
+            "jti": "1",
             "access": [{"type": kind, "name": name, "actions": actions.split(",")}],
-        }  # fmt: skip
+        }
         key = serialization.load_pem_private_key(self.leaf.private_key_pem.bytes(), None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         certificate = "".join(self.leaf.cert_chain_pems[0].bytes().decode().splitlines()[1:-1])

@@ -1,6 +1,4 @@
-"""A terminal for the command line, as a person has one: typing, reading with a deadline, resizing,
-hanging up.
-"""
+"""A pseudo-terminal for the command line: typing, reading with a deadline, resizing, hanging up."""
 
 from __future__ import annotations
 
@@ -10,10 +8,11 @@ import pty
 import re
 import select
 import subprocess
-import sys
 import termios
 import time
 from typing import TYPE_CHECKING, Self
+
+from command_line import COMMAND
 
 if TYPE_CHECKING:
     import signal
@@ -24,39 +23,40 @@ PATIENCE = 60.0
 
 
 def wait_for(condition, patience: float = PATIENCE):
-    """Ask again and again until the answer is true, and return it; an AssertionError after
-    ``patience`` seconds.
+    """Poll ``condition`` until it is true, and return its value.
+
+    Raises :class:`AssertionError` after ``patience`` seconds.
     """
     deadline = time.monotonic() + patience
     while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not come to be in time"
+        assert time.monotonic() < deadline, f"not true within {patience:g} seconds"
         time.sleep(0.01)
     return found
 
 
 def _environment() -> dict[str, str]:
-    """Our own, without what would tell programs another size than the terminal's."""
+    """Return our environment without COLUMNS and LINES, which override the terminal's size."""
     return {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
 
 
 class Terminal:
-    """The command line on a pseudo-terminal of its own, which is its controlling one: ``with
-    Terminal("run", "-it", ...) as screen``.
+    """The command line with a pseudo-terminal as its controlling terminal: ``with Terminal("run",
+    "-it", ...) as screen``.
     """
 
-    def __init__(self, *words: str, rows: int = 30, columns: int = 90, shell: bool = False) -> None:
+    def __init__(self, *args: str, rows: int = 30, columns: int = 90, shell: bool = False) -> None:
         self.master, slave = pty.openpty()
         termios.tcsetwinsize(self.master, (rows, columns))
         self.before = termios.tcgetattr(slave)
         self.slave = slave
-        command = list(words) if shell else [sys.executable, "-m", "pytest_sandbox", *words]
+        command = list(args) if shell else [*COMMAND, *args]
         self.process = subprocess.Popen(
             command,
             stdin=slave,
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            # no import, no lock
+            # One system call, so that no lock of another thread is taken.
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
             env={**_environment(), "PS1": "$ ", "TERM": "xterm", "HISTFILE": "/dev/null"},
         )
@@ -74,13 +74,13 @@ class Terminal:
             os.close(self.master)
 
     def type(self, text: str) -> None:
-        """Type."""
+        """Type text."""
         data = text.encode()
         while data:
             data = data[os.write(self.master, data) :]
 
     def read(self, pattern: str, patience: float = PATIENCE) -> str:
-        """Read until the pattern has come since the last read; return what came up to its end."""
+        """Read until the pattern matches new output, and return the output up to its end."""
         deadline = time.monotonic() + patience
         while not (found := re.search(pattern, self.seen)):
             ready, _, _ = select.select(
@@ -92,12 +92,12 @@ class Terminal:
         return text
 
     def wait(self) -> int:
-        """Return the status, reading what is still said meanwhile."""
+        """Read output until the end, and return the exit status."""
         wait_for(lambda: self._take() or self.process.poll() is not None)
         return self.process.returncode
 
     def rest(self) -> str:
-        """Return what was said after the last read, up to the end."""
+        """Return the remaining output."""
         self.wait()
         self._take()
         return self.seen
@@ -108,15 +108,15 @@ class Terminal:
         return False
 
     def resize(self, rows: int, columns: int) -> None:
-        """Change the size; the kernel tells whoever is in the foreground."""
+        """Change the size; the kernel sends SIGWINCH to the foreground."""
         termios.tcsetwinsize(self.master, (rows, columns))
 
     def is_as_it_was(self) -> bool:
-        """Whether the terminal has the settings that it had at first."""
+        """Whether the terminal has its original settings."""
         return termios.tcgetattr(self.slave) == self.before
 
     def is_raw(self) -> bool:
-        """Whether keys go through as they are."""
+        """Whether the terminal is in raw mode."""
         return not termios.tcgetattr(self.slave)[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
 
     def hang_up(self) -> None:

@@ -1,5 +1,5 @@
-"""Operating systems without containers: the library and the plugin can be loaded, and say one
-sentence when they are used.
+"""Other operating systems: the library and the plugin can be imported, and raise a clear error on
+use.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Runs a program as on another system: what only POSIX or only Linux has cannot be imported.
+# Run code as on another system: modules of POSIX and Linux cannot be imported.
 FAKE = """
 import io, sys, os, pytest, _pytest.pytester
 sys.platform = {platform!r}
-io._WindowsConsoleIO = ()  # of which pytest asks on Windows
+io._WindowsConsoleIO = ()  # used by pytest on Windows
 del os.memfd_create
 class Absent:
     def find_spec(self, name, path=None, target=None):
@@ -50,7 +50,7 @@ SENTENCE = "is not supported here. It takes Linux 5.12 or newer"
 
 @pytest.fixture(params=["darwin", "win32", "linux"])
 def elsewhere(request, tmp_path, monkeypatch):
-    """Return a function that runs code on a faked system."""
+    """Return a function that runs code with a faked ``sys.platform``."""
     for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):
         monkeypatch.delenv(name, raising=False)
 
@@ -75,15 +75,13 @@ def suite(elsewhere, directory: Path, *args: str) -> str:
     ).stdout
 
 
-def test_a_suite_runs_that_asks_for_nothing(elsewhere, tmp_path):
-    """Without --sandbox and without marks a suite has the outcomes that it has without the
-    plugin.
-    """
+def test_tests_without_containers_run(elsewhere, tmp_path):
+    """Without --sandbox and marks, tests have the same outcomes as without the plugin."""
     assert "2 passed, 3 deselected" in suite(elsewhere, tmp_path, "-k", "plain or outside")
 
 
-def test_a_test_that_needs_a_container_fails_with_one_sentence(elsewhere, tmp_path):
-    """What is inside, holds a container or makes one says what it takes; all others run."""
+def test_a_test_that_needs_a_container_fails_with_a_clear_error(elsewhere, tmp_path):
+    """A test inside, or with a container, fails with one sentence; all others run."""
     printed = suite(elsewhere, tmp_path)
     assert "1 failed, 2 passed, 2 errors" in printed
     assert 3 == len(
@@ -96,8 +94,8 @@ def test_a_test_that_needs_a_container_fails_with_one_sentence(elsewhere, tmp_pa
     assert "Traceback" not in printed
 
 
-def test_a_suite_may_skip_what_it_cannot_have(elsewhere, tmp_path):
-    """``sandbox_unsupported = skip`` skips tests that need a container, also under --sandbox."""
+def test_tests_that_need_a_container_can_be_skipped(elsewhere, tmp_path):
+    """``sandbox_unsupported = skip`` skips tests that need a container, also with --sandbox."""
     assert "1 passed, 4 skipped" in suite(
         elsewhere, tmp_path, "--sandbox", "-o", "sandbox_unsupported=skip"
     )
@@ -109,13 +107,11 @@ def test_a_suite_may_skip_what_it_cannot_have(elsewhere, tmp_path):
         "p.Container(memory='1g')",
         "p.Image.pull('debian')",
         "p.Network()",
-        "p.Container.check(p.Settings())",
+        "p.Container(p.Settings())",
     ],
 )
-def test_the_library_can_be_imported_and_refuses(elsewhere, use):
-    """Every public name is there; the first use of what needs Linux is an UnsupportedError of one
-    sentence.
-    """
+def test_the_library_raises_on_use(elsewhere, use):
+    """Every public name can be imported; using one that needs Linux is an UnsupportedError."""
     done = elsewhere(
         "import pytest_sandbox as p\n[getattr(p, name) for name in "
         "p.__all__]\np.Settings(memory='1g')\n"
@@ -125,14 +121,16 @@ def test_the_library_can_be_imported_and_refuses(elsewhere, use):
     assert SENTENCE in done.stdout
 
 
-def test_the_command_line_says_one_sentence(elsewhere):
-    """A verb ends with 125 and one line, its help is shown as anywhere."""
-    done = elsewhere("from pytest_sandbox.cli import main\nsys.exit(main(['run', 'host', 'true']))")
+def test_the_command_line_prints_a_clear_error(elsewhere):
+    """A verb fails with the status 125 and one line; its help works."""
+    done = elsewhere(
+        "from pytest_sandbox.cli.main import main\nsys.exit(main(['run', 'host', 'true']))"
+    )
     assert (125, 1) == (done.returncode, done.stderr.count("\n"))
     assert SENTENCE in done.stderr
     assert (
         "COMMAND"
         in elsewhere(
-            "from pytest_sandbox.cli import main\nsys.exit(main(['run', '--help']))"
+            "from pytest_sandbox.cli.main import main\nsys.exit(main(['run', '--help']))"
         ).stdout
     )

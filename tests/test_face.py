@@ -1,4 +1,4 @@
-"""The library's face: what `import pytest_sandbox` shows, and what it does not load."""
+"""The public names of `pytest_sandbox`, their documentation, and the exceptions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 import pytest_sandbox
 from pytest_sandbox import errors
-from pytest_sandbox.settings import KEYS
+from pytest_sandbox.settings.settings import KEYS
 
 ERRORS = {
     errors.SandboxError: ("wrong",),
@@ -29,7 +29,7 @@ ERRORS = {
 
 
 def fresh(code: str) -> str:
-    """What a fresh interpreter prints when it runs *code*."""
+    """Return the output of a new interpreter that runs ``code``."""
     return subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout.strip()
@@ -50,55 +50,53 @@ def fresh(code: str) -> str:
         "ctypes",
     ],
 )
-def test_the_import_loads_nothing_that_is_not_needed(module):
-    """`import pytest_sandbox` leaves third parties and the expensive parts of the standard library
-    unloaded.
-    """
+def test_the_import_is_cheap(module):
+    """`import pytest_sandbox` imports no third party and no slow module of the standard library."""
     assert "False" == fresh(f"import pytest_sandbox, sys; print({module!r} in sys.modules)")
 
 
 @pytest.mark.vm
-def test_every_public_name_can_be_had_from_the_face():
-    """Each name of __all__ is there, although it is loaded only when it is asked for."""
+def test_every_public_name_can_be_imported():
+    """Each name of __all__ can be imported, although that happens only on first use."""
     names = fresh(
         "import pytest_sandbox as p; print([name for name in p.__all__ if not hasattr(p, name)])"
     )
     assert "[]" == names
 
 
-def test_all_is_sorted_and_dir_shows_it():
-    """__all__ is in order, and dir() shows the lazy names too."""
+def test_dir_has_the_public_names():
+    """__all__ is sorted, and dir() includes the names that are not yet imported."""
     assert sorted(pytest_sandbox.__all__) == list(pytest_sandbox.__all__)
     assert set(pytest_sandbox.__all__) <= set(dir(pytest_sandbox))
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    """The lazy face answers for its own names only."""
+    """An unknown name is an AttributeError."""
     with pytest.raises(AttributeError, match="Containr"):
         _ = pytest_sandbox.Containr
 
 
 @pytest.mark.parametrize("name", pytest_sandbox.__all__)
 def test_every_public_name_is_documented(name):
-    """Each public class or function has a docstring of its own, and so has each of its public
-    methods and attributes, those of its bases too.
+    """Each public class or function has a docstring, and so has each public method and
+    attribute.
     """
     value = getattr(pytest_sandbox, name)
     if not callable(value):
         return
     assert inspect.getdoc(value)
-    assert [] == [f"{name}.{key}" for kind in ours(value) for key in undocumented(kind)]
+    assert [] == [f"{name}.{key}" for kind in own_bases(value) for key in undocumented(kind)]
 
 
-def ours(value: object) -> list[type]:
-    """The classes that make up a class and are this project's."""
+def own_bases(value: object) -> list[type]:
+    """Return a class and its base classes that this project defines."""
     kinds = value.__mro__ if inspect.isclass(value) else ()
     return [kind for kind in kinds if kind.__module__.startswith("pytest_sandbox")]
 
 
 def undocumented(kind: type) -> list[str]:
-    """The public methods and attributes of a class that have no docstring: neither their own, nor
-    in the class's, nor in a base's.
+    """Return the public methods and attributes of a class that neither their own docstring nor that
+    of the class or a base class documents.
     """
     tree = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     found = {**attributes(tree), **methods(tree)}
@@ -107,7 +105,7 @@ def undocumented(kind: type) -> list[str]:
         for base in kind.__mro__
         for name in re.findall(r"``(?:\w+\.)?(\w+)``", base.__doc__ or "")
     ]
-    above = {name for base in ours(kind)[1:] for name in vars(base).get("__annotations__", {})}
+    above = {name for base in own_bases(kind)[1:] for name in vars(base).get("__annotations__", {})}
     return [
         name
         for name, documented in found.items()
@@ -125,8 +123,8 @@ def methods(tree: ast.ClassDef) -> dict[str, bool]:
 
 
 def attributes(tree: ast.ClassDef) -> dict[str, bool]:
-    """The attributes that the class's body or its __init__ sets, and whether a string that
-    documents them follows.
+    """Return the attributes that the body of a class or its __init__ sets, and whether a docstring
+    follows each.
     """
     makers = [
         node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"
@@ -154,7 +152,7 @@ def attributes(tree: ast.ClassDef) -> dict[str, bool]:
 
 
 def test_the_examples_name_every_error():
-    """The table above holds each class of the error tree."""
+    """ERRORS has each exception of the library."""
     assert set(ERRORS) == {
         value
         for value in vars(errors).values()
@@ -167,7 +165,7 @@ def test_the_examples_name_every_error():
     ("kind", "arguments"), ERRORS.items(), ids=lambda value: getattr(value, "__name__", "")
 )
 def test_an_error_survives_pickling(kind, arguments):
-    """Errors cross processes (xdist, call) with their type, text and attributes."""
+    """A pickled exception has the same type, text and attributes, as xdist and call() need."""
     error = kind(*arguments)
     copy = pickle.loads(pickle.dumps(error))
     assert (type(error), str(error), vars(error)) == (type(copy), str(copy), vars(copy))
@@ -178,23 +176,21 @@ def test_an_error_survives_pickling(kind, arguments):
     [kind for kind in ERRORS if kind is not errors.OutOfMemory],
     ids=lambda kind: kind.__name__,
 )
-def test_errors_of_ours_have_one_base(kind):
-    """`except SandboxError` catches whatever the library raises; a process's end is subprocess's
-    matter.
-    """
+def test_exceptions_have_one_base(kind):
+    """Each exception is a SandboxError, except OutOfMemory, which is one of subprocess."""
     assert issubclass(kind, errors.SandboxError)
 
 
 def test_a_wrong_setting_is_a_value_error_too():
-    """Callers who know nothing of us still catch a wrong value."""
+    """SettingsError is a ValueError."""
     assert issubclass(errors.SettingsError, ValueError)
 
 
 @pytest.mark.parametrize(
     ("kind", "arguments"), ERRORS.items(), ids=lambda value: getattr(value, "__name__", "")
 )
-def test_an_errors_text_holds_what_was_asked(kind, arguments):
-    """The arguments of an error can be read in its text."""
+def test_the_text_of_an_exception_has_its_arguments(kind, arguments):
+    """The arguments of an exception are part of its text."""
     text = str(kind(*arguments))
     shown = arguments if kind is not errors.OutOfMemory else ("hog",)
     assert [] == [argument for argument in shown if str(argument) not in text]

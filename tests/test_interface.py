@@ -1,6 +1,4 @@
-"""The public interface: every name that the documentation promises, and the calls that it promises
-to understand.
-"""
+"""The public interface: the documented names, and the arguments that they accept."""
 
 from __future__ import annotations
 
@@ -12,11 +10,11 @@ import pytest
 
 import pytest_sandbox
 from pytest_sandbox import Change, Container, Image, Network, Stats
-from pytest_sandbox.container.container import Popen
+from pytest_sandbox.container.popen import Popen
 from pytest_sandbox.plugin import hookspecs
-from pytest_sandbox.settings import KEYS
+from pytest_sandbox.settings.settings import KEYS
 
-# What a caller writes, as keywords, beside the first arguments.
+# The keyword arguments.
 RUN = "input capture_output text encoding env cwd user timeout check stdin stdout stderr"
 CALLS: dict[str, tuple[int, str]] = {
     "start": (0, ""),
@@ -56,22 +54,22 @@ PRESSURE = "cpu_pressure_seconds memory_pressure_seconds io_pressure_seconds"
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_container_can_be_asked(name):
-    """Each method takes what the documentation says it takes."""
+def test_the_methods_of_a_container(name):
+    """Each method accepts its documented arguments."""
     positional, keywords = CALLS[name]
     arguments = [None] * (positional + 1)
     inspect.signature(getattr(Container, name)).bind(*arguments, **dict.fromkeys(keywords.split()))
 
 
-def test_a_container_says_what_it_is():
-    """The attributes of a container are there before it starts, and tell."""
+def test_the_attributes_of_a_container():
+    """A container has its attributes before it starts."""
     container = Container(memory="64m")
     assert ("created", "", 64 << 20) == (container.status, container.id, container.settings.memory)
     assert {"pid", "hostname"} <= set(dir(container))
 
 
 def test_run_takes_the_arguments_of_subprocess_by_their_names():
-    """Whatever subprocess.run names itself, run names too."""
+    """run() has all keyword arguments of subprocess.run."""
     theirs = {
         name
         for name, one in inspect.signature(subprocess.run).parameters.items()
@@ -80,20 +78,20 @@ def test_run_takes_the_arguments_of_subprocess_by_their_names():
     assert set() == theirs - set(inspect.signature(Container.run).parameters)
 
 
-def test_popen_is_subprocesss():
-    """A Popen of ours can be used where one of subprocess's is."""
+def test_popen_is_a_subprocess_popen():
+    """Popen is a subclass of subprocess.Popen with its methods."""
     assert issubclass(Popen, subprocess.Popen)
     assert [] == [name for name in POPEN.split() if not hasattr(Popen, name)]
 
 
 def test_the_settings_have_their_names_and_options():
-    """The keys, in the documentation's order, and which of them are options too."""
+    """The settings are in the order of the documentation, and seven are options."""
     assert SETTINGS.split() == list(KEYS)
     assert OPTIONS.split() == [key.name for key in KEYS.values() if key.option]
 
 
 def test_the_values_have_their_fields():
-    """What comes out has the names that a test asks for."""
+    """Stats and Change have their documented fields."""
     assert [*STATS.split(), *PRESSURE.split()] == [
         field.name for field in dataclasses.fields(Stats)
     ]

@@ -23,8 +23,8 @@ def suite(pytester: pytest.Pytester, request: pytest.FixtureRequest) -> pytest.P
         (pytester.path / name).parent.mkdir(exist_ok=True)
         (pytester.path / name).write_text((request.config.rootpath / name).read_text())
     pytester.makeini("[pytest]\nmarkers = needs(*capabilities): needed")
-    pytester.mkdir("tests/room")
-    (pytester.path / "tests/room/test_suite.py").write_text(
+    pytester.mkdir("tests/part")
+    (pytester.path / "tests/part/test_suite.py").write_text(
         "\n".join(line[4:] for line in SUITE.splitlines())
     )
     return pytester
@@ -32,24 +32,22 @@ def suite(pytester: pytest.Pytester, request: pytest.FixtureRequest) -> pytest.P
 
 @pytest.mark.vm
 def test_the_probe_for_root_agrees_with_the_kernel():
-    """Exactly one of "root" and "user" is found, and it is the one that the kernel says."""
+    """The effective UID decides whether "root" or "user" is found."""
     assert (has("root"), has("user")) == (os.geteuid() == 0, os.geteuid() != 0)
 
 
-def test_a_lacking_capability_skips(suite):
-    """Without a lane's promise, what the host lacks is skipped and the rest runs."""
+def test_a_missing_capability_skips(suite):
+    """Without --host-has, a test that needs a missing capability is skipped."""
     suite.runpytest("tests").assert_outcomes(passed=1, skipped=2)
 
 
 def test_a_lane_fails_on_a_skip(suite):
-    """Where the lane says what its host has, a test that skips itself counts as failed, and what
-    needs more is deselected.
-    """
+    """With --host-has, a test that skips itself fails, and one that needs more is deselected."""
     suite.runpytest("tests", "--host-has=root").assert_outcomes(passed=1, failed=1, deselected=1)
 
 
-def test_a_lane_whose_host_lost_a_capability_does_not_skip(suite):
-    """What the lane promises runs, found or not, so that losing it is seen."""
+def test_a_promised_capability_is_not_probed(suite):
+    """A test that needs a promised capability runs without probing."""
     suite.runpytest("tests", "--host-has=a-program-that-nobody-has").assert_outcomes(
         passed=2, failed=1
     )

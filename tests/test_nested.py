@@ -1,6 +1,4 @@
-"""The project's own suite, each test in a container of its own: what docs/reference/nested.md says
-of it, by a part that is quick.
-"""
+"""A quick part of this project's own tests, each in a container (docs/reference/nested.md)."""
 
 from __future__ import annotations
 
@@ -14,18 +12,17 @@ from capabilities import has
 
 pytestmark = [pytest.mark.needs("root", "plain_root", "containers"), pytest.mark.slow]
 
-#: Tests that need nothing of the host but what every container has.
+#: Tests that run in every container.
 PLAIN = (
     "tests/test_settings.py tests/test_interface.py tests/linux/test_seccomp.py "
     "tests/linux/test_userns.py tests/image/test_reference.py"
 )
-#: Tests that make containers by themselves, commit and start images, run pytest, and look at the
-#: host.
+#: Tests that create containers, commit and start images, and run pytest.
 MAKING = (
     "tests/container/test_exceptions.py tests/image/test_run.py "
-    "tests/plugin/test_image_body.py tests/linux/test_program.py tests/cli/test_images.py"
+    "tests/plugin/test_image_body.py tests/linux/test_syscall_batch.py tests/cli/test_images.py"
 )
-#: Programs that these need, and some that a few of them do.
+#: Programs that all of these need, and programs that a few need.
 NEEDED = ("busybox", "unshare", "setpriv")
 OPTIONAL = (
     "assembler_x86_64",
@@ -34,12 +31,14 @@ OPTIONAL = (
     "aarch64-linux-gnu-ld",
     "qemu-aarch64-static",
 )
-#: Layers that delete something cannot be stored on an overlay, as a container's root is.
+#: A layer with whiteouts cannot be stored on an overlay, such as the root of a container.
 DELETING = "any_number_of_layers"
 
 
 def passed(*options: str) -> int:
-    """How many tests of the suite have passed under --sandbox; none may fail."""
+    """Run tests with --sandbox, and return how many passed. Raises :class:`AssertionError` if one
+    fails.
+    """
     command = [
         sys.executable,
         "-m",
@@ -63,14 +62,14 @@ def passed(*options: str) -> int:
     return int(re.search(r"(\d+) passed", done.stdout)[1])
 
 
-def test_what_needs_no_container_runs_in_one():
-    """Settings, policies and names are tested inside as outside, one container for each test."""
+def test_tests_pass_in_containers():
+    """Tests of settings, policies and names pass in a container each."""
     assert passed("--host-has=root", *PLAIN.split()) > 450
 
 
 @pytest.mark.needs(*NEEDED)
-def test_what_makes_containers_runs_in_a_privileged_one():
-    """Containers in a container: commands, exceptions, images, whole sessions of pytest."""
+def test_tests_that_create_containers_pass_in_privileged_containers():
+    """Tests that create containers, images and pytest sessions pass in privileged containers."""
     found = ["root", "containers", *NEEDED, *filter(has, OPTIONAL)]
     options = (
         "-o",

@@ -1,4 +1,4 @@
-"""The types of the public interface, as mypy and pyright read them."""
+"""The types of the public interface, checked by mypy and pyright."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_sandbox.settings import KEYS, Settings
 from pytest_sandbox.settings.kwargs import SettingsKwargs
+from pytest_sandbox.settings.settings import KEYS, Settings
 
 PROGRAM = Path(__file__).parent / "typing_programs" / "calls.py"
 WRONG = [
@@ -66,23 +66,19 @@ def lines_by_pyright(_directory: Path) -> dict[int, str]:
         pytest.param(lines_by_pyright, marks=pytest.mark.needs("pyright"), id="pyright"),
     ],
 )
-def test_a_type_checker_rejects_wrong_calls_alone(errors_of, tmp_path):
-    """A misspelt key, a wrong value or a wrong argument is an error of the type checker; what is
-    right is none.
-    """
+def test_a_type_checker_rejects_only_wrong_calls(errors_of, tmp_path):
+    """A type checker reports misspelt keys, wrong values and arguments, and no correct call."""
     found = errors_of(tmp_path)
     assert WRONG == sorted(found), found
 
 
 def test_the_keywords_are_the_settings():
-    """The typed keywords name each setting, in the settings' order."""
+    """SettingsKwargs has each setting, in the order of Settings."""
     assert list(KEYS) == list(SettingsKwargs.__annotations__)
 
 
-def test_settings_are_parsed_when_they_are_made():
-    """Settings(memory="512m") is 512 MiB, however the value is written, and knows that it was asked
-    for.
-    """
+def test_settings_parse_their_arguments():
+    """Settings(memory="512m") has 512 MiB in each form, and `given` has the key."""
     made = Settings(memory="512m")
     assert (512 << 20, frozenset({"memory"})) == (made.memory, made.given)
     assert (
@@ -94,7 +90,7 @@ def test_settings_are_parsed_when_they_are_made():
 
 
 def test_unchecked_settings_have_every_field():
-    """Canonical values are taken as they are, and every other field has its default."""
+    """unchecked() takes canonical values, and every other field has its default."""
     made = Settings.unchecked(memory=1)
     assert 1 == made.memory
     assert {one.name for one in fields(Settings)} == {

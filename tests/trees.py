@@ -21,17 +21,14 @@ __all__ = ["deep_path", "dig", "few_descriptors", "levels"]
 
 @pytest.fixture
 def deep_path() -> Iterator[Path]:
-    """Return a directory in memory in which trees may be as deep as they like.
-
-    Pytest could not remove those of tmp_path.
-    """
+    """Yield a directory on a tmpfs for deep trees, which pytest could not remove from tmp_path."""
     path = tempfile.mkdtemp(dir="/dev/shm")
     yield Path(path)
     remove_tree(path)
 
 
 def dig(root: str | os.PathLike[str], depth: int, name: str = "d") -> None:
-    """Make a chain of directories below ``root``, with a file beside each and one at the end."""
+    """Create nested directories below ``root``, with a file in each."""
     fd = os.open(root, os.O_RDONLY)
     for _ in range(depth):
         os.close(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=fd))
@@ -45,7 +42,7 @@ def dig(root: str | os.PathLike[str], depth: int, name: str = "d") -> None:
 
 
 def levels(root: str | os.PathLike[str], name: str = "d") -> tuple[int, str]:
-    """Return how deep a chain of directories is, and what the file at its end says."""
+    """Return the depth of nested directories, and the text of the file in the last one."""
     fd = os.open(root, os.O_RDONLY)
     depth = 0
     while name in os.listdir(fd):
@@ -60,7 +57,7 @@ def levels(root: str | os.PathLike[str], name: str = "d") -> tuple[int, str]:
 
 @contextmanager
 def few_descriptors(more: int = 150) -> Iterator[None]:
-    """Let this process open no more than ``more`` further descriptors."""
+    """Limit this process to ``more`` further open descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(map(int, os.listdir("/proc/self/fd")))
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + more, hard))

@@ -1,10 +1,8 @@
-"""Time two checkouts of this project against each other, in turn: ``python tools/compare_commits.py
-OLD NEW``.
+"""Compare the speed of two checkouts of this project: ``python tools/compare_commits.py OLD NEW``.
 
-For the question whether a change made something slower. Each round runs every row in a new process
-of the old checkout and then of the new one, so that both see the same machine. It prints the median
-of each row's rounds and the ratios new / old of the single rounds. Whole figures come from
-``python -m bench``.
+Each round runs every row in a new process of the old checkout and then of the new one, so that both
+run under the same conditions. Printed are the median of each row and the ratios new / old of the
+rounds. ``python -m bench`` measures more.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Run in a checkout: prints milliseconds by row.
+# Run in a checkout: print milliseconds by row.
 WORKER = """
 import json, statistics, time
 from pytest_sandbox import Container
@@ -26,9 +24,9 @@ from pytest_sandbox import Container
 def median(func, count):
     times = []
     for _ in range(count):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         func()
-        times.append((time.perf_counter() - begun) * 1000)
+        times.append((time.perf_counter() - start) * 1000)
     return statistics.median(times)
 
 def create(run):
@@ -49,12 +47,13 @@ print(json.dumps(found))
 """
 TESTS = 200
 SUITE = f"import pytest\n@pytest.mark.parametrize('n', range({TESTS}))\ndef test(n): pass\n"
-# Prints seconds: the whole session, without the start of Python and pytest's import.
+# Print the seconds of a session, without the start of Python and the import of pytest.
 SESSION = """
 import time, pytest
-begun = time.perf_counter()
-pytest.main(["-q", "-p", "pytest_sandbox.plugin", "--sandbox", "-p", "no:cacheprovider", "test_it.py"])
-print(time.perf_counter() - begun)
+start = time.perf_counter()
+plugins = ["-p", "pytest_sandbox.plugin", "-p", "no:cacheprovider"]
+pytest.main(["-q", *plugins, "--sandbox", "test_it.py"])
+print(time.perf_counter() - start)
 """
 
 
@@ -79,7 +78,7 @@ def measured(checkout: Path, directory: str) -> dict[str, float]:
 
 
 def main() -> int:
-    """Measure and print."""
+    """Measure both checkouts, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)

@@ -1,9 +1,9 @@
-"""Run real test suites plain and sandboxed, and compare them test by test.
+"""Run the tests of other projects with and without ``--sandbox``, and compare the outcomes.
 
-``python tools/compare_suites.py [NAME ...]`` downloads each suite's source distribution with pip,
-installs it with what its tests need into a virtual environment of its own (kept in ``--cache``),
-runs its tests once without and once with ``--sandbox``, and prints each test whose outcome differs.
-The exit status is 1 where any does. Order is fixed, and other plugins than the suite's own are off.
+``python tools/compare_suites.py [NAME ...]`` downloads each source distribution with pip, installs
+it with the requirements of its tests into a virtual environment below ``--cache``, runs its tests
+without and with ``--sandbox``, and prints each test whose outcome differs. If any does, the exit
+status is 1. The order of the tests is fixed, and only the plugins of the suite are loaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Suite:
-    """A distribution: its exact version, what its tests need, and how they are run."""
+    """A distribution: its version, the requirements, plugins and arguments of its tests."""
 
     name: str
     version: str
@@ -56,29 +56,21 @@ SUITES = {
 
 
 def pip(python: Path, *arguments: str) -> None:
+    """Run pip of an interpreter."""
     subprocess.run(
         [python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments], check=True
     )
 
 
 def prepare(suite: Suite, cache: Path) -> tuple[Path, Path]:
-    """Return the suite's interpreter and its unpacked sources."""
+    """Return the interpreter and the unpacked sources of a suite."""
     directory = cache / f"{suite.name}-{suite.version}"
     python, ready = directory / "venv/bin/python", directory / "ready"
     sources = directory / "src" / f"{suite.name}-{suite.version}"
     if not ready.exists():
         subprocess.run([sys.executable, "-m", "venv", directory / "venv"], check=True)
-        requirement = f"{suite.name}=={suite.version}"
-        pip(
-            python,
-            "download",
-            "--no-deps",
-            "--no-binary",
-            suite.name,
-            "-d",
-            str(directory),
-            requirement,
-        )
+        options = ["--no-deps", "--no-binary", suite.name, "-d", str(directory)]
+        pip(python, "download", *options, f"{suite.name}=={suite.version}")
         archive = next(directory.glob("*.tar.gz"))
         with tarfile.open(archive) as file:
             file.extractall(directory / "src", filter="data")
@@ -91,10 +83,10 @@ def prepare(suite: Suite, cache: Path) -> tuple[Path, Path]:
 def run(
     suite: Suite, python: Path, sources: Path, *, sandboxed: bool
 ) -> tuple[dict[str, str], float]:
-    """Return each test's outcome, and how long it took."""
+    """Return the outcome of each test, and the seconds of the session."""
     report = sources.parent / ("sandboxed.xml" if sandboxed else "plain.xml")
     report.unlink(missing_ok=True)
-    plugins = [word for name in ("sandbox", *suite.plugins) for word in ("-p", name)]
+    plugins = [arg for name in ("sandbox", *suite.plugins) for arg in ("-p", name)]
     options = ["--sandbox", *suite.sandbox] if sandboxed else []
     command = [
         python,
@@ -109,11 +101,11 @@ def run(
         "tests" if (sources / "tests").exists() else "testing",
     ]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    began = time.monotonic()
+    start = time.monotonic()
     done = subprocess.run(
         command, cwd=sources, env=environment, capture_output=True, text=True, check=False
     )
-    took = time.monotonic() - began
+    took = time.monotonic() - start
     (sources.parent / report.with_suffix(".txt").name).write_text(done.stdout + done.stderr)
     if not report.exists():
         sys.exit(f"{suite.name} did not run:\n{done.stdout}{done.stderr}")
@@ -121,6 +113,7 @@ def run(
 
 
 def outcomes(report: Path) -> dict[str, str]:
+    """Return the outcome of each test of a JUnit report."""
     found: dict[str, str] = {}
     for case in ET.parse(report).iter("testcase"):
         kinds = sorted({child.tag for child in case} & {"failure", "error", "skipped"})
@@ -129,7 +122,7 @@ def outcomes(report: Path) -> dict[str, str]:
 
 
 def compare(suite: Suite, cache: Path) -> int:
-    """Print what differs; return how many tests do."""
+    """Print the tests whose outcomes differ, and return their number."""
     python, sources = prepare(suite, cache)
     plain, took = run(suite, python, sources, sandboxed=False)
     inside, took_inside = run(suite, python, sources, sandboxed=True)
@@ -147,6 +140,7 @@ def compare(suite: Suite, cache: Path) -> int:
 
 
 def main() -> None:
+    """Compare the chosen suites; exit with 1 if an outcome differs."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

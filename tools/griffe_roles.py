@@ -1,4 +1,4 @@
-"""Docstrings name things by roles (``:class:`Container```); the pages show them as code."""
+"""An extension of griffe that shows the roles of docstrings (``:class:`Container```) as code."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _ROLE = re.compile(r":(?:class|func|meth|attr|mod|data):`~?([^`]+)`")
 
 
 class Roles(griffe.Extension):
-    """Replace each role by its name, of a full path the last part."""
+    """Replace each role with its name, without the name of the package."""
 
     def on_object(self, *, obj: griffe.Object, **_more: Any) -> None:
-        """Change the docstring of every object that is read."""
+        """Change the docstring of an object."""
         if obj.docstring is not None:
             obj.docstring.value = _ROLE.sub(
                 lambda found: f"`{found[1].removeprefix('pytest_sandbox.')}`", obj.docstring.value

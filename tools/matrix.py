@@ -1,41 +1,27 @@
 """Run tests of the plugin on several Pythons and pytests: ``python tools/matrix.py [--python
-3.11,3.13] [--pytest 8.3.0,newest] [ARGUMENTS]``.
+3.11,3.13] [--pytest 8.3.0,oldest,newest] [ARGUMENTS]``.
 
-Each pair gets a virtual environment of its own, kept below ``--cache``; what follows the options
-goes to pytest (default: tests/plugin). The interpreters are looked for in PATH, then among pyenv's.
-The last line sums up; the exit status is 1 where a pair fails.
+Each pair gets a virtual environment of its own below ``--cache``. ``oldest`` is the lower bound in
+pyproject.toml of pytest and of every other dependency. What follows the options is passed to pytest
+(default: tests/plugin). Interpreters are searched in PATH, then in pyenv. The last line is a
+summary; the exit status is 1 if a pair fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = "3.11,3.12,3.13"
-PYTESTS = "8.3.0,8.4.2,9.0.3,newest"
-PLUGINS = (
-    "anyio[trio]",
-    "django",
-    "hypothesis",
-    "pytest-asyncio",
-    "pytest-benchmark",
-    "pytest-cov",
-    "pytest-django",
-    "pytest-html",
-)
-MORE_PLUGINS = (
-    "pytest-mock",
-    "pytest-randomly",
-    "pytest-rerunfailures",
-    "pytest-timeout",
-    "pytest-xdist",
-    "trustme",
-)
+PYTESTS = "oldest,8.3.0,8.4.2,9.0.3,newest"
+BOUND = re.compile(r"(?P<name>[\w.-]+)(?:\[[\w,-]+\])?>=(?P<version>[\d.]+)")
 
 
 def interpreter(version: str) -> str:
@@ -50,15 +36,35 @@ def interpreter(version: str) -> str:
     return str(here[-1])
 
 
+def lower_bounds() -> list[str]:
+    """Return a pin (``name==version``) of each dependency and test extra to its lower bound."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [
+        *project["dependencies"],
+        *(line for name in ("images", "fast", "cli", "test") for line in extras[name]),
+    ]
+    bounds = (BOUND.match(line) for line in wanted)
+    return [f"{bound['name']}=={bound['version']}" for bound in bounds if bound]
+
+
+def constraints(pytest: str) -> list[str]:
+    """Return the pins of an environment with this pytest: "oldest", "newest" or a version."""
+    if pytest == "oldest":
+        return lower_bounds()
+    return [] if pytest == "newest" else [f"pytest=={pytest}"]
+
+
 def prepare(python: str, pytest: str, cache: Path) -> Path:
-    """Return the interpreter of the pair's environment, made at first need."""
+    """Return the interpreter of the pair's environment; create the environment at first use."""
     directory = cache / f"python{python}-pytest{pytest}"
     inner = directory / "bin/python"
     if not (directory / "ready").exists():
         subprocess.run([interpreter(python), "-m", "venv", "--clear", directory], check=True)
-        wanted = "pytest" if pytest == "newest" else f"pytest=={pytest}"
+        pins = directory / "constraints.txt"
+        pins.write_text("".join(f"{pin}\n" for pin in constraints(pytest)))
         pip = [str(inner), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-        subprocess.run([*pip, wanted, *PLUGINS, *MORE_PLUGINS, "-e", str(ROOT)], check=True)
+        subprocess.run([*pip, "--constraint", pins, "-e", f"{ROOT}[test]"], check=True)
         (directory / "ready").touch()
     return inner
 
@@ -77,7 +83,7 @@ def main() -> int:
             inner = prepare(python, pytest, options.cache)
             print(f"-- Python {python}, pytest {pytest}", flush=True)
             done = subprocess.run(
-                [inner, "-m", "pytest", "-q", *(arguments or ["tests/plugin"])],
+                [inner, "-m", "pytest", *(arguments or ["tests/plugin"])],
                 cwd=ROOT,
                 check=False,
             )

@@ -1,6 +1,4 @@
-"""What mkdocs asks of the code while it builds the pages: the table of settings, the verbs of the
-command line.
-"""
+"""Hooks of mkdocs that generate the table of settings and the verbs of the command line."""
 
 from __future__ import annotations
 
@@ -8,15 +6,15 @@ import os
 import re
 from typing import Any
 
-from pytest_sandbox.cli import main
-from pytest_sandbox.cli.parser import PROGRAM, of_verb
-from pytest_sandbox.settings import KEYS, Key
+from pytest_sandbox.cli import verbs as verb_table
+from pytest_sandbox.cli.parser import PROGRAM, parser_of
+from pytest_sandbox.settings.settings import KEYS, Key
 
 _COLUMNS = "88"
 
 
 def on_page_markdown(markdown: str, **_more: Any) -> str:
-    """Put what is made from the code where a page asks for it."""
+    """Replace the comments of a page with generated text."""
     for comment, make in {
         "<!-- the table of settings -->": settings_table,
         "<!-- the verbs -->": verbs,
@@ -27,7 +25,7 @@ def on_page_markdown(markdown: str, **_more: Any) -> str:
 
 
 def settings_table() -> str:
-    """One row for each key, as the code describes it."""
+    """Return a table with a row for each setting."""
     return "\n".join(
         [
             "| key | option | accepts | default | meaning |",
@@ -45,21 +43,21 @@ def _row(key: Key) -> str:
 
 
 def _cell(text: str) -> str:
-    """Escape what a table would take for its own; set quoted words as code."""
+    """Return a cell with its special characters escaped, and quoted text as code."""
     return re.sub(r'("[^"]+")', r"`\1`", text.replace("|", "\\|").replace("<", "&lt;"))
 
 
 def verbs() -> str:
-    """One section for each verb: what it says of itself, and its help."""
-    return "\n\n".join(map(_verb, main.MODULES))
+    """Return a section for each verb with its summary and its help."""
+    return "\n\n".join(map(_verb, verb_table.MODULES))
 
 
 def _verb(name: str) -> str:
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = _COLUMNS
     try:
-        verb = main.load(name)
-        shown = of_verb(verb).format_help()
+        verb = verb_table.load(name)
+        shown = parser_of(verb).format_help()
     finally:
         os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)
     return f"## {name}\n\n{verb.summary}.\n\n```text\n$ {PROGRAM} {name} --help\n{shown}```"

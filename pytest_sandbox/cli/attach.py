@@ -1,5 +1,5 @@
-"""A command in a container, joined to this process: its streams or its terminal, its signals, its
-status.
+"""A command in a container that uses the streams or the terminal of this process, its signals and
+its exit status.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from pytest_sandbox.runtime.protocol import close_all
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pytest_sandbox.container.container import Container, Popen
+    from pytest_sandbox.container.container import Container
+    from pytest_sandbox.container.popen import Popen
 
 __all__ = ["Command", "attach"]
 
-#: What a terminal types for the user, and everything in the foreground hears.
+#: Signals of keys, which the kernel sends to the whole foreground process group.
 _KEYS = (signal.SIGINT, signal.SIGQUIT)
-_QUIET = 0.1
+_QUIET = 0.1  # seconds without output after which the rest of it is not awaited
 _STDIN, _STDOUT, _STDERR = range(3)
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to run, and how it is joined to this process; ``env`` is beside the container's own."""
+    """A command, and how it uses this process. ``env`` is added to the container's environment."""
 
-    words: list[str]
+    args: list[str]
     interactive: bool = False
     tty: bool = False
     sig_proxy: bool = True
@@ -48,13 +49,13 @@ class Command:
 
 
 def attach(container: Container, command: Command) -> int:
-    """Run a command with this process's streams, and return its status as a shell would; the
-    container is closed after it.
+    """Run a command with the streams of this process, close the container, and return the exit
+    status.
     """
     if command.tty and command.interactive and not os.isatty(_STDIN):
         raise SandboxError(
-            "-it needs a terminal, and standard input is none. Leave out -t to pipe into the "
-            "command, or -i for its output alone."
+            "-it needs a terminal, but standard input is not a terminal. Leave out -t to pipe into "
+            "the command, or -i to see only its output."
         )
     try:
         with _Attachment(container, command) as attachment:
@@ -62,18 +63,20 @@ def attach(container: Container, command: Command) -> int:
     except _CannotStart as error:
         complain(error)
         return error.status
-    attachment.tell()
+    attachment.report_kill()
     return status
 
 
 class _CannotStart(Exception):
+    """The command was not found, or cannot be executed."""
+
     def __init__(self, error: OSError) -> None:
         super().__init__(f"{error.strerror}: {error.filename}")
         self.status = NOT_FOUND if isinstance(error, FileNotFoundError) else CANNOT_EXECUTE
 
 
 class _Attachment:
-    """The running command, its routes, and what has to be undone."""
+    """A running command with its routes, and what to clean up."""
 
     def __init__(self, container: Container, command: Command) -> None:
         self.container = container
@@ -84,7 +87,7 @@ class _Attachment:
         self.master = -1
         self.overran = False
         self.hung_up = False
-        self.kills = container.group.oom_kills()
+        self.kills = container.handle.cgroup.oom_kills()
         self.oom_kills = 0
 
     def __enter__(self) -> Self:
@@ -94,7 +97,7 @@ class _Attachment:
         self.undo.close()
 
     def run(self) -> int:
-        """Start it, serve it until it has ended, and return its status."""
+        """Start the command, copy and forward until it has ended, and return its exit status."""
         self.box = self.undo.enter_context(signal_proxy.Mailbox(self._signals()))
         popen = self._start()
         self.relay.watch(self.box.fileno(), lambda: self._deliver(popen))
@@ -105,19 +108,21 @@ class _Attachment:
                 self.overran, deadline = True, None
                 self.container.kill()
         status = -signal.SIGHUP if popen.returncode is None else popen.returncode
-        self.oom_kills = self.container.group.oom_kills() - self.kills
+        self.oom_kills = self.container.handle.cgroup.oom_kills() - self.kills
         self.container.close()
         self.relay.drain(self.outputs, _QUIET)
         return status_of(status)
 
-    def tell(self) -> None:
-        """Say why it was killed, when the terminal is the user's again."""
+    def report_kill(self) -> None:
+        """Print why the command was killed, after the terminal was restored."""
         if self.overran:
-            complain(f"killed: it ran longer than --timeout {self.command.timeout:g} seconds.")
+            complain(
+                f"killed: the command ran longer than --timeout {self.command.timeout:g} seconds."
+            )
         elif self.oom_kills:
             complain(
-                "killed for memory: it needed more than --memory allows. Give it more, or have it "
-                "use less."
+                "killed for memory: the command needed more than --memory. Raise --memory, or use "
+                "less memory."
             )
 
     def _signals(self) -> list[signal.Signals]:
@@ -136,12 +141,12 @@ class _Attachment:
         stdin, stdout, stderr = (
             (slave, slave, slave) if self.command.tty else self._choose_streams()
         )
-        environment, _workdir, _user = self.container.surroundings(env=None, cwd=None, user=None)
+        environment = self.container.handle.rootfs.environment(self.container.hostname)
         if self.command.tty and self.container.settings.image != "host":
             environment.setdefault("TERM", "xterm")
         try:
             popen = self.container.popen(
-                self.command.words,
+                self.command.args,
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
@@ -160,14 +165,16 @@ class _Attachment:
         return popen
 
     def _open_terminal(self) -> int:
-        """Open one of the container's own terminals, of the size of the user's; returns the end
-        that the command gets.
+        """Open a terminal of the container with the size of the user's terminal, and return the
+        descriptor for the command.
         """
+        from pytest_sandbox.container.files import open_terminal
+
         try:
-            self.master, slave = self.container.openpty()
+            self.master, slave = open_terminal(self.container.handle)
         except OSError as error:
             raise SandboxError(
-                f"no terminal for the command: {error.strerror}. Leave out -t."
+                f"cannot open a terminal for the command: {error.strerror}. Leave out -t."
             ) from error
         self.undo.callback(os.close, self.master)
         os.set_blocking(self.master, False)
@@ -175,8 +182,8 @@ class _Attachment:
         return slave
 
     def _choose_streams(self) -> tuple[int | None, int | None, int | None]:
-        """Give the command our own streams, but never our terminal: what is one gets a pipe that is
-        copied.
+        """Return the streams of the command: our own, or a pipe in place of our terminal, which a
+        container must not have.
         """
         stdin: int | None = subprocess.DEVNULL
         if self.command.interactive:
@@ -184,11 +191,11 @@ class _Attachment:
         stdout = subprocess.PIPE if _is_terminal(_STDOUT) else None
         stderr = subprocess.PIPE if _is_terminal(_STDERR) else None
         if stdout == stderr == subprocess.PIPE and os.ttyname(_STDOUT) == os.ttyname(_STDERR):
-            stderr = subprocess.STDOUT  # in the order in which it was written
+            stderr = subprocess.STDOUT  # one pipe keeps the order of the output
         return stdin, stdout, stderr
 
     def _connect(self, popen: Popen[bytes]) -> None:
-        """Lay the routes."""
+        """Set up the routes between our streams and those of the command."""
         if self.command.tty:
             self._route_output(self.master, _STDOUT)
             if self.command.interactive:
@@ -204,7 +211,7 @@ class _Attachment:
                 self._route_output(stream.fileno(), target)
 
     def _hang_up(self) -> None:
-        """End where the user's terminal is gone: in raw mode nothing typed ends the input."""
+        """Note that the user's terminal has hung up: in raw mode there is no other end of input."""
         self.hung_up = True
 
     def _route_output(self, source: int, target: int) -> None:
@@ -214,20 +221,19 @@ class _Attachment:
     # -- signals
 
     def _deliver(self, popen: Popen[bytes]) -> None:
+        """Handle the received signals."""
         for number in self.box.read():
             if number == signal.SIGWINCH:
                 copy_size(_STDIN if self.command.interactive else _STDOUT, self.master)
             elif number in {signal.SIGTSTP, signal.SIGCONT}:
-                self._pause_or_go_on(number)
+                self._stop_or_continue(number)
             elif number in _KEYS:
                 popen.signal_group(number)
             elif number in signal_proxy.FORWARDED:
                 popen.send_signal(number)
 
-    def _pause_or_go_on(self, number: int) -> None:
-        """Stop, as somebody else has asked, with the terminal as the shell had it; begin again
-        where we left.
-        """
+    def _stop_or_continue(self, number: int) -> None:
+        """Restore the terminal and stop on SIGTSTP; set raw mode when continued."""
         if not self.command.interactive:
             if number == signal.SIGTSTP:
                 os.kill(os.getpid(), signal.SIGSTOP)

@@ -1,25 +1,26 @@
-"""``ps``, ``exec``, ``shell``, ``rm``, ``stats`` and ``diff``: containers of other processes of
-this user, and what is kept of them.
+"""``ps``, ``exec``, ``shell``, ``rm``, ``stats`` and ``diff``: running containers of this user, and
+saved layers of ended ones.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.cli import flags, output
 from pytest_sandbox.cli.verb import Verb
 from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.units import duration
 
 if TYPE_CHECKING:
     import argparse
 
     from pytest_sandbox.container.container import Container
-    from pytest_sandbox.container.remote import Living
-    from pytest_sandbox.container.saved_layers import Kept
+    from pytest_sandbox.container.remote import RemoteContainer
+    from pytest_sandbox.container.saved_layers import SavedLayer
 
 __all__ = ["VERBS"]
 
@@ -49,15 +50,16 @@ def _ps_arguments(parser: argparse.ArgumentParser) -> None:
         "-a",
         "--all",
         action="store_true",
-        help="those too whose layers `pytest --sandbox-keep` has kept",
+        help="also list ended containers whose layers `pytest --sandbox-keep` has kept",
     )
 
 
 def _ps(found: argparse.Namespace) -> int:
-    from pytest_sandbox.container.remote import living
-    from pytest_sandbox.container.saved_layers import kept
+    from pytest_sandbox.container.remote import list_containers
+    from pytest_sandbox.container.saved_layers import list_saved
 
-    cards = [*(_kept_card(one) for one in (kept() if found.all else [])), *map(_card, living())]
+    saved = list_saved() if found.all else []
+    cards = [*map(_kept_card, saved), *map(_card, list_containers())]
     if found.quiet:
         print("".join(f"{card['id']}\n" for card in cards), end="")
     elif found.format == "json":
@@ -71,14 +73,14 @@ def _ps(found: argparse.Namespace) -> int:
 
 
 def _ps_row(card: dict[str, Any]) -> tuple[str, ...]:
-    age = output.duration(max(0.0, time.time() - card["created"]))
+    age = duration(max(0.0, time.time() - card["created"]))
     status = {"running": f"Up {age}", "paused": f"Up {age} (Paused)"}.get(
         card["status"], f"Kept {age} ago"
     )
     return (card["id"], str(card["image"]), card["command"], status, card["name"])
 
 
-def _kept_card(one: Kept) -> dict[str, Any]:
+def _kept_card(one: SavedLayer) -> dict[str, Any]:
     return {
         "id": one.id,
         "status": "kept",
@@ -92,7 +94,7 @@ def _kept_card(one: Kept) -> dict[str, Any]:
     }
 
 
-def _card(one: Living) -> dict[str, Any]:
+def _card(one: RemoteContainer) -> dict[str, Any]:
     return {
         "id": one.id,
         "status": "paused" if one.paused else "running",
@@ -106,12 +108,13 @@ def _card(one: Living) -> dict[str, Any]:
     }
 
 
-def _command(one: Living) -> str:
+def _command(one: RemoteContainer) -> str:
     """Return the command line of the first process inside; empty where nothing runs."""
-    from pytest_sandbox.container.remote import enter
+    from pytest_sandbox.container.processes import list_processes
+    from pytest_sandbox.container.remote import open_handle
 
-    with suppress(SandboxError), enter(one) as entered:
-        return next((line for _pid, line in entered.processes()), "")
+    with suppress(SandboxError), closing(open_handle(one)) as handle:
+        return next((line for _pid, line in list_processes(handle)), "")
     return ""
 
 
@@ -125,7 +128,7 @@ def _exec_arguments(parser: argparse.ArgumentParser) -> None:
         "-u",
         "--user",
         metavar="USER[:GROUP]",
-        help="who runs the command (default: as the container's own commands)",
+        help="user of the command (default: the container's)",
     )
     parser.add_argument(
         "-w", "--workdir", metavar="DIR", help="working directory inside (default: the container's)"
@@ -136,10 +139,11 @@ def _exec_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _exec(found: argparse.Namespace) -> int:
     from pytest_sandbox.cli.attach import Command, attach
-    from pytest_sandbox.container.remote import enter, find
+    from pytest_sandbox.container.container import open_remote
+    from pytest_sandbox.container.remote import find
 
     command = Command(
-        flags.words(found),
+        flags.command(found),
         interactive=found.interactive,
         tty=found.tty,
         sig_proxy=found.sig_proxy,
@@ -147,7 +151,7 @@ def _exec(found: argparse.Namespace) -> int:
         workdir=found.workdir,
         user=found.user,
     )
-    with enter(find(found.id)) as container, flags.named():
+    with open_remote(find(found.id)) as container, flags.naming_flags(found):
         return attach(container, command)
 
 
@@ -157,14 +161,15 @@ def _living_or_kept(name: str) -> Container:
     Raises :class:`SandboxError` for a name that is none.
     """
     from pytest_sandbox.container import remote, saved_layers
+    from pytest_sandbox.container.container import open_remote, start_saved
 
-    alive = remote.living()
-    layers = saved_layers.kept()
+    alive = remote.list_containers()
+    layers = saved_layers.list_saved()
     if not remote.matching(name, [one.id for one in alive], [one.label for one in alive]):
         found = remote.matching(name, [one.id for one in layers], [one.label for one in layers])
         if found:
-            return saved_layers.start(_one_of(name, found))
-    return remote.enter(remote.find(name, alive))
+            return start_saved(_one_of(name, found))
+    return open_remote(remote.find(name, alive))
 
 
 def _shell_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,10 +180,9 @@ def _shell(found: argparse.Namespace) -> int:
     from pytest_sandbox.cli.attach import Command, attach
 
     with _living_or_kept(found.id) as container:
-        words = next(
-            ([path] for path in ("/bin/bash", "/bin/sh") if container.exists(path)), ["sh"]
-        )
-        return attach(container, Command(words, interactive=True, tty=sys.stdin.isatty()))
+        shells = [path for path in ("/bin/bash", "/bin/sh") if container.exists(path)]
+        args = [*shells, "sh"][:1]
+        return attach(container, Command(args, interactive=True, tty=sys.stdin.isatty()))
 
 
 # -- rm
@@ -186,14 +190,14 @@ def _shell(found: argparse.Namespace) -> int:
 
 def _rm_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "ids", metavar="CONTAINER", nargs="+", help="ids, beginnings of ids, or names of kept ones"
+        "ids", metavar="CONTAINER", nargs="+", help="id, beginning of an id, or name of a kept one"
     )
 
 
 def _rm(found: argparse.Namespace) -> int:
     from pytest_sandbox.container import remote, saved_layers
 
-    layers = saved_layers.kept()
+    layers = saved_layers.list_saved()
     for name in found.ids:
         chosen = _one_of(
             name, remote.matching(name, [one.id for one in layers], [one.label for one in layers])
@@ -206,8 +210,8 @@ def _rm(found: argparse.Namespace) -> int:
 def _one_of(name: str, ids: list[str]) -> str:
     if len(ids) == 1:
         return ids[0]
-    said = f"may be {len(ids)} that are kept: {', '.join(ids)}" if ids else "is none of the kept"
-    raise SandboxError(f"{name!r} {said}. `pytest-sandbox ps -a` lists them.")
+    problem = f"{name!r} is ambiguous: {', '.join(ids)}" if ids else f"no kept layer is {name!r}"
+    raise SandboxError(f"{problem}. `pytest-sandbox ps -a` lists them.")
 
 
 # -- stats and diff
@@ -215,12 +219,12 @@ def _one_of(name: str, ids: list[str]) -> str:
 
 def _stats_arguments(parser: argparse.ArgumentParser) -> None:
     _format_argument(parser)
-    parser.add_argument("--no-stream", action="store_true", help="print once, and end")
+    parser.add_argument("--no-stream", action="store_true", help="print the figures once")
     parser.add_argument(
         "ids",
         metavar="CONTAINER",
         nargs="*",
-        help="ids, beginnings of ids, or names (default: all)",
+        help="id, beginning of an id, or name (default: all)",
     )
 
 
@@ -239,8 +243,7 @@ def _diff(found: argparse.Namespace) -> int:
         print("".join(f"{change}\n" for change in changes), end="")
     if not changes.complete:
         print(
-            f"pytest-sandbox: at least {changes.counted} changes, of which {len(changes)} are "
-            "listed",
+            f"pytest-sandbox: listed {len(changes)} of at least {changes.counted} changes",
             file=sys.stderr,
         )
     return 0
@@ -255,14 +258,14 @@ VERBS = (
     Verb(
         name="ps",
         usage="[-a] [-q] [--format json]",
-        summary="List the living containers of this user, those of test sessions too",
+        summary="List the running containers of this user, also those of tests",
         arguments=_ps_arguments,
         run=_ps,
     ),
     Verb(
         name="exec",
         usage="[OPTIONS] CONTAINER COMMAND [ARGUMENT...]",
-        summary="Run one more command in a living container",
+        summary="Run a command in a running container",
         details="exit status: as `run`",
         arguments=_exec_arguments,
         run=_exec,
@@ -270,29 +273,28 @@ VERBS = (
     Verb(
         name="shell",
         usage="CONTAINER",
-        summary="Look around in a living container, or in what a test has left (pytest "
-        "--sandbox-keep)",
+        summary="Start a shell in a running container, or in a kept one (pytest --sandbox-keep)",
         arguments=_shell_arguments,
         run=_shell,
     ),
     Verb(
         name="rm",
         usage="CONTAINER...",
-        summary="Throw away what was kept of containers",
+        summary="Remove kept layers of ended containers",
         arguments=_rm_arguments,
         run=_rm,
     ),
     Verb(
         name="stats",
         usage="[OPTIONS] [CONTAINER...]",
-        summary="Show what living containers use, again every second",
+        summary="Show the resource usage of running containers every second",
         arguments=_stats_arguments,
         run=_stats,
     ),
     Verb(
         name="diff",
         usage="[--format json] CONTAINER",
-        summary="Show what a container has added (A), changed (C) and deleted (D)",
+        summary="List the files that a container has added (A), changed (C) and deleted (D)",
         arguments=_diff_arguments,
         run=_diff,
     ),

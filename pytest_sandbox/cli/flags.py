@@ -1,16 +1,15 @@
-"""Docker's flags for what a container and a command are like, and the settings that they stand
-for.
-"""
+"""Docker's flags of containers and commands, and the settings that they stand for."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import SandboxError, SettingsError, UnsupportedError
-from pytest_sandbox.settings import Settings, from_text
+from pytest_sandbox.settings.settings import Settings, from_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,19 +19,19 @@ __all__ = [
     "add_environment",
     "add_terminal",
     "add_to",
+    "command",
     "environment",
-    "named",
+    "naming_flags",
     "settings",
-    "words",
 ]
 
-# Flags of one value: the words, the key of the settings, the metavar, the help.
+# Flags with one value: their names, the key of the settings, the metavar, the help.
 _VALUES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
     (
         ("-m", "--memory"),
         "memory",
         "SIZE",
-        "hard cap, such as 512m; over it the kernel kills inside",
+        "hard limit, such as 512m; over it the kernel kills a process inside",
     ),
     (
         ("--memory-swap",),
@@ -44,7 +43,7 @@ _VALUES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
         ("--memory-high",),
         "memory_high",
         "SIZE",
-        "over it the kernel slows down and takes back memory (cgroup v2)",
+        "over it the kernel throttles processes and reclaims memory (cgroup v2)",
     ),
     (("--cpus",), "cpus", "NUMBER", "CPU time per wall time, such as 1.5"),
     (("--cpuset-cpus",), "cpuset", "LIST", "CPUs that may be used, such as 0-1,3"),
@@ -59,64 +58,74 @@ _VALUES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
         ("--storage",),
         "storage",
         "WHERE",
-        "where the writable layer lives: memory (default) or disk",
+        "where the writable layer is stored: memory (default) or disk",
     ),
     (("--shm-size",), "shm_size", "SIZE", "size of /dev/shm (default: 64m)"),
     (
         ("--network", "--net"),
         "network",
         "MODE",
-        "none (default): a network of its own with loopback up; host: this host's",
+        "none (default): a separate network with only loopback; host: the host's network",
     ),
     (("-h", "--hostname"), "hostname", "NAME", "host name inside (default: the container's id)"),
     (
         ("-u", "--user"),
         "user",
         "USER[:GROUP]",
-        "who runs the command: names or numbers of the container's own files",
+        "user of the command, by names of the container's /etc/passwd or by UID and GID",
     ),
-    (("-w", "--workdir"), "workdir", "DIR", "working directory inside, made if it is not there"),
+    (
+        ("-w", "--workdir"),
+        "workdir",
+        "DIR",
+        "working directory inside, which is created if it is missing",
+    ),
     (
         ("--timeout",),
         "timeout",
         "SECONDS",
-        "wall time; over it everything inside is killed (status 137)",
+        "wall time; over it all processes inside are killed (status 137)",
     ),
 )
-# Flags that may be given again and again.
+# Flags that can be repeated.
 _LISTS: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
     (
         ("-v", "--volume"),
         "volumes",
         "SOURCE:TARGET[:ro]",
-        "host directory or file that is not thrown away",
+        "mount a host directory or file; changes are not discarded",
     ),
     (
         ("--device-read-bps",),
         "device_read_bps",
         "PATH:RATE",
-        "bytes a second read from a block device, such as /dev/sda:1mb",
+        "bytes per second read from a block device, such as /dev/sda:1mb",
     ),
     (
         ("--device-write-bps",),
         "device_write_bps",
         "PATH:RATE",
-        "bytes a second written to a block device",
+        "bytes per second written to a block device",
     ),
     (
         ("--device-read-iops",),
         "device_read_iops",
         "PATH:RATE",
-        "reads a second from a block device",
+        "reads per second from a block device",
     ),
     (
         ("--device-write-iops",),
         "device_write_iops",
         "PATH:RATE",
-        "writes a second to a block device",
+        "writes per second to a block device",
     ),
-    (("--cap-add",), "cap_add", "NAME", "capability beyond docker's default set; ALL for all"),
-    (("--cap-drop",), "cap_drop", "NAME", "capability less than docker's default set; ALL for all"),
+    (("--cap-add",), "cap_add", "NAME", "add a capability to docker's default set; ALL for all"),
+    (
+        ("--cap-drop",),
+        "cap_drop",
+        "NAME",
+        "remove a capability from docker's default set; ALL for all",
+    ),
     (
         ("--ulimit",),
         "ulimits",
@@ -134,25 +143,25 @@ _SWITCHES: tuple[tuple[str, str, str], ...] = (
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a container."""
-    for words, key, metavar, text in _VALUES:
-        parser.add_argument(*words, dest=key, metavar=metavar, help=text)
-    for words, key, metavar, text in _LISTS:
-        parser.add_argument(*words, dest=key, metavar=metavar, action="append", help=text)
+    """Add the flags of a container's settings."""
+    for names, key, metavar, text in _VALUES:
+        parser.add_argument(*names, dest=key, metavar=metavar, help=text)
+    for names, key, metavar, text in _LISTS:
+        parser.add_argument(*names, dest=key, metavar=metavar, action="append", help=text)
     parser.add_argument(
         "--mount",
         dest="volumes",
         metavar="type=bind,source=SOURCE,target=TARGET[,readonly]",
         action="append",
         type=_volume_of_mount,
-        help="the same as --volume, in docker's longer form",
+        help="the same as --volume in docker's other syntax",
     )
-    for word, key, text in _SWITCHES:
-        parser.add_argument(word, dest=key, action="store_true", default=None, help=text)
+    for name, key, text in _SWITCHES:
+        parser.add_argument(name, dest=key, action="store_true", default=None, help=text)
 
 
 def _volume_of_mount(text: str) -> str:
-    """Return docker's ``--mount`` as ``--volume`` has it.
+    """Return the value of ``--mount`` in the syntax of ``--volume``.
 
     Raises :class:`argparse.ArgumentTypeError`.
     """
@@ -167,29 +176,33 @@ def _volume_of_mount(text: str) -> str:
     return f"{given['source']}:{given['target']}{':ro' if read_only else ''}"
 
 
-#: What a person has written for each setting.
+#: Setting -> the flag that users know it by.
 _FLAGS = {
     "image": "IMAGE",
     "env": "--env",
     **{
-        key: words[-1] if key != "network" else words[0]
-        for words, key, _metavar, _text in (*_VALUES, *_LISTS)
+        key: names[-1] if key != "network" else names[0]
+        for names, key, _metavar, _text in (*_VALUES, *_LISTS)
     },
-    **{key: word for word, key, _text in _SWITCHES},
+    **{key: name for name, key, _text in _SWITCHES},
 }
+#: Accepted values that differ from those in Python.
+_ACCEPTED = {"network": "none or host"}
+#: ``memory=`` in a text for Python programmers.
+_KEYWORD = re.compile(rf"\b({'|'.join(_FLAGS)})=")
 
 
 def settings(image: str, found: argparse.Namespace) -> Settings:
-    """Return the settings that the flags stand for. Raises :class:`SettingsError`."""
+    """Return the settings of the flags. Raises :class:`SettingsError`."""
     raw: dict[str, Any] = {"image": image}
-    for _words, key, _metavar, _text in _VALUES:
+    for _names, key, _metavar, _text in _VALUES:
         if (text := getattr(found, key)) is not None:
             raw[key] = from_text(key, text)
-    for _words, key, _metavar, _text in _LISTS:
+    for _names, key, _metavar, _text in _LISTS:
         if (items := getattr(found, key)) is not None:
             _check_each(key, items)
             raw[key] = items
-    for _word, key, _text in _SWITCHES:
+    for _name, key, _text in _SWITCHES:
         if getattr(found, key):
             raw[key] = True
     if env := environment(found):
@@ -198,7 +211,7 @@ def settings(image: str, found: argparse.Namespace) -> Settings:
 
 
 def _check_each(key: str, items: list[str]) -> None:
-    """Raise for the first wrong item alone, before all are read as one value."""
+    """Raise :class:`SettingsError` for the first invalid item, to name that item alone."""
     for item in items:
         one: dict[str, Any] = {key: [item]}
         try:
@@ -208,49 +221,72 @@ def _check_each(key: str, items: list[str]) -> None:
 
 
 @contextmanager
-def named() -> Iterator[None]:
-    """Name the flag, in place of the setting, in errors about a setting."""
+def naming_flags(found: argparse.Namespace) -> Iterator[None]:
+    """Replace settings with flags in the errors of the body, and their values with what the user
+    typed.
+    """
     try:
         yield
     except SettingsError as error:
         if error.key not in _FLAGS:
             raise
-        accepted = error.accepted.removeprefix("items ")
-        text = f"{_FLAGS[error.key]} {_as_typed(error.value)} is not valid; accepted: {accepted}"
+        accepted = _ACCEPTED.get(error.key) or _accepted(error.accepted)
+        value = _typed(found, error.key, error.value)
+        text = f"{_FLAGS[error.key]} {value} is not valid; accepted: {accepted}"
         raise SandboxError(text) from error
     except UnsupportedError as error:
         key, equals, value = error.feature.partition("=")
         if not equals or key not in _FLAGS:
             raise
-        raise UnsupportedError(f"{_FLAGS[key]} {value}".strip(), error.remedy) from error
+        typed = getattr(found, key, None)
+        feature = f"{_FLAGS[key]} {repr(typed) if isinstance(typed, str) else value}".strip()
+        raise UnsupportedError(feature, _with_flags(error.remedy)) from error
 
 
-def _as_typed(value: object) -> str:
+def _typed(found: argparse.Namespace, key: str, value: object) -> str:
+    """Return the text that the user typed; of a flag that can be repeated, the invalid items."""
+    typed = getattr(found, key, None)
+    if isinstance(typed, str):
+        return repr(typed)
     return " ".join(map(repr, value)) if isinstance(value, (list, tuple)) else repr(value)
 
 
+def _accepted(form: str) -> str:
+    """Return the accepted form for one item; the settings take a list of them."""
+    if form.startswith("items among "):
+        return f"one of {form.removeprefix('items among ')}"
+    return _with_flags(form.removeprefix("items "))
+
+
+def _with_flags(text: str) -> str:
+    """Replace ``memory=`` with ``--memory``, and likewise each other setting."""
+    return _KEYWORD.sub(lambda match: f"{_FLAGS[match[1]]} ", text).replace("  ", " ")
+
+
 def add_environment(parser: argparse.ArgumentParser) -> None:
-    """Add the two flags of environment variables."""
+    """Add the flags of environment variables."""
     parser.add_argument(
         "-e",
         "--env",
         action="append",
         default=[],
         metavar="NAME[=VALUE]",
-        help="environment variable; without a value, this process's",
+        help="environment variable; without a value, the value of this process",
     )
     parser.add_argument(
         "--env-file",
         action="append",
         default=[],
         metavar="FILE",
-        help="file of NAME[=VALUE] lines, # for comments",
+        help="file of NAME[=VALUE] lines, with # for comments",
     )
 
 
 def environment(found: argparse.Namespace) -> dict[str, str]:
-    """Return the variables of the flags: files first, so that ``-e`` wins; a name alone is taken
-    from this process, if it is there.
+    """Return the variables of the flags.
+
+    ``--env`` overrides ``--env-file``. A name without a value has the value of this process, and is
+    left out if this process does not have it. Raises :class:`SandboxError`.
     """
     lines = [line for path in found.env_file for line in _lines(path)]
     env: dict[str, str] = {}
@@ -258,8 +294,8 @@ def environment(found: argparse.Namespace) -> dict[str, str]:
         name, equals, value = line.partition("=")
         if not name:
             raise SandboxError(
-                f"--env {line!r}: a variable needs a name; write NAME=VALUE, or NAME alone for "
-                "this process's value."
+                f"--env {line!r}: the name is missing. Write NAME=VALUE, or NAME alone for the "
+                "value of this process."
             )
         if equals:
             env[name] = value
@@ -269,34 +305,34 @@ def environment(found: argparse.Namespace) -> dict[str, str]:
 
 
 def _lines(path: str) -> list[str]:
+    """Return the lines of an environment file, without comments and empty lines."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             lines = [line.rstrip("\r\n").lstrip() for line in file]
     except OSError as error:
         raise SandboxError(
-            f"--env-file {path}: {error.strerror}. Name a file of NAME=VALUE lines that can be "
-            "read."
+            f"--env-file {path}: {error.strerror}. Use a readable file of NAME=VALUE lines."
         ) from error
     return [line for line in lines if line and not line.startswith("#")]
 
 
 def add_terminal(parser: argparse.ArgumentParser) -> None:
-    """Add the two flags of standard input and terminal."""
+    """Add the flags of standard input, terminal and signals."""
     parser.add_argument(
         "-i",
         "--interactive",
         action="store_true",
-        help="let the command read this process's standard input",
+        help="let the command read standard input",
     )
     parser.add_argument(
-        "-t", "--tty", action="store_true", help="give the command a terminal of its own"
+        "-t", "--tty", action="store_true", help="run the command on a new terminal"
     )
     parser.add_argument(
         "--sig-proxy",
         type=_boolean,
         default=True,
         metavar="true|false",
-        help="pass signals on to the command (default: true)",
+        help="forward signals to the command (default: true)",
     )
 
 
@@ -308,17 +344,17 @@ def _boolean(text: str) -> bool:
 
 
 def add_command(parser: argparse.ArgumentParser) -> None:
-    """Add the command, which takes all words that are left, options too."""
+    """Add the command, which takes all remaining arguments, also options."""
     parser.add_argument(
         "command",
         metavar="COMMAND",
         nargs=argparse.REMAINDER,
-        help="what to run, with its arguments",
+        help="command with its arguments",
     )
 
 
-def words(found: argparse.Namespace) -> list[str]:
-    """Return the command. Raises :class:`SandboxError` where there is none."""
+def command(found: argparse.Namespace) -> list[str]:
+    """Return the command and its arguments. Raises :class:`SandboxError` if it is missing."""
     if not found.command:
-        raise SandboxError("there is no command. Write it last, such as `sh`.")
+        raise SandboxError("the command is missing. Write it last, such as `sh`.")
     return list(found.command)

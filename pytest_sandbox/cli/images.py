@@ -15,6 +15,7 @@ from pytest_sandbox.cli.exit_status import complain
 from pytest_sandbox.cli.verb import Verb
 from pytest_sandbox.errors import ImageError, SandboxError
 from pytest_sandbox.printable import printable
+from pytest_sandbox.units import duration
 
 if TYPE_CHECKING:
     import argparse
@@ -34,12 +35,13 @@ def have(reference: str, *, policy: str) -> None:
     """
     from pytest_sandbox.cli.progress import reporting
     from pytest_sandbox.image.image import Image, find
+    from pytest_sandbox.image.store import UnknownImage
 
     if policy != "always":
         try:
             find(reference)
-        except ImageError:
-            if policy == "never" or reference.startswith(("/", ".", "~")):
+        except UnknownImage:
+            if policy == "never":
                 raise
             print(f"Unable to find image {printable(reference)!r} locally", file=sys.stderr)
         else:
@@ -209,7 +211,8 @@ def _age(created: object) -> str:
         return "N/A"
     text = re.sub(r"(\.\d{1,6})\d*", r"\1", created.replace("Z", "+00:00"))
     try:
-        return f"{output.duration(max(0.0, time.time() - datetime.fromisoformat(text).timestamp()))} ago"
+        age = time.time() - datetime.fromisoformat(text).timestamp()
+        return f"{duration(max(0.0, age))} ago"
     except (ValueError, OverflowError):
         return "N/A"
 
@@ -319,16 +322,18 @@ def _rmi_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _rmi(found: argparse.Namespace) -> int:
-    from pytest_sandbox.image.image import Image, UnknownImage
+    from pytest_sandbox.image.image import Image
+    from pytest_sandbox.image.store import UnknownImage
 
     failures = []
     for name in found.images:
         try:
             for gone in Image.get(name).remove():
                 print(f"Deleted: {gone}" if gone.startswith("sha256:") else f"Untagged: {gone}")
-        except UnknownImage:  # the remedy, to pull it, is none for who removes it
+        except UnknownImage as error:
             if not found.force:
-                failures.append(f"there is no stored image {name!r}")
+                # Without the remedy, which is to pull what the user wants to remove.
+                failures.append(str(UnknownImage(error.reference, remedy="")))
         except ImageError as error:
             failures.append(str(error))
     if failures:
@@ -357,11 +362,12 @@ def _prune_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _prune(found: argparse.Namespace) -> int:
+    from pytest_sandbox.image.prune import prune
     from pytest_sandbox.image.store import Store
-    from pytest_sandbox.settings import parse_size
+    from pytest_sandbox.settings.settings import parse_size
 
     keep = parse_size(found.keep_storage) if found.keep_storage else None
-    removed, size = Store().prune(every=found.all, older_than=_span(found.filter), keep_bytes=keep)
+    removed, size = prune(Store(), every=found.all, older_than=_span(found.filter), keep_bytes=keep)
     print("".join(f"Deleted: {one}\n" for one in removed), end="")
     print(f"Total reclaimed space: {decimal(size)}")
     return 0

@@ -1,5 +1,5 @@
-"""What a person sees: tables with rich where it is installed and the output is a terminal, else
-plain text as docker prints it.
+"""Tables and JSON on standard output: with rich on a terminal if it is installed, else as docker
+prints them.
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-__all__ = ["console", "duration", "plain_table", "print_json", "print_table", "size"]
-
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+__all__ = ["console", "plain_table", "print_json", "print_table", "rich_table"]
 
 
 def console() -> Console | None:
-    """Return rich's console of stdout; None where it is no terminal, or rich (the extra ``cli``) is
-    not installed.
+    """Return rich's console of stdout, or None if stdout is not a terminal or rich (the extra
+    ``cli``) is not installed.
     """
-    if sys.stdout is None or not sys.stdout.isatty():  # None: the caller closed it (``>&-``)
+    if sys.stdout is None or not sys.stdout.isatty():  # None if it is closed (``>&-``)
         return None
     try:
         from rich.console import Console
@@ -34,7 +32,7 @@ def console() -> Console | None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; a cell's text is never read as markup."""
+    """Print a table. The text of a cell is not parsed as markup."""
     cells = [[str(cell) for cell in row] for row in rows]
     screen = console()
     if screen is None:
@@ -44,13 +42,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
 
 def rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
-    """Return a table of rich's, for a terminal."""
+    """Return a table of rich, for a terminal."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        # an id is copied, and found by double-click
+        # An id is not wrapped, so that a double-click selects it.
         table.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
@@ -58,7 +56,7 @@ def rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return docker's form: columns three spaces apart, no trailing blanks."""
+    """Return a table as docker prints it: columns three spaces apart, no trailing spaces."""
     lines = [list(columns), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(line[number]) for line in lines) for number in range(len(columns))]
     return "".join(
@@ -69,35 +67,16 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def print_json(value: object) -> None:
-    """Print a value as JSON, as people and ``jq`` read it."""
+    """Print a value as indented JSON."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     print(text if text.isprintable() else "".join(map(_json_character, text)))
 
 
 def _json_character(character: str) -> str:
-    """Escape what a terminal could obey; outside of JSON's strings there are printable characters
-    and newlines only.
+    """Return a character of a JSON text, escaped if it could control a terminal.
+
+    Outside of strings, JSON has only printable characters and newlines.
     """
     if character == "\n" or character.isprintable():
         return character
     return json.dumps(character)[1:-1] if not character.isascii() else f"\\u{ord(character):04x}"
-
-
-def size(count: float | None) -> str:
-    """Return bytes as docker prints memory: ``"64MiB"``, ``"1.5GiB"``; ``"-"`` for None."""
-    if count is None:
-        return "-"
-    for unit in _UNITS:
-        if count < 1024 or unit == _UNITS[-1]:
-            break
-        count /= 1024
-    return f"{count:.4g}{unit}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time span in its largest unit: ``"12 seconds"``, ``"3 hours"``."""
-    for length, unit in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
-        if seconds >= length or length == 1:
-            count = int(seconds // length)
-            return f"{count} {unit}{'' if count == 1 else 's'}"
-    raise AssertionError(seconds)

@@ -1,4 +1,4 @@
-"""The user's own terminal: raw while a command inside has it, as it was before whatever happens."""
+"""The terminal of the user: in raw mode while a command inside uses it, and then restored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Raw", "copy_size"]
 
 
 class Raw:
-    """Raw mode of the terminal ``fd``, which every key reaches the container in:
+    """Raw mode of the terminal ``fd``, in which every key is passed to the container:
     ``with Raw(0) as raw``.
     """
 
@@ -33,14 +33,12 @@ class Raw:
         self.end()
 
     def begin(self) -> None:
-        """Make it raw (again, after the user's shell had it); fine where it is gone, which its
-        readers are told too.
-        """
+        """Set raw mode. A terminal that has hung up is ignored: its readers notice that."""
         with suppress(termios.error):
             tty.setraw(self._fd, termios.TCSADRAIN)
 
     def end(self) -> None:
-        """Make it as it was; fine where it is gone, and where another job has it now."""
+        """Restore the mode. A terminal that has hung up is ignored."""
         with _from_the_background(), suppress(termios.error):
             if self._saved:
                 termios.tcsetattr(self._fd, termios.TCSADRAIN, self._saved)
@@ -48,7 +46,7 @@ class Raw:
 
 @contextmanager
 def _from_the_background() -> Iterator[None]:
-    """Set a terminal without being stopped for it (SIGTTOU)."""
+    """Ignore SIGTTOU, which would stop a background job that sets the terminal's mode."""
     before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     try:
         yield
@@ -57,8 +55,9 @@ def _from_the_background() -> Iterator[None]:
 
 
 def copy_size(source: int, target: int) -> None:
-    """Give the terminal ``target`` the size of ``source``, where that is one; the kernel tells the
-    programs in it.
+    """Give the terminal ``target`` the size of ``source``, if that is a terminal.
+
+    The kernel sends SIGWINCH to the foreground process group of ``target``.
     """
     with suppress(termios.error):
         termios.tcsetwinsize(target, termios.tcgetwinsize(source))

@@ -1,6 +1,4 @@
-"""Copying between descriptors until a command has ended: nothing waits for one direction while
-another has something to say.
-"""
+"""Copying between descriptors in all directions at once, until a command has ended."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ _MOST_PENDING = 1 << 18
 
 
 class Relay:
-    """Routes from one descriptor to another, and other descriptors to be watched; one loop over
-    poll(2).
-    """
+    """Routes from one descriptor to another, and watched descriptors, in one loop over poll(2)."""
 
     def __init__(self) -> None:
         self._routes: dict[int, _Route] = {}
@@ -37,10 +33,10 @@ class Relay:
         at_end: Callable[[], object] | None = None,
         eager: bool = False,
     ) -> None:
-        """Copy what comes from ``source`` to ``target``, and call ``at_end`` when there is no more.
+        """Copy from ``source`` to ``target``, and call ``at_end`` at the end of ``source``.
 
-        ``eager``: what ``target``, which does not block, does not take at once is kept, so that its
-        reader may be one who writes to us.
+        ``eager`` is for a non-blocking ``target``: data that it does not accept is buffered, so
+        that its reader can write to us at the same time without a deadlock.
         """
         self._routes[source] = _Route(source, target, at_end, eager=eager)
 
@@ -49,13 +45,14 @@ class Relay:
         self._watched[fd] = do
 
     def forget(self, fd: int) -> None:
-        """Copy and watch no more from ``fd``."""
+        """Stop copying from ``fd`` and watching it."""
         self._routes.pop(fd, None)
         self._watched.pop(fd, None)
 
     def step(self, timeout: float | None = None) -> bool:
-        """Wait for something to do, at most ``timeout`` seconds, and do it; False where nothing
-        came.
+        """Wait at most ``timeout`` seconds, and handle the descriptors that are ready.
+
+        Returns False if none was.
         """
         poll = select.poll()
         for fd in self._watched:
@@ -77,8 +74,8 @@ class Relay:
         return bool(ready)
 
     def drain(self, sources: list[int], quiet: float) -> None:
-        """Copy the rest of these sources: to their end, or until none of them has said anything for
-        ``quiet`` seconds.
+        """Copy the rest of these sources, until their end or until ``quiet`` seconds without
+        data.
         """
         self._watched.clear()
         self._routes = {fd: route for fd, route in self._routes.items() if fd in sources}
@@ -87,6 +84,8 @@ class Relay:
 
 
 class _Route:
+    """One direction, with the data that is not yet written."""
+
     def __init__(
         self, source: int, target: int, at_end: Callable[[], object] | None, *, eager: bool
     ) -> None:
@@ -97,12 +96,12 @@ class _Route:
         self._pending = b""
 
     def interest(self) -> list[tuple[int, int]]:
-        """Return the descriptors to poll, and for what."""
+        """Return the descriptors to poll, with their events."""
         found = [(self.source, select.POLLIN)] if len(self._pending) < _MOST_PENDING else []
         return [*found, (self.target, select.POLLOUT)] if self._pending else found
 
     def move(self, ready: dict[int, int]) -> bool:
-        """Copy what is there; False at the end of the source, or where nobody reads the target."""
+        """Copy available data. Returns False at the end of the source or of the target."""
         if ready.get(self.source, 0) & ~select.POLLOUT:
             data = _read(self.source)
             if not data:
@@ -118,23 +117,22 @@ class _Route:
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            return False  # the terminal is gone
+            return False  # the terminal has hung up
         return True
 
     def _write_some(self) -> bool:
+        """Write what the target accepts. Returns False if it has no reader."""
         try:
             self._pending = self._pending[os.write(self.target, self._pending) :]
         except BlockingIOError:
             pass
-        except OSError:  # whoever read it has ended: what is left is for nobody
+        except OSError:  # the reader has ended
             return False
         return True
 
 
 def _read(fd: int) -> bytes:
-    """Read what is there; nothing at the end, which a terminal whose other side is closed tells as
-    EIO.
-    """
+    """Read available data. Returns nothing at the end, which is EIO for a terminal that hung up."""
     try:
         return os.read(fd, _CHUNK)
     except OSError:

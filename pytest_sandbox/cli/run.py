@@ -1,4 +1,4 @@
-"""``run``: a command in a container of its own, which goes when the command ends."""
+"""``run``: a command in a new container, which is removed when the command ends."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 __all__ = ["VERBS"]
 
-#: How long to wait for another `run --name`, and between two looks, in seconds.
-_PATIENCE = 30.0
-_EVERY = 0.01
+#: Seconds to wait for another `run --name`, and between two attempts to lock.
+_LOCK_TIMEOUT = 30.0
+_LOCK_INTERVAL = 0.01
 _DETAILS = """\
-IMAGE is 'host' (the root of this host, as copy-on-write), a directory with a root file system, or a
-stored image; one that is not stored is pulled first.
-Options come before IMAGE; what follows it is the command's.
+IMAGE is 'host' (the root file system of this host, as copy-on-write), a directory with a root file
+system, or an image, which is pulled if it is not stored.
+Options of pytest-sandbox are written before IMAGE, arguments of the command after it.
 
-exit status: the command's own; 125 for an error of pytest-sandbox, 126 and 127 for a command that
-cannot be executed or found, 128 and the signal's number for one that a signal ended: 137 after a
-kill, for memory or over --timeout.
+exit status: the command's; 125 for an error of pytest-sandbox; 126 if the command cannot be
+executed, 127 if it is not found; 128 plus the number of the signal that killed it, such as 137
+after a kill for memory or --timeout.
 """
 
 
@@ -41,21 +41,23 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--name",
         default="",
         metavar="NAME",
-        help="what `ps` shows and `exec` finds it by; no two living ones have the same",
+        help="name for `ps`, `exec` and others; no two running containers have the same",
     )
     parser.add_argument(
         "--entrypoint",
         metavar="PROGRAM",
-        help="in place of the image's; the image's own command is left out then",
+        help="replaces the entry point of the image, and its default command",
     )
     parser.add_argument("-d", "--detach", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
-        "--init", action="store_true", help="accepted for docker's sake: the dead are always reaped"
+        "--init",
+        action="store_true",
+        help="no effect, for compatibility with docker: zombies are always reaped",
     )
     parser.add_argument(
         "--rm",
         action="store_true",
-        help="accepted for docker's sake: a container always goes when its command ends",
+        help="no effect, for compatibility with docker: containers are always removed",
     )
     parser.add_argument(
         "--pull",
@@ -63,7 +65,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         default="missing",
         help="when to pull IMAGE (default: missing)",
     )
-    parser.add_argument("image", metavar="IMAGE", help="what the container's root is")
+    parser.add_argument("image", metavar="IMAGE", help="root file system of the container")
     flags.add_command(parser)
 
 
@@ -73,20 +75,20 @@ def _run(found: argparse.Namespace) -> int:
 
     if found.detach:
         raise SandboxError(
-            "there is no --detach: a container lives as long as the `run` that made it. Put & "
-            "behind it, as for any command."
+            "--detach is not supported: a container ends with the `run` that created it. Add & to "
+            "the command line to run it in the background."
         )
     images.have(found.image, policy=found.pull)
-    with flags.named():
+    with flags.naming_flags(found):
         container = Container(flags.settings(found.image, found))
-        container.label = found.name
+        container.handle.label = found.name
         with _claimed(found.name):
             container.start()
-    with container, flags.named():
+    with container, flags.naming_flags(found):
         return attach(
             container,
             Command(
-                _words(container, found),
+                _args(container, found),
                 interactive=found.interactive,
                 tty=found.tty,
                 sig_proxy=found.sig_proxy,
@@ -97,18 +99,21 @@ def _run(found: argparse.Namespace) -> int:
 
 @contextmanager
 def _claimed(name: str) -> Iterator[None]:
-    """Refuse a name that a living container has; no other ``run`` takes it meanwhile."""
+    """Refuse the name of a running container, and lock out other ``run --name`` during the body.
+
+    Raises :class:`SandboxError`.
+    """
     if not name:
         yield
         return
     from pytest_sandbox.client.cleanup import state_directory
-    from pytest_sandbox.container.remote import living
+    from pytest_sandbox.container.remote import list_containers
 
     with _locked(state_directory()):
-        taken = next((one.id for one in living() if name in {one.label, one.id}), None)
+        taken = next((one.id for one in list_containers() if name in {one.label, one.id}), None)
         if taken is not None:
             raise SandboxError(
-                f"--name {name}: the container {taken} has this name. Take another one, or wait "
+                f"--name {name}: the container {taken} has this name. Use another one, or wait "
                 "until it has ended."
             )
         yield
@@ -121,7 +126,7 @@ def _locked(directory: str) -> Iterator[None]:
 
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _LOCK_TIMEOUT
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -131,25 +136,25 @@ def _locked(directory: str) -> Iterator[None]:
                     raise SandboxError(
                         f"another process holds the lock on {directory}. Try again."
                     ) from None
-                time.sleep(_EVERY)
+                time.sleep(_LOCK_INTERVAL)
         yield
     finally:
         os.close(fd)
 
 
-def _words(container: Container, found: argparse.Namespace) -> list[str]:
-    """Return entry point and command, from the image where they are not given; docker's rules."""
-    image = container.rootfs.image
+def _args(container: Container, found: argparse.Namespace) -> list[str]:
+    """Return entry point and command, with the image's defaults by docker's rules."""
+    image = container.handle.rootfs.image
     if found.entrypoint is not None:
-        words = [found.entrypoint, *found.command] if found.entrypoint else found.command
+        args = [found.entrypoint, *found.command] if found.entrypoint else found.command
     else:
-        words = list(image.command(found.command)) if image else found.command
-    if not words:
+        args = list(image.command(found.command)) if image else found.command
+    if not args:
         raise SandboxError(
-            f"no command for the image {found.image!r}. Write it after the image: `pytest-sandbox "
-            f"run {found.image} sh`."
+            f"the command is missing, and {found.image!r} has no default. Write it after the "
+            f"image: `pytest-sandbox run {found.image} sh`."
         )
-    return words
+    return args
 
 
 VERBS = (

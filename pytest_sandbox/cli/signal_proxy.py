@@ -1,4 +1,4 @@
-"""Signals to this process, which are meant for the command inside (docker's ``--sig-proxy``)."""
+"""Signals to this process that are forwarded to the command inside (docker's ``--sig-proxy``)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FORWARDED", "Mailbox"]
 
-#: What docker forwards, but for signals of job control and of real time.
+#: The signals that docker forwards, except those of job control and real-time signals.
 FORWARDED = (
     signal.SIGHUP,
     signal.SIGINT,
@@ -24,10 +24,9 @@ FORWARDED = (
 
 
 class Mailbox:
-    """Collects signals for a loop over poll(2), in the order of their coming:
-    ``with Mailbox(signals) as box``.
+    """Received signals, for a loop over poll(2): ``with Mailbox(signals) as box``.
 
-    A signal that this process was started to ignore (nohup) stays ignored.
+    A signal that this process was started with ignored (nohup(1)) stays ignored.
     """
 
     def __init__(self, signals: Iterable[signal.Signals]) -> None:
@@ -49,11 +48,11 @@ class Mailbox:
         os.close(self._writer)
 
     def fileno(self) -> int:
-        """Return the descriptor that poll(2) reports when there is something to read."""
+        """Return the descriptor to poll."""
         return self._reader
 
     def read(self) -> list[int]:
-        """Return what has come since the last time."""
+        """Return the numbers of the signals since the last call, in order."""
         try:
             return list(os.read(self._reader, 4096))
         except BlockingIOError:

@@ -1,6 +1,4 @@
-"""The table of ``stats``: figures of living containers, twice where a rate is asked for, and again
-and again on a terminal.
-"""
+"""The table of ``stats``: the resource usage of running containers, once or every second."""
 
 from __future__ import annotations
 
@@ -11,16 +9,17 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.cli import output
-from pytest_sandbox.container.remote import find, living
+from pytest_sandbox.container.remote import find, list_containers
+from pytest_sandbox.units import size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_sandbox.container.remote import Living
+    from pytest_sandbox.container.remote import RemoteContainer
 
 __all__ = ["run"]
 
-_EVERY = 1.0
+_INTERVAL = 1.0  # seconds between two samples, from which CPU % is computed
 _COLUMNS = (
     "CONTAINER ID",
     "NAME",
@@ -34,16 +33,17 @@ _COLUMNS = (
 
 
 class _Sample:
-    """All figures at one moment."""
+    """The figures of all containers at one time."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        everything = living(stats=True)
+        everything = list_containers(stats=True)
         self.ones = [find(name, everything) for name in names] if names else everything
         self.time = time.monotonic()
 
-    def cpu_percent(self, one: Living, before: _Sample) -> float | None:
-        """Return the CPU time since the sample before, per wall time; None where it is not counted,
-        or the container was not there.
+    def cpu_percent(self, one: RemoteContainer, before: _Sample) -> float | None:
+        """Return the CPU time per wall time since the sample ``before``, in percent.
+
+        None if the host does not count it, or the container is not in that sample.
         """
         earlier = next((other.stats for other in before.ones if other.id == one.id), None)
         if (
@@ -59,19 +59,17 @@ class _Sample:
 
 
 def run(names: Sequence[str], *, form: str, once: bool) -> int:
-    """Print the figures of these containers (of all where none is named): once, or until Ctrl-C, or
-    until there are none of the named.
-    """
+    """Print the figures of the named containers, or of all, once or until Ctrl-C."""
     before = _Sample(names)
     if once and form == "table" and not before.ones:
         output.print_table(_COLUMNS, [])
         return 0
-    time.sleep(_EVERY)
+    time.sleep(_INTERVAL)
     now = _Sample(names)
     if once:
         _print(now, before, form)
         return 0
-    with suppress(KeyboardInterrupt):  # the way to end it
+    with suppress(KeyboardInterrupt):  # ends the command
         _show(names, now, before)
     return 0
 
@@ -83,7 +81,7 @@ def _print(now: _Sample, before: _Sample, form: str) -> None:
         output.print_table(_COLUMNS, _rows(now, before))
 
 
-def _card(one: Living, cpu: float | None) -> dict[str, object]:
+def _card(one: RemoteContainer, cpu: float | None) -> dict[str, object]:
     figures = asdict(one.stats) if one.stats else {}
     return {
         "id": one.id,
@@ -97,7 +95,7 @@ def _rows(now: _Sample, before: _Sample) -> list[tuple[str, ...]]:
     return [_row(one, now.cpu_percent(one, before)) for one in now.ones]
 
 
-def _row(one: Living, cpu: float | None) -> tuple[str, ...]:
+def _row(one: RemoteContainer, cpu: float | None) -> tuple[str, ...]:
     used = one.stats
     if used is None:
         return (one.id, one.label, *("-",) * (len(_COLUMNS) - 2))
@@ -110,10 +108,10 @@ def _row(one: Living, cpu: float | None) -> tuple[str, ...]:
         one.id,
         one.label,
         _percent(cpu),
-        f"{output.size(used.memory_current)} / {output.size(used.memory_limit)}",
+        f"{size(used.memory_current)} / {size(used.memory_limit)}",
         _percent(share),
-        output.size(used.memory_peak),
-        f"{output.size(used.io_read_bytes)} / {output.size(used.io_write_bytes)}",
+        size(used.memory_peak),
+        f"{size(used.io_read_bytes)} / {size(used.io_write_bytes)}",
         "-" if used.pids_current is None else str(used.pids_current),
     )
 
@@ -123,7 +121,7 @@ def _percent(value: float | None) -> str:
 
 
 def _show(names: Sequence[str], now: _Sample, before: _Sample) -> None:
-    """Draw the table anew every second: in place by rich, else one below the other."""
+    """Print a table every second: in place with rich, else one below the other."""
     terminal = output.console()
     if terminal is None:
         while True:
@@ -144,5 +142,5 @@ def _show(names: Sequence[str], now: _Sample, before: _Sample) -> None:
 
 
 def _next(names: Sequence[str]) -> _Sample:
-    time.sleep(_EVERY)
+    time.sleep(_INTERVAL)
     return _Sample(names)

@@ -1,4 +1,4 @@
-"""What a verb is: a name, its arguments, and what it does."""
+"""A verb of the command line: its name, arguments and function."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ __all__ = ["Verb"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verb:
-    """One verb: ``arguments`` adds its arguments to a parser, ``run`` does it and returns the exit
-    status.
+    """One verb: ``arguments`` adds its arguments to a parser, ``run`` returns the exit status.
 
-    ``usage`` is what follows the name in the first line of the help, ``summary`` its second,
-    ``details`` what stands below the arguments.
+    In the help, ``usage`` follows the name in the first line, ``summary`` is the second line, and
+    ``details`` is below the arguments.
     """
 
     name: str

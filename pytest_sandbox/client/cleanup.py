@@ -14,10 +14,11 @@ import time
 from contextlib import suppress
 
 from pytest_sandbox import paths
+from pytest_sandbox.errors import SetupError
 from pytest_sandbox.linux import cgroup, file_lock, private_directory
 from pytest_sandbox.runtime import storage
 
-__all__ = ["lock_path", "remove_leftovers", "state_directory"]
+__all__ = ["lock_path", "remove_leftovers", "session_directory", "sessions", "state_directory"]
 
 #: Seconds for the killed processes of an ended session to end.
 _KILL_TIMEOUT = 2.0
@@ -26,16 +27,37 @@ _START_TIMEOUT = 2.0
 
 
 def state_directory() -> str:
-    """Return the directory of the sessions' locks and sockets; create it if necessary.
+    """Return the directory of new sessions' locks and sockets, created if it does not exist.
 
-    Raises PermissionError if it belongs to another user, or others may write to it.
+    Raises :class:`SetupError` if none of :func:`paths.states` can be used.
     """
-    return private_directory.make_private(paths.state())
+    try:
+        return private_directory.first_usable(paths.states())
+    except OSError as error:
+        raise SetupError("state directory", str(error.strerror), paths.NO_STATE) from error
+
+
+def sessions() -> dict[str, str]:
+    """Return the path without suffix of each session's lock, by the session's name.
+
+    All directories that may be the state directory are read: the first one may have been full or
+    read-only when a session began.
+    """
+    return {
+        name.removesuffix(".lock"): os.path.join(directory, name.removesuffix(".lock"))
+        for directory in reversed(private_directory.private_ones(paths.states()))
+        for name in os.listdir(directory)
+    }
+
+
+def session_directory(session: str) -> str:
+    """Return the path of a session's directory, which need not exist."""
+    return sessions().get(session) or os.path.join(state_directory(), session)
 
 
 def lock_path(session: str) -> str:
     """Return the path of a session's lock file, which is locked while its launcher runs."""
-    return os.path.join(state_directory(), f"{session}.lock")
+    return f"{session_directory(session)}.lock"
 
 
 def remove_leftovers() -> list[str]:
@@ -43,11 +65,10 @@ def remove_leftovers() -> list[str]:
 
     An error is logged, and the next session tries again.
     """
-    cgroups = cgroup.Hierarchy.find().sessions()
-    names = {name.removesuffix(".lock") for name in os.listdir(state_directory())}
-    removed = [
-        name for name in sorted(names | set(cgroups)) if _try_remove(name, cgroups.get(name, ()))
-    ]
+    state_directory()  # without one it cannot be known which sessions have ended
+    cgroups = cgroup.find_hierarchy().sessions()
+    names = sorted({*sessions(), *cgroups})
+    removed = [name for name in names if _try_remove(name, cgroups.get(name, ()))]
     saved = os.path.join(paths.images(), "kept")
     try:
         storage.remove_unfinished(saved)
@@ -79,7 +100,7 @@ def _remove_if_ended(session: str, cgroups: tuple[str, ...]) -> bool:
     path = lock_path(session)
     if not os.path.exists(path):
         # A client may create the directory of a session that another process has just removed.
-        shutil.rmtree(os.path.join(state_directory(), session), ignore_errors=True)
+        shutil.rmtree(session_directory(session), ignore_errors=True)
         return cgroup.remove_unowned(cgroups)
     lock = file_lock.try_lock(path)
     if lock is None:
@@ -108,7 +129,7 @@ def _remove(session: str, path: str, cgroups: tuple[str, ...]) -> bool:
         for fd in held.values():
             os.close(fd)
     storage.remove(path)
-    shutil.rmtree(os.path.join(state_directory(), session), ignore_errors=True)
+    shutil.rmtree(session_directory(session), ignore_errors=True)
     with suppress(FileNotFoundError):
         os.unlink(path)
     return True

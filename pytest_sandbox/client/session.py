@@ -293,7 +293,7 @@ class LauncherClient:
 def _builder_namespace(pid: int) -> int:
     """Return the user namespace in which the launcher creates containers; -1 for this process's."""
     is_own = namespaces.identity("user", pid) == namespaces.identity("user")
-    return -1 if is_own else namespaces.open_of(pid, "user")
+    return -1 if is_own else namespaces.open_namespace(pid, "user")
 
 
 _current: LauncherClient | None = None
@@ -325,7 +325,7 @@ def _replace() -> None:
             old.close()
         old.abandon()
     cleanup.remove_leftovers()
-    hierarchy = systemd.find_groups()
+    hierarchy = systemd.find_delegated_hierarchy()
     with Deferred():
         if _current is None:  # a signal handler may have started one meanwhile
             _current = LauncherClient(hierarchy)

@@ -40,7 +40,7 @@ def start_launcher(name: str, hierarchy: Hierarchy, channel: Channel) -> subproc
             session.close()
             raise
         finally:
-            session.hand_over()
+            session.close_locks()
     except BaseException:
         os.unlink(path)
         raise

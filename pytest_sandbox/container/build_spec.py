@@ -1,4 +1,4 @@
-"""From settings, which are the user's words, to a spec, which is what the launcher builds."""
+"""Turn settings, which a user writes, into a spec, which the launcher executes."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ if TYPE_CHECKING:
     from pytest_sandbox.client.session import LauncherClient
     from pytest_sandbox.container.network import Network
     from pytest_sandbox.container.rootfs import Rootfs
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
-__all__ = ["about", "plain", "spec_for", "spec_of", "with_kept"]
+__all__ = ["describe", "serializable", "spec_for", "spec_of", "with_saved"]
 
 
-def about(rootfs: Rootfs, *, label: str) -> dict[str, object]:
-    """Return what other processes of this user are told of a container, as JSON can hold it.
+def describe(rootfs: Rootfs, *, label: str) -> dict[str, object]:
+    """Return what other processes of this user get to know of a container, for JSON.
 
-    ``env`` and ``user`` are an image's commands' (None on the host's root: the asker's own).
+    ``env`` and ``user`` are those of its commands (None on the host's root: those of the caller).
     """
     settings = rootfs.settings
-    raw = {**plain(settings), "workdir": rootfs.workdir}
+    raw = {**serializable(settings), "workdir": rootfs.workdir}
     if not isinstance(settings.image, str):
         raw["image"] = getattr(settings.image, "reference", None) or repr(settings.image)
     env = rootfs.environment(settings.hostname or "") if not rootfs.is_host else None
     return {"label": label, "settings": raw, "env": env, "user": rootfs.user}
 
 
-def plain(settings: Settings) -> dict[str, object]:
-    """Return settings as another process can read them, which a network does not reach."""
+def serializable(settings: Settings) -> dict[str, object]:
+    """Return settings as another process can read them: without a :class:`Network`, which belongs
+    to this process.
+    """
     return {
         name: value
         for name, value in settings.raw().items()
@@ -45,9 +47,10 @@ def plain(settings: Settings) -> dict[str, object]:
 
 
 def spec_of(rootfs: Rootfs, *, has_user_namespace: bool, is_root: bool = True) -> Spec:
-    """Return the spec; who is not root has power over no namespace of the host's, so there is none
-    to be taken from a payload. Raises :class:`SettingsError`, :class:`ImageError`, or
-    :class:`UnsupportedError`.
+    """Return the spec of a container for its settings and image.
+
+    ``has_user_namespace`` and ``is_root`` are facts about the launcher. Raises
+    :class:`SettingsError`, :class:`ImageError`, or :class:`UnsupportedError`.
     """
     settings = rootfs.settings
     mask = (
@@ -55,8 +58,9 @@ def spec_of(rootfs: Rootfs, *, has_user_namespace: bool, is_root: bool = True) -
         & capabilities.supported()
     )
     own_network = settings.network != "host"
-    # A user namespace takes from a payload what docker's words promise: power over the host's own
-    # namespaces.
+    # In a user namespace of its own a command has no capability over the host's namespaces. Where
+    # docker would grant one (the host's network, cap_add), root's commands stay in the host's user
+    # namespace; a launcher without root has none to grant.
     more = mask & ~capabilities.DOCKER_DEFAULT
     return Spec(
         lower=rootfs.lower,
@@ -89,16 +93,16 @@ def spec_of(rootfs: Rootfs, *, has_user_namespace: bool, is_root: bool = True) -
 
 
 def spec_for(rootfs: Rootfs, launcher: LauncherClient) -> Spec:
-    """Return the spec for this launcher: stored layers above the host's root are
-    copied to its layer holder.
+    """Return the spec for this launcher; stored layers above the host's root are copied to its
+    layer holder.
     """
     spec = spec_of(
         rootfs, has_user_namespace=launcher.has_user_namespace, is_root=launcher.builder_fd < 0
     )
     if spec.above and rootfs.is_host:
-        from pytest_sandbox.container.snapshot import bring
+        from pytest_sandbox.container.snapshot_copy import copied_layers
 
-        spec = replace(spec, above=bring(launcher, spec.above))
+        spec = replace(spec, above=copied_layers(launcher, spec.above))
     network = rootfs.settings.network
     return (
         spec
@@ -110,7 +114,7 @@ def spec_for(rootfs: Rootfs, launcher: LauncherClient) -> Spec:
 def _with_hosts(
     volumes: tuple[tuple[str, str, bool], ...], network: Network
 ) -> tuple[tuple[str, str, bool], ...]:
-    """Add the network's names, unless somebody brings a file of his own."""
+    """Add the file with the network's host names, unless a volume is mounted there."""
     hosts = network.hosts()
     return (
         volumes
@@ -119,12 +123,14 @@ def _with_hosts(
     )
 
 
-def with_kept(kept: dict[str, str]) -> dict[str, Any]:
-    """Return what a spec says of a writable layer that begins with a copy of what was kept of
-    others: it lies on disk, as they do.
+def with_saved(saved: dict[str, str]) -> dict[str, Any]:
+    """Return the fields of a spec whose writable layer lies above saved directories: on disk, where
+    they are.
     """
     return (
-        {"saved": tuple(kept.items()), "layers": os.path.join(images(), "writable")} if kept else {}
+        {"saved": tuple(saved.items()), "layers": os.path.join(images(), "writable")}
+        if saved
+        else {}
     )
 
 

@@ -1,57 +1,49 @@
-"""How a container that was made ahead, for anybody, becomes its taker's: by what no spec has to say
-before.
-"""
+"""Apply what a container prepared in advance cannot have yet: its host name and its network."""
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, cast
 
-from pytest_sandbox.container.fork import as_builder
+from pytest_sandbox.container.builder import as_builder
+from pytest_sandbox.container.layer import opened_layer
 from pytest_sandbox.errors import ContainerStopped, SetupError
 from pytest_sandbox.linux import namespaces
 from pytest_sandbox.runtime import etc_files
 
 if TYPE_CHECKING:
-    from pytest_sandbox.container.container import Container
+    from pytest_sandbox.container.handle import Handle
     from pytest_sandbox.container.network import Network
 
-__all__ = ["settle"]
+__all__ = ["configure"]
 
 
-def settle(container: Container) -> None:
-    """Give a container its host name and its place on its network, also to a new init of one that
-    has them: the address stays.
-    """
-    if container.settings.hostname is not None:
-        _name(container, container.settings.hostname)
-    if container.endpoint is not None:
-        container.endpoint.network.plug(container.endpoint, container.pidfd)
-    elif not isinstance(container.settings.network, str):
-        network = cast("Network", container.settings.network)
-        container.endpoint = network.attach(container.id, container.hostname, container.pidfd)
+def configure(handle: Handle) -> None:
+    """Set a container's host name, and connect it to its network; a new init keeps the address."""
+    if handle.settings.hostname is not None:
+        _set_hostname(handle, handle.settings.hostname)
+    if handle.endpoint is not None:
+        handle.endpoint.network.plug(handle.endpoint, handle.pidfd)
+    elif not isinstance(handle.settings.network, str):
+        network = cast("Network", handle.settings.network)
+        handle.endpoint = network.attach(handle.id, handle.hostname, handle.pidfd)
 
 
-def _name(container: Container, name: str) -> None:
+def _set_hostname(handle: Handle, name: str) -> None:
     try:
-        namespaces.name_host(container.pidfd, name, container.launcher.builder_fd)
-        _write_name(container, name)
+        namespaces.set_hostname(handle.pidfd, name, handle.user_namespaces()[1])
+        _write_hostname(handle, name)
     except ProcessLookupError as error:
-        raise ContainerStopped.ended(container.id) from error
+        raise ContainerStopped.ended(handle.id) from error
     except OSError as error:
         raise SetupError("name host", str(error.strerror)) from error
 
 
-def _write_name(container: Container, name: str) -> None:
-    """Write the name into the generated files: nothing has run in the container yet."""
-    layer, places = container.layer()
-    try:
-        directories = {f"nodes-{number}": point for number, (point, _lower) in places.items()}
+def _write_hostname(handle: Handle, name: str) -> None:
+    """Write the host name to the generated files of /etc: nothing has run in the container yet."""
+    with opened_layer(handle) as (layer, overlays):
 
         def write() -> None:
-            for directory, point in directories.items():
-                etc_files.rename(directory, point, name, dir_fd=layer)
+            for number, overlay in overlays.items():
+                etc_files.rename(f"nodes-{number}", overlay.point, name, dir_fd=layer)
 
-        as_builder(container.user_namespaces()[1], write)
-    finally:
-        os.close(layer)
+        as_builder(handle.user_namespaces()[1], write)

@@ -1,274 +1,143 @@
-"""A container: create, start, run, call, stop. The one object of this library that has a state."""
+"""The class Container: the public interface of this package.
+
+Each method passes the container's :class:`~pytest_sandbox.container.handle.Handle` to a function of
+another file. No other file of the package imports this one.
+"""
 
 from __future__ import annotations
 
-import errno
-import os
-import signal
 import subprocess
-import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from signal import SIGKILL
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
 
-from pytest_sandbox.client import session
-from pytest_sandbox.client.errors import ULIMIT_REMEDY
 from pytest_sandbox.container import processes
-from pytest_sandbox.container.build_spec import spec_for
-from pytest_sandbox.container.configure import settle
+from pytest_sandbox.container.call import run_call
 from pytest_sandbox.container.diff import Changes, changes_of
 from pytest_sandbox.container.files import Files
-from pytest_sandbox.container.fork import Child, fork_into, run_call
-from pytest_sandbox.container.lifecycle import Lifecycle, held_here
+from pytest_sandbox.container.lifecycle import LocalHandle
 from pytest_sandbox.container.popen import Popen, with_pipes
-from pytest_sandbox.container.rootfs import Rootfs
 from pytest_sandbox.container.signatures import typed_popen, typed_run
-from pytest_sandbox.errors import ContainerStopped, OutOfMemory, SetupError, UnsupportedError
-from pytest_sandbox.linux import pty
-from pytest_sandbox.runtime import users
-from pytest_sandbox.runtime.join import RAISE_ULIMITS, JoinTarget
-from pytest_sandbox.runtime.spec import FIRST_DIRECTORY, FIRST_SCRATCH, OVERHEAD
-from pytest_sandbox.settings import Settings
+from pytest_sandbox.errors import ContainerStopped, OutOfMemory
+from pytest_sandbox.settings.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Unpack
 
-    from pytest_sandbox.client.requests import Descriptors
-    from pytest_sandbox.client.snapshots import Snapshot
+    from pytest_sandbox.container.handle import Handle
+    from pytest_sandbox.container.remote import RemoteContainer
     from pytest_sandbox.image.image import Image
-    from pytest_sandbox.linux.syscall_batch import Failure
     from pytest_sandbox.outcome import Stats
-    from pytest_sandbox.runtime.protocol import Message
-    from pytest_sandbox.runtime.spec import Spec
     from pytest_sandbox.settings.kwargs import SettingsKwargs
 
-__all__ = ["Child", "Container", "Popen"]
+__all__ = ["Container", "ContainerFactory", "open_remote", "start_saved"]
 
-__tracebackhide__ = (
-    True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
-)
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
 
-_HELD_OUTSIDE = (
-    "what is in a container of its own cannot use it. Keep the test outside "
-    "(no_sandbox), or start the container inside."
-)
-#: Seconds that looking for changes may take.
-_MOST_SECONDS = 30.0
+#: Seconds that diff() may take to find changes.
+_DIFF_TIMEOUT = 30.0
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Container(Lifecycle, Files):
-    """A place of its own for processes: ``with Container(memory="512m") as c: c.run(["true"])``.
+class Container(Files):
+    """A container: ``with Container(memory="512m") as c: c.run(["true"])``.
 
-    Settings are those of :class:`~pytest_sandbox.settings.Settings`, as keywords. Any thread may
-    use a container.
+    The settings are those of :class:`~pytest_sandbox.settings.settings.Settings`, as keywords; with
+    ``settings``, the keywords replace some of them. Any thread may use a container.
 
-    Raises :class:`SettingsError` for a wrong setting, and at :meth:`start`
-    :class:`UnsupportedError` for a limit that this host cannot enforce and :class:`SetupError` for
-    a step that failed.
+    Raises :class:`SettingsError` for an invalid setting.
     """
 
     def __init__(
         self, settings: Settings | None = None, /, **keywords: Unpack[SettingsKwargs]
     ) -> None:
         if settings is None:
-            self.settings = Settings(**keywords)
-        else:
-            self.settings = settings.replace(**keywords) if keywords else settings
-        self.id = ""
-        self.label = ""
-        self.kept = {}
-        self.directories = ()
-        self.taken = None
-        self.frozen = []
-        self._renewing = threading.Lock()
-        self._state = "created"
-        self.endpoint = None
-        self.commands = set()
-        self.children = set()
-        self.freezing = ""
-        self._closing = threading.Lock()
-        self._closer = 0
-        self._is_held = False
+            settings = Settings(**keywords)
+        elif keywords:
+            settings = settings.replace(**keywords)
+        self.handle = LocalHandle(settings)
 
     def __enter__(self) -> Self:
-        return self if self._state == "running" else self.start()
+        return self if self.handle.state == "running" else self.start()
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
-    @classmethod
-    def check(cls, settings: Settings) -> None:
-        """Raise what :meth:`start` would for what the settings name: an image, a directory, a user
-        or a device that is not there, what no host supports.
-        """
-        from pytest_sandbox.container.validate import check
+    def __repr__(self) -> str:
+        return f"<Container {self.id or '(no id yet)'} {self.status}>"
 
-        check(settings)
+    @property
+    def settings(self) -> Settings:
+        """The settings of the container."""
+        return self.handle.settings
 
-    @classmethod
-    def prepare(cls, settings: Settings) -> None:
-        """Have a container of these settings made ahead, so that the next :meth:`start` finds it
-        ready.
-        """
-        if not isinstance(settings.network, str):
-            return  # its first container is what a network starts with
-        launcher = session.current()
-        rootfs = Rootfs(settings)
-        try:
-            spec = spec_for(rootfs, launcher)
-            launcher.prewarm(spec)
-        finally:
-            rootfs.release()
+    @property
+    def id(self) -> str:
+        """The id, which is also the host name unless ``hostname`` is set; "" before the start."""
+        return self.handle.id
 
-    def descriptors(self) -> list[int]:
-        """Return what this process has open of the container: nothing that a fork may have inside
-        it, or inside another one.
-        """
-        return [fd for fd in (self.pidfd, self.group.held(), self.rootfs.held) if fd >= 0]
-
-    def _settle(self) -> None:
-        settle(self)
-        self._make_workdir()
-
-    def _make_workdir(self) -> None:
-        """Make a ``workdir`` that is not there, as docker does; where it cannot be made, the first
-        command says so.
-        """
-        if self.settings.workdir is not None or not (
-            self.rootfs.is_host or self.rootfs.has(self.workdir)
-        ):
-            with suppress(OSError):
-                self.mkdir(self.workdir, parents=True, exist_ok=True)
+    @property
+    def hostname(self) -> str:
+        """The host name inside: ``hostname``, else the id."""
+        return self.handle.hostname
 
     @property
     def pid(self) -> int:
-        """The number of the container's init outside."""
-        return self._running()._pid  # noqa: SLF001 - its own
+        """The PID of the container's init, outside. Raises :class:`ContainerStopped` unless it
+        runs.
+        """
+        return self.handle.running().pid
 
     @property
-    def workdir(self) -> str:
-        """Where commands start: ``workdir``; on the host's root the caller's directory, else the
-        image's.
+    def status(self) -> str:
+        """The state: "created", "running", "paused", or "stopped" (also if init was killed from
+        outside).
         """
-        return self._running().rootfs.workdir
-
-    def _running(self) -> Self:
-        if (status := self.status) not in {"running", "paused"}:
-            if self._state == "running" and self._owner != os.getpid():
-                raise ContainerStopped(
-                    f"the container {self.id} is held outside, by process {self._owner}: "
-                    f"{_HELD_OUTSIDE}"
-                )
-            if status == "created":
-                raise ContainerStopped(
-                    "the container has not been started. Use it in a `with` statement, or call "
-                    "start() first."
-                )
-            raise ContainerStopped(f"{self._called} is {status}: make a new one.")
-        return self
-
-    def _awake(self) -> Self:
-        self._running()
-        if self._state == "paused":
-            raise ContainerStopped(f"the container {self.id} is paused. Call unpause() first.")
-        if self.taken is not None:
-            with self._renewing:
-                if self.taken is not None:  # no other thread was faster
-                    self._renew(self.taken)
-        return self
-
-    def _renew(self, taken: Snapshot) -> None:
-        """Go on above a layer that was taken: a new init, a new layer, in the same group and under
-        the same name.
-        """
-        spec = replace(self.spec, above=(*taken.above, *self.spec.above), saved=())
-        adopt = partial(self._adopt_renewed, spec, taken)
-        self._launcher.renew({"op": "renew", "id": self.id, "spec": spec.to_json()}, adopt)
-        settle(self)
-
-    def _adopt_renewed(
-        self, spec: Spec, taken: Snapshot, answer: Message, fds: Descriptors
-    ) -> None:
-        os.close(self.pidfd)
-        self.pidfd, self._pid = fds.take(), answer["pid"]
-        self.frozen.append(taken)
-        self.spec, self.taken = spec, None
+        return self.handle.status
 
     @property
-    def launcher(self) -> session.LauncherClient:
-        """The launcher that made it."""
-        return self._launcher
-
-    # -- the ways in
-
-    def join_target(self) -> JoinTarget:
-        """Return the container as a process joins it."""
-        self._awake()
-        cgroup = self.group.fd()
-        joins = self.group.joins() if cgroup < 0 else ()
-        return JoinTarget(self.spec, self.pidfd, joins, cgroup, *self.user_namespaces())
-
-    def user_namespaces(self) -> tuple[int, int]:
-        """Return the payloads' user namespace, and the one that the container was built in; -1
-        where there is none.
+    def ip_address(self) -> str | None:
+        """The address on its :class:`~pytest_sandbox.Network`, such as "172.30.0.2"; None without a
+        network, and before the start.
         """
-        return self._launcher.user_namespace_for(self.spec), self._launcher.builder_fd
+        return self.handle.endpoint.address if self.handle.endpoint else None
 
-    def surroundings(
-        self, *, env: Any, cwd: Any, user: str | None
-    ) -> tuple[dict[str, str], str, str | None]:
-        """Return environment, directory and user of a command, from its own arguments over the
-        settings'.
+    def start(self) -> Self:
+        """Start the container, and return it.
+
+        Raises :class:`ContainerStopped` if it was started before, :class:`ImageError` for an image
+        that does not exist, :class:`UnsupportedError` for a setting that this host cannot enforce,
+        and :class:`SetupError` for a step that failed.
         """
-        own = env is not None
-        return (
-            {os.fsdecode(name): os.fsdecode(value) for name, value in env.items()}
-            if own
-            else self.rootfs.environment(self.hostname),
-            self.workdir if cwd is None else os.path.join(self.workdir, os.fsdecode(cwd)),
-            user if user is not None else self.rootfs.user,
-        )
+        if self.handle.state != "created":
+            raise ContainerStopped(
+                f"{self.handle.name} is {self.status}: it starts once. Make a new one."
+            )
+        self.handle.start()
+        return self
 
-    def find_user(self, text: str) -> users.User:
-        """Return who a user is by the files inside.
+    def close(self) -> None:
+        """Kill what runs inside, wait for its end, and discard what was written.
 
-        Raises :class:`SettingsError` for an unknown name.
+        A second call does nothing.
         """
-        return users.find(text, self.read_plain)
-
-    def openpty(self) -> tuple[int, int]:
-        """Return the two ends of a pseudo-terminal of the container's own /dev/pts, as
-        :func:`os.openpty`.
-        """
-        return pty.open_pair(self._open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY))
-
-    def raise_for(self, failure: Failure) -> NoReturn:
-        """Raise what a step into this container failed with."""
-        if failure.step == RAISE_ULIMITS:
-            raise UnsupportedError(f"ulimits: {failure.call}", ULIMIT_REMEDY)
-        if (
-            failure.errno == errno.ESRCH
-        ):  # an init that is ending has lost its namespaces a moment before its descriptor says so
-            raise ContainerStopped.ended(self.id)
-        self._running()  # one that has ended is not entered
-        raise SetupError(failure.step, str(failure.error().strerror))
-
-    def open_directory(self, path: str) -> int:
-        """Open a directory inside for reading; returns a descriptor, the caller's."""
-        return self._open(path, os.O_RDONLY | os.O_DIRECTORY)
+        self.handle.close()
 
     # -- processes
 
     @typed_popen
     def popen(self, args: Any, **keywords: Any) -> Popen[Any]:
-        """Start a command inside: :class:`subprocess.Popen`'s arguments, and ``user``."""
-        return Popen(self._running(), args, **keywords)
+        """Start a command inside, with the arguments and errors of :class:`subprocess.Popen`.
+
+        ``user`` (also ``"USER:GROUP"``), ``group`` and ``extra_groups`` are looked up in the
+        container's files; environment, directory and user default to those of the settings and the
+        image. Raises :class:`ContainerStopped` unless the container runs and is not paused.
+        """
+        return Popen(self.handle, args, **keywords)
 
     @typed_run
     def run(
@@ -281,16 +150,18 @@ class Container(Lifecycle, Files):
         check: bool = False,
         **keywords: Any,
     ) -> subprocess.CompletedProcess[Any]:
-        """Run a command inside: :func:`subprocess.run`, with its arguments and what it returns and
-        raises.
+        """Run a command inside, with the arguments, the result and the errors of
+        :func:`subprocess.run`.
 
-        ``timeout`` is the settings' where it is not given; over it the command and all below it are
-        killed. ``check`` raises :class:`OutOfMemory` where the kernel killed for memory meanwhile.
+        After ``timeout`` seconds (default: the setting), the command and its descendants are
+        killed. ``check`` raises :class:`OutOfMemory` if the command failed and the kernel killed a
+        process inside for memory meanwhile. Further keywords are those of :meth:`popen`.
         """
         keywords = with_pipes(keywords, input=input, capture_output=capture_output)
         timeout = self.settings.timeout if timeout is None else timeout
         end = None if timeout is None else time.monotonic() + timeout
-        kills = self.group.oom_kills() if check else 0
+        handle = self.handle
+        oom_kills = handle.cgroup.oom_kills() if check and handle.state != "created" else 0
         popen = self.popen(args, start_timeout=timeout, **keywords)
         try:
             stdout, stderr = popen.communicate(
@@ -298,45 +169,15 @@ class Container(Lifecycle, Files):
             )
         except BaseException as error:
             popen.end()
-            if isinstance(
-                error, subprocess.TimeoutExpired
-            ):  # it has the output until then already, as bytes, as subprocess has it
+            if isinstance(error, subprocess.TimeoutExpired):
+                # The output until then is in it as bytes, as with subprocess.
                 error.timeout = timeout  # type: ignore[assignment]
             raise
         finally:
             popen.close_pipes()
         if check and popen.returncode:
-            self._raise_for(popen, stdout, stderr, kills)
+            _raise_failed(handle, popen, stdout, stderr, oom_kills)
         return subprocess.CompletedProcess(popen.args, popen.returncode, stdout, stderr)
-
-    def _raise_for(self, popen: Popen[Any], stdout: Any, stderr: Any, kills: int) -> None:
-        assert popen.returncode is not None
-        if self.group.oom_kills() > kills:
-            used = self.figures()
-            raise OutOfMemory(
-                popen.returncode,
-                popen.args,
-                stdout,
-                stderr,
-                memory_limit=self.settings.memory,
-                memory_peak=used.memory_peak,
-            )
-        raise subprocess.CalledProcessError(popen.returncode, popen.args, stdout, stderr)
-
-    def fork(self) -> Child | None:
-        """Fork the calling process into the container: None in the child, which is inside; a
-        :class:`Child` in the caller.
-
-        The child must end by :func:`os._exit`. Raises :class:`UnsupportedError` where the caller
-        may not enter a PID namespace.
-        """
-        return fork_into(self._awake(), self.living())
-
-    def living(self) -> list[Container]:
-        """Return the containers of this process; not those outside, where it is a fork that is
-        inside one.
-        """
-        return [one for one in held_here if one._home is self._home]  # noqa: SLF001 - its own
 
     @overload
     def call(
@@ -347,46 +188,39 @@ class Container(Lifecycle, Files):
     def call(
         self, func: Callable[..., Any], /, *args: Any, timeout: Any = None, **keywords: Any
     ) -> Any:
-        """Run ``func(*args, **keywords)`` inside, in a fork of this process; return its value or
+        """Run ``func(*args, **keywords)`` in a fork of this process inside; return its value or
         raise its exception.
 
-        Values travel as data (see :mod:`pytest_sandbox.container.values`); the traceback inside is
-        the exception's cause. Raises :class:`TimeoutError` over ``timeout`` seconds,
-        :class:`SandboxError` where the fork ended without an answer, and :class:`OutOfMemory` where
-        it was killed for memory.
+        It runs as ``user``, else as the image's USER, else as the invoking user. Arguments are
+        copied with the memory of this process; the value comes back as data (see
+        :mod:`pytest_sandbox.container.values`). An exception has the traceback inside as its cause.
+
+        Raises :class:`TimeoutError` after ``timeout`` seconds (default: the setting),
+        :class:`OutOfMemory` if the fork was killed for memory, and :class:`SandboxError` if it
+        ended without an answer or returned more than 64 MiB.
         """
-        return run_call(
-            self._awake(),
-            func,
-            args,
-            keywords,
-            self.settings.timeout if timeout is None else timeout,
-        )
+        timeout = self.settings.timeout if timeout is None else timeout
+        return run_call(self.handle, func, args, keywords, timeout)
 
-    def processes(self) -> list[tuple[int, str]]:
-        """Return PID (inside) and command line of every process inside but init."""
-        return processes.listed(self._running())
+    def kill(self, signal: int = SIGKILL) -> None:
+        """Send a signal (default: SIGKILL) to every process inside but init.
 
-    def kill(self, signal: int = signal.SIGKILL) -> None:
-        """Send a signal to every process inside but init."""
+        After SIGKILL, it waits up to 2 seconds for their end.
+        """
         if signal == SIGKILL:
-            processes.kill_all(self._awake())
+            processes.kill_all(self.handle.ready())
         else:
-            processes.send_to_all(self._awake(), int(signal))
-
-    def kill_tree(self, pid: int) -> None:
-        """Kill a command, by its PID outside, and all below it."""
-        processes.kill_tree(self._running(), pid)
+            processes.send_to_all(self.handle.ready(), int(signal))
 
     def stop(self, timeout: float = 10) -> None:
-        """End what runs inside as ``docker stop`` does: the image's STOPSIGNAL (else SIGTERM) to
-        each command of this process's, SIGKILL after ``timeout`` seconds.
+        """End what runs inside, as ``docker stop`` does.
 
-        What was written stays until :meth:`close`: the container can be read, committed, and used
-        again.
+        The commands of this process get the image's STOPSIGNAL (default: SIGTERM), and after
+        ``timeout`` seconds (default: 10) everything gets SIGKILL. What was written stays until
+        :meth:`close`: the container can be read, committed, and used again.
         """
-        number = self._awake().rootfs.stop_signal
-        commands = list(self.commands)
+        number = self.handle.ready().rootfs.stop_signal
+        commands = list(self.handle.commands)
         for command in commands:
             command.send_signal(number)
         end = time.monotonic() + timeout
@@ -398,103 +232,97 @@ class Container(Lifecycle, Files):
             command.await_end()
 
     def pause(self) -> None:
-        """Stop every process inside until :meth:`unpause` (the cgroup freezer)."""
-        self._running().group.freeze()
-        self._state = "paused"
+        """Freeze every process inside until :meth:`unpause`, by the cgroup freezer.
+
+        Raises :class:`UnsupportedError` if this host has none.
+        """
+        self.handle.pause()
 
     def unpause(self) -> None:
-        """Let the processes go on."""
-        self._running().group.thaw()
-        self._state = "running"
+        """Let the processes continue after :meth:`pause`."""
+        self.handle.unpause()
 
-    # -- what it has done
+    # -- results
 
     def stats(self) -> Stats:
-        """Return what the container uses; init, which is ours, is not among its processes."""
-        return replace(self.figures(), **self.group.pressure())
+        """Return what the container uses: bytes, seconds, and processes without its init.
 
-    def figures(self) -> Stats:
-        """Return what :meth:`stats` does but for the pressure, which takes files of its own to
-        read.
+        A figure is None if this host does not count it.
         """
-        return without_init(self._running().group.stats(), self.settings)
+        return replace(self.handle.figures(), **self.handle.cgroup.pressure())
 
     def commit(self, name: str | None = None) -> Image:
-        """Freeze what was written so far as an image, from which containers start as fast as from
-        any other; this one goes on.
+        """Commit what was written so far as an image; the container goes on.
 
-        Without a ``name`` the image lives in memory, as long as this process and anybody who has it
-        or lies on it; that takes no copy, unless something still runs inside. With one, a reference
-        as docker reads it, it is stored as by :meth:`Image.load`, which takes a copy.
+        A container starts from it as fast as from any other image. Without a ``name``, the image is
+        in memory while this process or a container refers to it; that takes no copy unless
+        something runs inside. With a name, a reference as docker reads it, the image is copied to
+        the store, as by :meth:`Image.load`.
+
+        Raises :class:`ImageError` for an invalid name.
         """
         from pytest_sandbox.container.snapshot import commit
 
-        self._running()
-        return commit(self, name)
+        return commit(self.handle.running(), name)
 
     def diff(self) -> Changes:
-        """Return what differs from what the container started on, sorted by path, as ``docker
+        """Return what differs from what the container was started from, sorted by path, as ``docker
         diff``.
 
-        At most a million changes are listed, found within 30 seconds; ``.complete`` tells whether
-        these are all, ``.counted`` how many were found.
+        It lists at most a million changes, and searches for at most 30 seconds: ``.complete`` tells
+        whether these are all, ``.counted`` how many were found.
         """
-        self._running()
-        return changes_of(self, seconds=_MOST_SECONDS)
-
-    @contextmanager
-    def opened_layer(self) -> Iterator[tuple[int, dict[str, tuple[str, tuple[str, ...]]]]]:
-        """Return what :meth:`layer` does, with a descriptor that is open within the block."""
-        answer, fds = self._layer()
-        with fds:
-            if not fds:
-                raise ContainerStopped.ended(self.id)
-            yield fds.first(), self._places(fds.first(), answer)
-
-    def layer(self) -> tuple[int, dict[str, tuple[str, tuple[str, ...]]]]:
-        """Return the directory of the writable layer (a descriptor, the caller's), and where each
-        overlay in it lies ("": the root), and on what.
-
-        An overlay is a directory with a number; below it, ``upper`` holds what was written.
-        """
-        with self.opened_layer() as (layer, places):
-            return os.dup(layer), places
-
-    def _places(self, layer: int, answer: Message) -> dict[str, tuple[str, tuple[str, ...]]]:
-        numbers = sorted(int(name) for name in os.listdir(layer) if name.isdigit())
-        return {str(number): self._lower_of(number, answer["points"]) for number in numbers}
-
-    def _layer(self) -> tuple[Message, Descriptors]:
-        return self._launcher.request({"op": "layer", "id": self.id})
-
-    def _lower_of(self, number: int, points: list[list[str]]) -> tuple[str, tuple[str, ...]]:
-        if number == 0:
-            return "", (*self._above(""), *self.spec.lower)
-        if number >= FIRST_SCRATCH:
-            point, *below = self.spec.scratch[number - FIRST_SCRATCH]
-            return point, tuple(below)
-        if number >= FIRST_DIRECTORY:
-            point = lower = self.spec.directories[number - FIRST_DIRECTORY]
-        else:
-            point, lower = points[number - 1]
-        return point, (*self._above(point), lower)
-
-    def _above(self, point: str) -> list[str]:
-        """Return the directories of committed layers that an overlay lies on, as this process
-        reaches them.
-        """
-        shelves = [*reversed(self.frozen), *getattr(self.rootfs.image, "shelves", ())]
-        stored = [place for at, place in self.rootfs.above if at == point and os.path.isabs(place)]
-        return [*(path for one in shelves for path in one.paths(point)), *stored]
+        return changes_of(self.handle.running(), seconds=_DIFF_TIMEOUT)
 
 
-def without_init(found: Stats, settings: Settings) -> Stats:
-    """Return a group's figures as the container's: init, which is ours, is not among its
-    processes.
+def _raise_failed(
+    handle: Handle, popen: Popen[Any], stdout: Any, stderr: Any, oom_kills: int
+) -> None:
+    """Raise the error of ``check=True`` for a command that failed."""
+    assert popen.returncode is not None
+    if handle.cgroup.oom_kills() > oom_kills:
+        used = handle.figures()
+        raise OutOfMemory(
+            popen.returncode,
+            popen.args,
+            stdout,
+            stderr,
+            memory_limit=handle.settings.memory,
+            memory_peak=used.memory_peak,
+        )
+    raise subprocess.CalledProcessError(popen.returncode, popen.args, stdout, stderr)
+
+
+class ContainerFactory(Protocol):
+    """The type of the fixture ``container_factory``."""
+
+    def __call__(
+        self, settings: Settings | None = None, /, **keywords: Unpack[SettingsKwargs]
+    ) -> Container:
+        """Return a new container, which is closed at the end of the session at the latest."""
+
+
+def open_remote(remote: RemoteContainer) -> Container:
+    """Return a container of another process, to run commands in it and to read its files.
+
+    Closing it leaves the container running. Raises :class:`ContainerStopped` if it has ended.
     """
-    less = {
-        name: max(0, value - OVERHEAD)
-        for name in ("pids_current", "pids_peak")
-        if (value := getattr(found, name)) is not None
-    }
-    return replace(found, memory_limit=settings.memory, **less)
+    from pytest_sandbox.container.remote import open_handle
+
+    container = Container.__new__(Container)
+    container.handle = open_handle(remote)
+    return container
+
+
+def start_saved(id: str) -> Container:  # noqa: A002 - as SavedLayer
+    """Start a container with the content of a saved layer, which it does not change.
+
+    Raises :class:`SandboxError` if there is none of this id.
+    """
+    from pytest_sandbox.container import saved_layers
+
+    saved = saved_layers.find(id)
+    container = Container(**{**saved.settings, "timeout": None})
+    container.handle.label = saved.label
+    container.handle.saved = saved.layers
+    return container.start()

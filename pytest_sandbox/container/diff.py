@@ -1,6 +1,6 @@
-"""What was written in a container.
+"""The changes that a container has made, as ``docker diff`` lists them.
 
-The layers of its overlays beside what they lie on, as ``docker diff`` tells it.
+They are found by comparing the upper directories of its overlays with the lower ones.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.container.fork import as_builder
+from pytest_sandbox.container.builder import as_builder
+from pytest_sandbox.container.layer import opened_layer
 from pytest_sandbox.linux import overlay_diff
 from pytest_sandbox.linux.directories import OpenDirectory
 from pytest_sandbox.outcome import Change
@@ -16,7 +17,8 @@ from pytest_sandbox.outcome import Change
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_sandbox.container.container import Container
+    from pytest_sandbox.container.handle import Handle
+    from pytest_sandbox.container.layer import Overlay
 
 __all__ = ["Changes", "changes_of"]
 
@@ -26,10 +28,8 @@ Found = tuple[str, str]
 class Changes(list[Change]):
     """Changes, sorted by path.
 
-    ``counted`` is how many were found, and ``complete`` tells whether these are all that there are.
-
-    A test may write millions of files, or names that no memory holds: what is listed has a bound,
-    and so has the time for it.
+    ``counted`` is the number of changes that were found, and ``complete`` tells whether these are
+    all. Their number and the time for the search are limited: a test may write millions of files.
     """
 
     def __init__(
@@ -41,67 +41,62 @@ class Changes(list[Change]):
 
 
 def changes_of(
-    container: Container,
+    handle: Handle,
     *,
     most: int = 1_000_000,
     seconds: float | None = None,
     as_user: bool = False,
 ) -> Changes:
-    """Return what a container has changed.
+    """Return the changes that a container has made: at most ``most``, found within about
+    ``seconds`` (None: no limit).
 
-    At most ``most`` changes, found in about ``seconds`` (None: any time).
-
-    ``as_user`` leaves out what this process's user may not look into, which saves a fork where the
-    container was not made by root.
+    ``as_user`` leaves out directories that the user of this process may not read, which saves a
+    fork if the container was not created by root.
     """
     budget = overlay_diff.Budget(most, seconds=seconds)
-    with container.opened_layer() as (layer, places):
-        builder = -1 if as_user else container.user_namespaces()[1]
+    with opened_layer(handle) as (layer, overlays):
+        builder = -1 if as_user else handle.user_namespaces()[1]
         found, counted, complete = as_builder(
-            builder, lambda: _found(container, layer, places, budget)
+            builder, lambda: _search(handle, layer, overlays, budget)
         )
     ordered = sorted({(path, kind) for kind, path in found})
     return Changes((Change(*one) for one in ordered), counted=counted, complete=complete)
 
 
-def _found(
-    container: Container,
-    layer: int,
-    places: dict[str, tuple[str, tuple[str, ...]]],
-    budget: overlay_diff.Budget,
+def _search(
+    handle: Handle, layer: int, overlays: dict[str, Overlay], budget: overlay_diff.Budget
 ) -> tuple[list[Found], int, bool]:
-    """Return kind and path of each change in what :meth:`Container.layer` returned, their number,
-    and whether these are all.
+    """Return kind and path of each change in the overlays of a layer, the number of changes, and
+    whether these are all.
     """
     found: list[Found] = []
-    for name, (point, lower) in places.items():
-        own = sum(len(one.paths(point)) for one in container.frozen)
+    for name, (point, lower) in overlays.items():
+        own = sum(len(one.paths(point)) for one in handle.snapshots)
         try:
             with OpenDirectory(f"{name}/upper", layer) as fd:
                 changes = overlay_diff.changes_since(fd, lower[:own], lower[own:], budget)
                 below = [(kind, point + path) for kind, path in changes]
-        except PermissionError:  # a directory that others may not enter, this user among them: it has changed nothing in there
+        except PermissionError:  # as_user: a directory that this user may not read
             continue
         if below and point:
             found += [("modified", parent) for parent in _parents(point)]
         found += below
-    told = _without_mount_points(found, {target for _source, target, _ro in container.spec.volumes})
-    return (
-        told,
-        max(budget.counted, len(told)) if not budget.complete else len(told),
-        budget.complete,
+    listed = _without_mount_points(
+        found, {target for _source, target, _read_only in handle.spec.volumes}
     )
+    counted = len(listed) if budget.complete else max(budget.counted, len(listed))
+    return listed, counted, budget.complete
 
 
 def _without_mount_points(found: list[Found], targets: set[str]) -> list[Found]:
-    """Leave out the volumes' targets, and the directories on the way to them in which nothing else
-    has changed.
+    """Remove the targets of volumes, and their parent directories in which nothing else has
+    changed.
     """
     if not targets:
         return found
-    ways = {parent for target in targets for parent in _parents(os.path.dirname(target))}
-    others = {path for _kind, path in found} - targets - ways
-    changed = {way for way in ways if any(path.startswith(f"{way}/") for path in others)}
+    parents = {parent for target in targets for parent in _parents(os.path.dirname(target))}
+    others = {path for _kind, path in found} - targets - parents
+    changed = {one for one in parents if any(path.startswith(f"{one}/") for path in others)}
     return [one for one in found if one[1] in others or one[1] in changed]
 
 

@@ -1,6 +1,4 @@
-"""A fork of the calling process that is inside a container: how it enters, how it is awaited, and
-``call`` on top.
-"""
+"""Fork this process into a container, and wait for the fork."""
 
 from __future__ import annotations
 
@@ -8,129 +6,124 @@ import json
 import os
 import select
 import signal
-import sys
 import threading
 import time
-import warnings
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from pytest_sandbox.client import session
-from pytest_sandbox.container import processes, values
+from pytest_sandbox.container import processes
+from pytest_sandbox.container.builder import fork_process
+from pytest_sandbox.container.entrance import entrance_of, raise_for
+from pytest_sandbox.container.files import read_regular
+from pytest_sandbox.container.lifecycle import local_handles
 from pytest_sandbox.container.processes import END_TIMEOUT
-from pytest_sandbox.errors import OutOfMemory, SandboxError, SetupError
-from pytest_sandbox.linux import huge_pages, namespaces, process
-from pytest_sandbox.linux import syscall as sc
+from pytest_sandbox.errors import SandboxError, SetupError
+from pytest_sandbox.linux import huge_pages, namespaces, native_code, process
 from pytest_sandbox.linux.signals import Deferred
-from pytest_sandbox.linux.syscall_batch import Failure, Program
+from pytest_sandbox.linux.syscall_batch import Failure, SyscallBatch
 from pytest_sandbox.outcome import Exited, OOMKilled, Outcome, Signaled, TimedOut
-from pytest_sandbox.runtime.protocol import Channel, close_all
+from pytest_sandbox.runtime import users
+from pytest_sandbox.runtime.protocol import close_all
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Iterable
-
-    from pytest_sandbox.container.container import Container
+    from pytest_sandbox.container.handle import Handle
     from pytest_sandbox.linux.syscall_batch import Result
     from pytest_sandbox.runtime.join import JoinTarget
 
-__all__ = ["Child", "Forks", "as_builder", "fork_into", "forks", "run_call"]
+__all__ = ["Child", "Forks", "fork_into", "forks"]
 
-__tracebackhide__ = (
-    True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
-)
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
 
 _CHUNK = 1 << 16
-#: Bytes that the answer of a call may have; it comes from inside, and is kept in memory more than
-#: once.
-_LONGEST_ANSWER = 64 << 20
 #: Seconds for a process outside of the container, which nothing inside can stop, to fork into it.
-_ENTER_TIMEOUT = 30.0
+_JOIN_TIMEOUT = 30.0
 
 
 class Child:
-    """The forked process, as its parent sees it: ``pid`` (outside), ``pidfd`` (poll(2) tells when
-    it has ended).
+    """A fork of this process inside a container, as its parent sees it.
+
+    ``pid`` is its PID outside; ``pidfd`` becomes readable (poll(2)) when it has ended.
     """
 
-    def __init__(self, container: Container, pid: int, kills: int) -> None:
-        self.container = container
+    def __init__(self, handle: Handle, pid: int, oom_kills: int) -> None:
+        self.handle = handle
         self.pid = pid
-        self.pidfd = _pidfd(pid)
-        self._kills = kills
+        self.pidfd = _open_pidfd(pid)
+        self._oom_kills = oom_kills
         self._outcome: Outcome | None = None
         self._code: int | None = None
         self._reaping = threading.Lock()
-        container.children.add(self)
+        handle.forks.add(self)
 
     def wait(self, timeout: float | None = None, *, everything: bool = True) -> Outcome:
         """Wait for the end, and return what it was.
 
-        Over ``timeout`` seconds it is killed with all below it, or with ``everything`` in the
-        container but init. Returns within :data:`END_TIMEOUT` seconds more, whatever runs inside.
+        After ``timeout`` seconds (default: no limit), the fork and its descendants are killed, or
+        with ``everything`` all processes in the container but init. Returns within
+        :data:`END_TIMEOUT` seconds after that, whatever runs inside.
         """
         if self._outcome is not None:
             return self._outcome
-        overrun: TimedOut | None = None
+        timed_out: TimedOut | None = None
         if not process.ended(self.pidfd, timeout):
-            overrun = TimedOut(timeout or 0, self._running())
+            timed_out = TimedOut(timeout or 0, self._command_lines())
             self.kill(everything=everything)
-        code = self._reaped()
-        self._outcome = overrun or self._verdict(code)
+        code = self._wait_status()
+        self._outcome = timed_out or self._outcome_of(code)
         return self._outcome
 
-    def _running(self) -> tuple[str, ...]:
-        """Return the command lines of what runs inside, for people to read."""
+    def _command_lines(self) -> tuple[str, ...]:
+        """Return the command lines of what runs inside, for an error message."""
         try:
-            return tuple(line for _pid, line in self.container.processes())
+            return tuple(line for _pid, line in processes.list_processes(self.handle))
         except (OSError, SandboxError):
             return ()
 
     def reap(self) -> None:
-        """Kill it and take its status: until then, its PID namespace does not end
+        """Kill the fork and take its exit status: before that, its PID namespace does not end
         (pid_namespaces(7)).
         """
         if self._code is None:
             process.kill(self.pidfd, signal.SIGKILL)
-            self._reaped()
+            self._wait_status()
 
-    def _reaped(self) -> int:
+    def _wait_status(self) -> int:
         with self._reaping:
             if self._code is None:
-                with self.container.group.unthrottled():
+                with self.handle.cgroup.unthrottled():
                     code = process.await_exit(self.pid, self.pidfd, END_TIMEOUT)
                 with Deferred():
-                    # Where the kernel does not say, its caller waits for all its children by
-                    # itself.
+                    # None: the caller waits for all its children itself, or ignores SIGCHLD.
                     self._code = -signal.SIGKILL if code is None else code
                     os.close(self.pidfd)
-                    self.container.children.discard(self)
+                    self.handle.forks.discard(self)
             return self._code
 
-    def _verdict(self, code: int) -> Outcome:
+    def _outcome_of(self, code: int) -> Outcome:
         if code >= 0:
             return Exited(code)
-        if code == -signal.SIGKILL and self.container.group.oom_kills() > self._kills:
-            used = self.container.figures()
+        if code == -signal.SIGKILL and self.handle.cgroup.oom_kills() > self._oom_kills:
+            used = self.handle.figures()
             return OOMKilled(
-                used.memory_limit, used.memory_peak or 0, self.container.group.files_bytes()
+                used.memory_limit, used.memory_peak or 0, self.handle.cgroup.page_cache_bytes()
             )
         return Signaled(-code)
 
     def kill(self, *, everything: bool = True) -> None:
-        """Kill everything inside but init, or only the process and all below it."""
+        """Kill all processes in the container but init, or only the fork and its descendants."""
         with suppress(SandboxError, OSError):
             if everything:
-                processes.kill_all(self.container)
+                processes.kill_all(self.handle)
             else:
-                processes.kill_tree(self.container, self.pid)
+                processes.kill_tree(self.handle, self.pid)
         process.kill(self.pidfd, signal.SIGKILL)
 
 
-def _pidfd(pid: int) -> int:
-    """Return a pidfd; of a child that has ended already, and that the kernel has reaped since
-    SIGCHLD is ignored, a descriptor that poll(2) reports as readable too.
+def _open_pidfd(pid: int) -> int:
+    """Return a pidfd; or, for a child that has ended and that the kernel has reaped since SIGCHLD
+    is ignored, a descriptor that poll(2) also reports as readable.
     """
     try:
         return os.pidfd_open(pid)
@@ -139,8 +132,10 @@ def _pidfd(pid: int) -> int:
 
 
 class Forks:
-    """Counts the forks of this process: after 16, 32, 64 ... of them its memory is gathered in huge
-    pages, which costs what some ten of them do.
+    """A counter of the forks of this process.
+
+    After 16, 32, 64, ... forks the memory of the process is collected into huge pages, so that
+    later forks copy smaller page tables; collecting takes as long as about ten forks.
     """
 
     def __init__(self) -> None:
@@ -148,126 +143,129 @@ class Forks:
         self._next = 16
 
     def count(self) -> None:
-        """Count one more."""
+        """Count one more fork."""
         self._made += 1
 
     def gather(self) -> None:
-        """Gather the memory if it is time to: before a fork, or where nobody's time is taken."""
+        """Collect the memory into huge pages if it is time to: before a fork, or between tests."""
         if self._made >= self._next:
             self._next = 2 * self._made
-            huge_pages.gather()
+            huge_pages.collapse()
 
 
 forks = Forks()
 
 
-def fork_into(
-    container: Container, living: Iterable[Container], *, shielded: bool = False
-) -> Child | None:
-    """Fork; the child is in the container when this returns None.
+def fork_into(handle: Handle, user: str | None, *, shielded: bool = False) -> Child | None:
+    """Fork this process into a container: return None in the child, which is inside, and a
+    :class:`Child` in this process.
 
-    ``shielded`` is for a container in which something may run already: nothing of this process can
-    be seen there, neither its command line nor, at any time, its memory, environment and
-    descriptors. It costs a second fork, and the child cannot be traced, nor dumps core.
+    ``user`` is looked up in the container's files; None stays the invoking user. The child must end
+    by :func:`os._exit`.
+
+    ``shielded`` is for a container in which something may run already: at no time can that see the
+    command line, memory, environment or descriptors of this process. It takes a second fork, and
+    the child can neither be traced nor dump core.
+
+    Raises :class:`UnsupportedError` if this process cannot join a PID namespace.
     """
+    entrance = entrance_of(handle)
     forks.gather()
     forks.count()
-    kills = container.group.oom_kills()
-    target = container.join_target()
-    confinement = target.confinement(
-        None if container.settings.user is None else container.find_user(container.settings.user)
-    )
-    twice = shielded or target.builder_fd >= 0
-    program, clone = target.begin(shielded=shielded) if twice else (Program(), None)
+    oom_kills = handle.cgroup.oom_kills()
+    found = None if user is None else users.find(user, lambda path: read_regular(handle, path))
+    confinement = entrance.confinement(found)
+    twice = shielded or entrance.builder_fd >= 0
+    batch, clone = entrance.begin(shielded=shielded) if twice else (SyscallBatch(), None)
     if clone is None:
-        # os.fork() has no cgroup to begin in, as clone3(2) has on version 2: the fork joins it.
-        replace(target, cgroup_files=container.group.joins()).add_join(program)
-    _add_arrival(container, program, living)
-    program.prepare()
-    # An interrupt between the fork and what notes it would leave a child that nobody waits for, or
-    # a second caller.
-    program.block_signals()
+        # os.fork() cannot start the child in a cgroup, as clone3(2) can: the child joins it.
+        replace(entrance, cgroup_files=handle.cgroup.join_paths()).add_join(batch)
+    _add_arrival(handle, batch)
+    batch.prepare()
+    # An interrupt between the fork and the line that notes it would leave a child that nobody waits
+    # for, or a second caller.
+    batch.block_signals()
     pid = -1
     try:
         pid = (
-            _fork_once(target)
+            _fork_once(entrance)
             if clone is None
-            else _fork_twice(container, program, clone, shielded=shielded)
+            else _fork_twice(handle, batch, clone, shielded=shielded)
         )
-        child = Child(container, pid, kills) if pid else None
+        child = Child(handle, pid, oom_kills) if pid else None
     finally:
         if pid:
-            program.unblock_signals()
+            batch.unblock_signals()
     if child is None:
-        _enter(container, program if clone is None else None, confinement)
+        _finish_joining(handle, batch if clone is None else None, confinement)
     return child
 
 
-def _add_arrival(container: Container, program: Program, living: Iterable[Container]) -> None:
-    """Append what the child does once it is inside: let go of this library's own descriptors, take
-    interrupts again.
+def _add_arrival(handle: Handle, batch: SyscallBatch) -> None:
+    """Append what the child does once it is inside: change its directory, close this library's
+    descriptors, unblock signals.
     """
-    settings = container.settings
-    directories = [settings.workdir] if settings.workdir else [os.getcwd(), container.workdir]
-    for directory in ["/", *reversed(directories)]:
-        program.add(
-            "change to the working directory", "chdir", os.fsencode(directory), go_on=True
-        )  # the last that is there
+    settings = handle.settings
+    directories = [settings.workdir] if settings.workdir else [os.getcwd(), handle.workdir]
+    for directory in ["/", *reversed(directories)]:  # it stays in the last one that exists
+        batch.add("change to the working directory", "chdir", os.fsencode(directory), go_on=True)
     launcher = session.running()
-    own = [] if launcher is None else launcher.descriptors()
-    for one in {container, *living}:
-        own += one.descriptors()
-    for fd in own:
-        program.add("let go of the library's own", "close", fd, go_on=True)
-    program.restore_signals("take interrupts again")
+    fds = [] if launcher is None else launcher.descriptors()
+    for one in {handle, *local_handles()}:
+        fds += one.descriptors()
+    for fd in fds:
+        batch.add("close the library's descriptors", "close", fd, go_on=True)
+    batch.restore_signals("unblock signals")
 
 
-def _fork_once(target: JoinTarget) -> int:
+def _fork_once(entrance: JoinTarget) -> int:
     """Fork with the container's PID namespace set for the children of this thread."""
-    own = namespaces.open_for_children()
+    own = namespaces.open_pid_for_children()
     pid = -1
     try:
-        namespaces.set_for_children(target.pidfd)
-        pid = _fork()
+        namespaces.set_pid_for_children(entrance.pidfd)
+        pid = fork_process()
     finally:
-        if pid:  # the child is in there for good
-            namespaces.set_for_children(own)
+        if pid:  # the child stays in the container's
+            namespaces.set_pid_for_children(own)
         os.close(own)
     return pid
 
 
-def _fork_twice(container: Container, program: Program, clone: Result, *, shielded: bool) -> int:
-    """Fork a process that enters the namespaces, and is forked there: a second child of this
-    process (CLONE_PARENT).
+def _fork_twice(handle: Handle, batch: SyscallBatch, clone: Result, *, shielded: bool) -> int:
+    """Fork an intermediate process, which joins the namespaces and forks there; its child becomes a
+    child of this process (CLONE_PARENT).
 
-    Entering namespaces before that takes a process of one thread, which this one need not be.
+    Only a process with one thread can join a user namespace (setns(2)); this one may have more.
     """
-    arguments = process.argument_area() if shielded else (0, 0)
+    arguments = process.argument_memory() if shielded else (0, 0)
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
-        elder = _fork()
-        if not elder:
-            _be_elder(program, clone, writer, arguments)
+        intermediate = fork_process()
+        if not intermediate:
+            _run_intermediate(batch, clone, writer, arguments)
             return 0
         os.close(writer)
         writer = -1
-        return _younger(container, elder, reader)
+        return _read_pid(handle, intermediate, reader)
     finally:
         close_all([fd for fd in (reader, writer) if fd >= 0])
 
 
-def _be_elder(program: Program, clone: Result, writer: int, arguments: tuple[int, int]) -> None:
-    """Enter and fork; return in the younger process, and end in this one."""
+def _run_intermediate(
+    batch: SyscallBatch, clone: Result, writer: int, arguments: tuple[int, int]
+) -> None:
+    """Join the namespaces and fork: return in the child, and exit in this process."""
     status = 125
     try:
-        sc.clear_memory(*arguments)
-        younger = program.run_fork(clone)
-        failure = program.failure()
-        if younger == 0 and failure is None:
+        native_code.clear_memory(*arguments)
+        pid = batch.run_fork(clone)
+        failure = batch.failure()
+        if pid == 0 and failure is None:
             status = -1
             return
         answer = (
-            {"pid": younger}
+            {"pid": pid}
             if failure is None
             else {"step": failure.step, "errno": failure.errno, "call": failure.call}
         )
@@ -277,27 +275,27 @@ def _be_elder(program: Program, clone: Result, writer: int, arguments: tuple[int
             os._exit(status)
 
 
-def _younger(container: Container, elder: int, reader: int) -> int:
-    """Return the PID of the process that the elder has forked into the container."""
-    pidfd = os.pidfd_open(elder)
+def _read_pid(handle: Handle, intermediate: int, reader: int) -> int:
+    """Return the PID of the child that the intermediate process has forked into the container."""
+    pidfd = os.pidfd_open(intermediate)
     try:
-        answer = _first_line(reader, _ENTER_TIMEOUT)
+        answer = _read_line(reader, _JOIN_TIMEOUT)
         process.kill(pidfd, signal.SIGKILL)  # it has nothing more to do
-        process.await_exit(elder, pidfd, END_TIMEOUT)
+        process.await_exit(intermediate, pidfd, END_TIMEOUT)
     finally:
         os.close(pidfd)
     if not answer:
         raise SetupError(
             "enter the container's PID namespace", "the process that forks there was killed"
         )
-    said = json.loads(answer)
-    if "pid" not in said:
-        container.raise_for(Failure(said["step"], said["errno"], said["call"]))
-    return int(said["pid"])
+    told = json.loads(answer)
+    if "pid" not in told:
+        raise_for(handle, Failure(told["step"], told["errno"], told["call"]))
+    return int(told["pid"])
 
 
-def _first_line(reader: int, timeout: float) -> bytes:
-    """Read up to the first newline, the end of file, or the end of the time."""
+def _read_line(reader: int, timeout: float) -> bytes:
+    """Read up to the first newline, the end of the file, or the timeout in seconds."""
     deadline, data = time.monotonic() + timeout, b""
     poll = select.poll()
     poll.register(reader, select.POLLIN)
@@ -309,185 +307,23 @@ def _first_line(reader: int, timeout: float) -> bytes:
     return data
 
 
-def _fork() -> int:
-    if threading.active_count() == 1:
-        return os.fork()
-    with warnings.catch_warnings():
-        # The threads of a worker (execnet's) are not needed in the child, which runs one test and
-        # ends.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
-
-
-def _enter(container: Container, program: Program | None, confinement: Program) -> None:
+def _finish_joining(handle: Handle, batch: SyscallBatch | None, confinement: SyscallBatch) -> None:
+    """Complete the way into the container, in the child; on an error, exit with status 125: a
+    process that has joined only some namespaces must not run a test.
+    """
     try:
-        if program is not None:
-            program.run()
+        if batch is not None:
+            batch.run()
         confinement.run()
-    except OSError as error:  # half inside is nowhere
+    except OSError as error:
         os.write(
             2,
             f"pytest-sandbox: the test could not enter its container: {error.strerror}\n".encode(),
         )
         os._exit(125)
-    except KeyboardInterrupt:  # it came before this had a session of its own
+    except KeyboardInterrupt:  # it came before the child had a session of its own
         os._exit(128 + signal.SIGINT)
     session.leave_in_fork()
-    additions = container.rootfs.additions
+    additions = handle.rootfs.additions
     if additions:
         os.environ.update(additions)
-
-
-def as_builder(builder_fd: int, func: Callable[[], Any]) -> Any:
-    """Return what a function returns, as JSON can hold it, with the rights of who built the
-    container: files inside belong to others too.
-
-    Without a ``builder_fd`` they are this process's own; otherwise it runs in a fork. Raises the
-    function's :class:`OSError`, and :class:`SandboxError` where it fails otherwise.
-    """
-    if builder_fd < 0:
-        return func()
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    pid = _fork()
-    if not pid:
-        try:
-            sc.setns(builder_fd, sc.CLONE_NEWUSER)
-            answer = _answered(func)
-            with open(writer, "w", encoding="utf-8") as file:
-                json.dump(answer, file)
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with open(reader, encoding="utf-8") as file:
-        text = file.read()
-    os.waitpid(pid, 0)
-    if not text:
-        raise SandboxError(
-            "what the container wrote cannot be read by this user. Look at it from inside."
-        )
-    value, error = json.loads(text)
-    if error is not None:
-        raise OSError(*error)
-    return value
-
-
-def _answered(
-    func: Callable[[], Any],
-) -> tuple[Any, tuple[int | None, str | None, str | None] | None]:
-    """Return what a function returns, and what the kernel refused it."""
-    try:
-        return func(), None
-    except OSError as error:
-        return None, (error.errno, error.strerror, error.filename)
-
-
-def run_call(
-    container: Container,
-    func: Callable[..., Any],
-    args: tuple[Any, ...],
-    keywords: dict[str, Any],
-    timeout: float | None,
-) -> Any:
-    """Fork, run the function inside, and bring its value or its exception back."""
-    ours, theirs = (end.socket for end in Channel.pair())
-    with ours, theirs:
-        _flush()  # or the fork would write it once more
-        child = fork_into(container, container.living(), shielded=True)
-        if child is None:
-            ours.close()
-            _answer(theirs, func, args, keywords)
-        theirs.close()
-        try:
-            end = None if timeout is None else time.monotonic() + timeout
-            data = _collect(ours, child.pidfd, end)
-            outcome = child.wait(
-                None if end is None else max(0, end - time.monotonic()), everything=False
-            )
-        except BaseException:
-            child.reap()
-            raise
-    if isinstance(outcome, TimedOut):
-        raise TimeoutError(
-            f"call() was killed after {timeout} seconds; inside ran: {', '.join(outcome.processes)}"
-        )
-    return _value(outcome, data)
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):  # whatever stands there; None, where it is closed
-            stream.flush()
-
-
-def _answer(
-    to: socket.socket, func: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]
-) -> NoReturn:
-    try:
-        try:
-            answer = json.dumps({"value": values.encode(func(*args, **keywords))})
-        except BaseException as error:  # noqa: BLE001 - it is the caller's
-            answer = json.dumps({"error": values.encode_exception(error)})
-        _flush()
-        to.sendall(answer.encode() + b"\n")
-    finally:
-        os._exit(0)
-
-
-def _collect(ours: socket.socket, pidfd: int, end: float | None) -> bytes:
-    """Read until the answer's end, the child's end, the end of the time, or more than an answer may
-    have.
-    """
-    poll = select.poll()
-    for fd in (ours.fileno(), pidfd):
-        poll.register(fd, select.POLLIN)
-    data = bytearray()
-    while len(data) <= _LONGEST_ANSWER:
-        ready = dict(
-            poll.poll(None if end is None else process.milliseconds(end - time.monotonic()))
-        )
-        if ours.fileno() not in ready:  # the child has ended, or the time
-            return bytes(data)
-        try:
-            part = ours.recv(_CHUNK)
-        except ConnectionResetError:
-            part = b""
-        data += part
-        if not part or part.endswith(b"\n"):
-            return bytes(data)
-    raise SandboxError(
-        f"call() was answered with more than {_LONGEST_ANSWER >> 20} MiB. Return less, or write a "
-        "file and copy_out() it."
-    )
-
-
-def _value(outcome: Outcome, data: bytes) -> Any:
-    if isinstance(outcome, OOMKilled):
-        raise OutOfMemory(
-            -signal.SIGKILL, "call()", memory_limit=outcome.limit, memory_peak=outcome.peak
-        )
-    if not data.endswith(b"\n"):
-        raise SandboxError(f"call() ended without an answer: {outcome}. Look at what it did last.")
-    error, value = _understood(data)
-    if error is not None:
-        raise error
-    return value
-
-
-def _understood(data: bytes) -> tuple[BaseException | None, Any]:
-    """Return the exception or the value; the answer may be anything, for what ran inside could
-    write to the socket too.
-    """
-    try:
-        answer = json.loads(data)
-        return (
-            (values.decode_exception(answer["error"]), None)
-            if "error" in answer
-            else (None, values.decode(answer["value"]))
-        )
-    except SandboxError:
-        raise
-    except Exception as error:  # noqa: BLE001 - a forged answer may have any fault
-        raise SandboxError(
-            f"call() was answered with what is no answer ({type(error).__name__}). Look at what "
-            "wrote to its descriptors."
-        ) from None

@@ -1,5 +1,7 @@
-"""The life of a container: from the launcher's hands to its end, so that it has an owner at every
-moment, whatever interrupts.
+"""The life of a container of this process, from its creation by the launcher to its end.
+
+What opens something and notes it runs with signals deferred, so that the container has an owner at
+every moment: an exception of a signal handler (Ctrl-C, a timer) comes before or after.
 """
 
 from __future__ import annotations
@@ -12,115 +14,181 @@ import weakref
 from collections import deque
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self, cast
+from functools import partial
+from typing import TYPE_CHECKING, Self
 
 from pytest_sandbox.client import session
-from pytest_sandbox.container.build_spec import about, spec_for, with_kept
+from pytest_sandbox.container import files
+from pytest_sandbox.container.build_spec import describe, spec_for, with_saved
+from pytest_sandbox.container.configure import configure
+from pytest_sandbox.container.handle import Handle, without_init
 from pytest_sandbox.container.rootfs import Rootfs
-from pytest_sandbox.container.state import State
 from pytest_sandbox.errors import ContainerStopped, SandboxError
 from pytest_sandbox.linux import process
 from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.runtime.spec import OVERHEAD
 
 if TYPE_CHECKING:
-    from pytest_sandbox.container.container import Container
+    from pytest_sandbox.client.requests import Descriptors
+    from pytest_sandbox.client.snapshots import Snapshot
+    from pytest_sandbox.outcome import Stats
+    from pytest_sandbox.runtime.protocol import Message
+    from pytest_sandbox.runtime.spec import Spec
+    from pytest_sandbox.settings.settings import Settings
 
-__all__ = ["Lifecycle", "held_here"]
+__all__ = ["LocalHandle", "local_handles", "prepare"]
 
-__tracebackhide__ = (
-    True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
-)
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
 
-#: Seconds between two looks at who still lives in a container that is being closed.
+#: Seconds between two looks at the processes of a container that is being closed.
 _LOOK_AGAIN = 0.05
 _MOST_LOOKS = 100
-#: Seconds for the init of a launcher that has died to end.
+#: Seconds for an init to end whose launcher has died.
 _PATIENCE = 10.0
 
-#: The containers of this process that run.
-held_here: weakref.WeakSet[Container] = weakref.WeakSet()
-#: Containers that nobody has any more, and that were not closed; appended to by finalizers.
-_dropped: deque[Lifecycle] = deque()
+#: The containers of this process that run, and in a fork those of its parent.
+_open: weakref.WeakSet[LocalHandle] = weakref.WeakSet()
+#: Containers to close that nothing refers to any more; finalizers append to it.
+_dropped: deque[LocalHandle] = deque()
 
 
-class Lifecycle(State):
-    """The methods of :class:`~pytest_sandbox.container.Container` that start and end it."""
+def local_handles() -> list[Handle]:
+    """Return the containers of this process that run: in a fork inside a container, not those
+    outside.
+    """
+    return [one for one in _open if one.home is session.fork_token()]
 
-    _pid: int
-    _state: str
-    _owner: int
-    _home: object
-    _launcher: session.LauncherClient
-    _closing: threading.Lock
-    _closer: int
-    _is_held: bool
 
-    def start(self) -> Self:
-        """Start the container; returns it. A container starts once."""
-        if self._state != "created":
-            raise ContainerStopped(
-                f"{self._called} is {self.status}: it starts once. Make a new one."
-            )
+def prepare(settings: Settings) -> None:
+    """Have the launcher create a container of these settings in advance, for the next start."""
+    if not isinstance(settings.network, str):
+        return  # the first container starts the network
+    launcher = session.current()
+    rootfs = Rootfs(settings)
+    try:
+        launcher.prewarm(spec_for(rootfs, launcher))
+    finally:
+        rootfs.release()
+
+
+class LocalHandle(Handle):
+    """The handle of a container that this process starts and closes."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._is_held = False  # whether it has descriptors and a container to close
+        self._closer = 0  # the thread that closes
+        self._closing = threading.Lock()
+        self._replacing = threading.Lock()
+
+    # -- start
+
+    def start(self) -> None:
+        """Start the container. Raises what :meth:`Container.start` does."""
         _close_dropped()
         self.rootfs = Rootfs(self.settings)
         try:
             self._create()
-            self._settle()
+            configure(self)
+            self._make_workdir()
         except BaseException:
-            self._abort()
+            if self._is_held:
+                self.close()
+            else:
+                self.rootfs.release()
             raise
-        return self
-
-    def _settle(self) -> None:
-        """Give what was made for anybody what no spec says: a name, a place on a network, a working
-        directory.
-        """
-        raise NotImplementedError
 
     def _create(self) -> None:
-        """Have the launcher make it; one that was killed since the last container is replaced,
-        once.
+        """Have the launcher create it; replace, once, a launcher that was killed since the last
+        container.
         """
         try:
-            self._ask_launcher()
+            self._request()
         except session.LauncherGoneError:
-            self._ask_launcher()
+            self._request()
 
-    def _ask_launcher(self) -> None:
-        self._launcher = session.current()
-        self._launcher.hierarchy.require(self.settings)
-        spec = spec_for(self.rootfs, self._launcher)
-        self.spec = (
-            replace(
-                spec, directories=self.rootfs.with_way(self.directories), **with_kept(self.kept)
-            )
-            if self.kept or self.directories
-            else spec
-        )
-        self._launcher.create(self.spec, about(self.rootfs, label=self.label), self._adopt)
+    def _request(self) -> None:
+        self.launcher = session.current()
+        self.launcher.hierarchy.require(self.settings)
+        spec = spec_for(self.rootfs, self.launcher)
+        if self.saved or self.directories:
+            directories = self.rootfs.checked_mount_points(self.directories)
+            spec = replace(spec, directories=directories, **with_saved(self.saved))
+        self.spec = spec
+        self.launcher.create(spec, describe(self.rootfs, label=self.label), self._note_created)
 
-    def _adopt(self, made: session.CreatedContainer) -> None:
-        """Become the owner of what the launcher has made; called with signals deferred, so that it
-        has an owner at every moment.
+    def _note_created(self, created: session.CreatedContainer) -> None:
+        """Become the owner of what the launcher has created; called with signals deferred."""
+        self.id, self.pid, self.pidfd = created
+        self.cgroup = self.launcher.session.cgroup(self.id, self.spec.limits)
+        self.owner, self.home = os.getpid(), session.fork_token()
+        self.state, self._is_held = "running", True
+        _open.add(self)
+
+    def _make_workdir(self) -> None:
+        """Create a ``workdir`` that does not exist, as docker does; if that fails, the first
+        command reports it.
         """
-        self.id, self._pid, self.pidfd = made
-        self.group = self._launcher.session.group(self.id, self.spec.limits)
-        self._owner, self._home = os.getpid(), session.fork_token()
-        self._state, self._is_held = "running", True
-        held_here.add(cast("Container", self))
+        if self.settings.workdir is None and (
+            self.rootfs.is_host or self.rootfs.has(self.rootfs.workdir)
+        ):
+            return
+        with suppress(OSError):
+            files.make_directory(self, self.rootfs.workdir, parents=True, exist_ok=True)
 
-    def _abort(self) -> None:
-        """Close what an error or an interrupt has left of a start."""
-        if self._is_held:
-            self.close()
-        else:
-            self.rootfs.release()
+    # -- use
+
+    def ready(self) -> Self:
+        """Return the handle once a process can join the container: after a commit, that takes a new
+        init above the committed layer.
+        """
+        self.running()
+        if self.state == "paused":
+            raise ContainerStopped(f"the container {self.id} is paused. Call unpause() first.")
+        if self.committed is not None:
+            with self._replacing:
+                if self.committed is not None:  # no other thread was faster
+                    self._replace_init(self.committed)
+        return self
+
+    def _replace_init(self, committed: Snapshot) -> None:
+        """Start an init with a new layer above the committed one, with the same cgroup, name and
+        address.
+        """
+        spec = replace(self.spec, above=(*committed.above, *self.spec.above), saved=())
+        note = partial(self._note_replaced, spec, committed)
+        self.launcher.renew({"op": "renew", "id": self.id, "spec": spec.to_json()}, note)
+        configure(self)
+
+    def _note_replaced(
+        self, spec: Spec, committed: Snapshot, answer: Message, fds: Descriptors
+    ) -> None:
+        os.close(self.pidfd)
+        self.pidfd, self.pid = fds.take(), answer["pid"]
+        self.snapshots.append(committed)
+        self.spec, self.committed = spec, None
+
+    def descriptors(self) -> list[int]:
+        """Return the descriptors of the container in this process."""
+        return [fd for fd in (self.pidfd, self.cgroup.open_fd(), self.rootfs.held) if fd >= 0]
+
+    def user_namespaces(self) -> tuple[int, int]:
+        """Return descriptors of the user namespace of commands, and of the builder's; or -1."""
+        return self.launcher.user_namespace_for(self.spec), self.launcher.builder_fd
+
+    def figures(self) -> Stats:
+        """Return what the cgroup counts, without the pressure."""
+        return without_init(self.running().cgroup.stats(), self.settings)
+
+    def request_layer(self) -> tuple[Message, Descriptors]:
+        """Ask the launcher for the writable layer."""
+        return self.launcher.request({"op": "layer", "id": self.id})
+
+    # -- end
 
     def close(self) -> None:
-        """Kill what runs inside, wait until it is dead, and throw everything away.
-
-        Closing twice is fine.
+        """Kill what runs inside, wait for its end, and discard the writable layer; also those of
+        containers that nothing refers to any more.
         """
         self._close()
         _close_dropped()
@@ -134,31 +202,29 @@ class Lifecycle(State):
                 self._release()
 
     def _begin_close(self) -> bool:
-        """Take the closing upon this thread; return whether there is something to wait for."""
+        """Make this thread the one that closes; return whether there are processes to end."""
         with self._closing:
-            if self._state == "stopped":
-                return (
-                    self._is_held and self._closer == threading.get_ident()
-                )  # an interrupt has ended the first try
-            if self._state == "created":
-                self._state = "stopped"
+            if self.state == "stopped":  # perhaps an interrupt has ended this thread's first try
+                return self._is_held and self._closer == threading.get_ident()
+            if self.state == "created":
+                self.state = "stopped"
                 return False
-            was_paused = self._state == "paused"
-            self._state, self._closer = "stopped", threading.get_ident()
-        held_here.discard(cast("Container", self))
+            was_paused = self.state == "paused"
+            self.state, self._closer = "stopped", threading.get_ident()
+        _open.discard(self)
         if self._is_elsewhere():
             return False
         if was_paused:
             with suppress(OSError):  # its processes have ended, and its cgroup with them
-                self.group.thaw()
+                self.cgroup.thaw()
         return True
 
     def _is_elsewhere(self) -> bool:
-        """Whether this is a fork of the process that the container belongs to."""
-        return os.getpid() != self._owner or self._home is not session.fork_token()
+        """Return whether this is a fork of the process that owns the container."""
+        return os.getpid() != self.owner or self.home is not session.fork_token()
 
     def _release(self) -> None:
-        """Let go of everything that the container holds, once, whatever has interrupted its end."""
+        """Release everything that the container holds, once, whatever has interrupted its end."""
         with Deferred():
             is_held, self._is_held, self._closer = self._is_held, False, 0
             if is_held and not self._is_elsewhere():
@@ -168,81 +234,68 @@ class Lifecycle(State):
                         self.endpoint.network.detach(self.endpoint)
                 finally:
                     self.rootfs.release()
-                    self.group.close()
+                    self.cgroup.close()
                     os.close(self.pidfd)
 
     def _tell_closed(self) -> None:
         try:
-            self._launcher.tell({"op": "closed", "id": self.id})
-        except SandboxError:  # it has died, and init with it
+            self.launcher.tell({"op": "closed", "id": self.id})
+        except SandboxError:  # the launcher has died, and init with it
             process.ended(self.pidfd, _PATIENCE)
             with suppress(OSError):
-                self.group.remove()
-        if self.freezing:
-            self._launcher.snapshots.unused.append(self.freezing)
+                self.cgroup.remove()
+        if self.snapshot_key:
+            self.launcher.snapshots.unused.append(self.snapshot_key)
 
     def _end_processes(self) -> None:
-        """Kill what runs inside, and wait for it.
+        """Kill what runs inside, and wait for its end.
 
-        Init alone is no reason to wait: the launcher ends it in its own time.
+        Init alone is not waited for: the launcher ends it in its own time.
         """
-        if not self.commands and not self.children and self.group.count() == OVERHEAD:
+        if not self.commands and not self.forks and self.cgroup.task_count() == OVERHEAD:
             return
         process.kill(self.pidfd, signal.SIGKILL)
-        with self.group.unthrottled():
-            for command in list(
-                self.commands
-            ):  # they are this process's children: the namespace ends when they are reaped
+        with self.cgroup.unthrottled():
+            # They are children of this process, and a PID namespace ends only when its processes
+            # have been reaped (pid_namespaces(7)).
+            for command in list(self.commands):
                 command.await_end()
-            for child in list(self.children):
+            for child in list(self.forks):
                 child.reap()
             looks = 0
             while (
                 not process.ended(self.pidfd, _LOOK_AGAIN)
                 and looks < _MOST_LOOKS
-                and (self.group.pids() or self.group.count() is None)
+                and (self.cgroup.pids() or self.cgroup.task_count() is None)
             ):
-                # what is left once nobody lives are the dead of a visitor that does not reap them;
-                # without cgroups nobody knows
+                # With no process left alive, zombies of another process that does not reap them
+                # keep init from ending. Without cgroups (task_count() is None) that is not known.
                 looks += 1
 
     def __del__(self) -> None:
         """Kill what runs inside, and leave the rest to the next start or close: a finalizer may run
-        within any call, and takes no lock.
+        within any call, so it takes no lock.
         """
         if getattr(self, "_is_held", False) and not self._is_elsewhere():
             process.kill(self.pidfd, signal.SIGKILL)
             _dropped.append(self)
 
-    @property
-    def status(self) -> str:
-        """What it is: "created", "running", "paused" or "stopped", also where its init was killed
-        from outside.
-        """
-        alive = self._state in {"running", "paused"}
-        if alive and self._home is not session.fork_token():  # this is a fork inside
-            return "stopped"
-        renewable = self.taken is not None  # its old init does not matter any more
-        return (
-            "stopped" if alive and not renewable and process.ended(self.pidfd, 0) else self._state
-        )
-
 
 @atexit.register
-def _close_living() -> None:
-    """Close what was left open, before the launcher ends: it waits for containers, and they for the
-    commands of this process.
+def _close_all() -> None:
+    """Close all open containers before the launcher ends: it waits for its containers, and they for
+    the commands of this process.
     """
-    for container in list(held_here):
-        container.close()
+    for handle in list(_open):
+        handle.close()
     _close_dropped()
 
 
 def _close_dropped() -> None:
-    """Close the containers that nobody has any more; called where no lock is held."""
+    """Close the containers that nothing refers to any more; called while no lock is held."""
     while _dropped:
-        container = _dropped[0]  # taken off once it is closed: an interrupt may come at any moment
+        handle = _dropped[0]  # removed once it is closed: an interrupt may come at any moment
         with suppress(SandboxError, OSError):
-            container._close()  # noqa: SLF001 - its own
+            handle._close()  # noqa: SLF001 - its own
         with suppress(ValueError):  # another thread was faster
-            _dropped.remove(container)
+            _dropped.remove(handle)

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Endpoint", "Network"]
 
-__tracebackhide__ = (
-    True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
-)
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _NAME_FORM: Final = 'letters, digits, "_", "." and "-", with a letter or a digit first'
@@ -37,14 +35,14 @@ _SUBNET: Final = "172.30.0.0/24"
 _SUBNET_FORM: Final = (
     f'an IPv4 network of 4 addresses or more that is not loopback or multicast, such as "{_SUBNET}"'
 )
-# docker gives the first address to the bridge, which has none here; so addresses are as there
+# As with docker, which gives the first address to the bridge; here the bridge has none.
 _FIRST: Final = 2
 _count = itertools.count(1)
 
 
 class Endpoint(NamedTuple):
-    """A container's place on a network: the number of its address in the subnet, the address, and
-    its names.
+    """The connection of a container to a network: the number of its address in the subnet, the
+    address, and its names.
     """
 
     network: Network
@@ -54,17 +52,19 @@ class Endpoint(NamedTuple):
 
 
 class Network:
-    """A network of containers' own, as ``docker network create --internal``: ``with Network() as
-    net, Container(network=net, hostname="db") as db: ...``.
+    """A network for containers, as ``docker network create --internal``: ``with Network() as net,
+    Container(network=net, hostname="db") as db: ...``.
 
-    Its containers reach each other, by host name, by id and by address, on every port, and nothing
-    else: not the host, no other network, not the internet. ``name`` is for messages. ``subnet`` is
-    IPv4; every network may have the same, for none sees another. ``internal=False``, a way out, is
-    not to be had.
+    Its containers reach each other by host name, by id and by address, on every port. They reach
+    nothing else: not the host, no other network, not the internet. ``internal=False`` is not
+    supported.
+
+    ``name`` appears in messages (default: ``network-N``). ``subnet`` is IPv4 (default:
+    172.30.0.0/24); several networks may have the same one, since none reaches another.
 
     It starts with its first container, or by :meth:`start`, and belongs to the process that started
-    it. Any thread may use it. Raises :class:`SettingsError`, and at the start
-    :class:`UnsupportedError` where the kernel has no bridges.
+    it. Any thread may use it. Raises :class:`SettingsError` for an invalid name or subnet, and
+    :class:`UnsupportedError` for ``internal=False``.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class Network:
             raise SettingsError("name", name, _NAME_FORM)
         if not internal:
             remedy = (
-                'A Network connects its containers with each other alone; network="host" '
-                "gives a container the host's network."
+                'A Network connects containers with each other only; network="host" gives a '
+                "container the host's network."
             )
             raise UnsupportedError(f"internal={internal!r}", remedy)
         self.name = name or f"network-{next(_count)}"
@@ -87,12 +87,12 @@ class Network:
 
     @property
     def subnet(self) -> str:
-        """The addresses that its containers have, such as "172.30.0.0/24"."""
+        """The subnet of the containers' addresses, such as "172.30.0.0/24"."""
         return str(self._subnet)
 
     @property
     def addresses(self) -> dict[str, str]:
-        """The host names of those who are on it, with their addresses, in the order of coming."""
+        """The address of each container on it, by host name, in the order of their start."""
         with self._changing:
             return {endpoint.names[0]: endpoint.address for endpoint in self._endpoints.values()}
 
@@ -112,14 +112,14 @@ class Network:
         try:
             self.close()
         except SandboxError:
-            if (
-                kind is None
-            ):  # else what went wrong in the block is told, and not what it has left open
+            if kind is None:  # else the exception of the block is the one to report
                 raise
 
     def start(self) -> Self:
-        """Start the network, unless it runs; returns it. One that was closed does not start
-        again.
+        """Start the network unless it runs, and return it.
+
+        Raises :class:`SandboxError` if it was closed, :class:`UnsupportedError` if the kernel has
+        no bridges, and :class:`SetupError`.
         """
         with self._changing:
             if self._state == "created":
@@ -127,8 +127,7 @@ class Network:
             if self._state == "running" and (
                 self._launcher.pid != os.getpid() or self._launcher is not session.current()
             ):
-                # this is a fork, or the launcher has died, and every container of the network with
-                # it
+                # In a fork; or the launcher has died, and with it all containers of the network.
                 self.abandon()
             if self._state != "running":
                 raise SandboxError(f"the network {self.name} is {self._state}. Make a new one.")
@@ -136,22 +135,21 @@ class Network:
 
     def _begin(self) -> None:
         launcher = session.current()
-        directory = os.path.join(cleanup.state_directory(), launcher.name, "networks")
+        directory = os.path.join(cleanup.session_directory(launcher.name), "networks")
         with _explained("make a network"):
             self._bridge = Bridge(launcher.builder_fd)
             with suppress(FileExistsError):
-                os.mkdir(
-                    directory, 0o700
-                )  # never the session's own: that is gone with its launcher
+                # Not os.makedirs: the directory of a session whose launcher has died stays removed.
+                os.mkdir(directory, 0o700)
             self._hosts = Hosts(os.path.join(directory, f"hosts-{next(_count)}"))
         self._launcher = launcher
         self._state = "running"
         launcher.networks.add(self)
 
     def close(self) -> None:
-        """End the network.
+        """End the network; a second call does nothing.
 
-        Raises :class:`SandboxError` where containers are on it still; closing twice is fine.
+        Raises :class:`SandboxError` while containers are on it.
         """
         with self._changing:
             if self._state == "created":
@@ -172,12 +170,12 @@ class Network:
             self._state = "closed"
             self._launcher.networks.discard(self)
         self._bridge.close()
-        with suppress(FileNotFoundError):  # the launcher has died, and has tidied up
+        with suppress(FileNotFoundError):  # the launcher has died, and its directory was removed
             os.unlink(self._hosts.path)
 
     def abandon(self) -> None:
-        """Have no more containers where the launcher has died; in a fork, let go of the network
-        without a word.
+        """Accept no more containers, since the launcher has died; in a fork, also close the
+        descriptors.
         """
         if self._state == "running":
             self._state = "gone with its launcher"
@@ -185,17 +183,17 @@ class Network:
                 self._state = "another process's"
                 self._bridge.abandon()
 
-    # -- what containers ask
+    # -- for containers
 
     def hosts(self) -> tuple[str, str, bool]:
-        """Return the volume that shows a container the names of all; starts the network."""
+        """Return the volume that mounts the hosts file at /etc/hosts; start the network."""
         return self.start()._hosts.path, "/etc/hosts", True  # noqa: SLF001 - its own
 
     def attach(self, identity: str, hostname: str, pidfd: int) -> Endpoint:
-        """Connect the container whose init is ``pidfd``.
+        """Give a container an address, and connect it; ``pidfd`` refers to its init.
 
-        Raises :class:`SettingsError` where somebody on the network has this host name,
-        :class:`SetupError` where no address is left.
+        Raises :class:`SettingsError` if a container on the network has this host name, and
+        :class:`SetupError` if all addresses are in use.
         """
         names = tuple(dict.fromkeys((hostname, identity)))
         with self._changing:
@@ -213,8 +211,8 @@ class Network:
         return endpoint
 
     def plug(self, endpoint: Endpoint, pidfd: int) -> None:
-        """Connect a network namespace, the first or a later one of a container, by the address that
-        it has; then its names are found.
+        """Connect the network namespace of a container's init, the first or a later one, with the
+        endpoint's address; then add its names to the hosts file.
         """
         from ipaddress import IPv4Interface
 
@@ -226,7 +224,9 @@ class Network:
                 self._hosts.add(endpoint.address, *endpoint.names)
 
     def detach(self, endpoint: Endpoint) -> None:
-        """Forget a container that has ended; the kernel takes its device away."""
+        """Free the address and the names of a container that has ended; the kernel removes its
+        device.
+        """
         with self._changing:
             if self._state == "running" and endpoint.number in self._endpoints:
                 del self._endpoints[endpoint.number]
@@ -234,42 +234,42 @@ class Network:
                     self._hosts.remove(endpoint.address)
 
     def _check_name(self, hostname: str) -> None:
-        """Refuse a name that leads elsewhere already; upper and lower case are the same in
-        names.
-        """
-        taken = {
+        """Raise :class:`SettingsError` for a name that has an address; case does not matter."""
+        used = {
             name.lower(): endpoint.address
             for endpoint in self._endpoints.values()
             for name in endpoint.names
         }
-        address = {"localhost": "127.0.0.1", **taken}.get(hostname.lower())
+        address = {"localhost": "127.0.0.1", **used}.get(hostname.lower())
         if address:
             raise SettingsError(
                 "hostname",
                 hostname,
-                f"a name that nobody on the network {self.name} has; {address} has it",
+                f"a name that is not used on the network {self.name}; {address} has it",
             )
 
     def _free_number(self) -> int:
-        """Return the number of an address: the next after the last, so that one that has just
-        become free rests.
+        """Return the number of the next unused address after the last one given.
+
+        An address that has just become free is used last: the kernel removes its device only some
+        20 ms after the container's end.
         """
         count = self._subnet.num_addresses - 1 - _FIRST
         for step in range(count):
             number = _FIRST + (self._last + 1 - _FIRST + step) % count
             if number not in self._endpoints:
                 return number
-        remedy = "Close a container, or make the network with a larger subnet."
+        remedy = "Close a container, or use a larger subnet."
         raise SetupError(
             f"connect to the network {self.name}",
-            f"all {count} addresses of {self.subnet} are taken",
+            f"all {count} addresses of {self.subnet} are in use",
             remedy,
         )
 
 
 @contextmanager
 def _explained(step: str) -> Iterator[None]:
-    """Turn what the kernel refuses into an error with a remedy."""
+    """Convert an OSError into an error with a remedy."""
     try:
         yield
     except ProcessLookupError as error:
@@ -299,7 +299,7 @@ def _read_subnet(value: Any) -> IPv4Network:
 
 
 def _is_special(network: IPv4Network) -> bool:
-    """Whether its addresses are not to be given to devices: "this network", loopback, multicast,
+    """Return whether a device must not have these addresses: "this network", loopback, multicast,
     reserved (RFC 6890).
     """
     return (

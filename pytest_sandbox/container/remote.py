@@ -1,39 +1,41 @@
-"""Containers of other processes of this user: which there are, and a way into one."""
+"""Containers of other processes of this user: list them, find one, and use it."""
 
 from __future__ import annotations
 
 import os
 import threading
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
-from pytest_sandbox import paths
-from pytest_sandbox.client import session
+from pytest_sandbox.client import cleanup, session
 from pytest_sandbox.client.requests import Descriptors
-from pytest_sandbox.container.container import Container, without_init
+from pytest_sandbox.container.handle import Handle, without_init
 from pytest_sandbox.container.rootfs import Rootfs
 from pytest_sandbox.errors import ContainerStopped, SandboxError
 from pytest_sandbox.launcher import control_socket
-from pytest_sandbox.linux import cgroup, local_socket
+from pytest_sandbox.linux import local_socket
+from pytest_sandbox.linux.cgroup import Cgroup
 from pytest_sandbox.outcome import Stats
 from pytest_sandbox.runtime.protocol import Channel, Message, close_all
 from pytest_sandbox.runtime.spec import Spec
-from pytest_sandbox.settings import Settings
+from pytest_sandbox.settings.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Entered", "Living", "enter", "find", "living", "matching"]
+__all__ = ["RemoteContainer", "RemoteHandle", "find", "list_containers", "matching", "open_handle"]
 
-_PATIENCE = 5.0
+#: Seconds for a launcher to answer.
+_TIMEOUT = 5.0
+_PS = "`pytest-sandbox ps` lists running containers."
 
 
 @dataclass(frozen=True, slots=True)
-class Living:
-    """A container that lives in some process of this user.
+class RemoteContainer:
+    """A running container of any process of this user, as its launcher describes it.
 
-    ``pid`` is its init's number, ``since`` the time when it was handed over (seconds since the
-    epoch), ``label`` what its owner calls it.
+    ``pid`` is the PID of its init, ``since`` the time when it was started (seconds since the
+    epoch), ``label`` its name. ``stats`` is None unless it was asked for.
     """
 
     session: str
@@ -46,65 +48,60 @@ class Living:
     paused: bool = False
 
 
-def living(*, stats: bool = False) -> list[Living]:
-    """Return all containers of this user that somebody has, the oldest first; with their figures
-    where ``stats``.
+def list_containers(*, stats: bool = False) -> list[RemoteContainer]:
+    """Return the running containers of this user, oldest first; with ``stats``, also what each
+    uses.
     """
     found = [one for session in _sessions() for one in _ask_all(session, stats=stats)]
     return sorted(found, key=lambda one: (one.since, one.id))
 
 
 def _sessions() -> Iterator[str]:
-    """Yield the sessions that have a control socket; that of a dead launcher is found out when it
-    is connected to.
+    """Yield the sessions that have a control socket; connecting tells whether the launcher is
+    alive.
     """
-    try:
-        names = sorted(os.listdir(paths.state()))
-    except FileNotFoundError:
-        return
-    yield from (name for name in names if os.path.exists(_socket_of(name)))
+    yield from (name for name in sorted(cleanup.sessions()) if os.path.exists(_socket_of(name)))
 
 
 def _socket_of(session: str) -> str:
-    return os.path.join(paths.state(), session, control_socket.NAME)
+    return os.path.join(cleanup.session_directory(session), control_socket.NAME)
 
 
-def _ask_all(session: str, *, stats: bool) -> list[Living]:
+def _ask_all(session: str, *, stats: bool) -> list[RemoteContainer]:
     try:
         answer, fds = _ask(session, {"op": "list", "stats": stats})
         close_all(fds)
-    except (OSError, EOFError):  # it has ended, and the next session removes what it has left
+    except (OSError, EOFError):  # it has ended; the cleanup of the next session removes its socket
         return []
-    return [_read(session, card) for card in answer["containers"]]
+    return [_read(session, entry) for entry in answer["containers"]]
 
 
-def _figures(told: Message) -> Stats:
-    """Read figures; the owner may run another version of this library, and know others."""
-    return Stats(**{one.name: told.get(one.name) for one in fields(Stats)})
-
-
-def _read(session: str, card: Message) -> Living:
-    about = card["about"] or {"label": "", "settings": {}}
+def _read(session: str, entry: Message) -> RemoteContainer:
+    about = entry["about"] or {"label": "", "settings": {}}
     settings = Settings(**about["settings"])
-    used = None if card["stats"] is None else without_init(_figures(card["stats"]), settings)
-    return Living(
+    return RemoteContainer(
         session,
-        card["id"],
-        card["pid"],
-        card["since"],
+        entry["id"],
+        entry["pid"],
+        entry["since"],
         about["label"],
         settings,
-        used,
-        bool(card.get("paused")),
+        None if entry["stats"] is None else without_init(_read_stats(entry["stats"]), settings),
+        bool(entry.get("paused")),
     )
 
 
-def _ask(session: str, message: Message) -> tuple[Message, list[int]]:
-    """Ask a session's launcher one thing.
+def _read_stats(answer: Message) -> Stats:
+    """Read figures; the owner may run another version of this library, which has other ones."""
+    return Stats(**{one.name: answer.get(one.name) for one in fields(Stats)})
 
-    Raises :class:`OSError` or :class:`EOFError` where it is gone or does not answer.
+
+def _ask(session: str, message: Message) -> tuple[Message, list[int]]:
+    """Ask the launcher of a session.
+
+    Raises :class:`OSError` or :class:`EOFError` if it has ended or does not answer.
     """
-    channel = Channel(local_socket.connect(_socket_of(session), _PATIENCE))
+    channel = Channel(local_socket.connect(_socket_of(session), _TIMEOUT))
     try:
         channel.send(message)
         return channel.receive()
@@ -113,81 +110,74 @@ def _ask(session: str, message: Message) -> tuple[Message, list[int]]:
 
 
 def matching(name: str, ids: list[str], labels: list[str]) -> list[str]:
-    """Return the ids that ``name`` may mean: what it is the id or the label of, else what it
-    begins; an empty one means none.
+    """Return the ids that ``name`` may mean: those whose id or label it is, or else those that
+    start with it; none for an empty name.
     """
     exact = [id_ for id_, label in zip(ids, labels, strict=True) if name and name in (id_, label)]
     return exact or [id_ for id_ in ids if name and id_.startswith(name)]
 
 
-def find(name: str, among: list[Living] | None = None) -> Living:
-    """Return the one whose id or label ``name`` is, or whose id begins with it.
+def find(name: str, among: list[RemoteContainer] | None = None) -> RemoteContainer:
+    """Return the container whose id or label is ``name``, or whose id starts with it.
 
-    Raises :class:`SandboxError` for none and for several.
+    ``among`` defaults to all running containers. Raises :class:`SandboxError` for none and for
+    several.
     """
-    known = living() if among is None else among
+    known = list_containers() if among is None else among
     ids = matching(name, [one.id for one in known], [one.label for one in known])
     if len(ids) == 1:
         return next(one for one in known if one.id == ids[0])
     if ids:
         raise SandboxError(
-            f"{name!r} is the beginning of {len(ids)} containers: {', '.join(ids)}. Write more of "
-            "it."
+            f"the ids of {len(ids)} containers start with {name!r}: {', '.join(ids)}. Write more "
+            "of the id."
         )
-    raise SandboxError(
-        f"there is no living container {name!r}. `pytest-sandbox ps` lists those that there are."
-    )
+    raise SandboxError(f"there is no running container {name!r}. {_PS}")
 
 
-def enter(one: Living) -> Entered:
-    """Return a handle on it, with which to run commands inside, to look at its figures and its
-    files. Raises :class:`ContainerStopped`.
+def open_handle(remote: RemoteContainer) -> RemoteHandle:
+    """Return a handle of a container of another process.
+
+    Raises :class:`ContainerStopped` if it has ended.
     """
-    answer, fds = _ask_owner(one, {"op": "enter", "id": one.id})
-    try:
-        return Entered(one, answer, *fds)
-    except SandboxError:
-        close_all(fds)
-        raise
+    answer, fds = _ask_owner(remote, {"op": "enter", "id": remote.id})
+    return RemoteHandle(remote, answer, *fds)
 
 
-def _ask_owner(one: Living, message: Message) -> tuple[Message, list[int]]:
+def _ask_owner(remote: RemoteContainer, message: Message) -> tuple[Message, list[int]]:
     try:
-        answer, fds = _ask(one.session, message)
+        answer, fds = _ask(remote.session, message)
     except (OSError, EOFError) as error:
         raise ContainerStopped(
-            f"the container {one.id} has ended, and its session with it. `pytest-sandbox ps` "
-            "lists the living."
+            f"the container {remote.id} has ended, and its session with it. {_PS}"
         ) from error
     if answer["op"] == "error":
         close_all(fds)
-        raise ContainerStopped(
-            f"the container {one.id} {answer['reason']}. `pytest-sandbox ps` lists the living."
-        )
+        raise ContainerStopped(f"the container {remote.id} {answer['reason']}. {_PS}")
     return answer, fds
 
 
-def _in_their_places(there: list[bool], fds: tuple[int, ...]) -> tuple[int, int]:
-    """Return the two descriptors, -1 for one that there is not."""
+def _with_missing(exists: list[bool], fds: tuple[int, ...]) -> tuple[int, int]:
+    """Return two descriptors, -1 for each that does not exist."""
     left = iter(fds)
-    own, builder = (next(left) if one else -1 for one in there)
+    own, builder = (next(left) if one else -1 for one in exists)
     return own, builder
 
 
-class _Groups(cgroup.Group):
-    """What its own launcher has said of a container's groups: how to join them."""
+class _RemoteCgroup(Cgroup):
+    """What a launcher tells other processes of a container's cgroup: how to join it."""
 
-    def __init__(self, id: str, joins: list[str]) -> None:  # noqa: A002 - the container's word
+    def __init__(self, id: str, joins: list[str]) -> None:  # noqa: A002 - as the base class
         super().__init__(id)
         self._joins = tuple(joins)
 
-    def joins(self) -> tuple[str, ...]:
+    def join_paths(self) -> tuple[str, ...]:
         return self._joins
 
 
-class _Told(Rootfs):
-    """What an owner has said about the rootfs of its container: commands of others start as its own
-    do.
+class _RemoteRootfs(Rootfs):
+    """What an owner tells of the root of its container: commands of other processes get the same
+    environment and user.
     """
 
     def __init__(self, settings: Settings, about: Message) -> None:
@@ -205,63 +195,67 @@ class _Told(Rootfs):
         return super().environment(hostname) if env is None else {**env, "HOSTNAME": hostname}
 
 
-class Entered(Container):
-    """A container that another process owns, seen from this one: closing lets go of it, and leaves
-    it running.
+class RemoteHandle(Handle):
+    """The handle of a container that another process owns: closing it leaves the container
+    running.
     """
 
-    def __init__(self, one: Living, answer: Message, pidfd: int, *user_namespaces: int) -> None:
-        super().__init__(one.settings)
-        self.id, self.label, self.pidfd, self._pid = one.id, one.label, pidfd, answer["pid"]
-        self.spec, self.rootfs = (
-            Spec.from_json(answer["spec"]),
-            _Told(one.settings, answer["about"]),
-        )
-        self.group = _Groups(one.id, answer["joins"])
-        self._state = "running"
-        self._one = one
-        self._user_namespaces = _in_their_places(answer["user_namespaces"], user_namespaces)
-        self._owner, self._home = os.getpid(), session.fork_token()
-        self._letting_go = threading.Lock()
+    def __init__(
+        self, remote: RemoteContainer, answer: Message, pidfd: int, *user_namespaces: int
+    ) -> None:
+        super().__init__(remote.settings)
+        self.id, self.label, self.pidfd, self.pid = remote.id, remote.label, pidfd, answer["pid"]
+        self.spec = Spec.from_json(answer["spec"])
+        self.rootfs = _RemoteRootfs(remote.settings, answer["about"])
+        self.cgroup = _RemoteCgroup(remote.id, answer["joins"])
+        self.state = "running"
+        self.owner, self.home = os.getpid(), session.fork_token()
+        self._remote = remote
+        self._user_namespaces = _with_missing(answer["user_namespaces"], user_namespaces)
+        self._closing = threading.Lock()
+
+    def start(self) -> NoReturn:
+        """Raise :class:`ContainerStopped`: the container has been started."""
+        raise ContainerStopped(f"{self.name} is {self.status}: it starts once.")
 
     def close(self) -> None:
-        """Let go of it."""
-        with self._letting_go:
-            if self._state != "running":
+        """Close the descriptors of the container."""
+        with self._closing:
+            if self.state != "running":
                 return
-            self._state = "stopped"
+            self.state = "stopped"
         close_all(self.descriptors())
 
-    def descriptors(self) -> list[int]:
-        """Return what this process has open of the container."""
-        return [fd for fd in (self.pidfd, *self._user_namespaces) if fd >= 0]
-
-    def user_namespaces(self) -> tuple[int, int]:
-        """Return the payloads' user namespace, and the one that the container was built in; -1
-        where there is none.
+    def ready(self) -> Self:
+        """Return the handle. Raises :class:`ContainerStopped` unless the container runs and is not
+        paused.
         """
-        return self._user_namespaces
-
-    def figures(self) -> Stats:
-        """Return what it uses, all that its owner knows of it."""
-        return self._told(stats=True).stats or Stats(*[None] * 10)
-
-    def _told(self, *, stats: bool = False) -> Living:
-        found = [one for one in _ask_all(self._one.session, stats=stats) if one.id == self.id]
-        if not found:
-            raise ContainerStopped(
-                f"the container {self.id} has ended. `pytest-sandbox ps` lists the living."
-            )
-        return found[0]
-
-    def _awake(self) -> Self:
-        self._running()
-        if self._told().paused:
+        self.running()
+        if self._describe().paused:
             raise ContainerStopped(
                 f"the container {self.id} is paused. Its owner can unpause() it."
             )
         return self
 
-    def _layer(self) -> tuple[Message, Descriptors]:
-        answer, fds = _ask_owner(self._one, {"op": "layer", "id": self.id})
+    def descriptors(self) -> list[int]:
+        """Return the descriptors of the container in this process."""
+        return [fd for fd in (self.pidfd, *self._user_namespaces) if fd >= 0]
+
+    def user_namespaces(self) -> tuple[int, int]:
+        """Return descriptors of the user namespace of commands, and of the builder's; or -1."""
+        return self._user_namespaces
+
+    def figures(self) -> Stats:
+        """Return what the owner's launcher knows of the use."""
+        return self._describe(stats=True).stats or Stats(*[None] * 10)
+
+    def _describe(self, *, stats: bool = False) -> RemoteContainer:
+        found = [one for one in _ask_all(self._remote.session, stats=stats) if one.id == self.id]
+        if not found:
+            raise ContainerStopped(f"the container {self.id} has ended. {_PS}")
+        return found[0]
+
+    def request_layer(self) -> tuple[Message, Descriptors]:
+        """Ask the owner's launcher for the writable layer."""
+        answer, fds = _ask_owner(self._remote, {"op": "layer", "id": self.id})
         return answer, Descriptors(fds)

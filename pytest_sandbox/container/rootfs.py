@@ -1,5 +1,7 @@
-"""What a container lies on: the host's own root, or an image, with what its configuration says
-about commands, as docker reads it.
+"""The root file system below a container's writable layer: the host's root, or an image.
+
+The image's configuration sets the environment, user and working directory of commands, as with
+docker.
 """
 
 from __future__ import annotations
@@ -15,17 +17,17 @@ from pytest_sandbox.errors import ImageError
 
 if TYPE_CHECKING:
     from pytest_sandbox.image.image import Image
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = ["Rootfs"]
 
-#: What docker gives an image that names no PATH (moby, ``oci/defaults.go``).
+#: Docker's PATH for an image without one (moby, ``oci/defaults.go``).
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ROOT_USERS: Final = (None, "0", "root", "0:0")
 
 
 def _find(image: object) -> Image | None:
-    if image == "host":  # most containers lie on it, and need nothing of images
+    if image == "host":  # the usual case does not import the image package
         return None
     from pytest_sandbox.image.image import find
 
@@ -33,8 +35,8 @@ def _find(image: object) -> Image | None:
 
 
 def _signal_of(text: str) -> int:
-    """Return the number of a signal, as docker takes it: SIGINT, INT, 2, SIGRTMIN+3 (signal(7)); 0
-    for anything else.
+    """Return the number of a signal in one of docker's forms: SIGINT, INT, 2, SIGRTMIN+3
+    (signal(7)); 0 for any other text.
     """
     found = re.fullmatch(r"(?:SIG)?([A-Z]+|\d+)([+-]\d+)?", text.upper(), re.ASCII)
     if found is None:
@@ -44,21 +46,23 @@ def _signal_of(text: str) -> int:
 
 
 class Rootfs:
-    """Found by a container's settings; while it is held, the image is not removed. Raises
-    :class:`ImageError` where there is no such image.
+    """The root file system that a container's settings name.
+
+    The image cannot be removed until :meth:`release`. Raises :class:`ImageError` if it does not
+    exist.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.image = _find(settings.image)
-        #: The descriptor that holds the image; -1 where there is none.
+        #: The descriptor of the lock that keeps the image from being removed; -1 without an image.
         self.held = self.image.hold() if self.image else -1
         self._config = self.image.config if self.image else {}
-        #: Whether it is the host's own root, with or without layers of a commit above it.
+        #: Whether it is the host's root, with or without committed layers above it.
         self.is_host = self.image is None or self.image.base == "host"
 
     def release(self) -> None:
-        """Let the image go; twice is fine."""
+        """Allow the image to be removed; a second call does nothing."""
         held, self.held = self.held, -1
         if held >= 0:
             os.close(held)
@@ -70,20 +74,20 @@ class Rootfs:
 
     @property
     def above(self) -> tuple[tuple[str, str], ...]:
-        """More directories below the writable layer, topmost first, with the points that they
-        belong to.
+        """Further directories below the writable layer, topmost first: the mount point of the
+        overlay, and the directory.
         """
         return self.image.above() if self.image else ()
 
     @property
     def user(self) -> str | None:
-        """Who commands run as, where they do not say it themselves."""
+        """The user of commands: ``user``, else the image's USER; None for the invoking user."""
         return self.settings.user or self._config.get("User") or None
 
     @property
     def workdir(self) -> str:
-        """Where commands start: ``workdir``; on the host's root the caller's directory, else the
-        image's.
+        """The directory in which commands start: ``workdir``; else the caller's working directory
+        on the host's root, and the image's on an image.
         """
         if self.settings.workdir:
             return self.settings.workdir
@@ -95,18 +99,19 @@ class Rootfs:
 
     @property
     def stop_signal(self) -> int:
-        """What asks a command to end: the image's STOPSIGNAL, else SIGTERM. Raises
-        :class:`ImageError` for one that does not exist.
+        """The signal that asks a command to end: the image's STOPSIGNAL, else SIGTERM.
+
+        Raises :class:`ImageError` for one that does not exist.
         """
         text = self._config.get("StopSignal") or "SIGTERM"
         number = _signal_of(text)
         if number not in signal.valid_signals():
-            raise ImageError(f"the image's StopSignal is {text!r}, which is no signal of this host")
+            raise ImageError(f"the image's StopSignal is {text!r}, which is not a signal here")
         return number
 
     def has(self, path: str) -> bool:
-        """Whether an image's topmost layer that knows ``path`` has a directory there, reached
-        through directories alone.
+        """Return whether the image has a directory at ``path``, without following links: the
+        topmost layer that has the path decides.
         """
         for lower in self.lower:
             with suppress(FileNotFoundError, NotADirectoryError):
@@ -115,8 +120,8 @@ class Rootfs:
 
     @property
     def scratch(self) -> tuple[tuple[str, ...], ...]:
-        """The image's volumes, which docker leaves writable on a read-only root, with what lies
-        below each, topmost first.
+        """The image's volumes, which docker leaves writable on a read-only root, each followed by
+        the directories below it, topmost first.
         """
         if self.is_host or not self.settings.read_only:
             return ()
@@ -124,7 +129,7 @@ class Rootfs:
             {os.path.normpath(f"/{path.lstrip('/')}") for path in self._config.get("Volumes") or ()}
             - {"/"}
         )
-        return tuple((path, *self._parts(path)) for path in self.with_way(tuple(paths)))
+        return tuple((path, *self._parts(path)) for path in self.checked_mount_points(tuple(paths)))
 
     def _parts(self, path: str) -> list[str]:
         from pytest_sandbox.image.flatten import is_opaque
@@ -139,28 +144,28 @@ class Rootfs:
                     break
         return parts
 
-    def with_way(self, paths: tuple[str, ...]) -> tuple[str, ...]:
-        """Return ``paths``; ImageError where a link of the image lies on the way to one: it would
-        be followed on the host.
+    def checked_mount_points(self, paths: tuple[str, ...]) -> tuple[str, ...]:
+        """Return ``paths``. Raises :class:`ImageError` if the image has a symbolic link on the way
+        to one: it would be followed on the host.
         """
         for path in paths:
             parts = path.strip("/").split("/")
             for end in range(1, len(parts) + 1):
-                self._check_way("/" + "/".join(parts[:end]), path)
+                self._check_no_link("/" + "/".join(parts[:end]), path)
         return paths
 
-    def _check_way(self, path: str, whole: str) -> None:
+    def _check_no_link(self, path: str, mount_point: str) -> None:
         for lower in self.lower if not self.is_host else ():
             with suppress(FileNotFoundError, NotADirectoryError):
                 if stat.S_ISLNK(os.lstat(lower + path).st_mode):
                     raise ImageError(
-                        f"the image has a link at {path}, where {whole} is to be laid over it. "
-                        "Use an image that has a directory there."
+                        f"the image has a link at {path}, on the way to the mount point "
+                        f"{mount_point}. Use an image that has a directory there."
                     )
                 return
 
     def environment(self, hostname: str) -> dict[str, str]:
-        """What commands find in their environment, where they do not say it themselves."""
+        """Return the environment of commands that are not given one."""
         if self.image is None or self.is_host:
             return {**os.environ, **self.settings.env}
         home = {"HOME": "/root"} if self.user in _ROOT_USERS else {}
@@ -174,5 +179,5 @@ class Rootfs:
 
     @property
     def additions(self) -> dict[str, str]:
-        """What a function or a test's body finds in its environment beside what it inherits."""
+        """Variables that are added to the environment of a test body or of ``call``'s function."""
         return {**(self.image.environment if self.image else {}), **self.settings.env}

@@ -1,17 +1,16 @@
-"""Layers that are kept: what a container wrote, copied out of it before it goes, to look at
-afterwards.
+"""Saved layers: what containers wrote, copied before they end, for inspection (--sandbox-keep).
 
 ::
 
-    HOME/kept/ID/kept.json   id, label, time, settings (as Settings.raw()), points: where each
-    overlay lies, by its number ("0": the root)
-    HOME/kept/ID/N/upper     what overlay N held, in overlayfs's own language
+    HOME/kept/ID/kept.json   id, label, time, settings (as Settings.raw()), points: the mount point
+    of each overlay by its number ("0": the root)
+    HOME/kept/ID/N/upper     the upper directory of overlay N
     (Documentation/filesystems/overlayfs.rst)
-    HOME/kept/ID.PID/        one that process PID is copying and holds by a lock (flock(2)), or left
-    unfinished when it was killed
+    HOME/kept/ID.PID/        a layer that process PID is copying while it holds a lock (flock(2)),
+    or that it left incomplete when it was killed
 
-HOME is the image store's. :func:`start` makes a container that begins where the kept one ended: the
-kept directories lie below its writable layer, so what is done in it changes nothing that is kept.
+HOME is the directory of the image store. A container that starts from a saved layer has the saved
+directories below its writable layer, so what is done in it does not change them.
 """
 
 from __future__ import annotations
@@ -24,28 +23,34 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.container.build_spec import plain
-from pytest_sandbox.container.fork import as_builder
+from pytest_sandbox.container.build_spec import serializable
+from pytest_sandbox.container.builder import as_builder
+from pytest_sandbox.container.layer import opened_layer
 from pytest_sandbox.errors import SandboxError
-from pytest_sandbox.image.flatten import remove_tree
 from pytest_sandbox.linux.copying import copy_tree
+from pytest_sandbox.linux.removal import remove_tree
 from pytest_sandbox.paths import images
 from pytest_sandbox.runtime import storage
-from pytest_sandbox.runtime.protocol import close_all
 
 if TYPE_CHECKING:
-    from pytest_sandbox.container.container import Container
+    from pytest_sandbox.container.handle import Handle
 
-__all__ = ["Kept", "keep", "kept", "start"]
+__all__ = ["SavedLayer", "find", "list_saved", "save"]
 
 _FACTS = "kept.json"
+_REMEDY = (
+    "Set PYTEST_SANDBOX_HOME to a directory with enough space that is not on an overlay (docker's "
+    "root is one): a volume, or one below /dev/shm."
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """One kept layer: ``directory`` holds it.
+class SavedLayer:
+    """A saved layer.
 
-    ``settings`` are those of its container, as :meth:`Settings.of` reads them.
+    ``time`` is when it was saved, in seconds since the epoch. ``settings`` are those of its
+    container, as :meth:`Settings.of` reads them. ``points`` are the mount points of its overlays,
+    by number.
     """
 
     id: str
@@ -61,35 +66,26 @@ class Kept:
 
     @property
     def layers(self) -> dict[str, str]:
-        """Where each overlay lay, and the directory that holds what it held."""
+        """The saved directory of each overlay, by its mount point."""
         return {point: f"{self.directory}/{number}/upper" for number, point in self.points.items()}
 
     def remove(self) -> None:
-        """Remove it from disk. Raises OSError where that is not possible."""
-        doomed = f"{self.directory}.{os.getpid()}"
+        """Remove it from disk. Raises OSError."""
+        unfinished = f"{self.directory}.{os.getpid()}"
         try:
-            os.rename(
-                self.directory, doomed
-            )  # what is left of it after a crash is removed as an unfinished copy is
+            os.rename(self.directory, unfinished)  # after a crash the cleanup finds it
         except FileNotFoundError:
             return
-        remove_tree(doomed)
-
-
-_ELSEWHERE = (
-    "Set PYTEST_SANDBOX_HOME to a directory with room that is not on an overlay, as "
-    "docker's own root is: a volume, or below /dev/shm."
-)
+        remove_tree(unfinished)
 
 
 def _home() -> str:
     return os.path.join(images(), "kept")
 
 
-def _made_home() -> str:
-    """Return the directory of what is kept, created and closed to other users.
-
-    Layers hold their set-user-ID programs and secrets.
+def _make_home() -> str:
+    """Return the directory of saved layers, created and closed to other users: layers may hold
+    set-user-ID programs and secrets.
     """
     home = _home()
     os.makedirs(home, exist_ok=True)
@@ -97,54 +93,56 @@ def _made_home() -> str:
     return home
 
 
-def keep(container: Container) -> Kept:
-    """Copy the writable layer of a running container out, and return what it is known by from now
-    on.
+def save(handle: Handle) -> SavedLayer:
+    """Copy the writable layer of a running container.
 
-    Raises SandboxError where it cannot be copied; nothing is left then.
+    Raises :class:`SandboxError` if it cannot be copied; nothing is left then.
     """
-    layer, places = container.layer()
     try:
-        points = {number: point for number, (point, _lower) in places.items()}
-        made = Kept(container.id, container.label, time.time(), plain(container.settings), points)
-        with suppress(OSError):
-            storage.remove_unfinished(_made_home())
-        unfinished, lock = storage.make_unfinished(made.directory)
-        try:
-            _fill(unfinished, made, layer, container.user_namespaces()[1])
-        except BaseException:
-            with suppress(OSError):  # the next session's cleanup removes it
-                remove_tree(unfinished)
-            raise
-        finally:
-            os.close(lock)
+        with opened_layer(handle) as (layer, overlays):
+            points = {number: overlay.point for number, overlay in overlays.items()}
+            settings = serializable(handle.settings)
+            saved = SavedLayer(handle.id, handle.label, time.time(), settings, points)
+            _write(saved, layer, handle.user_namespaces()[1])
     except OSError as error:
         raise SandboxError(
-            f"the layer of {container.id} cannot be kept in {_home()}: {error}. {_ELSEWHERE}"
+            f"the layer of {handle.id} cannot be saved in {_home()}: {error}. {_REMEDY}"
         ) from error
+    return saved
+
+
+def _write(saved: SavedLayer, layer: int, builder: int) -> None:
+    with suppress(OSError):
+        storage.remove_unfinished(_make_home())
+    unfinished, lock = storage.make_unfinished(saved.directory)
+    try:
+        _fill(unfinished, saved, layer, builder)
+    except BaseException:
+        with suppress(OSError):  # the cleanup of the next session removes it
+            remove_tree(unfinished)
+        raise
     finally:
-        close_all([layer])
-    return made
+        os.close(lock)
 
 
-def _fill(unfinished: str, made: Kept, layer: int, builder: int) -> None:
-    """Copy the layer to ``unfinished``, and give that its name."""
-    for number in made.points:
+def _fill(unfinished: str, saved: SavedLayer, layer: int, builder: int) -> None:
+    """Copy the layer to the directory ``unfinished``, and rename that."""
+    for number in saved.points:
         os.mkdir(f"{unfinished}/{number}")
         copy = partial(
             _copy, layer, f"{number}/upper", f"{unfinished}/{number}/upper", owners=builder < 0
         )
         as_builder(builder, copy)
     facts = {
-        "id": made.id,
-        "label": made.label,
-        "time": made.time,
-        "settings": made.settings,
-        "points": made.points,
+        "id": saved.id,
+        "label": saved.label,
+        "time": saved.time,
+        "settings": saved.settings,
+        "points": saved.points,
     }
     with open(f"{unfinished}/{_FACTS}", "x", encoding="utf-8") as file:
         json.dump(facts, file, default=str)
-    os.rename(unfinished, made.directory)
+    os.rename(unfinished, saved.directory)
 
 
 def _copy(layer: int, name: str, target: str, *, owners: bool) -> None:
@@ -155,42 +153,29 @@ def _copy(layer: int, name: str, target: str, *, owners: bool) -> None:
         os.close(upper)
 
 
-def kept(name: str = "") -> list[Kept]:
-    """Return what is kept, oldest first; with a ``name``, that one alone.
-
-    What is not finished or is damaged is left out.
-
-    Raises SandboxError where nothing is kept under that name.
-    """
-    names = [name] if name else os.listdir(_home()) if os.path.isdir(_home()) else []
+def list_saved() -> list[SavedLayer]:
+    """Return the saved layers, oldest first, without those that are incomplete or damaged."""
+    names = os.listdir(_home()) if os.path.isdir(_home()) else []
     found = [one for one in map(_read, names) if one is not None]
-    if name and not found:
-        raise SandboxError(
-            f"no layer is kept as {name!r} in {_home()}. Run pytest with --sandbox-keep=failed to "
-            "keep some."
-        )
     return sorted(found, key=lambda one: one.time)
 
 
-def _read(name: str) -> Kept | None:
+def find(id: str) -> SavedLayer:  # noqa: A002 - the name of the field
+    """Return the saved layer of this id. Raises :class:`SandboxError` if there is none."""
+    found = _read(id)
+    if found is None:
+        raise SandboxError(
+            f"there is no saved layer {id!r} in {_home()}. Run pytest with --sandbox-keep=failed "
+            "to save some."
+        )
+    return found
+
+
+def _read(name: str) -> SavedLayer | None:
     if "." in name or "/" in name:
         return None
     try:
         with open(os.path.join(_home(), name, _FACTS), encoding="utf-8") as file:
-            return Kept(**json.load(file))
+            return SavedLayer(**json.load(file))
     except (OSError, ValueError, TypeError):
         return None
-
-
-def start(name: str) -> Container:
-    """Start a container that begins where the kept one ended.
-
-    Raises :class:`SandboxError` where there is no such one.
-    """
-    from pytest_sandbox.container.container import Container
-
-    (found,) = kept(name)
-    made = Container(**{**found.settings, "timeout": None})
-    made.label = found.label
-    made.kept = found.layers
-    return made.start()

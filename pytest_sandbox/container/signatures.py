@@ -1,9 +1,9 @@
 """The types of :meth:`Container.run` and :meth:`Container.popen`, for type checkers.
 
 The overloads are subprocess's in typeshed: ``text``, ``encoding``, ``errors`` and
-``universal_newlines`` decide between str and bytes. What
-:class:`~pytest_sandbox.container.popen.Popen` refuses (``preexec_fn``, ``process_group``,
-``startupinfo``, ``creationflags``) is left out.
+``universal_newlines`` select str or bytes. Arguments that
+:class:`~pytest_sandbox.container.popen.Popen` rejects (``preexec_fn``, ``process_group``,
+``startupinfo``, ``creationflags``) are left out.
 """
 
 from __future__ import annotations
@@ -17,22 +17,19 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer, StrOrBytesPath
 
-    from pytest_sandbox.container.container import Container
     from pytest_sandbox.container.popen import Popen
-    from pytest_sandbox.settings import Settings
-    from pytest_sandbox.settings.kwargs import SettingsKwargs
 
     Command: TypeAlias = StrOrBytesPath | Sequence[StrOrBytesPath]
     Environment: TypeAlias = Mapping[bytes, StrOrBytesPath] | Mapping[str, StrOrBytesPath]
 
-__all__ = ["ContainerFactory", "PopenKwargs", "typed_popen", "typed_run"]
+__all__ = ["PopenKwargs", "typed_popen", "typed_run"]
 
 File: TypeAlias = int | IO[Any] | None
 
 
 class PopenKwargs(TypedDict, total=False):
-    """What ``run`` and ``popen`` take from :class:`subprocess.Popen` whatever the type of the
-    output is.
+    """Arguments of :class:`subprocess.Popen` that ``run`` and ``popen`` accept and that do not
+    change the type of the output.
     """
 
     bufsize: int
@@ -56,7 +53,7 @@ class PopenKwargs(TypedDict, total=False):
 
 
 class StartKwargs(PopenKwargs, total=False):
-    """What ``popen`` alone takes."""
+    """The arguments of ``popen`` alone."""
 
     start_timeout: float | None
 
@@ -224,29 +221,18 @@ class _Popen(Protocol):
 
 
 class _RunMethod(Protocol):
-    def __get__(self, container: Container, kind: type[Container], /) -> _Run: ...
+    def __get__(self, instance: object, owner: type, /) -> _Run: ...
 
 
 class _PopenMethod(Protocol):
-    def __get__(self, container: Container, kind: type[Container], /) -> _Popen: ...
+    def __get__(self, instance: object, owner: type, /) -> _Popen: ...
 
 
 def typed_run(method: Callable[..., CompletedProcess[Any]]) -> _RunMethod:
-    """Return ``method``, which type checkers see with the overloads of :func:`subprocess.run`."""
+    """Return ``method``; type checkers see the overloads of :func:`subprocess.run`."""
     return cast("_RunMethod", method)
 
 
 def typed_popen(method: Callable[..., Popen[Any]]) -> _PopenMethod:
-    """Return ``method``, which type checkers see with the overloads of
-    :class:`subprocess.Popen`.
-    """
+    """Return ``method``; type checkers see the overloads of :class:`subprocess.Popen`."""
     return cast("_PopenMethod", method)
-
-
-class ContainerFactory(Protocol):
-    """The type of the fixture ``container_factory``."""
-
-    def __call__(
-        self, settings: Settings | None = None, /, **keywords: Unpack[SettingsKwargs]
-    ) -> Container:
-        """Make a container, which is closed with the session at the latest."""

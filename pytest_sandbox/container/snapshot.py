@@ -1,10 +1,11 @@
-"""A container's writable layer, frozen as an image.
+"""Commit the writable layer of a container as an image.
 
-In memory the layer is *taken*: it goes to the launcher's shelf as it is, containers lie on it at
-once, and the committed container gets a new layer above it with the first thing that is done in it.
-Nothing is copied, so it costs the same for one file and for a hundred thousand. Where something
-still runs inside, whose open files cannot be moved, the layer is copied while all of it is paused.
-With a name the layer is copied into the store, for other processes and later sessions.
+A layer in memory is moved, as it is, to the launcher's layer holder: containers can be started from
+it at once, and the committed container gets a new layer above it when something is next done in it.
+Nothing is copied, so a commit takes the same time for one file and for a hundred thousand. If
+processes still run inside, whose open files cannot be moved, the container is paused and the layer
+copied. With a name, the layer is copied into the image store, for other processes and later
+sessions.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import os
 import secrets
 import time
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.container.fork import as_builder
+from pytest_sandbox.container.builder import as_builder
+from pytest_sandbox.container.layer import opened_layer
+from pytest_sandbox.container.lifecycle import prepare
+from pytest_sandbox.container.processes import list_processes
+from pytest_sandbox.container.snapshot_copy import copy_directory, copy_to_snapshot
 from pytest_sandbox.errors import ImageError, SetupError, UnsupportedError
 from pytest_sandbox.image.image import Image
 from pytest_sandbox.image.index import LayerFacts
@@ -27,222 +31,177 @@ from pytest_sandbox.image.reference import parse_reference
 from pytest_sandbox.image.store import Store
 from pytest_sandbox.image.transaction import Adding
 from pytest_sandbox.linux import process
-from pytest_sandbox.linux.copying import Copied, copy_tree
 from pytest_sandbox.linux.signals import Deferred
-from pytest_sandbox.runtime.spec import LAYER_HOLDER
 
 if TYPE_CHECKING:
     import builtins
     from collections.abc import Iterator
 
-    from pytest_sandbox.client.session import LauncherClient
     from pytest_sandbox.client.snapshots import Snapshot
-    from pytest_sandbox.container.container import Container
+    from pytest_sandbox.container.handle import Handle
+    from pytest_sandbox.container.layer import Overlay
 
-__all__ = ["Committed", "bring", "commit"]
+__all__ = ["CommittedImage", "commit"]
 
 
 @dataclass(frozen=True)
-class Committed(Image):
-    """An image of this process: layers on the shelf, topmost first, over what their container lay
-    on. It is gone with the process.
+class CommittedImage(Image):
+    """An image in the memory of this process's launcher, which ends with the process.
+
+    ``snapshots`` are its layers, topmost first, above ``parent`` (None: the host's root).
     """
 
-    shelves: tuple[Snapshot, ...] = ()
-    on: Image | None = None
+    snapshots: tuple[Snapshot, ...] = ()
+    parent: Image | None = None
 
     @property
     def document(self) -> dict[str, Any]:
-        """The configuration of what it lies on, with this step in its history."""
-        below = self.on.document if self.on else {}
+        """The configuration of the parent, with the commits added to its history."""
+        document = self.parent.document if self.parent else {}
         return {
-            **below,
-            "history": [*(below.get("history") or ()), *[_step() for _ in self.shelves]],
+            **document,
+            "history": [*(document.get("history") or ()), *[_step() for _ in self.snapshots]],
         }
 
     def lower_directories(self) -> tuple[str, ...]:
-        """Return what the committed layers lie on."""
-        return self.on.lower_directories() if self.on else ("/",)
+        """Return the directories of the parent."""
+        return self.parent.lower_directories() if self.parent else ("/",)
 
     def above(self) -> tuple[tuple[str, str], ...]:
-        """Return the committed layers."""
-        mine = [pair for one in self.shelves for pair in one.above]
-        return (*mine, *(self.on.above() if self.on else ()))
+        """Return mount point and directory of each committed layer, topmost first."""
+        own = [pair for one in self.snapshots for pair in one.above]
+        return (*own, *(self.parent.above() if self.parent else ()))
 
     @property
     def base(self) -> str:
-        """``"host"`` where it lies on the host's own root."""
-        return self.on.base if self.on else "host"
+        """``"host"`` if the image is based on the host's root."""
+        return self.parent.base if self.parent else "host"
 
     def hold(self) -> int:
-        """Keep what it lies on; the layers live as long as the containers on them."""
-        if any(not one.launcher.is_alive for one in self.shelves):
+        """Keep the parent from being removed; return a descriptor, or -1.
+
+        Raises :class:`ImageError` if the launcher has ended, and the layers with it.
+        """
+        if any(not one.launcher.is_alive for one in self.snapshots):
             raise ImageError(
-                f"the image {self.reference} was in memory, and has gone with its launcher. "
+                f"the image {self.reference} was in memory, and is lost with its launcher. "
                 "Commit again, or with a name."
             )
-        return self.on.hold() if self.on else -1
+        return self.parent.hold() if self.parent else -1
 
     def remove(self) -> builtins.list[str]:
-        """Do nothing: the memory is free when no container lies on it, and nobody has this
-        object.
-        """
+        """Do nothing: the memory is freed when no container and no object refers to the image."""
         return []
 
 
-def commit(container: Container, name: str | None) -> Image:
-    """Freeze the writable layer of a running or paused container.
+def commit(handle: Handle, name: str | None) -> Image:
+    """Commit the writable layer of a running or paused container.
 
-    Raises :class:`ImageError` for a name that is none.
+    Raises :class:`ImageError` for an invalid name.
     """
     full = parse_reference(name).full if name else ""
-    if not full and container.taken is not None:
-        return _committed(container, container.taken)
-    if not full and container.spec.layers is None and _is_quiet(container):
-        with contextlib.suppress(SetupError):  # a layer on disk: it is copied
-            return _taken(container)
-    with _still(container):
-        if full or container.spec.layers is not None:
-            return _stored(container, full)
-        return _committed(container, _copied(container))
+    if not full and handle.committed is not None:
+        return _image(handle, handle.committed)
+    if not full and handle.spec.layers is None and _is_idle(handle):
+        with contextlib.suppress(SetupError):  # the layer is on disk: it is copied below
+            return _move(handle)
+    with _paused(handle):
+        if full or handle.spec.layers is not None:
+            return _store(handle, full)
+        return _image(handle, _copy(handle))
 
 
-def _is_quiet(container: Container) -> bool:
-    if container.status != "running":
+def _is_idle(handle: Handle) -> bool:
+    """Return whether no process but init runs inside."""
+    if handle.status != "running":
         return False
-    return (
-        container.group.pids() == (container.pid,) or not container.processes()
-    )  # the groups, where there are any, are read faster
+    # The cgroup, if there is one, is faster to read than /proc.
+    return handle.cgroup.pids() == (handle.pid,) or not list_processes(handle)
 
 
 @contextlib.contextmanager
-def _still(container: Container) -> Iterator[None]:
-    if container.status == "paused":
+def _paused(handle: Handle) -> Iterator[None]:
+    if handle.status == "paused":
         yield
         return
     try:
-        _pause_unless_quiet(container)
+        _pause_unless_idle(handle)
         yield
-    finally:  # also where an interrupt came in the middle of the pause
+    finally:  # also after an interrupt in the middle of the pause
         with Deferred():
-            container.unpause()
+            handle.unpause()
 
 
-def _pause_unless_quiet(container: Container) -> None:
+def _pause_unless_idle(handle: Handle) -> None:
     try:
-        container.pause()
-    except UnsupportedError:  # no groups here
-        if not _is_quiet(container):
+        handle.pause()
+    except UnsupportedError:  # no cgroups here
+        if not _is_idle(handle):
             raise
 
 
-def _taken(container: Container) -> Image:
-    launcher = container.launcher
-    container.freezing = container.freezing or secrets.token_hex(
-        8
-    )  # the same again after an interrupt
-    launcher.request({"op": "hold_layer", "id": container.id, "key": container.freezing})
-    with container.opened_layer() as (layer, places):
-        points = _points(container, places)
+def _move(handle: Handle) -> Image:
+    """Move the layer to the layer holder."""
+    launcher = handle.launcher
+    # After an interrupt the next commit uses the same key.
+    handle.snapshot_key = handle.snapshot_key or secrets.token_hex(8)
+    launcher.request({"op": "hold_layer", "id": handle.id, "key": handle.snapshot_key})
+    with opened_layer(handle) as (layer, overlays):
+        points = _points(handle, overlays)
         with Deferred():
-            container.taken, container.freezing = (
-                launcher.snapshots.add(launcher, container.freezing, os.dup(layer), points),
+            handle.committed, handle.snapshot_key = (
+                launcher.snapshots.add(launcher, handle.snapshot_key, os.dup(layer), points),
                 "",
             )
-    image = _committed(container, container.taken)
-    container.prepare(
-        container.settings.replace(image=image)
-    )  # what is committed is about to be started from
+    image = _image(handle, handle.committed)
+    prepare(handle.settings.replace(image=image))  # a container is likely to start from it
     return image
 
 
-def _points(container: Container, places: dict[str, tuple[str, tuple[str, ...]]]) -> dict[str, str]:
-    """Return where the overlays lie, without those of the host's directories over an image: they
-    are not the image's.
+def _points(handle: Handle, overlays: dict[str, Overlay]) -> dict[str, str]:
+    """Return the mount points of the overlays that belong to an image: without the host's
+    directories over it.
     """
     return {
-        number: point
-        for number, (point, _lower) in places.items()
-        if point not in container.spec.directories
+        number: one.point for number, one in overlays.items() if one.point not in handle.directories
     }
 
 
-def _copied(container: Container) -> Snapshot:
-    with container.opened_layer() as (layer, places):
-        points = _points(container, places)
-        return _shelved(
-            container.launcher,
-            points,
-            {number: f"{process.path_of(layer)}/{number}/upper" for number in points},
-        )
+def _copy(handle: Handle) -> Snapshot:
+    """Copy the layer to the layer holder."""
+    with opened_layer(handle) as (layer, overlays):
+        points = _points(handle, overlays)
+        sources = {number: f"{process.path_of(layer)}/{number}/upper" for number in points}
+        return copy_to_snapshot(handle.launcher, points, sources)
 
 
-def _shelved(launcher: LauncherClient, points: dict[str, str], sources: dict[str, str]) -> Snapshot:
-    """Copy directories to a new layer on the shelf."""
-    shelved = _new_shelved(launcher, points)
-    directory = shelved.directory
-    for number, source in sources.items():
-        os.mkdir(number, 0o700, dir_fd=directory)
-        target = f"{process.path_of(directory)}/{number}/upper"
-        as_builder(launcher.builder_fd, partial(_copy_directory, source, target))
-    return shelved
-
-
-def _new_shelved(launcher: LauncherClient, points: dict[str, str]) -> Snapshot:
-    key = secrets.token_hex(8)
-    try:
-        _answer, fds = launcher.request({"op": "new_layer", "key": key})
-        with Deferred():
-            return launcher.snapshots.add(launcher, key, fds.take(), points)
-    except BaseException:
-        launcher.snapshots.unused.append(key)
-        raise
-
-
-def _copy_directory(source: str, target: str, *, owners: bool = True) -> Copied:
-    fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return copy_tree(fd, target, owners=owners)
-    finally:
-        os.close(fd)
-
-
-def bring(
-    launcher: LauncherClient, above: tuple[tuple[str, str], ...]
-) -> tuple[tuple[str, str], ...]:
-    """Return the directories that lie above the host's root as a spec may name them: what is stored
-    is copied to the shelf, once for a launcher.
-
-    The store lies on the host's root, and overlayfs takes no two layers of which one is within the
-    other (ELOOP).
-    """
-    found = []
-    for point, place in above:
-        if place.startswith(LAYER_HOLDER):
-            found.append((point, place))
-            continue
-        if place not in launcher.copied_layers:
-            launcher.copied_layers[place] = _shelved(launcher, {"0": point}, {"0": place})
-        found += launcher.copied_layers[place].above
-    return tuple(found)
-
-
-def _committed(container: Container, shelved: Snapshot) -> Image:
-    on = container.rootfs.image
-    below = on.shelves if isinstance(on, Committed) else ()
-    root = on.on if isinstance(on, Committed) else on
-    used = os.fstatvfs(shelved.directory)
-    size = (used.f_blocks - used.f_bfree) * used.f_frsize + (on.size if on else 0)
-    image_id = f"sha256:{shelved.key.ljust(64, '0')}"
-    own = [shelved, *(one for one in reversed(container.frozen) if one is not shelved)]
-    return Committed(
+def _image(handle: Handle, snapshot: Snapshot) -> Image:
+    below = handle.rootfs.image
+    size = _used_bytes(snapshot) + (below.size if below else 0)
+    image_id = f"sha256:{snapshot.key.ljust(64, '0')}"
+    own = [snapshot, *(one for one in reversed(handle.snapshots) if one is not snapshot)]
+    return CommittedImage(
         image_id,
         image_id,
-        (*(on.layers if on else ()), image_id),
+        (*(below.layers if below else ()), image_id),
         size,
-        shelves=(*own, *below),
-        on=root,
+        snapshots=(*own, *_snapshots_of(below)),
+        parent=_stored_parent(below),
     )
+
+
+def _used_bytes(snapshot: Snapshot) -> int:
+    used = os.fstatvfs(snapshot.directory)
+    return (used.f_blocks - used.f_bfree) * used.f_frsize
+
+
+def _snapshots_of(image: Image | None) -> tuple[Snapshot, ...]:
+    return image.snapshots if isinstance(image, CommittedImage) else ()
+
+
+def _stored_parent(image: Image | None) -> Image | None:
+    """Return the stored image below the committed layers of an image, or the image itself."""
+    return image.parent if isinstance(image, CommittedImage) else image
 
 
 def _step() -> dict[str, str]:
@@ -252,36 +211,30 @@ def _step() -> dict[str, str]:
     }
 
 
-def _stored(container: Container, name: str) -> Image:
-    """Copy the layer, and those on the shelf that it lies on, into the store."""
-    store = Store()
-    with container.opened_layer() as (layer, places):
-        points = _points(container, places)
+def _store(handle: Handle, name: str) -> Image:
+    """Copy the layer, and the snapshots below it, into the image store."""
+    with opened_layer(handle) as (layer, overlays):
+        below = [*reversed(handle.snapshots), *_snapshots_of(handle.rootfs.image)]
         parts = [
-            (layer, points),
-            *((one.directory, one.points) for one in _shelves_below(container)),
+            (layer, _points(handle, overlays)),
+            *((one.directory, one.points) for one in below),
         ]
-        with Adding(store) as adding:
-            builder = container.user_namespaces()[1]
-            pieces = [
-                (point, _store_one(adding, builder, directory, number))
-                for directory, found in reversed(parts)
-                for number, point in found.items()
+        with Adding(Store()) as adding:
+            builder = handle.user_namespaces()[1]
+            layers = [
+                (point, _store_layer(adding, builder, directory, number))
+                for directory, points in reversed(parts)
+                for number, point in points.items()
             ]
-            image_id = _register(adding, container, [piece for piece in pieces if piece[1]], name)
+            image_id = _register(adding, handle, [one for one in layers if one[1]], name)
     return Image.get(name or image_id)
 
 
-def _shelves_below(container: Container) -> list[Snapshot]:
-    on = container.rootfs.image
-    return [*reversed(container.frozen), *(on.shelves if isinstance(on, Committed) else ())]
+def _store_layer(adding: Adding, builder: int, directory: int, number: str) -> str:
+    """Store the layer of one overlay under a new key; return the key, "" for an empty layer.
 
-
-def _store_one(adding: Adding, builder: int, directory: int, number: str) -> str:
-    """Store one overlay's layer under a key of its own; returns "" for one that holds nothing.
-
-    What a user stores belongs to this user, whoever has it inside, as what it loads does: nobody
-    else could remove it.
+    Without root, the files in the store belong to this user, whatever their owner inside: another
+    owner's files could not be removed later.
     """
     source = f"{process.path_of(directory)}/{number}/upper"
     if number != "0" and not as_builder(builder, lambda: os.listdir(source)):
@@ -291,34 +244,30 @@ def _store_one(adding: Adding, builder: int, directory: int, number: str) -> str
     def make(target: str) -> LayerFacts:
         os.rmdir(target)
         return LayerFacts(
-            *as_builder(builder, lambda: _stored_copy(source, target, owners=builder < 0))
+            *as_builder(builder, lambda: _copy_measured(source, target, owners=builder < 0))
         )
 
     adding.layer(key, make)
     return key
 
 
-def _stored_copy(source: str, target: str, *, owners: bool) -> tuple[int, int]:
-    """Copy a directory, and return the copy's size and its count of entries."""
-    size, entries = _copy_directory(source, target, owners=owners)
+def _copy_measured(source: str, target: str, *, owners: bool) -> tuple[int, int]:
+    """Copy a directory; return the size of the copy and the number of its entries."""
+    size, entries = copy_directory(source, target, owners=owners)
     return size, max(entries, 1)
 
 
-def _register(
-    adding: Adding, container: Container, pieces: list[tuple[str, str]], name: str
-) -> str:
-    on = container.rootfs.image
-    root = on.on if isinstance(on, Committed) else on
-    history = [*(on.history if on else ()), _step()]
-    below = list(root.layers) if root else []
-    keys = [key for _point, key in pieces]
-    document = {**(root.document if root else {}), "history": history}
-    config = synthesised([*below, *keys], history, document.get("config"))
-    if root and root.document:
-        document["rootfs"] = {"type": "layers", "diff_ids": [*below, *keys]}
+def _register(adding: Adding, handle: Handle, layers: list[tuple[str, str]], name: str) -> str:
+    """Add an image of stored layers (mount point and key of each) to the store; return its id."""
+    image = handle.rootfs.image
+    parent = _stored_parent(image)
+    history = [*(image.history if image else ()), _step()]
+    keys = [*(parent.layers if parent else ()), *(key for _point, key in layers)]
+    document = {**(parent.document if parent else {}), "history": history}
+    config = synthesised(keys, history, document.get("config"))
+    if parent and parent.document:
+        document["rootfs"] = {"type": "layers", "diff_ids": keys}
         config = json.dumps(document).encode()
-    base = root.base or root.directory if root else "host"
-    points = {key: point for point, key in pieces} | (dict(root.points) if root else {})
-    return adding.register(
-        config, [*below, *keys], [name] if name else [], base=base, points=points
-    )
+    base = parent.base or parent.directory if parent else "host"
+    points = {key: point for point, key in layers} | (dict(parent.points) if parent else {})
+    return adding.register(config, keys, [name] if name else [], base=base, points=points)

@@ -1,10 +1,9 @@
-"""Copies between host and container, as ``docker cp``.
+"""Copy files between host and container, as ``docker cp``.
 
-By descriptors, so that neither side's links lead anywhere.
+Files are opened by descriptors, so that no link of either side is followed on the other.
 
-Out of a container comes what the container sees. A symbolic link is copied as a link only where it
-cannot lead out of the copied directory, wherever that lies on the host; another one is copied as
-the file that it leads to inside.
+A symbolic link is copied out of a container as a link only if it cannot lead out of the copied
+directory, wherever that is on the host; another one is copied as the file that it leads to inside.
 """
 
 from __future__ import annotations
@@ -23,25 +22,23 @@ if TYPE_CHECKING:
 
 __all__ = ["copy_in", "copy_out"]
 
-__tracebackhide__ = (
-    True  # pytest shows the line of the test that asked, not ours; --full-trace shows all
-)
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD_FILE = os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _FOUND_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_MODE = 0o777  # a set-user-ID program of one side is none on the other
+_MODE = 0o777  # without set-user-ID, which would hold for another user on the other side
 _DANGLING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 Path = str | os.PathLike[str]
 if TYPE_CHECKING:
-    #: Opens a path inside, with the flags of open(2): every link on the way is resolved inside, and
-    #: none of procfs's magic links is followed.
+    #: Opens a path inside, with the flags of open(2): links are resolved inside, and magic links of
+    #: procfs are not followed.
     Open = Callable[[str, int], int]
 
 
 def copy_in(open_inside: Open, source: Path, target: Path) -> None:
-    """Copy a file, a link or a directory of the host to ``target`` inside, or into it where it is a
+    """Copy a file, a link or a directory of the host to ``target`` inside, or into it if it is a
     directory. Raises OSError.
     """
     os.lstat(source)  # the error names the path as it was given
@@ -58,12 +55,11 @@ def copy_in(open_inside: Open, source: Path, target: Path) -> None:
 
 
 def copy_out(open_inside: Open, source: Path, target: Path) -> None:
-    """Copy a file or a directory inside to ``target`` on the host, or into it where it is a
-    directory.
+    """Copy a file or a directory inside to ``target`` on the host, or into it if it is a directory.
 
-    ``DIRECTORY/.`` copies what is in the directory. A ``source`` that is a link is what it leads to
-    inside. Raises OSError, also for a link in a directory that leads to another directory, outside
-    of what is copied: copying that too could take any amount of space.
+    ``DIRECTORY/.`` copies the content of a directory. If ``source`` is a link, it is followed
+    inside. Raises OSError, also for a link in a directory that leads to a directory outside of the
+    copied one: copying that too could take any amount of space.
     """
     path = os.fspath(source)
     name = "." if path.endswith("/.") else os.path.basename(os.path.normpath(path)) or "."
@@ -86,7 +82,7 @@ def copy_out(open_inside: Open, source: Path, target: Path) -> None:
 
 
 def _place_inside(open_inside: Open, target: str, name: str) -> tuple[int, str]:
-    """Return a descriptor of the directory that is copied into, and the name there."""
+    """Return a descriptor of the target directory, and the name of the copy in it."""
     try:
         return open_inside(target, _FOUND_DIRECTORY), name
     except (FileNotFoundError, NotADirectoryError):
@@ -97,13 +93,13 @@ def _place_inside(open_inside: Open, target: str, name: str) -> tuple[int, str]:
 def _copy(
     make: Callable[[int], _Transfer], entry: int, directory: int, name: str, shown: str
 ) -> None:
-    """Copy what the O_PATH descriptor ``entry`` refers to, as ``name`` in a directory."""
+    """Copy the file of the O_PATH descriptor ``entry``, as ``name`` in a directory."""
     status = os.fstat(entry)
     if not stat.S_ISDIR(status.st_mode):
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
             raise OSError(
                 errno.EINVAL,
-                "it is a FIFO, a socket or a device: files, links and directories can be copied",
+                "a FIFO, a socket or a device: only files, links and directories can be copied",
                 shown,
             )
         make(directory).file(entry, status, directory, name)
@@ -122,7 +118,7 @@ def _copy(
 
 
 def _make_directory(directory: int, name: str) -> tuple[int, bool]:
-    """Create a directory unless it exists; return a descriptor of it, and whether it is new."""
+    """Create a directory unless it exists; return a descriptor, and whether it is new."""
     try:
         os.mkdir(name, 0o700, dir_fd=directory)
         is_new = True
@@ -132,14 +128,14 @@ def _make_directory(directory: int, name: str) -> tuple[int, bool]:
 
 
 class _Transfer(TreeCopy):
-    """A copy that belongs to whoever makes it, with modes and times.
+    """A copy that belongs to this process's user, with modes and times.
 
-    FIFOs, sockets and devices are left out, as they mean nothing elsewhere.
+    FIFOs, sockets and devices are skipped: they have no meaning on the other side.
     """
 
     def __init__(self, target: int) -> None:
         super().__init__(target)
-        #: For each directory on the way: whether the copy made it. One that existed keeps its mode.
+        #: Whether the copy created each directory on the way. One that existed keeps its mode.
         self.created: list[bool] = []
 
     def is_linked(self, status: os.stat_result) -> bool:
@@ -166,7 +162,7 @@ class _Transfer(TreeCopy):
             os.close(read)
 
     def link(self, text: str, target: int, name: str) -> None:
-        """Make a symbolic link."""
+        """Create a symbolic link."""
         os.symlink(text, name, dir_fd=target)
         self.count()
 
@@ -181,9 +177,9 @@ class _Transfer(TreeCopy):
 
 
 def _open_target(directory: int, name: str) -> int:
-    """Return a descriptor of a new or emptied regular file.
+    """Return a descriptor of a new or truncated regular file.
 
-    What else is there under that name is refused, not opened.
+    Raises OSError if the name belongs to another kind of file, which is not opened.
     """
     try:
         return os.open(name, _NEW_FILE, 0o600, dir_fd=directory)
@@ -195,13 +191,13 @@ def _open_target(directory: int, name: str) -> int:
             return os.open(process.path_of(entry), _OLD_FILE)
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
-        raise FileExistsError(errno.EEXIST, "what exists there is not a regular file", name)
+        raise FileExistsError(errno.EEXIST, "the target exists and is not a regular file", name)
     finally:
         os.close(entry)
 
 
 class _Out(_Transfer):
-    """A copy to the host of the path ``source`` inside: what the container sees."""
+    """A copy of the path ``source`` inside to the host."""
 
     def __init__(self, target: int, open_inside: Open, source: str) -> None:
         super().__init__(target)
@@ -209,7 +205,7 @@ class _Out(_Transfer):
         self._source = source
 
     def link(self, text: str, target: int, name: str) -> None:
-        """Make a link that stays in the copied directory, or else a copy of the file that it leads
+        """Create a link if it stays in the copied directory, else a copy of the file that it leads
         to inside.
         """
         if _stays(text, len(self.names)):
@@ -219,33 +215,34 @@ class _Out(_Transfer):
         try:
             entry = self._open(path, os.O_PATH)
         except OSError as error:
-            if error.errno in _DANGLING:  # the container sees nothing there either
+            if error.errno in _DANGLING:  # the link is broken inside, too
                 return
             raise
         try:
-            self._seen(entry, target, name, path)
+            self._copy_target(entry, target, name, path)
         finally:
             os.close(entry)
 
-    def _seen(self, entry: int, target: int, name: str, path: str) -> None:
+    def _copy_target(self, entry: int, target: int, name: str, path: str) -> None:
+        """Copy what a link leads to."""
         status = os.fstat(entry)
         if stat.S_ISDIR(status.st_mode):
-            what = (
-                "this link leads to a directory outside of what is copied: copy that one by "
-                "its own name"
+            reason = (
+                "the link leads to a directory outside of the copied one: copy that directory by "
+                "its own path"
             )
-            raise OSError(errno.EINVAL, what, path)
-        # A thousand links to one large file are a thousand names of one copy.
+            raise OSError(errno.EINVAL, reason, path)
+        # Several links to one file become hard links to one copy, which takes the space once.
         if stat.S_ISREG(status.st_mode) and not self.link_again(status, target, name, always=True):
             self.regular(entry, status, target, name)
 
 
 def _stays(text: str, depth: int) -> bool:
-    """Tell whether a link in a directory ``depth`` levels below the copy's root leads to something
-    below the root.
+    """Return whether a link in a directory ``depth`` levels below the root of the copy leads to a
+    path below that root.
 
-    ".." is believed only at the beginning, where it leaves directories that the copy has made.
-    After another name, which may be a link itself, nobody knows what it leaves.
+    ".." is accepted only at the beginning of the link, where it leaves directories of the copy.
+    After another name, which may be a link itself, its meaning is not known.
     """
     parts = [part for part in text.split("/") if part not in {"", "."}]
     up = next((at for at, part in enumerate(parts) if part != ".."), len(parts))

@@ -1,5 +1,5 @@
-"""What the settings of a container name, looked up before it is made: image, volumes, devices,
-user, CPUs.
+"""Check before the start that what the settings name exists: image, volumes, devices, user,
+CPUs.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from pytest_sandbox.linux import cpus
 from pytest_sandbox.runtime import users
 
 if TYPE_CHECKING:
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = ["check"]
 
-_MOST_BYTES = 8 << 20
+#: Bytes that are read of /etc/passwd and /etc/group.
+_MAX_BYTES = 8 << 20
 
 
 def check(settings: Settings) -> None:
-    """Raise what starting a container would for what the settings name.
+    """Raise the error of :meth:`Container.start` for something that does not exist.
 
-    Raises :class:`SettingsError` for a volume, a device or a user that does not exist,
-    :class:`ImageError`, and :class:`UnsupportedError` for CPUs that this host does not have.
+    Raises :class:`SettingsError` for a volume, a device or a user, :class:`ImageError`, and
+    :class:`UnsupportedError` for CPUs that this host does not have and for settings that no host
+    supports.
     """
     rootfs = Rootfs(settings)
     try:
@@ -49,8 +51,8 @@ def _check_cpus(settings: Settings) -> None:
 
 
 def _check_user(rootfs: Rootfs) -> None:
-    """Look the user up in the image's own files; one that cannot be read without a container is
-    left to the start.
+    """Look the user up in the image's files; if they cannot be read without a container, the start
+    does it.
     """
     if rootfs.settings.user is None:
         return
@@ -59,11 +61,11 @@ def _check_user(rootfs: Rootfs) -> None:
 
 
 class _UnknownError(Exception):
-    """What the file holds is not known before the container is made."""
+    """The content of the file is not known before the container exists."""
 
 
 def _read(rootfs: Rootfs, path: str) -> str:
-    """Return a file of the topmost layer that has it, "" where none has; no link is followed."""
+    """Return a file of the topmost layer that has it, "" if none has; no link is followed."""
     covered = any(
         path == one.target or path.startswith(f"{one.target}/") for one in rootfs.settings.volumes
     )
@@ -73,10 +75,10 @@ def _read(rootfs: Rootfs, path: str) -> str:
         with suppress(FileNotFoundError):
             directory = os.lstat(lower + os.path.dirname(path))
             status = os.lstat(lower + path)
-            if stat.S_ISCHR(status.st_mode):  # a whiteout of overlayfs
+            if stat.S_ISCHR(status.st_mode):  # a whiteout: the path does not exist (overlayfs)
                 return ""
             if not (stat.S_ISDIR(directory.st_mode) and stat.S_ISREG(status.st_mode)):
                 raise _UnknownError
             with open(lower + path, "rb") as file:
-                return file.read(_MOST_BYTES).decode(errors="replace")
+                return file.read(_MAX_BYTES).decode(errors="replace")
     return ""

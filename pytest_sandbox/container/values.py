@@ -1,8 +1,8 @@
-"""Values on their way out of a container: data only, never code.
+"""Encode values that leave a container as JSON: data only, never code.
 
-JSON with a tag for what JSON lacks. An object comes back as an instance of a class that *this*
-process already has: plain data, named tuples, dataclasses, enums and exceptions, made without
-running any code of theirs.
+Types that JSON lacks are lists that start with a tag. An object is decoded to an instance of a
+class that *this* process has loaded: named tuples, dataclasses, enums and exceptions, created
+without running code of the class.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import datetime as dt
 import decimal
 import enum
 import fractions
+import math
 import pathlib
 import re
 import sys
@@ -26,26 +27,26 @@ from pytest_sandbox.errors import SandboxError
 __all__ = ["RemoteTraceback", "decode", "decode_exception", "encode", "encode_exception"]
 
 _PLAIN = (bool, int, str, type(None))
-# Numbers whose text is short may be huge: 10^30000000 takes half a minute to make. The limits are
-# CPython's own for the text of an integer (sys.int_info.default_max_str_digits), and decimal's for
-# an exponent in its default context.
-_MOST_DIGITS = sys.int_info.default_max_str_digits
-_MOST_EXPONENT = 999_999
-_FRACTION = re.compile(f"-?[0-9]{{1,{_MOST_DIGITS}}}(/[0-9]{{1,{_MOST_DIGITS}}})?")
+# A short text may be a huge number: 10^30000000 takes half a minute to compute. The limits are
+# CPython's for the text of an integer (sys.int_info.default_max_str_digits), and the exponent of
+# decimal's default context.
+_MAX_DIGITS = sys.int_info.default_max_str_digits
+_MAX_EXPONENT = 999_999
+_FRACTION = re.compile(f"-?[0-9]{{1,{_MAX_DIGITS}}}(/[0-9]{{1,{_MAX_DIGITS}}})?")
 
 
 def _fraction(text: str) -> fractions.Fraction:
     if not _FRACTION.fullmatch(text):
-        raise SandboxError(f"the container sent a fraction of more than {_MOST_DIGITS} digits")
+        raise SandboxError(f"the container sent a fraction of more than {_MAX_DIGITS} digits")
     return fractions.Fraction(text)
 
 
 def _decimal(text: str) -> decimal.Decimal:
-    if len(text) > _MOST_DIGITS:
-        raise SandboxError(f"the container sent a decimal of more than {_MOST_DIGITS} digits")
+    if len(text) > _MAX_DIGITS:
+        raise SandboxError(f"the container sent a decimal of more than {_MAX_DIGITS} digits")
     made = decimal.Decimal(text)
-    if made.is_finite() and abs(made.adjusted()) > _MOST_EXPONENT:
-        raise SandboxError(f"the container sent a decimal of an exponent past {_MOST_EXPONENT}")
+    if made.is_finite() and abs(made.adjusted()) > _MAX_EXPONENT:
+        raise SandboxError(f"the container sent a decimal with an exponent over {_MAX_EXPONENT}")
     return made
 
 
@@ -59,14 +60,14 @@ _BY_TEXT: dict[str, tuple[type, Any]] = {
     "time": (dt.time, dt.time.fromisoformat),
     "complex": (complex, complex),
 }
+#: The most keys with the same hash in a dict or a set.
+_MAX_SAME_HASH = 100
 _SEQUENCES: dict[str, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset}
-
-
-_MADE_BY_A_CLASS_STATEMENT = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that a class statement has created
 
 
 class RemoteTraceback(Exception):
-    """The traceback of an exception inside, as text: the cause of the one raised outside."""
+    """The traceback of an exception inside, as text: the cause of the exception raised outside."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -77,13 +78,12 @@ class RemoteTraceback(Exception):
 
 
 def encode(value: Any) -> Any:
-    """Turn a value into what JSON can hold. Raises :class:`TypeError` for one that is not data."""
+    """Return a value in a form for JSON. Raises :class:`TypeError` for one that is not data."""
     kind = type(value)
     if kind in _PLAIN:
         return value
     if kind is float:
-        # NaN
-        return value if value == value and abs(value) != float("inf") else ["float", repr(value)]  # noqa: PLR0124
+        return value if math.isfinite(value) else ["float", repr(value)]
     if kind is list:
         return ["list", *map(encode, value)]
     if kind is dict:
@@ -114,9 +114,8 @@ def _encode_object(value: Any, kind: type) -> Any:
         return ["exception", encode_exception(value)]
     raise TypeError(
         f"a value of {kind.__module__}.{kind.__qualname__} cannot leave a container: return plain "
-        "data "
-        "(numbers, text, bytes, lists, dicts, sets, tuples, dates, paths, enums, dataclasses, "
-        "exceptions), or write it to a file in a volume"
+        "data (numbers, text, bytes, lists, dicts, sets, tuples, dates, paths, enums, "
+        "dataclasses, exceptions), or write it to a file in a volume"
     )
 
 
@@ -125,9 +124,9 @@ def _name(kind: type) -> list[str]:
 
 
 def decode(data: Any) -> Any:
-    """Undo :func:`encode`.
+    """Return the value that :func:`encode` was given.
 
-    Raises :class:`SandboxError`, or what the parts of a forged one raise.
+    Raises :class:`SandboxError`; forged data may raise any exception.
     """
     if not isinstance(data, list):
         return data
@@ -162,17 +161,11 @@ def _decode_collection(tag: str, rest: list[Any]) -> Any:
 
 
 def _check_hashes(found: list[Any]) -> None:
-    """Refuse keys that were chosen to have one hash: that of a number is no secret, and a dict of
-    such keys takes quadratic time.
+    """Raise :class:`SandboxError` for many keys of the same hash: numbers can be chosen for that,
+    and a dict of such keys takes quadratic time.
     """
-    if (
-        len(found) > _MOST_OF_ONE_HASH
-        and max(Counter(map(hash, found)).values()) > _MOST_OF_ONE_HASH
-    ):
-        raise SandboxError(f"the container sent more than {_MOST_OF_ONE_HASH} keys of one hash")
-
-
-_MOST_OF_ONE_HASH = 100
+    if len(found) > _MAX_SAME_HASH and max(Counter(map(hash, found)).values()) > _MAX_SAME_HASH:
+        raise SandboxError(f"the container sent more than {_MAX_SAME_HASH} keys of one hash")
 
 
 def _decode_object(tag: str, rest: list[Any]) -> Any:
@@ -183,9 +176,8 @@ def _decode_object(tag: str, rest: list[Any]) -> Any:
         return tuple.__new__(kind, map(decode, rest[1:]))
     if tag == "dataclass" and kind is not None and dataclasses.is_dataclass(kind):
         made = object.__new__(kind)
-        for field in dataclasses.fields(
-            kind
-        ):  # no other name: it could be a property, or the class itself
+        # Only names of fields: another could be a property, or __class__.
+        for field in dataclasses.fields(kind):
             object.__setattr__(made, field.name, decode(rest[1][field.name]))
         return made
     raise SandboxError(
@@ -195,11 +187,11 @@ def _decode_object(tag: str, rest: list[Any]) -> Any:
 
 
 def _class(module: str, qualname: str) -> type | None:
-    """Find a class that this process has: by its name in its module, or among the exceptions that
-    live in a function.
+    """Return a class of this process: by its name in a loaded module, or among the subclasses, for
+    one that is defined in a function.
     """
     found: Any = sys.modules.get(module)
-    for part in qualname.split("."):  # getattr could run a module's or a class's own code
+    for part in qualname.split("."):  # getattr could run code of the module or the class
         found = vars(found).get(part) if isinstance(found, (types.ModuleType, type)) else None
     if isinstance(found, type):
         return found
@@ -211,7 +203,7 @@ def _class(module: str, qualname: str) -> type | None:
     return None
 
 
-#: What built-in exceptions hold beside their arguments and their ``__dict__``.
+#: Attributes of built-in exceptions that are neither arguments nor in ``__dict__``.
 _FIELDS: dict[type[BaseException], tuple[str, ...]] = {
     ImportError: ("name", "path"),
     AttributeError: ("name",),
@@ -220,8 +212,9 @@ _FIELDS: dict[type[BaseException], tuple[str, ...]] = {
 
 
 def encode_exception(error: BaseException) -> Any:
-    """Turn an exception into what JSON can hold: class, arguments, attributes, traceback as text;
-    what is no data becomes its repr.
+    """Return an exception in a form for JSON: class, arguments, attributes, and traceback as text.
+
+    What is not data is replaced by its repr.
     """
     return {
         "class": _name(type(error)),
@@ -236,7 +229,7 @@ def encode_exception(error: BaseException) -> Any:
 
 
 def _arguments(error: BaseException) -> tuple[Any, ...]:
-    """Return the arguments; of an OSError with those that it takes from them for its file names."""
+    """Return the arguments; for an OSError with the file names, which it removes from ``args``."""
     if isinstance(error, OSError) and len(error.args) == 2 and error.filename is not None:
         names = (
             (error.filename,)
@@ -254,34 +247,34 @@ def _fields(kind: type) -> tuple[str, ...]:
 def _formatted(error: BaseException) -> list[str]:
     try:
         return traceback.format_exception(error)
-    except Exception:  # noqa: BLE001 - a test's exception whose own text raises
-        return [f"{type(error).__qualname__} (its text cannot be made)\n"]
+    except Exception:  # noqa: BLE001 - the __str__ of a test's exception raises
+        return [f"{type(error).__qualname__} (its text is not available)\n"]
 
 
 def _or_repr(value: Any) -> Any:
     try:
         return encode(value)
-    except Exception:  # noqa: BLE001 - no data, or a test's object whose parts cannot be had
+    except Exception:  # noqa: BLE001 - not data, or an object of the test whose attributes raise
         try:
             return str(repr(value))
-        except Exception:  # noqa: BLE001 - a test's object
+        except Exception:  # noqa: BLE001 - the __repr__ of a test's object raises
             return f"<{type(value).__qualname__}>"
 
 
 def decode_exception(data: Any) -> BaseException:
-    """Make the exception anew, with the inner traceback as its cause; no ``__init__`` or
-    ``__new__`` of a class in Python runs.
+    """Return the exception, with the traceback inside as its cause; no ``__init__`` or ``__new__``
+    that is written in Python runs.
     """
     kind = _class(*data["class"])
     args = [decode(value) for value in data["args"]]
     if kind is None or not issubclass(kind, BaseException):
         error: BaseException = SandboxError(f"{data['class'][1]}: {', '.join(map(str, args))}")
     else:
-        error = _made(kind, args)
+        error = _create(kind, args)
         for name in _fields(type(error)):
             setattr(error, name, decode(data["fields"][name]))
         for name, value in data["state"].items():
-            if not hasattr(BaseException, name):  # it would hide a method
+            if not hasattr(BaseException, name):  # else it would hide a method
                 vars(error)[name] = decode(value)
     for note in data["notes"]:
         error.add_note(note)
@@ -289,14 +282,14 @@ def decode_exception(data: Any) -> BaseException:
     return error
 
 
-def _made(kind: type[BaseException], args: list[Any]) -> BaseException:
-    """Make an exception by its nearest built-in base alone, which is written in C and sets the
-    fields that it has.
+def _create(kind: type[BaseException], args: list[Any]) -> BaseException:
+    """Create an exception by its nearest built-in base class only, which is written in C and sets
+    its own attributes.
     """
-    base = next(one for one in kind.__mro__ if not one.__flags__ & _MADE_BY_A_CLASS_STATEMENT)
+    base = next(one for one in kind.__mro__ if not one.__flags__ & _HEAP_TYPE)
     try:
         error: BaseException = base.__new__(kind, *args)
         base.__init__(error, *args)  # type: ignore[misc]  # of the class that has just made it
-    except (TypeError, ValueError):  # an argument came as its repr
+    except (TypeError, ValueError):  # an argument was replaced by its repr
         return SandboxError(f"{kind.__qualname__}: {', '.join(map(str, args))}")
     return error

@@ -94,7 +94,7 @@ def require(name: str, feature: str = "") -> Capability:
 
 def headline() -> str:
     """Return what can be said at once, without trying: who we are, and which limits hold."""
-    hierarchy = cgroup.Hierarchy.find()
+    hierarchy = cgroup.find_hierarchy()
     who = "root" if os.geteuid() == 0 else f"user {os.geteuid()}"
     limits = " ".join(sorted(hierarchy.controllers)) or "none"
     groups = f"cgroup v{hierarchy.version}" if hierarchy.version else "no cgroups"

@@ -52,7 +52,7 @@ def by_profile(trial: Trial) -> str:
     """Return what helps where an AppArmor profile around this process has denied it; empty where
     none has.
     """
-    name = confinement.profile()
+    name = confinement.apparmor_profile()
     if not name or trial.errno not in {errno.EACCES, errno.EPERM}:
         return ""
     return (
@@ -153,7 +153,7 @@ def try_seccomp() -> str:
 
 def try_profile() -> str:
     """See whether an AppArmor profile confines this process."""
-    if name := confinement.profile():
+    if name := confinement.apparmor_profile():
         raise OSError(errno.EACCES, f"the AppArmor profile {name} confines this process")
     return "no AppArmor profile confines this process"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.linux import cgroup, sysctl
-from pytest_sandbox.settings import Settings
+from pytest_sandbox.settings.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +66,7 @@ MORE = (
 
 @cache
 def _hierarchy() -> cgroup.Hierarchy:
-    return cgroup.Hierarchy.find()
+    return cgroup.find_hierarchy()
 
 
 def try_cgroup() -> str:

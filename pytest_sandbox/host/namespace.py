@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pytest_sandbox.host.kernel import denied
 from pytest_sandbox.linux import mounts, namespaces, root_check, rtnetlink, sysctl, userns
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.syscall_batch import Program
+from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +58,7 @@ _SUBORDINATE = ("/etc/subuid", "/etc/subgid")
 
 def is_root() -> bool:
     """Whether this process may make containers without a user namespace of its own."""
-    return userns.has_power()
+    return userns.has_capabilities()
 
 
 def isolate(flags: int) -> None:
@@ -81,13 +81,15 @@ def enter_own_user_namespace() -> None:
             root_check.leave_chroot()
     uid, gid = os.geteuid(), os.getegid()
     sc.unshare(sc.CLONE_NEWUSER)
-    userns.map_alone(uid, gid, rooted=True)
+    userns.map_single_id(uid, gid, rooted=True)
 
 
 def try_root() -> str:
     """See whether this process has root's rights."""
     if not is_root():
-        raise OSError(errno.EPERM, f"uid {os.geteuid()}, without {userns.lacking_power()[0]}")
+        raise OSError(
+            errno.EPERM, f"uid {os.geteuid()}, without {userns.missing_capabilities()[0]}"
+        )
     return (
         "root, with CAP_SYS_ADMIN"
         if os.geteuid() == 0
@@ -149,7 +151,7 @@ def try_subordinate_ids() -> str:
     """See whether this user has ranges of ids, and the programs that map them."""
     if is_root():
         return "not needed: root maps every id"
-    lacking = [program for program in ("newuidmap", "newgidmap") if shutil.which(program) is None]
+    lacking = [batch for batch in ("newuidmap", "newgidmap") if shutil.which(batch) is None]
     if lacking:
         raise OSError(errno.ENOENT, f"{' and '.join(lacking)} not in PATH")
     without = [path for path in _SUBORDINATE if not _has_range(path)]
@@ -255,7 +257,7 @@ def remedy_for_bridge(trial: Trial) -> str:
 def try_loopback() -> str:
     """Make a network, and bring its loopback up."""
     isolate(0)
-    program = Program()
-    rtnetlink.add_network(program, "loopback")
-    program.run()
+    batch = SyscallBatch()
+    rtnetlink.add_network(batch, "loopback")
+    batch.run()
     return "a new network's loopback comes up"

@@ -7,7 +7,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from pytest_sandbox import paths
-from pytest_sandbox.linux import overlay
+from pytest_sandbox.linux import overlay, private_directory
 
 if TYPE_CHECKING:
     from pytest_sandbox.host.trial import Trial
@@ -49,12 +49,9 @@ def remedy_for_store(_trial: Trial) -> str:
 
 def try_state() -> str:
     """Write where the sessions' locks are."""
-    return _try_writing(paths.state())
+    return _try_writing(private_directory.first_usable(paths.states()))
 
 
 def remedy_for_state(_trial: Trial) -> str:
     """Return what gives this user a directory for sessions."""
-    return (
-        "Set XDG_RUNTIME_DIR to a directory where only this user may write, as a login with "
-        f"systemd does: {paths.state()} is not one."
-    )
+    return paths.NO_STATE

@@ -56,10 +56,10 @@ def attempt(do: Callable[[], str], patience: float = _PATIENCE) -> Trial:
         os.close(reader)
         if _is_running(pid):
             os.kill(pid, signal.SIGKILL)
-        status = process.reap(pid)
+        code = process.await_exit(pid, None, patience)
     if not answer:
-        code = "an unknown status" if status is None else os.waitstatus_to_exitcode(status)
-        return Trial(f"the attempt ended with {code} and no answer", errno.EIO)
+        how = "an unknown status" if code is None else code
+        return Trial(f"the attempt ended with {how} and no answer", errno.EIO)
     return Trial(**json.loads(answer))
 
 

@@ -8,12 +8,11 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.image.layer_writer import is_whiteout
-from pytest_sandbox.linux.removal import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["fold", "is_opaque", "remove_tree"]
+__all__ = ["fold", "is_opaque"]
 
 _OPAQUE: Final = (b"trusted.overlay.opaque", b"user.overlay.opaque")
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

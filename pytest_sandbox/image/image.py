@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from pytest_sandbox.errors import ImageError
 from pytest_sandbox.image.reference import parse_reference
-from pytest_sandbox.image.store import Store
+from pytest_sandbox.image.store import Store, UnknownImage
 from pytest_sandbox.linux.process import path_of
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.image.index import Index, Record
     from pytest_sandbox.image.reference import Reference
 
-__all__ = ["Image", "UnknownImage", "find", "load_stream"]
+__all__ = ["Image", "find", "load_stream"]
 
 _SHORTEST_ID: Final = 4
 _COPIED: Final = 1 << 20
@@ -32,18 +32,6 @@ _ROOT_NAMES: Final = frozenset(
     ("bin", "dev", "etc", "lib", "lib64", "nix", "opt", "proc", "sbin", "usr", "var")
 )
 _DIRECTORY_STARTS: Final = ("/", "./", "../", "~")
-
-
-class UnknownImage(ImageError):
-    """No image of this name is stored; ``remedy`` says how to get it."""
-
-    def __init__(self, reference: str, remedy: str) -> None:
-        super().__init__(reference, remedy)
-        self.reference = reference
-        self.remedy = remedy
-
-    def __str__(self) -> str:
-        return f"there is no stored image {self.reference!r}. {self.remedy}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -248,9 +236,7 @@ class Image:
         try:
             return Store(self._store).index().images[self.id]
         except KeyError:
-            raise ImageError(
-                f"the image {self.reference} is no longer stored. Pull or load it again."
-            ) from None
+            raise UnknownImage(self.reference) from None
 
     def hold(self) -> int:
         """Keep the image from being removed while a container lives on it; returns a descriptor to
@@ -267,9 +253,10 @@ class Image:
         """
         if self.directory:
             return []
-        gone = Store(self._store).remove(
-            self.id, name=_name_of(self.reference) if self.reference != self.id else ""
-        )
+        from pytest_sandbox.image.prune import remove
+
+        name = _name_of(self.reference) if self.reference != self.id else ""
+        gone = remove(Store(self._store), self.id, name=name)
         return [one if one == self.id else str(parse_reference(one)) for one in gone]
 
 
@@ -372,10 +359,7 @@ def _name_of(reference: str) -> str:
 def _of(store: Store, index: Index, image_id: str, reference: str = "") -> Image:
     record = index.images.get(image_id)
     if record is None:
-        raise ImageError(
-            f"the image {reference or image_id} was removed by another process meanwhile. Pull or "
-            "load it again."
-        )
+        raise UnknownImage(reference or image_id)
     names = index.names_of(image_id)
     name = _name_of(reference)
     shown = str(parse_reference(name if name in names else names[0])) if names else image_id

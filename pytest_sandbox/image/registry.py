@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.image.size_limits import Limits
     from pytest_sandbox.image.transport import Answer
 
-__all__ = ["Registry", "UnknownImageError"]
+__all__ = ["Registry"]
 
 _HUB: Final = {"docker.io": "registry-1.docker.io"}
 _ACCEPT: Final = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
@@ -45,10 +45,6 @@ _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS: Final = 5
 #: So much must come between two failures of a download for it to count as going on.
 _PROGRESS: Final = 64 << 10
-
-
-class UnknownImageError(ImageError):
-    """The registry has no such image, or does not show it to us."""
 
 
 class Registry:
@@ -278,11 +274,11 @@ class Registry:
                 f"with HTTP status {answer.status}"
             )
         if answer.status == 404:
-            return UnknownImageError(
+            return ImageError(
                 f"the registry {self.name} has no {what}. Look at the name and the tag."
             )
         if answer.status in (401, 403):
-            return UnknownImageError(
+            return ImageError(
                 f"the registry {self.name} gives no access to {what}. If it is there, run: "
                 f"docker login {self.name} (podman login --compat-auth-file does, too)"
             )
@@ -346,7 +342,7 @@ class Registry:
     def _token_of(self, answer: Answer) -> str:
         if answer.status in (401, 403):
             answer.discard()
-            raise UnknownImageError(
+            raise ImageError(
                 f"the login for {self.name} is not accepted by {answer.where}. Run: docker login "
                 f"{self.name}"
             )

@@ -25,15 +25,12 @@ import errno
 import hashlib
 import json
 import os
-import re
 import secrets
 import stat
-import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.errors import ImageError
-from pytest_sandbox.image.flatten import remove_tree
 from pytest_sandbox.image.index import (
     FORMAT,
     UNREADABLE,
@@ -44,21 +41,32 @@ from pytest_sandbox.image.index import (
     read_index,
     text_of,
 )
-from pytest_sandbox.image.locks import lock_directory, lock_file, try_exclusive
+from pytest_sandbox.linux.file_lock import lock_directory, lock_shared, try_lock
+from pytest_sandbox.linux.removal import remove_tree
 from pytest_sandbox.paths import images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Store"]
+__all__ = ["Store", "UnknownImage"]
 
 _DIRECTORIES: Final = ("documents", "layers", "images", "locks", "tmp")
 _PRIVATE: Final = 0o700
-_HEX: Final = re.compile(r"[0-9a-f]{64}\Z")
-_OWN_TEMPORARY: Final = re.compile(r"[0-9a-f]{16}\Z")
-_MAKING: Final = ".making"
-_MAKING_LOCK: Final = re.compile(r"[0-9a-f]{64}\.making\Z")
 _LOCK_SECONDS: Final = 60.0
+_REMOVED: Final = "It was removed: pull or load it again."
+
+
+class UnknownImage(ImageError):
+    """No image named ``reference`` (or with that id) is stored; ``remedy`` says how to get it."""
+
+    def __init__(self, reference: str, remedy: str = _REMOVED) -> None:
+        super().__init__(reference, remedy)
+        self.reference = reference
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        found = f"there is no stored image {self.reference!r}"
+        return f"{found}. {self.remedy}" if self.remedy else found
 
 
 class Store:
@@ -78,7 +86,7 @@ class Store:
 
     def making_path(self, key: str) -> str:
         """Return the file that is locked by who makes a layer."""
-        return self.path("locks", hex_of(key) + _MAKING)
+        return self.path("locks", f"{hex_of(key)}.making")
 
     def whole_layer(self, key: str) -> LayerFacts | None:
         """Return what is known of a stored layer; None where it is missing or damaged.
@@ -285,7 +293,7 @@ class Store:
                 path = self.path("images", hex_of(image_id))
                 if key not in (*record.layers, *record.mounts):
                     continue
-                if (fd := try_exclusive(path)) is not None:
+                if (fd := try_lock(path)) is not None:
                     held.callback(os.close, fd)
                 elif os.path.exists(path):
                     raise ImageError(
@@ -297,7 +305,7 @@ class Store:
 
     def pin(self, key: str) -> int:
         """Keep a layer from being removed; the descriptor holds until it is closed."""
-        return lock_file(self.path("locks", hex_of(key)))
+        return lock_shared(self.path("locks", hex_of(key)))
 
     # -- use
 
@@ -306,11 +314,9 @@ class Store:
         close. Marks the image as used now.
         """
         try:
-            fd = lock_file(self.path("images", hex_of(image_id)), make=False)
+            fd = lock_shared(self.path("images", hex_of(image_id)), create=False)
         except FileNotFoundError:
-            raise ImageError(
-                f"the image {image_id} is no longer stored. Pull or load it again."
-            ) from None
+            raise UnknownImage(image_id) from None
         with contextlib.suppress(OSError):  # a store that is read only
             os.utime(fd)
         return fd
@@ -321,145 +327,6 @@ class Store:
             return os.stat(self.path("images", hex_of(image_id))).st_mtime
         return 0.0
 
-    # -- removal
-
-    def remove(self, image_id: str, *, name: str = "") -> list[str]:
-        """Take a name away, or with the last one (or without ``name``) the image; returns what was
-        removed.
-
-        Raises ImageError where a container lives on it.
-        """
-        with self.locked() as index:
-            if image_id not in index.images:
-                raise ImageError(f"the image {image_id} is not stored")
-            names = index.names_of(image_id)
-            if name and set(names) - {name}:
-                index.drop(name)
-                return [name]
-            if not self._forget(index, image_id):
-                raise ImageError(
-                    f"the image {names[0] if names else image_id} is in use by a container. Close "
-                    "it first."
-                )
-        self.collect()
-        return [*names, image_id]
-
-    def _forget(self, index: Index, image_id: str) -> bool:
-        """Take an image out of the index, unless a container lives on it; call with the index
-        locked.
-        """
-        path = self.path("images", hex_of(image_id))
-        fd = try_exclusive(path)
-        if fd is None and os.path.exists(path):
-            return False
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        if fd is not None:
-            os.close(fd)
-        del index.images[image_id]
-        for one in index.names_of(image_id):
-            index.drop(one)
-        return True
-
-    def prune(
-        self, *, every: bool = False, older_than: float = 0.0, keep_bytes: int | None = None
-    ) -> tuple[list[str], int]:
-        """Remove images that nobody uses: those without a name, or ``every`` one; not used for
-        ``older_than`` seconds.
-
-        With ``keep_bytes`` go those used longest ago, until the layers take no more than that.
-        Layers that no image has and what dead processes left go in any case. Returns the ids, and
-        how many bytes of layers went.
-        """
-        self.prepare()
-        before = self.disk_usage()
-        with self.locked() as index:
-            now = time.time()
-            removed = []
-            for image_id in sorted(index.images, key=self.last_used):
-                chosen = (
-                    (every or not index.names_of(image_id))
-                    if keep_bytes is None
-                    else self._usage(index) > keep_bytes
-                )
-                if (
-                    chosen
-                    and now - self.last_used(image_id) >= older_than
-                    and self._forget(index, image_id)
-                ):
-                    removed.append(image_id)
-        self.collect()
-        return removed, before - self.disk_usage()
-
-    def disk_usage(self) -> int:
-        """Return the bytes of all layers in the store."""
-        return sum(map(self._size, self._names("layers")))
-
-    def _usage(self, index: Index) -> int:
-        return sum(self._size(key) for key in index.layers_in_use())
-
-    def _size(self, key: str) -> int:
-        with contextlib.suppress(ImageError):
-            return self.layer_facts(key).size
-        return 0
-
-    def _names(self, directory: str, pattern: re.Pattern[str] = _HEX) -> set[str]:
-        """Return the names in one of the store's directories that are the store's own."""
-        try:
-            return {one for one in os.listdir(self.path(directory)) if pattern.match(one)}
-        except FileNotFoundError:
-            return set()
-
-    def collect(self) -> None:
-        """Remove layers and documents that no image has, and what dead processes left behind."""
-        with self.locked() as index:
-            for name in self._names("layers") - set(map(hex_of, index.layers_in_use())):
-                self._take_away(name)
-            for name in self._names("documents") - set(map(hex_of, index.documents_in_use())):
-                with contextlib.suppress(OSError):  # a directory of this name is not the store's
-                    os.unlink(self.path("documents", name))
-            for name in self._names("images") - set(map(hex_of, index.images)):
-                self._unlock("images", name)
-            for name in self._names("locks") - self._names("layers"):
-                self._unlock("locks", name)
-            for name in self._names("locks", _MAKING_LOCK):
-                self._unlock("locks", name)
-        self.sweep()
-
-    def _take_away(self, name: str) -> None:
-        """Move a layer to what the sweep removes, unless somebody counts on it."""
-        lock = _lock_unless_held(self.path("locks", name))
-        if lock is not None:
-            os.rename(self.path("layers", name), self.path("tmp", secrets.token_hex(8)))
-            os.unlink(self.path("locks", name))
-            os.close(lock)
-
-    def _unlock(self, directory: str, name: str) -> None:
-        """Remove a lock's file, unless somebody holds it."""
-        path = self.path(directory, name)
-        with contextlib.suppress(IsADirectoryError):
-            if (fd := try_exclusive(path)) is not None:
-                try:
-                    os.unlink(path)
-                finally:
-                    os.close(fd)
-
-    def sweep(self) -> None:
-        """Remove what processes that were killed had begun; what cannot be removed stays."""
-        dead = []
-        with self.locked():
-            for name in self._names("tmp", _OWN_TEMPORARY):
-                path = self.path("tmp", name)
-                if not os.path.isdir(path) or os.path.islink(path):
-                    with contextlib.suppress(FileNotFoundError):  # its maker has removed it
-                        os.unlink(path)
-                elif (fd := try_exclusive(path)) is not None:
-                    dead.append((path, fd))
-        for path, fd in dead:
-            with contextlib.suppress(OSError):
-                remove_tree(path)
-            os.close(fd)
-
 
 def _write_through(path: str, data: bytes) -> None:
     """Write a new file, and wait until the disk has it."""
@@ -467,10 +334,3 @@ def _write_through(path: str, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _lock_unless_held(path: str) -> int | None:
-    """Hold a lock file alone, made where it is not there; None where somebody holds it."""
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    return try_exclusive(path)

@@ -19,7 +19,8 @@ from pytest_sandbox.image.decompress import Plain
 from pytest_sandbox.image.extract import unpack
 from pytest_sandbox.image.flatten import fold
 from pytest_sandbox.image.index import FORMAT, LayerFacts, Record
-from pytest_sandbox.image.locks import making
+from pytest_sandbox.image.locks import exclusive_lock
+from pytest_sandbox.image.prune import collect, remove_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -90,7 +91,7 @@ class Adding:
 
     def __enter__(self) -> Self:
         self.store.prepare()
-        self.store.sweep()
+        remove_abandoned(self.store)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
@@ -98,7 +99,7 @@ class Adding:
             os.close(fd)
         if kind is not None and self._pins:
             with contextlib.suppress(OSError, ImageError):  # the first error says more
-                self.store.collect()
+                collect(self.store)
 
     def layer(self, key: str, make: Callable[[str], LayerFacts]) -> LayerFacts:
         """Return a layer's facts; where the store has not got it whole, ``make`` fills an empty
@@ -107,7 +108,7 @@ class Adding:
         self._pin(key)
         if (facts := self.store.whole_layer(key)) is not None:
             return facts
-        with making(self.store.making_path(key), self.stopping):
+        with exclusive_lock(self.store.making_path(key), self.stopping):
             if (facts := self.store.whole_layer(key)) is None:
                 facts = self._made(key, make)
         return facts
@@ -125,7 +126,7 @@ class Adding:
         with self.store.workplace() as work:
             key, facts = make(_made_directory(work))
             self._pin(key)
-            with making(self.store.making_path(key), self.stopping):
+            with exclusive_lock(self.store.making_path(key), self.stopping):
                 if self.store.whole_layer(key) is None:
                     self.store.publish(work, key, facts)
         return key, facts

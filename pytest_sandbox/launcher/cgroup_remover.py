@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_sandbox.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from pytest_sandbox.linux.cgroup import Group
+    from pytest_sandbox.linux.cgroup import Cgroup
 
 __all__ = ["CgroupRemover"]
 
@@ -28,9 +28,9 @@ class CgroupRemover:
     """
 
     def __init__(self) -> None:
-        self._busy: list[tuple[Group, float]] = []
+        self._busy: list[tuple[Cgroup, float]] = []
 
-    def remove(self, cgroup: Group) -> None:
+    def remove(self, cgroup: Cgroup) -> None:
         """Remove a cgroup, now or later."""
         if not self._try_remove(cgroup):
             # On cgroup v1 a frozen process does not die before it is thawed.
@@ -38,7 +38,7 @@ class CgroupRemover:
                 cgroup.thaw()
             self._busy.append((cgroup, time.monotonic() + _RETRY_TIMEOUT))
 
-    def _try_remove(self, cgroup: Group) -> bool:
+    def _try_remove(self, cgroup: Cgroup) -> bool:
         try:
             cgroup.remove(_TRY_TIMEOUT)
         except OSError as error:

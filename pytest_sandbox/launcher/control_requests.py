@@ -52,13 +52,13 @@ def _enter(record: ContainerRecord, host: HostResources) -> tuple[Message, list[
     user_fd = host.user_namespace_for(record.spec)
     user_namespaces = [
         os.dup(user_fd) if user_fd >= 0 else -1,
-        -1 if host.is_root else namespaces.open_of(os.getpid(), "user"),
+        -1 if host.is_root else namespaces.open_namespace(os.getpid(), "user"),
     ]
     answer = {
         "op": "entered",
         "about": record.metadata,
         "spec": record.spec.to_json(),
-        "joins": record.cgroup.joins(),
+        "joins": record.cgroup.join_paths(),
         "pid": record.created.pid,
         "user_namespaces": [fd >= 0 for fd in user_namespaces],
     }

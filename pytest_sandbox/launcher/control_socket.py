@@ -152,7 +152,7 @@ class ControlSocket:
     def _accept(self) -> None:
         with suppress(OSError):
             connection, _address = self._listening.accept()
-            if len(self._clients) >= _MAX_CLIENTS or not local_socket.is_ours(connection):
+            if len(self._clients) >= _MAX_CLIENTS or not local_socket.is_peer_trusted(connection):
                 connection.close()
                 return
             self._clients[connection.fileno()] = _Client(connection)

@@ -6,7 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.linux import cgroup, file_mounts, mounts
+from pytest_sandbox.linux import file_mounts, mounts
+from pytest_sandbox.linux.cgroup import find_hierarchy
 from pytest_sandbox.runtime import privileges, storage
 from pytest_sandbox.runtime.create import ContainerBuilder, Created
 from pytest_sandbox.runtime.host_resources import HostResources
@@ -16,6 +17,7 @@ from pytest_sandbox.runtime.spec import OVERHEAD, Spec
 if TYPE_CHECKING:
     from pytest_sandbox.launcher.cgroup_remover import CgroupRemover
     from pytest_sandbox.launcher.layer_holder import LayerHolder
+    from pytest_sandbox.linux.cgroup import Cgroup
 
 __all__ = ["ContainerFactory", "ContainerRecord"]
 
@@ -31,7 +33,7 @@ class ContainerRecord:
     id: str
     spec: Spec
     created: Created
-    cgroup: cgroup.Group
+    cgroup: Cgroup
     points: list[tuple[str, str]]
     """The mount point and the lower directory of each overlay of the host's mounts."""
     place: storage.Place
@@ -62,7 +64,7 @@ class ContainerFactory:
     def __init__(
         self, session: str, lock: str, layer_holder: LayerHolder, cgroup_remover: CgroupRemover
     ) -> None:
-        self.session = cgroup.Hierarchy.find().attach(session)
+        self.session = find_hierarchy().attach(session)
         #: Reports POLLPRI when something is mounted or unmounted.
         self.mounts = mounts.watch()
         self.host = HostResources(lock.removesuffix(".lock"))
@@ -109,20 +111,20 @@ class ContainerFactory:
         """
         self._count += 1
         identity = f"{self.session.name}-{self._count}"
-        group = self.session.create(identity)
+        cgroup = self.session.create(identity)
         try:
-            return self.create_as(identity, spec, group)
+            return self.create_as(identity, spec, cgroup)
         except BaseException:
-            self._cgroup_remover.remove(group)
+            self._cgroup_remover.remove(cgroup)
             raise
 
-    def create_as(self, identity: str, spec: Spec, group: cgroup.Group) -> ContainerRecord:
+    def create_as(self, identity: str, spec: Spec, cgroup: Cgroup) -> ContainerRecord:
         """Create a container with this id, which is its host name, in a cgroup that exists."""
         if self._has_old_mounts:
             self.find_mounts()  # the error of this try is the answer to the client
         place, held_layers = storage.MEMORY, dict[str, int]()
         try:
-            group.apply(spec.limits, overhead=OVERHEAD)
+            cgroup.apply(spec.limits, overhead=OVERHEAD)
             for key in spec.held_layers:
                 (held_layers[key],) = self._layer_holder.ask("clone", key)
             place = self._make_place(spec, identity)
@@ -130,10 +132,10 @@ class ContainerFactory:
                 replace(spec, layer_directory=place.directory, layer_device=place.device),
                 self.host,
                 hostname=identity,
-                cgroup_files=group.joins() if group.fd() < 0 else (),
+                cgroup_files=cgroup.join_paths() if cgroup.fd() < 0 else (),
                 held_layers=held_layers,
             )
-            created = builder.build(group.fd())
+            created = builder.build(cgroup.fd())
         except BaseException as error:
             place.remove()
             storage.raise_if_unsupported(error, place)
@@ -143,7 +145,7 @@ class ContainerFactory:
         place.release()
         points, stamps = self.host.points(), builder.file_stamps
         return ContainerRecord(
-            identity, spec, created, group, points, place, stamps, self._mounts_version
+            identity, spec, created, cgroup, points, place, stamps, self._mounts_version
         )
 
     def _make_place(self, spec: Spec, identity: str) -> storage.Place:

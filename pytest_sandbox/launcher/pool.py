@@ -194,7 +194,7 @@ class Pool:
         if self._by_id.get(record.id) is record:
             del self._by_id[record.id]
         self._poll.unregister(record.pidfd)
-        process.reap(record.created.pid)
+        process.reap(record.created.pid, record.pidfd)
         os.close(record.pidfd)
         layer = [record.created.layer, record.created.layer_mount]
         self._layer_remover.free(layer, record.place.directory)

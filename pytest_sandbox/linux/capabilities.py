@@ -1,5 +1,6 @@
-"""Capabilities: names and bits, docker's default set, and what a payload is left with
-(capabilities(7)).
+"""Names and bits of capabilities, and docker's rules for --cap-add and --cap-drop.
+
+See capabilities(7).
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ALL", "DOCKER_DEFAULT", "NAMES", "bit", "mask", "names", "resolve", "supported"]
 
-# <linux/capability.h>, in the order of their numbers.
+# <linux/capability.h>, in numeric order.
 _IN_ORDER = """
-CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW
-IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG
-MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF
-CHECKPOINT_RESTORE
+CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
+NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT
+SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE
+AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ
+PERFMON BPF CHECKPOINT_RESTORE
 """
 NAMES = tuple(_IN_ORDER.split())
 _NUMBERS = {name: number for number, name in enumerate(NAMES)}
@@ -29,19 +31,16 @@ ALL = (1 << len(NAMES)) - 1
 
 
 def bit(name: str) -> int:
-    """Return the mask of one capability: ``"NET_ADMIN"``, ``"cap_net_admin"``, or ``"ALL"`` of
-    them, in any case.
+    """Return the mask of a capability: ``"NET_ADMIN"``, ``"cap_net_admin"``, or ``"ALL"``.
 
-    Raises :class:`KeyError` for a name that the kernel does not have.
+    Raises KeyError for an unknown name.
     """
     short = name.upper().removeprefix("CAP_")
     return ALL if short == _EVERY else 1 << _NUMBERS[short]
 
 
 def mask(wanted: Iterable[str], *, key: str = "capabilities") -> int:
-    """Return the mask of some names; an unknown one is a :class:`SettingsError` of the setting
-    ``key``.
-    """
+    """Return the mask of some names; raises SettingsError of the setting ``key``."""
     result = 0
     for name in wanted:
         try:
@@ -56,9 +55,7 @@ def mask(wanted: Iterable[str], *, key: str = "capabilities") -> int:
 
 
 def names(capabilities: int) -> tuple[str, ...]:
-    """Return the names in a mask as docker prints them (``CAP_CHOWN``), in the order of their
-    numbers.
-    """
+    """Return the names in a mask as docker prints them (``CAP_CHOWN``), in numeric order."""
     return tuple(f"CAP_{name}" for number, name in enumerate(NAMES) if capabilities >> number & 1)
 
 
@@ -72,9 +69,7 @@ DOCKER_DEFAULT = mask(_DOCKER.split())
 
 @cache
 def supported() -> int:
-    """Return the mask of the capabilities that this kernel knows
-    (``/proc/sys/kernel/cap_last_cap``).
-    """
+    """Return the mask of the capabilities of this kernel (/proc/sys/kernel/cap_last_cap)."""
     last = int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii"))
     return (1 << last + 1) - 1
 
@@ -82,12 +77,11 @@ def supported() -> int:
 def resolve(
     cap_add: Iterable[str] = (), cap_drop: Iterable[str] = (), *, privileged: bool = False
 ) -> int:
-    """Return the mask that docker would give for ``--cap-add``, ``--cap-drop`` and
-    ``--privileged``.
+    """Return the mask of docker's ``--cap-add``, ``--cap-drop`` and ``--privileged``.
 
-    ``ALL`` among the added means all but those dropped by name; ``ALL`` among the dropped means
-    those added and no other; otherwise the dropped ones go first, so that a name in both is kept.
-    Raises :class:`SettingsError` for a name that is none.
+    Adding ``ALL`` gives all but those dropped by name; dropping ``ALL`` leaves those added.
+    Otherwise capabilities are dropped from the default set first, and then added. Raises
+    SettingsError for an unknown name.
     """
     added, dropped = list(cap_add), list(cap_drop)
     add, drop = mask(added, key="cap_add"), mask(dropped, key="cap_drop")

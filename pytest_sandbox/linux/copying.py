@@ -1,10 +1,8 @@
-"""Trees copied by descriptors.
+"""Copy directory trees through descriptors, without following links; holes in files stay holes.
 
-No link is followed, nothing but a regular file is opened for reading, and holes stay holes.
-
-:func:`copy_tree` copies a layer with everything that overlayfs stores in one: owners, modes, times,
-extended attributes, devices, links, and names that share a file. What runs in a container may
-change the source meanwhile: what vanishes is left out.
+:func:`copy_tree` copies an overlayfs layer with everything that it stores: owners, modes, times,
+extended attributes, devices, symbolic and hard links. Processes of a container may change the
+source meanwhile, so files that disappear are skipped, and only regular files are opened.
 """
 
 from __future__ import annotations
@@ -29,23 +27,19 @@ __all__ = ["Copied", "TreeCopy", "copy_content", "copy_tree"]
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 8 << 20
-#: Bytes up to which reading and writing take less time than sendfile(2).
+#: Up to this many bytes, read(2) and write(2) are faster than sendfile(2).
 _SMALL = 1 << 16
-#: Bytes that st_blocks counts (stat(3type)).
+#: The unit of st_blocks in bytes (stat(3type)).
 _BLOCK = 512
-#: Longest path, in characters, that is remembered for a file with several names. PATH_MAX is 4096
-#: bytes.
-_LONGEST = 4000 // 4
-_ANY = 1 << 62
-#: Bytes that are read of a file that says it has none, as those of procfs and sysfs do.
-_MOST_UNSIZED = 8 << 20
+#: The longest path in characters, of up to 4 bytes each, that can be linked to (PATH_MAX is 4096).
+_MAX_PATH = 4000 // 4
+_UNLIMITED = 1 << 62
+#: Bytes that are read of a file with st_size 0, such as those of procfs and sysfs.
+_MAX_UNSIZED = 8 << 20
 
 
 class Copied(NamedTuple):
-    """What a copy holds.
-
-    ``size`` of file content in bytes (holes count), and ``entries`` below its root.
-    """
+    """The size of a copy: bytes of file content, including holes, and entries below its root."""
 
     size: int
     entries: int
@@ -54,58 +48,50 @@ class Copied(NamedTuple):
 def copy_tree(source: int, target: str, *, owners: bool = True) -> Copied:
     """Copy the directory ``source`` (a descriptor) to the new directory ``target``.
 
-    Sockets are left out.
-
-    Without ``owners`` everything in the copy belongs to the calling process's user. Raises OSError.
+    Sockets are skipped. Without ``owners``, the copy belongs to the calling user. Raises OSError.
     """
     os.mkdir(target, 0o700)
-    into = os.open(target, DIRECTORY)
+    fd = os.open(target, DIRECTORY)
     try:
-        with _LayerCopy(into, owners=owners) as copy:
+        with _LayerCopy(fd, owners=owners) as copy:
             return copy.run(source)
     finally:
-        os.close(into)
+        os.close(fd)
 
 
 def copy_content(source: int, target: int, status: os.stat_result) -> int:
-    """Copy a regular file to an empty one, and return how many bytes it has; holes stay holes.
+    """Copy a regular file to an empty one with its holes; return its size in bytes.
 
-    ``status`` is what fstat(2) said: a file that grows meanwhile does not keep the copy going.
+    ``status`` is the result of fstat(2); it bounds the copy of a file that grows meanwhile.
     """
     size = status.st_size
     if not size or status.st_blocks * _BLOCK >= size:
-        return _copy_range(source, target, 0, size or _MOST_UNSIZED)
+        return _copy_range(source, target, 0, size or _MAX_UNSIZED)
     at = 0
     while at < size:
         start, end = _next_data(source, at, size)
         os.lseek(target, start, os.SEEK_SET)
         at = start + _copy_range(source, target, start, end - start)
-        if at < end:  # it was made shorter
+        if at < end:  # the file was truncated
             break
     os.ftruncate(target, at)
     return at
 
 
 def _next_data(source: int, at: int, size: int) -> tuple[int, int]:
-    """Return where the next stretch of data begins and ends.
-
-    (size, size) where only a hole is left (lseek(2), SEEK_DATA).
-    """
+    """Return the start and end of the next data (lseek(2), SEEK_DATA); (size, size) if none."""
     try:
         start = os.lseek(source, at, os.SEEK_DATA)
         end = os.lseek(source, start, os.SEEK_HOLE)
     except OSError as error:
         if error.errno == errno.ENXIO:
             return size, size
-        return at, size  # a file system that knows of no holes
+        return at, size  # a file system without SEEK_DATA
     return min(start, size), min(end, size)
 
 
 def _copy_range(source: int, target: int, start: int, length: int) -> int:
-    """Copy up to ``length`` bytes from ``start`` on to the target's position.
-
-    Return how many there were.
-    """
+    """Copy up to ``length`` bytes from ``start`` to the target's position; return their number."""
     done = 0
     while done < length:
         part = _copy_part(source, target, start + done, min(_CHUNK, length - done))
@@ -122,11 +108,11 @@ def _copy_part(source: int, target: int, start: int, length: int) -> int:
         except OSError as error:
             if error.errno not in {errno.EINVAL, errno.ENOSYS, errno.EOVERFLOW}:
                 raise
-    return _copy_by_hand(source, target, start, length)
+    return _read_and_write(source, target, start, length)
 
 
-def _copy_by_hand(source: int, target: int, start: int, length: int) -> int:
-    """Do what sendfile(2) does, also for file systems that lack it, as procfs."""
+def _read_and_write(source: int, target: int, start: int, length: int) -> int:
+    """Copy a part on file systems that do not support sendfile(2), such as procfs."""
     left = memoryview(os.pread(source, length, start))
     size = len(left)
     while left:
@@ -135,22 +121,19 @@ def _copy_by_hand(source: int, target: int, start: int, length: int) -> int:
 
 
 class TreeCopy:
-    """One copy of a tree into the directory ``target``.
-
-    What is done with each entry is a subclass's.
-    """
+    """A copy of a tree into the directory ``target``; a subclass copies each entry."""
 
     def __init__(self, target: int) -> None:
         self._root = target
         #: The names of the directories from the root to the current one.
         self.names: list[str] = []
         self._size = self._count = 0
-        #: Where the first name of a file with several lies in the copy (None: too deep to be
-        #: linked), and how many names are to come.
+        #: The first path in the copy of each file with several names (None: it is too long to be
+        #: linked to), and the number of names that have not been seen yet.
         self._linked: dict[tuple[int, int], tuple[str | None, int]] = {}
 
     def run(self, source: int) -> Copied:
-        """Copy what is in the directory ``source``, a descriptor."""
+        """Copy the content of the directory ``source``, a descriptor."""
         with DirectoryStack(source) as from_, DirectoryStack(self._root) as to:
             pending = [self._entries(from_.fd, to.fd)]
             while True:
@@ -168,7 +151,7 @@ class TreeCopy:
                 self.names.pop()
 
     def _entries(self, source: int, target: int) -> list[str]:
-        """Copy what is not a directory, and return the names of the directories."""
+        """Copy the entries that are not directories; return the names of the directories."""
         directories = []
         for batch in batches(source):
             for entry in batch:
@@ -187,7 +170,7 @@ class TreeCopy:
             status = os.fstat(entry)
             if not stat.S_ISDIR(status.st_mode) and not self.link_again(status, target, name):
                 self.file(entry, status, target, name)
-        except ProcessLookupError:  # a file of procfs, whose process has ended
+        except ProcessLookupError:  # a file of /proc/PID whose process has ended
             return
         finally:
             os.close(entry)
@@ -211,29 +194,28 @@ class TreeCopy:
     def link_again(
         self, status: os.stat_result, target: int, name: str, *, always: bool = False
     ) -> bool:
-        """Give a file that was copied under another name this one too.
+        """Link ``name`` to the copy of a file that was copied under another name.
 
-        Return whether that was done. Remember the first name.
-
-        ``always``: also a file that has one name only, for what is found in another way.
+        Returns False if this is its first name. ``always`` includes files with one link, if the
+        caller finds the same file in several places.
         """
         if (status.st_nlink < 2 and not always) or not self.is_linked(status):
             return False
         key = (status.st_dev, status.st_ino)
-        first, left = self._linked.get(key, ("", _ANY if always else status.st_nlink))
+        first, left = self._linked.get(key, ("", _UNLIMITED if always else status.st_nlink))
         if first and self._link_to(first, target, name):
             self.count()
             self._remember(key, first, left - 1)
             return True
         if first is None and status.st_size:
-            # Every further name of it would take its size again.
+            # Copying its content once for each name would multiply the size.
             raise OSError(
                 errno.ENAMETOOLONG,
-                "it has several names, of which one is too deep to be linked to",
+                "it has several hard links, and the path of the first is too long to link to",
                 name,
             )
         path = "/".join([*self.names, name])
-        self._remember(key, path if len(path) <= _LONGEST else None, left - 1)
+        self._remember(key, path if len(path) <= _MAX_PATH else None, left - 1)
         return False
 
     def _remember(self, key: tuple[int, int], first: str | None, left: int) -> None:
@@ -245,7 +227,7 @@ class TreeCopy:
     def _link_to(self, first: str, target: int, name: str) -> bool:
         """Link ``name`` to a file of the copy.
 
-        False where it has as many names as it can have, or has gone (link(2), openat2(2)).
+        Returns False if it has the maximum number of links or was removed (link(2), openat2(2)).
         """
         try:
             fd = sc.openat2(
@@ -266,27 +248,27 @@ class TreeCopy:
             os.close(fd)
         return True
 
-    # -- what a subclass does
+    # What a subclass implements.
 
     def is_linked(self, status: os.stat_result) -> bool:
-        """Tell whether names that share such a file do so in the copy."""
+        """Return whether hard links to a file are hard links in the copy too."""
         return not stat.S_ISSOCK(status.st_mode)
 
     def file(self, entry: int, status: os.stat_result, target: int, name: str) -> None:
-        """Copy what is not a directory: ``entry`` is an O_PATH descriptor of it."""
+        """Copy a file that is not a directory; ``entry`` is an O_PATH descriptor of it."""
         raise NotImplementedError
 
     def directory(self, target: int, name: str) -> int:
-        """Create a directory of the copy, and return a descriptor of it."""
+        """Create a directory of the copy; return a descriptor of it."""
         raise NotImplementedError
 
     def leave(self, source: int, target: int) -> None:
-        """Finish a directory, the root too, once all of its content is copied."""
+        """Finish a directory, including the root, after its content was copied."""
         raise NotImplementedError
 
 
 class _LayerCopy(TreeCopy):
-    """A copy of an overlay's layer."""
+    """A copy of an overlayfs layer."""
 
     def __init__(self, target: int, *, owners: bool) -> None:
         super().__init__(target)
@@ -307,7 +289,7 @@ class _LayerCopy(TreeCopy):
         if stat.S_ISREG(status.st_mode):
             self._regular(entry, status, target, name)
         elif _is_whiteout(status):
-            self._delete(target, name)
+            self._make_whiteout(target, name)
         elif not stat.S_ISSOCK(status.st_mode):
             self._special(entry, status, target, name)
 
@@ -317,9 +299,8 @@ class _LayerCopy(TreeCopy):
             write = os.open(name, _NEW_FILE, 0o600, dir_fd=target)
             try:
                 self.count(copy_content(read, write, status))
-                # Writing, and a change of the owner, take set-user-ID bits and capabilities away:
-                # they come last.
-                self._describe(status, write)
+                # write(2) and chown(2) clear set-user-ID bits and capabilities, so those come last.
+                self._set_owner(status, write)
                 _copy_attributes(read, write)
                 os.fchmod(write, stat.S_IMODE(status.st_mode))
                 os.utime(write, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -328,7 +309,7 @@ class _LayerCopy(TreeCopy):
         finally:
             os.close(read)
 
-    def _describe(self, status: os.stat_result, target: int) -> None:
+    def _set_owner(self, status: os.stat_result, target: int) -> None:
         if self._owners:
             with suppress(PermissionError):
                 os.fchown(target, status.st_uid, status.st_gid)
@@ -349,14 +330,11 @@ class _LayerCopy(TreeCopy):
         )
         self.count()
 
-    def _delete(self, target: int, name: str) -> None:
-        """Make a whiteout. They share an inode, as those that the kernel makes.
-
-        There may be a million.
-        """
+    def _make_whiteout(self, target: int, name: str) -> None:
+        """Create a whiteout; as those of the kernel, whiteouts share an inode, to save inodes."""
         self.count()
         if self._whiteout >= 0:
-            with suppress(OSError):  # EMLINK: an inode cannot have more names
+            with suppress(OSError):  # EMLINK: the inode has the maximum number of links
                 os.link(
                     process.path_of(self._whiteout), name, dst_dir_fd=target, follow_symlinks=True
                 )
@@ -373,7 +351,7 @@ class _LayerCopy(TreeCopy):
     def leave(self, source: int, target: int) -> None:
         status = os.fstat(source)
         _copy_attributes(source, target)
-        self._describe(status, target)
+        self._set_owner(status, target)
         os.fchmod(target, stat.S_IMODE(status.st_mode))
         os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
@@ -384,5 +362,5 @@ def _is_whiteout(status: os.stat_result) -> bool:
 
 def _copy_attributes(source: int, target: int) -> None:
     for name in os.listxattr(source):
-        with suppress(OSError):  # one that the target's file system does not take
+        with suppress(OSError):  # an attribute that the target's file system does not support
             os.setxattr(target, name, os.getxattr(source, name))

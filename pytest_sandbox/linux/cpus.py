@@ -1,4 +1,4 @@
-"""The processors of this host."""
+"""CPU lists, in the format of cpuset(7)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["online", "parse"]
 
 
 def online() -> str:
-    """Return the CPUs that are online as the kernel writes a list (cpuset(7)), such as "0-3,8"."""
+    """Return the list of CPUs that are online, such as "0-3,8"."""
     try:
         with open("/sys/devices/system/cpu/online", encoding="ascii") as file:
             return file.read().strip()
@@ -17,7 +17,7 @@ def online() -> str:
 
 
 def parse(text: str) -> set[int]:
-    """Return the numbers of a list such as "0-3,8"."""
+    """Return the CPU numbers in a list such as "0-3,8"."""
     found: set[int] = set()
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")

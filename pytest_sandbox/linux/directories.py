@@ -1,9 +1,7 @@
-"""Directories reached by descriptors alone.
+"""Walk directory trees through descriptors (openat(2)), without following symbolic links.
 
-One name at a time, no link followed, whatever happens to the tree meanwhile.
-
-Nothing here depends on the length of a path (PATH_MAX) or on the depth of a tree: a stack keeps a
-fixed number of descriptors open and opens the others again when it comes back to them.
+This is safe if other processes change the tree meanwhile. There is no limit on the length of a path
+(PATH_MAX) or the depth of a tree: a fixed number of descriptors is open at a time.
 """
 
 from __future__ import annotations
@@ -20,39 +18,35 @@ if TYPE_CHECKING:
 
 __all__ = ["DIRECTORY", "DirectoryStack", "OpenDirectory", "batches", "open_entry", "open_regular"]
 
-#: How a directory is opened to be read: never through a symbolic link.
+#: The flags to open a directory for reading, never through a symbolic link.
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ENTRY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _REGULAR = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_MOST_OPEN = 32
+_MAX_OPEN = 32
 _BATCH = 10_000
 
 Identity = tuple[int, int]
 
 
 def open_entry(name: str, directory: int) -> int:
-    """Return an O_PATH descriptor of an entry of whatever type.
+    """Return an O_PATH descriptor of an entry of any type.
 
-    Opening it so has no effect, and fstat(2) says what it is.
+    Unlike another open(2), that has no effect on a FIFO or a device.
     """
     return os.open(name, _ENTRY, dir_fd=directory)
 
 
 def open_regular(entry: int) -> int:
-    """Return a descriptor to read the regular file that the O_PATH descriptor ``entry`` was found
-    to be.
+    """Return a descriptor to read the regular file of the O_PATH descriptor ``entry``.
 
-    A second look at its name could find a FIFO or a device in its place (open(2), O_PATH;
-    proc_pid_fd(5)).
+    It is opened through /proc/self/fd (proc_pid_fd(5)), because its name may have been replaced by
+    a FIFO or a device.
     """
     return os.open(process.path_of(entry), _REGULAR)
 
 
 def batches(directory: int, most: int = _BATCH) -> Iterator[list[os.DirEntry[str]]]:
-    """Yield the entries of a directory in lists of at most ``most``, each sorted by name.
-
-    A directory may have millions.
-    """
+    """Yield the entries of a directory in lists of at most ``most``, each sorted by name."""
     with os.scandir(directory) as entries:
         batch: list[os.DirEntry[str]] = []
         for entry in entries:
@@ -68,9 +62,7 @@ def _name(entry: os.DirEntry[str]) -> str:
 
 
 class OpenDirectory:
-    """A directory that is open within a ``with`` block, also where a signal handler raises
-    anywhere.
-    """
+    """A directory that is open in a ``with`` block; it is closed if a signal handler raises too."""
 
     fd = -1
 
@@ -96,11 +88,10 @@ class OpenDirectory:
 
 
 class DirectoryStack:
-    """The directories from a root down to the current one (:attr:`fd`), of which the deepest 32 are
-    open.
+    """The directories from a root to the current one (:attr:`fd`); the deepest 32 are open.
 
-    The others are reopened through ".." and compared with what they were. Close it when done;
-    ``root`` stays the caller's.
+    The others are reopened through "..", and compared with the device and inode that they had. The
+    caller keeps ``root``.
     """
 
     def __init__(self, root: int) -> None:
@@ -118,30 +109,27 @@ class DirectoryStack:
 
     @property
     def fd(self) -> int:
-        """The current directory."""
+        """Descriptor of the current directory."""
         return self._fds[-1]
 
     @property
     def device(self) -> int:
-        """The file system of the current directory (st_dev)."""
+        """Device of the current directory (st_dev)."""
         return self._identities[-1][0]
 
     def push(self, fd: int) -> None:
-        """Make ``fd``, a directory in the current one, the current one.
-
-        It is the stack's from now on.
-        """
+        """Make ``fd``, a directory in the current one, the current one; the stack closes it."""
         self._fds.append(fd)
         self._identities.append(_identity(fd))
-        oldest = len(self._fds) - 1 - _MOST_OPEN
+        oldest = len(self._fds) - 1 - _MAX_OPEN
         if oldest >= 0 and self._fds[oldest] >= 0:
             os.close(self._fds[oldest])
             self._fds[oldest] = -1
 
     def pop(self) -> None:
-        """Go back to the directory above.
+        """Return to the parent directory.
 
-        Raises OSError (ESTALE) where the current one was moved elsewhere meanwhile.
+        Raises OSError (ESTALE) if the current directory was moved elsewhere meanwhile.
         """
         if self._fds[-2] < 0:
             self._fds[-2] = self._reopen()

@@ -1,30 +1,29 @@
-"""Locks on files and directories that end with their holder (flock(2)), verified to be locks of
-what the path names now.
+"""Locks on files and directories that end with their holder (flock(2)).
 
-The holder of a lock may remove the file. Whoever opened it before and locks it afterwards then has
-the lock of a file without a name, so every function here compares the descriptor with the path once
-it has the lock.
+The holder of a lock may remove the file. A process that has opened it before and locks it then has
+a lock on a file without a name, so every function here verifies after locking that the path still
+refers to the open file.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
 from contextlib import suppress
 
-__all__ = ["create_locked", "lock_directory", "try_lock"]
+__all__ = ["create_locked", "is_same", "lock_directory", "lock_shared", "try_lock"]
 
-_PATIENCE = 10.0
+_TIMEOUT = 10.0
 _PAUSE = 0.001
 
 
 def create_locked(path: str) -> int:
-    """Create the file ``path`` (mode 0600) and lock it exclusively; return the descriptor that
-    holds the lock, above 2.
+    """Create the file ``path`` with mode 0600 and lock it; return a descriptor above 2.
 
-    Raises FileExistsError where the file exists. The wait is for a cleanup of this user, which
-    finds nothing to do for a new session.
+    Raises FileExistsError if it exists. It waits for cleanup by this user's processes, which may
+    lock a new file for a moment.
     """
     while True:
         fd = _above_standard_streams(
@@ -37,40 +36,70 @@ def create_locked(path: str) -> int:
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)  # a cleanup locked it first, and removed it
+        os.close(fd)  # cleanup has locked it first, and removed it
 
 
-def lock_directory(path: str) -> int:
-    """Lock the directory ``path`` with a shared lock; return the descriptor that holds the lock,
-    above 2.
+def lock_directory(path: str, *, exclusive: bool = False) -> int:
+    """Lock the directory ``path``, by default with a shared lock; return a descriptor above 2.
 
-    Raises FileNotFoundError where it does not exist or a cleanup removed it, TimeoutError where it
+    Raises FileNotFoundError if it does not exist or was removed meanwhile, TimeoutError if it
     cannot be locked within 10 seconds.
     """
     fd = _above_standard_streams(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    operation = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
     try:
-        if _lock_shared(fd, path, time.monotonic() + _PATIENCE):
+        _lock(fd, operation, path, time.monotonic() + _TIMEOUT)
+        if is_same(fd, path):
             return fd
     except BaseException:
         os.close(fd)
         raise
     os.close(fd)
-    raise FileNotFoundError(2, "it was removed while it was locked", path)
+    raise FileNotFoundError(errno.ENOENT, "it was removed while it was locked", path)
 
 
-def try_lock(path: str) -> int | None:
-    """Lock a file or directory exclusively without waiting; return the descriptor, None where it is
-    held, gone or not accessible.
+def lock_shared(path: str, *, create: bool = True) -> int:
+    """Lock the file ``path`` with a shared lock; return the descriptor that holds the lock.
+
+    There is no timeout, because a process that locks such a file exclusively does so only to
+    remove it. A file that does not exist is created with mode 0600; without ``create``,
+    FileNotFoundError is raised. On a read-only file system the existing file is locked.
     """
+    flags = os.O_CREAT if create else 0
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            if is_same(fd, path):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # the holder of the lock has removed the file
+
+
+def try_lock(path: str, *, create: bool = False) -> int | None:
+    """Lock a file or directory exclusively without waiting; return the descriptor.
+
+    It is None if the file is locked, does not exist, cannot be opened, or is on a file system
+    without locks. With ``create`` a file that does not exist is created with mode 0600, and the
+    OSError of a file that cannot be opened is raised.
+    """
+    flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     except OSError:
+        if create:
+            raise
         return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (
-        OSError
-    ):  # held, or a file system without locks, where nobody can tell whether it is held
+    except OSError:
         os.close(fd)
         return None
     if is_same(fd, path):
@@ -80,30 +109,28 @@ def try_lock(path: str) -> int | None:
 
 
 def is_same(fd: int, path: str) -> bool:
-    """Tell whether ``path`` names the file that is open as ``fd``."""
+    """Return whether ``path`` refers to the open file ``fd``."""
     with suppress(OSError):
         return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
     return False
 
 
-def _lock_shared(fd: int, path: str, deadline: float) -> bool:
-    """Lock ``fd``; return False where ``path`` no longer names it. A cleanup holds a lock for a
-    moment only.
-    """
+def _lock(fd: int, operation: int, path: str, deadline: float) -> None:
+    """Lock ``fd``; flock(2) has no timeout, so this tries until the deadline."""
     while True:
         try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return fcntl.flock(fd, operation | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise TimeoutError(110, "another process holds its lock", path) from None
+                message = "another process holds its lock"
+                raise TimeoutError(errno.ETIMEDOUT, message, path) from None
             time.sleep(_PAUSE)
-        else:
-            return is_same(fd, path)
 
 
 def _above_standard_streams(fd: int) -> int:
-    """Move a descriptor above 2: a process without stdin has low numbers free, which are replaced
-    in the processes that it starts.
+    """Move a descriptor above 2, where it is not replaced by the standard streams of a child.
+
+    A process without stdin, stdout or stderr has their numbers free.
     """
     if fd > 2:
         return fd

@@ -1,12 +1,11 @@
-"""What the host's root looks like to those who lay containers over it, and where the rights of who
-lays them make a difference.
+"""Decide which overlays and binds show the host's root file system in a container.
 
-Root lays one overlay over ``/`` and one over each file system below. Without root the kernel
-refuses an overlay over a directory that has a mount below it (it would show what the mount covers).
-Then such a directory is *split*: its place is taken by a skeleton with the same names, and each
-directory in it that has no mount below gets an overlay of its own. And as no file of another user
-can be copied up, the first directory that the user may write to, on the way to where it works, gets
-one too.
+Root mounts an overlay on ``/`` and one on each file system below. For an unprivileged user, the
+kernel refuses an overlay over a directory with a mount below it, because the overlay would show
+what the mount covers (locked mounts, mount_namespaces(7)). Such a directory is *split*: it is
+replaced by a skeleton with the same names, and each directory in it without a mount below gets an
+overlay. Files of other users cannot be copied up, so each directory in which the user works is
+mounted separately: an overlay on the first writable directory of its path.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HostRoot", "for_root", "for_user", "takes_attributes", "tmpfs_takes_attributes"]
 
-#: Directories where any user works, beside those that depend on the user.
+#: Directories in which every user works.
 _SHARED = ("/tmp", "/var/tmp", "/run/lock")
 _TTY = 5
 _ATTRIBUTE = "user.pytest-sandbox"
@@ -33,19 +32,22 @@ _ATTRIBUTE = "user.pytest-sandbox"
 
 @dataclass(frozen=True, slots=True)
 class HostRoot:
-    """``root`` is the directory below the container's root, ``below`` what is laid over it, parents
-    first, ``options`` those of every overlay.
+    """The lower layer of the root, and the mounts on it.
 
-    ``layers`` is the directory of writable layers where a tmpfs cannot hold one: before Linux 6.6
-    it has no attributes for who is not root. ``tty_group`` tells whether the group of terminals has
-    a number here. ``copied`` are mounted files that are copied for each container, by the point of
-    the overlay that they lie in ("": the root); ``refused`` are the sockets and FIFOs among the
-    mounts, and directories that cannot be shown: a container gets inert ones and empty ones in
-    their places.
+    - ``root``: the directory that is the lower layer of the container's root.
+    - ``below``: the mounts on it, parents first.
+    - ``options``: mount options of every overlay.
+    - ``layers``: the directory for writable layers if a tmpfs cannot have them: an unprivileged
+      overlay needs user attributes, which tmpfs has since Linux 6.6.
+    - ``tty_group``: whether the group ``tty`` has a GID in this user namespace.
+    - ``copied``: files that are mount points and are copied for each container, by the mount point
+      of their overlay ("" is the root).
+    - ``refused``: sockets and FIFOs that are mount points, and directories that cannot be shown. A
+      container gets unconnected nodes and empty directories instead.
     """
 
     root: str
-    below: tuple[mounts.Mounted, ...]
+    below: tuple[mounts.HostMount, ...]
     options: tuple[str, ...] = ("redirect_dir=on",)
     layers: str | None = None
     tty_group: bool = True
@@ -54,18 +56,19 @@ class HostRoot:
 
 
 def for_root() -> HostRoot:
-    """Return what root stands on: the host's own root."""
-    return HostRoot("/", tuple(mounts.real_mounts(mounts.mounted())))
+    """Return the host root for a privileged user: ``/`` itself is the lower layer."""
+    return HostRoot("/", tuple(mounts.real_mounts(mounts.list_mounts())))
 
 
 def for_user(skeleton: str, works: Iterable[str], layers: str | None) -> HostRoot:
-    """Return what a user stands on.
+    """Return the host root for an unprivileged user.
 
-    ``skeleton`` is a new directory's path, and ``works`` are the directories where the user works.
+    ``skeleton`` is the path of a directory to create; ``works`` are directories in which the user
+    works.
     """
     shutil.rmtree(skeleton, ignore_errors=True)
     os.makedirs(skeleton, 0o700)
-    splitter = _Splitter(mounts.mounted(), skeleton)
+    splitter = _Splitter(mounts.list_mounts(), skeleton)
     root = splitter.split("/")
     for path in (*_SHARED, *works):
         splitter.open(path)
@@ -75,8 +78,9 @@ def for_user(skeleton: str, works: Iterable[str], layers: str | None) -> HostRoo
 
 
 def takes_attributes(directory: str) -> bool:
-    """Whether a user's overlay can have its writable layer in ``directory``: it marks directories
-    by user attributes (xattr(7)).
+    """Return whether an unprivileged overlay can have its writable layer in ``directory``.
+
+    It needs user attributes (xattr(7)), which mark opaque directories (option ``userxattr``).
     """
     try:
         os.setxattr(directory, _ATTRIBUTE, b"")
@@ -87,22 +91,24 @@ def takes_attributes(directory: str) -> bool:
 
 
 class _Splitter:
-    def __init__(self, entries: Iterable[mounts.Mounted], skeleton: str) -> None:
+    """The construction of a skeleton, and the mounts on it."""
+
+    def __init__(self, entries: Iterable[mounts.HostMount], skeleton: str) -> None:
         self.mounts = {entry.point: entry for entry in entries}
         self.skeleton = skeleton
-        self.below: dict[str, mounts.Mounted] = {}
+        self.below: dict[str, mounts.HostMount] = {}
         self.refused: list[str] = []
         self._count = 0
 
     def split(self, path: str) -> str:
-        """Make a skeleton of a directory that has mounts below it, and see to all that is in it."""
+        """Create a skeleton of a directory that has mounts below it; return its path."""
         self._count += 1
         directory = f"{self.skeleton}/{self._count}"
         os.mkdir(directory, 0o755)
         try:
             with os.scandir(path) as entries:
                 found = list(entries)
-        except OSError:  # what the user cannot list is as empty as it looks
+        except OSError:  # a directory that the user cannot list is empty in the container
             return directory
         for entry in found:
             self._place(entry, f"{directory}/{entry.name}")
@@ -114,9 +120,8 @@ class _Splitter:
         elif entry.is_dir():
             os.mkdir(target)
             self._directory(entry.path)
-        elif file_mounts.is_unreachable(
-            mode := entry.stat().st_mode
-        ):  # is_file() would tell what a mount of a file covers
+        # is_file() would return the type of the file that a mount on it hides.
+        elif file_mounts.is_unreachable(mode := entry.stat().st_mode):
             os.mknod(target, mode)
             os.chmod(target, stat.S_IMODE(mode))
             self.refused += [entry.path] if entry.path in self.mounts else []
@@ -131,32 +136,30 @@ class _Splitter:
         if any(point.startswith(f"{path}/") for point in self.mounts):
             self.below[path] = replace(self.below[path], source=self.split(path))
 
-    def _mount_of(self, path: str) -> mounts.Mounted:
+    def _mount_of(self, path: str) -> mounts.HostMount:
         while path not in self.mounts and path != "/":
             path = os.path.dirname(path)
-        return self.mounts.get(path) or mounts.Mounted("/", "", 0)
+        return self.mounts.get(path) or mounts.HostMount("/", "", 0)
 
     def _file(self, entry: os.DirEntry[str], target: str) -> None:
         status = entry.stat()
-        if status.st_size <= file_mounts.LARGEST:
+        if status.st_size <= file_mounts.MAX_SIZE:
             try:
                 shutil.copy2(entry.path, target)
-            except OSError:  # what the user cannot read, it cannot read in there
+            except OSError:  # unreadable on the host, and so in the container
                 os.close(os.open(target, os.O_CREAT | os.O_CLOEXEC, 0))
             return
         os.close(os.open(target, os.O_CREAT | os.O_CLOEXEC, stat.S_IMODE(status.st_mode)))
         self.below[entry.path] = replace(self._mount_of(entry.path), point=entry.path)
 
     def open(self, path: str) -> None:
-        """Give an overlay of its own to the first directory on the way to ``path`` in which the
-        user may write.
-        """
+        """Mount an overlay on the first directory of ``path`` in which the user may write."""
         path = os.path.realpath(path)
-        way = [path[:end] for end in range(1, len(path)) if path[end] == "/"]
+        ancestors = [path[:end] for end in range(1, len(path)) if path[end] == "/"]
         directory = next(
             (
                 one
-                for one in [*way, path]
+                for one in [*ancestors, path]
                 if one != "/" and os.path.isdir(one) and os.access(one, os.W_OK)
             ),
             None,
@@ -174,8 +177,9 @@ def _within(path: str, directory: str) -> bool:
 
 
 def tmpfs_takes_attributes() -> bool:
-    """Whether this kernel's tmpfs has user attributes (Linux 6.6); tried in a fork, which takes the
-    mount with it.
+    """Return whether tmpfs has user attributes (since Linux 6.6).
+
+    It is tried in a forked process, whose mount namespace and mount end with it.
     """
     pid = os.fork()
     if pid:

@@ -1,5 +1,7 @@
-"""Pages of memory: having few large ones makes a fork cheap, whose time goes into the table of them
-(Documentation/admin-guide/mm/transhuge.rst).
+"""Collapse this process's memory into huge pages, which makes fork(2) faster.
+
+A fork spends most of its time on copying page tables. See madvise(2), MADV_COLLAPSE, and
+Documentation/admin-guide/mm/transhuge.rst.
 """
 
 from __future__ import annotations
@@ -12,36 +14,33 @@ from pytest_sandbox.linux import syscall as sc
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["gather"]
+__all__ = ["collapse"]
 
 _SETTINGS = "/sys/kernel/mm/transparent_hugepage"
 _MADV_COLLAPSE = 25  # Linux 6.1
-#: How much of a stretch has to be in memory, that it may be in large pages, which have no holes.
-_FILLED = 0.95
-#: Where a large page is larger than this (512 MiB on some arm64), it is not for a heap.
-_LARGEST = 4 << 20
+#: The part of a mapping that must be in memory: collapsing allocates the rest of it.
+_RESIDENT = 0.95
+#: Larger huge pages (512 MiB on some arm64 kernels) would waste memory in a heap.
+_MAX_SIZE = 4 << 20
 
 
-def gather() -> None:
-    """Have the process's own memory lie in huge pages, where this kernel has them and its settings
-    allow it.
+def collapse() -> None:
+    """Collapse the private memory of this process into huge pages, if the kernel supports it.
 
-    That takes about half as long as filling the memory did, and nothing of what is in it changes. A
-    fork copies one entry instead of 512 then, until one of the two writes to such a page: its
-    entries are separate again afterwards, so it pays to gather from time to time.
+    It takes about half as long as filling the memory did. A fork then copies 1 page table entry
+    instead of 512, until one of the processes writes to the page and splits it again; so this is
+    worth repeating after a number of forks.
     """
-    size = _size()
-    for begin, end in _stretches() if size else ():
+    size = _huge_page_size()
+    for begin, end in _private_mappings() if size else ():
         first, last = -(-begin // size) * size, end // size * size
         if first < last:
-            with suppress(
-                OSError
-            ):  # an older kernel, or too little free memory in one piece: then it stays as it is
+            with suppress(OSError):  # EINVAL before Linux 6.1; ENOMEM without a free huge page
                 sc.madvise(first, last - first, _MADV_COLLAPSE)
 
 
-def _size() -> int:
-    """Return the size of a huge page; 0 where there is none that may be used."""
+def _huge_page_size() -> int:
+    """Return the size of a huge page in bytes; 0 if none may be used."""
     try:
         with (
             open(f"{_SETTINGS}/enabled", encoding="ascii") as enabled,
@@ -49,24 +48,26 @@ def _size() -> int:
         ):
             return (
                 0
-                if "[never]" in enabled.read() or (found := int(size.read())) > _LARGEST
+                if "[never]" in enabled.read() or (found := int(size.read())) > _MAX_SIZE
                 else found
             )
     except FileNotFoundError:
         return 0
 
 
-def _stretches() -> Iterator[tuple[int, int]]:
-    """Yield where the memory of this process lies that is nobody else's and no file's, and that is
-    in use nearly everywhere (proc_pid_smaps(5)).
-    """
+def _private_mappings() -> Iterator[tuple[int, int]]:
+    """Yield start and end of anonymous, mostly resident mappings (proc_pid_smaps(5))."""
     begin = end = 0
-    is_own = False
+    is_private = False
     with open("/proc/self/smaps", encoding="utf-8", errors="replace") as file:
         for line in file:
             words = line.split()
             if not words[0].endswith(":"):
                 begin, end = (int(word, 16) for word in words[0].split("-"))
-                is_own = words[1] == "rw-p" and words[4] == "0" and words[5:] != ["[stack]"]
-            elif is_own and words[0] == "Rss:" and int(words[1]) * 1024 >= _FILLED * (end - begin):
+                is_private = words[1] == "rw-p" and words[4] == "0" and words[5:] != ["[stack]"]
+            elif (
+                is_private
+                and words[0] == "Rss:"
+                and int(words[1]) * 1024 >= _RESIDENT * (end - begin)
+            ):
                 yield begin, end

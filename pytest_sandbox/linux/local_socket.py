@@ -1,4 +1,4 @@
-"""Sockets in a directory, and who is at the other end (unix(7))."""
+"""Unix domain sockets with a path, and the credentials of the peer (unix(7))."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pytest_sandbox.linux import process
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["connect", "is_ours", "listen", "set_timeouts"]
+__all__ = ["connect", "is_peer_trusted", "listen", "set_timeouts"]
 
 _BACKLOG = 16
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
 def listen(path: str) -> socket.socket:
-    """Make a socket at ``path``, whose directory only this user may enter, and listen there."""
+    """Return a listening socket at ``path``, in a directory that only this user can enter."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        with _short(path) as name:
+        with _short_path(path) as name:
             made.bind(name)
             os.chmod(name, 0o600)
         made.listen(_BACKLOG)
@@ -34,13 +34,13 @@ def listen(path: str) -> socket.socket:
 
 
 def connect(path: str, timeout: float) -> socket.socket:
-    """Connect to the socket at ``path``, whose calls wait ``timeout`` seconds at most."""
+    """Return a connection to the socket ``path``; its calls wait at most ``timeout`` seconds."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # With a timeout of Python's the socket does not block, and a full backlog is an error at once
-    # (connect(2), EAGAIN).
+    # Python's own timeout makes the socket non-blocking, and then connect(2) fails with EAGAIN if
+    # the backlog is full.
     set_timeouts(made, timeout)
     try:
-        with _short(path) as name:
+        with _short_path(path) as name:
             made.connect(name)
         made.settimeout(timeout)
     except BaseException:
@@ -50,10 +50,10 @@ def connect(path: str, timeout: float) -> socket.socket:
 
 
 def set_timeouts(blocking: socket.socket, seconds: float) -> None:
-    """Let no call of a blocking socket wait longer: it fails with BlockingIOError then (socket(7),
-    SO_RCVTIMEO).
+    """Set the timeouts of a blocking socket (socket(7), SO_RCVTIMEO and SO_SNDTIMEO).
 
-    A timeout of Python's takes a poll(2) before each call.
+    A call raises BlockingIOError after ``seconds``. Python's own timeout would need a poll(2)
+    before each call.
     """
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         blocking.setsockopt(
@@ -62,8 +62,8 @@ def set_timeouts(blocking: socket.socket, seconds: float) -> None:
 
 
 @contextmanager
-def _short(path: str) -> Iterator[str]:
-    """Give the path a short name: an address holds 108 bytes only."""
+def _short_path(path: str) -> Iterator[str]:
+    """Yield a short path of a socket: sun_path has room for 108 bytes."""
     fd = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{fd}/{os.path.basename(path)}"
@@ -71,14 +71,15 @@ def _short(path: str) -> Iterator[str]:
         os.close(fd)
 
 
-def is_ours(connection: socket.socket) -> bool:
-    """Whether the process that connected is of this user, and in this process's PID namespace: not
-    in a container that sees the directory.
+def is_peer_trusted(connection: socket.socket) -> bool:
+    """Return whether the peer is a process of this user in this PID namespace.
+
+    A process in a container may see the directory of the socket too.
     """
     pid, uid, _gid = _CREDENTIALS.unpack(
         connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     )
     try:
-        return uid == os.geteuid() and process.is_near(pid)
-    except OSError:  # it has ended, or hides
+        return uid == os.geteuid() and process.is_in_own_pid_namespace(pid)
+    except OSError:  # it has ended, or /proc hides it
         return False

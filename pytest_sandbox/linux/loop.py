@@ -1,4 +1,4 @@
-"""Loop devices: a file as a block device, which ends with the last that holds it (loop(4))."""
+"""Attach a file to a loop device, which is detached after its last use (loop(4))."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ __all__ = ["attach"]
 _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A
 _LO_FLAGS_AUTOCLEAR = 4
-_CONFIG = struct.Struct(
-    "=II 52x I 240x 64x"
-)  # struct loop_config: fd, block size, loop_info64 (lo_flags at its 52nd byte), reserved
-_TRIES = 100  # the free one may be somebody else's a moment later
+# struct loop_config: fd, block size, loop_info64 (lo_flags is at its byte 52), reserved.
+_CONFIG = struct.Struct("=II 52x I 240x 64x")
+_ATTEMPTS = 100  # another process may take the free device first
 
 
 def attach(image: str) -> tuple[str, int]:
-    """Return a device's path and a descriptor of it; once the descriptor is closed and nothing of
-    it is mounted, the device is free again.
+    """Attach the file ``image``; return the path of the device and a descriptor of it.
+
+    The kernel detaches it once the descriptor is closed and it is not mounted
+    (LO_FLAGS_AUTOCLEAR).
     """
     backing = os.open(image, os.O_RDWR | os.O_CLOEXEC)
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
-        for _ in range(_TRIES):
+        for _ in range(_ATTEMPTS):
             path = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
             device = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
@@ -37,7 +38,11 @@ def attach(image: str) -> tuple[str, int]:
                     raise
             else:
                 return path, device
-        raise OSError(errno.EBUSY, "no loop device stays free", "/dev/loop-control")
+        raise OSError(
+            errno.EBUSY,
+            f"another process took each free loop device, {_ATTEMPTS} times",
+            "/dev/loop-control",
+        )
     finally:
         os.close(control)
         os.close(backing)

@@ -1,8 +1,7 @@
-"""Directories of the layers below a writable one, reached by descriptors of which a fixed number is
-open at a time.
+"""Look up files in the lower layers of an overlay, with a fixed number of open descriptors.
 
-A layer may be as deep as its maker wanted, longer than PATH_MAX too, so a directory knows its name
-and its parent, and is opened when it is looked into.
+A path in a layer may be longer than PATH_MAX, so a directory is represented by its name and its
+parent, and opened when it is used.
 """
 
 from __future__ import annotations
@@ -19,18 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Lower", "OpenLowers"]
 
-#: As root's overlays keep the attribute, and as those of a user namespace.
+#: The attribute of opaque directories in overlays of root, and in those with ``userxattr``.
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
-_MOST_OPEN = 64
-#: Bytes of a path that is given to the kernel at once; PATH_MAX is 4096.
-_MOST_BYTES = 4000
+_MAX_OPEN = 64
+#: The longest path in bytes that is passed to the kernel; PATH_MAX is 4096.
+_MAX_PATH = 4000
 
 
 class Lower:
-    """A directory of a lower layer: ``name`` in ``parent``.
-
-    A layer's root has a path in place of both.
-    """
+    """A directory of a lower layer: ``name`` in ``parent``; for the root of a layer, its path."""
 
     __slots__ = ("fd", "name", "parent")
 
@@ -41,9 +37,7 @@ class Lower:
 
 
 class OpenLowers:
-    """The lower layers (their paths, topmost first), and those of their directories that were used
-    last. Close it when done.
-    """
+    """The lower layers, by their paths (topmost first), and their recently used directories."""
 
     def __init__(self, layers: Sequence[str]) -> None:
         self.roots = tuple(Lower(None, path.rstrip("/") or "/") for path in layers)
@@ -57,18 +51,12 @@ class OpenLowers:
             self._close(lower)
 
     def mode(self, merged: Sequence[Lower], name: str) -> int:
-        """Return the mode of what is seen as ``name`` in a merged directory.
-
-        0 where there is nothing.
-        """
+        """Return the mode (st_mode) of ``name`` in a merged directory; 0 if it does not exist."""
         modes = (self._mode(lower, name) for lower in merged)
         return next((mode for mode in modes if mode is not None), 0)
 
     def step(self, merged: Sequence[Lower], name: str) -> tuple[Lower, ...]:
-        """Return the directory ``name`` in a merged one.
-
-        Empty where there is none, or something else.
-        """
+        """Return the directories that are merged as ``name``; empty if it is not a directory."""
         found: list[Lower] = []
         for lower in merged:
             mode = self._mode(lower, name)
@@ -82,9 +70,7 @@ class OpenLowers:
         return tuple(found)
 
     def names(self, merged: Sequence[Lower], most: int) -> tuple[list[str], bool]:
-        """Return the names that the parts of a merged directory have, sorted, up to ``most``, and
-        whether these are all.
-        """
+        """Return up to ``most`` names of a merged directory, sorted, and whether these are all."""
         names: set[str] = set()
         for lower in merged:
             for name in self._listed(lower):
@@ -94,7 +80,7 @@ class OpenLowers:
         return sorted(names), True
 
     def is_same(self, one: Sequence[Lower], other: Sequence[Lower]) -> bool:
-        """Tell whether two merged directories consist of the same ones."""
+        """Return whether two merged directories consist of the same directories."""
         try:
             return len(one) == len(other) and all(
                 os.path.samestat(os.fstat(self._fd(a)), os.fstat(self._fd(b)))
@@ -104,7 +90,7 @@ class OpenLowers:
             return False
 
     def _mode(self, lower: Lower, name: str) -> int | None:
-        """Return a mode, 0 for a deletion, None for what does not exist or may not be looked at."""
+        """Return a mode; 0 for a whiteout, None if it does not exist or is not accessible."""
         try:
             status = os.stat(name, dir_fd=self._fd(lower), follow_symlinks=False)
         except OSError:
@@ -128,13 +114,13 @@ class OpenLowers:
             return
 
     def _fd(self, lower: Lower) -> int:
-        """Return an O_PATH descriptor of a directory, which is open until many others were used."""
+        """Return an O_PATH descriptor, which is closed after 64 other directories were used."""
         if lower.fd < 0:
             lower.fd = self._open(lower)
         else:
             del self._used[lower]
         self._used[lower] = None
-        if len(self._used) > _MOST_OPEN:
+        if len(self._used) > _MAX_OPEN:
             self._close(next(iter(self._used)))
         return lower.fd
 
@@ -155,31 +141,29 @@ class OpenLowers:
 
 
 def _walk(start: int, names: Sequence[str]) -> int:
-    """Return a descriptor of the directory that ``names`` lead to from ``start``, through
-    directories alone.
-    """
+    """Return a descriptor of the directory ``names`` below ``start``, without following links."""
     fd = os.dup(start)
     try:
-        for path in _parts(names):
-            deeper = sc.openat2(
+        for path in _join(names):
+            child = sc.openat2(
                 path,
                 os.O_PATH | os.O_DIRECTORY,
                 sc.RESOLVE_BENEATH | sc.RESOLVE_NO_SYMLINKS,
                 dir_fd=fd,
             )
             os.close(fd)
-            fd = deeper
+            fd = child
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _parts(names: Sequence[str]) -> Iterator[bytes]:
-    """Join names to paths that are short enough for the kernel."""
+def _join(names: Sequence[str]) -> Iterator[bytes]:
+    """Yield the names joined to paths that are short enough for the kernel."""
     path = b""
     for name in map(os.fsencode, names):
-        if len(path) + len(name) >= _MOST_BYTES:
+        if len(path) + len(name) >= _MAX_PATH:
             yield path
             path = b""
         path = path + b"/" + name if path else name

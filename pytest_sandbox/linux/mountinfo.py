@@ -1,8 +1,8 @@
-"""The one parser of /proc/PID/mountinfo (proc_pid_mountinfo(5)).
+"""Parse /proc/PID/mountinfo (proc_pid_mountinfo(5)).
 
-Lines end at a newline and fields at a space, and at nothing else: a path may hold every other byte.
-The kernel writes a space, a tab, a newline and a backslash of a path in octal, so the file is read
-as bytes and a path is decoded only once it is whole (os.fsdecode()).
+Only a newline ends a line and only a space ends a field: a path may contain any other byte. The
+kernel escapes space, tab, newline and backslash in octal, so the file is split as bytes, and paths
+are unescaped before they are decoded (os.fsdecode()).
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from typing import NamedTuple
 
 __all__ = ["PATH", "Entry", "parse", "read"]
 
-#: The mounts of the calling process's mount namespace that lie below its root.
+#: The mounts of the calling process's mount namespace below its root directory.
 PATH = "/proc/self/mountinfo"
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 _CHUNK = 1 << 16
 
 
 class Entry(NamedTuple):
-    """One mount.
+    """A mount: the directory ``root`` of a file system, mounted on ``point``.
 
-    ``root`` is the part of the file system that is seen at ``point``; ``options`` are the mount's,
-    ``super_options`` the file system's.
+    ``options`` are those of the mount, ``super_options`` those of the file system.
     """
 
     root: str
@@ -34,18 +33,12 @@ class Entry(NamedTuple):
 
 
 def parse(data: bytes) -> list[Entry]:
-    """Return the mounts in the order of the file.
-
-    Raises :class:`ValueError` for what is no mountinfo.
-    """
-    return [_parsed(line) for line in data.split(b"\n") if line]
+    """Return the mounts in the order of the file; raises ValueError for a malformed line."""
+    return [_parse_line(line) for line in data.split(b"\n") if line]
 
 
 def read(path: str = PATH) -> bytes:
-    """Return the content of a mountinfo file.
-
-    Raises :class:`OSError`.
-    """
+    """Return the content of a mountinfo file; raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return b"".join(iter(lambda: os.read(fd, _CHUNK), b""))
@@ -53,13 +46,12 @@ def read(path: str = PATH) -> bytes:
         os.close(fd)
 
 
-def _parsed(line: bytes) -> Entry:
-    front, separator, back = line.partition(
-        b" - "
-    )  # ends the optional fields, of which there may be none
+def _parse_line(line: bytes) -> Entry:
+    # The separator ends the optional fields, of which there may be none.
+    front, separator, back = line.partition(b" - ")
     fields, rest = front.split(b" "), back.split(b" ", 2)
     if not separator or len(fields) < 6 or len(rest) < 3:
-        raise ValueError(f"not a line of mountinfo: {line!r}")
+        raise ValueError(f"malformed line of mountinfo: {line!r}")
     return Entry(
         _path(fields[3]),
         _path(fields[4]),

@@ -1,7 +1,7 @@
-"""Mounts: what the host has mounted, and the file systems of its own that every container gets.
+"""The mounts of the host, and the file systems that every container gets: /proc, /sys and /dev.
 
-Everything is assembled below a staging directory in a mount namespace of its own and becomes the
-root by pivot_root(2) at the end.
+A container's root is assembled in a staging directory in its own mount namespace, and becomes the
+root with pivot_root(2).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pytest_sandbox.linux import mountinfo
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
-    from pytest_sandbox.linux.syscall_batch import Program
+    from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
 __all__ = [
     "BOUND",
@@ -28,25 +28,25 @@ __all__ = [
     "READ_ONLY",
     "STAGE",
     "WRITABLE",
-    "Mounted",
-    "add_become_root",
+    "HostMount",
     "add_bind",
     "add_cover",
     "add_dev",
+    "add_pivot_root",
     "add_private",
     "add_proc",
     "add_remount",
     "add_sys",
     "has_changed",
-    "limited",
+    "list_mounts",
     "make_private",
-    "mounted",
     "real_mounts",
+    "tmpfs_options",
     "watch",
 ]
 
-#: File systems that show the kernel's state, not files of the user's: a container gets its own, or
-#: none.
+#: File system types that show kernel state instead of a user's files: a container has its own
+#: instance, or none.
 PSEUDO = frozenset(
     [
         "autofs",
@@ -74,8 +74,8 @@ PSEUDO = frozenset(
         "tracefs",
     ]
 )
-#: Where a container's root is put together, in a mount namespace of its own: a directory that every
-#: Linux has and that init needs no more.
+#: The staging directory in a container's mount namespace: it exists on every Linux system, and what
+#: is mounted on it there is not needed.
 STAGE = "/proc"
 OWN = ("/proc", "/sys", "/dev")
 _FLAGS = {"ro": sc.MS_RDONLY, "nosuid": sc.MS_NOSUID, "nodev": sc.MS_NODEV, "noexec": sc.MS_NOEXEC}
@@ -87,17 +87,16 @@ _DEVICE_LINKS = {
     "stderr": "/proc/self/fd/2",
     "ptmx": "pts/ptmx",
 }
-#: Pseudo-terminals of one container. All containers share what kernel.pty.max leaves beside the
-#: host's reserve (3072).
+#: Pseudo-terminals of one container; all containers share kernel.pty.max minus kernel.pty.reserve,
+#: 3072 by default.
 MAX_TERMINALS = 256
-_LEAST_INODES = 1024
+_MIN_INODES = 1024
 _BYTES_PER_INODE = 4096
 _NO_EXEC = sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
 
-#: What docker hides of /proc and /sys, and what it makes read-only (moby, ``oci/defaults.go``).
-#: Hidden are the states of the machine's
-#: pages (kpage*), too, which docker shows to root.
-MASKED = (
+#: Paths that docker hides, and those that it makes read-only (moby, ``oci/defaults.go``). Physical
+#: pages (kpage*), which docker shows to root, are hidden too.
+MASKED_PATHS = (
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -114,21 +113,19 @@ MASKED = (
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 )
-STEERING = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+READ_ONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
-
-#: How a container shows what the host has mounted: below an overlay, below one without a writable
-#: layer, bound read-only (what
-#: cannot be below an overlay), copied (a single file), covered by an empty directory.
+#: How a container shows a mount of the host: through an overlay, through one without a writable
+#: layer, as a read-only bind mount (if it cannot be a lower layer), as a copy (a file), or covered
+#: by an empty directory.
 WRITABLE, READ_ONLY, BOUND, COPIED, COVERED = "writable", "read-only", "bound", "copied", "covered"
 
 
 @dataclass(frozen=True, slots=True)
-class Mounted:
-    """A mount of this mount namespace, as containers are laid over it.
+class HostMount:
+    """A mount of the host, and how containers show it.
 
-    ``source`` is where a container finds what is at ``point``; empty where that is the point
-    itself.
+    ``source`` is the path of its content for containers; empty if it is ``point`` itself.
     """
 
     point: str
@@ -136,26 +133,26 @@ class Mounted:
     flags: int
     source: str = ""
     is_directory: bool = True
-    #: Whether nobody can write to the file system, by any mount of it.
+    #: Whether the file system is read-only, not only this mount of it.
     is_immutable: bool = False
-    #: Whether a mount is at the point, and not a directory of one above it.
+    #: Whether ``point`` is a mount point, and not a directory in another mount.
     is_mount: bool = True
-    #: How a container shows it.
+    #: How a container shows it: WRITABLE, READ_ONLY, ...
     shown: str = WRITABLE
 
     @property
     def lower(self) -> str:
-        """The directory below the container's writable layer."""
+        """The directory that is the lower layer in a container."""
         return self.source or self.point
 
 
-def mounted(data: bytes | None = None) -> list[Mounted]:
-    """Return what is mounted in this mount namespace, in the order of mounting.
+def list_mounts(data: bytes | None = None) -> list[HostMount]:
+    """Return the mounts of a mount namespace in the order of mounting.
 
     ``data`` is the content of a mountinfo file, by default that of the calling process.
     """
     return [
-        Mounted(
+        HostMount(
             entry.point,
             entry.fstype,
             sum(_FLAGS.get(option, 0) for option in entry.options),
@@ -166,22 +163,21 @@ def mounted(data: bytes | None = None) -> list[Mounted]:
 
 
 def watch() -> int:
-    """Return a descriptor on which poll(2) reports POLLPRI when something was mounted or unmounted
-    in this mount namespace.
-    """
+    """Return a descriptor that polls as POLLPRI after a mount or unmount (proc_pid_mounts(5))."""
     return os.open(mountinfo.PATH, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def has_changed(fd: int) -> bool:
-    """Tell whether something was mounted or unmounted since :func:`watch` or the last call."""
+    """Return whether a mount has changed since :func:`watch` or the last call."""
     poll = select.poll()
     poll.register(fd, select.POLLPRI)
     return bool(poll.poll(0))
 
 
-def real_mounts(entries: list[Mounted]) -> list[Mounted]:
-    """Return the mounts below the root that hold a user's files, parents first, each point once
-    (the topmost mount counts).
+def real_mounts(entries: list[HostMount]) -> list[HostMount]:
+    """Return the mounts below the root with a user's files, parents first.
+
+    For a mount point with several mounts, it is the topmost one.
     """
     last = {entry.point: entry for entry in entries}
     kept = [
@@ -203,48 +199,50 @@ def _is_below(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory + "/")
 
 
-def limited(size: int) -> bytes:
-    """Return the options of a tmpfs that may hold ``size`` bytes.
+def tmpfs_options(size: int) -> bytes:
+    """Return the mount options that limit a tmpfs to ``size`` bytes (tmpfs(5)).
 
-    Inodes and extended attributes are memory of the kernel's, outside of ``size=``. ``nr_inodes=``
-    bounds both: since Linux 6.6 an attribute is counted in units of an inode (1 KiB), and before, a
-    tmpfs has no user attributes. So they take a quarter at most.
+    Inodes and extended attributes are kernel memory that ``size=`` does not count. ``nr_inodes=``
+    limits both: since Linux 6.6, which added user attributes, an attribute counts as inodes of
+    1 KiB. So they take at most a quarter of the size in addition.
     """
-    return b"size=%d,nr_inodes=%d" % (size, max(_LEAST_INODES, size // _BYTES_PER_INODE))
+    return b"size=%d,nr_inodes=%d" % (size, max(_MIN_INODES, size // _BYTES_PER_INODE))
 
 
-def add_private(program: Program, step: str) -> None:
-    """:func:`make_private` as a step of a program."""
-    program.mount(step, None, b"/", None, sc.MS_REC | sc.MS_PRIVATE)
+def add_private(batch: SyscallBatch, step: str) -> None:
+    """Append what :func:`make_private` does."""
+    batch.mount(step, None, b"/", None, sc.MS_REC | sc.MS_PRIVATE)
 
 
 def make_private() -> None:
-    """Keep what is mounted from here on out of the host, and what the host mounts out of here."""
+    """Stop the propagation of mounts between this mount namespace and the host."""
     sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
 
 
-def add_proc(program: Program, step: str, root: str, *, protected: bool) -> None:
-    """Mount a /proc of the calling process's PID namespace; ``protected`` masks what shows or
-    steers the whole machine.
+def add_proc(batch: SyscallBatch, step: str, root: str, *, protected: bool) -> None:
+    """Append mounting /proc for the PID namespace of the process that runs the batch.
+
+    ``protected`` hides or makes read-only what shows or controls the whole machine.
     """
-    program.mount(step, b"proc", os.fsencode(f"{root}/proc"), b"proc", _NO_EXEC)
+    batch.mount(step, b"proc", os.fsencode(f"{root}/proc"), b"proc", _NO_EXEC)
     if protected:
-        _protect(program, step, root, "/proc/")
+        _protect(batch, step, root, "/proc/")
 
 
-def add_sys(program: Program, step: str, root: str, *, protected: bool, own: bool = True) -> None:
-    """Mount a /sys of the calling process's network namespace, read-only where ``protected``.
+def add_sys(
+    batch: SyscallBatch, step: str, root: str, *, protected: bool, own: bool = True
+) -> None:
+    """Append mounting /sys for the network namespace of the process that runs the batch.
 
-    Where the network is not its ``own``, and nobody has power over it, the /sys that is there is
-    shown read-only.
+    It is read-only if ``protected``. Without an ``own`` network namespace the kernel denies a new
+    sysfs mount (it needs CAP_SYS_ADMIN in the user namespace of the network), so a read-only copy
+    of the host's mount is used.
     """
     target = os.fsencode(f"{root}/sys")
     if own:
-        program.mount(
-            step, b"sysfs", target, b"sysfs", _NO_EXEC | (sc.MS_RDONLY if protected else 0)
-        )
+        batch.mount(step, b"sysfs", target, b"sysfs", _NO_EXEC | (sc.MS_RDONLY if protected else 0))
     else:
-        fd = program.add(
+        fd = batch.add(
             step,
             "open_tree",
             -100,
@@ -252,7 +250,7 @@ def add_sys(program: Program, step: str, root: str, *, protected: bool, own: boo
             sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE,
         )
         attributes = sc.mount_attributes(sc.MOUNT_ATTR_RDONLY)
-        program.add(
+        batch.add(
             step,
             "mount_setattr",
             fd,
@@ -261,63 +259,64 @@ def add_sys(program: Program, step: str, root: str, *, protected: bool, own: boo
             attributes,
             len(attributes),
         )
-        program.add(step, "move_mount", fd, b"", -100, target, sc.MOVE_MOUNT_F_EMPTY_PATH)
-        program.close(step, fd)
+        batch.add(step, "move_mount", fd, b"", -100, target, sc.MOVE_MOUNT_F_EMPTY_PATH)
+        batch.close(step, fd)
     if protected:
-        _protect(program, step, root, "/sys/")
+        _protect(batch, step, root, "/sys/")
 
 
 @cache
-def _found(paths: tuple[str, ...]) -> dict[str, bool]:
-    """Which of the kernel's files this one has, and whether it is a directory: every mount of /proc
-    and /sys has the same.
+def _existing(paths: tuple[str, ...]) -> dict[str, bool]:
+    """Return those of the paths that exist, and whether each is a directory.
+
+    They are the same in every mount of /proc and /sys, so the result is cached.
     """
     return {path: os.path.isdir(path) for path in paths if os.path.exists(path)}
 
 
-def _protect(program: Program, step: str, root: str, below: str) -> None:
-    """Make read-only what steers; cover a directory that tells too much with an empty one, a file
-    with /dev/null.
+def _protect(batch: SyscallBatch, step: str, root: str, below: str) -> None:
+    """Append making paths read-only, and hiding others.
+
+    A directory is covered by an empty one, a file by /dev/null.
     """
-    steering = [path for path in _found(STEERING) if path.startswith(below)]
-    for path in steering:
-        add_bind(program, step, root + path, root + path)
-    if steering:
-        _make_mounts_below_read_only(program, step, f"{root}{below.rstrip('/')}", _NO_EXEC)
-    for path, is_directory in _found(MASKED).items():
+    read_only = [path for path in _existing(READ_ONLY_PATHS) if path.startswith(below)]
+    for path in read_only:
+        add_bind(batch, step, root + path, root + path)
+    if read_only:
+        _add_read_only_children(batch, step, f"{root}{below.rstrip('/')}", _NO_EXEC)
+    for path, is_directory in _existing(MASKED_PATHS).items():
         if path.startswith(below) and is_directory:
-            add_cover(program, step, root + path)
+            add_cover(batch, step, root + path)
         elif path.startswith(below):
-            add_bind(program, step, f"{root}/dev/null", root + path)
+            add_bind(batch, step, f"{root}/dev/null", root + path)
 
 
-def add_cover(program: Program, step: str, target: str) -> None:
-    """Cover a directory with an empty one that stays empty."""
-    program.mount(
+def add_cover(batch: SyscallBatch, step: str, target: str) -> None:
+    """Append covering a directory with an empty one that cannot be written."""
+    batch.mount(
         step, b"tmpfs", os.fsencode(target), b"tmpfs", _NO_EXEC | sc.MS_RDONLY, b"size=0,mode=555"
     )
 
 
-def add_bind(program: Program, step: str, source: str, target: str, *, flags: int = 0) -> None:
-    """Make ``source`` visible at ``target`` too; ``flags`` (MS_RDONLY, ...) need a second
-    mount(2).
-    """
-    program.mount(step, os.fsencode(source), os.fsencode(target), None, sc.MS_BIND)
+def add_bind(batch: SyscallBatch, step: str, source: str, target: str, *, flags: int = 0) -> None:
+    """Append a bind mount; ``flags`` (MS_RDONLY, ...) are set by a second mount(2)."""
+    batch.mount(step, os.fsencode(source), os.fsencode(target), None, sc.MS_BIND)
     if flags:
-        add_remount(program, step, target, flags)
+        add_remount(batch, step, target, flags)
 
 
-def add_remount(program: Program, step: str, target: str, flags: int) -> None:
-    """Give the mount at ``target`` these flags and no others."""
-    program.mount(step, None, os.fsencode(target), None, sc.MS_BIND | sc.MS_REMOUNT | flags)
+def add_remount(batch: SyscallBatch, step: str, target: str, flags: int) -> None:
+    """Append replacing the flags of the mount at ``target``."""
+    batch.mount(step, None, os.fsencode(target), None, sc.MS_BIND | sc.MS_REMOUNT | flags)
 
 
-def _make_mounts_below_read_only(program: Program, step: str, target: str, flags: int) -> None:
-    """Make all mounts below the one at ``target`` read-only, and not that one, which has these
-    ``flags``: two calls for all of them.
+def _add_read_only_children(batch: SyscallBatch, step: str, target: str, flags: int) -> None:
+    """Append making all mounts below ``target`` read-only, but not ``target`` itself.
+
+    mount_setattr(2) with AT_RECURSIVE includes ``target``, so its own ``flags`` are set again.
     """
     attributes = sc.mount_attributes(sc.MOUNT_ATTR_RDONLY)
-    program.add(
+    batch.add(
         step,
         "mount_setattr",
         -100,
@@ -326,24 +325,23 @@ def _make_mounts_below_read_only(program: Program, step: str, target: str, flags
         attributes,
         len(attributes),
     )
-    add_remount(program, step, target, flags)
+    add_remount(batch, step, target, flags)
 
 
 def add_dev(
-    program: Program, step: str, root: str, shm_size: int, *, tty_group: bool = True
+    batch: SyscallBatch, step: str, root: str, shm_size: int, *, tty_group: bool = True
 ) -> None:
-    """Mount a /dev of its own: the usual nodes, /dev/pts, /dev/shm of ``shm_size`` bytes,
-    /dev/mqueue.
+    """Append mounting /dev: device nodes, /dev/pts, /dev/shm of ``shm_size`` bytes, /dev/mqueue.
 
-    The nodes are binds of the host's on a file system without devices, so that a node made inside
-    (mknod(2)) is inert. Terminals belong to group 5, ``tty`` everywhere, where that number exists
-    (``tty_group``).
+    The nodes are bind mounts of the host's. /dev itself is mounted ``nodev``, so that a node
+    created inside (mknod(2)) cannot be opened. ``tty_group`` gives terminals to GID 5, which is
+    ``tty`` on every distribution; it must have a meaning in the user namespace.
     """
     dev = f"{root}/dev"
     terminals = b"newinstance,ptmxmode=0666,mode=0620,max=%d" % MAX_TERMINALS + (
         b",gid=5" if tty_group else b""
     )
-    program.mount(
+    batch.mount(
         step,
         b"tmpfs",
         os.fsencode(dev),
@@ -352,20 +350,20 @@ def add_dev(
         b"mode=755,size=64k,nr_inodes=1k",
     )
     for name in _DEVICES:
-        program.add(step, "mknodat", -1, os.fsencode(f"{dev}/{name}"), stat.S_IFREG | 0o666, 0)
-        add_bind(program, step, f"/dev/{name}", f"{dev}/{name}")
-    # Mode, owner and attributes of the nodes are the host's: read-only, nobody changes them, and
-    # devices are written to all the same.
-    _make_mounts_below_read_only(program, step, dev, sc.MS_NOSUID | sc.MS_NODEV)
+        batch.add(step, "mknodat", -1, os.fsencode(f"{dev}/{name}"), stat.S_IFREG | 0o666, 0)
+        add_bind(batch, step, f"/dev/{name}", f"{dev}/{name}")
+    # A read-only mount protects mode, owner and attributes of the host's nodes; devices can be
+    # written nevertheless.
+    _add_read_only_children(batch, step, dev, sc.MS_NOSUID | sc.MS_NODEV)
     for name, target in _DEVICE_LINKS.items():
-        program.add(step, "symlinkat", target.encode(), -1, os.fsencode(f"{dev}/{name}"))
+        batch.add(step, "symlinkat", target.encode(), -1, os.fsencode(f"{dev}/{name}"))
     for name, fstype, flags, data in (
         ("pts", b"devpts", sc.MS_NOSUID | sc.MS_NOEXEC, terminals),
-        ("shm", b"tmpfs", _NO_EXEC, b"mode=1777," + limited(shm_size)),
+        ("shm", b"tmpfs", _NO_EXEC, b"mode=1777," + tmpfs_options(shm_size)),
         ("mqueue", b"mqueue", _NO_EXEC, None),
     ):
-        program.add(step, "mkdirat", -1, os.fsencode(f"{dev}/{name}"), 0o755)
-        program.mount(
+        batch.add(step, "mkdirat", -1, os.fsencode(f"{dev}/{name}"), 0o755)
+        batch.mount(
             step,
             b"shm" if name == "shm" else fstype,
             os.fsencode(f"{dev}/{name}"),
@@ -375,11 +373,12 @@ def add_dev(
         )
 
 
-def add_become_root(program: Program, step: str, root: str) -> None:
-    """Make ``root`` the root of this mount namespace and let go of the old one, which no path
-    reaches any more (pivot_root(2)).
+def add_pivot_root(batch: SyscallBatch, step: str, root: str) -> None:
+    """Append making ``root`` the root of the mount namespace and unmounting the old root.
+
+    The sequence is that of pivot_root(2), "pivot_root(".", ".")".
     """
-    program.add(step, "chdir", os.fsencode(root))
-    program.add(step, "pivot_root", b".", b".")
-    program.add(step, "umount2", b".", sc.MNT_DETACH)
-    program.add(step, "chdir", b"/")
+    batch.add(step, "chdir", os.fsencode(root))
+    batch.add(step, "pivot_root", b".", b".")
+    batch.add(step, "umount2", b".", sc.MNT_DETACH)
+    batch.add(step, "chdir", b"/")

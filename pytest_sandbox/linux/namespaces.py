@@ -1,5 +1,6 @@
-"""Namespaces: opening, entering, and the identity map of the payloads' user namespace
-(namespaces(7), user_namespaces(7)).
+"""Open and join namespaces, and create the user namespace of payloads.
+
+See namespaces(7), setns(2) and user_namespaces(7).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from pytest_sandbox.errors import ContainerStopped, UnsupportedError
 from pytest_sandbox.linux import process, userns
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.syscall_batch import Program
+from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,55 +23,52 @@ __all__ = [
     "identity",
     "make_user_namespace",
     "map_identity",
-    "map_rooted",
-    "name_host",
-    "open_for_children",
-    "open_of",
-    "set_for_children",
+    "open_namespace",
+    "open_pid_for_children",
+    "set_hostname",
+    "set_pid_for_children",
 ]
 
 
-def open_of(pid: int, kind: str) -> int:
-    """Return a descriptor of a process's namespace: "mnt", "net", "pid", "user", ..."""
+def open_namespace(pid: int, kind: str) -> int:
+    """Return a descriptor of a namespace of a process: "mnt", "net", "pid", "user", ..."""
     return os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def identity(kind: str, pid: int | str = "self") -> str:
-    """Return what tells one namespace of a process, the calling one unless named, from every other:
-    ``"mnt:[4026531841]"``.
-    """
+    """Return the identity of a namespace of a process, such as ``"mnt:[4026531841]"``."""
     return os.readlink(f"/proc/{pid}/ns/{kind}")
 
 
-def add_enter(program: Program, step: str, pidfd: int, flags: int, user_fd: int) -> None:
-    """Append entering the namespaces ``flags`` of the process ``pidfd`` (setns(2)), and then a user
-    namespace, if ``user_fd`` >= 0.
+def add_enter(batch: SyscallBatch, step: str, pidfd: int, flags: int, user_fd: int) -> None:
+    """Append joining namespaces of the process ``pidfd``, and a user namespace if ``user_fd`` >= 0.
 
-    The process that runs it has one thread, and gets its PID namespace when it is forked.
+    ``flags`` are CLONE_NEW* flags. The process that runs the batch must be single-threaded; a PID
+    namespace applies to its children only (setns(2)).
     """
-    program.add(step, "setns", pidfd, flags)
+    batch.add(step, "setns", pidfd, flags)
     if user_fd >= 0:
-        program.add(step, "setns", user_fd, sc.CLONE_NEWUSER)
+        batch.add(step, "setns", user_fd, sc.CLONE_NEWUSER)
 
 
-def name_host(pidfd: int, name: str, builder_fd: int) -> None:
-    """Change the host name that a process sees, with the power of a user namespace, -1 for the
-    calling process's own (sethostname(2)).
+def set_hostname(pidfd: int, name: str, builder_fd: int) -> None:
+    """Set the host name in the UTS namespace of the process ``pidfd`` (sethostname(2)).
+
+    ``builder_fd`` is the user namespace that owns it, or -1 for the caller's own.
     """
-    program, step = Program(), "name host"
+    batch, step = SyscallBatch(), "set host name"
     if builder_fd >= 0:
-        program.add(step, "setns", builder_fd, sc.CLONE_NEWUSER)
-    program.add(step, "setns", pidfd, sc.CLONE_NEWUTS)
-    program.add(step, "sethostname", name.encode(), len(name.encode()))
-    program.run_in_child()
+        batch.add(step, "setns", builder_fd, sc.CLONE_NEWUSER)
+    batch.add(step, "setns", pidfd, sc.CLONE_NEWUTS)
+    batch.add(step, "sethostname", name.encode(), len(name.encode()))
+    batch.run_in_child()
 
 
-def set_for_children(fd: int) -> None:
-    """Let what this thread forks from now on begin in the PID namespace of a process's or
-    namespace's descriptor (setns(2)).
+def set_pid_for_children(fd: int) -> None:
+    """Set the PID namespace of this thread's future children (setns(2)).
 
-    Raises :class:`ContainerStopped` for a process that is ending: it has lost its namespaces a
-    moment before its descriptor says so.
+    ``fd`` is a pidfd or a descriptor of a PID namespace. Raises ContainerStopped for a process that
+    is ending: it leaves its namespaces a moment before its pidfd becomes readable.
     """
     try:
         sc.setns(fd, sc.CLONE_NEWPID)
@@ -78,15 +76,14 @@ def set_for_children(fd: int) -> None:
         raise ContainerStopped.ended() from error
 
 
-def open_for_children() -> int:
-    """Return a descriptor of the PID namespace in which this thread's children begin.
+def open_pid_for_children() -> int:
+    """Return a descriptor of the PID namespace of this thread's future children.
 
-    Raises :class:`UnsupportedError` where the thread could not come back to it: it must not go
-    elsewhere then.
+    Raises UnsupportedError if the thread could not set it back after setting another one.
     """
     own = os.open("/proc/thread-self/ns/pid_for_children", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        set_for_children(own)
+        set_pid_for_children(own)
     except OSError as error:
         os.close(own)
         remedy = (
@@ -100,86 +97,85 @@ def open_for_children() -> int:
 
 
 def make_user_namespace(*, rooted: bool = False, owner: int | None = None) -> int:
-    """Return the descriptor of a new user namespace in which everybody is who he is outside, or,
-    ``rooted``, the caller is root.
+    """Return a descriptor of a new user namespace that maps every ID to itself.
 
-    ``owner`` is the UID that owns it, by default the caller's; another one takes CAP_SETUID. What
-    the kernel counts by user namespace and UID (inotify instances, pending signals, ...) is charged
-    to the owner in the parent namespace. Raises :class:`OSError` where this kernel or its settings
-    allow none.
+    With ``rooted`` the caller's IDs are mapped to 0 instead. ``owner`` is the UID of its owner, by
+    default the caller's; another one needs CAP_SETUID. Resources that the kernel counts per user
+    namespace and UID (inotify instances, pending signals, ...) are charged to the owner in the
+    parent namespace. Raises OSError if the kernel or its settings do not allow user namespaces.
     """
     pipes = [*os.pipe2(os.O_CLOEXEC), *os.pipe2(os.O_CLOEXEC)]
-    made_reader, made_writer, mapped_reader, mapped_writer = pipes
+    created_reader, created_writer, mapped_reader, mapped_writer = pipes
     try:
         pid, pidfd = sc.clone3(0)
         if not pid:
             os.close(mapped_writer)
-            _become_new_user_namespace(owner, made_writer, mapped_reader)
-        os.close(pidfd)
-        _close(made_writer, pipes)
+            _become_new_user_namespace(owner, created_writer, mapped_reader)
+        _close(created_writer, pipes)
         try:
-            _raise_sent(os.read(made_reader, 8))
-            (map_rooted if rooted else map_identity)(pid)
-            return open_of(pid, "user")
+            _raise_errno(os.read(created_reader, 8))
+            (_map_root if rooted else map_identity)(pid)
+            return open_namespace(pid, "user")
         finally:
             _close(mapped_writer, pipes)
-            process.reap(pid)
+            process.await_exit(pid, pidfd, None)
+            os.close(pidfd)
     finally:
         for fd in pipes.copy():
             _close(fd, pipes)
 
 
-def _become_new_user_namespace(owner: int | None, made: int, mapped: int) -> NoReturn:
-    """Move this process into a new user namespace, write the errno of that to ``made``, and end
-    when ``mapped`` is closed.
+def _become_new_user_namespace(owner: int | None, created: int, mapped: int) -> NoReturn:
+    """Move this process into a new user namespace, and exit when ``mapped`` is closed.
+
+    It writes the errno of unshare(2), 0 for success, to ``created``.
     """
-    number = 0
+    code = 0
     try:
         if owner is not None:
             permitted = sc.getcaps()[1]
-            os.seteuid(owner)  # which empties the effective set (capabilities(7))
+            os.seteuid(owner)  # clears the effective set (capabilities(7))
             sc.capset(permitted, permitted, 0)
         sc.unshare(sc.CLONE_NEWUSER)
     except OSError as error:
-        number = error.errno or errno.EIO
+        code = error.errno or errno.EIO
     finally:
-        os.write(made, b"%d" % number)
+        os.write(created, b"%d" % code)
         os.read(mapped, 1)
         os._exit(0)
 
 
-def _raise_sent(digits: bytes) -> None:
-    number = int(digits or errno.EIO)
-    if number:
-        raise OSError(number, f"{os.strerror(number)}: making a user namespace")
+def _raise_errno(digits: bytes) -> None:
+    code = int(digits or errno.EIO)
+    if code:
+        raise OSError(code, f"{os.strerror(code)}: making a user namespace")
 
 
-def _close(fd: int, among: list[int]) -> None:
-    """Close a descriptor of a list, once."""
-    if fd in among:
-        among.remove(fd)
+def _close(fd: int, fds: list[int]) -> None:
+    """Close a descriptor and remove it from the list, if it is there."""
+    if fd in fds:
+        fds.remove(fd)
         os.close(fd)
 
 
 def map_identity(pid: int) -> None:
-    """Map every user and group to itself in the user namespace of ``pid``: ownership looks as
-    outside, power does not follow.
+    """Map every UID and GID to itself in the user namespace of ``pid``.
+
+    File owners are the same as outside, but capabilities apply inside only.
     """
     _map(pid, lambda extents, _own: [(first, first, count) for first, _outside, count in extents])
 
 
-def map_rooted(pid: int) -> None:
-    """Map the calling user to root in the user namespace of ``pid``, and the other numbers that it
-    has to the others: for images.
-    """
-    _map(pid, userns.rooted)
+def _map_root(pid: int) -> None:
+    """Map the calling user to root, and its other IDs to the following ones, for images."""
+    _map(pid, userns.root_map)
 
 
 def _map(pid: int, wanted: Callable[[list[userns.Extent], int], list[userns.Extent]]) -> None:
     for kind, own in (("uid", os.geteuid()), ("gid", os.getegid())):
         text = "".join(
             f"{first} {outside} {count}\n"
-            for first, outside, count in wanted(userns.mapped(kind), own)
+            for first, outside, count in wanted(userns.read_map(kind), own)
         )
         fd = os.open(f"/proc/{pid}/{kind}_map", os.O_WRONLY | os.O_CLOEXEC)
         try:

@@ -1,6 +1,4 @@
-"""Overlays: a writable layer over directories that stay as they are
-(Documentation/filesystems/overlayfs.rst).
-"""
+"""Mount overlays, and create their layers (Documentation/filesystems/overlayfs.rst)."""
 
 from __future__ import annotations
 
@@ -14,10 +12,10 @@ from pytest_sandbox.linux import userns
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pytest_sandbox.linux.syscall_batch import Program, Result
+    from pytest_sandbox.linux.syscall_batch import Result, SyscallBatch
 
 __all__ = [
-    "Like",
+    "Template",
     "add_layer",
     "add_overlay",
     "add_read_only",
@@ -29,9 +27,10 @@ __all__ = [
 _DIRECTORIES = (("", 0o700), ("/upper", 0o755), ("/work", 0o700))
 
 
-class Like(NamedTuple):
-    """A directory whose mode and owner a layer's root gets: a path, below a descriptor where there
-    is one.
+class Template(NamedTuple):
+    """A directory whose mode and owner the root of a layer gets.
+
+    ``path`` is relative to the descriptor ``fd``, if there is one.
     """
 
     path: str
@@ -41,14 +40,15 @@ class Like(NamedTuple):
 def mount_overlay(
     lower: Sequence[str], layer: str, target: str, *, flags: int = 0, options: Sequence[str] = ()
 ) -> None:
-    """Mount ``lower`` (topmost first) on ``target`` with the writable layer in ``layer/upper``;
-    ``layer/work`` is the kernel's.
+    """Mount ``lower`` (topmost first) on ``target`` with the writable layer ``layer/upper``.
+
+    ``layer/work`` is for the kernel's use.
     """
     sc.mount("overlay", target, "overlay", flags, _data(lower, layer, options))
 
 
 def add_overlay(
-    program: Program,
+    batch: SyscallBatch,
     step: str,
     lower: Sequence[str],
     layer: str,
@@ -57,12 +57,12 @@ def add_overlay(
     flags: int = 0,
     options: Sequence[str] = (),
 ) -> Result:
-    """:func:`mount_overlay` as a step of a program.
+    """Append what :func:`mount_overlay` does.
 
-    ``redirect_dir`` lets a directory of the lower layers be renamed, which would give EXDEV
-    otherwise.
+    The option ``redirect_dir=on`` lets directories of lower layers be renamed; without it
+    rename(2) fails with EXDEV.
     """
-    return program.mount(
+    return batch.mount(
         step,
         b"overlay",
         os.fsencode(target),
@@ -73,7 +73,7 @@ def add_overlay(
 
 
 def add_read_only(
-    program: Program,
+    batch: SyscallBatch,
     step: str,
     lower: Sequence[str],
     target: str,
@@ -81,15 +81,14 @@ def add_read_only(
     flags: int = 0,
     options: Iterable[str] = (),
 ) -> None:
-    """Mount an overlay without a writable layer as a step of a program; it takes two lower
-    directories at least.
+    """Append mounting an overlay without a writable layer, of at least two lower directories.
 
-    Of ``options`` those that only a writable layer needs are left out.
+    Those of ``options`` that are for writable layers only are left out.
     """
     data = ",".join(
         [_lower(lower), *(option for option in options if not option.startswith("redirect_dir"))]
     )
-    program.mount(
+    batch.mount(
         step, b"overlay", os.fsencode(target), b"overlay", flags | sc.MS_RDONLY, os.fsencode(data)
     )
 
@@ -103,38 +102,38 @@ def _lower(lower: Sequence[str]) -> str:
 
 
 def _escaped(path: str) -> str:
-    """Escape what separates lower directories and mount options."""
+    """Escape the separators of lower directories and mount options."""
     for character in "\\:,":
         path = path.replace(character, "\\" + character)
     return path
 
 
 def make_layer(directory: str, like: str) -> None:
-    """Make an empty layer whose root has the mode, owner and times of the directory ``like``."""
+    """Create an empty layer whose root has the mode and owner of the directory ``like``."""
     for name, mode in _DIRECTORIES:
         os.mkdir(f"{directory}{name}", mode)
-    owner, mode = _nature(Like(like))
+    owner, mode = _owner_and_mode(Template(like))
     if owner is not None:
         os.chown(f"{directory}/upper", *owner)
     os.chmod(f"{directory}/upper", mode)
 
 
-def add_layer(program: Program, step: str, directory: str, like: Like) -> None:
-    """:func:`make_layer` as a step of a program; what is there already stays."""
+def add_layer(batch: SyscallBatch, step: str, directory: str, like: Template) -> None:
+    """Append what :func:`make_layer` does; directories that exist already are kept."""
     for name, mode in _DIRECTORIES:
-        program.add(step, "mkdirat", -1, f"{directory}{name}".encode(), mode, go_on=True)
+        batch.add(step, "mkdirat", -1, f"{directory}{name}".encode(), mode, go_on=True)
     upper = f"{directory}/upper".encode()
-    owner, mode = _nature(like)
+    owner, mode = _owner_and_mode(like)
     if owner is not None:
-        program.add(step, "fchownat", -1, upper, *owner, 0)
-    program.add(step, "fchmodat", -1, upper, mode)
+        batch.add(step, "fchownat", -1, upper, *owner, 0)
+    batch.add(step, "fchmodat", -1, upper, mode)
 
 
-def _nature(like: Like) -> tuple[tuple[int, int] | None, int]:
-    """Return the owner that a layer's root gets, None where it has it already, and its mode.
+def _owner_and_mode(like: Template) -> tuple[tuple[int, int] | None, int]:
+    """Return owner and mode for the root of a layer; no owner if it is the calling user.
 
-    An owner without a number in this user namespace is not to be had: then we own it, with the
-    rights that we had.
+    A file cannot be given to an owner without an ID in this user namespace. Then the calling user
+    owns it, with the access rights that it has to the original.
     """
     status = os.stat(like.path, dir_fd=like.fd)
     mode, owner = stat.S_IMODE(status.st_mode), (status.st_uid, status.st_gid)
@@ -148,7 +147,8 @@ def _nature(like: Like) -> tuple[tuple[int, int] | None, int]:
 
 
 def make_whiteout(path: str) -> None:
-    """Mark a name as deleted, in a directory that is to be a layer; PermissionError on a file
-    system that is an overlay itself.
+    """Create a whiteout in a layer, which hides ``path``.
+
+    Raises PermissionError if the layer itself is on an overlay.
     """
     os.mknod(path, stat.S_IFCHR, os.makedev(0, 0))

@@ -1,13 +1,12 @@
-"""What a writable layer changed.
+"""List the changes in the writable layer of an overlay, as ``docker diff`` does.
 
-The tree that is seen through an overlay against the tree below it.
+The format of a layer is documented in Documentation/filesystems/overlayfs.rst: a character device
+0:0 is a whiteout (a deleted name), the attribute ``overlay.opaque`` marks a directory that replaces
+the one below, and ``overlay.redirect`` a renamed one, with the path of its content in the lower
+layers.
 
-The format of a layer is the kernel's (Documentation/filesystems/overlayfs.rst): a character device
-0:0 stands for a deletion, the attribute ``overlay.opaque`` marks a directory that replaces the one
-below, ``overlay.redirect`` one that was renamed, with where its content lies below.
-
-A layer may hold whatever a test has made of it, so the walk takes time and memory in proportion to
-the number of changes, however deep they lie, and no more of either than its :class:`Budget` says.
+A layer may contain anything that a test has created. Time and memory are proportional to the number
+of changes, whatever their depth, and limited by a :class:`Budget`.
 """
 
 from __future__ import annotations
@@ -28,27 +27,25 @@ if TYPE_CHECKING:
 
 __all__ = ["Budget", "changes", "changes_since"]
 
-#: As root's overlays keep their attributes, and as those of a user namespace.
+#: The prefix of attributes in overlays of root, and in those with the option ``userxattr``.
 _PREFIXES = ("trusted.overlay.", "user.overlay.")
-#: Names of directories that wait for their turn, and names of one lower directory that are held at
-#: a time.
-_MOST_PENDING = 200_000
-#: Changes between two looks at the clock.
-_LOOK = 128
+#: The maximum number of directories to visit later, and of names of one lower directory in memory.
+_MAX_PENDING = 200_000
+#: The clock is read once for this many changes.
+_CLOCK_INTERVAL = 128
 
-#: One directory as it lies in several layers: those that have a part in it, topmost first.
+#: The directories of lower layers that are merged into one, topmost first.
 Merged: TypeAlias = "tuple[Lower, ...]"
 Found: TypeAlias = tuple[str, str]
 
 
 @dataclass(slots=True)
 class Budget:
-    """What a walk may take.
+    """Limits of a walk, and what it has counted.
 
-    ``entries`` that are listed, ``text`` characters of their paths, ``seconds`` (None: any).
-
-    Afterwards ``counted`` is the number of changes that were found, listed or not, and ``complete``
-    tells whether these are all and listed.
+    At most ``entries`` changes are listed, with ``text`` characters in their paths, in ``seconds``
+    (None: without limit). Afterwards ``counted`` is the number of changes that were found, and
+    ``complete`` is whether all changes were found and listed.
     """
 
     entries: int = 1_000_000
@@ -61,13 +58,13 @@ class Budget:
     def __post_init__(self) -> None:
         self._end = float("inf") if self.seconds is None else time.monotonic() + self.seconds
 
-    def lists(self, length: int) -> bool:
-        """Count a change, and tell whether it is listed, with a path of ``length`` characters.
+    def count(self, length: int) -> bool:
+        """Count a change with a path of ``length`` characters; return whether it is listed.
 
         Raises TimeoutError.
         """
         self.counted += 1
-        if not self.counted % _LOOK:
+        if not self.counted % _CLOCK_INTERVAL:
             self.check()
         if self.entries <= 0 or self.text < length:
             self.complete = False
@@ -77,7 +74,7 @@ class Budget:
         return True
 
     def check(self) -> None:
-        """Raise TimeoutError where the time is over."""
+        """Raise TimeoutError if the time is up."""
         if time.monotonic() >= self._end:
             self.complete = False
             raise TimeoutError
@@ -85,11 +82,11 @@ class Budget:
 
 @dataclass(slots=True)
 class _Level:
-    """A directory that is seen.
+    """A directory of the walk.
 
-    Whether it has a part in the writable layer, what is merged into it, and what was there before.
-
-    ``pending``: its subdirectories to be walked, each with whether it lies in the writable layer.
+    ``has_upper`` is whether it exists in the writable layer, ``below`` are the lower directories
+    that are merged into it, ``before`` those that had this path before. ``pending`` are the
+    subdirectories to visit, each with its ``has_upper``.
     """
 
     name: str
@@ -100,11 +97,11 @@ class _Level:
 
 
 def changes(upper: int, lower: Sequence[str], budget: Budget | None = None) -> Iterator[Found]:
-    """Yield ``(kind, path)`` for what the writable layer ``upper`` (a directory's descriptor) says
-    about the directories ``lower``.
+    """Yield ``(kind, path)`` for each change of the layer ``upper`` to the directories ``lower``.
 
-    ``kind`` is "added", "modified" or "deleted"; ``path`` begins with "/". A directory that holds a
-    change is itself "modified", as ``docker diff`` says it. What vanishes meanwhile is left out.
+    ``upper`` is a descriptor. ``kind`` is "added", "modified" or "deleted"; ``path`` starts with
+    "/". A directory that contains a change is "modified", as in ``docker diff``. Files that
+    disappear meanwhile are skipped.
     """
     budget = budget or Budget()
     with OpenLowers(lower) as lowers, DirectoryStack(upper) as stack:
@@ -119,8 +116,9 @@ def changes(upper: int, lower: Sequence[str], budget: Budget | None = None) -> I
 def changes_since(
     upper: int, taken: Sequence[str], lower: Sequence[str], budget: Budget | None = None
 ) -> Iterator[Found]:
-    """As :func:`changes`, where the topmost of what ``upper`` lies on, ``taken``, is not what is
-    compared with, but part of the changes.
+    """Yield what :func:`changes` does, including the changes of the layers ``taken``.
+
+    Those are layers of snapshots between ``upper`` and ``lower``, topmost first.
     """
     if not taken:
         return changes(upper, lower, budget)
@@ -151,7 +149,7 @@ def _merge(found: dict[str, str], newer: Iterable[Found]) -> None:
 
 
 def _forget_below(found: dict[str, str], paths: list[str], start: str) -> None:
-    """Remove what begins with ``start``: in sorted paths, it stands together."""
+    """Remove the paths that start with ``start``; they are adjacent in the sorted ``paths``."""
     for at in range(bisect.bisect_left(paths, start), len(paths)):
         if not paths[at].startswith(start):
             return
@@ -159,20 +157,19 @@ def _forget_below(found: dict[str, str], paths: list[str], start: str) -> None:
 
 
 class _Walk:
-    """One walk over a writable layer and what it lies on, a directory at a time, from the root
-    down.
-    """
+    """A walk over a writable layer and the lower layers, from the root down."""
 
     def __init__(self, stack: DirectoryStack, lowers: OpenLowers, budget: Budget) -> None:
         self._stack = stack
         self._lowers = lowers
         self._budget = budget
         self._pending = 0
-        self._length = 1  # of the current directory's path with a "/" at its end
+        self._length = 1  # of the current path, with a "/" at its end
         roots = lowers.roots
         self._levels = [_Level("", True, roots, roots)]
 
     def run(self) -> Iterator[Found]:
+        """Yield every change."""
         yield from self._directory(self._levels[0])
         while self._levels:
             level = self._levels[-1]
@@ -193,12 +190,10 @@ class _Walk:
             self._stack.pop()
 
     def _directory(self, level: _Level) -> Iterator[Found]:
-        """Yield what changed directly in a directory, and note which directories in it have to be
-        walked.
-        """
-        path = ""  # made when it is needed: paths of deep directories are long
+        """Yield the changes in a directory, and remember the subdirectories to visit."""
+        path = ""  # built if it is needed: paths of deep directories are long
         for kind, name in self._names(level):
-            if self._budget.lists(self._length + len(name)):
+            if self._budget.count(self._length + len(name)):
                 path = path or "/".join([*(one.name for one in self._levels), ""])
                 yield kind, path + name
         level.pending.reverse()
@@ -206,44 +201,43 @@ class _Walk:
     def _names(self, level: _Level) -> Iterator[Found]:
         if level.has_upper:
             yield from self._written(level)
-        if (
-            level.below is not level.before
-        ):  # renamed or replaced: what lies below is new, what was here before may be gone
+        # In a renamed or replaced directory the lower content is new, and the old may be gone.
+        if level.below is not level.before:
             yield from self._moved(level)
             yield from self._gone(level)
 
     def _written(self, level: _Level) -> Iterator[Found]:
-        """Yield what the writable layer has in this directory."""
+        """Yield the changes that are entries of the writable layer."""
         for batch in batches(self._stack.fd):
             self._budget.check()
             for entry in batch:
                 try:
-                    is_directory, is_deleted = _shown(entry)
+                    is_directory, is_whiteout = _type(entry)
                 except FileNotFoundError:
                     continue
                 was = self._lowers.mode(level.before, entry.name)
-                if is_deleted:
+                if is_whiteout:
                     if was:
                         yield "deleted", entry.name
                     continue
                 yield "modified" if was else "added", entry.name
                 if is_directory:
-                    self._note(level, entry.name, has_upper=True)
+                    self._remember(level, entry.name, has_upper=True)
 
     def _moved(self, level: _Level) -> Iterator[Found]:
-        """Yield what came with a directory that was renamed to here."""
+        """Yield the lower content of a directory that was renamed to this path."""
         for name in self._names_in(level.below):
             mode = self._lowers.mode(level.below, name)
             if not mode or self._is_written(level, name):
                 continue
             yield "modified" if self._lowers.mode(level.before, name) else "added", name
             if stat.S_ISDIR(mode):
-                self._note(level, name, has_upper=False)
+                self._remember(level, name, has_upper=False)
 
     def _gone(self, level: _Level) -> Iterator[Found]:
-        """Yield what was in this place before and is not any more.
+        """Yield the names that existed at this path before and do not exist now.
 
-        A deletion that the layer has was told already.
+        Those with a whiteout in the layer were yielded already.
         """
         for name in self._names_in(level.before):
             is_there = self._is_written(level, name) or self._lowers.mode(level.below, name)
@@ -251,7 +245,7 @@ class _Walk:
                 yield "deleted", name
 
     def _names_in(self, merged: Merged) -> list[str]:
-        names, is_all = self._lowers.names(merged, _MOST_PENDING)
+        names, is_all = self._lowers.names(merged, _MAX_PENDING)
         self._budget.complete &= is_all
         return names
 
@@ -264,15 +258,15 @@ class _Walk:
             return False
         return True
 
-    def _note(self, level: _Level, name: str, *, has_upper: bool) -> None:
-        if self._pending >= _MOST_PENDING:
+    def _remember(self, level: _Level, name: str, *, has_upper: bool) -> None:
+        if self._pending >= _MAX_PENDING:
             self._budget.complete = False
             return
         self._pending += 1
         level.pending.append((name, has_upper))
 
     def _enter(self, level: _Level, name: str, has_upper: bool) -> _Level | None:
-        """Return a directory to be walked; None where it has gone meanwhile, or may not be read."""
+        """Return a directory to visit; None if it has disappeared or cannot be read."""
         before = self._lowers.step(level.before, name)
         if not has_upper:
             below = self._lowers.step(level.below, name)
@@ -284,8 +278,9 @@ class _Walk:
         return _Level(name, True, self._below(level, name, before), before)
 
     def _below(self, level: _Level, name: str, before: Merged) -> Merged:
-        """Return what is merged into the directory that was just entered, the same object as
-        ``before`` where nothing was moved.
+        """Return the lower directories of the directory that was just entered.
+
+        It is the object ``before`` if the directory was not moved.
         """
         if _attribute(self._stack.fd, "opaque") == b"y":
             return () if before else before
@@ -297,18 +292,17 @@ class _Walk:
 
     def _redirected(self, level: _Level, redirect: str) -> Merged:
         absolute, *parts = redirect.split("/")
-        if absolute:  # the name of before, renamed within its directory
+        if absolute:  # a relative redirect: renamed within its directory
             parts = [absolute]
         merged = level.below if absolute else self._lowers.roots
-        for part in parts:  # a user's attribute can be forged, and must not lead out
+        # A payload can write the attribute, so it must not lead out of the layer.
+        for part in parts:
             merged = self._lowers.step(merged, part) if part not in {"", ".", ".."} else ()
         return merged
 
 
-def _shown(entry: os.DirEntry[str]) -> tuple[bool, bool]:
-    """Tell whether an entry of the writable layer is a directory, and whether it stands for a
-    deletion.
-    """
+def _type(entry: os.DirEntry[str]) -> tuple[bool, bool]:
+    """Return whether an entry of the writable layer is a directory, and whether a whiteout."""
     if entry.is_dir(follow_symlinks=False):
         return True, False
     if entry.is_file(follow_symlinks=False) or entry.is_symlink():

@@ -1,4 +1,4 @@
-"""Pseudo-terminals of another root's /dev/pts (pty(7))."""
+"""Open pseudoterminals of a container's /dev/pts (pty(7), TIOCGPTPEER(2const))."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ _TIOCGPTPEER = 0x5441
 
 
 def open_pair(master: int) -> tuple[int, int]:
-    """Unlock what was opened as ``ptmx``, and return it with its other end, which is found without
-    any name (TIOCGPTPEER).
+    """Unlock an open ``ptmx``; return it and a descriptor of its other end.
+
+    TIOCGPTPEER opens the other end without a path, which would be resolved on the host.
     """
     fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
     return master, fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)

@@ -1,6 +1,7 @@
-"""Removal of directories whose content a container may have written.
+"""Remove directory trees that a container may have written.
 
-Iterative and by descriptor, so that nothing in them can break it.
+The tree is walked through descriptors and without recursion, so that neither links nor depth nor
+the length of a path can break the removal.
 """
 
 from __future__ import annotations
@@ -18,24 +19,23 @@ if TYPE_CHECKING:
 
 __all__ = ["remove_tree"]
 
-_MOST_NAMES = 10_000
-_MOST_SHOWN = 200
+_MAX_NAMES = 10_000
+_MAX_SHOWN = 200
 
 
 def remove_tree(path: str, *, dir_fd: int | None = None) -> None:
-    """Remove the directory ``path`` and all in it, of any depth, also what its owner has no
-    permissions for.
+    """Remove the directory ``path`` with its content, if it exists.
 
-    What is gone already is fine. A symbolic link or a file in the place of ``path`` raises
-    NotADirectoryError. What cannot be removed (a mount point, somebody else's file) stays, the rest
-    is removed, and the first such error is raised at the end.
+    Directories without permissions for their owner are removed too. Raises NotADirectoryError if
+    ``path`` is a symbolic link or a file. Files that cannot be removed (a mount point, a file of
+    another user) are left, and the first such error is raised at the end.
     """
     try:
         root = os.open(path, DIRECTORY, dir_fd=dir_fd)
     except FileNotFoundError:
         return
     except PermissionError:
-        root = _opened_to_owner(path, dir_fd)
+        root = _open_with_chmod(path, dir_fd)
     try:
         error = _Removal(root, path).run()
     finally:
@@ -48,10 +48,10 @@ def remove_tree(path: str, *, dir_fd: int | None = None) -> None:
         return
 
 
-def _opened_to_owner(name: str, directory: int | None) -> int:
-    """Open a directory that its mode closes to its owner. The mode is changed by descriptor.
+def _open_with_chmod(name: str, directory: int | None) -> int:
+    """Open a directory whose mode denies access to its owner, after changing the mode.
 
-    chmod(2) of a name follows links.
+    chmod(2) follows symbolic links, so the mode is changed through an O_PATH descriptor.
     """
     entry = os.open(
         name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory
@@ -65,10 +65,7 @@ def _opened_to_owner(name: str, directory: int | None) -> int:
 
 @dataclass(slots=True)
 class _Level:
-    """One directory on the way.
-
-    Its name in its parent, subdirectories to be emptied, and names that could not be removed.
-    """
+    """A directory: its name, subdirectories to empty, and names that could not be removed."""
 
     name: str
     pending: list[str] = field(default_factory=list)
@@ -76,7 +73,7 @@ class _Level:
 
 
 class _Removal:
-    """One removal: what is below ``root``, which is called ``shown`` in errors."""
+    """The removal of the content of ``root``, a descriptor of ``shown``, its path in errors."""
 
     def __init__(self, root: int, shown: str) -> None:
         self._stack = DirectoryStack(root)
@@ -84,7 +81,7 @@ class _Removal:
         self._error: OSError | None = None
 
     def run(self) -> OSError | None:
-        """Remove everything in the root; return the first error, None where there was none."""
+        """Remove everything in the root; return the first error, if any."""
         with self._stack:
             while self._levels:
                 level = self._levels[-1]
@@ -95,12 +92,10 @@ class _Removal:
         return self._error
 
     def _clear(self, level: _Level) -> bool:
-        """Remove what lies directly in the current directory.
+        """Remove entries of the current directory; return whether there is more to do in it.
 
-        Return whether there is more to do in it.
-
-        A directory is read again until nothing is found: removing while reading may skip names, and
-        names are taken in portions.
+        It is called until it finds nothing: readdir(3) may skip names while others are removed, and
+        it stops after a number of subdirectories.
         """
         found = False
         with os.scandir(self._stack.fd) as entries:
@@ -110,13 +105,13 @@ class _Removal:
                 found = True
                 if not entry.is_dir(follow_symlinks=False):
                     self._remove(os.unlink, level, entry.name)
-                elif not self._is_removed_empty(entry.name):
+                elif not self._remove_if_empty(entry.name):
                     level.pending.append(entry.name)
-                    if len(level.pending) >= _MOST_NAMES:
+                    if len(level.pending) >= _MAX_NAMES:
                         break
         return found
 
-    def _is_removed_empty(self, name: str) -> bool:
+    def _remove_if_empty(self, name: str) -> bool:
         try:
             os.rmdir(name, dir_fd=self._stack.fd)
         except OSError:
@@ -124,10 +119,7 @@ class _Removal:
         return True
 
     def _remove(self, function: Callable[..., None], level: _Level, name: str) -> None:
-        """Remove one name, where necessary with the permissions of an owner.
-
-        Remember it where that fails.
-        """
+        """Remove a name, if necessary after a chmod of its directory; remember it if that fails."""
         try:
             try:
                 function(name, dir_fd=self._stack.fd)
@@ -154,12 +146,12 @@ class _Removal:
         self._levels.append(_Level(name))
 
     def _open(self, name: str) -> int:
-        """Open a subdirectory. What is mounted there is not ours to remove."""
+        """Open a subdirectory; raises OSError (EBUSY) for a mount point."""
         try:
             fd = os.open(name, DIRECTORY, dir_fd=self._stack.fd)
         except PermissionError:
             os.fchmod(self._stack.fd, 0o700)
-            fd = _opened_to_owner(name, self._stack.fd)
+            fd = _open_with_chmod(name, self._stack.fd)
         if os.fstat(fd).st_dev == self._stack.device:
             return fd
         os.close(fd)
@@ -175,5 +167,5 @@ class _Removal:
         level.failed.add(name)
         if self._error is None:
             path = "/".join([*(one.name for one in self._levels), name])
-            shown = path if len(path) <= _MOST_SHOWN else f"...{path[-_MOST_SHOWN:]}"
+            shown = path if len(path) <= _MAX_SHOWN else f"...{path[-_MAX_SHOWN:]}"
             self._error = OSError(error.errno, error.strerror, shown)

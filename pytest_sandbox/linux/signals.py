@@ -1,5 +1,7 @@
-"""Signals: deferring them, so that a handler's exception does not fall between a system call and
-the note of its result.
+"""Block signals around system calls, and reset signal dispositions (signal(7)).
+
+An exception of a signal handler between a system call and the assignment of its result would leak a
+descriptor or a process.
 """
 
 from __future__ import annotations
@@ -7,6 +9,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
+from pytest_sandbox.linux import native_code
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
@@ -15,17 +18,15 @@ if TYPE_CHECKING:
 __all__ = ["Deferred", "reset"]
 
 
-#: Buffers for masks that are not in use: a container takes two, and each costs more than its use.
+#: Unused buffers for masks: allocating one takes longer than using it.
 _spare: list[tuple[bytearray, int]] = []
 
 
 class Deferred:
-    """Block all signals of the calling thread for the duration of a ``with`` block
-    (pthread_sigmask(3)).
+    """A ``with`` block in which all signals of the calling thread are blocked (pthread_sigmask(3)).
 
-    Python runs handlers in the main thread. A process-directed signal goes to another thread where
-    one does not block it, and the handler still runs in the main thread: then the block can be
-    interrupted.
+    It can still be interrupted if another thread does not block signals: the kernel delivers a
+    process-directed signal to that thread, and Python runs the handler in the main thread.
     """
 
     __slots__ = ("_mask",)
@@ -33,8 +34,8 @@ class Deferred:
     def __enter__(self) -> None:
         self._mask = _spare.pop() if _spare else _new_mask()
         try:
-            # Python looks for signals when the call has been made, and so the mask until then is
-            # known.
+            # Python runs pending handlers after the call, so an exception here finds the old mask
+            # saved.
             sc.pthread_sigmask(sc.SIG_SETMASK, sc.EVERY_SIGNAL, self._mask[1])
         except BaseException:
             sc.pthread_sigmask(sc.SIG_SETMASK, self._mask[1], None)
@@ -52,14 +53,13 @@ class Deferred:
 
 def _new_mask() -> tuple[bytearray, int]:
     mask = bytearray(sc.SIGNAL_MASK_SIZE)
-    return mask, sc.address_of(mask)
+    return mask, native_code.address_of(mask)
 
 
 def reset() -> None:
-    """Give the process the dispositions and the mask that a new program expects, whatever it
-    inherited (execve(2), signal(7)).
+    """Reset the inherited disposition of SIGCHLD and the signal mask (execve(2)).
 
-    With SIGCHLD ignored the kernel reaps children by itself, and waitpid(2) fails.
+    If SIGCHLD is ignored, the kernel reaps children, and waitpid(2) fails.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

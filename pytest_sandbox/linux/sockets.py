@@ -1,4 +1,4 @@
-"""Which sockets a process listens on (proc_net(5), proc_pid_fd(5), unix(7))."""
+"""List the sockets on which a process listens (proc_pid_net(5), proc_pid_fd(5), unix(7))."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ _SO_ACCEPTCON = 0x10000
 
 
 class Listener(NamedTuple):
-    """A listening socket: ``address`` and ``port`` of a TCP one, ``path`` of one in the file system
-    ("" and 0 elsewhere).
-    """
+    """A listening socket: ``address`` and ``port`` of TCP, or ``path`` of a Unix domain socket."""
 
     address: str = ""
     port: int = 0
@@ -28,9 +26,9 @@ class Listener(NamedTuple):
 
 
 def listening(pid: int) -> list[Listener]:
-    """Return what a process listens on, in the network namespace of the calling one."""
+    """Return the sockets on which ``pid`` listens, in the caller's network namespace."""
     inodes = _inodes(pid)
-    return [listener for inode, listener in _all() if inode in inodes]
+    return [listener for inode, listener in _all_listeners() if inode in inodes]
 
 
 def _inodes(pid: int) -> set[str]:
@@ -43,7 +41,7 @@ def _inodes(pid: int) -> set[str]:
     return found
 
 
-def _all() -> Iterator[tuple[str, Listener]]:
+def _all_listeners() -> Iterator[tuple[str, Listener]]:
     for name in ("tcp", "tcp6"):
         for words in _rows(name):
             if words[3] == _TCP_LISTEN:
@@ -65,7 +63,7 @@ def _rows(name: str) -> Iterator[list[str]]:
 
 
 def _address(text: str) -> str:
-    """Read an address, which the kernel prints as 32-bit words of its own byte order."""
+    """Return an address; the kernel prints it as 32-bit words in native byte order."""
     words = [int(text[start : start + 8], 16) for start in range(0, len(text), 8)]
     data = struct.pack(f"={len(words)}I", *words)
     return socket.inet_ntop(socket.AF_INET if len(words) == 1 else socket.AF_INET6, data)

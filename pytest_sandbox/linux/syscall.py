@@ -1,33 +1,24 @@
-"""System calls that Python's standard library lacks: one typed function each, one errno door, the
-only ctypes.
+"""System calls that Python's standard library does not have, with ctypes; and their constants.
 
-At its end the door to the machine code of :mod:`pytest_sandbox.linux.syscall_batch`.
-
-Every function raises the :class:`OSError` subclass of its errno, whose text names the call and its
-arguments. Numbers of 424 and above are the same on every architecture
-(``include/uapi/asm-generic/unistd.h``); the older ones stand in ``_OLD_NUMBERS``.
+Every function raises the OSError subclass of its errno, whose text has the call and its arguments.
+System call numbers from 424 on are the same on every architecture
+(``include/uapi/asm-generic/unistd.h``); lower ones are in ``_OLD_NUMBERS``.
 """
 
 from __future__ import annotations
 
 import ctypes
-import mmap
+import errno
 import os
-from typing import TYPE_CHECKING, cast
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+import signal
 
 __all__ = [
     "block_signals",
     "capset",
-    "clear_memory",
     "clone3",
-    "fork_handlers",
     "getcaps",
     "join_new_session_keyring",
     "madvise",
-    "map_code",
     "mount",
     "mount_setattr",
     "move_mount",
@@ -39,7 +30,6 @@ __all__ = [
     "set_signal_mask",
     "setns",
     "signal_mask",
-    "spawn_code",
     "umount2",
     "unshare",
 ]
@@ -86,13 +76,11 @@ RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
-RESOLVE_NO_SYMLINKS = 0x04
-RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
 # <linux/close_range.h>
 CLOSE_RANGE_CLOEXEC = 4
-MOST_FDS = (1 << 32) - 1  # the last descriptor that close_range(2) takes
+MAX_FD = (1 << 32) - 1  # the highest descriptor that close_range(2) accepts
 
 # <linux/prctl.h>
 PR_SET_PDEATHSIG = 1
@@ -119,11 +107,11 @@ _OLD_NUMBERS = {
     "aarch64": {"keyctl": 219},
 }
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_syscall = _libc.syscall
+libc = ctypes.CDLL(None, use_errno=True)
+_syscall = libc.syscall
 _syscall.restype = ctypes.c_long
-_setns = _libc.setns
-_mount = _libc.mount
+_setns = libc.setns
+_mount = libc.mount
 _mount.argtypes = [
     ctypes.c_char_p,
     ctypes.c_char_p,
@@ -131,18 +119,30 @@ _mount.argtypes = [
     ctypes.c_ulong,
     ctypes.c_char_p,
 ]
-_umount2 = _libc.umount2
-_prctl = _libc.prctl
+_umount2 = libc.umount2
+_prctl = libc.prctl
 _prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
 
 
-class _CloneArgs(ctypes.Structure):
+class CloneArgs(ctypes.Structure):
+    """struct clone_args of clone3(2)."""
+
     _fields_ = [
         (name, ctypes.c_uint64)
         for name in (
-            "flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls", "set_tid", "set_tid_size", "cgroup",
+            "flags",
+            "pidfd",
+            "child_tid",
+            "parent_tid",
+            "exit_signal",
+            "stack",
+            "stack_size",
+            "tls",
+            "set_tid",
+            "set_tid_size",
+            "cgroup",
         )
-    ]  # fmt: skip
+    ]
 
 
 class _OpenHow(ctypes.Structure):
@@ -162,14 +162,12 @@ MOUNT_ATTR_SIZE = ctypes.sizeof(_MountAttr)
 
 
 def mount_attributes(set_: int) -> bytes:
-    """Return what mount_setattr(2) takes: attributes to set."""
+    """Return a struct mount_attr that sets attributes (mount_setattr(2))."""
     return bytes(_MountAttr(attr_set=set_))
 
 
 def open_how(flags: int, resolve: int, mode: int = 0) -> bytes:
-    """Return what openat2(2) takes: flags, the mode of what is made, and the rules of
-    resolution.
-    """
+    """Return a struct open_how (openat2(2))."""
     return bytes(_OpenHow(flags=flags | os.O_CLOEXEC, mode=mode, resolve=resolve))
 
 
@@ -189,13 +187,11 @@ class _SockFprog(ctypes.Structure):
     _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
 
 
-def _checked(result: int, call: str, *arguments: object) -> int:
-    """Return a call's result, or raise what errno says, with the call as the error's text: the one
-    errno door.
-    """
+def checked(result: int, call: str, *arguments: object) -> int:
+    """Return the result of a call, or raise OSError with its errno, name and arguments."""
     if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{os.strerror(number)}: {call}({', '.join(map(str, arguments))})")
+        code = ctypes.get_errno()
+        raise OSError(code, f"{os.strerror(code)}: {call}({', '.join(map(str, arguments))})")
     return result
 
 
@@ -204,7 +200,7 @@ def _old_number(name: str) -> int:
     try:
         return _OLD_NUMBERS[machine][name]
     except KeyError:
-        raise OSError(38, f"no system-call number for {name} on {machine}") from None
+        raise OSError(errno.ENOSYS, f"no system-call number for {name} on {machine}") from None
 
 
 def _bytes(path: str | bytes | None) -> bytes | None:
@@ -212,21 +208,20 @@ def _bytes(path: str | bytes | None) -> bytes | None:
 
 
 def clone3(flags: int, *, cgroup: int = -1) -> tuple[int, int]:
-    """Fork into new namespaces (clone3(2)): ``(pid, pidfd)`` in the parent, ``(0, -1)`` in the
-    child.
+    """Fork into new namespaces (clone3(2)).
 
-    Only for a single-threaded process: Python's and libc's own fork handlers do not run, which is
-    what makes it cheap. With ``CLONE_INTO_CGROUP`` in ``flags``, ``cgroup`` is the descriptor of a
-    version 2 group's directory.
+    Returns ``(pid, pidfd)`` in the parent, ``(0, -1)`` in the child. The process must be
+    single-threaded: the fork handlers of Python and the C library do not run, which makes this
+    fast. ``cgroup`` is a descriptor of a cgroup v2 if CLONE_INTO_CGROUP is in ``flags``.
     """
     pidfd = ctypes.c_int(-1)
-    arguments = _CloneArgs(
+    arguments = CloneArgs(
         flags=flags | CLONE_PIDFD,
         pidfd=ctypes.addressof(pidfd),
-        exit_signal=17,
+        exit_signal=signal.SIGCHLD,
         cgroup=cgroup if flags & CLONE_INTO_CGROUP else 0,
     )
-    pid = _checked(
+    pid = checked(
         _syscall(_NR_CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments)),
         "clone3",
         hex(flags),
@@ -234,34 +229,14 @@ def clone3(flags: int, *, cgroup: int = -1) -> tuple[int, int]:
     return (pid, pidfd.value) if pid else (0, -1)
 
 
-def fork_handlers() -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
-    """Return what CPython calls before a fork, after it in the parent, and after it in the child.
-
-    For a fork that os.fork() cannot make; the caller has to be single-threaded, since the C
-    library's own handlers do not run (PyOS_BeforeFork and its kin).
-    """
-    before, after, inside = (
-        getattr(ctypes.pythonapi, f"PyOS_{name}")
-        for name in ("BeforeFork", "AfterFork_Parent", "AfterFork_Child")
-    )
-    return before, after, inside
-
-
-def clear_memory(address: int, length: int) -> None:
-    """Fill a stretch of this process's memory with zeros."""
-    ctypes.memset(address, 0, length)
-
-
 def setns(fd: int, flags: int) -> None:
-    """Move the calling thread into the namespaces ``flags`` of a namespace's or a process's
-    descriptor (setns(2)).
-    """
-    _checked(_setns(fd, flags), "setns", fd, hex(flags))
+    """Move the calling thread into a namespace, or into those of a pidfd (setns(2))."""
+    checked(_setns(fd, flags), "setns", fd, hex(flags))
 
 
 def unshare(flags: int) -> None:
-    """Give the calling thread new namespaces (unshare(2))."""
-    _checked(_libc.unshare(flags), "unshare", hex(flags))
+    """Move the calling thread into new namespaces (unshare(2))."""
+    checked(libc.unshare(flags), "unshare", hex(flags))
 
 
 def mount(
@@ -274,13 +249,13 @@ def mount(
     """Mount a file system (mount(2))."""
     result = _mount(_bytes(source), _bytes(target), _bytes(fstype), flags, _bytes(data))
     if result < 0:
-        _checked(result, "mount", source, target, fstype, hex(flags), data)
+        checked(result, "mount", source, target, fstype, hex(flags), data)
 
 
 def madvise(address: int, length: int, advice: int) -> None:
-    """Give advice about a stretch of this process's memory (madvise(2))."""
-    _checked(
-        _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice),
+    """Advise the kernel about ``length`` bytes of memory at ``address`` (madvise(2))."""
+    checked(
+        libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice),
         "madvise",
         hex(address),
         length,
@@ -289,26 +264,22 @@ def madvise(address: int, length: int, advice: int) -> None:
 
 
 def umount2(target: str | bytes, flags: int = 0) -> None:
-    """Unmount what is mounted on ``target`` (umount2(2))."""
-    _checked(_umount2(ctypes.c_char_p(_bytes(target)), flags), "umount2", target, flags)
+    """Unmount ``target`` (umount2(2))."""
+    checked(_umount2(ctypes.c_char_p(_bytes(target)), flags), "umount2", target, flags)
 
 
 def open_tree(path: str | bytes, flags: int, dir_fd: int = -100) -> int:
-    """Open a mount, or with ``OPEN_TREE_CLONE`` a detached copy of it (open_tree(2)); returns a
-    descriptor.
-    """
+    """Return a descriptor of a mount, or of a copy with OPEN_TREE_CLONE (open_tree(2))."""
     arguments = (
         ctypes.c_int(dir_fd),
         ctypes.c_char_p(_bytes(path)),
         ctypes.c_uint(flags | OPEN_TREE_CLOEXEC),
     )
-    return _checked(_syscall(_NR_OPEN_TREE, *arguments), "open_tree", path, hex(flags))
+    return checked(_syscall(_NR_OPEN_TREE, *arguments), "open_tree", path, hex(flags))
 
 
 def move_mount(fd: int, target: str | bytes, *, target_fd: int = -100) -> None:
-    """Attach the detached mount ``fd`` on ``target``, or on ``target_fd`` itself where ``target``
-    is empty (move_mount(2)).
-    """
+    """Attach the mount ``fd`` to ``target``, relative to ``target_fd`` (move_mount(2))."""
     flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if target else MOVE_MOUNT_T_EMPTY_PATH)
     arguments = (
         ctypes.c_int(fd),
@@ -317,12 +288,13 @@ def move_mount(fd: int, target: str | bytes, *, target_fd: int = -100) -> None:
         ctypes.c_char_p(_bytes(target)),
         ctypes.c_uint(flags),
     )
-    _checked(_syscall(_NR_MOVE_MOUNT, *arguments), "move_mount", fd, target or target_fd)
+    checked(_syscall(_NR_MOVE_MOUNT, *arguments), "move_mount", fd, target or target_fd)
 
 
 def mount_setattr(fd: int, set_: int, *, recursive: bool = False) -> None:
-    """Set attributes of the mount ``fd``, and of all below it where ``recursive``
-    (mount_setattr(2), Linux 5.12).
+    """Set attributes of the mount ``fd``, and of those below it if ``recursive``.
+
+    See mount_setattr(2), since Linux 5.12.
     """
     attributes = _MountAttr(attr_set=set_)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
@@ -333,13 +305,13 @@ def mount_setattr(fd: int, set_: int, *, recursive: bool = False) -> None:
         ctypes.byref(attributes),
         ctypes.sizeof(attributes),
     )
-    _checked(_syscall(_NR_MOUNT_SETATTR, *arguments), "mount_setattr", fd, hex(set_))
+    checked(_syscall(_NR_MOUNT_SETATTR, *arguments), "mount_setattr", fd, hex(set_))
 
 
 def openat2(
     path: str | bytes, flags: int, resolve: int, *, mode: int = 0, dir_fd: int = -100
 ) -> int:
-    """Open ``path`` with the resolution rules ``resolve`` (openat2(2)); returns a descriptor."""
+    """Return a descriptor of ``path``; ``resolve`` are RESOLVE_* flags (openat2(2))."""
     how = _OpenHow(flags=flags | os.O_CLOEXEC, mode=mode, resolve=resolve)
     arguments = (
         ctypes.c_int(dir_fd),
@@ -347,27 +319,25 @@ def openat2(
         ctypes.byref(how),
         ctypes.sizeof(how),
     )
-    return _checked(_syscall(_NR_OPENAT2, *arguments), "openat2", path, hex(flags), hex(resolve))
+    return checked(_syscall(_NR_OPENAT2, *arguments), "openat2", path, hex(flags), hex(resolve))
 
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
-    """Operate on the calling process or thread (prctl(2)); returns the call's result."""
+    """Operate on the calling process or thread (prctl(2)); return the result."""
     result: int = _prctl(option, arg2, arg3, arg4, arg5)
-    return result if result >= 0 else _checked(result, "prctl", option, arg2)
+    return result if result >= 0 else checked(result, "prctl", option, arg2)
 
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:
-    """Set the calling thread's capability sets, each a mask with bit N for capability N
-    (capset(2)).
-    """
+    """Set the capability sets of the calling thread, as masks (capset(2))."""
     header = _CapHeader(CAPABILITY_VERSION, 0)
     low, high = ((1 << 32) - 1, 32)
     data = (_CapData * 2)(
         _CapData(effective & low, permitted & low, inheritable & low),
         _CapData(effective >> high, permitted >> high, inheritable >> high),
     )
-    _checked(
-        _libc.capset(ctypes.byref(header), data),
+    checked(
+        libc.capset(ctypes.byref(header), data),
         "capset",
         hex(effective),
         hex(permitted),
@@ -376,12 +346,10 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
 
 
 def getcaps() -> tuple[int, int, int]:
-    """Return the calling thread's effective, permitted and inheritable capabilities as masks
-    (capget(2)).
-    """
+    """Return the effective, permitted and inheritable sets of this thread as masks (capget(2))."""
     header = _CapHeader(CAPABILITY_VERSION, 0)
     data = (_CapData * 2)()
-    _checked(_libc.capget(ctypes.byref(header), data), "capget")
+    checked(libc.capget(ctypes.byref(header), data), "capget")
     low, high = data
     return (
         low.effective | high.effective << 32,
@@ -391,18 +359,14 @@ def getcaps() -> tuple[int, int, int]:
 
 
 def seccomp_set_filter(program: bytes) -> None:
-    """Load a seccomp filter, ``struct sock_filter`` after another, for the calling thread and what
-    it starts (seccomp(2)).
-    """
+    """Load a seccomp filter, an array of struct sock_filter, for this thread (seccomp(2))."""
     fprog = _SockFprog(len(program) // 8, program)
     result = _prctl(PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(fprog), 0, 0)
-    _checked(result, "prctl", "PR_SET_SECCOMP", f"{fprog.len} instructions")
+    checked(result, "prctl", "PR_SET_SECCOMP", f"{fprog.len} instructions")
 
 
 def join_new_session_keyring() -> None:
-    """Leave the inherited session keyring for a new, empty one (keyctl(2),
-    KEYCTL_JOIN_SESSION_KEYRING).
-    """
+    """Replace the inherited session keyring by a new one (KEYCTL_JOIN_SESSION_KEYRING(2const))."""
     result = _syscall(
         _old_number("keyctl"),
         ctypes.c_int(_KEYCTL_JOIN_SESSION_KEYRING),
@@ -411,93 +375,41 @@ def join_new_session_keyring() -> None:
         0,
         0,
     )
-    _checked(result, "keyctl", "KEYCTL_JOIN_SESSION_KEYRING")
+    checked(result, "keyctl", "KEYCTL_JOIN_SESSION_KEYRING")
 
 
 SIG_BLOCK, SIG_SETMASK = 0, 2
-#: Bytes of the C library's sigset_t.
+#: The size of the C library's sigset_t in bytes.
 SIGNAL_MASK_SIZE = 128
 EVERY_SIGNAL = ctypes.c_char_p(b"\xff" * 128)
 pthread_sigmask = ctypes.PyDLL(None).pthread_sigmask
 pthread_sigmask.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
-_PROT_READ_EXEC = mmap.PROT_READ | mmap.PROT_EXEC
-_mapped: list[mmap.mmap] = []
-# With the interpreter's lock held: no other thread may fork, or change what the code reads, while a
-# child shares this memory.
-_CODE = ctypes.PYFUNCTYPE(ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
-
-
-def address_of(buffer: bytearray | mmap.mmap) -> int:
-    """Return where a buffer lies in memory; it must not be resized, and lives as long as its owner
-    keeps it.
-    """
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-
-
-def map_code(code: bytes) -> Callable[[int, int], int]:
-    """Map machine code for the life of this process, executable and no longer writable; returns it
-    as a function of two addresses.
-
-    See mmap(2), mprotect(2).
-    """
-    page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    page.write(code)
-    _mapped.append(page)
-    address = address_of(page)
-    _checked(
-        _libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), _PROT_READ_EXEC),
-        "mprotect",
-        "PROT_EXEC",
-    )
-    return cast("Callable[[int, int], int]", _CODE(address))
 
 
 def block_signals(saved: int) -> None:
-    """Block all signals of the calling thread, whose mask until then is written to the address
-    ``saved`` (sigprocmask(2)).
+    """Block all signals of this thread; write the old mask to the address ``saved``.
+
+    See pthread_sigmask(3).
     """
     pthread_sigmask(SIG_SETMASK, EVERY_SIGNAL, saved)
 
 
 def set_signal_mask(saved: int) -> None:
-    """Give the calling thread the mask at an address."""
+    """Set the signal mask of this thread to the mask at the address ``saved``."""
     pthread_sigmask(SIG_SETMASK, saved, None)
 
 
 def signal_mask() -> bytes:
-    """Return the signal mask of the calling thread, as rt_sigprocmask(2) takes it."""
+    """Return the signal mask of this thread, in the format of rt_sigprocmask(2)."""
     mask = ctypes.create_string_buffer(SIGNAL_MASK_SIZE)
     pthread_sigmask(SIG_BLOCK, None, mask)
     return mask.raw[:8]
 
 
-def sibling_arguments(cgroup: int) -> bytes:
-    """Return what clone3(2) takes for a fork that is a child of the caller's own parent.
+def clone_sibling_args(cgroup: int) -> bytes:
+    """Return a struct clone_args for a fork that becomes a child of the caller's parent.
 
-    With ``cgroup`` >= 0 it starts in that version 2 cgroup.
+    With ``cgroup`` >= 0, a descriptor of a cgroup v2, it starts in it.
     """
     into = CLONE_INTO_CGROUP if cgroup >= 0 else 0
-    return bytes(_CloneArgs(flags=CLONE_PARENT | into, cgroup=max(cgroup, 0)))
-
-
-def spawn_code(
-    code: Callable[[int, int], int], flags: int, cgroup: int, argument: int
-) -> tuple[int, int]:
-    """Call mapped code in a child that shares this memory until it executes a program or ends;
-    returns its number and a pidfd.
-
-    With ``cgroup`` >= 0 it starts in that version 2 group. Raises :class:`OSError` where there was
-    no child.
-    """
-    pidfd = ctypes.c_int(-1)
-    into = CLONE_INTO_CGROUP if cgroup >= 0 else 0
-    how = _CloneArgs(
-        flags=flags | into | CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_CLEAR_SIGHAND,
-        pidfd=ctypes.addressof(pidfd),
-        exit_signal=17,
-        cgroup=max(cgroup, 0),
-    )
-    pid = code(ctypes.addressof(how), argument)
-    if pid < 0:
-        raise OSError(-pid, f"{os.strerror(-pid)}: clone3({hex(flags)})")
-    return pid, pidfd.value
+    return bytes(CloneArgs(flags=CLONE_PARENT | into, cgroup=max(cgroup, 0)))

@@ -1,6 +1,4 @@
-"""Kernel parameters, by the names that sysctl(8) prints (proc_sys(5)), and what the kernel
-counts.
-"""
+"""Read and write kernel parameters by their names in sysctl(8) (proc_sys(5))."""
 
 from __future__ import annotations
 
@@ -10,9 +8,7 @@ __all__ = ["has_pressure", "value", "write"]
 
 
 def value(name: str) -> str | None:
-    """Return a parameter's value, such as ``user.max_user_namespaces``'s; None where this kernel
-    has none of that name.
-    """
+    """Return the value of a parameter, such as ``user.max_user_namespaces``; None if unknown."""
     try:
         with open(f"/proc/sys/{name.replace('.', '/')}", encoding="ascii") as file:
             return file.read().strip()
@@ -21,14 +17,11 @@ def value(name: str) -> str | None:
 
 
 def write(name: str, value: str) -> None:
-    """Set a parameter.
-
-    Raises :class:`OSError` where it does not exist, or the caller lacks the right.
-    """
+    """Set a parameter; raises OSError if it does not exist or the caller may not write it."""
     with open(f"/proc/sys/{name.replace('.', '/')}", "w", encoding="ascii") as file:
         file.write(value)
 
 
 def has_pressure() -> bool:
-    """Whether this kernel counts for how long processes stand still (accounting/psi.rst)."""
+    """Return whether the kernel has pressure stall information (accounting/psi.rst)."""
     return os.path.exists("/proc/pressure/cpu")

@@ -1,9 +1,8 @@
-"""User namespaces for who is not root: one in which the calling process may build containers, with
-every number as it is outside.
+"""User namespaces for unprivileged users, in which they can build containers.
 
-Inside, the user keeps its own number; the numbers of its subordinate ranges (subuid(5)), where it
-has some and newuidmap(1) is there, take the places of all others in order. Whoever has neither is
-alone in there: files of others are nobody's, and no process can become another.
+The user keeps its own UID and GID. The other IDs from 0 on are mapped to the user's subordinate
+ranges (subuid(5)), if it has some and newuidmap(1) is installed. Without them no other ID is
+mapped: files of others belong to ``nobody``, and no process can change its user.
 """
 
 from __future__ import annotations
@@ -24,25 +23,24 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Extent",
-    "become_builder",
-    "extents",
+    "builder_map",
+    "call_with_capabilities",
+    "has_capabilities",
     "has_id",
-    "has_power",
     "is_initial",
-    "lacking_power",
-    "map_alone",
-    "mapped",
-    "own_ranges",
-    "rooted",
-    "with_power",
+    "map_single_id",
+    "missing_capabilities",
+    "read_map",
+    "reexec_in_user_namespace",
+    "root_map",
+    "subordinate_ranges",
 ]
 
-#: The count of ids that a container's files may need: 0 to 65535, which is what distributions hand
-#: out.
-_USUAL = 1 << 16
-#: What it takes to make namespaces and mounts, to bring up a loopback, to enter where an init is
-#: that cannot be traced, and to become others.
-_POWER = (
+#: The number of IDs in a container: distributions hand out ranges of 65536.
+_IDS = 1 << 16
+#: The capabilities needed to create namespaces and mounts, to configure the loopback device, to
+#: join the namespaces of a process that is not dumpable, and to change users.
+_REQUIRED = (
     "SYS_ADMIN",
     "NET_ADMIN",
     "SYS_PTRACE",
@@ -56,57 +54,60 @@ _POWER = (
 )
 _INITIAL = 0xEFFFFFFD  # PROC_USER_INIT_INO, <linux/proc_ns.h>
 
-#: ``count`` ids from ``inside`` on are those from ``outside`` on (a line of /proc/PID/uid_map).
+#: A line of /proc/PID/uid_map: the first ID inside, the first ID outside, and the count.
 Extent = tuple[int, int, int]
 
 
-def has_power() -> bool:
-    """Whether the calling process may make containers as it is, as root or as that of its own user
-    namespace, by all capabilities that it takes.
-    """
-    return not lacking_power()
+def has_capabilities() -> bool:
+    """Return whether the calling process can create containers without a new user namespace."""
+    return not missing_capabilities()
 
 
-def lacking_power() -> tuple[str, ...]:
-    """Return the capabilities that it takes to make containers and the calling process does not
-    have, the telling one first.
-    """
-    held = sc.getcaps()[0]
-    return tuple(f"CAP_{name}" for name in _POWER if not held & capabilities.bit(name))
+def missing_capabilities() -> tuple[str, ...]:
+    """Return the names of the required capabilities that the calling process does not have."""
+    effective = sc.getcaps()[0]
+    return tuple(f"CAP_{name}" for name in _REQUIRED if not effective & capabilities.bit(name))
 
 
-def extents(own: int, ranges: Iterable[tuple[int, int]]) -> list[Extent]:
-    """Return the map that keeps ``own`` where it is and fills the places around it, from 0 on, with
-    ``ranges`` of ``(first, count)``.
+def builder_map(own: int, ranges: Iterable[tuple[int, int]]) -> list[Extent]:
+    """Return the map of ``own`` to itself, and of the other IDs from 0 on to ``ranges``.
+
+    Each range is ``(first, count)``.
     """
     found: list[Extent] = []
-    place = 0
+    inside = 0
     for start, size in ranges:
         first, count = start, size
-        while count and place < _USUAL:
-            if place == own:
-                place += 1
-            room = (min(own, _USUAL) if place < own else _USUAL) - place
+        while count and inside < _IDS:
+            if inside == own:
+                inside += 1
+            room = (min(own, _IDS) if inside < own else _IDS) - inside
             used = min(count, room)
-            found.append((place, first, used))
-            place, first, count = place + used, first + used, count - used
+            found.append((inside, first, used))
+            inside, first, count = inside + used, first + used, count - used
     return sorted([*found, (own, own, 1)])
 
 
-def rooted(inside: Iterable[Extent], own: int) -> list[Extent]:
-    """Return the map of a namespace below one with the map ``inside`` where ``own`` is root, and
-    all before it are one further.
+def root_map(parent: Iterable[Extent], own: int) -> list[Extent]:
+    """Return the map of a child of a namespace with the map ``parent`` that makes ``own`` root.
+
+    The IDs below ``own`` move up by one.
     """
     found: list[Extent] = [(0, own, 1)]
-    for first, _outside, count in inside:
+    for first, _outside, count in parent:
         if first == own:
             continue
         found.append((first + 1 if first < own else first, first, count))
     return sorted(found)
 
 
-def own_ranges(path: str, text: str | None = None, uid: int | None = None) -> list[tuple[int, int]]:
-    """Return this user's lines of ``/etc/subuid`` or ``/etc/subgid`` as ``(first, count)``."""
+def subordinate_ranges(
+    path: str, text: str | None = None, uid: int | None = None
+) -> list[tuple[int, int]]:
+    """Return this user's lines of ``/etc/subuid`` or ``/etc/subgid`` as ``(first, count)``.
+
+    The default of ``text`` is the content of ``path``, that of ``uid`` the effective UID.
+    """
     names = _names(os.geteuid() if uid is None else uid)
     if text is None:
         try:
@@ -123,18 +124,19 @@ def own_ranges(path: str, text: str | None = None, uid: int | None = None) -> li
 
 
 def is_initial() -> bool:
-    """Whether the calling process is in the first user namespace, where alone power is over the
-    whole machine.
+    """Return whether the calling process is in the initial user namespace.
+
+    Only there do capabilities apply to the whole machine.
     """
     return os.stat("/proc/self/ns/user").st_ino == _INITIAL
 
 
 def has_id(kind: str, number: int) -> bool:
-    """Whether a ``"uid"`` or ``"gid"`` has a meaning in the calling process's user namespace."""
-    return any(first <= number < first + count for first, _outside, count in mapped(kind))
+    """Return whether a ``"uid"`` or ``"gid"`` is mapped in the caller's user namespace."""
+    return any(first <= number < first + count for first, _outside, count in read_map(kind))
 
 
-def mapped(kind: str) -> list[Extent]:
+def read_map(kind: str) -> list[Extent]:
     """Return the map of the calling process's user namespace, for ``"uid"`` or ``"gid"``."""
     with open(f"/proc/self/{kind}_map", encoding="ascii") as file:
         return [
@@ -151,59 +153,54 @@ def _names(uid: int) -> set[str]:
         return {str(uid)}
 
 
-def with_power(func: Callable[[], object]) -> None:
-    """Call a function in a fork that has all rights over what containers of this user wrote,
-    whichever of its numbers has it now.
+def call_with_capabilities(func: Callable[[], object]) -> None:
+    """Call a function in a forked process that has all capabilities over this user's IDs.
 
-    Raises :class:`OSError` where this host lets it have none, or where the function fails.
+    It can change files of containers that belong to one of the user's subordinate IDs. Raises
+    OSError if that is not possible on this host, or if the function fails.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # the fork ends in os._exit, so it needs no other thread
+        # Python warns of a fork with several threads; this one ends with os._exit().
+        warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid:
-        if process.reap(pid):
-            raise OSError(errno.EPERM, "a user namespace could not be made, or has not helped")
+        if process.await_exit(pid, None, None) not in {0, None}:
+            raise OSError(errno.EPERM, "the operation failed in a user namespace of its own")
         return
     try:
-        _enter_own()
+        _unshare_user_namespace()
         func()
         os._exit(0)
     finally:
         os._exit(1)
 
 
-def become_builder() -> NoReturn:
-    """Move the calling, single-threaded process into a user namespace of its own and start its
-    program anew, with all rights in there.
+def reexec_in_user_namespace() -> NoReturn:
+    """Move the calling single-threaded process into a new user namespace and execute it again.
 
-    The new start is what makes the namespace the owner of the process's memory: only then may the
-    user outside enter what it builds (ptrace(2), "Ptrace access mode checking"). Raises
-    :class:`OSError` where this host does not let it.
+    It has all capabilities there. execve(2) makes the namespace the owner of the process's memory;
+    only then may the user outside join the namespaces that it creates (ptrace(2), "Ptrace access
+    mode checking"). Raises OSError if user namespaces are not allowed.
     """
-    _enter_own()
-    _keep_rights()
+    _unshare_user_namespace()
+    _raise_ambient_capabilities()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _enter_own() -> None:
+def _unshare_user_namespace() -> None:
     uid, gid = os.geteuid(), os.getegid()
     helper = _Helper()
     sc.unshare(sc.CLONE_NEWUSER)
-    if not helper.mapped():
-        map_alone(uid, gid)
-    sc.unshare(
-        sc.CLONE_NEWUTS
-    )  # AppArmor may let the namespace be made, and take its rights: here it says so
+    if not helper.map():
+        map_single_id(uid, gid)
+    # AppArmor may allow the namespace and deny its capabilities: then this call fails.
+    sc.unshare(sc.CLONE_NEWUTS)
 
 
-def map_alone(uid: int, gid: int, *, rooted: bool = False) -> None:
-    """Give the caller's new user namespace one user and group: ``uid`` and ``gid``, its numbers
-    outside, under the same numbers, or as root.
+def map_single_id(uid: int, gid: int, *, rooted: bool = False) -> None:
+    """Map the caller's ``uid`` and ``gid`` outside to themselves, or to 0, and no other IDs.
 
-    It is what a process may do without privileges (user_namespaces(7), "Defining user and group ID
-    mappings").
+    That is allowed without privileges (user_namespaces(7), "Defining user and group ID mappings").
     """
     inside = (0, 0) if rooted else (uid, gid)
     for name, text in (
@@ -218,10 +215,8 @@ def map_alone(uid: int, gid: int, *, rooted: bool = False) -> None:
             os.close(fd)
 
 
-def _keep_rights() -> None:
-    """Have the capabilities pass through the exec of a program by a user that is not root: the
-    ambient set (capabilities(7)).
-    """
+def _raise_ambient_capabilities() -> None:
+    """Raise all ambient capabilities, which a user other than root keeps through execve(2)."""
     _effective, permitted, _inheritable = sc.getcaps()
     sc.capset(permitted, permitted, permitted)
     for number in range(permitted.bit_length()):
@@ -230,13 +225,14 @@ def _keep_rights() -> None:
 
 
 class _Helper:
-    """A fork that stays outside and lets newuidmap(1) and newgidmap(1) map this process, where
-    there is something to map.
+    """A forked process that stays outside and maps subordinate IDs with newuidmap(1).
+
+    It is not forked if there are no ranges, or newuidmap(1) or newgidmap(1) is not installed.
     """
 
     def __init__(self) -> None:
         self._pid = -1
-        maps = [(program, own, own_ranges(path)) for program, own, path in _programs()]
+        maps = [(program, own, subordinate_ranges(path)) for program, own, path in _programs()]
         if not all(shutil.which(program) and ranges for program, _own, ranges in maps):
             return
         caller = os.getpid()
@@ -251,14 +247,14 @@ class _Helper:
             failed = [
                 program
                 for program, own, ranges in maps
-                if _run(program, caller, extents(own, ranges))
+                if _run(program, caller, builder_map(own, ranges))
             ]
             os._exit(bool(failed))
         finally:
             os._exit(1)
 
-    def mapped(self) -> bool:
-        """Let it work, and tell whether all is mapped; where nothing is, the caller maps itself."""
+    def map(self) -> bool:
+        """Map the IDs; return whether that was done. If not, the caller maps its own ID."""
         if self._pid < 0:
             return False
         os.close(self._writer)
@@ -270,8 +266,8 @@ def _programs() -> list[tuple[str, int, str]]:
     return [("newuidmap", os.geteuid(), "/etc/subuid"), ("newgidmap", os.getegid(), "/etc/subgid")]
 
 
-def _run(program: str, pid: int, wanted: list[Extent]) -> int:
-    numbers = [str(number) for extent in wanted for number in extent]
+def _run(program: str, pid: int, extents: list[Extent]) -> int:
+    numbers = [str(number) for extent in extents for number in extent]
     return subprocess.run(
         [program, str(pid), *numbers], check=False, stdin=subprocess.DEVNULL, capture_output=True
     ).returncode

@@ -1,8 +1,17 @@
-"""The pytest plugin: ``--sandbox``, ``@pytest.mark.container``, ``container``,
-``container_factory``.
+"""The pytest plugin: ``--sandbox``, the marks ``container`` and ``no_sandbox``, the fixtures
+``container`` and ``container_factory``.
 
-This module is all that a session loads which asks for nothing; what runs tests inside is loaded
-when the first one is collected.
+This package is all that is loaded in a session that runs no test in a container. Its modules, in
+the order in which a test meets them:
+
+- options.py and fixtures.py: options, ini settings, marks, fixtures.
+- selection.py: at collection, which tests run inside, and with which settings.
+- protocol.py: the parent's side of one test inside.
+- test_process.py: the fork that runs it.
+- report_channel.py: the messages from the fork to the parent; messages.py and message_checker.py:
+  their schemas and checks.
+- results.py: pytest reports, from the messages or from how the fork ended.
+- summary.py: what the session reports about its containers.
 """
 
 from __future__ import annotations

@@ -1,81 +1,66 @@
-"""What pytest-benchmark measured in a fork, for its tables and files in the parent."""
+"""The measurements of pytest-benchmark: sent by the test process, added to the session's tables and
+files in the parent.
+"""
 
 from __future__ import annotations
 
-import base64
 import importlib
-import math
-from array import array
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from pytest_sandbox.plugin.packed_numbers import pack
 
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_sandbox.plugin.report_channel import Receiver, Wire
+    from pytest_sandbox.plugin.report_channel import Receiver, ReportChannel
 
-__all__ = ["Benchmarks", "merge", "times"]
+__all__ = ["BenchmarkSender", "merge"]
 
 _FACTS = ("name", "fullname", "group", "param", "extra_info")
 
 
-def _measured(config: pytest.Config) -> list[Any]:
+def _benchmarks(config: pytest.Config) -> list[Any]:
     session = config.pluginmanager.getplugin("pytest-benchmark")
     found: list[Any] = getattr(session, "benchmarks", [])
     return found
 
 
-class Benchmarks:
-    """The fork's side."""
+class BenchmarkSender:
+    """The side of the test process. Created before the fork, it knows what was measured earlier."""
 
     def __init__(self, item: pytest.Item) -> None:
         self._item = item
-        self._before = len(_measured(item.config))
+        self._count_before = len(_benchmarks(item.config))
 
-    def send(self, wire: Wire) -> None:
-        """Send what was measured in this fork; a profile (``--benchmark-cprofile``) stays
-        behind.
-        """
-        for one in _measured(self._item.config)[self._before :]:
-            options = {name: value for name, value in one.options.items() if name != "timer"}
-            facts = {name: getattr(one, name) for name in _FACTS}
-            has_error = one.has_error
-            times = base64.b64encode(array("d", one.stats.data)).decode()  # there may be 100,000
+    def send(self, channel: ReportChannel) -> None:
+        """Send what was measured in this process, without profiles (``--benchmark-cprofile``)."""
+        for one in _benchmarks(self._item.config)[self._count_before :]:
             data = {
-                "facts": facts,
-                "options": options,
+                "facts": {name: getattr(one, name) for name in _FACTS},
+                # The timer is a function, which merge() takes from the parent.
+                "options": {name: value for name, value in one.options.items() if name != "timer"},
                 "iterations": one.iterations,
-                "times": times,
-                "has_error": has_error,
+                "durations": pack("d", one.stats.data),
+                "has_error": one.has_error,
             }
-            wire.send("benchmark", data)
+            channel.send("benchmark", data)
 
 
 def merge(item: pytest.Item, receiver: Receiver) -> None:
-    """Add what a fork measured to pytest-benchmark's own list."""
-    for data in receiver.of("benchmark"):
-        metadata: Any = importlib.import_module("pytest_benchmark.stats").Metadata
+    """Add received measurements to pytest-benchmark's own list in the parent."""
+    for data in receiver.of_kind("benchmark"):
         session = item.config.pluginmanager.getplugin("pytest-benchmark")
         if session is None:
             return
+        metadata: Any = importlib.import_module("pytest_benchmark.stats").Metadata
         params = getattr(getattr(item, "callspec", None), "params", None)
         facts = {**data["facts"], "name": item.name, "fullname": item.nodeid}
-        measured = SimpleNamespace(
+        fixture = SimpleNamespace(
             **facts, params=params, cprofile_stats=None, has_error=data["has_error"]
         )
         timer = session.options["timer"].target
-        made = metadata(measured, data["iterations"], {**data["options"], "timer": timer})
-        for seconds in data["times"]:
+        made = metadata(fixture, data["iterations"], {**data["options"], "timer": timer})
+        for seconds in data["durations"]:
             made.stats.update(seconds)
         session.benchmarks.append(made)
-
-
-def times(text: str) -> array[float]:
-    """Return the durations that were sent, in seconds.
-
-    Raises :class:`ValueError` for what is none.
-    """
-    found = array("d", base64.b64decode(text, validate=True))
-    if not found or not all(map(math.isfinite, found)):
-        raise ValueError("no durations")
-    return found

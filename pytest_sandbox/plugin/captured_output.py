@@ -1,5 +1,8 @@
-"""Files of its own for what a fork prints: captured output that outlives a crash, and
-faulthandler's stack.
+"""Captured output of a test process: files of its own, which the parent can read after a crash.
+
+pytest captures into temporary files. A test process that shared them would share the parent's file
+offsets. So it captures into memory files (memfd_create(2)), which start with what was captured
+before the fork. protocol.py creates them; test_process.py switches to them.
 """
 
 from __future__ import annotations
@@ -16,23 +19,23 @@ from pytest_sandbox.plugin.report_channel import STACK_SIGNAL
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["Streams", "flush_terminal"]
+__all__ = ["CapturedOutput", "flush_terminal"]
 
-_MOST = 1 << 20
+#: Bytes of a stream that are copied into the test process, and that a crash report shows.
+_MAX_BYTES = 1 << 20
 
 
 def flush_terminal() -> None:
-    """Write out what pytest itself has printed, while nothing is captured, so that no fork prints
-    it again.
-    """
+    """Write out what pytest itself has printed, so that no test process prints it again."""
     for stream in (sys.__stdout__, sys.__stderr__):
         with suppress(AttributeError, ValueError, OSError):
             stream.flush()  # type: ignore[union-attr]
 
 
-class Streams:
-    """A memory file for each stream that pytest captures by descriptor; what was captured before
-    the fork begins it.
+class CapturedOutput:
+    """A memory file for each stream that pytest captures by descriptor.
+
+    ``inherited`` replaces the other open files of the parent.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -40,32 +43,32 @@ class Streams:
             with suppress(AttributeError, ValueError, OSError):
                 stream.flush()
         self._captured = compat.captured_files(config)
-        captured = {fd for _name, file, target in self._captured for fd in (file, target)}
-        self.outputs = inherited_files.Outputs(config, without=captured)
+        fds = {fd for _name, file, target in self._captured for fd in (file, target)}
+        self.inherited = inherited_files.InheritedFiles(config, without=fds)
         self._files = {
             name: _copied(f"captured-{name}", file) for name, file, _target in self._captured
         }
 
-    def in_fork(self, stack: int) -> None:
-        """Let this process capture into its own files, and faulthandler write to ``stack``."""
+    def in_child(self, stack_writer: int) -> None:
+        """Capture into the memory files; have faulthandler write stacks to ``stack_writer``."""
         for name, file, target in self._captured:
             own = self._files[name]
             os.dup2(own, file, inheritable=False)
             os.dup2(own, target)
             os.close(own)
-        self.outputs.in_fork()
-        faulthandler.enable(stack)
-        faulthandler.register(STACK_SIGNAL, stack)
+        self.inherited.in_child()
+        faulthandler.enable(stack_writer)
+        faulthandler.register(STACK_SIGNAL, stack_writer)
 
-    def printed(self) -> list[tuple[str, str]]:
-        """Return what is in the files, at most a MiB of each: what a fork that ended early had
-        printed since its last report.
+    def read(self) -> list[tuple[str, str]]:
+        """Return name and content of each stream: the last MiB of what a test process that ended
+        early had printed since its last report.
         """
         return [(name, text) for name, fd in self._files.items() if (text := _tail(fd))]
 
     def close(self) -> None:
-        """Close the files, and copy what is still in the pipes."""
-        self.outputs.close()
+        """Close the files; copy what is left in the pipes."""
+        self.inherited.close()
         for fd in self._files.values():
             os.close(fd)
         self._files.clear()
@@ -73,7 +76,7 @@ class Streams:
 
 def _copied(name: str, file: int) -> int:
     copy = os.memfd_create(name, os.MFD_CLOEXEC)
-    before = os.pread(file, _MOST, 0)
+    before = os.pread(file, _MAX_BYTES, 0)
     if before:
         os.write(copy, before)
     return copy
@@ -81,5 +84,6 @@ def _copied(name: str, file: int) -> int:
 
 def _tail(fd: int) -> str:
     size = os.fstat(fd).st_size
-    text = os.pread(fd, _MOST, max(0, size - _MOST)).decode(errors="replace")
-    return f"[... {size - _MOST} bytes left out ...]\n{text}" if size > _MOST else text
+    start = max(0, size - _MAX_BYTES)
+    text = os.pread(fd, _MAX_BYTES, start).decode(errors="replace")
+    return f"[... {start} bytes left out ...]\n{text}" if start else text

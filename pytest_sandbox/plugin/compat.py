@@ -1,32 +1,7 @@
-"""Every private name of pytest, pluggy and execnet that this plugin uses, and why there is no
-public one.
+"""Every private name of pytest, pluggy, coverage and execnet that this plugin uses.
 
-- ``item._request``: setting up an item's fixtures of higher scopes before its own setup runs has no
-  public call.
-- ``SubRequest``, ``_request._fixture_defs``: a fixture that overrides one of its own name is what
-  asks for that, and there is no other way to it.
-- ``item._fixtureinfo``, ``callspec._arg2scope``, ``_pytest.scope``: which of an item's fixtures
-  have a scope above function, also where a parametrisation gives the scope.
-- ``item.session._setupstate``: a fork must forget the finalizers of nodes above its item, or each
-  test would end the session's fixtures.
-- ``HookCaller._hookimpls``: in a fork, reports and warnings go to the parent and to nobody else.
-- ``_pytest.warnings.catch_warnings_for_item``: records a test's warnings under all filters that
-  pytest applies.
-- ``capturemanager._global_capturing``: a fork needs capture files of its own, or it would share the
-  parent's offsets and contents.
-- ``_pytest.junitxml.xml_key``: what ``record_testsuite_property`` and ``record_xml_attribute``
-  write has no other way out of a fork.
-- ``_pytest.subtests.failed_subtests_key``: pytest counts failed subtests there, and turns the
-  report of their test by it.
-- ``SubtestReport.context.kwargs`` is set against its frozen class, since reading it from JSON
-  changes it.
-- ``config._tmp_path_factory``: the session's temporary directory has to be in an image before a
-  test asks for it.
-- ``config._inicfg``: in ``[tool.pytest]`` a setting has a native type, and no declared type lets a
-  number and a text both pass.
-- ``Coverage._inorout``: whether the session measures a file has no public answer.
-- ``gateway._io`` of execnet: a test must not be able to write into the stream between an xdist
-  worker and its controller.
+Each use has the reason why no public name serves. tests/test_structure.py allows private names in
+no other module.
 """
 
 from __future__ import annotations
@@ -48,8 +23,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 __all__ = [
-    "Finalizers",
-    "Listeners",
+    "OuterFinalizers",
+    "RestrictedHook",
     "add_failed_subtests",
     "base_temporary",
     "captured_files",
@@ -66,77 +41,108 @@ __all__ = [
     "tear_down_item",
 ]
 
+# -- fixtures
+
+
+def set_up_higher(item: Any) -> None:
+    """Set up the item's fixtures of scopes above function in this process.
+
+    ``item._request``: pytest sets up an item's fixtures in its own setup, all scopes together.
+
+    ``SubRequest`` and ``_fixture_defs``: a function-scoped fixture may override a higher one and
+    request it by the same name. Only a request made for the overriding fixture finds the one below
+    it. The value that this caches on the item is removed, because the test process has to set up
+    the overriding fixtures.
+    """
+    for name, overriding in _higher_fixtures(item):
+        request = item._request
+        for definition in overriding:
+            request = SubRequest(request, Scope.Function, NOTSET, 0, definition, _ispytest=True)
+        request.getfixturevalue(name)
+        if overriding:
+            del item._request._fixture_defs[name]
+
 
 def _higher_fixtures(item: Any) -> Iterator[tuple[str, list[Any]]]:
-    """Yield the names of the item's fixtures of higher scopes, each with those of function scope
-    that override it and ask for it, topmost first.
+    """Yield the name of each fixture of a scope above function, and the function-scoped fixtures
+    that override and request it, nearest to the test first.
+
+    ``item._fixtureinfo``, ``fixturedef._scope``: a fixture's definition is public only once it is
+    set up. ``callspec._arg2scope``: a parametrization with ``scope=`` changes the scope of all
+    fixtures of a name.
     """
     info = getattr(item, "_fixtureinfo", None)
     if info is None:
         return
-    scopes = getattr(
-        getattr(item, "callspec", None), "_arg2scope", {}
-    )  # a parametrisation's scope is that of all of a name
+    scopes = getattr(getattr(item, "callspec", None), "_arg2scope", {})
     for name in info.names_closure:
         definitions = info.name2fixturedefs.get(name) or ()
-        above = (
-            []
-            if name in scopes
-            else list(takewhile(_takes_what_it_overrides, reversed(definitions)))
-        )
-        if (
-            len(above) < len(definitions)
-            and (scopes.get(name) or definitions[-1 - len(above)]._scope) > Scope.Function
-        ):
-            yield name, above
+        overriding: list[Any] = []
+        if name not in scopes:
+            overriding = list(takewhile(_requests_overridden, reversed(definitions)))
+        if len(overriding) == len(definitions):
+            continue
+        scope = scopes.get(name) or definitions[-1 - len(overriding)]._scope
+        if scope > Scope.Function:
+            yield name, overriding
     if hasattr(item, "dtest"):
-        yield "doctest_namespace", []  # a doctest asks for it without naming it
+        yield "doctest_namespace", []  # a doctest requests it without naming it
 
 
-def _takes_what_it_overrides(definition: Any) -> bool:
+def _requests_overridden(definition: Any) -> bool:
     return definition._scope is Scope.Function and definition.argname in definition.argnames
 
 
-def set_up_higher(item: Any) -> None:
-    """Set up the item's fixtures of higher scopes in this process."""
-    for name, above in _higher_fixtures(item):
-        request = item._request
-        for definition in above:
-            request = SubRequest(request, Scope.Function, NOTSET, 0, definition, _ispytest=True)
-        request.getfixturevalue(name)
-        if above:
-            del item._request._fixture_defs[
-                name
-            ]  # what the item has by that name is the fork's to make
+class OuterFinalizers:
+    """The finalizers of all nodes above an item, which its test process must not run.
 
+    ``session._setupstate``: without this, each test process would tear down the session's fixtures
+    when its item's teardown phase has no next item. No public call removes finalizers.
 
-class Finalizers:
-    """Those of all nodes but an item, which its fork leaves to the parent; taken apart, they would
-    cost it pages.
+    Everything is prepared before the fork. Freeing the finalizers in the child would write to pages
+    that it shares with the parent, so the object keeps a reference to them.
     """
 
     def __init__(self, item: pytest.Item) -> None:
         self._stack = item.session._setupstate.stack
-        self._kept = {node: value for node, value in self._stack.items() if node is not item}
-        self._none: dict[Any, Any] = {
-            node: ([], error) for node, (_finalizers, error) in self._kept.items()
+        self._referenced = {node: value for node, value in self._stack.items() if node is not item}
+        self._empty: dict[Any, Any] = {
+            node: ([], error) for node, (_finalizers, error) in self._referenced.items()
         }
 
-    def forget(self) -> None:
-        """Leave them to the parent."""
-        self._stack.update(self._none)
+    def drop(self) -> None:
+        """Remove them in this process."""
+        self._stack.update(self._empty)
 
 
 def tear_down_item(item: pytest.Item) -> None:
-    """Run what the item and its fixtures have to tear down, where its own teardown phase does not
-    come any more.
+    """Tear down the item and its fixtures when its teardown phase does not run.
+
+    ``session._setupstate``: ``pytest.exit()`` has ended the protocol, so no phase follows.
     """
     with suppress(Exception):
         item.session._setupstate.teardown_exact(None)
 
 
+def base_temporary(config: Any) -> str:
+    """Return the directory that contains every ``tmp_path``, after creating it.
+
+    ``config._tmp_path_factory``: an image's container needs the directory before any test has
+    requested the public fixture ``tmp_path_factory``.
+    """
+    factory = getattr(config, "_tmp_path_factory", None)
+    return "" if factory is None else str(factory.getbasetemp())
+
+
+# -- configuration and hooks
+
+
 def ini_value(config: Any, name: str) -> object:
-    """Return an ini setting as it was written: text, or what the TOML file has."""
+    """Return an ini setting as it was written: text, or the value in a TOML file.
+
+    ``config._inicfg``: in ``[tool.pytest]`` a value has its native type, and a setting declared by
+    ``addini`` accepts a single type, not both numbers and text.
+    """
     try:
         return config.getini(name)
     except (TypeError, pytest.UsageError):
@@ -144,112 +150,110 @@ def ini_value(config: Any, name: str) -> object:
         return getattr(found, "value", found)
 
 
-class Listeners:
-    """Those of a hook that are to hear it in a fork, which keeps the others from it, and does not
-    take them apart either.
+class RestrictedHook:
+    """A hook that only some plugins implement for a while.
+
+    ``HookCaller._hookimpls``: in a test process, reports and warnings go to the parent, not to the
+    terminal; in the parent, no debugger is offered an exception a second time.
+    pluggy's public ways do not serve: ``subset_hook_caller`` returns another object than the one
+    that pytest calls, and unregistering plugins frees objects of the parent (OuterFinalizers).
     """
 
-    def __init__(self, config: pytest.Config, hook: str, listeners: tuple[object, ...]) -> None:
+    def __init__(self, config: pytest.Config, hook: str, plugins: tuple[object, ...]) -> None:
         self._hook = getattr(config.hook, hook)
-        self._kept = self._hook._hookimpls
-        self._ours = [
-            one for one in self._kept if any(one.plugin is listener for listener in listeners)
+        self._referenced = self._hook._hookimpls
+        self._allowed = [
+            one for one in self._referenced if any(one.plugin is plugin for plugin in plugins)
         ]
 
-    def take_over(self) -> None:
-        """Keep every other plugin from hearing the hook, for good."""
-        self._hook._hookimpls = self._ours
+    def restrict(self) -> None:
+        """Call only those plugins from now on."""
+        self._hook._hookimpls = self._allowed
+
+    def restore(self) -> None:
+        """Call all plugins again."""
+        self._hook._hookimpls = self._referenced
 
 
 def recorded_warnings(item: pytest.Item) -> AbstractContextManager[None]:
-    """Record warnings as pytest does around a test, and announce them at the end; do nothing where
-    that is switched off.
+    """Record warnings under all filters that pytest applies to a test, and announce them at the
+    end; do nothing with ``-p no:warnings``.
+
+    ``catch_warnings_for_item``: pytest itself announces warnings at the end of the protocol, which
+    a test process never reaches. The filters have no public reader.
     """
     if not item.config.pluginmanager.has_plugin("warnings"):
         return nullcontext()
     return catch_warnings_for_item(config=item.config, ihook=item.ihook, when="runtest", item=item)
 
 
-def base_temporary(config: Any) -> str:
-    """Return the directory below which ``tmp_path`` and its like are; it is made where it is not
-    there.
-    """
-    factory = getattr(config, "_tmp_path_factory", None)
-    return "" if factory is None else str(factory.getbasetemp())
+# -- captured output
+# ``capturemanager._global_capturing``: a test process needs capture files of its own, and the
+# descriptors that are replaced while output is captured have no public name.
+
+
+def _captured(config: pytest.Config, attribute: str) -> Any:
+    manager = config.pluginmanager.getplugin("capturemanager")
+    return getattr(getattr(manager, "_global_capturing", None), attribute, None)
 
 
 def captured_files(config: pytest.Config) -> list[tuple[str, int, int]]:
-    """Return stream, file and target descriptor of each stream that is captured by descriptor."""
-    manager = config.pluginmanager.getplugin("capturemanager")
-    capturing = getattr(manager, "_global_capturing", None)
+    """Return name, file and target descriptor of each stream that is captured by descriptor."""
     found = []
     for name, attribute in (("stdout", "out"), ("stderr", "err")):
-        stream: Any = getattr(capturing, attribute, None)
+        stream = _captured(config, attribute)
         if hasattr(stream, "targetfd_save"):
             found.append((name, stream.tmpfile.fileno(), stream.targetfd))
     return found
 
 
 def host_outputs(config: pytest.Config) -> list[int]:
-    """Return this process's own standard output and error, also while they are captured."""
-    capturing = getattr(config.pluginmanager.getplugin("capturemanager"), "_global_capturing", None)
-    return [
-        getattr(getattr(capturing, name, None), "targetfd_save", fd)
-        for name, fd in (("out", 1), ("err", 2))
-    ]
+    """Return this process's own standard output and error, even while they are captured."""
+    return [_original_fd(config, "out", 1), _original_fd(config, "err", 2)]
 
 
 def is_at_terminal(config: pytest.Config) -> bool:
-    """Tell whether this process's own standard input and output are terminals, also while they are
+    """Tell whether this process's own standard input and output are terminals, even while they are
     captured.
     """
-    capturing = getattr(config.pluginmanager.getplugin("capturemanager"), "_global_capturing", None)
-    found = [
-        getattr(getattr(capturing, name, None), "targetfd_save", fd)
-        for name, fd in (("in_", 0), ("out", 1))
-    ]
-    return all(os.isatty(fd) for fd in found) and not hasattr(config, "workerinput")
+    fds = (_original_fd(config, "in_", 0), _original_fd(config, "out", 1))
+    return all(os.isatty(fd) for fd in fds) and not hasattr(config, "workerinput")
 
 
-def is_measured(measuring: Any, file: str, module: str) -> bool:
-    """Tell whether a session of coverage measures a file, the source of ``module``."""
-    rules = getattr(measuring, "_inorout", None)
-    if rules is None:  # it has not begun
-        return True
-    frame: Any = SimpleNamespace(f_globals={"__name__": module})
-    return rules.check_include_omit_etc(file, frame) is None
+def _original_fd(config: pytest.Config, attribute: str, fd: int) -> int:
+    found: int = getattr(_captured(config, attribute), "targetfd_save", fd)
+    return found
+
+
+# -- results
 
 
 def junit_xml(config: pytest.Config) -> Any:
-    """Return the object that writes junit XML in this process, or None."""
+    """Return the object that writes junit XML in this process, or None.
+
+    ``xml_key``: what ``record_testsuite_property`` and ``record_xml_attribute`` write is stored in
+    that object, and in no report.
+    """
     from _pytest.junitxml import xml_key
 
     return config.stash.get(xml_key, None)
 
 
 def failed_subtests(item: Any) -> int:
-    """Return how many subtests of the item pytest has counted as failed; 0 below pytest 9, which
-    counts reports only.
+    """Return how many subtests of the item pytest has counted as failed.
+
+    ``failed_subtests_key``: pytest fails a test with a count above 0. Always 0 before pytest 9,
+    where subtests are a separate plugin.
     """
     counts = _failed_subtests(item)
     return 0 if counts is None else counts[getattr(item, "id", item.nodeid)]
 
 
 def add_failed_subtests(item: Any, count: int) -> None:
-    """Count subtests of the item that have failed in a fork."""
+    """Count subtests of the item that have failed in a test process."""
     counts = _failed_subtests(item)
     if counts is not None and count:
         counts[getattr(item, "id", item.nodeid)] += count
-
-
-def restore_subtest(report: Any, data: dict[str, Any]) -> None:
-    """Give a subtest's report its arguments as they were: reading them, pytest takes the repr of
-    what is a repr already.
-    """
-    context = getattr(report, "context", None)
-    arguments = data.get("_subtest.context", {}).get("kwargs")
-    if context is not None and arguments:
-        object.__setattr__(context, "kwargs", arguments)
 
 
 def _failed_subtests(item: Any) -> Any:
@@ -260,9 +264,38 @@ def _failed_subtests(item: Any) -> Any:
     return item.config.stash.get(failed_subtests_key, None)
 
 
+def restore_subtest(report: Any, data: dict[str, Any]) -> None:
+    """Restore the arguments of a subtest's report.
+
+    ``context.kwargs``, of a frozen class: when pytest reads a serialised report, it takes the
+    repr() of arguments that are reprs already.
+    """
+    context = getattr(report, "context", None)
+    arguments = data.get("_subtest.context", {}).get("kwargs")
+    if context is not None and arguments:
+        object.__setattr__(context, "kwargs", arguments)
+
+
+# -- other plugins
+
+
+def is_measured(coverage: Any, file: str, module: str) -> bool:
+    """Tell whether coverage's configuration includes a file, the source of ``module``.
+
+    ``Coverage._inorout``: no public method tells.
+    """
+    rules = getattr(coverage, "_inorout", None)
+    if rules is None:  # it has not started
+        return True
+    frame: Any = SimpleNamespace(f_globals={"__name__": module})
+    return rules.check_include_omit_etc(file, frame) is None
+
+
 def close_worker_streams(config: pytest.Config) -> None:
-    """Cut, in a fork of an xdist worker, the descriptors on which the worker speaks with its
-    controller.
+    """In a test process of an xdist worker, close the streams between worker and controller.
+
+    ``gateway._io`` of execnet: a test could write to the stream. The public ``exit()`` would end
+    the worker's connection too.
     """
     if not hasattr(config, "workerinput"):
         return

@@ -1,4 +1,6 @@
-"""The fixtures: a container to hold, and a factory for every scope."""
+"""The fixtures ``container`` and ``container_factory``: containers that a test in pytest's own
+process controls.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_sandbox import supported
-from pytest_sandbox.plugin.selection import FORKED, HOLDS, settings_of
+from pytest_sandbox.plugin.selection import settings_of
+from pytest_sandbox.plugin.stash import HOLDS, IN_TEST_PROCESS
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from typing import Unpack
 
-    from pytest_sandbox.container.container import Container
-    from pytest_sandbox.container.signatures import ContainerFactory
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.container.container import Container, ContainerFactory
     from pytest_sandbox.settings.kwargs import SettingsKwargs
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = ["container", "container_factory", "pytest_runtest_makereport"]
 
@@ -26,23 +28,23 @@ _HELD = pytest.StashKey["Container"]()
 
 @pytest.fixture
 def container(request: pytest.FixtureRequest) -> Iterator[Container]:
-    """A running container with the settings of the test's mark; thrown away after the test."""
-    from pytest_sandbox.plugin.unsupported import refusing
+    """A running container with the settings of the test's mark, discarded after the test."""
+    from pytest_sandbox.plugin.unsupported import as_test_result
 
     item = request.node
-    with refusing(item.config):
+    with as_test_result(item.config):
         supported.require()
     from pytest_sandbox.container.container import Container
 
-    if FORKED in item.stash:
+    if IN_TEST_PROCESS in item.stash:
         pytest.fail(
-            "The test is inside its container, so it cannot hold it: name it as an argument "
-            "(`container`) instead.",
+            "getfixturevalue('container') was called in a test that already runs inside a "
+            "container. To control a container from outside, name it as an argument of the test.",
             pytrace=False,
         )
     made = Container(settings_of(item))
-    made.label = item.nodeid
-    with refusing(item.config):
+    made.handle.label = item.nodeid
+    with as_test_result(item.config):
         made.start()
     with made:
         item.stash[_HELD] = made
@@ -55,17 +57,17 @@ def container(request: pytest.FixtureRequest) -> Iterator[Container]:
 
 @pytest.fixture(scope="session")
 def container_factory(request: pytest.FixtureRequest) -> Iterator[ContainerFactory]:
-    """Make containers by ``container_factory(memory="256m")``, each a context manager; what is
-    still open ends with the session.
+    """Create containers by ``container_factory(memory="256m")``, each a context manager; those
+    still open are closed at the end of the session.
     """
-    from pytest_sandbox.plugin.unsupported import refusing
+    from pytest_sandbox.plugin.unsupported import as_test_result
 
     with ExitStack() as opened:
 
         def make(
             settings: Settings | None = None, /, **keywords: Unpack[SettingsKwargs]
         ) -> Container:
-            with refusing(request.config):
+            with as_test_result(request.config):
                 supported.require()
             from pytest_sandbox.container.container import Container
 
@@ -80,16 +82,20 @@ def container_factory(request: pytest.FixtureRequest) -> Iterator[ContainerFacto
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Put the figures of the container that a test holds into its report."""
+    """Add to the report of the call phase what the fixture's container used and changed."""
     report = yield
     held = item.stash.get(_HELD, None) if HOLDS in item.stash else None
     if held is not None and report.when == "call" and held.status != "stopped":
-        from pytest_sandbox.plugin import keep, report_sections
-
-        stats = held.figures()
-        kept = keep.keep(item, held, failed=report.failed)
-        report_sections.add_properties(item, held, stats, killed=False, kept=kept)
-        report.user_properties = list(item.user_properties)
-        if report.failed:
-            report.sections.extend(report_sections.sections(held, stats, kept))
+        _add_details(item, held, report)
     return report
+
+
+def _add_details(item: pytest.Item, held: Container, report: pytest.TestReport) -> None:
+    from pytest_sandbox.plugin import keep, report_sections, user_properties
+
+    stats = held.handle.figures()
+    kept = keep.keep_layer(item, held, failed=report.failed)
+    user_properties.set_properties(item, held, stats, oom_killed=False, kept=kept)
+    report.user_properties = list(item.user_properties)
+    if report.failed:
+        report.sections.extend(report_sections.sections(held, stats, kept))

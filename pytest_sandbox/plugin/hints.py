@@ -1,5 +1,9 @@
-"""Hints for the surprises of isolation: a failure that a test has inside and would not have
-outside, and what to do about it.
+"""The section "hint" of a failed report: why a test that passes without a container may fail in
+one, and what to do.
+
+The test process calls :func:`symptoms` for the exception of a failed phase: errors that isolation
+often causes. results.py calls :func:`describe` in the parent, which knows the container's settings
+and what the pytest process listens on.
 """
 
 from __future__ import annotations
@@ -13,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.linux import sockets
-from pytest_sandbox.plugin.crash_report import mib
-from pytest_sandbox.plugin.display import escaped
+from pytest_sandbox.plugin.units import mib
+from pytest_sandbox.printable import TEXT, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,39 +28,41 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.container import Container
     from pytest_sandbox.outcome import Stats
 
-__all__ = ["Symptom", "said", "symptoms"]
+__all__ = ["Symptom", "describe", "remember_created_files", "symptoms"]
 
-_DEEPEST = 20
-#: What only containers without root meet, and what helps.
-_OF_USERS = {errno.EXDEV: "moved", errno.EOVERFLOW: "foreign"}
-_HELP_USERS = {
-    "moved": "Without root a container cannot rename a directory that the host has (the kernel's "
-    "overlay of a user keeps no note of it): copy it and "
-    "remove the old one, as mv and shutil.move do, or run pytest as root.",
-    "foreign": "It belongs to somebody of the host's who has no number in a user's container, so "
-    "it cannot be copied into the writable layer to be "
-    "changed: work on a copy, give it to the container by volumes=, or run pytest as root.",
+#: Links of a chain of exceptions that are followed.
+_MAX_DEPTH = 20
+#: Errors that only rootless containers cause.
+_ROOTLESS_ERRORS = {errno.EXDEV: "moved", errno.EOVERFLOW: "foreign"}
+_ROOTLESS_HINTS = {
+    # overlayfs renames a directory of a lower layer only with the mount option redirect_dir, which
+    # excludes userxattr, which a rootless mount needs (Documentation/filesystems/overlayfs.rst).
+    "moved": "Without root, a directory of the host cannot be renamed in a container: overlayfs "
+    "does not support it there. Copy the directory and remove the original, as mv and shutil.move "
+    "do, or run pytest as root.",
+    "foreign": "The owner of the file is not mapped into the user namespace of a rootless "
+    "container, so the file cannot be copied into the writable layer to be changed. Use a copy, "
+    "pass the file in with volumes=, or run pytest as root.",
 }
 _UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN}
+_USE_HOST_NETWORK = 'network="host" uses the host\'s network.'
 
 
 class Symptom(NamedTuple):
-    """What an exception shows: its ``kind``, and the ``path`` that it names."""
+    """An error that isolation often causes: its ``kind``, and the ``path`` that it names."""
 
     kind: str
     path: str = ""
 
 
 def symptoms(error: BaseException | None) -> list[Symptom]:
-    """Return what an exception, or one that led to it, shows of the surprises that isolation
-    brings.
-    """
+    """Return the symptoms of an exception and of those that led to it."""
     found = [symptom for one in _chain(error, 0) if (symptom := _symptom(one))]
     return list(dict.fromkeys(found))
 
 
 def _chain(error: BaseException | None, depth: int) -> Iterator[BaseException]:
-    if error is None or depth > _DEEPEST:
+    if error is None or depth > _MAX_DEPTH:
         return
     yield error
     for one in (error.__cause__, error.__context__, *getattr(error, "exceptions", ())):
@@ -71,152 +77,154 @@ def _symptom(error: BaseException) -> Symptom | None:
         return Symptom("refused")
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         return Symptom("pids")
-    if not isinstance(error, OSError):
-        return None
+    return _symptom_of_errno(error) if isinstance(error, OSError) else None
+
+
+def _symptom_of_errno(error: OSError) -> Symptom | None:
+    number = error.errno
     path = error.filename if isinstance(error.filename, str) else ""
-    if error.errno in _UNREACHABLE:
+    if number in _UNREACHABLE:
         return Symptom("unreachable")
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    if number in {errno.ENOSPC, errno.EDQUOT}:
         return Symptom("full", path)
-    if error.errno in _OF_USERS:
-        return Symptom(_OF_USERS[error.errno], path)
-    if error.errno == errno.ENXIO and path:  # nobody has the FIFO open for reading (fifo(7))
+    if number in _ROOTLESS_ERRORS:
+        return Symptom(_ROOTLESS_ERRORS[number], path)
+    if number == errno.ENXIO and path:  # a FIFO that no process has open for reading (fifo(7))
         return Symptom("unread", os.path.abspath(path))
-    if error.errno == errno.EAGAIN and not path:
+    if number == errno.EAGAIN and not path:  # fork(2)
         return Symptom("pids")
-    return (
-        Symptom("missing", os.path.abspath(path)) if error.errno == errno.ENOENT and path else None
-    )
+    if number == errno.ENOENT and path:
+        return Symptom("missing", os.path.abspath(path))
+    return None
 
 
-#: Paths that tests inside have made, and which test it was: the next one does not see them.
-_made: dict[str, str] = {}
-_MOST_MADE = 100_000
-#: What is remembered of one test: passing tests pay for it too.
-_MOST_OF_ONE = 1000
-_MOST_SECONDS = 0.05
+#: Paths that tests have created in their containers, and the ID of the test.
+_creators: dict[str, str] = {}
+_MAX_CREATORS = 100_000
+# Limits for one test: passing tests pay for this too.
+_MAX_CHANGES = 1000
+_MAX_SECONDS = 0.05
 
 
-def remember(item: pytest.Item, container: Container) -> None:
-    """Remember what a test has left in its container, as far as that takes next to no time."""
+def remember_created_files(item: pytest.Item, container: Container) -> None:
+    """Record the files that a test has created, for a later test that looks for one of them."""
     from pytest_sandbox.container.diff import changes_of
 
-    if len(_made) < _MOST_MADE:
+    if len(_creators) < _MAX_CREATORS:
         with suppress(SandboxError, OSError):
-            found = changes_of(container, most=_MOST_OF_ONE, seconds=_MOST_SECONDS, as_user=True)
-            _made.update((change.path, item.nodeid) for change in found if change.kind == "added")
+            found = changes_of(
+                container.handle, most=_MAX_CHANGES, seconds=_MAX_SECONDS, as_user=True
+            )
+            _creators.update((one.path, item.nodeid) for one in found if one.kind == "added")
 
 
-def said(found: list[Symptom], item: pytest.Item, container: Container, stats: Stats) -> str:
-    """Return the hints for the symptoms, a line each; empty where isolation explains nothing."""
-    lines = [
-        line for symptom in dict.fromkeys(found) if (line := _line(symptom, item, container, stats))
-    ]
+def describe(found: list[Symptom], item: pytest.Item, container: Container, stats: Stats) -> str:
+    """Return the hints, one line each; "" if isolation does not explain the failure."""
+    lines = [line for one in dict.fromkeys(found) for line in _hints(one, item, container, stats)]
     if stats.oom_kills:
-        lines.append(_killed(stats))
+        lines.append(_out_of_memory(stats))
     return "\n".join(dict.fromkeys(lines))
 
 
-def _killed(stats: Stats) -> str:
-    """Say that processes inside were killed for memory, which the test that started them sees as
-    SIGKILL alone.
+def _out_of_memory(stats: Stats) -> str:
+    """Return the hint for processes that the kernel killed for memory; the test that started them
+    only sees SIGKILL.
     """
-    count = "a process" if stats.oom_kills == 1 else f"{stats.oom_kills} processes"
+    killed = "a process" if stats.oom_kills == 1 else f"{stats.oom_kills} processes"
     if stats.memory_limit is None:
-        return (
-            f"Out of memory: the kernel killed {count} inside, for the machine's memory was full."
-        )
+        reason = "because the machine ran out of memory."
+        return f"Out of memory: the kernel killed {killed} inside, {reason}"
     return (
-        f"Out of memory: the kernel killed {count} inside. The container may use "
-        f"{mib(stats.memory_limit)} (memory=), "
-        f"and its peak was {mib(stats.memory_peak)}."
+        f"Out of memory: the kernel killed {killed} inside. The container may use "
+        f"{mib(stats.memory_limit)} (memory=), and its peak was {mib(stats.memory_peak)}."
     )
 
 
-def _line(symptom: Symptom, item: pytest.Item, container: Container, stats: Stats) -> str:
+def _hints(symptom: Symptom, item: pytest.Item, container: Container, stats: Stats) -> list[str]:
+    kind, path = symptom
     settings = container.settings
-    if symptom.kind == "refused":
-        return "\n".join(
-            [*_refused(alone=settings.network != "host"), *_of_the_host(container, stat.S_ISSOCK)]
-        )
-    if symptom.kind == "unread":
-        return "\n".join(_of_the_host(container, stat.S_ISFIFO, symptom.path))
-    if symptom.kind in {"dns", "unreachable"} and settings.network != "host":
-        start = "No name can be looked up inside: the" if symptom.kind == "dns" else "The"
-        return f'{start} {_reach(settings.network)}. network="host" gives it the host\'s.'
-    if symptom.kind in _HELP_USERS and container.user_namespaces()[1] >= 0:
-        return _HELP_USERS[symptom.kind]
-    if symptom.kind == "missing":
-        return "\n".join(
-            [*_missing(symptom.path, item), *_of_the_host(container, stat.S_ISDIR, symptom.path)]
-        )
-    if symptom.kind == "full" and settings.disk is not None:
-        return f"Disk full: the container's writable layer may hold {mib(settings.disk)} (disk=)."
-    if symptom.kind == "pids" and settings.pids_limit is not None:
-        return (
-            f"No more processes: the container may have {settings.pids_limit} processes and "
-            f"threads (pids_limit=), and had {stats.pids_peak}."
-        )
-    return ""
+    if kind == "refused":
+        hints = _refused(has_own_loopback=settings.network != "host")
+        return [*hints, *_unreachable_mounts(container, stat.S_ISSOCK)]
+    if kind == "unread":
+        return _unreachable_mounts(container, stat.S_ISFIFO, path)
+    if kind in {"dns", "unreachable"} and settings.network != "host":
+        start = "No name can be looked up inside: the" if kind == "dns" else "The"
+        return [f"{start} {_reachable(settings.network)}. {_USE_HOST_NETWORK}"]
+    if kind in _ROOTLESS_HINTS and container.handle.user_namespaces()[1] >= 0:
+        return [_ROOTLESS_HINTS[kind]]
+    if kind == "missing":
+        return [*_missing(path, item), *_unreachable_mounts(container, stat.S_ISDIR, path)]
+    if kind == "full" and settings.disk is not None:
+        return [f"Disk full: the container's writable layer may hold {mib(settings.disk)} (disk=)."]
+    if kind == "pids" and settings.pids_limit is not None:
+        limit = f"{settings.pids_limit} processes and threads (pids_limit=)"
+        return [f"No more processes: the container may have {limit}, and had {stats.pids_peak}."]
+    return []
 
 
-def _reach(network: object) -> str:
-    """Return what a container on this network reaches, as an end of a sentence."""
+def _reachable(network: object) -> str:
+    """Return what a container on this network reaches, as the end of a sentence."""
     if isinstance(network, str):
         return "container has no network but its own loopback"
-    found = ", ".join(
-        f"{name} ({address})" for name, address in getattr(network, "addresses", {}).items()
-    )
-    return f"container's network leads to those who are on it alone: {found}"
+    addresses = getattr(network, "addresses", {})
+    found = ", ".join(f"{name} ({address})" for name, address in addresses.items())
+    return f"container reaches only the containers on its network: {found}"
 
 
-def _of_the_host(container: Container, is_kind: Callable[[int], bool], path: str = "") -> list[str]:
-    """Return a line for each mount of the host of this kind, above ``path`` where there is one,
-    that the container does not reach.
+def _unreachable_mounts(
+    container: Container, is_kind: Callable[[int], bool], path: str = ""
+) -> list[str]:
+    """Return a hint for each mount of the host that the container does not have.
+
+    ``is_kind`` selects by the mode of the mount point; with ``path``, only mounts that contain it
+    are named.
     """
-    if not container.spec.is_on_host:
+    if not container.handle.spec.is_on_host:
         return []
-    refused: list[str] = []
+    mounts: list[str] = []
     with suppress(SandboxError, OSError):
-        refused = [
-            one for one in container.launcher.unreachable_paths() if is_kind(os.stat(one).st_mode)
+        mounts = [
+            one
+            for one in container.handle.launcher.unreachable_paths()
+            if is_kind(os.stat(one).st_mode)
         ]
     return [
-        f'The host\'s {one} is a mount that is not reached from inside. volumes=["{one}:{one}"] '
-        "passes it in."
-        for one in refused
-        if not path or f"{path}/".startswith(f"{one}/")
+        f"{mount} is a mount of the host that is not available inside. "
+        f'volumes=["{mount}:{mount}"] passes it in.'
+        for mount in mounts
+        if not path or f"{path}/".startswith(f"{mount}/")
     ]
 
 
-def _refused(*, alone: bool) -> list[str]:
+def _refused(*, has_own_loopback: bool) -> list[str]:
     lines = []
     listening = sockets.listening(os.getpid())
     ports = sorted({f"{one.address}:{one.port}" for one in listening if one.port})
-    if ports and alone:
+    if ports and has_own_loopback:
         lines.append(
-            f"Refused inside, but the pytest process listens outside, on {', '.join(ports)}: a "
-            "server that a fixture of a higher scope runs is "
-            'outside, and the container has a loopback of its own. network="host" reaches it; so '
-            "does a function-scoped fixture, which runs inside."
+            f"The connection was refused inside, but the pytest process listens outside, on "
+            f"{', '.join(ports)}: a server of a fixture with a higher scope runs outside, and the "
+            'container has a loopback of its own. Use network="host", or a function-scoped '
+            "fixture, which runs inside."
         )
     paths = sorted({one.path for one in listening if one.path})
     if paths:
         lines.append(
-            f"The pytest process listens outside on the Unix socket {', '.join(paths)}: a socket "
-            "cannot be connected to through the container's "
-            f'layer. volumes=["{paths[0]}:{paths[0]}"] passes it in.'
+            f"The pytest process listens outside on the Unix socket {', '.join(paths)}, which "
+            "cannot be connected to through the container's writable layer. "
+            f'volumes=["{paths[0]}:{paths[0]}"] passes it in.'
         )
     return lines
 
 
 def _missing(path: str, item: pytest.Item) -> list[str]:
-    maker = _made.get(path)
-    if maker is None or maker == item.nodeid:
+    creator = _creators.get(path)
+    if creator is None or creator == item.nodeid:
         return []
-    line = (
-        f"{escaped(path)} was made by {maker}, inside its own container, and went with it. "
-        'A fixture of a higher scope makes it once for all, and volumes=["DIRECTORY:DIRECTORY"] '
-        "keeps a directory."
+    hint = (
+        f"{printable(path, TEXT)} was created by {creator}, in a container of its own, and "
+        "discarded with it. A fixture with a higher scope creates it once for all tests; "
+        'volumes=["DIRECTORY:DIRECTORY"] keeps a directory.'
     )
-    return [line]
+    return [hint]

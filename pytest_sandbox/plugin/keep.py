@@ -1,4 +1,4 @@
-"""``--sandbox-keep``: the writable layer of a test, to look at afterwards."""
+"""The option ``--sandbox-keep``: save a test's writable layer for ``pytest-sandbox shell``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pytest_sandbox.errors import SandboxError
 if TYPE_CHECKING:
     from pytest_sandbox.container.container import Container
 
-__all__ = ["keep"]
+__all__ = ["keep_layer"]
 
 
-def keep(item: pytest.Item, container: Container, *, failed: bool) -> str | None:
-    """Keep a container's layer if that is wanted; returns the name that ``pytest-sandbox shell``
-    opens it by.
+def keep_layer(item: pytest.Item, container: Container, *, failed: bool) -> str | None:
+    """Save a container's writable layer if the option asks for it.
+
+    Returns the ID by which ``pytest-sandbox shell`` opens it. Warns if it cannot be saved.
     """
     wanted = item.config.getoption("sandbox_keep")
     if wanted == "none" or (wanted == "failed" and not failed):
@@ -25,8 +26,8 @@ def keep(item: pytest.Item, container: Container, *, failed: bool) -> str | None
     from pytest_sandbox.container import saved_layers
 
     try:
-        return saved_layers.keep(container).id
+        return saved_layers.save(container.handle).id
     except SandboxError as error:
-        with suppress(pytest.PytestWarning):  # as an error it would take the report along
+        with suppress(pytest.PytestWarning):  # raised under -W error: the report would be lost
             item.warn(pytest.PytestWarning(str(error)))
         return None

@@ -1,4 +1,7 @@
-"""Options, ini settings and marks."""
+"""Options, ini settings and marks.
+
+pytest calls this module at its start. selection.py asks it for the settings that all tests have.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ if TYPE_CHECKING:
     from pytest_sandbox.settings.schema import Words
 
 __all__ = [
-    "given",
     "pytest_addoption",
     "pytest_configure",
     "pytest_load_initial_conftests",
+    "read_settings",
     "wants_sandbox",
 ]
 
@@ -28,10 +31,10 @@ _MARKS = (
         "container(**settings): run the test in a container of its own (memory=, cpus=, image=, "
         "timeout=, network=, ...)"
     ),
-    "no_sandbox: keep the test out of a container also under --sandbox",
+    "no_sandbox: do not run the test in a container, even with --sandbox",
 )
 _STATS = "--sandbox-stats"
-_MOST_EXPENSIVE = 10
+_DEFAULT_STATS = 10
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,11 +43,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--sandbox",
         action="store_true",
-        help="put every test that does not hold a container inside one of its own",
+        help="run every test that does not use the fixture container in a container of its own",
     )
     parser.addini("sandbox", "as --sandbox", type="bool", default=False)
     for name, words in WORDS.items():
-        _add_key(parser, group, name, words)
+        _add_setting(parser, group, name, words)
     group.addoption(
         "--sandbox-keep",
         choices=("failed", "all", "none"),
@@ -55,22 +58,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         _STATS,
         metavar="N",
-        type=_count,
+        type=_number_or_text,
         nargs="?",
-        const=_MOST_EXPENSIVE,
-        help=f"show the N most expensive tests (default: {_MOST_EXPENSIVE}): memory peak, CPU "
+        const=_DEFAULT_STATS,
+        help=f"show the N most expensive tests (default: {_DEFAULT_STATS}): memory peak, CPU "
         "time, wall time",
     )
     parser.addini(
         "sandbox_unsupported",
-        "a limit that this host cannot enforce: error or skip (default: error)",
+        "the result of a test with a limit that this host cannot enforce: error or skip "
+        "(default: error)",
         default="error",
     )
 
 
-def _count(text: str) -> int | str:
-    """Return a number; other text as it is, for it may be the path that follows
-    ``--sandbox-stats``.
+def _number_or_text(text: str) -> int | str:
+    """Return a number; other text unchanged: it may be the path that follows ``--sandbox-stats``,
+    and argparse would reject it too early.
     """
     return int(text) if text.isdecimal() else text
 
@@ -79,30 +83,30 @@ def _count(text: str) -> int | str:
 def pytest_load_initial_conftests(
     early_config: pytest.Config, parser: pytest.Parser, args: list[str]
 ) -> Generator[None]:
-    """Give the word after ``--sandbox-stats`` back where it is no number.
+    """Have an argument after ``--sandbox-stats`` that is not a number be a path.
 
     argparse takes it for the option's value (nargs="?"), and pytest would not see the path.
     """
-    given = args[: args.index("--")] if "--" in args else args
-    alone = [
-        place
-        for place, word in enumerate(given)
-        if word == _STATS and not _is_number(given, place + 1)
+    options = args[: args.index("--")] if "--" in args else args
+    without_number = [
+        index
+        for index, arg in enumerate(options)
+        if arg == _STATS and not _is_number(options, index + 1)
     ]
-    for place in alone:
-        args[place] = f"{_STATS}={_MOST_EXPENSIVE}"
-    if alone:
+    for index in without_number:
+        args[index] = f"{_STATS}={_DEFAULT_STATS}"
+    if without_number:
         early_config.known_args_namespace = parser.parse_known_args(
             args, copy.copy(early_config.option)
         )
     return (yield)
 
 
-def _is_number(words: list[str], place: int) -> bool:
-    return place < len(words) and words[place].isdecimal()
+def _is_number(args: list[str], index: int) -> bool:
+    return index < len(args) and args[index].isdecimal()
 
 
-def _add_key(parser: pytest.Parser, group: pytest.OptionGroup, name: str, words: Words) -> None:
+def _add_setting(parser: pytest.Parser, group: pytest.OptionGroup, name: str, words: Words) -> None:
     text = f"{words.meaning}: {words.form} (default: {words.default})"
     parser.addini(f"sandbox_{name}", text, default=None)
     if words.option:
@@ -110,29 +114,30 @@ def _add_key(parser: pytest.Parser, group: pytest.OptionGroup, name: str, words:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marks, and the summary where there is something to sum up."""
+    """Register the marks, and the summary if it has anything to show."""
     for line in _MARKS:
         config.addinivalue_line("markers", line)
     count = config.getoption("sandbox_stats")
     if isinstance(count, str):
         raise pytest.UsageError(
-            f"{_STATS}={count}: not a number of tests, such as {_STATS}={_MOST_EXPENSIVE}"
+            f"{_STATS}={count}: not a number of tests, such as {_STATS}={_DEFAULT_STATS}"
         )
     if supported.lacking():
         return
-    if wants_sandbox(config) or count or config.getoption("sandbox_keep") != "none":
+    all_inside = wants_sandbox(config)
+    if all_inside or count or config.getoption("sandbox_keep") != "none":
         from pytest_sandbox.plugin import summary
 
-        summary.register(config)
+        summary.register(config, all_inside=all_inside)
 
 
 def wants_sandbox(config: pytest.Config) -> bool:
-    """Tell whether every test is to be inside."""
+    """Tell whether all tests should run inside."""
     return bool(config.getoption("sandbox") or config.getini("sandbox"))
 
 
-def given(config: pytest.Config) -> tuple[dict[str, object], dict[str, object]]:
-    """Return the settings of the ini file and those of the command line.
+def read_settings(config: pytest.Config) -> tuple[dict[str, object], dict[str, object]]:
+    """Return the ini settings and those of the command line.
 
     Raises :class:`pytest.UsageError`.
     """
@@ -142,36 +147,33 @@ def given(config: pytest.Config) -> tuple[dict[str, object], dict[str, object]]:
     for name, words in WORDS.items():
         value = compat.ini_value(config, f"sandbox_{name}")
         if value not in (None, "", []):
-            ini[name] = _read(_place(config, f"sandbox_{name}"), name, value)
+            ini[name] = _read(_source(config, f"sandbox_{name}"), name, value)
         text = config.getoption(f"sandbox_{name}") if words.option else None
         if text is not None:
             options[name] = _read(f"--sandbox-{name}", name, text)
-    if config.getini("sandbox_unsupported") not in {"error", "skip"}:
-        place = _place(config, "sandbox_unsupported")
-        raise pytest.UsageError(
-            f"{place}={config.getini('sandbox_unsupported')!r} is neither error nor skip"
-        )
+    unsupported = config.getini("sandbox_unsupported")
+    if unsupported not in {"error", "skip"}:
+        source = _source(config, "sandbox_unsupported")
+        raise pytest.UsageError(f"{source}={unsupported!r} is neither error nor skip")
     return ini, options
 
 
-def _place(config: pytest.Config, setting: str) -> str:
-    """Return where an ini setting comes from: the command line's ``-o``, else the file."""
+def _source(config: pytest.Config, setting: str) -> str:
+    """Return where an ini setting was given: on the command line with ``-o``, or in the file."""
     overrides = [one.partition("=")[0] for one in config.getoption("override_ini") or ()]
-    return (
-        f"-o {setting}"
-        if setting in overrides or not config.inipath
-        else f"{config.inipath}: {setting}"
-    )
+    if setting in overrides or not config.inipath:
+        return f"-o {setting}"
+    return f"{config.inipath}: {setting}"
 
 
-def _read(where: str, key: str, value: object) -> object:
+def _read(source: str, key: str, value: object) -> object:
     from pytest_sandbox.errors import SettingsError
-    from pytest_sandbox.settings import Settings, from_text
+    from pytest_sandbox.settings.settings import Settings, from_text
 
     try:
         if isinstance(value, str):
             return from_text(key, value)
-        given: dict[str, Any] = {key: value}
-        return getattr(Settings(**given), key)
+        keywords: dict[str, Any] = {key: value}
+        return getattr(Settings(**keywords), key)
     except SettingsError as error:
-        raise pytest.UsageError(f"{where}: {error}") from None
+        raise pytest.UsageError(f"{source}: {error}") from None

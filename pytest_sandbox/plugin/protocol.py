@@ -1,19 +1,26 @@
-"""A test inside: higher-scoped fixtures in the parent; function scope, body and teardown in one
-fork that joins a container.
+"""The parent's side of a test that runs in a container.
 
-The parent goes through the ordinary phases, whoever runs them (pytest, or a plugin that repeats
-tests), and answers each with what the fork reported; so every plugin sees the phases and reports
-that it would see without a sandbox. The fork happens within the parent's setup phase, which then
-waits: the fork goes on with every plugin's setup wrappers around it, and the two never use what
-they share at the same time.
+Fixtures of a scope above function are set up in the parent, as without a sandbox. Function-scoped
+fixtures, the test and their teardown run in a fork that enters a container: the test process
+(test_process.py).
 
-=========  ========================================================  ======================================================
-phase      parent                                                    fork
-=========  ========================================================  ======================================================
-setup      hooks, collectors, higher fixtures, container, fork, wait  function fixtures; report
-call       answers (subtests are logged here)                         body; report
-teardown   discards the container, higher fixtures as pytest does     function fixtures; report, session changes, coverage, end
-=========  ========================================================  ======================================================
+The parent goes through the ordinary phases, run by pytest or by a plugin that repeats tests. In
+each, it answers with what the test process has reported, so that other plugins see the same phases
+and reports as without a sandbox. The fork happens in the parent's setup phase, which waits for the
+end of the test process. The test process continues in that same setup phase, with the hook wrappers
+of every plugin around it. The two processes never use at the same time what they share.
+
+========  =======================================================  =================================
+phase     parent                                                   test process
+========  =======================================================  =================================
+setup     hooks, collectors, higher fixtures, container, fork,     function fixtures, report
+          wait, apply changes of the session (session_state.py)
+call      log reports of subtests                                  test, report
+teardown  discard the container, tear down higher fixtures         function fixtures, report,
+                                                                   changes, coverage, end
+========  =======================================================  =================================
+
+selection.py calls :func:`register` when at least one test runs inside.
 """
 
 from __future__ import annotations
@@ -28,7 +35,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sandbox.container.container import Container
-from pytest_sandbox.container.fork import forks
+from pytest_sandbox.container.fork import fork_into, forks
+from pytest_sandbox.container.lifecycle import prepare
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.linux import process
 from pytest_sandbox.outcome import Exited, Outcome, TimedOut
@@ -37,305 +45,324 @@ from pytest_sandbox.plugin import (
     compat,
     coverage_data,
     crash_report,
-    messages,
     python_home,
     results,
     session_state,
     test_process,
 )
-from pytest_sandbox.plugin.captured_output import Streams, flush_terminal
-from pytest_sandbox.plugin.report_channel import Receiver, Wire
-from pytest_sandbox.plugin.selection import FORKED, INSIDE, SETTINGS
-from pytest_sandbox.plugin.timeouts import Remembering, Timer
-from pytest_sandbox.plugin.unsupported import refusing
+from pytest_sandbox.plugin.captured_output import CapturedOutput, flush_terminal
+from pytest_sandbox.plugin.message_checker import MessageChecker
+from pytest_sandbox.plugin.report_channel import Receiver, ReportChannel
+from pytest_sandbox.plugin.stash import IN_TEST_PROCESS, INSIDE, SETTINGS
+from pytest_sandbox.plugin.timeouts import PluginTimeouts, TimeoutObserver
+from pytest_sandbox.plugin.unsupported import as_test_result
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from pytest_sandbox.container.container import Child
+    from pytest_sandbox.container.fork import Child
 
 __all__ = ["register"]
 
 _NAME = "sandbox-inside"
-#: How long a fork that has said all may take to end, in seconds.
-_PATIENCE = 2
-_VISIT = pytest.StashKey["_Visit"]()
+#: Seconds that a test process may take to end after its last message.
+_EXIT_TIMEOUT = 2
+_TEST = pytest.StashKey["_SandboxedTest"]()
 
 
 def register(config: pytest.Config) -> None:
-    """Have tests that belong inside run there, in a session that has some."""
+    """Register the plugins that run tests inside, once for a session."""
     if not config.pluginmanager.has_plugin(_NAME):
-        relay = test_process.Relay(config)
-        config.pluginmanager.register(relay, f"{_NAME}-relay")
-        config.pluginmanager.register(Remembering(), f"{_NAME}-timer")
-        config.pluginmanager.register(_Frame(relay), _NAME)
-        config.pluginmanager.register(_Answers(), f"{_NAME}-answers")
+        forwarder = test_process.HookForwarder(config)
+        config.pluginmanager.register(forwarder, f"{_NAME}-forwarder")
+        config.pluginmanager.register(TimeoutObserver(), f"{_NAME}-timeouts")
+        config.pluginmanager.register(_OuterHooks(config, forwarder), _NAME)
+        config.pluginmanager.register(_InnerHooks(), f"{_NAME}-reports")
 
 
-class _Visit:
-    """One test's way into a container and back: the parent until the fork, then each side; ``fork``
-    is None in the parent.
+class _SandboxedTest:
+    """One run of a test, which replaces the item's own setup, runtest and teardown.
+
+    The object exists in both processes after the fork: ``test_process`` is None in the parent.
     """
 
     def __init__(
-        self, item: pytest.Item, nextitem: pytest.Item | None, relay: test_process.Relay
+        self,
+        item: pytest.Item,
+        nextitem: pytest.Item | None,
+        forwarder: test_process.HookForwarder,
     ) -> None:
         self.item = item
-        self._relay = relay
-        self.nextitem = nextitem
-        self.fork: test_process.Fork | None = None
-        self.container: Container | None = None
-        self.finding: results.Finding | None = None
+        self._nextitem = nextitem
+        self._forwarder = forwarder
+        self._item_teardown = item.teardown
+        self.test_process: test_process.TestProcess | None = None
+        self.result: results.TestResult | None = None
+        self._container: Container | None = None
         self._child: Child | None = None
 
-    def take_over(self) -> None:
-        """Stand in for the item's own functions, until :meth:`give_back`."""
-        self._teardown = self.item.teardown
-        self.item.setup = self.set_up  # type: ignore[method-assign]
-        self.item.runtest = self.run_test  # type: ignore[method-assign]
-        self.item.teardown = self.tear_down  # type: ignore[method-assign]
+    def replace_phases(self) -> None:
+        """Replace the item's functions for its phases."""
+        self.item.setup = self._set_up  # type: ignore[method-assign]
+        self.item.runtest = self._run  # type: ignore[method-assign]
+        self.item.teardown = self._tear_down  # type: ignore[method-assign]
 
-    def give_back(self) -> None:
-        """Let the item be as it was."""
+    def restore_phases(self) -> None:
+        """Restore the item's functions."""
         for name in ("setup", "runtest", "teardown"):
             self.item.__dict__.pop(name, None)
 
-    def set_up(self) -> None:
-        """Be the item's setup: by now the collectors are set up. In the fork, go on with the item's
-        own.
-        """
-        self.close()  # of an earlier try
-        self.finding = None
+    # -- setup: its collectors are set up by now
+
+    def _set_up(self) -> None:
+        self.close()  # of an earlier try, by a plugin that repeats tests
+        self.result = None
         compat.set_up_higher(self.item)
-        with refusing(self.item.config):
-            self.container = container = Container(self.item.stash[SETTINGS])
-            container.label = self.item.nodeid
-            if container.settings.image != "host":
-                container.directories = python_home.directories(self.item.config)
-            container.start()
-            self._prepare_next()
+        container = self._start_container()
         self.item.ihook.pytest_sandbox_started(item=self.item, container=container)
-        checker = messages.Checker(self.item)
-        wire, streams, timer = Wire(), Streams(self.item.config), Timer(self.item)
+        checker = MessageChecker(self.item)
+        channel, output = ReportChannel(), CapturedOutput(self.item.config)
+        timeouts = PluginTimeouts(self.item)
         coverage_data.before_fork()
-        timer.stop()
-        ready = test_process.Fork(self.item, wire, streams, timer, self._relay)
-        started = time.time()
+        timeouts.stop()
+        prepared = test_process.TestProcess(self.item, channel, output, timeouts, self._forwarder)
+        start = time.time()
         with ExitStack() as recording:
             recording.enter_context(compat.recorded_warnings(self.item))
-            child = self._forked(container, wire, streams, timer)
+            child = self._fork(container, channel, output, timeouts)
             if child is None:
-                self.give_back()
-                self.item.stash[FORKED] = True
-                self.fork = ready
-                ready.begin(recording.pop_all())
-                self.item.setup()
+                self._continue_in_child(prepared, recording.pop_all())
                 return
         self._child = child
-        streams.outputs.in_parent()
-        receiver = wire.in_parent(
-            child, checker, streams.outputs, may_debug=_may_debug(self.item.config)
-        )
+        output.inherited.in_parent()
+        may_debug = _may_debug(self.item.config)
+        receiver = channel.in_parent(child, checker, output.inherited, may_debug=may_debug)
         try:
-            outcome = self._wait(receiver, child, timer)
+            outcome = self._wait(receiver, child, timeouts)
         finally:
-            timer.go_on()
-        self.finding = results.Finding(
-            self.item, container, receiver, outcome, (started, time.time()), streams.printed()
+            timeouts.restart()
+        self.result = results.TestResult(
+            self.item, container, receiver, outcome, (start, time.time()), output.read()
         )
-        streams.close()
-        wire.close()
+        output.close()
+        channel.close()
         try:
-            self._hear(receiver)
+            self._finish_setup(self.result, receiver)
         except Exception:
-            self.finding = None  # what somebody's hook raised is what the setup phase came to
+            self.result = None  # a hook has raised: that is the result of the setup phase
             raise
 
-    def _forked(
-        self, container: Container, wire: Wire, streams: Streams, timer: Timer
-    ) -> Child | None:
-        """Fork, and leave nothing open where that is refused."""
-        try:
-            with refusing(self.item.config):
-                return container.fork()
-        except BaseException:
-            wire.discard()
-            streams.close()
-            timer.go_on()
-            raise
+    def _start_container(self) -> Container:
+        with as_test_result(self.item.config):
+            self._container = container = Container(self.item.stash[SETTINGS])
+            container.handle.label = self.item.nodeid
+            if container.settings.image != "host":
+                container.handle.directories = python_home.directories(self.item.config)
+            container.start()
+            self._prepare_next()
+        return container
 
     def _prepare_next(self) -> None:
-        """Have the next test's container made while this one's test runs, where it is another than
-        this one's.
+        """Have the next test's container created while this test runs, if its settings differ: the
+        launcher prepares one with the same settings anyway.
 
-        What cannot be made is that test's own error, when its turn comes.
+        An error is that of the next test, which tries again.
         """
-        following = None if self.nextitem is None else self.nextitem.stash.get(SETTINGS, None)
+        following = None if self._nextitem is None else self._nextitem.stash.get(SETTINGS, None)
         if (
             following is not None
             and following != self.item.stash[SETTINGS]
             and following.image == "host"
         ):
             with suppress(SandboxError, OSError):
-                Container.prepare(following)
+                prepare(following)
 
-    def _wait(self, receiver: Receiver, child: Child, timer: Timer) -> Outcome:
-        limits = [
-            limit for limit in (child.container.settings.timeout, timer.most) if limit is not None
-        ]
-        limit = min(limits, default=None)
+    def _fork(
+        self,
+        container: Container,
+        channel: ReportChannel,
+        output: CapturedOutput,
+        timeouts: PluginTimeouts,
+    ) -> Child | None:
+        """Fork into the container; return None in the child. Close everything if that fails."""
+        try:
+            with as_test_result(self.item.config):
+                return fork_into(container.handle, container.settings.user)
+        except BaseException:
+            channel.close_both_ends()
+            output.close()
+            timeouts.restart()
+            raise
+
+    def _continue_in_child(
+        self, prepared: test_process.TestProcess, recorded_warnings: ExitStack
+    ) -> None:
+        self.restore_phases()
+        self.item.stash[IN_TEST_PROCESS] = True
+        self.test_process = prepared
+        prepared.begin(recorded_warnings)
+        self.item.setup()
+
+    def _wait(self, receiver: Receiver, child: Child, timeouts: PluginTimeouts) -> Outcome:
+        """Wait for the test process, and return how it ended."""
+        limits = [child.handle.settings.timeout, timeouts.limit]
+        limit = min((one for one in limits if one is not None), default=None)
         if receiver.receive(limit):
             if receiver.invalid:
                 process.kill(child.pidfd, signal.SIGKILL)
+            # After its last message the test is over: close() waits for the process.
             return Exited(0) if receiver.is_done else child.wait()
         if not receiver.interrupted:
-            receiver.ask_for_stack()
-        overrun = child.wait(0)
-        return replace(overrun, limit=limit or 0) if isinstance(overrun, TimedOut) else overrun
+            receiver.request_stack()
+        outcome = child.wait(0)
+        return replace(outcome, limit=limit or 0) if isinstance(outcome, TimedOut) else outcome
 
-    def _hear(self, receiver: Receiver) -> None:
-        """Do what the fork's news ask for."""
-        assert self.finding is not None
+    def _finish_setup(self, result: results.TestResult, receiver: Receiver) -> None:
+        """Apply what the test has changed in the session, and complete its reports."""
         session_state.apply(self.item, receiver)
         benchmarks.merge(self.item, receiver)
         coverage_data.merge(receiver)
         self.item.ihook.pytest_sandbox_outcome(
-            item=self.item, outcome=self.finding.outcome, stats=self.finding.stats
+            item=self.item, outcome=result.outcome, stats=result.stats
         )
-        self.finding.conclude()
+        result.add_details()
         if receiver.interrupted:
             raise KeyboardInterrupt
-        self._end_session("setup")
+        self._exit_session("setup")
 
-    def _end_session(self, when: str) -> None:
-        if (
-            self.finding is not None
-            and self.finding.exit is not None
-            and self.finding.exit[0] == when
-        ):
-            _when, reason, status = self.finding.exit
-            pytest.exit(reason, status)
+    # -- call and teardown
 
-    def run_test(self) -> None:
-        """Be the item's body: it has run, so only what it logged is left to do."""
-        assert self.finding is not None
-        for report in self.finding.logged:
+    def _run(self) -> None:
+        """Log the reports of subtests: the test itself has run."""
+        assert self.result is not None
+        for report in self.result.logged:
             self.item.ihook.pytest_runtest_logreport(report=report)
-        self._end_session("call")
+        self._exit_session("call")
 
-    def tear_down(self) -> None:
-        """Be the item's teardown: discard the container. In the fork, do the item's own."""
-        if self.fork is not None:
-            self._teardown()
+    def _tear_down(self) -> None:
+        """Discard the container; in the test process, run the item's own teardown."""
+        if self.test_process is not None:
+            self._item_teardown()
             return
-        if self.container is not None and self.container.status != "stopped":
+        container = self._container
+        if container is not None and container.status != "stopped":
             try:
-                self.item.ihook.pytest_sandbox_discard(item=self.item, container=self.container)
+                self.item.ihook.pytest_sandbox_discard(item=self.item, container=container)
             finally:
                 self.close()
-        self._end_session("teardown")
+        self._exit_session("teardown")
+
+    def _exit_session(self, when: str) -> None:
+        """End the session if the test has called ``pytest.exit()`` in this phase."""
+        if self.result is not None and self.result.exit is not None:
+            phase, reason, status = self.result.exit
+            if phase == when:
+                pytest.exit(reason, status)
 
     def close(self) -> None:
-        """Close the container, whatever happened; it cannot end before somebody has waited for the
-        fork.
+        """Close the container.
+
+        The kernel ends a PID namespace only when the test process, a child of this one, has been
+        waited for (pid_namespaces(7)).
         """
         if self._child is not None:
-            self._child.wait(_PATIENCE)
+            self._child.wait(_EXIT_TIMEOUT)
             self._child = None
-        if self.container is not None:
-            self.container.close()
+        if self._container is not None:
+            self._container.close()
+
+    def phase_result(self, call: pytest.CallInfo[Any]) -> results.PhaseResult | None:
+        """Return what the test process has reported for the phase of a call; None if pytest should
+        make the report: in the test process, before the fork, and when the parent's own teardown
+        has failed.
+        """
+        if self.test_process is not None or self.result is None:
+            return None
+        found = self.result.phases.get(call.when)
+        if found is None or call.when != "teardown" or call.excinfo is None:
+            return found
+        return found if found.is_excinfo_of(call) else None
 
 
-class _Frame:
-    """Around each test: the outermost wrappers."""
+class _OuterHooks:
+    """The outermost wrappers of pytest's hooks."""
 
-    def __init__(self, relay: test_process.Relay) -> None:
-        self._relay = relay
+    def __init__(self, config: pytest.Config, forwarder: test_process.HookForwarder) -> None:
+        self._forwarder = forwarder
+        self._exception_interact = compat.RestrictedHook(config, "pytest_exception_interact", ())
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
-        """Put a test inside, if that is where it belongs."""
+        """Run a test inside, if selection.py has decided so."""
         if not item.stash.get(INSIDE, False):
             return (yield)
         flush_terminal()
-        forks.gather()  # here it is no test's time
-        visit = item.stash[_VISIT] = _Visit(item, nextitem, self._relay)
-        visit.take_over()
+        forks.gather()  # between tests, so that it adds to no test's duration
+        test = item.stash[_TEST] = _SandboxedTest(item, nextitem, self._forwarder)
+        test.replace_phases()
         try:
             result = yield
         except BaseException as error:
-            if visit.fork is not None:
-                visit.fork.end(error)
+            if test.test_process is not None:
+                test.test_process.end(error)
             raise
         finally:
-            if (
-                visit.fork is not None
-            ):  # whatever this is, it may not go on into the parent's session
-                os._exit(1)
-            visit.give_back()
-            visit.close()
-            del item.stash[_VISIT]
+            if test.test_process is not None:
+                os._exit(1)  # a test process must never continue with the session
+            self._exception_interact.restore()
+            test.restore_phases()
+            test.close()
+            del item.stash[_TEST]
         return result
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """In the fork, take the report; in the parent, let nobody's makereport change what the
-        fork's has made of it.
+        """Return the report of the test process.
+
+        Other plugins' implementations run in both processes. What they change in the report counts
+        only in the test process.
         """
-        visit = item.stash.get(_VISIT, None)
-        if visit is not None and visit.fork is not None:
-            return visit.fork.made(call, (yield))
-        answer = _answer(visit, call)
-        if answer is None:
+        self._exception_interact.restore()
+        test = item.stash.get(_TEST, None)
+        if test is not None and test.test_process is not None:
+            return test.test_process.on_report(call, (yield))
+        reported = None if test is None else test.phase_result(call)
+        if reported is None:
             return (yield)
-        call.excinfo = answer.exception()
+        call.excinfo = reported.excinfo()
+        if call.excinfo is not None:  # pytest_exception_interact was called in the test process
+            self._exception_interact.restrict()
         try:
             yield
         except Exception as error:
             if call.excinfo is None:
                 raise
-            answer.spoil(
-                crash_report.refused(f"a hook fails at its exception ({type(error).__name__})")
-            )
-        call.excinfo = None  # a debugger has looked at it inside
-        return answer.report
+            problem = f"a hook raises {type(error).__name__} for its exception"
+            reported.fail(crash_report.invalid_report(problem))
+        return reported.report
 
 
-class _Answers:
-    """The innermost implementation: what other plugins' wrappers see."""
+class _InnerHooks:
+    """The innermost implementation: its result is what the wrappers of other plugins get."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> pytest.TestReport | None:
-        """Return a copy of the fork's report of this phase."""
-        answer = _answer(item.stash.get(_VISIT, None), call)
-        return None if answer is None else answer.copy()
+        """Return a copy of the report of the test process."""
+        test = item.stash.get(_TEST, None)
+        reported = None if test is None else test.phase_result(call)
+        return None if reported is None else reported.copy_report()
 
 
 def _may_debug(config: pytest.Config) -> bool:
-    """Tell whether a debugger may stop the clock: it was asked for, or a person is at a
-    terminal.
+    """Tell whether a debugger may suspend the timeout: it was requested, or the session is
+    interactive. Otherwise a test could suspend its own.
     """
     if config.getoption("usepdb", default=False) or config.getoption("trace", default=False):
         return True
     return compat.is_at_terminal(config)
-
-
-def _answer(visit: _Visit | None, call: pytest.CallInfo[Any]) -> results.Answer | None:
-    """Return the fork's answer; the parent's own teardown has a word of its own where it failed."""
-    if visit is None or visit.fork is not None or visit.finding is None:
-        return None
-    answer = visit.finding.answers.get(call.when)
-    if (
-        answer is not None
-        and call.when == "teardown"
-        and call.excinfo is not None
-        and not answer.is_shown(call)
-    ):
-        return None
-    return answer

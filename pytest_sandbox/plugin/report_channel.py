@@ -1,18 +1,26 @@
-"""The way of a fork's news to its parent: a file in memory, one line of JSON for each, behind a
-word that only the two know.
+"""The report channel: a memory file to which a test process appends messages for its parent.
 
-The fork appends, and the parent reads when all is said, or the fork has ended: until then nobody is
-woken, and the parent touches nothing of the memory that the two share, each page of which would
-have to be copied. What is written stays, however the fork ends: nobody can make the file shorter.
+Each message is one line: a nonce that only the two processes know, then JSON. The test process
+writes through :class:`ReportChannel`; the parent reads through :class:`Receiver` when the test
+process has sent its last message, or has ended. Until then the parent is not woken, and touches no
+memory that the two share: each page that it wrote to would be copied.
 
-The fork runs foreign code, which may write what it likes on every descriptor that it finds, or end
-in the middle of a line: so the parent believes a line only if it is whole and begins with the word,
-and takes no more than it can bear. News is data, never pickles; what each kind may hold stands in
-:mod:`pytest_sandbox.plugin.messages`.
+- The file cannot be truncated (F_SEAL_SHRINK, fcntl(2)), and everything is written at its end
+  (O_APPEND), so a message persists however the test process ends.
+- The test process runs untrusted code, which may write to any descriptor it finds, or end in the
+  middle of a line. The parent accepts only complete lines that start with the nonce, and reads a
+  bounded amount.
+- Messages are data, never pickles. message_checker.py checks each one.
+- The test may have replaced functions of the standard library, or set RLIMIT_FSIZE: what is called
+  after it is bound before it (``_getpid``, ``_write``), and what the file does not take goes
+  through the pipe that wakes the parent.
+
+protocol.py creates the channel before the fork.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -23,282 +31,323 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_sandbox.linux import process
-from pytest_sandbox.plugin import messages
+from pytest_sandbox.plugin.messages import MAX_MESSAGE_BYTES
 from pytest_sandbox.plugin.schema import InvalidError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_sandbox.container.container import Child
-    from pytest_sandbox.plugin.inherited_files import Outputs
-    from pytest_sandbox.plugin.messages import Checker
+    from pytest_sandbox.container.fork import Child
+    from pytest_sandbox.plugin.inherited_files import InheritedFiles
+    from pytest_sandbox.plugin.message_checker import MessageChecker
 
-__all__ = ["News", "Receiver", "Wire", "dumps"]
+__all__ = ["STACK_SIGNAL", "Message", "Receiver", "ReportChannel", "dumps", "safe_repr"]
 
-#: The signal on which a fork writes its stack: the kernel's last real-time signal but one, which
-#: next to nobody uses.
+#: The signal that makes a test process write its stack: the last real-time signal but one, which
+#: programs hardly ever use (signal(7)).
 STACK_SIGNAL = signal.SIGRTMAX - 1
-#: Bytes that may come before the test is ended, whoever wrote them.
-_MOST = 64 << 20
-_MOST_STACK = 1 << 20
+#: The size of the file at which the test is ended.
+_MAX_BYTES = 64 << 20
+_TOO_MUCH = f"more than {_MAX_BYTES >> 20} MiB are in the report channel"
+_MAX_STACK_BYTES = 1 << 20
 _CHUNK = 1 << 18
-_STACK_TIME = 1.0
-_STACK_PAUSE = 0.1
-_INTERRUPT_TIME = 5.0
+#: Seconds: for the whole stack, and after each part of it.
+_STACK_TIMEOUT = 1.0
+_STACK_PART_TIMEOUT = 0.1
+#: Seconds that a test process may take to end after Ctrl-C.
+_INTERRUPT_TIMEOUT = 5.0
+_getpid, _write = os.getpid, os.write
+#: Nesting beyond which values are sent as their repr(); less than schema.MAX_DEPTH.
+_MAX_DEPTH = 80
 
 
-class News(NamedTuple):
-    """One line."""
+class Message(NamedTuple):
+    """One message: its kind, and data as messages.py describes it."""
 
     kind: str
     data: Any
 
 
-class Wire:
-    """Both ends, made before the fork: the file, and a pipe that wakes the parent, for
-    faulthandler's stack and for what it has to read at once.
+class ReportChannel:
+    """Both ends, created before the fork.
+
+    ``file`` holds the messages. A pipe wakes the parent: for messages that it must read at once,
+    for those that the file does not take, and for the stack that faulthandler writes.
     """
 
     def __init__(self) -> None:
-        self.word = secrets.token_hex(8).encode()
-        self.file = os.memfd_create("news", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.nonce = secrets.token_hex(8).encode()
+        self.file = os.memfd_create("reports", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         fcntl.fcntl(self.file, fcntl.F_SETFL, os.O_APPEND)
         fcntl.fcntl(self.file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
-        self.stack_reader, self.stack_writer = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self.stack_reader, False)  # the fork can take back what it has written
-        self._owner = 0
+        self.wake_reader, self.wake_writer = os.pipe2(os.O_CLOEXEC)
+        # The test process can open the pipe's other end and read back what it has written.
+        os.set_blocking(self.wake_reader, False)
+        self._sender = 0
 
     def in_parent(
-        self, child: Child, checker: Checker, outputs: Outputs, *, may_debug: bool = False
+        self, child: Child, checker: MessageChecker, files: InheritedFiles, *, may_debug: bool
     ) -> Receiver:
-        """Keep the parent's ends."""
-        os.close(self.stack_writer)
-        return Receiver(self, child, checker, outputs, may_debug=may_debug)
+        """Close the child's end and return the parent's."""
+        os.close(self.wake_writer)
+        return Receiver(self, child, checker, files, may_debug=may_debug)
 
-    def discard(self) -> None:
-        """Close all ends, where there was no fork."""
-        os.close(self.stack_writer)
-        self.close()
+    def in_child(self) -> None:
+        """Close the parent's end."""
+        os.close(self.wake_reader)
+        self._sender = _getpid()
 
-    def in_fork(self) -> None:
-        """Keep the fork's ends."""
-        os.close(self.stack_reader)
-        self._owner = os.getpid()
+    def send(self, kind: str, data: Any, *, wake: bool = False) -> None:
+        """Append a message in the child; ``wake`` has the parent read it at once.
 
-    def send(self, kind: str, data: Any, *, ring: bool = False) -> None:
-        """Append one line in the fork; a fork of the fork, which went on into pytest by accident,
-        says nothing.
+        Does nothing in a process that the test itself forked and that returned into pytest.
         """
-        if os.getpid() != self._owner:
+        if _getpid() != self._sender:
             return
-        # The first line's end is that of what somebody else may have written without one.
-        left = memoryview(b"\n%s %s\n" % (self.word, dumps([kind, data])))
-        while left:
-            left = left[os.write(self.file, left) :]
-        if ring:
-            os.write(self.stack_writer, b"\n")
+        # The first line feed ends what other code may have written without one.
+        line = b"\n%s %s\n" % (self.nonce, dumps([kind, data]))
+        try:
+            _write_all(self.file, line)
+        except OSError as error:
+            if error.errno != errno.EFBIG:  # RLIMIT_FSIZE (setrlimit(2)) does not concern pipes
+                raise
+            _write_all(self.wake_writer, line)
+        if wake:
+            _write(self.wake_writer, b"\n")
 
     def close(self) -> None:
-        """Close the parent's ends."""
+        """Close the parent's end."""
         os.close(self.file)
-        os.close(self.stack_reader)
+        os.close(self.wake_reader)
+
+    def close_both_ends(self) -> None:
+        """Close both ends, when the fork has failed."""
+        os.close(self.wake_writer)
+        self.close()
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[_write(fd, data) :]
 
 
 class Receiver:
-    """The parent's end: ``news`` is what came, ``strange`` whether something else did, ``stack``
-    what faulthandler wrote.
+    """The parent's end.
 
-    ``invalid`` says what is wrong with the first message that is not as its schema wants it; none
-    is read after it. ``may_debug`` says that a message may stop the clock.
+    - ``messages``: those that have passed their check.
+    - ``invalid``: what is wrong with the first message that has not; nothing is read after it.
+    - ``has_foreign_data``: whether the file contains anything but messages.
+    - ``stack``: what faulthandler wrote.
+    - ``interrupted``: whether Ctrl-C came.
+
+    With ``may_debug``, a message can suspend the timeout while a debugger waits for input.
     """
 
     def __init__(
         self,
-        wire: Wire,
+        channel: ReportChannel,
         child: Child,
-        checker: Checker,
-        outputs: Outputs,
+        checker: MessageChecker,
+        files: InheritedFiles,
         *,
-        may_debug: bool = False,
+        may_debug: bool,
     ) -> None:
-        self._wire = wire
+        self._channel = channel
         self._child = child
         self._checker = checker
-        self._outputs = outputs
+        self._files = files
         self._may_debug = may_debug
-        self._read = 0
-        self._rest = bytearray()
-        self.news: list[News] = []
-        self.strange = False
+        self._offset = 0
+        self._partial_line = bytearray()
+        self.messages: list[Message] = []
+        self.has_foreign_data = False
         self.invalid = ""
         self.stack = bytearray()
-        self.debugging = False
-        self._debugged = 0.0  # seconds; while a debugger waits, minus the time when it began to
+        self._piped = b""  # the last line in the pipe, which has not ended
+        self._piped_bytes = 0  # of messages
         self.interrupted = False
+        self._is_debugging = False
+        # Seconds that debuggers have waited; while one waits, minus the time at which it started.
+        self._debugging_time = 0.0
 
     def receive(self, timeout: float | None) -> bool:
-        """Wait until all is said, the fork has ended or a message is invalid; False where the time
-        is over before.
+        """Wait for the last message, the child's end or an invalid message; return False on
+        timeout.
 
-        The time while a debugger waits does not count. A Ctrl-C goes on to the fork, which is out
-        of the terminal's reach; it gets some seconds to end by itself, and none after a second one.
+        The time during which a debugger waits does not count. Ctrl-C is passed on to the child,
+        which the terminal's signal does not reach: it is in a session of its own. The child gets
+        some seconds to end; a second Ctrl-C returns at once.
         """
         poll = select.poll()
-        for fd in (self._child.pidfd, self._wire.stack_reader, *self._outputs.readers):
+        for fd in (self._child.pidfd, self._channel.wake_reader, *self._files.readers):
             poll.register(fd, select.POLLIN)
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             try:
-                left = self._left(end)
-                ready = {fd for fd, _event in poll.poll(process.milliseconds(left))}
-                if self._wire.stack_reader in ready:
-                    self._take_stack(poll)
-                for reader in ready & self._outputs.readers.keys():
-                    if not self._outputs.copy(reader):
-                        poll.unregister(reader)
-                self._take()
-                if self.is_done or self.invalid or self._child.pidfd in ready:
-                    return True
-                if left == 0 and not self.debugging:
-                    return False
+                if (is_over := self._poll(poll, end)) is not None:
+                    return is_over
             except KeyboardInterrupt:
                 if self.interrupted:
                     return False
                 self.interrupted = True
                 process.kill(self._child.pidfd, signal.SIGINT)
-                end = time.monotonic() + _INTERRUPT_TIME
+                end = time.monotonic() + _INTERRUPT_TIMEOUT
 
-    def _left(self, end: float | None) -> float | None:
-        """Return the seconds until ``end``; None where there is no end, or a debugger waits."""
-        if end is None or self.debugging:
+    def _poll(self, poll: select.poll, end: float | None) -> bool | None:
+        """Wait for one event; return what :meth:`receive` returns, or None to go on."""
+        left = self._time_left(end)
+        ready = {fd for fd, _event in poll.poll(process.milliseconds(left))}
+        if self._channel.wake_reader in ready and self._read_stack() == b"":
+            poll.unregister(self._channel.wake_reader)
+        for reader in ready & self._files.readers.keys():
+            if not self._files.copy(reader):
+                poll.unregister(reader)
+        self._read_messages()
+        if self.is_done or self.invalid or self._child.pidfd in ready:
+            return True
+        return False if left == 0 and not self._is_debugging else None
+
+    def _time_left(self, end: float | None) -> float | None:
+        """Return the seconds until ``end``; None if there is no end, or a debugger waits."""
+        if end is None or self._is_debugging:
             return None
-        return max(0.0, end + self._debugged - time.monotonic())
+        return max(0.0, end + self._debugging_time - time.monotonic())
 
-    def _take_stack(self, poll: select.poll) -> None:
-        part = self._read_stack()
-        if part == b"":
-            poll.unregister(self._wire.stack_reader)
-
-    def _take(self) -> None:
-        """Read the whole lines that have come, a page at a time."""
+    def _read_messages(self) -> None:
         while not self.invalid:
-            part = os.pread(self._wire.file, _CHUNK, self._read)
+            part = os.pread(self._channel.file, _CHUNK, self._offset)
             if not part:
-                self.strange = self.strange or bool(self._rest)
+                self.has_foreign_data = self.has_foreign_data or bool(self._partial_line)
                 return
-            self._read += len(part)
-            if self._read > _MOST:
-                self.invalid = f"it wrote more than {_MOST >> 20} MiB where its reports travel"
+            self._offset += len(part)
+            if self._offset > _MAX_BYTES:
+                self.invalid = _TOO_MUCH
                 return
-            self._take_lines(part)
+            self._read_lines(part)
 
-    def _take_lines(self, part: bytes) -> None:
+    def _read_lines(self, part: bytes) -> None:
         *lines, rest = part.split(b"\n")
         if lines:
-            lines[0] = bytes(self._rest) + lines[0]
-            self._rest.clear()
+            lines[0] = bytes(self._partial_line) + lines[0]
+            self._partial_line.clear()
         for line in lines:
-            self._hear(line)
-        room = messages.LONGEST + len(self._wire.word) + 2 - len(self._rest)
-        self._rest += rest[:room]  # one byte more than the longest message says that it is too long
+            self._read_line(line)
+        # One byte more than the longest line is enough to reject it.
+        room = MAX_MESSAGE_BYTES + len(self._channel.nonce) + 2 - len(self._partial_line)
+        self._partial_line += rest[:room]
 
-    def _hear(self, line: bytes) -> None:
+    def _read_line(self, line: bytes) -> None:
         if not line or self.invalid:
             return
-        word, _, text = line.partition(b" ")
-        if word != self._wire.word:
-            self.strange = True
+        nonce, _, text = line.partition(b" ")
+        if nonce != self._channel.nonce:
+            self.has_foreign_data = True
             return
         try:
-            news = News(*self._checker.read(text))
+            message = Message(*self._checker.read(text))
         except InvalidError as error:
             self.invalid = str(error)
             return
-        if news.kind == "debugger":
-            self._hear_debugger(is_on=news.data)
-            return
-        self.news.append(news)
+        if message.kind == "debugger":
+            self._set_debugging(is_on=message.data)
+        else:
+            self.messages.append(message)
 
-    def _hear_debugger(self, *, is_on: bool) -> None:
-        if self._may_debug and self.debugging != is_on:
-            self.debugging = is_on
-            self._debugged += -time.monotonic() if is_on else time.monotonic()
+    def _set_debugging(self, *, is_on: bool) -> None:
+        if self._may_debug and self._is_debugging != is_on:
+            self._is_debugging = is_on
+            self._debugging_time += -time.monotonic() if is_on else time.monotonic()
 
-    def ask_for_stack(self) -> None:
-        """Have the fork write its stack, and wait until it has; a fork that cannot is waited for a
-        moment only.
-        """
+    def request_stack(self) -> None:
+        """Have the child write its stack, and read it; give up after a second."""
         process.kill(self._child.pidfd, STACK_SIGNAL)
         poll = select.poll()
-        poll.register(self._wire.stack_reader, select.POLLIN)
-        end = time.monotonic() + _STACK_TIME
-        pause = _STACK_TIME
+        poll.register(self._channel.wake_reader, select.POLLIN)
+        end = time.monotonic() + _STACK_TIMEOUT
+        timeout = _STACK_TIMEOUT
         while (
             time.monotonic() < end
-            and len(self.stack) < _MOST_STACK
-            and poll.poll(process.milliseconds(pause))
+            and len(self.stack) < _MAX_STACK_BYTES
+            and poll.poll(process.milliseconds(timeout))
         ):
-            pause = _STACK_PAUSE
+            timeout = _STACK_PART_TIMEOUT
             if self._read_stack() == b"":
                 return
 
     def _read_stack(self) -> bytes | None:
-        """Take a part of the stack, b"" at its end; None where somebody else has taken it."""
+        """Read a part of the stack, or of messages; return b"" at the pipe's end, None if nothing
+        is there.
+        """
         try:
-            part = os.read(self._wire.stack_reader, _CHUNK)
+            part = os.read(self._channel.wake_reader, _CHUNK)
         except BlockingIOError:
             return None
-        self.stack += part[: _MOST_STACK - len(self.stack)]
+        *lines, self._piped = (self._piped + part).split(b"\n")
+        if not part or len(self._piped) > MAX_MESSAGE_BYTES:
+            lines.append(self._piped)
+            self._piped = b""
+        for line in lines:
+            if line.startswith(self._channel.nonce):
+                self._read_piped(line)
+            else:
+                self.stack += (line + b"\n")[: _MAX_STACK_BYTES - len(self.stack)]
         return part
+
+    def _read_piped(self, line: bytes) -> None:
+        """Read a message that the file did not take, after those that it did."""
+        self._read_messages()
+        self._piped_bytes += len(line)
+        if self._piped_bytes > _MAX_BYTES:
+            self.invalid = self.invalid or _TOO_MUCH
+        self._read_line(line)
 
     @property
     def is_done(self) -> bool:
-        """Whether the fork has said that nothing is missing; all that it still does is to end."""
-        return bool(self.news) and self.news[-1].kind == "done"
+        """Whether the last message has come."""
+        return bool(self.messages) and self.messages[-1].kind == "done"
 
     @property
-    def has_written(self) -> bool:
-        """Whether the fork may have made files: it has said so, or it ended without a word."""
-        return not self.is_done or bool(self.news[-1].data)
+    def may_have_created_files(self) -> bool:
+        """Whether files were created in the container; True too if the child ended early."""
+        return not self.is_done or bool(self.messages[-1].data)
 
-    def of(self, kind: str) -> Iterator[Any]:
-        """Yield the data of all news of a kind."""
-        return (news.data for news in self.news if news.kind == kind)
+    def of_kind(self, kind: str) -> Iterator[Any]:
+        """Yield the data of all messages of a kind."""
+        return (message.data for message in self.messages if message.kind == kind)
 
-    def forget(self) -> None:
-        """Do nothing of what the fork asked for: one of its messages is invalid."""
-        self.news = [news for news in self.news if news.kind == "report"]
+    def drop_all_but_reports(self) -> None:
+        """Remove the messages that have an effect on the session: an invalid one was among them."""
+        self.messages = [message for message in self.messages if message.kind == "report"]
 
 
 def dumps(value: Any) -> bytes:
-    """Write JSON; what it cannot hold becomes its repr."""
+    """Return JSON; values that JSON lacks become their repr()."""
     try:
-        return _JSON.encode(value).encode("utf-8", "surrogatepass")
-    except (TypeError, ValueError, RecursionError):  # keys that are no text, a circle
-        return _JSON.encode(_plain(value, 0)).encode("utf-8", "surrogatepass")
+        return _ENCODER.encode(value).encode("utf-8", "surrogatepass")
+    except (TypeError, ValueError, RecursionError):  # a key that is not a string, a cycle
+        return _ENCODER.encode(_as_json(value, 0)).encode("utf-8", "surrogatepass")
 
 
-def _plain(value: Any, depth: int) -> Any:
-    if depth < _DEEPEST:
+def _as_json(value: Any, depth: int) -> Any:
+    if depth < _MAX_DEPTH:
         if isinstance(value, dict):
             return {
-                key if isinstance(key, str) else safe_repr(key): _plain(one, depth + 1)
+                key if isinstance(key, str) else safe_repr(key): _as_json(one, depth + 1)
                 for key, one in value.items()
             }
         if isinstance(value, list | tuple):
-            return [_plain(one, depth + 1) for one in value]
+            return [_as_json(one, depth + 1) for one in value]
         if value is None or type(value) in {str, int, float, bool}:
             return value
     return safe_repr(value)
 
 
 def safe_repr(value: object) -> str:
-    """Return ``repr(value)``, or the name of its class where that raises."""
+    """Return ``repr(value)``, or the name of its class if that raises."""
     try:
         return repr(value)
-    except Exception:  # noqa: BLE001 - a test's object
+    except Exception:  # noqa: BLE001 - an object of the suite's
         return f"<{type(value).__qualname__}>"
 
 
-_JSON = json.JSONEncoder(default=safe_repr, ensure_ascii=False)
-_DEEPEST = 80
+_ENCODER = json.JSONEncoder(default=safe_repr, ensure_ascii=False)

@@ -1,4 +1,8 @@
-"""The schema of a serialised report, as ``pytest_report_to_serializable`` writes it."""
+"""The schema of a serialised report, as the hook ``pytest_report_to_serializable`` returns it.
+
+messages.py uses it for the reports of a test process. The fields are those that pytest, and the
+plugins that this one supports, write into a report and read from it.
+"""
 
 from __future__ import annotations
 
@@ -7,52 +11,42 @@ from typing import Any
 
 import pytest
 
-from pytest_sandbox.plugin.display import escaped, escaped_output
-from pytest_sandbox.plugin.report_sections import is_ours
-from pytest_sandbox.plugin.schema import (
-    InvalidError,
-    anything,
-    each,
-    integer,
-    items,
-    mapping,
-    number,
-    one_of,
-    optional,
-    record,
-    scalar,
-    text,
-)
+from pytest_sandbox.plugin import schema
+from pytest_sandbox.plugin.schema import InvalidError
+from pytest_sandbox.plugin.user_properties import is_of_container
+from pytest_sandbox.printable import printable_output
 
 __all__ = ["report"]
 
-_NAME = 1000
-_PATH = 4096
-_TEXT = 4 << 20
-_MOST_LINES = 50_000
-_LINE = text(_TEXT)
-_LINE_NUMBER = integer(-1, 1 << 31)
+_NAME = schema.string(1000)
+_PATH = schema.string(4096)
+_LONG_NAME = 1 << 16
+_TEXT = schema.string(4 << 20)
+_LINES = schema.list_of(_TEXT, 50_000)
+_LINE_NUMBER = schema.integer(-1, 1 << 31)
 _ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
+_STYLE = schema.one_of("long", "short", "line", "no", "native", "value", "auto")
 
-_FILE_LOCATION = record({"path": text(_PATH), "lineno": _LINE_NUMBER, "message": _LINE})
-_ENTRY = record(
+_FILE_LOCATION = schema.record({"path": _PATH, "lineno": _LINE_NUMBER, "message": _TEXT})
+_ARGUMENTS = schema.record({"args": schema.list_of(schema.tuple_of(_NAME, _TEXT), 10_000)})
+_ENTRY = schema.record(
     {
-        "type": one_of("ReprEntry"),
-        "data": record(
+        "type": schema.one_of("ReprEntry"),
+        "data": schema.record(
             {
-                "lines": each(_LINE, _MOST_LINES),
-                "reprfuncargs": optional(record({"args": each(items(text(_NAME), _LINE), 10_000)})),
-                "reprlocals": optional(record({"lines": each(_LINE, _MOST_LINES)})),
-                "reprfileloc": optional(_FILE_LOCATION),
-                "style": one_of("long", "short", "line", "no", "native", "value", "auto"),
+                "lines": _LINES,
+                "reprfuncargs": schema.optional(_ARGUMENTS),
+                "reprlocals": schema.optional(schema.record({"lines": _LINES})),
+                "reprfileloc": schema.optional(_FILE_LOCATION),
+                "style": _STYLE,
             }
         ),
     }
 )
-_NATIVE_ENTRY = record(
+_NATIVE_ENTRY = schema.record(
     {
-        "type": one_of("ReprEntryNative"),
-        "data": record({"lines": each(_LINE, _MOST_LINES)}, {"style": text(_NAME)}),
+        "type": schema.one_of("ReprEntryNative"),
+        "data": schema.record({"lines": _LINES}, {"style": _NAME}),
     }
 )
 
@@ -62,120 +56,123 @@ def _entry(value: Any) -> Any:
     return (_NATIVE_ENTRY if is_native else _ENTRY)(value)
 
 
-_TRACEBACK = record(
+_TRACEBACK = schema.record(
     {
-        "reprentries": each(_entry, 10_000),
-        "extraline": optional(_LINE),
-        "style": one_of("long", "short", "line", "no", "native", "value", "auto"),
+        "reprentries": schema.list_of(_entry, 10_000),
+        "extraline": schema.optional(_TEXT),
+        "style": _STYLE,
     }
 )
-_EXCEPTION = record(
+_LINK_OF_CHAIN = schema.tuple_of(
+    _TRACEBACK, schema.optional(_FILE_LOCATION), schema.optional(_TEXT)
+)
+_EXCEPTION = schema.record(
     {
-        "reprcrash": optional(_FILE_LOCATION),
+        "reprcrash": schema.optional(_FILE_LOCATION),
         "reprtraceback": _TRACEBACK,
-        "sections": each(items(text(_NAME), _LINE, text(10)), 1000),
-        "chain": optional(
-            each(items(_TRACEBACK, optional(_FILE_LOCATION), optional(_LINE)), 1000, least=1)
-        ),
+        "sections": schema.list_of(schema.tuple_of(_NAME, _TEXT, schema.string(10)), 1000),
+        "chain": schema.optional(schema.list_of(_LINK_OF_CHAIN, 1000, min_length=1)),
     }
 )
-_REASON = items(text(_PATH), optional(_LINE_NUMBER), _LINE)
+_SKIP_REASON = schema.tuple_of(_PATH, schema.optional(_LINE_NUMBER), _TEXT)
 
 
 def _longrepr(value: Any) -> Any:
     if value is None:
         return None
     if type(value) is str:
-        return _LINE(value)
-    return _REASON(value) if type(value) is list else _EXCEPTION(value)
+        return _TEXT(value)
+    return _SKIP_REASON(value) if type(value) is list else _EXCEPTION(value)
 
 
-def _properties(value: Any) -> list[tuple[Any, ...]]:
-    """Return tuples, without those that only the parent may set."""
-    found = [tuple(one) for one in each(each(anything, 100), 10_000)(value)]
+_PROPERTIES = schema.list_of(schema.list_of(schema.any_json, 100), 10_000)
+
+
+def _user_properties(value: Any) -> list[tuple[Any, ...]]:
+    """Return the properties as tuples, without those that only the parent may set."""
+    found = [tuple(one) for one in _PROPERTIES(value)]
     if any(type(name) in {list, dict} for name, *_ in filter(None, found)):
-        raise InvalidError("has a name that is no scalar")
-    return [one for one in found if not is_ours(one)]
+        raise InvalidError("has a name that is not a scalar")
+    return [one for one in found if not is_of_container(one)]
 
 
-_EXTRA_OF_HTML = each(
-    mapping(text(_NAME), optional(text(_TEXT)), 20),
-    1000,
-)
+_HTML_EXTRAS = schema.list_of(schema.dict_of(_NAME, schema.optional(_TEXT), 20), 1000)
+_HTML_KEYS = {"name", "format_type", "content", "mime_type", "extension"}
 
 
-def _extras_of_html(value: Any) -> Any:
-    """Accept what pytest-html puts into a report; it relies on each of these names."""
-    found = _EXTRA_OF_HTML(value)
-    wanted = {"name", "format_type", "content", "mime_type", "extension"}
-    if any(not wanted <= one.keys() or one["format_type"] is None for one in found):
-        raise InvalidError("lacks what pytest-html needs")
+def _html_extras(value: Any) -> Any:
+    """Accept what pytest-html adds to a report; it expects each of these keys."""
+    found = _HTML_EXTRAS(value)
+    if any(_HTML_KEYS - one.keys() or one["format_type"] is None for one in found):
+        raise InvalidError("lacks a key that pytest-html requires")
     return found
 
 
-_FIELDS = {
-    "nodeid": text(1 << 16, show=str),
-    "location": items(text(_PATH, show=str), optional(_LINE_NUMBER), text(1 << 16, show=str)),
-    "keywords": mapping(text(1 << 16), anything, 10_000),
-    "outcome": one_of("passed", "failed", "skipped"),
+_REQUIRED = {
+    "nodeid": schema.string(_LONG_NAME, escape=str),
+    "location": schema.tuple_of(
+        schema.string(4096, escape=str),
+        schema.optional(_LINE_NUMBER),
+        schema.string(_LONG_NAME, escape=str),
+    ),
+    "keywords": schema.dict_of(schema.string(_LONG_NAME), schema.any_json, 10_000),
+    "outcome": schema.one_of("passed", "failed", "skipped"),
     "longrepr": _longrepr,
-    "when": one_of("setup", "call", "teardown"),
-    "user_properties": _properties,
-    "sections": each(items(text(_NAME), text(_TEXT, show=escaped_output)), 1000),
-    "duration": number,
+    "when": schema.one_of("setup", "call", "teardown"),
+    "user_properties": _user_properties,
+    "sections": schema.list_of(
+        schema.tuple_of(_NAME, schema.string(4 << 20, escape=printable_output)), 1000
+    ),
+    "duration": schema.number,
 }
 _OTHERS = {
-    "$report_type": one_of("TestReport"),
-    "start": number,
-    "stop": number,
-    "wasxfail": text(_TEXT),
-    "_hypothesis_stats": text(_TEXT),
-    "extras": _extras_of_html,
-    "extra": _extras_of_html,
-    "_report_type": one_of("SubTestReport"),
-    "_subtest.context": record(
-        {
-            "msg": optional(text(_TEXT)),
-            "kwargs": mapping(text(_NAME), scalar, 1000),
-        }
+    "$report_type": schema.one_of("TestReport"),
+    "start": schema.number,
+    "stop": schema.number,
+    "wasxfail": _TEXT,
+    "_hypothesis_stats": _TEXT,
+    "extras": _html_extras,
+    "extra": _html_extras,
+    "_report_type": schema.one_of("SubTestReport"),
+    "_subtest.context": schema.record(
+        {"msg": schema.optional(_TEXT), "kwargs": schema.dict_of(_NAME, schema.scalar, 1000)}
     ),
 }
-_KNOWN = {**_FIELDS, **_OTHERS}
+_KNOWN = {**_REQUIRED, **_OTHERS}
+_KNOWN_FIELDS = schema.record(_REQUIRED, _OTHERS)
 
 
 def report(value: Any) -> dict[str, Any]:
     """Accept a serialised report.
 
-    Further attributes may be any plain data, under names that no report has already; private ones
-    are left out: among them Hypothesis' failing examples, which it writes to a file in the parent.
+    Other attributes may have any JSON value, under names that a report does not use itself. Private
+    ones are left out: among them Hypothesis' failing examples, which it writes to a file in the
+    parent.
     """
     if type(value) is not dict:
         raise InvalidError("must be an object")
-    further = {name: one for name, one in value.items() if name not in _KNOWN}
-    checked: dict[str, Any] = _KNOWN_RECORD({n: value[n] for n in value.keys() - further.keys()})
-    public = {name: one for name, one in further.items() if not name.startswith("_")}
-    checked.update((_attribute(name), anything(one)) for name, one in public.items())
+    others = {name: one for name, one in value.items() if name not in _KNOWN}
+    checked: dict[str, Any] = _KNOWN_FIELDS({n: value[n] for n in value.keys() - others.keys()})
+    public = {name: one for name, one in others.items() if not name.startswith("_")}
+    checked.update((_attribute(name), schema.any_json(one)) for name, one in public.items())
     _check_outcome(checked)
     return checked
 
 
-_KNOWN_RECORD = record(_FIELDS, _OTHERS)
-
-
 def _attribute(name: str) -> str:
     if not _ATTRIBUTE.fullmatch(name) or name == "node" or hasattr(pytest.TestReport, name):
-        raise InvalidError(f"has the unknown entry {escaped(name[:40])!r}")
+        raise InvalidError(f"has the unknown entry {schema.safe_text(name[:40])!r}")
     return name
 
 
 def _check_outcome(found: dict[str, Any]) -> None:
-    """Refuse what pytest's own users of a report assert not to be."""
+    """Reject combinations of fields that pytest and its reporters assert not to occur."""
     longrepr, outcome = found["longrepr"], found["outcome"]
     if outcome == "failed" and longrepr is None:
-        raise InvalidError(".longrepr is missing, and the test has failed")
+        raise InvalidError(".longrepr is null, but the test has failed")
     if outcome == "skipped" and "wasxfail" not in found and type(longrepr) is not tuple:
         raise InvalidError(".longrepr must be path, line and reason of the skip")
     if ("_report_type" in found) != ("_subtest.context" in found):
-        raise InvalidError("is half a subtest")
+        raise InvalidError("has only a part of the fields of a subtest's report")
     if ("_report_type" in found) == ("$report_type" in found):
-        raise InvalidError("must be a test's or a subtest's")
+        raise InvalidError("must be the report of either a test or a subtest")

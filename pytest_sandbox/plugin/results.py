@@ -1,5 +1,8 @@
-"""What a test inside came to: an answer for each phase, from the fork's reports, or from how the
-fork ended where they are missing.
+"""The result of a test in a container: a pytest report for each phase.
+
+protocol.py creates a :class:`TestResult` when the test process has ended. The reports come from the
+messages that it sent; for one that is missing, from how the process ended (crash_report.py). Then
+report_sections.py, hints.py and user_properties.py add what the container used and changed.
 """
 
 from __future__ import annotations
@@ -11,33 +14,34 @@ import pytest
 
 from pytest_sandbox.outcome import Exited, OOMKilled, Outcome
 from pytest_sandbox.plugin import compat, crash_report, hints, keep, report_sections
+from pytest_sandbox.plugin.user_properties import set_properties
 
 if TYPE_CHECKING:
     from pytest_sandbox.container.container import Container
     from pytest_sandbox.plugin.report_channel import Receiver
 
-__all__ = ["Answer", "Finding"]
+__all__ = ["PhaseResult", "TestResult"]
 
 _PHASES = ("setup", "call", "teardown")
 
 
-class Answer:
-    """A phase's report, and the exception that it is about."""
+class PhaseResult:
+    """The report of a phase, and its exception if there is one."""
 
     def __init__(self, report: pytest.TestReport, error: BaseException | None = None) -> None:
         self.report = report
         self._error = error
         self._excinfo: pytest.ExceptionInfo[BaseException] | None = None
 
-    def copy(self) -> pytest.TestReport:
-        """Return a report that may be changed without changing this one."""
+    def copy_report(self) -> pytest.TestReport:
+        """Return a copy of the report, with lists of its own."""
         made = copy.copy(self.report)
         made.sections = list(made.sections)
         made.user_properties = list(made.user_properties)
         return made
 
-    def exception(self) -> pytest.ExceptionInfo[BaseException] | None:
-        """Return the exception, for those who ask what a report is about."""
+    def excinfo(self) -> pytest.ExceptionInfo[BaseException] | None:
+        """Return the exception, as hooks find it in ``call.excinfo``."""
         if self._error is not None and self._excinfo is None:
             call = pytest.CallInfo.from_call(self._raise, when="call", reraise=())
             self._excinfo = call.excinfo
@@ -47,19 +51,24 @@ class Answer:
         assert self._error is not None
         raise self._error
 
-    def spoil(self, text: str) -> None:
-        """Make the report a failure that says ``text``."""
+    def fail(self, text: str) -> None:
+        """Make the report a failure with this text."""
         self.report.outcome, self.report.longrepr = "failed", text
         vars(self.report).pop("wasxfail", None)
 
-    def is_shown(self, call: pytest.CallInfo[Any]) -> bool:
-        """Tell whether the phase's exception is this one, and not the parent's own."""
+    def is_excinfo_of(self, call: pytest.CallInfo[Any]) -> bool:
+        """Tell whether the exception of a call is this phase's, not one of the parent's own."""
         return self._excinfo is not None and call.excinfo is self._excinfo
 
 
-class Finding:
-    """How the fork ended, and what it sent until then; ``answers`` by phase, ``logged`` what others
-    logged, ``exit`` phase and reason of an end.
+class TestResult:
+    """The result of one test.
+
+    - ``outcome``: how the test process ended.
+    - ``stats``: what its container used.
+    - ``phases``: the result of each phase that was run, by its name.
+    - ``logged``: reports that other plugins logged, such as those of subtests.
+    - ``exit``: if the test called ``pytest.exit()``, the phase, reason and return code.
     """
 
     def __init__(
@@ -69,123 +78,125 @@ class Finding:
         receiver: Receiver,
         outcome: Outcome,
         time: tuple[float, float],
-        printed: list[tuple[str, str]],
+        output: list[tuple[str, str]],
     ) -> None:
+        """``time`` is the start and the end of the test process in seconds since the epoch,
+        ``output`` the name and content of its captured streams.
+        """
         self.item = item
         self.container = container
         self.outcome = outcome
-        self.stats = container.figures()
-        self.answers: dict[str, Answer] = {}
+        self.stats = container.handle.figures()
+        self.phases: dict[str, PhaseResult] = {}
         self.logged: list[pytest.TestReport] = []
         self.exit: tuple[str, str, int | None] | None = None
         self._receiver = receiver
         self._symptoms: list[hints.Symptom] = []
+        self._time = time
+        self._output = output
         self._read_all()
         if receiver.invalid:
-            self._refuse(*time, printed)
-        elif not self._is_finished:
-            self._crash(crash_report.said(outcome, receiver, self.stats), *time, printed)
+            self._fail_as_invalid()
+        elif not self._is_complete:
+            self._fail_unreported_phase(crash_report.describe(outcome, receiver, self.stats))
 
     @property
-    def _is_finished(self) -> bool:
+    def _is_complete(self) -> bool:
         return (
             isinstance(self.outcome, Exited)
             and self.outcome.status == 0
-            and any(news.kind == "done" for news in self._receiver.news)
+            and any(message.kind == "done" for message in self._receiver.messages)
         )
 
     @property
-    def _phase(self) -> str:
-        """The phase that has not been reported; the last where all have."""
-        return next((when for when in _PHASES if when not in self.answers), _PHASES[-1])
+    def _unreported_phase(self) -> Any:
+        """The first phase without a report; the last phase if all have one."""
+        return next((when for when in _PHASES if when not in self.phases), _PHASES[-1])
 
     def _read_all(self) -> None:
         try:
             self._read()
-        except Exception as error:  # noqa: BLE001 - a report that passed its schema, but not pytest
+        except Exception as error:  # noqa: BLE001 - it fits its schema, but not pytest
             self._receiver.invalid = f"a report cannot be read ({type(error).__name__}: {error})"
 
     def _read(self) -> None:
-        for kind, data in self._receiver.news:
+        for kind, data in self._receiver.messages:
             if kind == "report":
                 report = self._report(data["report"])
-                self.answers[report.when] = Answer(report, data["error"])
+                self.phases[report.when] = PhaseResult(report, data["error"])
                 self._symptoms += [hints.Symptom(*one) for one in data["symptoms"]]
             elif kind == "logged":
                 self.logged.append(self._report(data))
             elif kind == "exit":
-                self.exit = (self._phase, *data)
+                self.exit = (self._unreported_phase, *data)
 
     def _report(self, data: dict[str, Any]) -> Any:
-        """Make a report again."""
-        report = self.item.config.hook.pytest_report_from_serializable(
-            config=self.item.config, data=data
-        )
+        config = self.item.config
+        report = config.hook.pytest_report_from_serializable(config=config, data=data)
         compat.restore_subtest(report, data)
         if report.failed:
-            _ = report.longreprtext  # raises here what a terminal would meet later
+            _ = report.longreprtext  # raises what the terminal reporter would raise later
         return report
 
-    def _refuse(self, started: float, stopped: float, printed: list[tuple[str, str]]) -> None:
-        """Fail the test whose process sent an invalid message, whatever else it has reported.
+    def _fail_as_invalid(self) -> None:
+        """Fail the test because of an invalid message, whatever else it has reported.
 
-        A failure of its own stays, with a section about the message.
+        A failure that it has reported stays, with a section about the message.
         """
-        self._receiver.forget()
+        self._receiver.drop_all_but_reports()
         self.logged.clear()
         self.exit = None
-        text = crash_report.refused(self._receiver.invalid)
-        failed = next((one.report for one in self.answers.values() if one.report.failed), None)
+        text = crash_report.invalid_report(self._receiver.invalid)
+        failed = next((one.report for one in self.phases.values() if one.report.failed), None)
         if failed is not None:
             failed.sections.append(("invalid report", text))
             return
-        if self._phase != "setup" and self.answers["setup"].report.passed:
-            self.answers = {"setup": self.answers["setup"]}
+        if self._unreported_phase != "setup" and self.phases["setup"].report.passed:
+            self.phases = {"setup": self.phases["setup"]}
         else:
-            self.answers.clear()
-        self._crash(text, started, stopped, printed)
+            self.phases.clear()
+        self._fail_unreported_phase(text)
 
-    def _crash(
-        self, text: str, started: float, stopped: float, printed: list[tuple[str, str]]
-    ) -> None:
-        """Answer for the phase in which the fork ended: never as the failure that a mark
-        expects.
+    def _fail_unreported_phase(self, text: str) -> None:
+        """Add a failure of the phase in which the test process ended.
+
+        A mark ``xfail`` has no effect on it.
         """
-        when = self._phase
-        done = [answer.report for answer in self.answers.values()]
-        began = max([started, *(report.stop for report in done)])
-        call = pytest.CallInfo.from_call(lambda: pytest.fail(text, pytrace=False), when)  # type: ignore[arg-type]
-        call.start, call.stop, call.duration = began, stopped, stopped - began
+        when = self._unreported_phase
+        earlier = [phase.report for phase in self.phases.values()]
+        start, stop = self._time
+        start = max([start, *(report.stop for report in earlier)])
+        call = pytest.CallInfo.from_call(lambda: pytest.fail(text, pytrace=False), when)
+        call.start, call.stop, call.duration = start, stop, stop - start
         report = pytest.TestReport.from_item_and_call(self.item, call)
-        earlier = list(done[-1].sections) if done else []
-        report.sections = [*earlier, *((f"Captured {name} {when}", said) for name, said in printed)]
-        report.user_properties = list(done[-1].user_properties) if done else []
-        self.answers[when] = Answer(report, call.excinfo.value if call.excinfo else None)
+        report.sections = list(earlier[-1].sections) if earlier else []
+        report.sections += [(f"Captured {name} {when}", content) for name, content in self._output]
+        report.user_properties = list(earlier[-1].user_properties) if earlier else []
+        self.phases[when] = PhaseResult(report, call.excinfo.value if call.excinfo else None)
 
-    def conclude(self) -> None:
-        """Put figures, changes and hints into the reports, and keep the layer if that is wanted."""
-        failed = [answer.report for answer in self.answers.values() if answer.report.failed]
-        failed += [report for report in self.logged if report.failed]
-        kept = keep.keep(self.item, self.container, failed=bool(failed))
+    def add_details(self) -> None:
+        """Add to the reports what the container used and changed; keep its layer if
+        ``--sandbox-keep`` says so.
+        """
+        reports = [phase.report for phase in self.phases.values()]
+        failed = [report for report in (*reports, *self.logged) if report.failed]
+        kept = keep.keep_layer(self.item, self.container, failed=bool(failed))
         sections = self._sections(kept) if failed else []
-        if self._receiver.has_written:
-            hints.remember(self.item, self.container)
+        if self._receiver.may_have_created_files:
+            hints.remember_created_files(self.item, self.container)
         for report in failed:
             report.sections.extend(sections)
-        reports = [answer.report for answer in self.answers.values()]
+        self._add_properties(reports, kept)
+
+    def _add_properties(self, reports: list[pytest.TestReport], kept: str | None) -> None:
         self.item.user_properties[:] = reports[-1].user_properties
-        report_sections.add_properties(
-            self.item,
-            self.container,
-            self.stats,
-            killed=isinstance(self.outcome, OOMKilled),
-            kept=kept,
-        )
+        oom_killed = isinstance(self.outcome, OOMKilled)
+        set_properties(self.item, self.container, self.stats, oom_killed=oom_killed, kept=kept)
         for report in reports:
             if report.when != "setup" or report.failed:
                 report.user_properties = list(self.item.user_properties)
 
     def _sections(self, kept: str | None) -> list[tuple[str, str]]:
         sections = report_sections.sections(self.container, self.stats, kept)
-        said = hints.said(self._symptoms, self.item, self.container, self.stats)
-        return [*sections, ("hint", said)] if said else sections
+        text = hints.describe(self._symptoms, self.item, self.container, self.stats)
+        return [*sections, ("hint", text)] if text else sections

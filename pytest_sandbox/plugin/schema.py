@@ -1,15 +1,17 @@
-"""Checks of plain data: each is a function that returns the value, or raises :class:`InvalidError`.
+"""Checks of untrusted JSON values.
 
-The checks are closures, made once when this module's users are imported, because they run for each
-message of each test.
+A check is a function that returns the value, made safe to use, or raises :class:`InvalidError`.
+report_schema.py and messages.py combine them into the schemas of the messages of a test process.
+The checks are closures, made once at import, because they run for each message of each test.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.plugin.display import escaped
+from pytest_sandbox.printable import TEXT, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,24 +19,27 @@ if TYPE_CHECKING:
     Check = Callable[[Any], Any]
 
 __all__ = [
+    "MAX_DEPTH",
     "InvalidError",
-    "anything",
+    "any_json",
     "boolean",
-    "each",
+    "dict_of",
     "integer",
-    "items",
-    "mapping",
+    "list_of",
     "number",
     "one_of",
     "optional",
     "record",
+    "safe_text",
     "scalar",
-    "text",
+    "string",
+    "tuple_of",
 ]
 
-#: Nesting of what :func:`anything` accepts.
-DEEPEST = 100
-_NAMES: dict[type, str] = {
+#: The nesting that :func:`any_json` accepts; json.dumps() recurses, so it must stay well below
+#: sys.getrecursionlimit().
+MAX_DEPTH = 100
+_TYPE_NAMES: dict[type, str] = {
     type(None): "null",
     bool: "a boolean",
     int: "an integer",
@@ -43,12 +48,12 @@ _NAMES: dict[type, str] = {
     list: "an array",
     dict: "an object",
 }
+#: Escape the control characters of text, except tabs and line feeds.
+safe_text = partial(printable, unsafe=TEXT)
 
 
 class InvalidError(ValueError):
-    """A value that its schema does not allow; ``path`` says where it is, ``problem`` what is
-    wrong.
-    """
+    """A value that its schema does not allow: ``path`` is its position, ``problem`` the reason."""
 
     def __init__(self, problem: str, path: str = "") -> None:
         super().__init__(problem, path)
@@ -59,23 +64,27 @@ class InvalidError(ValueError):
         return f"{self.path.lstrip('.')} {self.problem}" if self.path else self.problem
 
     def within(self, step: str) -> InvalidError:
-        """Return the same error, seen from the value that contains this one."""
+        """Return the same error, with a path that starts at the enclosing value."""
         return InvalidError(self.problem, step + self.path)
 
 
 def _expected(wanted: str, value: Any) -> InvalidError:
-    return InvalidError(f"must be {wanted}, and is {_NAMES.get(type(value), 'of another type')}")
+    found = _TYPE_NAMES.get(type(value), "a value of another type")
+    return InvalidError(f"must be {wanted}, not {found}")
 
 
-def text(longest: int, *, show: Callable[[str], str] = escaped) -> Check:
-    """Accept a string of at most ``longest`` characters, and return it as ``show`` returns it."""
+def string(max_length: int, *, escape: Callable[[str], str] = safe_text) -> Check:
+    """Accept a string of at most ``max_length`` characters; return it with ``escape`` applied.
+
+    ``escape=str`` leaves the string unchanged.
+    """
 
     def check(value: Any) -> str:
         if type(value) is not str:
             raise _expected("a string", value)
-        if len(value) > longest:
-            raise InvalidError(f"has {len(value)} characters, and may have {longest}")
-        return show(value)
+        if len(value) > max_length:
+            raise InvalidError(f"has {len(value)} characters; at most {max_length} are allowed")
+        return value if value.isprintable() else escape(value)
 
     return check
 
@@ -87,30 +96,30 @@ def boolean(value: Any) -> bool:
     return value
 
 
-def integer(least: int, most: int) -> Check:
-    """Accept an integer between two bounds, both included."""
+def integer(lowest: int, highest: int) -> Check:
+    """Accept an integer from ``lowest`` to ``highest``, both included."""
 
     def check(value: Any) -> int:
         if type(value) is not int:
             raise _expected("an integer", value)
-        if not least <= value <= most:
-            raise InvalidError(f"must be between {least} and {most}")
+        if not lowest <= value <= highest:
+            raise InvalidError(f"must be between {lowest} and {highest}")
         return value
 
     return check
 
 
 def number(value: Any) -> float:
-    """Accept a finite number below 10^12 in magnitude."""
+    """Accept a finite number of a magnitude up to 1e12, which no duration or time stamp exceeds."""
     if type(value) not in {int, float}:
         raise _expected("a number", value)
     if not math.isfinite(value) or abs(value) > 1e12:
-        raise InvalidError("must be a finite number below 1e12")
+        raise InvalidError("must be a finite number of a magnitude up to 1e12")
     return float(value)
 
 
-def one_of(*values: Any) -> Check:
-    """Accept one of some strings."""
+def one_of(*values: str) -> Check:
+    """Accept one of the given strings."""
 
     def check(value: Any) -> Any:
         if type(value) is not str or value not in values:
@@ -125,58 +134,58 @@ def optional(inner: Check) -> Check:
     return lambda value: None if value is None else inner(value)
 
 
-def each(inner: Check, most: int, *, least: int = 0) -> Check:
-    """Accept an array of ``least`` to ``most`` values that ``inner`` accepts."""
+def list_of(inner: Check, max_length: int, *, min_length: int = 0) -> Check:
+    """Accept an array of values that ``inner`` accepts."""
 
     def check(value: Any) -> list[Any]:
         if type(value) is not list:
             raise _expected("an array", value)
-        if not least <= len(value) <= most:
-            raise InvalidError(f"has {len(value)} entries, and may have {least} to {most}")
+        if not min_length <= len(value) <= max_length:
+            raise InvalidError(
+                f"has {len(value)} entries; {min_length} to {max_length} are allowed"
+            )
         return [_checked(inner, one, f"[{index}]") for index, one in enumerate(value)]
 
     return check
 
 
-def items(*inner: Check) -> Check:
-    """Accept an array of exactly as many values as there are checks, one for each; return a
-    tuple.
-    """
+def tuple_of(*inner: Check) -> Check:
+    """Accept an array with one value for each check; return a tuple."""
 
     def check(value: Any) -> tuple[Any, ...]:
         if type(value) is not list:
             raise _expected("an array", value)
         if len(value) != len(inner):
-            raise InvalidError(f"has {len(value)} entries, and must have {len(inner)}")
+            raise InvalidError(f"has {len(value)} entries; {len(inner)} are required")
         return tuple(_checked(one, value[index], f"[{index}]") for index, one in enumerate(inner))
 
     return check
 
 
-def mapping(key: Check, inner: Check, most: int) -> Check:
-    """Accept an object of at most ``most`` entries."""
+def dict_of(key: Check, inner: Check, max_length: int) -> Check:
+    """Accept an object of at most ``max_length`` entries."""
 
     def check(value: Any) -> dict[str, Any]:
         if type(value) is not dict:
             raise _expected("an object", value)
-        if len(value) > most:
-            raise InvalidError(f"has {len(value)} entries, and may have {most}")
+        if len(value) > max_length:
+            raise InvalidError(f"has {len(value)} entries; at most {max_length} are allowed")
         return {key(name): _checked(inner, one, f".{name[:40]}") for name, one in value.items()}
 
     return check
 
 
 def record(required: Mapping[str, Check], others: Mapping[str, Check] | None = None) -> Check:
-    """Accept an object with the required names and perhaps the others, and with no further ones."""
+    """Accept an object with all required keys, any of the others, and no unknown ones."""
     checks = {**required, **(others or {})}
 
     def check(value: Any) -> dict[str, Any]:
         if type(value) is not dict:
             raise _expected("an object", value)
         if missing := required.keys() - value.keys():
-            raise InvalidError(f"lacks {min(missing)!r}")
+            raise InvalidError(f"has no entry {min(missing)!r}")
         if unknown := value.keys() - checks.keys():
-            raise InvalidError(f"has the unknown entry {escaped(min(unknown)[:40])!r}")
+            raise InvalidError(f"has the unknown entry {safe_text(min(unknown)[:40])!r}")
         return {name: _checked(checks[name], one, f".{name}") for name, one in value.items()}
 
     return check
@@ -189,19 +198,19 @@ def _checked(inner: Check, value: Any, step: str) -> Any:
         raise error.within(step) from None
 
 
-def anything(value: Any, depth: int = 0) -> Any:
-    """Accept any plain data of limited nesting; lone surrogates, which no file can hold, are
-    escaped.
+def any_json(value: Any, depth: int = 0) -> Any:
+    """Accept any JSON value nested at most :data:`MAX_DEPTH` levels deep; escape lone surrogates,
+    which cannot be encoded in UTF-8.
     """
     if type(value) is str:
         return _without_surrogates(value)
     if type(value) is not list and type(value) is not dict:
         return value
-    if depth >= DEEPEST:
-        raise InvalidError(f"is nested more than {DEEPEST} times")
+    if depth >= MAX_DEPTH:
+        raise InvalidError(f"is nested more than {MAX_DEPTH} levels deep")
     if isinstance(value, list):
-        return [anything(one, depth + 1) for one in value]
-    return {_without_surrogates(name): anything(one, depth + 1) for name, one in value.items()}
+        return [any_json(one, depth + 1) for one in value]
+    return {_without_surrogates(name): any_json(one, depth + 1) for name, one in value.items()}
 
 
 def _without_surrogates(value: str) -> str:
@@ -211,7 +220,7 @@ def _without_surrogates(value: str) -> str:
 
 
 def scalar(value: Any) -> Any:
-    """Accept null, a boolean, a number or a string, which is returned escaped."""
+    """Accept null, a boolean, a number or a string; escape the string."""
     if type(value) in {list, dict}:
         raise _expected("a scalar", value)
-    return escaped(value) if type(value) is str else value
+    return safe_text(value) if type(value) is str else value

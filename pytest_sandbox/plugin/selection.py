@@ -1,4 +1,10 @@
-"""Who is inside: ask for the container and you hold it; don't ask and you are in it."""
+"""The decision which tests run inside a container, and with which settings.
+
+A test that uses the fixture ``container`` runs in pytest's own process. Any other runs inside if
+its nearest mark is ``container``, or if it has no mark and all tests should (``--sandbox``). pytest
+calls this module at collection. It stores the decision on the items (stash.py), and registers
+protocol.py if a test runs inside.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +16,19 @@ import pytest
 
 from pytest_sandbox import supported
 from pytest_sandbox.errors import SandboxError, UnsupportedError
-from pytest_sandbox.plugin.options import given, wants_sandbox
+from pytest_sandbox.plugin.options import read_settings, wants_sandbox
+from pytest_sandbox.plugin.stash import HOLDS, INSIDE, SETTINGS
 
 if TYPE_CHECKING:
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
-__all__ = [
-    "FORKED",
-    "HOLDS",
-    "INSIDE",
-    "SETTINGS",
-    "pytest_collection_modifyitems",
-    "pytest_testnodedown",
-    "settings_of",
-]
+__all__ = ["pytest_collection_modifyitems", "pytest_testnodedown", "settings_of"]
 
-_REFUSED = "sandbox_refused"
-_OURS = {"container", "no_sandbox"}
-#: Settings whose values name something that this host or the image may not have.
-_NAMING = {
+#: The key under which an xdist worker returns a usage error to its controller.
+_USAGE_ERROR = "sandbox_usage_error"
+_MARKS = {"container", "no_sandbox"}
+#: Settings that name something which the host or the image may not have.
+_CHECKED_ON_HOST = {
     "image",
     "volumes",
     "user",
@@ -38,84 +38,79 @@ _NAMING = {
     "device_read_iops",
     "device_write_iops",
 }
-#: Whether this process is a test's fork.
-FORKED = pytest.StashKey[bool]()
-#: The settings of a test's container, inside or held.
-SETTINGS = pytest.StashKey["Settings"]()
-#: Whether the test's body runs inside.
-INSIDE = pytest.StashKey[bool]()
-#: Whether the test holds a container.
-HOLDS = pytest.StashKey[bool]()
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Decide for each test, and refuse a wrong setting before any test runs."""
+    """Decide for each test, and reject invalid settings before any test runs."""
     try:
         _decide(config, items)
     except pytest.UsageError as error:
         if not hasattr(config, "workerinput"):
             raise
-        items.clear()  # the controller says it once, for all workers
-        config.workeroutput[_REFUSED] = str(error)  # type: ignore[attr-defined]
+        items.clear()  # the controller reports the error once, for all workers
+        config.workeroutput[_USAGE_ERROR] = str(error)  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Refuse in xdist's controller what a worker has refused."""
-    refused = getattr(node, "workeroutput", {}).get(_REFUSED)
-    if refused is not None:
-        raise pytest.UsageError(refused)
+    """Raise in xdist's controller the usage error of a worker."""
+    error = getattr(node, "workeroutput", {}).get(_USAGE_ERROR)
+    if error is not None:
+        raise pytest.UsageError(error)
 
 
 def _decide(config: pytest.Config, items: list[pytest.Item]) -> None:
-    everywhere = wants_sandbox(config)
-    read = _Reader(config)
+    all_inside = wants_sandbox(config)
+    reader = _SettingsReader(config)
     checked: set[pytest.Collector] = set()
     for item in items:
-        names = getattr(item, "fixturenames", ())
-        marks = [mark.name for mark in _nearest_first(item)]
-        if "no_sandbox" in marks and "container" in marks:
-            _refuse_contradiction(item, checked)
-        holds = "container" in names
-        inside = not holds and _is_inside(
-            marks, everywhere=everywhere and "container_factory" not in names
-        )
+        fixtures = getattr(item, "fixturenames", ())
+        marks = [mark.name for mark in _marks(item)]
+        if _MARKS.issubset(marks):
+            _reject_contradiction(item, checked)
+        holds = "container" in fixtures
+        # A test that only uses container_factory needs a mark to run inside.
+        default = all_inside and "container_factory" not in fixtures
+        inside = not holds and (marks[0] == "container" if marks else default)
         item.stash[INSIDE], item.stash[HOLDS] = inside, holds
         if holds or inside or "container" in marks:
-            item.stash[SETTINGS] = read.settings(item)
+            item.stash[SETTINGS] = reader.settings(item)
     if any(item.stash[INSIDE] for item in items):
         _register(config)
 
 
 def _register(config: pytest.Config) -> None:
-    """Have what runs tests inside do so, or refuse to where no container can exist."""
+    """Register the plugin that runs tests inside, or rejects them on an unsupported system."""
     if supported.lacking():
         from pytest_sandbox.plugin.unsupported import NoContainers
 
-        config.pluginmanager.register(NoContainers(INSIDE), "sandbox-no-containers")
+        config.pluginmanager.register(NoContainers(), "sandbox-no-containers")
         return
     from pytest_sandbox.plugin import protocol
 
     protocol.register(config)
 
 
-def _nearest_first(item: pytest.Item) -> list[pytest.Mark]:
-    """Return the item's marks of this plugin, those of a parameter before the function's, a class's
-    before its base's.
+# -- marks
+
+
+def _marks(item: pytest.Item) -> list[pytest.Mark]:
+    """Return the item's marks of this plugin, nearest first: those of a parameter before those of
+    its function, those of a class before those of its bases.
     """
     return [
         mark
         for node in reversed(item.listchain())
         for mark in reversed(node.own_markers)
-        if mark.name in _OURS
+        if mark.name in _MARKS
     ]
 
 
-def _refuse_contradiction(item: pytest.Item, checked: set[pytest.Collector]) -> None:
-    """Raise where one node asks for both; a nearer node may say the opposite of a farther one."""
+def _reject_contradiction(item: pytest.Item, checked: set[pytest.Collector]) -> None:
+    """Raise if one node has both marks. A nearer node may have the opposite of a farther one's."""
     for node in item.listchain():
-        if node not in checked and any(names >= _OURS for names in _levels(node)):
+        if node not in checked and any(names >= _MARKS for names in _mark_names(node)):
             raise pytest.UsageError(
                 f"{node.nodeid}: @pytest.mark.container and @pytest.mark.no_sandbox contradict "
                 "each other. Keep one of them."
@@ -124,13 +119,13 @@ def _refuse_contradiction(item: pytest.Item, checked: set[pytest.Collector]) -> 
             checked.add(node)
 
 
-def _levels(node: Any) -> Iterator[set[str]]:
-    """Yield the names of the marks that a node has from one place: a class and each of its bases, a
-    parameter and its function.
+def _mark_names(node: Any) -> Iterator[set[str]]:
+    """Yield the names of a node's marks, separately for each place in the source: a class and each
+    of its bases; a parameter and its function.
     """
     if isinstance(node, pytest.Class):
-        for kind in node.obj.__mro__:
-            marks = vars(kind).get("pytestmark", ())
+        for base in node.obj.__mro__:
+            marks = vars(base).get("pytestmark", ())
             yield {mark.name for mark in (marks if isinstance(marks, (list, tuple)) else [marks])}
         return
     of_parameter = list(getattr(getattr(node, "callspec", None), "marks", ()))
@@ -138,91 +133,94 @@ def _levels(node: Any) -> Iterator[set[str]]:
     yield {mark.name for mark in node.own_markers if not any(mark is one for one in of_parameter)}
 
 
-def _is_inside(marks: list[str], *, everywhere: bool) -> bool:
-    """Tell by the nearest mark, and where there is none by the session's wish."""
-    return everywhere if not marks else marks[0] == "container"
+# -- settings
 
 
-class _Reader:
-    """Reads marks over ini over defaults, and the command line over all; the same marks once."""
+class _SettingsReader:
+    """The settings of each test: the command line over marks over ini settings over defaults.
+
+    Reads the command line and the ini settings once, and equal marks once.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
+        # Read for the first test that needs them: a session without such tests does not pay.
         self._common: tuple[dict[str, object], dict[str, object]] | None = None
-        self._known: dict[tuple[int, ...], Settings] = {}
+        self._by_marks: dict[tuple[int, ...], Settings] = {}
 
     def settings(self, item: pytest.Item) -> Settings:
-        """Return an item's settings, as the hook has left them.
+        """Return an item's settings, as changed by ``pytest_sandbox_settings``.
 
         Raises :class:`pytest.UsageError`.
         """
-        if self._common is None:  # a session that asks for nothing does not pay for reading
-            self._common = given(self._config)
-        marks = [mark for mark in _nearest_first(item) if mark.name == "container"]
+        if self._common is None:
+            self._common = read_settings(self._config)
+        marks = [mark for mark in _marks(item) if mark.name == "container"]
         key = tuple(map(id, marks))
-        if key not in self._known:
-            self._known[key] = _read(item, marks, *self._common)
-        changed = item.ihook.pytest_sandbox_settings(item=item, settings=self._known[key])
-        return self._known[key] if changed is None else _change(item, self._known[key], changed)
+        if key not in self._by_marks:
+            self._by_marks[key] = _from_marks(item, marks, *self._common)
+        settings = self._by_marks[key]
+        changed = item.ihook.pytest_sandbox_settings(item=item, settings=settings)
+        return settings if changed is None else _from_hook(item, settings, changed)
 
 
-def _read(
+def _from_marks(
     item: pytest.Item, marks: list[pytest.Mark], ini: dict[str, object], options: dict[str, object]
 ) -> Settings:
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
     marked: dict[str, Any] = {}
-    for mark in reversed(marks):  # the nearest comes last, and wins
+    for mark in reversed(marks):  # the nearest is last, and overrides the others
         if mark.args:
             raise pytest.UsageError(
                 f"{item.nodeid}: @pytest.mark.container takes settings by name, such as "
                 f"memory='512m'; found {mark.args!r}"
             )
         marked.update(mark.kwargs)
-    with _naming(item.nodeid):
+    with _as_usage_error(item.nodeid):
         settings = Settings(**{**ini, **marked, **options})
-        _check(item.config, settings)
+        _check_on_host(item.config, settings)
     return settings
 
 
-def _change(item: pytest.Item, settings: Settings, changed: object) -> Settings:
-    """Return what ``pytest_sandbox_settings`` has made of the settings: other ones, or a dict of
-    changes.
+def _from_hook(item: pytest.Item, settings: Settings, changed: object) -> Settings:
+    """Return what ``pytest_sandbox_settings`` has made of the settings: it returns other settings,
+    or a dict of changes.
     """
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
     where = f"{item.nodeid}: pytest_sandbox_settings"
-    with _naming(where):
+    with _as_usage_error(where):
         if isinstance(changed, Mapping) and all(isinstance(key, str) for key in changed):
             settings = settings.replace(**changed)
         elif isinstance(changed, Settings):
             settings = changed
         else:
             raise pytest.UsageError(
-                f"{where} returned {changed!r}; it returns settings.replace(...), a dict of "
-                "changes, or None"
+                f"{where} returned {changed!r}; return settings.replace(...), a dict of changes, "
+                "or None"
             )
-        _check(item.config, settings)
+        _check_on_host(item.config, settings)
     return settings
 
 
-def _check(config: pytest.Config, settings: Settings) -> None:
-    """Raise for what the settings name and this host does not have: an image, a directory, a user,
-    a CPU, a device.
+def _check_on_host(config: pytest.Config, settings: Settings) -> None:
+    """Raise if the settings name an image, a directory, a user, a CPU or a device that is not
+    there.
     """
-    if not _NAMING & settings.given or supported.lacking():
+    if not _CHECKED_ON_HOST & settings.given or supported.lacking():
         return
-    from pytest_sandbox.container.container import Container
+    from pytest_sandbox.container.validate import check
 
     try:
-        Container.check(settings)
+        check(settings)
     except UnsupportedError:
         if config.getini("sandbox_unsupported") != "skip":
-            raise  # else the test is skipped when its container cannot start
+            raise  # else the test is skipped when its container does not start
 
 
 @contextmanager
-def _naming(where: str) -> Iterator[None]:
+def _as_usage_error(where: str) -> Iterator[None]:
     try:
         yield
     except SandboxError as error:
@@ -230,9 +228,10 @@ def _naming(where: str) -> Iterator[None]:
 
 
 def settings_of(item: pytest.Item) -> Settings:
-    """Return the settings of a test's container, also of one that nobody knew to want one when it
-    was collected.
+    """Return the settings of a test's container.
+
+    Reads them now if the test requests the fixture by getfixturevalue(), unknown at collection.
     """
     if SETTINGS not in item.stash:
-        item.stash[SETTINGS] = _Reader(item.config).settings(item)
+        item.stash[SETTINGS] = _SettingsReader(item.config).settings(item)
     return item.stash[SETTINGS]

@@ -1,5 +1,8 @@
-"""What a test inside changes in the session, beside its reports: recorded in the fork, done again
-in the parent.
+"""What a test changes in the session besides its reports: the cache, failed subtests, the wish to
+stop, junit XML, warnings.
+
+The test process sends the changes (:class:`SessionState`, and HookForwarder of test_process.py for
+the cache and warnings); protocol.py calls :func:`apply` to repeat them in the parent.
 """
 
 from __future__ import annotations
@@ -12,86 +15,82 @@ from pytest_sandbox.plugin import compat
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_sandbox.plugin.report_channel import Receiver, Wire
+    from pytest_sandbox.plugin.report_channel import Receiver, ReportChannel
 
-__all__ = ["Carried", "apply"]
+__all__ = ["SessionState", "apply"]
 
 
-class Carried:
-    """The fork's side: knows how things stood before it, and sends what is new at the end."""
+class SessionState:
+    """The side of the test process. Created before the fork, it knows the earlier state."""
 
     def __init__(self, item: pytest.Item) -> None:
         self._item = item
-        self._subtests = compat.failed_subtests(item)
-        self._wishes = _wishes(item.session)
+        self._failed_subtests = compat.failed_subtests(item)
+        self._stop = _stop_reasons(item.session)
         self._xml = compat.junit_xml(item.config)
         self._properties = len(self._xml.global_properties) if self._xml is not None else 0
 
-    def send(self, wire: Wire) -> None:
-        """Send what is new."""
-        failed = compat.failed_subtests(self._item) - self._subtests
+    def send(self, channel: ReportChannel) -> None:
+        """Send what has changed."""
+        failed = compat.failed_subtests(self._item) - self._failed_subtests
         if failed:
-            wire.send("subtests", failed)
-        wishes = _wishes(self._item.session)
-        if wishes != self._wishes:
-            wire.send("wishes", wishes)
+            channel.send("subtests", failed)
+        stop = _stop_reasons(self._item.session)
+        if stop != self._stop:
+            channel.send("session_stop", stop)
         if self._xml is not None:
             attributes = self._xml.node_reporter(self._item.nodeid).attrs
-            wire.send("junit", [self._xml.global_properties[self._properties :], attributes])
+            new_properties = self._xml.global_properties[self._properties :]
+            channel.send("junit", [new_properties, attributes])
 
 
-def _wishes(session: pytest.Session) -> list[Any]:
+def _stop_reasons(session: pytest.Session) -> list[Any]:
     return [session.shouldstop, session.shouldfail]
 
 
 def apply(item: pytest.Item, receiver: Receiver) -> None:
-    """Do in the parent what the fork sent."""
-    for key, value in receiver.of("cache"):
-        if item.config.cache is not None:
-            item.config.cache.set(
-                key, value
-            )  # messages.py has let no key pass that leads elsewhere
-    for count in receiver.of("subtests"):
+    """Make the received changes in the parent."""
+    config = item.config
+    for key, value in receiver.of_kind("cache"):
+        if config.cache is not None:
+            config.cache.set(key, value)  # messages.py allows no path outside of the cache
+    for count in receiver.of_kind("subtests"):
         compat.add_failed_subtests(item, count)
-    for stop, fail in receiver.of("wishes"):
+    for stop, fail in receiver.of_kind("session_stop"):
         item.session.shouldstop = item.session.shouldstop or stop
         item.session.shouldfail = item.session.shouldfail or fail
+    _apply_junit(item, receiver)
+    for data in receiver.of_kind("warning"):
+        _announce(item, data)
+    for name, scope in receiver.of_kind("late_fixture"):
+        _warn_of_late_fixture(item, name, scope)
+
+
+def _apply_junit(item: pytest.Item, receiver: Receiver) -> None:
     xml = compat.junit_xml(item.config)
-    for properties, attributes in receiver.of("junit"):
+    for properties, attributes in receiver.of_kind("junit"):
         for name, value in properties:
             xml.add_global_property(name, value)
         for name, value in attributes.items():
             xml.node_reporter(item.nodeid).add_attribute(name, value)
-    for data in receiver.of("warning"):
-        _announce(item, data)
-    for name, scope in receiver.of("late_fixture"):
-        _announce_late_fixture(item, name, scope)
 
 
 def _announce(item: pytest.Item, data: dict[str, Any]) -> None:
     import warnings
 
-    message = data["message"]
+    message, path, line = data["message"], data["filename"], data["lineno"]
     recorded = warnings.WarningMessage(
-        message,
-        type(message),
-        data["filename"],
-        data["lineno"],
-        line=_line_of(data["filename"], data["lineno"]),
+        message, type(message), path, line, line=_source_line(path, line)
     )
-    arguments = {
-        "warning_message": recorded,
-        **{name: data[name] for name in ("when", "nodeid", "location")},
-    }
-    item.ihook.pytest_warning_recorded.call_historic(kwargs=arguments)
+    arguments = {name: data[name] for name in ("when", "nodeid", "location")}
+    _record(item, recorded, **arguments)
 
 
-def _line_of(path: str, number: int) -> str:
-    """Return the line of a source file that a warning names, for the terminal would open whatever
-    path it is.
+def _source_line(path: str, number: int) -> str:
+    """Return a line of the source file that a warning names; "" if it is not the file of a module
+    that this process has imported.
 
-    Only of a module that this process has imported: anything else could be a FIFO, or nobody's to
-    show.
+    pytest's terminal reporter would open any path: a FIFO, or a file that the test may not read.
     """
     import linecache
 
@@ -100,24 +99,24 @@ def _line_of(path: str, number: int) -> str:
     return ""
 
 
-def _announce_late_fixture(item: pytest.Item, name: str, scope: str) -> None:
+def _warn_of_late_fixture(item: pytest.Item, name: str, scope: str) -> None:
     import warnings
 
     import pytest
 
     text = (
-        f"the {scope}-scoped fixture {name!r} was asked for by getfixturevalue() inside the "
-        "test's container, so it was made for this test alone: "
-        f"name it as an argument or in usefixtures() to have it made once"
+        f"the {scope}-scoped fixture {name!r} was set up in the container of this test alone, "
+        "because getfixturevalue() requested it there. To set it up once, name it as an argument "
+        "of the test or in usefixtures()."
     )
     path, line, _name = item.location
     recorded = warnings.WarningMessage(
         pytest.PytestWarning(text), pytest.PytestWarning, path, (line or 0) + 1
     )
-    arguments = {
-        "warning_message": recorded,
-        "when": "runtest",
-        "nodeid": item.nodeid,
-        "location": None,
-    }
-    item.ihook.pytest_warning_recorded.call_historic(kwargs=arguments)
+    _record(item, recorded, when="runtest", nodeid=item.nodeid, location=None)
+
+
+def _record(item: pytest.Item, warning: object, **arguments: Any) -> None:
+    item.ihook.pytest_warning_recorded.call_historic(
+        kwargs={"warning_message": warning, **arguments}
+    )

@@ -1,25 +1,24 @@
-"""What a session says of its containers: the header, ``--sandbox-stats``, and how to open what was
-kept.
+"""What a session reports about its containers: the header, the table of ``--sandbox-stats``, and
+the commands that open what ``--sandbox-keep`` saved.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_sandbox.plugin.crash_report import mib
-from pytest_sandbox.plugin.options import wants_sandbox
-from pytest_sandbox.plugin.report_sections import PREFIX, is_ours
+from pytest_sandbox.plugin.units import mib
+from pytest_sandbox.plugin.user_properties import PREFIX, is_of_container
 
 if TYPE_CHECKING:
     import pytest
 
 __all__ = ["register"]
 
-_MOST_KEPT = 10
+_MAX_KEPT_SHOWN = 10
 
 
 class _Row(NamedTuple):
-    """What one test cost."""
+    """What one test used, in the order of the table's columns and of importance."""
 
     memory: int
     cpu: float
@@ -27,54 +26,59 @@ class _Row(NamedTuple):
     nodeid: str
 
 
-def register(config: pytest.Config) -> None:
-    """Have the session say what of its containers it was asked to say."""
-    config.pluginmanager.register(_Summary(config), "sandbox-summary")
+def register(config: pytest.Config, *, all_inside: bool) -> None:
+    """Register the summary; ``all_inside`` shows the header about isolation."""
+    config.pluginmanager.register(_Summary(config, all_inside=all_inside), "sandbox-summary")
 
 
 class _Summary:
-    """Collects from the reports, wherever their tests ran: in this process or in an xdist
-    worker.
+    """A plugin that reads the reports of all tests: those of this process, and in xdist's
+    controller those of the workers.
     """
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, *, all_inside: bool) -> None:
         self._config = config
+        self._all_inside = all_inside
         self._rows: dict[str, _Row] = {}
         self._kept: dict[str, str] = {}
 
     def pytest_report_header(self) -> str | None:
-        """Say what isolation the tests get, where all of them are to be inside."""
-        if not wants_sandbox(self._config):
+        """Return a line about the isolation that this host provides."""
+        if not self._all_inside:
             return None
         from pytest_sandbox import host
 
         return f"sandbox: each test in a container of its own ({host.headline()})"
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the figures of a test's report."""
-        ours = [one for one in report.user_properties if is_ours(one)]
-        found = {name.removeprefix(PREFIX): value for name, value in ours}
+        """Read the properties that user_properties.py has set."""
+        own = [one for one in report.user_properties if is_of_container(one)]
+        found = {name.removeprefix(PREFIX): value for name, value in own}
         if found and report.when in {"setup", "call"}:
-            figures = (found.get("memory_peak") or 0, found.get("cpu_seconds") or 0.0)
-            self._rows[report.nodeid] = _Row(*figures, report.duration, report.nodeid)  # type: ignore[arg-type]
+            memory: Any = found.get("memory_peak") or 0
+            cpu: Any = found.get("cpu_seconds") or 0.0
+            self._rows[report.nodeid] = _Row(memory, cpu, report.duration, report.nodeid)
         if "kept" in found:
             self._kept[str(found["kept"])] = report.nodeid
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Print the table, and the commands."""
-        most = self._config.getoption("sandbox_stats")
-        if most and self._rows:
-            self._table(terminalreporter, most)
+        """Print the table and the commands."""
+        count = self._config.getoption("sandbox_stats")
+        if count and self._rows:
+            self._print_table(terminalreporter, count)
         if self._kept:
-            terminalreporter.section("kept containers")
-            for name, nodeid in list(self._kept.items())[:_MOST_KEPT]:
-                terminalreporter.line(f"pytest-sandbox shell {name}  # {nodeid}")
-            if len(self._kept) > _MOST_KEPT:
-                terminalreporter.line(f"... and {len(self._kept) - _MOST_KEPT} more")
+            self._print_kept(terminalreporter)
 
-    def _table(self, terminal: pytest.TerminalReporter, most: int) -> None:
-        """Print the tests that cost most memory, and among equals most CPU time."""
-        terminal.section(f"{min(most, len(self._rows))} most expensive tests in containers")
+    def _print_table(self, terminal: pytest.TerminalReporter, count: int) -> None:
+        """Print the tests with the highest memory peaks, and among equal ones most CPU time."""
+        terminal.section(f"{min(count, len(self._rows))} most expensive tests in containers")
         terminal.line(f"{'memory peak':>12} {'CPU':>10} {'wall':>10}  test")
-        for row in sorted(self._rows.values(), reverse=True)[:most]:
+        for row in sorted(self._rows.values(), reverse=True)[:count]:
             terminal.line(f"{mib(row.memory):>12} {row.cpu:8.3f} s {row.wall:8.3f} s  {row.nodeid}")
+
+    def _print_kept(self, terminal: pytest.TerminalReporter) -> None:
+        terminal.section("kept containers")
+        for name, nodeid in list(self._kept.items())[:_MAX_KEPT_SHOWN]:
+            terminal.line(f"pytest-sandbox shell {name}  # {nodeid}")
+        if len(self._kept) > _MAX_KEPT_SHOWN:
+            terminal.line(f"... and {len(self._kept) - _MAX_KEPT_SHOWN} more")

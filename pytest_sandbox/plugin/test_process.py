@@ -1,5 +1,9 @@
-"""A test's own process, in its container: setup's end, body and teardown, told to the parent phase
-by phase; then it ends without a trace.
+"""The test process: a fork of pytest in a container, which runs one test.
+
+protocol.py forks it within the setup phase. It sets up the function-scoped fixtures, runs the test
+and tears it down. It sends the report of each phase, then changes of the session, measurements and
+coverage, to its parent (report_channel.py). Then it ends by ``os._exit()``, so that nothing of the
+parent's session runs twice.
 """
 
 from __future__ import annotations
@@ -23,55 +27,55 @@ if TYPE_CHECKING:
     import warnings
     from contextlib import ExitStack
 
-    from pytest_sandbox.plugin.captured_output import Streams
-    from pytest_sandbox.plugin.report_channel import Wire
-    from pytest_sandbox.plugin.timeouts import Timer
+    from pytest_sandbox.plugin.captured_output import CapturedOutput
+    from pytest_sandbox.plugin.report_channel import ReportChannel
+    from pytest_sandbox.plugin.timeouts import PluginTimeouts
 
-__all__ = ["Fork", "Relay"]
+__all__ = ["HookForwarder", "TestProcess"]
 
 
-class Relay:
-    """Hears in a fork what other plugins log or announce; registered in the parent, where it passes
-    nothing on, since registering takes time.
+class HookForwarder:
+    """A plugin that sends to the parent what other plugins log or announce in a test process.
+
+    It is registered in the parent, because registering in each test process would take longer.
+    There, ``channel`` is None, and nothing is sent.
     """
 
     def __init__(self, config: pytest.Config) -> None:
-        self.config = config
-        self.wire: Wire | None = None
-        self._hear_cache()
+        self._config = config
+        self.channel: ReportChannel | None = None
+        self._wrap_cache()
 
-    def _hear_cache(self) -> None:
-        """Hear what a test gives to the cache."""
-        cache = getattr(self.config, "cache", None)
+    def _wrap_cache(self) -> None:
+        """Send what a test stores in ``config.cache``: no hook announces that."""
+        cache = getattr(self._config, "cache", None)
         if cache is None:
             return
-        write = cache.set
+        original = cache.set
 
-        def write_and_send(key: str, value: object) -> None:
-            write(key, value)
-            self.send("cache", [key, value])
+        def set_and_send(key: str, value: object) -> None:
+            original(key, value)
+            self._send("cache", [key, value])
 
-        cache.set = write_and_send
+        cache.set = set_and_send
 
-    def send(self, kind: str, data: Any) -> None:
-        """Send, in a fork."""
-        if self.wire is not None:
-            self.wire.send(kind, data)
+    def _send(self, kind: str, data: Any, *, wake: bool = False) -> None:
+        if self.channel is not None:
+            self.channel.send(kind, data, wake=wake)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Pass on what somebody else logs: a subtest."""
-        if self.wire is not None:
-            self.wire.send(
-                "logged",
-                self.config.hook.pytest_report_to_serializable(config=self.config, report=report),
-            )
+        """Send a report that another plugin logs: that of a subtest."""
+        if self.channel is not None:
+            config = self._config
+            data = config.hook.pytest_report_to_serializable(config=config, report=report)
+            self._send("logged", data)
 
     def pytest_warning_recorded(
         self, warning_message: warnings.WarningMessage, when: str, nodeid: str, location: Any
     ) -> None:
-        """Pass on a warning."""
-        if self.wire is None:
+        """Send a warning."""
+        if self.channel is None:
             return
         data = {
             "message": values.encode_exception(_as_warning(warning_message)),
@@ -81,171 +85,179 @@ class Relay:
             "nodeid": nodeid,
             "location": location,
         }
-        self.wire.send("warning", data)
+        self._send("warning", data)
 
     def pytest_enter_pdb(self) -> None:
-        """Stop the clock while a person types."""
-        self._tell_debugging(is_on=True)
+        """Suspend the timeout while a debugger waits for input."""
+        self._send("debugger", data=True, wake=True)
 
     def pytest_leave_pdb(self) -> None:
-        """Let the clock go on."""
-        self._tell_debugging(is_on=False)
-
-    def _tell_debugging(self, *, is_on: bool) -> None:
-        if self.wire is not None:
-            self.wire.send("debugger", is_on, ring=True)
+        """Resume the timeout."""
+        self._send("debugger", data=False, wake=True)
 
     def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> None:
-        """Say that a fixture of a higher scope is made here, for this test alone, because nobody
-        knew before that it would be asked for.
+        """Report a fixture of a higher scope that is set up here, for this test alone: no fixture
+        or mark named it, so the parent could not set it up.
         """
-        if (
-            self.wire is not None
-            and fixturedef.scope != "function"
-            and _is_the_suites(fixturedef.func)
-        ):
-            self.wire.send("late_fixture", [fixturedef.argname, fixturedef.scope])
+        if self.channel is None or fixturedef.scope == "function":
+            return
+        if _is_of_the_suite(fixturedef.func):
+            self._send("late_fixture", [fixturedef.argname, fixturedef.scope])
 
 
-class Fork:
-    """The fork's side of one test.
+class TestProcess:
+    """The test process, as an object that protocol.py creates in the parent before the fork.
 
-    It is made in the parent, before the fork, which has to copy each page of memory that it
-    touches.
+    What can be prepared there is: a child has to copy each page of memory that it writes to.
     """
 
     def __init__(
-        self, item: pytest.Item, wire: Wire, streams: Streams, timer: Timer, relay: Relay
+        self,
+        item: pytest.Item,
+        channel: ReportChannel,
+        output: CapturedOutput,
+        timeouts: PluginTimeouts,
+        forwarder: HookForwarder,
     ) -> None:
         self._item = item
-        self._wire = wire
-        self._streams = streams
-        self._timer = timer
-        self._relay = relay
-        self._random = random.getstate()
-        self._finalizers = compat.Finalizers(item)
-        self._listeners = [
-            compat.Listeners(item.config, "pytest_runtest_logreport", (item.session, relay)),
-            compat.Listeners(item.config, "pytest_warning_recorded", (relay,)),
+        self._channel = channel
+        self._output = output
+        self._timeouts = timeouts
+        self._forwarder = forwarder
+        self._random_state = random.getstate()
+        self._finalizers = compat.OuterFinalizers(item)
+        self._hooks = [
+            compat.RestrictedHook(
+                item.config, "pytest_runtest_logreport", (item.session, forwarder)
+            ),
+            compat.RestrictedHook(item.config, "pytest_warning_recorded", (forwarder,)),
         ]
-        self._carried = session_state.Carried(item)
-        self._benchmarks = benchmarks.Benchmarks(item)
-        self._measured = coverage_data.Measured()
-        self._driving = False
+        self._session_state = session_state.SessionState(item)
+        self._benchmarks = benchmarks.BenchmarkSender(item)
+        self._coverage = coverage_data.CoverageSender()
+        self._is_driving = False
 
-    def begin(self, recording: ExitStack) -> None:
-        """Be the fork, which records its warnings until it closes ``recording``."""
-        self._wire.in_fork()
-        # what is young here is old from now on: the next collections touch, and so copy, none of
-        # what is shared with the parent
+    def begin(self, recorded_warnings: ExitStack) -> None:
+        """Turn the process into a test process, directly after the fork.
+
+        Closing ``recorded_warnings`` announces the warnings that are recorded until then.
+        """
+        self._channel.in_child()
+        # Moves all objects to the oldest generation, so that the next collections touch, and so
+        # copy, no page that is shared with the parent. Unfreezing leaves them there, where
+        # gc.get_referrers() finds them, as it does without a fork.
         gc.freeze()
-        gc.unfreeze()  # but it can be found (gc.get_referrers), as without a fork
-        random.setstate(
-            self._random
-        )  # CPython seeds it anew in a fork, and a seed that somebody chose would be lost
-        self._recording = recording
-        self._streams.in_fork(self._wire.stack_writer)
+        gc.unfreeze()
+        random.setstate(self._random_state)  # random.py reseeds it after a fork
+        self._recorded_warnings = recorded_warnings
+        self._output.in_child(self._channel.wake_writer)
         compat.close_worker_streams(self._item.config)
-        self._timer.in_fork()
-        self._finalizers.forget()
-        self._relay.wire = self._wire
-        for one in self._listeners:
-            one.take_over()
-        self._measured.begin()
-        self._inodes = _inodes()
+        self._timeouts.in_child()
+        self._finalizers.drop()
+        self._forwarder.channel = self._channel
+        for hook in self._hooks:
+            hook.restrict()
+        self._coverage.begin()
+        self._inodes_before = _used_inodes()
 
     # -- the phases
 
-    def made(self, call: pytest.CallInfo[Any], report: pytest.TestReport) -> pytest.TestReport:
-        """Take a phase's report: with the setup's, which somebody else's protocol made, the fork
-        takes over and does not come back.
+    def on_report(self, call: pytest.CallInfo[Any], report: pytest.TestReport) -> pytest.TestReport:
+        """Take the report of a phase.
+
+        The first is that of the setup phase, which pytest or another plugin has run. From there on
+        this object runs the phases itself, and does not return.
         """
-        if not self._driving:
-            self._driving = True
-            self._drive(call, report)
+        if not self._is_driving:
+            self._is_driving = True
+            self._run_phases(call, report)
         return report
 
-    def _drive(self, call: pytest.CallInfo[Any], report: pytest.TestReport) -> NoReturn:
+    def _run_phases(self, setup: pytest.CallInfo[Any], report: pytest.TestReport) -> NoReturn:
         try:
-            self._tell(call, report)
+            self._send_report(setup, report)
             if report.passed and not self._item.config.getoption("setuponly", default=False):
-                self._phase("call", self._item.ihook.pytest_runtest_call)
-            self._phase("teardown", self._item.ihook.pytest_runtest_teardown, nextitem=None)
-            self._finish()
-        except BaseException as error:  # noqa: BLE001 - nothing may go on from here into the parent's session
+                self._run_phase("call", self._item.ihook.pytest_runtest_call)
+            self._run_phase("teardown", self._item.ihook.pytest_runtest_teardown, nextitem=None)
+            self._send_end()
+        except BaseException as error:  # noqa: BLE001 - may not return into the parent's session
             self.end(error)
-        self._leave(0)
+        self._exit(0)
 
-    def _phase(self, when: Any, hook: Any, **more: Any) -> None:
+    def _run_phase(self, when: Any, hook: Any, **arguments: Any) -> None:
         call = pytest.CallInfo.from_call(
-            lambda: hook(item=self._item, **more), when=when, reraise=(pytest.exit.Exception,)
+            lambda: hook(item=self._item, **arguments), when=when, reraise=(pytest.exit.Exception,)
         )
-        self._tell(call, self._item.ihook.pytest_runtest_makereport(item=self._item, call=call))
+        report = self._item.ihook.pytest_runtest_makereport(item=self._item, call=call)
+        self._send_report(call, report)
 
-    def _tell(self, call: pytest.CallInfo[Any], report: pytest.TestReport) -> None:
+    def _send_report(self, call: pytest.CallInfo[Any], report: pytest.TestReport) -> None:
         error = None if call.excinfo is None else call.excinfo.value
-        symptoms = hints.symptoms(error) if report.failed else []
-        data = {"report": self._serialised(report), "error": _encoded(error), "symptoms": symptoms}
-        self._wire.send("report", truncate.fitted(data, report))
-        if error is not None and _is_interactive(error, report):
+        data = {
+            "report": self._serialized(report),
+            "error": None if error is None else values.encode_exception(error),
+            "symptoms": hints.symptoms(error) if report.failed else [],
+        }
+        self._channel.send("report", truncate.truncated_report(data, report))
+        if error is not None and _interests_debugger(error, report):
             self._item.ihook.pytest_exception_interact(node=self._item, call=call, report=report)
 
-    def _serialised(self, report: pytest.TestReport) -> Any:
-        """Return the report as data: under the test's own name, whatever a hook has called it."""
-        if report.failed and report.longrepr is None:  # a hook has made it fail
+    def _serialized(self, report: pytest.TestReport) -> Any:
+        """Return the report as data, with the test's own ID: a hook may have changed it."""
+        if report.failed and report.longrepr is None:  # a hook has set the outcome
             report.longrepr = ""
         config = self._item.config
         data = config.hook.pytest_report_to_serializable(config=config, report=report)
         data.update(nodeid=self._item.nodeid, location=self._item.location)
-        data["user_properties"] = truncate.properties(data["user_properties"])
+        data["user_properties"] = truncate.json_properties(data["user_properties"])
         return data
 
-    def _finish(self) -> None:
-        self._recording.close()
-        self._carried.send(self._wire)
-        self._benchmarks.send(self._wire)
-        self._measured.send(self._wire)
+    def _send_end(self) -> None:
+        self._recorded_warnings.close()
+        self._session_state.send(self._channel)
+        self._benchmarks.send(self._channel)
+        self._coverage.send(self._channel)
         _flush()
-        self._wire.send("done", _inodes() > self._inodes, ring=True)
+        self._channel.send("done", _used_inodes() > self._inodes_before, wake=True)
 
-    # -- the ends
+    # -- the end
 
     def end(self, error: BaseException) -> NoReturn:
-        """End because of what came through all phases: the wish to end the session, or a fault of
-        somebody's plugin.
+        """End because of an exception that no phase has caught: the request to end the session, or
+        an error in a plugin.
         """
         with suppress(BaseException):
             if isinstance(error, pytest.exit.Exception):
-                self._wire.send("exit", [error.msg, error.returncode])
+                self._channel.send("exit", [error.msg, error.returncode])
                 compat.tear_down_item(self._item)
-                self._finish()
-                self._leave(0)
-            if isinstance(error, KeyboardInterrupt) and not self._driving:
-                self._interrupted_setup(error)
-            self._wire.send(
-                "internal", truncate.shortened(values.encode_exception(error)["traceback"])
-            )
-        self._leave(1)
+                self._send_end()
+                self._exit(0)
+            if isinstance(error, KeyboardInterrupt) and not self._is_driving:
+                self._report_interrupted_setup(error)
+            traceback = values.encode_exception(error)["traceback"]
+            self._channel.send("internal", truncate.truncated(traceback))
+        self._exit(1)
 
-    def _interrupted_setup(self, error: KeyboardInterrupt) -> NoReturn:
-        """Report a KeyboardInterrupt that pytest's own setup phase let through."""
+    def _report_interrupted_setup(self, error: KeyboardInterrupt) -> NoReturn:
+        """Report a KeyboardInterrupt of the test's, which pytest's setup phase does not catch."""
 
-        def again() -> None:
+        def reraise() -> None:
             raise error
 
-        call = pytest.CallInfo.from_call(again, when="setup", reraise=(pytest.exit.Exception,))
-        self._driving = True
-        self._drive(call, self._item.ihook.pytest_runtest_makereport(item=self._item, call=call))
+        call = pytest.CallInfo.from_call(reraise, when="setup", reraise=(pytest.exit.Exception,))
+        self._is_driving = True
+        report = self._item.ihook.pytest_runtest_makereport(item=self._item, call=call)
+        self._run_phases(call, report)
 
     @staticmethod
-    def _leave(status: int) -> NoReturn:
+    def _exit(status: int) -> NoReturn:
         _flush()
         os._exit(status)
 
 
-def _inodes() -> int:
-    """Return how many files the writable layer's file system has: more than before means that
-    something was made.
+def _used_inodes() -> int:
+    """Return how many inodes the writable layer's file system uses: it grows when files are
+    created.
     """
     status = os.statvfs("/")
     return status.f_files - status.f_ffree
@@ -257,9 +269,9 @@ def _flush() -> None:
             stream.flush()  # type: ignore[union-attr]
 
 
-def _is_the_suites(function: Any) -> bool:
-    """Tell whether a fixture is the suite's own, and not one that an installed plugin asks itself
-    for.
+def _is_of_the_suite(function: Any) -> bool:
+    """Tell whether a fixture is defined by the suite, not by pytest or an installed plugin: those
+    request fixtures of their own by getfixturevalue().
     """
     code = getattr(function, "__code__", None)
     return code is not None and not code.co_filename.startswith(
@@ -268,19 +280,12 @@ def _is_the_suites(function: Any) -> bool:
 
 
 def _as_warning(recorded: warnings.WarningMessage) -> Warning:
-    return (
-        recorded.message
-        if isinstance(recorded.message, Warning)
-        else recorded.category(recorded.message)
-    )
+    message = recorded.message
+    return message if isinstance(message, Warning) else recorded.category(message)
 
 
-def _is_interactive(error: BaseException, report: pytest.TestReport) -> bool:
-    """Tell whether a debugger should look at it: not at an expected failure or a skip."""
+def _interests_debugger(error: BaseException, report: pytest.TestReport) -> bool:
+    """Tell whether ``--pdb`` starts a debugger: not for an expected failure or a skip."""
     return not hasattr(report, "wasxfail") and not isinstance(
         error, (pytest.skip.Exception, bdb.BdbQuit, unittest.SkipTest)
     )
-
-
-def _encoded(error: BaseException | None) -> Any:
-    return None if error is None else values.encode_exception(error)

@@ -1,5 +1,8 @@
-"""Other plugins' clocks: a timer does not survive a fork, so the fork starts one of its own, where
-the test's stack is.
+"""The timeouts of pytest-timeout and of ``faulthandler_timeout`` for a test in a container.
+
+Timers and threads do not survive a fork (fork(2)). So the parent stops its own, and the test
+process starts new ones, where the stack of the test is. protocol.py and test_process.py call this
+module.
 """
 
 from __future__ import annotations
@@ -12,66 +15,65 @@ import pytest
 if TYPE_CHECKING:
     from _typeshed import Incomplete
 
-__all__ = ["Remembering", "Timer"]
+__all__ = ["PluginTimeouts", "TimeoutObserver"]
 
-#: How long the parent waits past pytest-timeout's own end of a test inside, which is the better one
-#: to report.
+#: Seconds that the parent waits after pytest-timeout should have ended the test process: that
+#: plugin's own report shows where the test was.
 _GRACE = 1.0
 _SETTINGS = pytest.StashKey[Any]()
 
 
-class Timer:
-    """The clocks of pytest-timeout and of ``faulthandler_timeout`` around one test."""
+class PluginTimeouts:
+    """The timeouts that apply to one test."""
 
     def __init__(self, item: pytest.Item) -> None:
         self._item = item
         self._settings = item.stash.get(_SETTINGS, None)
-        self._dump_after = _dump_after(item.config)
+        self._dump_after = _faulthandler_timeout(item.config)
 
     @property
-    def most(self) -> float | None:
-        """How long the fork may take before the parent has to end it in pytest-timeout's stead."""
-        return (
-            None
-            if self._settings is None or self._settings.disable_debugger_detection
-            else self._settings.timeout + _GRACE
-        )
+    def limit(self) -> float | None:
+        """Seconds after which the parent has to end the test process; None for no limit."""
+        if self._settings is None or self._settings.disable_debugger_detection:
+            return None
+        limit: float = self._settings.timeout + _GRACE
+        return limit
 
     def stop(self) -> None:
-        """Stop the parent's clocks: the fork has its own.
+        """Stop the parent's timers.
 
-        The watchdog of faulthandler is a thread, for which the fork would wait for ever.
+        faulthandler's is a thread: the child would wait for it for ever.
         """
         if self._dump_after > 0:
             faulthandler.cancel_dump_traceback_later()
         if self._settings is not None:
             self._item.config.hook.pytest_timeout_cancel_timer(item=self._item)
 
-    def go_on(self) -> None:
-        """Start a clock in the parent again, for what it still does."""
+    def restart(self) -> None:
+        """Start pytest-timeout's timer again, in the parent after the test process has ended."""
         if self._settings is not None:
             self._item.config.hook.pytest_timeout_set_timer(
                 item=self._item, settings=self._settings
             )
 
-    def in_fork(self) -> None:
-        """Start the fork's clocks."""
-        self.go_on()
+    def in_child(self) -> None:
+        """Start the timers of the test process."""
+        self.restart()
         if self._dump_after > 0:
             faulthandler.dump_traceback_later(self._dump_after)
 
 
-def _dump_after(config: pytest.Config) -> float:
+def _faulthandler_timeout(config: pytest.Config) -> float:
     try:
         return float(config.getini("faulthandler_timeout") or 0)
     except (KeyError, ValueError):
         return 0
 
 
-class Remembering:
-    """Hears what pytest-timeout starts its clocks with."""
+class TimeoutObserver:
+    """A plugin that records the settings with which pytest-timeout starts its timers."""
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_timeout_set_timer(self, item: pytest.Item, settings: Incomplete) -> None:
-        """Remember the settings of a test."""
+        """Record the settings of a test."""
         item.stash[_SETTINGS] = settings

@@ -1,5 +1,5 @@
-"""A container that cannot be made: an error of the test's setup that says why, or a skip where the
-suite prefers that.
+"""The result of a test whose container cannot be created: an error of its setup, or a skip with
+``sandbox_unsupported = skip``.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import pytest
 
 from pytest_sandbox import supported
 from pytest_sandbox.errors import SandboxError, UnsupportedError
+from pytest_sandbox.plugin.stash import INSIDE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["NoContainers", "refusing"]
+__all__ = ["NoContainers", "as_test_result"]
 
 
 @contextmanager
-def refusing(config: pytest.Config) -> Iterator[None]:
-    """Turn an error of making a container into the test's outcome, by ``sandbox_unsupported``."""
+def as_test_result(config: pytest.Config) -> Iterator[None]:
+    """Turn a :class:`SandboxError` into a failure or a skip of the test."""
     try:
         yield
     except UnsupportedError as error:
@@ -33,14 +34,11 @@ def refusing(config: pytest.Config) -> Iterator[None]:
 
 
 class NoContainers:
-    """In place of what runs tests inside, on an operating system that has no containers."""
-
-    def __init__(self, inside: pytest.StashKey[bool]) -> None:
-        self._inside = inside
+    """The plugin that replaces protocol.py on an operating system without containers."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Fail or skip a test that belongs inside."""
-        if item.stash.get(self._inside, False):
-            with refusing(item.config):
+        """Fail or skip a test that should run inside."""
+        if item.stash.get(INSIDE, False):
+            with as_test_result(item.config):
                 supported.require()

@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from pytest_sandbox.linux.file_mounts import LARGEST, Node, Stamp, stamp
+from pytest_sandbox.linux.file_mounts import MAX_SIZE, Node, Stamp, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -104,7 +104,7 @@ def nodes_of(spec: Spec, name: str, point: str, found: Mapping[str, Stamp]) -> l
 @lru_cache(maxsize=16)
 def _content(file: Stamp) -> bytes:
     with open(file.path, "rb") as opened:
-        content = opened.read(LARGEST)
+        content = opened.read(MAX_SIZE)
     return content if content.endswith(b"\n") or not content else content + b"\n"
 
 

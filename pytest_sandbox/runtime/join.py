@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.linux import capabilities, namespaces, process, seccomp
+from pytest_sandbox.linux import capabilities, namespaces, process_limits, seccomp
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.spawn import add_helper_start
-from pytest_sandbox.linux.syscall_batch import Program, Table
+from pytest_sandbox.linux.syscall_batch import SyscallBatch, Table
 
 if TYPE_CHECKING:
     from pytest_sandbox.linux.syscall_batch import Result
@@ -66,11 +66,11 @@ class JoinTarget:
 
     @property
     def descriptors(self) -> set[int]:
-        """The descriptors that a program which joins uses."""
+        """The descriptors that a batch which joins uses."""
         return {fd for fd in (self.pidfd, self.user_fd, self.builder_fd, self.cgroup) if fd >= 0}
 
-    def begin(self, *, shielded: bool = True) -> tuple[Program, Result]:
-        """Return a program that joins from outside, and its call that makes the payload.
+    def begin(self, *, shielded: bool = True) -> tuple[SyscallBatch, Result]:
+        """Return a batch that joins from outside, and its call that makes the payload.
 
         ``shielded`` starts with the spawn helper: processes in the container cannot look at a
         process with the caller's memory before it executes its program (CVE-2016-9962).
@@ -80,33 +80,33 @@ class JoinTarget:
         part, clone = _beginning(
             self.cgroup_files, self.cgroup, self.spec.ulimits, spaces, shielded=shielded
         )
-        program = Program()
-        program.extend(part)
-        return program, clone
+        batch = SyscallBatch()
+        batch.extend(part)
+        return batch, clone
 
-    def add_file_access(self, program: Program) -> None:
+    def add_file_access(self, batch: SyscallBatch) -> None:
         """Append what a child does before it uses the container's files: enter the mount
         namespace, with the rights of root inside.
         """
         if self.builder_fd >= 0:
-            program.add(_BECOME_BUILDER, "setns", self.builder_fd, sc.CLONE_NEWUSER)
-        namespaces.add_enter(program, _ENTER, self.pidfd, sc.CLONE_NEWNS, self._user_fd)
+            batch.add(_BECOME_BUILDER, "setns", self.builder_fd, sc.CLONE_NEWUSER)
+        namespaces.add_enter(batch, _ENTER, self.pidfd, sc.CLONE_NEWNS, self._user_fd)
         remaining = self._available(self.spec.capabilities | _FILE_CAPABILITIES)
-        program.add(_DROP, "capset", *_capability_sets(remaining))
+        batch.add(_DROP, "capset", *_capability_sets(remaining))
 
-    def add_join(self, program: Program) -> None:
+    def add_join(self, batch: SyscallBatch) -> None:
         """Append all steps of joining, for a fork that is in the PID namespace already."""
         flags = _OUTSIDE | sc.CLONE_NEWCGROUP | (sc.CLONE_NEWNET if self.spec.own_network else 0)
-        program.extend(
+        batch.extend(
             _joining(self.cgroup_files, self.spec.ulimits, self.pidfd, flags, self._user_fd)
         )
 
-    def add_confinement(self, program: Program, user: User | None) -> None:
+    def add_confinement(self, batch: SyscallBatch, user: User | None) -> None:
         """Append the steps of :meth:`confinement`."""
-        program.extend(self.confinement(user))
+        batch.extend(self.confinement(user))
 
-    def confinement(self, user: User | None) -> Program:
-        """Return a program, ready to be run in forks, that changes to ``user`` and gives up for
+    def confinement(self, user: User | None) -> SyscallBatch:
+        """Return a batch, ready to be run in forks, that changes to ``user`` and gives up for
         good what the spec's payloads may not have.
         """
         spec = self.spec
@@ -138,7 +138,7 @@ class JoinTarget:
         return self.builder_fd >= 0 and self.spec.user_namespace and not self.spec.is_on_host
 
 
-# The programs below are the same for all payloads of a container, and cost more to put together
+# The batches below are the same for all payloads of a container, and cost more to put together
 # than to run.
 @lru_cache(maxsize=16)
 def _beginning(
@@ -148,29 +148,29 @@ def _beginning(
     spaces: tuple[int, int, int, int],
     *,
     shielded: bool,
-) -> tuple[Program, Result]:
+) -> tuple[SyscallBatch, Result]:
     """Return the first steps: outside of the PID namespace up to clone3(2), in the payload after
     it.
     """
     pidfd, flags, builder_fd, user_fd = spaces
-    program = Program()
+    batch = SyscallBatch()
     if shielded:
-        add_helper_start(program)
+        add_helper_start(batch)
     if builder_fd >= 0:
-        program.add(_BECOME_BUILDER, "setns", builder_fd, sc.CLONE_NEWUSER)
-    files = [program.open(_JOIN_CGROUPS, os.fsencode(path), os.O_WRONLY) for path in cgroup_files]
-    program.add(_ENTER, "setns", pidfd, flags)
-    how = sc.sibling_arguments(cgroup)
+        batch.add(_BECOME_BUILDER, "setns", builder_fd, sc.CLONE_NEWUSER)
+    files = [batch.open(_JOIN_CGROUPS, os.fsencode(path), os.O_WRONLY) for path in cgroup_files]
+    batch.add(_ENTER, "setns", pidfd, flags)
+    how = sc.clone_sibling_args(cgroup)
     step = "make a process in the container"
-    clone = program.add(step, "clone3", how, len(how), stop_if_positive=True)
+    clone = batch.add(step, "clone3", how, len(how), stop_if_positive=True)
     for file in files:
-        program.add(_JOIN_CGROUPS, "write", file, b"0", 1)
-        program.close(_JOIN_CGROUPS, file)
-    process.add_ulimits(program, RAISE_ULIMITS, ulimits)
+        batch.add(_JOIN_CGROUPS, "write", file, b"0", 1)
+        batch.close(_JOIN_CGROUPS, file)
+    process_limits.add_ulimits(batch, RAISE_ULIMITS, ulimits)
     # The user namespace is the last: after it, the process may not enter the others.
-    namespaces.add_enter(program, _ENTER, pidfd, sc.CLONE_NEWCGROUP, user_fd)
-    program.add("new session", "setsid")
-    return program, clone
+    namespaces.add_enter(batch, _ENTER, pidfd, sc.CLONE_NEWCGROUP, user_fd)
+    batch.add("new session", "setsid")
+    return batch, clone
 
 
 @lru_cache(maxsize=16)
@@ -180,14 +180,14 @@ def _joining(
     pidfd: int,
     flags: int,
     user_fd: int,
-) -> Program:
-    program = Program()
+) -> SyscallBatch:
+    batch = SyscallBatch()
     for path in cgroup_files:
-        program.write(_JOIN_CGROUPS, os.fsencode(path), b"0")
-    process.add_ulimits(program, RAISE_ULIMITS, ulimits)
-    namespaces.add_enter(program, _ENTER, pidfd, flags, user_fd)
-    program.add("new session", "setsid", go_on=True)  # EPERM for a session leader: setsid(2)
-    return program
+        batch.write(_JOIN_CGROUPS, os.fsencode(path), b"0")
+    process_limits.add_ulimits(batch, RAISE_ULIMITS, ulimits)
+    namespaces.add_enter(batch, _ENTER, pidfd, flags, user_fd)
+    batch.add("new session", "setsid", go_on=True)  # EPERM for a session leader: setsid(2)
+    return batch
 
 
 @lru_cache(maxsize=16)
@@ -200,26 +200,26 @@ def _confinement(
     *,
     filtered: bool,
     packets: bool,
-) -> Program:
-    program = Program()
-    program.add("join a new session keyring", "keyctl", _KEYCTL_JOIN_SESSION_KEYRING, None, 0, 0, 0)
+) -> SyscallBatch:
+    batch = SyscallBatch()
+    batch.add("join a new session keyring", "keyctl", _KEYCTL_JOIN_SESSION_KEYRING, None, 0, 0, 0)
     if no_new_privileges:
-        program.add("no new privileges", "prctl", sc.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        batch.add("no new privileges", "prctl", sc.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     elif filtered:
         # seccomp(2) then takes CAP_SYS_ADMIN, which the process may lose below.
-        _add_filter(program, bounding, packets)
+        _add_filter(batch, bounding, packets)
     for number in range(capabilities.supported().bit_length()):
         if not bounding >> number & 1:
-            program.add(_DROP, "prctl", sc.PR_CAPBSET_DROP, number, 0, 0, 0)
+            batch.add(_DROP, "prctl", sc.PR_CAPBSET_DROP, number, 0, 0, 0)
     if user is not None:
-        _add_user(program, user, is_rootless=is_rootless)
+        _add_user(batch, user, is_rootless=is_rootless)
     # Inheritable capabilities would let a program that root executes gain some beyond the bounding
     # set (CVE-2022-24769).
-    program.add(_DROP, "capset", *_capability_sets(remaining))
+    batch.add(_DROP, "capset", *_capability_sets(remaining))
     if no_new_privileges and filtered:
-        _add_filter(program, bounding, packets)
-    program.prepare()
-    return program
+        _add_filter(batch, bounding, packets)
+    batch.prepare()
+    return batch
 
 
 def _capability_sets(remaining: int) -> tuple[bytes, bytes]:
@@ -229,16 +229,16 @@ def _capability_sets(remaining: int) -> tuple[bytes, bytes]:
     return header, struct.pack("6I", low, low, 0, high, high, 0)
 
 
-def _add_filter(program: Program, bounding: int, packets: bool) -> None:
+def _add_filter(batch: SyscallBatch, bounding: int, packets: bool) -> None:
     code = seccomp.program(bounding, packets=packets)
     table = Table((len(code) // 8, code))  # struct sock_fprog
-    program.add("load the seccomp filter", "seccomp", _SECCOMP_SET_MODE_FILTER, 0, table)
+    batch.add("load the seccomp filter", "seccomp", _SECCOMP_SET_MODE_FILTER, 0, table)
 
 
-def _add_user(program: Program, user: User, *, is_rootless: bool) -> None:
+def _add_user(batch: SyscallBatch, user: User, *, is_rootless: bool) -> None:
     step, groups = "become user", struct.pack(f"{len(user.groups)}I", *user.groups)
     # Without subordinate GIDs setgroups(2) is denied (user_namespaces(7)). What remains are groups
     # of the caller, which gives the payload no right that the caller lacks.
-    program.add(step, "setgroups", len(user.groups), groups, go_on=is_rootless)
-    program.add(step, "setresgid", user.gid, user.gid, user.gid)
-    program.add(step, "setresuid", user.uid, user.uid, user.uid)
+    batch.add(step, "setgroups", len(user.groups), groups, go_on=is_rootless)
+    batch.add(step, "setresgid", user.gid, user.gid, user.gid)
+    batch.add(step, "setresuid", user.uid, user.uid, user.uid)

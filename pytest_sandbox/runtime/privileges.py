@@ -49,10 +49,10 @@ def gain_capabilities() -> None:
 
     Raises :class:`StepError` if an unprivileged user may not create one here.
     """
-    if userns.has_power():
+    if userns.has_capabilities():
         return
     try:
-        userns.become_builder()
+        userns.reexec_in_user_namespace()
     except OSError as error:
         raise StepError(
             "create a user namespace",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pytest_sandbox.linux import file_mounts, mounts, overlay
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.root_check import RootCheck
-from pytest_sandbox.linux.syscall_batch import Program, Result
+from pytest_sandbox.linux.syscall_batch import Result, SyscallBatch
 from pytest_sandbox.runtime import etc_files, host_mounts
 from pytest_sandbox.runtime.step_error import StepError
 from pytest_sandbox.runtime.volumes import add_directories
@@ -24,7 +24,7 @@ from pytest_sandbox.runtime.volumes import add_directories
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_sandbox.linux.mounts import Mounted
+    from pytest_sandbox.linux.mounts import HostMount
     from pytest_sandbox.runtime.host_resources import HostResources
     from pytest_sandbox.runtime.spec import Spec
 
@@ -37,7 +37,7 @@ _OWN = ("proc", "sys", "dev")
 
 
 class RootMounts:
-    """The root of one container; each step appends its system calls to the program.
+    """The root of one container; each step appends its system calls to the batch.
 
     ``held_layers`` are detached mounts of committed layers by their key in the layer holder.
     ``hostname`` is the name in the generated files where the spec gives none.
@@ -45,14 +45,14 @@ class RootMounts:
 
     def __init__(
         self,
-        program: Program,
+        batch: SyscallBatch,
         spec: Spec,
         host: HostResources,
         *,
         hostname: str,
         held_layers: dict[str, int],
     ) -> None:
-        self._program = program
+        self._batch = batch
         self._spec = spec
         self._host = host
         self._hostname = spec.hostname or hostname
@@ -85,17 +85,17 @@ class RootMounts:
     def make_layer(self) -> None:
         """Mount the file system of the writable layer, or bind its directory."""
         step, stage = "make layer", mounts.STAGE.encode()
-        spec, program = self._spec, self._program
+        spec, batch = self._spec, self._batch
         if spec.layer_device is not None:
-            program.mount(step, os.fsencode(spec.layer_device), stage, b"ext4", sc.MS_NODEV)
+            batch.mount(step, os.fsencode(spec.layer_device), stage, b"ext4", sc.MS_NODEV)
         elif spec.layer_directory is not None:
-            mounts.add_bind(program, step, spec.layer_directory, mounts.STAGE)
+            mounts.add_bind(batch, step, spec.layer_directory, mounts.STAGE)
         else:
-            size = b"," + mounts.limited(spec.disk) if spec.disk is not None else b""
-            program.mount(step, b"tmpfs", stage, b"tmpfs", sc.MS_NODEV, b"mode=700" + size)
-        program.add(step, "mkdirat", -1, _ROOT.encode(), 0o755, go_on=True)
-        self.layer = program.open(step, stage, os.O_RDONLY | os.O_DIRECTORY)
-        self.layer_mount = program.open_mount(step, stage)
+            size = b"," + mounts.tmpfs_options(spec.disk) if spec.disk is not None else b""
+            batch.mount(step, b"tmpfs", stage, b"tmpfs", sc.MS_NODEV, b"mode=700" + size)
+        batch.add(step, "mkdirat", -1, _ROOT.encode(), 0o755, go_on=True)
+        self.layer = batch.open(step, stage, os.O_RDONLY | os.O_DIRECTORY)
+        self.layer_mount = batch.open_mount(step, stage)
 
     def attach_held_layers(self) -> None:
         """Attach the committed layers that this container is based on, for the overlays to use."""
@@ -103,8 +103,8 @@ class RootMounts:
         for key, fd in self._held_layers.items():
             target = _staged_layer(key).encode()
             flags = sc.MOVE_MOUNT_F_EMPTY_PATH
-            self._program.add(step, "mkdirat", -1, target, 0o700)
-            self._program.add(step, "move_mount", fd, b"", -100, target, flags)
+            self._batch.add(step, "mkdirat", -1, target, 0o700)
+            self._batch.add(step, "move_mount", fd, b"", -100, target, flags)
 
     def mount_root(self) -> None:
         """Mount the overlay of the root itself."""
@@ -115,7 +115,7 @@ class RootMounts:
             # In a lower layer: they must not be reported as changes that the test made.
             base = f"{mounts.STAGE}/base"
             for directory in ("", *(f"/{name}" for name in missing)):
-                self._program.add(step, "mkdirat", -1, f"{base}{directory}".encode(), 0o755)
+                self._batch.add(step, "mkdirat", -1, f"{base}{directory}".encode(), 0o755)
             lower.append(base)
         self._add_overlay(step, lower, 0, "", sc.MS_NODEV, like=self._spec.lower[0])
 
@@ -129,60 +129,60 @@ class RootMounts:
             if entry.is_mount or os.path.exists(entry.point):
                 self._show_host_mount(step, number, entry)
         for number, directory in self._spec.numbered_directories():
-            add_directories(self._program, step, _ROOT, directory)
+            add_directories(self._batch, step, _ROOT, directory)
             self._add_overlay(step, [directory], number, directory, sc.MS_NODEV, like=directory)
         for number, (path, *lower) in self._spec.numbered_scratch():
-            add_directories(self._program, step, _ROOT, path)
-            add_directories(self._program, step, mounts.STAGE, "/empty")
+            add_directories(self._batch, step, _ROOT, path)
+            add_directories(self._batch, step, mounts.STAGE, "/empty")
             below = [*lower, f"{mounts.STAGE}/empty"]
             self._add_overlay(step, below, number, path, sc.MS_NODEV, like=[*lower, "/usr"][0])
 
-    def _entries(self) -> tuple[Mounted, ...]:
+    def _entries(self) -> tuple[HostMount, ...]:
         return self._host.root.below if self._spec.is_on_host else ()
 
-    def _show_host_mount(self, step: str, number: int, entry: Mounted) -> None:
+    def _show_host_mount(self, step: str, number: int, entry: HostMount) -> None:
         target = _ROOT + entry.point
         if entry.shown in (mounts.WRITABLE, mounts.READ_ONLY):
             flags = entry.flags | sc.MS_NODEV
             self._add_overlay(step, [entry.lower], number, entry.point, flags, like=entry.point)
         elif entry.shown == mounts.COVERED:
-            mounts.add_cover(self._program, step, target)
+            mounts.add_cover(self._batch, step, target)
         else:
             flags = entry.flags | sc.MS_RDONLY | sc.MS_NODEV
-            mounts.add_bind(self._program, step, entry.point, target, flags=flags)
+            mounts.add_bind(self._batch, step, entry.lower, target, flags=flags)
 
     def mount_own(self) -> None:
         """Mount the container's own /dev, /proc and /sys."""
         own_sys = self._host.is_root or self._spec.own_network
         tty_group = self._host.root.tty_group
-        self._program.extend(
+        self._batch.extend(
             _own_mounts(self._spec.shm_size, self._spec.protected, own_sys, tty_group)
         )
 
     def become_root(self) -> None:
         """Make the overlay the root (pivot_root(2)), and unmount the old root."""
         step = "become root"
-        self._staged_root = RootCheck.look_at(self._program, step, _ROOT)
-        mounts.add_become_root(self._program, step, _ROOT)
+        self._staged_root = RootCheck.look_at(self._batch, step, _ROOT)
+        mounts.add_pivot_root(self._batch, step, _ROOT)
 
     def make_read_only(self) -> None:
         """Remount the overlays read-only, if the spec says so."""
         if not self._spec.read_only:
             return
         step, flags = "make root read only", sc.MS_RDONLY | sc.MS_NODEV
-        mounts.add_remount(self._program, step, "/", flags)
+        mounts.add_remount(self._batch, step, "/", flags)
         for entry in self._entries():
             if entry.shown == mounts.WRITABLE:
-                mounts.add_remount(self._program, step, entry.point, flags | entry.flags)
+                mounts.add_remount(self._batch, step, entry.point, flags | entry.flags)
 
     def add_check(self) -> None:
         """Record which root a process gets that joins this mount namespace: setns(2) changes to
         the root of the namespace, which need not be the overlay.
         """
-        self._check = RootCheck.add(self._program, "verify the root", self._staged_root)
+        self._check = RootCheck.add(self._batch, "verify the root", self._staged_root)
 
     def is_verified(self) -> bool:
-        """Return whether processes that join get the overlay, once the program has run."""
+        """Return whether processes that join get the overlay, once the batch has run."""
         return self._check is not None and self._check.is_right()
 
     def _above(self, point: str) -> list[str]:
@@ -191,13 +191,13 @@ class RootMounts:
         """
         return [place for at, place in self._spec.above if at == point]
 
-    def _like(self, place: str) -> overlay.Like:
+    def _like(self, place: str) -> overlay.Template:
         """Return the directory whose mode and owner a new layer above ``place`` copies."""
         held = self._spec.held_layer(place)
         if held is None:
-            return overlay.Like(place)
+            return overlay.Template(place)
         key, path = held
-        return overlay.Like(path, self._held_layers[key])
+        return overlay.Template(path, self._held_layers[key])
 
     def _staged(self, place: str) -> str:
         """Return the path of a lower directory while the container is created."""
@@ -215,15 +215,15 @@ class RootMounts:
         options = list(self._host.root.options)
         if flags & sc.MS_RDONLY:
             target = _ROOT + point
-            host_mounts.add_read_only_overlay(self._program, step, lower, target, flags, options)
+            host_mounts.add_read_only_overlay(self._batch, step, lower, target, flags, options)
             return
         if self._spec.layer_directory is not None:
             # The layer never outlives a crash of the machine, so overlayfs need not sync it.
             options.append("volatile")
         layer = f"{mounts.STAGE}/{number}"
-        overlay.add_layer(self._program, step, layer, self._like([*above, like][0]))
+        overlay.add_layer(self._batch, step, layer, self._like([*above, like][0]))
         overlay.add_overlay(
-            self._program, step, lower, layer, _ROOT + point, flags=flags, options=options
+            self._batch, step, lower, layer, _ROOT + point, flags=flags, options=options
         )
 
     def _add_nodes(self, step: str, number: int, point: str, lower: list[str]) -> list[str]:
@@ -238,7 +238,7 @@ class RootMounts:
             return []
         directory = f"{self._node_base(step)}/nodes-{number}"
         file_mounts.add_nodes(
-            self._program, step, directory, nodes.values(), lambda parent: _status(lower, parent)
+            self._batch, step, directory, nodes.values(), lambda parent: _status(lower, parent)
         )
         return [directory]
 
@@ -257,19 +257,19 @@ class RootMounts:
         base = f"{mounts.STAGE}/nodes"
         if not self._has_node_base:
             self._has_node_base = True
-            self._program.add(step, "mkdirat", -1, base.encode(), 0o700)
-            self._program.mount(step, b"tmpfs", base.encode(), b"tmpfs", sc.MS_NODEV, b"mode=700")
+            self._batch.add(step, "mkdirat", -1, base.encode(), 0o700)
+            self._batch.mount(step, b"tmpfs", base.encode(), b"tmpfs", sc.MS_NODEV, b"mode=700")
         return base
 
 
 # Half of all calls of a container, and the same for all of a spec: put together once.
 @cache
-def _own_mounts(shm_size: int, protected: bool, own_sys: bool, tty_group: bool) -> Program:
-    program = Program()
-    mounts.add_dev(program, MOUNT_OWN, _ROOT, shm_size, tty_group=tty_group)
-    mounts.add_proc(program, MOUNT_OWN, _ROOT, protected=protected)
-    mounts.add_sys(program, MOUNT_OWN, _ROOT, protected=protected, own=own_sys)
-    return program
+def _own_mounts(shm_size: int, protected: bool, own_sys: bool, tty_group: bool) -> SyscallBatch:
+    batch = SyscallBatch()
+    mounts.add_dev(batch, MOUNT_OWN, _ROOT, shm_size, tty_group=tty_group)
+    mounts.add_proc(batch, MOUNT_OWN, _ROOT, protected=protected)
+    mounts.add_sys(batch, MOUNT_OWN, _ROOT, protected=protected, own=own_sys)
+    return batch
 
 
 def _staged_layer(key: str) -> str:

@@ -150,11 +150,11 @@ def remove(lock: str) -> None:
         for directory in _listed(lock)
         if os.path.basename(directory) == session and os.path.isdir(directory)
     ]
-    if doomed and not userns.has_power():
+    if doomed and not userns.has_capabilities():
         # Files owned by mapped UIDs: only root of a user namespace with the same mapping may
         # delete them.
         with suppress(OSError):
-            userns.with_power(lambda: _remove_all(doomed))
+            userns.call_with_capabilities(lambda: _remove_all(doomed))
     _remove_all(doomed)
 
 

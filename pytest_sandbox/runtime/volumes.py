@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
-    from pytest_sandbox.linux.syscall_batch import Program, Result
+    from pytest_sandbox.linux.syscall_batch import Result, SyscallBatch
     from pytest_sandbox.runtime.spec import Spec
 
 __all__ = ["Volumes", "add_directories"]
@@ -18,8 +18,8 @@ __all__ = ["Volumes", "add_directories"]
 class Volumes:
     """The volumes of one container, opened on the host and attached inside."""
 
-    def __init__(self, program: Program, spec: Spec) -> None:
-        self._program = program
+    def __init__(self, batch: SyscallBatch, spec: Spec) -> None:
+        self._batch = batch
         self._volumes = spec.volumes
         self._sources: list[Result] = []
 
@@ -30,7 +30,7 @@ class Volumes:
         """
         flags = sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE
         self._sources = [
-            self._program.add("open volumes", "open_tree", -100, os.fsencode(source), flags)
+            self._batch.add("open volumes", "open_tree", -100, os.fsencode(source), flags)
             for source, _target, _read_only in self._volumes
         ]
 
@@ -45,11 +45,11 @@ class Volumes:
             self._attach_one(fd, target, read_only=read_only)
 
     def _attach_one(self, fd: Result, target: str, *, read_only: bool) -> None:
-        step, program = "attach volumes", self._program
+        step, batch = "attach volumes", self._batch
         attributes = sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_NOSUID
         if read_only:
             attributes |= sc.MOUNT_ATTR_RDONLY
-        program.add(
+        batch.add(
             step,
             "mount_setattr",
             fd,
@@ -60,28 +60,28 @@ class Volumes:
         )
         # A magic link (/proc/PID/fd/N) is the only path that leads out of the root: openat2(2).
         how = sc.open_how(os.O_PATH, sc.RESOLVE_NO_MAGICLINKS)
-        point = program.add(step, "openat2", -100, os.fsencode(target), how, len(how))
+        point = batch.add(step, "openat2", -100, os.fsencode(target), how, len(how))
         flags = sc.MOVE_MOUNT_F_EMPTY_PATH | sc.MOVE_MOUNT_T_EMPTY_PATH
-        program.add(step, "move_mount", fd, b"", point, b"", flags)
+        batch.add(step, "move_mount", fd, b"", point, b"", flags)
         for opened in (fd, point):
-            program.close(step, opened)
+            batch.close(step, opened)
 
     def _add_mount_point(self, target: str, *, is_directory: bool) -> None:
         step = "attach volumes"
         directory = target if is_directory else os.path.dirname(target)
-        add_directories(self._program, step, "", directory)
+        add_directories(self._batch, step, "", directory)
         if not is_directory:
             mode = stat.S_IFREG | 0o644
-            self._program.add(step, "mknodat", -1, os.fsencode(target), mode, 0, go_on=True)
+            self._batch.add(step, "mknodat", -1, os.fsencode(target), mode, 0, go_on=True)
 
 
-def add_directories(program: Program, step: str, root: str, directory: str) -> None:
+def add_directories(batch: SyscallBatch, step: str, root: str, directory: str) -> None:
     """Append calls that make a directory below ``root``, and its parents.
 
-    A call that fails does not end the program: the directory may exist, and whatever uses it fails
+    A call that fails does not end the batch: the directory may exist, and whatever uses it fails
     with a better error otherwise.
     """
     parts = directory.strip("/").split("/")
     for end in range(1, len(parts) + 1):
         path = os.fsencode(f"{root}/{'/'.join(parts[:end])}")
-        program.add(step, "mkdirat", -1, path, 0o755, go_on=True)
+        batch.add(step, "mkdirat", -1, path, 0o755, go_on=True)

@@ -1,6 +1,6 @@
 """The settings of a container as keyword arguments, for type checkers.
 
-:class:`SettingsKwargs` has the keys of :class:`~pytest_sandbox.settings.Settings` with every type
+:class:`SettingsKwargs` has the keys of :class:`~pytest_sandbox.settings.settings.Settings` with every type
 that its parsers accept. A test compares the two, so that none is missing.
 """
 
@@ -25,7 +25,7 @@ Switch: TypeAlias = bool | str
 
 
 class ImageLike(Protocol):
-    """An :class:`~pytest_sandbox.Image`: settings know it by its layers."""
+    """An :class:`~pytest_sandbox.Image`, which settings recognise by its layers."""
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -33,7 +33,7 @@ class ImageLike(Protocol):
 
 
 class NetworkLike(Protocol):
-    """A :class:`~pytest_sandbox.Network`: settings know it by its subnet."""
+    """A :class:`~pytest_sandbox.Network`, which settings recognise by its subnet."""
 
     @property
     def subnet(self) -> str:
@@ -41,8 +41,8 @@ class NetworkLike(Protocol):
 
 
 class SettingsKwargs(TypedDict, total=False):
-    """Every setting by its name; None stands for its default, and for no limit in
-    ``pids_limit``.
+    """Every setting by its name. None stands for the default, except for ``pids_limit``, where it
+    means no limit.
     """
 
     image: str | os.PathLike[str] | ImageLike | None

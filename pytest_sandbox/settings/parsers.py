@@ -1,7 +1,7 @@
-"""The forms in which settings are written: one reader for each kind of value, which returns the
-canonical value or refuses.
+"""The parsers of settings: one function for each kind of value.
 
-Names and forms are docker's where docker has them. Nothing here reads a file or the environment.
+Each returns the canonical value, or raises :class:`RefusedError`. Names and forms are docker's if
+docker has them. Nothing here reads a file or the environment.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NoReturn, TypeVar
 from pytest_sandbox.errors import SettingsError
 from pytest_sandbox.settings.schema import MOST_PIDS, SECURITY, SIZE_FORM
 
-#: Capabilities in the order of their numbers (linux/capability.h): the index is the bit.
+#: Capabilities by number (linux/capability.h): the index is the bit.
 CAPABILITIES: tuple[str, ...] = tuple(
     f"CAP_{name}"
     for name in (  # noqa: SIM905 - forty quoted words are harder to compare with the header
@@ -29,8 +29,8 @@ CAPABILITIES: tuple[str, ...] = tuple(
     ).split()
 )
 
-#: Resource limits under docker's names; ``as`` is ours. ``resource.RLIMIT_<NAME>`` is the constant,
-#: but for ``locks``, which Python lacks.
+#: Resource limits with docker's names, and ``as``, which docker lacks. The constant of each is
+#: ``resource.RLIMIT_<NAME>``, except for ``locks``, which Python lacks.
 ULIMITS = (
     "as",
     "core",
@@ -54,12 +54,12 @@ _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40,
 _SIZE = re.compile(
     r"([0-9]{1,20}(?:\.[0-9]*)?|\.[0-9]+) ?(?:([kmgtp])(?:i?b)?|b)?", re.IGNORECASE | re.ASCII
 )
-_LEAST_MEMORY = 6 << 20  # docker's least; below it init itself does not fit
-_MOST_CPUS = 8192  # CONFIG_NR_CPUS at its greatest on x86_64
-_MOST_BYTES = (1 << 63) - 1
-_LEAST_RATE = 2  # io.max refuses less
-_MOST_RATE = (1 << 32) - 1  # blkio.throttle.*_iops_device is an unsigned int
-#: Docker's; all but ro and rw are for SELinux or for Docker Desktop, and have no effect here.
+_MIN_MEMORY = 6 << 20  # docker's minimum
+_MAX_CPUS = 8192  # the highest CONFIG_NR_CPUS of x86_64
+_MAX_BYTES = (1 << 63) - 1
+_MIN_RATE = 2  # the minimum of io.max
+_MAX_RATE = (1 << 32) - 1  # blkio.throttle.*_iops_device is an unsigned int
+#: Docker's options. All except ro and rw are for SELinux or Docker Desktop, and have no effect.
 _VOLUME_OPTIONS = ("ro", "rw", "z", "Z", "cached", "delegated", "consistent")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
@@ -70,9 +70,7 @@ V = TypeVar("V")
 
 
 class FrozenMap(Mapping[str, V]):
-    """A mapping that cannot be changed, can be hashed and can be pickled
-    (``types.MappingProxyType`` can do neither).
-    """
+    """A read-only mapping that can be hashed and pickled, unlike ``types.MappingProxyType``."""
 
     __slots__ = ("_items",)
 
@@ -97,10 +95,9 @@ class FrozenMap(Mapping[str, V]):
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A host directory or file that is not thrown away: ``source`` on the host appears as
-    ``target`` inside.
+    """A host directory or file that is mounted inside: ``source`` on the host is ``target`` inside.
 
-    ``source`` is as it was written: absolute, or beginning with ``.`` or ``~``.
+    ``source`` is as the user wrote it: absolute, or beginning with ``.`` or ``~``.
     """
 
     source: str
@@ -112,17 +109,17 @@ class Volume:
 
 
 class RefusedError(Exception):
-    """The value does not have the key's form; its argument, where there is one, says the accepted
-    form better than the table.
+    """The value is not valid. The argument, if there is one, describes the accepted form more
+    precisely than the schema.
     """
 
 
 def parse_size(size: object) -> int:
-    """Read a size as docker does: ``"512m"`` is 536,870,912.
+    """Return a size in bytes, parsed as docker does: ``"512m"`` is 536,870,912.
 
-    An int is bytes. Text is a number, which may have a fraction, and a unit (b, k, m, g, t, p; also
-    kb, kib, ...; any case), counted by 1024; what is left of a byte is cut off. Raises
-    :class:`SettingsError`, a ValueError.
+    An int is a number of bytes. Text is a number, which may have a fraction, and a unit: b, k, m,
+    g, t or p, also kb, kib and so on, in upper or lower case. Units are powers of 1024; a fraction
+    of a byte is cut off. Raises :class:`SettingsError`, which is a ValueError.
     """
     try:
         return _size(size)
@@ -135,7 +132,7 @@ def _size(value: object) -> int:
         found = _SIZE.fullmatch(value.strip()) or _refuse()
         number, unit = found[1], _UNITS[(found[2] or "").lower()]
         value = int(number) * unit if number.isdigit() else int(float(number) * unit)
-    return _integer(value, 0, _MOST_BYTES)
+    return _integer(value, 0, _MAX_BYTES)
 
 
 def _integer(value: object, least: int, most: int) -> int:
@@ -173,29 +170,33 @@ def _text(value: object) -> str:
 
 
 def memory(value: object) -> int:
-    return size if (size := _size(value)) >= _LEAST_MEMORY else _refuse()
+    """Return a size that is enough for a container."""
+    return size if (size := _size(value)) >= _MIN_MEMORY else _refuse()
 
 
 def memory_swap(value: object) -> int:
+    """Return a size, or -1 for no limit."""
     return -1 if str(value).strip() in {"-1", "unlimited"} else memory(value)
 
 
 def some_bytes(value: object) -> int:
+    """Return a size of at least one byte."""
     return _size(value) or _refuse()
 
 
-def _refuse(better: str = "") -> NoReturn:
-    raise RefusedError(better)
+def _refuse(form: str = "") -> NoReturn:
+    raise RefusedError(form)
 
 
 def cpuset(value: object) -> str:
+    """Return the numbers of CPUs as sorted ranges, the format of cpuset.cpus."""
     if isinstance(value, int):
-        value = str(_integer(value, 0, _MOST_CPUS - 1))
+        value = str(_integer(value, 0, _MAX_CPUS - 1))
     chosen: set[int] = set()
     for part in _text(value).split(","):
         first, dash, last = part.strip().partition("-")
-        low = _integer(first, 0, _MOST_CPUS - 1)
-        chosen.update(range(low, _integer(last if dash else first, low, _MOST_CPUS - 1) + 1))
+        low = _integer(first, 0, _MAX_CPUS - 1)
+        chosen.update(range(low, _integer(last if dash else first, low, _MAX_CPUS - 1) + 1))
     return _ranges(sorted(chosen))
 
 
@@ -210,13 +211,14 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def pids_limit(value: object) -> int | None:
+    """Return a number of processes, or None for no limit."""
     limit = _integer(value, -1, MOST_PIDS)
     return limit if limit > 0 else None
 
 
 def image(value: object) -> object:
-    """Text and paths become text; an image itself is known by its layers, so that this floor need
-    not import images.
+    """Return a reference or a path as text, or an Image, which is recognised by its layers because
+    this package cannot import images.
     """
     if isinstance(value, str | os.PathLike):
         return _text(value)
@@ -224,14 +226,14 @@ def image(value: object) -> object:
 
 
 def network(value: object) -> object:
-    """Text is one of two words; a network itself is known by its subnet, so that this floor need
-    not import it.
+    """Return "none" or "host", or a Network, which is recognised by its subnet because this package
+    cannot import networks.
     """
     if isinstance(value, str):
         return (
             value
             if value in {"none", "host"}
-            else _refuse('"none" or "host"; or a Network, which is no text: network=Network()')
+            else _refuse('"none" or "host", or an object: network=Network()')
         )
     return value if hasattr(value, "subnet") else _refuse()
 
@@ -241,7 +243,7 @@ def storage(value: object) -> str:
 
 
 def cpus(value: object) -> float:
-    return _number(value, 0.01, _MOST_CPUS)
+    return _number(value, 0.01, _MAX_CPUS)
 
 
 def timeout(value: object) -> float:
@@ -253,6 +255,7 @@ def hostname(value: object) -> str:
 
 
 def user(value: object) -> str:
+    """Return ``USER`` or ``USER:GROUP``, each a name or a number."""
     if isinstance(value, int):
         value = str(_integer(value, 0, 2**31 - 1))  # docker's range
     if not _USER.fullmatch(_text(value)):
@@ -268,9 +271,7 @@ def absolute(value: object) -> str:
 
 
 def _items(value: object, separator: str = r",") -> Iterable[object]:
-    """Text of several lines has one item a line; text of one line has commas; anything else is
-    iterated.
-    """
+    """Return the items of text, one per line or separated with commas, or those of an iterable."""
     if isinstance(value, str):
         parts = value.splitlines() if "\n" in value.strip() else re.split(separator, value)
         return [part.strip() for part in parts if part.strip()]
@@ -291,7 +292,8 @@ def _pairs(value: object, separator: str = r",") -> Iterable[tuple[str, object]]
 
 
 def env(value: object) -> FrozenMap[str]:
-    # A comma ends a value only where another NAME= follows, so that values may have commas.
+    """Return the environment variables."""
+    # A comma ends a value only before another NAME=, so that values can contain commas.
     env = dict(_pairs(value, r",(?=\s*[A-Za-z_][A-Za-z0-9_]*=)"))
     for name, one in env.items():
         if not name or "=" in name or "\0" in name or not isinstance(one, str) or "\0" in one:
@@ -300,13 +302,16 @@ def env(value: object) -> FrozenMap[str]:
 
 
 def volumes(value: object) -> tuple[Volume, ...]:
-    separator = rf",(?!(?:{'|'.join(_VOLUME_OPTIONS)})\s*(?:,|$))"  # "/a:/b:ro,z,/c:/d" are two
+    """Return volumes with different targets."""
+    separator = (
+        rf",(?!(?:{'|'.join(_VOLUME_OPTIONS)})\s*(?:,|$))"  # "/a:/b:ro,z,/c:/d" has two items
+    )
     volumes = tuple(
         one if isinstance(one, Volume) else _volume(one) for one in _items(value, separator)
     )
     targets = [volume.target for volume in volumes]
     if len(targets) != len(set(targets)):
-        raise RefusedError(f"each target once ({max(targets, key=targets.count)} is there twice)")
+        raise RefusedError(f"each target once ({max(targets, key=targets.count)} is repeated)")
     return volumes
 
 
@@ -319,16 +324,17 @@ def _volume(value: object) -> Volume:
         raise RefusedError
     if not source.startswith(("/", ".", "~")):
         raise RefusedError(
-            f'a path: named volumes do not exist here, "./{source}:{rest[0]}" is the directory '
-            "below the current one"
+            f'a path, since there are no named volumes; "./{source}:{rest[0]}" is a directory in '
+            "the current one"
         )
     target = os.path.normpath(absolute(rest[0]))
     if target in {"/", "//"}:
-        raise RefusedError('a target below "/"; image="PATH" makes a directory the root')
+        raise RefusedError('a target below "/"; to use a directory as the root, set image="PATH"')
     return Volume(source, target.replace("//", "/"), "ro" in options)
 
 
 def capabilities(value: object) -> tuple[str, ...]:
+    """Return capability names with the prefix ``CAP_``, or ``ALL``."""
     names = []
     for item in _items(value):
         name = item.upper() if isinstance(item, str) else _refuse()
@@ -336,17 +342,18 @@ def capabilities(value: object) -> tuple[str, ...]:
         if name != "ALL" and name not in CAPABILITIES:
             raise RefusedError(
                 "capability names of capabilities(7), such as NET_ADMIN, or "
-                f"ALL{meant(name, CAPABILITIES)}"
+                f"ALL{suggestion(name, CAPABILITIES)}"
             )
         names.append(name)
     return tuple(dict.fromkeys(names))
 
 
 def ulimits(value: object) -> FrozenMap[tuple[int, int]]:
+    """Return the soft and the hard limit by name; -1 is no limit."""
     limits = {}
     for name, one in _pairs(value):
         if name not in ULIMITS:
-            raise RefusedError(f"names among {', '.join(ULIMITS)}{meant(name, ULIMITS)}")
+            raise RefusedError(f"names among {', '.join(ULIMITS)}{suggestion(name, ULIMITS)}")
         limits[name] = _ulimit(one)
     return FrozenMap(limits)
 
@@ -356,27 +363,27 @@ def _ulimit(value: object) -> tuple[int, int]:
         value = tuple(value.split(":"))
     if isinstance(value, list | tuple):
         numbers = [
-            -1 if str(one).strip() == "unlimited" else _integer(one, -1, _MOST_BYTES)
+            -1 if str(one).strip() == "unlimited" else _integer(one, -1, _MAX_BYTES)
             for one in value
         ]
     else:
-        numbers = [_integer(value, -1, _MOST_BYTES)]
+        numbers = [_integer(value, -1, _MAX_BYTES)]
     if not 1 <= len(numbers) <= 2:
         raise RefusedError
     soft, hard = numbers[0], numbers[-1]
     if hard != -1 and (soft == -1 or soft > hard):
-        raise RefusedError("a soft limit that is not above the hard one")
+        raise RefusedError("a soft limit of at most the hard limit")
     return soft, hard
 
 
 def byte_rates(value: object) -> FrozenMap[int]:
-    """Read bytes a second for each block device."""
-    return _rates(value, lambda rate: _integer(_size(rate), _LEAST_RATE, _MOST_BYTES))
+    """Return the bytes per second for each block device."""
+    return _rates(value, lambda rate: _integer(_size(rate), _MIN_RATE, _MAX_BYTES))
 
 
 def count_rates(value: object) -> FrozenMap[int]:
-    """Read how often a second for each block device."""
-    return _rates(value, lambda rate: _integer(rate, _LEAST_RATE, _MOST_RATE))
+    """Return the operations per second for each block device."""
+    return _rates(value, lambda rate: _integer(rate, _MIN_RATE, _MAX_RATE))
 
 
 def _rates(value: object, read: Callable[[object], int]) -> FrozenMap[int]:
@@ -392,6 +399,7 @@ def _rates(value: object, read: Callable[[object], int]) -> FrozenMap[int]:
 
 
 def security_opt(value: object) -> tuple[str, ...]:
+    """Return the security options in docker's newer form, with a colon."""
     items = [
         _text(item).replace("privileges=", "privileges:").removesuffix(":true")
         for item in _items(value)
@@ -399,7 +407,8 @@ def security_opt(value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(item if item in SECURITY else _refuse() for item in items))
 
 
-def meant(name: str, names: Iterable[str]) -> str:
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """Return "; did you mean ...?" for the nearest name, or an empty string if none is near."""
     import difflib
 
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)

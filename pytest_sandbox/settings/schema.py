@@ -1,9 +1,9 @@
-"""Every setting in words: what it accepts, its default, what it means, and whether it is an option
-of pytest's too.
+"""The description of every setting: the accepted form, the default, the meaning, and whether it is
+an option of pytest.
 
-The options, the ini settings and the reference documentation are made from them. They stand apart
-from the readers of values and from :class:`~pytest_sandbox.settings.Settings`, which a pytest
-session that asks for no container does not load.
+Options, ini settings and the reference documentation are generated from it. It is separate from the
+parsers and from :class:`~pytest_sandbox.settings.settings.Settings`, so that a pytest session without
+containers does not import these.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 __all__ = ["MOST_PIDS", "SECURITY", "SIZE_FORM", "WORDS", "Words"]
 
 SIZE_FORM = 'bytes, or a number with b, k, m, g, t or p, counted by 1024, such as "512m"'
-MOST_PIDS = 4_194_304  # PID_MAX_LIMIT: pids.max refuses more
+MOST_PIDS = 4_194_304  # PID_MAX_LIMIT, the most that pids.max accepts
 BYTE_RATE_FORM = (
     'items "PATH:RATE", or a dict, with the absolute PATH of a block device and '
     'bytes a second, such as "/dev/sda:1mb"; at least 2'
@@ -33,7 +33,7 @@ VOLUME_FORM = (
 
 
 class Words(NamedTuple):
-    """What is said of a setting."""
+    """The description of a setting."""
 
     form: str
     default: str
@@ -41,27 +41,27 @@ class Words(NamedTuple):
     option: bool = False
 
 
-#: By the setting's name, in the order of the documentation.
+#: Setting -> its description, in the order of the documentation.
 WORDS: dict[str, Words] = {
     "image": Words(
         '"host", a reference, a path or an Image',
         "host",
-        "the host's own root, a stored image, or a root directory",
+        "the host's root file system, a stored image, or a directory",
         option=True,
     ),
     "memory": Words(
         f"{SIZE_FORM}; at least 6m",
         "none",
-        "hard cap; over it the kernel kills inside",
+        "hard limit; over it the kernel kills a process inside",
         option=True,
     ),
     "memory_swap": Words(
-        "as memory and not below it, or -1 for no limit", "as memory", "memory plus swap"
+        "a size of at least memory, or -1 for no limit", "as memory", "memory plus swap"
     ),
     "memory_high": Words(
         f"{SIZE_FORM}; at least 6m",
         "none",
-        "over it the kernel slows down and takes back memory (cgroup v2)",
+        "over it the kernel throttles processes and reclaims memory (cgroup v2)",
     ),
     "cpus": Words("a number of at least 0.01", "none", "CPU time per wall time", option=True),
     "cpuset": Words('CPU numbers and ranges, such as "0-1,3"', "none", "CPUs that may be used"),
@@ -79,20 +79,20 @@ WORDS: dict[str, Words] = {
     "storage": Words(
         '"memory" or "disk"',
         "memory",
-        "where the writable layer lives: a tmpfs (counts as memory) or a directory",
+        "where the writable layer is stored: a tmpfs (counts as memory) or a directory",
         option=True,
     ),
     "shm_size": Words(f"{SIZE_FORM}; more than 0", "64m", "size of /dev/shm"),
     "timeout": Words(
         "seconds, more than 0",
         "none",
-        "wall time of the test inside, or of one run; over it all is killed",
+        "wall time of the test inside, or of one run; over it all processes are killed",
         option=True,
     ),
     "network": Words(
         '"none", "host" or a Network',
         "none",
-        "none: a network namespace of its own with loopback up",
+        "none: a separate network namespace with loopback up",
         option=True,
     ),
     "hostname": Words(
@@ -106,24 +106,28 @@ WORDS: dict[str, Words] = {
     "user": Words(
         '"UID", "UID:GID", "NAME", "NAME:GROUP"',
         "the invoking user, or the image's",
-        "who runs inside",
+        "user of the processes inside",
     ),
     "workdir": Words(
         "an absolute path inside", "the current directory, or the image's", "working directory"
     ),
-    "volumes": Words(VOLUME_FORM, "none", "host directories that are not thrown away"),
+    "volumes": Words(VOLUME_FORM, "none", "host directories whose changes are not discarded"),
     "read_only": Words("true or false", "false", "no writable layer"),
     "cap_add": Words(
-        "capability names such as NET_ADMIN, or ALL", "none", "more than docker's default set"
+        "capability names such as NET_ADMIN, or ALL",
+        "none",
+        "capabilities beyond docker's default set",
     ),
     "cap_drop": Words(
-        "capability names such as NET_RAW, or ALL", "none", "less than docker's default set"
+        "capability names such as NET_RAW, or ALL",
+        "none",
+        "capabilities removed from docker's default set",
     ),
     "ulimits": Words(ULIMIT_FORM, "inherited", "resource limits of each process"),
     "security_opt": Words(
         SECURITY_FORM,
         "seccomp=builtin, no-new-privileges",
-        "seccomp policy; what set-user-ID programs give",
+        "seccomp policy; whether set-user-ID programs gain privileges",
     ),
     "privileged": Words("true or false", "false", "all capabilities, no seccomp, no masked paths"),
 }

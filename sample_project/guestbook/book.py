@@ -1,4 +1,4 @@
-"""The book: one line of JSON for each signature, in one file."""
+"""The book: a file with one line of JSON for each signature."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ class Signature:
     words: str
 
 
-def place() -> Path:
+def path() -> Path:
     return Path("~/.guestbook/signatures").expanduser()
 
 
 def sign(name: str, words: str) -> None:
-    place().parent.mkdir(parents=True, exist_ok=True)
-    with place().open("a") as book:
+    path().parent.mkdir(parents=True, exist_ok=True)
+    with path().open("a") as book:
         print(json.dumps(asdict(Signature(name, words))), file=book)
 
 
 def signatures() -> list[Signature]:
-    if not place().exists():
+    if not path().exists():
         return []
-    return [Signature(**json.loads(line)) for line in place().read_text().splitlines()]
+    return [Signature(**json.loads(line)) for line in path().read_text().splitlines()]

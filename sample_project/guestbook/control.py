@@ -1,4 +1,4 @@
-"""Stop what runs, the quick way: by its name."""
+"""Find and stop servers by their command line."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from pathlib import Path
 
 
 def running() -> list[int]:
-    """The numbers of all processes on this machine that serve a guest book."""
+    """Return the PIDs of all guest book servers on this machine."""
     commands = {
         int(directory.name): command(directory)
         for directory in Path("/proc").iterdir()
         if directory.name.isdigit()
     }
-    return sorted(pid for pid, words in commands.items() if words[-2:] == ["guestbook", "serve"])
+    return sorted(pid for pid, args in commands.items() if args[-2:] == ["guestbook", "serve"])
 
 
 def command(directory: Path) -> list[str]:
     try:
         return (directory / "cmdline").read_text().rstrip("\0").split("\0")
-    except OSError:  # it has ended meanwhile
+    except OSError:  # the process has ended
         return []
 
 
 def stop() -> int:
-    """Stop all of them, and say how many there were."""
+    """Stop all servers, and return their number."""
     found = running()
     for pid in found:
         os.kill(pid, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The book over HTTP: GET / reads it, POST /NAME signs it with the request's body."""
+"""The book over HTTP: GET / reads it, POST /NAME signs it with the body of the request."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Keep quiet."""
+        """Do not log requests."""
 
 
 def serve() -> None:
     with HTTPServer(("127.0.0.1", PORT), Handler) as server:
-        print(f"the guest book lies open on port {PORT}", flush=True)
+        print(f"serving the guest book on port {PORT}", flush=True)
         server.serve_forever()

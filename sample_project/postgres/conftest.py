@@ -1,6 +1,4 @@
-"""One database cluster, prepared once in a session; every test gets a clone of it, in
-milliseconds.
-"""
+"""A database cluster that is set up once per session, and cloned for each test in milliseconds."""
 
 from __future__ import annotations
 
@@ -31,10 +29,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs PostgreSQL (Debian: postgresql-15)"))
 
 
-def control(machine: Container, *words: str) -> None:
-    """Run pg_ctl; it waits until the server is up, or down."""
+def control(machine: Container, *args: str) -> None:
+    """Run pg_ctl, which waits until the server has started or stopped."""
     machine.run(
-        [f"{PROGRAMS}/pg_ctl", "-D", DATA, "-l", "/tmp/log", "-w", *words],
+        [f"{PROGRAMS}/pg_ctl", "-D", DATA, "-l", "/tmp/log", "-w", *args],
         check=True,
         capture_output=True,
     )
@@ -42,8 +40,8 @@ def control(machine: Container, *words: str) -> None:
 
 @pytest.fixture(scope="session")
 def prepared(container_factory: Callable[..., Container]) -> Image:
-    """What is slow: a new cluster, its tables, a thousand rows. Frozen when the server is down, as
-    any backup of files is.
+    """Create a cluster with tables and a thousand rows, which is slow, stop the server, and commit
+    the files.
     """
     with container_factory(user="postgres", workdir="/var/lib/postgresql") as machine:
         machine.run(
@@ -66,7 +64,7 @@ def prepared(container_factory: Callable[..., Container]) -> Image:
 def database(
     prepared: Image, container_factory: Callable[..., Container]
 ) -> Iterator[Callable[[str], str]]:
-    """A function that asks this test's own server."""
+    """Start a server on a clone of the cluster, and yield a function that runs a query."""
     with container_factory(
         image=prepared, user="postgres", workdir="/var/lib/postgresql"
     ) as machine:

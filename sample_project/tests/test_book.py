@@ -1,4 +1,4 @@
-"""The same file in every test; nobody tidies up, and no order is the wrong one."""
+"""Every test writes the same file and none removes it, but each starts with an empty book."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def test_a_new_book_is_empty():
     assert book.signatures() == []
 
 
-def test_a_signature_is_kept():
+def test_a_signature_is_saved():
     book.sign("Ada", "I was here.")
     assert [Signature("Ada", "I was here.")] == book.signatures()
 
@@ -23,6 +23,6 @@ def test_signatures_keep_their_order():
 
 
 @pytest.mark.parametrize("words", ["", "two\nlines", "ünïcödé", '"quoted"'])
-def test_words_come_back_as_they_were(words):
+def test_words_are_not_changed(words):
     book.sign("Ada", words)
     assert [words] == [signature.words for signature in book.signatures()]

@@ -1,6 +1,4 @@
-"""Ask for the container and you hold it: the test stays outside, and looks at what the program does
-in there.
-"""
+"""A test with the fixture ``container`` runs outside, and checks what the program does inside."""
 
 from __future__ import annotations
 
@@ -32,16 +30,16 @@ def test_signing_writes_one_file_and_its_directory(container):
 
 
 @pytest.mark.container(read_only=True)
-def test_a_book_can_be_read_where_nothing_can_be_written(container):
+def test_a_book_can_be_read_on_a_read_only_root(container):
     done = container.run(
         [*GUESTBOOK, "read"], cwd=PROJECT, capture_output=True, text=True, check=True
     )
     assert done.stdout == ""
 
 
-def test_the_host_never_sees_the_server(container):
+def test_stop_finds_only_the_server_inside(container):
     with container.popen([*GUESTBOOK, "serve"], cwd=PROJECT, text=True, stdout=-1) as inside:
-        assert inside.stdout.readline() == "the guest book lies open on port 8080\n"
+        assert inside.stdout.readline() == "serving the guest book on port 8080\n"
         stopped = container.run(
             [*GUESTBOOK, "stop"], cwd=PROJECT, capture_output=True, text=True, check=True
         )

@@ -1,12 +1,10 @@
-"""Tests that must fail, and only they: each is run by an outer test, which reads what the report
-says.
-"""
+"""Only tests that exceed their limits fail. An outer test runs each, and checks the report."""
 
 from __future__ import annotations
 
 import pytest
 
-# An outer test starts pytest, which makes containers: it has to stay outside of one itself.
+# An outer test starts pytest, which creates containers, so it has to run outside.
 pytestmark = pytest.mark.no_sandbox
 
 GREEDY = """

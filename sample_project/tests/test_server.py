@@ -1,4 +1,4 @@
-"""The same port in every test, also when several run at once; every server is a clean one."""
+"""Every test has a server with an empty book on the same port, also in parallel."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def ask(method: str, path: str, body: str | None = None) -> object:
     return json.loads(connection.getresponse().read())
 
 
-def test_a_visitor_finds_an_empty_book():
+def test_a_new_book_is_empty():
     assert ask("GET", "/") == []
 
 
 @pytest.mark.parametrize("name", ["Ada", "Bob", "Cleo", "Dan"])
-def test_a_visitor_finds_the_own_signature_and_no_other(name):
+def test_a_visitor_finds_only_their_own_signature(name):
     assert ask("POST", f"/{name}", "Hello!") == "thank you"
     assert [{"name": name, "words": "Hello!"}] == ask("GET", "/")

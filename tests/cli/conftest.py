@@ -1,4 +1,4 @@
-"""The room's fixtures."""
+"""The fixtures of this directory."""
 
 from __future__ import annotations
 

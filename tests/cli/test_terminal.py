@@ -1,4 +1,4 @@
-"""``run -it`` and its kind: a real terminal, inside and outside."""
+"""``run -it``, ``exec -it`` and ``shell`` on a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from terminals import Terminal, wait_for
 
 from pytest_sandbox import Container
 from pytest_sandbox.container import remote
+from pytest_sandbox.container.processes import list_processes
 
 pytestmark = pytest.mark.needs("root")
 
 SHELL = ("run", "-it", "host", "/bin/sh")
-#: A program that says when it can be interrupted (a shell that has just forked may lose a key), and
-#: when it was continued.
+#: A program that prints when it can be interrupted (a shell that has just forked can lose a key),
+#: and when it was continued.
 WAIT = (
     'import signal, time; signal.signal(signal.SIGCONT, lambda *_: print("con" + "tinued", '
     "flush=True)); "
@@ -31,18 +32,16 @@ HOLD = f"{sys.executable} -c '{WAIT}'"
 
 
 def process_state(pid: int) -> str:
-    """The letter of /proc/PID/stat: T for stopped."""
+    """Return the state in /proc/PID/stat: T for stopped."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def named(name: str) -> list[remote.Living]:
-    return [one for one in remote.living() if one.label == name]
+def named(name: str) -> list[remote.RemoteContainer]:
+    return [one for one in remote.list_containers() if one.label == name]
 
 
-def test_the_terminal_inside_is_the_containers_own():
-    """The command has a terminal of the container's, of the user's size, and it is its controlling
-    one.
-    """
+def test_the_command_has_a_terminal_of_the_container():
+    """The command has a controlling terminal of the container with the size of the user's."""
     with Terminal(
         "run",
         "-it",
@@ -59,10 +58,8 @@ def test_the_terminal_inside_is_the_containers_own():
         assert 0 == screen.wait()
 
 
-def test_a_shell_inside_is_used_as_any_other():
-    """What is typed is echoed once, by the terminal inside; the shell's own status is the command
-    line's.
-    """
+def test_an_interactive_shell():
+    """Input is echoed once, and the exit status is that of the shell."""
     with Terminal(*SHELL) as screen:
         screen.read(r"# |\$ ")
         screen.type("echo $((6 * 7))\n")
@@ -72,16 +69,16 @@ def test_a_shell_inside_is_used_as_any_other():
         assert screen.is_as_it_was()
 
 
-def test_end_of_file_is_typed():
-    """Ctrl-D ends the shell inside, not the reading of keys."""
+def test_ctrl_d():
+    """Ctrl-D ends the shell inside."""
     with Terminal(*SHELL) as screen:
         screen.read(r"# |\$ ")
         screen.type("\x04")
         assert 0 == screen.wait()
 
 
-def test_interrupting_what_a_shell_runs():
-    """Ctrl-C reaches the foreground inside; the shell lives on."""
+def test_ctrl_c_in_a_shell():
+    """Ctrl-C interrupts the foreground job inside, and not the shell."""
     with Terminal(*SHELL) as screen:
         screen.read(r"# |\$ ")
         screen.type(f"{HOLD}\n")
@@ -94,8 +91,8 @@ def test_interrupting_what_a_shell_runs():
         assert 0 == screen.wait()
 
 
-def test_interrupting_the_command_itself():
-    """Ctrl-C to a lone command ends it with 130, and the terminal is the user's again."""
+def test_ctrl_c_to_the_command():
+    """Ctrl-C ends a command with the status 130, and the terminal is restored."""
     with Terminal("run", "-it", "host", sys.executable, "-c", WAIT) as screen:
         screen.read("started")
         assert screen.is_raw()
@@ -104,8 +101,8 @@ def test_interrupting_the_command_itself():
 
 
 @pytest.mark.needs("bash")
-def test_jobs_are_stopped_and_continued_inside():
-    """Ctrl-Z stops the foreground inside, not the command line; `fg` continues it."""
+def test_ctrl_z_in_a_shell():
+    """Ctrl-Z stops the foreground job inside, and not the command line; `fg` continues it."""
     with Terminal("run", "-it", "host", "bash", "--norc", "-i") as screen:
         screen.read(r"\$ ")
         screen.type(f"{HOLD}\n")
@@ -122,8 +119,8 @@ def test_jobs_are_stopped_and_continued_inside():
         assert 5 == screen.wait()
 
 
-def test_a_resized_window_is_told_inside():
-    """The terminal inside follows the size of the window, and programs hear of it."""
+def test_a_resized_window():
+    """The terminal inside is resized with the user's, and programs get SIGWINCH."""
     code = (
         "import signal, os; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH]); "
         "print('ready', flush=True); "
@@ -137,7 +134,7 @@ def test_a_resized_window_is_told_inside():
 
 
 @pytest.mark.parametrize(
-    ("words", "status"),
+    ("args", "status"),
     [
         (("run", "-it", "host", "no-such-command"), 127),
         (("run", "-it", "host", "/etc"), 126),
@@ -146,16 +143,14 @@ def test_a_resized_window_is_told_inside():
     ],
     ids=str,
 )
-def test_the_terminal_is_given_back_whatever_happens(words, status):
-    """However it ends, the settings of the user's terminal are what they were."""
-    with Terminal(*words) as screen:
+def test_the_terminal_is_restored(args, status):
+    """The settings of the user's terminal are restored after every kind of end."""
+    with Terminal(*args) as screen:
         assert (status, True) == (screen.wait(), screen.is_as_it_was())
 
 
-def test_the_terminal_is_given_back_when_the_container_dies():
-    """The end of the container's init from outside ends the command line with 137, and restores the
-    terminal.
-    """
+def test_the_terminal_is_restored_after_the_end_of_the_container():
+    """If the container is killed, the status is 137 and the terminal is restored."""
     name = uuid.uuid4().hex
     with Terminal("run", "--name", name, "-it", "host", sys.executable, "-c", WAIT) as screen:
         screen.read("started")
@@ -164,8 +159,8 @@ def test_the_terminal_is_given_back_when_the_container_dies():
         assert (137, True) == (screen.wait(), screen.is_as_it_was())
 
 
-def test_a_termination_is_passed_on_and_the_terminal_given_back():
-    """SIGTERM to the command line ends the command, with 143, and restores the terminal."""
+def test_the_terminal_is_restored_after_sigterm():
+    """SIGTERM ends the command with the status 143, and the terminal is restored."""
     with Terminal("run", "-it", "host", sys.executable, "-c", WAIT) as screen:
         screen.read("started")
         screen.signal(signal.SIGTERM)
@@ -173,7 +168,7 @@ def test_a_termination_is_passed_on_and_the_terminal_given_back():
 
 
 def test_a_closed_window_ends_the_container():
-    """When the terminal goes, the command line ends, and the container with it."""
+    """When the terminal hangs up, the command line and the container end."""
     name = uuid.uuid4().hex
     with Terminal(
         "run",
@@ -193,10 +188,8 @@ def test_a_closed_window_ends_the_container():
         assert not os.path.exists(f"/proc/{one.pid}")
 
 
-def test_being_stopped_from_outside_gives_the_terminal_back_meanwhile():
-    """SIGTSTP stops the command line with the terminal as the shell knows it; SIGCONT takes it
-    again.
-    """
+def test_the_terminal_is_restored_while_stopped():
+    """SIGTSTP restores the terminal and stops the command line; SIGCONT sets raw mode."""
     with Terminal(*SHELL) as screen:
         screen.read(r"# |\$ ")
         screen.signal(signal.SIGTSTP)
@@ -211,17 +204,15 @@ def test_being_stopped_from_outside_gives_the_terminal_back_meanwhile():
         assert (0, True) == (screen.wait(), screen.is_as_it_was())
 
 
-def test_all_that_was_written_arrives():
-    """The last line before the end is shown, also where there is much."""
+def test_long_output_is_complete():
+    """50,000 lines of output are shown up to the last one."""
     with Terminal("run", "-it", "host", "seq", "1", "50000") as screen:
         lines = screen.rest().split()
         assert [str(number) for number in range(1, 50001)] == lines
 
 
-def test_much_is_pasted_to_a_command_that_talks_first():
-    """A long paste waits for a command that writes much before it reads: nobody blocks the
-    other.
-    """
+def test_a_long_paste_does_not_deadlock():
+    """A command that writes much before it reads gets a long paste without a deadlock."""
     code = (
         "import os, sys, tty; tty.setraw(0); print('ready', flush=True); sys.stdout.write('y' * "
         "300_000 + '\\n'); sys.stdout.flush(); "
@@ -243,10 +234,8 @@ def test_much_is_pasted_to_a_command_that_talks_first():
         assert 300_000 == screen.seen.count("y")
 
 
-def test_a_terminal_for_output_alone():
-    """-t without -i gives the command a terminal whose input is nobody's, also where ours is no
-    terminal.
-    """
+def test_t_without_i():
+    """-t without -i gives the command a terminal without input, also if ours is not a terminal."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest_sandbox", "run", "-t", "host", "sh", "-c", "tty; exit 3"],
         capture_output=True,
@@ -257,8 +246,8 @@ def test_a_terminal_for_output_alone():
     assert (3, "/dev/pts/0\n") == (done.returncode, done.stdout)
 
 
-def test_input_that_is_no_terminal_is_refused():
-    """-it with a pipe as input is an error with a remedy, as docker's."""
+def test_it_with_a_pipe_is_refused():
+    """-it with a pipe as standard input is an error."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest_sandbox", *SHELL],
         capture_output=True,
@@ -269,10 +258,8 @@ def test_input_that_is_no_terminal_is_refused():
     assert (125, True) == (done.returncode, "-it needs a terminal" in done.stderr)
 
 
-def test_without_a_terminal_the_users_is_not_handed_in():
-    """Without -t the command sees pipes, although the user has a terminal: it can neither read keys
-    nor change settings.
-    """
+def test_without_t_the_command_has_no_terminal():
+    """Without -t the command has pipes, although the user has a terminal."""
     with Terminal(
         "run", "-i", "host", "sh", "-c", "for fd in 0 1 2; do test -t $fd || echo $fd; done; cat"
     ) as screen:
@@ -283,24 +270,24 @@ def test_without_a_terminal_the_users_is_not_handed_in():
         assert 0 == screen.wait()
 
 
-def test_both_outputs_keep_their_order_on_one_terminal():
-    """Standard output and error of a command without a terminal arrive as they were written."""
+def test_output_and_errors_are_in_order():
+    """Without -t standard output and error are shown on a terminal in the order of the writes."""
     with Terminal(
         "run", "host", "sh", "-c", "for i in 1 2 3 4 5; do echo out$i; echo err$i >&2; done"
     ) as screen:
         assert "".join(f"out{i}\r\nerr{i}\r\n" for i in range(1, 6)) == screen.rest()
 
 
-def test_interrupting_without_a_terminal_inside():
-    """Ctrl-C reaches a shell and what it waits for, as on the host."""
+def test_ctrl_c_without_t():
+    """Without -t Ctrl-C interrupts a shell and its foreground job."""
     with Terminal("run", "host", "sh", "-c", f"{HOLD}; echo never") as screen:
         screen.read("started")
         screen.type("\x03")
         assert (130, False) == (screen.wait(), "never" in screen.rest())
 
 
-def test_another_user_owns_the_terminal():
-    """With -u the command may open its terminal by name."""
+def test_the_user_owns_the_terminal():
+    """The user of -u owns the terminal, and can open it by name."""
     with Terminal(
         "run",
         "-it",
@@ -314,23 +301,23 @@ def test_another_user_owns_the_terminal():
         assert "1000\r\nnamed\r\n1000\r\n" == screen.rest()
 
 
-def test_an_image_knows_its_terminal(tmp_path):
-    """TERM is xterm in an image, as docker's, unless it is given."""
+def test_term_in_an_image(tmp_path):
+    """In an image TERM is xterm, as with docker, unless -e sets it."""
     program = shutil.which("busybox") or pytest.skip("needs busybox (Debian: busybox-static)")
     (tmp_path / "bin").mkdir()
     shutil.copy(program, tmp_path / "bin/busybox")
-    for words, said in (([], "xterm"), (["-e", "TERM=vt100"], "vt100")):
+    for flags, said in (([], "xterm"), (["-e", "TERM=vt100"], "vt100")):
         with Terminal(
-            "run", "-it", *words, str(tmp_path), "/bin/busybox", "sh", "-c", "echo $TERM"
+            "run", "-it", *flags, str(tmp_path), "/bin/busybox", "sh", "-c", "echo $TERM"
         ) as screen:
             assert f"{said}\r\n" == screen.rest()
 
 
 class TestExec:
-    """The same for a command in a container of another process."""
+    """A command in a container of another process."""
 
-    def test_a_shell_in_a_living_container(self):
-        """`exec -it` has a terminal of the container's; its end leaves the container running."""
+    def test_a_shell_in_a_running_container(self):
+        """`exec -it` has a terminal of the container, which keeps running after the end."""
         with Container() as container, Terminal("exec", "-it", container.id, "/bin/sh") as screen:
             screen.read(r"# |\$ ")
             screen.type("tty; hostname; exit 9\n")
@@ -341,10 +328,8 @@ class TestExec:
                 container.run(["true"]).returncode,
             )
 
-    def test_a_daemon_that_stays_does_not_hold_the_end(self):
-        """A background process that keeps the terminal open does not keep the command line
-        waiting.
-        """
+    def test_a_background_process_does_not_delay_the_end(self):
+        """The command line ends although a background process has the terminal open."""
         with (
             Container() as container,
             Terminal(
@@ -353,26 +338,26 @@ class TestExec:
         ):
             assert (0, True) == (screen.wait(), "left" in screen.rest())
 
-    def test_a_closed_window_leaves_the_container(self):
-        """When the terminal goes, the command hears SIGHUP, and the container lives on."""
+    def test_a_closed_window_does_not_end_the_container(self):
+        """When the terminal hangs up, the command gets SIGHUP, and the container keeps running."""
         with Container() as container:
             with Terminal("exec", "-it", container.id, sys.executable, "-c", WAIT) as screen:
                 screen.read("started")
                 screen.hang_up()
                 assert 129 == screen.process.wait(60)
-            wait_for(lambda: not container.processes())
+            wait_for(lambda: not list_processes(container.handle))
             assert 0 == container.run(["true"]).returncode
 
-    def test_the_containers_end_is_137(self):
-        """The owner's close ends the command, and the terminal is given back."""
+    def test_the_end_of_the_container_is_137(self):
+        """When the owner closes the container, the status is 137 and the terminal is restored."""
         container = Container().start()
         with Terminal("exec", "-it", container.id, sys.executable, "-c", WAIT) as screen:
             screen.read("started")
             container.close()
             assert (137, True) == (screen.wait(), screen.is_as_it_was())
 
-    def test_shell_takes_the_best_one(self):
-        """`shell` is an interactive shell with a terminal, and its status."""
+    def test_shell(self):
+        """`shell` starts an interactive shell with a terminal, and has its exit status."""
         with Container() as container, Terminal("shell", container.id) as screen:
             screen.type("test -t 0 && hostname; exit 6\n")
             screen.read(rf"{container.hostname}\r\n")
@@ -381,9 +366,7 @@ class TestExec:
 
 @pytest.mark.needs("tmux")
 def test_in_tmux(tmp_path):
-    """In a tmux window: prompt, resize by splitting, interrupt, exit, and the window's shell goes
-    on.
-    """
+    """In tmux, the prompt, resizing, Ctrl-C and exit work, and the outer shell continues."""
     socket = str(tmp_path / "tmux")
     tmux = ["tmux", "-S", socket, "-f", "/dev/null"]
     environment = {
@@ -395,8 +378,8 @@ def test_in_tmux(tmp_path):
             [*tmux, "capture-pane", "-p", "-t", "0.0"], capture_output=True, text=True, check=True
         ).stdout
 
-    def keys(*words: str) -> None:
-        subprocess.run([*tmux, "send-keys", "-t", "0.0", *words], check=True)
+    def keys(*names: str) -> None:
+        subprocess.run([*tmux, "send-keys", "-t", "0.0", *names], check=True)
 
     command = f"{sys.executable} -m pytest_sandbox run -it -e PS1=inner% host /bin/sh"
     subprocess.run(

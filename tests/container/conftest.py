@@ -1,4 +1,4 @@
-"""The room's fixtures."""
+"""Fixtures for tests of containers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Containers of somebody who is not root: the same promises, kept another way. Runs in a machine of
-tools/vm, as a user.
-"""
+"""Containers of an unprivileged user. These tests run in a machine of tools/vm, as a user."""
 
 from __future__ import annotations
 
@@ -13,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pytest_sandbox import Container, UnsupportedError
+from pytest_sandbox.container.fork import fork_into
 from pytest_sandbox.outcome import Exited, Signaled
 
 pytestmark = [pytest.mark.needs("user", "containers"), pytest.mark.vm]
@@ -28,29 +27,29 @@ def out(container: Container, *argv: str) -> str:
     return container.run(argv, capture_output=True, text=True, check=True).stdout
 
 
-def test_a_user_stays_who_it_is(box):
-    """Commands and functions run under the user's own numbers, without a capability."""
+def test_processes_have_the_users_uid_and_no_capability(box):
+    """Commands and functions run with the user's UID and GID, without a capability."""
     assert f"{os.getuid()}\n" == out(box, "id", "-u")
     assert (os.getuid(), os.getgid()) == box.call(lambda: (os.getuid(), os.getgid()))
     assert "CapEff:\t0000000000000000" in box.call(lambda: Path("/proc/self/status").read_text())
 
 
-def test_a_function_is_alone_inside(box):
-    """The fork sees the container's first process and itself, and nothing of the host's."""
+def test_a_function_sees_only_processes_inside(box):
+    """The function of ``call`` sees init and itself, and no process of the host."""
     assert 2 == box.call(lambda: len([name for name in os.listdir("/proc") if name.isdigit()]))
 
 
 @pytest.mark.parametrize("directory", ["~", "/tmp", "/var/tmp"])
-def test_what_is_written_is_thrown_away(box, directory):
-    """Where a user writes, it writes inside, and the host keeps what it had."""
+def test_writes_stay_inside(box, directory):
+    """What a user writes is seen inside, and the host's files do not change."""
     path = Path(directory).expanduser() / f"pytest-sandbox-{os.getpid()}"
     assert "new" == box.call(lambda: (path.write_text("new"), path.read_text())[1])
     assert not path.exists()
 
 
 def test_directories_of_the_host_can_be_removed(box):
-    """Removing and making anew a directory that the host has works inside, and changes nothing
-    outside.
+    """A directory of the host can be removed and created again inside; the host's does not
+    change.
     """
     directory = Path.home() / "there"
     (directory / "deep").mkdir(parents=True)
@@ -70,14 +69,14 @@ def test_directories_of_the_host_can_be_removed(box):
 
 
 def test_files_of_a_volume_belong_to_the_user(tmp_path):
-    """What is written through a volume stays, as the user's own."""
+    """Files written through a volume stay and belong to the user."""
     with Container(volumes=[f"{tmp_path}:/data"]) as box:
         out(box, "touch", "/data/written")
     assert os.getuid() == (tmp_path / "written").stat().st_uid
 
 
-def test_what_root_owns_cannot_be_changed(box):
-    """Files of root's are nobody's inside, as protected as outside."""
+def test_files_of_root_cannot_be_changed(box):
+    """Files of root appear as those of nobody inside, and are protected as outside."""
     assert 0 != box.run(["touch", "/usr/share/x"], stderr=subprocess.DEVNULL).returncode
     assert 0 != box.run(["sh", "-c", "echo x >>/etc/passwd"], stderr=subprocess.DEVNULL).returncode
 
@@ -90,17 +89,17 @@ def test_what_root_owns_cannot_be_changed(box):
         (lambda: os._exit(0), Exited(0)),
     ],
 )
-def test_a_fork_ends_as_it_ends(box, end, outcome):
-    """Although it is forked twice, its status is its own, and its pidfd tells when."""
-    child = box.fork()
+def test_a_fork_has_its_own_exit_status(box, end, outcome):
+    """The exit status of a twice-forked child is its own, and its pidfd reports the end."""
+    child = fork_into(box.handle, None)
     if child is None:
         end()
         os._exit(99)
     assert outcome == child.wait(60)
 
 
-def test_the_host_is_another_process_table(box):
-    """A process outside cannot be signalled from inside, though it is the same user's."""
+def test_processes_outside_cannot_be_signalled(box):
+    """A process outside cannot be signalled from inside, even if it belongs to the same user."""
     assert (
         box.call(
             lambda: [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if pid > 100]
@@ -110,7 +109,7 @@ def test_the_host_is_another_process_table(box):
 
 
 def test_a_session_leaves_nothing(tmp_path):
-    """Locks, skeletons and layers of a session are gone with it."""
+    """Locks, skeleton directories and layers of a session are removed with it."""
     code = (
         "from pytest_sandbox import Container\nwith Container() as c: c.run(['touch', "
         "'/tmp/x'], check=True)\n"
@@ -134,9 +133,9 @@ def test_a_session_leaves_nothing(tmp_path):
     assert ([], []) == (left, layers)
 
 
-def test_a_size_on_disk_is_refused_with_what_holds_it_instead():
-    """Without root no file system in a file can be mounted: the error says where a size can be
-    limited, and on which kernel.
+def test_disk_limit_on_disk_is_refused_with_a_remedy():
+    """Without root, disk= with storage="disk" is an error that names where a size can be limited,
+    and from which kernel on.
     """
     with pytest.raises(
         UnsupportedError, match=r"^disk=8388608.* only a layer in memory can be limited"

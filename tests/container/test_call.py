@@ -1,4 +1,4 @@
-"""``Container.call``: a function inside, its value or its exception outside, as data."""
+"""``Container.call``: run a function inside, and get its value or its exception as data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ import pytest
 from descriptors import open_descriptors
 
 from pytest_sandbox import Container, OutOfMemory, SandboxError
-from pytest_sandbox.container import fork
+from pytest_sandbox.container import call
+from pytest_sandbox.container.processes import list_processes
 
 pytestmark = pytest.mark.needs("containers")
 
@@ -57,39 +58,73 @@ class Failure(Exception):
 
 
 VALUES = [
-    None, True, False, 0, -1, 2**200, 1.5, float("inf"), -0.0, "", "süß \udcff \0", b"\x00\xff", bytearray(b"x"), [], [1, [2, [3]]],
-    (), (1, "a"), set(), {1, 2}, frozenset({"a"}), {}, {"a": 1}, {1: "a", (2, 3): [4]}, {None: None}, 1 + 2j,
-    decimal.Decimal("1.10"), fractions.Fraction(1, 3), pathlib.Path("/a/b"), pathlib.PurePosixPath("c"),
-    dt.datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=dt.UTC), dt.datetime(2026, 1, 2), dt.date(2026, 1, 2), dt.time(1, 2, 3), dt.timedelta(days=-1, microseconds=5),  # noqa: DTZ001
-    Colour.RED, Level.LOW, Point(1, "y"), Box(Box((1, 2)), (b"x",)), [Colour.RED, Point(1, 2)],
+    None,
+    True,
+    False,
+    0,
+    -1,
+    2**200,
+    1.5,
+    float("inf"),
+    -0.0,
+    "",
+    "süß \udcff \0",
+    b"\x00\xff",
+    bytearray(b"x"),
+    [],
+    [1, [2, [3]]],
+    (),
+    (1, "a"),
+    set(),
+    {1, 2},
+    frozenset({"a"}),
+    {},
+    {"a": 1},
+    {1: "a", (2, 3): [4]},
+    {None: None},
+    1 + 2j,
+    decimal.Decimal("1.10"),
+    fractions.Fraction(1, 3),
+    pathlib.Path("/a/b"),
+    pathlib.PurePosixPath("c"),
+    dt.datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=dt.UTC),
+    dt.datetime(2026, 1, 2),  # noqa: DTZ001 - a naive one
+    dt.date(2026, 1, 2),
+    dt.time(1, 2, 3),
+    dt.timedelta(days=-1, microseconds=5),
+    Colour.RED,
+    Level.LOW,
+    Point(1, "y"),
+    Box(Box((1, 2)), (b"x",)),
+    [Colour.RED, Point(1, 2)],
     Nested.Inner(1),
-]  # fmt: skip
+]
 
 
 @pytest.mark.vm
 @pytest.mark.parametrize("value", VALUES, ids=repr)
-def test_values_come_back_equal(box, value):
-    """Plain data, and the standard library's values, arrive equal and of the same type."""
+def test_values_are_returned_equal(box, value):
+    """Plain data and values of the standard library are returned equal and of the same type."""
     found = box.call(lambda: value)
     assert (value, type(value)) == (found, type(found))
 
 
-def test_nan_comes_back(box):
-    """Not a number stays none."""
+def test_nan_is_returned(box):
+    """A NaN is returned as a NaN."""
     assert str(float("nan")) == str(box.call(float, "nan"))
 
 
 @pytest.mark.vm
-def test_arguments_and_keywords(box):
-    """func(*args, **kwargs), with anything as argument: it is a fork."""
+def test_any_object_can_be_an_argument(box):
+    """Positional and keyword arguments may be any objects, since the function runs in a fork."""
     lock = threading.Lock()
     assert [lock.locked(), 1, {"b": 2}] == box.call(
         lambda a, one, **more: [a.locked(), one, more], lock, 1, b=2
     )
 
 
-def test_it_runs_inside(box):
-    """PID, host name and files are the container's."""
+def test_the_function_runs_inside(box):
+    """PID, host name and files are those of the container."""
     number, name, init = box.call(
         lambda: (os.getpid(), os.uname().nodename, os.stat("/proc/1").st_uid)
     )
@@ -97,15 +132,17 @@ def test_it_runs_inside(box):
 
 
 def test_changes_of_memory_stay_inside(box):
-    """The caller's objects are copies in there."""
+    """The function gets copies of the caller's objects."""
     found = []
     box.call(found.append, 1)
     assert [] == found
 
 
 @pytest.mark.vm
-def test_an_exception_comes_back(box):
-    """Type, arguments, attributes, notes and the inner traceback."""
+def test_an_exception_is_raised_outside(box):
+    """Type, arguments, attributes, notes and the traceback inside are those of the exception
+    inside.
+    """
 
     def fail():
         error = Failure(7, hint="more")
@@ -122,15 +159,25 @@ def test_an_exception_comes_back(box):
 @pytest.mark.parametrize(
     "error",
     [
-        ValueError("a", 1), KeyError("k"), OSError(2, "No such file", "/x"), FileNotFoundError(2, "x", "a", None, "b"), StopIteration(3),
-        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), ExceptionGroup("many", [ValueError(1), TypeError(2)]),
-        subprocess.CalledProcessError(3, ["a"], b"out", b"err"), AssertionError("no"), SystemExit(4), KeyboardInterrupt(),
-        ZeroDivisionError(), ImportError("no", name="mod", path="/p"), SyntaxError("bad", ("f", 1, 2, "text")),
+        ValueError("a", 1),
+        KeyError("k"),
+        OSError(2, "No such file", "/x"),
+        FileNotFoundError(2, "x", "a", None, "b"),
+        StopIteration(3),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+        ExceptionGroup("many", [ValueError(1), TypeError(2)]),
+        subprocess.CalledProcessError(3, ["a"], b"out", b"err"),
+        AssertionError("no"),
+        SystemExit(4),
+        KeyboardInterrupt(),
+        ZeroDivisionError(),
+        ImportError("no", name="mod", path="/p"),
+        SyntaxError("bad", ("f", 1, 2, "text")),
     ],
     ids=repr,
-)  # fmt: skip
-def test_exceptions_of_the_standard_library(box, error):
-    """Each comes back as its type, with equal arguments and text."""
+)
+def test_standard_exceptions_are_raised_equal(box, error):
+    """Exceptions of the standard library are raised with their type, arguments and text."""
 
     def fail():
         raise error
@@ -144,8 +191,10 @@ def test_exceptions_of_the_standard_library(box, error):
     )
 
 
-def test_an_exception_of_a_class_that_only_the_inside_has(box):
-    """A class made inside arrives as a SandboxError that names it."""
+def test_an_exception_class_unknown_outside_is_a_sandbox_error(box):
+    """An exception whose class was created inside is raised as a SandboxError that names
+    the class.
+    """
 
     def fail():
         raise type("Unknown", (Exception,), {"__module__": "made_inside"})("what it said")
@@ -154,8 +203,8 @@ def test_an_exception_of_a_class_that_only_the_inside_has(box):
         box.call(fail)
 
 
-def test_a_class_of_a_function_is_found(box):
-    """An exception class of a test's own is the same class outside."""
+def test_an_exception_class_defined_in_a_function_is_found(box):
+    """An exception class that is defined in a test function is the same class outside."""
 
     class OwnError(Exception):
         pass
@@ -172,14 +221,16 @@ def test_a_class_of_a_function_is_found(box):
     [object(), lambda: 0, sys, threading.Lock, memoryview(b""), iter([])],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_no_data_is_refused(box, value):
-    """A value that is code or a handle raises TypeError that says what can leave."""
+def test_values_that_are_not_data_are_refused(box, value):
+    """Returning code or an open file raises TypeError, which lists the types that can be
+    returned.
+    """
     with pytest.raises(TypeError, match="cannot leave a container: return plain data"):
         box.call(lambda: value)
 
 
-def test_an_exceptions_odd_parts_become_text(box):
-    """What an exception carries that is no data arrives as its repr."""
+def test_exception_attributes_that_are_not_data_become_their_repr(box):
+    """An attribute of an exception that is not data is replaced by its repr."""
 
     def fail():
         error = ValueError(sys)
@@ -191,8 +242,8 @@ def test_an_exceptions_odd_parts_become_text(box):
     assert "lock" in caught.value.lock
 
 
-def test_hostile_objects_cannot_run_outside(box):
-    """An object whose reduction, repr or text does harm does it inside, or nowhere."""
+def test_no_code_of_returned_objects_runs_outside(box):
+    """Code in an object's __reduce__, __repr__ or __str__ runs inside or not at all."""
     ran = []
 
     class Hostile(Exception):
@@ -221,8 +272,8 @@ def test_hostile_objects_cannot_run_outside(box):
     assert [] == ran
 
 
-def test_a_list_that_holds_itself_is_refused(box):
-    """A cycle is no data: an error, not a hang."""
+def test_a_cyclic_list_is_refused(box):
+    """Returning a list that contains itself is an error and does not hang."""
 
     def cycle():
         a = []
@@ -236,22 +287,27 @@ def test_a_list_that_holds_itself_is_refused(box):
 @pytest.mark.parametrize(
     "data",
     [
-        ["enum", ["os", "system"], "x"], ["dataclass", ["subprocess", "Popen"], {"args": "id"}], ["namedtuple", ["os", "system"], 1],
-        ["dataclass", ["builtins", "object"], {}], ["enum", ["nowhere", "X"], "Y"], ["no-such-tag", 1], ["namedtuple", ["builtins", "tuple.__new__"], 1],
+        ["enum", ["os", "system"], "x"],
+        ["dataclass", ["subprocess", "Popen"], {"args": "id"}],
+        ["namedtuple", ["os", "system"], 1],
+        ["dataclass", ["builtins", "object"], {}],
+        ["enum", ["nowhere", "X"], "Y"],
+        ["no-such-tag", 1],
+        ["namedtuple", ["builtins", "tuple.__new__"], 1],
     ],
-)  # fmt: skip
-def test_a_forged_answer_calls_nothing(data):
-    """What the inside would not have written names no function, and makes no object of a class that
-    is not plain data.
-    """
+)
+def test_a_forged_answer_runs_no_code(data):
+    """A forged answer calls no function and creates no object other than plain data."""
     before = os.listdir("/proc/self/fd"), threading.active_count()
     with pytest.raises(SandboxError):
-        fork._understood(json.dumps({"value": data}).encode())
+        call._decode(json.dumps({"value": data}).encode())
     assert before == (os.listdir("/proc/self/fd"), threading.active_count())
 
 
-def test_a_forged_exception_of_no_class_is_an_error():
-    """A function's name in the place of an exception's class gives a SandboxError with its text."""
+def test_a_forged_exception_class_is_a_sandbox_error():
+    """A function's name in place of an exception class gives a SandboxError with the exception's
+    text.
+    """
     forged = {
         "class": ["os", "system"],
         "args": ["id"],
@@ -260,18 +316,34 @@ def test_a_forged_exception_of_no_class_is_an_error():
         "notes": [],
         "traceback": "",
     }
-    error, _value = fork._understood(json.dumps({"error": forged}).encode())
+    error, _value = call._decode(json.dumps({"error": forged}).encode())
     assert (SandboxError, "system: id") == (type(error), str(error))
 
 
 @pytest.mark.parametrize(
     "raw",
-    [b"", b"\n", b"[]\n", b"3\n", b"{}\n", b'{"value": ["bytes", 5]}\n', b'{"value": []}\n', b'{"value": ["set", ["list"]]}\n', b"\xff\n", b'{"error": 1}\n', b'{"error": {"class": 1}}\n',
-     b'{"value": ["timedelta", "x"]}\n', b'{"value": ["Decimal", "x"]}\n', b'{"value": ["dict", 1]}\n', b"[" * 100_000 + b"\n", b'{"value": ["enum", ["signal", "Signals"], "NONE"]}\n'],
+    [
+        b"",
+        b"\n",
+        b"[]\n",
+        b"3\n",
+        b"{}\n",
+        b'{"value": ["bytes", 5]}\n',
+        b'{"value": []}\n',
+        b'{"value": ["set", ["list"]]}\n',
+        b"\xff\n",
+        b'{"error": 1}\n',
+        b'{"error": {"class": 1}}\n',
+        b'{"value": ["timedelta", "x"]}\n',
+        b'{"value": ["Decimal", "x"]}\n',
+        b'{"value": ["dict", 1]}\n',
+        b"[" * 100_000 + b"\n",
+        b'{"value": ["enum", ["signal", "Signals"], "NONE"]}\n',
+    ],
     ids=lambda raw: repr(raw[:30]),
-)  # fmt: skip
-def test_a_payload_that_forges_the_answer_gets_an_error(box, raw):
-    """Whatever a hostile child writes as the answer, the caller gets a SandboxError."""
+)
+def test_a_forged_answer_of_the_child_is_a_sandbox_error(box, raw):
+    """Whatever a hostile child writes as its answer, the caller gets a SandboxError."""
 
     def forge():
         for fd in range(3, 40):
@@ -286,27 +358,29 @@ def test_a_payload_that_forges_the_answer_gets_an_error(box, raw):
         box.call(forge)
 
 
-def test_a_timeout_kills(box):
-    """TimeoutError over the time, saying what ran; and the container serves on."""
+def test_a_timeout_kills_the_function(box):
+    """After the timeout, call raises TimeoutError with the running command, and the container can
+    be used.
+    """
     with pytest.raises(TimeoutError, match=r"after 0\.2 seconds"):
         box.call(lambda: subprocess.run(["sleep", "60"], check=True), timeout=0.2)
     assert 0 == box.run(["true"]).returncode
-    assert [] == box.processes()
+    assert [] == list_processes(box.handle)
 
 
-def test_a_timeout_in_a_stopped_process(box):
-    """A child that stops itself is killed all the same."""
+def test_a_timeout_kills_a_stopped_child(box):
+    """A child that has stopped itself is killed at the timeout."""
     with pytest.raises(TimeoutError):
         box.call(lambda: os.kill(os.getpid(), signal.SIGSTOP), timeout=0.2)
 
 
-def test_in_time_is_fine(box):
-    """A timeout that is not reached changes nothing."""
+def test_a_function_within_its_timeout_returns(box):
+    """A timeout that is not reached has no effect."""
     assert 3 == box.call(lambda: 3, timeout=60)
 
 
 @pytest.mark.parametrize(
-    ("die", "said"),
+    ("die", "message"),
     [
         (lambda: os._exit(0), "without an answer: Exited"),
         (lambda: os._exit(7), r"Exited\(status=7\)"),
@@ -315,15 +389,15 @@ def test_in_time_is_fine(box):
         (lambda: sys.stdout.close() or os.closerange(3, 100) or os._exit(0), "without an answer"),
     ],
 )
-def test_an_end_without_an_answer(box, die, said):
-    """A child that dies by itself is a SandboxError that says how."""
-    with pytest.raises(SandboxError, match=said):
+def test_a_child_that_dies_is_a_sandbox_error(box, die, message):
+    """A child that ends without an answer is a SandboxError that says how it ended."""
+    with pytest.raises(SandboxError, match=message):
         box.call(die)
 
 
 @pytest.mark.needs("memory")
-def test_a_kill_for_memory():
-    """OutOfMemory, with limit and peak; the container serves on."""
+def test_a_kill_for_memory_raises_out_of_memory():
+    """OutOfMemory has the limit and the peak, and the container can be used afterwards."""
     with Container(memory="64m") as c:
         with pytest.raises(OutOfMemory) as caught:
             c.call(lambda: len(bytearray(500 << 20)))
@@ -331,8 +405,8 @@ def test_a_kill_for_memory():
         assert 4 == c.call(lambda: 4)
 
 
-def test_memory_error_is_an_exception(box):
-    """MemoryError raised inside is the function's own."""
+def test_memory_error_is_raised_as_such(box):
+    """A MemoryError that the function raises is raised outside."""
 
     def fail():
         raise MemoryError("own")
@@ -341,13 +415,13 @@ def test_memory_error_is_an_exception(box):
         box.call(fail)
 
 
-def test_big_values(box):
-    """Answers larger than any buffer come through."""
+def test_large_values_are_returned(box):
+    """A value larger than any buffer is returned complete."""
     assert "ü" * 5_000_000 == box.call(lambda: "ü" * 5_000_000)
 
 
-def test_threads_inside(box):
-    """The function may use threads, and the caller may have some."""
+def test_threads_of_the_function_and_of_the_caller(box):
+    """The function may start threads, and the caller may have some."""
 
     def threads():
         found = []
@@ -368,8 +442,8 @@ def test_threads_inside(box):
         mine.join()
 
 
-def test_calls_from_threads(box):
-    """Several threads call at the same time, each gets its own answer."""
+def test_calls_from_several_threads(box):
+    """Calls from several threads at the same time each get their own value."""
     found = {}
 
     def call(number):
@@ -383,7 +457,7 @@ def test_calls_from_threads(box):
     assert {n: n * 2 for n in range(12)} == found
 
 
-def test_a_grandchild_that_holds_the_answer_open(box):
+def test_a_daemon_does_not_delay_the_answer(box):
     """A daemon that the function leaves behind does not keep the caller waiting."""
 
     def leave():
@@ -396,7 +470,7 @@ def test_a_grandchild_that_holds_the_answer_open(box):
 
 
 def test_exit_handlers_do_not_run(box, tmp_path):
-    """The fork ends without the parent's atexit handlers and without flushing the parent's
+    """The child ends without the parent's atexit handlers and without flushing the parent's
     buffers.
     """
     file = open(tmp_path / "f", "w")  # noqa: SIM115
@@ -407,7 +481,9 @@ def test_exit_handlers_do_not_run(box, tmp_path):
 
 
 def test_environment_and_user():
-    """Env is added to the caller's, user and its groups are the container's."""
+    """``env`` is added to the caller's environment; ``user`` and its groups are looked up
+    inside.
+    """
     with Container(env={"ADDED": "1"}, user="daemon") as c:
         assert ("1", True) == c.call(lambda: (os.environ["ADDED"], "PATH" in os.environ))
         assert (1, 1) == c.call(lambda: (os.getuid(), os.getgid()))
@@ -425,9 +501,9 @@ def test_no_descriptor_is_left(box):
 
 
 @pytest.mark.needs("root")
-def test_a_call_in_a_container_in_a_container_leaves_what_is_open(tmp_path):
-    """The function inside the inner one has every descriptor of its caller's, whose numbers are
-    some that the outer's owner uses for it.
+def test_a_nested_call_keeps_the_callers_descriptors(tmp_path):
+    """The function in a nested container has every descriptor of its caller, even those with
+    numbers that the outer process uses for the library.
     """
 
     def nested(directory):

@@ -1,6 +1,4 @@
-"""In a chroot, as of schroot, mock or arch-chroot, a container lies on the root that its maker
-sees, and never on the host's own.
-"""
+"""Containers of a process in a chroot, as of schroot, mock or arch-chroot."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ import pytest
 
 pytestmark = [pytest.mark.needs("containers", "root", "unshare"), pytest.mark.vm]
 
-#: Makes a root of the host's directories, with a /marker and a /tmp of its own.
+#: Creates a root with the host's directories, a /marker and a new /tmp.
 CHROOT = """
 mkdir root; mount -t tmpfs none root; cd root
 [ $0 = plain ] && mkdir plain && cd plain
@@ -28,11 +26,12 @@ import os
 from pytest_sandbox import Container
 with Container() as c:
     c.run(["touch", "/written", "/usr/written", "/tmp/written"], check=True)
-    print(c.read_text("/marker"), c.run(["readlink", "/proc/self/ns/user"], capture_output=True).stdout.decode() != os.readlink("/proc/self/ns/user"))
+    own = c.run(["readlink", "/proc/self/ns/user"], capture_output=True).stdout.decode()
+    print(c.read_text("/marker"), own != os.readlink("/proc/self/ns/user"))
     print(sorted(change.path for change in c.diff() if change.kind == "added"))
 print([os.path.exists(path) for path in ("/written", "/usr/written", "/tmp/written")])
 """
-#: Builds a container as a launcher would that has not left the chroot.
+#: Builds a container as a launcher would if it had not made the chroot its root.
 UNCHANGED = """
 import tempfile
 from pytest_sandbox.runtime.create import ContainerBuilder
@@ -66,9 +65,9 @@ def in_chroot(tmp_path, kind: str, code: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["mounted", "plain"])
-def test_a_container_lies_on_the_root_of_its_maker(tmp_path, kind):
-    """Its files are the chroot's, what it writes stays inside, and it has a user namespace of its
-    own, be the root a mount or not.
+def test_the_root_of_a_container_is_the_callers_chroot(tmp_path, kind):
+    """Its files are those of the chroot and writes stay inside, whether or not the chroot is a
+    mount point.
     """
     expected = (
         "chroot\n True\n['/tmp/written', '/usr/written', '/written']\n[False, False, False]\n"
@@ -76,9 +75,9 @@ def test_a_container_lies_on_the_root_of_its_maker(tmp_path, kind):
     assert expected == in_chroot(tmp_path, kind, REAL)
 
 
-def test_a_container_on_another_root_is_not_started(tmp_path):
-    """Whoever entered it would be on the host's own root: that is found before anything but init
-    runs, and refused.
+def test_a_container_with_the_hosts_root_is_not_started(tmp_path):
+    """If joining the container would lead to the host's root, that is found before anything but
+    init runs, and the start fails.
     """
     assert (
         "verify the root a process that joins the container would not be in its root\n"

@@ -1,4 +1,4 @@
-"""Exceptions on their way out of a container."""
+"""Encoding and decoding of exceptions that leave a container."""
 
 from __future__ import annotations
 
@@ -40,27 +40,27 @@ def raised(code: str) -> BaseException:
         "raise UnicodeDecodeError('ascii', b'', 0, 1, 'why')",
     ],
 )
-def test_an_exception_reads_as_it_did(code):
-    """Type and text, whatever the exception keeps outside of its arguments."""
+def test_type_and_text_are_preserved(code):
+    """Type and text are the same, wherever the exception stores them."""
     error = raised(code)
     copy = decode_exception(json.loads(json.dumps(encode_exception(error))))
     assert type(error) is type(copy)
     assert str(error).split("object at")[0] == str(copy).split("object at")[0].replace("'<", "<")
 
 
-def test_an_exits_code_arrives():
-    """What is kept apart from the arguments is there too."""
+def test_the_code_of_system_exit_is_preserved():
+    """The code of SystemExit, which is not one of its arguments, is the same."""
     assert 3 == decode_exception(encode_exception(SystemExit(3))).code
 
 
-def test_no_code_of_an_exceptions_class_runs():
-    """An exception is made without its own __init__."""
+def test_init_of_the_class_does_not_run():
+    """An exception is decoded without calling its __init__."""
     error = OddError.__new__(OddError, 1, 2)
     assert (1, 2) == decode_exception(encode_exception(error)).args
 
 
 @pytest.mark.needs("containers")
-def test_call_raises_with_the_path():
-    """A missing file is named, as it would be outside."""
+def test_call_raises_oserror_with_the_path():
+    """The FileNotFoundError of a function names the file."""
     with Container() as container, pytest.raises(FileNotFoundError, match="'/no/such/file'"):
         container.call(os.unlink, "/no/such/file")

@@ -1,6 +1,4 @@
-"""Files in and out: by the container's own names, and no link in there ever leads to a file of the
-host.
-"""
+"""Methods that read, write and copy files; no link inside leads to a file of the host."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ pytestmark = pytest.mark.needs("containers")
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    """A container whose root is not the host's, so that a file of either can be told from the
-    other's.
-    """
+    """Return a container whose root is not the host's, so that their files can be told apart."""
     root = make_busybox_root(tmp_path_factory.mktemp("files") / "root")
     with Container(image=root) as c:
         yield c
@@ -30,15 +26,15 @@ def other(tmp_path_factory):
 
 @pytest.fixture
 def secret(tmp_path):
-    """A file that only the host has."""
+    """Return the path of a file that only the host has."""
     file = tmp_path / "secret"
     file.write_text("the host's")
     return file
 
 
 @pytest.mark.vm
-def test_write_and_read(other):
-    """Text and bytes, with their counts, truncating what was there."""
+def test_write_and_read_text_and_bytes(other):
+    """Writing truncates and returns the length; reading returns what was written."""
     assert (6, 3) == (
         other.write_text("/tmp/a", "süß\nb\n"),
         other.write_bytes("/tmp/b", b"\0\xff\n"),
@@ -49,7 +45,7 @@ def test_write_and_read(other):
 
 
 def test_encodings(other):
-    """Encoding and errors are as with open()."""
+    """Encoding and errors are those of open()."""
     other.write_text("/tmp/e", "ü", encoding="latin-1")
     assert ("ü", "\ufffd") == (
         other.read_text("/tmp/e", encoding="latin-1"),
@@ -59,15 +55,15 @@ def test_encodings(other):
         other.read_text("/tmp/e")
 
 
-def test_line_ends_are_kept(other):
-    """What was written is read back, carriage returns included."""
+def test_newlines_are_written_unchanged(other):
+    """Text is written with its carriage returns."""
     other.write_text("/tmp/l", "a\r\nb\n")
     assert b"a\r\nb\n" == other.read_bytes("/tmp/l")
 
 
 @pytest.mark.vm
-def test_directories(other):
-    """mkdir, listdir and exists as pathlib has them."""
+def test_mkdir_listdir_and_exists(other):
+    """mkdir, listdir and exists work as in pathlib."""
     other.mkdir("/tmp/d")
     with pytest.raises(FileExistsError):
         other.mkdir("/tmp/d")
@@ -85,7 +81,7 @@ def test_directories(other):
 
 
 def test_relative_paths_start_in_the_workdir():
-    """A relative path is meant from the workdir, as a command's is."""
+    """A relative path starts at the container's working directory, as for a command."""
     with Container(workdir="/usr/share") as c:
         c.write_text("here", "x")
         assert ("x", True) == (c.read_text("/usr/share/here"), "here" in c.listdir())
@@ -106,8 +102,8 @@ def test_relative_paths_start_in_the_workdir():
         (lambda c: c.read_bytes("/a\0b"), ValueError),
     ],
 )
-def test_errors_are_the_operating_systems(other, use, error):
-    """A failure is the OSError that open() would raise, with the path as it was given."""
+def test_errors_are_those_of_open(other, use, error):
+    """A failure is the OSError of open(), with the path as it was given."""
     with pytest.raises(error) as caught:
         use(other)
     if isinstance(caught.value, OSError):
@@ -130,9 +126,9 @@ LINKS = {
 
 
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS.keys())
-def test_a_link_does_not_lead_out(other, secret, link):
-    """Whatever a link says, it is resolved inside: the host's file is neither read, nor changed,
-    nor seen.
+def test_links_are_resolved_inside(other, secret, link):
+    """A symbolic link is resolved inside: the host's file is neither read, nor written, nor
+    seen.
     """
     target = link(secret)
     other.run(
@@ -158,8 +154,8 @@ def test_a_link_does_not_lead_out(other, secret, link):
     assert ["secret"] == os.listdir(secret.parent)
 
 
-def test_a_dangling_link_is_written_inside(other, tmp_path):
-    """A link whose end exists on the host only is made inside, at that name."""
+def test_writing_to_a_dangling_link_creates_its_target_inside(other, tmp_path):
+    """A link whose target exists on the host only creates the target inside."""
     (tmp_path / "f").touch()
     other.mkdir(tmp_path, parents=True, exist_ok=True)
     other.run(["ln", "-sf", tmp_path / "f", "/tmp/dangling"], check=True)
@@ -167,8 +163,8 @@ def test_a_dangling_link_is_written_inside(other, tmp_path):
     assert ("inside", "") == (other.read_text(tmp_path / "f"), (tmp_path / "f").read_text())
 
 
-def test_descriptors_of_init_are_no_door(other):
-    """/proc/1/fd and /proc/self/fd of the process that opens lead nowhere."""
+def test_proc_descriptors_do_not_lead_out(other):
+    """/proc/1/fd and /proc/self/fd of the process that opens files lead nowhere."""
     for number in range(20):
         for whose in ("self", "1", "thread-self"):
             with pytest.raises(
@@ -179,8 +175,10 @@ def test_descriptors_of_init_are_no_door(other):
                 other.read_bytes(f"/proc/{whose}/fd/{number}/etc/hostname")
 
 
-def test_a_fifo_and_a_terminal_do_not_hang(other):
-    """Nobody waits for the other end of a FIFO; a terminal does not become anybody's."""
+def test_opening_a_fifo_or_a_terminal_does_not_wait(other):
+    """Opening a FIFO does not wait for its other end; a terminal does not become a
+    controlling one.
+    """
     other.run(["sh", "-c", "mkfifo /tmp/fifo"], check=True)
     with pytest.raises(OSError, match="No such device or address"):
         other.write_text("/tmp/fifo", "x")
@@ -188,20 +186,22 @@ def test_a_fifo_and_a_terminal_do_not_hang(other):
     assert 0 == other.run(["true"]).returncode
 
 
-def test_devices(other):
-    """/dev/null reads empty and swallows."""
+def test_dev_null(other):
+    """/dev/null reads empty and accepts writes."""
     assert (b"", 3) == (other.read_bytes("/dev/null"), other.write_text("/dev/null", "abc"))
 
 
-def test_big_files(other):
-    """Files larger than any message come through whole."""
+def test_large_files(other):
+    """Files larger than any message are written and read complete."""
     data = os.urandom(1 << 20) * 40
     assert len(data) == other.write_bytes("/tmp/big", data)
     assert data == other.read_bytes("/tmp/big")
 
 
 def tree(directory):
-    """Make a directory with everything that can be copied; returns how it should look."""
+    """Create a directory with every kind of file that can be copied; return its expected
+    content.
+    """
     (directory / "sub/empty").mkdir(parents=True)
     (directory / "sub/file").write_text("content")
     (directory / "sub/file").chmod(0o640)
@@ -215,10 +215,8 @@ def tree(directory):
 
 
 @pytest.mark.vm
-def test_a_directory_in_and_out(other, tmp_path):
-    """Directories with files, links, modes and times go in and come out as they were; a FIFO stays
-    behind.
-    """
+def test_copy_a_directory_in_and_out(other, tmp_path):
+    """Files, links, modes and times of a directory are copied both ways; a FIFO is skipped."""
     (tmp_path / "in").mkdir()
     names = tree(tmp_path / "in")
     other.copy_in(tmp_path / "in", "/root/copied")
@@ -228,7 +226,7 @@ def test_a_directory_in_and_out(other, tmp_path):
         ["readlink", "/root/copied/outside"], capture_output=True, text=True
     ).stdout.strip()
     other.copy_out("/root/copied", tmp_path / "out")
-    names.remove("outside")  # it leads to nothing inside
+    names.remove("outside")  # a dangling link inside
     assert names == sorted(os.listdir(tmp_path / "out"))
     file = tmp_path / "out/sub/file"
     assert ("content", 0o640, 2) == (
@@ -243,8 +241,8 @@ def test_a_directory_in_and_out(other, tmp_path):
     )
 
 
-def test_a_file_into_a_directory_or_to_a_name(other, tmp_path):
-    """As docker cp: into a directory that is there, else to the name."""
+def test_copy_a_file_into_a_directory_or_to_a_name(other, tmp_path):
+    """As docker cp: into a directory if the target is one, else to the name."""
     (tmp_path / "f").write_text("x")
     other.mkdir("/root/into", exist_ok=True)
     other.copy_in(tmp_path / "f", "/root/into")
@@ -256,10 +254,8 @@ def test_a_file_into_a_directory_or_to_a_name(other, tmp_path):
     assert ("x", "x") == ((tmp_path / "directory/f").read_text(), (tmp_path / "named").read_text())
 
 
-def test_copying_in_writes_through_no_link(other, tmp_path, secret):
-    """A link that lies at the place of a copy is replaced or refused inside, and the host's file
-    stays.
-    """
+def test_copy_in_follows_no_link(other, tmp_path, secret):
+    """A link at the target is replaced or refused inside, and the host's file does not change."""
     (tmp_path / "f").write_text("new")
     other.run(["sh", "-c", f"rm -rf /root/t; mkdir /root/t; ln -s {secret} /root/t/f"], check=True)
     try:
@@ -269,9 +265,9 @@ def test_copying_in_writes_through_no_link(other, tmp_path, secret):
     assert "the host's" == secret.read_text()
 
 
-def test_copying_out_writes_through_no_link_of_the_container(other, tmp_path, secret):
-    """What lies at the place of a copy on the host is not followed, and a link inside to the host's
-    files does not come out.
+def test_copy_out_follows_no_link(other, tmp_path, secret):
+    """A link at the target on the host is not followed, and a link inside to a file of the host is
+    not copied out.
     """
     script = (
         f"rm -rf /root/evil; mkdir -p /root/evil; ln -s {secret.parent} /root/evil/d; ln -s "
@@ -298,13 +294,14 @@ def test_copying_out_writes_through_no_link_of_the_container(other, tmp_path, se
     assert "the host's" == secret.read_text()
 
 
-def test_a_race_of_directories_and_links(other, tmp_path, secret):
-    """While a payload swaps a directory for a link to the outside, no copy reads or writes the
-    host's file.
+def test_copies_are_safe_while_directories_become_links(other, tmp_path, secret):
+    """While a process inside replaces a directory by a link to the outside, no copy reads or writes
+    the host's file.
     """
     script = (
         f"cd /root; mkdir -p race/d; echo inside > race/d/secret; ln -sfn {secret.parent} "
-        "race/l; while :; do mv -T race/d race/x 2>/dev/null; mv -T race/l race/d 2>/dev/null; mv -T race/d race/l 2>/dev/null; mv -T race/x race/d 2>/dev/null; done"
+        "race/l; exec 2>/dev/null; while :; do mv -T race/d race/x; mv -T race/l race/d; "
+        "mv -T race/d race/l; mv -T race/x race/d; done"
     )
     found = set()
     with other.popen(["sh", "-c", script]) as p:
@@ -327,8 +324,8 @@ def test_a_race_of_directories_and_links(other, tmp_path, secret):
     assert "the host's" == secret.read_text()
 
 
-def test_a_directories_content(other, tmp_path):
-    """DIRECTORY/. copies what is in it, and the directory that it is copied to keeps its mode."""
+def test_copy_the_content_of_a_directory(other, tmp_path):
+    """DIRECTORY/. copies the content of a directory; the target keeps its mode."""
     other.run(["sh", "-c", "mkdir -m 711 /root/c; echo x > /root/c/x"], check=True)
     (tmp_path / "there").mkdir()
     (tmp_path / "there").chmod(0o1777)
@@ -341,15 +338,15 @@ def test_a_directories_content(other, tmp_path):
     )
 
 
-def test_special_bits_do_not_come_out(other, tmp_path):
-    """A set-user-ID program of the container is none on the host, nor are devices anything."""
+def test_copies_have_no_set_user_id_bit(other, tmp_path):
+    """A copied set-user-ID program does not have the bit, and devices are not copied."""
     other.run(
         [
             "sh",
             "-c",
             (
-                "rm -rf /root/s; mkdir /root/s; echo x > /root/s/suid; chmod 6755 /root/s/suid; chmod "
-                "1777 /root/s"
+                "rm -rf /root/s; mkdir /root/s; echo x > /root/s/suid; "
+                "chmod 6755 /root/s/suid; chmod 1777 /root/s"
             ),
         ],
         check=True,
@@ -361,8 +358,8 @@ def test_special_bits_do_not_come_out(other, tmp_path):
     )
 
 
-def test_many_files_from_many_threads(other):
-    """Any number of threads read and write at once."""
+def test_files_from_several_threads(other):
+    """Several threads read and write files at the same time."""
 
     def work(number):
         other.write_text(f"/tmp/t{number}", str(number))
@@ -377,8 +374,8 @@ def test_many_files_from_many_threads(other):
     assert [True] * 30 == results
 
 
-def test_the_readers_rights_are_roots_of_the_container():
-    """Files of any user inside can be read; what a read-only container refuses to write is said."""
+def test_files_are_opened_as_root_inside():
+    """Files of any user inside can be read; a write to a read-only container raises OSError."""
     with Container(user="daemon") as c:
         c.run(["sh", "-c", "umask 077; echo mine > /tmp/mine"], check=True)
         assert "mine\n" == c.read_text("/tmp/mine")
@@ -387,7 +384,7 @@ def test_the_readers_rights_are_roots_of_the_container():
 
 
 def test_no_descriptor_is_left(other):
-    """Reading, failing and copying leave nothing open."""
+    """Reading, failing and copying leave no descriptor open."""
     other.read_bytes("/etc/passwd")
     before = open_descriptors()
     for _ in range(20):

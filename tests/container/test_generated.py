@@ -1,6 +1,4 @@
-"""/etc/hosts, /etc/hostname and /etc/resolv.conf: docker's on an image, the host's with the
-container's own name on its root.
-"""
+"""/etc/hosts, /etc/hostname and /etc/resolv.conf in containers."""
 
 from __future__ import annotations
 
@@ -24,15 +22,15 @@ def read(path):
         return file.read()
 
 
-# Without root, and on a kernel before Linux 6.6, the layer is on disk, and is made before its
-# taker's name is known.
+# Without root, before Linux 6.6, the layer is on disk, and is created before the host name of its
+# container is known.
 NAMED = pytest.param({"hostname": "my.host"}, marks=pytest.mark.needs("root"), id="hostname")
 
 
 @pytest.mark.parametrize("settings", [pytest.param({}, id="id"), NAMED])
-def test_an_image_has_dockers_files(busybox_root, settings):
-    """Localhost and the container's own name are in hosts(5), and no name server is named that
-    cannot be reached.
+def test_an_image_has_hosts_hostname_and_resolv_conf(busybox_root, settings):
+    """hosts(5) has localhost and the container's name, and no name server is listed that cannot be
+    reached.
     """
     for name in ("hosts", "hostname", "resolv.conf"):
         (busybox_root / f"etc/{name}").write_text("the image's")
@@ -48,21 +46,21 @@ def test_an_image_has_dockers_files(busybox_root, settings):
 
 
 def test_an_image_on_the_hosts_network_has_its_name_servers(busybox_root):
-    """With network="host" what the host resolves is resolved inside."""
+    """With network="host", a name that the host resolves is resolved inside."""
     with Container(image=busybox_root, network="host") as c:
         hosts, _hostname, resolv = files(c)
     assert (True, read("/etc/resolv.conf")) == (hosts.startswith(read("/etc/hosts")), resolv)
 
 
-def test_an_image_without_etc_gets_one(tmp_path):
-    """What an image lacks is made, and is no change of the test's."""
+def test_an_image_without_etc_gets_the_files(tmp_path):
+    """A missing /etc is created, and is not listed as a change."""
     (tmp_path / "opt").mkdir()
     with Container(image=tmp_path) as c:
         assert (["hostname", "hosts", "resolv.conf"], []) == (sorted(c.listdir("/etc")), c.diff())
 
 
-def test_an_image_whose_etc_is_a_link_keeps_it(tmp_path):
-    """No link of an image is followed to make them."""
+def test_a_link_at_etc_is_not_followed(tmp_path):
+    """The files are not created through a symbolic link of the image."""
     (tmp_path / "etc").symlink_to("/elsewhere")
     with Container(image=tmp_path) as c:
         assert ["dev", "etc", "proc", "sys"] == sorted(c.listdir("/"))
@@ -73,9 +71,9 @@ def test_an_image_whose_etc_is_a_link_keeps_it(tmp_path):
     [{}, NAMED, {"storage": "disk"}, {"storage": "disk", "hostname": "my.host"}],
     ids=str,
 )
-def test_the_hosts_root_has_the_containers_own_name(settings):
-    """Its host name is in /etc/hostname, where the host has one, and leads to the container itself;
-    the rest is the host's.
+def test_the_hosts_root_has_the_containers_host_name(settings):
+    """/etc/hostname has the container's host name, which resolves to the container; the other
+    entries are the host's.
     """
     with Container(**settings) as c:
         hosts, *_ = files(c) if os.path.exists("/etc/hostname") else [c.read_text("/etc/hosts")]
@@ -87,8 +85,8 @@ def test_the_hosts_root_has_the_containers_own_name(settings):
         assert [] == c.diff()
 
 
-def test_the_generated_files_are_the_tests_to_change(busybox_root):
-    """They can be written, renamed and removed as any file."""
+def test_the_generated_files_can_be_changed(busybox_root):
+    """The files can be written, renamed and removed."""
     with Container(image=busybox_root) as c:
         c.run(
             [

@@ -1,4 +1,4 @@
-"""What the host has mounted, as containers see it: nothing below it reaches the host."""
+"""Files, sockets and directories that are mounts of the host, as containers see them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ pytestmark = [pytest.mark.needs("containers", "root", "unshare")]
 
 @pytest.fixture
 def in_mounts(tmp_path):
-    """Run a shell script and then Python code in a mount namespace of their own; return what the
-    code prints.
-
-    Both run in ``tmp_path``.
+    """Run a shell script and then Python code in a new mount namespace, in ``tmp_path``; return
+    what the code prints.
     """
 
     def run(script: str, code: str) -> str:
@@ -24,7 +22,7 @@ def in_mounts(tmp_path):
             "-m",
             "sh",
             "-ec",
-            f'{script}\nexec "$0" -c "$1"',
+            f'{script}\nexec "$0" -u -c "$1"',
             sys.executable,
             code,
         ]
@@ -38,8 +36,10 @@ def in_mounts(tmp_path):
 
 
 @pytest.mark.parametrize("octal", [r"a\014b", r"caf\351", r"a b\nc", r"x,y:z\\w"])
-def test_a_mount_with_an_unusual_path_is_one_like_any_other(in_mounts, octal):
-    """What is mounted there can be read and written inside, and the host's file stays as it is."""
+def test_mounts_with_unusual_paths(in_mounts, octal):
+    """A file system at a path with unusual characters can be read and written inside, and the
+    host's files do not change.
+    """
     script = (
         f'name=$(printf \'{octal}\'); mkdir "$name"; mount -t tmpfs none "$name"; echo hosts '
         '> "$name/file"'
@@ -61,29 +61,31 @@ mkdir below; echo below > below/file; mkfifo below/fifo
 echo content > real; mkfifo fifo; touch at-file at-socket at-fifo; chmod 640 real; chown 12:34 real
 python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind("socket")'
 mkdir at-below; mount --bind below at-below; mount -o remount,bind,ro at-below
-for name in file socket fifo; do mount --bind $([ $name = file ] && echo real || echo $name) at-$name; done
+mount --bind real at-file; mount --bind socket at-socket; mount --bind fifo at-fifo
 """
 
 
-def test_a_mounted_file_is_a_copy_that_can_be_written_renamed_and_removed(in_mounts):
-    """Content, mode and owner are the host's; it is no mount inside, and no change until it is
-    changed.
+def test_a_mounted_file_is_a_copy_that_can_be_changed(in_mounts):
+    """Content, mode and owner are the host's; inside it is not a mount, and not a change until it
+    is changed.
     """
     code = """
 import os, stat
 from pytest_sandbox import Container
 path = os.path.abspath("at-file")
 with Container() as c:
-    print(c.run(["stat", "-c", "%a %u %g", path], capture_output=True, text=True).stdout.strip(), c.read_text(path).strip())
+    status = c.run(["stat", "-c", "%a %u %g", path], capture_output=True, text=True)
+    print(status.stdout.strip(), c.read_text(path).strip())
     print([change for change in c.diff() if change.path.endswith("at-file")])
-    c.run(["sh", "-ec", 'echo more >> "$0"; mv "$0" "$0-2"; cat "$0-2"; rm "$0-2"', path], check=True)
+    script = 'echo more >> "$0"; mv "$0" "$0-2"; cat "$0-2"; rm "$0-2"'
+    c.run(["sh", "-ec", script, path], check=True)
     print([change.kind for change in c.diff() if "at-file" in change.path], open(path).read())
 """
     assert "640 12 34 content\n[]\ncontent\nmore\n['deleted'] content\n\n" == in_mounts(FILES, code)
 
 
 def test_the_content_of_a_mounted_file_is_the_current_one(in_mounts):
-    """A container that was made ahead, before the host changed the file, is not handed out."""
+    """A container that was prepared before the host changed the file is not used."""
     code = """
 import os, select
 from pytest_sandbox import Container
@@ -94,15 +96,16 @@ for number in range(4):
         file.write(str(number))
     with Container() as c:
         seen.append(c.read_text(path))
-        seen += map(len, select.select([session.current().channel], [], [], 10)[:1])  # until the next one is made
+        # Wait until the next container is prepared.
+        seen += map(len, select.select([session.current().channel], [], [], 10)[:1])
 print(*seen)
 """
     assert "0 1 1 1 2 1 3 1\n" == in_mounts(FILES, code)
 
 
-def test_a_mounted_socket_is_not_the_hosts(in_mounts):
-    """Where the host's accepts connections, the container's refuses them; with ``volumes`` it is
-    the host's.
+def test_a_mounted_socket_refuses_connections(in_mounts):
+    """A connection to a mounted socket of the host is refused inside; with ``volumes`` it reaches
+    the host.
     """
     code = """
 import os, socket
@@ -127,9 +130,9 @@ with Container(volumes=[f"{path}:{path}"]) as c:
 
 
 @pytest.mark.parametrize("name", ["at-fifo", "at-below/fifo"])
-def test_a_mounted_fifo_is_not_the_hosts(in_mounts, name):
-    """A reader on the host is none inside, be the FIFO a mount or in a directory that is mounted
-    read-only.
+def test_a_mounted_fifo_has_no_reader(in_mounts, name):
+    """A reader of a FIFO on the host is not seen inside, whether the FIFO is a mount or in a
+    directory that is mounted read-only.
     """
     code = f"""
 import os
@@ -149,9 +152,9 @@ with Container() as c:
 
 
 @pytest.mark.parametrize("name", ["at-file", "at-below/file"])
-def test_a_lock_inside_is_not_the_hosts(in_mounts, name):
-    """A file that is mounted, or lies in a directory that is mounted read-only, can be locked on
-    both sides at once.
+def test_a_lock_inside_does_not_conflict_with_the_hosts(in_mounts, name):
+    """A file that is mounted, or is in a directory that is mounted read-only, can be locked on both
+    sides at the same time.
     """
     code = f"""
 import fcntl, os
@@ -169,23 +172,22 @@ with Container() as c:
     assert {"at-file": "content\n", "at-below/file": "below\n"}[name] == in_mounts(FILES, code)
 
 
-def test_a_directory_that_is_mounted_read_only_stays_so(in_mounts):
-    """Nothing can be written there, with read_only and without."""
+def test_a_read_only_mount_stays_read_only(in_mounts):
+    """A directory that is mounted read-only cannot be written, with and without read_only."""
     code = """
 import os
 from pytest_sandbox import Container
 for read_only in (False, True):
     with Container(read_only=read_only) as c:
-        done = c.run(["sh", "-c", 'cat "$0/file"; echo x > "$0/file"', os.path.abspath("at-below")], capture_output=True, text=True)
+        script = ["sh", "-c", 'cat "$0/file"; echo x > "$0/file"', os.path.abspath("at-below")]
+        done = c.run(script, capture_output=True, text=True)
         print(done.stdout.strip(), "Read-only file system" in done.stderr)
 """
     assert "below True\nbelow True\n" == in_mounts(FILES, code)
 
 
-def test_the_report_names_the_socket_that_was_refused(in_mounts, tmp_path):
-    """A refused connection has a hint that says which socket of the host is a mount, and what
-    passes it in.
-    """
+def test_the_report_names_the_refused_socket(in_mounts, tmp_path):
+    """A refused connection has a hint with the host's socket and the volume that would pass it."""
     (tmp_path / "test_it.py").write_text(
         "import os, socket\n"
         "def test_it():\n"
@@ -201,6 +203,6 @@ def test_the_report_names_the_socket_that_was_refused(in_mounts, tmp_path):
     for name in ("at-socket", "at-fifo"):
         path = tmp_path / name
         assert (
-            f"The host's {path} is a mount that is not reached from inside. "
+            f"{path} is a mount of the host that is not available inside. "
             f'volumes=["{path}:{path}"] passes it in.' in said
         )

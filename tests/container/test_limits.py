@@ -1,6 +1,4 @@
-"""Limits and figures of a container whose mechanism is tried in tests/linux: that they reach its
-group.
-"""
+"""Limits and figures of a container's cgroup."""
 
 from __future__ import annotations
 
@@ -13,6 +11,7 @@ import pytest
 from capabilities import disk_of, has
 
 from pytest_sandbox import Container, Settings, SettingsError
+from pytest_sandbox.container.validate import check
 
 pytestmark = [pytest.mark.needs("containers"), pytest.mark.vm]
 
@@ -20,8 +19,8 @@ PRESSURE = ("cpu_pressure_seconds", "memory_pressure_seconds", "io_pressure_seco
 
 
 @pytest.mark.needs("limits", "disk")
-def test_a_volume_is_written_no_faster_than_its_disk_may_be():
-    """Writing past the page cache takes the time that device_write_bps gives it."""
+def test_device_write_bps_limits_writes():
+    """Writing with O_DIRECT to a volume takes the time that device_write_bps allows."""
     with (
         tempfile.TemporaryDirectory(dir="/var/tmp") as directory,
         Container(
@@ -35,23 +34,26 @@ def test_a_volume_is_written_no_faster_than_its_disk_may_be():
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/dev/null", "/dev/not-there"])
-def test_what_is_no_disk_is_a_wrong_setting(path):
-    """A path that is no block device is refused before anything starts."""
+def test_a_device_limit_needs_a_block_device(path):
+    """A path that is not a block device is refused before anything starts."""
     with pytest.raises(SettingsError, match=rf"device_read_iops='{path}'.*a block device"):
-        Container.check(Settings.of(device_read_iops={path: 10}))
+        check(Settings.of(device_read_iops={path: 10}))
 
 
 @pytest.mark.needs("cgroup_v2", "limits")
-def test_the_soft_limit_reaches_the_group():
-    """memory_high is in force while the container lives, and no limit on another."""
+def test_memory_high_is_written_to_the_cgroup():
+    """memory_high is set in the container's cgroup, and in no other."""
     with Container(memory_high="32m") as container, Container() as free:
-        limits = [Path(one.group.directory, "memory.high").read_text() for one in (container, free)]
+        limits = [
+            Path(one.handle.cgroup.directory, "memory.high").read_text()
+            for one in (container, free)
+        ]
     assert ["33554432\n", "max\n"] == limits
 
 
 @pytest.mark.needs("cgroup_v2", "limits", "pressure")
-def test_what_is_slowed_down_is_under_pressure():
-    """Over memory_high the time that processes stand still for memory grows."""
+def test_memory_high_causes_memory_pressure():
+    """Above memory_high, the time that processes wait for memory grows."""
     with Container(memory_high="32m") as container:
         greedy = container.popen([sys.executable, "-S", "-c", "held = b'x' * (96 << 20)"])
         deadline = time.monotonic() + 60
@@ -62,12 +64,12 @@ def test_what_is_slowed_down_is_under_pressure():
 
 
 @pytest.mark.needs("limits")
-def test_pressure_is_told_where_the_kernel_counts_it():
-    """stats() has the pressure of version 2, and None elsewhere; what is read after every test
-    leaves it out.
+def test_pressure_is_in_stats_only():
+    """stats() has the pressure of cgroup version 2, else None; the figures that are read after
+    every test leave it out.
     """
     with Container() as container:
         container.run(["true"], check=True)
-        told, read = container.stats(), container.figures()
-    assert [has("pressure")] * 3 == [getattr(told, name) is not None for name in PRESSURE]
+        full, read = container.stats(), container.handle.figures()
+    assert [has("pressure")] * 3 == [getattr(full, name) is not None for name in PRESSURE]
     assert [None] * 3 == [getattr(read, name) for name in PRESSURE]

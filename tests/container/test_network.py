@@ -1,6 +1,4 @@
-"""Networks of containers: names, addresses, ports; who is on one, who is not, and what is left of
-it.
-"""
+"""Networks of containers: names, addresses, ports, isolation, and cleanup."""
 
 from __future__ import annotations
 
@@ -39,9 +37,7 @@ from pytest_sandbox.linux import process, rtnetlink
 
 pytestmark = pytest.mark.needs("bridge")
 
-codecs.lookup(
-    "idna"
-)  # of names: loaded while the standard library can be read, for functions in a root that has none
+codecs.lookup("idna")  # imported here for functions in a root without the standard library
 
 SERVER = """
 import socket
@@ -67,7 +63,7 @@ def pair(net):
 
 @contextlib.contextmanager
 def serving(container, port, text):
-    """A server in the container that says *text* to whoever connects."""
+    """Run a server in the container that sends *text* to each client."""
     with container.popen(
         [sys.executable, "-c", SERVER.format(port=port, text=text)],
         stdout=subprocess.PIPE,
@@ -80,8 +76,8 @@ def serving(container, port, text):
             process.kill()
 
 
-def heard(host, port):
-    """What a server says, or the name of the error."""
+def receive(host, port):
+    """Return what a server sends, or the name of the error."""
     try:
         with socket.create_connection((host, port), timeout=5) as connection:
             return connection.recv(100)
@@ -97,7 +93,7 @@ def looked_up(name):
 
 
 def devices():
-    """The devices of this network namespace, but for those that some kernels make by themselves,
+    """Return the devices of this network namespace, without those that some kernels create in each,
     and the IPv6 addresses of all.
     """
     with open("/proc/net/if_inet6", encoding="ascii") as file:
@@ -109,13 +105,13 @@ def devices():
     ], addresses
 
 
-# -- names, addresses, ports
+# -- names, addresses and ports
 
 
 @pytest.mark.vm
-def test_they_reach_each_other_by_their_host_names(pair):
-    """Each finds the other by host name and by id, and itself, at the addresses that the containers
-    say.
+def test_containers_find_each_other_by_name(pair):
+    """Each container finds the other, and itself, by host name and by id, at the address of
+    ``ip_address``.
     """
     db, web = pair
     assert ("172.30.0.2", "172.30.0.3") == (db.ip_address, web.ip_address)
@@ -125,50 +121,48 @@ def test_they_reach_each_other_by_their_host_names(pair):
         ]
     with serving(db, 5432, b"rows"), serving(web, 80, b"page"):
         assert (b"rows", b"page", b"rows") == (
-            web.call(heard, "db", 5432),
-            db.call(heard, "web", 80),
-            web.call(heard, db.id, 5432),
+            web.call(receive, "db", 5432),
+            db.call(receive, "web", 80),
+            web.call(receive, db.id, 5432),
         )
 
 
-def test_programs_look_names_up(pair):
-    """The C library of a command finds them too."""
+def test_commands_resolve_names(pair):
+    """The C library of a command resolves the names."""
     done = pair[1].run(["getent", "hosts", "db"], capture_output=True, text=True, check=True)
     assert {"172.30.0.2", "db", pair[0].id} == set(done.stdout.split())
 
 
-def test_a_container_without_a_host_name_is_found_by_its_id(net):
-    """The id is the host name then."""
+def test_a_container_without_hostname_is_found_by_id(net):
+    """Without ``hostname``, the id is the name."""
     with Container(network=net) as one, Container(network=net) as other:
         assert one.ip_address == other.call(looked_up, one.id)
         assert {one.id: one.ip_address, other.id: other.ip_address} == net.addresses
 
 
-def test_loopback_is_each_containers_own(pair):
-    """127.0.0.1 is up, localhost is its name, and what listens there is not heard by the
-    neighbour.
-    """
+def test_each_container_has_its_own_loopback(pair):
+    """127.0.0.1 is up and named localhost, and its servers are not reachable from a neighbour."""
     db, web = pair
     assert ["127.0.0.1"] * 2 == [one.call(looked_up, "localhost") for one in pair]
     with serving(db, 80, b"db"), serving(web, 80, b"web"):
         assert (b"db", b"web") == (
-            db.call(heard, "127.0.0.1", 80),
-            web.call(heard, "127.0.0.1", 80),
+            db.call(receive, "127.0.0.1", 80),
+            web.call(receive, "127.0.0.1", 80),
         )
 
 
-def test_the_same_port_serves_in_each(pair):
-    """Two servers on one port do not meet."""
+def test_the_same_port_in_two_containers(pair):
+    """Servers of two containers on the same port do not conflict."""
     db, web = pair
     with serving(db, 8000, b"from db"), serving(web, 8000, b"from web"):
         assert (b"from db", b"from web") == (
-            web.call(heard, "db", 8000),
-            web.call(heard, "web", 8000),
+            web.call(receive, "db", 8000),
+            web.call(receive, "web", 8000),
         )
 
 
-def test_datagrams_arrive(pair):
-    """UDP goes from one to the other and back."""
+def test_udp(pair):
+    """UDP datagrams reach the other container and return."""
     db, web = pair
     echo = (
         "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 53)); print(1, "
@@ -186,15 +180,13 @@ def test_datagrams_arrive(pair):
         assert (b"hello", ("172.30.0.2", 53)) == tuple(web.call(ask))
 
 
-def test_it_is_a_network_of_ipv4(pair):
-    """The device has an IPv4 address and no other; ::1 is there as ever."""
+def test_the_device_has_ipv4_only(pair):
+    """The device has one IPv4 address and no other; ::1 exists."""
     assert (["lo", "eth0"], ["lo"]) == tuple(pair[0].call(devices))
 
 
-def test_a_subnet_of_ones_own():
-    """Addresses come from the subnet, the first from its second, and rest a while after their
-    container's end.
-    """
+def test_subnet():
+    """Addresses are from the subnet, from its second one on, and are not reused at once."""
     with Network("mine", subnet="10.1.2.0/29") as net:
         assert ("mine", "10.1.2.0/29", "<Network mine 10.1.2.0/29 running>") == (
             net.name,
@@ -207,18 +199,18 @@ def test_a_subnet_of_ones_own():
             assert "10.1.2.4" == third.ip_address
 
 
-def test_who_is_on_none_has_no_address(net):
-    """Before the start, and without a network, there is no address."""
+def test_ip_address_without_a_network(net):
+    """``ip_address`` is None before the start and without a network."""
     with Container() as alone:
         assert [None, None] == [alone.ip_address, Container(network=net).ip_address]
 
 
-# -- coming and going
+# -- starting and closing
 
 
 @pytest.mark.vm
-def test_who_comes_later_is_found(net):
-    """A container finds one that was started after it, also in a process that ran before."""
+def test_a_later_container_is_found(net):
+    """A container finds one that was started after it, also from a process that ran before."""
     with Container(network=net, hostname="first") as first:
         assert None is first.call(looked_up, "second")
         with Container(network=net, hostname="second") as second:
@@ -227,34 +219,30 @@ def test_who_comes_later_is_found(net):
         assert {"first": first.ip_address} == net.addresses
 
 
-def test_a_name_is_free_again_and_leads_to_who_has_it(net):
-    """A service that is started anew under its name is reached at once, at another address."""
+def test_a_name_is_reused(net):
+    """A service that is started again under its name is reached at its new address at once."""
     with Container(network=net, hostname="client") as client:
         for turn in range(5):
             with Container(network=net, hostname="db") as db, serving(db, 80, b"%d" % turn):
-                assert b"%d" % turn == client.call(heard, "db", 80)
+                assert b"%d" % turn == client.call(receive, "db", 80)
 
 
-def test_an_address_is_used_again_and_leads_to_who_has_it():
-    """Where the subnet is small, an address goes from one to the next, and the neighbours reach the
-    next.
-    """
+def test_an_address_is_reused():
+    """In a small subnet, a container that gets a used address is reached by its neighbours."""
     with Network(subnet="10.0.0.0/29") as net, Container(network=net, hostname="client") as client:
         seen = []
         for turn in range(6):
             with Container(network=net) as server, serving(server, 80, b"%d" % turn):
                 seen.append(server.ip_address)
-                assert b"%d" % turn == client.call(heard, server.ip_address, 80)
+                assert b"%d" % turn == client.call(receive, server.ip_address, 80)
         assert len(seen) == 6 > len(set(seen)) == 4
 
 
-def test_a_name_is_somebodys(pair, net):
-    """A second container of a host name is refused, by the name and who has it; the network goes
-    on.
-    """
+def test_a_duplicate_name_is_refused(pair, net):
+    """A second container with the same host name is refused with the name and its address."""
     with pytest.raises(
         SettingsError,
-        match=r"hostname='db' is not valid; accepted: a name that nobody .* has; 172.30.0.2 has it",
+        match=r"hostname='db' is not valid; accepted: a name .* not used on .*; 172.30.0.2 has it",
     ):
         Container(network=net, hostname="db").start()
     for name, address in (
@@ -268,9 +256,9 @@ def test_a_name_is_somebodys(pair, net):
         assert other.ip_address == pair[0].call(looked_up, "db2")
 
 
-def test_twenty_at_once():
-    """Containers that start in many threads, and their network with them, have an address each, and
-    find all others.
+def test_containers_that_start_at_once():
+    """Containers that threads start together with their network have different addresses and find
+    each other.
     """
     net = Network()
     with ThreadPoolExecutor(20) as pool, contextlib.ExitStack() as opened:
@@ -289,28 +277,28 @@ def test_twenty_at_once():
         )
         with serving(made[0], 80, b"hello"):
             assert [b"hello"] * 20 == list(
-                pool.map(lambda container: container.call(heard, "c0", 80), made)
+                pool.map(lambda container: container.call(receive, "c0", 80), made)
             )
     assert {} == net.addresses
     net.close()
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
-def test_they_close_in_any_order(net, order):
-    """Whoever goes first, the others still reach each other."""
+def test_containers_close_in_any_order(net, order):
+    """The remaining containers reach each other, whichever closes first."""
     made = [Container(network=net, hostname=f"c{number}").start() for number in range(3)]
     for position, number in enumerate(order):
         left = [made[other] for other in order[position:]]
         with serving(left[-1], 80, b"here"):
-            assert b"here" == left[0].call(heard, left[-1].hostname, 80)
+            assert b"here" == left[0].call(receive, left[-1].hostname, 80)
         made[number].close()
         made[number].close()
     assert {} == net.addresses
 
 
 @pytest.mark.needs("root")
-def test_it_goes_on_after_a_commit(pair):
-    """A container that was committed has its address and its neighbours also when it goes on."""
+def test_the_address_stays_after_a_commit(pair):
+    """A committed container keeps its address and its neighbours."""
     db, web = pair
     db.write_text("/srv/x", "x")
     with Container(image=db.commit(), network=db.settings.network, hostname="copy") as copy:
@@ -318,16 +306,18 @@ def test_it_goes_on_after_a_commit(pair):
         with serving(db, 80, b"still here"), serving(copy, 80, b"me too"):
             assert "172.30.0.2" == db.ip_address
             assert [b"still here", b"me too"] == [
-                web.call(heard, name, 80) for name in ("db", "copy")
+                web.call(receive, name, 80) for name in ("db", "copy")
             ]
 
 
-# -- apart
+# -- isolation
 
 
 @pytest.mark.vm
-def test_networks_are_apart(pair):
-    """The same addresses on another network are others, and no name or packet comes over."""
+def test_networks_are_isolated(pair):
+    """The same address on another network is another container, and neither names nor
+    packets pass.
+    """
     with (
         Network() as other,
         Container(network=other, hostname="stranger") as stranger,
@@ -335,13 +325,13 @@ def test_networks_are_apart(pair):
     ):
         assert "172.30.0.2" == stranger.ip_address == pair[0].ip_address
         assert [None, None] == [stranger.call(looked_up, "db"), pair[0].call(looked_up, "stranger")]
-        assert "Connection refused" == stranger.call(heard, "172.30.0.2", 80)
-        assert b"secret" == pair[1].call(heard, "172.30.0.2", 80)
+        assert "Connection refused" == stranger.call(receive, "172.30.0.2", 80)
+        assert b"secret" == pair[1].call(receive, "172.30.0.2", 80)
 
 
-def test_there_is_no_way_out(pair):
-    """Neither the internet nor the host, by any of its addresses or its loopback, nor a gateway is
-    reached, and no name is asked for outside.
+def test_nothing_outside_is_reachable(pair):
+    """Neither the internet, nor an address of the host, nor a gateway is reachable, and no name
+    server is asked.
     """
     with socket.create_server(("0.0.0.0", 0)) as server:
         port = server.getsockname()[1]
@@ -353,16 +343,16 @@ def test_there_is_no_way_out(pair):
             "127.0.1.1",
         }
         for outside in ["192.0.2.1", *hosts_own]:
-            assert "Network is unreachable" == pair[0].call(heard, outside, port)
+            assert "Network is unreachable" == pair[0].call(receive, outside, port)
         assert ["Connection refused", "No route to host"] == [
-            pair[0].call(heard, where, port) for where in ("127.0.0.1", "172.30.0.1")
+            pair[0].call(receive, where, port) for where in ("127.0.0.1", "172.30.0.1")
         ]
     assert None is pair[0].call(looked_up, "example.org")
 
 
 @pytest.mark.vm
-def test_nothing_of_it_is_in_the_hosts_network(pair):
-    """The host has no device of it, and its route to the subnet, if it has one, leads elsewhere."""
+def test_the_hosts_network_does_not_change(pair):
+    """The host has no device of the network, and no route to it."""
     assert [] == [
         name
         for _number, name in socket.if_nameindex()
@@ -372,9 +362,9 @@ def test_nothing_of_it_is_in_the_hosts_network(pair):
         assert "02:42:ac:1e:00:0" not in file.read()
 
 
-def test_a_container_that_was_made_ahead_is_on_no_network(net):
-    """What the launcher has ready belongs to nobody, and is connected to what its taker asks for,
-    and to nothing else.
+def test_a_prepared_container_is_on_no_network(net):
+    """A prepared container is connected to the network of the container that uses it, and to no
+    other.
     """
     for _ in range(2):
         with (
@@ -396,10 +386,8 @@ def test_a_container_that_was_made_ahead_is_on_no_network(net):
             assert {one.pid, third.pid} == connected
 
 
-def test_power_over_the_network_is_not_given(pair):
-    """As in docker, a container cannot change its addresses or devices, unless it is given
-    NET_ADMIN.
-    """
+def test_the_network_cannot_be_configured_inside(pair):
+    """As in docker, a container cannot change its addresses or devices without NET_ADMIN."""
     change = (
         ["ip", "link", "set", "eth0", "down"]
         if os.path.exists("/usr/sbin/ip")
@@ -417,10 +405,8 @@ fcntl.ioctl(socket.socket(), 0x8914, struct.pack("16sh14x", b"eth0", 0))
 
 @pytest.mark.needs("root")
 @pytest.mark.vm
-def test_nobody_changes_the_names_of_the_others(pair):
-    """Root inside may not write, cover or uncover the file of names, and the others' are what they
-    were.
-    """
+def test_the_hosts_file_cannot_be_changed_inside(pair):
+    """Root inside cannot write, cover or unmount the hosts file of the network."""
     before = pair[1].read_text("/etc/hosts")
     for attempt in (
         "echo 10.9.9.9 web >> /etc/hosts",
@@ -437,17 +423,15 @@ def test_nobody_changes_the_names_of_the_others(pair):
 
 
 @pytest.mark.vm
-def test_a_function_inside_holds_nothing_of_the_network(pair):
-    """A fork of this process in a container has neither the network's namespace nor a socket in
-    it.
-    """
+def test_a_fork_inside_has_no_descriptor_of_the_network(pair):
+    """A fork of this process inside has neither the network namespace nor a socket in it."""
     bridge = pair[0].settings.network._bridge
     ours = {os.fstat(fd).st_ino for fd in (bridge._namespace, bridge._socket)}
 
     def held():
         numbers = []
         for name in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(OSError):  # the listing's own
+            with contextlib.suppress(OSError):  # the descriptor of the listing
                 numbers.append(os.fstat(int(name)).st_ino)
         return numbers
 
@@ -455,9 +439,9 @@ def test_a_function_inside_holds_nothing_of_the_network(pair):
     assert set() == ours & set(pair[0].call(held))
 
 
-def test_the_names_of_the_others_are_whole_while_one_changes(tmp_path):
-    """Whoever reads the file finds every line that is not being changed, and its place is used
-    again.
+def test_hosts_lines_are_whole_during_a_change(tmp_path):
+    """A reader of the hosts file finds every other line complete, and the place of a removed line
+    is reused.
     """
     hosts = Hosts(str(tmp_path / "hosts"))
     hosts.add("10.0.0.2", "before", "1-1")
@@ -483,9 +467,9 @@ def test_the_names_of_the_others_are_whole_while_one_changes(tmp_path):
 
 
 @pytest.mark.vm
-def test_other_settings_hold_too(net, busybox_root):
-    """On a root that is read-only, and in a directory as the root, the names are there, and are no
-    change.
+def test_network_with_other_settings(net, busybox_root):
+    """The names resolve on a read-only root and on a directory as the root, and are not listed as
+    changes.
     """
     with Container(network=net, hostname="db") as db:
         for number, more in enumerate(
@@ -499,7 +483,7 @@ def test_other_settings_hold_too(net, busybox_root):
                 assert f"{db.ip_address}\tdb {db.id}" in one.read_text("/etc/hosts")
                 assert one.ip_address == db.call(looked_up, f"c{number}")
                 with serving(db, 80, b"x"):
-                    assert b"x" == one.call(heard, db.ip_address, 80)
+                    assert b"x" == one.call(receive, db.ip_address, 80)
                 assert [] == one.diff()
 
 
@@ -513,19 +497,19 @@ def test_other_settings_hold_too(net, busybox_root):
         {"cap_drop": ["ALL"]},
     ],
 )
-def test_rights_do_not_matter(net, more):
-    """Whoever a container's processes are and whatever they may, they are on the network."""
+def test_network_with_any_user_and_capabilities(net, more):
+    """The network works for any user and any capabilities of the container's processes."""
     with (
         Container(network=net, hostname="db") as db,
         Container(network=net, **more) as one,
         serving(db, 80, b"x"),
     ):
-        assert b"x" == one.call(heard, "db", 80)
+        assert b"x" == one.call(receive, "db", 80)
 
 
 @pytest.mark.needs("root")
-def test_a_file_of_names_of_ones_own(net, tmp_path):
-    """A volume at /etc/hosts is what is seen there."""
+def test_a_volume_at_etc_hosts_is_used(net, tmp_path):
+    """A volume at /etc/hosts takes precedence over the network's file."""
     (tmp_path / "hosts").write_text("127.0.0.1 localhost\n172.30.0.2 myself\n")
     with (
         Container(
@@ -540,8 +524,8 @@ def test_a_file_of_names_of_ones_own(net, tmp_path):
         assert one.ip_address == other.call(looked_up, "db")
 
 
-def test_every_user_reads_the_names_whatever_the_umask():
-    """The file of names is for all, also where this process makes files for itself alone."""
+def test_the_hosts_file_is_readable_with_any_umask():
+    """Every user inside can read the hosts file, whatever the umask of this process is."""
     before = os.umask(0o077)
     try:
         with Network() as net, Container(network=net, hostname="db") as db:
@@ -551,11 +535,13 @@ def test_every_user_reads_the_names_whatever_the_umask():
         os.umask(before)
 
 
-# -- beginning and end
+# -- start and end
 
 
-def test_it_starts_with_its_first_container():
-    """A network at the top of a module costs nothing until it is used, and ends by close()."""
+def test_a_network_starts_with_its_first_container():
+    """A network that is created at module level uses nothing before its first container, and ends
+    with close().
+    """
     net = Network("shared")
     assert "<Network shared 172.30.0.0/24 created>" == repr(net)
     with Container(network=net) as one:
@@ -565,8 +551,8 @@ def test_it_starts_with_its_first_container():
     assert "<Network shared 172.30.0.0/24 closed>" == repr(net)
 
 
-def test_it_does_not_start_twice():
-    """What was closed stays closed, and so does what was closed before it was used."""
+def test_a_closed_network_does_not_start():
+    """A network that was closed, also before its start, cannot be started."""
     net, unused = Network("once"), Network("never")
     net.start()
     assert net is net.start()
@@ -579,8 +565,8 @@ def test_it_does_not_start_twice():
                 start()
 
 
-def test_it_does_not_close_under_its_containers(pair, net):
-    """close() is refused while somebody is on it, by name, and all goes on."""
+def test_close_with_containers_is_refused(pair, net):
+    """close() raises an error that names the containers on the network, and the network goes on."""
     with pytest.raises(SandboxError) as caught:
         net.close()
     expected = (
@@ -589,12 +575,12 @@ def test_it_does_not_close_under_its_containers(pair, net):
     )
     assert expected == str(caught.value)
     with serving(pair[0], 80, b"x"):
-        assert b"x" == pair[1].call(heard, "db", 80)
+        assert b"x" == pair[1].call(receive, "db", 80)
 
 
-def test_what_went_wrong_in_the_block_is_told():
-    """An exception comes out of the block although a container is open still, and the network ends
-    with it.
+def test_an_exception_of_the_block_is_raised():
+    """An exception leaves the block although a container is open, and the network ends with the
+    container.
     """
     with pytest.raises(ZeroDivisionError), Network() as net:  # noqa: PT012
         left = Container(network=net).start()
@@ -604,8 +590,8 @@ def test_what_went_wrong_in_the_block_is_told():
     net.close()
 
 
-def test_a_start_that_fails_leaves_the_network_as_it_was(net):
-    """A container that is not made has no address and no name."""
+def test_a_failed_start_leaves_the_network_unchanged(net):
+    """A container that was not created has no address and no name."""
     with pytest.raises(SettingsError):
         Container(network=net, volumes=["/no/such/directory:/x"]).start()
     with pytest.raises(SandboxError):
@@ -635,8 +621,8 @@ def test_a_start_that_fails_leaves_the_network_as_it_was(net):
         b"172.30.0.0/24",
     ],
 )
-def test_a_wrong_subnet_is_refused(subnet):
-    """By key, value and form, before anything is made."""
+def test_an_invalid_subnet_is_refused(subnet):
+    """SettingsError has key, value and accepted form."""
     with pytest.raises(
         SettingsError,
         match=r'subnet=.* is not valid; accepted: an IPv4 network .* such as "172.30.0.0/24"',
@@ -645,21 +631,21 @@ def test_a_wrong_subnet_is_refused(subnet):
 
 
 @pytest.mark.parametrize("name", ["", "a b", "-a", "ä", "a/b", 5])
-def test_a_wrong_name_is_refused(name):
-    """Names are docker's."""
+def test_an_invalid_name_is_refused(name):
+    """Names follow docker's rule."""
     with pytest.raises(SettingsError, match=r"name=.* is not valid; accepted: letters, digits"):
         Network(name)
 
 
-def test_a_way_out_is_refused():
-    """internal=False names what there is instead."""
+def test_internal_false_is_refused():
+    """The error of internal=False names the alternative."""
     with pytest.raises(UnsupportedError, match=r'internal=False.*network="host"'):
         Network(internal=False)
 
 
-def test_a_kernel_without_bridges_is_told(monkeypatch):
-    """What the kernel lacks is an UnsupportedError, at the first use, with what to do; anything
-    else that it refuses names the step.
+def test_errors_of_the_kernel(monkeypatch):
+    """A kernel without bridges is an UnsupportedError with a remedy; any other error names the
+    step.
     """
 
     def refuse(number):
@@ -695,14 +681,14 @@ def test_a_kernel_without_bridges_is_told(monkeypatch):
     net.close()
 
 
-def test_all_addresses_are_taken():
-    """The error says how many there are, and what helps; what was closed makes room."""
+def test_all_addresses_in_use():
+    """The error names the number of addresses and the remedy; a closed container frees one."""
     with Network("small", subnet="10.0.0.0/30") as net:
         with (
             Container(network=net),
             pytest.raises(
                 SetupError,
-                match=r"connect to the network small: all 1 addresses of 10.0.0.0/30 are taken. "
+                match=r"connect to the network small: all 1 addresses of 10.0.0.0/30 are in use. "
                 r"Close a container",
             ),
         ):
@@ -711,10 +697,8 @@ def test_all_addresses_are_taken():
             assert "10.0.0.2" == again.ip_address
 
 
-def test_a_network_stays_in_its_process(net):
-    """It is not pickled, and a fork that uses it is told to make its own; the parent's is not
-    hurt.
-    """
+def test_a_network_belongs_to_its_process(net):
+    """It cannot be pickled; a fork that uses it gets an error, and the parent's network goes on."""
     with pytest.raises(TypeError, match=f"the network {net.name} cannot be pickled"):
         pickle.dumps(net)
 
@@ -730,10 +714,8 @@ def test_a_network_stays_in_its_process(net):
         assert one.ip_address == one.call(looked_up, one.id)
 
 
-def test_a_fork_starts_a_network_of_its_own():
-    """One that was not used before the fork, as a worker process has it from a module, starts in
-    each.
-    """
+def test_a_fork_starts_its_own_network():
+    """A network that was not started before the fork starts in each process."""
     net = Network()
 
     def use_it():
@@ -745,7 +727,7 @@ def test_a_fork_starts_a_network_of_its_own():
 
 
 def in_fork(function):
-    """Return what a function returns in a fork of this process, which ends without a word."""
+    """Return what a function returns in a fork of this process, which ends by os._exit."""
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
@@ -763,7 +745,7 @@ def in_fork(function):
     return said
 
 
-def test_where_an_event_loop_runs(net):
+def test_a_network_in_a_running_event_loop(net):
     """A container starts on a network in a test that is a coroutine."""
 
     async def body():
@@ -773,8 +755,8 @@ def test_where_an_event_loop_runs(net):
     assert "172.30.0.2" == asyncio.run(body())
 
 
-def test_descriptors_do_not_grow(net):
-    """Neither a container on a network nor a network leaves a descriptor."""
+def test_no_descriptor_is_left(net):
+    """Neither a container on a network nor a network leaves a descriptor open."""
 
     def use():
         with Network() as own, Container(network=own), Container(network=net):
@@ -784,12 +766,12 @@ def test_descriptors_do_not_grow(net):
     before = open_descriptors()
     for _ in range(5):
         use()
-    Network().start()  # forgotten
+    Network().start()  # without a reference
     assert before == open_descriptors()
     assert 1 == threading.active_count()
 
 
-# -- what is left
+# -- leaks
 
 
 VICTIM = """
@@ -805,7 +787,7 @@ with Container(network=net, hostname="a") as a, Container(network=net, hostname=
 
 
 def holders(inode):
-    """The processes that are in a network namespace or hold it by a descriptor."""
+    """Return the processes that are in a network namespace or have a descriptor of it."""
     found = []
     for pid in leftovers.every_pid():
         with contextlib.suppress(OSError):
@@ -826,13 +808,11 @@ def holders(inode):
         "sys.exit()",
         "os._exit(0)",
         "os.kill(os.getpid(), 9)",
-        "os.kill(a._launcher.process.pid, 9); time.sleep(60)",
+        "os.kill(a.handle.launcher.process.pid, 9); time.sleep(60)",
     ],
 )
-def test_whoever_dies_nothing_is_left(end):
-    """The network's namespace is held by its process alone, and ends with it; its file goes with
-    the session.
-    """
+def test_a_killed_process_leaves_no_network(end):
+    """The network namespace ends with its process, and the hosts file with the session."""
     code = [sys.executable, "-c", VICTIM.format(end=end)]
     with subprocess.Popen(code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as victim:
         inode, path = victim.stdout.readline().split()
@@ -847,15 +827,15 @@ def test_whoever_dies_nothing_is_left(end):
 
 
 @pytest.mark.needs("root")
-def test_a_launcher_that_dies_takes_its_networks():
-    """The next container on one is told; a new network works."""
+def test_networks_end_with_their_launcher():
+    """The next container on such a network gets an error; a new network works."""
     net = Network("old")
     with Container(network=net, hostname="a") as one:
-        one.launcher.process.kill()
-        assert process.ended(one.pidfd, 30)
+        one.handle.launcher.process.kill()
+        assert process.ended(one.handle.pidfd, 30)
         with pytest.raises(ContainerStopped):
-            net.plug(one.endpoint, one.pidfd)
-        one.launcher.process.wait()
+            net.plug(one.handle.endpoint, one.handle.pidfd)
+        one.handle.launcher.process.wait()
         with pytest.raises(
             SandboxError, match=r"the network old is gone with its launcher. Make a new one"
         ):
@@ -865,8 +845,8 @@ def test_a_launcher_that_dies_takes_its_networks():
         assert "172.30.0.2" == one.ip_address
 
 
-def test_only_who_asks_for_a_network_pays_for_it():
-    """pyroute2 is loaded by the first network that starts, and by nothing before."""
+def test_pyroute2_is_imported_by_the_first_network():
+    """pyroute2 is imported when the first network starts, and not before."""
     code = """
 import sys
 from pytest_sandbox import Container, Network

@@ -1,6 +1,4 @@
-"""``Container.popen`` behaves as ``subprocess.Popen``: pipes, signals, waiting, from many threads
-at once.
-"""
+"""``Container.popen`` compared with ``subprocess.Popen``: pipes, signals, waiting, threads."""
 
 from __future__ import annotations
 
@@ -19,6 +17,7 @@ import pytest
 from descriptors import open_descriptors
 
 from pytest_sandbox import Container, ContainerStopped, SettingsError
+from pytest_sandbox.container.processes import list_processes
 
 pytestmark = pytest.mark.needs("containers")
 
@@ -28,19 +27,21 @@ GIGABYTE = 1 << 30
 
 @contextlib.contextmanager
 def own_popen(args, **keywords):
-    """What ``box.popen`` is compared with."""
+    """Return the ``Popen`` with which ``box.popen`` is compared."""
     with subprocess.Popen(args, **keywords) as popen:
         yield popen
 
 
 @pytest.fixture(params=["subprocess", "container"])
 def popen(request, box):
-    """Each test that asks for it runs with subprocess itself too: it says what is right."""
+    """Return ``box.popen``, and in a second run subprocess.Popen, which defines the right
+    result.
+    """
     return subprocess.Popen if request.param == "subprocess" else box.popen
 
 
-def test_a_living_process_polls_none_and_a_dead_one_its_status(popen):
-    """poll() is None until the end, and the status from then on."""
+def test_poll(popen):
+    """poll() is None until the end, and the status afterwards."""
     with popen(["cat"], stdin=PIPE) as p:
         assert (None, None) == (p.poll(), p.returncode)
         p.stdin.close()
@@ -48,7 +49,7 @@ def test_a_living_process_polls_none_and_a_dead_one_its_status(popen):
 
 
 @pytest.mark.parametrize("args", [[], ()])
-def test_no_program_is_a_value_error(box, args):
+def test_an_empty_args_is_refused(box, args):
     """An empty list of arguments is refused with the accepted form."""
     with pytest.raises(
         SettingsError,
@@ -57,8 +58,8 @@ def test_no_program_is_a_value_error(box, args):
         box.popen(args)
 
 
-def test_wait_runs_out_of_time(popen):
-    """wait(timeout) raises TimeoutExpired with command and time, and the process goes on."""
+def test_wait_with_timeout(popen):
+    """wait(timeout) raises TimeoutExpired with command and timeout, and the process goes on."""
     with popen(["cat"], stdin=PIPE) as p:
         with pytest.raises(subprocess.TimeoutExpired) as caught:
             p.wait(0.05)
@@ -67,8 +68,8 @@ def test_wait_runs_out_of_time(popen):
         assert 0 == p.wait(30)
 
 
-def test_communicate_goes_on_after_its_time(popen):
-    """communicate(timeout) can be called again, and nothing is lost."""
+def test_communicate_after_a_timeout(popen):
+    """communicate() can be called again after its timeout, and no output is lost."""
     with popen([SH, "-c", "echo early; exec sleep 60"], stdout=PIPE, text=True) as p:
         with pytest.raises(subprocess.TimeoutExpired) as caught:
             p.communicate(timeout=0.3)
@@ -81,13 +82,13 @@ def test_communicate_goes_on_after_its_time(popen):
     ("method", "number"), [("terminate", signal.SIGTERM), ("kill", signal.SIGKILL)]
 )
 def test_terminate_and_kill(popen, method, number):
-    """Both send their signal, and the return code is its negative number."""
+    """The return code is the negative number of the signal."""
     with popen(["sleep", "60"]) as p:
         getattr(p, method)()
         assert -number == p.wait(30)
 
 
-def test_a_signal_is_received(popen):
+def test_send_signal(popen):
     """send_signal reaches a handler inside."""
     with popen(
         [SH, "-c", "trap 'echo caught; exit 5' USR1; echo ready; while :; do sleep 0.01; done"],
@@ -99,8 +100,8 @@ def test_a_signal_is_received(popen):
         assert ("caught\n", 5) == (p.communicate(timeout=30)[0], p.returncode)
 
 
-def test_a_stopped_process_is_alive(popen):
-    """SIGSTOP is no end: poll() is None, and SIGCONT lets it go on."""
+def test_a_stopped_process_has_not_ended(popen):
+    """poll() is None after SIGSTOP, and the process continues after SIGCONT."""
     with popen(
         [SH, "-c", "echo ready; read line; exit 3"], stdin=PIPE, stdout=PIPE, text=True
     ) as p:
@@ -114,8 +115,8 @@ def test_a_stopped_process_is_alive(popen):
         assert 3 == p.wait(30)
 
 
-def test_signals_to_the_dead_do_nothing(popen):
-    """terminate, kill and send_signal after the end are silent."""
+def test_signals_after_the_end_do_nothing(popen):
+    """terminate, kill and send_signal after the end raise nothing."""
     with popen(["true"]) as p:
         p.wait(30)
         p.terminate()
@@ -124,15 +125,15 @@ def test_signals_to_the_dead_do_nothing(popen):
         assert 0 == p.returncode
 
 
-def test_leaving_the_block_closes_the_pipes_and_waits(popen):
-    """The context manager closes stdin, so that a reader ends, and waits."""
+def test_the_context_manager_closes_pipes_and_waits(popen):
+    """The end of the block closes stdin, so that a reader ends, and waits for the process."""
     with popen(["cat"], stdin=PIPE, stdout=DEVNULL) as p:
         p.stdin.write(b"x")
     assert (0, True) == (p.returncode, p.stdin.closed)
 
 
-def test_lines_come_as_they_are_written(popen):
-    """A dialogue over both pipes works: nothing waits for the end."""
+def test_lines_are_read_as_they_are_written(popen):
+    """Both pipes can be used in turn while the process runs."""
     with popen(
         [SH, "-c", 'while read line; do echo "got $line"; done'],
         stdin=PIPE,
@@ -147,8 +148,8 @@ def test_lines_come_as_they_are_written(popen):
         assert "" == p.stdout.read()
 
 
-def test_a_grandchild_holds_the_pipe(popen):
-    """wait() ends with the command; the pipe ends with the last that holds it."""
+def test_a_grandchild_keeps_the_pipe_open(popen):
+    """wait() returns at the command's end; the pipe ends when the last process has closed it."""
     with popen(
         [SH, "-c", "(read line; echo late) <&3 & echo soon"], stdin=PIPE, stdout=PIPE, text=True
     ) as p:
@@ -156,8 +157,8 @@ def test_a_grandchild_holds_the_pipe(popen):
         p.stdin.close()
 
 
-def test_a_broken_pipe_is_the_writers_error(popen):
-    """Writing to a process that has ended is BrokenPipeError."""
+def test_writing_to_an_ended_process_is_broken_pipe(popen):
+    """Writing to a process that has ended raises BrokenPipeError."""
     with popen(["true"], stdin=PIPE, bufsize=0) as p:
         p.wait(30)
         with pytest.raises(BrokenPipeError):
@@ -165,15 +166,15 @@ def test_a_broken_pipe_is_the_writers_error(popen):
 
 
 def test_args_and_repr(popen):
-    """Args are the caller's own, and repr shows them with the return code."""
+    """``args`` is as given, and repr() has the return code."""
     words = ["true"]
     with popen(words) as p:
         p.wait(30)
     assert (True, "<Popen: returncode: 0 args: ['true']>") == (p.args is words, repr(p))
 
 
-def test_the_pid_is_one_outside(box):
-    """Pid is the number that the caller's /proc shows; the process itself sees another."""
+def test_pid_is_the_pid_outside(box):
+    """``pid`` is in the caller's /proc; the process sees another PID."""
     with box.popen([SH, "-c", "echo $$; read line"], stdin=PIPE, stdout=PIPE, text=True) as p:
         inside = int(p.stdout.readline())
         with open(f"/proc/{p.pid}/status", encoding="utf-8") as file:
@@ -183,8 +184,10 @@ def test_the_pid_is_one_outside(box):
         p.stdin.close()
 
 
-def test_every_process_leads_a_session_without_a_terminal(box):
-    """The caller's terminal is out of reach: TIOCSTI and /dev/tty need a controlling one."""
+def test_a_process_has_no_controlling_terminal(box):
+    """A process cannot use TIOCSTI or /dev/tty on the caller's terminal, since it has no
+    controlling one.
+    """
     done = box.run(
         [SH, "-c", "read -r pid c s p g sid tty rest < /proc/self/stat; echo $tty; : < /dev/tty"],
         capture_output=True,
@@ -195,7 +198,7 @@ def test_every_process_leads_a_session_without_a_terminal(box):
 
 @pytest.mark.slow
 def test_a_gigabyte_through_a_pipe(box):
-    """A long stream comes through whole, in constant memory."""
+    """A long stream is read complete, in constant memory."""
     with box.popen(["head", "-c", str(GIGABYTE), "/dev/zero"], stdout=PIPE) as p:
         count = 0
         buffer = bytearray(1 << 20)
@@ -204,8 +207,8 @@ def test_a_gigabyte_through_a_pipe(box):
     assert (GIGABYTE, 0) == (count, p.returncode)
 
 
-def test_a_slow_reader_holds_the_writer_back(box):
-    """A pipe is a pipe: who writes more than it holds waits until it is read."""
+def test_a_full_pipe_blocks_the_writer(box):
+    """A process that writes more than a pipe holds waits for the reader."""
     code = (
         "import os\nos.set_blocking(1, False)\nn = 0\ntry:\n while True: n += os.write(1, b'x' "
         "* 4096)\nexcept BlockingIOError: os.write(2, str(n).encode())"
@@ -214,8 +217,8 @@ def test_a_slow_reader_holds_the_writer_back(box):
         assert 0 < int(p.stderr.read()) <= 1 << 20
 
 
-def test_fifty_at_once_from_threads(box):
-    """Any number of threads can run commands in one container, each with its own answer."""
+def test_commands_from_several_threads(box):
+    """Threads run commands in one container at the same time, and each gets its own output."""
     with concurrent.futures.ThreadPoolExecutor(50) as pool:
         done = list(
             pool.map(
@@ -226,8 +229,8 @@ def test_fifty_at_once_from_threads(box):
     assert [(n, f"{n}\n") for n in range(50)] == [(one.returncode, one.stdout) for one in done]
 
 
-def test_fifty_at_once_from_asyncio(box):
-    """asyncio.to_thread serves coroutines."""
+def test_commands_from_asyncio(box):
+    """Commands can be run by asyncio.to_thread."""
 
     async def all_of_them():
         return await asyncio.gather(
@@ -237,16 +240,16 @@ def test_fifty_at_once_from_asyncio(box):
     assert list(range(50)) == [done.returncode for done in asyncio.run(all_of_them())]
 
 
-def test_one_process_awaited_by_many_threads(box):
-    """All waiters get the status."""
+def test_wait_from_several_threads(box):
+    """All threads that wait for a process get its status."""
     with box.popen(["cat"], stdin=PIPE) as p, concurrent.futures.ThreadPoolExecutor(5) as pool:
         waits = [pool.submit(p.wait, 30) for _ in range(5)]
         p.stdin.close()
         assert [0] * 5 == [one.result() for one in waits]
 
 
-def test_the_containers_end_ends_the_process(box):
-    """close() while a process runs: it was killed, and communicate returns what it had written."""
+def test_close_kills_a_process(box):
+    """close() kills a running process, and communicate() returns what it had written."""
     with Container() as c:
         p = c.popen([SH, "-c", "echo one; exec sleep 60"], stdout=PIPE)
         assert b"one\n" == p.stdout.readline()
@@ -256,8 +259,8 @@ def test_the_containers_end_ends_the_process(box):
     assert (b"", -signal.SIGKILL) == (p.communicate(timeout=30)[0], p.returncode)
 
 
-def test_a_closed_container_starts_nothing():
-    """Popen and run say ContainerStopped, and what to do."""
+def test_a_closed_container_refuses_commands():
+    """popen() and run() raise ContainerStopped with a remedy."""
     c = Container().start()
     c.close()
     for start in (c.popen, c.run):
@@ -265,38 +268,40 @@ def test_a_closed_container_starts_nothing():
             start(["true"])
 
 
-def test_a_process_outlives_nothing(box):
-    """A daemon that double-forks away is reaped by the container's init: no zombies stay."""
+def test_daemons_are_reaped(box):
+    """A daemon that forks twice is reaped by the container's init and leaves no zombie."""
     box.run([SH, "-c", "(sleep 0.05 &) ; exit 0"], check=True)
     with box.popen(["sleep", "0.2"]) as p:
         p.wait(30)
-    assert [] == [line for _pid, line in box.processes() if "sleep" in line or "defunct" in line]
+    assert [] == [
+        line for _pid, line in list_processes(box.handle) if "sleep" in line or "defunct" in line
+    ]
 
 
-def settle() -> None:
-    """Let go of what earlier tests dropped, so that it is not counted here."""
+def close_dropped() -> None:
+    """Close what earlier tests have dropped, so that it is not counted here."""
     gc.collect()
     for thread in threading.enumerate():
         if thread is not threading.main_thread() and not thread.name.startswith("execnet"):
             thread.join(10)
 
 
-def test_no_descriptors_are_left(box):
-    """Two hundred runs later, the caller has as many descriptors and threads as before."""
+def test_no_descriptor_is_left(box):
+    """After two hundred runs, the caller has as many descriptors and threads as before."""
     box.run(["true"])
-    settle()
+    close_dropped()
     before = (open_descriptors(), threading.active_count())
     for _ in range(100):
         box.run(["true"], capture_output=True)
         with contextlib.suppress(FileNotFoundError):
             box.run(["no-such-command"], capture_output=True)
-    settle()
+    close_dropped()
     assert before == (open_descriptors(), threading.active_count())
 
 
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
-def test_a_popen_that_nobody_waits_for(box):
-    """Dropping a Popen of a living process leaves no descriptor behind once the process has
+def test_a_dropped_popen_leaves_no_descriptor(box):
+    """A Popen that is dropped while its process runs leaves no descriptor after the process has
     ended.
     """
     with box.popen(["cat"], stdin=PIPE) as other:
@@ -310,9 +315,9 @@ def test_a_popen_that_nobody_waits_for(box):
             subprocess._cleanup()
 
 
-def test_a_writer_that_never_stops_is_not_waited_for(box, tmp_path):
-    """wait() ends with the command, although a process that it left behind goes on writing to the
-    same file.
+def test_wait_does_not_wait_for_an_endless_writer(box, tmp_path):
+    """wait() returns at the command's end although a process that it left behind goes on writing to
+    the same file.
     """
     with (
         open(tmp_path / "out", "wb") as out,

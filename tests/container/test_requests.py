@@ -1,6 +1,4 @@
-"""Requests to the launcher: what belongs to which answer, whatever interrupts, and whose error is
-whose.
-"""
+"""Requests to the launcher: answers, interrupts, and errors."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ pytestmark = pytest.mark.needs("root")
 
 
 class Interrupt(BaseException):
-    """What a signal handler raises."""
+    """The exception that a signal handler raises."""
 
 
 @pytest.fixture
@@ -65,11 +63,11 @@ def await_true(condition, seconds=20):
 @pytest.mark.needs("limits")
 def test_an_answer_belongs_to_its_request(interrupt):
     """After an interrupt between request and answer, the next container has its own limits, and the
-    first one's is closed.
+    first one is closed.
     """
     with Container() as first:
-        launcher = first.launcher.process.pid
-        os.kill(launcher, signal.SIGSTOP)  # a busy machine: the launcher comes late
+        launcher = first.handle.launcher.process.pid
+        os.kill(launcher, signal.SIGSTOP)  # a busy machine: the launcher is late
         try:
             interrupt(0.05)
             with pytest.raises(Interrupt):
@@ -80,22 +78,26 @@ def test_an_answer_belongs_to_its_request(interrupt):
         with Container(memory="512m") as second:
             waker.join()
             assert 512 << 20 == second.stats().memory_limit
-            assert 512 << 20 == second.group.stats().memory_limit
+            assert 512 << 20 == second.handle.cgroup.stats().memory_limit
             mine = {first.id, second.id}
             await_true(
                 lambda: (
                     mine
-                    == {one.id for one in remote.living() if one.session == first.launcher.name}
+                    == {
+                        one.id
+                        for one in remote.list_containers()
+                        if one.session == first.handle.launcher.name
+                    }
                 )
             )
 
 
 def test_an_interrupt_while_the_launcher_starts(interrupt):
-    """The start goes on with the next call, with the same launcher."""
+    """The start continues with the next call, with the same launcher."""
     code = """
 import os, signal
 from pytest_sandbox import Container
-from pytest_sandbox.client import session, start
+from pytest_sandbox.client import session, start, start
 class Interrupt(BaseException): pass
 def handler(*_): raise Interrupt
 signal.signal(signal.SIGALRM, handler)
@@ -108,25 +110,23 @@ try: Container().start()
 except Interrupt: print("interrupted")
 first = session.running()
 with Container() as c:
-    status = c.run(["true"], capture_output=True).returncode  # without a thread for stdout
-    print(status, c.launcher is first, len(os.listdir("/proc/self/task")))
+    status = c.run(["true"], capture_output=True).returncode  # no thread for stdout
+    print(status, c.handle.launcher is first, len(os.listdir("/proc/self/task")))
 """
     assert ("interrupted\n0 True 1\n", "") == python(code)
 
 
-def test_exceptions_at_random_moments(tmp_path):
-    """Sixty interrupts of start, close, commit and diff cause no wrong limit, no hang and no
-    leak.
+def test_interrupts_at_random_moments(tmp_path):
+    """Sixty interrupts of start, close, commit and diff cause no wrong limit, no hang and
+    no leak.
     """
     assert ["done"] == interrupted(60, "start", "close", "commit", "diff")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_exceptions_at_many_random_moments():
-    """The same 600 times, with commands and calls; PYTEST_SANDBOX_INTERRUPTS=3000 for the whole of
-    it.
-    """
+def test_many_interrupts_at_random_moments():
+    """The same with 600 interrupts (PYTEST_SANDBOX_INTERRUPTS), and with commands and calls."""
     rounds = int(os.environ.get("PYTEST_SANDBOX_INTERRUPTS", "600"))
     assert ["done"] == interrupted(rounds, "start", "run", "call", "commit", "close", "diff")
 
@@ -153,7 +153,7 @@ def interrupted(rounds, *operations):
 
 
 def test_the_garbage_collector_closes_a_container_within_a_request():
-    """Whenever it runs, no lock is waited for that the same thread holds."""
+    """A finalizer that runs within a request does not wait for a lock of its own thread."""
     code = """
 import gc
 from pytest_sandbox import Container
@@ -163,7 +163,7 @@ def once(threshold):
     gc.disable()
     h = Holder(); h.c = Container().start(); h.me = h; del h
     gc.set_threshold(gc.get_count()[0] + threshold, 1000, 1000); gc.enable()
-    first.launcher.request({"op": "layer", "id": first.id})
+    first.handle.launcher.request({"op": "layer", "id": first.id})
     gc.disable()
 for threshold in range(1, 60, 3): once(threshold)
 first.close()
@@ -172,10 +172,12 @@ print("done")
     assert ("done\n", "") == python(code)
 
 
-def test_a_finalizer_that_uses_containers_within_a_request():
-    """Closing one is sent with the next request; asking for one is refused with the reason."""
+def test_a_finalizer_within_a_request():
+    """A finalizer may close a container within a request; starting one is refused with the
+    reason.
+    """
     with Container() as first, Container() as other:
-        requests = first.launcher._requests
+        requests = first.handle.launcher._requests
 
         def finalize():
             other.close()
@@ -187,40 +189,42 @@ def test_a_finalizer_that_uses_containers_within_a_request():
         assert ("layer", 1, "stopped") == (answer["op"], len(fds), other.status)
         pidfd = os.pidfd_open(os.getpid())
         os.close(pidfd)
-        await_true(lambda: other.id not in {one.id for one in remote.living()})
+        await_true(lambda: other.id not in {one.id for one in remote.list_containers()})
 
 
-def test_a_container_that_nobody_has_any_more_is_killed():
-    """Its processes end at once, and the rest goes with the next start or close."""
+def test_an_unreferenced_container_is_killed():
+    """Its processes end at once, and the rest is removed by the next start or close."""
     made = Container().start()
-    pidfd, group = os.dup(made.pidfd), made.group
+    pidfd, cgroup = os.dup(made.handle.pidfd), made.handle.cgroup
     del made
     try:
         assert process.ended(pidfd, 20)
     finally:
         os.close(pidfd)
     with Container():
-        await_true(lambda: group.count() is None)
+        await_true(lambda: cgroup.task_count() is None)
 
 
 def test_a_committed_container_whose_init_was_killed():
-    """What it has written is in the layer holder, so it goes on; other containers do not notice."""
+    """A committed container goes on after its init was killed, since the layer holder has its
+    layer; others are not affected.
+    """
     with Container() as other, Container() as container:
         container.write_text("/tmp/x", "text")
         container.commit()
         os.kill(container.pid, signal.SIGKILL)
-        assert process.ended(container.pidfd, 20)
+        assert process.ended(container.handle.pidfd, 20)
         assert ("running", "text") == (container.status, container.read_text("/tmp/x"))
         assert ("running", 0) == (other.status, other.run(["true"]).returncode)
 
 
 @pytest.mark.parametrize("op", ["layer", "hold_layer", "renew"])
-def test_a_request_about_a_container_that_has_ended(op):
-    """It is said to have ended, and other containers go on."""
+def test_a_request_for_an_ended_container(op):
+    """The request raises ContainerStopped, and other containers go on."""
     with Container() as other:
         with pytest.raises(ContainerStopped, match="the container no-such-id has ended"):
-            other.launcher.request(
-                {"op": op, "id": "no-such-id", "key": "x", "spec": other.spec.to_json()}
+            other.handle.launcher.request(
+                {"op": op, "id": "no-such-id", "key": "x", "spec": other.handle.spec.to_json()}
             )
         assert 0 == other.run(["true"]).returncode
 
@@ -234,17 +238,17 @@ def test_a_request_about_a_container_that_has_ended(op):
     ],
 )
 def test_a_request_that_fails_in_the_launcher(message):
-    """An error of any kind is the answer to its request, and the launcher goes on."""
+    """Any error in the launcher is the answer to its request, and the launcher goes on."""
     with Container() as other:
         with pytest.raises(SetupError, match=message["op"]):
-            other.launcher.request(message)
-        other.launcher.tell(message)
+            other.handle.launcher.request(message)
+        other.handle.launcher.tell(message)
         assert ([], 0) == (other.diff(), other.run(["true"]).returncode)
 
 
 @pytest.mark.needs("limits")
 def test_a_paused_container_whose_init_is_killed():
-    """It is closed without waiting, and nothing of it is left."""
+    """A paused container whose init was killed is closed without waiting, and nothing is left."""
     container = Container().start()
     with container.popen(["sleep", "100"]):
         container.pause()
@@ -258,18 +262,21 @@ def test_a_paused_container_whose_init_is_killed():
 
 
 def test_the_launcher_has_one_thread_and_the_layer_holder_ends_with_the_client():
-    """The first commit comes while a layer on disk is removed; SIGKILL of the client ends all
-    processes.
+    """The launcher has one thread while it removes a layer on disk, and SIGKILL of the client ends
+    all its processes.
     """
     code = """
 import os, signal
 from pytest_sandbox import Container
 a = Container(storage="disk").start()
-a.run(["sh", "-c", "cd /tmp; for i in $(seq 1 300); do mkdir $i; touch $i/1 $i/2 $i/3; done"], check=True)
+script = "cd /tmp; for i in $(seq 1 300); do mkdir $i; touch $i/1 $i/2 $i/3; done"
+a.run(["sh", "-c", script], check=True)
 b = Container().start()
 b.write_text("/tmp/x", "x")
 a.close()
-with Container(image=b.commit()) as c: print(c.read_text("/tmp/x"), len(os.listdir(f"/proc/{c.launcher.process.pid}/task")), os.getpid(), flush=True)
+with Container(image=b.commit()) as c:
+    threads = os.listdir(f"/proc/{c.handle.launcher.process.pid}/task")
+    print(c.read_text("/tmp/x"), len(threads), os.getpid(), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     out, _error = python(code)
@@ -291,10 +298,8 @@ signal.signal(signal.SIGCHLD, reap)
 
 
 @pytest.mark.parametrize("how", CHILDREN)
-def test_a_caller_whose_children_are_reaped_otherwise(how):
-    """SIGCHLD ignored, or a handler that reaps every child, is no hindrance: the launcher has its
-    own disposition.
-    """
+def test_a_caller_that_reaps_all_children(how):
+    """Containers work while SIGCHLD is ignored, and while a handler reaps every child."""
     code = f"""
 import os, signal
 {CHILDREN[how]}
@@ -311,7 +316,7 @@ print(os.getpid())
 
 
 def test_timeouts_of_any_length():
-    """What is longer than poll(2) takes is no error."""
+    """A timeout longer than poll(2) accepts is no error."""
     assert (None, 0, 1, 1500, (1 << 31) - 1) == tuple(
         map(process.milliseconds, (None, -5, 0.0001, 1.5, 3e9))
     )
@@ -326,30 +331,34 @@ def test_timeouts_of_any_length():
 
 
 class TestControlSocket:
-    """Clients that are slow, or say nonsense, delay nobody."""
+    """Slow or faulty clients of the control socket do not delay others."""
 
     @pytest.fixture
     def path(self):
         with Container() as container:
-            yield os.path.join(os.path.dirname(remote._socket_of(container.launcher.name)), "door")
+            yield remote._socket_of(container.handle.launcher.name)
 
     def connect(self, path):
         return local_socket.connect(path, 20)
 
-    def test_half_a_request(self, path):
-        """The launcher answers everybody else while a client is in the middle of a request."""
+    def test_half_a_request_does_not_block_others(self, path):
+        """The launcher answers other clients while one has sent half a request."""
         with self.connect(path) as slow:
             slow.sendall(struct.pack("!II", 60, 0))
             for _ in range(3):
                 slow.sendall(b" ")
                 assert 1 == len(
-                    [one for one in remote.living() if one.session == session.current().name]
+                    [
+                        one
+                        for one in remote.list_containers()
+                        if one.session == session.current().name
+                    ]
                 )
             with Container() as other:
                 assert [] == other.diff()
 
     def test_a_request_byte_by_byte(self, path):
-        """It is answered once it is whole."""
+        """A request that arrives byte by byte is answered once it is complete."""
         with self.connect(path) as client:
             body = b'{"op": "list", "stats": false}'
             for byte in struct.pack("!II", len(body), 0) + body:
@@ -369,15 +378,17 @@ class TestControlSocket:
             struct.pack("!II", 14, 0) + b'{"op": "nope"}',
         ],
     )
-    def test_what_is_no_request(self, path, request_):
+    def test_an_invalid_request_closes_the_connection(self, path, request_):
         """The connection is closed, and the launcher goes on."""
         with self.connect(path) as client:
             client.sendall(request_)
             assert b"" == client.recv(1)
-        assert 1 == len([one for one in remote.living() if one.session == session.current().name])
+        assert 1 == len(
+            [one for one in remote.list_containers() if one.session == session.current().name]
+        )
 
-    def test_more_clients_than_are_served(self, path):
-        """Those that come too late are refused, and there is room again when others go."""
+    def test_too_many_clients_are_refused(self, path):
+        """Clients above the limit are refused, and accepted again after others have left."""
         clients = [self.connect(path) for _ in range(64)]
         try:
             await_true(lambda: self.refused(path))
@@ -385,7 +396,9 @@ class TestControlSocket:
             for client in clients:
                 client.close()
         await_true(lambda: not self.refused(path))
-        assert 1 == len([one for one in remote.living() if one.session == session.current().name])
+        assert 1 == len(
+            [one for one in remote.list_containers() if one.session == session.current().name]
+        )
 
     def refused(self, path):
         with self.connect(path) as client:
@@ -404,8 +417,8 @@ class TestControlSocket:
         struct.pack("!II", 4, 0) + b"[[[[",
     ],
 )
-def test_a_message_of_a_size_that_none_has(frame):
-    """It is refused by its header, before memory is taken for it."""
+def test_a_message_with_an_invalid_size_is_refused(frame):
+    """The header is refused before memory is allocated for the message."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(frame)

@@ -1,4 +1,4 @@
-"""What a container's processes see as the root, and that the host never sees what they do to it."""
+"""The root file system of a container, its mounts and volumes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ def sh(container, script):
 @pytest.mark.parametrize("directory", ["/etc", "/usr/share", "/var", "/tmp", "/", "/root"])
 @pytest.mark.needs("root")
 def test_writes_stay_inside(directory):
-    """A file made anywhere, /tmp included, is seen inside and neither by the host nor by the next
-    container.
-    """
+    """A file in any directory is seen inside, and neither on the host nor in the next container."""
     name = os.path.join(directory, f"written-inside-{os.getpid()}")
     with Container() as c:
         c.run(["touch", name], check=True)
@@ -44,9 +42,9 @@ def test_writes_stay_inside(directory):
 
 
 @pytest.mark.needs("root")
-def test_the_hosts_files_are_seen_and_can_be_destroyed_in_effigy(tmp_path):
-    """Contents, modes and owners are the host's; deleting and changing them leaves the host's as
-    they were.
+def test_the_hosts_files_are_copy_on_write(tmp_path):
+    """Content, mode and owner are the host's; deleting and changing files does not affect
+    the host.
     """
     file = tmp_path / "file"
     file.write_text("the host's")
@@ -65,10 +63,8 @@ def test_the_hosts_files_are_seen_and_can_be_destroyed_in_effigy(tmp_path):
 
 @pytest.mark.needs("root")
 @pytest.mark.slow
-def test_the_host_can_be_wiped_out_inside(tmp_path):
-    """Rm -rf of everything, once the container is proved to be one, ends the container's world
-    only.
-    """
+def test_rm_rf_of_the_root_does_not_affect_the_host(tmp_path):
+    """After proof that it runs inside, rm -rf of everything removes the container's files only."""
     with Container() as c:
         assert c.hostname == out(c, "uname", "-n").strip() != os.uname().nodename
         assert "overlay" == out(c, "stat", "-f", "-c", "%T", "/").strip().replace(
@@ -86,8 +82,8 @@ def test_the_host_can_be_wiped_out_inside(tmp_path):
 
 
 @pytest.mark.vm
-def test_the_root_looks_like_the_hosts(box):
-    """The top directories are the host's, with their modes; /tmp keeps its sticky bit."""
+def test_top_directories_have_the_hosts_modes(box):
+    """The top directories are the host's, with their modes; /tmp has its sticky bit."""
     assert sorted(os.listdir("/")) == box.listdir("/")
 
     def modes():
@@ -98,8 +94,8 @@ def test_the_root_looks_like_the_hosts(box):
 
 
 @pytest.mark.vm
-def test_dev_is_small_and_its_own(box):
-    """The usual nodes and directories, nothing of the host's hardware."""
+def test_dev_has_the_usual_nodes_only(box):
+    """/dev has the usual nodes and directories, and none of the host's devices."""
     names = [
         "fd",
         "full",
@@ -125,13 +121,13 @@ def test_dev_is_small_and_its_own(box):
     assert [] == box.listdir("/dev/shm")
 
 
-def test_terminals_are_the_containers_own(box):
-    """A pseudo-terminal can be opened inside, and is number 0 of the container's own."""
+def test_dev_pts_is_not_shared(box):
+    """A pseudo-terminal that is opened inside is number 0 of the container."""
     assert "/dev/pts/0" == box.call(lambda: os.ttyname(os.openpty()[1]))
 
 
 def test_dev_is_writable_like_dockers(box):
-    """A test may make files and links in /dev, and they go with the container."""
+    """Files and links can be created in /dev, as in docker, and are discarded."""
     assert (
         ""
         == sh(
@@ -140,17 +136,16 @@ def test_dev_is_writable_like_dockers(box):
     )
 
 
-def test_proc_is_of_the_containers_pid_namespace(box):
-    """/proc/self is this process by its inner number; /proc/1 is init."""
+def test_proc_shows_the_containers_pid_namespace(box):
+    """/proc/self is the process by its PID inside; /proc/1 is init."""
     mine = box.call(lambda: (str(os.getpid()), os.readlink("/proc/self")))
     assert mine[0] == mine[1]
 
 
-def test_no_path_of_the_staging_is_left(box):
-    """The mount table begins with the root, and has each point once: neither the old root nor the
-    stage lies below.
-    """
-    points = box.call(lambda: [line.split()[4] for line in open("/proc/self/mountinfo")])  # noqa: SIM115
+def test_the_mount_table_has_no_old_root(box):
+    """The mount table starts with the root and has each mount point once, without the old root."""
+    lines = box.call(Path("/proc/self/mountinfo").read_text).splitlines()
+    points = [line.split()[4] for line in lines]
     assert ("/", len(points)) == (points[0], len(set(points)))
 
 
@@ -161,8 +156,8 @@ READ_ONLY_ATTACKS = (
 
 
 @pytest.mark.needs("root")
-def test_read_only_refuses_every_write():
-    """read_only=True: EROFS everywhere on the root, while /dev/shm serves, as in docker."""
+def test_read_only_refuses_writes():
+    """With read_only=True, writes fail with EROFS everywhere but in /dev/shm, as in docker."""
     with Container(read_only=True) as c:
         said = sh(c, READ_ONLY_ATTACKS).stdout.splitlines()
         assert [True] * 8 == ["Read-only file system" in line for line in said]
@@ -173,7 +168,7 @@ def test_read_only_refuses_every_write():
 
 
 def test_read_only_with_a_writable_volume(tmp_path):
-    """A volume stays writable below a read-only root, also where its target has to be made."""
+    """A volume is writable on a read-only root, also if its target has to be created."""
     with Container(read_only=True, volumes=[f"{tmp_path}:/made/out"]) as c:
         c.write_text("/made/out/x", "kept")
         assert 1 == sh(c, "touch /made/x").returncode
@@ -181,8 +176,8 @@ def test_read_only_with_a_writable_volume(tmp_path):
 
 
 @pytest.mark.vm
-def test_a_volume_passes_through(tmp_path):
-    """What is written to a volume is on the host, both ways, at once."""
+def test_a_volume_is_shared_with_the_host(tmp_path):
+    """Writes to a volume are seen on both sides at once."""
     (tmp_path / "from-host").write_text("hello")
     with Container(volumes=[f"{tmp_path}:/data"]) as c:
         assert "hello" == c.read_text("/data/from-host")
@@ -194,7 +189,7 @@ def test_a_volume_passes_through(tmp_path):
 
 @pytest.mark.needs("root")
 def test_a_read_only_volume(tmp_path):
-    """``:ro`` refuses writes, for root too, also below a nested mount."""
+    """A volume with ``:ro`` refuses writes, for root too, also below a nested mount."""
     with Container(volumes=[f"{tmp_path}:/data:ro"]) as c:
         assert "Read-only file system" in sh(c, "touch /data/x").stdout
         assert "ermission" in sh(c, "mount -o remount,rw,bind /data").stdout
@@ -203,7 +198,7 @@ def test_a_read_only_volume(tmp_path):
 
 @pytest.mark.vm
 def test_a_file_as_volume(tmp_path):
-    """A single file can be a volume, at a place that exists or not."""
+    """A volume may be a single file, at a path that exists or not."""
     (tmp_path / "file").write_text("one\n")
     with Container(
         volumes=[f"{tmp_path}/file:/etc/hostname", f"{tmp_path}/file:/new/place:ro"]
@@ -214,7 +209,7 @@ def test_a_file_as_volume(tmp_path):
 
 
 def test_nested_volumes(tmp_path):
-    """A volume below another one, in either order of writing, is the inner one there."""
+    """Of nested volumes, the inner one is mounted on the outer one, in either order."""
     (tmp_path / "outer/inner").mkdir(parents=True)
     (tmp_path / "other").mkdir()
     volumes = [f"{tmp_path}/other:/data/inner", f"{tmp_path}/outer:/data"]
@@ -228,15 +223,15 @@ def test_nested_volumes(tmp_path):
         )
 
 
-def test_a_volume_over_a_hosts_path(tmp_path):
-    """A volume covers what the root has at its place."""
+def test_a_volume_covers_a_path_of_the_root(tmp_path):
+    """A volume covers the files of the root at its target."""
     (tmp_path / "x").touch()
     with Container(volumes=[f"{tmp_path}:/usr/share"]) as c:
         assert ["x"] == c.listdir("/usr/share")
 
 
 def test_a_volumes_source_may_be_relative_or_a_link(tmp_path, monkeypatch):
-    """``./out`` is the caller's, and a link is followed on the host."""
+    """``./out`` is relative to the caller's directory, and a link is followed on the host."""
     (tmp_path / "out").mkdir()
     (tmp_path / "link").symlink_to("out")
     monkeypatch.chdir(tmp_path)
@@ -246,7 +241,7 @@ def test_a_volumes_source_may_be_relative_or_a_link(tmp_path, monkeypatch):
 
 
 def test_a_volumes_target_with_links_is_resolved_inside(tmp_path, busybox_root):
-    """A root's link at the target's place leads to a place inside, never to the host's."""
+    """A link of the root on the way to the target is resolved inside."""
     root = make_busybox_root(tmp_path / "root")
     (root / "data").symlink_to("/somewhere")
     (root / "somewhere").mkdir()
@@ -265,8 +260,8 @@ def mountinfo(container):
     return done.stdout.splitlines()
 
 
-def test_devices_and_setuid_of_a_volume_give_nothing(tmp_path):
-    """A volume is nodev and nosuid."""
+def test_volumes_are_nodev_and_nosuid(tmp_path):
+    """Device nodes and set-user-ID programs of a volume have no effect."""
     with Container(volumes=[f"{tmp_path}:/data"]) as c:
         flags = next(line.split()[5] for line in mountinfo(c) if line.split()[4] == "/data")
     assert {"nodev", "nosuid"} <= set(flags.split(","))
@@ -274,8 +269,8 @@ def test_devices_and_setuid_of_a_volume_give_nothing(tmp_path):
 
 @pytest.mark.vm
 def test_a_directory_as_the_root(busybox_root):
-    """image=PATH: its files are the root, its own /proc, /sys and /dev are added, and it stays as
-    it is.
+    """With image=PATH, the files of the directory are the root, /proc, /sys and /dev are added, and
+    the directory does not change.
     """
     before = sorted(os.listdir(busybox_root))
     with Container(image=busybox_root) as c:
@@ -295,8 +290,8 @@ def test_a_directory_as_the_root(busybox_root):
 
 
 def test_users_are_looked_up_in_the_containers_files(busybox_root):
-    """A name means what the container's /etc/passwd and /etc/group say, with home and groups; a
-    number needs neither.
+    """A user name is looked up in the container's /etc/passwd and /etc/group, with home and groups;
+    a number needs neither.
     """
     with Container(image=busybox_root, user="ann") as c:
         assert "1234 2345 2345 777 /home/ann\n" == out(
@@ -309,7 +304,7 @@ def test_users_are_looked_up_in_the_containers_files(busybox_root):
 
 
 def test_an_images_commands_do_not_inherit_the_callers_environment(busybox_root, monkeypatch):
-    """On another root, the caller's variables mean nothing and are not passed."""
+    """On another root, commands do not inherit the caller's environment."""
     monkeypatch.setenv("SECRET_OF_THE_HOST", "1")
     with Container(image=busybox_root, env={"A": "1"}) as c:
         names = {line.split("=")[0] for line in out(c, "env").splitlines()}
@@ -318,25 +313,23 @@ def test_an_images_commands_do_not_inherit_the_callers_environment(busybox_root,
 
 
 def test_a_call_on_another_root(busybox_root):
-    """A function runs with that root, too."""
+    """The function of ``call`` has that root too."""
     with Container(image=busybox_root) as c:
         found = c.call(Path("/etc/passwd").read_text)
         assert (busybox_root / "etc/passwd").read_text() == found
 
 
 def test_a_root_whose_proc_is_no_directory_is_refused(tmp_path):
-    """A root that would have the library mount through a link of its own is refused, with the step
-    and the place.
-    """
+    """A root with a link at /proc, where the library mounts, is refused with step and path."""
     root = make_busybox_root(tmp_path / "root")
     (root / "proc").symlink_to("/etc")
     with pytest.raises(SetupError, match=r"mount root.*/proc"):
         Container(image=root).start()
 
 
-def test_a_paths_odd_characters(tmp_path):
-    """A root, a volume and a working directory may have blanks, commas, colons, backslashes and no
-    ASCII in their names.
+def test_paths_with_unusual_characters(tmp_path):
+    """Roots, volumes and working directories may have blanks, commas, colons, backslashes and
+    non-ASCII characters in their paths.
     """
     root = make_busybox_root(tmp_path / "a b,c:d\\e ü" / "root")
     source = tmp_path / "x y,z ü"
@@ -347,7 +340,7 @@ def test_a_paths_odd_characters(tmp_path):
     assert ("kept", False) == ((source / "f").read_text(), (root / "etc/x").exists())
 
 
-# -- mounts below the root: they exist in a mount namespace of the test's own
+# -- mounts below the root, in a new mount namespace
 
 MOUNTS = """
 import json, os, subprocess, sys
@@ -372,7 +365,7 @@ open(f"{base}/over/top", "w").write("host")
 
 def in_own_mounts(tmp_path, code):
     """Run code in a process with a mount namespace in which more file systems are mounted below
-    tmp_path; returns its JSON.
+    tmp_path; return its JSON.
     """
     command = [
         "unshare",
@@ -392,21 +385,25 @@ def in_own_mounts(tmp_path, code):
 @pytest.mark.needs("unshare")
 @pytest.mark.needs("root")
 def test_file_systems_below_the_root_are_copy_on_write_too(tmp_path):
-    """Mounted file systems and files, nested ones too, are seen, can be written and stay as they
-    were; read-only ones stay read-only.
+    """Mounted file systems and files, nested ones too, can be read and written and do not change;
+    read-only ones stay read-only.
     """
     found = in_own_mounts(
         tmp_path,
         """
 with Container() as c:
-    seen = {p: c.read_text(f"{base}/{p}") for p in ("data/a", "data/inner/b", "ro/seen", "target", "over/top")}
-    for p in ("data/a", "data/inner/b", "data/new", "data/inner/new", "over/top"): c.write_text(f"{base}/{p}", "inside")
+    read = ("data/a", "data/inner/b", "ro/seen", "target", "over/top")
+    seen = {p: c.read_text(f"{base}/{p}") for p in read}
+    written = ("data/a", "data/inner/b", "data/new", "data/inner/new", "over/top")
+    for p in written: c.write_text(f"{base}/{p}", "inside")
     refused = []
     for p in ("ro/x", "target"):
         try: c.write_text(f"{base}/{p}", "x")
         except OSError as e: refused.append(e.errno)
-    flags = next(l.split()[5] for l in c.run(["cat", "/proc/self/mountinfo"], capture_output=True, text=True).stdout.splitlines() if l.split()[4] == f"{base}/data/inner")
-    mode = c.run(["stat", "-c", "%a", f"{base}/data/inner"], capture_output=True, text=True).stdout.strip()
+    def out(*args): return c.run(args, capture_output=True, text=True).stdout.strip()
+    mounts = map(str.split, out("cat", "/proc/self/mountinfo").splitlines())
+    flags = next(fields[5] for fields in mounts if fields[4] == f"{base}/data/inner")
+    mode = out("stat", "-c", "%a", f"{base}/data/inner")
     diff = [str(change) for change in c.diff() if change.path.startswith(base)]
 host = {p: open(f"{base}/{p}").read() for p in seen}
 print(json.dumps([seen, refused, flags, mode, diff, host, sorted(os.listdir(f"{base}/data"))]))
@@ -444,8 +441,8 @@ print(json.dumps([seen, refused, flags, mode, diff, host, sorted(os.listdir(f"{b
 
 @pytest.mark.needs("unshare")
 @pytest.mark.needs("root")
-def test_read_only_holds_for_file_systems_below_the_root(tmp_path):
-    """read_only=True covers them all."""
+def test_read_only_applies_to_file_systems_below_the_root(tmp_path):
+    """read_only=True applies to all of them."""
     found = in_own_mounts(
         tmp_path,
         """
@@ -463,8 +460,8 @@ print(json.dumps(refused))
 @pytest.mark.needs("unshare")
 @pytest.mark.needs("root")
 def test_a_mount_made_later_is_seen_by_the_next_container(tmp_path):
-    """What the host mounts between two containers is in the second one, although one was made
-    ahead.
+    """What the host mounts between two containers is in the second one, although one was prepared
+    before.
     """
     found = in_own_mounts(
         tmp_path,
@@ -486,8 +483,8 @@ print(json.dumps([first, second, third]))
 
 @pytest.mark.needs("unshare")
 @pytest.mark.needs("root")
-def test_no_mount_of_ours_is_seen_outside(tmp_path):
-    """A living container shows in no mount table but its own."""
+def test_mounts_of_a_container_are_not_seen_outside(tmp_path):
+    """A running container appears in no mount table but its own."""
     found = in_own_mounts(
         tmp_path,
         """
@@ -521,10 +518,8 @@ def test_a_unix_socket_of_the_host_needs_a_volume(tmp_path):
 
 
 @pytest.mark.needs("root")
-def test_hard_links_renames_and_times(tmp_path):
-    """Usual file operations on lower files work: rename of a directory, hard link, times,
-    truncation, mmap-free copies.
-    """
+def test_file_operations_on_lower_files(tmp_path):
+    """Renames of directories, hard links, times, truncation and copies work on lower files."""
     (tmp_path / "d/e").mkdir(parents=True)
     (tmp_path / "d/e/f").write_text("x")
     with Container(workdir=str(tmp_path)) as c:
@@ -542,9 +537,9 @@ def test_hard_links_renames_and_times(tmp_path):
 
 
 @pytest.mark.needs("unshare")
-def test_mounts_that_come_and_go_hinder_nobody(tmp_path):
-    """While file systems are mounted and removed all the time, as by other container tools, each
-    container is made.
+def test_containers_start_while_mounts_change(tmp_path):
+    """Containers start while file systems are mounted and unmounted all the time, as by other
+    container tools.
     """
     found = in_own_mounts(
         tmp_path,

@@ -1,6 +1,4 @@
-"""``Container.run`` against ``subprocess.run``: the same arguments give the same result, or the
-same exception.
-"""
+"""``Container.run`` compared with ``subprocess.run``: equal results and exceptions."""
 
 from __future__ import annotations
 
@@ -15,6 +13,7 @@ from subprocess import DEVNULL, PIPE, STDOUT
 import pytest
 
 from pytest_sandbox import Container, OutOfMemory, SettingsError
+from pytest_sandbox.container.processes import list_processes
 
 pytestmark = pytest.mark.needs("containers")
 
@@ -24,7 +23,7 @@ ECHO_ARGS = [SH, "-c", 'printf "%s|" "$0" "$@"', "zero"]
 
 
 def told(outcome):
-    """What a result or an exception says, in comparable form."""
+    """Return the content of a result or an exception in a form that can be compared."""
     if isinstance(outcome, subprocess.CompletedProcess):
         return ("done", outcome.args, outcome.returncode, outcome.stdout, outcome.stderr)
     kind = type(outcome)
@@ -42,7 +41,7 @@ def told(outcome):
         )
     if isinstance(
         outcome, subprocess.TimeoutExpired
-    ):  # subprocess.run counts what is left of the time where it captures nothing
+    ):  # without captured output, subprocess.run has the remaining time here
         return (
             kind,
             outcome.cmd,
@@ -159,7 +158,7 @@ SAME = {
     "extra_groups": ([SH, "-c", "id -G"], {"group": 1, "extra_groups": [5, 6], "stdout": PIPE}),
     "start_new_session": (["true"], {"start_new_session": True}),
     "process_group": (["true"], {"process_group": 0}),
-    "an unknown user's number": (["id", "-u"], {"user": 54321, "stdout": PIPE}),
+    "an unknown UID": (["id", "-u"], {"user": 54321, "stdout": PIPE}),
     "cwd relative, missing": (["pwd"], {"cwd": "no-such-directory"}),
     "cwd relative": (["ls"], {"cwd": "usr/share/..", "stdout": PIPE}),
     "command relative to cwd": (["./true"], {"cwd": "/bin"}),
@@ -209,38 +208,38 @@ SAME = {
 
 
 @pytest.mark.parametrize(("args", "keywords"), SAME.values(), ids=SAME.keys())
-def test_run_is_what_subprocess_is(box, args, keywords, monkeypatch):
-    """The same call gives an equal CompletedProcess, or an exception of the same type, attributes
-    and text.
+def test_run_equals_subprocess_run(box, args, keywords, monkeypatch):
+    """The same call returns an equal CompletedProcess, or raises an exception of the same type,
+    attributes and text.
     """
-    # From Python 3.13 on it may take posix_spawn(3), which lets other signals be ignored and knows
-    # a command by its text only.
+    # From Python 3.13 on, subprocess may use posix_spawn(3), which ignores other signals and
+    # accepts a command as text only.
     monkeypatch.setattr(subprocess, "_USE_POSIX_SPAWN", False)
     assert attempt(subprocess.run, args, **keywords) == attempt(box.run, args, **keywords)
 
 
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch):
-    """Relative paths mean the same outside and inside."""
+    """Make relative paths mean the same outside and inside."""
     monkeypatch.chdir("/")
 
 
-def test_timeout_is_the_one_that_was_given(box):
-    """TimeoutExpired says the caller's figure, also where nothing is captured."""
+def test_timeout_expired_has_the_given_timeout(box):
+    """TimeoutExpired has the caller's value, also without captured output."""
     with pytest.raises(subprocess.TimeoutExpired) as caught:
         box.run(["sleep", "60"], timeout=0.25)
     assert (0.25, ["sleep", "60"]) == (caught.value.timeout, caught.value.cmd)
 
 
-def test_an_overrun_kills_what_the_command_started(box):
-    """A timeout ends the whole tree, so that nothing holds a pipe or goes on in the background."""
+def test_a_timeout_kills_descendants(box):
+    """At the timeout the command and its descendants are killed, so that none keeps a pipe open."""
     with pytest.raises(subprocess.TimeoutExpired):
         box.run([SH, "-c", "sleep 61 & sleep 62 & wait"], timeout=0.3, stdout=PIPE)
-    assert [] == [line for _pid, line in box.processes() if line.startswith("sleep 6")]
+    assert [] == [line for _pid, line in list_processes(box.handle) if line.startswith("sleep 6")]
 
 
-def test_the_settings_timeout_is_the_default_of_a_run():
-    """Without an argument, the container's timeout holds; with one, that one."""
+def test_timeout_defaults_to_the_setting():
+    """``timeout`` of the settings is used unless run() is given one."""
     with Container(timeout=0.2) as c:
         with pytest.raises(subprocess.TimeoutExpired) as caught:
             c.run(["sleep", "60"])
@@ -248,9 +247,9 @@ def test_the_settings_timeout_is_the_default_of_a_run():
         assert 0 == c.run(["sleep", "0.3"], timeout=60).returncode
 
 
-def test_open_files_are_written_where_their_owner_stands(box, tmp_path):
-    """A regular file as stdout gets the output at its position, and an append one at its end,
-    complete when run returns.
+def test_output_to_a_file_starts_at_its_position(box, tmp_path):
+    """Output to a regular file starts at its position, or at its end in append mode, and is
+    complete when run() returns.
     """
     with open(tmp_path / "out", "wb+") as out:
         out.write(b"before\n")
@@ -261,7 +260,7 @@ def test_open_files_are_written_where_their_owner_stands(box, tmp_path):
     assert [b"before", b"1", b"100000", b"after", b""] == [lines[0], lines[1], *lines[-3:]]
 
 
-def test_open_files_are_read(box, tmp_path):
+def test_input_from_a_file_starts_at_its_position(box, tmp_path):
     """A regular file as stdin is read from its position."""
     (tmp_path / "in").write_bytes(b"0123" * 100_000)
     with open(tmp_path / "in", "rb") as file:
@@ -271,7 +270,7 @@ def test_open_files_are_read(box, tmp_path):
 
 
 def test_stdout_and_stderr_may_be_one_file(box, tmp_path):
-    """stderr=STDOUT follows stdout into a file, in the order of writing."""
+    """With stderr=STDOUT, a file gets both outputs in the order of writing."""
     with open(tmp_path / "out", "wb") as out:
         box.run(
             [SH, "-c", "for i in 1 2 3; do echo o$i; echo e$i >&2; done"],
@@ -282,8 +281,8 @@ def test_stdout_and_stderr_may_be_one_file(box, tmp_path):
     assert b"o1\ne1\no2\ne2\no3\ne3\n" == (tmp_path / "out").read_bytes()
 
 
-def test_descriptors_of_pipes_and_sockets_pass(box):
-    """A descriptor of the caller's pipe serves as stdout, and stays the caller's."""
+def test_a_descriptor_of_a_pipe_is_used_directly(box):
+    """A descriptor of a pipe serves as stdout, and stays open in the caller."""
     reader, writer = os.pipe()
     with open(reader, "rb") as read:
         with open(writer, "wb") as write:
@@ -300,8 +299,10 @@ def test_a_temporary_file_serves_as_output(box):
         assert b"a\n" == file.read()
 
 
-def test_output_not_captured_goes_where_the_caller_s_goes(tmp_path):
-    """Without stdout and stderr, a command writes to the process's own, closed or not."""
+def test_output_defaults_to_the_callers(tmp_path):
+    """Without stdout and stderr, a command writes to the caller's own, or to /dev/null if they are
+    closed.
+    """
     code = (
         "import os, sys; from pytest_sandbox import Container; c = Container().start(); "
         "c.run(['sh', '-c', 'echo out; echo err >&2; cat'], check=True); "
@@ -314,13 +315,15 @@ def test_output_not_captured_goes_where_the_caller_s_goes(tmp_path):
 
 
 def test_the_caller_s_environment_is_inherited(box, monkeypatch):
-    """On the host's root, a command sees the environment as it is now, as with subprocess."""
+    """On the host's root, a command gets the caller's current environment, as with subprocess."""
     monkeypatch.setenv("SOME_NEW_NAME", "value")
     assert b"value\n" == box.run(["printenv", "SOME_NEW_NAME"], stdout=PIPE, check=True).stdout
 
 
 def test_env_of_the_settings_is_added_and_an_argument_replaces_it():
-    """``env`` of the settings adds; ``env`` of a run is the whole environment, as in subprocess."""
+    """``env`` of the settings is added to the environment; ``env`` of run() is the whole
+    environment, as in subprocess.
+    """
     with Container(env={"A": "settings"}) as c:
         assert b"settings\n" == c.run(["printenv", "A"], stdout=PIPE).stdout
         assert b"B=1\n" == c.run(["/usr/bin/env"], env={"B": "1"}, stdout=PIPE).stdout
@@ -337,9 +340,9 @@ def test_env_of_the_settings_is_added_and_an_argument_replaces_it():
         ({"process_group": 77}, "process_group=77 is not valid"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(box, keywords, said):
-    """An argument that has no meaning in a container, or names who is not there, is a SettingsError
-    that says which.
+def test_invalid_arguments_are_refused(box, keywords, said):
+    """An argument that has no meaning in a container, or an unknown user, is a SettingsError with
+    its name.
     """
     with pytest.raises(SettingsError) as caught:
         box.run(["true"], **keywords)
@@ -347,9 +350,9 @@ def test_what_cannot_be_is_refused_by_name(box, keywords, said):
 
 
 @pytest.mark.needs("memory")
-def test_check_tells_a_kill_for_memory():
-    """``check=True`` raises OutOfMemory, a CalledProcessError with the limit, and the container
-    serves on.
+def test_check_raises_out_of_memory():
+    """With check=True, a kill for memory raises OutOfMemory, a CalledProcessError with the
+    limit.
     """
     eat = [sys.executable, "-c", "x = bytearray(400 << 20)"]
     with Container(memory="64m") as c:
@@ -364,16 +367,16 @@ def test_check_tells_a_kill_for_memory():
         assert 0 == c.run(["true"], check=True).returncode
 
 
-def test_another_kill_is_no_kill_for_memory(box):
-    """A SIGKILL from elsewhere is a plain CalledProcessError."""
+def test_check_raises_called_process_error_for_another_kill(box):
+    """A SIGKILL of another origin raises a plain CalledProcessError."""
     with pytest.raises(subprocess.CalledProcessError) as caught:
         box.run([SH, "-c", "kill -9 $$"], check=True)
     assert (subprocess.CalledProcessError, -9) == (type(caught.value), caught.value.returncode)
 
 
 def test_user_of_the_settings_and_home():
-    """``user`` is looked up inside, with its groups; HOME is its home where the environment has
-    none.
+    """``user`` is looked up inside with its groups; HOME is its home unless the environment has
+    one.
     """
     with Container(user="daemon") as c:
         assert b"daemon\n" == c.run(["id", "-un"], stdout=PIPE, check=True).stdout
@@ -386,10 +389,8 @@ def test_user_of_the_settings_and_home():
         )
 
 
-def test_a_process_without_standard_streams_can_make_containers(tmp_path):
-    """The library's descriptors stay clear of 0, 1 and 2, also where a daemon has closed them
-    before the first container.
-    """
+def test_a_process_without_standard_streams_can_start_containers(tmp_path):
+    """The library's descriptors are not 0, 1 or 2, even if a daemon has closed those before."""
     code = (
         "import os, sys; os.closerange(0, 3); from pytest_sandbox import Container\n"
         "with Container() as c:\n"

@@ -1,6 +1,4 @@
-"""What the kernel counts for the whole machine, or by UID: a container cannot use up the share of
-others.
-"""
+"""Resources that the kernel counts for the machine or by UID are not shared with containers."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from pytest_sandbox import Container
 
 pytestmark = [pytest.mark.needs("containers")]
 
-#: Uses up what there is of something, prints the count, and waits until it is killed.
+#: Uses up a resource, prints the count, and waits until it is killed.
 EXHAUST = """
 import ctypes, os, resource, signal
 most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -39,7 +37,7 @@ TERMINAL = EXHAUST.format(one='return os.open("/dev/ptmx", os.O_RDWR | os.O_NOCT
 
 @contextmanager
 def exhausted(container, code):
-    """Have a process use up what there is; yields how much there was."""
+    """Have a process use up a resource; yield how much there was."""
     with container.popen([sys.executable, "-S", "-c", code], stdout=PIPE, text=True) as process:
         try:
             yield int(process.stdout.readline())
@@ -47,16 +45,16 @@ def exhausted(container, code):
             process.kill()
 
 
-def test_inotify_instances_of_the_host_are_the_hosts():
-    """With none left inside, the same user outside still gets one."""
+def test_inotify_instances_are_not_shared_with_the_host():
+    """When a container has used up its inotify instances, the same user outside still gets one."""
     with Container() as c, exhausted(c, INOTIFY) as count:
         fd = ctypes.CDLL(None).inotify_init1(0)
     assert (True, True) == (count > 0, fd >= 0)
     os.close(fd)
 
 
-def test_a_containers_terminals_are_limited():
-    """With none left in one container, another one and the host still get one."""
+def test_terminals_are_limited_per_container():
+    """When a container has used up its terminals, another container and the host still get one."""
     with Container() as c, Container() as other, exhausted(c, TERMINAL) as count:
         code = "import os; print(len(os.openpty()))"
         found = other.run(
@@ -67,10 +65,10 @@ def test_a_containers_terminals_are_limited():
     assert (256, "2\n") == (count, found.stdout)
 
 
-@pytest.mark.needs("root")  # a user's layer in memory, which disk= takes, needs Linux 6.6
+@pytest.mark.needs("root")  # without root, disk= needs Linux 6.6
 @pytest.mark.parametrize("where", ["/tmp", "/dev/shm"])
-def test_empty_files_are_limited_with_the_size(where):
-    """Inodes are memory, too: disk= and shm_size= bound their count."""
+def test_disk_limits_inodes(where):
+    """disk= and shm_size= limit the number of inodes, which take memory too."""
     code = """
 import errno, os, sys
 try:
@@ -88,8 +86,10 @@ except OSError as error:
 
 @pytest.mark.needs("root")
 @pytest.mark.parametrize("where", ["/tmp", "/dev/shm"])
-def test_extended_attributes_are_limited_with_the_size(where):
-    """They are memory outside of the file system's blocks; disk= and shm_size= bound them."""
+def test_disk_limits_extended_attributes(where):
+    """disk= and shm_size= limit extended attributes, which are outside of the file system's
+    blocks.
+    """
     code = """
 import errno, os, sys
 path = sys.argv[1] + "/file"
@@ -107,4 +107,4 @@ except OSError as error:
     assert found.stdout in (
         "ENOSPC True\n",
         "EOPNOTSUPP True\n",
-    )  # before Linux 6.6 a tmpfs has none
+    )  # before Linux 6.6 a tmpfs has no user xattrs

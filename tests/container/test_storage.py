@@ -1,4 +1,4 @@
-"""Where the writable layer lives, how large it may be, and that it is gone afterwards."""
+"""Storage, size and removal of the writable layer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ needs_loop = pytest.mark.needs("loop")
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """Layers on disk lie here."""
+    """Return the directory of layers on disk."""
     monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
@@ -37,7 +37,7 @@ def layers(home, container):
 
 
 def gone(directory):
-    """Wait until a directory that is removed in the background is no more."""
+    """Wait until a directory that is removed in the background does not exist."""
     deadline = time.monotonic() + 30
     while directory.exists():
         assert time.monotonic() < deadline, f"{directory} is still there"
@@ -54,9 +54,7 @@ def fill(container, path, megabytes):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_writes_are_seen_inside_and_nowhere_else(kind, tmp_path):
-    """Both kinds of layer hold what is written, show it in diff, and leave the host's files
-    alone.
-    """
+    """With either storage, diff() lists what is written, and the host's files do not change."""
     with Container(**kind) as c:
         c.write_text("/etc/new", "inside")
         c.run(["rm", "/etc/hostname"], check=True)
@@ -70,7 +68,9 @@ def test_writes_are_seen_inside_and_nowhere_else(kind, tmp_path):
 
 
 def test_a_layer_on_disk_is_a_directory_of_the_cache(home):
-    """storage="disk" writes to the cache directory, not to memory, and only its owner may look."""
+    """storage="disk" writes to the cache directory and not to memory, and only its owner can read
+    it.
+    """
     with Container(storage="disk", memory="256m") as c:
         assert (0, False) == fill(c, "/var/big", 300)
         assert 300 << 20 == c.call(lambda: os.stat("/var/big").st_size)
@@ -82,7 +82,7 @@ def test_a_layer_on_disk_is_a_directory_of_the_cache(home):
 
 
 def test_a_layer_on_disk_is_discarded_with_its_container(home):
-    """close() does not wait for it, and it is gone soon after, while the session lives on."""
+    """close() does not wait for the removal of the layer, which happens while the session runs."""
     with Container(storage="disk") as c:
         c.run(
             ["sh", "-c", "mkdir /var/many && cd /var/many && seq 2000 | xargs touch && chmod 0 ."],
@@ -94,7 +94,7 @@ def test_a_layer_on_disk_is_discarded_with_its_container(home):
 
 
 def dig():
-    """Nest directories deeper than a function can call itself."""
+    """Create nested directories deeper than a function can recurse."""
     os.chdir("/var/tmp")
     for _ in range(3000):
         os.mkdir("d")
@@ -102,7 +102,7 @@ def dig():
 
 
 def test_a_deep_layer_on_disk_is_discarded(home):
-    """Thousands of levels are removed with their container."""
+    """A layer of thousands of levels is removed with its container."""
     with Container(storage="disk") as c:
         c.call(dig)
         session, identity = c.id.rpartition("-")[0], c.id
@@ -110,8 +110,8 @@ def test_a_deep_layer_on_disk_is_discarded(home):
 
 
 def test_a_cleanup_removes_a_deep_layer(tmp_path):
-    """What a killed session left is removed, however deep; what cannot be removed is an error, and
-    the rest is.
+    """The cleanup removes a layer of any depth of a killed session; what cannot be removed is an
+    error, and the rest is removed.
     """
     from pytest_sandbox.runtime import storage
 
@@ -126,7 +126,9 @@ def test_a_cleanup_removes_a_deep_layer(tmp_path):
 
 
 def test_nothing_on_disk_outlives_the_process(home):
-    """At the end of the process no directory of its session is left, open containers or not."""
+    """When the process ends, no directory of its session is left, with or without open
+    containers.
+    """
     code = (
         "from pytest_sandbox import Container; c = Container(storage='disk').start(); "
         "c.write_text('/x', ''); print(c.id)"
@@ -136,14 +138,15 @@ def test_nothing_on_disk_outlives_the_process(home):
     assert [] == list(home.glob(f"writable/{identity.rpartition('-')[0]}"))
 
 
-def test_a_sweep_removes_the_layers_of_a_killed_session(home):
-    """After SIGKILL of client and launcher, the next sweep removes the directory, although it is of
-    another home than its own.
+def test_the_cleanup_removes_layers_of_a_killed_session(home):
+    """After SIGKILL of client and launcher, the next cleanup removes the directory, even if it is
+    in another home.
     """
     code = (
         "import os, signal; from pytest_sandbox import Container\n"
         "c = Container(storage='disk').start(); c.write_text('/x', ''); print(c.id, flush=True)\n"
-        "os.kill(c._launcher.process.pid, signal.SIGKILL); os.kill(os.getpid(), signal.SIGKILL)"
+        "os.kill(c.handle.launcher.process.pid, signal.SIGKILL)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run(["python", "-c", code], check=False, stdout=PIPE, text=True)
     session = done.stdout.strip().rpartition("-")[0]
@@ -157,8 +160,8 @@ def test_a_sweep_removes_the_layers_of_a_killed_session(home):
     assert not os.path.exists(cleanup.lock_path(session))
 
 
-def test_a_sweep_removes_nothing_that_is_not_named_for_its_session(tmp_path):
-    """A lock file that names another directory does not have it removed."""
+def test_the_cleanup_removes_only_directories_of_the_session(tmp_path):
+    """A lock file that names another directory does not cause its removal."""
     (tmp_path / "precious").mkdir()
     lock = Path(cleanup.lock_path("dead-beef"))
     lock.write_text(f"{tmp_path}/precious\n")
@@ -168,9 +171,7 @@ def test_a_sweep_removes_nothing_that_is_not_named_for_its_session(tmp_path):
 
 @pytest.mark.vm
 def test_disk_limits_memory_layers():
-    """disk= ends writes with ENOSPC, over all of the root and what lies below, and the container
-    serves on.
-    """
+    """With disk=, writes anywhere on the root beyond the size fail with ENOSPC."""
     with Container(disk="8m") as c:
         assert (0, False) == fill(c, "/tmp/a", 4)
         assert (1, True) == fill(c, "/usr/b", 8)
@@ -180,7 +181,7 @@ def test_disk_limits_memory_layers():
 
 @needs_loop
 def test_disk_limits_layers_on_disk(home):
-    """disk= is a file system of that size; its device and file go with the container."""
+    """disk= is a file system of that size, whose device and file are removed with the container."""
     with Container(storage="disk", disk="16m") as c:
         assert (0, False) == fill(c, "/tmp/a", 8)
         assert (1, True) == fill(c, "/usr/b", 8)
@@ -198,7 +199,7 @@ def test_disk_limits_layers_on_disk(home):
 
 
 def backing_files(image):
-    """The loop devices of a file that may be gone."""
+    """Return the loop devices of a file that may not exist."""
     found = []
     for name in os.listdir("/sys/block"):
         path = Path(f"/sys/block/{name}/loop/backing_file")
@@ -211,7 +212,7 @@ def backing_files(image):
 
 @needs_loop
 def test_many_limited_layers_at_once():
-    """Devices are found for as many containers as are asked for."""
+    """Several containers get loop devices at the same time."""
     some = [Container(storage="disk", disk="4m").start() for _ in range(6)]
     try:
         assert [(1, True)] * 6 == [fill(c, "/tmp/x", 5) for c in some]
@@ -221,8 +222,8 @@ def test_many_limited_layers_at_once():
 
 
 @needs_loop
-def test_a_limit_that_cannot_be_held_is_refused(home, monkeypatch):
-    """Without mkfs.ext4, disk= with storage="disk" is an UnsupportedError with what helps, and
+def test_a_disk_limit_without_mkfs_is_refused(home, monkeypatch):
+    """Without mkfs.ext4, disk= with storage="disk" is an UnsupportedError with a remedy, and
     nothing is left.
     """
     from pytest_sandbox.runtime import storage
@@ -237,9 +238,9 @@ def test_a_limit_that_cannot_be_held_is_refused(home, monkeypatch):
         Container(storage="disk", disk="1k").start()
 
 
-def test_a_full_host_fails_with_the_step(tmp_path, monkeypatch):
-    """A cache directory where nothing can be made is said with its path, and the next container of
-    another kind starts.
+def test_an_unusable_cache_directory_is_an_error(tmp_path, monkeypatch):
+    """The error of a cache directory that cannot be written names its path, and the next container
+    with another storage starts.
     """
     (tmp_path / "file").touch()
     monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path / "file"))
@@ -252,8 +253,8 @@ def test_a_full_host_fails_with_the_step(tmp_path, monkeypatch):
 
 
 @needs_loop
-def test_a_loop_device_is_free_again_when_nobody_holds_it(tmp_path):
-    """attach() gives a device of the file, which ends with its last descriptor."""
+def test_a_loop_device_is_freed_with_its_last_descriptor(tmp_path):
+    """attach() returns a device of the file, which is freed with its last descriptor."""
     image = tmp_path / "image"
     image.write_bytes(bytes(1 << 20))
     path, fd = loop.attach(str(image))

@@ -1,6 +1,4 @@
-"""What a failed test shows of this library: nothing, since the test asked and the command
-failed.
-"""
+"""The traceback of a failed test does not show frames of this library."""
 
 from __future__ import annotations
 
@@ -29,8 +27,8 @@ def test_memory(container):
 
 
 @pytest.mark.needs("root", "memory")
-def test_a_traceback_ends_at_the_tests_own_line(pytester):
-    """A report has the test's line and the error, and none of the frames between."""
+def test_a_traceback_ends_at_the_line_of_the_test(pytester):
+    """A report shows the test's line and the error, and no frame of this library."""
     pytester.makepyfile(SUITE)
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
     result.assert_outcomes(failed=5)

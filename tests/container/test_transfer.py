@@ -1,4 +1,4 @@
-"""copy_in and copy_out against what a container, or a tree, may have prepared for them."""
+"""``copy_in`` and ``copy_out`` with links and files that a container has prepared."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ _GIB = 1 << 30
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    """A container whose root is not the host's, so that a file of either can be told from the
-    other's.
-    """
+    """Return a container whose root is not the host's, so that their files can be told apart."""
     root = make_busybox_root(tmp_path_factory.mktemp("transfer") / "root")
     with Container(image=root) as c:
         c.write_text("/etc/hostname", "the container's\n")
@@ -33,21 +31,21 @@ def other(tmp_path_factory):
 
 @pytest.fixture
 def made(other):
-    """Make things in the new directory /root/made by a script."""
+    """Return a function that creates files in the new directory /root/made by a script."""
 
     def made(script):
         other.run(
             ["sh", "-ec", f"rm -rf /root/made; mkdir /root/made; cd /root/made; {script}"],
             check=True,
-            capture_output=True,  # no thread that copies an inherited pipe
+            capture_output=True,  # without a thread for an inherited pipe
         )
 
     return made
 
 
-def test_a_named_link_is_what_it_leads_to_inside(other, made, tmp_path):
-    """copy_out of a link to a file or a directory copies that, of the container's, and makes no
-    link on the host.
+def test_a_link_as_source_is_followed_inside(other, made, tmp_path):
+    """copy_out of a link to a file or a directory copies that of the container, and creates no link
+    on the host.
     """
     made("mkdir dir; echo in > dir/file; ln -s /etc/hostname f; ln -s dir d")
     other.copy_out("/root/made/f", tmp_path)
@@ -59,8 +57,8 @@ def test_a_named_link_is_what_it_leads_to_inside(other, made, tmp_path):
     assert (False, ["file"]) == ((tmp_path / "as").is_symlink(), os.listdir(tmp_path / "as"))
 
 
-def test_a_named_link_to_nothing_is_refused(other, made, tmp_path):
-    """A link whose end exists on the host alone is no file inside, and none comes out."""
+def test_a_dangling_link_as_source_is_refused(other, made, tmp_path):
+    """A link whose target exists on the host only is an error."""
     (tmp_path / "host").write_text("the host's")
     made(f"ln -s {tmp_path}/host f")
     with pytest.raises(FileNotFoundError):
@@ -69,8 +67,8 @@ def test_a_named_link_to_nothing_is_refused(other, made, tmp_path):
 
 
 @pytest.mark.parametrize("script", ["mkfifo x", "ln -s /dev/zero x"])
-def test_what_is_no_file_is_refused_by_name(other, made, tmp_path, script):
-    """A FIFO or a device is neither opened nor left out in silence."""
+def test_fifos_and_devices_are_refused(other, made, tmp_path, script):
+    """copy_out of a FIFO or a device raises an error and does not open it."""
     made(script)
     with pytest.raises(OSError, match="FIFO, a socket or a device"):
         other.copy_out("/root/made/x", tmp_path / "out")
@@ -78,9 +76,7 @@ def test_what_is_no_file_is_refused_by_name(other, made, tmp_path, script):
 
 
 def test_links_that_stay_in_the_directory_are_links(other, made, tmp_path):
-    """A relative link to something below the copied directory comes out as it is, dangling or
-    not.
-    """
+    """A relative link to a path below the copied directory is copied as a link, dangling or not."""
     made(
         "mkdir -p a/b; echo x > f; ln -s b/../../f a/odd; ln -s ../../f a/b/up; ln -s a/./b down; "
         "ln -s nothing dangling"
@@ -108,7 +104,7 @@ ESCAPES = {
 @pytest.mark.parametrize("script", ESCAPES.values(), ids=ESCAPES.keys())
 @pytest.mark.parametrize("content", ["", "/."])
 def test_no_link_leads_out_of_the_copy(other, made, tmp_path, script, content):
-    """Where a link would lead out, the file that the container sees comes out, or nothing."""
+    """A link that would lead out is copied as the file that the container sees, or not at all."""
     (tmp_path / "host").write_text("the host's")
     made(script.format(host=tmp_path / "host"))
     other.copy_out(f"/root/made{content}", tmp_path / "out")
@@ -119,16 +115,16 @@ def test_no_link_leads_out_of_the_copy(other, made, tmp_path, script, content):
 
 
 def test_a_link_to_a_directory_elsewhere_is_refused(other, made, tmp_path):
-    """Such a directory may be of any size, the whole root too: the error names the link."""
+    """The error of a link to a directory outside of the copied one names the link."""
     made("ln -s / root")
     with pytest.raises(
-        OSError, match=r"leads to a directory outside of what is copied.*/root/made/root"
+        OSError, match=r"leads to a directory outside of the copied one.*/root/made/root"
     ):
         other.copy_out("/root/made", tmp_path / "out")
 
 
 def test_many_links_to_one_file_take_its_space_once(other, made, tmp_path):
-    """What a thousand links lead to is copied once."""
+    """A thousand links to one file become hard links to one copy."""
     made("i=0; while [ $i -lt 20 ]; do ln -s /bin/busybox l$i; i=$((i+1)); done")
     other.copy_out("/root/made", tmp_path / "out")
     assert [1, 20] == [
@@ -137,8 +133,8 @@ def test_many_links_to_one_file_take_its_space_once(other, made, tmp_path):
     ]
 
 
-def test_names_that_share_a_file(other, tmp_path):
-    """Hard links, three of one file too, are hard links inside and when they come out."""
+def test_hard_links_are_copied_as_hard_links(other, tmp_path):
+    """Hard links, also three to one file, are hard links inside and when copied out."""
     (tmp_path / "in/sub").mkdir(parents=True)
     (tmp_path / "in/a").write_text("shared")
     for name in ("b", "sub/c", "sub/d"):
@@ -157,8 +153,8 @@ def test_names_that_share_a_file(other, tmp_path):
     )
 
 
-def test_sparse_files(other, tmp_path):
-    """A hole of gigabytes takes no space on either side, and content is where it was."""
+def test_sparse_files_stay_sparse(other, tmp_path):
+    """A hole of gigabytes takes no space on either side, and the content is at its place."""
     with open(tmp_path / "sparse", "wb") as file:
         file.truncate(2 * _GIB)
         os.pwrite(file.fileno(), b"middle", _GIB)
@@ -174,7 +170,7 @@ def test_sparse_files(other, tmp_path):
 
 
 def test_deep_trees(other, deep_path):
-    """Neither depth nor the length of paths is a limit."""
+    """Neither depth nor the length of paths is limited."""
     (deep_path / "in").mkdir()
     dig(deep_path / "in", 1000, "d" * 200)
     other.copy_in(deep_path / "in", "/root/deep")
@@ -182,16 +178,16 @@ def test_deep_trees(other, deep_path):
     assert (1000, "the end") == levels(deep_path / "out", "d" * 200)
 
 
-def test_a_fifo_in_the_place_of_the_copy_is_not_written_to(other, made, tmp_path):
-    """Nobody inside gets hold of what is copied over a FIFO, and nobody waits."""
+def test_a_fifo_at_the_target_is_refused(other, made, tmp_path):
+    """A copy to the path of a FIFO raises an error, without waiting and without writing to it."""
     (tmp_path / "f").write_text("x")
     made("mkfifo f")
     with pytest.raises(FileExistsError, match="not a regular file"):
         other.copy_in(tmp_path / "f", "/root/made/f")
 
 
-def test_a_file_is_replaced_in_place(other, tmp_path):
-    """Copying over a longer file leaves nothing of that, on either side."""
+def test_copying_over_a_longer_file_truncates_it(other, tmp_path):
+    """A copy over a longer file leaves nothing of its content, on either side."""
     (tmp_path / "f").write_text("short")
     other.write_text("/root/f", "a longer text")
     other.copy_in(tmp_path / "f", "/root/f")
@@ -201,7 +197,7 @@ def test_a_file_is_replaced_in_place(other, tmp_path):
 
 
 def test_no_descriptor_is_left(other, made, tmp_path):
-    """Copying and failing leave nothing open."""
+    """Copying and failing leave no descriptor open."""
     made("mkdir -p a/b/c; echo x > a/f; ln -s / out")
     before = open_descriptors()
     for number in range(10):
@@ -214,7 +210,7 @@ def test_no_descriptor_is_left(other, made, tmp_path):
 
 
 def test_modes_and_times(other, tmp_path):
-    """Mode (without set-user-ID) and modification time of a file go in and come out."""
+    """Mode (without set-user-ID) and modification time are copied both ways."""
     (tmp_path / "f").write_text("x")
     (tmp_path / "f").chmod(0o4750)
     os.utime(tmp_path / "f", (1, 2))

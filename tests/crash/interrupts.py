@@ -19,6 +19,7 @@ from crash import leftovers
 
 from pytest_sandbox import Container
 from pytest_sandbox.client import session
+from pytest_sandbox.container.entrance import entrance_of
 from pytest_sandbox.linux import cgroup
 
 
@@ -39,7 +40,7 @@ def interrupt(*_arguments: object) -> None:
 
 def kernel_limit(container: Container) -> int:
     """Return the kernel's limit on the memory of a container's init."""
-    hierarchy = container.launcher.hierarchy
+    hierarchy = container.handle.launcher.hierarchy
     own = cgroup.parse_own(cgroup.read(f"/proc/{container.pid}/cgroup"))
     if hierarchy.version == 1:
         mount, path, name = hierarchy.mounts["memory"], own["memory"], "memory.limit_in_bytes"
@@ -68,7 +69,7 @@ def call(held: Container, _number: int) -> None:
 def commit(held: Container, _number: int) -> None:
     held.commit()
     # The next use of a committed container gives it a new layer and a new init.
-    held.join_target()
+    entrance_of(held.handle)
 
 
 def diff(held: Container, _number: int) -> None:
@@ -120,9 +121,7 @@ def figures() -> dict[str, int]:
 
 def count() -> dict[str, int]:
     launcher = session.current()
-    groups = sum(
-        1 for directory in launcher.session.directories for path in cgroup.below(directory)
-    )
+    groups = sum(1 for directory in launcher.session.directories for path in cgroup.walk(directory))
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
         "descriptors of the launcher": len(os.listdir(f"/proc/{launcher.process.pid}/fd")),

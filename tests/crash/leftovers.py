@@ -89,7 +89,7 @@ def _files(client):
     state = Path(cleanup.state_directory())
     found = [path for path in state.iterdir() if path.name.startswith(start)]
     found += (Path(paths.images()) / "writable").glob(f"{start}*")
-    for name, directories in cgroup.Hierarchy.find().sessions().items():
+    for name, directories in cgroup.find_hierarchy().sessions().items():
         found += directories if name.startswith(start) else ()
     mounts = read("/proc/self/mountinfo").decode(errors="replace").splitlines()
     return [*map(str, found), *(line for line in mounts if start in line)]

@@ -97,7 +97,7 @@ def removed_elsewhere(*prefix):
 def test_a_cleanup_leaves_the_cgroups_of_a_live_session(prefix):
     """A cleanup in other namespaces, or in a chroot, finds the cgroups' locks taken."""
     with Container() as first:
-        name = first.launcher.name
+        name = first.handle.launcher.name
     assert name not in removed_elsewhere(*prefix)
     assert [] == [
         directory
@@ -113,7 +113,7 @@ def test_a_cleanup_leaves_the_cgroups_of_a_live_session(prefix):
 def test_no_other_user_can_lock_a_sessions_cgroups():
     """Only their owner can open them, so no other user can keep them locked."""
     with Container() as container:
-        directories = container.launcher.session.directories
+        directories = container.handle.launcher.session.directories
         assert {0o700} == {
             os.stat(directory).st_mode & 0o777
             for directory in directories
@@ -123,9 +123,9 @@ def test_no_other_user_can_lock_a_sessions_cgroups():
 
 def test_empty_cgroups_without_an_owner_are_removed_from_anywhere():
     """Any cleanup removes the empty cgroups of a dead session of another state directory."""
-    made = cgroup.Hierarchy.find().session(f"unowned-{os.getpid():x}")
+    made = cgroup.find_hierarchy().session(f"unowned-{os.getpid():x}")
     made.create("one")
-    made.hand_over()
+    made.close_locks()
     try:
         assert made.name in removed_elsewhere(*OWN_RUN)
         assert [] == [directory for directory in made.directories if os.path.exists(directory)]
@@ -135,12 +135,12 @@ def test_empty_cgroups_without_an_owner_are_removed_from_anywhere():
 
 def test_cgroups_without_a_lock_file_that_have_processes_stay():
     """A cleanup kills no process of a session whose lock file it does not find."""
-    made = cgroup.Hierarchy.find().session(f"unowned-{os.getpid():x}")
+    made = cgroup.find_hierarchy().session(f"unowned-{os.getpid():x}")
     group = made.create("one")
-    made.hand_over()
+    made.close_locks()
     with subprocess.Popen(["sleep", "1000"]) as sleep:
         try:
-            for path in group.joins():
+            for path in group.join_paths():
                 Path(path).write_text(str(sleep.pid))
             removed_elsewhere(*OWN_RUN)
             assert (None, (sleep.pid,)) == (sleep.poll(), group.pids())
@@ -262,7 +262,7 @@ import threading
 from pytest_sandbox import Container
 names = []
 def one():
-    with Container() as c: names.append(c.launcher.name)
+    with Container() as c: names.append(c.handle.launcher.name)
 threads = [threading.Thread(target=one) for _ in range(6)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()

@@ -116,7 +116,7 @@ def test_a_launcher_that_dies_takes_its_containers():
         with c.popen(["sleep", "60"]) as p:
             os.kill(leftovers.launcher_of(os.getpid()), signal.SIGKILL)
             assert -signal.SIGKILL == p.wait(30)
-        assert process.ended(c.pidfd, 30)
+        assert process.ended(c.handle.pidfd, 30)
         with pytest.raises(ContainerStopped):
             c.run(["true"])
         assert "stopped" == c.status
@@ -128,13 +128,16 @@ def test_a_launcher_that_dies_between_two_containers():
     """A new one creates the next container, also while the old one has not ended completely."""
     for _ in range(20):
         with Container() as c:
-            launcher = c.launcher
+            launcher = c.handle.launcher
         os.kill(launcher.process.pid, signal.SIGKILL)
         gone = select.poll()
         gone.register(launcher.channel.fileno(), 0)
         assert gone.poll(30_000)
         with Container() as again:
-            assert (0, True) == (again.run(["true"]).returncode, again.launcher is not launcher)
+            assert (0, True) == (
+                again.run(["true"]).returncode,
+                again.handle.launcher is not launcher,
+            )
 
 
 @pytest.mark.parametrize("where", ["/tmp", "/dev/shm", "/usr"])
@@ -273,7 +276,7 @@ def test_a_state_directory_that_others_may_write_to(tmp_path):
     directory.mkdir()
     directory.chmod(0o777)
     code = (
-        f"import pytest_sandbox.paths as f; f.state = lambda: {str(directory)!r}\nfrom "
+        f"import pytest_sandbox.paths as f; f.states = lambda: [{str(directory)!r}]\nfrom "
         "pytest_sandbox import Container\nContainer().start()"
     )
     with python(code) as p:

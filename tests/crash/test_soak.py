@@ -24,12 +24,12 @@ def figures():
     """Return counts of what could accumulate, and the resident memory of the launcher in kB."""
     me, launcher = os.getpid(), leftovers.launcher_of(os.getpid())
     session = next(
-        name for name in cgroup.Hierarchy.find().sessions() if name.startswith(f"{me:x}-")
+        name for name in cgroup.find_hierarchy().sessions() if name.startswith(f"{me:x}-")
     )
     groups = [
         path
-        for directory in cgroup.Hierarchy.find().sessions()[session]
-        for path in cgroup.below(directory)
+        for directory in cgroup.find_hierarchy().sessions()[session]
+        for path in cgroup.walk(directory)
     ]
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
         mounts = sum(1 for line in file if session in line)

@@ -1,10 +1,10 @@
-"""Every example of the README and of docs/ runs, in containers, as it is printed.
+"""Run every example of the README and of docs/ as it is printed.
 
-A fence of Python without a title is a script. Fences with ``title="NAME"`` below one heading are
-the files of one directory, in which pytest runs. A comment before a fence says more: ``<!--
-options: --sandbox -n 2 -->`` for pytest, ``<!-- outcomes: failed=1 -->`` where not all pass, ``<!--
-output -->`` where the fence is what is printed ("..." stands for anything), ``<!-- not run: REASON
--->``.
+A Python code block without a title is a script. Blocks with ``title="NAME"`` below one heading are
+files in one directory, in which pytest runs. A comment before a block has more information:
+``<!-- options: --sandbox -n 2 -->`` for pytest, ``<!-- outcomes: failed=1 -->`` if not all tests
+pass, ``<!-- output -->`` if the block is the expected output ("..." matches anything),
+``<!-- not run: REASON -->``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TITLE = re.compile(r'title="([^"]+)"')
 
 @dataclass
 class Fence:
-    """One block of code, with what the comments before it say."""
+    """A code block, with the comments before it."""
 
     language: str
     title: str | None
@@ -43,7 +43,7 @@ class Fence:
 
 @dataclass
 class Example:
-    """What is run at once: the files below one heading, or one script."""
+    """The files below one heading, or one script."""
 
     name: str
     files: dict[str, str] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Example:
 
 
 def fences(text: str) -> list[tuple[str, Fence]]:
-    """Every block of a page with the heading above it."""
+    """Return all code blocks of a page, each with the heading above it."""
     found: list[tuple[str, Fence]] = []
     heading, indent, closing = "", "", ""
     said: dict[str, str] = {}
@@ -145,9 +145,7 @@ def assert_printed(expected: list[list[str]], printed: str) -> None:
 @pytest.mark.needs("root", "limits")
 @pytest.mark.parametrize("example", ALL, ids=lambda example: example.name)
 def test_an_example_does_what_it_says(example, pytester, monkeypatch):
-    """The example's tests have the outcomes that its page tells, and it prints what its page
-    shows.
-    """
+    """The tests of an example have the outcomes and the output that its page shows."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     for name, text in example.files.items():
         path = pytester.path / name
@@ -178,7 +176,7 @@ def test_an_example_does_what_it_says(example, pytester, monkeypatch):
 
 
 def test_the_pages_hold_examples():
-    """The pattern still finds what the pages print."""
+    """The examples of the pages are found."""
     assert 5 < len(ALL)
 
 
@@ -208,8 +206,8 @@ broken(
 """
 
 
-def test_a_page_is_taken_apart(tmp_path, monkeypatch):
-    """Scripts, files of one directory, comments and outputs are told apart."""
+def test_a_page_is_parsed(tmp_path, monkeypatch):
+    """Scripts, files of one directory, comments and outputs are distinguished."""
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     page = tmp_path / "page.md"
     page.write_text(PAGE)

@@ -1,4 +1,4 @@
-"""The pages that stand outside of the site's own checks, and what is made from the code."""
+"""Checks of the pages that mkdocs does not make, and of the pages that are generated."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from mkdocs_hooks import on_page_markdown
 
-from pytest_sandbox.cli import main
-from pytest_sandbox.settings import KEYS
+from pytest_sandbox.cli import verbs
+from pytest_sandbox.settings.settings import KEYS
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "sample_project/README.md")
@@ -18,9 +18,7 @@ PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "sample_
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    """Each relative link of a page outside of docs/ names a file, and a heading where it names
-    one.
-    """
+    """Each relative link of a page outside of docs/ refers to an existing file and heading."""
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if target.startswith("http"):
@@ -37,7 +35,7 @@ def headings(page: Path) -> set[str]:
 
 
 def test_the_reference_describes_every_key():
-    """The table of settings has a row for each key, which says whether it is an option too."""
+    """The table of settings has a row for each key, which says whether it is also an option."""
     page = on_page_markdown((ROOT / "docs/reference/settings.md").read_text())
     for key in KEYS.values():
         assert f"| `{key.name}` | {'yes' if key.option else ''} |" in page
@@ -46,15 +44,13 @@ def test_the_reference_describes_every_key():
 def test_the_reference_describes_every_verb():
     """Each verb of the command line has a section with its help."""
     page = on_page_markdown((ROOT / "docs/reference/cli.md").read_text())
-    for name in main.MODULES:
+    for name in verbs.MODULES:
         assert f"\n## {name}\n" in page
         assert f"\nusage: pytest-sandbox {name} " in page
 
 
 def test_every_promise_names_a_test_that_exists():
-    """Each row of a table of promises in docs/security.md names tests, and each of them is
-    there.
-    """
+    """Each row of a table of promises in docs/security.md names tests, and they exist."""
     text = (ROOT / "docs/security.md").read_text()
     rows = re.findall(r"^\| promise \| test \|\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
     assert [] == [row for table in rows for row in table.splitlines() if "`tests/" not in row]
@@ -66,8 +62,25 @@ def test_every_promise_names_a_test_that_exists():
         ), name
 
 
+def test_the_glossary_is_sorted():
+    """The terms of the glossary are in alphabetical order."""
+    text = (ROOT / "docs/glossary.md").read_text()
+    terms = re.findall(r"^(.+)\n: ", text, re.MULTILINE)
+    assert len(terms) > 30
+    assert sorted(terms, key=str.casefold) == terms
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/design.md", "docs/security.md"])
+def test_files_that_a_page_names_exist(page):
+    """A source file that a page names is in the package or below the repository's root."""
+    named = re.findall(r"`([\w./]+/[\w.]+\.(?:py|c))`", (ROOT / page).read_text())
+    assert named
+    for name in named:
+        assert (ROOT / "pytest_sandbox" / name).exists() or (ROOT / name).exists(), name
+
+
 def test_ci_runs_the_readmes_commands():
-    """Each of the two commands stands once in the README, and CI takes it from there."""
+    """Each of the two commands is in the README once, and CI reads it from there."""
     ci = (ROOT / ".ci/run").read_text()
     for name in ("main-job", "tests"):
         assert 1 == (ROOT / "README.md").read_text().count(
@@ -77,5 +90,5 @@ def test_ci_runs_the_readmes_commands():
 
 
 def test_ci_is_shell():
-    """The script of CI is read by bash without complaint."""
+    """The CI script has no syntax error."""
     assert 0 == subprocess.run(["bash", "-n", ROOT / ".ci/run"], check=False).returncode

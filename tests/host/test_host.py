@@ -51,7 +51,7 @@ def become_nobody() -> None:
 def enter_user_namespace() -> None:
     uid, gid = os.geteuid(), os.getegid()
     sc.unshare(sc.CLONE_NEWUSER)
-    userns.map_alone(uid, gid, rooted=True)
+    userns.map_single_id(uid, gid, rooted=True)
 
 
 def take_away(parameter: str) -> Callable[[], None]:

@@ -222,7 +222,7 @@ from pytest_sandbox import Container, SandboxError, host
 from pytest_sandbox.container import saved_layers
 row = host.find("image store")
 print(row.found, row.remedy)
-for attempt in (lambda: Container(storage="disk").start(), lambda: saved_layers.keep(container)):
+for attempt in (lambda: Container(storage="disk").start(), lambda: saved_layers.save(container.handle)):
     with Container() as container:
         container.run(["rm", "/etc/passwd"], check=True)
         try:

@@ -110,7 +110,7 @@ def test_without_apparmor_no_profile_confines():
     profile.
     """
     row = host.find("no profile")
-    assert (not confinement.profile(), bool(row.remedy)) == (row.found, not row.found)
+    assert (not confinement.apparmor_profile(), bool(row.remedy)) == (row.found, not row.found)
 
 
 NO_MOUNTS = "network, capability, file, umount, signal, ptrace, deny mount,"

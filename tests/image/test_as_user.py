@@ -88,7 +88,7 @@ def test_what_another_user_inside_closed_is_kept(home, image):
     """A kept layer has it too, and can be removed."""
     with Container(image=image) as container:
         container.run(["/bin/sh", "-c", WRITE], check=True)
-        one = saved_layers.keep(container)
+        one = saved_layers.save(container.handle)
     assert ({os.getuid()}, "text\n") == (
         owners(Path(one.directory)),
         Path(one.directory, "0/upper/five/file").read_text(),

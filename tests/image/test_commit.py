@@ -197,17 +197,17 @@ def test_a_wrong_name_is_refused_before_anything_is_done():
         assert 0 == container.run(["true"]).returncode
 
 
-def test_memory_of_a_commit_is_free_when_nobody_has_it():
-    """The layer holder releases the layer when the next container starts."""
+def test_memory_of_a_commit_is_freed_when_nobody_refers_to_it():
+    """The layer holder drops the layer when the next container starts."""
     with Container() as container:
         container.write_text("/x", "x")
         image = container.commit()
-        launcher = container.launcher
+        launcher = container.handle.launcher
     key = image.shelves[0].key
     del image, container
     gc.collect()
     launcher.snapshots.collect()
-    assert key in launcher.snapshots.unused
+    assert [key] == launcher.snapshots.unused
     with Container() as container:
         assert [] == launcher.snapshots.unused
         assert 0 == container.run(["true"]).returncode

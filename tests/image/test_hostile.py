@@ -33,6 +33,7 @@ from tarballs import (
 )
 
 from pytest_sandbox import Image, ImageError
+from pytest_sandbox.image.prune import collect, prune
 from pytest_sandbox.image.size_limits import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def test_a_forged_layout_is_refused_and_leaves_nothing(tmp_path, store, change, 
         where = tmp_path / "layout.tar"
     with pytest.raises(ImageError, match=said):
         Image.load(where)
-    store.collect()
+    collect(store)
     assert [] == Image.list()
     assert is_clean(store)
 
@@ -209,7 +210,7 @@ def test_an_evil_layer_names_layer_and_path(tmp_path, store, entries, said):
     assert str(caught.value).isprintable()
     assert "untouched" == (tmp_path / "precious").read_text()
     assert not Path("/evil").exists()
-    store.collect()
+    collect(store)
     assert is_clean(store)
 
 
@@ -222,7 +223,7 @@ def test_a_bomb_is_stopped(tmp_path, store, monkeypatch):
     monkeypatch.setenv("PYTEST_SANDBOX_MAX_LAYER", "1m")
     with pytest.raises(ImageError, match="PYTEST_SANDBOX_MAX_LAYER"):
         Image.load(where)
-    store.collect()
+    collect(store)
     assert is_clean(store)
     monkeypatch.setenv("PYTEST_SANDBOX_MAX_LAYER", "4m")
     assert 3 << 20 == Image.load(where).size
@@ -307,7 +308,7 @@ def test_what_is_no_image_is_refused(tmp_path, store, data, request):
     else:
         with pytest.raises(ImageError):
             Image.load(tmp_path / "file")
-    store.collect()
+    collect(store)
     assert is_clean(store)
 
 
@@ -386,14 +387,14 @@ def test_a_process_may_be_killed_at_any_moment(tmp_path, store, how):
             for image in Image.list():
                 assert all(os.path.isdir(one) for one in image.lower_directories())
             if round_ % 4 == 3:
-                store.collect()
+                collect(store)
                 assert is_clean(store)
-                store.prune(every=True)
+                prune(store, every=True)
         image = Image.pull(argument) if how == "pull" else Image.load(argument)
         assert [2 << 20, 1, 700 * 700] == sorted(
             image.layer_sizes(), key=lambda size: (size != 2 << 20, size)
         )
-        store.collect()
+        collect(store)
         assert is_clean(store)
 
 
@@ -412,7 +413,7 @@ def test_processes_that_load_the_same_image_at_once_make_it_once(tmp_path, store
     said = [process.communicate() for process in processes]
     assert [("go\ndone\n", "")] * 4 == said
     assert ["killed:1"] == [image.reference for image in Image.list()]
-    store.collect()
+    collect(store)
     assert is_clean(store)
 
 
@@ -420,13 +421,15 @@ def test_removal_and_loading_side_by_side_lose_nothing(tmp_path, store):
     """Who loads an image has it, whatever others remove meanwhile."""
     where = heavy().write(tmp_path / "layout")
     code = (
-        "import sys, os\nfrom pytest_sandbox import Image, ImageError\nfrom "
-        "pytest_sandbox.image.store import Store\n"
+        "import sys, os\n"
+        "from pytest_sandbox import Image\n"
+        "from pytest_sandbox.image.prune import collect\n"
+        "from pytest_sandbox.image.store import Store\n"
         "for n in range(8):\n"
         "    image = Image.load(sys.argv[1], name=f'{sys.argv[2]}:1')\n"
         "    assert all(os.path.isdir(one) for one in image.lower_directories()), n\n"
         "    image.remove()\n"
-        "    Store().collect()\n"
+        "    collect(Store())\n"
     )
     processes = [
         subprocess.Popen(
@@ -435,7 +438,7 @@ def test_removal_and_loading_side_by_side_lose_nothing(tmp_path, store):
         for name in ("a", "b", "c")
     ]
     assert [(None, "")] * 3 == [process.communicate() for process in processes]
-    store.collect()
+    collect(store)
     assert is_clean(store)
     assert [] == Image.list()
 
@@ -448,7 +451,7 @@ def test_a_saved_archive_with_a_wrong_layer_is_refused(tmp_path, store):
     (tmp_path / "saved.tar").write_bytes(data)
     with pytest.raises(ImageError, match="its diff_id is"):
         Image.load(tmp_path / "saved.tar")
-    store.collect()
+    collect(store)
     assert is_clean(store)
 
 
@@ -463,7 +466,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, store):
     try:
         with pytest.raises(ImageError, match=r"No space left.*pytest-sandbox prune"):
             Image.load(where)
-        store.collect()
+        collect(store)
         assert is_clean(store)
     finally:
         subprocess.run(["umount", store.directory], check=True)

@@ -30,6 +30,7 @@ from tarballs import (
 from pytest_sandbox import Container, Image, ImageError
 from pytest_sandbox.image.image import find
 from pytest_sandbox.image.manifest import Platform
+from pytest_sandbox.image.store import UnknownImage
 
 if TYPE_CHECKING:
     from pytest_sandbox.image.store import Store
@@ -341,7 +342,7 @@ def test_two_names_of_an_image_go_one_by_one(made, tmp_path, store):
     assert {"two": "2", "three": "3"} == shown(second)
     Image.get("b:1").remove()
     assert [] == left_in(store)["layers"]
-    with pytest.raises(ImageError, match="no longer stored"):
+    with pytest.raises(UnknownImage, match="It was removed"):
         second.lower_directories()
 
 

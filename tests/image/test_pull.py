@@ -23,6 +23,7 @@ from pytest_sandbox import Image, ImageError
 from pytest_sandbox.image import registry as module
 from pytest_sandbox.image import transport
 from pytest_sandbox.image.manifest import Platform
+from pytest_sandbox.image.prune import collect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -277,7 +278,7 @@ def test_an_unknown_image_is_said_to_be_unknown(server):
 
 
 def is_empty(store: Store) -> bool:
-    store.collect()
+    collect(store)
     return not any(
         os.listdir(store.path(name)) for name in ("layers", "tmp", "documents", "images", "locks")
     )

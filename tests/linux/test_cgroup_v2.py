@@ -1,6 +1,4 @@
-"""Version 2: where sessions are put, who moves for them, and who is told what when they cannot
-be.
-"""
+"""Cgroup v2: where sessions are created, which processes are moved, and the errors."""
 
 from __future__ import annotations
 
@@ -16,44 +14,46 @@ import pytest
 
 from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.linux import syscall
-from pytest_sandbox.linux.cgroup import LEAF, Hierarchy, Mount, destroy, table
+from pytest_sandbox.linux.cgroup import Mount, destroy, find_hierarchy
+from pytest_sandbox.linux.cgroup.interface_files import read_flat_keyed
 from pytest_sandbox.linux.cgroup.v2 import HierarchyV2
+from pytest_sandbox.linux.cgroup.v2_parent import LEAF
 from pytest_sandbox.linux.cgroup_limits import CgroupLimits
-from pytest_sandbox.settings import Settings
+from pytest_sandbox.settings.settings import Settings
 
 pytestmark = [pytest.mark.needs("cgroup_v2"), pytest.mark.vm]
 
-#: Runs in a group of its own: opens two sessions, closes them, and says after each step where it is
-#: and what it sees.
-VISIT = """
+#: Creates two sessions, closes them, and prints its own cgroup after each step.
+TWO_SESSIONS = """
 import json, sys
-from pytest_sandbox.linux.cgroup import Hierarchy, read, parse_own
+from pytest_sandbox.linux.cgroup import find_hierarchy, parse_own, read
 from pytest_sandbox.linux.cgroup_limits import CgroupLimits
-from pytest_sandbox.settings import Settings
+from pytest_sandbox.settings.settings import Settings
 
-def see():
+def own_cgroup():
     return parse_own(read("/proc/self/cgroup"))[""]
 
-hierarchy = Hierarchy.find()
-steps = [see()]
-first, second = hierarchy.session(sys.argv[1] + "-1"), Hierarchy.find().session(sys.argv[1] + "-2")
-steps.append(see())
-group = second.create("one")
-group.apply(CgroupLimits.of(Settings(memory=64 << 20, cpus=0.5, pids_limit=8)))
-limit = group.stats().memory_limit
+hierarchy = find_hierarchy()
+steps = [own_cgroup()]
+first = hierarchy.session(sys.argv[1] + "-1")
+second = find_hierarchy().session(sys.argv[1] + "-2")
+steps.append(own_cgroup())
+cgroup = second.create("one")
+cgroup.apply(CgroupLimits.of(Settings(memory=64 << 20, cpus=0.5, pids_limit=8)))
+limit = cgroup.stats().memory_limit
 first.close()
-steps.append(see())
+steps.append(own_cgroup())
 second.close()
-steps.append(see())
-print(json.dumps([steps, hierarchy.base.directory, limit]))
+steps.append(own_cgroup())
+print(json.dumps([steps, hierarchy.parent.directory, limit]))
 """
 
 
 @pytest.fixture
 def directory():
-    """A group with all controllers, to be given to somebody."""
-    base = Hierarchy.find().base
-    made = f"{base.directory}/test-{os.getpid()}-{secrets.token_hex(3)}"
+    """A cgroup with all controllers."""
+    parent = find_hierarchy().parent
+    made = f"{parent.directory}/test-{os.getpid()}-{secrets.token_hex(3)}"
     os.mkdir(made)
     yield made
     destroy([made])
@@ -71,10 +71,10 @@ def run_in(directory: str, *argv: str) -> subprocess.CompletedProcess[str]:
 
 
 def wait_for(path: str, name: str, seconds: float = 60) -> dict[str, int]:
-    """A flat keyed file, once the figure of that name is not 0."""
+    """Return a flat keyed file once the value of the key ``name`` is not 0."""
     deadline = time.monotonic() + seconds
-    while not (found := table(path))[name]:
-        assert time.monotonic() < deadline, f"{name} does not come"
+    while not (found := read_flat_keyed(path))[name]:
+        assert time.monotonic() < deadline, f"{name} is still 0"
         time.sleep(0.01)
     return found
 
@@ -84,23 +84,23 @@ def words(path: str) -> list[str]:
         return file.read().split()
 
 
-def visit(directory: str, *before: str) -> tuple[list[str], str, int]:
-    steps, base, limit = json.loads(
-        run_in(directory, *before, sys.executable, "-c", VISIT, os.path.basename(directory)).stdout
+def create_two_sessions(directory: str, *before: str) -> tuple[list[str], str, int]:
+    steps, parent, limit = json.loads(
+        run_in(
+            directory, *before, sys.executable, "-c", TWO_SESSIONS, os.path.basename(directory)
+        ).stdout
     )
-    return steps, base, limit
+    return steps, parent, limit
 
 
 @pytest.mark.needs("limits")
-def test_a_delegated_group_makes_room_and_gives_it_back(directory):
-    """In a scope that systemd delegated, processes go into a leaf while any session lives, and back
-    after the last.
-    """
+def test_processes_of_a_delegated_cgroup_are_moved_to_a_leaf(directory):
+    """They are in the leaf while a session exists, and are moved back after the last one."""
     os.setxattr(directory, "user.delegate", b"1")
-    steps, base, limit = visit(directory)
+    steps, parent, limit = create_two_sessions(directory)
     name = "/" + os.path.relpath(directory, "/sys/fs/cgroup")
     assert [name, f"{name}/{LEAF}", f"{name}/{LEAF}", name] == steps
-    assert (directory, 64 << 20) == (base, limit)
+    assert (directory, 64 << 20) == (parent, limit)
     assert (set(), False) == (
         set(words(f"{directory}/cgroup.subtree_control")),
         os.path.exists(f"{directory}/{LEAF}"),
@@ -108,42 +108,38 @@ def test_a_delegated_group_makes_room_and_gives_it_back(directory):
 
 
 @pytest.mark.needs("root")
-def test_the_root_of_a_cgroup_namespace_makes_room(directory):
-    """A container that has cgroups of its own sees its group as the root: its processes make room
-    there.
-    """
+def test_processes_of_a_namespace_root_are_moved_to_a_leaf(directory):
+    """In a container with its own cgroup namespace, the root's processes are moved."""
     script = 'umount -l /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec "$@"'
-    steps, base, limit = visit(
+    steps, parent, limit = create_two_sessions(
         directory, "unshare", "--cgroup", "--mount", "sh", "-c", script, "sh"
     )
     assert ["/", f"/{LEAF}", f"/{LEAF}", "/"] == steps
-    assert ("/sys/fs/cgroup", 64 << 20) == (base, limit)
+    assert ("/sys/fs/cgroup", 64 << 20) == (parent, limit)
 
 
 @pytest.mark.needs("limits")
-def test_nobody_moves_where_a_parent_is_free(directory):
-    """Where a group above holds no processes and obeys us, sessions stand beside our own group."""
+def test_no_process_is_moved_if_an_ancestor_is_empty(directory):
+    """If a writable ancestor has no processes, sessions are created there."""
     os.mkdir(f"{directory}/leaf")
-    steps, base, _limit = visit(f"{directory}/leaf")
+    steps, parent, _limit = create_two_sessions(f"{directory}/leaf")
     assert 1 == len(set(steps))
-    assert directory == base
+    assert directory == parent
 
 
 @pytest.mark.needs("limits")
-def test_a_group_takes_a_process_at_its_birth(directory):
-    """CLONE_INTO_CGROUP puts a fork into the group without a move, which would wait for all of the
-    machine.
-    """
-    session = Hierarchy.find().session(os.path.basename(directory))
+def test_clone_into_cgroup(directory):
+    """CLONE_INTO_CGROUP starts a child in the cgroup, without the global lock of a move."""
+    session = find_hierarchy().session(os.path.basename(directory))
     try:
-        group = session.create("one")
+        cgroup = session.create("one")
         read, write = os.pipe()
-        pid, pidfd = syscall.clone3(syscall.CLONE_INTO_CGROUP, cgroup=group.fd())
+        pid, pidfd = syscall.clone3(syscall.CLONE_INTO_CGROUP, cgroup=cgroup.fd())
         if not pid:
             os.close(write)
             os.read(read, 1)
             os._exit(0)
-        assert (pid,) == group.pids()
+        assert (pid,) == cgroup.pids()
         os.close(write)
         os.waitpid(pid, 0)
         os.close(pidfd)
@@ -153,26 +149,26 @@ def test_a_group_takes_a_process_at_its_birth(directory):
 
 
 @pytest.mark.needs("limits")
-def test_memory_over_the_soft_limit_is_slowed_down(directory):
-    """Over memory_high the kernel takes memory back and lets the process wait, and kills nobody."""
-    with contextlib.closing(Hierarchy.find().session(os.path.basename(directory))) as session:
-        group = session.create("one")
-        group.apply(CgroupLimits.of(Settings(memory_high=16 << 20)))
+def test_memory_high(directory):
+    """Over memory_high the kernel reclaims memory and delays the process; nothing is killed."""
+    with contextlib.closing(find_hierarchy().session(os.path.basename(directory))) as session:
+        cgroup = session.create("one")
+        cgroup.apply(CgroupLimits.of(Settings(memory_high=16 << 20)))
         command = [sys.executable, "-S", "-c", "x = b'x' * (64 << 20)"]
-        # one thread
-        greedy = subprocess.Popen(command, preexec_fn=lambda: join(group.directory))  # noqa: PLW1509
-        events = wait_for(f"{group.directory}/memory.events", "high")
+        greedy = subprocess.Popen(
+            command,
+            preexec_fn=lambda: join(cgroup.directory),  # noqa: PLW1509 - one thread
+        )
+        events = wait_for(f"{cgroup.directory}/memory.events", "high")
         assert (True, 0) == (events["high"] > 0, events["oom_kill"])
         greedy.kill()
         greedy.wait()
 
 
 @pytest.mark.needs("undelegated")
-def test_a_user_without_a_group_is_given_the_command():
-    """Without delegation a limit is refused with the one command that brings it; without limits all
-    goes on.
-    """
-    hierarchy = Hierarchy.find()
+def test_without_delegation_the_error_names_systemd_run():
+    """Without delegation a limit is rejected; the error has the command that delegates one."""
+    hierarchy = find_hierarchy()
     hierarchy.require(Settings())
     with pytest.raises(
         UnsupportedError, match=r"memory=.* systemd-run --user --scope -p Delegate=yes"
@@ -180,20 +176,18 @@ def test_a_user_without_a_group_is_given_the_command():
         hierarchy.require(Settings().replace(memory="64m"))
 
 
-def test_a_read_only_mount_is_named():
-    """In an outer container with read-only cgroups the remedy speaks of that container."""
+def test_a_read_only_mount():
+    """In an outer container with read-only cgroups the remedy is about that container."""
     hierarchy = HierarchyV2(Mount(2, "/", "/sys/fs/cgroup", frozenset(), writable=False), "/")
     with pytest.raises(UnsupportedError, match=r"read-only here.*--privileged"):
         hierarchy.require(Settings().replace(memory="64m"))
 
 
-def test_a_group_outside_of_the_mount_is_nobodys_base():
-    """Where our group lies above what is mounted, nothing is made anywhere, and a limit is
-    refused.
-    """
+def test_no_parent_if_the_own_cgroup_is_not_mounted():
+    """If the process's own cgroup is above the mounted one, limits are rejected."""
     hierarchy = HierarchyV2(
         Mount(2, "/", "/sys/fs/cgroup", frozenset(), writable=True), "/../above"
     )
-    assert (None, frozenset()) == (hierarchy.base, hierarchy.controllers)
+    assert (None, frozenset()) == (hierarchy.parent, hierarchy.controllers)
     with pytest.raises(UnsupportedError):
         hierarchy.require(Settings().replace(cpus=1))

@@ -1,7 +1,4 @@
-"""Copies of layers.
-
-Everything that a layer says, in no more room than it takes, whatever happens to it meanwhile.
-"""
+"""Copies of overlay layers: complete, as sparse as the source, and safe if the source changes."""
 
 from __future__ import annotations
 
@@ -21,14 +18,14 @@ _GIB = 1 << 30
 
 @pytest.fixture
 def source(deep_path):
-    """An empty tree to be copied."""
+    """An empty directory to copy."""
     (deep_path / "source").mkdir()
     return deep_path / "source"
 
 
 @pytest.fixture
 def copy(deep_path, source):
-    """Copy the tree, and return where the copy is."""
+    """Return a function that copies the tree and returns the path of the copy."""
 
     def copy():
         fd = os.open(source, os.O_RDONLY)
@@ -41,8 +38,8 @@ def copy(deep_path, source):
     return copy
 
 
-def test_holes_stay_holes(source, copy):
-    """A sparse file takes no more room in the copy, and has its content in the same places."""
+def test_sparse_files_stay_sparse(source, copy):
+    """A sparse file has its holes and its data at the same offsets in the copy."""
     with open(source / "sparse", "wb") as file:
         file.truncate(2 * _GIB)
         os.pwrite(file.fileno(), b"middle", _GIB)
@@ -55,8 +52,8 @@ def test_holes_stay_holes(source, copy):
     assert made.stat().st_blocks * 512 < 1 << 20
 
 
-def test_a_hole_at_the_end_and_nothing_else(source, copy):
-    """A file without any data keeps its size."""
+def test_a_file_without_data(source, copy):
+    """A file that is one hole keeps its size."""
     with open(source / "hole", "wb") as file:
         file.truncate(1 << 20)
     assert bytes(1 << 20) == (copy() / "hole").read_bytes()
@@ -64,14 +61,14 @@ def test_a_hole_at_the_end_and_nothing_else(source, copy):
 
 @pytest.mark.parametrize("size", [0, 1, 1 << 16, (1 << 16) + 1, (9 << 20) + 5])
 def test_content_is_copied(source, copy, size):
-    """Small and large files come through whole."""
+    """Small and large files are copied completely."""
     data = os.urandom(size)
     (source / "file").write_bytes(data)
     assert data == (copy() / "file").read_bytes()
 
 
-def test_a_file_that_grows_does_not_keep_the_copy_going(tmp_path, source):
-    """What was written after the copy has looked at the file is not copied."""
+def test_a_file_that_grows(tmp_path, source):
+    """Data that is written after fstat(2) is not copied."""
     (source / "file").write_bytes(b"x" * 10)
     status = os.stat(source / "file")
     (source / "file").write_bytes(b"x" * 100)
@@ -80,27 +77,24 @@ def test_a_file_that_grows_does_not_keep_the_copy_going(tmp_path, source):
     assert b"x" * 10 == (tmp_path / "copy").read_bytes()
 
 
-def test_a_file_without_a_size_is_copied(tmp_path):
-    """What procfs shows as empty is read."""
+def test_a_procfs_file(tmp_path):
+    """A file of procfs, whose size is 0, is copied."""
     with open("/proc/version", "rb") as read, open(tmp_path / "copy", "wb") as write:
         copying.copy_content(read.fileno(), write.fileno(), os.fstat(read.fileno()))
     with open("/proc/version", "rb") as file:
         assert file.read() == (tmp_path / "copy").read_bytes()
 
 
-def test_a_deep_tree_is_copied(source, copy):
-    """Neither the depth nor the length of paths is a limit, and few descriptors are used."""
+def test_a_deep_tree(source, copy):
+    """Depth and path length have no limit, and few descriptors are used."""
     dig(source, 1500, "d" * 200)
     with few_descriptors():
         made = copy()
     assert (1500, "the end") == levels(made, "d" * 200)
 
 
-def test_names_share_a_file_in_the_copy_as_in_the_source(source, copy):
-    """Any number of names, of files, links and FIFOs, in any directory.
-
-    Sockets are left out under all of their names.
-    """
+def test_hard_links(source, copy):
+    """Hard links to files, symbolic links and FIFOs are preserved; sockets are skipped."""
     (source / "a").write_text("shared")
     os.mkfifo(source / "fifo")
     (source / "link").symlink_to("nowhere")
@@ -120,10 +114,8 @@ def test_names_share_a_file_in_the_copy_as_in_the_source(source, copy):
     assert "shared" == (made / "sub/deep/a").read_text()
 
 
-def test_a_file_with_names_that_are_too_deep_is_refused(source, copy):
-    """A further name cannot be linked there, and another copy of the content could take any amount
-    of space.
-    """
+def test_hard_links_with_a_long_path_are_rejected(source, copy):
+    """A path that is too long cannot be linked to, and the content is not copied twice."""
     dig(source, 50, "d" * 200)
     fd = os.open(source, os.O_RDONLY)
     for _ in range(50):
@@ -132,13 +124,13 @@ def test_a_file_with_names_that_are_too_deep_is_refused(source, copy):
         fd = deeper
     os.link("end", "again", src_dir_fd=fd, dst_dir_fd=fd)
     os.close(fd)
-    with pytest.raises(OSError, match="several names"):
+    with pytest.raises(OSError, match="several hard links"):
         copy()
 
 
 @pytest.mark.needs("root")
-def test_deletions_share_an_inode(source, copy):
-    """A layer with many deletions takes one inode for them, as the kernel makes it."""
+def test_whiteouts_share_an_inode(source, copy):
+    """The whiteouts of a layer are hard links to one inode."""
     for number in range(5):
         os.mknod(source / str(number), stat.S_IFCHR, 0)
     made = copy()
@@ -149,15 +141,13 @@ def test_deletions_share_an_inode(source, copy):
     )
 
 
-def test_a_fifo_in_the_place_of_a_file_is_not_opened(source, copy, monkeypatch):
-    """A process that puts a FIFO in a file's place, before or after the copy has looked, does not
-    make it wait.
-    """
+def test_a_file_replaced_by_a_fifo(source, copy, monkeypatch):
+    """The copy does not block if a process replaces a file by a FIFO."""
     (source / "before").write_text("x")
     (source / "after").write_text("content")
     real = copying.open_entry
 
-    def swapping(name, directory):
+    def replace_by_fifo(name, directory):
         if name == "before":
             os.unlink(name, dir_fd=directory)
             os.mkfifo(name, dir_fd=directory)
@@ -167,7 +157,7 @@ def test_a_fifo_in_the_place_of_a_file_is_not_opened(source, copy, monkeypatch):
             os.mkfifo(name, dir_fd=directory)
         return entry
 
-    monkeypatch.setattr(copying, "open_entry", swapping)
+    monkeypatch.setattr(copying, "open_entry", replace_by_fifo)
     made = copy()
     assert (True, "content") == (
         stat.S_ISFIFO(os.lstat(made / "before").st_mode),
@@ -175,16 +165,16 @@ def test_a_fifo_in_the_place_of_a_file_is_not_opened(source, copy, monkeypatch):
     )
 
 
-def test_what_vanishes_is_left_out(source, copy, monkeypatch):
-    """A file that is removed while the tree is copied is no error."""
+def test_a_file_that_disappears(source, copy, monkeypatch):
+    """A file that is removed meanwhile is skipped."""
     (source / "gone").touch()
     (source / "here").touch()
     real = copying.open_entry
 
-    def vanishing(name, directory):
+    def remove_first(name, directory):
         if name == "gone":
             os.unlink(name, dir_fd=directory)
         return real(name, directory)
 
-    monkeypatch.setattr(copying, "open_entry", vanishing)
+    monkeypatch.setattr(copying, "open_entry", remove_first)
     assert ["here"] == os.listdir(copy())

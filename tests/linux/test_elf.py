@@ -1,6 +1,4 @@
-"""Programs that are made in memory: the spawn helper on this architecture, and on the other one
-under emulation.
-"""
+"""The spawn helper, on this architecture and on aarch64 under emulation."""
 
 from __future__ import annotations
 
@@ -13,30 +11,28 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_sandbox.linux import elf, syscall_batch
-from pytest_sandbox.linux.syscall_batch import RECORD_SIZE, Program
+from pytest_sandbox.linux.syscall_batch import RECORD_SIZE, SyscallBatch
 
-HEADER = 8  # the word before the list: the descriptor of the status pipe
+HEADER = 8  # bytes before the list: the descriptor of the status pipe
 STDERR = 2
 
 
 def image_of(*calls):
-    """Return the spawn helper for a list of calls, which reports to stderr, and the list."""
-    made = Program()
+    """Return the spawn helper for a list of calls, which writes records to stderr, and the list."""
+    batch = SyscallBatch()
     for call, *arguments in calls:
-        made.add("try", call, *arguments)
-    data = struct.pack("=q", STDERR) + made.image(elf.DATA_ADDRESS + HEADER, bytes(8))
+        batch.add("try", call, *arguments)
+    data = struct.pack("=q", STDERR) + batch.image(elf.DATA_ADDRESS + HEADER, bytes(8))
     fd = elf.helper_fd(bytes(data))
     with open(fd, "rb") as file:
-        return file.read(), made
+        return file.read(), batch
 
 
 @pytest.fixture(
     params=["native", pytest.param("aarch64", marks=pytest.mark.needs("qemu-aarch64-static"))]
 )
 def run(request, monkeypatch, tmp_path):
-    """Return a function that runs the spawn helper on an architecture, and returns what it printed
-    and reported.
-    """
+    """Return a function that runs the helper: it returns exit status, stdout and records."""
     emulator = shutil.which("qemu-aarch64-static")
     if request.param == "aarch64":
         monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="aarch64"))
@@ -45,7 +41,7 @@ def run(request, monkeypatch, tmp_path):
         cache.cache_clear()
 
     def go(*calls):
-        content, made = image_of(*calls)
+        content, batch = image_of(*calls)
         path = tmp_path / "helper"
         path.write_bytes(content)
         path.chmod(0o755)
@@ -54,29 +50,29 @@ def run(request, monkeypatch, tmp_path):
         records = [
             done.stderr[at : at + RECORD_SIZE] for at in range(0, len(done.stderr), RECORD_SIZE)
         ]
-        return done.returncode, done.stdout, [made.read_record(record) for record in records]
+        return done.returncode, done.stdout, [batch.read_record(record) for record in records]
 
     yield go
     for cache in caches:
         cache.cache_clear()
 
 
-def test_it_makes_its_calls_and_reports_the_lists_end(run):
-    """A list without an error ends with a record that says so."""
+def test_a_list_without_an_error(run):
+    """The last record is the end of the list."""
     status, printed, records = run(("write", 1, b"hello ", 6), ("write", 1, b"world", 5))
     assert (0, b"hello world", [None]) == (status, printed, [index for index, _result in records])
 
 
-def test_it_reports_the_call_that_failed(run):
-    """The record names the call by its place in the list, with its errno."""
+def test_a_call_that_fails(run):
+    """The record has the index of the call and the errno, and later calls are not made."""
     status, printed, records = run(
         ("write", 1, b"hello", 5), ("chdir", b"/no/such/directory"), ("write", 1, b"not this", 8)
     )
     assert (0, b"hello", [(1, -2)]) == (status, printed, records)
 
 
-def test_it_is_sealed_and_not_writable():
-    """Nobody can change what runs, by whichever name."""
+def test_the_helper_cannot_be_changed():
+    """The file is sealed and cannot be opened for writing."""
     fd = elf.helper_fd(b"data")
     try:
         with pytest.raises(
@@ -88,8 +84,8 @@ def test_it_is_sealed_and_not_writable():
 
 
 def test_no_page_is_writable_and_executable():
-    """Code and data are segments of their own."""
-    content, _made = image_of(("getpid",))
+    """Code and data have separate segments."""
+    content, _batch = image_of(("getpid",))
     count = struct.unpack_from("<H", content, 56)[0]
     flags = [struct.unpack_from("<I", content, 64 + 56 * number + 4)[0] for number in range(count)]
     assert [5, 6] == flags

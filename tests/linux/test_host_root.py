@@ -1,6 +1,4 @@
-"""What a user stands on: directories that have mounts below are split, and where the user works it
-may write.
-"""
+"""The skeleton of the host's root for unprivileged users: split directories, and overlays."""
 
 from __future__ import annotations
 
@@ -11,14 +9,14 @@ import stat
 import pytest
 
 from pytest_sandbox.linux.host_root import _Splitter
-from pytest_sandbox.linux.mounts import Mounted
+from pytest_sandbox.linux.mounts import HostMount
 
 pytestmark = pytest.mark.vm
 
 
 @pytest.fixture
 def tree(tmp_path):
-    """A root with a mount in ``var/lib/data``, a mounted file, and what lies beside them."""
+    """A root with a mount on ``var/lib/data``, a file that is a mount point, and other files."""
     root = tmp_path / "root"
     for directory in ("usr/bin", "var/lib/data", "var/lib/other", "var/cache", "etc"):
         (root / directory).mkdir(parents=True)
@@ -34,24 +32,22 @@ def tree(tmp_path):
 def splitter(tree, tmp_path):
     (tmp_path / "skeleton").mkdir()
     entries = [
-        Mounted("/", "ext4", 0),
-        Mounted(f"{tree}/var/lib/data", "xfs", 2),
-        Mounted(f"{tree}/etc/hosts", "ext4", 0),
+        HostMount("/", "ext4", 0),
+        HostMount(f"{tree}/var/lib/data", "xfs", 2),
+        HostMount(f"{tree}/etc/hosts", "ext4", 0),
     ]
     return _Splitter(entries, str(tmp_path / "skeleton"))
 
 
-def test_a_directory_without_mounts_is_laid_over_whole(splitter, tree):
-    """Nothing of it is looked at, however much there is in it."""
+def test_a_directory_without_mounts_has_one_overlay(splitter, tree):
+    """It is not listed, whatever its size."""
     splitter.split(str(tree))
     assert "" == splitter.below[f"{tree}/usr"].source
     assert not any(point.startswith(f"{tree}/usr/") for point in splitter.below)
 
 
 def test_a_directory_with_a_mount_below_is_split(splitter, tree):
-    """Each directory in it has an overlay of its own, the mount among them, down to where no mount
-    is below.
-    """
+    """Each directory in it has an overlay, including the mount."""
     splitter.split(str(tree))
     var, lib = splitter.below[f"{tree}/var"], splitter.below[f"{tree}/var/lib"]
     assert (True, True) == (bool(var.source), bool(lib.source))
@@ -65,8 +61,8 @@ def test_a_directory_with_a_mount_below_is_split(splitter, tree):
     assert "" == splitter.below[f"{tree}/var/lib/other"].source
 
 
-def test_plain_files_beside_a_mount_are_copied(splitter, tree):
-    """Small ones can be written then, mounted ones among them; large ones are shown as they are."""
+def test_files_next_to_a_mount_are_copied(splitter, tree):
+    """Small files are copied, including mount points; large files are bind mounts."""
     splitter.split(str(tree))
     with open(f"{splitter.below[f'{tree}/var'].source}/small") as file:
         assert "small" == file.read()
@@ -77,15 +73,13 @@ def test_plain_files_beside_a_mount_are_copied(splitter, tree):
     assert {f"{tree}/var/large"} == {point for point in splitter.below if os.path.isfile(point)}
 
 
-def test_links_stay_links(splitter, tree):
-    """A link at the root leads where it led."""
+def test_symbolic_links_are_copied(splitter, tree):
+    """A symbolic link in the root has the same target."""
     assert "usr/bin" == os.readlink(f"{splitter.split(str(tree))}/bin")
 
 
-def test_where_the_user_works_it_may_write(splitter, tree):
-    """The first directory on the way that the user may write to has an overlay of its own, for what
-    is above it cannot be copied up.
-    """
+def test_open_mounts_the_first_writable_directory(splitter, tree):
+    """The first writable directory of the path has an overlay; those of the kernel have none."""
     (tree / "usr/share/work").mkdir(parents=True)
     first = next(
         str(directory)
@@ -99,13 +93,13 @@ def test_where_the_user_works_it_may_write(splitter, tree):
     assert not {"/", "/proc", "/proc/self"} & set(splitter.below)
 
 
-def test_sockets_and_fifos_beside_a_mount_are_inert(splitter, tree, monkeypatch):
-    """Each is a new one, which leads to nobody; those that are mounts are noted."""
+def test_sockets_and_fifos_are_replaced(splitter, tree, monkeypatch):
+    """New nodes replace sockets and FIFOs; those that are mount points are recorded."""
     os.mkfifo(tree / "etc/fifo", 0o640)
     with socket.socket(socket.AF_UNIX) as one:
         monkeypatch.chdir(tree)
         one.bind("etc/socket")
-    splitter.mounts[f"{tree}/etc/socket"] = Mounted(f"{tree}/etc/socket", "ext4", 0)
+    splitter.mounts[f"{tree}/etc/socket"] = HostMount(f"{tree}/etc/socket", "ext4", 0)
     splitter.split(str(tree))
     for name, is_kind in {"fifo": stat.S_ISFIFO, "socket": stat.S_ISSOCK}.items():
         copy, original = (

@@ -1,10 +1,10 @@
-"""For how long a group stood still, as version 2 counts it."""
+"""Pressure stall information of cgroup v2 (accounting/psi.rst)."""
 
 from __future__ import annotations
 
 import pytest
 
-from pytest_sandbox.linux.cgroup.v2 import GroupV2
+from pytest_sandbox.linux.cgroup.v2 import CgroupV2
 
 SOME = (
     "some avg10=0.00 avg60=0.12 avg300=1.00 total={}\nfull avg10=0.00 avg60=0.00 avg300=0.00 "
@@ -13,11 +13,11 @@ SOME = (
 
 
 @pytest.mark.vm
-def test_the_seconds_of_some_are_read(tmp_path):
-    """Each kind has the total of "some", in seconds."""
+def test_pressure_seconds(tmp_path):
+    """Each resource has the total of its "some" line, in seconds."""
     for name, total in (("cpu", 1_500_000), ("memory", 0), ("io", 20)):
         (tmp_path / f"{name}.pressure").write_text(SOME.format(total))
-    found = GroupV2(None, "one", str(tmp_path)).pressure()
+    found = CgroupV2(None, "one", str(tmp_path)).pressure()
     assert {
         "cpu_pressure_seconds": 1.5,
         "memory_pressure_seconds": 0.0,
@@ -26,6 +26,6 @@ def test_the_seconds_of_some_are_read(tmp_path):
 
 
 @pytest.mark.vm
-def test_a_kernel_that_does_not_count_has_no_figures(tmp_path):
-    """Without the kernel's files nothing is guessed."""
-    assert {} == GroupV2(None, "one", str(tmp_path)).pressure()
+def test_no_pressure_files(tmp_path):
+    """Without the kernel's files there are no figures."""
+    assert {} == CgroupV2(None, "one", str(tmp_path)).pressure()

@@ -1,4 +1,4 @@
-"""Removal of trees that a container wrote: of any depth, and of nothing else."""
+"""Removal of directory trees that a container has written."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["deep_path"]
 @pytest.mark.parametrize(
     ("depth", "name"), [(3000, "d"), (1500, "d" * 200)], ids=["levels", "long names"]
 )
-def test_a_deep_tree_is_removed(deep_path, depth, name):
-    """Neither the depth nor the length of paths is a limit, and few descriptors are used."""
+def test_a_deep_tree(deep_path, depth, name):
+    """Depth and path length have no limit, and few descriptors are used."""
     root = deep_path / "root"
     root.mkdir()
     dig(root, depth, name)
@@ -28,8 +28,8 @@ def test_a_deep_tree_is_removed(deep_path, depth, name):
     assert not root.exists()
 
 
-def test_directories_without_permissions_are_removed(tmp_path):
-    """What its owner has closed goes too."""
+def test_directories_without_permissions(tmp_path):
+    """Directories with mode 0 are removed."""
     (tmp_path / "root/closed/deep").mkdir(parents=True)
     (tmp_path / "root/closed/deep/file").touch()
     for path in ("root/closed/deep", "root/closed", "root"):
@@ -38,20 +38,17 @@ def test_directories_without_permissions_are_removed(tmp_path):
     assert [] == os.listdir(tmp_path)
 
 
-def test_more_directories_than_are_remembered_at_a_time(tmp_path, monkeypatch):
-    """Names are taken in portions, and none is left."""
-    monkeypatch.setattr("pytest_sandbox.linux.removal._MOST_NAMES", 3)
+def test_many_subdirectories(tmp_path, monkeypatch):
+    """More subdirectories than are held in memory are all removed."""
+    monkeypatch.setattr("pytest_sandbox.linux.removal._MAX_NAMES", 3)
     for number in range(10):
         (tmp_path / f"root/{number}/deep").mkdir(parents=True)
     remove_tree(str(tmp_path / "root"))
     assert [] == os.listdir(tmp_path)
 
 
-def test_links_are_removed_and_not_followed(tmp_path):
-    """A link goes, what it leads to stays.
-
-    So does the target of a link in the place of the tree itself.
-    """
+def test_symbolic_links_are_not_followed(tmp_path):
+    """A link is removed, its target is not; a link as the root is an error."""
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/file").touch()
     (tmp_path / "root").mkdir()
@@ -63,17 +60,14 @@ def test_links_are_removed_and_not_followed(tmp_path):
     assert ["file"] == os.listdir(tmp_path / "precious")
 
 
-def test_what_is_not_there_is_fine(tmp_path):
-    """Somebody else may have removed it."""
+def test_a_missing_directory(tmp_path):
+    """Removing a directory that does not exist is not an error."""
     remove_tree(str(tmp_path / "none"))
 
 
 @pytest.mark.needs("root")
-def test_a_mounted_file_system_stays(tmp_path):
-    """What is mounted in the tree is not emptied.
-
-    The rest is removed, and the error names the place.
-    """
+def test_a_mount_point_is_not_emptied(tmp_path):
+    """The rest is removed, and the error has the path of the mount point."""
     code = f"""
 import os
 from pytest_sandbox.linux import mounts, syscall as sc
@@ -90,7 +84,7 @@ except OSError as error:
     print(error.errno, error.filename)
 print(os.listdir("{tmp_path}/root"), os.listdir("{tmp_path}/root/a/mounted"))
 """
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout
-    assert f"{errno.EBUSY} {tmp_path}/root/a/mounted\n['a'] ['file']\n" == said
+    assert f"{errno.EBUSY} {tmp_path}/root/a/mounted\n['a'] ['file']\n" == output

@@ -1,6 +1,4 @@
-"""The compiled filter, run by an interpreter of its own, against the policy that it was compiled
-from; for every machine, entry and number.
-"""
+"""The compiled seccomp filter, interpreted here, compared with the policy for every number."""
 
 from __future__ import annotations
 
@@ -13,11 +11,11 @@ from pytest_sandbox.linux.seccomp import profile as policy
 
 DOCKER = capabilities.DOCKER_DEFAULT
 JUMP = 5  # BPF_JMP
-WORDS = {0x7FFF0000: "allow", 0x00050001: "refuse", 0x00050026: "missing", 0x80000000: "kill"}
+ACTIONS = {0x7FFF0000: "allow", 0x00050001: "refuse", 0x00050026: "missing", 0x80000000: "kill"}
 
 
 def run(program, number, audit, *arguments):
-    """Interpret classic BPF as the kernel does (net/core/filter.c); returns the filter's word."""
+    """Interpret classic BPF (net/core/filter.c); return the action and the index register."""
     data = struct.pack(
         "<IIQQQ", number, audit, 0, *(one & 0xFFFFFFFFFFFFFFFF for one in (*arguments, 0, 0)[:2])
     )
@@ -33,22 +31,22 @@ def run(program, number, audit, *arguments):
         elif operation == seccomp.AND:
             accumulator &= value
         elif operation == seccomp.RETURN:
-            return WORDS[value], index
+            return ACTIONS[value], index
         else:
-            holds = {
+            is_true = {
                 seccomp.JUMP_EQUAL: accumulator == value,
                 seccomp.JUMP_AT_LEAST: accumulator >= value,
                 seccomp.JUMP_ANY_BIT: bool(accumulator & value),
             }[operation]
-            at += then if holds else otherwise
+            at += then if is_true else otherwise
 
 
-def judge(rule, arguments):
-    """What a rule for an argument says, without any compiling."""
+def action_of_rule(rule, arguments):
+    """Return the action of an argument rule, without compiling it."""
     refused = "missing" if rule.errno == 38 else "refuse"
     argument = arguments[rule.index] & 0xFFFFFFFF & rule.mask
     if rule.then and argument == rule.then[0]:
-        return judge(rule.then[1], arguments)
+        return action_of_rule(rule.then[1], arguments)
     if rule.bits and argument & rule.bits:
         return refused
     if rule.only:
@@ -57,10 +55,10 @@ def judge(rule, arguments):
 
 
 def expected(name, number, newest, granted, arguments=(0, 0), *, packets=False):
-    """What the policy says, without any compiling."""
+    """Return the action of the policy, without compiling it."""
     rule = seccomp.decide(name, granted, packets=packets)
     if rule in policy.BY_ARGUMENT:
-        return judge(policy.BY_ARGUMENT[rule], arguments)
+        return action_of_rule(policy.BY_ARGUMENT[rule], arguments)
     return "missing" if rule == "refuse" and number > newest else rule
 
 
@@ -99,8 +97,8 @@ ENTRIES = [(machine, entry) for machine, entries in seccomp.MACHINES.items() for
 @pytest.mark.parametrize(
     ("machine", "entry"), ENTRIES, ids=lambda value: getattr(value, "table", value)
 )
-def test_every_number_of_every_entry(machine, entry, granted, packets):
-    """Each number, known or not, gets what the policy says of its name and arguments."""
+def test_every_number_of_every_architecture(machine, entry, granted, packets):
+    """Each number, known or not, has the action of the policy for its name and arguments."""
     program = seccomp.program(granted, machine, packets=packets)
     table = seccomp.numbers(entry.table)
     newest = next(number for number, name in table.items() if name == policy.NEWEST)
@@ -116,10 +114,8 @@ def test_every_number_of_every_entry(machine, entry, granted, packets):
 
 
 @pytest.mark.parametrize("granted", [0, DOCKER])
-def test_x32_has_no_more_rights(granted):
-    """With its bit, a number below 512 is what it is without, and one of x32's own is what the
-    table says.
-    """
+def test_x32(granted):
+    """Shared numbers have the same action with the x32 bit, others that of the x32 table."""
     program = seccomp.program(granted, "x86_64")
     native, x32 = seccomp.numbers("X86_64"), seccomp.numbers("X32")
     audit = seccomp.MACHINES["x86_64"][0].audit
@@ -148,32 +144,30 @@ def test_x32_has_no_more_rights(granted):
         ("ioctl", (0, 0x5413), ("allow", "allow")),
     ],
 )
-def test_what_goes_beyond_dockers_policy(name, arguments, answers):
-    """Typing into a terminal is refused, and a packet socket without NET_RAW asked for, by the old
-    way to make one, too.
-    """
+def test_differences_from_docker(name, arguments, answers):
+    """Terminal input ioctls are refused, and packet sockets unless they are allowed."""
     number = next(number for number, known in seccomp.numbers("X86_64").items() if known == name)
     programs = [seccomp.program(DOCKER, "x86_64", packets=packets) for packets in (False, True)]
     audit = seccomp.MACHINES["x86_64"][0].audit
     assert answers == tuple(run(program, number, audit, *arguments)[0] for program in programs)
 
 
-def test_another_architecture_is_killed():
-    """A call by an entry that the machine does not have ends the process."""
+def test_another_architecture_kills_the_process():
+    """A call of an architecture that the machine does not have is fatal."""
     assert (
         "kill" == run(seccomp.program(DOCKER, "x86_64"), 0, seccomp.MACHINES["aarch64"][0].audit)[0]
     )
 
 
-def test_a_machine_without_a_table_is_refused():
-    """No filter is better than none by accident: it is said."""
+def test_an_unsupported_machine_is_rejected():
+    """There is an error instead of a process without a filter."""
     with pytest.raises(ValueError, match="no seccomp policy for machine 'vax'"):
         seccomp.program(DOCKER, "vax")
 
 
 @pytest.mark.parametrize("machine", seccomp.MACHINES)
-def test_the_kernel_would_take_it(machine):
-    """At most 4,096 instructions, every jump forward and inside, the last one a return."""
+def test_limits_of_the_kernel(machine):
+    """At most 4096 instructions, forward jumps inside the program, a return at the end."""
     code = list(struct.iter_unpack("<HBBI", seccomp.program(DOCKER, machine)))
     assert len(code) <= 4096
     assert seccomp.RETURN == code[-1][0]
@@ -206,8 +200,8 @@ def test_the_kernel_would_take_it(machine):
         "pidfd_getfd",
     ],
 )
-def test_dangerous_calls_are_named(name):
-    """What makes a kernel's bug reachable is refused to docker's capabilities."""
+def test_dangerous_calls_are_refused(name):
+    """Calls with a history of kernel bugs are refused to docker's default capabilities."""
     assert "refuse" == seccomp.decide(name, DOCKER)
 
 
@@ -223,8 +217,8 @@ def test_dangerous_calls_are_named(name):
         ("DAC_READ_SEARCH", "open_by_handle_at"),
     ],
 )
-def test_a_capability_brings_its_calls(granted, name):
-    """cap_add opens what docker's profile opens with it, and nothing more."""
+def test_a_capability_allows_its_calls(granted, name):
+    """Adding a capability allows the calls that docker's policy has for it, and no others."""
     assert ("refuse", "allow") == (
         seccomp.decide(name, 0),
         seccomp.decide(name, capabilities.bit(granted)),

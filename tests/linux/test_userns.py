@@ -1,4 +1,4 @@
-"""Maps of user namespaces: who is who in there."""
+"""ID maps of user namespaces, and subordinate ranges."""
 
 from __future__ import annotations
 
@@ -25,27 +25,25 @@ pytestmark = pytest.mark.vm
         (70000, [(100000, 70000)], [(0, 100000, 65536), (70000, 70000, 1)]),
     ],
 )
-def test_the_user_keeps_its_number(own, ranges, expected):
-    """Subordinate ids take the places around it from 0 on, and no place twice."""
-    assert expected == userns.extents(own, ranges)
+def test_builder_map(own, ranges, expected):
+    """The user keeps its ID, and subordinate IDs are mapped to the others from 0 on."""
+    assert expected == userns.builder_map(own, ranges)
 
 
-def test_the_user_is_root_in_an_image():
-    """In the namespace below, the user is 0, and what stood before it is one further; no number is
-    lost.
-    """
+def test_root_map():
+    """The user becomes 0, the IDs below it move up by one, and no ID is lost."""
     outer = [(0, 100000, 1000), (1000, 1000, 1), (1001, 101000, 64535)]
-    assert [(0, 1000, 1), (1, 0, 1000), (1001, 1001, 64535)] == userns.rooted(outer, 1000)
-    assert [(0, 1000, 1)] == userns.rooted([(1000, 1000, 1)], 1000)
+    assert [(0, 1000, 1), (1, 0, 1000), (1001, 1001, 64535)] == userns.root_map(outer, 1000)
+    assert [(0, 1000, 1)] == userns.root_map([(1000, 1000, 1)], 1000)
 
 
-def test_ranges_are_read_by_name_and_number():
-    """Lines of others, and lines that are none, are passed over."""
+def test_subordinate_ranges():
+    """Lines of other users and malformed lines are ignored."""
     uid = os.getuid()
     text = f"somebody-else:1:2\n{uid}:100000:65536\nnonsense\n{uid}:x:y\n{uid}:300000:10\n"
-    assert [(100000, 65536), (300000, 10)] == userns.own_ranges("/etc/subuid", text, uid)
+    assert [(100000, 65536), (300000, 10)] == userns.subordinate_ranges("/etc/subuid", text, uid)
 
 
-def test_a_file_that_is_not_there_has_no_ranges(tmp_path):
-    """Without /etc/subuid a user is alone in its namespace."""
-    assert [] == userns.own_ranges(str(tmp_path / "subuid"))
+def test_without_a_subuid_file(tmp_path):
+    """There are no subordinate ranges."""
+    assert [] == userns.subordinate_ranges(str(tmp_path / "subuid"))

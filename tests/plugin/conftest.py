@@ -1,11 +1,10 @@
-"""Runs of pytest in a process of its own, with this plugin and those that a test names, and no
-other.
-"""
+"""Fixtures that run pytest in a process of its own, with this plugin and those a test names."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,11 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Run = Callable[..., pytest.RunResult]
+    Reports = Callable[[], list[dict[str, Any]]]
 
 
 @pytest.fixture
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Return a function that writes a test file and runs it, sandboxed unless ``sandbox=False``."""
+    """Return a function that writes a test file and runs it, with ``--sandbox`` unless
+    ``sandbox=False``.
+    """
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     for name in (
         "PYTEST_ADDOPTS",
@@ -31,33 +33,54 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
         source: str, *args: str, sandbox: bool = True, plugins: tuple[str, ...] = ()
     ) -> pytest.RunResult:
         pytester.makepyfile(source)
-        chosen = [word for name in ("sandbox", *plugins) for word in ("-p", name)]
+        options = [arg for name in ("sandbox", *plugins) for arg in ("-p", name)]
         return pytester.runpytest_subprocess(
-            *chosen, *(["--sandbox"] if sandbox else []), *args, timeout=120
+            *options, *(["--sandbox"] if sandbox else []), *args, timeout=120
         )
 
     return run
 
 
 @pytest.fixture
-def reports(pytester: pytest.Pytester) -> Callable[[], list[dict[str, object]]]:
-    """Return a function that returns what each report said, as a conftest file of the run saw it;
-    ask for it before the run.
+def reports(pytester: pytest.Pytester) -> Reports:
+    """Return a function that returns the reports of a run, as a conftest file of it has got them.
+
+    Request this before the run.
     """
     pytester.makeconftest(
         """
         import json
 
         def pytest_runtest_logreport(report):
-            said = {
-                "test": report.nodeid.split("::")[-1], "when": report.when, "outcome": report.outcome, "text": report.longreprtext,
-                "duration": report.duration, "sections": [list(section) for section in report.sections],
-                "properties": dict(report.user_properties), "expected": hasattr(report, "wasxfail"),
+            found = {
+                "test": report.nodeid.split("::")[-1],
+                "when": report.when,
+                "outcome": report.outcome,
+                "text": report.longreprtext,
+                "duration": report.duration,
+                "sections": [list(section) for section in report.sections],
+                "properties": dict(report.user_properties),
             }
             with open("reports.jsonl", "a") as file:
-                file.write(json.dumps(said) + "\\n")
+                file.write(json.dumps(found) + "\\n")
         """
     )
     return lambda: [
         json.loads(line) for line in (pytester.path / "reports.jsonl").read_text().splitlines()
     ]
+
+
+@pytest.fixture
+def failed_report(reports: Reports) -> Callable[[], dict[str, Any]]:
+    """Return a function that returns the only failed report of a run, with the texts of its
+    sections by title.
+    """
+
+    def failed_report() -> dict[str, Any]:
+        (report,) = [one for one in reports() if one["outcome"] == "failed"]
+        sections: dict[str, str] = defaultdict(str)
+        for title, text in report["sections"]:
+            sections[title] += text
+        return {**report, "sections": sections}
+
+    return failed_report

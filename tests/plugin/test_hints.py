@@ -1,10 +1,23 @@
-"""Hints: what isolation has to do with a failure, said in the report."""
+"""Hints: the report of a failure names the isolation that may have caused it."""
 
 from __future__ import annotations
 
+import os
+import socket
+
 import pytest
 
-pytestmark = pytest.mark.needs("containers", "memory")
+pytestmark = pytest.mark.needs("containers")
+
+
+def hint(result):
+    """Return the first line of the section "hint", or ""."""
+    lines = result.outlines
+    start = next((number for number, line in enumerate(lines) if line.strip("- ") == "hint"), None)
+    return "" if start is None else lines[start + 1]
+
+
+NEXT = "\n    def test_next(): pass\n"
 
 CHILD = """
 import subprocess, sys
@@ -13,9 +26,10 @@ def hog():
 """
 
 
-def test_a_child_that_was_killed_for_memory_is_a_hint(run, reports):
-    """A test that fails over a child's SIGKILL is told that the kernel killed it for memory, and
-    which setting allows more.
+@pytest.mark.needs("memory")
+def test_an_oom_kill_of_a_child_is_a_hint(run, reports):
+    """The report of a test that fails because a child was killed for memory names the limit and the
+    peak.
     """
     run(f"{CHILD}\ndef test_child(): assert 0 == hog()", "--sandbox-memory=64m").assert_outcomes(
         failed=1
@@ -28,9 +42,164 @@ def test_a_child_that_was_killed_for_memory_is_a_hint(run, reports):
     )
 
 
-def test_a_test_that_passes_has_no_hint(run, reports):
-    """A kill that the test expects is a figure in its report, and no more."""
+@pytest.mark.needs("memory")
+def test_a_passed_test_has_no_hint(run, reports):
+    """A test that expects the kill of its child passes without a hint."""
     run(f"{CHILD}\ndef test_child(): assert -9 == hog()", "--sandbox-memory=64m").assert_outcomes(
         passed=1
     )
     assert [] == [one for one in reports() if "hint" in dict(one["sections"])]
+
+
+@pytest.mark.needs("limits")
+def test_a_full_disk_is_a_hint(run, failed_report):
+    """The report of a test that fails with ENOSPC names the limit of the writable layer."""
+    run(f"""
+    import pytest
+    @pytest.mark.container(disk="4m")
+    def test_fill():
+        with open("/tmp/fill", "wb") as file:
+            file.write(bytes(8 << 20))
+    {NEXT}""").assert_outcomes(passed=1, failed=1)
+    assert "writable layer may hold 4 MiB (disk=)" in failed_report()["sections"]["hint"]
+
+
+@pytest.mark.needs("limits")
+def test_too_many_processes_are_a_hint(run, failed_report):
+    """The report of a test that fails because fork(2) returned EAGAIN names the limit."""
+    run(f"""
+    import pytest, subprocess
+    @pytest.mark.container(pids_limit=10)
+    def test_many():
+        started = [subprocess.Popen(["sleep", "100"]) for _ in range(20)]
+    {NEXT}""").assert_outcomes(passed=1, failed=1)
+    assert "may have 10 processes and threads (pids_limit=)" in failed_report()["sections"]["hint"]
+
+
+@pytest.mark.needs("root", "limits")
+def test_a_server_of_a_session_fixture_is_a_hint(run):
+    """The report of a connection refused on a port where the pytest process listens has the remedy,
+    which works.
+    """
+    source = """
+    import http.server, threading, urllib.request, pytest
+    @pytest.fixture(scope="session")
+    def server():
+        handler = http.server.SimpleHTTPRequestHandler
+        served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield served.server_address[1]
+        served.shutdown()
+    def test(server):
+        assert urllib.request.urlopen(f"http://127.0.0.1:{server}/").status == 200
+    """
+    result = run(source)
+    result.assert_outcomes(failed=1)
+    assert (
+        "The connection was refused inside, but the pytest process listens outside, on 127.0.0.1:"
+        in hint(result)
+    )
+    assert 'network="host"' in hint(result)
+    run(source, "--sandbox-network=host").assert_outcomes(passed=1)
+
+
+@pytest.mark.needs("root", "limits")
+def test_a_unix_socket_of_the_host_is_a_hint(run):
+    """The report of a connection refused on a Unix socket of the pytest process has the remedy,
+    which works.
+    """
+    source = """
+    import socket, pytest
+    @pytest.fixture(scope="module")
+    def path(tmp_path_factory):
+        path = {directory!r} + "/socket"
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path)
+            server.listen()
+            yield path
+    {mark}
+    def test(path):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+    """
+    directory = f"/tmp/pytest-sandbox-hint-{os.getpid()}"
+    os.mkdir(directory)
+    try:
+        result = run(source.format(directory=directory, mark=""))
+        result.assert_outcomes(failed=1)
+        assert f"listens outside on the Unix socket {directory}/socket" in result.stdout.str()
+        os.unlink(f"{directory}/socket")
+        mark = f"@pytest.mark.container(volumes=['{directory}:{directory}'])"
+        run(source.format(directory=directory, mark=mark)).assert_outcomes(passed=1)
+    finally:
+        if os.path.exists(f"{directory}/socket"):
+            os.unlink(f"{directory}/socket")
+        os.rmdir(directory)
+
+
+@pytest.mark.needs("root", "limits")
+def test_a_file_of_an_earlier_test_is_a_hint(run):
+    """The report of a missing file that an earlier test created names that test."""
+    result = run("""
+    import pathlib
+    def test_makes(): pathlib.Path("/opt/left").touch()
+    def test_expects(): assert pathlib.Path("/opt/left").read_bytes() == b""
+    """)
+    result.assert_outcomes(passed=1, failed=1)
+    assert hint(result).startswith("/opt/left was created by ")
+    assert "::test_makes" in hint(result)
+
+
+@pytest.mark.needs("root", "limits")
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ('socket.getaddrinfo("example.org", 80)', "No name can be looked up inside"),
+        (
+            'socket.create_connection(("192.0.2.1", 80), 5)',
+            "The container has no network but its own loopback",
+        ),
+    ],
+)
+def test_a_missing_network_is_a_hint(run, body, said):
+    """The report of a failed name resolution or connection names the missing network."""
+    result = run(f"import socket\ndef test(): {body}")
+    result.assert_outcomes(failed=1)
+    assert said in hint(result)
+
+
+@pytest.mark.needs("root", "limits")
+def test_rootless_hints_are_not_given_to_root(run):
+    """Errors that only rootless containers cause have no hint as root."""
+    result = run(
+        "import errno\ndef test(): raise OSError(errno.EXDEV, 'Invalid cross-device link')"
+    )
+    result.assert_outcomes(failed=1)
+    assert "" == hint(result)
+
+
+@pytest.mark.needs("root", "limits")
+def test_an_ordinary_failure_has_no_hint(run):
+    """A failure that isolation does not explain has no hint."""
+    result = run("def test_a(): open('/nowhere')\ndef test_b(): assert 0")
+    result.assert_outcomes(failed=2)
+    assert "" == hint(result)
+
+
+@pytest.mark.needs("root", "limits")
+def test_listening_sockets_are_found():
+    """The listening sockets of a process are found: TCP over IPv4 and IPv6, and none that is
+    closed.
+    """
+    from pytest_sandbox.linux.sockets import Listener, listening
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
+    ):
+        found = listening(os.getpid())
+        assert Listener("127.0.0.1", server.getsockname()[1]) in found
+        assert Listener("::1", six.getsockname()[1]) in found
+    assert Listener(
+        "127.0.0.1", server.getsockname()[1] if server.fileno() >= 0 else 0
+    ) not in listening(os.getpid())

@@ -1,4 +1,4 @@
-"""The plugin's own hooks, from a foreign conftest file."""
+"""The hooks ``pytest_sandbox_*`` in a conftest file."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pytest
 pytestmark = pytest.mark.needs("root")
 
 
-def test_hooks_can_look_and_change(run, pytester):
-    """Settings can be changed at collection; started and discard see a living container, outcome
-    how the test ended.
+def test_hooks_are_called_with_running_containers(run, pytester):
+    """``settings`` can change settings; ``started`` and ``discard`` get a running container;
+    ``outcome`` gets how the test ended.
     """
     pytester.makeconftest("""
         from pytest_sandbox import Exited, Signaled
@@ -51,8 +51,8 @@ def test_hooks_can_look_and_change(run, pytester):
     )
 
 
-def test_a_hook_of_a_directory_is_for_the_tests_below_it(run, pytester):
-    """A conftest file's hooks are called for its own tests."""
+def test_a_hook_of_a_directory_applies_to_tests_below_it(run, pytester):
+    """A conftest file's hooks are called for the tests below it only."""
     pytester.mkdir("below")
     (pytester.path / "below/conftest.py").write_text(
         "def pytest_sandbox_settings(settings): return settings.replace(hostname='below')"
@@ -69,7 +69,9 @@ def test_a_hook_of_a_directory_is_for_the_tests_below_it(run, pytester):
     "hook", ["settings(item)", "started(item)", "outcome(item)", "discard(item)"]
 )
 def test_a_hook_that_raises_is_an_error_of_its_test(run, pytester, hook):
-    """The next test goes on; a wrong settings hook stops the collection."""
+    """A hook that raises fails its test, and the next test runs; a settings hook ends the
+    collection.
+    """
     pytester.makeconftest(
         f"def pytest_sandbox_{hook}:\n    if item.name == 'test_a': raise RuntimeError('from the "
         "hook')"
@@ -83,9 +85,7 @@ def test_a_hook_that_raises_is_an_error_of_its_test(run, pytester, hook):
 
 
 def test_a_hook_may_return_a_dict_of_changes(run, pytester):
-    """A dict stands for what ``settings.replace`` would make of it; the settings that it does not
-    name stay.
-    """
+    """A settings hook may return a dict of the settings to change."""
     pytester.makeconftest(
         "def pytest_sandbox_settings(item, settings): return {'hostname': 'changed', 'memory': "
         "'64m'}"
@@ -94,8 +94,8 @@ def test_a_hook_may_return_a_dict_of_changes(run, pytester):
     import pytest
     @pytest.mark.container(workdir="/usr", hostname="marked")
     def test(container):
-        settings = container.settings
-        assert ("changed", 64 << 20, "/usr") == (settings.hostname, settings.memory, settings.workdir)
+        s = container.settings
+        assert ("changed", 64 << 20, "/usr") == (s.hostname, s.memory, s.workdir)
     """
     run(source).assert_outcomes(passed=1)
 
@@ -106,14 +106,12 @@ def test_a_hook_may_return_a_dict_of_changes(run, pytester):
         ("{'memroy': 1}", "memroy=1 is not valid; accepted: did you mean memory?"),
         ("{'image': '/no/such/root'}", "image='/no/such/root'"),
         ("settings.replace(user='nobody-of-that-name')", "user='nobody-of-that-name' is not valid"),
-        ("'64m'", "returned '64m'; it returns settings.replace(...), a dict of changes, or None"),
-        ("{1: 2}", "returned {1: 2}; it returns settings.replace(...), a dict of changes, or None"),
+        ("'64m'", "returned '64m'; return settings.replace(...), a dict of changes, or None"),
+        ("{1: 2}", "returned {1: 2}; return settings.replace(...), a dict of changes, or None"),
     ],
 )
-def test_what_a_hook_returns_wrongly_is_a_usage_error(run, pytester, returned, said):
-    """Neither a wrong setting nor a value of another kind is a crash: test, hook and value are
-    named.
-    """
+def test_an_invalid_result_of_a_settings_hook_is_a_usage_error(run, pytester, returned, said):
+    """An invalid setting or a value of another type is an error that names test, hook and value."""
     pytester.makeconftest(f"def pytest_sandbox_settings(item, settings): return {returned}")
     result = run("def test(): pass")
     assert pytest.ExitCode.USAGE_ERROR == result.ret

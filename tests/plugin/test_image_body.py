@@ -1,5 +1,5 @@
-"""A body whose root is an image: it sees the image's programs and files, with Python, the suite and
-its temporary files at their places.
+"""Tests with an image as their root: they see its files and programs, and Python, the suite and the
+temporary directory of the host.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ pytestmark = pytest.mark.needs("root", "busybox")
 
 @pytest.fixture
 def root(tmp_path_factory):
-    """Return a small root file system: busybox under several names, and a file of its own."""
+    """Return the directory of a small root file system: busybox under several names, and some files
+    in /etc.
+    """
     path = tmp_path_factory.mktemp("image") / "root"
     (path / "bin").mkdir(parents=True)
     (path / "etc").mkdir()
@@ -35,12 +37,12 @@ SUITE = """
         path.write_text("from outside")
         return path
 
-    def test_programs_are_the_images():
+    def test_the_programs_of_the_image_are_used():
         assert "ID=tiny\\n" == pathlib.Path("/etc/os-release").read_text()
-        assert "ID=tiny\\n" == subprocess.run(["cat", "/etc/os-release"], capture_output=True, text=True, check=True).stdout
+        assert b"ID=tiny\\n" == subprocess.check_output(["cat", "/etc/os-release"])
         assert not pathlib.Path("/usr/bin/env").exists()
 
-    def test_imports_work_late():
+    def test_modules_can_be_imported_inside():
         import csv, decimal, ssl, sqlite3, xml.etree.ElementTree
         import helper
         assert "helped" == helper.help()
@@ -53,19 +55,20 @@ SUITE = """
         pathlib.Path("helper.py").write_text("gone")
         shared.write_text("gone")
 
-    def test_and_unchanged(shared):
+    def test_changes_are_discarded(shared):
         assert "from outside" == shared.read_text()
         assert "gone" != pathlib.Path("helper.py").read_text()
 
     def test_fails(): assert 0
     def test_crashes(): os.abort()
-    def test_holds_too(container): assert "tiny" in container.read_text("/etc/os-release")
+    def test_the_fixture_has_the_image(container):
+        assert "tiny" in container.read_text("/etc/os-release")
 """
 
 
-def test_a_body_runs_in_an_images_directory(run, pytester, root):
-    """``image=DIRECTORY`` for all: fixtures, imports, temporary files, failures and held containers
-    work; the image stays as it is.
+def test_a_test_runs_in_the_directory_of_an_image(run, pytester, root):
+    """With ``image=DIRECTORY`` fixtures, imports, temporary files, failures and the fixture
+    ``container`` work; the directory is unchanged.
     """
     pytester.makepyfile(helper="def help(): return 'helped'")
     before = sorted(str(path) for path in root.rglob("*"))
@@ -76,7 +79,7 @@ def test_a_body_runs_in_an_images_directory(run, pytester, root):
 
 
 def test_a_mark_chooses_the_image_of_one_test(run, root):
-    """Its neighbour is on the host's root."""
+    """A mark sets the image of one test; the test beside it is on the host's root."""
     run(f"""
     import pathlib, pytest
     @pytest.mark.container(image={str(root)!r})

@@ -1,6 +1,4 @@
-"""What a test's process may tell its parent: everything else is refused, without a cost or an
-effect.
-"""
+"""The check of messages from a test process: invalid and expensive ones are rejected."""
 
 from __future__ import annotations
 
@@ -17,9 +15,9 @@ from hypothesis import strategies as st
 
 from pytest_sandbox.container import values
 from pytest_sandbox.errors import SandboxError
-from pytest_sandbox.plugin import messages
-from pytest_sandbox.plugin.display import escaped, escaped_output
-from pytest_sandbox.plugin.schema import InvalidError
+from pytest_sandbox.plugin.message_checker import MessageChecker
+from pytest_sandbox.plugin.schema import InvalidError, safe_text
+from pytest_sandbox.printable import printable_output
 
 #: Examples of the property test: 20,000 before a release.
 EXAMPLES = int(os.environ.get("SANDBOX_HOSTILE_EXAMPLES", "300"))
@@ -67,7 +65,7 @@ LONGREPR = {
 ERROR = values.encode_exception(ValueError("wrong", 3))
 PHASE = {"report": REPORT, "error": None, "symptoms": [["missing", "/tmp/x"]]}
 NUMBERS = base64.b64encode(array("i", [1, 2]).tobytes()).decode()
-#: One honest message of each kind, and of each form of a report.
+#: A valid message of each kind, and of each form of a report.
 RECORDED = [
     ["report", PHASE],
     [
@@ -100,7 +98,7 @@ RECORDED = [
     ["debugger", True],
     ["cache", ["mine/key", {"a": [1, 2.5, None]}]],
     ["subtests", 1],
-    ["wishes", ["stop", False]],
+    ["session_stop", ["stop", False]],
     ["junit", [[["name", "value"]], {"classname": "it"}]],
     [
         "benchmark",
@@ -114,7 +112,7 @@ RECORDED = [
             },
             "options": {"min_rounds": 5, "disable_gc": False},
             "iterations": 1,
-            "times": base64.b64encode(array("d", [0.5, 0.25]).tobytes()).decode(),
+            "durations": base64.b64encode(array("d", [0.5, 0.25]).tobytes()).decode(),
             "has_error": False,
         },
     ],
@@ -133,7 +131,7 @@ def checker(**options):
     config = SimpleNamespace(
         option=SimpleNamespace(**options), getoption=lambda _name, default=None: default
     )
-    return messages.Checker(SimpleNamespace(nodeid=NODEID, location=tuple(LOCATION), config=config))
+    return MessageChecker(SimpleNamespace(nodeid=NODEID, location=tuple(LOCATION), config=config))
 
 
 def read(message, **options):
@@ -141,12 +139,13 @@ def read(message, **options):
 
 
 @pytest.mark.parametrize("message", RECORDED[:-1], ids=lambda message: message[0])
-def test_an_honest_message_is_accepted(message):
-    """A message of each kind, as an honest test's process sends it, keeps its kind."""
+def test_a_valid_message_is_accepted(message):
+    """A message of each kind, as a test process sends it, is accepted."""
     assert message[0] == read(message)[0]
 
 
 def report(**changed):
+    """Return a "report" message with changed fields of the report."""
     return ["report", {"report": {**REPORT, **changed}, "error": None, "symptoms": []}]
 
 
@@ -154,8 +153,8 @@ def report(**changed):
     ("message", "problem"),
     [
         (report(nodeid="other.py::test"), "about another test"),
-        (report(location=["other.py", 1, "test"]), "another test's location"),
-        (report(when="call"), "not its turn"),
+        (report(location=["other.py", 1, "test"]), "location of another test"),
+        (report(when="call"), "out of order"),
         (report(when=None), "report.when"),
         (report(outcome="rerun"), "report.outcome"),
         (report(outcome="failed"), "longrepr"),
@@ -168,32 +167,32 @@ def report(**changed):
         (report(wasxfail=5), "wasxfail"),
         (report(**{"$report_type": "CollectReport"}), "report_type"),
         (report(user_properties=[[["a"], 1]]), "user_properties"),
-        (["cache", ["/etc/passwd", 1]], "no relative path"),
-        (["cache", ["a/../../b", 1]], "no relative path"),
-        (["cache", ["cache/lastfailed", {}]], "pytest's own"),
+        (["cache", ["/etc/passwd", 1]], "not a relative path"),
+        (["cache", ["a/../../b", 1]], "not a relative path"),
+        (["cache", ["cache/lastfailed", {}]], "pytest itself"),
         (["junit", [[], {'a="1"/><testcase b': "x"}]], "XML"),
         (["coverage", "eA=="], "must be an object"),
-        (["nothing", 1], "no message"),
+        (["nothing", 1], "unknown kind"),
         (["done", True], "without a report"),
-        ("report", "no pair"),
+        ("report", "not a pair"),
         (["internal", "x" * (5 << 20)], "larger than 4 MiB"),
         (["exit", ["x", 256]], "between"),
     ],
 )  # fmt: skip
-def test_a_message_that_cannot_be_true_is_refused(message, problem):
-    """The error names what is wrong."""
+def test_an_invalid_message_is_rejected(message, problem):
+    """The error for an invalid message names the problem."""
     with pytest.raises(InvalidError, match=problem):
         read(message)
 
 
-def test_a_long_integer_is_refused():
-    """An integer of thousands of digits, which takes quadratic time to read, is no value."""
+def test_a_long_integer_is_rejected():
+    """An integer of thousands of digits, which takes quadratic time to read, is rejected."""
     with pytest.raises(InvalidError, match="digits"):
         checker().read(b'["subtests", ' + b"1" * 5000 + b"]")
 
 
-def test_deep_nesting_is_refused():
-    """A value that is nested without end is no message."""
+def test_deep_nesting_is_rejected():
+    """Deeply nested values are rejected."""
     with pytest.raises(InvalidError):
         checker().read(b'["internal", ' + b"[" * 100_000)
     with pytest.raises(InvalidError, match="nested"):
@@ -201,7 +200,7 @@ def test_deep_nesting_is_refused():
 
 
 def test_all_messages_together_are_limited():
-    """Many messages that are each allowed do not fill the parent's memory."""
+    """Many valid messages are rejected before they fill the parent's memory."""
     found = checker()
     line = json.dumps(["internal", "x" * (1 << 20)]).encode()
     for _ in range(20):
@@ -210,28 +209,24 @@ def test_all_messages_together_are_limited():
         _ = [found.read(line) for _ in range(10)]
 
 
-def test_junit_needs_pairs():
-    """A property that is no pair is refused where junit XML would fail at it, and kept
-    elsewhere.
-    """
+def test_junit_xml_requires_pairs():
+    """A user property that is not a pair is rejected with ``--junitxml``, and accepted without."""
     triple = report(user_properties=[[1, 2, 3]])
     assert [(1, 2, 3)] == read(triple)[1]["report"]["user_properties"]
-    with pytest.raises(InvalidError, match="no pair"):
+    with pytest.raises(InvalidError, match="not a pair"):
         read(triple, xmlpath="x.xml")
 
 
-def test_a_process_cannot_set_the_parents_figures():
-    """Properties in the parent's own name are left out."""
+def test_properties_of_the_container_are_removed():
+    """User properties ``container.*``, which only the parent sets, are removed."""
     forged = report(user_properties=[["container.kept", "x; reboot"], ["mine", 1]])
     assert [("mine", 1)] == read(forged)[1]["report"]["user_properties"]
 
 
 def test_control_characters_are_shown_escaped():
-    """What moves a terminal's cursor or renames its window is text; captured output keeps its
-    colours.
-    """
-    assert "\\x1b]0;x\\x07\\x9b\\u202e\\ud800\n\t" == escaped("\x1b]0;x\x07\x9b\u202e\ud800\n\t")
-    assert "\x1b[31mred\\x1b[2J\x1b[0m" == escaped_output("\x1b[31mred\x1b[2J")
+    """Control characters are escaped; captured output keeps its colours."""
+    assert "\\x1b]0;x\\x07\\x9b\\u202e\\ud800\n\t" == safe_text("\x1b]0;x\x07\x9b\u202e\ud800\n\t")
+    assert "\x1b[31mred\\x1b[2J\x1b[0m" == printable_output("\x1b[31mred\x1b[2J")
 
 
 @pytest.mark.parametrize(
@@ -244,13 +239,13 @@ def test_control_characters_are_shown_escaped():
     ],
 )
 def test_a_huge_number_is_refused(data):
-    """A number with a short text that would take long to make is no value."""
+    """A number with a short text that would take long to create is rejected."""
     with pytest.raises(SandboxError):
         values.decode(data)
 
 
-def test_keys_of_one_hash_are_refused():
-    """Integers that were chosen to have one hash would take quadratic time."""
+def test_integers_with_equal_hashes_are_rejected():
+    """A set of integers with equal hashes, which takes quadratic time to create, is rejected."""
     with pytest.raises(SandboxError, match="one hash"):
         values.decode(["set", *(number * (2**61 - 1) for number in range(1, 200))])
 
@@ -287,7 +282,7 @@ HOSTILE = st.recursive(
 
 
 def places(value, path=()):
-    """Every place in a message, as a path of keys and indices."""
+    """Yield the path of keys and indices to each value in a message."""
     yield path
     if isinstance(value, dict | list):
         for key in value if isinstance(value, dict) else range(len(value)):
@@ -295,6 +290,7 @@ def places(value, path=()):
 
 
 def replaced(message, path, value):
+    """Return a copy of a message with the value at a path replaced."""
     if not path:
         return value
     made = copy.deepcopy(message)
@@ -307,6 +303,7 @@ def replaced(message, path, value):
 
 @st.composite
 def mutated(draw):
+    """Return a valid message with one value replaced by a hostile one."""
     message = draw(st.sampled_from(RECORDED))
     kind = message[0]
     if draw(st.booleans()):
@@ -317,9 +314,7 @@ def mutated(draw):
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(mutated(), min_size=1, max_size=3))
 def test_hostile_messages_are_accepted_whole_or_refused(sent):
-    """Whatever comes, it is refused by name, or is a message that pytest can read, for this test,
-    and show.
-    """
+    """Any message is either rejected with its problem, or safe for what the parent does with it."""
     found = checker(xmlpath="x.xml")
     for message in sent:
         line = json.dumps(message).encode("utf-8", "surrogatepass")
@@ -332,7 +327,7 @@ def test_hostile_messages_are_accepted_whole_or_refused(sent):
 
 
 def _use(kind, data):
-    """Do with a message what the parent does."""
+    """Do with an accepted message what the parent does."""
     if kind in {"report", "logged"}:
         _use_report(data["report"] if kind == "report" else data)
     if kind == "cache":
@@ -357,7 +352,7 @@ def _use_report(data):
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(st.binary(max_size=200))
-def test_hostile_bytes_are_refused(line):
-    """Bytes that are no message are an invalid one."""
+def test_hostile_bytes_are_rejected(line):
+    """Bytes that are not a message are rejected."""
     with pytest.raises(InvalidError):
         checker().read(line)

@@ -1,4 +1,4 @@
-"""Networks in a suite: given by a mark, a fixture, a factory; what goes wrong is told."""
+"""Networks in marks, fixtures and factories."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ pytestmark = pytest.mark.needs("root", "bridge")
 SUITE = """
 import socket, subprocess, sys
 import pytest
+from pytest_sandbox.container.container import start_saved
 from pytest_sandbox import Network
 
 net = Network("shared")
@@ -44,9 +45,9 @@ def test_elsewhere(database):
 
 
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
-def test_a_network_in_a_module(run, workers):
-    """A network at a module's top is named by marks and fixtures; bodies inside and containers held
-    reach who is on it. Workers have one each.
+def test_tests_and_containers_share_a_network(run, workers):
+    """Tests with a network in their mark, and containers of fixtures on it, reach each other; each
+    xdist worker has a network of its own.
     """
     plugins = ("xdist",) if workers else ()
     run(SUITE, "-W", "error", *workers, sandbox=False, plugins=plugins).assert_outcomes(passed=6)
@@ -60,9 +61,9 @@ def test_a_network_in_a_module(run, workers):
         ([], "@pytest.mark.container(network='shared')"),
     ],
 )
-def test_a_network_is_no_text(run, arguments, source):
-    """Options, configuration and marks that name a network by a word say the words that there are,
-    and what else.
+def test_the_name_of_a_network_is_rejected(run, arguments, source):
+    """Options, ini settings and marks that name a network by text are errors that list the accepted
+    values.
     """
     result = run(f"import pytest\n{source}\ndef test(): pass", *arguments)
     assert pytest.ExitCode.USAGE_ERROR == result.ret
@@ -73,8 +74,8 @@ def test_a_network_is_no_text(run, arguments, source):
     result.stderr.fnmatch_lines([expected])
 
 
-def test_a_lack_of_more_network_is_named(run):
-    """Who looks for what is not on the network is told who is."""
+def test_the_hint_lists_the_containers_on_the_network(run):
+    """The report of a failed name resolution or connection lists the reachable containers."""
     result = run("""
     import socket, pytest
     from pytest_sandbox import Network
@@ -85,14 +86,15 @@ def test_a_lack_of_more_network_is_named(run):
 
     @pytest.mark.container(network=net, hostname="me")
     @pytest.mark.parametrize("do", [
-        lambda: socket.getaddrinfo("example.org", 80), lambda: socket.create_connection(("192.0.2.1", 80), 5)
+        lambda: socket.getaddrinfo("example.org", 80),
+        lambda: socket.create_connection(("192.0.2.1", 80), 5),
     ])
     def test(db, do): do()
     """)
     result.assert_outcomes(failed=2)
     reach = (
-        "container's network leads to those who are on it alone: db (172.30.0.2), me "
-        '(172.30.0.*). network="host" gives it the host\'s.'
+        "container reaches only the containers on its network: db (172.30.0.2), me "
+        '(172.30.0.*). network="host" uses the host\'s network.'
     )
     result.stdout.fnmatch_lines(
         [f"No name can be looked up inside: the {reach}", f"The {reach}"], consecutive=False
@@ -100,7 +102,7 @@ def test_a_lack_of_more_network_is_named(run):
 
 
 def test_a_kept_layer_is_opened_without_its_network(run, pytester, monkeypatch):
-    """What a failed test on a network wrote can be looked at afterwards, on no network."""
+    """A container started from a kept layer is on no network."""
     monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(pytester.path / "home"))
     source = """
     import pytest
@@ -113,7 +115,8 @@ def test_a_kept_layer_is_opened_without_its_network(run, pytester, monkeypatch):
     """
     run(source, "--sandbox-keep=failed").assert_outcomes(failed=1)
     from pytest_sandbox.container import saved_layers
+    from pytest_sandbox.container.container import start_saved
 
-    (found,) = saved_layers.kept()
-    with saved_layers.start(found.id) as again:
+    (found,) = saved_layers.list_saved()
+    with start_saved(found.id) as again:
         assert ("x", "none") == (again.read_text("/srv/x"), again.settings.network)

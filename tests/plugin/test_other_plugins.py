@@ -1,4 +1,4 @@
-"""Other plugins, each the real one, do inside what they do outside."""
+"""Other plugins, installed from PyPI, work inside as outside."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 pytestmark = pytest.mark.needs("root")
 
 
-def test_xdist_workers_have_containers_of_their_own(run):
-    """Two tests that run at once do not see each other, whoever distributes them; nothing of a test
-    reaches the controller's stream.
+def test_tests_of_xdist_workers_are_isolated(run):
+    """Tests that run at the same time do not see each other's files, and cannot write to the stream
+    of a worker's controller.
     """
     result = run(
         """
@@ -35,8 +35,10 @@ def test_xdist_workers_have_containers_of_their_own(run):
     result.assert_outcomes(passed=12)
 
 
-def test_xdist_reports_a_crash_inside_without_losing_the_worker(run):
-    """A test that kills itself costs no worker, and its report has the figures."""
+def test_a_crash_inside_does_not_end_an_xdist_worker(run):
+    """A test that kills itself does not end its worker, and its report has the properties of its
+    container.
+    """
     result = run(
         """
     import os, pytest
@@ -54,8 +56,8 @@ def test_xdist_reports_a_crash_inside_without_losing_the_worker(run):
     result.stdout.fnmatch_lines(["*most expensive*", "*MiB*::test*"])
 
 
-def test_xdist_refuses_a_wrong_mark_once(run):
-    """A usage error that the workers find is the controller's: one message, no test."""
+def test_xdist_reports_an_invalid_mark_once(run):
+    """A usage error that the workers find is reported once, by the controller; no test runs."""
     result = run(
         "import pytest\n@pytest.mark.container(memroy='1g')\ndef test(): pass",
         "-n2",
@@ -83,9 +85,9 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("workers", [(), ("-n2",)])
-def test_coverage_is_complete_with_cov_alone(run, pytester, workers):
-    """All lines and branches that ran inside are measured, in Python subprocesses too, also under
-    xdist; nothing is left behind.
+def test_coverage_is_complete_with_the_option_cov(run, pytester, workers):
+    """``--cov`` measures all lines and branches that run inside and in Python subprocesses, also
+    under xdist, and leaves no other file.
     """
     pytester.makepyfile(library=LIBRARY)
     result = run(
@@ -108,7 +110,7 @@ def test_coverage_is_complete_with_cov_alone(run, pytester, workers):
 
 
 def test_coverage_contexts_name_the_tests(run, pytester):
-    """``--cov-context=test`` knows which test ran a line inside."""
+    """With ``--cov-context=test`` the data tell which test ran a line inside."""
     pytester.makepyfile(library=LIBRARY)
     run(
         "import library\ndef test_one(): library.branch(True)\ndef test_other(): "
@@ -128,7 +130,7 @@ def test_coverage_contexts_name_the_tests(run, pytester):
 
 @pytest.mark.parametrize("method", ["signal", "thread"])
 def test_timeout_ends_a_test_with_its_stack(run, method):
-    """pytest-timeout's clock runs inside: the failure is its own, and shows where the test was."""
+    """pytest-timeout's timer runs inside: its failure shows where the test was."""
     result = run(
         """
     import time
@@ -146,7 +148,9 @@ def test_timeout_ends_a_test_with_its_stack(run, method):
 
 
 def test_rerunfailures_runs_a_test_again_in_a_fresh_container(run):
-    """A rerun begins with a clean layer; a crash is rerun as well; exceptions can choose."""
+    """A rerun starts with an empty writable layer; a crash is rerun; ``only_rerun`` selects
+    exceptions.
+    """
     result = run(
         """
     import os, pathlib, pytest
@@ -154,8 +158,9 @@ def test_rerunfailures_runs_a_test_again_in_a_fresh_container(run):
     count = pathlib.Path(os.environ["COUNT"])
 
     def tries(name):
-        (count / name).write_bytes((count / name).read_bytes() + b"x" if (count / name).exists() else b"x")
-        return len((count / name).read_bytes())
+        with (count / name).open("ab") as file:
+            file.write(b"x")
+            return file.tell()
 
     @pytest.mark.flaky(reruns=2)
     @pytest.mark.container(volumes=[f"{count}:{count}"])
@@ -178,12 +183,12 @@ def test_rerunfailures_runs_a_test_again_in_a_fresh_container(run):
 
 @pytest.fixture(autouse=True)
 def count(tmp_path_factory, monkeypatch):
-    """A directory of the host that reruns share."""
+    """Set COUNT to a directory of the host that reruns share."""
     monkeypatch.setenv("COUNT", str(tmp_path_factory.mktemp("count")))
 
 
 def test_randomly_seeds_what_runs_inside(run):
-    """pytest-randomly's seed is the body's, so that a run can be repeated."""
+    """The seed of pytest-randomly is that of a test inside, so that its numbers repeat."""
     source = (
         "import random\ndef test(): print('drew', random.random(), random.Random().random() > 0)"
     )
@@ -196,7 +201,7 @@ def test_randomly_seeds_what_runs_inside(run):
 
 
 def test_asyncio_and_anyio_run_coroutines_inside(run, pytester):
-    """Async tests and fixtures of both plugins, on each backend, also with a loop of a higher
+    """Async tests and fixtures of both plugins run inside, also with an event loop of a higher
     scope.
     """
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
@@ -231,10 +236,8 @@ def test_asyncio_and_anyio_run_coroutines_inside(run, pytester):
     result.assert_outcomes(passed=5)
 
 
-def test_hypothesis_finds_and_remembers_its_examples(run, pytester):
-    """A property is tried inside, its failing example is shown with the seed's advice, statistics
-    are shown.
-    """
+def test_hypothesis_reports_examples_and_statistics(run, pytester):
+    """The failing example of a property and the statistics are reported."""
     result = run(
         """
     from hypothesis import given, strategies as st
@@ -252,7 +255,7 @@ def test_hypothesis_finds_and_remembers_its_examples(run, pytester):
 
 
 def test_mocks_are_undone(run):
-    """pytest-mock's patches hold inside, and the report has its introspection."""
+    """Patches of pytest-mock apply inside and are undone after the test."""
     run(
         """
     import os
@@ -266,7 +269,7 @@ def test_mocks_are_undone(run):
 
 
 def test_html_shows_each_test_once_with_its_extras(run, pytester):
-    """pytest-html's page has results, output and what a conftest adds, once."""
+    """pytest-html's page has each test once, with its output and what a conftest file adds."""
     pytester.makeconftest("""
         import pytest, pytest_html
 
@@ -274,7 +277,8 @@ def test_html_shows_each_test_once_with_its_extras(run, pytester):
         def pytest_runtest_makereport(item, call):
             report = yield
             if report.when == "call":
-                report.extras = [*getattr(report, "extras", []), pytest_html.extras.text("extra of " + item.name)]
+                extra = pytest_html.extras.text("extra of " + item.name)
+                report.extras = [*getattr(report, "extras", []), extra]
             return report
     """)
     run(
@@ -304,9 +308,9 @@ def test_html_shows_each_test_once_with_its_extras(run, pytester):
 
 
 def test_benchmarks_are_in_the_table(run, pytester):
-    """What pytest-benchmark measured inside is in its table and its file."""
+    """Measurements inside are in pytest-benchmark's table and file."""
     result = run(
-        "def test_speed(benchmark): benchmark.pedantic(sum, args=([1, 2],), rounds=5, iterations=2)",
+        "def test_speed(benchmark): benchmark.pedantic(sum, ([1, 2],), rounds=5, iterations=2)",
         "--benchmark-json=out.json",
         plugins=("benchmark",),
     )
@@ -320,16 +324,20 @@ def test_benchmarks_are_in_the_table(run, pytester):
     )
 
 
-def test_django_has_its_database(run, pytester):
-    """pytest-django's test database is made once outside; each test inside sees it fresh, with a
-    live server of its own process.
-    """
+def test_each_test_has_a_fresh_django_database(run, pytester):
+    """pytest-django's test database is created once, outside; each test inside sees it empty."""
     pytester.makepyfile(
         settings="""
         import os
         SECRET_KEY = "x"
         INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth"]
-        DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "db.sqlite3", "TEST": {"NAME": "test.sqlite3"}}}
+        DATABASES = {
+            "default": {
+                "ENGINE": "django.db.backends.sqlite3",
+                "NAME": "db.sqlite3",
+                "TEST": {"NAME": "test.sqlite3"},
+            }
+        }
         USE_TZ = True
         """
     )
@@ -354,10 +362,8 @@ def test_django_has_its_database(run, pytester):
     ).assert_outcomes(passed=3)
 
 
-def test_flaky_hooks_of_a_foreign_protocol_see_every_phase(run, pytester):
-    """A conftest that runs the phases itself, as plugins that repeat tests do, gets reports of what
-    ran inside.
-    """
+def test_a_plugin_that_repeats_tests_gets_all_reports(run, pytester):
+    """A conftest file that runs the protocol several times gets the reports of each run."""
     pytester.makeconftest("""
         from _pytest.runner import runtestprotocol
 
@@ -377,3 +383,41 @@ def test_flaky_hooks_of_a_foreign_protocol_see_every_phase(run, pytester):
         pathlib.Path("/opt/once").touch(exist_ok=False)
     def test_b(): assert 0
     """).assert_outcomes(passed=1, failed=1)
+
+
+def test_flaky_repeats_failures_and_reports_them(run):
+    """flaky, which has a protocol of its own, sees the exceptions of tests: a test that always
+    fails is a failure.
+    """
+    result = run(
+        """
+    from flaky import flaky
+
+    @flaky
+    def test_always_fails():
+        assert 1 == 2
+
+    @flaky
+    def test_passes(): pass
+
+    def test_unmarked_fails():
+        assert 3 == 4
+    """,
+        plugins=("flaky.flaky_pytest_plugin",),
+    )
+    assert 1 == result.ret
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(["*test_always_fails failed; it passed 0 out of*"])
+
+
+def test_a_debugger_is_offered_a_failure_once(run, pytester):
+    """``pytest_exception_interact`` of a conftest.py is called in the test's process alone."""
+    pytester.makeconftest("""
+    import os
+    def pytest_exception_interact(node, call, report):
+        print("interact", node.name, os.getppid() == 0)
+    """)
+    result = run("def test(): assert 0\ndef test_two(): assert 0", "-s")
+    result.assert_outcomes(failed=2)
+    assert 2 == result.stdout.str().count("interact")
+    result.stdout.fnmatch_lines(["*interact test True*", "*interact test_two True*"])

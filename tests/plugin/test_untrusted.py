@@ -1,6 +1,4 @@
-"""Tests whose process lies: each fails by itself, and nothing of the session or the host
-changes.
-"""
+"""Test processes that forge reports or write to inherited files: only the test itself fails."""
 
 from __future__ import annotations
 
@@ -14,45 +12,63 @@ import pytest
 
 pytestmark = pytest.mark.needs("root", "limits")
 
-WIRE = """
+CHANNEL = """
     import fcntl, gc, json, os, pathlib, pytest, signal, sys, time
 
-    def wire():
-        from pytest_sandbox.plugin.report_channel import Wire
-        return next(one for one in gc.get_objects() if type(one) is Wire and one._owner == os.getpid())
+    def channel():
+        from pytest_sandbox.plugin.report_channel import ReportChannel
+        channels = [one for one in gc.get_objects() if type(one) is ReportChannel]
+        return next(one for one in channels if one._sender == os.getpid())
 
-    NODEID = "test_lies.py::test_lies"
     def report(when="call", nodeid=None, **changed):
         nodeid = nodeid or os.environ["PYTEST_CURRENT_TEST"].split(" ")[0]
         path, _, name = nodeid.partition("::")
-        return {"nodeid": nodeid, "location": [path, 0, name], "keywords": {}, "outcome": "passed", "longrepr": None,
-                "when": when, "user_properties": [], "sections": [], "duration": 0, "start": 0, "stop": 0,
-                "$report_type": "TestReport", **changed}
+        return {
+            "nodeid": nodeid,
+            "location": [path, 0, name],
+            "keywords": {},
+            "outcome": "passed",
+            "longrepr": None,
+            "when": when,
+            "user_properties": [],
+            "sections": [],
+            "duration": 0,
+            "start": 0,
+            "stop": 0,
+            "$report_type": "TestReport",
+            **changed,
+        }
+
+    def phase(**changed):
+        return {"report": report(**changed), "error": None, "symptoms": []}
+
+    def of_test(name):
+        return report(nodeid=os.environ["PYTEST_CURRENT_TEST"].split("::")[0] + "::" + name)
 """
 
 
 @pytest.mark.parametrize(
-    "lie",
+    "forge",
     [
-        'wire().send("report", {"report": report(outcome="failed"), "error": None, "symptoms": []})',
-        'wire().send("report", {"report": report(when=None), "error": None, "symptoms": []})',
-        'wire().send("logged", report(nodeid=os.environ["PYTEST_CURRENT_TEST"].split("::")[0] + "::test_first"))',
-        'wire().send("coverage", "c2VsZWN0")',
-        'wire().send("cache", ["/var/tmp/pwned", 1])',
-        'wire().send("wishes", [{}, 3])',
-        'wire().send("subtests", "x")',
-        'wire().send("benchmark", {})',
-        'wire().send("unknown", 1)',
-        'os.write(wire().file, wire().word + b" {\\n")',
-        'os.write(wire().file, wire().word + b" " + b"[" * (5 << 20) + b"\\n")',
+        'channel().send("report", phase(outcome="failed"))',
+        'channel().send("report", phase(when=None))',
+        'channel().send("logged", of_test("test_first"))',
+        'channel().send("coverage", "c2VsZWN0")',
+        'channel().send("cache", ["/var/tmp/pwned", 1])',
+        'channel().send("session_stop", [{}, 3])',
+        'channel().send("subtests", "x")',
+        'channel().send("benchmark", {})',
+        'channel().send("unknown", 1)',
+        'os.write(channel().file, channel().nonce + b" {\\n")',
+        'os.write(channel().file, channel().nonce + b" " + b"[" * (5 << 20) + b"\\n")',
     ],
 )  # fmt: skip
-def test_an_invalid_message_fails_its_own_test(run, lie):
-    """The running test fails with what is wrong, others keep their results, and the session goes
-    on.
+def test_an_invalid_message_fails_its_own_test(run, forge):
+    """An invalid message fails the running test with the reason; other tests keep their results,
+    and the session continues.
     """
     source = (
-        f"{WIRE}\n    def test_first(): assert 0\n    def test_lies(): {lie}\n    def "
+        f"{CHANNEL}\n    def test_first(): assert 0\n    def test_forges(): {forge}\n    def "
         "test_after(): pass"
     )
     result = run(source)
@@ -63,7 +79,7 @@ def test_an_invalid_message_fails_its_own_test(run, lie):
 
 
 def test_the_cache_stays_below_its_directory(run):
-    """``config.cache.set`` with an absolute path writes nothing on the host."""
+    """A test cannot write to a path outside of the cache directory by ``config.cache.set()``."""
     run(
         'def test(request): request.config.cache.set("/var/tmp/pwned-by-cache", 1)'
     ).assert_outcomes(failed=1)
@@ -72,14 +88,17 @@ def test_the_cache_stays_below_its_directory(run):
 
 @pytest.mark.parametrize(
     "stop",
-    ['wire().send("debugger", True, ring=True)', "request.config.hook.pytest_enter_pdb(config=request.config, pdb=None)"],
-)  # fmt: skip
+    [
+        'channel().send("debugger", True, wake=True)',
+        "request.config.hook.pytest_enter_pdb(config=request.config, pdb=None)",
+    ],
+)
 def test_no_test_stops_its_own_clock(run, stop):
-    """Without a terminal, ``--pdb`` and ``--trace``, a debugger's message does not stop the
+    """Without a terminal, ``--pdb`` and ``--trace``, a debugger's message does not suspend the
     timeout.
     """
     body = (
-        f"{WIRE}\n    @pytest.mark.container(timeout=1)\n    def test(request):\n        "
+        f"{CHANNEL}\n    @pytest.mark.container(timeout=1)\n    def test(request):\n        "
         f"{stop}\n        time.sleep(100)"
     )
     result = run(body)
@@ -88,11 +107,11 @@ def test_no_test_stops_its_own_clock(run, stop):
 
 
 def test_a_flood_of_stack_is_cut(run):
-    """What a test writes when it is asked for its stack takes no more than its limit."""
-    source = f"""{WIRE}
+    """A test that writes without end to the pipe for its stack takes a bounded amount of memory."""
+    source = f"""{CHANNEL}
     @pytest.mark.container(timeout=1)
     def test_flood():
-        pipe = wire().stack_writer
+        pipe = channel().wake_writer
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 1 << 20)
         while True: os.write(pipe, b"x" * 65536)
     """
@@ -103,8 +122,8 @@ def test_a_flood_of_stack_is_cut(run):
 
 @pytest.mark.parametrize("capture", ["fd", "no"])
 def test_a_test_cannot_rewrite_the_log(pytester, capture):
-    """In ``pytest --sandbox > log`` no descriptor of a test leads to the log, and what it prints is
-    there.
+    """In ``pytest --sandbox > log`` no descriptor of a test refers to the log, and the log has what
+    the test prints.
     """
     pytester.makepyfile("""
     import os
@@ -132,7 +151,7 @@ def test_a_test_cannot_rewrite_the_log(pytester, capture):
 
 
 def test_nonblocking_output_is_the_tests_own(run):
-    """O_NONBLOCK that a test sets on all that it has does not reach the session's output."""
+    """O_NONBLOCK that a test sets on all its descriptors is not set on the session's output."""
     source = """
     import os
     def test():
@@ -145,8 +164,8 @@ def test_nonblocking_output_is_the_tests_own(run):
 
 
 def test_a_file_of_a_higher_fixture_is_the_containers(run, tmp_path_factory):
-    """What a session's fixture has open for reading and writing is opened again inside; the host's
-    file stays.
+    """A file that a session fixture has open for writing is opened again inside; the file of the
+    host is unchanged.
     """
     path = tmp_path_factory.mktemp("host") / "data"
     path.write_text("host")
@@ -165,14 +184,14 @@ def test_a_file_of_a_higher_fixture_is_the_containers(run, tmp_path_factory):
 
 
 def test_a_log_file_has_what_tests_log(run, pytester):
-    """``--log-file`` holds the records of tests inside."""
+    """``--log-file`` has the records of tests that run inside."""
     source = 'import logging\ndef test(): logging.getLogger("x").error("from inside")'
     run(source, "--log-file=log.txt").assert_outcomes(passed=1)
     assert "from inside" in (pytester.path / "log.txt").read_text()
 
 
-def test_odd_properties_give_the_plain_result(run, reports):
-    """Properties with odd names, and those that are no pairs, are as without the sandbox."""
+def test_properties_with_names_of_any_type_are_reported(run, reports):
+    """User properties with names that are not strings are the same as without a sandbox."""
     source = """
     def test_none(record_property): record_property(None, 3)
     def test_number(request): request.node.user_properties.append((1, 2))
@@ -184,29 +203,29 @@ def test_odd_properties_give_the_plain_result(run, reports):
     assert 2 == found["test_number"]["1"]
 
 
-def test_a_property_that_is_no_pair_is_kept(run):
-    """A triple among a test's properties does not end the session."""
+def test_a_property_that_is_not_a_pair_is_accepted(run):
+    """A user property of three values does not end the session."""
     run("def test(request): request.node.user_properties.append((1, 2, 3))").assert_outcomes(
         passed=1
     )
 
 
 def test_a_forged_failure_cannot_move_the_cursor(run):
-    """Control characters of a failure are shown escaped."""
+    """Control characters in a failure are shown escaped."""
     result = run('def test(): assert 0, "\\x1b[2J\\x1b]0;owned\\x07"')
     assert "\x1b[2J" not in result.stdout.str()
     assert "\\x1b[2J" in result.stdout.str()
 
 
-def test_a_watchdog_of_faulthandler_is_the_forks_own(run):
-    """``faulthandler_timeout`` arms a thread in the parent, which a fork does not have."""
+def test_faulthandler_timeout_works_inside(run):
+    """With ``faulthandler_timeout`` set, whose timer is a thread, tests run inside."""
     run(
         "def test_one(): pass\ndef test_two(): pass", "-o", "faulthandler_timeout=60"
     ).assert_outcomes(passed=2)
 
 
 def test_a_warning_names_no_file_that_the_parent_opens(run, pytester):
-    """A FIFO of the host as the place of a warning hangs nobody."""
+    """The parent does not open the path that a warning names: a FIFO would block it."""
     os.mkfifo(pytester.path / "fifo")
     source = f"""
     import warnings

@@ -17,6 +17,7 @@ from safety import attacks
 from safety.ways import attack
 
 from pytest_sandbox import Container
+from pytest_sandbox.container.processes import list_processes
 from pytest_sandbox.linux import capabilities, mounts, seccomp, syscall_numbers
 from pytest_sandbox.linux.seccomp import profile
 
@@ -303,7 +304,7 @@ def test_a_namespace_of_its_own_without_the_filter(without):
     assert "done" == without({}, "new_user_namespace", security_opt=["seccomp=unconfined"])
 
 
-@pytest.mark.parametrize("path", mounts.MASKED)
+@pytest.mark.parametrize("path", mounts.MASKED_PATHS)
 def test_masked_paths_show_nothing(inside, path):
     """Files and directories about the machine are empty."""
     if os.path.exists(path):
@@ -552,7 +553,7 @@ def test_nothing_of_a_hostile_root_is_loaded(busybox_root, tmp_path):
             except FileNotFoundError:
                 continue
         c.read_text("/etc/passwd", encoding="latin-1")
-        c.processes()
+        list_processes(c.handle)
         device = os.stat(f"/proc/{c.pid}/root").st_dev
         assert f"{os.major(device):02x}:{os.minor(device):02x}" not in mapped_devices(c.pid)
         assert [] == [name for name in c.listdir("/tmp") if name.startswith("loaded")]

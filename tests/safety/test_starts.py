@@ -19,6 +19,8 @@ import pytest
 import pytest_sandbox
 from pytest_sandbox import Container, SandboxError
 from pytest_sandbox.container import remote
+from pytest_sandbox.container.container import open_remote
+from pytest_sandbox.container.processes import list_processes
 
 SPY = Path(__file__).with_name("spy.py").read_text()
 #: How many are started of each kind; 20,000 for a thorough run.
@@ -59,7 +61,7 @@ MOUNTED = " cgroup "
 
 
 def enter_and_run(container, **keywords):
-    with remote.enter(remote.find(container.id)) as entered:
+    with open_remote(remote.find(container.id)) as entered:
         return entered.run(["true"], env=PLAIN, **keywords)
 
 
@@ -71,7 +73,7 @@ STARTED = {
     "read_text": lambda c: c.read_text("/etc/passwd"),
     "write_text": lambda c: c.write_text("/tmp/x", "x"),
     "exists": lambda c: c.exists("/etc/passwd"),
-    "processes": lambda c: c.processes(),
+    "processes": lambda c: list_processes(c.handle),
     "kill": lambda c: c.kill(0),
 }
 
@@ -123,7 +125,7 @@ def test_a_process_that_stops_all_others_does_not_hang_the_caller(kind, started)
 def test_processes_that_take_all_cpu_time_do_not_hang_the_caller(kind, started):
     """A timeout also holds while a hundred processes use up a limit of 0.02 CPUs."""
     with Container(cpus=0.02) as c:
-        with c.group.unthrottled():
+        with c.handle.cgroup.unthrottled():
             started(
                 c,
                 ["sh", "-c", "for i in $(seq 100); do (while :; do :; done) & done; echo on; wait"],
@@ -155,7 +157,7 @@ def test_a_fork_bomb_is_killed(started):
     with Container(pids_limit=60) as c:
         started(c, ["sh", "-c", "f() { f & f & }; echo on; while :; do f 2>/dev/null; done"])
         c.kill()
-        assert [] == c.processes()
+        assert [] == list_processes(c.handle)
 
 
 def test_a_timeout_of_a_call_leaves_other_processes_alone():
@@ -164,7 +166,7 @@ def test_a_timeout_of_a_call_leaves_other_processes_alone():
         other = c.popen(["sleep", "1000"])
         with pytest.raises(TimeoutError):
             c.call(subprocess.run, ["sleep", "999"], timeout=0.2)
-        assert ["sleep 1000"] == [line for _pid, line in c.processes()]
+        assert ["sleep 1000"] == [line for _pid, line in list_processes(c.handle)]
         assert other.poll() is None
 
 

@@ -32,8 +32,8 @@ def received(read: int) -> bytes:
         return b""
 
 
-def test_a_stream_ends_at_its_mark_however_it_is_cut(pipe):
-    """The mark is found and held back, whatever pieces the serial line delivers."""
+def test_a_stream_ends_at_its_mark(pipe):
+    """The mark is found and not copied, in whatever pieces it arrives."""
     read, write = pipe
     whole = b"one\ntwo " + MARK.encode() + b"\n"
     for cut in range(1, len(whole)):
@@ -43,10 +43,8 @@ def test_a_stream_ends_at_its_mark_however_it_is_cut(pipe):
         assert (b"one\ntwo ", True) == (received(read), stream.ended)
 
 
-def test_a_stream_passes_on_what_only_looks_like_a_mark(pipe):
-    """A part of the mark inside of the output is output, and comes as soon as it cannot be the mark
-    any more.
-    """
+def test_a_part_of_the_mark_is_copied(pipe):
+    """Output that begins like the mark is copied as soon as it differs."""
     read, write = pipe
     stream = Stream(write, MARK)
     stream.feed(MARK[:8].encode())
@@ -56,8 +54,8 @@ def test_a_stream_passes_on_what_only_looks_like_a_mark(pipe):
 
 
 @pytest.mark.skipif(not shutil.which("cpio"), reason="this host lacks cpio")
-def test_an_archive_is_what_cpio_reads(tmp_path):
-    """The initramfs unpacks to the same files, all of them executable."""
+def test_cpio_unpacks_the_archive(tmp_path):
+    """The initramfs can be unpacked by cpio to the same executable files."""
     files = {"init": b"#!/busybox sh\n", "run.env": b"", "odd": b"x" * 4097}
     subprocess.run(["cpio", "-id", "--quiet"], input=archive(files), cwd=tmp_path, check=True)
     assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -72,14 +70,14 @@ def test_an_archive_is_what_cpio_reads(tmp_path):
         (["--user", "--no-delegate", "--", "true"], "plain"),
     ],
 )
-def test_the_options_say_who_runs_the_command(arguments, run_as):
-    """Root by default; a user with a delegated cgroup; a user without."""
+def test_the_options_choose_the_user(arguments, run_as):
+    """The command runs as root, as a user with a delegated cgroup, or as a user without one."""
     asked = order(parser().parse_args(arguments))
     assert (run_as, ("true",)) == (asked.run_as, asked.command)
 
 
-def test_the_script_runs_the_command_as_it_was_given(tmp_path):
-    """Spaces, quotes and variables of the command line reach the command untouched."""
+def test_the_script_quotes_the_command(tmp_path):
+    """The command gets spaces, quotes and variables of its arguments unchanged."""
     command = ("printf", "%s|", "a b", "it's", "$HOME", 'say "x"')
     asked = Order(command=command, cwd=tmp_path, environment={"ODD": "a 'b' $c"})
     done = subprocess.run(["sh"], input=script(asked), capture_output=True, text=True, check=True)
@@ -87,16 +85,14 @@ def test_the_script_runs_the_command_as_it_was_given(tmp_path):
 
 
 def test_a_user_can_reach_the_working_directory(tmp_path):
-    """Every directory above the working directory is among those that are opened for the guest's
-    user.
-    """
+    """All parents of the working directory are made searchable for the guest's user."""
     assert {str(path) for path in tmp_path.parents} - {"/"} <= set(
         traversed(Order(command=("true",), cwd=tmp_path))
     )
 
 
-def test_the_guests_scripts_are_shell(scripts):
-    """Each script of the guest is read by a shell without complaint."""
+def test_the_scripts_of_the_guest_are_valid(scripts):
+    """Each script of the guest has valid syntax."""
     assert [] == [
         path.name for path in scripts if subprocess.run(["sh", "-n", path], check=False).returncode
     ]
@@ -107,9 +103,9 @@ def scripts() -> list[Path]:
     return sorted((Path(__file__).parents[2] / "tools/throwaway_vm/guest").glob("*.sh"))
 
 
-def test_the_lane_without_groups_runs_all_of_the_sample_project_but_one():
-    """What the lane deselects is named as pytest names it: one test is left out, and no other."""
-    sample = next(way.sample for way in WAYS if way.name == "user-without-groups")
+def test_the_lane_without_cgroups_deselects_one_test():
+    """The lane without cgroups runs all tests of the sample project except one."""
+    sample = next(way.sample for way in WAYS if way.name == "user-without-cgroups")
     command = [
         sys.executable,
         "-m",

@@ -8,7 +8,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any, assert_type
 
 from pytest_sandbox import Container, ContainerFactory, Image, Network, Settings, SettingsKwargs
-from pytest_sandbox.container.container import Popen
+from pytest_sandbox.container.popen import Popen
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,6 +1,6 @@
 // long run(struct clone_args *how, struct record *list): see x86_64.S
 
-#define GO_ON 0             /* bits of a record's mode */
+#define GO_ON 0             /* bit numbers of the mode: see x86_64.S */
 #define STOP_IF_POSITIVE 1
 #define FIRST_IS_RESULT 2
 #define THIRD_IS_RESULT 3
@@ -83,7 +83,7 @@ sleep:
         mov     x2, #0
         mov     x3, #0
         mov     x4, #0
-        mov     x8, #73                 // ppoll: of nothing, for ever
+        mov     x8, #73                 // ppoll without descriptors and timeout
         svc     #0
         b       sleep
 name:   .asciz  "sandbox-init"

@@ -1,15 +1,17 @@
 # long run(struct clone_args *how, struct record *list)
 #
-# Make the system calls of a list, one after the other; with `how`, in a child that shares this memory and that the caller waits for until it
-# has executed a program or ended (clone3(2) with CLONE_VM | CLONE_VFORK). The child uses no stack: it is the caller's.
-# With `how`, returns what clone3 returned; without, the address of the record that ended the list. A record is nine words: number, six
-# arguments, mode, result. A number of -1 ends the list.
+# Make the system calls of a list one after the other. With `how`, do so in a child that shares the
+# caller's memory; the caller is suspended until the child executes a program or ends (clone3(2)
+# with CLONE_VM | CLONE_VFORK). The child does not use the stack, because it is the caller's.
+#
+# Return the result of clone3 with `how`, otherwise the address of the record that ended the list. A
+# record has nine words: number, six arguments, mode, result. A number of -1 ends the list.
 
 #define GO_ON 1             /* an error does not end the list */
-#define STOP_IF_POSITIVE 2  /* a result above 0 ends it: the parent's side of a clone3 */
-#define FIRST_IS_RESULT 4   /* the first argument is the address of a word, another record's result */
-#define THIRD_IS_RESULT 8   /* the same for the third */
-#define CODE 0x100          /* where the code and the data of a program begin in its file: pytest_sandbox/linux/elf.py */
+#define STOP_IF_POSITIVE 2  /* a positive result ends it, such as clone3's in the parent */
+#define FIRST_IS_RESULT 4   /* the first argument points to another record's result */
+#define THIRD_IS_RESULT 8   /* the third argument does */
+#define CODE 0x100          /* offsets of code and data in the file, as in linux/elf.py */
 #define DATA 0x10000
 
 run:
@@ -68,8 +70,9 @@ return:
         ret
 run_end:
 
-# The entry point of the spawn helper, a program that Program.image() makes: make the calls of the list in the image, write the record that
-# ended it to the status pipe, and end. The data segment is a word, the descriptor of the status pipe, and the list (elf.py).
+# The entry point of the spawn helper: make the calls of the list in the data segment, write the
+# record that ended it to the status pipe, and exit. The data segment is a word, the descriptor of
+# the status pipe, and the list (SyscallBatch.image()).
         .set    data, run + DATA - CODE
         .balign 16
 helper:
@@ -87,7 +90,8 @@ helper:
         syscall
 helper_end:
 
-# A container's PID 1: closes /proc/1 to everybody, takes a name, and sleeps for ever. The kernel reaps what it inherits, for it ignores SIGCHLD.
+# PID 1 of a container: become not dumpable, which restricts access to /proc/1, set the command
+# name, and sleep. It ignores SIGCHLD, so that the kernel reaps its children.
 init:
         mov     $4, %edi                # PR_SET_DUMPABLE
         xor     %esi, %esi

@@ -1,5 +1,5 @@
-"""The initramfs: a cpio archive in the "newc" form (the kernel's
-Documentation/driver-api/early-userspace/buffer-format.rst).
+"""The initramfs: a cpio archive in the "newc" format (buffer-format.rst in the kernel's
+Documentation/driver-api/early-userspace).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import stat
 
 
 def entry(number: int, name: str, mode: int, content: bytes) -> bytes:
+    """Return an entry; ``number`` is its inode."""
     path = name.encode() + b"\0"
     fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(path), 0)
     header = b"070701" + b"".join(b"%08X" % field for field in fields) + path
@@ -15,11 +16,12 @@ def entry(number: int, name: str, mode: int, content: bytes) -> bytes:
 
 
 def padded(part: bytes) -> bytes:
+    """Return a part, padded to a multiple of four bytes."""
     return part + b"\0" * (-len(part) % 4)
 
 
 def archive(files: dict[str, bytes]) -> bytes:
-    """An archive of executable files, by name, all at the top."""
+    """Return an archive of executable files in the top directory."""
     mode = stat.S_IFREG | 0o755
     entries = [
         entry(number, name, mode, content)

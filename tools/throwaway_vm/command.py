@@ -1,15 +1,13 @@
-"""Run a command in a throw-away virtual machine that shows this machine's files, with unified
-cgroup v2.
+"""Run a command in a throw-away virtual machine with the files of this machine and cgroup v2.
 
-The guest is User Mode Linux: a kernel that runs as a program, so that neither KVM nor root is
-needed. It sees the host's root below a writable layer in memory; what the command changes is gone
-at the end. It computes at native speed, but a system call or a fork costs several times what it
-costs outside: nothing that is timed belongs in there. One CPU; no cpuset controller, no Landlock,
-no nftables.
+The guest is User Mode Linux, a kernel that runs as a program, which needs neither KVM nor root. Its
+root is an overlay of the host's root, and all changes are discarded. Computations have native
+speed, but system calls and forks are several times slower, so that measurements are meaningless. It
+has one CPU, and no cpuset controller, Landlock or nftables.
 
 The first use downloads about 20 MB of packages with apt-get and unpacks them below
-~/.cache/pytest-sandbox-vm; nothing is installed. Exit status: the command's own; 124 after
---timeout; 125 when the machine did not start or died, with its console on stderr.
+~/.cache/pytest-sandbox-vm; nothing is installed. Exit status: that of the command; 124 after
+--timeout; 125 if the machine did not start or died, with its console on stderr.
 """
 
 from __future__ import annotations
@@ -19,70 +17,63 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from throwaway_vm.machine import Order, run
 from throwaway_vm.packages import VMError
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         prog="tools/vm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument(
-        "--uml",
-        action="store_true",
-        help="User Mode Linux (the default, and for now the only engine)",
+    add_switch(made, "--uml", "User Mode Linux (the default, and for now the only engine)")
+    add_switch(made, "--user", "as an unprivileged user, in a cgroup that is delegated to it")
+    add_switch(made, "--no-delegate", "with --user: in a cgroup that belongs to root")
+    add_switch(made, "--systemd", "with --user: beside a systemd manager of the user")
+    add_switch(made, "--verbose", "show the kernel's console")
+    add_value(made, "--mem", "SIZE", "memory of the guest, with its writable layer", default="2G")
+    add_value(made, "--timeout", "SECONDS", "end the machine after this time", type=float)
+    add_value(
+        made, "--cwd", "DIR", "working directory of the command", type=Path, default=Path.cwd()
     )
-    made.add_argument(
-        "--user",
-        action="store_true",
-        help="as an unprivileged user, in a cgroup that is delegated to it",
-    )
-    made.add_argument(
-        "--no-delegate", action="store_true", help="with --user: in a cgroup that belongs to root"
-    )
-    made.add_argument(
-        "--systemd", action="store_true", help="with --user: beside a systemd manager of the user"
-    )
-    made.add_argument(
-        "--mem", default="2G", metavar="SIZE", help="the guest's memory, its layer included (2G)"
-    )
-    made.add_argument(
-        "--timeout", type=float, metavar="SECONDS", help="end the machine after so long"
-    )
-    made.add_argument(
-        "--cwd",
-        type=Path,
-        default=Path.cwd(),
-        metavar="DIR",
-        help="the command's directory (this one)",
-    )
-    made.add_argument(
-        "--rw",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="what is written to DIR stays (repeatable)",
-    )
-    made.add_argument(
-        "--env",
-        action="append",
-        default=[],
-        metavar="KEY[=VALUE]",
-        help="set, or pass on, a variable (repeatable)",
-    )
-    made.add_argument("--verbose", action="store_true", help="show the kernel's console")
+    add_list(made, "--rw", "DIR", "keep what the command writes to DIR", type=Path)
+    add_list(made, "--env", "KEY[=VALUE]", "set a variable, or pass it on")
     made.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND...")
     return made
 
 
+def add_switch(parser: argparse.ArgumentParser, name: str, text: str) -> None:
+    """Add a flag without a value."""
+    parser.add_argument(name, action="store_true", help=text)
+
+
+def add_value(
+    parser: argparse.ArgumentParser, name: str, metavar: str, text: str, **more: Any
+) -> None:
+    """Add a flag with one value, and tell its default in the help."""
+    default = f" (default: {more['default']})" if "default" in more else ""
+    parser.add_argument(name, metavar=metavar, help=text + default, **more)
+
+
+def add_list(
+    parser: argparse.ArgumentParser, name: str, metavar: str, text: str, **more: Any
+) -> None:
+    """Add a flag that can be given several times."""
+    parser.add_argument(
+        name, metavar=metavar, action="append", default=[], help=f"{text} (repeatable)", **more
+    )
+
+
 def environment(pairs: list[str]) -> dict[str, str]:
+    """Return the variables of ``--env``."""
     split = (pair.partition("=") for pair in pairs)
     return {key: value if given else os.environ.get(key, "") for key, given, value in split}
 
 
 def order(options: argparse.Namespace) -> Order:
+    """Return the request for the machine."""
     user = "managed" if options.systemd else "plain" if options.no_delegate else "delegated"
     return Order(
         command=tuple(options.command[1:] if options.command[0] == "--" else options.command),
@@ -97,11 +88,12 @@ def order(options: argparse.Namespace) -> Order:
 
 
 def main() -> int:
+    """Run the command line, and return its exit status."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     made = parser()
     options = made.parse_args()
     if options.command in ([], ["--"]):
-        made.error("which command?")
+        made.error("the command is missing")
     try:
         return run(order(options))
     except VMError as error:

@@ -1,8 +1,7 @@
-"""Run the tests that are marked ``vm``, and the sample project, on the machines that users have:
-cgroup v2, as root and as a user.
+"""Run the tests marked ``vm`` and the sample project on cgroup v2, as root and as a user.
 
-Each way is a machine of its own; two run at a time. In a lane nothing may be skipped: what a way's
-host cannot do is deselected by ``--host-has``, and a skip is a failure (conftest.py).
+Each way runs in its own machine, two at a time. Tests that need more than a way's host has are
+deselected with ``--host-has``; a skip is a failure (conftest.py).
 """
 
 from __future__ import annotations
@@ -17,18 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
-#: How many tests a way with limits runs at the least: a mark that was lost would make the lane
-#: idle, and green.
+#: The least number of tests of a way with limits: without the mark ``vm`` the lane would succeed
+#: without tests.
 AT_LEAST = 120
 _SECONDS = 700
 _ALWAYS = "containers,bridge,cgroup_v2,unshare,setpriv,busybox,throwaway"
 _SAMPLE = "sample_project/tests"
-#: The kernel of the machine is too old for a user's layer in memory, whose size can be limited
+#: The kernel of the machine is too old for an unprivileged user's layer of a limited size in memory
 #: (Linux 6.6).
 _SKIP = "-o sandbox_unsupported=skip"
-#: A suite within the suite asks for this limit by itself, and where it cannot be held gets the
-#: error that it should.
-# from the root of the sample project
+#: This test sets a memory limit itself, which is an error on a host without limits. The path is
+#: relative to the sample project.
 _OVER_MEMORY = "tests/test_limits.py::test_a_test_over_its_memory_fails_and_the_next_one_runs"
 _LIMITS = "limits,memory,cpu,pids,disk"
 
@@ -53,9 +51,9 @@ WAYS = (
         f"{_ALWAYS},systemd_user",
         tests="tests/linux/test_systemd.py",
     ),
-    # Without groups of its own the limits that are asked for cannot be held.
+    # Without a delegated cgroup, limits cannot be enforced.
     Way(
-        "user-without-groups",
+        "user-without-cgroups",
         ("--user", "--no-delegate"),
         f"{_ALWAYS},user,undelegated",
         f"{_SAMPLE} {_SKIP} -o sandbox_memory= -o sandbox_pids_limit= --deselect {_OVER_MEMORY}",
@@ -64,14 +62,14 @@ WAYS = (
 
 
 def command(way: Way) -> str:
-    """What runs in the machine, as a shell's words."""
+    """Return the shell command for the machine."""
     pytest = f"{sys.executable} -m pytest -q -p no:cacheprovider -p no:randomly"
     chosen = f"{pytest} -m 'vm and not slow' --host-has={way.has} --timeout=120 {way.tests}"
     return f"{chosen}; first=$?; {pytest} {way.sample} && exit $first" if way.sample else chosen
 
 
 def run(way: Way) -> tuple[Way, int, str, float]:
-    """Run one way; returns its exit status, what it printed and how long it took."""
+    """Run one way, and return it with its exit status, its output and its seconds."""
     started = time.monotonic()
     variables = [
         "--env",
@@ -99,13 +97,13 @@ def run(way: Way) -> tuple[Way, int, str, float]:
 
 
 def passed(output: str) -> int:
-    """How many of the marked tests passed, by the first of pytest's closing lines."""
+    """Return how many of the marked tests passed, by the first summary line of pytest."""
     found = re.search(r"(\d+) passed", output)
     return int(found[1]) if found else 0
 
 
 def verdict(way: Way, status: int, output: str) -> str:
-    """What is wrong; empty where nothing is."""
+    """Return an error message, or an empty string for success."""
     if status:
         return f"status {status}"
     if "limits" in way.has and passed(output) < AT_LEAST:
@@ -114,7 +112,7 @@ def verdict(way: Way, status: int, output: str) -> str:
 
 
 def main() -> int:
-    """Run the ways that the command line names, or all; returns the exit status."""
+    """Run the chosen ways, or all, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="tools/vm_lane",
         description=__doc__,
@@ -127,7 +125,9 @@ def main() -> int:
         choices=[[], *(way.name for way in WAYS)],
         help=", ".join(way.name for way in WAYS),
     )
-    parser.add_argument("--verbose", action="store_true", help="show what passed, too")
+    parser.add_argument(
+        "--verbose", action="store_true", help="also show the output of ways that succeed"
+    )
     options = parser.parse_args()
     chosen = [way for way in WAYS if not options.ways or way.name in options.ways]
     failed = False

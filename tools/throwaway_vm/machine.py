@@ -1,4 +1,4 @@
-"""One run of the machine: its initramfs, its kernel's command line, and its three streams."""
+"""One run of the machine: the initramfs, the command line of the kernel, and the streams."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ OUT, ERR, STATUS, CONSOLE = range(4)
 
 @dataclass(frozen=True)
 class Order:
-    """What is asked of a machine; ``run_as`` is root, delegated (a user with a cgroup of its own),
-    plain (without) or managed (by systemd).
+    """A request for a machine.
+
+    ``run_as`` is root, delegated (a user with a delegated cgroup), plain (a user without one) or
+    managed (a user with a systemd manager).
     """
 
     command: tuple[str, ...]
@@ -38,6 +40,7 @@ class Order:
 
 
 def parents_of(path: Path) -> list[str]:
+    """Return the directories of a path, before and after resolving symbolic links."""
     return [
         str(parent)
         for start in (path, path.resolve())
@@ -47,8 +50,8 @@ def parents_of(path: Path) -> list[str]:
 
 
 def traversed(order: Order) -> list[str]:
-    """The directories that an unprivileged user must be able to pass: to the working directory, and
-    to every program of PATH.
+    """Return the directories that an unprivileged user must be able to search: those of the working
+    directory and of PATH.
     """
     starts = [
         order.cwd,
@@ -59,7 +62,7 @@ def traversed(order: Order) -> list[str]:
 
 
 def variables(order: Order, guest: Path, mark: str) -> str:
-    """The file that the guest's scripts read their settings from."""
+    """Return the file with the settings of the guest's scripts."""
     values = {
         "GUEST": str(guest),
         "GUEST_USER": "tester",
@@ -74,7 +77,7 @@ def variables(order: Order, guest: Path, mark: str) -> str:
 
 
 def script(order: Order) -> str:
-    """The command as a shell script, in its directory and with its environment."""
+    """Return a shell script that runs the command in its directory with its environment."""
     path = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
     exported = {"PATH": path, "LANG": "C.UTF-8", "TERM": "dumb", **order.environment}
     lines = [f"export {key}={shlex.quote(value)}" for key, value in exported.items()]
@@ -84,6 +87,7 @@ def script(order: Order) -> str:
 
 
 def initramfs(order: Order, cache: Path, mark: str) -> bytes:
+    """Return the archive that the kernel boots from."""
     files = {name: (cache / name).read_bytes() for name in ("busybox", "overlay.ko")}
     files |= {path.name: path.read_bytes() for path in GUEST_SCRIPTS.iterdir()}
     files["init"] = files.pop("init.sh")
@@ -93,8 +97,9 @@ def initramfs(order: Order, cache: Path, mark: str) -> bytes:
 
 
 def kernel(order: Order, cache: Path, scratch: Path, streams: list[int]) -> list[str]:
-    """The command line of the kernel, which is a program of the host's: serial lines and console
-    are inherited descriptors.
+    """Return the command line of the kernel, which runs as a program on the host.
+
+    Its serial lines and its console are inherited descriptors.
     """
     lines = [f"ssl{line}=null,fd:{streams[line]}" for line in (OUT, ERR, STATUS)]
     preload = ["env", f"LD_PRELOAD={cache / SHIM}"] if (cache / SHIM).exists() else []
@@ -116,31 +121,24 @@ def kernel(order: Order, cache: Path, scratch: Path, streams: list[int]) -> list
 
 
 def confined(argv: list[str], scratch: Path, writable: tuple[Path, ...]) -> list[str]:
-    """For root: the kernel sees the host's root read-only, and nothing of it outlives its PID
-    namespace.
+    """Return the command of the kernel with the host's root read-only, in a PID namespace that
+    ends with it.
+
+    Without root the command is returned as it is.
     """
     if os.geteuid():
         return argv
-    kept = "".join(
+    binds = "".join(
         f"mount --bind {shlex.quote(str(path))} {shlex.quote(str(path))}; "
         for path in (scratch, *writable)
     )
-    steps = f"{kept}mount -o remount,bind,ro /; {shlex.join(argv)}; :"
-    return [
-        "unshare",
-        "--mount",
-        "--pid",
-        "--fork",
-        "--kill-child",
-        "--mount-proc",
-        "sh",
-        "-c",
-        steps,
-    ]
+    steps = f"{binds}mount -o remount,bind,ro /; {shlex.join(argv)}; :"
+    unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    return [*unshare, "sh", "-c", steps]
 
 
 class Stream:
-    """One stream of the command, passed on as it comes, up to the mark that says its end."""
+    """An output stream of the command, which is copied to ``target`` until the mark of its end."""
 
     def __init__(self, target: int, mark: str) -> None:
         self.target = target
@@ -149,6 +147,7 @@ class Stream:
         self.ended = False
 
     def feed(self, data: bytes) -> None:
+        """Copy data, and hold back what can be the beginning of the mark."""
         self.held += data
         self.ended = self.held.endswith(self.end)
         keep = 0 if self.ended else self.possible_mark()
@@ -161,7 +160,7 @@ class Stream:
             ready = ready[os.write(self.target, ready) :]
 
     def possible_mark(self) -> int:
-        """How many of the last bytes may be the mark's beginning."""
+        """Return how many of the last bytes can be the beginning of the mark."""
         longest = min(len(self.end), len(self.held))
         return next(
             (size for size in range(longest, 0, -1) if self.end.startswith(self.held[-size:])), 0
@@ -169,31 +168,19 @@ class Stream:
 
 
 def make_disk(path: Path) -> None:
-    """Make the file system of the user's home and of /var/tmp: sparse, and gone with the
-    machine.
-    """
+    """Create the sparse file system of the user's home and of /var/tmp."""
     with path.open("wb") as disk:
         disk.truncate(DISK_SIZE)
     path_with_sbin = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     maker = shutil.which("mke2fs", path=path_with_sbin)
     if maker is None:
         raise VMError("mke2fs is missing: install the package e2fsprogs")
-    call(
-        maker,
-        "-q",
-        "-F",
-        "-t",
-        "ext4",
-        "-O",
-        "^has_journal",
-        "-E",
-        "lazy_itable_init=1,nodiscard",
-        path,
-    )
+    options = ["-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard"]
+    call(maker, "-q", "-F", "-t", "ext4", *options, path)
 
 
 class Machine:
-    """A running machine; :meth:`wait` relays its streams and gives the command's exit status."""
+    """A running machine; :meth:`wait` copies its streams and returns the command's exit status."""
 
     def __init__(self, order: Order, cache: Path, scratch: Path) -> None:
         mark = secrets.token_hex(16)
@@ -202,7 +189,7 @@ class Machine:
         pipes = [os.pipe() for _ in range(4)]
         ends = [write for _, write in pipes]
         argv = confined(kernel(order, cache, scratch, ends), scratch, order.writable)
-        # Guest memory is a file there; it must not be on a disk.
+        # User Mode Linux keeps the guest's memory in a file there, which must not be on a disk.
         environment = {**os.environ, "TMPDIR": "/dev/shm"}
         self.process = subprocess.Popen(
             argv,
@@ -223,7 +210,10 @@ class Machine:
             self.selector.register(read, selectors.EVENT_READ, number)
 
     def wait(self, timeout: float | None) -> int:
-        """The command's exit status; 124 after *timeout* seconds."""
+        """Return the command's exit status, or 124 after ``timeout`` seconds.
+
+        Raises :class:`VMError` if the machine died.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self.finished():
             events = self.selector.select(
@@ -235,15 +225,17 @@ class Machine:
                 self.take(key)
             if not self.selector.get_map():
                 raise VMError(
-                    "the machine died; its console said:\n"
+                    "the machine died; the end of its console output:\n"
                     + self.console.decode(errors="replace")[-4000:]
                 )
         return int(self.status)
 
     def finished(self) -> bool:
+        """Whether the status and all output have arrived."""
         return self.status.endswith(b"\n") and all(stream.ended for stream in self.streams.values())
 
     def take(self, key: selectors.SelectorKey) -> None:
+        """Read from a stream that is ready."""
         data = os.read(key.fd, 1 << 16)
         if not data:
             self.selector.unregister(key.fd)
@@ -258,12 +250,13 @@ class Machine:
             self.streams[key.data].feed(data)
 
     def close(self) -> None:
+        """Kill the machine."""
         self.process.kill()
         self.process.wait()
 
 
 def run(order: Order) -> int:
-    """Carry out *order* in a machine of its own."""
+    """Run the command of ``order`` in a new machine, and return its exit status."""
     with filled_cache() as cache, tempfile.TemporaryDirectory(prefix="throwaway-vm-") as scratch:
         machine = Machine(order, cache, Path(scratch))
         try:

@@ -1,4 +1,4 @@
-"""What the machine is made of, from the distribution's packages, unpacked into a cache; nothing is
+"""The files of the machine, unpacked from packages of the distribution into a cache. Nothing is
 installed.
 """
 
@@ -15,31 +15,33 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LAYOUT = "2"  # to be raised when fill() makes something else of the packages
+LAYOUT = "2"  # version of the cache; increase it when fill() changes
 SHIM = "xstate.so"  # see xstate.c
-# The kernel with its modules; the guest's PID 1 and its tools; ids for user namespaces, which few
-# hosts have installed.
+# The kernel with its modules; the guest's PID 1 and tools; newuidmap(1), which few hosts have.
 PACKAGES = ("user-mode-linux", "busybox-static", "uidmap", "libsubid4")
 
 
 class VMError(Exception):
-    """The machine could not be made or did not start; the text says what to do."""
+    """The machine could not be created or did not start; the text says what to do."""
 
 
 def cache_directory() -> Path:
+    """Return ``$THROWAWAY_VM_CACHE``, or a directory below the XDG cache home."""
     base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     return Path(os.environ.get("THROWAWAY_VM_CACHE", Path(base) / "pytest-sandbox-vm"))
 
 
 def call(*argv: str | Path, cwd: Path | None = None) -> None:
+    """Run a program. Raises :class:`VMError` if it fails."""
     done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
         raise VMError(f"{' '.join(map(str, argv))} failed: {done.stderr.strip()[-500:]}")
 
 
 def download(directory: Path) -> list[Path]:
-    """The packages as files; the lists of packages are brought up to date where a first try fails
-    (a fresh machine has none).
+    """Download the packages, and return their files.
+
+    If that fails, the package lists, which a new machine lacks, are updated first.
     """
     directory.mkdir()
     try:
@@ -51,8 +53,8 @@ def download(directory: Path) -> list[Path]:
 
 
 def fill(cache: Path) -> None:
-    """Make ``linux`` (the kernel), ``busybox``, ``overlay.ko`` and ``guest/`` (a layer over the
-    host's root) in the directory *cache*.
+    """Create ``linux`` (the kernel), ``busybox``, ``overlay.ko`` and ``guest/`` (a layer above the
+    host's root) in the cache.
     """
     unpacked, guest = cache / "unpacked", cache / "guest"
     for package in download(cache / "packages"):
@@ -66,17 +68,10 @@ def fill(cache: Path) -> None:
         ),
         cache / "busybox",
     )
-    if compiler := shutil.which("cc"):  # without one, only processors with AMX are left out
-        call(
-            compiler,
-            "-O2",
-            "-shared",
-            "-fPIC",
-            "-o",
-            cache / SHIM,
-            Path(__file__).with_name("xstate.c"),
-        )
-    keep_modules(unpacked / "usr/lib/uml/modules", guest, cache)
+    if compiler := shutil.which("cc"):  # needed only on processors with AMX
+        source = Path(__file__).with_name("xstate.c")
+        call(compiler, "-O2", "-shared", "-fPIC", "-o", cache / SHIM, source)
+    copy_modules(unpacked / "usr/lib/uml/modules", guest, cache)
     for directory in ("usr/bin", "usr/lib"):
         for path in (unpacked / directory).glob("**/*"):
             if path.name.startswith(("newuidmap", "newgidmap", "getsubids", "libsubid")):
@@ -87,11 +82,12 @@ def fill(cache: Path) -> None:
     shutil.rmtree(cache / "packages")
 
 
-def keep_modules(source: Path, guest: Path, cache: Path) -> None:
+def copy_modules(source: Path, guest: Path, cache: Path) -> None:
+    """Copy the kernel modules to the guest's layer, and overlay.ko to the cache."""
     version = next(source.iterdir())
     target = guest / "usr/lib/modules" / version.name
     shutil.copytree(version, target, symlinks=True)
-    (guest / "lib").symlink_to("usr/lib")  # where depmod looks
+    (guest / "lib").symlink_to("usr/lib")  # depmod reads /lib/modules
     call(cache / "busybox", "depmod", "-b", guest, version.name)
     (guest / "lib").unlink()
     shutil.copy2(next(target.rglob("overlay.ko")), cache / "overlay.ko")
@@ -99,7 +95,7 @@ def keep_modules(source: Path, guest: Path, cache: Path) -> None:
 
 @contextmanager
 def filled_cache() -> Iterator[Path]:
-    """The cache directory, filled once, by one process at a time."""
+    """Yield the cache directory, which is filled once, by one process at a time."""
     cache = cache_directory()
     cache.parent.mkdir(parents=True, exist_ok=True)
     with cache.with_suffix(".lock").open("w") as lock:

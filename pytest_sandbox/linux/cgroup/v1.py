@@ -1,74 +1,63 @@
-"""Cgroup v1: one directory in each controller's own hierarchy.
+"""Cgroup v1: a directory in the hierarchy of each controller.
 
-A thread enters by writing "0" to each ``tasks``; writing another's number, or to ``cgroup.procs``,
-takes a lock over all threads that waits for RCU (5 - 11 ms on an idle machine). Source:
-Documentation/admin-guide/cgroup-v1/ of the kernel.
+Source: Documentation/admin-guide/cgroup-v1/ of the kernel.
+
+A thread joins by writing "0" to each ``tasks`` file. Writing another PID, or to ``cgroup.procs``,
+takes a lock over all threads that waits for RCU: 5 to 11 ms on an idle machine.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import time
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import UnsupportedError
-from pytest_sandbox.linux.cgroup import (
-    PATIENCE,
-    PERIOD,
-    PREFIX,
-    UNLIMITED,
-    Group,
-    Hierarchy,
-    Session,
+from pytest_sandbox.linux.cgroup import v1_limits
+from pytest_sandbox.linux.cgroup.base import PREFIX, UNLIMITED, Cgroup, Hierarchy, Session
+from pytest_sandbox.linux.cgroup.directories import (
+    TIMEOUT,
     destroy,
-    device_number,
-    kill_members,
+    kill_pids,
     make_owned,
-    members,
-    number,
-    read,
-    refused_rate,
+    read_pids,
     remove_directory,
-    table,
+)
+from pytest_sandbox.linux.cgroup.interface_files import (
+    read,
+    read_flat_keyed,
+    read_number,
     write,
 )
 from pytest_sandbox.outcome import Stats
-from pytest_sandbox.settings import FrozenMap
+from pytest_sandbox.settings.settings import FrozenMap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from pytest_sandbox.linux.cgroup import Mount
+    from pytest_sandbox.linux.cgroup.mounts import Mount
     from pytest_sandbox.linux.cgroup_limits import CgroupLimits
-    from pytest_sandbox.settings import Settings
+    from pytest_sandbox.settings.settings import Settings
 
-__all__ = ["GroupV1", "HierarchyV1", "SessionV1"]
+__all__ = ["CgroupV1", "HierarchyV1", "SessionV1"]
 
-#: Made for every container: limits have to be there before they are known, and figures cannot be
-#: had afterwards.
-ALWAYS = ("memory", "cpu", "cpuacct", "pids", "blkio")
-#: Made for a container that is paused, or has ``cpuset``; a session has them from the start,
-#: because only locked cgroups are safe from cleanups.
+#: Controllers used for every container: it is created before its limits are known, and usage is
+#: counted only from the moment the processes join.
+_ALWAYS = ("memory", "cpu", "cpuacct", "pids", "blkio")
+#: Controllers used for a container that is paused or has a ``cpuset``. The session creates its
+#: directories at once, because only locked cgroups are safe from cleanup by other processes.
 _ON_DEMAND = ("freezer", "cpuset")
 
 _NO_HIGH = (
     "cgroup v1 has no such limit: boot with cgroup v2 "
     "(systemd.unified_cgroup_hierarchy=1), or ask for memory= alone."
 )
-#: The file of each key of a device's rate.
-_RATES = {
-    "device_read_bps": "blkio.throttle.read_bps_device",
-    "device_write_bps": "blkio.throttle.write_bps_device",
-    "device_read_iops": "blkio.throttle.read_iops_device",
-    "device_write_iops": "blkio.throttle.write_iops_device",
-}
 
 
 class HierarchyV1(Hierarchy):
-    """Each controller's mount, and our own group in it."""
+    """The mount of each controller, and the calling process's cgroup in it."""
 
     version = 1
     names = FrozenMap({"io": "blkio"})
@@ -76,7 +65,7 @@ class HierarchyV1(Hierarchy):
     def __init__(self, mounts: Iterable[Mount], own: dict[str, str]) -> None:
         self.mounts = {name: mount for mount in mounts for name in mount.controllers}
         found = {name: mount.directory(own.get(name, "/")) for name, mount in self.mounts.items()}
-        #: Our own group's directory by controller, where groups can be made in it.
+        #: The directory of the calling process's cgroup by controller, if it is writable.
         self.own = {
             name: path
             for name, path in found.items()
@@ -95,7 +84,10 @@ class HierarchyV1(Hierarchy):
                 "The cgroup file system is read-only here: start the outer container with "
                 "--privileged."
             )
-        return "cgroup v1 obeys root only: run pytest as root, or on a host with cgroup v2."
+        return (
+            "cgroup v1 takes limits from root only: run pytest as root, or on a host with cgroup "
+            "v2."
+        )
 
     def require(self, settings: Settings) -> None:
         super().require(settings)
@@ -113,25 +105,25 @@ class HierarchyV1(Hierarchy):
         return tuple({self.mounts[name].point: None for name in sorted(self.controllers)})
 
     def session(self, name: str) -> Session:
-        made = SessionV1(self, name)
-        made.make()
-        return made
+        session = SessionV1(self, name)
+        session.make()
+        return session
 
     def attach(self, name: str) -> Session:
         return SessionV1(self, name)
 
 
 class SessionV1(Session):
-    """A directory below our own group in every hierarchy that is used."""
+    """A directory below the calling process's cgroup in every hierarchy that is used."""
 
     def __init__(self, hierarchy: HierarchyV1, name: str) -> None:
         self._hierarchy = hierarchy
         self.name = name
-        #: The session's directory by controller; joined controllers (cpu,cpuacct) share one.
+        #: The session's directory by controller; cpu and cpuacct share one if mounted together.
         self.by_controller = {
-            name: directory for name in ALWAYS if (directory := self.directory_of(name))
+            name: directory for name in _ALWAYS if (directory := self.directory_of(name))
         }
-        # Distinct directories, by which a group is made.
+        # Each directory once: a cgroup is created in all of them.
         self._always = tuple(dict.fromkeys(self.by_controller.values()))
         more = (
             directory for controller in _ON_DEMAND if (directory := self.directory_of(controller))
@@ -139,14 +131,14 @@ class SessionV1(Session):
         super().__init__(name, tuple(dict.fromkeys((*self._always, *more))))
 
     def make(self) -> None:
-        """Make and lock the session's cgroups."""
+        """Create and lock the session's cgroups."""
         made: list[str] = []
         try:
             for directory in self.directories:
                 self._make(directory, made)
         except BaseException:
             destroy(made)
-            self.hand_over()
+            self.close_locks()
             raise
 
     def _make(self, directory: str, made: list[str]) -> None:
@@ -160,7 +152,7 @@ class SessionV1(Session):
                 raise
 
     def need(self, controller: str) -> str:
-        """Return the session's directory of a controller; UnsupportedError where it has none."""
+        """Return the session's directory of a controller; raises UnsupportedError without it."""
         directory = self.directory_of(controller)
         if directory is None or not os.path.isdir(directory):
             raise UnsupportedError(
@@ -170,13 +162,14 @@ class SessionV1(Session):
         return directory
 
     def directory_of(self, controller: str) -> str | None:
-        """Return where the session's directory of a controller is, or would be; None without that
-        controller.
+        """Return the path of the session's directory of a controller, which may not exist.
+
+        It is None if the controller cannot be used.
         """
         own = self._hierarchy.own.get(controller)
         return own and f"{own}/{PREFIX}{self.name}"
 
-    def create(self, name: str) -> GroupV1:
+    def create(self, name: str) -> CgroupV1:
         made: list[str] = []
         try:
             for directory in self._always:
@@ -185,23 +178,26 @@ class SessionV1(Session):
         except OSError:
             destroy(made)
             raise
-        return GroupV1(self, name, tuple(made))
+        return CgroupV1(self, name, tuple(made))
 
-    def group(self, name: str, limits: CgroupLimits = UNLIMITED) -> GroupV1:
+    def cgroup(self, name: str, limits: CgroupLimits = UNLIMITED) -> CgroupV1:
         directories = [f"{directory}/{name}" for directory in self._always]
         if limits.cpuset is not None:
             directories.append(f"{self.need('cpuset')}/{name}")
-        return GroupV1(self, name, tuple(directories), limits)
+        return CgroupV1(self, name, tuple(directories), limits)
 
 
 def inherit_cpuset(directory: str) -> None:
-    """Give a new cpuset what its parent has: empty, it takes no process (cgroup-v1/cpusets.rst)."""
+    """Copy the parent's CPUs and memory nodes to a new cpuset.
+
+    Processes cannot join an empty one (cpusets.rst).
+    """
     for name in ("cpuset.cpus", "cpuset.mems"):
         write(f"{directory}/{name}", read(f"{os.path.dirname(directory)}/{name}").strip())
 
 
-class GroupV1(Group):
-    """One container's directories."""
+class CgroupV1(Cgroup):
+    """The directories of one container."""
 
     def __init__(
         self,
@@ -215,20 +211,23 @@ class GroupV1(Group):
         self._directories = directories
         self._limits = limits
 
+    def _directory(self, controller: str) -> str:
+        return f"{self._session.by_controller[controller]}/{self.id}"
+
     def _path(self, controller: str, name: str) -> str:
-        return f"{self._session.by_controller[controller]}/{self.id}/{name}"
+        return f"{self._directory(controller)}/{name}"
 
     def _has(self, controller: str) -> bool:
         return controller in self._session.by_controller
 
-    def joins(self) -> tuple[str, ...]:
+    def join_paths(self) -> tuple[str, ...]:
         return tuple(f"{directory}/tasks" for directory in self._directories)
 
     def apply(self, limits: CgroupLimits, *, overhead: int = 0) -> None:
         if self._has("memory"):
-            self._apply_memory(limits)
+            v1_limits.set_memory(self._directory("memory"), self._limits, limits)
         if self._has("cpu") and limits.cpus != self._limits.cpus:
-            self._apply_cpus(limits.cpus)
+            v1_limits.set_cpus(self._directory("cpu"), limits.cpus)
         if self._has("pids"):
             write(
                 self._path("pids", "pids.max"),
@@ -237,85 +236,8 @@ class GroupV1(Group):
         if limits.cpuset != self._limits.cpuset:
             self._apply_cpuset(limits.cpuset)
         if (rates := limits.device_rates) != (before := self._limits.device_rates):
-            self._apply_rates(before, rates)
+            v1_limits.set_rates(self._directory("blkio"), before, rates)
         self._limits = limits
-
-    def _apply_rates(
-        self, before: Iterable[tuple[str, str, int]], rates: Iterable[tuple[str, str, int]]
-    ) -> None:
-        """Write what is wanted, and 0, which is no limit, for what no longer is
-        (cgroup-v1/blkio-controller.rst).
-        """
-        for key, path, rate in [*((key, path, 0) for key, path, _rate in before), *rates]:
-            device = device_number(path)
-            try:
-                write(self._path("blkio", _RATES[key]), f"{device} {rate}")
-            except OSError as error:
-                raise refused_rate(key, path, rate, error) from error
-
-    def _apply_memory(self, limits: CgroupLimits) -> None:
-        """The kernel keeps memory within memory plus swap at every moment, so what grows is written
-        from the sum, what shrinks from the part.
-        """
-        wanted, before = (
-            (limits.memory, limits.swap_limit),
-            (self._limits.memory, self._limits.swap_limit),
-        )
-        if wanted == before:
-            return
-        names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
-        writes = list(zip(names, wanted, strict=True))
-        if (math.inf if limits.memory is None else limits.memory) > (
-            math.inf if before[1] is None else before[1]
-        ):
-            writes.reverse()
-        for name, value in writes:
-            self._write_memory(name, -1 if value is None else value)
-        self._bound_tcp_buffers(limits.memory)
-
-    def _bound_tcp_buffers(self, memory: int | None) -> None:
-        """Bound the buffers of TCP sockets, which version 1 does not count as memory of the cgroup
-        (cgroup-v1/memory.rst, 2.7.1).
-        """
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # a kernel without CONFIG_INET or CONFIG_MEMCG_KMEM has no such file
-            write(
-                self._path("memory", "memory.kmem.tcp.limit_in_bytes"),
-                -1 if memory is None else memory,
-            )
-
-    def _write_memory(self, name: str, value: int) -> None:
-        try:
-            write(self._path("memory", name), value)
-        except FileNotFoundError:
-            # Without the accounting of swap: swappiness 0 keeps the group's own pages out of it
-            # (cgroup-v1/memory.rst, 5.3).
-            write(
-                self._path("memory", "memory.swappiness"),
-                0 if value > 0 else read("/proc/sys/vm/swappiness").strip(),
-            )
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            used = number(self._path("memory", "memory.usage_in_bytes"))
-            raise UnsupportedError(
-                f"memory={value}", f"The container already uses {used} bytes: give it more."
-            ) from error
-
-    def _apply_cpus(self, cpus: float | None) -> None:
-        try:
-            write(
-                self._path("cpu", "cpu.cfs_quota_us"), -1 if cpus is None else round(cpus * PERIOD)
-            )
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            # A child's share may not be above its parent's (scheduler/sched-bwc.rst).
-            raise UnsupportedError(
-                f"cpus={cpus}",
-                "The group that the tests run in has fewer: ask for fewer, or raise its own.",
-            ) from error
 
     def _apply_cpuset(self, cpuset: str | None) -> None:
         directory = f"{self._session.need('cpuset')}/{self.id}"
@@ -330,13 +252,14 @@ class GroupV1(Group):
             raise UnsupportedError(
                 f"cpuset={cpuset!r}", f"The CPUs that may be used here are {parent}."
             ) from error
-        self._gather(directory, time.monotonic() + PATIENCE)
+        self._gather(directory, time.monotonic() + TIMEOUT)
 
     def _gather(self, directory: str, deadline: float) -> None:
-        """Move every process of the group into a directory that it did not have, until a look finds
-        none outside.
+        """Move every process of the cgroup into a new directory until none is left outside.
+
+        A process may fork while it is moved.
         """
-        while outside := set(self.pids()) - set(members(directory)):
+        while outside := set(self.pids()) - set(read_pids(directory)):
             if time.monotonic() > deadline:
                 raise TimeoutError(
                     errno.ETIMEDOUT, f"processes {sorted(outside)} do not stay", directory
@@ -347,12 +270,12 @@ class GroupV1(Group):
                 except ProcessLookupError:
                     continue
 
-    def count(self) -> int | None:
+    def task_count(self) -> int | None:
         return self._number("pids", "pids.current")
 
     def stats(self) -> Stats:
         nothing: dict[str, int] = {}
-        cpu = table(self._path("cpu", "cpu.stat")) if self._has("cpu") else nothing
+        cpu = read_flat_keyed(self._path("cpu", "cpu.stat")) if self._has("cpu") else nothing
         throttled, used = cpu.get("throttled_time"), self._number("cpuacct", "cpuacct.usage")
         reads, writes = self._io()
         return Stats(
@@ -369,10 +292,10 @@ class GroupV1(Group):
         )
 
     def _number(self, controller: str, name: str) -> int | None:
-        return number(self._path(controller, name)) if self._has(controller) else None
+        return read_number(self._path(controller, name)) if self._has(controller) else None
 
     def _io(self) -> tuple[int | None, int | None]:
-        """Add up the lines ``MAJOR:MINOR Read|Write|... BYTES``."""
+        """Return the bytes read and written: the sum of lines ``MAJOR:MINOR Read|Write BYTES``."""
         if not self._has("blkio"):
             return None, None
         lines = [
@@ -385,16 +308,16 @@ class GroupV1(Group):
         }
         return total["Read"], total["Write"]
 
-    def files_bytes(self) -> int:
+    def page_cache_bytes(self) -> int:
         return (
-            table(self._path("memory", "memory.stat")).get("total_cache", 0)
+            read_flat_keyed(self._path("memory", "memory.stat")).get("total_cache", 0)
             if self._has("memory")
             else 0
         )
 
     def _oom_kills(self) -> int | None:
         return (
-            table(self._path("memory", "memory.oom_control")).get("oom_kill")
+            read_flat_keyed(self._path("memory", "memory.oom_control")).get("oom_kill")
             if self._has("memory")
             else None
         )
@@ -403,19 +326,18 @@ class GroupV1(Group):
         return self._oom_kills() or 0
 
     def pids(self) -> tuple[int, ...]:
-        return members(self._directories[0]) if self._directories else ()
+        return read_pids(self._directories[0]) if self._directories else ()
 
-    def freeze(self, seconds: float = PATIENCE) -> None:
-        deadline = time.monotonic() + seconds
+    def freeze(self, timeout: float = TIMEOUT) -> None:
+        deadline = time.monotonic() + timeout
         directory = f"{self._session.need('freezer')}/{self.id}"
         if directory not in self._directories:
             os.mkdir(directory)
             self._directories += (directory,)
         self._gather(directory, deadline)
         write(f"{directory}/freezer.state", "FROZEN")
-        while (
-            read(f"{directory}/freezer.state") != "FROZEN\n"
-        ):  # reading is what brings FREEZING forward (freezer-subsystem.rst)
+        # Reading the file updates its state from FREEZING to FROZEN (freezer-subsystem.rst).
+        while read(f"{directory}/freezer.state") != "FROZEN\n":
             if time.monotonic() > deadline:
                 self.thaw()
                 raise TimeoutError(errno.ETIMEDOUT, "processes do not freeze", directory)
@@ -435,9 +357,9 @@ class GroupV1(Group):
             yield
 
     def _set_cpus(self, cpus: float | None) -> None:
-        """Limit CPU time, unless the cgroup went with its container."""
+        """Set the limit on CPU time, unless the cgroup was removed with its container."""
         with contextlib.suppress(FileNotFoundError):
-            self._apply_cpus(cpus)
+            v1_limits.set_cpus(self._directory("cpu"), cpus)
 
     def is_frozen(self) -> bool:
         directory = self._session.directory_of("freezer")
@@ -447,19 +369,18 @@ class GroupV1(Group):
             and read(path) != "THAWED\n"
         )
 
-    def kill(self, seconds: float = PATIENCE) -> None:
+    def kill(self, timeout: float = TIMEOUT) -> None:
         if self._has("pids"):
-            write(self._path("pids", "pids.max"), 0)  # no fork outruns the killing
-        self.thaw()  # frozen, it would not die
-        kill_members(self.pids, seconds)
+            write(self._path("pids", "pids.max"), 0)  # no process can fork while they are killed
+        self.thaw()  # frozen processes do not die (freezer-subsystem.rst)
+        kill_pids(self.pids, timeout)
 
-    def remove(self, seconds: float = PATIENCE) -> None:
+    def remove(self, timeout: float = TIMEOUT) -> None:
         on_demand = [
             f"{directory}/{self.id}"
             for name in _ON_DEMAND
             if (directory := self._session.directory_of(name))
         ]
-        for directory in dict.fromkeys(
-            (*self._directories, *on_demand)
-        ):  # the session's other end may have made these
-            remove_directory(directory, seconds)
+        # Those on demand may have been created by another process of the session.
+        for directory in dict.fromkeys((*self._directories, *on_demand)):
+            remove_directory(directory, timeout)

@@ -1,9 +1,9 @@
-"""The seccomp filter of a payload: docker's default policy, compiled to a small BPF program
-(Documentation/userspace-api/seccomp_filter.rst).
+"""Compile docker's default seccomp policy to a BPF program.
 
-A program reads the architecture of the call and its number, and finds the answer by halving the
-numbers until one range is left. The kernel runs it once for each number while it loads (its cache
-of what is always allowed), so that few steps also make a fast load.
+The program loads the architecture and the number of the system call, and finds the action by binary
+search in ranges of numbers. While loading it, the kernel runs it once for each number, to cache
+which calls are always allowed; so a short search makes loading fast too. See seccomp(2) and
+Documentation/userspace-api/seccomp_filter.rst.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pytest_sandbox.linux.seccomp import profile as policy
 
 __all__ = ["MACHINES", "decide", "numbers", "program"]
 
-# <linux/bpf_common.h>; all jumps compare with a constant, and go forward only.
+# <linux/bpf_common.h>. Jumps compare with a constant, and are forward only.
 LOAD = 0x20
 LOAD_INDEX = 0x01
 AND = 0x54
@@ -29,8 +29,7 @@ JUMP_AT_LEAST = 0x35
 JUMP_ANY_BIT = 0x45
 RETURN = 0x06
 
-# <linux/seccomp.h>: struct seccomp_data's offsets on a little-endian machine, and what a filter
-# returns.
+# <linux/seccomp.h>: offsets in struct seccomp_data on a little-endian machine, and return values.
 NUMBER = 0
 ARCHITECTURE = 4
 FIRST_ARGUMENT_LOW = 16
@@ -40,13 +39,11 @@ ALLOW = 0x7FFF0000
 ERRNO = 0x00050000
 
 X32_BIT = 0x40000000
-X32_FIRST = 512  # below it the numbers mean what they mean on x86_64
+X32_FIRST = 512  # lower numbers are those of x86_64
 
 
 class Entry(NamedTuple):
-    """One way into the kernel: the name of its table, and the value that ``seccomp_data.arch`` has
-    (<linux/audit.h>).
-    """
+    """An architecture: the name of its table, and its AUDIT_ARCH_* value (<linux/audit.h>)."""
 
     table: str
     audit: int
@@ -60,11 +57,10 @@ MACHINES = {
 
 
 def program(capabilities: int, machine: str = "", *, packets: bool = False) -> bytes:
-    """Return docker's default policy for a payload with these capabilities, as an array of ``struct
-    sock_filter``.
+    """Return docker's default policy for these capabilities, as an array of struct sock_filter.
 
-    ``packets`` allows packet sockets (packet(7)). ``machine`` is what ``os.uname()`` calls it, by
-    default this one. Raises :class:`ValueError` for a machine without a table.
+    ``packets`` allows packet sockets (packet(7)). ``machine`` is a machine of uname(2), by default
+    this one. Raises ValueError for an unsupported machine.
     """
     machine = machine or os.uname().machine
     if machine not in MACHINES:
@@ -75,8 +71,9 @@ def program(capabilities: int, machine: str = "", *, packets: bool = False) -> b
 
 
 def decide(name: str, capabilities: int, *, packets: bool = False) -> str:
-    """Return the answer of the policy to one call: ``"allow"``, ``"refuse"``, ``"missing"``, or the
-    name of its rule for an argument.
+    """Return the action for a system call: "allow", "refuse" (EPERM) or "missing" (ENOSYS).
+
+    If the action depends on an argument, it is the name of the rule.
     """
     if name in _granted(capabilities):
         return "allow"
@@ -90,8 +87,9 @@ def decide(name: str, capabilities: int, *, packets: bool = False) -> str:
 
 
 def numbers(table: str) -> dict[int, str]:
-    """Return the names of the system calls by number, of ``"X86_64"``, ``"X32"`` (without its bit),
-    ``"I386"``, ``"AARCH64"`` or ``"ARM"``.
+    """Return the names of the system calls of a table by number.
+
+    The tables are "X86_64", "X32" (numbers without its bit), "I386", "AARCH64" and "ARM".
     """
     found: dict[int, str] = {}
     for line in getattr(syscall_numbers, table).split("\n"):
@@ -121,65 +119,61 @@ def _granted(capabilities: int) -> frozenset[str]:
 
 
 class Range(NamedTuple):
-    """Numbers from ``first`` to the next range's, that get one answer."""
+    """System call numbers with the same action, from ``first`` up to the next range."""
 
     first: int
-    answer: str
+    action: str
 
 
 def _ranges(table: dict[int, str], capabilities: int, packets: bool) -> list[Range]:
-    """Divide all numbers, from 0 on, into ranges with one answer."""
+    """Return all numbers from 0 on as ranges with one action each."""
     newest = next(number for number, name in table.items() if name == policy.NEWEST)
     found: list[Range] = []
     for number in sorted({0, newest + 1, *table, *(number + 1 for number in table)}):
-        answer = decide(table.get(number, ""), capabilities, packets=packets)
-        if answer == "refuse" and number > newest:
-            answer = "missing"
-        if not found or found[-1].answer != answer:
-            found.append(Range(number, answer))
+        action = decide(table.get(number, ""), capabilities, packets=packets)
+        if action == "refuse" and number > newest:
+            action = "missing"
+        if not found or found[-1].action != action:
+            found.append(Range(number, action))
     return found
 
 
 def _from(first: int, ranges: list[Range]) -> list[Range]:
-    """Keep of the ranges what lies at ``first`` and above."""
+    """Return the part of the ranges from ``first`` on."""
     above = [each for each in ranges if each.first > first]
-    return [Range(first, ranges[len(ranges) - len(above) - 1].answer), *above]
+    return [Range(first, ranges[len(ranges) - len(above) - 1].action), *above]
 
 
 class _Assembler:
-    """Instructions whose jumps name where they go: a label, or ``""`` for the next one."""
+    """Instructions whose jump targets are labels, or ``""`` for the next instruction."""
 
     def __init__(self) -> None:
         self._code: list[tuple[int, str, str, int]] = []
         self._labels: dict[str, int] = {}
 
     def label(self, name: str) -> None:
-        """Name the place of the next instruction."""
+        """Define a label at the next instruction."""
         self._labels[name] = len(self._code)
 
     def add(self, code: int, value: int, then: str = "", otherwise: str = "") -> None:
-        """Append one instruction; jumps go to ``then`` where the comparison holds."""
+        """Append an instruction; a jump goes to ``then`` if its comparison is true."""
         self._code.append((code, then, otherwise, value))
 
-    def halve(self, ranges: list[Range], end: int) -> None:
-        """Append the search for the accumulator's number among ranges, the last of which is taken
-        to reach to ``end``.
-        """
+    def search(self, ranges: list[Range], end: int) -> None:
+        """Append a binary search for the accumulator; the last range ends at ``end``."""
         if len(ranges) == 1:
             return
         middle = _middle(ranges, end)
         low, high = ranges[:middle], ranges[middle:]
-        upper = high[0].answer if len(high) == 1 else f"from {high[0].first} at {len(self._code)}"
-        self.add(JUMP_AT_LEAST, high[0].first, upper, low[0].answer if len(low) == 1 else "")
-        self.halve(low, high[0].first)
+        upper = high[0].action if len(high) == 1 else f"from {high[0].first} at {len(self._code)}"
+        self.add(JUMP_AT_LEAST, high[0].first, upper, low[0].action if len(low) == 1 else "")
+        self.search(low, high[0].first)
         if len(high) > 1:
             self.label(upper)
-            self.halve(high, end)
+            self.search(high, end)
 
-    def assembled(self) -> bytes:
-        """Return the program; :class:`struct.error` where a jump is longer than the 255 that fit
-        into its byte.
-        """
+    def assemble(self) -> bytes:
+        """Return the program; raises struct.error if a jump is longer than 255 instructions."""
         return b"".join(
             struct.pack(
                 "<HBBI", code, self._distance(at, then), self._distance(at, otherwise), value
@@ -192,8 +186,10 @@ class _Assembler:
 
 
 def _middle(ranges: list[Range], end: int) -> int:
-    """Where to divide some ranges (two or more): as near as can be to the middle of their numbers,
-    for each number is run once.
+    """Return the index at which two or more ranges are divided.
+
+    It is as close as possible to the middle of the numbers, not of the ranges, because the kernel
+    runs the program once for each number.
     """
     middle = (ranges[0].first + end) / 2
     return min(range(1, len(ranges)), key=lambda place: abs(ranges[place].first - middle))
@@ -201,9 +197,7 @@ def _middle(ranges: list[Range], end: int) -> int:
 
 @cache
 def _program(capabilities: int, machine: str, packets: bool) -> bytes:
-    """Lay out: which entry, the tree of each entry, the rules of single calls, the answers (shared,
-    at the end).
-    """
+    """Return the program: the architecture, a search for each, argument rules, and the actions."""
     native, compatible = MACHINES[machine]
     code = _Assembler()
     code.add(LOAD, ARCHITECTURE)
@@ -213,28 +207,29 @@ def _program(capabilities: int, machine: str, packets: bool) -> bytes:
         code.label(entry.table)
         _add_entry(code, entry, capabilities, packets)
     _add_rules(code)
-    _add_answers(code)
-    return code.assembled()
+    _add_actions(code)
+    return code.assemble()
 
 
 def _add_entry(code: _Assembler, entry: Entry, capabilities: int, packets: bool) -> None:
     if not entry.native:
-        # The kernel caches only what it can foresee, which ends at this instruction: 32-bit
-        # programs are rare, and a load is 12 µs faster.
+        # This instruction ends the kernel's emulation for its cache (seccomp_is_const_allow()):
+        # 32-bit programs are rare, and loading is 12 µs faster.
         code.add(LOAD_INDEX, 0)
     code.add(LOAD, NUMBER)
     if entry.table == "X86_64":
-        _sort_out_x32(code, capabilities, packets)
+        _add_x32(code, capabilities, packets)
     _search(code, _ranges(numbers(entry.table), capabilities, packets))
 
 
 def _search(code: _Assembler, ranges: list[Range]) -> None:
-    code.halve(ranges, ranges[-1].first + 1)
+    code.search(ranges, ranges[-1].first + 1)
 
 
-def _sort_out_x32(code: _Assembler, capabilities: int, packets: bool) -> None:
-    """The x32 entry has the architecture of x86_64: strip its bit; only what it numbers for itself
-    needs a tree of its own.
+def _add_x32(code: _Assembler, capabilities: int, packets: bool) -> None:
+    """Append the x32 calls, which have the architecture of x86_64 and a bit in the number.
+
+    The bit is cleared; only the numbers that x32 does not share need a search of their own.
     """
     code.add(JUMP_AT_LEAST, X32_BIT, "", "native")
     code.add(AND, 0xFFFFFFFF & ~X32_BIT)
@@ -244,9 +239,7 @@ def _sort_out_x32(code: _Assembler, capabilities: int, packets: bool) -> None:
 
 
 def _add_rules(code: _Assembler) -> None:
-    """Append the rules for arguments: each ends the program, nothing falls through from one to the
-    next.
-    """
+    """Append the rules for arguments; each of them ends the program."""
     for name, rule in policy.BY_ARGUMENT.items():
         _add_rule(code, name, rule)
 
@@ -270,7 +263,7 @@ def _add_rule(code: _Assembler, name: str, rule: policy.ByArgument) -> None:
         _add_rule(code, f"{name}: then", rule.then[1])
 
 
-def _add_answers(code: _Assembler) -> None:
+def _add_actions(code: _Assembler) -> None:
     for name, value in {
         "allow": ALLOW,
         "refuse": ERRNO | EPERM,

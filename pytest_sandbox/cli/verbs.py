@@ -1,0 +1,39 @@
+"""The table of verbs: which module defines each one, so that a verb imports only what it needs."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_sandbox.cli.verb import Verb
+
+__all__ = ["MODULES", "load"]
+
+#: Verb -> the module of this package that defines it, in the order of the help.
+MODULES: dict[str, str] = {
+    "doctor": "doctor",
+    "run": "run",
+    "ps": "containers",
+    "exec": "containers",
+    "shell": "containers",
+    "rm": "containers",
+    "stats": "containers",
+    "diff": "containers",
+    "pull": "images",
+    "load": "images",
+    "images": "images",
+    "inspect": "images",
+    "history": "images",
+    "rmi": "images",
+    "prune": "images",
+}
+
+
+def load(name: str) -> Verb:
+    """Import the module of one verb and return the verb. Raises :class:`KeyError` for an unknown
+    name.
+    """
+    module = importlib.import_module(f"{__package__}.{MODULES[name]}")
+    verbs: tuple[Verb, ...] = module.VERBS
+    return next(one for one in verbs if one.name == name)

@@ -1,0 +1,89 @@
+"""Machine code, memory and CPython's fork hooks: what ctypes provides besides system calls.
+
+See mmap(2) and mprotect(2). The code itself is in :mod:`pytest_sandbox.linux.machine_code`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import signal
+from typing import TYPE_CHECKING, cast
+
+from pytest_sandbox.linux import syscall as sc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["address_of", "clear_memory", "fork_handlers", "map_code", "spawn"]
+
+_CLONE_FLAGS = sc.CLONE_VM | sc.CLONE_VFORK | sc.CLONE_PIDFD | sc.CLONE_CLEAR_SIGHAND
+_PROT_READ_EXEC = mmap.PROT_READ | mmap.PROT_EXEC
+_mapped: list[mmap.mmap] = []
+# PYFUNCTYPE holds the GIL during the call: while a child shares this memory, no other thread may
+# fork or change what the code reads.
+_CODE = ctypes.PYFUNCTYPE(ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+
+
+def address_of(buffer: bytearray | mmap.mmap) -> int:
+    """Return the address of a buffer, which must not be resized or freed while it is used."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+def map_code(code: bytes) -> Callable[[int, int], int]:
+    """Map machine code, executable and not writable; return it as a function of two addresses.
+
+    It stays mapped until the process ends.
+    """
+    page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    page.write(code)
+    _mapped.append(page)
+    address = address_of(page)
+    sc.checked(
+        sc.libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), _PROT_READ_EXEC),
+        "mprotect",
+        "PROT_EXEC",
+    )
+    return cast("Callable[[int, int], int]", _CODE(address))
+
+
+def fork_handlers() -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
+    """Return PyOS_BeforeFork, PyOS_AfterFork_Parent and PyOS_AfterFork_Child of CPython.
+
+    They are for a fork that os.fork() does not make. The caller must be single-threaded, because
+    the C library's fork handlers do not run.
+    """
+    before, in_parent, in_child = (
+        getattr(ctypes.pythonapi, f"PyOS_{name}")
+        for name in ("BeforeFork", "AfterFork_Parent", "AfterFork_Child")
+    )
+    return before, in_parent, in_child
+
+
+def clear_memory(address: int, length: int) -> None:
+    """Fill ``length`` bytes at ``address`` of this process's memory with zeros."""
+    ctypes.memset(address, 0, length)
+
+
+def spawn(
+    code: Callable[[int, int], int], flags: int, cgroup: int, argument: int
+) -> tuple[int, int]:
+    """Call mapped code in a child that shares this memory; return its PID and a pidfd.
+
+    This process is suspended until the child executes a program or ends (CLONE_VFORK). With
+    ``cgroup`` >= 0, a descriptor of a cgroup v2, the child starts in it. Raises OSError if there is
+    no child.
+    """
+    pidfd = ctypes.c_int(-1)
+    into = sc.CLONE_INTO_CGROUP if cgroup >= 0 else 0
+    how = sc.CloneArgs(
+        flags=flags | into | _CLONE_FLAGS,
+        pidfd=ctypes.addressof(pidfd),
+        exit_signal=signal.SIGCHLD,
+        cgroup=max(cgroup, 0),
+    )
+    pid = code(ctypes.addressof(how), argument)
+    if pid < 0:
+        raise OSError(-pid, f"{os.strerror(-pid)}: clone3({hex(flags)})")
+    return pid, pidfd.value
