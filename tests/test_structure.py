@@ -90,8 +90,6 @@ PENDING_CYCLES = {
         "host",
         "host.packages",
         "host.probes",
-        "client.session",
-        "client.snapshots",
         "plugin.benchmarks",
         "plugin.coverage_data",
         "plugin.crash_report",

@@ -152,7 +152,7 @@ class ContainerBuilder:
     def _become_init(self) -> None:
         """Execute the program that sleeps as PID 1 and dies with the launcher."""
         step, batch = "become init", self._batch
-        # Init calls wait(2) for no child: the kernel reaps while SIGCHLD is ignored (wait(2), NOTES).
+        # Init reaps no child: the kernel does while SIGCHLD is ignored (wait(2), NOTES).
         batch.ignore_sigchld(step)
         batch.restore_signals(step)
         batch.add(step, "prctl", sc.PR_SET_PDEATHSIG, signal.SIGKILL)

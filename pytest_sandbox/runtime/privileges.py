@@ -66,7 +66,8 @@ def leave_chroot() -> None:
     """Make the chroot of this process, if it is in one, the root of a new mount namespace.
 
     setns(2) changes to the root of the mount namespace: containers would be based on the root
-    outside of the chroot, which the caller does not see. Raises :class:`OSError` if that is not permitted.
+    outside of the chroot, which the caller does not see. Raises :class:`OSError` if that is not
+    permitted.
     """
     if root_check.is_chrooted():
         root_check.leave_chroot()

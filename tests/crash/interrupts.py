@@ -137,7 +137,7 @@ def open_files() -> list[str]:
         return [os.readlink(entry.path) for entry in entries]
 
 
-def settled(before: dict[str, int]) -> dict[str, tuple[int, int]]:
+def await_figures(before: dict[str, int]) -> dict[str, tuple[int, int]]:
     """Return the figures that are higher than before, after waiting for what the launcher releases
     in the background.
     """
@@ -175,7 +175,7 @@ def main() -> None:
             say(*check(number))
     held.close()
     del held
-    for name, (count, now) in settled(before).items():
+    for name, (count, now) in await_figures(before).items():
         say(f"{name}: {count} before, {now} after {rounds} rounds, with {open_files()}")
     say("done" if interrupts > int(rounds) // 10 else f"interrupted only {interrupts} times")
 

@@ -203,7 +203,7 @@ def test_memory_of_a_commit_is_freed_when_nobody_refers_to_it():
         container.write_text("/x", "x")
         image = container.commit()
         launcher = container.handle.launcher
-    key = image.shelves[0].key
+    key = image.snapshots[0].key
     del image, container
     gc.collect()
     launcher.snapshots.collect()
