@@ -56,9 +56,7 @@ def session_directory(session: str) -> str:
 
 
 def lock_path(session: str) -> str:
-    """Return the path of a session's lock; it is held (flock(2)) while the session's launcher
-    lives.
-    """
+    """Return the path of a session's lock file, which is locked while its launcher runs."""
     return f"{session_directory(session)}.lock"
 
 
@@ -67,7 +65,7 @@ def remove_leftovers() -> list[str]:
 
     An error is logged, and the next session tries again.
     """
-    state_directory()  # without one nobody can tell which sessions have ended
+    state_directory()  # without one it cannot be known which sessions have ended
     cgroups = cgroup.find_hierarchy().sessions()
     names = sorted({*sessions(), *cgroups})
     removed = [name for name in names if _try_remove(name, cgroups.get(name, ()))]

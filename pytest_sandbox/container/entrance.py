@@ -6,7 +6,7 @@ import errno
 from typing import TYPE_CHECKING, NoReturn
 
 from pytest_sandbox.errors import ContainerStopped, SetupError, UnsupportedError
-from pytest_sandbox.runtime.join import JoinTarget
+from pytest_sandbox.runtime.join import RAISE_ULIMITS, JoinTarget
 
 if TYPE_CHECKING:
     from pytest_sandbox.container.handle import Handle
@@ -34,7 +34,7 @@ def raise_for(handle: Handle, failure: Failure) -> NoReturn:
     Raises :class:`UnsupportedError` for a ulimit above the caller's, :class:`ContainerStopped` if
     the container has ended, else :class:`SetupError`.
     """
-    if failure.step.startswith("raise ulimits"):
+    if failure.step == RAISE_ULIMITS:
         raise UnsupportedError(
             f"ulimits: {failure.call}",
             "Start pytest with a higher hard limit (ulimit -H), or set a lower one.",

@@ -327,14 +327,14 @@ def _read_line(reader: int, timeout: float) -> bytes:
     return data
 
 
-def _finish_joining(handle: Handle, batch: SyscallBatch | None, lock_down: SyscallBatch) -> None:
+def _finish_joining(handle: Handle, batch: SyscallBatch | None, confinement: SyscallBatch) -> None:
     """Complete the way into the container, in the child; on an error, exit with status 125: a
     process that has joined only some namespaces must not run a test.
     """
     try:
         if batch is not None:
             batch.run()
-        lock_down.run()
+        confinement.run()
     except OSError as error:
         os.write(
             2,

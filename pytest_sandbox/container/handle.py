@@ -83,9 +83,7 @@ class Handle:
     """The PID of the process that started the container; from the start on."""
 
     home: object
-    """What :func:`session.fork_token` returned at the start: it differs in a fork that is
-    inside.
-    """
+    """What :func:`session.fork_token` returned at the start: another object in a fork inside."""
 
     launcher: session.LauncherClient
     """The launcher that created the container; from the start on."""

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_sandbox.errors import ContainerStopped
+from pytest_sandbox.runtime.spec import FIRST_DIRECTORY, FIRST_SCRATCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.handle import Handle
 
 __all__ = ["Overlay", "opened_layer"]
-
-_FIRST_DIRECTORY = 1000
-_FIRST_VOLUME = 2000
 
 
 class Overlay(NamedTuple):
@@ -54,11 +52,11 @@ def _overlay(handle: Handle, number: int, points: list[list[str]]) -> Overlay:
     """
     if number == 0:
         return Overlay("", (*_above(handle, ""), *handle.spec.lower))
-    if number >= _FIRST_VOLUME:
-        point, *lower_directories = handle.spec.scratch[number - _FIRST_VOLUME]
+    if number >= FIRST_SCRATCH:
+        point, *lower_directories = handle.spec.scratch[number - FIRST_SCRATCH]
         return Overlay(point, tuple(lower_directories))
-    if number >= _FIRST_DIRECTORY:
-        point = lower = handle.spec.directories[number - _FIRST_DIRECTORY]
+    if number >= FIRST_DIRECTORY:
+        point = lower = handle.spec.directories[number - FIRST_DIRECTORY]
     else:
         point, lower = points[number - 1]
     return Overlay(point, (*_above(handle, point), lower))

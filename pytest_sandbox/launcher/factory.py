@@ -6,7 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.linux import cgroup, file_mounts, mounts
+from pytest_sandbox.linux import file_mounts, mounts
+from pytest_sandbox.linux.cgroup import find_hierarchy
 from pytest_sandbox.runtime import privileges, storage
 from pytest_sandbox.runtime.create import ContainerBuilder, Created
 from pytest_sandbox.runtime.host_resources import HostResources
@@ -63,7 +64,7 @@ class ContainerFactory:
     def __init__(
         self, session: str, lock: str, layer_holder: LayerHolder, cgroup_remover: CgroupRemover
     ) -> None:
-        self.session = cgroup.find_hierarchy().attach(session)
+        self.session = find_hierarchy().attach(session)
         #: Reports POLLPRI when something is mounted or unmounted.
         self.mounts = mounts.watch()
         self.host = HostResources(lock.removesuffix(".lock"))

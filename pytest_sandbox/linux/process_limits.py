@@ -41,7 +41,7 @@ def add_raised_hard_limits(
 
 
 def describe_hard_limits_to_raise(ulimits: Iterable[tuple[str, int, int]]) -> str:
-    """Return which of these are over the hard limits of the process, for an error message."""
+    """Return which of these are over the hard limits of the process, for an error."""
     return "; ".join(
         f"{name}={hard} is over the hard limit of {current_hard}, which may not be raised"
         for name, hard, _current_soft, current_hard in _hard_limits_to_raise(ulimits)
@@ -51,6 +51,7 @@ def describe_hard_limits_to_raise(ulimits: Iterable[tuple[str, int, int]]) -> st
 def _hard_limits_to_raise(
     ulimits: Iterable[tuple[str, int, int]],
 ) -> Iterator[tuple[str, int, int, int]]:
+    """Yield the name, the requested hard limit, and the current soft and hard limit."""
     for name, _soft, hard in ulimits:
         current_soft, current_hard = resource.getrlimit(_number(name))
         if current_hard != resource.RLIM_INFINITY and (

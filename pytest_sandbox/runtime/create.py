@@ -69,11 +69,9 @@ class ContainerBuilder:
         self._hostname = hostname
         self._cgroup_files = cgroup_files
         self._network = -1
-        self._program = SyscallBatch()
-        self._volumes = Volumes(self._program, spec)
-        self._root = RootMounts(
-            self._program, spec, host, hostname=hostname, held_layers=held_layers
-        )
+        self._batch = SyscallBatch()
+        self._volumes = Volumes(self._batch, spec)
+        self._root = RootMounts(self._batch, spec, host, hostname=hostname, held_layers=held_layers)
         self._opened_cgroup_files: list[Result] = []
         self._last = Result(0)
         self.file_stamps = self._root.file_stamps
@@ -118,44 +116,43 @@ class ContainerBuilder:
     def _detach(self) -> None:
         step = "make private"
         # Init must outlive a payload that is out of memory: proc_pid_oom_score_adj(5).
-        process_limits.add_oom_score_adj(self._program, "detach")
-        process_limits.add_raised_hard_limits(self._program, _RAISE_ULIMITS, self._spec.ulimits)
+        process_limits.add_oom_score_adj(self._batch, "detach")
+        process_limits.add_raised_hard_limits(self._batch, _RAISE_ULIMITS, self._spec.ulimits)
         # From here on neither the host nor the container sees the other's new mounts.
-        mounts.add_private(self._program, step)
+        mounts.add_private(self._batch, step)
         # The modes given to mkdir(2) and mknod(2) below are exact, whatever the caller's umask.
-        self._program.add(step, "umask", 0)
+        self._batch.add(step, "umask", 0)
 
     def _enter_network(self) -> None:
         step = "enter network"
         if self._network >= 0:
-            self._program.add(step, "setns", self._network, sc.CLONE_NEWNET)
+            self._batch.add(step, "setns", self._network, sc.CLONE_NEWNET)
         elif self._spec.own_network:
-            rtnetlink.add_network(self._program, step)
+            rtnetlink.add_network(self._batch, step)
 
     def _open_cgroup_files(self) -> None:
         # Now, as their paths do not exist in the new root.
         self._opened_cgroup_files = [
-            self._program.open("open cgroups", os.fsencode(path), os.O_WRONLY)
+            self._batch.open("open cgroups", os.fsencode(path), os.O_WRONLY)
             for path in self._cgroup_files
         ]
 
     def _set_hostname(self) -> None:
         # The id: a prewarmed container gets the name that was asked for when it is claimed.
         name = self._hostname.encode()
-        self._program.add("set host name", "sethostname", name, len(name))
+        self._batch.add("set host name", "sethostname", name, len(name))
 
     def _join_cgroups(self) -> None:
         step = "join cgroups"
         for fd in self._opened_cgroup_files:
-            self._program.add(step, "write", fd, b"0", 1)
-            self._program.close(step, fd)
-        self._program.add(step, "unshare", sc.CLONE_NEWCGROUP)
+            self._batch.add(step, "write", fd, b"0", 1)
+            self._batch.close(step, fd)
+        self._batch.add(step, "unshare", sc.CLONE_NEWCGROUP)
 
     def _become_init(self) -> None:
         """Execute the program that sleeps as PID 1 and dies with the launcher."""
-        step, batch = "become init", self._program
-        # Init calls wait(2) for no child: the kernel reaps while SIGCHLD is ignored (wait(2),
-        # NOTES).
+        step, batch = "become init", self._batch
+        # Init reaps no child: the kernel does while SIGCHLD is ignored (wait(2), NOTES).
         batch.ignore_sigchld(step)
         batch.restore_signals(step)
         batch.add(step, "prctl", sc.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -168,7 +165,7 @@ class ContainerBuilder:
         )
 
     def _spawn(self, cgroup: int) -> Created:
-        batch = self._program
+        batch = self._batch
         pid, pidfd = batch.spawn(_NAMESPACES | sc.CLONE_FILES, cgroup=cgroup)
         failure = batch.failure()
         if failure is None and not batch.ended_early(self._last):

@@ -25,27 +25,28 @@ if TYPE_CHECKING:
 
 __all__ = ["add_read_only_overlay", "shown"]
 
-# FAT has neither sockets nor FIFOs. The others are never written to, so no process can have bound
-# a socket in one.
+# FAT has neither sockets nor FIFOs. The others are images that were packed once: nobody can be
+# listening at a socket in one.
 _WITHOUT_SOCKETS = frozenset(
     {"cramfs", "erofs", "exfat", "iso9660", "msdos", "romfs", "squashfs", "udf", "vfat"}
 )
-#: Bytes of all files that are copied into one container.
-_MAX_COPIED = 4 << 20
+#: Bytes of all files that are copied, for each container.
+_MOST_COPIED = 4 << 20
 
 
 def shown(root: HostRoot) -> HostRoot:
-    """Return the host's root with each entry's way of being shown, found by trying.
+    """Return the host's root with what is laid over it tried, so that each entry says how it is
+    shown.
 
-    An entry that disappears meanwhile is left out: other tools mount and unmount at any time.
+    What goes away meanwhile is left out: other tools' mounts come and go.
     """
     below: list[HostMount] = []
     copied: dict[str, list[str]] = {}
     refused: list[str] = []
-    room = _MAX_COPIED
+    room = _MOST_COPIED
     for entry in root.below:
         around = _around(entry.point, below)
-        if around is not None and around.shown in (mounts.BOUND, mounts.COVERED):
+        if around is not None and _hides(around):
             continue  # it is covered, or there is no directory to mount it on
         with suppress(FileNotFoundError, NotADirectoryError):
             status = os.stat(entry.point)
@@ -95,8 +96,8 @@ def _how(entry: HostMount, status: os.stat_result, room: int, options: tuple[str
     how = mounts.READ_ONLY if entry.flags & sc.MS_RDONLY else mounts.WRITABLE
     if _works(entry, how, options):
         return how
-    # A directory of the root itself cannot be covered: there would be no root. This happens in a
-    # container in a container, whose root is an overlay.
+    # A directory of the root itself, in a container in a container whose root is an overlay:
+    # without it there is no root.
     return mounts.COVERED if entry.is_mount else mounts.BOUND
 
 
@@ -133,10 +134,10 @@ def add_read_only_overlay(
     flags: int,
     options: Iterable[str],
 ) -> None:
-    """Mount an overlay without a writable layer, so that sockets, FIFOs and locks are not the
-    host's.
+    """Lay an overlay without a writable layer over a directory: what is opened there is the
+    overlay's, not the host's.
 
-    overlayfs requires two lower directories without an upper one, so the last one is empty.
+    The kernel takes two lower directories at least, so the last one is empty.
     """
     empty = f"{mounts.STAGE}/empty"
     batch.add(step, "mkdirat", -1, empty.encode(), 0o755, go_on=True)

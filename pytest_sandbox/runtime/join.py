@@ -138,7 +138,7 @@ class JoinTarget:
         return self.builder_fd >= 0 and self.spec.user_namespace and not self.spec.is_on_host
 
 
-# The programs below are the same for all payloads of a container, and cost more to put together
+# The batches below are the same for all payloads of a container, and cost more to put together
 # than to run.
 @lru_cache(maxsize=16)
 def _beginning(
@@ -213,7 +213,7 @@ def _confinement(
             batch.add(_DROP, "prctl", sc.PR_CAPBSET_DROP, number, 0, 0, 0)
     if user is not None:
         _add_user(batch, user, is_rootless=is_rootless)
-    # Inheritable capabilities would let a batch that root executes gain some beyond the bounding
+    # Inheritable capabilities would let a program that root executes gain some beyond the bounding
     # set (CVE-2022-24769).
     batch.add(_DROP, "capset", *_capability_sets(remaining))
     if no_new_privileges and filtered:

@@ -52,7 +52,7 @@ class RootMounts:
         hostname: str,
         held_layers: dict[str, int],
     ) -> None:
-        self._program = batch
+        self._batch = batch
         self._spec = spec
         self._host = host
         self._hostname = spec.hostname or hostname
@@ -85,7 +85,7 @@ class RootMounts:
     def make_layer(self) -> None:
         """Mount the file system of the writable layer, or bind its directory."""
         step, stage = "make layer", mounts.STAGE.encode()
-        spec, batch = self._spec, self._program
+        spec, batch = self._spec, self._batch
         if spec.layer_device is not None:
             batch.mount(step, os.fsencode(spec.layer_device), stage, b"ext4", sc.MS_NODEV)
         elif spec.layer_directory is not None:
@@ -103,8 +103,8 @@ class RootMounts:
         for key, fd in self._held_layers.items():
             target = _staged_layer(key).encode()
             flags = sc.MOVE_MOUNT_F_EMPTY_PATH
-            self._program.add(step, "mkdirat", -1, target, 0o700)
-            self._program.add(step, "move_mount", fd, b"", -100, target, flags)
+            self._batch.add(step, "mkdirat", -1, target, 0o700)
+            self._batch.add(step, "move_mount", fd, b"", -100, target, flags)
 
     def mount_root(self) -> None:
         """Mount the overlay of the root itself."""
@@ -115,7 +115,7 @@ class RootMounts:
             # In a lower layer: they must not be reported as changes that the test made.
             base = f"{mounts.STAGE}/base"
             for directory in ("", *(f"/{name}" for name in missing)):
-                self._program.add(step, "mkdirat", -1, f"{base}{directory}".encode(), 0o755)
+                self._batch.add(step, "mkdirat", -1, f"{base}{directory}".encode(), 0o755)
             lower.append(base)
         self._add_overlay(step, lower, 0, "", sc.MS_NODEV, like=self._spec.lower[0])
 
@@ -129,11 +129,11 @@ class RootMounts:
             if entry.is_mount or os.path.exists(entry.point):
                 self._show_host_mount(step, number, entry)
         for number, directory in self._spec.numbered_directories():
-            add_directories(self._program, step, _ROOT, directory)
+            add_directories(self._batch, step, _ROOT, directory)
             self._add_overlay(step, [directory], number, directory, sc.MS_NODEV, like=directory)
         for number, (path, *lower) in self._spec.numbered_scratch():
-            add_directories(self._program, step, _ROOT, path)
-            add_directories(self._program, step, mounts.STAGE, "/empty")
+            add_directories(self._batch, step, _ROOT, path)
+            add_directories(self._batch, step, mounts.STAGE, "/empty")
             below = [*lower, f"{mounts.STAGE}/empty"]
             self._add_overlay(step, below, number, path, sc.MS_NODEV, like=[*lower, "/usr"][0])
 
@@ -146,40 +146,40 @@ class RootMounts:
             flags = entry.flags | sc.MS_NODEV
             self._add_overlay(step, [entry.lower], number, entry.point, flags, like=entry.point)
         elif entry.shown == mounts.COVERED:
-            mounts.add_cover(self._program, step, target)
+            mounts.add_cover(self._batch, step, target)
         else:
             flags = entry.flags | sc.MS_RDONLY | sc.MS_NODEV
-            mounts.add_bind(self._program, step, entry.point, target, flags=flags)
+            mounts.add_bind(self._batch, step, entry.lower, target, flags=flags)
 
     def mount_own(self) -> None:
         """Mount the container's own /dev, /proc and /sys."""
         own_sys = self._host.is_root or self._spec.own_network
         tty_group = self._host.root.tty_group
-        self._program.extend(
+        self._batch.extend(
             _own_mounts(self._spec.shm_size, self._spec.protected, own_sys, tty_group)
         )
 
     def become_root(self) -> None:
         """Make the overlay the root (pivot_root(2)), and unmount the old root."""
         step = "become root"
-        self._staged_root = RootCheck.look_at(self._program, step, _ROOT)
-        mounts.add_pivot_root(self._program, step, _ROOT)
+        self._staged_root = RootCheck.look_at(self._batch, step, _ROOT)
+        mounts.add_pivot_root(self._batch, step, _ROOT)
 
     def make_read_only(self) -> None:
         """Remount the overlays read-only, if the spec says so."""
         if not self._spec.read_only:
             return
         step, flags = "make root read only", sc.MS_RDONLY | sc.MS_NODEV
-        mounts.add_remount(self._program, step, "/", flags)
+        mounts.add_remount(self._batch, step, "/", flags)
         for entry in self._entries():
             if entry.shown == mounts.WRITABLE:
-                mounts.add_remount(self._program, step, entry.point, flags | entry.flags)
+                mounts.add_remount(self._batch, step, entry.point, flags | entry.flags)
 
     def add_check(self) -> None:
         """Record which root a process gets that joins this mount namespace: setns(2) changes to
         the root of the namespace, which need not be the overlay.
         """
-        self._check = RootCheck.add(self._program, "verify the root", self._staged_root)
+        self._check = RootCheck.add(self._batch, "verify the root", self._staged_root)
 
     def is_verified(self) -> bool:
         """Return whether processes that join get the overlay, once the batch has run."""
@@ -215,15 +215,15 @@ class RootMounts:
         options = list(self._host.root.options)
         if flags & sc.MS_RDONLY:
             target = _ROOT + point
-            host_mounts.add_read_only_overlay(self._program, step, lower, target, flags, options)
+            host_mounts.add_read_only_overlay(self._batch, step, lower, target, flags, options)
             return
         if self._spec.layer_directory is not None:
             # The layer never outlives a crash of the machine, so overlayfs need not sync it.
             options.append("volatile")
         layer = f"{mounts.STAGE}/{number}"
-        overlay.add_layer(self._program, step, layer, self._like([*above, like][0]))
+        overlay.add_layer(self._batch, step, layer, self._like([*above, like][0]))
         overlay.add_overlay(
-            self._program, step, lower, layer, _ROOT + point, flags=flags, options=options
+            self._batch, step, lower, layer, _ROOT + point, flags=flags, options=options
         )
 
     def _add_nodes(self, step: str, number: int, point: str, lower: list[str]) -> list[str]:
@@ -238,7 +238,7 @@ class RootMounts:
             return []
         directory = f"{self._node_base(step)}/nodes-{number}"
         file_mounts.add_nodes(
-            self._program, step, directory, nodes.values(), lambda parent: _status(lower, parent)
+            self._batch, step, directory, nodes.values(), lambda parent: _status(lower, parent)
         )
         return [directory]
 
@@ -257,8 +257,8 @@ class RootMounts:
         base = f"{mounts.STAGE}/nodes"
         if not self._has_node_base:
             self._has_node_base = True
-            self._program.add(step, "mkdirat", -1, base.encode(), 0o700)
-            self._program.mount(step, b"tmpfs", base.encode(), b"tmpfs", sc.MS_NODEV, b"mode=700")
+            self._batch.add(step, "mkdirat", -1, base.encode(), 0o700)
+            self._batch.mount(step, b"tmpfs", base.encode(), b"tmpfs", sc.MS_NODEV, b"mode=700")
         return base
 
 

@@ -19,7 +19,7 @@ class Volumes:
     """The volumes of one container, opened on the host and attached inside."""
 
     def __init__(self, batch: SyscallBatch, spec: Spec) -> None:
-        self._program = batch
+        self._batch = batch
         self._volumes = spec.volumes
         self._sources: list[Result] = []
 
@@ -30,7 +30,7 @@ class Volumes:
         """
         flags = sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE
         self._sources = [
-            self._program.add("open volumes", "open_tree", -100, os.fsencode(source), flags)
+            self._batch.add("open volumes", "open_tree", -100, os.fsencode(source), flags)
             for source, _target, _read_only in self._volumes
         ]
 
@@ -45,7 +45,7 @@ class Volumes:
             self._attach_one(fd, target, read_only=read_only)
 
     def _attach_one(self, fd: Result, target: str, *, read_only: bool) -> None:
-        step, batch = "attach volumes", self._program
+        step, batch = "attach volumes", self._batch
         attributes = sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_NOSUID
         if read_only:
             attributes |= sc.MOUNT_ATTR_RDONLY
@@ -69,10 +69,10 @@ class Volumes:
     def _add_mount_point(self, target: str, *, is_directory: bool) -> None:
         step = "attach volumes"
         directory = target if is_directory else os.path.dirname(target)
-        add_directories(self._program, step, "", directory)
+        add_directories(self._batch, step, "", directory)
         if not is_directory:
             mode = stat.S_IFREG | 0o644
-            self._program.add(step, "mknodat", -1, os.fsencode(target), mode, 0, go_on=True)
+            self._batch.add(step, "mknodat", -1, os.fsencode(target), mode, 0, go_on=True)
 
 
 def add_directories(batch: SyscallBatch, step: str, root: str, directory: str) -> None:

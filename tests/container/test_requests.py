@@ -97,7 +97,7 @@ def test_an_interrupt_while_the_launcher_starts(interrupt):
     code = """
 import os, signal
 from pytest_sandbox import Container
-from pytest_sandbox.client import session, start
+from pytest_sandbox.client import session, start, start
 class Interrupt(BaseException): pass
 def handler(*_): raise Interrupt
 signal.signal(signal.SIGALRM, handler)
@@ -218,7 +218,7 @@ def test_a_committed_container_whose_init_was_killed():
         assert ("running", 0) == (other.status, other.run(["true"]).returncode)
 
 
-@pytest.mark.parametrize("op", ["layer", "freeze", "renew"])
+@pytest.mark.parametrize("op", ["layer", "hold_layer", "renew"])
 def test_a_request_for_an_ended_container(op):
     """The request raises ContainerStopped, and other containers go on."""
     with Container() as other:

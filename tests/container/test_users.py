@@ -35,7 +35,7 @@ def test_the_highest_uid_is_accepted():
 @pytest.mark.parametrize("text", ["\u0660", "²", "-1", "+1", "0x0", " 0", "1e3", "nobody:\u0660"])
 def test_only_ascii_digits_are_a_number(text):
     """Digits of other scripts, signs and prefixes are read as names, which do not exist."""
-    with pytest.raises(SettingsError, match="a number, or a name of the container's /etc/"):
+    with pytest.raises(SettingsError, match="an ID, or a name in the container's /etc/"):
         find(text, "nobody:x:65534:65534::/:/bin/sh\n")
 
 

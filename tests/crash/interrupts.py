@@ -19,6 +19,7 @@ from crash import leftovers
 
 from pytest_sandbox import Container
 from pytest_sandbox.client import session
+from pytest_sandbox.container.entrance import entrance_of
 from pytest_sandbox.linux import cgroup
 
 
@@ -39,7 +40,7 @@ def interrupt(*_arguments: object) -> None:
 
 def kernel_limit(container: Container) -> int:
     """Return the kernel's limit on the memory of a container's init."""
-    hierarchy = container.launcher.hierarchy
+    hierarchy = container.handle.launcher.hierarchy
     own = cgroup.parse_own(cgroup.read(f"/proc/{container.pid}/cgroup"))
     if hierarchy.version == 1:
         mount, path, name = hierarchy.mounts["memory"], own["memory"], "memory.limit_in_bytes"
@@ -68,7 +69,7 @@ def call(held: Container, _number: int) -> None:
 def commit(held: Container, _number: int) -> None:
     held.commit()
     # The next use of a committed container gives it a new layer and a new init.
-    held.join_target()
+    entrance_of(held.handle)
 
 
 def diff(held: Container, _number: int) -> None:
@@ -136,7 +137,7 @@ def open_files() -> list[str]:
         return [os.readlink(entry.path) for entry in entries]
 
 
-def remaining(before: dict[str, int]) -> dict[str, tuple[int, int]]:
+def await_figures(before: dict[str, int]) -> dict[str, tuple[int, int]]:
     """Return the figures that are higher than before, after waiting for what the launcher releases
     in the background.
     """
@@ -174,7 +175,7 @@ def main() -> None:
             say(*check(number))
     held.close()
     del held
-    for name, (count, now) in remaining(before).items():
+    for name, (count, now) in await_figures(before).items():
         say(f"{name}: {count} before, {now} after {rounds} rounds, with {open_files()}")
     say("done" if interrupts > int(rounds) // 10 else f"interrupted only {interrupts} times")
 

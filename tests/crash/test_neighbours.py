@@ -97,7 +97,7 @@ def removed_elsewhere(*prefix):
 def test_a_cleanup_leaves_the_cgroups_of_a_live_session(prefix):
     """A cleanup in other namespaces, or in a chroot, finds the cgroups' locks taken."""
     with Container() as first:
-        name = first.launcher.name
+        name = first.handle.launcher.name
     assert name not in removed_elsewhere(*prefix)
     assert [] == [
         directory

@@ -43,7 +43,7 @@ def figures():
     }, resident(launcher)
 
 
-def steady(expected):
+def await_figures(expected):
     """Wait until the figures are at most as expected, as some things are released in the
     background; return them.
     """
@@ -66,9 +66,9 @@ def use(count):
 
 def grown(count):
     use(20)
-    before, memory = steady({})
+    before, memory = await_figures({})
     use(count)
-    after, memory_after = steady(before)
+    after, memory_after = await_figures(before)
     return {
         name: (before[name], after[name]) for name in before if after[name] > before[name]
     }, memory_after - memory

@@ -29,6 +29,7 @@ from pytest_sandbox.linux.cgroup import (
 )
 from pytest_sandbox.linux.cgroup.directories import kill_pids
 from pytest_sandbox.linux.cgroup.interface_files import read_number
+from pytest_sandbox.linux.cgroup.limits import CgroupLimits
 from pytest_sandbox.outcome import Stats
 from pytest_sandbox.settings.settings import Settings
 
@@ -88,7 +89,7 @@ def test_a_host_without_cgroups_has_no_usage_figures(no_cgroups):
     """Containers work without cgroups, and every figure is None."""
     with contextlib.closing(no_cgroups.session("x")) as session:
         cgroup = session.create("one")
-        cgroup.apply(Settings())
+        cgroup.apply(CgroupLimits.of(Settings()))
         with pytest.raises(UnsupportedError, match=r"pause .* --privileged"):
             cgroup.freeze()
         cgroup.kill()
@@ -180,14 +181,14 @@ class TestCgroup:
         """On v1, which counts TCP buffers separately, they have the same limit as memory."""
         limit = f"{cgroup._path('memory', 'memory.kmem.tcp.limit_in_bytes')}"
         before = read_number(limit)
-        cgroup.apply(Settings(memory=48 * MB))
+        cgroup.apply(CgroupLimits.of(Settings(memory=48 * MB)))
         bounded = read_number(limit)
-        cgroup.apply(Settings())
+        cgroup.apply(CgroupLimits.of(Settings()))
         assert (48 * MB, before) == (bounded, read_number(limit))
 
     def test_a_process_over_the_memory_limit_is_killed(self, cgroup, start):
         """A process over the limit gets SIGKILL and is counted in oom_kills; a smaller one runs."""
-        cgroup.apply(Settings(memory=48 * MB))
+        cgroup.apply(CgroupLimits.of(Settings(memory=48 * MB)))
         small, large = start(*python(EAT, 8 * MB)), start(*python(EAT, 96 * MB))
         assert (0, -signal.SIGKILL) == (small.wait(), large.wait())
         assert (1, 1) == (cgroup.oom_kills(), cgroup.stats().oom_kills)
@@ -195,7 +196,7 @@ class TestCgroup:
 
     def test_other_kills_are_not_oom_kills(self, cgroup, start):
         """A process killed by a signal is not counted in oom_kills."""
-        cgroup.apply(Settings(memory=48 * MB))
+        cgroup.apply(CgroupLimits.of(Settings(memory=48 * MB)))
         sleep = start("sleep", "1000")
         sleep.kill()
         assert (-signal.SIGKILL, 0) == (sleep.wait(), cgroup.oom_kills())
@@ -212,7 +213,7 @@ class TestCgroup:
             (64, 64),
         ]:
             wanted = Settings(memory=memory and memory * MB, memory_swap=swap and swap * MB)
-            cgroup.apply(wanted)
+            cgroup.apply(CgroupLimits.of(wanted))
             assert wanted.memory == cgroup.stats().memory_limit
 
     def test_page_cache_includes_tmpfs(self, cgroup, start, tmp_path):
@@ -245,7 +246,7 @@ except BlockingIOError:
     print(made)
 """
         for limit, overhead in [(4, 0), (4, 2), (7, 1)]:
-            cgroup.apply(Settings(pids_limit=limit), overhead=overhead)
+            cgroup.apply(CgroupLimits.of(Settings(pids_limit=limit)), overhead=overhead)
             forker = start(*python(forks), stdin=subprocess.PIPE)
             assert limit + overhead - 1 == int(forker.stdout.readline())
             forker.stdin.close()
@@ -255,15 +256,15 @@ except BlockingIOError:
 
     def test_cpu_time_is_throttled(self, cgroup, start):
         """A busy process with a tenth of a CPU is throttled, and its CPU time is counted."""
-        cgroup.apply(Settings(cpus=0.1))
+        cgroup.apply(CgroupLimits.of(Settings(cpus=0.1)))
         start(*python(SPIN))
         wait_until(lambda: cgroup.stats().cpu_throttled_seconds > 0)
         assert cgroup.stats().cpu_seconds > 0
 
     def test_removing_the_cpu_limit_ends_throttling(self, cgroup, start):
         """After the limit was removed, CPU time is used without throttling."""
-        cgroup.apply(Settings(cpus=0.1))
-        cgroup.apply(Settings())
+        cgroup.apply(CgroupLimits.of(Settings(cpus=0.1)))
+        cgroup.apply(CgroupLimits.of(Settings()))
         before = cgroup.stats().cpu_throttled_seconds
         one_second = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 1))\n"
         assert start(*python(one_second + SPIN)).wait() in {-signal.SIGXCPU, -signal.SIGKILL}
@@ -275,7 +276,7 @@ except BlockingIOError:
         code = "import os, sys; sys.stdin.readline(); print(*os.sched_getaffinity(0))"
         early = start(*python(code), stdin=subprocess.PIPE)
         wait_until(lambda: early.pid in cgroup.pids())
-        cgroup.apply(Settings(cpuset="0"))
+        cgroup.apply(CgroupLimits.of(Settings(cpuset="0")))
         late = start(*python(code), stdin=subprocess.PIPE)
         assert ("0\n", "0\n") == (early.communicate("\n")[0], late.communicate("\n")[0])
 
@@ -283,7 +284,7 @@ except BlockingIOError:
     def test_a_cpuset_with_an_absent_cpu_is_rejected(self, cgroup):
         """The error names the CPUs that may be used."""
         with pytest.raises(UnsupportedError, match=r"cpuset='4000'.*may be used here are 0"):
-            cgroup.apply(Settings(cpuset="4000"))
+            cgroup.apply(CgroupLimits.of(Settings(cpuset="4000")))
 
     @pytest.mark.needs("disk")
     @pytest.mark.parametrize(
@@ -298,7 +299,7 @@ except BlockingIOError:
     def test_device_rates(self, cgroup, start, key, rate):
         """Direct I/O takes as long as the rate requires."""
         disk = disk_of("/var/tmp")
-        cgroup.apply(Settings().replace(**{key: {disk: rate}}))
+        cgroup.apply(CgroupLimits.of(Settings().replace(**{key: {disk: rate}})))
         with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:
             file.write(bytes(128 << 10))
             file.flush()
@@ -310,8 +311,12 @@ except BlockingIOError:
     def test_a_device_rate_can_be_removed(self, cgroup, start):
         """After a rate of 2 bytes per second was removed, I/O is fast again."""
         disk = disk_of("/var/tmp")
-        cgroup.apply(Settings().replace(device_write_bps={disk: 2}, device_write_iops={disk: 2}))
-        cgroup.apply(Settings())
+        cgroup.apply(
+            CgroupLimits.of(
+                Settings().replace(device_write_bps={disk: 2}, device_write_iops={disk: 2})
+            )
+        )
+        cgroup.apply(CgroupLimits.of(Settings()))
         with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:
             assert start(*python(DIRECT_IO, file.name, "device_write_bps")).communicate()[0]
 
@@ -321,7 +326,7 @@ except BlockingIOError:
         with pytest.raises(
             UnsupportedError, match=r'device_read_bps=\["/dev/ptmx:2"\].*name the whole disk'
         ):
-            cgroup.apply(Settings().replace(device_read_bps={"/dev/ptmx": 2}))
+            cgroup.apply(CgroupLimits.of(Settings().replace(device_read_bps={"/dev/ptmx": 2})))
 
     def test_freeze_and_thaw(self, cgroup, start):
         """Frozen processes use no CPU time; after thawing they do."""
@@ -343,7 +348,7 @@ except BlockingIOError:
 
     def test_kill_a_fork_bomb(self, cgroup, start):
         """Processes that keep forking are all dead when ``kill`` returns."""
-        cgroup.apply(Settings(pids_limit=32))
+        cgroup.apply(CgroupLimits.of(Settings(pids_limit=32)))
         bomb = start(*python(BOMB))
         wait_until(lambda: len(cgroup.pids()) > 4)
         cgroup.kill()
@@ -392,7 +397,7 @@ class TestSession:
         """A client limits, reads, kills and removes a cgroup that the launcher has created."""
         other = find_hierarchy().attach(session.name)
         made, handle = session.create("both"), other.cgroup("both")
-        handle.apply(Settings(pids_limit=1))
+        handle.apply(CgroupLimits.of(Settings(pids_limit=1)))
         sleep = start("sleep", "1000", into=made)
         wait_until(lambda: sleep.pid in handle.pids())
         assert 1 == handle.stats().pids_current
@@ -404,14 +409,14 @@ class TestSession:
         cgroup = session.create("mine")
         with contextlib.closing(find_hierarchy().session(session.name + "-2")) as other:
             start("sleep", "1000", into=other.create("theirs"))
-        cgroup.apply(Settings(memory=64 * MB, cpus=0.5, pids_limit=8))
+        cgroup.apply(CgroupLimits.of(Settings(memory=64 * MB, cpus=0.5, pids_limit=8)))
         assert 64 * MB == cgroup.stats().memory_limit
 
     def test_a_duplicate_cgroup_name_is_rejected(self, session, cgroup):
         """Creating a cgroup twice is an error, and the first one still works."""
         with pytest.raises(FileExistsError):
             session.create("one")
-        cgroup.apply(Settings(pids_limit=8))
+        cgroup.apply(CgroupLimits.of(Settings(pids_limit=8)))
 
     def test_destroy_ignores_removed_directories(self, session):
         """Destroying a session twice is not an error."""

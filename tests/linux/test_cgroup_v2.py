@@ -16,6 +16,7 @@ from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.linux import syscall
 from pytest_sandbox.linux.cgroup import Mount, destroy, find_hierarchy
 from pytest_sandbox.linux.cgroup.interface_files import read_flat_keyed
+from pytest_sandbox.linux.cgroup.limits import CgroupLimits
 from pytest_sandbox.linux.cgroup.v2 import HierarchyV2
 from pytest_sandbox.linux.cgroup.v2_parent import LEAF
 from pytest_sandbox.settings.settings import Settings
@@ -26,6 +27,7 @@ pytestmark = [pytest.mark.needs("cgroup_v2"), pytest.mark.vm]
 TWO_SESSIONS = """
 import json, sys
 from pytest_sandbox.linux.cgroup import find_hierarchy, parse_own, read
+from pytest_sandbox.linux.cgroup.limits import CgroupLimits
 from pytest_sandbox.settings.settings import Settings
 
 def own_cgroup():
@@ -37,7 +39,7 @@ first = hierarchy.session(sys.argv[1] + "-1")
 second = find_hierarchy().session(sys.argv[1] + "-2")
 steps.append(own_cgroup())
 cgroup = second.create("one")
-cgroup.apply(Settings(memory=64 << 20, cpus=0.5, pids_limit=8))
+cgroup.apply(CgroupLimits.of(Settings(memory=64 << 20, cpus=0.5, pids_limit=8)))
 limit = cgroup.stats().memory_limit
 first.close()
 steps.append(own_cgroup())
@@ -151,7 +153,7 @@ def test_memory_high(directory):
     """Over memory_high the kernel reclaims memory and delays the process; nothing is killed."""
     with contextlib.closing(find_hierarchy().session(os.path.basename(directory))) as session:
         cgroup = session.create("one")
-        cgroup.apply(Settings(memory_high=16 << 20))
+        cgroup.apply(CgroupLimits.of(Settings(memory_high=16 << 20)))
         command = [sys.executable, "-S", "-c", "x = b'x' * (64 << 20)"]
         greedy = subprocess.Popen(
             command,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from pytest_sandbox.linux.cgroup_limits import CgroupLimits
 
 from pytest_sandbox import SandboxError
+from pytest_sandbox.linux.cgroup.limits import CgroupLimits
 from pytest_sandbox.runtime.spec import LAYER_HOLDER, Spec
-from pytest_sandbox.settings import Settings
+from pytest_sandbox.settings.settings import Settings
 
 
 def test_a_spec_as_json():

@@ -485,14 +485,14 @@ def test_no_controlling_terminal(inside):
 
 def test_a_file_as_stdout_cannot_be_reopened(box, tmp_path):
     """A payload cannot truncate the caller's stdout file by /proc/self/fd/1, which is a pipe."""
-    for run, kept in ((box.run, True), (subprocess.run, False)):
-        file = tmp_path / f"out-{kept}"
+    for run, unchanged in ((box.run, True), (subprocess.run, False)):
+        file = tmp_path / f"out-{unchanged}"
         file.write_text("before\n")
         with file.open("a") as out:
             run(
                 [sys.executable, attacks.__file__, "overwrite_stdout", "[]"], stdout=out, check=True
             )
-        assert kept == file.read_text().startswith("before\n")
+        assert unchanged == file.read_text().startswith("before\n")
 
 
 # -- the root
