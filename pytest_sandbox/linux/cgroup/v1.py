@@ -139,10 +139,6 @@ class SessionV1(Session):
         self.by_controller = {
             name: directory for name in _ALWAYS if (directory := self.directory_of(name))
         }
-        # A launcher in a user namespace has rights that its client lacks: what counts is what the
-        # client has made.
-        made = {name: path for name, path in self.by_controller.items() if os.path.isdir(path)}
-        self.by_controller = made or self.by_controller
         # Each directory once: a cgroup is created in all of them.
         self._always = tuple(dict.fromkeys(self.by_controller.values()))
         more = (
