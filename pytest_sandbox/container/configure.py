@@ -35,7 +35,7 @@ def _set_hostname(handle: Handle, name: str) -> None:
     except ProcessLookupError as error:
         raise ContainerStopped.ended(handle.id) from error
     except OSError as error:
-        raise SetupError("name host", str(error.strerror)) from error
+        raise SetupError("set host name", str(error.strerror)) from error
 
 
 def _write_hostname(handle: Handle, name: str) -> None:

@@ -78,14 +78,14 @@ def _make_user_namespace() -> str:
 
 
 def _too_deep(step: str, number: int) -> str:
-    if step not in {"mount root", "mount below"} or number != errno.EINVAL:
+    if step not in {mounts.MOUNT_ROOT, mounts.MOUNT_FILE_SYSTEMS} or number != errno.EINVAL:
         return ""
     root = [entry.fstype for entry in mounts.list_mounts() if entry.point == "/"]
     return _NESTED if root[-1:] == ["overlay"] else ""
 
 
 def _without_devices(step: str, number: int) -> str:
-    if step == "mount own" and number == errno.ENOENT and not os.path.exists(os.devnull):
+    if step == mounts.MOUNT_OWN and number == errno.ENOENT and not os.path.exists(os.devnull):
         return f"{os.devnull} is missing: mount a /dev that has it."
     return ""
 

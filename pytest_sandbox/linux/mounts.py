@@ -23,6 +23,9 @@ __all__ = [
     "BOUND",
     "COPIED",
     "COVERED",
+    "MOUNT_FILE_SYSTEMS",
+    "MOUNT_OWN",
+    "MOUNT_ROOT",
     "OWN",
     "PSEUDO",
     "READ_ONLY",
@@ -77,6 +80,10 @@ PSEUDO = frozenset(
 #: The staging directory in a container's mount namespace: it exists on every Linux system, and what
 #: is mounted on it there is not needed.
 STAGE = "/proc"
+#: The steps that mount a container's file systems, as errors name them.
+MOUNT_ROOT = "mount root"
+MOUNT_FILE_SYSTEMS = "mount file systems"
+MOUNT_OWN = "mount /dev, /proc and /sys"
 OWN = ("/proc", "/sys", "/dev")
 _FLAGS = {"ro": sc.MS_RDONLY, "nosuid": sc.MS_NOSUID, "nodev": sc.MS_NODEV, "noexec": sc.MS_NOEXEC}
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")

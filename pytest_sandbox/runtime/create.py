@@ -19,7 +19,7 @@ from pytest_sandbox.linux import mounts, process, process_limits, rtnetlink
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.syscall_batch import Result, SyscallBatch, Table
 from pytest_sandbox.runtime.protocol import ErrorCode
-from pytest_sandbox.runtime.root_mounts import MOUNT_OWN, RootMounts
+from pytest_sandbox.runtime.root_mounts import RootMounts
 from pytest_sandbox.runtime.step_error import StepError
 from pytest_sandbox.runtime.volumes import Volumes
 
@@ -186,7 +186,7 @@ class ContainerBuilder:
         if failure.step == _RAISE_ULIMITS:
             reason = process_limits.describe_hard_limits_to_raise(self._spec.ulimits)
             code = ErrorCode.ULIMIT_TOO_HIGH
-        elif failure.step == MOUNT_OWN and failure.errno in {errno.EPERM, errno.EACCES}:
+        elif failure.step == mounts.MOUNT_OWN and failure.errno in {errno.EPERM, errno.EACCES}:
             # mount_namespaces(7): a new proc would show what mounts over the old one hide.
             code = ErrorCode.PROC_COVERED
         return StepError(failure.step, failure.errno, reason, code=code)

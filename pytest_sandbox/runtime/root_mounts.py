@@ -28,10 +28,8 @@ if TYPE_CHECKING:
     from pytest_sandbox.runtime.host_resources import HostResources
     from pytest_sandbox.runtime.spec import Spec
 
-__all__ = ["MOUNT_OWN", "RootMounts"]
+__all__ = ["RootMounts"]
 
-#: The step that mounts what every container has of its own.
-MOUNT_OWN = "mount /dev, /proc and /sys"
 _ROOT = f"{mounts.STAGE}/root"
 _OWN = ("proc", "sys", "dev")
 
@@ -108,7 +106,7 @@ class RootMounts:
 
     def mount_root(self) -> None:
         """Mount the overlay of the root itself."""
-        step = "mount root"
+        step = mounts.MOUNT_ROOT
         lower = [self._host.root.root] if self._spec.is_on_host else list(self._spec.lower)
         missing = [name for name in _OWN if not _is_directory(lower, name)]
         if missing:
@@ -123,7 +121,7 @@ class RootMounts:
         """Mount an overlay over every other file system of the host, or over the directories of
         the host that an image's container has.
         """
-        step = "mount file systems"
+        step = mounts.MOUNT_FILE_SYSTEMS
         for number, entry in enumerate(self._entries(), 1):
             # The directories beside a mount (an unprivileged user's) come and go without notice.
             if entry.is_mount or os.path.exists(entry.point):
@@ -266,9 +264,9 @@ class RootMounts:
 @cache
 def _own_mounts(shm_size: int, protected: bool, own_sys: bool, tty_group: bool) -> SyscallBatch:
     batch = SyscallBatch()
-    mounts.add_dev(batch, MOUNT_OWN, _ROOT, shm_size, tty_group=tty_group)
-    mounts.add_proc(batch, MOUNT_OWN, _ROOT, protected=protected)
-    mounts.add_sys(batch, MOUNT_OWN, _ROOT, protected=protected, own=own_sys)
+    mounts.add_dev(batch, mounts.MOUNT_OWN, _ROOT, shm_size, tty_group=tty_group)
+    mounts.add_proc(batch, mounts.MOUNT_OWN, _ROOT, protected=protected)
+    mounts.add_sys(batch, mounts.MOUNT_OWN, _ROOT, protected=protected, own=own_sys)
     return batch
 
 
@@ -297,7 +295,7 @@ def _is_directory(lower: Sequence[str], name: str) -> bool:
     status = etc_files.topmost_status(lower, name)
     if status is not None and not stat.S_ISDIR(status.st_mode):
         raise StepError(
-            "mount root",
+            mounts.MOUNT_ROOT,
             errno.ENOTDIR,
             "the root file system has something other than a directory there",
             f"/{name}",
