@@ -1,5 +1,5 @@
-"""Hosts that restrict user namespaces: the error for an unprivileged user names what restricts them,
-and what helps.
+"""Hosts that restrict user namespaces: the error for an unprivileged user names what restricts
+them, and what helps.
 """
 
 from __future__ import annotations
