@@ -65,10 +65,13 @@ def _open_with_chmod(name: str, directory: int | None) -> int:
 
 @dataclass(slots=True)
 class _Level:
-    """A directory: its name, subdirectories to empty, and names that could not be removed."""
+    """A directory: its name, subdirectories to empty, names that are listed and do not exist, and
+    names that could not be removed.
+    """
 
     name: str
     pending: list[str] = field(default_factory=list)
+    missing: set[str] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
 
 
@@ -126,15 +129,26 @@ class _Removal:
             except PermissionError:
                 os.fchmod(self._stack.fd, 0o700)
                 function(name, dir_fd=self._stack.fd)
-        except FileNotFoundError:
-            return
+        except FileNotFoundError as error:
+            self._note_missing(level, name, error)
         except OSError as error:
             self._fail(level, name, error)
+
+    def _note_missing(self, level: _Level, name: str, error: OSError) -> None:
+        """Take a name that does not exist as removed by another process, the first time.
+
+        An overlay whose lower directory was changed lists such names for ever
+        (Documentation/filesystems/overlayfs.rst, "Changes to underlying filesystems").
+        """
+        if name in level.missing:
+            self._fail(level, name, error)
+        level.missing.add(name)
 
     def _descend(self, level: _Level, name: str) -> None:
         try:
             fd = self._open(name)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            self._note_missing(level, name, error)
             return
         except NotADirectoryError:
             self._remove(os.unlink, level, name)

@@ -88,3 +88,20 @@ print(os.listdir("{tmp_path}/root"), os.listdir("{tmp_path}/root/a/mounted"))
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout
     assert f"{errno.EBUSY} {tmp_path}/root/a/mounted\n['a'] ['file']\n" == output
+
+
+@pytest.mark.parametrize("function", ["rmdir", "unlink"])
+def test_a_name_that_is_listed_and_does_not_exist(tmp_path, monkeypatch, function):
+    """A directory that lists a name which cannot be found, as a stale overlay does, is an error,
+    not an endless loop.
+    """
+    (tmp_path / "tree/directory").mkdir(parents=True)
+    (tmp_path / "tree/file").touch()
+
+    def fail(name, **_keywords):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, fail)
+        with pytest.raises(FileNotFoundError, match=r"tree/(directory|file)"):
+            remove_tree(str(tmp_path / "tree"))
