@@ -26,6 +26,7 @@ from pytest_sandbox.linux import process
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.linux.spawn import Spawn
+from pytest_sandbox.linux.temporary_descriptors import TemporaryDescriptors
 from pytest_sandbox.runtime import users
 from pytest_sandbox.runtime.join import PYTHON_IGNORES, START_TIMEOUT
 from pytest_sandbox.runtime.protocol import close_all
@@ -103,11 +104,12 @@ class Popen(subprocess.Popen[AnyStr]):
     ) -> None:
         shell, pipes = more[2], more[3:9]
         restore_signals, _gid, _gids, _uid, umask, *_rest = more[9:]
-        opened: list[int] = []
+        opened: TemporaryDescriptors | None = None
         try:
             with Deferred():
+                opened = TemporaryDescriptors()
                 streams: list[int] = child_streams(
-                    (pipes[0], pipes[3], pipes[5]), opened, self._pumps
+                    (pipes[0], pipes[3], pipes[5]), opened.fds, self._pumps
                 )
             env, workdir, name = self._env_workdir_user(env, cwd)
             user = self._find_user(name, env)
@@ -136,7 +138,8 @@ class Popen(subprocess.Popen[AnyStr]):
                 executable or (argv[0] if shell else _first(args)),
             )
         finally:
-            close_all(opened)
+            if opened is not None:
+                opened.close()
             self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 
     def _env_workdir_user(self, env: Any, cwd: Any) -> tuple[dict[str, str], str, str | None]:
