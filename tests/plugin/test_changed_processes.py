@@ -64,11 +64,13 @@ def test_a_failure_under_a_file_size_limit(run):
     result.stdout.fnmatch_lines(["*AssertionError: this failure*"])
 
 
-#: What pytest itself calls after a test: to end the capture of output, and to serialise a report.
+#: What pytest itself calls after a test: to end the capture of output, to make the report of a
+#: failure, and to serialise it.
 PYTEST_CALLS = {
-    "os": "PathLike dup2 fstat putenv",
-    "builtins": "dict getattr hasattr int isinstance issubclass len list next reversed setattr str "
-    "type",
+    "os": "PathLike dup2 fspath fstat getcwd putenv stat",
+    "builtins": "bytearray bytes callable compile dict enumerate filter getattr hasattr hash id int "
+    "isinstance issubclass len list map max min next object range reversed set setattr slice str "
+    "super tuple type vars",
 }
 
 PATCHED = """
@@ -110,7 +112,7 @@ def test_functions_that_a_test_replaces(run, module):
     source = PATCHED.replace("MODULE", module).replace(
         '"NAMES"', repr(PYTEST_CALLS.get(module, ""))
     )
-    result = run(source, "--tb=line")
+    result = run(source, "--tb=line", "-rN")
     outcomes = result.parseoutcomes()
     own = [one for one in result.outlines if re.search(r"\.py:\d+: ValueError: failed$", one)]
     assert {"passed": outcomes["passed"], "failed": outcomes["passed"]} == outcomes

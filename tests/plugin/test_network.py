@@ -68,8 +68,8 @@ def test_the_name_of_a_network_is_rejected(run, arguments, source):
     result = run(f"import pytest\n{source}\ndef test(): pass", *arguments)
     assert pytest.ExitCode.USAGE_ERROR == result.ret
     expected = (
-        '*network=\'shared\' is not valid; accepted: "none" or "host"; or a Network, which '
-        "is no text: network=Network()*"
+        '*network=\'shared\' is not valid; accepted: "none" or "host", or an object: '
+        "network=Network()*"
     )
     result.stderr.fnmatch_lines([expected])
 

@@ -83,6 +83,7 @@ def test_layers_are_kept_as_the_option_says(run, home, keep, kept):
     the test wrote.
     """
     from pytest_sandbox.container import saved_layers as layers
+    from pytest_sandbox.container.container import start_saved
 
     result = run(KEEPING, f"--sandbox-keep={keep}")
     result.assert_outcomes(passed=1, failed=2)
@@ -94,7 +95,7 @@ def test_layers_are_kept_as_the_option_says(run, home, keep, kept):
     )
     opened = []
     for one in layers.list_saved():
-        with layers.start(one.id) as container:
+        with start_saved(one.id) as container:
             opened.append(container.read_text("/opt/proof"))
             assert container.exists("/etc/hostname") == (opened[-1] != "it")
     assert kept == sorted(opened)
@@ -115,4 +116,4 @@ def test_kept_layers_can_be_listed_and_removed(run, home):
         one.remove()
     assert [] == layers.list_saved()
     with pytest.raises(SandboxError, match="--sandbox-keep=failed"):
-        layers.start("nothing")
+        layers.find("nothing")
