@@ -67,15 +67,28 @@ def _answer(
         return None, (error.errno, error.strerror, error.filename)
 
 
+_forking = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """Replace the lock in a child: a thread that the child does not have may hold it."""
+    global _forking  # noqa: PLW0603
+    _forking = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
 def fork_process() -> int:
     """Fork as :func:`os.fork`, without the warning of Python 3.12 about threads.
 
-    Raises :class:`SetupError` if there may be no more processes.
+    One thread at a time: others' at-fork handlers run in between otherwise, and those of filelock
+    refuse that (RuntimeError). Raises :class:`SetupError` if there may be no more processes.
     """
     try:
         if threading.active_count() == 1:
             return os.fork()
-        with warnings.catch_warnings():
+        with _forking, warnings.catch_warnings():
             # The child runs one function or one test and ends; it does not need the threads, such
             # as execnet's in a worker of pytest-xdist.
             warnings.simplefilter("ignore", DeprecationWarning)

@@ -54,6 +54,8 @@ class Command(Protocol):
 class Fork(Protocol):
     """A fork of this process that runs in a container."""
 
+    pidfd: int
+
     def reap(self) -> None:
         """Kill the fork and take its exit status."""
 

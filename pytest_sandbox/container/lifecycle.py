@@ -170,7 +170,8 @@ class LocalHandle(Handle):
 
     def descriptors(self) -> list[int]:
         """Return the descriptors of the container in this process."""
-        return [fd for fd in (self.pidfd, self.cgroup.open_fd(), self.rootfs.held) if fd >= 0]
+        held = (self.pidfd, self.cgroup.open_fd(), self.rootfs.held)
+        return [fd for fd in (*held, *(fork.pidfd for fork in self.forks)) if fd >= 0]
 
     def user_namespaces(self) -> tuple[int, int]:
         """Return descriptors of the user namespace of commands, and of the builder's; or -1."""

@@ -29,9 +29,14 @@ WITHOUT = {
     "no_dac_override": "",
     "no_state_directory": "mount a tmpfs on /run or /tmp",
 }
-#: Where pytest itself cannot start, where it has more processes left than the doctor, and where the
-#: one user namespace of a session that has ended is freed later than the next session begins.
-APART = {"deleted_directory", "process_limit", "user_with_one_user_namespace"}
+#: Where pytest itself cannot start; where it has more processes left than the doctor; and where the
+#: kernel may free the user namespaces of a session only after the next one has begun.
+APART = {
+    "deleted_directory",
+    "process_limit",
+    "user_with_one_user_namespace",
+    "user_with_two_user_namespaces",
+}
 ERRORS = ("UnsupportedError", "SetupError", "ImageError", "could not enter", "not supported here")
 
 
