@@ -148,7 +148,8 @@ class Launcher:
                 "spec_id": self._spec_id,
                 "file_stamps": record.file_stamps,
             }
-            self._client.send(message, [record.pidfd])
+            with suppress(BrokenPipeError, ConnectionResetError):  # the next poll reports its end
+                self._client.send(message, [record.pidfd])
 
     # -- the client's messages, as runtime/protocol.py describes them
 
