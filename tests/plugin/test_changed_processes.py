@@ -68,9 +68,9 @@ def test_a_failure_under_a_file_size_limit(run):
 #: failure, and to serialise it.
 PYTEST_CALLS = {
     "os": "PathLike dup2 fspath fstat getcwd putenv stat",
-    "builtins": "bytearray bytes callable compile dict enumerate filter getattr hasattr hash id int "
-    "isinstance issubclass len list map max min next object range reversed set setattr slice str "
-    "super tuple type vars",
+    "builtins": "bytearray bytes callable compile dict enumerate filter getattr hasattr hash id "
+    "int isinstance issubclass len list map max min next object range reversed set setattr slice "
+    "str super tuple type vars",
 }
 
 PATCHED = """
