@@ -763,12 +763,12 @@ def test_no_descriptor_is_left(net):
             pass
 
     use()
-    before = open_descriptors()
+    before, threads = open_descriptors(), threading.active_count()
     for _ in range(5):
         use()
     Network().start()  # without a reference
     assert before == open_descriptors()
-    assert 1 == threading.active_count()
+    assert threading.active_count() <= threads
 
 
 # -- leaks
