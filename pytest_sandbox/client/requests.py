@@ -11,14 +11,14 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from pytest_sandbox.errors import SetupError
 from pytest_sandbox.linux import local_socket, process
 from pytest_sandbox.linux.signals import Deferred
-from pytest_sandbox.runtime.protocol import Channel, LostDescriptorsError, Message, close_all
+from pytest_sandbox.linux.temporary_descriptors import TemporaryDescriptors
+from pytest_sandbox.runtime.protocol import Channel, LostDescriptorsError, Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,34 +44,21 @@ class LauncherGoneError(SetupError):
     """The launcher was killed; :func:`pytest_sandbox.client.session.current` starts a new one."""
 
 
-class Descriptors:
-    """The descriptors of an answer.
+class Descriptors(TemporaryDescriptors):
+    """The descriptors of an answer."""
 
-    If the object is lost before they are taken or closed, the next request closes them. A finalizer
-    could not: an exception of a signal handler may end it before it has begun.
-    """
-
-    __slots__ = ("__weakref__", "_fds")
-
-    def __init__(self, fds: list[int]) -> None:
-        self._fds = fds
+    __slots__ = ()
 
     def __len__(self) -> int:
-        return len(self._fds)
+        return len(self.fds)
 
     def take(self) -> int:
         """Return the next one, which the caller owns from now on; -1 if there is none."""
-        return self._fds.pop(0) if self._fds else -1
+        return self.fds.pop(0) if self.fds else -1
 
     def first(self) -> int:
         """Return the next one, which stays open until :meth:`close`."""
-        return self._fds[0]
-
-    def close(self) -> None:
-        """Close those that were not taken."""
-        with Deferred():
-            close_all(self._fds)
-            self._fds.clear()
+        return self.fds[0]
 
     def __enter__(self) -> Self:
         return self
@@ -98,7 +85,6 @@ class Requests:
         self._holder = 0
         self._request_id = 0
         self._unsent: deque[Message] = deque()
-        self._received: list[tuple[weakref.ref[Descriptors], list[int]]] = []
 
     def serialized(self, func: Callable[[], T]) -> T:
         """Call ``func`` while no other thread sends requests.
@@ -145,8 +131,6 @@ class Requests:
 
     def send_deferred(self, message: Message) -> None:
         """Send a message as :meth:`send`, where the caller defers signals."""
-        if self._received:
-            self._close_lost()
         try:
             while self._unsent:
                 self.channel.send(self._unsent.popleft())
@@ -219,19 +203,7 @@ class Requests:
             return error.message, Descriptors([]), OSError(error.errno, error.strerror)
         except (EOFError, OSError):
             raise self._gone() from None
-        held = Descriptors(fds)
-        if fds:
-            self._received.append((weakref.ref(held), fds))
-        return message, held, None
-
-    def _close_lost(self) -> None:
-        """Close the descriptors of answers whose caller was interrupted before it took them."""
-        received, self._received = self._received, []
-        for holder, fds in received:
-            if holder() is None:
-                close_all(fds)
-            elif fds:
-                self._received.append((holder, fds))
+        return message, Descriptors(fds), None
 
     def _discard(self, message: Message) -> None:
         """Have the launcher close the container of an answer that came too late.

@@ -17,7 +17,7 @@ from pytest_sandbox.container.files import open_directory
 from pytest_sandbox.errors import ContainerStopped, SandboxError
 from pytest_sandbox.linux import process
 from pytest_sandbox.linux.signals import Deferred
-from pytest_sandbox.runtime.protocol import close_all
+from pytest_sandbox.linux.temporary_descriptors import TemporaryDescriptors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,19 +132,19 @@ def kill_tree(handle: Handle, pid: int) -> bool:
 
     Return whether all that were found have ended within :data:`END_TIMEOUT` seconds.
     """
-    opened: list[int] = []
+    with Deferred():
+        opened = TemporaryDescriptors()
     try:
         with handle.cgroup.unthrottled():
             for one in process.descendants(pid):
                 with Deferred():
-                    opened += _open_pidfd(one, handle.pid)
-            for fd in opened:
+                    opened.fds += _open_pidfd(one, handle.pid)
+            for fd in opened.fds:
                 process.kill(fd, signal.SIGKILL)
             deadline = time.monotonic() + END_TIMEOUT
-            return all(process.ended(fd, deadline - time.monotonic()) for fd in opened)
+            return all(process.ended(fd, deadline - time.monotonic()) for fd in opened.fds)
     finally:
-        with Deferred():
-            close_all(opened)
+        opened.close()
 
 
 def _open_pidfd(pid: int, init: int) -> list[int]:

@@ -31,6 +31,7 @@ from pytest_sandbox.linux import elf, process
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.linux.syscall_batch import RECORD_SIZE, Record, SyscallBatch, Table
+from pytest_sandbox.linux.temporary_descriptors import TemporaryDescriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -95,27 +96,14 @@ class Spawn:
         self._data = b""
 
     def __enter__(self) -> Self:
-        try:
-            with Deferred():
-                self._reader, self._writer = os.pipe2(os.O_CLOEXEC)
-        except BaseException:  # of a signal handler, which runs when signals are unblocked
-            self._close()
-            raise
+        with Deferred():
+            self._opened = TemporaryDescriptors()
+            self._reader, self._writer = os.pipe2(os.O_CLOEXEC)
+            self._opened.fds += (self._reader, self._writer)
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        with Deferred():
-            for name in ("_reader", "_writer", "_pidfd", "_helper_pidfd"):
-                self._close_one(name)
-
-    def _close_one(self, name: str) -> None:
-        fd = getattr(self, name)
-        setattr(self, name, -1)
-        if fd >= 0:
-            os.close(fd)
+        self._opened.close()
 
     def add_execute(
         self, commands: list[bytes], args: list[bytes], environment: list[bytes]
@@ -160,9 +148,11 @@ class Spawn:
         image = elf.helper_fd(data)
         try:
             self._helper, self._helper_pidfd = _execute_helper(image, {*self._fds, self._writer})
+            self._opened.fds.append(self._helper_pidfd)
         finally:
             os.close(image)
-            self._close_one("_writer")
+            self._opened.fds.remove(self._writer)
+            os.close(self._writer)
 
     def _read(self, deadline: float) -> bool:
         """Read records until helper and payload have closed the pipe; return False if late."""
@@ -203,6 +193,7 @@ class Spawn:
                 self._pid = result
                 with suppress(ProcessLookupError):
                     self._pidfd = os.pidfd_open(result)
+                    self._opened.fds.append(self._pidfd)
             else:
                 self._failed.append((index, result))
 

@@ -20,16 +20,18 @@ _registered: deque[tuple[weakref.ref[TemporaryDescriptors], list[int]]] = deque(
 
 
 class TemporaryDescriptors:
-    """Descriptors to close with :meth:`close`; create it, and append to ``fds``, with signals
+    """Descriptors to close with :meth:`close`; create it, and change ``fds``, with signals
     deferred.
     """
 
     __slots__ = ("__weakref__", "fds")
 
-    def __init__(self) -> None:
+    def __init__(self, fds: list[int] | None = None) -> None:
+        """Own ``fds``; without them, those that are appended later."""
         _close_lost()
-        self.fds: list[int] = []
-        _registered.append((weakref.ref(self), self.fds))
+        self.fds = [] if fds is None else fds
+        if fds != []:
+            _registered.append((weakref.ref(self), self.fds))
 
     def close(self) -> None:
         """Close the descriptors."""

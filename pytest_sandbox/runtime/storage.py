@@ -5,7 +5,6 @@ file there.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -14,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pytest_sandbox.errors import UnsupportedError
-from pytest_sandbox.linux import copying, loop, private_directory, userns
+from pytest_sandbox.linux import copying, file_lock, loop, private_directory, userns
 from pytest_sandbox.linux.removal import remove_tree
 from pytest_sandbox.runtime.protocol import ErrorCode
 from pytest_sandbox.runtime.step_error import StepError
@@ -35,7 +34,6 @@ _IMAGE = "file-system"
 _SEARCH = os.pathsep.join([os.defpath, "/usr/sbin", "/sbin"])
 #: ``ID.PID``: a directory that the process PID is filling, or was filling when it was killed.
 _UNFINISHED = re.compile(r"[^.]+(\.[0-9]+)+")
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _TRIES = 100
 #: The file system is thrown away, so it needs no journal, no room to grow and no blocks reserved
 #: for root; its inode tables are written when they are used (mke2fs(8)).
@@ -179,13 +177,9 @@ def make_unfinished(path: str) -> tuple[str, int]:
     for attempt in range(_TRIES):
         unfinished = f"{path}.{os.getpid()}.{attempt}" if attempt else f"{path}.{os.getpid()}"
         os.mkdir(unfinished, 0o700)
-        try:
-            lock = os.open(unfinished, _DIRECTORY)
-        except FileNotFoundError:  # a cleanup removed it before it was locked
-            continue
-        if _try_lock(lock, unfinished):
+        lock = file_lock.try_lock(unfinished)
+        if lock is not None:  # else a cleanup locked it first, and removed it
             return unfinished, lock
-        os.close(lock)
     raise OSError(errno.EAGAIN, "the directory could not be locked", path)
 
 
@@ -196,36 +190,21 @@ def remove_unfinished(directory: str) -> None:
     """
     if not os.path.isdir(directory):
         return
-    names = filter(_UNFINISHED.fullmatch, os.listdir(directory))
-    paths = [os.path.join(directory, name) for name in names]
-    locks: list[int] = []
+    with os.scandir(directory) as entries:
+        paths = [
+            entry.path
+            for entry in entries
+            if _UNFINISHED.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+        ]
+    locks: dict[str, int] = {}
     try:
-        _remove_all([path for path in paths if _lock_unfinished(path, locks)])
+        for path in paths:
+            if (lock := file_lock.try_lock(path)) is not None:
+                locks[path] = lock
+        _remove_all(list(locks))
     finally:
-        for lock in locks:
+        for lock in locks.values():
             os.close(lock)
-
-
-def _lock_unfinished(path: str, locks: list[int]) -> bool:
-    """Lock a directory; return False if another process has locked it."""
-    try:
-        lock = os.open(path, _DIRECTORY)
-    except OSError:
-        return False
-    if _try_lock(lock, path):
-        locks.append(lock)
-        return True
-    os.close(lock)
-    return False
-
-
-def _try_lock(fd: int, path: str) -> bool:
-    """Lock a directory; return False if it is locked, or was removed before it was locked."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(fd), os.lstat(path))
-    except OSError:
-        return False
 
 
 def _listed(lock: str) -> list[str]:
@@ -246,11 +225,11 @@ def _make_file_system(image: str, size: int) -> tuple[str, int]:
     """Make an ext4 file system in a sparse file; return its loop device, and a descriptor of it."""
     with open(image, "xb") as file:
         file.truncate(size)
-    batch = shutil.which(_MKFS, path=_SEARCH)
-    if batch is None:
-        raise FileNotFoundError(errno.ENOENT, "no such batch", _MKFS)
+    program = shutil.which(_MKFS, path=_SEARCH)
+    if program is None:
+        raise FileNotFoundError(errno.ENOENT, "no such program", _MKFS)
     made = subprocess.run(
-        [batch, *_MKFS_OPTIONS, image],
+        [program, *_MKFS_OPTIONS, image],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
