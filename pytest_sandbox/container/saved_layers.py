@@ -28,6 +28,7 @@ from pytest_sandbox.container.builder import as_builder
 from pytest_sandbox.container.layer import opened_layer
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.linux.copying import copy_tree
+from pytest_sandbox.linux.directories import OpenDirectory
 from pytest_sandbox.linux.removal import remove_tree
 from pytest_sandbox.paths import images
 from pytest_sandbox.runtime import storage
@@ -146,11 +147,8 @@ def _fill(unfinished: str, saved: SavedLayer, layer: int, builder: int) -> None:
 
 
 def _copy(layer: int, name: str, target: str, *, owners: bool) -> None:
-    upper = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layer)
-    try:
+    with OpenDirectory(name, layer) as upper:
         copy_tree(upper, target, owners=owners)
-    finally:
-        os.close(upper)
 
 
 def list_saved() -> list[SavedLayer]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_sandbox.container.builder import as_builder
 from pytest_sandbox.linux import process
 from pytest_sandbox.linux.copying import Copied, copy_tree
+from pytest_sandbox.linux.directories import OpenDirectory
 from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.runtime.spec import LAYER_HOLDER
 
@@ -70,8 +71,5 @@ def _new_snapshot(launcher: LauncherClient, points: dict[str, str]) -> Snapshot:
 
 def copy_directory(source: str, target: str, *, owners: bool = True) -> Copied:
     """Copy a directory; with ``owners``, files keep their UID and GID."""
-    fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with OpenDirectory(source) as fd:
         return copy_tree(fd, target, owners=owners)
-    finally:
-        os.close(fd)

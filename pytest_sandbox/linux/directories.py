@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from pytest_sandbox.linux import process
 from pytest_sandbox.linux.signals import Deferred
+from pytest_sandbox.linux.temporary_descriptors import TemporaryDescriptors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,27 +65,20 @@ def _name(entry: os.DirEntry[str]) -> str:
 class OpenDirectory:
     """A directory that is open in a ``with`` block; it is closed if a signal handler raises too."""
 
-    fd = -1
-
-    def __init__(self, name: str, dir_fd: int) -> None:
+    def __init__(self, name: str, dir_fd: int | None = None) -> None:
         self._name = name
         self._dir_fd = dir_fd
 
     def __enter__(self) -> int:
-        try:
-            with Deferred():
-                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-                self.fd = os.open(self._name, flags, dir_fd=self._dir_fd)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self.fd
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        with Deferred():
+            self._opened = TemporaryDescriptors()
+            fd = os.open(self._name, flags, dir_fd=self._dir_fd)
+            self._opened.fds.append(fd)
+        return fd
 
     def __exit__(self, *_exception: object) -> None:
-        with Deferred():
-            fd, self.fd = self.fd, -1
-            if fd >= 0:
-                os.close(fd)
+        self._opened.close()
 
 
 class DirectoryStack:
@@ -95,17 +89,17 @@ class DirectoryStack:
     """
 
     def __init__(self, root: int) -> None:
-        self._fds = [os.dup(root)]
         self._identities = [_identity(root)]
+        with Deferred():
+            self._opened = TemporaryDescriptors()
+            self._fds = self._opened.fds
+            self._fds.append(os.dup(root))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        for fd in self._fds:
-            if fd >= 0:
-                os.close(fd)
-        self._fds.clear()
+        self._opened.close()
 
     @property
     def fd(self) -> int:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Self
 
 from pytest_sandbox.linux import process
 from pytest_sandbox.linux import syscall as sc
+from pytest_sandbox.linux.signals import Deferred
+from pytest_sandbox.linux.temporary_descriptors import TemporaryDescriptors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,13 +44,14 @@ class OpenLowers:
     def __init__(self, layers: Sequence[str]) -> None:
         self.roots = tuple(Lower(None, path.rstrip("/") or "/") for path in layers)
         self._used: dict[Lower, None] = {}
+        with Deferred():
+            self._opened = TemporaryDescriptors()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        for lower in list(self._used):
-            self._close(lower)
+        self._opened.close()
 
     def mode(self, merged: Sequence[Lower], name: str) -> int:
         """Return the mode (st_mode) of ``name`` in a merged directory; 0 if it does not exist."""
@@ -116,7 +119,9 @@ class OpenLowers:
     def _fd(self, lower: Lower) -> int:
         """Return an O_PATH descriptor, which is closed after 64 other directories were used."""
         if lower.fd < 0:
-            lower.fd = self._open(lower)
+            with Deferred():
+                lower.fd = self._open(lower)
+                self._opened.fds.append(lower.fd)
         else:
             del self._used[lower]
         self._used[lower] = None
@@ -135,9 +140,11 @@ class OpenLowers:
         return _walk(self._fd(one), names[::-1])
 
     def _close(self, lower: Lower) -> None:
-        del self._used[lower]
-        os.close(lower.fd)
-        lower.fd = -1
+        with Deferred():
+            del self._used[lower]
+            self._opened.fds.remove(lower.fd)
+            os.close(lower.fd)
+            lower.fd = -1
 
 
 def _walk(start: int, names: Sequence[str]) -> int:

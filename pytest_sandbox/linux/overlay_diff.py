@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from pytest_sandbox.linux.directories import DIRECTORY, DirectoryStack, batches
+from pytest_sandbox.linux.directories import DIRECTORY, DirectoryStack, OpenDirectory, batches
 from pytest_sandbox.linux.lower_directories import Lower, OpenLowers
 
 if TYPE_CHECKING:
@@ -125,11 +125,8 @@ def changes_since(
     budget = budget or Budget()
     found: dict[str, str] = {}
     for at in range(len(taken), 0, -1):
-        fd = os.open(taken[at - 1], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with OpenDirectory(taken[at - 1]) as fd:
             _merge(found, changes(fd, [*taken[at:], *lower], budget))
-        finally:
-            os.close(fd)
     _merge(found, changes(upper, [*taken, *lower], budget))
     return ((kind, path) for path, kind in found.items())
 

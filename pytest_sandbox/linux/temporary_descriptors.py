@@ -21,7 +21,7 @@ _registered: deque[tuple[weakref.ref[TemporaryDescriptors], list[int]]] = deque(
 
 class TemporaryDescriptors:
     """Descriptors to close with :meth:`close`; create it, and change ``fds``, with signals
-    deferred.
+    deferred. Negative numbers in it stand for none.
     """
 
     __slots__ = ("__weakref__", "fds")
@@ -55,4 +55,5 @@ def _close_lost() -> None:
 
 def _close(fds: list[int]) -> None:
     while fds:
-        os.close(fds.pop())
+        if (fd := fds.pop()) >= 0:
+            os.close(fd)
