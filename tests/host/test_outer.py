@@ -49,6 +49,7 @@ MASKED = [
     ]
 ]
 READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+_TIMEOUT = 120
 MAKE = (
     "from pytest_sandbox import Container\nwith Container({limits}) as c: print(c.run(['echo', "
     "'inside'], capture_output=True, text=True).stdout, c.stats())"
@@ -109,13 +110,21 @@ class Outer:
             f"workdir={self.directory}/rootfs/work docker {self.directory}/rootfs && "
             f"exec runc --root {self.directory}/state run --bundle {self.directory} {name}"
         )
-        return subprocess.run(
-            ["unshare", "--mount", "sh", "-c", script],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        try:
+            return subprocess.run(
+                ["unshare", "--mount", "sh", "-c", script],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=_TIMEOUT,
+            )
+        finally:  # a runc that was killed leaves the container, and its cgroups
+            subprocess.run(
+                ["runc", "--root", self.directory / "state", "delete", "--force", name],
+                check=False,
+                stderr=subprocess.DEVNULL,
+            )
 
     def config(self, argv: list[str], given: set[str]) -> dict[str, object]:
         privileged, found = "--privileged" in given, self.spec()
