@@ -17,7 +17,7 @@ from pytest_sandbox.linux import mountinfo
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
-    from pytest_sandbox.linux.syscall_batch import SyscallBatch
+    from pytest_sandbox.linux.syscall_batch import Result, SyscallBatch
 
 __all__ = [
     "BOUND",
@@ -32,6 +32,7 @@ __all__ = [
     "STAGE",
     "WRITABLE",
     "HostMount",
+    "add_attributes",
     "add_bind",
     "add_cover",
     "add_dev",
@@ -256,16 +257,7 @@ def add_sys(
             b"/sys",
             sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE,
         )
-        attributes = sc.mount_attributes(sc.MOUNT_ATTR_RDONLY)
-        batch.add(
-            step,
-            "mount_setattr",
-            fd,
-            b"",
-            sc.AT_EMPTY_PATH | sc.AT_RECURSIVE,
-            attributes,
-            len(attributes),
-        )
+        add_attributes(batch, step, fd, sc.MOUNT_ATTR_RDONLY)
         batch.add(step, "move_mount", fd, b"", -100, target, sc.MOVE_MOUNT_F_EMPTY_PATH)
         batch.close(step, fd)
     if protected:
@@ -324,6 +316,13 @@ def add_bind(batch: SyscallBatch, step: str, source: str, target: str, *, flags:
 def add_remount(batch: SyscallBatch, step: str, target: str, flags: int) -> None:
     """Append replacing the flags of the mount at ``target``."""
     batch.mount(step, None, os.fsencode(target), None, sc.MS_BIND | sc.MS_REMOUNT | flags)
+
+
+def add_attributes(batch: SyscallBatch, step: str, fd: Result, attributes: int) -> None:
+    """Append setting attributes of a detached mount and of all below it (mount_setattr(2))."""
+    packed = sc.mount_attributes(attributes)
+    flags = sc.AT_EMPTY_PATH | sc.AT_RECURSIVE
+    batch.add(step, "mount_setattr", fd, b"", flags, packed, len(packed))
 
 
 def _add_read_only_children(batch: SyscallBatch, step: str, target: str, flags: int) -> None:

@@ -159,9 +159,6 @@ class _MountAttr(ctypes.Structure):
     ]
 
 
-MOUNT_ATTR_SIZE = ctypes.sizeof(_MountAttr)
-
-
 def mount_attributes(set_: int) -> bytes:
     """Return a struct mount_attr that sets attributes (mount_setattr(2))."""
     return bytes(_MountAttr(attr_set=set_))

@@ -6,6 +6,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from pytest_sandbox.linux import mounts
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
@@ -49,15 +50,7 @@ class Volumes:
         attributes = sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_NOSUID
         if read_only:
             attributes |= sc.MOUNT_ATTR_RDONLY
-        batch.add(
-            step,
-            "mount_setattr",
-            fd,
-            b"",
-            sc.AT_EMPTY_PATH | sc.AT_RECURSIVE,
-            sc.mount_attributes(attributes),
-            sc.MOUNT_ATTR_SIZE,
-        )
+        mounts.add_attributes(batch, step, fd, attributes)
         # A magic link (/proc/PID/fd/N) is the only path that leads out of the root: openat2(2).
         how = sc.open_how(os.O_PATH, sc.RESOLVE_NO_MAGICLINKS)
         point = batch.add(step, "openat2", -100, os.fsencode(target), how, len(how))
