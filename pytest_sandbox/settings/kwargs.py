@@ -72,3 +72,5 @@ class SettingsKwargs(TypedDict, total=False):
     ulimits: Mapping[str, Ulimit] | Iterable[str] | None
     security_opt: Iterable[str] | None
     privileged: Switch | None
+    artifacts: Iterable[str] | None
+    artifacts_limit: Size | None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 from pytest_sandbox.errors import SettingsError
-from pytest_sandbox.settings.schema import MOST_PIDS, SECURITY, SIZE_FORM
+from pytest_sandbox.settings.schema import MOST_PIDS, SECURITY, SIZE_FORM, TMP_PATH
 
 #: Capabilities by number (linux/capability.h): the index is the bit.
 CAPABILITIES: tuple[str, ...] = tuple(
@@ -289,6 +289,20 @@ def _pairs(value: object, separator: str = r",") -> Iterable[tuple[str, object]]
         return [(name if isinstance(name, str) else _refuse(), one) for name, one in value.items()]
     split = [_text(item).partition("=") for item in _items(value, separator)]
     return [(name.strip(), one) if equals else _refuse() for name, equals, one in split]
+
+
+def artifacts(value: object) -> tuple[str, ...]:
+    """Return patterns of paths, each once; "{tmp_path}" only at the beginning."""
+    return tuple(dict.fromkeys(map(_artifact, _items(value))))
+
+
+def _artifact(value: object) -> str:
+    pattern = _text(value)
+    start, placeholder, rest = pattern.partition(TMP_PATH)
+    is_plain = not placeholder or (not start and rest[:1] in {"", "/"})
+    if not is_plain or TMP_PATH in rest or ".." in pattern.split("/") or not pattern.strip("/."):
+        raise RefusedError
+    return pattern
 
 
 def env(value: object) -> FrozenMap[str]:

@@ -108,6 +108,8 @@ class Settings:
     ulimits: Mapping[str, tuple[int, int]] = _key("ulimits", FrozenMap(), parsers.ulimits)
     security_opt: tuple[str, ...] = _key("security_opt", (), parsers.security_opt)
     privileged: bool = _key("privileged", False, parsers.boolean)
+    artifacts: tuple[str, ...] = _key("artifacts", (), parsers.artifacts)
+    artifacts_limit: int = _key("artifacts_limit", 100 << 20, parsers.some_bytes)
     given: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __init__(self, **raw: Unpack[SettingsKwargs]) -> None:
