@@ -10,6 +10,8 @@ the order in which a test meets them:
 - test_process.py: the fork that runs it.
 - report_channel.py: the messages from the fork to the parent; messages.py and message_checker.py:
   their schemas and checks.
+- artifacts.py: files that are copied to the host when the test has ended; carry.py: state of other
+  plugins; adapters/: such plugins.
 - results.py: pytest reports, from the messages or from how the fork ended.
 - summary.py: what the session reports about its containers.
 """
