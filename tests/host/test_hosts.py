@@ -29,14 +29,8 @@ WITHOUT = {
     "no_dac_override": "",
     "no_state_directory": "mount a tmpfs on /run or /tmp",
 }
-#: Where pytest itself cannot start; where it has more processes left than the doctor; and where the
-#: kernel may free the user namespaces of a session only after the next one has begun.
-APART = {
-    "deleted_directory",
-    "process_limit",
-    "user_with_one_user_namespace",
-    "user_with_two_user_namespaces",
-}
+#: Where pytest itself cannot start, and where it has more processes left than the doctor.
+APART = {"deleted_directory", "process_limit"}
 ERRORS = ("UnsupportedError", "SetupError", "ImageError", "could not enter", "not supported here")
 
 
