@@ -1,5 +1,5 @@
-"""The members of an OCI layout or an archive of ``docker save``: the files of a directory, or those of
-a tar file, which are read in place by their offsets.
+"""The members of an OCI layout or an archive of ``docker save``: the files of a directory, or those
+of a tar file, which are read in place by their offsets.
 """
 
 from __future__ import annotations
