@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 from pytest_sandbox.errors import SettingsError
-from pytest_sandbox.settings.schema import MOST_PIDS, SECURITY, SIZE_FORM
+from pytest_sandbox.settings.schema import DEVICE_FORM, MOST_PIDS, SECURITY, SIZE_FORM
 
 #: Capabilities by number (linux/capability.h): the index is the bit.
 CAPABILITIES: tuple[str, ...] = tuple(
@@ -309,10 +309,13 @@ def volumes(value: object) -> tuple[Volume, ...]:
     volumes = tuple(
         one if isinstance(one, Volume) else _volume(one) for one in _items(value, separator)
     )
-    targets = [volume.target for volume in volumes]
+    _check_targets([volume.target for volume in volumes])
+    return volumes
+
+
+def _check_targets(targets: list[str]) -> None:
     if len(targets) != len(set(targets)):
         raise RefusedError(f"each target once ({max(targets, key=targets.count)} is repeated)")
-    return volumes
 
 
 def _volume(value: object) -> Volume:
@@ -331,6 +334,34 @@ def _volume(value: object) -> Volume:
     if target in {"/", "//"}:
         raise RefusedError('a target below "/"; to use a directory as the root, set image="PATH"')
     return Volume(source, target.replace("//", "/"), "ro" in options)
+
+
+def devices(value: object) -> tuple[Volume, ...]:
+    """Return device nodes, or directories of them, with different targets."""
+    found = tuple(one if isinstance(one, Volume) else _device(one) for one in _items(value))
+    _check_targets([device.target for device in found])
+    return found
+
+
+def _device(value: object) -> Volume:
+    source, *rest = _text(value).split(":")
+    # Docker's short form SOURCE:ACCESS has no slash in its second part.
+    access = rest.pop() if rest and "/" not in rest[-1] else "rw"
+    if not {"r", "w"} <= set(access) <= {"r", "w", "m"}:
+        raise RefusedError(
+            f"{DEVICE_FORM}; a mount cannot deny reading or writing alone, so access is rw"
+        )
+    if len(rest) > 1:
+        raise RefusedError
+    return Volume(absolute(source), os.path.normpath(absolute(rest[0] if rest else source)))
+
+
+def gpus(value: object) -> str:
+    """Return "all", or "device=" and numbers of GPUs."""
+    text = _text(value).replace(" ", "")
+    if text != "all" and not re.fullmatch(r"device=[0-9]{1,3}(,[0-9]{1,3})*", text, re.ASCII):
+        raise RefusedError
+    return text
 
 
 def capabilities(value: object) -> tuple[str, ...]:

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import SettingsError
 from pytest_sandbox.settings import parsers
-from pytest_sandbox.settings.parsers import CAPABILITIES, ULIMITS, FrozenMap, Volume, parse_size
+from pytest_sandbox.settings.parsers import (
+    CAPABILITIES,
+    ULIMITS,
+    FrozenMap,
+    Volume,
+    parse_size,
+)
 from pytest_sandbox.settings.schema import SECURITY, WORDS
 from pytest_sandbox.units import mib
 
@@ -102,6 +108,8 @@ class Settings:
     user: str | None = _key("user", None, parsers.user)
     workdir: str | None = _key("workdir", None, parsers.absolute)
     volumes: tuple[Volume, ...] = _key("volumes", (), parsers.volumes)
+    devices: tuple[Volume, ...] = _key("devices", (), parsers.devices)
+    gpus: str | None = _key("gpus", None, parsers.gpus)
     read_only: bool = _key("read_only", False, parsers.boolean)
     cap_add: tuple[str, ...] = _key("cap_add", (), parsers.capabilities)
     cap_drop: tuple[str, ...] = _key("cap_drop", (), parsers.capabilities)

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import UnsupportedError
@@ -31,6 +32,7 @@ from pytest_sandbox.linux.cgroup.interface_files import (
     read_number,
     write,
 )
+from pytest_sandbox.linux.cgroup.view import ShownCgroup
 from pytest_sandbox.outcome import Stats
 from pytest_sandbox.settings.settings import FrozenMap
 
@@ -155,6 +157,12 @@ class SessionV1(Session):
             directory for controller in _ON_DEMAND if (directory := self.directory_of(controller))
         )
         super().__init__(name, tuple(dict.fromkeys((*self._always, *more))))
+        #: The mount that each of the session's directories is in.
+        self._mounts = {
+            directory: mount
+            for controller, mount in hierarchy.mounts.items()
+            if (directory := self.directory_of(controller))
+        }
 
     def make(self) -> None:
         """Create and lock the session's cgroups."""
@@ -194,6 +202,20 @@ class SessionV1(Session):
         """
         own = self._own.get(controller)
         return own and f"{own}/{PREFIX}{self.name}"
+
+    @cached_property
+    def cpuset(self) -> str | None:
+        """The session's cpuset, which has the CPUs of the calling process's; None without one."""
+        directory = self.directory_of("cpuset")
+        return directory if directory is not None and os.path.isdir(directory) else None
+
+    def show(self, directory: str, path: str) -> ShownCgroup:
+        """Return how a container shows the cgroup ``path``, in the hierarchy of one of the
+        session's directories: under the names that the hierarchy has on the host.
+        """
+        mount = self._mounts[directory]
+        names = mount.controllers - {point := os.path.basename(mount.point)}
+        return ShownCgroup(path, point, tuple(sorted(names)))
 
     def create(self, name: str) -> CgroupV1:
         made: list[str] = []
@@ -247,7 +269,24 @@ class CgroupV1(Cgroup):
         return controller in self._session.by_controller
 
     def join_paths(self) -> tuple[str, ...]:
-        return tuple(f"{directory}/tasks" for directory in self._directories)
+        shared = self._shared_cpuset()
+        directories = (*self._directories, shared) if shared else self._directories
+        return tuple(f"{directory}/tasks" for directory in directories)
+
+    def shown(self) -> tuple[ShownCgroup, ...]:
+        shown = [self._session.show(os.path.dirname(path), path) for path in self._directories]
+        if cpuset := self._shared_cpuset():
+            shown.append(self._session.show(cpuset, cpuset))
+        return tuple(shown)
+
+    def _shared_cpuset(self) -> str | None:
+        """Return the session's cpuset, if this container has limits and no cpuset of its own.
+
+        The JVM looks for limits of memory and CPU time only if it also finds a cpuset.
+        """
+        cpuset, limits = self._session.cpuset, self._limits
+        is_limited = limits.memory is not None or limits.cpus is not None
+        return cpuset if is_limited and limits.cpuset is None else None
 
     def apply(self, limits: CgroupLimits, *, overhead: int = 0) -> None:
         if self._has("memory"):
