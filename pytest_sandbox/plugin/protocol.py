@@ -41,7 +41,10 @@ from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.linux import process
 from pytest_sandbox.outcome import Exited, Outcome, TimedOut
 from pytest_sandbox.plugin import (
+    adapters,
+    artifacts,
     benchmarks,
+    carry,
     compat,
     coverage_data,
     crash_report,
@@ -78,6 +81,7 @@ def register(config: pytest.Config) -> None:
         config.pluginmanager.register(TimeoutObserver(), f"{_NAME}-timeouts")
         config.pluginmanager.register(_OuterHooks(config, forwarder), _NAME)
         config.pluginmanager.register(_InnerHooks(), f"{_NAME}-reports")
+        adapters.register(config)
 
 
 class _SandboxedTest:
@@ -120,6 +124,7 @@ class _SandboxedTest:
         compat.set_up_higher(self.item)
         container = self._start_container()
         self.item.ihook.pytest_sandbox_started(item=self.item, container=container)
+        artifacts.prepare(self.item)
         checker = MessageChecker(self.item)
         channel, output = ReportChannel(), CapturedOutput(self.item.config)
         timeouts = PluginTimeouts(self.item)
@@ -226,6 +231,7 @@ class _SandboxedTest:
             item=self.item, outcome=result.outcome, stats=result.stats
         )
         result.add_details()
+        carry.deliver(self.item, receiver)
         if receiver.interrupted:
             raise KeyboardInterrupt
         self._exit_session("setup")

@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_sandbox.container import values
-from pytest_sandbox.plugin import benchmarks, compat, coverage_data, hints, session_state, truncate
+from pytest_sandbox.plugin import (
+    benchmarks,
+    carry,
+    compat,
+    coverage_data,
+    hints,
+    session_state,
+    truncate,
+)
 
 if TYPE_CHECKING:
     import warnings
@@ -135,6 +143,7 @@ class TestProcess:
         self._session_state = session_state.SessionState(item)
         self._benchmarks = benchmarks.BenchmarkSender(item)
         self._coverage = coverage_data.CoverageSender()
+        self._carry = carry.CarrySender(item)
         self._is_driving = False
 
     def begin(self, recorded_warnings: ExitStack) -> None:
@@ -217,6 +226,7 @@ class TestProcess:
         self._session_state.send(self._channel)
         self._benchmarks.send(self._channel)
         self._coverage.send(self._channel)
+        self._carry.send(self._channel)
         _flush()
         self._channel.send("done", _used_inodes() > self._inodes_before, wake=True)
 

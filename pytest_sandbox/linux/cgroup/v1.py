@@ -130,12 +130,9 @@ class HierarchyV1(Hierarchy):
     def attach(self, name: str) -> Session:
         # The creator may have fewer rights than this process: a launcher in a user namespace of its
         # own has CAP_DAC_OVERRIDE there.
-        own = {key: path for key, path in self.own.items() if _has_session(path, name)}
+        directory = PREFIX + name
+        own = {key: path for key, path in self.own.items() if os.path.isdir(f"{path}/{directory}")}
         return SessionV1(self, name, own)
-
-
-def _has_session(path: str, name: str) -> bool:
-    return os.path.isdir(f"{path}/{PREFIX}{name}")
 
 
 class SessionV1(Session):
