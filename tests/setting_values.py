@@ -75,6 +75,19 @@ GOOD = {
         ([Volume("/a", "/b")], (Volume("/a", "/b"),)),
         ("~/c:/c:rw", (Volume("~/c", "/c"),)),
     ],
+    "devices": [
+        (["/dev/fuse"], (Volume("/dev/fuse", "/dev/fuse"),)),
+        (
+            ["/dev/a:/dev/b:rwm", "/dev/c:rw", "/dev/net/tun:/dev/net//tun:rw"],
+            (
+                Volume("/dev/a", "/dev/b"),
+                Volume("/dev/c", "/dev/c"),
+                Volume("/dev/net/tun", "/dev/net/tun"),
+            ),
+        ),
+        ([Volume("/dev/a", "/dev/b")], (Volume("/dev/a", "/dev/b"),)),
+    ],
+    "gpus": [("all", "all"), ("device=0, 1", "device=0,1")],
     "read_only": [(True, True), ("false", False)],
     "privileged": [("yes", True)],
     "artifacts": [
@@ -171,6 +184,18 @@ BAD = {
         {"/a": "/b"},
         [""],
     ],
+    "devices": [
+        ["fuse"],
+        ["/dev/a:b"],
+        ["/dev/a:/dev/b:r"],
+        ["/dev/a:w"],
+        ["/dev/a:/dev/b:rw:rw"],
+        ["/dev/a:"],
+        ["/dev/a", "/dev/b:/dev/a"],
+        [1],
+        1,
+    ],
+    "gpus": ["", "none of them", "device=", "device=a", "device=0,", 1, True, ["all"]],
     "read_only": NO_SWITCHES,
     "privileged": NO_SWITCHES,
     "artifacts": [["../x"], ["a/../b"], ["a{tmp_path}"], ["{tmp_path}x"], ["/"], [""], [1], 1],
@@ -232,6 +257,10 @@ TEXTS = {
         ("./a:/a, /b:/b:ro", (Volume("./a", "/a"), Volume("/b", "/b", read_only=True))),
         ("\n./a:/a\n/b,c:/b\n", (Volume("./a", "/a"), Volume("/b,c", "/b"))),
     ],
+    "devices": [
+        ("/dev/a, /dev/b:/dev/c", (Volume("/dev/a", "/dev/a"), Volume("/dev/b", "/dev/c")))
+    ],
+    "gpus": [("all", "all")],
     "read_only": [("on", True)],
     "cap_add": [("NET_ADMIN,sys_time", ("CAP_NET_ADMIN", "CAP_SYS_TIME"))],
     "cap_drop": [("ALL", ("ALL",)), ("none", ())],

@@ -90,9 +90,9 @@ def _search(
         if below and point:
             found += [("modified", parent) for parent in _parents(point)]
         found += below
-    listed = _without_mount_points(
-        found, {target for _source, target, _read_only in handle.spec.volumes}
-    )
+    spec = handle.spec
+    targets = {target for _source, target, _read_only in spec.volumes}
+    listed = _without_mount_points(found, targets | {target for _source, target in spec.devices})
     counted = len(listed) if budget.complete else max(budget.counted, len(listed))
     return listed, counted, budget.complete
 
@@ -105,7 +105,7 @@ def _below(selection: overlay_diff.Selection | None, point: str) -> overlay_diff
 
 
 def _without_mount_points(found: list[Found], targets: set[str]) -> list[Found]:
-    """Remove the targets of volumes, and their parent directories in which nothing else has
+    """Remove the targets of mounts, and their parent directories in which nothing else has
     changed.
     """
     if not targets:
