@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -16,6 +18,21 @@ pytestmark = pytest.mark.needs("root")
 def plugin(name):
     """Skip a test unless the module of a plugin is installed."""
     return pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is not installed")
+
+
+@pytest.fixture(scope="session")
+def install_apart(tmp_path_factory):
+    """Return a function that installs packages where only the sessions of this test find them: one
+    that is installed changes every session, or has the same options as another one.
+    """
+
+    def install(*packages):
+        directory = tmp_path_factory.mktemp("packages")
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target"]
+        subprocess.run([*command, directory, *packages], check=True, timeout=200)
+        return str(directory)
+
+    return install
 
 
 def tree(directory):
@@ -226,9 +243,9 @@ def test_memray_reports_allocations(run, pytester):
     )
 
 
-@plugin("pytest_snapshot")
-def test_pytest_snapshot_writes_snapshots(run, pytester):
+def test_pytest_snapshot_writes_snapshots(run, pytester, install_apart, monkeypatch):
     """``--snapshot-update`` writes the files, and the next run compares with them."""
+    monkeypatch.setenv("PYTHONPATH", install_apart("pytest-snapshot"))
     source = "def test(snapshot): snapshot.assert_match('text', 'name.txt')"
     run(source, "--snapshot-update", plugins=("pytest_snapshot.plugin",))
     (path,) = (pytester.path / "snapshots").rglob("name.txt")
@@ -352,7 +369,6 @@ def test_html_has_the_extras_of_the_fixture(run, pytester):
             "--codspeed",
         ),
         ("pytest_profiling", "pytest_profiling", "--profile", "pytest-profiling", "--profile"),
-        ("pytest_monitor", "pytest_monitor.pytest_monitor", "-v", "pytest-monitor", "--no-monitor"),
     ],
 )
 def test_a_plugin_that_would_measure_nothing_is_refused(run, module, loaded, option, name, fix):
@@ -367,12 +383,17 @@ def test_a_plugin_that_would_measure_nothing_is_refused(run, module, loaded, opt
     assert pytest.ExitCode.USAGE_ERROR != result.ret
 
 
-@plugin("pytest_monitor")
-def test_the_fix_of_a_refused_plugin_works(run):
-    """With its option to do nothing, pytest-monitor is accepted."""
-    run(
-        "def test(): pass", "--no-monitor", plugins=("pytest_monitor.pytest_monitor",)
-    ).assert_outcomes(passed=1)
+def test_pytest_monitor_is_refused_unless_it_does_nothing(run, install_apart, monkeypatch):
+    """pytest-monitor, which measures whenever it is installed, is refused without its option to do
+    nothing.
+    """
+    packages = ("pytest-monitor", "memory-profiler", "psutil", "requests", "wheel")
+    monkeypatch.setenv("PYTHONPATH", install_apart(*packages))
+    loaded = ("pytest_monitor.pytest_monitor",)
+    result = run("def test(): pass", plugins=loaded)
+    assert pytest.ExitCode.USAGE_ERROR == result.ret
+    result.stderr.fnmatch_lines(["*pytest-monitor measures pytest's own process*--no-monitor*"])
+    run("def test(): pass", "--no-monitor", plugins=loaded).assert_outcomes(passed=1)
 
 
 @plugin("inline_snapshot")
