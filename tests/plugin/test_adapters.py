@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
@@ -18,21 +16,6 @@ pytestmark = pytest.mark.needs("root")
 def plugin(name):
     """Skip a test unless the module of a plugin is installed."""
     return pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is not installed")
-
-
-@pytest.fixture(scope="session")
-def install_apart(tmp_path_factory):
-    """Return a function that installs packages where only the sessions of this test find them: one
-    that is installed changes every session, or has the same options as another one.
-    """
-
-    def install(*packages):
-        directory = tmp_path_factory.mktemp("packages")
-        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target"]
-        subprocess.run([*command, directory, *packages], check=True, timeout=200)
-        return str(directory)
-
-    return install
 
 
 def tree(directory):

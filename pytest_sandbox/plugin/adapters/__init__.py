@@ -31,6 +31,7 @@ _ADAPTERS: dict[str, tuple[str, ...]] = {
         "monitor",
         "pytest_monitor.pytest_monitor",
     ),
+    "json_report": ("pytest_jsonreport", "pytest_jsonreport.plugin"),
     "inline_snapshot": ("inline-snapshot-plugin",),
     "memray": ("memray_manager",),
     "playwright": ("playwright", "pytest_playwright.pytest_playwright"),
