@@ -18,7 +18,7 @@ from pytest_sandbox.container.changed_files import copy_changed
 from pytest_sandbox.container.path_patterns import Pattern, Patterns, fixed_parts
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.plugin import compat, session_state
-from pytest_sandbox.plugin.stash import SETTINGS
+from pytest_sandbox.plugin.stash import INSIDE, SETTINGS
 from pytest_sandbox.printable import printable
 from pytest_sandbox.settings.schema import TMP_PATH
 from pytest_sandbox.units import mib
@@ -46,6 +46,8 @@ def add_pattern(config: pytest.Config, pattern: str | Callable[[pytest.Item], st
 
 
 def _patterns(item: pytest.Item) -> tuple[str, ...]:
+    if not item.stash.get(INSIDE, False):  # it holds a container: other plugins' files are outside
+        return item.stash[SETTINGS].artifacts
     added = [one(item) if callable(one) else one for one in item.config.stash.get(_ADDED, ())]
     return (*item.stash[SETTINGS].artifacts, *filter(None, added))
 
@@ -121,7 +123,8 @@ class _NewNames:
     """The names on the host of directories ``tmp_path``.
 
     Tests of one name in different containers have a directory of one name, and none may overwrite
-    the other's: a copy gets the next number that is free.
+    the other's: a copy gets the next number that is free. A test that holds a container has its
+    directory on the host.
     """
 
     def __init__(self, item: pytest.Item) -> None:
@@ -131,7 +134,8 @@ class _NewNames:
     def __call__(self, root: str, name: str) -> str:
         prefix = compat.tmp_path_name(self._item)
         number = name.removeprefix(prefix)
-        if not number.isdecimal() or root != _base_temporary(self._item):
+        is_inside = self._item.stash.get(INSIDE, False)
+        if not is_inside or not number.isdecimal() or root != _base_temporary(self._item):
             return name
         if name not in self._found:
             names = (f"{prefix}{one}" for one in count(int(number)))

@@ -398,3 +398,38 @@ def test_inline_snapshot_compares_and_changes_nothing(run, pytester):
     assert pytest.ExitCode.USAGE_ERROR == result.ret
     result.stderr.fnmatch_lines(["*--inline-snapshot=fix,trim changes sources*"])
     assert before == path.read_text()
+
+
+@plugin("pytest_bdd")
+def test_a_forged_scenario_fails_only_its_test(run, pytester):
+    """A scenario that pytest-bdd could not read at the end of the session is an error of the test
+    that has sent it.
+    """
+    result = run(
+        """
+    def test_forges(request):
+        forwarder = request.config.pluginmanager.get_plugin("sandbox-inside-forwarder")
+        data = {"steps": 1}
+        forwarder.channel.send("carry", ["sandbox-pytest_sandbox.plugin.adapters.bdd", data])
+    def test_next(): pass
+    """,
+        "--cucumberjson=out.json",
+        plugins=("pytest_bdd.plugin",),
+    )
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*steps of a scenario of pytest-bdd is not of the type list*"])
+
+
+@plugin("allure_pytest")
+def test_an_attachment_of_allure_has_no_path(run, pytester):
+    """An attachment whose file is elsewhere is an error of the test that has sent it."""
+    run(
+        """
+    def test_forges(request):
+        forwarder = request.config.pluginmanager.get_plugin("sandbox-inside-forwarder")
+        data = {"attachments": [{"source": "../secret"}]}
+        forwarder.channel.send("carry", ["sandbox-pytest_sandbox.plugin.adapters.allure", data])
+    """,
+        "--alluredir=results",
+        plugins=("allure_pytest",),
+    ).assert_outcomes(errors=1)

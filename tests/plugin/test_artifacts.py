@@ -28,6 +28,7 @@ def test_matching_files_are_copied_whatever_the_result(run, pytester):
         directory.mkdir(parents=True)
         (directory / "shot.png").write_text(how)
         (directory / "notes.txt").write_text("")
+        open(os.fsencode(directory) + b"/\\xff\\n.png", "x").close()
         if how == "fails": assert 0
         if how == "crashes": os.abort()
         if how == "hangs": time.sleep(100)
@@ -36,7 +37,8 @@ def test_matching_files_are_copied_whatever_the_result(run, pytester):
         "sandbox_artifacts=reports/**/*.png",
     ).assert_outcomes(passed=1, failed=3)
     names = ["crashes", "fails", "hangs", "passes"]
-    assert [f"{name}/shot.png" for name in names] == files(pytester.path / "reports")
+    copies = [f"{name}/{file}.png" for name in names for file in ("shot", "\udcff\n")]
+    assert sorted(copies) == files(pytester.path / "reports")
     assert "fails" == (pytester.path / "reports/fails/shot.png").read_text()
 
 

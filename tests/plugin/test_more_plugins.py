@@ -1,5 +1,5 @@
-"""Plugins that need no adapter, installed from PyPI: the outcomes and the output of a run inside are
-those of a run outside.
+"""More plugins, installed from PyPI: the outcomes and the output of a run inside are those of a run
+outside.
 """
 
 from __future__ import annotations

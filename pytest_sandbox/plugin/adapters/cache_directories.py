@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.plugin import artifacts
 
@@ -16,6 +16,6 @@ __all__ = ["register"]
 
 def register(config: pytest.Config) -> None:
     """Add the pattern."""
-    cache = getattr(config, "cache", None)
+    cache: Any = getattr(config, "cache", None)
     if cache is not None:
-        artifacts.add_pattern(config, f"{cache.mkdir('sandbox').parent}/**")
+        artifacts.add_pattern(config, f"{cache._cachedir}/d/**")
