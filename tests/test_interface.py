@@ -43,7 +43,7 @@ SETTINGS = (
     "image memory memory_swap memory_high cpus cpuset pids_limit device_read_bps device_write_bps "
     "device_read_iops device_write_iops "
     "disk storage shm_size timeout network hostname env user workdir volumes devices gpus "
-    "read_only cap_add cap_drop ulimits security_opt privileged artifacts artifacts_limit"
+    "read_only cap_add cap_drop ulimits security_opt privileged artifacts artifacts_limit alone"
 )
 OPTIONS = "image memory cpus disk storage timeout network"
 STATS = (

@@ -21,10 +21,11 @@ from _pytest.scope import Scope
 from _pytest.warnings import catch_warnings_for_item
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
 __all__ = [
+    "HigherFixtures",
     "OuterFinalizers",
     "RestrictedHook",
     "add_failed_subtests",
@@ -37,11 +38,13 @@ __all__ = [
     "is_at_terminal",
     "is_measured",
     "junit_xml",
+    "keep_collectors_of",
     "recorded_warnings",
     "restore_subtest",
     "set_up_higher",
     "tear_down_item",
     "tmp_path_name",
+    "upcoming",
 ]
 
 # -- fixtures
@@ -94,6 +97,63 @@ def _higher_fixtures(item: Any) -> Iterator[tuple[str, list[Any]]]:
 
 def _requests_overridden(definition: Any) -> bool:
     return definition._scope is Scope.Function and definition.argname in definition.argnames
+
+
+class HigherFixtures:
+    """What is set up for an item in this process: fixtures of scopes above function, and its
+    collectors.
+
+    - ``are_set_up``: whether nothing is missing.
+    - ``are_of_other_parameters``: whether one has to be torn down before, as it is set up for
+      another parameter.
+
+    ``definition.cached_result``, ``session._setupstate``, ``item._fixtureinfo``: no public name
+    tells what is set up. Collectors that inherit ``setup`` have nothing to set up.
+    """
+
+    def __init__(self, item: Any) -> None:
+        self._params = getattr(getattr(item, "callspec", None), "params", {})
+        self.are_of_other_parameters = False
+        stack = item.session._setupstate.stack
+        self.are_set_up = all(
+            (node in stack and stack[node][1] is None) or type(node).setup is pytest.Collector.setup
+            for node in item.listchain()[:-1]
+        )
+        for name, overriding in _higher_fixtures(item):
+            definitions = item._fixtureinfo.name2fixturedefs.get(name, ())
+            self._look_at(name, definitions[: len(definitions) - len(overriding)])
+
+    def _look_at(self, name: str, definitions: Sequence[Any]) -> None:
+        cached = definitions[-1].cached_result if definitions else None
+        is_wrong = cached is not None and name in self._params and cached[1] != self._params[name]
+        self.are_of_other_parameters |= is_wrong
+        self.are_set_up &= cached is not None and cached[2] is None and not is_wrong
+
+
+def keep_collectors_of(item: Any) -> None:
+    """In a test process, forget the collectors that are set up for other items."""
+    stack, chain = item.session._setupstate.stack, item.listchain()
+    for node in [node for node in stack if node not in chain]:
+        del stack[node]
+
+
+def upcoming(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.Item]:
+    """Return the items that follow in this process, as far as that is known.
+
+    ``WorkerInteractor.torun``: the controller of xdist decides it, a few items in advance.
+    """
+    items = item.session.items
+    if not hasattr(item.config, "workerinput"):
+        return items[items.index(item) + 1 :]
+    interactors = (
+        one
+        for one in item.config.pluginmanager.get_plugins()
+        if type(one).__name__ == "WorkerInteractor"
+    )
+    queue = getattr(next(interactors), "torun", None)
+    known = list(getattr(queue, "_items", ()))
+    later = [items[number] for number in known if isinstance(number, int)]
+    return later if nextitem is None else [nextitem, *later]
 
 
 class OuterFinalizers:

@@ -11,6 +11,7 @@ report        a phase's report as pytest's hooks serialise it, the phase's excep
 logged        a report that another plugin logged meanwhile (a subtest)
 warning       a warning as data
 debugger      true when a debugger starts to wait for input, false when it ends (wakes the parent)
+timeout       the seconds after which pytest-timeout ends the test
 cache         key and value that the test stored in ``config.cache``
 subtests      the number of failed subtests
 session_stop  ``session.shouldstop`` and ``session.shouldfail``
@@ -206,6 +207,7 @@ SCHEMAS: Mapping[str, Check] = {
         }
     ),
     "debugger": schema.boolean,
+    "timeout": schema.number,
     "cache": schema.tuple_of(_cache_key, schema.any_json),
     "subtests": schema.integer(1, 1_000_000),
     "session_stop": schema.tuple_of(_stop_reason, _stop_reason),

@@ -67,6 +67,10 @@ class HookForwarder:
 
         cache.set = set_and_send
 
+    def announce_timeout(self, seconds: float) -> None:
+        """Send the timeout of pytest-timeout, which may be set inside only."""
+        self._send("timeout", seconds, wake=True)
+
     def _send(self, kind: str, data: Any, *, wake: bool = False) -> None:
         if self.channel is not None:
             self.channel.send(kind, data, wake=wake)
@@ -139,6 +143,7 @@ class TestProcess:
                 item.config, "pytest_runtest_logreport", (item.session, forwarder)
             ),
             compat.RestrictedHook(item.config, "pytest_warning_recorded", (forwarder,)),
+            compat.RestrictedHook(item.config, "pytest_runtest_logstart", ()),
         ]
         self._session_state = session_state.SessionState(item)
         self._benchmarks = benchmarks.BenchmarkSender(item)
@@ -158,7 +163,7 @@ class TestProcess:
         gc.freeze()
         gc.unfreeze()
         random.setstate(self._random_state)  # random.py reseeds it after a fork
-        self._recorded_warnings = recorded_warnings
+        self.recorded_warnings = recorded_warnings
         self._output.in_child(self._channel.wake_writer)
         compat.close_worker_streams(self._item.config)
         self._timeouts.in_child()
@@ -222,7 +227,7 @@ class TestProcess:
         return data
 
     def _send_end(self) -> None:
-        self._recorded_warnings.close()
+        self.recorded_warnings.close()
         self._session_state.send(self._channel)
         self._benchmarks.send(self._channel)
         self._coverage.send(self._channel)

@@ -76,3 +76,4 @@ class SettingsKwargs(TypedDict, total=False):
     privileged: Switch | None
     artifacts: Iterable[str] | None
     artifacts_limit: Size | None
+    alone: Switch | None

@@ -152,4 +152,5 @@ WORDS: dict[str, Words] = {
     "artifacts_limit": Words(
         f"{SIZE_FORM}; more than 0", "100m", "size of the artifacts of one test"
     ),
+    "alone": Words("true or false", "false", "no other test of the session runs meanwhile"),
 }

@@ -118,6 +118,7 @@ class Settings:
     privileged: bool = _key("privileged", False, parsers.boolean)
     artifacts: tuple[str, ...] = _key("artifacts", (), path_parsers.artifacts)
     artifacts_limit: int = _key("artifacts_limit", 100 << 20, parsers.some_bytes)
+    alone: bool = _key("alone", False, parsers.boolean)
     given: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __init__(self, **raw: Unpack[SettingsKwargs]) -> None:
