@@ -94,8 +94,12 @@ def test_syrupy_keeps_the_snapshots_of_a_test_that_crashes(run, pytester, monkey
 ALLURE = """
 import allure, pytest
 
+@pytest.fixture(scope="module")
+def wide():
+    with allure.step("prepare all"): pass
+
 @pytest.fixture
-def thing():
+def thing(wide):
     with allure.step("prepare"): pass
     yield
     with allure.step("clean up"): pass
@@ -144,13 +148,17 @@ _CHANGING = {"uuid", "start", "stop", "trace", "source"}
 
 
 @plugin("allure_pytest")
-def test_allure_has_the_results_of_a_run_outside(run, pytester):
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_allure_has_the_results_of_a_run_outside(run, pytester, jobs):
     """Steps, attachments, parameters, titles and fixtures are in allure's results, and each
     attachment is a file.
     """
     for name, sandbox in (("outside", False), ("inside", True)):
         run(
-            ALLURE, f"--alluredir={name}", sandbox=sandbox, plugins=("allure_pytest",)
+            ALLURE,
+            *(f"--alluredir={name}", f"--sandbox-jobs={jobs}"),
+            sandbox=sandbox,
+            plugins=("allure_pytest",),
         ).assert_outcomes(passed=2, failed=1)
     outside, inside = (allure_results(pytester.path / name) for name in ("outside", "inside"))
     assert "seen 1" in str(outside)

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-#: What the parent keeps: the ID under which the test process has named the test in other files.
-_OWN = {"uuid"}
-
 
 def register(config: pytest.Config) -> None:
     """Register the adapter."""
@@ -66,9 +63,17 @@ class _Adapter:
         if item is None or data is None:
             return
         result = self._result(item)
+        self._rename(result.uuid, data["uuid"])
         for name in self._fields:
-            if name not in _OWN and name in data:
+            if name in data:
                 setattr(result, name, data[name])
+
+    def _rename(self, old: str, new: str) -> None:
+        """Use the ID of the test that files of the test process refer to."""
+        for group in self._listener.allure_logger._items.thread_context.values():
+            children: list[str] = getattr(group, "children", [])
+            if old in children:
+                children[children.index(old)] = new
 
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:
         """Remember the fixtures, which the item does not have any more at its end."""
@@ -84,8 +89,8 @@ class _Adapter:
 
 def _checked(data: Any) -> dict[str, Any]:
     """Return the result of a test process; refuse attachments outside of the report's directory."""
-    if type(data) is not dict:
-        raise ValueError("allure's result of the test is not an object")
+    if type(data) is not dict or type(data.get("uuid")) is not str:
+        raise ValueError("allure's result of the test is not an object with an ID")
     _check_sources(data)
     return data
 
