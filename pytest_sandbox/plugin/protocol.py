@@ -52,6 +52,7 @@ from pytest_sandbox.plugin import (
 )
 from pytest_sandbox.plugin.captured_output import CapturedOutput, flush_terminal
 from pytest_sandbox.plugin.message_checker import MessageChecker
+from pytest_sandbox.plugin.originals import Originals
 from pytest_sandbox.plugin.report_channel import Receiver, ReportChannel
 from pytest_sandbox.plugin.stash import IN_TEST_PROCESS, INSIDE, SETTINGS
 from pytest_sandbox.plugin.timeouts import PluginTimeouts, TimeoutObserver
@@ -76,7 +77,7 @@ def register(config: pytest.Config) -> None:
         forwarder = test_process.HookForwarder(config)
         config.pluginmanager.register(forwarder, f"{_NAME}-forwarder")
         config.pluginmanager.register(TimeoutObserver(), f"{_NAME}-timeouts")
-        config.pluginmanager.register(_OuterHooks(config, forwarder), _NAME)
+        config.pluginmanager.register(_OuterHooks(config, forwarder, Originals()), _NAME)
         config.pluginmanager.register(_InnerHooks(), f"{_NAME}-reports")
 
 
@@ -91,10 +92,12 @@ class _SandboxedTest:
         item: pytest.Item,
         nextitem: pytest.Item | None,
         forwarder: test_process.HookForwarder,
+        originals: Originals,
     ) -> None:
         self.item = item
         self._nextitem = nextitem
         self._forwarder = forwarder
+        self._originals = originals
         self._item_teardown = item.teardown
         self.test_process: test_process.TestProcess | None = None
         self.result: results.TestResult | None = None
@@ -118,25 +121,45 @@ class _SandboxedTest:
         self.close()  # of an earlier try, by a plugin that repeats tests
         self.result = None
         compat.set_up_higher(self.item)
-        container = self._start_container()
+        self._originals.compare()
+        with self._originals:
+            container = self._start_container()
         self.item.ihook.pytest_sandbox_started(item=self.item, container=container)
+        with self._originals:
+            receiver = self._run_in(container)
+        if receiver is None:
+            return
+        try:
+            self._finish_setup(receiver)
+        except Exception:
+            self.result = None  # a hook has raised: that is the result of the setup phase
+            raise
+
+    def _run_in(self, container: Container) -> Receiver | None:
+        """Fork into the container, and wait for the test process; return None in the latter, where
+        the item is set up.
+        """
         checker = MessageChecker(self.item)
         channel, output = ReportChannel(), CapturedOutput(self.item.config)
         timeouts = PluginTimeouts(self.item)
         coverage_data.before_fork()
         timeouts.stop()
-        prepared = test_process.TestProcess(self.item, channel, output, timeouts, self._forwarder)
+        prepared = test_process.TestProcess(
+            self.item, channel, output, timeouts, self._forwarder, self._originals
+        )
         start = time.time()
         with ExitStack() as recording:
             recording.enter_context(compat.recorded_warnings(self.item))
             child = self._fork(container, channel, output, timeouts)
             if child is None:
                 self._continue_in_child(prepared, recording.pop_all())
-                return
+                return None
         self._child = child
         output.inherited.in_parent()
         may_debug = _may_debug(self.item.config)
-        receiver = channel.in_parent(child, checker, output.inherited, may_debug=may_debug)
+        receiver = channel.in_parent(
+            child, checker, output.inherited, self._originals, may_debug=may_debug
+        )
         try:
             outcome = self._wait(receiver, child, timeouts)
         finally:
@@ -146,11 +169,7 @@ class _SandboxedTest:
         )
         output.close()
         channel.close()
-        try:
-            self._finish_setup(self.result, receiver)
-        except Exception:
-            self.result = None  # a hook has raised: that is the result of the setup phase
-            raise
+        return receiver
 
     def _start_container(self) -> Container:
         with as_test_result(self.item.config):
@@ -201,6 +220,7 @@ class _SandboxedTest:
         self.item.stash[IN_TEST_PROCESS] = True
         self.test_process = prepared
         prepared.begin(recorded_warnings)
+        self._originals.replace_again()
         self.item.setup()
 
     def _wait(self, receiver: Receiver, child: Child, timeouts: PluginTimeouts) -> Outcome:
@@ -217,15 +237,18 @@ class _SandboxedTest:
         outcome = child.wait(0)
         return replace(outcome, limit=limit or 0) if isinstance(outcome, TimedOut) else outcome
 
-    def _finish_setup(self, result: results.TestResult, receiver: Receiver) -> None:
+    def _finish_setup(self, receiver: Receiver) -> None:
         """Apply what the test has changed in the session, and complete its reports."""
-        session_state.apply(self.item, receiver)
-        benchmarks.merge(self.item, receiver)
-        coverage_data.merge(receiver)
+        assert self.result is not None
+        with self._originals:
+            session_state.apply(self.item, receiver)
+            benchmarks.merge(self.item, receiver)
+            coverage_data.merge(receiver)
         self.item.ihook.pytest_sandbox_outcome(
-            item=self.item, outcome=result.outcome, stats=result.stats
+            item=self.item, outcome=self.result.outcome, stats=self.result.stats
         )
-        result.add_details()
+        with self._originals:
+            self.result.add_details()
         if receiver.interrupted:
             raise KeyboardInterrupt
         self._exit_session("setup")
@@ -245,7 +268,9 @@ class _SandboxedTest:
             self._item_teardown()
             return
         container = self._container
-        if container is not None and container.status != "stopped":
+        with self._originals:
+            is_running = container is not None and container.status != "stopped"
+        if is_running:
             try:
                 self.item.ihook.pytest_sandbox_discard(item=self.item, container=container)
             finally:
@@ -265,11 +290,12 @@ class _SandboxedTest:
         The kernel ends a PID namespace only when the test process, a child of this one, has been
         waited for (pid_namespaces(7)).
         """
-        if self._child is not None:
-            self._child.wait(_EXIT_TIMEOUT)
-            self._child = None
-        if self._container is not None:
-            self._container.close()
+        with self._originals:
+            if self._child is not None:
+                self._child.wait(_EXIT_TIMEOUT)
+                self._child = None
+            if self._container is not None:
+                self._container.close()
 
     def phase_result(self, call: pytest.CallInfo[Any]) -> results.PhaseResult | None:
         """Return what the test process has reported for the phase of a call; None if pytest should
@@ -287,8 +313,11 @@ class _SandboxedTest:
 class _OuterHooks:
     """The outermost wrappers of pytest's hooks."""
 
-    def __init__(self, config: pytest.Config, forwarder: test_process.HookForwarder) -> None:
+    def __init__(
+        self, config: pytest.Config, forwarder: test_process.HookForwarder, originals: Originals
+    ) -> None:
         self._forwarder = forwarder
+        self._originals = originals
         self._exception_interact = compat.RestrictedHook(config, "pytest_exception_interact", ())
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -298,9 +327,11 @@ class _OuterHooks:
         """Run a test inside, if selection.py has decided so."""
         if not item.stash.get(INSIDE, False):
             return (yield)
-        flush_terminal()
-        forks.gather()  # between tests, so that it adds to no test's duration
-        test = item.stash[_TEST] = _SandboxedTest(item, nextitem, self._forwarder)
+        with self._originals:
+            flush_terminal()
+            forks.gather()  # between tests, so that it adds to no test's duration
+        test = _SandboxedTest(item, nextitem, self._forwarder, self._originals)
+        item.stash[_TEST] = test
         test.replace_phases()
         try:
             result = yield

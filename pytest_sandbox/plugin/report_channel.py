@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.fork import Child
     from pytest_sandbox.plugin.inherited_files import InheritedFiles
     from pytest_sandbox.plugin.message_checker import MessageChecker
+    from pytest_sandbox.plugin.originals import Originals
 
 __all__ = ["STACK_SIGNAL", "Message", "Receiver", "ReportChannel", "dumps", "safe_repr"]
 
@@ -86,11 +87,17 @@ class ReportChannel:
         self._sender = 0
 
     def in_parent(
-        self, child: Child, checker: MessageChecker, files: InheritedFiles, *, may_debug: bool
+        self,
+        child: Child,
+        checker: MessageChecker,
+        files: InheritedFiles,
+        originals: Originals,
+        *,
+        may_debug: bool,
     ) -> Receiver:
         """Close the child's end and return the parent's."""
         os.close(self.wake_writer)
-        return Receiver(self, child, checker, files, may_debug=may_debug)
+        return Receiver(self, child, checker, files, originals, may_debug=may_debug)
 
     def in_child(self) -> None:
         """Close the parent's end."""
@@ -149,6 +156,7 @@ class Receiver:
         child: Child,
         checker: MessageChecker,
         files: InheritedFiles,
+        originals: Originals,
         *,
         may_debug: bool,
     ) -> None:
@@ -156,6 +164,7 @@ class Receiver:
         self._child = child
         self._checker = checker
         self._files = files
+        self._originals = originals
         self._may_debug = may_debug
         self._offset = 0
         self._partial_line = bytearray()
@@ -196,7 +205,8 @@ class Receiver:
     def _poll(self, poll: select.poll, end: float | None) -> bool | None:
         """Wait for one event; return what :meth:`receive` returns, or None to go on."""
         left = self._time_left(end)
-        ready = {fd for fd, _event in poll.poll(process.milliseconds(left))}
+        events = self._originals.outside(poll.poll, process.milliseconds(left))
+        ready = {fd for fd, _event in events}
         if self._channel.wake_reader in ready and self._read_stack() == b"":
             poll.unregister(self._channel.wake_reader)
         for reader in ready & self._files.readers.keys():

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from pytest_sandbox.plugin.captured_output import CapturedOutput
+    from pytest_sandbox.plugin.originals import Originals
     from pytest_sandbox.plugin.report_channel import ReportChannel
     from pytest_sandbox.plugin.timeouts import PluginTimeouts
 
@@ -118,12 +119,14 @@ class TestProcess:
         output: CapturedOutput,
         timeouts: PluginTimeouts,
         forwarder: HookForwarder,
+        originals: Originals,
     ) -> None:
         self._item = item
         self._channel = channel
         self._output = output
         self._timeouts = timeouts
         self._forwarder = forwarder
+        self._originals = originals
         self._random_state = random.getstate()
         self._finalizers = compat.OuterFinalizers(item)
         self._hooks = [
@@ -193,12 +196,14 @@ class TestProcess:
 
     def _send_report(self, call: pytest.CallInfo[Any], report: pytest.TestReport) -> None:
         error = None if call.excinfo is None else call.excinfo.value
-        data = {
-            "report": self._serialized(report),
-            "error": None if error is None else values.encode_exception(error),
-            "symptoms": hints.symptoms(error) if report.failed else [],
-        }
-        self._channel.send("report", truncate.truncated_report(data, report))
+        self._originals.compare()
+        with self._originals:
+            data = {
+                "report": self._serialized(report),
+                "error": None if error is None else values.encode_exception(error),
+                "symptoms": hints.symptoms(error) if report.failed else [],
+            }
+            self._channel.send("report", truncate.truncated_report(data, report))
         if error is not None and _interests_debugger(error, report):
             self._item.ihook.pytest_exception_interact(node=self._item, call=call, report=report)
 
@@ -213,12 +218,13 @@ class TestProcess:
         return data
 
     def _send_end(self) -> None:
-        self._recorded_warnings.close()
-        self._session_state.send(self._channel)
-        self._benchmarks.send(self._channel)
-        self._coverage.send(self._channel)
-        _flush()
-        self._channel.send("done", _used_inodes() > self._inodes_before, wake=True)
+        with self._originals:
+            self._recorded_warnings.close()
+            self._session_state.send(self._channel)
+            self._benchmarks.send(self._channel)
+            self._coverage.send(self._channel)
+            _flush()
+            self._channel.send("done", _used_inodes() > self._inodes_before, wake=True)
 
     # -- the end
 
@@ -227,6 +233,7 @@ class TestProcess:
         an error in a plugin.
         """
         with suppress(BaseException):
+            self._originals.compare()
             if isinstance(error, pytest.exit.Exception):
                 self._channel.send("exit", [error.msg, error.returncode])
                 compat.tear_down_item(self._item)
@@ -234,8 +241,9 @@ class TestProcess:
                 self._exit(0)
             if isinstance(error, KeyboardInterrupt) and not self._is_driving:
                 self._report_interrupted_setup(error)
-            traceback = values.encode_exception(error)["traceback"]
-            self._channel.send("internal", truncate.truncated(traceback))
+            with self._originals:
+                traceback = values.encode_exception(error)["traceback"]
+                self._channel.send("internal", truncate.truncated(traceback))
         self._exit(1)
 
     def _report_interrupted_setup(self, error: KeyboardInterrupt) -> NoReturn:
