@@ -99,6 +99,7 @@ class _SandboxedTest:
         self._forwarder = forwarder
         self._originals = originals
         self._item_teardown = item.teardown
+        self._item_repr_failure = item.repr_failure
         self.test_process: test_process.TestProcess | None = None
         self.result: results.TestResult | None = None
         self._container: Container | None = None
@@ -109,15 +110,17 @@ class _SandboxedTest:
         self.item.setup = self._set_up  # type: ignore[method-assign]
         self.item.runtest = self._run  # type: ignore[method-assign]
         self.item.teardown = self._tear_down  # type: ignore[method-assign]
+        self.item.repr_failure = self._repr_failure  # type: ignore[method-assign, assignment]
 
     def restore_phases(self) -> None:
         """Restore the item's functions."""
-        for name in ("setup", "runtest", "teardown"):
+        for name in ("setup", "runtest", "teardown", "repr_failure"):
             self.item.__dict__.pop(name, None)
 
     # -- setup: its collectors are set up by now
 
     def _set_up(self) -> None:
+        __tracebackhide__ = True
         self.close()  # of an earlier try, by a plugin that repeats tests
         self.result = None
         compat.set_up_higher(self.item)
@@ -134,6 +137,7 @@ class _SandboxedTest:
         except Exception:
             self.result = None  # a hook has raised: that is the result of the setup phase
             raise
+        self._raise_error("setup")
 
     def _run_in(self, container: Container) -> Receiver | None:
         """Fork into the container, and wait for the test process; return None in the latter, where
@@ -257,13 +261,16 @@ class _SandboxedTest:
 
     def _run(self) -> None:
         """Log the reports of subtests: the test itself has run."""
+        __tracebackhide__ = True
         assert self.result is not None
         for report in self.result.logged:
             self.item.ihook.pytest_runtest_logreport(report=report)
         self._exit_session("call")
+        self._raise_error("call")
 
     def _tear_down(self) -> None:
         """Discard the container; in the test process, run the item's own teardown."""
+        __tracebackhide__ = True
         if self.test_process is not None:
             self._item_teardown()
             return
@@ -276,6 +283,21 @@ class _SandboxedTest:
             finally:
                 self.close()
         self._exit_session("teardown")
+        self._raise_error("teardown")
+
+    def _raise_error(self, when: str) -> None:
+        """Raise the exception of a phase."""
+        __tracebackhide__ = True
+        found = None if self.result is None else self.result.phases.get(when)
+        if found is not None:
+            found.raise_error()
+
+    def _repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *style: Any) -> Any:
+        """Return the text of an exception of the test process, for a plugin that makes a report of
+        its own.
+        """
+        found = None if self.result is None else self.result.longrepr_of(excinfo.value)
+        return self._item_repr_failure(excinfo, *style) if found is None else found
 
     def _exit_session(self, when: str) -> None:
         """End the session if the test has called ``pytest.exit()`` in this phase."""
@@ -304,10 +326,10 @@ class _SandboxedTest:
         """
         if self.test_process is not None or self.result is None:
             return None
-        found = self.result.phases.get(call.when)
+        found = self.result.phase(call.when)
         if found is None or call.when != "teardown" or call.excinfo is None:
             return found
-        return found if found.is_excinfo_of(call) else None
+        return found if found.is_error_of(call) else None
 
 
 class _OuterHooks:
@@ -349,6 +371,20 @@ class _OuterHooks:
         return result
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Have the test process run the other phases itself: whoever runs the parent's protocol,
+        and whatever it does after the setup phase.
+        """
+        start = pytest.CallInfo.from_call(lambda: None, "setup")
+        try:
+            result = yield
+        except BaseException as error:
+            _continue_test(item, start, error)
+            raise
+        _continue_test(item, start, None)
+        return result
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
@@ -359,26 +395,37 @@ class _OuterHooks:
         """
         self._exception_interact.restore()
         test = item.stash.get(_TEST, None)
-        if test is not None and test.test_process is not None:
-            return test.test_process.on_report(call, (yield))
         reported = None if test is None else test.phase_result(call)
-        if reported is None:
+        if test is None or reported is None:
             return (yield)
-        call.excinfo = reported.excinfo()
+        call.excinfo = reported.excinfo(call)
         if call.excinfo is not None:  # pytest_exception_interact was called in the test process
             self._exception_interact.restrict()
+        result = test.result
         try:
-            yield
+            changed = yield
         except Exception as error:
             if call.excinfo is None:
                 raise
             problem = f"a hook raises {type(error).__name__} for its exception"
             reported.fail(crash_report.invalid_report(problem))
-        return reported.report
+            return reported.report
+        # A plugin that has run the test again meanwhile has put the new result into the report.
+        return reported.report if test.result is result else changed
 
 
 class _InnerHooks:
     """The innermost implementation: its result is what the wrappers of other plugins get."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Run no phase again in the test process."""
+        _end_repetition(item)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> None:
+        """Run no phase again in the test process."""
+        _end_repetition(item)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_makereport(
@@ -388,6 +435,24 @@ class _InnerHooks:
         test = item.stash.get(_TEST, None)
         reported = None if test is None else test.phase_result(call)
         return None if reported is None else reported.copy_report()
+
+
+def _continue_test(
+    item: pytest.Item, start: pytest.CallInfo[None], error: BaseException | None
+) -> None:
+    """Run the rest of the test in the test process, which does not return; do nothing in another.
+
+    ``error`` is the exception of the setup phase, which began at ``start``.
+    """
+    test = item.stash.get(_TEST, None)
+    if test is not None and test.test_process is not None:
+        test.test_process.run(start, error)
+
+
+def _end_repetition(item: pytest.Item) -> None:
+    test = item.stash.get(_TEST, None)
+    if test is not None and test.test_process is not None:
+        test.test_process.leave_repeating_to_parent()
 
 
 def _may_debug(config: pytest.Config) -> bool:

@@ -25,6 +25,7 @@ from pytest_sandbox.plugin import benchmarks, compat, coverage_data, hints, sess
 
 if TYPE_CHECKING:
     import warnings
+    from collections.abc import Generator
     from contextlib import ExitStack
 
     from pytest_sandbox.plugin.captured_output import CapturedOutput
@@ -45,6 +46,8 @@ class HookForwarder:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self.channel: ReportChannel | None = None
+        #: The last report, as the wrappers of other plugins have got it.
+        self.report: pytest.TestReport | None = None
         self._wrap_cache()
 
     def _wrap_cache(self) -> None:
@@ -63,6 +66,12 @@ class HookForwarder:
     def _send(self, kind: str, data: Any, *, wake: bool = False) -> None:
         if self.channel is not None:
             self.channel.send(kind, data, wake=wake)
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Keep the report."""
+        self.report = yield
+        return self.report
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -138,7 +147,7 @@ class TestProcess:
         self._session_state = session_state.SessionState(item)
         self._benchmarks = benchmarks.BenchmarkSender(item)
         self._coverage = coverage_data.CoverageSender()
-        self._is_driving = False
+        self._reported_call: pytest.CallInfo[Any] | None = None
 
     def begin(self, recorded_warnings: ExitStack) -> None:
         """Turn the process into a test process, directly after the fork.
@@ -165,34 +174,56 @@ class TestProcess:
 
     # -- the phases
 
-    def on_report(self, call: pytest.CallInfo[Any], report: pytest.TestReport) -> pytest.TestReport:
-        """Take the report of a phase.
+    def run(self, start: pytest.CallInfo[None], error: BaseException | None) -> NoReturn:
+        """Report the setup phase, which has ended, and run the others; do not return.
 
-        The first is that of the setup phase, which pytest or another plugin has run. From there on
-        this object runs the phases itself, and does not return.
+        ``start`` is a call at the start of the setup phase, ``error`` its exception.
         """
-        if not self._is_driving:
-            self._is_driving = True
-            self._run_phases(call, report)
-        return report
 
-    def _run_phases(self, setup: pytest.CallInfo[Any], report: pytest.TestReport) -> NoReturn:
+        def end_setup() -> None:
+            __tracebackhide__ = True
+            if error is not None:
+                raise error
+
         try:
-            self._send_report(setup, report)
+            call = pytest.CallInfo.from_call(end_setup, "setup", reraise=(pytest.exit.Exception,))
+            call.start, call.duration = start.start, call.stop - start.start
+            report = self._report(call)
             if report.passed and not self._item.config.getoption("setuponly", default=False):
                 self._run_phase("call", self._item.ihook.pytest_runtest_call)
-            self._run_phase("teardown", self._item.ihook.pytest_runtest_teardown, nextitem=None)
-            self._send_end()
-        except BaseException as error:  # noqa: BLE001 - may not return into the parent's session
-            self.end(error)
+            self._end_test()
+        except BaseException as raised:  # noqa: BLE001 - may not return into the parent's session
+            self.end(raised)
+
+    def _end_test(self) -> NoReturn:
+        self._run_phase("teardown", self._item.ihook.pytest_runtest_teardown, nextitem=None)
+        self._send_end()
         self._exit(0)
 
     def _run_phase(self, when: Any, hook: Any, **arguments: Any) -> None:
-        call = pytest.CallInfo.from_call(
-            lambda: hook(item=self._item, **arguments), when=when, reraise=(pytest.exit.Exception,)
+        self._report(
+            pytest.CallInfo.from_call(
+                lambda: hook(item=self._item, **arguments), when, reraise=(pytest.exit.Exception,)
+            )
         )
-        report = self._item.ihook.pytest_runtest_makereport(item=self._item, call=call)
+
+    def _report(self, call: pytest.CallInfo[Any]) -> pytest.TestReport:
+        self._reported_call = call
+        hook = self._item.ihook
+        report: pytest.TestReport = hook.pytest_runtest_makereport(item=self._item, call=call)
+        self._reported_call = None
         self._send_report(call, report)
+        return report
+
+    def leave_repeating_to_parent(self) -> None:
+        """End the test if a plugin has begun to run its phases again, while it was asked for the
+        report of one (pytest-retry): it does so in the parent too, where each run gets a container
+        of its own.
+        """
+        call, self._reported_call = self._reported_call, None
+        if call is not None and self._forwarder.report is not None:
+            self._send_report(call, self._forwarder.report)
+            self._end_test()
 
     def _send_report(self, call: pytest.CallInfo[Any], report: pytest.TestReport) -> None:
         error = None if call.excinfo is None else call.excinfo.value
@@ -239,23 +270,10 @@ class TestProcess:
                 compat.tear_down_item(self._item)
                 self._send_end()
                 self._exit(0)
-            if isinstance(error, KeyboardInterrupt) and not self._is_driving:
-                self._report_interrupted_setup(error)
             with self._originals:
                 traceback = values.encode_exception(error)["traceback"]
                 self._channel.send("internal", truncate.truncated(traceback))
         self._exit(1)
-
-    def _report_interrupted_setup(self, error: KeyboardInterrupt) -> NoReturn:
-        """Report a KeyboardInterrupt of the test's, which pytest's setup phase does not catch."""
-
-        def reraise() -> None:
-            raise error
-
-        call = pytest.CallInfo.from_call(reraise, when="setup", reraise=(pytest.exit.Exception,))
-        self._is_driving = True
-        report = self._item.ihook.pytest_runtest_makereport(item=self._item, call=call)
-        self._run_phases(call, report)
 
     @staticmethod
     def _exit(status: int) -> NoReturn:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
+from pytest_sandbox.container import values
 from pytest_sandbox.plugin.message_checker import MAX_TOTAL_BYTES, memory_cost
 from pytest_sandbox.plugin.report_channel import dumps, safe_repr
 from pytest_sandbox.plugin.schema import InvalidError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    import pytest
 
 __all__ = ["json_properties", "truncated", "truncated_report"]
 
@@ -52,6 +53,9 @@ def truncated_report(data: dict[str, Any], report: pytest.TestReport) -> dict[st
     if type(data["report"]["longrepr"]) is not tuple:  # a tuple is the short reason of a skip
         data["report"]["longrepr"] = truncated(report.longreprtext, _SMALL)
     data["error"] = None
+    if report.failed:  # the parent raises it again
+        text = "the exception of the test is too large to be sent"
+        data["error"] = values.encode_exception(pytest.fail.Exception(text, pytrace=False))
     return data
 
 
