@@ -75,8 +75,26 @@ GOOD = {
         ([Volume("/a", "/b")], (Volume("/a", "/b"),)),
         ("~/c:/c:rw", (Volume("~/c", "/c"),)),
     ],
+    "devices": [
+        (["/dev/fuse"], (Volume("/dev/fuse", "/dev/fuse"),)),
+        (
+            ["/dev/a:/dev/b:rwm", "/dev/c:rw", "/dev/net/tun:/dev/net//tun:rw"],
+            (
+                Volume("/dev/a", "/dev/b"),
+                Volume("/dev/c", "/dev/c"),
+                Volume("/dev/net/tun", "/dev/net/tun"),
+            ),
+        ),
+        ([Volume("/dev/a", "/dev/b")], (Volume("/dev/a", "/dev/b"),)),
+    ],
+    "gpus": [("all", "all"), ("device=0, 1", "device=0,1")],
     "read_only": [(True, True), ("false", False)],
     "privileged": [("yes", True)],
+    "artifacts": [
+        (["a/**", "a/**", "{tmp_path}"], ("a/**", "{tmp_path}")),
+        ("/var/log/*.log\n{tmp_path}/**", ("/var/log/*.log", "{tmp_path}/**")),
+    ],
+    "artifacts_limit": [("1g", 1 << 30)],
     "cap_add": [
         (["net_admin", "CAP_SYS_TIME", "NET_ADMIN"], ("CAP_NET_ADMIN", "CAP_SYS_TIME")),
     ],
@@ -166,8 +184,22 @@ BAD = {
         {"/a": "/b"},
         [""],
     ],
+    "devices": [
+        ["fuse"],
+        ["/dev/a:b"],
+        ["/dev/a:/dev/b:r"],
+        ["/dev/a:w"],
+        ["/dev/a:/dev/b:rw:rw"],
+        ["/dev/a:"],
+        ["/dev/a", "/dev/b:/dev/a"],
+        [1],
+        1,
+    ],
+    "gpus": ["", "none of them", "device=", "device=a", "device=0,", 1, True, ["all"]],
     "read_only": NO_SWITCHES,
     "privileged": NO_SWITCHES,
+    "artifacts": [["../x"], ["a/../b"], ["a{tmp_path}"], ["{tmp_path}x"], ["/"], [""], [1], 1],
+    "artifacts_limit": NO_LIMITS,
     "cap_add": NO_CAPABILITIES,
     "cap_drop": NO_CAPABILITIES,
     "ulimits": [
@@ -225,10 +257,16 @@ TEXTS = {
         ("./a:/a, /b:/b:ro", (Volume("./a", "/a"), Volume("/b", "/b", read_only=True))),
         ("\n./a:/a\n/b,c:/b\n", (Volume("./a", "/a"), Volume("/b,c", "/b"))),
     ],
+    "devices": [
+        ("/dev/a, /dev/b:/dev/c", (Volume("/dev/a", "/dev/a"), Volume("/dev/b", "/dev/c")))
+    ],
+    "gpus": [("all", "all")],
     "read_only": [("on", True)],
     "cap_add": [("NET_ADMIN,sys_time", ("CAP_NET_ADMIN", "CAP_SYS_TIME"))],
     "cap_drop": [("ALL", ("ALL",)), ("none", ())],
     "ulimits": [("nofile=1024:2048, core=0", {"nofile": (1024, 2048), "core": (0, 0)})],
     "security_opt": [("no-new-privileges:false", ("no-new-privileges:false",))],
     "privileged": [("True", True)],
+    "artifacts": [("a/*.png, b", ("a/*.png", "b")), ("", ())],
+    "artifacts_limit": [("5m", 5 * M)],
 }

@@ -136,7 +136,7 @@ def _become_new_user_namespace(owner: int | None, created: int, mapped: int) -> 
             permitted = sc.getcaps()[1]
             os.seteuid(owner)  # clears the effective set (capabilities(7))
             sc.capset(permitted, permitted, 0)
-        sc.unshare(sc.CLONE_NEWUSER)
+        userns.unshare_user_namespace()
     except OSError as error:
         code = error.errno or errno.EIO
     finally:

@@ -7,6 +7,8 @@ no other module.
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from contextlib import nullcontext, suppress
 from itertools import takewhile
 from types import SimpleNamespace
@@ -39,6 +41,7 @@ __all__ = [
     "restore_subtest",
     "set_up_higher",
     "tear_down_item",
+    "tmp_path_name",
 ]
 
 # -- fixtures
@@ -134,6 +137,15 @@ def base_temporary(config: Any) -> str:
     return "" if factory is None else str(factory.getbasetemp())
 
 
+def tmp_path_name(item: pytest.Item) -> str:
+    """Return the name of a test's ``tmp_path`` without the number at its end.
+
+    ``_pytest.tmpdir._mk_tmp``: the name is needed after a test process has crashed, and must not
+    be taken from the test process. No public function returns it.
+    """
+    return re.sub(r"[\W]", "_", item.name)[:30]
+
+
 # -- configuration and hooks
 
 
@@ -144,7 +156,10 @@ def ini_value(config: Any, name: str) -> object:
     ``addini`` accepts a single type, not both numbers and text.
     """
     try:
-        return config.getini(name)
+        with warnings.catch_warnings():
+            # pytest 9 warns of a list for a setting of a single type, and returns it.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return config.getini(name)
     except (TypeError, pytest.UsageError):
         found = config._inicfg[name]
         return getattr(found, "value", found)

@@ -16,6 +16,7 @@ subtests      the number of failed subtests
 session_stop  ``session.shouldstop`` and ``session.shouldfail``
 junit         properties of the suite and attributes of the test's element in junit XML
 benchmark     the measurements of pytest-benchmark
+carry         name of a plugin, and what its hook pytest_sandbox_carry has returned
 coverage      lines or arcs of one file in one context (coverage_data.py)
 late_fixture  name and scope of a fixture of a higher scope that was set up in the test process
 exit          the test ends the session (``pytest.exit``): reason and return code
@@ -221,6 +222,7 @@ SCHEMAS: Mapping[str, Check] = {
             "has_error": schema.boolean,
         }
     ),
+    "carry": schema.tuple_of(_NAME, schema.any_json),
     "coverage": schema.record(
         {
             "file": schema.string(_PATH_LENGTH, escape=str),

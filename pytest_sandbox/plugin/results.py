@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sandbox.outcome import Exited, OOMKilled, Outcome
-from pytest_sandbox.plugin import compat, crash_report, hints, keep, report_sections
+from pytest_sandbox.plugin import (
+    artifacts,
+    compat,
+    crash_report,
+    hints,
+    keep,
+    report_sections,
+    unkept_files,
+)
 from pytest_sandbox.plugin.user_properties import set_properties
 
 if TYPE_CHECKING:
@@ -202,14 +210,20 @@ class TestResult:
 
     def add_details(self) -> None:
         """Add to the reports what the container used and changed; keep its layer if
-        ``--sandbox-keep`` says so.
+        ``--sandbox-keep`` says so, and copy the artifacts.
         """
         reports = [phase.report for phase in self.phases.values()]
         failed = [report for report in (*reports, *self.logged) if report.failed]
         kept = keep.keep_layer(self.item, self.container, failed=bool(failed))
         sections = self._sections(kept) if failed else []
+        changes = []
         if self._receiver.may_have_created_files:
-            hints.remember_created_files(self.item, self.container)
+            changes = hints.remember_created_files(self.item, self.container)
+        # After all that compares the container with the host.
+        copied = artifacts.copy_artifacts(self.item, self.container)
+        sections += artifacts.section(copied)
+        if changes and not failed:
+            unkept_files.record(self.item, changes, copied.files)
         for report in failed:
             report.sections.extend(sections)
         self._add_properties(reports, kept)

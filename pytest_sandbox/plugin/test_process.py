@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_sandbox.container import values
-from pytest_sandbox.plugin import benchmarks, compat, coverage_data, hints, session_state, truncate
+from pytest_sandbox.plugin import (
+    benchmarks,
+    carry,
+    compat,
+    coverage_data,
+    hints,
+    session_state,
+    truncate,
+)
 
 if TYPE_CHECKING:
     import warnings
@@ -147,6 +155,7 @@ class TestProcess:
         self._session_state = session_state.SessionState(item)
         self._benchmarks = benchmarks.BenchmarkSender(item)
         self._coverage = coverage_data.CoverageSender()
+        self._carry = carry.CarrySender(item)
         self._reported_call: pytest.CallInfo[Any] | None = None
 
     def begin(self, recorded_warnings: ExitStack) -> None:
@@ -254,6 +263,7 @@ class TestProcess:
             self._session_state.send(self._channel)
             self._benchmarks.send(self._channel)
             self._coverage.send(self._channel)
+            self._carry.send(self._channel)
             _flush()
             self._channel.send("done", _used_inodes() > self._inodes_before, wake=True)
 

@@ -1,0 +1,308 @@
+"""One test that runs in a container, as an object of both processes."""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_sandbox.container.container import Container
+from pytest_sandbox.container.fork import fork_into
+from pytest_sandbox.container.lifecycle import prepare
+from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.linux import process
+from pytest_sandbox.outcome import Exited, Outcome, TimedOut
+from pytest_sandbox.plugin import (
+    artifacts,
+    benchmarks,
+    carry,
+    compat,
+    coverage_data,
+    python_home,
+    results,
+    session_state,
+    test_process,
+)
+from pytest_sandbox.plugin.captured_output import CapturedOutput
+from pytest_sandbox.plugin.message_checker import MessageChecker
+from pytest_sandbox.plugin.report_channel import Receiver, ReportChannel
+from pytest_sandbox.plugin.stash import IN_TEST_PROCESS, SETTINGS
+from pytest_sandbox.plugin.timeouts import PluginTimeouts
+from pytest_sandbox.plugin.unsupported import as_test_result
+
+if TYPE_CHECKING:
+    from pytest_sandbox.container.fork import Child
+    from pytest_sandbox.plugin.originals import Originals
+
+__all__ = ["TEST", "SandboxedTest"]
+
+#: Seconds that a test process may take to end after its last message.
+_EXIT_TIMEOUT = 2
+#: The run of a test, from the protocol's start to its end.
+TEST = pytest.StashKey["SandboxedTest"]()
+
+
+class SandboxedTest:
+    """One run of a test, which replaces the item's own setup, runtest and teardown.
+
+    The object exists in both processes after the fork: ``test_process`` is None in the parent.
+    """
+
+    def __init__(
+        self,
+        item: pytest.Item,
+        nextitem: pytest.Item | None,
+        forwarder: test_process.HookForwarder,
+        originals: Originals,
+    ) -> None:
+        self.item = item
+        self._nextitem = nextitem
+        self._forwarder = forwarder
+        self._originals = originals
+        self._item_teardown = item.teardown
+        self._item_repr_failure = item.repr_failure
+        self.test_process: test_process.TestProcess | None = None
+        self.result: results.TestResult | None = None
+        self._container: Container | None = None
+        self._child: Child | None = None
+
+    def replace_phases(self) -> None:
+        """Replace the item's functions for its phases."""
+        self.item.setup = self._set_up  # type: ignore[method-assign]
+        self.item.runtest = self._run  # type: ignore[method-assign]
+        self.item.teardown = self._tear_down  # type: ignore[method-assign]
+        self.item.repr_failure = self._repr_failure  # type: ignore[method-assign, assignment]
+
+    def restore_phases(self) -> None:
+        """Restore the item's functions."""
+        for name in ("setup", "runtest", "teardown", "repr_failure"):
+            self.item.__dict__.pop(name, None)
+
+    # -- setup: its collectors are set up by now
+
+    def _set_up(self) -> None:
+        __tracebackhide__ = True
+        self.close()  # of an earlier try, by a plugin that repeats tests
+        self.result = None
+        compat.set_up_higher(self.item)
+        self._originals.compare()
+        with self._originals:
+            container = self._start_container()
+        self.item.ihook.pytest_sandbox_started(item=self.item, container=container)
+        with self._originals:
+            receiver = self._run_in(container)
+        if receiver is None:
+            return
+        try:
+            self._finish_setup(receiver)
+        except Exception:
+            self.result = None  # a hook has raised: that is the result of the setup phase
+            raise
+        self._raise_error("setup")
+
+    def _run_in(self, container: Container) -> Receiver | None:
+        """Fork into the container, and wait for the test process; return None in the latter, where
+        the item is set up.
+        """
+        artifacts.prepare(self.item)
+        checker = MessageChecker(self.item)
+        channel, output = ReportChannel(), CapturedOutput(self.item.config)
+        timeouts = PluginTimeouts(self.item)
+        coverage_data.before_fork()
+        timeouts.stop()
+        prepared = test_process.TestProcess(
+            self.item, channel, output, timeouts, self._forwarder, self._originals
+        )
+        start = time.time()
+        with ExitStack() as recording:
+            recording.enter_context(compat.recorded_warnings(self.item))
+            child = self._fork(container, channel, output, timeouts)
+            if child is None:
+                self._continue_in_child(prepared, recording.pop_all())
+                return None
+        self._child = child
+        output.inherited.in_parent()
+        may_debug = _may_debug(self.item.config)
+        receiver = channel.in_parent(
+            child, checker, output.inherited, self._originals, may_debug=may_debug
+        )
+        try:
+            outcome = self._wait(receiver, child, timeouts)
+        finally:
+            timeouts.restart()
+        self.result = results.TestResult(
+            self.item, container, receiver, outcome, (start, time.time()), output.read()
+        )
+        output.close()
+        channel.close()
+        return receiver
+
+    def _start_container(self) -> Container:
+        with as_test_result(self.item.config):
+            self._container = container = Container(self.item.stash[SETTINGS])
+            container.handle.label = self.item.nodeid
+            if container.settings.image != "host":
+                container.handle.directories = python_home.directories(self.item.config)
+            container.start()
+            self._prepare_next()
+        return container
+
+    def _prepare_next(self) -> None:
+        """Have the next test's container created while this test runs, if its settings differ: the
+        launcher prepares one with the same settings anyway.
+
+        An error is that of the next test, which tries again.
+        """
+        following = None if self._nextitem is None else self._nextitem.stash.get(SETTINGS, None)
+        if (
+            following is not None
+            and following != self.item.stash[SETTINGS]
+            and following.image == "host"
+        ):
+            with suppress(SandboxError, OSError):
+                prepare(following)
+
+    def _fork(
+        self,
+        container: Container,
+        channel: ReportChannel,
+        output: CapturedOutput,
+        timeouts: PluginTimeouts,
+    ) -> Child | None:
+        """Fork into the container; return None in the child. Close everything if that fails."""
+        try:
+            with as_test_result(self.item.config):
+                return fork_into(container.handle, container.settings.user)
+        except BaseException:
+            channel.close_both_ends()
+            output.close()
+            timeouts.restart()
+            raise
+
+    def _continue_in_child(
+        self, prepared: test_process.TestProcess, recorded_warnings: ExitStack
+    ) -> None:
+        self.restore_phases()
+        self.item.stash[IN_TEST_PROCESS] = True
+        self.test_process = prepared
+        prepared.begin(recorded_warnings)
+        self._originals.replace_again()
+        self.item.setup()
+
+    def _wait(self, receiver: Receiver, child: Child, timeouts: PluginTimeouts) -> Outcome:
+        """Wait for the test process, and return how it ended."""
+        limits = [child.handle.settings.timeout, timeouts.limit]
+        limit = min((one for one in limits if one is not None), default=None)
+        if receiver.receive(limit):
+            if receiver.invalid:
+                process.kill(child.pidfd, signal.SIGKILL)
+            # After its last message the test is over: close() waits for the process.
+            return Exited(0) if receiver.is_done else child.wait()
+        if not receiver.interrupted:
+            receiver.request_stack()
+        outcome = child.wait(0)
+        return replace(outcome, limit=limit or 0) if isinstance(outcome, TimedOut) else outcome
+
+    def _finish_setup(self, receiver: Receiver) -> None:
+        """Apply what the test has changed in the session, and complete its reports."""
+        assert self.result is not None
+        with self._originals:
+            session_state.apply(self.item, receiver)
+            benchmarks.merge(self.item, receiver)
+            coverage_data.merge(receiver)
+        self.item.ihook.pytest_sandbox_outcome(
+            item=self.item, outcome=self.result.outcome, stats=self.result.stats
+        )
+        with self._originals:
+            self.result.add_details()
+        carry.deliver(self.item, receiver)
+        if receiver.interrupted:
+            raise KeyboardInterrupt
+        self._exit_session("setup")
+
+    # -- call and teardown
+
+    def _run(self) -> None:
+        """Log the reports of subtests: the test itself has run."""
+        __tracebackhide__ = True
+        assert self.result is not None
+        for report in self.result.logged:
+            self.item.ihook.pytest_runtest_logreport(report=report)
+        self._exit_session("call")
+        self._raise_error("call")
+
+    def _tear_down(self) -> None:
+        """Discard the container; in the test process, run the item's own teardown."""
+        __tracebackhide__ = True
+        if self.test_process is not None:
+            self._item_teardown()
+            return
+        container = self._container
+        with self._originals:
+            is_running = container is not None and container.status != "stopped"
+        if is_running:
+            try:
+                self.item.ihook.pytest_sandbox_discard(item=self.item, container=container)
+            finally:
+                self.close()
+        self._exit_session("teardown")
+        self._raise_error("teardown")
+
+    def _raise_error(self, when: str) -> None:
+        """Raise the exception of a phase."""
+        __tracebackhide__ = True
+        found = None if self.result is None else self.result.phases.get(when)
+        if found is not None:
+            found.raise_error()
+
+    def _repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *style: Any) -> Any:
+        """Return the text of an exception of the test process, for a plugin that makes a report of
+        its own.
+        """
+        found = None if self.result is None else self.result.longrepr_of(excinfo.value)
+        return self._item_repr_failure(excinfo, *style) if found is None else found
+
+    def _exit_session(self, when: str) -> None:
+        """End the session if the test has called ``pytest.exit()`` in this phase."""
+        if self.result is not None and self.result.exit is not None:
+            phase, reason, status = self.result.exit
+            if phase == when:
+                pytest.exit(reason, status)
+
+    def close(self) -> None:
+        """Close the container.
+
+        The kernel ends a PID namespace only when the test process, a child of this one, has been
+        waited for (pid_namespaces(7)).
+        """
+        with self._originals:
+            if self._child is not None:
+                self._child.wait(_EXIT_TIMEOUT)
+                self._child = None
+            if self._container is not None:
+                self._container.close()
+
+    def phase_result(self, call: pytest.CallInfo[Any]) -> results.PhaseResult | None:
+        """Return what the test process has reported for the phase of a call; None if pytest should
+        make the report: in the test process, before the fork, and when the parent's own teardown
+        has failed.
+        """
+        if self.test_process is not None or self.result is None:
+            return None
+        found = self.result.phase(call.when)
+        if found is None or call.when != "teardown" or call.excinfo is None:
+            return found
+        return found if found.is_error_of(call) else None
+
+
+def _may_debug(config: pytest.Config) -> bool:
+    """Tell whether a debugger may suspend the timeout: it was requested, or the session is
+    interactive. Otherwise a test could suspend its own.
+    """
+    if config.getoption("usepdb", default=False) or config.getoption("trace", default=False):
+        return True
+    return compat.is_at_terminal(config)
