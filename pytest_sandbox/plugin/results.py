@@ -22,7 +22,7 @@ from pytest_sandbox.plugin import (
     report_sections,
     unkept_files,
 )
-from pytest_sandbox.plugin.user_properties import set_properties
+from pytest_sandbox.plugin.user_properties import is_of_container, set_properties
 
 if TYPE_CHECKING:
     from pytest_sandbox.container.container import Container
@@ -232,9 +232,10 @@ class TestResult:
         self.item.user_properties[:] = reports[-1].user_properties
         oom_killed = isinstance(self.outcome, OOMKilled)
         set_properties(self.item, self.container, self.stats, oom_killed=oom_killed, kept=kept)
+        added = [one for one in self.item.user_properties if is_of_container(one)]
         for report in reports:
             if report.when != "setup" or report.failed:
-                report.user_properties = list(self.item.user_properties)
+                report.user_properties = [*report.user_properties, *added]
 
     def _sections(self, kept: str | None) -> list[tuple[str, str]]:
         sections = report_sections.sections(self.container, self.stats, kept)

@@ -30,6 +30,8 @@ from pytest_sandbox.plugin import (
     session_state,
     truncate,
 )
+from pytest_sandbox.plugin.report_attributes import encode_attributes
+from pytest_sandbox.plugin.report_schema import KNOWN
 
 if TYPE_CHECKING:
     import warnings
@@ -87,6 +89,9 @@ class HookForwarder:
         if self.channel is not None:
             config = self._config
             data = config.hook.pytest_report_to_serializable(config=config, report=report)
+            problem = encode_attributes(data, KNOWN)
+            if problem:
+                raise TypeError(problem)
             self._send("logged", data)
 
     def pytest_warning_recorded(
@@ -238,24 +243,36 @@ class TestProcess:
         error = None if call.excinfo is None else call.excinfo.value
         self._originals.compare()
         with self._originals:
+            serialized, problem = self._serialized(report)
+            sent = pytest.fail.Exception(problem, pytrace=False) if problem else error
             data = {
-                "report": self._serialized(report),
-                "error": None if error is None else values.encode_exception(error),
+                "report": serialized,
+                "error": None if sent is None else values.encode_exception(sent),
                 "symptoms": hints.symptoms(error) if report.failed else [],
             }
             self._channel.send("report", truncate.truncated_report(data, report))
         if error is not None and _interests_debugger(error, report):
             self._item.ihook.pytest_exception_interact(node=self._item, call=call, report=report)
 
-    def _serialized(self, report: pytest.TestReport) -> Any:
-        """Return the report as data, with the test's own ID: a hook may have changed it."""
+    def _serialized(self, report: pytest.TestReport) -> tuple[dict[str, Any], str]:
+        """Return the report as data, with the test's own ID: a hook may have changed it; and why it
+        is a failure now, if it has an attribute that is not data.
+        """
         if report.failed and report.longrepr is None:  # a hook has set the outcome
             report.longrepr = ""
         config = self._item.config
         data = config.hook.pytest_report_to_serializable(config=config, report=report)
         data.update(nodeid=self._item.nodeid, location=self._item.location)
-        data["user_properties"] = truncate.json_properties(data["user_properties"])
-        return data
+        problem = encode_attributes(data, KNOWN)
+        if not problem:
+            return data, ""
+        data["sections"] = [*data["sections"], ("invalid attribute", problem)]
+        if report.failed:
+            return data, ""
+        report.outcome, report.longrepr = "failed", problem
+        data.update(outcome=report.outcome, longrepr=problem)
+        data.pop("wasxfail", None)
+        return data, problem
 
     def _send_end(self) -> None:
         with self._originals:
