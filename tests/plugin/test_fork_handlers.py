@@ -138,3 +138,33 @@ def test_no_handler_acts_for_another_thread(run):
     @pytest.mark.parametrize("number", range(20))
     def test(number): assert 0 == os.getppid()
     """).assert_outcomes(passed=20)
+
+
+def test_a_thread_that_logs_while_tests_start(run):
+    """A thread of a session fixture that logs all the time keeps no test from logging."""
+    run(
+        """
+    import logging, threading
+    import pytest
+
+    @pytest.fixture(scope="session", autouse=True)
+    def server():
+        over = threading.Event()
+
+        def serve():
+            while not over.wait(0.0002):
+                for _ in range(20):
+                    logging.getLogger("server").warning("a request")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        over.set()
+        thread.join()
+
+    @pytest.mark.parametrize("number", range(60))
+    def test(number):
+        logging.getLogger("test").warning("hello")
+    """,
+        "--sandbox-timeout=20",
+    ).assert_outcomes(passed=60)
