@@ -28,6 +28,7 @@ from pytest_sandbox.plugin import (
     test_process,
 )
 from pytest_sandbox.plugin.captured_output import CapturedOutput
+from pytest_sandbox.plugin.log_locks import HeldLocks
 from pytest_sandbox.plugin.message_checker import MessageChecker
 from pytest_sandbox.plugin.report_channel import Receiver, ReportChannel
 from pytest_sandbox.plugin.stash import IN_TEST_PROCESS, SETTINGS
@@ -213,14 +214,20 @@ class SandboxedTest:
         self, container: Container, channel: ReportChannel, output: CapturedOutput
     ) -> Child | None:
         """Fork into the container; return None in the child. Close everything if that fails."""
+        child = None
+        locks = HeldLocks()
         try:
             with as_test_result(self.item.config):
-                return fork_into(container.handle, container.settings.user)
+                child = fork_into(container.handle, container.settings.user)
         except BaseException:
+            locks.release()
             channel.close_both_ends()
             output.close()
             self._timeouts.restart()
             raise
+        if child is not None:
+            locks.release()
+        return child
 
     # -- the wait
 
