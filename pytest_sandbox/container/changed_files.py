@@ -128,17 +128,15 @@ class _Tree:
         return os.path.join(self._root, self._renamed(path))
 
     def copy(self, path: str, most: int) -> int | None:
-        """Copy a file of at most ``most`` bytes; return its size, None for a directory.
+        """Copy a file of at most ``most`` bytes; return its size, None if it is no regular file.
 
         Raises OSError.
         """
         entry = sc.openat2(self._relative(path), _ENTRY, _BENEATH, dir_fd=self._inside)
         try:
             status = os.fstat(entry)
-            if stat.S_ISDIR(status.st_mode):
-                return None
             if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, f"is {_kind(status.st_mode)}, not a regular file")
+                return None
             if status.st_size > most:
                 raise OSError(errno.EFBIG, f"{mib(status.st_size)} exceed the limit")
             source = open_regular(entry)
@@ -199,7 +197,3 @@ class _Tree:
                 os.close(directory)
             directory = child
         return directory
-
-
-def _kind(mode: int) -> str:
-    return "a symbolic link" if stat.S_ISLNK(mode) else "a FIFO, a socket or a device"

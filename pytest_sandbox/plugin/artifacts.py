@@ -10,36 +10,46 @@ from __future__ import annotations
 import os
 import re
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sandbox.container.changed_files import Copied, copy_changed
-from pytest_sandbox.container.path_patterns import Pattern, fixed_parts
+from pytest_sandbox.container.changed_files import copy_changed
+from pytest_sandbox.container.path_patterns import Pattern, Patterns, fixed_parts
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.plugin import compat, session_state
-from pytest_sandbox.plugin.stash import SETTINGS
+from pytest_sandbox.plugin.stash import INSIDE, SETTINGS
 from pytest_sandbox.printable import printable
 from pytest_sandbox.settings.schema import TMP_PATH
 from pytest_sandbox.units import mib
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_sandbox.container.changed_files import Copied
     from pytest_sandbox.container.container import Container
+    from pytest_sandbox.container.diff import Changes
 
 __all__ = ["add_pattern", "copy_artifacts", "prepare", "section"]
 
-_ADDED = pytest.StashKey[list[str]]()
+_ADDED = pytest.StashKey[list[Any]]()
+_RESOLVED = pytest.StashKey[dict[str, Pattern]]()
 _MAX_SHOWN = 3
 _MAX_LISTED = 20
 
 
-def add_pattern(config: pytest.Config, pattern: str) -> None:
-    """Add a pattern for all tests of the session, in the form of the setting."""
+def add_pattern(config: pytest.Config, pattern: str | Callable[[pytest.Item], str | None]) -> None:
+    """Add a pattern for all tests of the session, in the form of the setting, or a function that
+    returns it for a test.
+    """
     config.stash.setdefault(_ADDED, []).append(pattern)
 
 
 def _patterns(item: pytest.Item) -> tuple[str, ...]:
-    return (*item.stash[SETTINGS].artifacts, *item.config.stash.get(_ADDED, ()))
+    if not item.stash.get(INSIDE, False):  # it holds a container: other plugins' files are outside
+        return item.stash[SETTINGS].artifacts
+    added = [one(item) if callable(one) else one for one in item.config.stash.get(_ADDED, ())]
+    return (*item.stash[SETTINGS].artifacts, *filter(None, added))
 
 
 def prepare(item: pytest.Item) -> None:
@@ -50,21 +60,43 @@ def prepare(item: pytest.Item) -> None:
         compat.base_temporary(item.config)
 
 
-def copy_artifacts(item: pytest.Item, container: Container) -> Copied:
-    """Copy the test's artifacts; warn of those that cannot be copied."""
+def copy_artifacts(
+    item: pytest.Item, container: Container, known: Changes | None = None
+) -> list[str]:
+    """Copy the test's artifacts; warn of those that cannot be copied. Return the paths on the host.
+
+    ``known`` are changes that were looked up for another purpose: they may tell that there is
+    nothing to copy.
+    """
     wanted = _patterns(item)
     if not wanted:
-        return Copied()
+        return []
     patterns = [_resolved(item, pattern) for pattern in wanted]
+    if known is not None and _is_certain(known) and not _has_match(known, patterns):
+        return []
     limit = item.stash[SETTINGS].artifacts_limit
     try:
         copied = copy_changed(container.handle, patterns, limit, _NewNames(item))
     except (SandboxError, OSError) as error:
         session_state.warn(item, f"the artifacts of the test cannot be read: {error}")
-        return Copied()
+        return []
     if copied.left_out or not copied.complete:
         session_state.warn(item, _problem(copied, limit))
-    return copied
+    return copied.files
+
+
+def _has_match(known: Changes, patterns: list[Pattern]) -> bool:
+    roots = tuple(one.root for one in patterns)
+    candidates = [one.path for one in known if one.path.startswith(roots)]
+    if not candidates:  # without compiling anything: most tests end here
+        return False
+    selection = Patterns(patterns)
+    return any(selection.match(path) is not None for path in candidates)
+
+
+def _is_certain(known: Changes) -> bool:
+    # hints.py leaves out directories that an unprivileged user may not read.
+    return known.complete and os.geteuid() == 0
 
 
 def _resolved(item: pytest.Item, pattern: str) -> Pattern:
@@ -73,11 +105,14 @@ def _resolved(item: pytest.Item, pattern: str) -> Pattern:
         name, rest = compat.tmp_path_name(item), pattern.removeprefix(TMP_PATH)
         made = Pattern.below(_base_temporary(item), f"*{rest}")
         return Pattern(made.root, (re.compile(rf"{re.escape(name)}\d+\Z"), *made.parts[1:]))
-    path = os.path.normpath(os.path.join(item.config.rootpath, pattern))
-    parts = path.strip("/").split("/")
-    fixed = fixed_parts(path)
-    root = os.path.realpath("/" + "/".join(parts[:fixed]))
-    return Pattern.below(root, "/".join(parts[fixed:]))
+    resolved = item.config.stash.setdefault(_RESOLVED, {})
+    if pattern not in resolved:
+        path = os.path.normpath(os.path.join(item.config.rootpath, pattern))
+        parts = path.strip("/").split("/")
+        fixed = fixed_parts(path)
+        root = os.path.realpath("/" + "/".join(parts[:fixed]))
+        resolved[pattern] = Pattern.below(root, "/".join(parts[fixed:]))
+    return resolved[pattern]
 
 
 def _base_temporary(item: pytest.Item) -> str:
@@ -88,7 +123,8 @@ class _NewNames:
     """The names on the host of directories ``tmp_path``.
 
     Tests of one name in different containers have a directory of one name, and none may overwrite
-    the other's: a copy gets the next number that is free.
+    the other's: a copy gets the next number that is free. A test that holds a container has its
+    directory on the host.
     """
 
     def __init__(self, item: pytest.Item) -> None:
@@ -98,12 +134,16 @@ class _NewNames:
     def __call__(self, root: str, name: str) -> str:
         prefix = compat.tmp_path_name(self._item)
         number = name.removeprefix(prefix)
-        if not number.isdecimal() or root != _base_temporary(self._item):
+        is_inside = self._item.stash.get(INSIDE, False)
+        if not is_inside or not number.isdecimal() or root != _base_temporary(self._item):
             return name
         if name not in self._found:
             names = (f"{prefix}{one}" for one in count(int(number)))
+            taken = self._found.values()
             self._found[name] = next(
-                one for one in names if not os.path.lexists(os.path.join(root, one))
+                one
+                for one in names
+                if one not in taken and not os.path.lexists(os.path.join(root, one))
             )
         return self._found[name]
 
@@ -123,11 +163,11 @@ def _problem(copied: Copied, limit: int) -> str:
     )
 
 
-def section(copied: Copied) -> list[tuple[str, str]]:
+def section(copied: list[str]) -> list[tuple[str, str]]:
     """Return the section of a failed report that lists the copies."""
-    if not copied.files:
+    if not copied:
         return []
-    lines = [printable(path) for path in copied.files[:_MAX_LISTED]]
-    if len(copied.files) > _MAX_LISTED:
-        lines.append(f"... and {len(copied.files) - _MAX_LISTED} more")
+    lines = [printable(path) for path in copied[:_MAX_LISTED]]
+    if len(copied) > _MAX_LISTED:
+        lines.append(f"... and {len(copied) - _MAX_LISTED} more")
     return [("artifacts", "\n".join(lines))]

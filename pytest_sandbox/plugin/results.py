@@ -216,14 +216,16 @@ class TestResult:
         failed = [report for report in (*reports, *self.logged) if report.failed]
         kept = keep.keep_layer(self.item, self.container, failed=bool(failed))
         sections = self._sections(kept) if failed else []
-        changes = []
+        changes = None
         if self._receiver.may_have_created_files:
             changes = hints.remember_created_files(self.item, self.container)
-        # After all that compares the container with the host.
-        copied = artifacts.copy_artifacts(self.item, self.container)
-        sections += artifacts.section(copied)
+        copied: list[str] = []
+        if self._receiver.may_have_created_files or self.container.settings.artifacts:
+            # After all that compares the container with the host.
+            copied = artifacts.copy_artifacts(self.item, self.container, changes)
+            sections += artifacts.section(copied)
         if changes and not failed:
-            unkept_files.record(self.item, changes, copied.files)
+            unkept_files.record(self.item, changes, copied)
         for report in failed:
             report.sections.extend(sections)
         self._add_properties(reports, kept)

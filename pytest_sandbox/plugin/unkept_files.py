@@ -26,8 +26,8 @@ __all__ = ["UnkeptFiles", "add_figures_of_worker", "record"]
 _NAME = "sandbox-unkept-files"
 _WORKER_KEY = "sandbox_unkept_files"
 _MAX_SHOWN = 3
-#: What Python and its tools write beside a source without being asked.
-_BY_THE_WAY = ("__pycache__", ".pytest_cache", ".coverage", ".git")
+#: Directories that Python and pytest write without being asked; coverage's files have a suffix.
+_CACHES = {"__pycache__", ".pytest_cache"}
 
 
 @dataclass
@@ -72,7 +72,8 @@ class UnkeptFiles:
             for path in found
             if path not in kept
             and not path.startswith(self._ignored)
-            and not any(f"/{name}" in path for name in _BY_THE_WAY)
+            and _CACHES.isdisjoint(path.split("/"))
+            and not os.path.basename(path).startswith(".coverage")
         )
 
     def pytest_sessionfinish(self) -> None:

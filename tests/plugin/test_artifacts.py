@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -27,6 +28,7 @@ def test_matching_files_are_copied_whatever_the_result(run, pytester):
         directory.mkdir(parents=True)
         (directory / "shot.png").write_text(how)
         (directory / "notes.txt").write_text("")
+        open(os.fsencode(directory) + b"/\\xff\\n.png", "x").close()
         if how == "fails": assert 0
         if how == "crashes": os.abort()
         if how == "hangs": time.sleep(100)
@@ -35,7 +37,8 @@ def test_matching_files_are_copied_whatever_the_result(run, pytester):
         "sandbox_artifacts=reports/**/*.png",
     ).assert_outcomes(passed=1, failed=3)
     names = ["crashes", "fails", "hangs", "passes"]
-    assert [f"{name}/shot.png" for name in names] == files(pytester.path / "reports")
+    copies = [f"{name}/{file}.png" for name in names for file in ("shot", "\udcff\n")]
+    assert sorted(copies) == files(pytester.path / "reports")
     assert "fails" == (pytester.path / "reports/fails/shot.png").read_text()
 
 
@@ -54,27 +57,46 @@ def test_files_of_a_test_that_was_killed_for_memory_are_copied(run, pytester):
     assert "left" == (pytester.path / "left").read_text()
 
 
-def test_tmp_path_is_copied(run, pytester, failed_report):
-    """``{tmp_path}`` stands for the directory of each test; tests of one name have one each, and a
-    failed report lists the copies.
-    """
+def test_tmp_path_is_copied(pytester, monkeypatch, failed_report):
+    """``{tmp_path}`` stands for the directory of each test; a failed report lists the copies."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_DEBUG_TEMPROOT", str(pytester.path))  # --basetemp copies everything
     source = """
     def test_x(tmp_path):
         (tmp_path / "log").write_text(__name__)
+        (tmp_path / "other").touch()
         assert __name__ != "test_b"
     """
     pytester.makepyfile(test_a=source, test_b=source)
+    result = pytester.run(
+        *(sys.executable, "-m", "pytest", "-p", "sandbox", "--sandbox"),
+        *("-o", "sandbox_artifacts={tmp_path}/l*"),
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    (base,) = pytester.path.glob("pytest-of-*/pytest-0")
+    assert ["test_x0/log", "test_x1/log"] == files(base)
+    assert ["test_a", "test_b"] == [(base / name).read_text() for name in files(base)]
+    assert f"{base}/test_x1/log" == failed_report()["sections"]["artifacts"]
+
+
+def test_no_copy_of_tmp_path_overwrites_another(run, pytester):
+    """A directory whose name another test has used gets the next number."""
     base = pytester.path / "base"
     run(
-        "def test(tmp_path): (tmp_path / 'other').touch()",
+        """
+    import pytest
+    @pytest.fixture(scope="session")
+    def earlier(tmp_path_factory):
+        (tmp_path_factory.getbasetemp() / "test_it7").mkdir()
+        (tmp_path_factory.getbasetemp() / "test_it7/log").write_text("earlier")
+    def test_it(earlier, tmp_path):
+        (tmp_path.parent / "test_it7/log").write_text("later")
+        (tmp_path / "log").write_text("own")
+    """,
         f"--basetemp={base}",
-        "-o",
-        "sandbox_artifacts={tmp_path}/l*",
-        ".",
-    ).assert_outcomes(passed=2, failed=1)
-    found = {(base / name).read_text() for name in files(base)}
-    assert {"test_a", "test_b"} == found
-    assert f"{base}/test_x" in failed_report()["sections"]["artifacts"]
+    ).assert_outcomes(passed=1)
+    assert "earlier" == (base / "test_it7/log").read_text()
+    assert ["earlier", "later", "own"] == sorted((base / one).read_text() for one in files(base))
 
 
 def test_links_lead_nowhere(run, pytester):

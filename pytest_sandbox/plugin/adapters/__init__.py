@@ -17,7 +17,29 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 #: Module of this package -> names under which the plugin may be registered.
-_ADAPTERS: dict[str, tuple[str, ...]] = {}
+_ADAPTERS: dict[str, tuple[str, ...]] = {
+    "allure": ("allure_listener",),
+    "basetemp": ("tmpdir",),
+    "bdd": ("pytest-bdd", "pytest_bdd.plugin"),
+    "cache_directories": ("cacheprovider",),
+    "hypothesis": ("hypothesispytest", "_hypothesis_pytestplugin"),
+    "measurements": (
+        "codspeed",
+        "pytest_codspeed.plugin",
+        "profiling",
+        "pytest_profiling",
+        "monitor",
+        "pytest_monitor.pytest_monitor",
+    ),
+    "json_report": ("pytest_jsonreport", "pytest_jsonreport.plugin"),
+    "inline_snapshot": ("inline-snapshot-plugin",),
+    "memray": ("memray_manager",),
+    "playwright": ("playwright", "pytest_playwright.pytest_playwright"),
+    "regressions": ("regressions", "pytest_regressions.plugin"),
+    "snapshot": ("snapshot", "pytest_snapshot.plugin"),
+    "syrupy": ("syrupy",),
+    "vcr": ("recording", "pytest_recording.plugin", "vcr", "pytest_vcr"),
+}
 
 
 def register(config: pytest.Config) -> None:
