@@ -6,6 +6,7 @@ no other module.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import warnings
@@ -39,6 +40,7 @@ __all__ = [
     "is_measured",
     "junit_xml",
     "keep_collectors_of",
+    "logging_locks",
     "recorded_warnings",
     "restore_subtest",
     "set_up_higher",
@@ -349,6 +351,17 @@ def restore_subtest(report: Any, data: dict[str, Any]) -> None:
     arguments = data.get("_subtest.context", {}).get("kwargs")
     if context is not None and arguments:
         object.__setattr__(context, "kwargs", arguments)
+
+
+def logging_locks() -> list[Any]:
+    """Return the locks that a thread may hold while it logs: the module's, then the handlers'.
+
+    ``_lock`` and ``_handlerList`` of :mod:`logging`: handlers that only a fixture refers to have no
+    public name, and the order has to be that of logging.config, which takes the module's first.
+    """
+    handlers = [reference() for reference in list(logging._handlerList)]  # type: ignore[attr-defined]
+    locks = [getattr(handler, "lock", None) for handler in handlers]
+    return [logging._lock, *(lock for lock in locks if lock is not None)]  # type: ignore[attr-defined]
 
 
 # -- other plugins

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from pytest_sandbox.plugin.originals import Originals
     from pytest_sandbox.plugin.test_process import HookForwarder
 
 __all__ = ["Scheduler"]
@@ -43,8 +44,9 @@ _LEAST_FREE = 64 << 20
 class Scheduler:
     """The tests of a session that run, or have ended and wait for their turn."""
 
-    def __init__(self, forwarder: HookForwarder, jobs: int) -> None:
+    def __init__(self, forwarder: HookForwarder, originals: Originals, jobs: int) -> None:
         self._forwarder = forwarder
+        self._originals = originals
         self._jobs = jobs
         self._early: dict[pytest.Item, SandboxedTest] = {}
         #: Tests that could not start early: they start, and fail, at their turn.
@@ -59,7 +61,7 @@ class Scheduler:
             self._run_early(item, nextitem)
         test = self._early.pop(item, None)
         if test is None:
-            test = item.stash[TEST] = SandboxedTest(item, self._forwarder)
+            test = item.stash[TEST] = SandboxedTest(item, self._forwarder, self._originals)
         test.set_turn(nextitem, self.wait)
         return test
 
@@ -125,7 +127,7 @@ class Scheduler:
         return limited <= memory.total() and memory.available() >= _LEAST_FREE
 
     def _start(self, item: pytest.Item) -> None:
-        test = item.stash[TEST] = SandboxedTest(item, self._forwarder)
+        test = item.stash[TEST] = SandboxedTest(item, self._forwarder, self._originals)
         is_parent = False
         try:
             is_parent = test.start_early()
@@ -156,14 +158,15 @@ class Scheduler:
         """Read what the next of the running tests reports; ``test`` is the one waited for."""
         running = [one for one in {*self._early.values(), test} if one.receiver is not None]
         receivers = [one.receiver for one in running if one.receiver is not None]
-        try:
-            wait_for_any(receivers)
-        except KeyboardInterrupt:
-            if test.receiver is not None:
-                test.receiver.interrupt()
-        for one in running:
-            if one.receiver is not None and one.receiver.is_over:
-                one.note_end()
+        with self._originals:
+            try:
+                wait_for_any(receivers, self._originals)
+            except KeyboardInterrupt:
+                if test.receiver is not None:
+                    test.receiver.interrupt()
+            for one in running:
+                if one.receiver is not None and one.receiver.is_over:
+                    one.note_end()
 
 
 def _most_waiting() -> int:

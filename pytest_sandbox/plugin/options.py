@@ -97,6 +97,12 @@ def pytest_load_initial_conftests(
     ]
     for index in without_number:
         args[index] = f"{_STATS}={_DEFAULT_STATS}"
+    namespace = early_config.known_args_namespace
+    if (namespace.sandbox or early_config.getini("sandbox")) and not supported.lacking():
+        # Before conftest files and tests import libraries that have fork handlers.
+        from pytest_sandbox.linux import fork_hooks
+
+        fork_hooks.install()
     if without_number:
         early_config.known_args_namespace = parser.parse_known_args(
             args, copy.copy(early_config.option)

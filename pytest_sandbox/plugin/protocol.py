@@ -37,6 +37,7 @@ from pytest_sandbox.container.fork import forks
 from pytest_sandbox.plugin import adapters, compat, crash_report, jobs_option, test_process
 from pytest_sandbox.plugin.captured_output import flush_terminal
 from pytest_sandbox.plugin.jobs import Scheduler
+from pytest_sandbox.plugin.originals import Originals
 from pytest_sandbox.plugin.sandboxed_test import TEST
 from pytest_sandbox.plugin.stash import INSIDE
 from pytest_sandbox.plugin.timeouts import TimeoutObserver
@@ -56,8 +57,9 @@ def register(config: pytest.Config) -> None:
         config.pluginmanager.register(forwarder, f"{_NAME}-forwarder")
         observer = TimeoutObserver(forwarder.announce_timeout)
         config.pluginmanager.register(observer, f"{_NAME}-timeouts")
-        scheduler = Scheduler(forwarder, jobs_option.choose(config))
-        config.pluginmanager.register(_OuterHooks(config, scheduler), _NAME)
+        originals = Originals()
+        scheduler = Scheduler(forwarder, originals, jobs_option.choose(config))
+        config.pluginmanager.register(_OuterHooks(config, scheduler, originals), _NAME)
         config.pluginmanager.register(_InnerHooks(), f"{_NAME}-reports")
         adapters.register(config)
 
@@ -65,8 +67,9 @@ def register(config: pytest.Config) -> None:
 class _OuterHooks:
     """The outermost wrappers of pytest's hooks."""
 
-    def __init__(self, config: pytest.Config, scheduler: Scheduler) -> None:
+    def __init__(self, config: pytest.Config, scheduler: Scheduler, originals: Originals) -> None:
         self._scheduler = scheduler
+        self._originals = originals
         self._exception_interact = compat.RestrictedHook(config, "pytest_exception_interact", ())
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -84,8 +87,9 @@ class _OuterHooks:
         """Run a test inside, if selection.py has decided so."""
         if not item.stash.get(INSIDE, False):
             return (yield)
-        flush_terminal()
-        forks.gather()  # between tests, so that it adds to no test's duration
+        with self._originals:
+            flush_terminal()
+            forks.gather()  # between tests, so that it adds to no test's duration
         is_inside = TEST in item.stash and item.stash[TEST].test_process is not None
         test = item.stash[TEST] if is_inside else self._scheduler.begin_turn(item, nextitem)
         try:
@@ -104,6 +108,20 @@ class _OuterHooks:
         return result
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Have the test process run the other phases itself: whoever runs the parent's protocol,
+        and whatever it does after the setup phase.
+        """
+        start = pytest.CallInfo.from_call(lambda: None, "setup")
+        try:
+            result = yield
+        except BaseException as error:
+            _continue_test(item, start, error)
+            raise
+        _continue_test(item, start, None)
+        return result
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
@@ -114,26 +132,37 @@ class _OuterHooks:
         """
         self._exception_interact.restore()
         test = item.stash.get(TEST, None)
-        if test is not None and test.test_process is not None:
-            return test.test_process.on_report(call, (yield))
         reported = None if test is None else test.phase_result(call)
-        if reported is None:
+        if test is None or reported is None:
             return (yield)
-        call.excinfo = reported.excinfo()
+        call.excinfo = reported.excinfo(call)
         if call.excinfo is not None:  # pytest_exception_interact was called in the test process
             self._exception_interact.restrict()
+        result = test.result
         try:
-            yield
+            changed = yield
         except Exception as error:
             if call.excinfo is None:
                 raise
             problem = f"a hook raises {type(error).__name__} for its exception"
             reported.fail(crash_report.invalid_report(problem))
-        return reported.report
+            return reported.report
+        # A plugin that has run the test again meanwhile has put the new result into the report.
+        return reported.report if test.result is result else changed
 
 
 class _InnerHooks:
     """The innermost implementation: its result is what the wrappers of other plugins get."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Run no phase again in the test process."""
+        _end_repetition(item)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> None:
+        """Run no phase again in the test process."""
+        _end_repetition(item)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_makereport(
@@ -143,3 +172,21 @@ class _InnerHooks:
         test = item.stash.get(TEST, None)
         reported = None if test is None else test.phase_result(call)
         return None if reported is None else reported.copy_report()
+
+
+def _continue_test(
+    item: pytest.Item, start: pytest.CallInfo[None], error: BaseException | None
+) -> None:
+    """Run the rest of the test in the test process, which does not return; do nothing in another.
+
+    ``error`` is the exception of the setup phase, which began at ``start``.
+    """
+    test = item.stash.get(TEST, None)
+    if test is not None and test.test_process is not None:
+        test.test_process.run(start, error)
+
+
+def _end_repetition(item: pytest.Item) -> None:
+    test = item.stash.get(TEST, None)
+    if test is not None and test.test_process is not None:
+        test.test_process.leave_repeating_to_parent()

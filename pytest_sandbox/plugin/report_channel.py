@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.fork import Child
     from pytest_sandbox.plugin.inherited_files import InheritedFiles
     from pytest_sandbox.plugin.message_checker import MessageChecker
+    from pytest_sandbox.plugin.originals import Originals
 
 __all__ = [
     "GRACE",
@@ -98,7 +99,12 @@ class ReportChannel:
         self._sender = 0
 
     def in_parent(
-        self, child: Child, checker: MessageChecker, files: InheritedFiles, *, may_debug: bool
+        self,
+        child: Child,
+        checker: MessageChecker,
+        files: InheritedFiles,
+        *,
+        may_debug: bool,
     ) -> Receiver:
         """Close the child's end and return the parent's."""
         os.close(self.wake_writer)
@@ -345,13 +351,17 @@ class Receiver:
         self.messages = [message for message in self.messages if message.kind == "report"]
 
 
-def wait_for_any(receivers: Sequence[Receiver]) -> None:
-    """Wait until something has come for one of the receivers, or its time is over, and read it."""
+def wait_for_any(receivers: Sequence[Receiver], originals: Originals) -> None:
+    """Wait until something has come for one of the receivers, or its time is over, and read it.
+
+    Replaced functions stay replaced meanwhile, for the threads of the suite.
+    """
     poll = select.poll()
     for fd in {fd for receiver in receivers for fd in receiver.descriptors}:
         poll.register(fd, select.POLLIN)
     left = [seconds for one in receivers if (seconds := one.time_left()) is not None]
-    ready = {fd for fd, _event in poll.poll(process.milliseconds(min(left, default=None)))}
+    events = originals.outside(poll.poll, process.milliseconds(min(left, default=None)))
+    ready = {fd for fd, _event in events}
     for receiver in receivers:
         receiver.advance(ready)
 

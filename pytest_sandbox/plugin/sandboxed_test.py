@@ -28,6 +28,7 @@ from pytest_sandbox.plugin import (
     test_process,
 )
 from pytest_sandbox.plugin.captured_output import CapturedOutput
+from pytest_sandbox.plugin.log_locks import HeldLocks
 from pytest_sandbox.plugin.message_checker import MessageChecker
 from pytest_sandbox.plugin.report_channel import Receiver, ReportChannel
 from pytest_sandbox.plugin.stash import IN_TEST_PROCESS, SETTINGS
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_sandbox.container.fork import Child
+    from pytest_sandbox.plugin.originals import Originals
 
 __all__ = ["TEST", "SandboxedTest"]
 
@@ -105,10 +107,14 @@ class SandboxedTest:
     The object exists in both processes after the fork: ``test_process`` is None in the parent.
     """
 
-    def __init__(self, item: pytest.Item, forwarder: test_process.HookForwarder) -> None:
+    def __init__(
+        self, item: pytest.Item, forwarder: test_process.HookForwarder, originals: Originals
+    ) -> None:
         self.item = item
         self._forwarder = forwarder
+        self._originals = originals
         self._item_teardown = item.teardown
+        self._item_repr_failure = item.repr_failure
         self.test_process: test_process.TestProcess | None = None
         self.result: results.TestResult | None = None
         self._container: Container | None = None
@@ -121,10 +127,11 @@ class SandboxedTest:
         self.item.setup = self._set_up  # type: ignore[method-assign]
         self.item.runtest = self._log_subtests  # type: ignore[method-assign]
         self.item.teardown = self._tear_down  # type: ignore[method-assign]
+        self.item.repr_failure = self._repr_failure  # type: ignore[method-assign, assignment]
 
     def restore_phases(self) -> None:
         """Restore the item's functions."""
-        for name in ("setup", "runtest", "teardown"):
+        for name in ("setup", "runtest", "teardown", "repr_failure"):
             self.item.__dict__.pop(name, None)
 
     # -- the start
@@ -135,20 +142,24 @@ class SandboxedTest:
 
         Raises the result of a test whose container cannot start.
         """
-        if self._start(None):
-            return True
-        assert self.test_process is not None
-        self.test_process.begin(ExitStack())
-        self.replace_phases()
-        return False
+        is_parent = self._start(None, ExitStack())
+        if not is_parent:
+            self.replace_phases()
+        return is_parent
 
-    def _start(self, nextitem: pytest.Item | None) -> bool:
+    def _start(self, nextitem: pytest.Item | None, recorded_warnings: ExitStack) -> bool:
         """Start the container and fork into it; return False in the test process.
 
         ``nextitem`` is the test whose container the launcher can create meanwhile.
         """
-        container = self._start_container(nextitem)
+        self._originals.compare()
+        with self._originals:
+            container = self._start_container(nextitem)
         self.item.ihook.pytest_sandbox_started(item=self.item, container=container)
+        with self._originals:
+            return self._fork_into(container, recorded_warnings)
+
+    def _fork_into(self, container: Container, recorded_warnings: ExitStack) -> bool:
         artifacts.prepare(self.item)
         checker = MessageChecker(self.item)
         channel, output = ReportChannel(), CapturedOutput(self.item.config)
@@ -156,13 +167,14 @@ class SandboxedTest:
         coverage_data.before_fork()
         self._timeouts.stop()
         prepared = test_process.TestProcess(
-            self.item, channel, output, self._timeouts, self._forwarder
+            self.item, channel, output, self._timeouts, self._forwarder, self._originals
         )
         started = time.time()
         child = self._fork(container, channel, output)
         if child is None:
             self.item.stash[IN_TEST_PROCESS] = True
             self.test_process = prepared
+            prepared.begin(recorded_warnings.pop_all())
             return False
         output.inherited.in_parent()
         may_debug = _may_debug(self.item.config)
@@ -202,14 +214,20 @@ class SandboxedTest:
         self, container: Container, channel: ReportChannel, output: CapturedOutput
     ) -> Child | None:
         """Fork into the container; return None in the child. Close everything if that fails."""
+        child = None
+        locks = HeldLocks()
         try:
             with as_test_result(self.item.config):
-                return fork_into(container.handle, container.settings.user)
+                child = fork_into(container.handle, container.settings.user)
         except BaseException:
+            locks.release()
             channel.close_both_ends()
             output.close()
             self._timeouts.restart()
             raise
+        if child is not None:
+            locks.release()
+        return child
 
     # -- the wait
 
@@ -240,6 +258,7 @@ class SandboxedTest:
         self.replace_phases()
 
     def _set_up(self) -> None:
+        __tracebackhide__ = True
         if self.test_process is not None:  # it was started early
             recorded = self.test_process.recorded_warnings
             recorded.enter_context(compat.recorded_warnings(self.item))
@@ -250,61 +269,53 @@ class SandboxedTest:
             self.close()
         self.result = None
         compat.set_up_higher(self.item)
-        if self._run is None and not self._fork_in_setup():
+        if self._run is None and not self._start_in_setup():
+            self.restore_phases()
+            self.item.setup()
             return
-        self._take_result()
-
-    def _fork_in_setup(self) -> bool:
-        """Start the test process, which continues here; return False in it when it is set up."""
-        recording = ExitStack()
-        recording.enter_context(compat.recorded_warnings(self.item))
-        try:
-            is_parent = self._start(self._nextitem)
-        except BaseException:
-            recording.close()
-            raise
-        if is_parent:
-            recording.close()
-            return True
-        assert self.test_process is not None
-        self.test_process.begin(recording)
-        self.restore_phases()
-        self.item.setup()
-        return False
-
-    def _take_result(self) -> None:
-        """Wait for the end, and apply what the test has changed in the session."""
-        run = self._run
-        assert run is not None
-        assert self._container is not None
         try:
             self._wait(self)
         finally:
             self._timeouts.restart()
-        assert run.outcome is not None
-        self.result = result = results.TestResult(
-            self.item,
-            self._container,
-            run.receiver,
-            run.outcome,
-            (run.started, run.ended),
-            run.captured,
-        )
+        with self._originals:
+            self.result = self._read_result()
         try:
-            self._finish_setup(result, run.receiver)
+            self._finish_setup()
         except Exception:
             self.result = None  # a hook has raised: that is the result of the setup phase
             raise
+        self._raise_error("setup")
 
-    def _finish_setup(self, result: results.TestResult, receiver: Receiver) -> None:
-        """Apply what the test has changed in the session, and complete its reports."""
-        session_state.apply(self.item, receiver)
-        benchmarks.merge(self.item, receiver)
-        coverage_data.merge(receiver)
-        self.item.ihook.pytest_sandbox_outcome(
-            item=self.item, outcome=result.outcome, stats=result.stats
+    def _start_in_setup(self) -> bool:
+        """Start the test at its turn; return False in the test process."""
+        with ExitStack() as recording:
+            recording.enter_context(compat.recorded_warnings(self.item))
+            return self._start(self._nextitem, recording)
+
+    def _read_result(self) -> results.TestResult:
+        run, container = self._run, self._container
+        assert run is not None
+        assert run.outcome is not None
+        assert container is not None
+        times = (run.started, run.ended)
+        return results.TestResult(
+            self.item, container, run.receiver, run.outcome, times, run.captured
         )
-        result.add_details()
+
+    def _finish_setup(self) -> None:
+        """Apply what the test has changed in the session, and complete its reports."""
+        assert self.result is not None
+        assert self._run is not None
+        receiver = self._run.receiver
+        with self._originals:
+            session_state.apply(self.item, receiver)
+            benchmarks.merge(self.item, receiver)
+            coverage_data.merge(receiver)
+        self.item.ihook.pytest_sandbox_outcome(
+            item=self.item, outcome=self.result.outcome, stats=self.result.stats
+        )
+        with self._originals:
+            self.result.add_details()
         carry.deliver(self.item, receiver)
         if receiver.interrupted:
             raise KeyboardInterrupt
@@ -314,23 +325,43 @@ class SandboxedTest:
 
     def _log_subtests(self) -> None:
         """Log the reports of subtests: the test itself has run."""
+        __tracebackhide__ = True
         assert self.result is not None
         for report in self.result.logged:
             self.item.ihook.pytest_runtest_logreport(report=report)
         self._exit_session("call")
+        self._raise_error("call")
 
     def _tear_down(self) -> None:
         """Discard the container; in the test process, run the item's own teardown."""
+        __tracebackhide__ = True
         if self.test_process is not None:
             self._item_teardown()
             return
         container = self._container
-        if container is not None and container.status != "stopped":
+        with self._originals:
+            is_running = container is not None and container.status in ("running", "paused")
+        if is_running:
             try:
                 self.item.ihook.pytest_sandbox_discard(item=self.item, container=container)
             finally:
                 self.close()
         self._exit_session("teardown")
+        self._raise_error("teardown")
+
+    def _raise_error(self, when: str) -> None:
+        """Raise the exception of a phase."""
+        __tracebackhide__ = True
+        found = None if self.result is None else self.result.phases.get(when)
+        if found is not None:
+            found.raise_error()
+
+    def _repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *style: Any) -> Any:
+        """Return the text of an exception of the test process, for a plugin that makes a report of
+        its own.
+        """
+        found = None if self.result is None else self.result.longrepr_of(excinfo.value)
+        return self._item_repr_failure(excinfo, *style) if found is None else found
 
     def _exit_session(self, when: str) -> None:
         """End the session if the test has called ``pytest.exit()`` in this phase."""
@@ -345,15 +376,16 @@ class SandboxedTest:
         The kernel ends a PID namespace only when the test process, a child of this one, has been
         waited for (pid_namespaces(7)).
         """
-        run, self._run = self._run, None
-        if run is not None:
-            if run.outcome is None:  # the session ends before the test
-                run.child.kill()
-            run.close()
-            run.child.wait(_EXIT_TIMEOUT)
-        if self._container is not None:
-            self._container.close()
-            self._container = None
+        with self._originals:
+            run, self._run = self._run, None
+            if run is not None:
+                if run.outcome is None:  # the session ends before the test
+                    run.child.kill()
+                run.close()
+                run.child.wait(_EXIT_TIMEOUT)
+            if self._container is not None:
+                self._container.close()
+                self._container = None
 
     def phase_result(self, call: pytest.CallInfo[Any]) -> results.PhaseResult | None:
         """Return what the test process has reported for the phase of a call; None if pytest should
@@ -362,10 +394,10 @@ class SandboxedTest:
         """
         if self.test_process is not None or self.result is None:
             return None
-        found = self.result.phases.get(call.when)
+        found = self.result.phase(call.when)
         if found is None or call.when != "teardown" or call.excinfo is None:
             return found
-        return found if found.is_excinfo_of(call) else None
+        return found if found.is_error_of(call) else None
 
 
 def _may_debug(config: pytest.Config) -> bool:
