@@ -20,6 +20,7 @@ from pytest_sandbox.runtime.spec import OVERHEAD
 if TYPE_CHECKING:
     from pytest_sandbox.client.requests import Descriptors
     from pytest_sandbox.client.snapshots import Snapshot
+    from pytest_sandbox.container.kept_log import KeptLog
     from pytest_sandbox.container.network import Endpoint
     from pytest_sandbox.container.rootfs import Rootfs
     from pytest_sandbox.linux.cgroup import Cgroup
@@ -40,6 +41,14 @@ _OTHER_PROCESS = (
 
 class Command(Protocol):
     """A command of this process that runs in a container."""
+
+    kept_log: KeptLog | None
+
+    def poll(self) -> int | None:
+        """Return the exit status; None while the command runs."""
+
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when the command has ended; or -1."""
 
     def await_end(self) -> None:
         """Wait until a command that was killed has ended."""
@@ -126,6 +135,9 @@ class Handle:
     forks: set[Fork]
     """The forks of this process that were not waited for."""
 
+    logs: list[KeptLog]
+    """The kept output of commands of this process."""
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.id = self.label = self.snapshot_key = ""
@@ -133,6 +145,7 @@ class Handle:
         self.endpoint = self.committed = None
         self.saved, self.directories, self.snapshots = {}, (), []
         self.commands, self.forks = set(), set()
+        self.logs = []
 
     @property
     def name(self) -> str:

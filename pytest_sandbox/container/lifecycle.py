@@ -171,7 +171,8 @@ class LocalHandle(Handle):
     def descriptors(self) -> list[int]:
         """Return the descriptors of the container in this process."""
         held = (self.pidfd, self.cgroup.open_fd(), self.rootfs.held)
-        return [fd for fd in (*held, *(fork.pidfd for fork in self.forks)) if fd >= 0]
+        kept = [fd for log in self.logs for fd in log.descriptors()]
+        return [fd for fd in (*held, *(fork.pidfd for fork in self.forks), *kept) if fd >= 0]
 
     def user_namespaces(self) -> tuple[int, int]:
         """Return descriptors of the user namespace of commands, and of the builder's; or -1."""
@@ -237,6 +238,8 @@ class LocalHandle(Handle):
                     self.rootfs.release()
                     self.cgroup.close()
                     os.close(self.pidfd)
+                    for log in self.logs:
+                        log.close()
 
     def _tell_closed(self) -> None:
         try:
