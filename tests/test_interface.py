@@ -42,7 +42,7 @@ POPEN = "poll wait communicate send_signal terminate kill __enter__ __exit__"
 SETTINGS = (
     "image memory memory_swap memory_high cpus cpuset pids_limit device_read_bps device_write_bps "
     "device_read_iops device_write_iops "
-    "disk storage shm_size timeout network hostname env user workdir volumes read_only "
+    "disk storage shm_size timeout network publish hostname env user workdir volumes read_only "
     "cap_add cap_drop ulimits security_opt privileged"
 )
 OPTIONS = "image memory cpus disk storage timeout network"

@@ -96,6 +96,12 @@ _LISTS: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
         "mount a host directory or file; changes are not discarded",
     ),
     (
+        ("-p", "--publish"),
+        "publish",
+        "[[HOST:]HOST_PORT:]PORT[/udp]",
+        "make a port of the container reachable from this host",
+    ),
+    (
         ("--device-read-bps",),
         "device_read_bps",
         "PATH:RATE",

@@ -111,6 +111,20 @@ class Container(Files):
         """
         return self.handle.endpoint.address if self.handle.endpoint else None
 
+    @property
+    def host_address(self) -> str | None:
+        """The loopback address of the host on which its ports are published, such as
+        "127.64.0.1"; no other container has it. None without ``publish``, and before the start.
+        """
+        return self.handle.published.address if self.handle.published else None
+
+    @property
+    def ports(self) -> dict[int | str, int]:
+        """The port of :attr:`host_address` for each published port inside: by its number for TCP,
+        by text such as "53/udp" for UDP.
+        """
+        return dict(self.handle.published.ports) if self.handle.published else {}
+
     def start(self) -> Self:
         """Start the container, and return it.
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 from pytest_sandbox.errors import SettingsError
+from pytest_sandbox.settings.port_mapping import PortMapping, port_mapping
 from pytest_sandbox.settings.schema import MOST_PIDS, SECURITY, SIZE_FORM
 
 #: Capabilities by number (linux/capability.h): the index is the bit.
@@ -57,6 +58,7 @@ _SIZE = re.compile(
 _MIN_MEMORY = 6 << 20  # docker's minimum
 _MAX_CPUS = 8192  # the highest CONFIG_NR_CPUS of x86_64
 _MAX_BYTES = (1 << 63) - 1
+_MAX_PUBLISHED = 64  # a message has at most 253 descriptors, and a port may take three
 _MIN_RATE = 2  # the minimum of io.max
 _MAX_RATE = (1 << 32) - 1  # blkio.throttle.*_iops_device is an unsigned int
 #: Docker's options. All except ro and rw are for SELinux or Docker Desktop, and have no effect.
@@ -331,6 +333,21 @@ def _volume(value: object) -> Volume:
     if target in {"/", "//"}:
         raise RefusedError('a target below "/"; to use a directory as the root, set image="PATH"')
     return Volume(source, target.replace("//", "/"), "ro" in options)
+
+
+def publish(value: object) -> tuple[PortMapping, ...]:
+    """Return the published ports, each once."""
+    items = [value] if isinstance(value, int) else _items(value)
+    try:
+        mappings = tuple(
+            one if isinstance(one, PortMapping) else port_mapping(one) for one in items
+        )
+    except ValueError:
+        raise RefusedError from None
+    keys = [mapping.key for mapping in mappings]
+    if len(keys) != len(set(keys)):
+        raise RefusedError(f"each port inside once ({max(keys, key=keys.count)} is repeated)")
+    return mappings if len(mappings) <= _MAX_PUBLISHED else _refuse()
 
 
 def capabilities(value: object) -> tuple[str, ...]:

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import SettingsError
 from pytest_sandbox.settings import parsers
-from pytest_sandbox.settings.parsers import CAPABILITIES, ULIMITS, FrozenMap, Volume, parse_size
+from pytest_sandbox.settings.parsers import (
+    CAPABILITIES,
+    ULIMITS,
+    FrozenMap,
+    Volume,
+    parse_size,
+)
+from pytest_sandbox.settings.port_mapping import PortMapping
 from pytest_sandbox.settings.schema import SECURITY, WORDS
 from pytest_sandbox.units import mib
 
@@ -29,6 +36,7 @@ __all__ = [
     "ULIMITS",
     "FrozenMap",
     "Key",
+    "PortMapping",
     "Settings",
     "Volume",
     "from_text",
@@ -97,6 +105,7 @@ class Settings:
     shm_size: int = _key("shm_size", 64 << 20, parsers.some_bytes)
     timeout: float | None = _key("timeout", None, parsers.timeout)
     network: object = _key("network", "none", parsers.network)
+    publish: tuple[PortMapping, ...] = _key("publish", (), parsers.publish)
     hostname: str | None = _key("hostname", None, parsers.hostname)
     env: Mapping[str, str] = _key("env", FrozenMap(), parsers.env)
     user: str | None = _key("user", None, parsers.user)
@@ -226,6 +235,12 @@ def _check_contradictions(values: Mapping[str, Any]) -> None:
             swap,
             "the sum of memory and swap, at least as much as memory, which must be set too; memory "
             f"is {'not set' if memory is None else mib(memory)}",
+        )
+    if values["publish"] and values["network"] == "host":
+        raise SettingsError(
+            "publish",
+            [str(one) for one in values["publish"]],
+            'nothing with network="host", where each port is one of the host already',
         )
     options = values["security_opt"]
     if set(options).issuperset(SECURITY[:2]) or set(options).issuperset(SECURITY[2:]):
