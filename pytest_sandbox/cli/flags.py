@@ -80,6 +80,7 @@ _VALUES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
         "DIR",
         "working directory inside, which is created if it is missing",
     ),
+    (("--gpus",), "gpus", "GPUS", "NVIDIA GPUs: all, or device=0,1"),
     (
         ("--timeout",),
         "timeout",
@@ -100,6 +101,12 @@ _LISTS: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
         "publish",
         "[[HOST:]HOST_PORT:]PORT[/udp]",
         "make a port of the container reachable from this host",
+    ),
+    (
+        ("--device",),
+        "devices",
+        "SOURCE[:TARGET[:rw]]",
+        "a device node of the host that may be used inside, such as /dev/fuse",
     ),
     (
         ("--device-read-bps",),

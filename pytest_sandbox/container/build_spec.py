@@ -7,6 +7,7 @@ import stat
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
+from pytest_sandbox.container import devices, gpus
 from pytest_sandbox.errors import SettingsError
 from pytest_sandbox.linux import capabilities
 from pytest_sandbox.linux.cgroup.limits import CgroupLimits
@@ -77,10 +78,14 @@ def spec_of(rootfs: Rootfs, *, has_user_namespace: bool, is_root: bool = True) -
         # Outer targets first, so that none covers another.
         volumes=tuple(
             sorted(
-                ((_source(v.source), v.target, v.read_only) for v in settings.volumes),
+                (
+                    *((_source(v.source), v.target, v.read_only) for v in settings.volumes),
+                    *(gpus.libraries() if settings.gpus and not rootfs.is_host else ()),
+                ),
                 key=lambda volume: volume[1],
             )
         ),
+        devices=devices.nodes(settings),
         capabilities=mask,
         seccomp=settings.seccomp,
         packet_sockets=bool(
@@ -157,4 +162,7 @@ def _source(path: str) -> str:
         raise SettingsError(
             "volumes", path, "a file or directory of the host that exists, before the colon"
         )
+    if devices.has_nodes(found):
+        accepted = "files and directories without device nodes, which cannot be opened in a volume"
+        raise SettingsError("volumes", path, f'{accepted}; devices=["{found}"] passes them in')
     return found

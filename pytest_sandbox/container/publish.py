@@ -42,7 +42,7 @@ def publish(handle: Handle) -> None:
     Raises :class:`SettingsError` if a port of the host is in use, and :class:`SetupError`.
     """
     if handle.published is not None:
-        handle.published.enter(handle.pidfd, handle.user_namespaces()[1])
+        handle.published.enter(handle.pidfd)
     if handle.published is not None or not handle.settings.publish:
         return
     with ExitStack() as opened:
@@ -52,7 +52,7 @@ def publish(handle: Handle) -> None:
         with fds, Deferred():
             ports = {mapping.key: _port_of(sockets[0]) for mapping, sockets in bound}
             handle.published = Published(address, ports, fds.take())
-        handle.published.enter(handle.pidfd, handle.user_namespaces()[1])
+        handle.published.enter(handle.pidfd)
         sockets = [(mapping.port, one) for mapping, bound_to in bound for one in bound_to]
         message = {
             "op": "publish",

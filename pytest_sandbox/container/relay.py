@@ -34,13 +34,9 @@ class Published:
         #: A descriptor and no socket object, which would close another file's descriptor in a fork.
         self.channel = channel
 
-    def enter(self, pidfd: int, builder_fd: int) -> None:
-        """Connect in the network of this init, the first or a later one, from now on.
-
-        ``builder_fd`` is the user namespace in which it was created, or -1.
-        """
-        fds = [fd for fd in (pidfd, builder_fd) if fd >= 0]
-        self.ask({"op": "enter", "has_builder": builder_fd >= 0}, fds)
+    def enter(self, pidfd: int) -> None:
+        """Connect in the network of this init, the first or a later one, from now on."""
+        self.ask({"op": "enter"}, [pidfd])
 
     def ask(self, message: Message, fds: Sequence[int]) -> None:
         """Send a message to the relay, and wait for its answer. Raises :class:`SetupError`."""

@@ -13,6 +13,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from pytest_sandbox.container import gpus
 from pytest_sandbox.errors import ImageError, SetupError
 
 if TYPE_CHECKING:
@@ -169,18 +170,15 @@ class Rootfs:
         if self.image is None or self.is_host:
             return {**os.environ, **self.settings.env}
         home = {"HOME": "/root"} if self.user in _ROOT_USERS else {}
-        return {
-            "PATH": _PATH,
-            "HOSTNAME": hostname,
-            **home,
-            **self.image.environment,
-            **self.settings.env,
-        }
+        return {"PATH": _PATH, "HOSTNAME": hostname, **home, **self.additions}
 
     @property
     def additions(self) -> dict[str, str]:
         """Variables that are added to the environment of a test body or of ``call``'s function."""
-        return {**(self.image.environment if self.image else {}), **self.settings.env}
+        env = dict(self.image.environment) if self.image else {}
+        if self.settings.gpus and not self.is_host:
+            env = gpus.add_library_path(env)
+        return {**env, **self.settings.env}
 
 
 def _getcwd() -> str:

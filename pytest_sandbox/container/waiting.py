@@ -124,7 +124,7 @@ class _Wait:
             self._check_alive()
             now = time.monotonic()
             if now >= deadline:
-                raise ServiceTimeout(*self._failure(f"it took over {timeout:g} s"))
+                raise ServiceTimeout(*self._failure(f"it took over timeout={timeout:g} seconds"))
             look = self._probe.next_look()
             if self._has_commands and not self._alive:
                 look = min(now + _LOOK_AGAIN, look or deadline)

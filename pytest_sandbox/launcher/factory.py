@@ -134,6 +134,7 @@ class ContainerFactory:
                 hostname=identity,
                 cgroup_files=cgroup.join_paths() if cgroup.fd() < 0 else (),
                 held_layers=held_layers,
+                shown_cgroups=cgroup.shown(),
             )
             created = builder.build(cgroup.fd())
         except BaseException as error:

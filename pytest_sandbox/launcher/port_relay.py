@@ -8,8 +8,7 @@ The client sends, with descriptors, and gets ``ready``, or ``failed`` (errno, re
 
 ===========  =====================================================================================
 ``publish``  ports, addresses + [one socket for each port, then others to hold open]
-``enter``    has_builder + [a pidfd of init, the builder's user namespace]: connect in the network
-             of this init from now on
+``enter``    [a pidfd of init]: connect in the network of this init from now on
 ===========  =====================================================================================
 
 It ends when the client shuts down its end of the socket, or with the launcher.
@@ -75,7 +74,6 @@ class _Relay:
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._held: list[int] = []
-        self._has_builder = False
         _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         #: Connections that may still be accepted.
@@ -117,11 +115,9 @@ class _Relay:
             self._channel.send(answer)
         return True
 
-    def _do_enter(self, message: Message, fds: list[int]) -> None:
+    def _do_enter(self, _message: Message, fds: list[int]) -> None:
         try:
-            if message["has_builder"] and not self._has_builder:
-                sc.setns(fds[1], sc.CLONE_NEWUSER)
-                self._has_builder = True
+            # As the launcher, this process is in the user namespace that containers are built in.
             sc.setns(fds[0], sc.CLONE_NEWNET)
         finally:
             close_all(fds)

@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_sandbox.linux import mounts, process, process_limits, rtnetlink
 from pytest_sandbox.linux import syscall as sc
+from pytest_sandbox.linux.cgroup.view import add_view
 from pytest_sandbox.linux.syscall_batch import Result, SyscallBatch, Table
 from pytest_sandbox.runtime.protocol import ErrorCode
-from pytest_sandbox.runtime.root_mounts import RootMounts
+from pytest_sandbox.runtime.root_mounts import ROOT, RootMounts
 from pytest_sandbox.runtime.step_error import StepError
 from pytest_sandbox.runtime.volumes import Volumes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_sandbox.linux.cgroup.view import ShownCgroup
     from pytest_sandbox.linux.syscall_batch import Failure
     from pytest_sandbox.runtime.host_resources import HostResources
     from pytest_sandbox.runtime.spec import Spec
@@ -51,8 +53,9 @@ class Created(NamedTuple):
 class ContainerBuilder:
     """The list of system calls that creates one container; each step is a method.
 
-    ``cgroup_files`` are what a process writes to join the container's cgroups; ``held_layers`` are
-    detached mounts of the committed layers that it is based on, by their keys.
+    ``cgroup_files`` are what a process writes to join the container's cgroups, ``shown_cgroups``
+    what it has at /sys/fs/cgroup; ``held_layers`` are detached mounts of the committed layers that
+    it is based on, by their keys.
     """
 
     def __init__(
@@ -63,11 +66,13 @@ class ContainerBuilder:
         hostname: str,
         cgroup_files: tuple[str, ...],
         held_layers: dict[str, int],
+        shown_cgroups: tuple[ShownCgroup, ...] = (),
     ) -> None:
         self._spec = spec
         self._host = host
         self._hostname = hostname
         self._cgroup_files = cgroup_files
+        self._shown_cgroups = shown_cgroups
         self._network = -1
         self._batch = SyscallBatch()
         self._volumes = Volumes(self._batch, spec)
@@ -104,6 +109,7 @@ class ContainerBuilder:
             self._root.mount_root,
             self._root.mount_below,
             self._root.mount_own,
+            self._show_cgroups,
             self._root.become_root,
             self._volumes.attach,
             self._root.make_read_only,
@@ -136,6 +142,10 @@ class ContainerBuilder:
             self._batch.open("open cgroups", os.fsencode(path), os.O_WRONLY)
             for path in self._cgroup_files
         ]
+
+    def _show_cgroups(self) -> None:
+        shown = self._shown_cgroups
+        add_view(self._batch, ROOT, self._host.cgroup_points(shown), shown)
 
     def _set_hostname(self) -> None:
         # The id: a prewarmed container gets the name that was asked for when it is claimed.

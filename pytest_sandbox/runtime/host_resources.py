@@ -6,9 +6,13 @@ import os
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.linux import elf, mounts, namespaces, userns
+from pytest_sandbox.linux.cgroup.view import make_points
 from pytest_sandbox.runtime import etc_files, host_mounts, privileges
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_sandbox.linux.cgroup.view import ShownCgroup
     from pytest_sandbox.runtime.spec import Spec
 
 __all__ = ["HostResources"]
@@ -26,6 +30,7 @@ class HostResources:
         #: A sealed memfd with the program of each container's PID 1 (CVE-2019-5736).
         self.init = elf.init_fd()
         self.launcher = os.pidfd_open(os.getpid())
+        self._cgroup_names: set[str] = set()
         self.is_root = userns.is_initial()
         if not self.is_root:
             privileges.limit_inotify()
@@ -60,6 +65,17 @@ class HostResources:
             return None
         point = innermost.point if innermost else ""
         return point if etc_files.is_etc_directory(["/"]) else None
+
+    def cgroup_points(self, shown: Sequence[ShownCgroup]) -> str:
+        """Return the directory with the mount points of a container's cgroups, which is made once
+        for a session.
+        """
+        directory = f"{self._directory}/cgroup"
+        names = {one.name for one in shown if one.name}
+        if not names <= self._cgroup_names:
+            make_points(directory, shown)
+            self._cgroup_names |= names
+        return directory
 
     def points(self) -> list[tuple[str, str]]:
         """Return the mount point and the lower directory of each overlay below the root."""

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from pytest_sandbox.runtime.host_resources import HostResources
     from pytest_sandbox.runtime.spec import Spec
 
-__all__ = ["RootMounts"]
+__all__ = ["ROOT", "RootMounts"]
 
-_ROOT = f"{mounts.STAGE}/root"
+#: The path of a container's root while it is created.
+ROOT = f"{mounts.STAGE}/root"
 _OWN = ("proc", "sys", "dev")
 
 
@@ -91,7 +92,7 @@ class RootMounts:
         else:
             size = b"," + mounts.tmpfs_options(spec.disk) if spec.disk is not None else b""
             batch.mount(step, b"tmpfs", stage, b"tmpfs", sc.MS_NODEV, b"mode=700" + size)
-        batch.add(step, "mkdirat", -1, _ROOT.encode(), 0o755, go_on=True)
+        batch.add(step, "mkdirat", -1, ROOT.encode(), 0o755, go_on=True)
         self.layer = batch.open(step, stage, os.O_RDONLY | os.O_DIRECTORY)
         self.layer_mount = batch.open_mount(step, stage)
 
@@ -127,10 +128,10 @@ class RootMounts:
             if entry.is_mount or os.path.exists(entry.point):
                 self._show_host_mount(step, number, entry)
         for number, directory in self._spec.numbered_directories():
-            add_directories(self._batch, step, _ROOT, directory)
+            add_directories(self._batch, step, ROOT, directory)
             self._add_overlay(step, [directory], number, directory, sc.MS_NODEV, like=directory)
         for number, (path, *lower) in self._spec.numbered_scratch():
-            add_directories(self._batch, step, _ROOT, path)
+            add_directories(self._batch, step, ROOT, path)
             add_directories(self._batch, step, mounts.STAGE, "/empty")
             below = [*lower, f"{mounts.STAGE}/empty"]
             self._add_overlay(step, below, number, path, sc.MS_NODEV, like=[*lower, "/usr"][0])
@@ -139,7 +140,7 @@ class RootMounts:
         return self._host.root.below if self._spec.is_on_host else ()
 
     def _show_host_mount(self, step: str, number: int, entry: HostMount) -> None:
-        target = _ROOT + entry.point
+        target = ROOT + entry.point
         if entry.shown in (mounts.WRITABLE, mounts.READ_ONLY):
             flags = entry.flags | sc.MS_NODEV
             self._add_overlay(step, [entry.lower], number, entry.point, flags, like=entry.point)
@@ -160,8 +161,8 @@ class RootMounts:
     def become_root(self) -> None:
         """Make the overlay the root (pivot_root(2)), and unmount the old root."""
         step = "become root"
-        self._staged_root = RootCheck.look_at(self._batch, step, _ROOT)
-        mounts.add_pivot_root(self._batch, step, _ROOT)
+        self._staged_root = RootCheck.look_at(self._batch, step, ROOT)
+        mounts.add_pivot_root(self._batch, step, ROOT)
 
     def make_read_only(self) -> None:
         """Remount the overlays read-only, if the spec says so."""
@@ -212,7 +213,7 @@ class RootMounts:
         lower = [*map(self._staged, above), *self._add_nodes(step, number, point, lower), *lower]
         options = list(self._host.root.options)
         if flags & sc.MS_RDONLY:
-            target = _ROOT + point
+            target = ROOT + point
             host_mounts.add_read_only_overlay(self._batch, step, lower, target, flags, options)
             return
         if self._spec.layer_directory is not None:
@@ -221,7 +222,7 @@ class RootMounts:
         layer = f"{mounts.STAGE}/{number}"
         overlay.add_layer(self._batch, step, layer, self._like([*above, like][0]))
         overlay.add_overlay(
-            self._batch, step, lower, layer, _ROOT + point, flags=flags, options=options
+            self._batch, step, lower, layer, ROOT + point, flags=flags, options=options
         )
 
     def _add_nodes(self, step: str, number: int, point: str, lower: list[str]) -> list[str]:
@@ -264,9 +265,9 @@ class RootMounts:
 @cache
 def _own_mounts(shm_size: int, protected: bool, own_sys: bool, tty_group: bool) -> SyscallBatch:
     batch = SyscallBatch()
-    mounts.add_dev(batch, mounts.MOUNT_OWN, _ROOT, shm_size, tty_group=tty_group)
-    mounts.add_proc(batch, mounts.MOUNT_OWN, _ROOT, protected=protected)
-    mounts.add_sys(batch, mounts.MOUNT_OWN, _ROOT, protected=protected, own=own_sys)
+    mounts.add_dev(batch, mounts.MOUNT_OWN, ROOT, shm_size, tty_group=tty_group)
+    mounts.add_proc(batch, mounts.MOUNT_OWN, ROOT, protected=protected)
+    mounts.add_sys(batch, mounts.MOUNT_OWN, ROOT, protected=protected, own=own_sys)
     return batch
 
 

@@ -79,6 +79,9 @@ class Spec:
     volumes: tuple[tuple[str, str, bool], ...] = ()
     """Source, target, and whether it is read-only."""
 
+    devices: tuple[tuple[str, str], ...] = ()
+    """Device nodes of the host, and their paths inside."""
+
     capabilities: int = 0
     """The bounding set of payloads, a mask."""
 

@@ -1,4 +1,6 @@
-"""Volumes: files and directories of the host that are bind-mounted into a container."""
+"""Volumes: files and directories of the host that are bind-mounted into a container; and its
+device nodes, which only these mounts allow to be opened.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Volumes", "add_directories"]
 
+#: A read-only mount protects mode, owner and attributes of the host's node; the device can be
+#: written nevertheless.
+_DEVICE = sc.MOUNT_ATTR_RDONLY | sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NOEXEC
+
 
 class Volumes:
-    """The volumes of one container, opened on the host and attached inside."""
+    """The volumes and devices of one container, opened on the host and attached inside."""
 
     def __init__(self, batch: SyscallBatch, spec: Spec) -> None:
         self._batch = batch
-        self._volumes = spec.volumes
+        # Devices come last: a volume may cover the directory that they are in.
+        self._mounts = [
+            *((source, target, _volume_attributes(ro)) for source, target, ro in spec.volumes),
+            *((source, target, _DEVICE) for source, target in spec.devices),
+        ]
         self._sources: list[Result] = []
 
     def open(self) -> None:
@@ -32,7 +42,7 @@ class Volumes:
         flags = sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE
         self._sources = [
             self._batch.add("open volumes", "open_tree", -100, os.fsencode(source), flags)
-            for source, _target, _read_only in self._volumes
+            for source, _target, _attributes in self._mounts
         ]
 
     def attach(self) -> None:
@@ -41,15 +51,12 @@ class Volumes:
         This comes after pivot_root(2), so every path, and every link in it, resolves inside the
         container.
         """
-        for fd, (source, target, read_only) in zip(self._sources, self._volumes, strict=True):
+        for fd, (source, target, attributes) in zip(self._sources, self._mounts, strict=True):
             self._add_mount_point(target, is_directory=os.path.isdir(source))
-            self._attach_one(fd, target, read_only=read_only)
+            self._attach_one(fd, target, attributes)
 
-    def _attach_one(self, fd: Result, target: str, *, read_only: bool) -> None:
+    def _attach_one(self, fd: Result, target: str, attributes: int) -> None:
         step, batch = "attach volumes", self._batch
-        attributes = sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_NOSUID
-        if read_only:
-            attributes |= sc.MOUNT_ATTR_RDONLY
         mounts.add_attributes(batch, step, fd, attributes)
         # A magic link (/proc/PID/fd/N) is the only path that leads out of the root: openat2(2).
         how = sc.open_how(os.O_PATH, sc.RESOLVE_NO_MAGICLINKS)
@@ -66,6 +73,11 @@ class Volumes:
         if not is_directory:
             mode = stat.S_IFREG | 0o644
             self._batch.add(step, "mknodat", -1, os.fsencode(target), mode, 0, go_on=True)
+
+
+def _volume_attributes(read_only: bool) -> int:
+    attributes = sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_NOSUID
+    return attributes | sc.MOUNT_ATTR_RDONLY if read_only else attributes
 
 
 def add_directories(batch: SyscallBatch, step: str, root: str, directory: str) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
 
-    from pytest_sandbox.settings.parsers import Volume
+    from pytest_sandbox.settings.path_parsers import Volume
     from pytest_sandbox.settings.port_mapping import PortMapping
 
 __all__ = ["ImageLike", "NetworkLike", "SettingsKwargs"]
@@ -68,9 +68,14 @@ class SettingsKwargs(TypedDict, total=False):
     user: int | str | None
     workdir: str | os.PathLike[str] | None
     volumes: Iterable[str | Volume] | None
+    devices: Iterable[str | Volume] | None
+    gpus: str | None
     read_only: Switch | None
     cap_add: Iterable[str] | None
     cap_drop: Iterable[str] | None
     ulimits: Mapping[str, Ulimit] | Iterable[str] | None
     security_opt: Iterable[str] | None
     privileged: Switch | None
+    artifacts: Iterable[str] | None
+    artifacts_limit: Size | None
+    alone: Switch | None

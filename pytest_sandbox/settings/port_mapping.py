@@ -1,13 +1,18 @@
-"""A published port, in docker's form: ``[[HOST:]HOST_PORT:]PORT[/tcp|/udp]``."""
+"""The parser of published ports, in docker's form: ``[[HOST:]HOST_PORT:]PORT[/tcp|/udp]``. See
+parsers.py.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-__all__ = ["PortMapping", "port_mapping"]
+from pytest_sandbox.settings.parsers import RefusedError, split_items
+
+__all__ = ["PortMapping", "publish"]
 
 _MAX_PORT = 65535
+_MAX_PUBLISHED = 64  # a message has at most 253 descriptors, and a port may take three
 _FORM = re.compile(
     r"(?:(?:(?P<host>[0-9.]+|\[[0-9a-fA-F:.]+\]):)?(?P<host_port>[0-9]{0,5}):)?"
     r"(?P<port>[0-9]{1,5})(?:/(?P<protocol>tcp|udp))?",
@@ -39,7 +44,22 @@ class PortMapping:
         return f"{outer}{self.port}{'' if self.protocol == 'tcp' else '/udp'}"
 
 
-def port_mapping(value: object) -> PortMapping:
+def publish(value: object) -> tuple[PortMapping, ...]:
+    """Return the published ports, each once."""
+    given = [value] if isinstance(value, int) else split_items(value)
+    try:
+        mappings = tuple(one if isinstance(one, PortMapping) else _parse(one) for one in given)
+    except ValueError:
+        raise RefusedError from None
+    keys = [mapping.key for mapping in mappings]
+    if len(keys) != len(set(keys)):
+        raise RefusedError(f"each port inside once ({max(keys, key=keys.count)} is repeated)")
+    if len(mappings) > _MAX_PUBLISHED:
+        raise RefusedError
+    return mappings
+
+
+def _parse(value: object) -> PortMapping:
     """Return the mapping for a text or a number. Raises ValueError."""
     text = str(value) if type(value) is int else value
     found = _FORM.fullmatch(text) if isinstance(text, str) else None

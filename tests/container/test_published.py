@@ -190,8 +190,8 @@ def test_without_a_server_a_connection_is_reset():
     """While nothing listens inside, a connection is reset, and later ones work."""
     with Container(publish=["5432"]) as container:
         with (
+            pytest.raises(ConnectionResetError),  # by recv(2), or by connect(2) already
             connect(container.host_address, 5432) as connection,
-            pytest.raises(ConnectionResetError),
         ):
             connection.recv(1)
         serve(container)

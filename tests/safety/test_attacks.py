@@ -356,10 +356,22 @@ def test_the_user_namespace_alone_does_not_guard_proc(without):
     )
 
 
+def cgroup_files():
+    """Return the files of cgroups that attackers write to, by both versions."""
+    names = ("cgroup.procs", "release_agent", "notify_on_release", "memory.limit_in_bytes")
+    directories = ("", *(f"/{name}" for name in ("memory", "cpu", "pids", "cpuset", "blkio")))
+    found = [f"/sys/fs/cgroup{where}/{name}" for where in directories for name in names]
+    return ["/sys/fs/cgroup/memory.max", *found]
+
+
 def test_no_cgroup_can_be_changed(inside):
-    """There is no cgroup file system inside, so a payload cannot change its limits."""
-    assert 0 == inside("read", "/sys/fs/cgroup")
-    assert inside("create", "/sys/fs/cgroup/x") in {"EROFS", "EACCES", "ENOENT"}
+    """Cgroups inside are read-only, so a payload can change no limit, leave no cgroup, and
+    name no program that the host executes (release_agent).
+    """
+    for path in cgroup_files():
+        assert inside("open_for_writing", path) in {"EROFS", "EACCES", "ENOENT"}
+        beside = os.path.join(os.path.dirname(path), "x")
+        assert inside("create", beside) in {"EROFS", "EACCES", "ENOENT"}
 
 
 def test_devices_made_inside_are_inert(inside, without):

@@ -19,6 +19,8 @@ from pytest_sandbox.settings.settings import DEVICE_RATES, Settings
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from pytest_sandbox.linux.cgroup.view import ShownCgroup
+
 __all__ = ["PERIOD", "PREFIX", "SCOPE", "UNLIMITED", "Cgroup", "Hierarchy", "Session"]
 
 #: The name of a session's directory is this prefix and the session's name, in every hierarchy.
@@ -50,6 +52,10 @@ class Cgroup:
 
     def join_paths(self) -> tuple[str, ...]:
         """Return the absolute paths to which a single-threaded process writes "0" to join."""
+        return ()
+
+    def shown(self) -> tuple[ShownCgroup, ...]:
+        """Return what the container has below /sys/fs/cgroup."""
         return ()
 
     def fd(self) -> int:

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import UnsupportedError
@@ -31,6 +32,7 @@ from pytest_sandbox.linux.cgroup.interface_files import (
     read_number,
     write,
 )
+from pytest_sandbox.linux.cgroup.view import ShownCgroup
 from pytest_sandbox.outcome import Stats
 from pytest_sandbox.settings.settings import FrozenMap
 
@@ -121,19 +123,26 @@ class HierarchyV1(Hierarchy):
         return tuple({self.mounts[name].point: None for name in sorted(self.controllers)})
 
     def session(self, name: str) -> Session:
-        session = SessionV1(self, name)
+        session = SessionV1(self, name, self.own)
         session.make()
         return session
 
     def attach(self, name: str) -> Session:
-        return SessionV1(self, name)
+        # The creator may have fewer rights than this process: a launcher in a user namespace of its
+        # own has CAP_DAC_OVERRIDE there.
+        directory = PREFIX + name
+        own = {key: path for key, path in self.own.items() if os.path.isdir(f"{path}/{directory}")}
+        return SessionV1(self, name, own)
 
 
 class SessionV1(Session):
-    """A directory below the calling process's cgroup in every hierarchy that is used."""
+    """A directory below the calling process's cgroup in every hierarchy that is used; ``own`` is
+    that cgroup's directory by controller.
+    """
 
-    def __init__(self, hierarchy: HierarchyV1, name: str) -> None:
+    def __init__(self, hierarchy: HierarchyV1, name: str, own: dict[str, str]) -> None:
         self._hierarchy = hierarchy
+        self._own = own
         self.name = name
         #: The session's directory by controller; cpu and cpuacct share one if mounted together.
         self.by_controller = {
@@ -145,6 +154,12 @@ class SessionV1(Session):
             directory for controller in _ON_DEMAND if (directory := self.directory_of(controller))
         )
         super().__init__(name, tuple(dict.fromkeys((*self._always, *more))))
+        #: The mount that each of the session's directories is in.
+        self._mounts = {
+            directory: mount
+            for controller, mount in hierarchy.mounts.items()
+            if (directory := self.directory_of(controller))
+        }
 
     def make(self) -> None:
         """Create and lock the session's cgroups."""
@@ -182,8 +197,22 @@ class SessionV1(Session):
 
         It is None if the controller cannot be used.
         """
-        own = self._hierarchy.own.get(controller)
+        own = self._own.get(controller)
         return own and f"{own}/{PREFIX}{self.name}"
+
+    @cached_property
+    def cpuset(self) -> str | None:
+        """The session's cpuset, which has the CPUs of the calling process's; None without one."""
+        directory = self.directory_of("cpuset")
+        return directory if directory is not None and os.path.isdir(directory) else None
+
+    def show(self, directory: str, path: str) -> ShownCgroup:
+        """Return how a container shows the cgroup ``path``, in the hierarchy of one of the
+        session's directories: under the names that the hierarchy has on the host.
+        """
+        mount = self._mounts[directory]
+        names = mount.controllers - {point := os.path.basename(mount.point)}
+        return ShownCgroup(path, point, tuple(sorted(names)))
 
     def create(self, name: str) -> CgroupV1:
         made: list[str] = []
@@ -237,7 +266,24 @@ class CgroupV1(Cgroup):
         return controller in self._session.by_controller
 
     def join_paths(self) -> tuple[str, ...]:
-        return tuple(f"{directory}/tasks" for directory in self._directories)
+        shared = self._shared_cpuset()
+        directories = (*self._directories, shared) if shared else self._directories
+        return tuple(f"{directory}/tasks" for directory in directories)
+
+    def shown(self) -> tuple[ShownCgroup, ...]:
+        shown = [self._session.show(os.path.dirname(path), path) for path in self._directories]
+        if cpuset := self._shared_cpuset():
+            shown.append(self._session.show(cpuset, cpuset))
+        return tuple(shown)
+
+    def _shared_cpuset(self) -> str | None:
+        """Return the session's cpuset, if this container has limits and no cpuset of its own.
+
+        The JVM looks for limits of memory and CPU time only if it also finds a cpuset.
+        """
+        cpuset, limits = self._session.cpuset, self._limits
+        is_limited = limits.memory is not None or limits.cpus is not None
+        return cpuset if is_limited and limits.cpuset is None else None
 
     def apply(self, limits: CgroupLimits, *, overhead: int = 0) -> None:
         if self._has("memory"):

@@ -32,6 +32,7 @@ from pytest_sandbox.linux.cgroup.interface_files import (
     write,
 )
 from pytest_sandbox.linux.cgroup.v2_parent import LEAF, Parent, enable_controllers
+from pytest_sandbox.linux.cgroup.view import ShownCgroup
 from pytest_sandbox.outcome import Stats
 
 if TYPE_CHECKING:
@@ -231,6 +232,9 @@ class CgroupV2(Cgroup):
 
     def join_paths(self) -> tuple[str, ...]:
         return (f"{self.directory}/cgroup.procs",)
+
+    def shown(self) -> tuple[ShownCgroup, ...]:
+        return (ShownCgroup(self.directory),)
 
     def fd(self) -> int:
         if self._fd < 0:
