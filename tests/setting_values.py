@@ -90,6 +90,12 @@ GOOD = {
     "gpus": [("all", "all"), ("device=0, 1", "device=0,1")],
     "read_only": [(True, True), ("false", False)],
     "privileged": [("yes", True)],
+    "alone": [("yes", True)],
+    "artifacts": [
+        (["a/**", "a/**", "{tmp_path}"], ("a/**", "{tmp_path}")),
+        ("/var/log/*.log\n{tmp_path}/**", ("/var/log/*.log", "{tmp_path}/**")),
+    ],
+    "artifacts_limit": [("1g", 1 << 30)],
     "cap_add": [
         (["net_admin", "CAP_SYS_TIME", "NET_ADMIN"], ("CAP_NET_ADMIN", "CAP_SYS_TIME")),
     ],
@@ -193,6 +199,9 @@ BAD = {
     "gpus": ["", "none of them", "device=", "device=a", "device=0,", 1, True, ["all"]],
     "read_only": NO_SWITCHES,
     "privileged": NO_SWITCHES,
+    "alone": NO_SWITCHES,
+    "artifacts": [["../x"], ["a/../b"], ["a{tmp_path}"], ["{tmp_path}x"], ["/"], [""], [1], 1],
+    "artifacts_limit": NO_LIMITS,
     "cap_add": NO_CAPABILITIES,
     "cap_drop": NO_CAPABILITIES,
     "ulimits": [
@@ -260,4 +269,7 @@ TEXTS = {
     "ulimits": [("nofile=1024:2048, core=0", {"nofile": (1024, 2048), "core": (0, 0)})],
     "security_opt": [("no-new-privileges:false", ("no-new-privileges:false",))],
     "privileged": [("True", True)],
+    "alone": [("on", True)],
+    "artifacts": [("a/*.png, b", ("a/*.png", "b")), ("", ())],
+    "artifacts_limit": [("5m", 5 * M)],
 }

@@ -43,7 +43,7 @@ SETTINGS = (
     "image memory memory_swap memory_high cpus cpuset pids_limit device_read_bps device_write_bps "
     "device_read_iops device_write_iops "
     "disk storage shm_size timeout network hostname env user workdir volumes devices gpus "
-    "read_only cap_add cap_drop ulimits security_opt privileged"
+    "read_only cap_add cap_drop ulimits security_opt privileged artifacts artifacts_limit alone"
 )
 OPTIONS = "image memory cpus disk storage timeout network"
 STATS = (
@@ -129,6 +129,8 @@ def test_the_hooks_have_their_arguments():
         "pytest_sandbox_started": ["item", "container"],
         "pytest_sandbox_outcome": ["item", "outcome", "stats"],
         "pytest_sandbox_discard": ["item", "container"],
+        "pytest_sandbox_carry": ["item"],
+        "pytest_sandbox_carried": ["item", "data"],
     } == {
         name: list(inspect.signature(hook).parameters)
         for name, hook in vars(hookspecs).items()

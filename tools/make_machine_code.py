@@ -26,12 +26,13 @@ A test assembles the sources again and compares the result.
 
 from __future__ import annotations
 
-__all__ = ["HELPER", "INIT", "RUN"]
+__all__ = ["HELPER", "HOOK", "INIT", "RUN"]
 
 '''
 COMMENTS = {
     "run": "Make the system calls of a list.",
     "helper": "The entry point of the spawn helper; it follows RUN, aligned to 16 bytes.",
+    "hook": "A fork handler that acts once; it follows HELPER, aligned to 16 bytes.",
     "init": "PID 1 of a container.",
 }
 
@@ -53,7 +54,7 @@ def output_of(*command: str | Path) -> str:
 
 
 def assemble(machine: str) -> dict[str, bytes] | None:
-    """Return the code of ``run``, ``helper`` and ``init``; None without an assembler."""
+    """Return the code of ``run``, ``helper``, ``hook`` and ``init``; None without an assembler."""
     installed = tools(machine)
     if installed is None:
         return None
@@ -73,7 +74,9 @@ def assemble(machine: str) -> dict[str, bytes] | None:
         }
         code = text.read_bytes()
     found = {name: code[places[name] : places[f"{name}_end"]] for name in ("run", "init")}
-    return {**found, "helper": code[places["run_end"] : places["helper_end"]]}
+    for name, before in (("helper", "run"), ("hook", "helper")):
+        found[name] = code[places[f"{before}_end"] : places[f"{name}_end"]]
+    return found
 
 
 def literal(code: bytes) -> str:

@@ -65,7 +65,6 @@ class LauncherClient:
         self.pid = os.getpid()
         self.name = f"{self.pid:x}-{secrets.token_hex(4)}"
         self.hierarchy = hierarchy
-        self.session = hierarchy.attach(self.name)
         #: Stored layers that were copied to the layer holder, by their path in the store.
         self.copied_layers: dict[str, Snapshot] = {}
         self.snapshots = Snapshots()
@@ -81,6 +80,7 @@ class LauncherClient:
         self.channel, theirs = Channel.pair()
         try:
             self.process = start.start_launcher(self.name, hierarchy, theirs)
+            self.session = hierarchy.attach(self.name)
             self.pidfd = os.pidfd_open(self.process.pid)
             self._mounts = mounts.watch()
         except BaseException:

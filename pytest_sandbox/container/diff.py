@@ -46,35 +46,44 @@ def changes_of(
     most: int = 1_000_000,
     seconds: float | None = None,
     as_user: bool = False,
+    selection: overlay_diff.Selection | None = None,
 ) -> Changes:
     """Return the changes that a container has made: at most ``most``, found within about
     ``seconds`` (None: no limit).
 
     ``as_user`` leaves out directories that the user of this process may not read, which saves a
-    fork if the container was not created by root.
+    fork if the container was not created by root. ``selection``, as seen from the root directory,
+    leaves out all other paths.
     """
     budget = overlay_diff.Budget(most, seconds=seconds)
     with opened_layer(handle) as (layer, overlays):
         builder = -1 if as_user else handle.user_namespaces()[1]
         found, counted, complete = as_builder(
-            builder, lambda: _search(handle, layer, overlays, budget)
+            builder, lambda: _search(handle, layer, overlays, budget, selection)
         )
     ordered = sorted({(path, kind) for kind, path in found})
     return Changes((Change(*one) for one in ordered), counted=counted, complete=complete)
 
 
 def _search(
-    handle: Handle, layer: int, overlays: dict[str, Overlay], budget: overlay_diff.Budget
+    handle: Handle,
+    layer: int,
+    overlays: dict[str, Overlay],
+    budget: overlay_diff.Budget,
+    selection: overlay_diff.Selection | None,
 ) -> tuple[list[Found], int, bool]:
     """Return kind and path of each change in the overlays of a layer, the number of changes, and
     whether these are all.
     """
     found: list[Found] = []
     for name, (point, lower) in overlays.items():
+        selected = _below(selection, point)
+        if selection is not None and selected is None:
+            continue
         own = sum(len(one.paths(point)) for one in handle.snapshots)
         try:
             with OpenDirectory(f"{name}/upper", layer) as fd:
-                changes = overlay_diff.changes_since(fd, lower[:own], lower[own:], budget)
+                changes = overlay_diff.changes_since(fd, lower[:own], lower[own:], budget, selected)
                 below = [(kind, point + path) for kind, path in changes]
         except PermissionError:  # as_user: a directory that this user may not read
             continue
@@ -86,6 +95,13 @@ def _search(
     listed = _without_mount_points(found, targets | {target for _source, target in spec.devices})
     counted = len(listed) if budget.complete else max(budget.counted, len(listed))
     return listed, counted, budget.complete
+
+
+def _below(selection: overlay_diff.Selection | None, point: str) -> overlay_diff.Selection | None:
+    """Return what is selected below a mount point."""
+    for name in filter(None, point.split("/")):
+        selection = None if selection is None else selection.below(name)
+    return selection
 
 
 def _without_mount_points(found: list[Found], targets: set[str]) -> list[Found]:

@@ -46,11 +46,14 @@ _NO_WAIT = os.O_NONBLOCK | os.O_NOCTTY
 Path = str | os.PathLike[str]
 
 
-def open_inside(handle: Handle, path: Path, flags: int, mode: int = 0) -> int:
+def open_inside(
+    handle: Handle, path: Path, flags: int, mode: int = 0, *, follow: bool = True
+) -> int:
     """Open a path inside with the rights of root inside; return a descriptor.
 
     ``path`` is relative to the container's working directory; ``flags`` and ``mode`` are those of
-    open(2). Raises what :func:`os.open` would, and :class:`ContainerStopped`.
+    open(2). Without ``follow``, no symbolic link in the path is followed. Raises what
+    :func:`os.open` would, and :class:`ContainerStopped`.
 
     A child opens it that shares this process's memory and descriptors. It is in the container's
     mount namespace but not in its PID namespace: nothing in the container can see or stop it, and
@@ -63,9 +66,8 @@ def open_inside(handle: Handle, path: Path, flags: int, mode: int = 0) -> int:
     batch = SyscallBatch()
     entrance_of(handle).add_file_access(batch)
     # A magic link of procfs could lead out of the container (openat2(2)).
-    how = sc.open_how(
-        flags if flags & os.O_PATH else flags | _NO_WAIT, sc.RESOLVE_NO_MAGICLINKS, mode
-    )
+    resolve = sc.RESOLVE_NO_MAGICLINKS if follow else sc.RESOLVE_NO_SYMLINKS
+    how = sc.open_how(flags if flags & os.O_PATH else flags | _NO_WAIT, resolve, mode)
     found = batch.open_as("open", place, how)
     try:
         with Deferred():

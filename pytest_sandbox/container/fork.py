@@ -20,8 +20,8 @@ from pytest_sandbox.container.files import read_regular
 from pytest_sandbox.container.lifecycle import local_handles
 from pytest_sandbox.container.processes import END_TIMEOUT
 from pytest_sandbox.container.uid_check import check_uid
-from pytest_sandbox.errors import SandboxError, SetupError, UnsupportedError
-from pytest_sandbox.linux import huge_pages, namespaces, native_code, process
+from pytest_sandbox.errors import ContainerStopped, SandboxError, SetupError, UnsupportedError
+from pytest_sandbox.linux import fork_hooks, huge_pages, namespaces, native_code, process
 from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.linux.syscall_batch import Failure, SyscallBatch
 from pytest_sandbox.outcome import Exited, OOMKilled, Outcome, Signaled, TimedOut
@@ -41,6 +41,8 @@ __tracebackhide__ = True  # pytest shows the line of the test; --full-trace show
 _CHUNK = 1 << 16
 #: Seconds for a process outside of the container, which nothing inside can stop, to fork into it.
 _JOIN_TIMEOUT = 30.0
+#: The exit status of a child that could not enter its container.
+_NOT_JOINED = 125
 
 
 class Child:
@@ -198,7 +200,7 @@ def _fork_into(handle: Handle, user: str | None, *, shielded: bool, twice: bool)
     pid = -1
     try:
         pid = (
-            _fork_once(target)
+            _fork_once(target, batch, confinement)
             if clone is None
             else _fork_twice(handle, batch, clone, shielded=shielded)
         )
@@ -238,18 +240,37 @@ def _add_arrival(handle: Handle, batch: SyscallBatch) -> None:
     batch.restore_signals("unblock signals")
 
 
-def _fork_once(target: JoinTarget) -> int:
-    """Fork with the container's PID namespace set for the children of this thread."""
+def _fork_once(target: JoinTarget, *in_child: SyscallBatch) -> int:
+    """Fork with the container's PID namespace set for the children of this thread, and make the
+    calls of ``in_child`` in the child.
+    """
     own = namespaces.open_pid_for_children()
+    before, after = map(namespaces.pid_for_children, (target.pidfd, own))
     pid = -1
     try:
-        namespaces.set_pid_for_children(target.pidfd)
-        pid = fork_process()
+        pid = fork_hooks.fork_with(fork_process, before, after, in_child)
+        _check_fork(pid, before, after)
     finally:
-        if pid:  # the child stays in the container's
-            namespaces.set_pid_for_children(own)
         os.close(own)
     return pid
+
+
+def _check_fork(pid: int, before: SyscallBatch, after: SyscallBatch) -> None:
+    """Check that the child was made in the container's PID namespace, and that this thread has left
+    it. Otherwise the child exits, and the error is raised in the parent.
+    """
+    try:
+        before.check()
+        if pid:
+            after.check()
+    except OSError as error:
+        if not pid:
+            os._exit(_NOT_JOINED)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        if isinstance(error, ProcessLookupError):
+            raise ContainerStopped.ended() from error
+        raise
 
 
 def _fork_twice(handle: Handle, batch: SyscallBatch, clone: Result, *, shielded: bool) -> int:
@@ -330,17 +351,21 @@ def _read_line(reader: int, timeout: float) -> bytes:
 def _finish_joining(handle: Handle, batch: SyscallBatch | None, confinement: SyscallBatch) -> None:
     """Complete the way into the container, in the child; on an error, exit with status 125: a
     process that has joined only some namespaces must not run a test.
+
+    ``batch`` is None if the child has to confine itself; otherwise the calls of both were made.
     """
     try:
-        if batch is not None:
-            batch.run()
-        confinement.run()
+        if batch is None:
+            confinement.run()
+        else:
+            batch.check()
+            confinement.check()
     except OSError as error:
         os.write(
             2,
             f"pytest-sandbox: the test could not enter its container: {error.strerror}\n".encode(),
         )
-        os._exit(125)
+        os._exit(_NOT_JOINED)
     except KeyboardInterrupt:  # it came before the child had a session of its own
         os._exit(128 + signal.SIGINT)
     session.leave_in_fork()

@@ -24,7 +24,14 @@ from typing import Any
 
 from pytest_sandbox.errors import SandboxError
 
-__all__ = ["RemoteTraceback", "decode", "decode_exception", "encode", "encode_exception"]
+__all__ = [
+    "RemoteTraceback",
+    "decode",
+    "decode_exception",
+    "encode",
+    "encode_exception",
+    "encode_or_repr",
+]
 
 _PLAIN = (bool, int, str, type(None))
 # A short text may be a huge number: 10^30000000 takes half a minute to compute. The limits are
@@ -218,10 +225,14 @@ def encode_exception(error: BaseException) -> Any:
     """
     return {
         "class": _name(type(error)),
-        "args": [_or_repr(value) for value in _arguments(error)],
-        "fields": {name: _or_repr(getattr(error, name, None)) for name in _fields(type(error))},
+        "args": [encode_or_repr(value) for value in _arguments(error)],
+        "fields": {
+            name: encode_or_repr(getattr(error, name, None)) for name in _fields(type(error))
+        },
         "state": {
-            name: _or_repr(value) for name, value in vars(error).items() if name != "__notes__"
+            name: encode_or_repr(value)
+            for name, value in vars(error).items()
+            if name != "__notes__"
         },
         "notes": [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)],
         "traceback": "".join(_formatted(error)),
@@ -251,7 +262,8 @@ def _formatted(error: BaseException) -> list[str]:
         return [f"{type(error).__qualname__} (its text is not available)\n"]
 
 
-def _or_repr(value: Any) -> Any:
+def encode_or_repr(value: Any) -> Any:
+    """Return a value in a form for JSON; of one that is not data, its repr()."""
     try:
         return encode(value)
     except Exception:  # noqa: BLE001 - not data, or an object of the test whose attributes raise

@@ -83,7 +83,7 @@ def enter_own_user_namespace() -> None:
         if root_check.is_chrooted():
             root_check.leave_chroot()
     uid, gid = os.geteuid(), os.getegid()
-    sc.unshare(sc.CLONE_NEWUSER)
+    userns.unshare_user_namespace()
     userns.map_single_id(uid, gid, rooted=True)
 
 

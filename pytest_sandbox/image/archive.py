@@ -1,17 +1,13 @@
 """Loading images from files and directories: OCI layouts, archives of ``docker save`` and root file
 systems, which are distinguished by their content.
-
-The members of a layout or an archive are the files of a directory, or those of a tar file, which
-are read in place by their offsets.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.errors import ImageError
 from pytest_sandbox.image.decompress import PlainStream, compression_of, decompress, read_chunks
@@ -24,16 +20,18 @@ from pytest_sandbox.image.manifest import (
     parse_json,
     read_image,
 )
+from pytest_sandbox.image.members import DirectoryMembers, TarMembers, normal_name
 from pytest_sandbox.image.reference import parse_reference
 from pytest_sandbox.image.size_limits import Budget
 from pytest_sandbox.image.tar import TarReader
-from pytest_sandbox.image.tar_header import BLOCK, printable
+from pytest_sandbox.image.tar_header import printable
 from pytest_sandbox.image.transaction import unpack_verified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pytest_sandbox.image.index import LayerInfo
+    from pytest_sandbox.image.members import Members
     from pytest_sandbox.image.size_limits import Limits
     from pytest_sandbox.image.store import Store
     from pytest_sandbox.image.transaction import Transaction
@@ -44,124 +42,6 @@ _LAYOUT: Final = ("oci-layout", "index.json")
 _MANIFEST: Final = "manifest.json"
 _FULL_NAME: Final = "io.containerd.image.name"
 _REF_NAME: Final = "org.opencontainers.image.ref.name"
-_MOST_LINKS: Final = 8
-
-
-class Members(Protocol):
-    """The named files of a layout or an archive."""
-
-    def has(self, name: str) -> bool: ...
-    def size(self, name: str) -> int: ...
-    def chunks(self, name: str) -> Iterator[bytes]: ...
-
-
-class DirectoryMembers:
-    """The regular files of a directory."""
-
-    def __init__(self, directory: str) -> None:
-        self._directory = directory
-
-    def _path(self, name: str) -> str:
-        if os.path.isabs(name) or ".." in name.split("/"):
-            raise ImageError(f"{name!r} is outside of {self._directory}")
-        return os.path.join(self._directory, name)
-
-    def has(self, name: str) -> bool:
-        with contextlib.suppress(OSError):
-            return stat.S_ISREG(os.stat(self._path(name)).st_mode)
-        return False
-
-    def size(self, name: str) -> int:
-        return os.stat(self._path(name)).st_size
-
-    def chunks(self, name: str) -> Iterator[bytes]:
-        fd = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise ImageError(f"{name!r} in {self._directory} is not a regular file")
-            yield from read_chunks(file)
-
-
-class _SeekableSource:
-    """A file as the source of a TarReader, which skips by seeking."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._size = os.fstat(file.fileno()).st_size
-
-    def read(self, size: int) -> bytes:
-        return self._file.read(size)
-
-    def views(self, size: int) -> Iterator[memoryview]:
-        while size > 0:
-            data = self._file.read(min(size, 1 << 20))
-            if not data:
-                raise EOFError
-            size -= len(data)
-            yield memoryview(data)
-
-    def skip(self, size: int) -> None:
-        if self._file.seek(size, os.SEEK_CUR) > self._size:
-            raise EOFError
-
-    def rest_is_zero(self) -> bool:
-        # only named members are read, so data after the end of the archive does no harm
-        return True
-
-
-class TarMembers:
-    """The files of a plain tar file, which are read in place.
-
-    Before docker 1.14, ``docker save`` wrote equal layers as links to the first.
-    """
-
-    def __init__(self, path: str, limits: Limits) -> None:
-        self._path = path
-        self._found: dict[str, tuple[int, int]] = {}
-        self._links: dict[str, str] = {}
-        with open(path, "rb", buffering=BLOCK * 8) as file:
-            for count, member in enumerate(TarReader(_SeekableSource(file), limits)):
-                if count > limits.entries:
-                    raise ImageError(f"{path} has more than {limits.entries} entries")
-                name = _normal(os.fsdecode(member.name))
-                self._links.pop(name, None)
-                if member.kind == b"0" and member.sparse is None:
-                    self._found[name] = (file.tell(), member.size)
-                elif member.kind in b"12":
-                    target = os.fsdecode(member.link)
-                    self._links[name] = _normal(
-                        os.path.join(os.path.dirname(name), target)
-                        if member.kind == b"2"
-                        else target
-                    )
-
-    def _resolved(self, name: str) -> tuple[int, int]:
-        at = _normal(name)
-        for _ in range(_MOST_LINKS):
-            if at not in self._links:
-                break
-            at = self._links[at]
-        if at not in self._found:
-            raise ImageError(f"{self._path} has no file {printable(os.fsencode(name))}")
-        return self._found[at]
-
-    def has(self, name: str) -> bool:
-        with contextlib.suppress(ImageError):
-            return bool(self._resolved(name))
-        return False
-
-    def size(self, name: str) -> int:
-        return self._resolved(name)[1]
-
-    def chunks(self, name: str) -> Iterator[bytes]:
-        offset, size = self._resolved(name)
-        with open(self._path, "rb") as file:
-            file.seek(offset)
-            yield from read_chunks(file, size)
-
-
-def _normal(name: str) -> str:
-    return os.path.normpath(name).lstrip("/")
 
 
 @dataclass(slots=True)
@@ -332,7 +212,7 @@ def _load_tar(plain: str, path: str, loader: Loader) -> list[str]:
         members = TarMembers(plain, loader.limits)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
-    if all(map(members.has, _LAYOUT)) or members.has(_MANIFEST):
+    if not members.is_rootfs and (all(map(members.has, _LAYOUT)) or members.has(_MANIFEST)):
         return _load_members(members, loader, path)
     return [loader.load_rootfs(plain)]
 
@@ -344,7 +224,7 @@ def _holds_an_image(path: str, label: str, limits: Limits) -> bool:
     with open(path, "rb") as file:
         try:
             for member in TarReader(decompress(read_chunks(file)), limits):
-                name = _normal(os.fsdecode(member.name))
+                name = normal_name(os.fsdecode(member.name))
                 if name in (*_LAYOUT, _MANIFEST) or name.startswith("blobs/sha256/"):
                     return True
                 if member.kind == b"0":

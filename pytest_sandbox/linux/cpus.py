@@ -1,10 +1,54 @@
-"""CPU lists, in the format of cpuset(7)."""
+"""CPU lists, in the format of cpuset(7), and the CPUs that this process may use."""
 
 from __future__ import annotations
 
+import math
 import os
 
-__all__ = ["online", "parse"]
+from pytest_sandbox.linux import mountinfo
+from pytest_sandbox.linux.cgroup.interface_files import read, read_number
+from pytest_sandbox.linux.cgroup.mounts import Mount, parse_mounts, parse_own
+
+__all__ = ["online", "parse", "usable"]
+
+
+def usable() -> int:
+    """Return how many CPUs this process may use, by its affinity (sched_setaffinity(2)) and the
+    CPU quotas of its cgroup and those above it; a part of a CPU counts as one.
+    """
+    own = parse_own(read("/proc/self/cgroup"))
+    quotas = [
+        quota
+        for mount in parse_mounts(mountinfo.read())
+        if mount.version == 2 or "cpu" in mount.controllers
+        for quota in _quotas(mount, own)
+    ]
+    return max(1, min([len(os.sched_getaffinity(0)), *map(math.ceil, quotas)]))
+
+
+def _quotas(mount: Mount, own: dict[str, str]) -> list[float]:
+    """Return the quotas of each visible cgroup that this process is in, in CPUs."""
+    found = []
+    directory = mount.directory(own.get("cpu" if mount.version == 1 else "", "/"))
+    while directory is not None and len(directory) >= len(mount.point):
+        quota, period = _bandwidth(directory, mount.version)
+        if quota > 0 and period > 0:
+            found.append(quota / period)
+        directory = os.path.dirname(directory)
+    return found
+
+
+def _bandwidth(directory: str, version: int) -> tuple[int, int]:
+    """Return quota and period in microseconds; the quota is -1 without a limit."""
+    if version == 1:
+        numbers = (read_number(f"{directory}/cpu.cfs_{name}_us") for name in ("quota", "period"))
+        quota, period = (-1 if number is None else number for number in numbers)
+        return quota, period
+    try:
+        quota_text, period_text = read(f"{directory}/cpu.max").split()
+    except FileNotFoundError:
+        return -1, -1
+    return (-1 if quota_text == "max" else int(quota_text)), int(period_text)
 
 
 def online() -> str:

@@ -5,7 +5,7 @@ A test assembles the sources again and compares the result.
 
 from __future__ import annotations
 
-__all__ = ["HELPER", "INIT", "RUN"]
+__all__ = ["HELPER", "HOOK", "INIT", "RUN"]
 
 #: Make the system calls of a list.
 RUN = {
@@ -32,6 +32,18 @@ HELPER = {
     "aarch64": bytes.fromhex(
         "95f30710a1220091000080d2d9ffff97e10300aaa00240f9020980d2080880d2010000d4000080d2c80b80d201"
         "0000d4"
+    ),
+}
+
+#: A fork handler that acts once; it follows HELPER, aligned to 16 bytes.
+HOOK = {
+    "x86_64": bytes.fromhex(
+        "669053488d1d28ff0000ff5308483903752448c703000000004883c3084883c308488b334885f6740d31ffe802"
+        "ffffff488338ff74e75bc3"
+    ),
+    "aarch64": bytes.fromhex(
+        "fd7bbea9f30b00f9d3f90710690640f920013fd6690240f91f0009eb410100547f0200f973220091618e40f8c1"
+        "0000b4000080d2c3ffff97090040f93f0500b140ffff54f30b40f9fd7bc2a8c0035fd6"
     ),
 }
 

@@ -9,7 +9,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, NoReturn
 
-from pytest_sandbox.errors import ContainerStopped, UnsupportedError
+from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.linux import process, userns
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.syscall_batch import SyscallBatch
@@ -25,8 +25,8 @@ __all__ = [
     "map_identity",
     "open_namespace",
     "open_pid_for_children",
+    "pid_for_children",
     "set_hostname",
-    "set_pid_for_children",
 ]
 
 
@@ -64,16 +64,16 @@ def set_hostname(pidfd: int, name: str, builder_fd: int) -> None:
     batch.run_in_child()
 
 
-def set_pid_for_children(fd: int) -> None:
-    """Set the PID namespace of this thread's future children (setns(2)).
+def pid_for_children(fd: int) -> SyscallBatch:
+    """Return a prepared batch that sets the PID namespace of this thread's future children.
 
-    ``fd`` is a pidfd or a descriptor of a PID namespace. Raises ContainerStopped for a process that
-    is ending: it leaves its namespaces a moment before its pidfd becomes readable.
+    ``fd`` is a pidfd or a descriptor of a PID namespace (setns(2)). ESRCH: a process that is ending
+    leaves its namespaces a moment before its pidfd becomes readable.
     """
-    try:
-        sc.setns(fd, sc.CLONE_NEWPID)
-    except ProcessLookupError as error:
-        raise ContainerStopped.ended() from error
+    batch = SyscallBatch()
+    batch.add("set the PID namespace of children", "setns", fd, sc.CLONE_NEWPID)
+    batch.prepare()
+    return batch
 
 
 def open_pid_for_children() -> int:
@@ -83,7 +83,7 @@ def open_pid_for_children() -> int:
     """
     own = os.open("/proc/thread-self/ns/pid_for_children", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        set_pid_for_children(own)
+        sc.setns(own, sc.CLONE_NEWPID)
     except OSError as error:
         os.close(own)
         remedy = (
@@ -136,7 +136,7 @@ def _become_new_user_namespace(owner: int | None, created: int, mapped: int) -> 
             permitted = sc.getcaps()[1]
             os.seteuid(owner)  # clears the effective set (capabilities(7))
             sc.capset(permitted, permitted, 0)
-        sc.unshare(sc.CLONE_NEWUSER)
+        userns.unshare_user_namespace()
     except OSError as error:
         code = error.errno or errno.EIO
     finally:

@@ -16,7 +16,16 @@ from pytest_sandbox.linux import syscall as sc
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["address_of", "clear_memory", "fork_handlers", "map_code", "spawn"]
+__all__ = [
+    "address_of",
+    "address_of_pthread_self",
+    "clear_memory",
+    "fork_handlers",
+    "map_code",
+    "map_with_data",
+    "register_fork_handlers",
+    "spawn",
+]
 
 _CLONE_FLAGS = sc.CLONE_VM | sc.CLONE_VFORK | sc.CLONE_PIDFD | sc.CLONE_CLEAR_SIGHAND
 _PROT_READ_EXEC = mmap.PROT_READ | mmap.PROT_EXEC
@@ -46,6 +55,42 @@ def map_code(code: bytes) -> Callable[[int, int], int]:
         "PROT_EXEC",
     )
     return cast("Callable[[int, int], int]", _CODE(address))
+
+
+def map_with_data(code: bytes, data_at: int) -> tuple[int, mmap.mmap]:
+    """Map machine code, executable and not writable, with a page of data ``data_at`` bytes after
+    its start; return the address and the mapping. It stays mapped until the process ends.
+    """
+    memory = mmap.mmap(-1, data_at + mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.write(code)
+    _mapped.append(memory)
+    address = address_of(memory)
+    sc.checked(
+        sc.libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(data_at), _PROT_READ_EXEC),
+        "mprotect",
+        "PROT_EXEC",
+    )
+    return address, memory
+
+
+def address_of_pthread_self() -> int:
+    """Return the address of pthread_self(3), whose result :func:`threading.get_ident` returns."""
+    return ctypes.cast(sc.libc.pthread_self, ctypes.c_void_p).value or 0
+
+
+def register_fork_handlers(before: int, in_parent: int, in_child: int) -> None:
+    """Register functions, by their addresses, that fork(3) calls (pthread_atfork(3)).
+
+    Of the handlers of a process, those registered first are called last before a fork and first
+    after it. In the GNU C library pthread_atfork is no symbol of the shared library, but the
+    function that it calls is: with the handle of the library to which the handlers belong, which
+    removes them when it is unloaded.
+    """
+    handlers = [ctypes.c_void_p(one) for one in (before, in_parent, in_child)]
+    glibc = getattr(sc.libc, "__register_atfork", None)
+    code = sc.libc.pthread_atfork(*handlers) if glibc is None else glibc(*handlers, None)
+    if code:
+        raise OSError(code, f"{os.strerror(code)}: pthread_atfork()")
 
 
 def fork_handlers() -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:

@@ -17,7 +17,7 @@ import os
 import stat
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from pytest_sandbox.linux.directories import DIRECTORY, DirectoryStack, OpenDirectory, batches
 from pytest_sandbox.linux.lower_directories import Lower, OpenLowers
@@ -25,7 +25,7 @@ from pytest_sandbox.linux.lower_directories import Lower, OpenLowers
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["Budget", "changes", "changes_since"]
+__all__ = ["Budget", "Selection", "changes", "changes_since"]
 
 #: The prefix of attributes in overlays of root, and in those with the option ``userxattr``.
 _PREFIXES = ("trusted.overlay.", "user.overlay.")
@@ -37,6 +37,15 @@ _CLOCK_INTERVAL = 128
 #: The directories of lower layers that are merged into one, topmost first.
 Merged: TypeAlias = "tuple[Lower, ...]"
 Found: TypeAlias = tuple[str, str]
+
+
+class Selection(Protocol):
+    """What a walk visits: a set of paths, as seen from a directory."""
+
+    def below(self, name: str) -> Selection | None:
+        """Return what is selected below an entry of the directory; None if neither the entry nor
+        anything below it is.
+        """
 
 
 @dataclass(slots=True)
@@ -86,27 +95,34 @@ class _Level:
 
     ``has_upper`` is whether it exists in the writable layer, ``below`` are the lower directories
     that are merged into it, ``before`` those that had this path before. ``pending`` are the
-    subdirectories to visit, each with its ``has_upper``.
+    subdirectories to visit, each with its ``has_upper``. ``selected`` is None if the walk visits
+    everything.
     """
 
     name: str
     has_upper: bool
     below: Merged
     before: Merged
+    selected: Selection | None
     pending: list[tuple[str, bool]] = field(default_factory=list)
 
 
-def changes(upper: int, lower: Sequence[str], budget: Budget | None = None) -> Iterator[Found]:
+def changes(
+    upper: int,
+    lower: Sequence[str],
+    budget: Budget | None = None,
+    selection: Selection | None = None,
+) -> Iterator[Found]:
     """Yield ``(kind, path)`` for each change of the layer ``upper`` to the directories ``lower``.
 
     ``upper`` is a descriptor. ``kind`` is "added", "modified" or "deleted"; ``path`` starts with
     "/". A directory that contains a change is "modified", as in ``docker diff``. Files that
-    disappear meanwhile are skipped.
+    disappear meanwhile are skipped. With ``selection``, other entries and directories are too.
     """
     budget = budget or Budget()
     with OpenLowers(lower) as lowers, DirectoryStack(upper) as stack:
         try:
-            yield from _Walk(stack, lowers, budget).run()
+            yield from _Walk(stack, lowers, budget, selection).run()
         except OSError as error:
             if not isinstance(error, TimeoutError) and error.errno != errno.ESTALE:
                 raise
@@ -114,20 +130,24 @@ def changes(upper: int, lower: Sequence[str], budget: Budget | None = None) -> I
 
 
 def changes_since(
-    upper: int, taken: Sequence[str], lower: Sequence[str], budget: Budget | None = None
+    upper: int,
+    taken: Sequence[str],
+    lower: Sequence[str],
+    budget: Budget | None = None,
+    selection: Selection | None = None,
 ) -> Iterator[Found]:
     """Yield what :func:`changes` does, including the changes of the layers ``taken``.
 
     Those are layers of snapshots between ``upper`` and ``lower``, topmost first.
     """
     if not taken:
-        return changes(upper, lower, budget)
+        return changes(upper, lower, budget, selection)
     budget = budget or Budget()
     found: dict[str, str] = {}
     for at in range(len(taken), 0, -1):
         with OpenDirectory(taken[at - 1]) as fd:
-            _merge(found, changes(fd, [*taken[at:], *lower], budget))
-    _merge(found, changes(upper, [*taken, *lower], budget))
+            _merge(found, changes(fd, [*taken[at:], *lower], budget, selection))
+    _merge(found, changes(upper, [*taken, *lower], budget, selection))
     return ((kind, path) for path, kind in found.items())
 
 
@@ -156,14 +176,20 @@ def _forget_below(found: dict[str, str], paths: list[str], start: str) -> None:
 class _Walk:
     """A walk over a writable layer and the lower layers, from the root down."""
 
-    def __init__(self, stack: DirectoryStack, lowers: OpenLowers, budget: Budget) -> None:
+    def __init__(
+        self,
+        stack: DirectoryStack,
+        lowers: OpenLowers,
+        budget: Budget,
+        selection: Selection | None,
+    ) -> None:
         self._stack = stack
         self._lowers = lowers
         self._budget = budget
         self._pending = 0
         self._length = 1  # of the current path, with a "/" at its end
         roots = lowers.roots
-        self._levels = [_Level("", True, roots, roots)]
+        self._levels = [_Level("", True, roots, roots, selection)]
 
     def run(self) -> Iterator[Found]:
         """Yield every change."""
@@ -208,6 +234,8 @@ class _Walk:
         for batch in batches(self._stack.fd):
             self._budget.check()
             for entry in batch:
+                if not _is_selected(level, entry.name):
+                    continue
                 try:
                     is_directory, is_whiteout = _type(entry)
                 except FileNotFoundError:
@@ -225,7 +253,7 @@ class _Walk:
         """Yield the lower content of a directory that was renamed to this path."""
         for name in self._names_in(level.below):
             mode = self._lowers.mode(level.below, name)
-            if not mode or self._is_written(level, name):
+            if not mode or self._is_written(level, name) or not _is_selected(level, name):
                 continue
             yield "modified" if self._lowers.mode(level.before, name) else "added", name
             if stat.S_ISDIR(mode):
@@ -238,7 +266,8 @@ class _Walk:
         """
         for name in self._names_in(level.before):
             is_there = self._is_written(level, name) or self._lowers.mode(level.below, name)
-            if not is_there and self._lowers.mode(level.before, name):
+            was_there = self._lowers.mode(level.before, name) and _is_selected(level, name)
+            if was_there and not is_there:
                 yield "deleted", name
 
     def _names_in(self, merged: Merged) -> Iterator[str]:
@@ -268,14 +297,15 @@ class _Walk:
     def _enter(self, level: _Level, name: str, has_upper: bool) -> _Level | None:
         """Return a directory to visit; None if it has disappeared or cannot be read."""
         before = self._lowers.step(level.before, name)
+        selected = None if level.selected is None else level.selected.below(name)
         if not has_upper:
             below = self._lowers.step(level.below, name)
-            return _Level(name, False, below, before) if below else None
+            return _Level(name, False, below, before, selected) if below else None
         try:
             self._stack.push(os.open(name, DIRECTORY, dir_fd=self._stack.fd))
         except OSError:
             return None
-        return _Level(name, True, self._below(level, name, before), before)
+        return _Level(name, True, self._below(level, name, before), before, selected)
 
     def _below(self, level: _Level, name: str, before: Merged) -> Merged:
         """Return the lower directories of the directory that was just entered.
@@ -299,6 +329,10 @@ class _Walk:
         for part in parts:
             merged = self._lowers.step(merged, part) if part not in {"", ".", ".."} else ()
         return merged
+
+
+def _is_selected(level: _Level, name: str) -> bool:
+    return level.selected is None or level.selected.below(name) is not None
 
 
 def _type(entry: os.DirEntry[str]) -> tuple[bool, bool]:

@@ -249,11 +249,23 @@ class SyscallBatch:
         if not self._prepared:
             self.prepare()
         self._run(0, self._prepared)
+        self.check()
+
+    def check(self) -> None:
+        """Raise OSError if a call has failed, or if the calls were not made."""
         if self[self._last] >= 0:  # it was called, and so were all before it
             return
         failure = self.failure()
         if failure is not None:
             raise failure.error()
+        if self[self._last] == -_NOT_CALLED:
+            step, call, _arguments = self._calls[-1]
+            raise OSError(errno.ECANCELED, f"{os.strerror(errno.ECANCELED)}: {call} ({step})")
+
+    @property
+    def prepared(self) -> int:
+        """The address of the list that :meth:`prepare` has laid out."""
+        return self._prepared
 
     def run_fork(self, clone: Result) -> int:
         """Make the calls in this single-threaded process, which forks at the call ``clone``.

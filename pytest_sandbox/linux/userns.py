@@ -12,10 +12,11 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from typing import TYPE_CHECKING, NoReturn
 
-from pytest_sandbox.linux import capabilities, process
+from pytest_sandbox.linux import capabilities, process, sysctl
 from pytest_sandbox.linux import syscall as sc
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = [
     "reexec_in_user_namespace",
     "root_map",
     "subordinate_ranges",
+    "unshare_user_namespace",
 ]
 
 #: The number of IDs in a container: distributions hand out ranges of 65536.
@@ -52,6 +54,9 @@ _REQUIRED = (
     "DAC_OVERRIDE",
     "FOWNER",
 )
+#: How long to wait for a place below user.max_user_namespaces, in seconds. The kernel counts a
+#: namespace until a worker has freed it, up to 1.5 s after its last process has ended (measured).
+_PATIENCE = 5.0
 _INITIAL = 0xEFFFFFFD  # PROC_USER_INIT_INO, <linux/proc_ns.h>
 
 #: A line of /proc/PID/uid_map: the first ID inside, the first ID outside, and the count.
@@ -170,7 +175,7 @@ def call_with_capabilities(func: Callable[[], object]) -> None:
             raise OSError(errno.EPERM, "the operation failed in a user namespace of its own")
         return
     try:
-        _unshare_user_namespace()
+        _enter_user_namespace()
         func()
         os._exit(0)
     finally:
@@ -184,15 +189,34 @@ def reexec_in_user_namespace() -> NoReturn:
     only then may the user outside join the namespaces that it creates (ptrace(2), "Ptrace access
     mode checking"). Raises OSError if user namespaces are not allowed.
     """
-    _unshare_user_namespace()
+    _enter_user_namespace()
     _raise_ambient_capabilities()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _unshare_user_namespace() -> None:
+def unshare_user_namespace() -> None:
+    """Move the calling single-threaded process into a new user namespace, without mapped IDs.
+
+    At the limit on user namespaces (ENOSPC) it waits for those that the kernel is about to free.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return sc.unshare(sc.CLONE_NEWUSER)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or time.monotonic() > deadline or not _may_have_any():
+                raise
+        time.sleep(0.01)
+
+
+def _may_have_any() -> bool:
+    return sysctl.value("user.max_user_namespaces") != "0"
+
+
+def _enter_user_namespace() -> None:
     uid, gid = os.geteuid(), os.getegid()
     helper = _Helper()
-    sc.unshare(sc.CLONE_NEWUSER)
+    unshare_user_namespace()
     if not helper.map():
         map_single_id(uid, gid)
     # AppArmor may allow the namespace and deny its capabilities: then this call fails.

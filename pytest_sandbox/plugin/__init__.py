@@ -6,10 +6,14 @@ the order in which a test meets them:
 
 - options.py and fixtures.py: options, ini settings, marks, fixtures.
 - selection.py: at collection, which tests run inside, and with which settings.
-- protocol.py: the parent's side of one test inside.
+- protocol.py: the parent's side of the tests inside; sandboxed_test.py: one of them.
 - test_process.py: the fork that runs it.
 - report_channel.py: the messages from the fork to the parent; messages.py and message_checker.py:
   their schemas and checks.
+- originals.py: the functions that fixtures replace, while this package needs them.
+- artifacts.py: files that are copied to the host when the test has ended; carry.py: state of other
+  plugins; adapters/: such plugins.
+- jobs.py: tests that start before their turn.
 - results.py: pytest reports, from the messages or from how the fork ended.
 - summary.py: what the session reports about its containers.
 """

@@ -6,7 +6,10 @@ no other module.
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import warnings
 from contextlib import nullcontext, suppress
 from itertools import takewhile
 from types import SimpleNamespace
@@ -19,10 +22,11 @@ from _pytest.scope import Scope
 from _pytest.warnings import catch_warnings_for_item
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
 __all__ = [
+    "HigherFixtures",
     "OuterFinalizers",
     "RestrictedHook",
     "add_failed_subtests",
@@ -35,10 +39,14 @@ __all__ = [
     "is_at_terminal",
     "is_measured",
     "junit_xml",
+    "keep_collectors_of",
+    "logging_locks",
     "recorded_warnings",
     "restore_subtest",
     "set_up_higher",
     "tear_down_item",
+    "tmp_path_name",
+    "upcoming",
 ]
 
 # -- fixtures
@@ -93,6 +101,63 @@ def _requests_overridden(definition: Any) -> bool:
     return definition._scope is Scope.Function and definition.argname in definition.argnames
 
 
+class HigherFixtures:
+    """What is set up for an item in this process: fixtures of scopes above function, and its
+    collectors.
+
+    - ``are_set_up``: whether nothing is missing.
+    - ``are_of_other_parameters``: whether one has to be torn down before, as it is set up for
+      another parameter.
+
+    ``definition.cached_result``, ``session._setupstate``, ``item._fixtureinfo``: no public name
+    tells what is set up. Collectors that inherit ``setup`` have nothing to set up.
+    """
+
+    def __init__(self, item: Any) -> None:
+        self._params = getattr(getattr(item, "callspec", None), "params", {})
+        self.are_of_other_parameters = False
+        stack = item.session._setupstate.stack
+        self.are_set_up = all(
+            (node in stack and stack[node][1] is None) or type(node).setup is pytest.Collector.setup
+            for node in item.listchain()[:-1]
+        )
+        for name, overriding in _higher_fixtures(item):
+            definitions = item._fixtureinfo.name2fixturedefs.get(name, ())
+            self._look_at(name, definitions[: len(definitions) - len(overriding)])
+
+    def _look_at(self, name: str, definitions: Sequence[Any]) -> None:
+        cached = definitions[-1].cached_result if definitions else None
+        is_wrong = cached is not None and name in self._params and cached[1] != self._params[name]
+        self.are_of_other_parameters |= is_wrong
+        self.are_set_up &= cached is not None and cached[2] is None and not is_wrong
+
+
+def keep_collectors_of(item: Any) -> None:
+    """In a test process, forget the collectors that are set up for other items."""
+    stack, chain = item.session._setupstate.stack, item.listchain()
+    for node in [node for node in stack if node not in chain]:
+        del stack[node]
+
+
+def upcoming(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.Item]:
+    """Return the items that follow in this process, as far as that is known.
+
+    ``WorkerInteractor.torun``: the controller of xdist decides it, a few items in advance.
+    """
+    items = item.session.items
+    if not hasattr(item.config, "workerinput"):
+        return items[items.index(item) + 1 :]
+    interactors = (
+        one
+        for one in item.config.pluginmanager.get_plugins()
+        if type(one).__name__ == "WorkerInteractor"
+    )
+    queue = getattr(next(interactors), "torun", None)
+    known = list(getattr(queue, "_items", ()))
+    later = [items[number] for number in known if isinstance(number, int)]
+    return later if nextitem is None else [nextitem, *later]
+
+
 class OuterFinalizers:
     """The finalizers of all nodes above an item, which its test process must not run.
 
@@ -134,6 +199,15 @@ def base_temporary(config: Any) -> str:
     return "" if factory is None else str(factory.getbasetemp())
 
 
+def tmp_path_name(item: pytest.Item) -> str:
+    """Return the name of a test's ``tmp_path`` without the number at its end.
+
+    ``_pytest.tmpdir._mk_tmp``: the name is needed after a test process has crashed, and must not
+    be taken from the test process. No public function returns it.
+    """
+    return re.sub(r"[\W]", "_", item.name)[:30]
+
+
 # -- configuration and hooks
 
 
@@ -144,7 +218,10 @@ def ini_value(config: Any, name: str) -> object:
     ``addini`` accepts a single type, not both numbers and text.
     """
     try:
-        return config.getini(name)
+        with warnings.catch_warnings():
+            # pytest 9 warns of a list for a setting of a single type, and returns it.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return config.getini(name)
     except (TypeError, pytest.UsageError):
         found = config._inicfg[name]
         return getattr(found, "value", found)
@@ -274,6 +351,17 @@ def restore_subtest(report: Any, data: dict[str, Any]) -> None:
     arguments = data.get("_subtest.context", {}).get("kwargs")
     if context is not None and arguments:
         object.__setattr__(context, "kwargs", arguments)
+
+
+def logging_locks() -> list[Any]:
+    """Return the locks that a thread may hold while it logs: the module's, then the handlers'.
+
+    ``_lock`` and ``_handlerList`` of :mod:`logging`: handlers that only a fixture refers to have no
+    public name, and the order has to be that of logging.config, which takes the module's first.
+    """
+    handlers = [reference() for reference in list(logging._handlerList)]  # type: ignore[attr-defined]
+    locks = [getattr(handler, "lock", None) for handler in handlers]
+    return [logging._lock, *(lock for lock in locks if lock is not None)]  # type: ignore[attr-defined]
 
 
 # -- other plugins

@@ -54,7 +54,9 @@ class CoverageSender:
         """
         serialize = getattr(getattr(self._coverage, "config", None), "serialize", None)
         if serialize is not None and "COVERAGE_PROCESS_START" not in os.environ:
-            os.environ.setdefault("COVERAGE_PROCESS_CONFIG", serialize())
+            # TypeError: pytest-testmon has set an option that coverage cannot serialise.
+            with suppress(TypeError):
+                os.environ.setdefault("COVERAGE_PROCESS_CONFIG", serialize())
 
     def _data_files(self) -> set[str]:
         if self._coverage is None:

@@ -35,6 +35,7 @@ def container(request: pytest.FixtureRequest) -> Iterator[Container]:
     with as_test_result(item.config):
         supported.require()
     from pytest_sandbox.container.container import Container
+    from pytest_sandbox.plugin import artifacts
 
     if IN_TEST_PROCESS in item.stash:
         pytest.fail(
@@ -51,6 +52,8 @@ def container(request: pytest.FixtureRequest) -> Iterator[Container]:
         item.ihook.pytest_sandbox_started(item=item, container=made)
         yield made
         del item.stash[_HELD]
+        if made.status != "stopped":
+            artifacts.copy_artifacts(item, made)
         if made.status != "stopped":
             item.ihook.pytest_sandbox_discard(item=item, container=made)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_sandbox.container.container import Container
+    from pytest_sandbox.container.diff import Changes
     from pytest_sandbox.outcome import Stats
 
 __all__ = ["Symptom", "describe", "remember_created_files", "symptoms"]
@@ -106,16 +107,20 @@ _MAX_CHANGES = 1000
 _MAX_SECONDS = 0.05
 
 
-def remember_created_files(item: pytest.Item, container: Container) -> None:
-    """Record the files that a test has created, for a later test that looks for one of them."""
+def remember_created_files(item: pytest.Item, container: Container) -> Changes | None:
+    """Record the files that a test has created, for a later test that looks for one of them.
+
+    Returns what the test has changed, of many changes some; None if that cannot be found.
+    """
     from pytest_sandbox.container.diff import changes_of
 
+    try:
+        found = changes_of(container.handle, most=_MAX_CHANGES, seconds=_MAX_SECONDS, as_user=True)
+    except (SandboxError, OSError):
+        return None
     if len(_creators) < _MAX_CREATORS:
-        with suppress(SandboxError, OSError):
-            found = changes_of(
-                container.handle, most=_MAX_CHANGES, seconds=_MAX_SECONDS, as_user=True
-            )
-            _creators.update((one.path, item.nodeid) for one in found if one.kind == "added")
+        _creators.update((one.path, item.nodeid) for one in found if one.kind == "added")
+    return found
 
 
 def describe(found: list[Symptom], item: pytest.Item, container: Container, stats: Stats) -> str:

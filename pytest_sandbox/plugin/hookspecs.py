@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from pytest_sandbox.outcome import Outcome, Stats
     from pytest_sandbox.settings.settings import Settings
 
+    Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
+
 
 @pytest.hookspec(firstresult=True)
 def pytest_sandbox_settings(
@@ -35,3 +37,18 @@ def pytest_sandbox_outcome(item: pytest.Item, outcome: Outcome, stats: Stats) ->
 
 def pytest_sandbox_discard(item: pytest.Item, container: Container) -> None:
     """Called before a test's container, with its writable layer, is discarded."""
+
+
+def pytest_sandbox_carry(item: pytest.Item) -> Json:
+    """Return what this plugin has recorded in a test's process, as JSON, or None. Called inside
+    when the test has ended, at most 2 MiB.
+
+    A test process that was killed, or that timed out, does not call it.
+    """
+
+
+def pytest_sandbox_carried(item: pytest.Item, data: Json) -> None:
+    """Called outside with what the same plugin's ``pytest_sandbox_carry`` has returned.
+
+    A hostile test can change it: check types and sizes, and use no path or name in it unchecked.
+    """

@@ -11,11 +11,13 @@ report        a phase's report as pytest's hooks serialise it, the phase's excep
 logged        a report that another plugin logged meanwhile (a subtest)
 warning       a warning as data
 debugger      true when a debugger starts to wait for input, false when it ends (wakes the parent)
+timeout       the seconds after which pytest-timeout ends the test
 cache         key and value that the test stored in ``config.cache``
 subtests      the number of failed subtests
 session_stop  ``session.shouldstop`` and ``session.shouldfail``
 junit         properties of the suite and attributes of the test's element in junit XML
 benchmark     the measurements of pytest-benchmark
+carry         name of a plugin, and what its hook pytest_sandbox_carry has returned
 coverage      lines or arcs of one file in one context (coverage_data.py)
 late_fixture  name and scope of a fixture of a higher scope that was set up in the test process
 exit          the test ends the session (``pytest.exit``): reason and return code
@@ -205,6 +207,7 @@ SCHEMAS: Mapping[str, Check] = {
         }
     ),
     "debugger": schema.boolean,
+    "timeout": schema.number,
     "cache": schema.tuple_of(_cache_key, schema.any_json),
     "subtests": schema.integer(1, 1_000_000),
     "session_stop": schema.tuple_of(_stop_reason, _stop_reason),
@@ -221,6 +224,7 @@ SCHEMAS: Mapping[str, Check] = {
             "has_error": schema.boolean,
         }
     ),
+    "carry": schema.tuple_of(_NAME, schema.any_json),
     "coverage": schema.record(
         {
             "file": schema.string(_PATH_LENGTH, escape=str),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sandbox import supported
+from pytest_sandbox.plugin import jobs_option
 from pytest_sandbox.settings.schema import WORDS
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"show the N most expensive tests (default: {_DEFAULT_STATS}): memory peak, CPU "
         "time, wall time",
     )
+    jobs_option.add_options(parser, group)
     parser.addini(
         "sandbox_unsupported",
         "the result of a test with a limit that this host cannot enforce: error or skip "
@@ -95,6 +97,12 @@ def pytest_load_initial_conftests(
     ]
     for index in without_number:
         args[index] = f"{_STATS}={_DEFAULT_STATS}"
+    namespace = early_config.known_args_namespace
+    if (namespace.sandbox or early_config.getini("sandbox")) and not supported.lacking():
+        # Before conftest files and tests import libraries that have fork handlers.
+        from pytest_sandbox.linux import fork_hooks
+
+        fork_hooks.install()
     if without_number:
         early_config.known_args_namespace = parser.parse_known_args(
             args, copy.copy(early_config.option)
@@ -124,6 +132,7 @@ def pytest_configure(config: pytest.Config) -> None:
         )
     if supported.lacking():
         return
+    jobs_option.announce_to_controller(config)
     all_inside = wants_sandbox(config)
     if all_inside or count or config.getoption("sandbox_keep") != "none":
         from pytest_sandbox.plugin import summary

@@ -20,54 +20,34 @@ teardown  discard the container, tear down higher fixtures         function fixt
                                                                    changes, coverage, end
 ========  =======================================================  =================================
 
+With ``--sandbox-jobs`` the fork may happen before the test's turn (jobs.py); the test process then
+runs all phases from the beginning.
+
 selection.py calls :func:`register` when at least one test runs inside.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import time
-from contextlib import ExitStack, suppress
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_sandbox.container.container import Container
-from pytest_sandbox.container.fork import fork_into, forks
-from pytest_sandbox.container.lifecycle import prepare
-from pytest_sandbox.errors import SandboxError
-from pytest_sandbox.linux import process
-from pytest_sandbox.outcome import Exited, Outcome, TimedOut
-from pytest_sandbox.plugin import (
-    benchmarks,
-    compat,
-    coverage_data,
-    crash_report,
-    python_home,
-    results,
-    session_state,
-    test_process,
-)
-from pytest_sandbox.plugin.captured_output import CapturedOutput, flush_terminal
-from pytest_sandbox.plugin.message_checker import MessageChecker
-from pytest_sandbox.plugin.report_channel import Receiver, ReportChannel
-from pytest_sandbox.plugin.stash import IN_TEST_PROCESS, INSIDE, SETTINGS
-from pytest_sandbox.plugin.timeouts import PluginTimeouts, TimeoutObserver
-from pytest_sandbox.plugin.unsupported import as_test_result
+from pytest_sandbox.container.fork import forks
+from pytest_sandbox.plugin import adapters, compat, crash_report, jobs_option, test_process
+from pytest_sandbox.plugin.captured_output import flush_terminal
+from pytest_sandbox.plugin.jobs import Scheduler
+from pytest_sandbox.plugin.originals import Originals
+from pytest_sandbox.plugin.sandboxed_test import TEST
+from pytest_sandbox.plugin.stash import INSIDE
+from pytest_sandbox.plugin.timeouts import TimeoutObserver
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from pytest_sandbox.container.fork import Child
-
 __all__ = ["register"]
 
 _NAME = "sandbox-inside"
-#: Seconds that a test process may take to end after its last message.
-_EXIT_TIMEOUT = 2
-_TEST = pytest.StashKey["_SandboxedTest"]()
 
 
 def register(config: pytest.Config) -> None:
@@ -75,221 +55,30 @@ def register(config: pytest.Config) -> None:
     if not config.pluginmanager.has_plugin(_NAME):
         forwarder = test_process.HookForwarder(config)
         config.pluginmanager.register(forwarder, f"{_NAME}-forwarder")
-        config.pluginmanager.register(TimeoutObserver(), f"{_NAME}-timeouts")
-        config.pluginmanager.register(_OuterHooks(config, forwarder), _NAME)
+        observer = TimeoutObserver(forwarder.announce_timeout)
+        config.pluginmanager.register(observer, f"{_NAME}-timeouts")
+        originals = Originals()
+        scheduler = Scheduler(forwarder, originals, jobs_option.choose(config))
+        config.pluginmanager.register(_OuterHooks(config, scheduler, originals), _NAME)
         config.pluginmanager.register(_InnerHooks(), f"{_NAME}-reports")
-
-
-class _SandboxedTest:
-    """One run of a test, which replaces the item's own setup, runtest and teardown.
-
-    The object exists in both processes after the fork: ``test_process`` is None in the parent.
-    """
-
-    def __init__(
-        self,
-        item: pytest.Item,
-        nextitem: pytest.Item | None,
-        forwarder: test_process.HookForwarder,
-    ) -> None:
-        self.item = item
-        self._nextitem = nextitem
-        self._forwarder = forwarder
-        self._item_teardown = item.teardown
-        self.test_process: test_process.TestProcess | None = None
-        self.result: results.TestResult | None = None
-        self._container: Container | None = None
-        self._child: Child | None = None
-
-    def replace_phases(self) -> None:
-        """Replace the item's functions for its phases."""
-        self.item.setup = self._set_up  # type: ignore[method-assign]
-        self.item.runtest = self._run  # type: ignore[method-assign]
-        self.item.teardown = self._tear_down  # type: ignore[method-assign]
-
-    def restore_phases(self) -> None:
-        """Restore the item's functions."""
-        for name in ("setup", "runtest", "teardown"):
-            self.item.__dict__.pop(name, None)
-
-    # -- setup: its collectors are set up by now
-
-    def _set_up(self) -> None:
-        self.close()  # of an earlier try, by a plugin that repeats tests
-        self.result = None
-        compat.set_up_higher(self.item)
-        container = self._start_container()
-        self.item.ihook.pytest_sandbox_started(item=self.item, container=container)
-        checker = MessageChecker(self.item)
-        channel, output = ReportChannel(), CapturedOutput(self.item.config)
-        timeouts = PluginTimeouts(self.item)
-        coverage_data.before_fork()
-        timeouts.stop()
-        prepared = test_process.TestProcess(self.item, channel, output, timeouts, self._forwarder)
-        start = time.time()
-        with ExitStack() as recording:
-            recording.enter_context(compat.recorded_warnings(self.item))
-            child = self._fork(container, channel, output, timeouts)
-            if child is None:
-                self._continue_in_child(prepared, recording.pop_all())
-                return
-        self._child = child
-        output.inherited.in_parent()
-        may_debug = _may_debug(self.item.config)
-        receiver = channel.in_parent(child, checker, output.inherited, may_debug=may_debug)
-        try:
-            outcome = self._wait(receiver, child, timeouts)
-        finally:
-            timeouts.restart()
-        self.result = results.TestResult(
-            self.item, container, receiver, outcome, (start, time.time()), output.read()
-        )
-        output.close()
-        channel.close()
-        try:
-            self._finish_setup(self.result, receiver)
-        except Exception:
-            self.result = None  # a hook has raised: that is the result of the setup phase
-            raise
-
-    def _start_container(self) -> Container:
-        with as_test_result(self.item.config):
-            self._container = container = Container(self.item.stash[SETTINGS])
-            container.handle.label = self.item.nodeid
-            if container.settings.image != "host":
-                container.handle.directories = python_home.directories(self.item.config)
-            container.start()
-            self._prepare_next()
-        return container
-
-    def _prepare_next(self) -> None:
-        """Have the next test's container created while this test runs, if its settings differ: the
-        launcher prepares one with the same settings anyway.
-
-        An error is that of the next test, which tries again.
-        """
-        following = None if self._nextitem is None else self._nextitem.stash.get(SETTINGS, None)
-        if (
-            following is not None
-            and following != self.item.stash[SETTINGS]
-            and following.image == "host"
-        ):
-            with suppress(SandboxError, OSError):
-                prepare(following)
-
-    def _fork(
-        self,
-        container: Container,
-        channel: ReportChannel,
-        output: CapturedOutput,
-        timeouts: PluginTimeouts,
-    ) -> Child | None:
-        """Fork into the container; return None in the child. Close everything if that fails."""
-        try:
-            with as_test_result(self.item.config):
-                return fork_into(container.handle, container.settings.user)
-        except BaseException:
-            channel.close_both_ends()
-            output.close()
-            timeouts.restart()
-            raise
-
-    def _continue_in_child(
-        self, prepared: test_process.TestProcess, recorded_warnings: ExitStack
-    ) -> None:
-        self.restore_phases()
-        self.item.stash[IN_TEST_PROCESS] = True
-        self.test_process = prepared
-        prepared.begin(recorded_warnings)
-        self.item.setup()
-
-    def _wait(self, receiver: Receiver, child: Child, timeouts: PluginTimeouts) -> Outcome:
-        """Wait for the test process, and return how it ended."""
-        limits = [child.handle.settings.timeout, timeouts.limit]
-        limit = min((one for one in limits if one is not None), default=None)
-        if receiver.receive(limit):
-            if receiver.invalid:
-                process.kill(child.pidfd, signal.SIGKILL)
-            # After its last message the test is over: close() waits for the process.
-            return Exited(0) if receiver.is_done else child.wait()
-        if not receiver.interrupted:
-            receiver.request_stack()
-        outcome = child.wait(0)
-        return replace(outcome, limit=limit or 0) if isinstance(outcome, TimedOut) else outcome
-
-    def _finish_setup(self, result: results.TestResult, receiver: Receiver) -> None:
-        """Apply what the test has changed in the session, and complete its reports."""
-        session_state.apply(self.item, receiver)
-        benchmarks.merge(self.item, receiver)
-        coverage_data.merge(receiver)
-        self.item.ihook.pytest_sandbox_outcome(
-            item=self.item, outcome=result.outcome, stats=result.stats
-        )
-        result.add_details()
-        if receiver.interrupted:
-            raise KeyboardInterrupt
-        self._exit_session("setup")
-
-    # -- call and teardown
-
-    def _run(self) -> None:
-        """Log the reports of subtests: the test itself has run."""
-        assert self.result is not None
-        for report in self.result.logged:
-            self.item.ihook.pytest_runtest_logreport(report=report)
-        self._exit_session("call")
-
-    def _tear_down(self) -> None:
-        """Discard the container; in the test process, run the item's own teardown."""
-        if self.test_process is not None:
-            self._item_teardown()
-            return
-        container = self._container
-        if container is not None and container.status != "stopped":
-            try:
-                self.item.ihook.pytest_sandbox_discard(item=self.item, container=container)
-            finally:
-                self.close()
-        self._exit_session("teardown")
-
-    def _exit_session(self, when: str) -> None:
-        """End the session if the test has called ``pytest.exit()`` in this phase."""
-        if self.result is not None and self.result.exit is not None:
-            phase, reason, status = self.result.exit
-            if phase == when:
-                pytest.exit(reason, status)
-
-    def close(self) -> None:
-        """Close the container.
-
-        The kernel ends a PID namespace only when the test process, a child of this one, has been
-        waited for (pid_namespaces(7)).
-        """
-        if self._child is not None:
-            self._child.wait(_EXIT_TIMEOUT)
-            self._child = None
-        if self._container is not None:
-            self._container.close()
-
-    def phase_result(self, call: pytest.CallInfo[Any]) -> results.PhaseResult | None:
-        """Return what the test process has reported for the phase of a call; None if pytest should
-        make the report: in the test process, before the fork, and when the parent's own teardown
-        has failed.
-        """
-        if self.test_process is not None or self.result is None:
-            return None
-        found = self.result.phases.get(call.when)
-        if found is None or call.when != "teardown" or call.excinfo is None:
-            return found
-        return found if found.is_excinfo_of(call) else None
+        adapters.register(config)
 
 
 class _OuterHooks:
     """The outermost wrappers of pytest's hooks."""
 
-    def __init__(self, config: pytest.Config, forwarder: test_process.HookForwarder) -> None:
-        self._forwarder = forwarder
+    def __init__(self, config: pytest.Config, scheduler: Scheduler, originals: Originals) -> None:
+        self._scheduler = scheduler
+        self._originals = originals
         self._exception_interact = compat.RestrictedHook(config, "pytest_exception_interact", ())
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtestloop(self) -> Generator[None, object, object]:
+        """Discard the tests whose turn did not come, before fixtures are torn down."""
+        try:
+            return (yield)
+        finally:
+            self._scheduler.discard()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(
@@ -298,10 +87,11 @@ class _OuterHooks:
         """Run a test inside, if selection.py has decided so."""
         if not item.stash.get(INSIDE, False):
             return (yield)
-        flush_terminal()
-        forks.gather()  # between tests, so that it adds to no test's duration
-        test = item.stash[_TEST] = _SandboxedTest(item, nextitem, self._forwarder)
-        test.replace_phases()
+        with self._originals:
+            flush_terminal()
+            forks.gather()  # between tests, so that it adds to no test's duration
+        is_inside = TEST in item.stash and item.stash[TEST].test_process is not None
+        test = item.stash[TEST] if is_inside else self._scheduler.begin_turn(item, nextitem)
         try:
             result = yield
         except BaseException as error:
@@ -314,7 +104,21 @@ class _OuterHooks:
             self._exception_interact.restore()
             test.restore_phases()
             test.close()
-            del item.stash[_TEST]
+            del item.stash[TEST]
+        return result
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Have the test process run the other phases itself: whoever runs the parent's protocol,
+        and whatever it does after the setup phase.
+        """
+        start = pytest.CallInfo.from_call(lambda: None, "setup")
+        try:
+            result = yield
+        except BaseException as error:
+            _continue_test(item, start, error)
+            raise
+        _continue_test(item, start, None)
         return result
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -327,42 +131,62 @@ class _OuterHooks:
         only in the test process.
         """
         self._exception_interact.restore()
-        test = item.stash.get(_TEST, None)
-        if test is not None and test.test_process is not None:
-            return test.test_process.on_report(call, (yield))
+        test = item.stash.get(TEST, None)
         reported = None if test is None else test.phase_result(call)
-        if reported is None:
+        if test is None or reported is None:
             return (yield)
-        call.excinfo = reported.excinfo()
+        call.excinfo = reported.excinfo(call)
         if call.excinfo is not None:  # pytest_exception_interact was called in the test process
             self._exception_interact.restrict()
+        result = test.result
         try:
-            yield
+            changed = yield
         except Exception as error:
             if call.excinfo is None:
                 raise
             problem = f"a hook raises {type(error).__name__} for its exception"
             reported.fail(crash_report.invalid_report(problem))
-        return reported.report
+            return reported.report
+        # A plugin that has run the test again meanwhile has put the new result into the report.
+        return reported.report if test.result is result else changed
 
 
 class _InnerHooks:
     """The innermost implementation: its result is what the wrappers of other plugins get."""
 
     @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Run no phase again in the test process."""
+        _end_repetition(item)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> None:
+        """Run no phase again in the test process."""
+        _end_repetition(item)
+
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> pytest.TestReport | None:
         """Return a copy of the report of the test process."""
-        test = item.stash.get(_TEST, None)
+        test = item.stash.get(TEST, None)
         reported = None if test is None else test.phase_result(call)
         return None if reported is None else reported.copy_report()
 
 
-def _may_debug(config: pytest.Config) -> bool:
-    """Tell whether a debugger may suspend the timeout: it was requested, or the session is
-    interactive. Otherwise a test could suspend its own.
+def _continue_test(
+    item: pytest.Item, start: pytest.CallInfo[None], error: BaseException | None
+) -> None:
+    """Run the rest of the test in the test process, which does not return; do nothing in another.
+
+    ``error`` is the exception of the setup phase, which began at ``start``.
     """
-    if config.getoption("usepdb", default=False) or config.getoption("trace", default=False):
-        return True
-    return compat.is_at_terminal(config)
+    test = item.stash.get(TEST, None)
+    if test is not None and test.test_process is not None:
+        test.test_process.run(start, error)
+
+
+def _end_repetition(item: pytest.Item) -> None:
+    test = item.stash.get(TEST, None)
+    if test is not None and test.test_process is not None:
+        test.test_process.leave_repeating_to_parent()

@@ -35,13 +35,23 @@ from pytest_sandbox.plugin.messages import MAX_MESSAGE_BYTES
 from pytest_sandbox.plugin.schema import InvalidError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
     from pytest_sandbox.container.fork import Child
     from pytest_sandbox.plugin.inherited_files import InheritedFiles
     from pytest_sandbox.plugin.message_checker import MessageChecker
+    from pytest_sandbox.plugin.originals import Originals
 
-__all__ = ["STACK_SIGNAL", "Message", "Receiver", "ReportChannel", "dumps", "safe_repr"]
+__all__ = [
+    "GRACE",
+    "STACK_SIGNAL",
+    "Message",
+    "Receiver",
+    "ReportChannel",
+    "dumps",
+    "safe_repr",
+    "wait_for_any",
+]
 
 #: The signal that makes a test process write its stack: the last real-time signal but one, which
 #: programs hardly ever use (signal(7)).
@@ -56,6 +66,9 @@ _STACK_TIMEOUT = 1.0
 _STACK_PART_TIMEOUT = 0.1
 #: Seconds that a test process may take to end after Ctrl-C.
 _INTERRUPT_TIMEOUT = 5.0
+#: Seconds that a test process may take longer than pytest-timeout allows: that plugin's own report
+#: shows where the test was.
+GRACE = 1.0
 _getpid, _write = os.getpid, os.write
 #: Nesting beyond which values are sent as their repr(); less than schema.MAX_DEPTH.
 _MAX_DEPTH = 80
@@ -86,7 +99,12 @@ class ReportChannel:
         self._sender = 0
 
     def in_parent(
-        self, child: Child, checker: MessageChecker, files: InheritedFiles, *, may_debug: bool
+        self,
+        child: Child,
+        checker: MessageChecker,
+        files: InheritedFiles,
+        *,
+        may_debug: bool,
     ) -> Receiver:
         """Close the child's end and return the parent's."""
         os.close(self.wake_writer)
@@ -164,54 +182,60 @@ class Receiver:
         self.invalid = ""
         self.stack = bytearray()
         self._piped = b""  # the last line in the pipe, which has not ended
-        self._piped_bytes = 0  # of messages
+        self._piped_bytes = 0
         self.interrupted = False
         self._is_debugging = False
         # Seconds that debuggers have waited; while one waits, minus the time at which it started.
         self._debugging_time = 0.0
+        self._end: float | None = None
+        self.limit_seconds = 0.0
+        #: What to poll: the child, the pipe, and the pipes of inherited files that have not ended.
+        self.descriptors = {child.pidfd, channel.wake_reader, *files.readers}
+        self.is_over = self.timed_out = False
 
-    def receive(self, timeout: float | None) -> bool:
-        """Wait for the last message, the child's end or an invalid message; return False on
-        timeout.
+    def limit(self, seconds: float) -> None:
+        """End the wait in ``seconds`` from now, unless it ends earlier.
 
-        The time during which a debugger waits does not count. Ctrl-C is passed on to the child,
-        which the terminal's signal does not reach: it is in a session of its own. The child gets
-        some seconds to end; a second Ctrl-C returns at once.
+        The time during which a debugger waits does not count.
         """
-        poll = select.poll()
-        for fd in (self._child.pidfd, self._channel.wake_reader, *self._files.readers):
-            poll.register(fd, select.POLLIN)
-        end = None if timeout is None else time.monotonic() + timeout
-        while True:
-            try:
-                if (is_over := self._poll(poll, end)) is not None:
-                    return is_over
-            except KeyboardInterrupt:
-                if self.interrupted:
-                    return False
-                self.interrupted = True
-                process.kill(self._child.pidfd, signal.SIGINT)
-                end = time.monotonic() + _INTERRUPT_TIMEOUT
+        end = time.monotonic() + seconds
+        if self._end is None or end < self._end:
+            self._end, self.limit_seconds = end, seconds
 
-    def _poll(self, poll: select.poll, end: float | None) -> bool | None:
-        """Wait for one event; return what :meth:`receive` returns, or None to go on."""
-        left = self._time_left(end)
-        ready = {fd for fd, _event in poll.poll(process.milliseconds(left))}
+    def interrupt(self) -> None:
+        """Pass Ctrl-C on to the child, which the terminal's signal does not reach: it is in a
+        session of its own. It gets some seconds to end; a second Ctrl-C ends the wait.
+        """
+        if self.interrupted:
+            self.is_over = self.timed_out = True
+            return
+        self.interrupted = True
+        process.kill(self._child.pidfd, signal.SIGINT)
+        self._end = time.monotonic() + _INTERRUPT_TIMEOUT
+
+    def advance(self, ready: Collection[int]) -> None:
+        """Read what has come; ``ready`` are descriptors that poll(2) has reported, also of others.
+
+        ``is_over`` is set after the last message, the child's end, an invalid message, or, with
+        ``timed_out``, the time limit.
+        """
+        left = self.time_left()
         if self._channel.wake_reader in ready and self._read_stack() == b"":
-            poll.unregister(self._channel.wake_reader)
-        for reader in ready & self._files.readers.keys():
+            self.descriptors.discard(self._channel.wake_reader)
+        for reader in self._files.readers.keys() & ready:
             if not self._files.copy(reader):
-                poll.unregister(reader)
+                self.descriptors.discard(reader)
         self._read_messages()
         if self.is_done or self.invalid or self._child.pidfd in ready:
-            return True
-        return False if left == 0 and not self._is_debugging else None
+            self.is_over = True
+        elif left == 0 and not self._is_debugging:
+            self.is_over = self.timed_out = True
 
-    def _time_left(self, end: float | None) -> float | None:
-        """Return the seconds until ``end``; None if there is no end, or a debugger waits."""
-        if end is None or self._is_debugging:
+    def time_left(self) -> float | None:
+        """Return the seconds until the limit; None if there is none, or a debugger waits."""
+        if self._end is None or self._is_debugging:
             return None
-        return max(0.0, end + self._debugging_time - time.monotonic())
+        return max(0.0, self._end + self._debugging_time - time.monotonic())
 
     def _read_messages(self) -> None:
         while not self.invalid:
@@ -250,6 +274,8 @@ class Receiver:
             return
         if message.kind == "debugger":
             self._set_debugging(is_on=message.data)
+        elif message.kind == "timeout":
+            self.limit(message.data + GRACE)
         else:
             self.messages.append(message)
 
@@ -302,6 +328,11 @@ class Receiver:
         self._read_line(line)
 
     @property
+    def size(self) -> int:
+        """The bytes that the child has written."""
+        return self._offset + self._piped_bytes
+
+    @property
     def is_done(self) -> bool:
         """Whether the last message has come."""
         return bool(self.messages) and self.messages[-1].kind == "done"
@@ -318,6 +349,21 @@ class Receiver:
     def drop_all_but_reports(self) -> None:
         """Remove the messages that have an effect on the session: an invalid one was among them."""
         self.messages = [message for message in self.messages if message.kind == "report"]
+
+
+def wait_for_any(receivers: Sequence[Receiver], originals: Originals) -> None:
+    """Wait until something has come for one of the receivers, or its time is over, and read it.
+
+    Replaced functions stay replaced meanwhile, for the threads of the suite.
+    """
+    poll = select.poll()
+    for fd in {fd for receiver in receivers for fd in receiver.descriptors}:
+        poll.register(fd, select.POLLIN)
+    left = [seconds for one in receivers if (seconds := one.time_left()) is not None]
+    events = originals.outside(poll.poll, process.milliseconds(min(left, default=None)))
+    ready = {fd for fd, _event in events}
+    for receiver in receivers:
+        receiver.advance(ready)
 
 
 def dumps(value: Any) -> bytes:

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from pytest_sandbox.plugin import schema
+from pytest_sandbox.plugin.report_attributes import typed
 from pytest_sandbox.plugin.schema import InvalidError
 from pytest_sandbox.plugin.user_properties import is_of_container
 from pytest_sandbox.printable import printable_output
 
-__all__ = ["report"]
+__all__ = ["KNOWN", "report"]
 
 _NAME = schema.string(1000)
 _PATH = schema.string(4096)
@@ -85,14 +86,12 @@ def _longrepr(value: Any) -> Any:
     return _SKIP_REASON(value) if type(value) is list else _EXCEPTION(value)
 
 
-_PROPERTIES = schema.list_of(schema.list_of(schema.any_json, 100), 10_000)
+_PROPERTIES = schema.list_of(schema.list_of(typed, 100), 10_000)
 
 
 def _user_properties(value: Any) -> list[tuple[Any, ...]]:
     """Return the properties as tuples, without those that only the parent may set."""
     found = [tuple(one) for one in _PROPERTIES(value)]
-    if any(type(name) in {list, dict} for name, *_ in filter(None, found)):
-        raise InvalidError("has a name that is not a scalar")
     return [one for one in found if not is_of_container(one)]
 
 
@@ -138,23 +137,24 @@ _OTHERS = {
         {"msg": schema.optional(_TEXT), "kwargs": schema.dict_of(_NAME, schema.scalar, 1000)}
     ),
 }
-_KNOWN = {**_REQUIRED, **_OTHERS}
+#: The fields that have a schema of their own.
+KNOWN = {**_REQUIRED, **_OTHERS}
 _KNOWN_FIELDS = schema.record(_REQUIRED, _OTHERS)
 
 
 def report(value: Any) -> dict[str, Any]:
     """Accept a serialised report.
 
-    Other attributes may have any JSON value, under names that a report does not use itself. Private
-    ones are left out: among them Hypothesis' failing examples, which it writes to a file in the
-    parent.
+    Other attributes may have any value that is data, under names that a report does not use itself.
+    Private ones are left out: among them Hypothesis' failing examples, which it writes to a file in
+    the parent.
     """
     if type(value) is not dict:
         raise InvalidError("must be an object")
-    others = {name: one for name, one in value.items() if name not in _KNOWN}
+    others = {name: one for name, one in value.items() if name not in KNOWN}
     checked: dict[str, Any] = _KNOWN_FIELDS({n: value[n] for n in value.keys() - others.keys()})
     public = {name: one for name, one in others.items() if not name.startswith("_")}
-    checked.update((_attribute(name), schema.any_json(one)) for name, one in public.items())
+    checked.update((_attribute(name), typed(one)) for name, one in public.items())
     _check_outcome(checked)
     return checked
 

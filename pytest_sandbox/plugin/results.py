@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sandbox.outcome import Exited, OOMKilled, Outcome
-from pytest_sandbox.plugin import compat, crash_report, hints, keep, report_sections
-from pytest_sandbox.plugin.user_properties import set_properties
+from pytest_sandbox.plugin import (
+    artifacts,
+    compat,
+    crash_report,
+    hints,
+    keep,
+    report_sections,
+    unkept_files,
+)
+from pytest_sandbox.plugin.user_properties import is_of_container, set_properties
 
 if TYPE_CHECKING:
     from pytest_sandbox.container.container import Container
@@ -30,8 +38,7 @@ class PhaseResult:
 
     def __init__(self, report: pytest.TestReport, error: BaseException | None = None) -> None:
         self.report = report
-        self._error = error
-        self._excinfo: pytest.ExceptionInfo[BaseException] | None = None
+        self.error = error
 
     def copy_report(self) -> pytest.TestReport:
         """Return a copy of the report, with lists of its own."""
@@ -40,25 +47,35 @@ class PhaseResult:
         made.user_properties = list(made.user_properties)
         return made
 
-    def excinfo(self) -> pytest.ExceptionInfo[BaseException] | None:
-        """Return the exception, as hooks find it in ``call.excinfo``."""
-        if self._error is not None and self._excinfo is None:
-            call = pytest.CallInfo.from_call(self._raise, when="call", reraise=())
-            self._excinfo = call.excinfo
-        return self._excinfo
+    def raise_error(self) -> None:
+        """Raise the phase's exception, as the phase itself does without a container: a plugin that
+        repeats tests may look at nothing else.
+
+        Not an interrupt of the test's process, or its wish to end the session.
+        """
+        __tracebackhide__ = True
+        if not isinstance(self.error, (KeyboardInterrupt, pytest.exit.Exception)):
+            self._raise()
 
     def _raise(self) -> None:
-        assert self._error is not None
-        raise self._error
+        __tracebackhide__ = True
+        if self.error is not None:
+            raise self.error
+
+    def is_error_of(self, call: pytest.CallInfo[Any]) -> bool:
+        """Tell whether the exception of a call is this phase's, not one of the parent's own."""
+        return call.excinfo is not None and call.excinfo.value is self.error
+
+    def excinfo(self, call: pytest.CallInfo[Any]) -> pytest.ExceptionInfo[BaseException] | None:
+        """Return the exception, as hooks find it in ``call.excinfo``."""
+        if self.is_error_of(call):
+            return call.excinfo
+        return pytest.CallInfo.from_call(self._raise, call.when, reraise=()).excinfo
 
     def fail(self, text: str) -> None:
         """Make the report a failure with this text."""
         self.report.outcome, self.report.longrepr = "failed", text
         vars(self.report).pop("wasxfail", None)
-
-    def is_excinfo_of(self, call: pytest.CallInfo[Any]) -> bool:
-        """Tell whether the exception of a call is this phase's, not one of the parent's own."""
-        return self._excinfo is not None and call.excinfo is self._excinfo
 
 
 class TestResult:
@@ -98,7 +115,8 @@ class TestResult:
         if receiver.invalid:
             self._fail_as_invalid()
         elif not self._is_complete:
-            self._fail_unreported_phase(crash_report.describe(outcome, receiver, self.stats))
+            text = crash_report.describe(outcome, receiver, self.stats)
+            self._fail_unreported_phase(text, self._unreported_phase)
 
     @property
     def _is_complete(self) -> bool:
@@ -155,14 +173,13 @@ class TestResult:
             self.phases = {"setup": self.phases["setup"]}
         else:
             self.phases.clear()
-        self._fail_unreported_phase(text)
+        self._fail_unreported_phase(text, self._unreported_phase)
 
-    def _fail_unreported_phase(self, text: str) -> None:
-        """Add a failure of the phase in which the test process ended.
+    def _fail_unreported_phase(self, text: str, when: Any) -> None:
+        """Add a failure of the phase ``when``.
 
         A mark ``xfail`` has no effect on it.
         """
-        when = self._unreported_phase
         earlier = [phase.report for phase in self.phases.values()]
         start, stop = self._time
         start = max([start, *(report.stop for report in earlier)])
@@ -174,16 +191,41 @@ class TestResult:
         report.user_properties = list(earlier[-1].user_properties) if earlier else []
         self.phases[when] = PhaseResult(report, call.excinfo.value if call.excinfo else None)
 
+    def phase(self, when: Any) -> PhaseResult | None:
+        """Return the result of a phase.
+
+        One without a report fails; None if the test was over before it: an earlier phase has
+        failed, or has called ``pytest.exit()``.
+        """
+        is_over = self.exit is not None or any(one.report.failed for one in self.phases.values())
+        if when not in self.phases and not is_over:
+            text = f"the test's process has sent no report of the phase {when!r}"
+            self._fail_unreported_phase(text, when)
+        return self.phases.get(when)
+
+    def longrepr_of(self, error: BaseException) -> Any:
+        """Return the text of the exception of a phase; None for any other exception."""
+        found = (one.report.longrepr for one in self.phases.values() if one.error is error)
+        return next(found, None)
+
     def add_details(self) -> None:
         """Add to the reports what the container used and changed; keep its layer if
-        ``--sandbox-keep`` says so.
+        ``--sandbox-keep`` says so, and copy the artifacts.
         """
         reports = [phase.report for phase in self.phases.values()]
         failed = [report for report in (*reports, *self.logged) if report.failed]
         kept = keep.keep_layer(self.item, self.container, failed=bool(failed))
         sections = self._sections(kept) if failed else []
+        changes = None
         if self._receiver.may_have_created_files:
-            hints.remember_created_files(self.item, self.container)
+            changes = hints.remember_created_files(self.item, self.container)
+        copied: list[str] = []
+        if self._receiver.may_have_created_files or self.container.settings.artifacts:
+            # After all that compares the container with the host.
+            copied = artifacts.copy_artifacts(self.item, self.container, changes)
+            sections += artifacts.section(copied)
+        if changes and not failed:
+            unkept_files.record(self.item, changes, copied)
         for report in failed:
             report.sections.extend(sections)
         self._add_properties(reports, kept)
@@ -192,9 +234,10 @@ class TestResult:
         self.item.user_properties[:] = reports[-1].user_properties
         oom_killed = isinstance(self.outcome, OOMKilled)
         set_properties(self.item, self.container, self.stats, oom_killed=oom_killed, kept=kept)
+        added = [one for one in self.item.user_properties if is_of_container(one)]
         for report in reports:
             if report.when != "setup" or report.failed:
-                report.user_properties = list(self.item.user_properties)
+                report.user_properties = [*report.user_properties, *added]
 
     def _sections(self, kept: str | None) -> list[tuple[str, str]]:
         sections = report_sections.sections(self.container, self.stats, kept)

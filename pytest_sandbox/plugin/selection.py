@@ -58,6 +58,10 @@ def pytest_testnodedown(node: Any) -> None:
     error = getattr(node, "workeroutput", {}).get(_USAGE_ERROR)
     if error is not None:
         raise pytest.UsageError(error)
+    if getattr(node, "workeroutput", None):
+        from pytest_sandbox.plugin.unkept_files import add_figures_of_worker
+
+        add_figures_of_worker(node.config, node.workeroutput)
 
 
 def _decide(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.plugin.report_channel import Receiver, ReportChannel
 
-__all__ = ["SessionState", "apply"]
+__all__ = ["SessionState", "apply", "warn"]
 
 
 class SessionState:
@@ -100,15 +100,20 @@ def _source_line(path: str, number: int) -> str:
 
 
 def _warn_of_late_fixture(item: pytest.Item, name: str, scope: str) -> None:
-    import warnings
-
-    import pytest
-
     text = (
         f"the {scope}-scoped fixture {name!r} was set up in the container of this test alone, "
         "because getfixturevalue() requested it there. To set it up once, name it as an argument "
         "of the test or in usefixtures()."
     )
+    warn(item, text)
+
+
+def warn(item: pytest.Item, text: str) -> None:
+    """Show a warning about a test at the end of the session, whatever filters the session has."""
+    import warnings
+
+    import pytest
+
     path, line, _name = item.location
     recorded = warnings.WarningMessage(
         pytest.PytestWarning(text), pytest.PytestWarning, path, (line or 0) + 1

@@ -21,13 +21,25 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_sandbox.container import values
-from pytest_sandbox.plugin import benchmarks, compat, coverage_data, hints, session_state, truncate
+from pytest_sandbox.plugin import (
+    benchmarks,
+    carry,
+    compat,
+    coverage_data,
+    hints,
+    session_state,
+    truncate,
+)
+from pytest_sandbox.plugin.report_attributes import encode_attributes
+from pytest_sandbox.plugin.report_schema import KNOWN
 
 if TYPE_CHECKING:
     import warnings
+    from collections.abc import Generator
     from contextlib import ExitStack
 
     from pytest_sandbox.plugin.captured_output import CapturedOutput
+    from pytest_sandbox.plugin.originals import Originals
     from pytest_sandbox.plugin.report_channel import ReportChannel
     from pytest_sandbox.plugin.timeouts import PluginTimeouts
 
@@ -44,6 +56,8 @@ class HookForwarder:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self.channel: ReportChannel | None = None
+        #: The last report, as the wrappers of other plugins have got it.
+        self.report: pytest.TestReport | None = None
         self._wrap_cache()
 
     def _wrap_cache(self) -> None:
@@ -59,9 +73,19 @@ class HookForwarder:
 
         cache.set = set_and_send
 
+    def announce_timeout(self, seconds: float) -> None:
+        """Send the timeout of pytest-timeout, which may be set inside only."""
+        self._send("timeout", seconds, wake=True)
+
     def _send(self, kind: str, data: Any, *, wake: bool = False) -> None:
         if self.channel is not None:
             self.channel.send(kind, data, wake=wake)
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Keep the report."""
+        self.report = yield
+        return self.report
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -69,6 +93,9 @@ class HookForwarder:
         if self.channel is not None:
             config = self._config
             data = config.hook.pytest_report_to_serializable(config=config, report=report)
+            problem = encode_attributes(data, KNOWN)
+            if problem:
+                raise TypeError(problem)
             self._send("logged", data)
 
     def pytest_warning_recorded(
@@ -118,12 +145,14 @@ class TestProcess:
         output: CapturedOutput,
         timeouts: PluginTimeouts,
         forwarder: HookForwarder,
+        originals: Originals,
     ) -> None:
         self._item = item
         self._channel = channel
         self._output = output
         self._timeouts = timeouts
         self._forwarder = forwarder
+        self._originals = originals
         self._random_state = random.getstate()
         self._finalizers = compat.OuterFinalizers(item)
         self._hooks = [
@@ -131,11 +160,13 @@ class TestProcess:
                 item.config, "pytest_runtest_logreport", (item.session, forwarder)
             ),
             compat.RestrictedHook(item.config, "pytest_warning_recorded", (forwarder,)),
+            compat.RestrictedHook(item.config, "pytest_runtest_logstart", ()),
         ]
         self._session_state = session_state.SessionState(item)
         self._benchmarks = benchmarks.BenchmarkSender(item)
         self._coverage = coverage_data.CoverageSender()
-        self._is_driving = False
+        self._carry = carry.CarrySender(item)
+        self._reported_call: pytest.CallInfo[Any] | None = None
 
     def begin(self, recorded_warnings: ExitStack) -> None:
         """Turn the process into a test process, directly after the fork.
@@ -149,7 +180,7 @@ class TestProcess:
         gc.freeze()
         gc.unfreeze()
         random.setstate(self._random_state)  # random.py reseeds it after a fork
-        self._recorded_warnings = recorded_warnings
+        self.recorded_warnings = recorded_warnings
         self._output.in_child(self._channel.wake_writer)
         compat.close_worker_streams(self._item.config)
         self._timeouts.in_child()
@@ -162,63 +193,101 @@ class TestProcess:
 
     # -- the phases
 
-    def on_report(self, call: pytest.CallInfo[Any], report: pytest.TestReport) -> pytest.TestReport:
-        """Take the report of a phase.
+    def run(self, start: pytest.CallInfo[None], error: BaseException | None) -> NoReturn:
+        """Report the setup phase, which has ended, and run the others; do not return.
 
-        The first is that of the setup phase, which pytest or another plugin has run. From there on
-        this object runs the phases itself, and does not return.
+        ``start`` is a call at the start of the setup phase, ``error`` its exception.
         """
-        if not self._is_driving:
-            self._is_driving = True
-            self._run_phases(call, report)
-        return report
 
-    def _run_phases(self, setup: pytest.CallInfo[Any], report: pytest.TestReport) -> NoReturn:
+        def end_setup() -> None:
+            __tracebackhide__ = True
+            if error is not None:
+                raise error
+
         try:
-            self._send_report(setup, report)
+            call = pytest.CallInfo.from_call(end_setup, "setup", reraise=(pytest.exit.Exception,))
+            call.start, call.duration = start.start, call.stop - start.start
+            report = self._report(call)
             if report.passed and not self._item.config.getoption("setuponly", default=False):
                 self._run_phase("call", self._item.ihook.pytest_runtest_call)
-            self._run_phase("teardown", self._item.ihook.pytest_runtest_teardown, nextitem=None)
-            self._send_end()
-        except BaseException as error:  # noqa: BLE001 - may not return into the parent's session
-            self.end(error)
+            self._end_test()
+        except BaseException as raised:  # noqa: BLE001 - may not return into the parent's session
+            self.end(raised)
+
+    def _end_test(self) -> NoReturn:
+        self._run_phase("teardown", self._item.ihook.pytest_runtest_teardown, nextitem=None)
+        self._send_end()
         self._exit(0)
 
     def _run_phase(self, when: Any, hook: Any, **arguments: Any) -> None:
-        call = pytest.CallInfo.from_call(
-            lambda: hook(item=self._item, **arguments), when=when, reraise=(pytest.exit.Exception,)
+        self._report(
+            pytest.CallInfo.from_call(
+                lambda: hook(item=self._item, **arguments), when, reraise=(pytest.exit.Exception,)
+            )
         )
-        report = self._item.ihook.pytest_runtest_makereport(item=self._item, call=call)
+
+    def _report(self, call: pytest.CallInfo[Any]) -> pytest.TestReport:
+        self._reported_call = call
+        hook = self._item.ihook
+        report: pytest.TestReport = hook.pytest_runtest_makereport(item=self._item, call=call)
+        self._reported_call = None
         self._send_report(call, report)
+        return report
+
+    def leave_repeating_to_parent(self) -> None:
+        """End the test if a plugin has begun to run its phases again, while it was asked for the
+        report of one (pytest-retry): it does so in the parent too, where each run gets a container
+        of its own.
+        """
+        call, self._reported_call = self._reported_call, None
+        if call is not None and self._forwarder.report is not None:
+            self._send_report(call, self._forwarder.report)
+            self._end_test()
 
     def _send_report(self, call: pytest.CallInfo[Any], report: pytest.TestReport) -> None:
         error = None if call.excinfo is None else call.excinfo.value
-        data = {
-            "report": self._serialized(report),
-            "error": None if error is None else values.encode_exception(error),
-            "symptoms": hints.symptoms(error) if report.failed else [],
-        }
-        self._channel.send("report", truncate.truncated_report(data, report))
+        self._originals.compare()
+        with self._originals:
+            serialized, problem = self._serialized(report)
+            sent = pytest.fail.Exception(problem, pytrace=False) if problem else error
+            data = {
+                "report": serialized,
+                "error": None if sent is None else values.encode_exception(sent),
+                "symptoms": hints.symptoms(error) if report.failed else [],
+            }
+            self._channel.send("report", truncate.truncated_report(data, report))
         if error is not None and _interests_debugger(error, report):
             self._item.ihook.pytest_exception_interact(node=self._item, call=call, report=report)
 
-    def _serialized(self, report: pytest.TestReport) -> Any:
-        """Return the report as data, with the test's own ID: a hook may have changed it."""
+    def _serialized(self, report: pytest.TestReport) -> tuple[dict[str, Any], str]:
+        """Return the report as data, with the test's own ID: a hook may have changed it; and why it
+        is a failure now, if it has an attribute that is not data.
+        """
         if report.failed and report.longrepr is None:  # a hook has set the outcome
             report.longrepr = ""
         config = self._item.config
         data = config.hook.pytest_report_to_serializable(config=config, report=report)
         data.update(nodeid=self._item.nodeid, location=self._item.location)
-        data["user_properties"] = truncate.json_properties(data["user_properties"])
-        return data
+        problem = encode_attributes(data, KNOWN)
+        if not problem:
+            return data, ""
+        data["sections"] = [*data["sections"], ("invalid attribute", problem)]
+        if report.failed:
+            return data, ""
+        report.outcome, report.longrepr = "failed", problem
+        data.update(outcome=report.outcome, longrepr=problem)
+        data.pop("wasxfail", None)
+        return data, problem
 
     def _send_end(self) -> None:
-        self._recorded_warnings.close()
-        self._session_state.send(self._channel)
-        self._benchmarks.send(self._channel)
-        self._coverage.send(self._channel)
-        _flush()
-        self._channel.send("done", _used_inodes() > self._inodes_before, wake=True)
+        with self._originals:
+            self.recorded_warnings.close()
+            self._session_state.send(self._channel)
+            self._benchmarks.send(self._channel)
+            self._coverage.send(self._channel)
+            self._carry.send(self._channel)
+            _flush()
+            self._channel.send("done", _used_inodes() > self._inodes_before, wake=True)
 
     # -- the end
 
@@ -227,27 +296,16 @@ class TestProcess:
         an error in a plugin.
         """
         with suppress(BaseException):
+            self._originals.compare()
             if isinstance(error, pytest.exit.Exception):
                 self._channel.send("exit", [error.msg, error.returncode])
                 compat.tear_down_item(self._item)
                 self._send_end()
                 self._exit(0)
-            if isinstance(error, KeyboardInterrupt) and not self._is_driving:
-                self._report_interrupted_setup(error)
-            traceback = values.encode_exception(error)["traceback"]
-            self._channel.send("internal", truncate.truncated(traceback))
+            with self._originals:
+                traceback = values.encode_exception(error)["traceback"]
+                self._channel.send("internal", truncate.truncated(traceback))
         self._exit(1)
-
-    def _report_interrupted_setup(self, error: KeyboardInterrupt) -> NoReturn:
-        """Report a KeyboardInterrupt of the test's, which pytest's setup phase does not catch."""
-
-        def reraise() -> None:
-            raise error
-
-        call = pytest.CallInfo.from_call(reraise, when="setup", reraise=(pytest.exit.Exception,))
-        self._is_driving = True
-        report = self._item.ihook.pytest_runtest_makereport(item=self._item, call=call)
-        self._run_phases(call, report)
 
     @staticmethod
     def _exit(status: int) -> NoReturn:

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_sandbox.plugin.report_channel import GRACE
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from _typeshed import Incomplete
 
 __all__ = ["PluginTimeouts", "TimeoutObserver"]
 
-#: Seconds that the parent waits after pytest-timeout should have ended the test process: that
-#: plugin's own report shows where the test was.
-_GRACE = 1.0
 _SETTINGS = pytest.StashKey[Any]()
 
 
@@ -36,7 +37,7 @@ class PluginTimeouts:
         """Seconds after which the parent has to end the test process; None for no limit."""
         if self._settings is None or self._settings.disable_debugger_detection:
             return None
-        limit: float = self._settings.timeout + _GRACE
+        limit: float = self._settings.timeout + GRACE
         return limit
 
     def stop(self) -> None:
@@ -71,9 +72,17 @@ def _faulthandler_timeout(config: pytest.Config) -> float:
 
 
 class TimeoutObserver:
-    """A plugin that records the settings with which pytest-timeout starts its timers."""
+    """A plugin that records the settings with which pytest-timeout starts its timers.
+
+    In a test process, ``announce`` sends a timeout to the parent.
+    """
+
+    def __init__(self, announce: Callable[[float], None]) -> None:
+        self._announce = announce
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_timeout_set_timer(self, item: pytest.Item, settings: Incomplete) -> None:
         """Record the settings of a test."""
         item.stash[_SETTINGS] = settings
+        if not settings.disable_debugger_detection:
+            self._announce(float(settings.timeout or 0))

@@ -5,18 +5,16 @@ The test process calls this: an ordinary test may print more than that.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pytest
+
+from pytest_sandbox.container import values
 from pytest_sandbox.plugin.message_checker import MAX_TOTAL_BYTES, memory_cost
-from pytest_sandbox.plugin.report_channel import dumps, safe_repr
+from pytest_sandbox.plugin.report_channel import dumps
 from pytest_sandbox.plugin.schema import InvalidError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    import pytest
-
-__all__ = ["json_properties", "truncated", "truncated_report"]
+__all__ = ["truncated", "truncated_report"]
 
 #: Characters of a section of captured output; the next smaller number is tried when all do not fit.
 _SECTION_LENGTHS = (1 << 20, 1 << 17, 1 << 13)
@@ -52,6 +50,9 @@ def truncated_report(data: dict[str, Any], report: pytest.TestReport) -> dict[st
     if type(data["report"]["longrepr"]) is not tuple:  # a tuple is the short reason of a skip
         data["report"]["longrepr"] = truncated(report.longreprtext, _SMALL)
     data["error"] = None
+    if report.failed:  # the parent raises it again
+        text = "the exception of the test is too large to be sent"
+        data["error"] = values.encode_exception(pytest.fail.Exception(text, pytrace=False))
     return data
 
 
@@ -60,19 +61,3 @@ def _fits(data: dict[str, Any]) -> bool:
         return memory_cost(dumps(data)) <= _MAX_REPORT_BYTES
     except InvalidError:
         return False
-
-
-def json_properties(user_properties: Iterable[Any]) -> list[Any]:
-    """Return user properties with names that JSON has; others become their repr()."""
-    return [_json_property(one) for one in user_properties]
-
-
-def _json_property(one: Any) -> list[Any]:
-    if type(one) not in {tuple, list}:
-        return [safe_repr(one)]
-    return [_json_name(name) for name in one[:1]] + list(one[1:])
-
-
-def _json_name(name: Any) -> Any:
-    is_scalar = name is None or type(name) in {str, int, float, bool}
-    return name if is_scalar else safe_repr(name)

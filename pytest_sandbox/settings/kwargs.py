@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
 
-    from pytest_sandbox.settings.parsers import Volume
+    from pytest_sandbox.settings.path_parsers import Volume
 
 __all__ = ["ImageLike", "NetworkLike", "SettingsKwargs"]
 
@@ -74,3 +74,6 @@ class SettingsKwargs(TypedDict, total=False):
     ulimits: Mapping[str, Ulimit] | Iterable[str] | None
     security_opt: Iterable[str] | None
     privileged: Switch | None
+    artifacts: Iterable[str] | None
+    artifacts_limit: Size | None
+    alone: Switch | None

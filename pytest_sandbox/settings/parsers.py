@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 from pytest_sandbox.errors import SettingsError
-from pytest_sandbox.settings.schema import DEVICE_FORM, MOST_PIDS, SECURITY, SIZE_FORM
+from pytest_sandbox.settings.schema import MOST_PIDS, SECURITY, SIZE_FORM
 
 #: Capabilities by number (linux/capability.h): the index is the bit.
 CAPABILITIES: tuple[str, ...] = tuple(
@@ -59,8 +58,6 @@ _MAX_CPUS = 8192  # the highest CONFIG_NR_CPUS of x86_64
 _MAX_BYTES = (1 << 63) - 1
 _MIN_RATE = 2  # the minimum of io.max
 _MAX_RATE = (1 << 32) - 1  # blkio.throttle.*_iops_device is an unsigned int
-#: Docker's options. All except ro and rw are for SELinux or Docker Desktop, and have no effect.
-_VOLUME_OPTIONS = ("ro", "rw", "z", "Z", "cached", "delegated", "consistent")
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _HOSTNAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
@@ -91,21 +88,6 @@ class FrozenMap(Mapping[str, V]):
 
     def __repr__(self) -> str:
         return repr(self._items)
-
-
-@dataclass(frozen=True, slots=True)
-class Volume:
-    """A host directory or file that is mounted inside: ``source`` on the host is ``target`` inside.
-
-    ``source`` is as the user wrote it: absolute, or beginning with ``.`` or ``~``.
-    """
-
-    source: str
-    target: str
-    read_only: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.source}:{self.target}{':ro' if self.read_only else ''}"
 
 
 class RefusedError(Exception):
@@ -161,7 +143,7 @@ def boolean(value: object) -> bool:
     return text in _TRUE if text in _TRUE + _FALSE else _refuse()
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if not isinstance(value, str) or not value or "\0" in value:
@@ -193,7 +175,7 @@ def cpuset(value: object) -> str:
     if isinstance(value, int):
         value = str(_integer(value, 0, _MAX_CPUS - 1))
     chosen: set[int] = set()
-    for part in _text(value).split(","):
+    for part in as_text(value).split(","):
         first, dash, last = part.strip().partition("-")
         low = _integer(first, 0, _MAX_CPUS - 1)
         chosen.update(range(low, _integer(last if dash else first, low, _MAX_CPUS - 1) + 1))
@@ -221,7 +203,7 @@ def image(value: object) -> object:
     this package cannot import images.
     """
     if isinstance(value, str | os.PathLike):
-        return _text(value)
+        return as_text(value)
     return value if hasattr(value, "layers") else _refuse()
 
 
@@ -251,35 +233,31 @@ def timeout(value: object) -> float:
 
 
 def hostname(value: object) -> str:
-    return name if len(name := _text(value)) <= 63 and _HOSTNAME.fullmatch(name) else _refuse()
+    return name if len(name := as_text(value)) <= 63 and _HOSTNAME.fullmatch(name) else _refuse()
 
 
 def user(value: object) -> str:
     """Return ``USER`` or ``USER:GROUP``, each a name or a number."""
     if isinstance(value, int):
         value = str(_integer(value, 0, 2**31 - 1))  # docker's range
-    if not _USER.fullmatch(_text(value)):
+    if not _USER.fullmatch(as_text(value)):
         raise RefusedError
-    for part in _text(value).split(":"):
+    for part in as_text(value).split(":"):
         if part.isascii() and part.isdigit():
             _integer(part, 0, 2**31 - 1)
-    return _text(value)
+    return as_text(value)
 
 
 def absolute(value: object) -> str:
-    return path if (path := _text(value)).startswith("/") else _refuse()
+    return path if (path := as_text(value)).startswith("/") else _refuse()
 
 
-def _items(value: object, separator: str = r",") -> Iterable[object]:
+def split_items(value: object, separator: str = r",") -> Iterable[object]:
     """Return the items of text, one per line or separated with commas, or those of an iterable."""
     if isinstance(value, str):
         parts = value.splitlines() if "\n" in value.strip() else re.split(separator, value)
         return [part.strip() for part in parts if part.strip()]
-    if (
-        isinstance(value, Volume)
-        or not isinstance(value, Iterable)
-        or isinstance(value, bytes | Mapping)
-    ):
+    if not isinstance(value, Iterable) or isinstance(value, bytes | Mapping):
         raise RefusedError
     return value
 
@@ -287,7 +265,7 @@ def _items(value: object, separator: str = r",") -> Iterable[object]:
 def _pairs(value: object, separator: str = r",") -> Iterable[tuple[str, object]]:
     if isinstance(value, Mapping):
         return [(name if isinstance(name, str) else _refuse(), one) for name, one in value.items()]
-    split = [_text(item).partition("=") for item in _items(value, separator)]
+    split = [as_text(item).partition("=") for item in split_items(value, separator)]
     return [(name.strip(), one) if equals else _refuse() for name, equals, one in split]
 
 
@@ -301,73 +279,10 @@ def env(value: object) -> FrozenMap[str]:
     return FrozenMap(env)  # type: ignore[arg-type]
 
 
-def volumes(value: object) -> tuple[Volume, ...]:
-    """Return volumes with different targets."""
-    separator = (
-        rf",(?!(?:{'|'.join(_VOLUME_OPTIONS)})\s*(?:,|$))"  # "/a:/b:ro,z,/c:/d" has two items
-    )
-    volumes = tuple(
-        one if isinstance(one, Volume) else _volume(one) for one in _items(value, separator)
-    )
-    _check_targets([volume.target for volume in volumes])
-    return volumes
-
-
-def _check_targets(targets: list[str]) -> None:
-    if len(targets) != len(set(targets)):
-        raise RefusedError(f"each target once ({max(targets, key=targets.count)} is repeated)")
-
-
-def _volume(value: object) -> Volume:
-    source, *rest = _text(value).split(":")
-    if not 1 <= len(rest) <= 2:
-        raise RefusedError
-    options = rest[1].split(",") if rest[1:] else []
-    if not set(options) <= set(_VOLUME_OPTIONS) or {"ro", "rw"} <= set(options):
-        raise RefusedError
-    if not source.startswith(("/", ".", "~")):
-        raise RefusedError(
-            f'a path, since there are no named volumes; "./{source}:{rest[0]}" is a directory in '
-            "the current one"
-        )
-    target = os.path.normpath(absolute(rest[0]))
-    if target in {"/", "//"}:
-        raise RefusedError('a target below "/"; to use a directory as the root, set image="PATH"')
-    return Volume(source, target.replace("//", "/"), "ro" in options)
-
-
-def devices(value: object) -> tuple[Volume, ...]:
-    """Return device nodes, or directories of them, with different targets."""
-    found = tuple(one if isinstance(one, Volume) else _device(one) for one in _items(value))
-    _check_targets([device.target for device in found])
-    return found
-
-
-def _device(value: object) -> Volume:
-    source, *rest = _text(value).split(":")
-    # Docker's short form SOURCE:ACCESS has no slash in its second part.
-    access = rest.pop() if rest and "/" not in rest[-1] else "rw"
-    if not {"r", "w"} <= set(access) <= {"r", "w", "m"}:
-        raise RefusedError(
-            f"{DEVICE_FORM}; a mount cannot deny reading or writing alone, so access is rw"
-        )
-    if len(rest) > 1:
-        raise RefusedError
-    return Volume(absolute(source), os.path.normpath(absolute(rest[0] if rest else source)))
-
-
-def gpus(value: object) -> str:
-    """Return "all", or "device=" and numbers of GPUs."""
-    text = _text(value).replace(" ", "")
-    if text != "all" and not re.fullmatch(r"device=[0-9]{1,3}(,[0-9]{1,3})*", text, re.ASCII):
-        raise RefusedError
-    return text
-
-
 def capabilities(value: object) -> tuple[str, ...]:
     """Return capability names with the prefix ``CAP_``, or ``ALL``."""
     names = []
-    for item in _items(value):
+    for item in split_items(value):
         name = item.upper() if isinstance(item, str) else _refuse()
         name = name if name == "ALL" or name.startswith("CAP_") else f"CAP_{name}"
         if name != "ALL" and name not in CAPABILITIES:
@@ -421,7 +336,7 @@ def _rates(value: object, read: Callable[[object], int]) -> FrozenMap[int]:
     pairs = (
         value.items()
         if isinstance(value, Mapping)
-        else [_text(item).rpartition(":")[::2] for item in _items(value)]
+        else [as_text(item).rpartition(":")[::2] for item in split_items(value)]
     )
     rates = [(absolute(path), read(rate)) for path, rate in pairs]
     if len(rates) != len(dict(rates)):
@@ -432,8 +347,8 @@ def _rates(value: object, read: Callable[[object], int]) -> FrozenMap[int]:
 def security_opt(value: object) -> tuple[str, ...]:
     """Return the security options in docker's newer form, with a colon."""
     items = [
-        _text(item).replace("privileges=", "privileges:").removesuffix(":true")
-        for item in _items(value)
+        as_text(item).replace("privileges=", "privileges:").removesuffix(":true")
+        for item in split_items(value)
     ]
     return tuple(dict.fromkeys(item if item in SECURITY else _refuse() for item in items))
 

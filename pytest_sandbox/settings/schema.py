@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["DEVICE_FORM", "MOST_PIDS", "SECURITY", "SIZE_FORM", "WORDS", "Words"]
+__all__ = ["DEVICE_FORM", "MOST_PIDS", "SECURITY", "SIZE_FORM", "TMP_PATH", "WORDS", "Words"]
 
 SIZE_FORM = 'bytes, or a number with b, k, m, g, t or p, counted by 1024, such as "512m"'
 MOST_PIDS = 4_194_304  # PID_MAX_LIMIT, the most that pids.max accepts
@@ -21,6 +21,12 @@ BYTE_RATE_FORM = (
 COUNT_RATE_FORM = (
     'items "PATH:RATE", or a dict, with the absolute PATH of a block device and a '
     'number a second, such as "/dev/sda:100"; at least 2'
+)
+#: Stands for the test's directory ``tmp_path`` in a pattern of artifacts.
+TMP_PATH = "{tmp_path}"
+ARTIFACTS_FORM = (
+    'patterns of paths without "..", absolute, relative to the rootdir or starting with '
+    '"{tmp_path}", such as "reports/**/*.png"'
 )
 SECURITY = ("seccomp=unconfined", "seccomp=builtin", "no-new-privileges", "no-new-privileges:false")
 SECURITY_FORM = f"items among {', '.join(SECURITY)}"
@@ -140,4 +146,11 @@ WORDS: dict[str, Words] = {
         "seccomp policy; whether set-user-ID programs gain privileges",
     ),
     "privileged": Words("true or false", "false", "all capabilities, no seccomp, no masked paths"),
+    "artifacts": Words(
+        ARTIFACTS_FORM, "none", "files of a test that are copied to the host when it ends"
+    ),
+    "artifacts_limit": Words(
+        f"{SIZE_FORM}; more than 0", "100m", "size of the artifacts of one test"
+    ),
+    "alone": Words("true or false", "false", "no other test of the session runs meanwhile"),
 }

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import SettingsError
-from pytest_sandbox.settings import parsers
+from pytest_sandbox.settings import parsers, path_parsers
 from pytest_sandbox.settings.parsers import (
     CAPABILITIES,
     ULIMITS,
     FrozenMap,
-    Volume,
     parse_size,
 )
+from pytest_sandbox.settings.path_parsers import Volume
 from pytest_sandbox.settings.schema import SECURITY, WORDS
 from pytest_sandbox.units import mib
 
@@ -107,15 +107,18 @@ class Settings:
     env: Mapping[str, str] = _key("env", FrozenMap(), parsers.env)
     user: str | None = _key("user", None, parsers.user)
     workdir: str | None = _key("workdir", None, parsers.absolute)
-    volumes: tuple[Volume, ...] = _key("volumes", (), parsers.volumes)
-    devices: tuple[Volume, ...] = _key("devices", (), parsers.devices)
-    gpus: str | None = _key("gpus", None, parsers.gpus)
+    volumes: tuple[Volume, ...] = _key("volumes", (), path_parsers.volumes)
+    devices: tuple[Volume, ...] = _key("devices", (), path_parsers.devices)
+    gpus: str | None = _key("gpus", None, path_parsers.gpus)
     read_only: bool = _key("read_only", False, parsers.boolean)
     cap_add: tuple[str, ...] = _key("cap_add", (), parsers.capabilities)
     cap_drop: tuple[str, ...] = _key("cap_drop", (), parsers.capabilities)
     ulimits: Mapping[str, tuple[int, int]] = _key("ulimits", FrozenMap(), parsers.ulimits)
     security_opt: tuple[str, ...] = _key("security_opt", (), parsers.security_opt)
     privileged: bool = _key("privileged", False, parsers.boolean)
+    artifacts: tuple[str, ...] = _key("artifacts", (), path_parsers.artifacts)
+    artifacts_limit: int = _key("artifacts_limit", 100 << 20, parsers.some_bytes)
+    alone: bool = _key("alone", False, parsers.boolean)
     given: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __init__(self, **raw: Unpack[SettingsKwargs]) -> None:

@@ -11,6 +11,7 @@ from descriptors import open_descriptors
 
 from pytest_sandbox import Change, Container
 from pytest_sandbox.container.diff import changes_of
+from pytest_sandbox.container.path_patterns import Pattern, Patterns
 
 pytestmark = pytest.mark.needs("containers")
 
@@ -310,6 +311,27 @@ def test_changes_relative_to_a_committed_layer(root):
             "A /data/new-er/c",
             "A /data/new-er/d",
         ] == [str(one) for one in c.diff()]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("data/new/*/*.x", ["/data", "/data/new", "/data/new/a.x", "/data/new/b", "/data/new/sub"]),
+        ("data/moved/two", ["/data", "/data/moved", "/data/moved/two"]),
+        ("data/full/*", ["/data", "/data/full"]),
+        ("elsewhere/**", []),
+    ],
+)
+def test_a_selection_leaves_out_other_paths(root, pattern, found):
+    """Only selected paths, and those that could contain one, are listed, also in a directory that
+    was renamed.
+    """
+    selection = Patterns([Pattern.below("/", pattern)])
+    with Container(image=root) as c:
+        script = "mkdir -p /data/new/sub /other; touch /data/new/a.x /data/new/b /other/a.x"
+        c.run(["sh", "-ec", f"{script}; mv /data/full /data/moved"], check=True)
+        changes = changes_of(c.handle, selection=selection)
+    assert found == [change.path for change in changes]
 
 
 def test_diff_while_files_change(root):

@@ -25,18 +25,10 @@ WITHOUT = {
     "no_network_namespaces": "sysctl -w user.max_net_namespaces=15000",
     "no_mount_namespaces": "sysctl -w user.max_mnt_namespaces=15000",
     "root_on_two_overlays": "two levels of containers",
-    # Client and launcher disagree about which cgroups they may write to.
-    "no_dac_override": "",
     "no_state_directory": "mount a tmpfs on /run or /tmp",
 }
-#: Where pytest itself cannot start; where it has more processes left than the doctor; and where the
-#: kernel may free the user namespaces of a session only after the next one has begun.
-APART = {
-    "deleted_directory",
-    "process_limit",
-    "user_with_one_user_namespace",
-    "user_with_two_user_namespaces",
-}
+#: Where pytest itself cannot start, and where it has more processes left than the doctor.
+APART = {"deleted_directory", "process_limit"}
 ERRORS = ("UnsupportedError", "SetupError", "ImageError", "could not enter", "not supported here")
 
 

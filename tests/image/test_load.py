@@ -127,6 +127,15 @@ def test_all_sources_give_the_same_image(made, tmp_path, store, write):
     assert is_clean(store)
 
 
+@pytest.mark.parametrize("first", [entry("etc/hosts", b""), entry("./usr/bin/true", b"")])
+def test_a_root_file_system_may_contain_a_manifest(tmp_path, store, first):
+    """A file /manifest.json does not make it an archive of images."""
+    path = tmp_path / "root.tar"
+    path.write_bytes(layer(first, entry("manifest.json", b"[]")))
+    image = Image.load(path)
+    assert "[]" == shown(image)["manifest.json"]
+
+
 @pytest.mark.parametrize(
     "packer",
     [pytest.param(name, marks=pytest.mark.needs(name)) for name in ("cat", "gzip", "zstd", "xz")],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -84,3 +86,18 @@ def failed_report(reports: Reports) -> Callable[[], dict[str, Any]]:
         return {**report, "sections": sections}
 
     return failed_report
+
+
+@pytest.fixture(scope="session")
+def install_apart(tmp_path_factory):
+    """Return a function that installs packages where only the sessions of this test find them: one
+    that is installed changes every session, or has the same options as another one.
+    """
+
+    def install(*packages):
+        directory = tmp_path_factory.mktemp("packages")
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target"]
+        subprocess.run([*command, directory, *packages], check=True, timeout=200)
+        return str(directory)
+
+    return install

@@ -117,3 +117,70 @@ def test_functions_that_a_test_replaces(run, module):
     own = [one for one in result.outlines if re.search(r"\.py:\d+: ValueError: failed$", one)]
     assert {"passed": outcomes["passed"], "failed": outcomes["passed"]} == outcomes
     assert outcomes["failed"] == len(own)
+
+
+#: What pytest itself calls in its own process, between the setup and the teardown of a module.
+PARENT_CALLS = {
+    "os": "dup2 fspath fstat get_terminal_size getcwd putenv stat unsetenv",
+    "builtins": PYTEST_CALLS["builtins"] + " any bool float print repr sorted sum zip",
+}
+
+MODULE_SCOPED = """
+import MODULE
+import pytest
+
+EXCEPT = "NAMES".split()
+
+def refuse(*_arguments, **_keywords):
+    raise RuntimeError("called")
+
+def is_function(value):
+    return callable(value) and not (isinstance(value, type) and issubclass(value, BaseException))
+
+NAMES = [
+    name
+    for name, value in sorted(vars(MODULE).items())
+    if is_function(value) and not name.startswith("__") and name not in EXCEPT
+]
+
+@pytest.fixture(scope="module", params=NAMES)
+def replaced(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MODULE, request.param, refuse)
+        yield
+
+@pytest.mark.parametrize("fails", [False, True])
+def test(replaced, fails):
+    if fails:
+        raise ValueError("failed")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "module",
+    [
+        "builtins",
+        "io",
+        "json",
+        "os",
+        "select",
+        "signal",
+        "socket",
+        "subprocess",
+        "threading",
+        "time",
+    ],
+)
+def test_functions_that_a_fixture_of_the_module_replaces(run, module):
+    """Whatever function of the standard library is replaced while pytest's own process starts
+    containers, a passing test passes and a failing one fails with its own exception.
+    """
+    source = MODULE_SCOPED.replace("MODULE", module).replace(
+        '"NAMES"', repr(PARENT_CALLS.get(module, ""))
+    )
+    result = run(source, "--tb=line", "-rN")
+    outcomes = result.parseoutcomes()
+    own = [one for one in result.outlines if re.search(r"\.py:\d+: ValueError: failed$", one)]
+    assert {"passed": outcomes["passed"], "failed": outcomes["passed"]} == outcomes
+    assert outcomes["failed"] == len(own)

@@ -36,6 +36,7 @@ REPORT = {
     "start": 1.0,
     "stop": 1.1,
     "$report_type": "TestReport",
+    "covered": ["dict", [1, ["set", "a", ["tuple", 1, None]]], ["x", ["bytes", "AA=="]]],
 }
 SUBTEST = {name: one for name, one in REPORT.items() if name != "$report_type"}
 CRASH = {"path": "test_it.py", "lineno": 4, "message": "assert 0"}
@@ -167,6 +168,9 @@ def report(**changed):
         (report(wasxfail=5), "wasxfail"),
         (report(**{"$report_type": "CollectReport"}), "report_type"),
         (report(user_properties=[[["a"], 1]]), "user_properties"),
+        (report(covered=["set", ["list"]]), "is not data"),
+        (report(covered=["object", "x"]), "is not data"),
+        (report(covered=["Decimal", "1e999999999"]), "is not data"),
         (["cache", ["/etc/passwd", 1]], "not a relative path"),
         (["cache", ["a/../../b", 1]], "not a relative path"),
         (["cache", ["cache/lastfailed", {}]], "pytest itself"),

@@ -167,8 +167,8 @@ def test_lf_ff_and_sw_know_what_failed_inside(run, pytester):
 
 
 def test_recorded_properties_are_in_junit_xml(run, pytester):
-    """Properties and attributes of tests and of the suite are in junit XML; a value that JSON lacks
-    is there as its repr().
+    """Properties and attributes of tests and of the suite are in junit XML; a value that is not
+    data is there as its repr().
     """
     run(
         """

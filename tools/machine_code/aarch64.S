@@ -68,6 +68,31 @@ helper:                                 // see x86_64.S
         svc     #0
 helper_end:
 
+        .set    lists, run + DATA
+        .balign 16
+hook:                                   // see x86_64.S
+        stp     x29, x30, [sp, #-32]!
+        str     x19, [sp, #16]
+        adr     x19, lists
+        ldr     x9, [x19, #8]
+        blr     x9
+        ldr     x9, [x19]
+        cmp     x0, x9
+        b.ne    2f
+        str     xzr, [x19]
+        add     x19, x19, #8
+1:      ldr     x1, [x19, #8]!
+        cbz     x1, 2f
+        mov     x0, #0
+        bl      run
+        ldr     x9, [x0]
+        cmn     x9, #1
+        b.eq    1b
+2:      ldr     x19, [sp, #16]
+        ldp     x29, x30, [sp], #32
+        ret
+hook_end:
+
 init:
         mov     x0, #4                  // PR_SET_DUMPABLE
         mov     x1, #0

@@ -90,6 +90,31 @@ helper:
         syscall
 helper_end:
 
+# void hook(void): a fork handler (pthread_atfork(3)) that acts once and in one thread. The data
+# segment is the thread (as pthread_self(3) returns it), the address of pthread_self, and the
+# addresses of lists, up to a null pointer. A list that an error ends is the last one.
+        .set    lists, run + DATA
+        .balign 16
+hook:
+        push    %rbx
+        lea     lists(%rip), %rbx
+        call    *8(%rbx)
+        cmp     %rax, (%rbx)
+        jne     2f
+        movq    $0, (%rbx)
+        add     $8, %rbx
+1:      add     $8, %rbx
+        mov     (%rbx), %rsi
+        test    %rsi, %rsi
+        jz      2f
+        xor     %edi, %edi
+        call    run
+        cmpq    $-1, (%rax)
+        je      1b
+2:      pop     %rbx
+        ret
+hook_end:
+
 # PID 1 of a container: become not dumpable, which restricts access to /proc/1, set the command
 # name, and sleep. It ignores SIGCHLD, so that the kernel reaps its children.
 init:

@@ -123,19 +123,26 @@ class HierarchyV1(Hierarchy):
         return tuple({self.mounts[name].point: None for name in sorted(self.controllers)})
 
     def session(self, name: str) -> Session:
-        session = SessionV1(self, name)
+        session = SessionV1(self, name, self.own)
         session.make()
         return session
 
     def attach(self, name: str) -> Session:
-        return SessionV1(self, name)
+        # The creator may have fewer rights than this process: a launcher in a user namespace of its
+        # own has CAP_DAC_OVERRIDE there.
+        directory = PREFIX + name
+        own = {key: path for key, path in self.own.items() if os.path.isdir(f"{path}/{directory}")}
+        return SessionV1(self, name, own)
 
 
 class SessionV1(Session):
-    """A directory below the calling process's cgroup in every hierarchy that is used."""
+    """A directory below the calling process's cgroup in every hierarchy that is used; ``own`` is
+    that cgroup's directory by controller.
+    """
 
-    def __init__(self, hierarchy: HierarchyV1, name: str) -> None:
+    def __init__(self, hierarchy: HierarchyV1, name: str, own: dict[str, str]) -> None:
         self._hierarchy = hierarchy
+        self._own = own
         self.name = name
         #: The session's directory by controller; cpu and cpuacct share one if mounted together.
         self.by_controller = {
@@ -190,7 +197,7 @@ class SessionV1(Session):
 
         It is None if the controller cannot be used.
         """
-        own = self._hierarchy.own.get(controller)
+        own = self._own.get(controller)
         return own and f"{own}/{PREFIX}{self.name}"
 
     @cached_property

@@ -1,0 +1,189 @@
+"""``--sandbox-jobs``: tests that run before their turn.
+
+pytest goes through the tests one after the other. Between two tests, and while it waits for the
+test whose turn it is, the parent forks later tests whose fixtures of higher scopes are set up. When
+a test's turn comes, its phases are replayed, as with one job: so reports, ``-x`` and all that
+depends on the order look the same.
+
+A fork happens only between two tests, where no hook wrapper of one test is active in another. The
+test process then runs the whole protocol of its test, as pytest does in a session with one test.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from typing import TYPE_CHECKING, NoReturn
+
+from pytest_sandbox.linux import memory
+from pytest_sandbox.plugin import compat
+from pytest_sandbox.plugin.report_channel import wait_for_any
+from pytest_sandbox.plugin.sandboxed_test import TEST, SandboxedTest
+from pytest_sandbox.plugin.stash import INSIDE, SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pytest
+
+    from pytest_sandbox.plugin.originals import Originals
+    from pytest_sandbox.plugin.test_process import HookForwarder
+
+__all__ = ["Scheduler"]
+
+#: Tests ahead of their turn at most, for each job.
+_WINDOW = 10
+#: Bytes of reports that wait for their turn.
+_MAX_BYTES = 64 << 20
+#: Descriptors that a test has open while it runs or waits, and those that the session needs.
+_DESCRIPTORS, _RESERVED_DESCRIPTORS = 8, 256
+#: Bytes that must be free for a test without a memory limit.
+_LEAST_FREE = 64 << 20
+
+
+class Scheduler:
+    """The tests of a session that run, or have ended and wait for their turn."""
+
+    def __init__(self, forwarder: HookForwarder, originals: Originals, jobs: int) -> None:
+        self._forwarder = forwarder
+        self._originals = originals
+        self._jobs = jobs
+        self._early: dict[pytest.Item, SandboxedTest] = {}
+        #: Tests that could not start early: they start, and fail, at their turn.
+        self._refused: set[pytest.Item] = set()
+
+    def begin_turn(self, item: pytest.Item, nextitem: pytest.Item | None) -> SandboxedTest:
+        """Return the run of the item whose turn it is; if it could start early, it has ended.
+
+        Called between two tests.
+        """
+        if self._jobs > 1:
+            self._run_early(item, nextitem)
+        test = self._early.pop(item, None)
+        if test is None:
+            test = item.stash[TEST] = SandboxedTest(item, self._forwarder, self._originals)
+        test.set_turn(nextitem, self.wait)
+        return test
+
+    def wait(self, test: SandboxedTest) -> None:
+        """Wait until the end of a test was noted.
+
+        Ctrl-C is passed on to its process; a second one ends it.
+        """
+        while test.receiver is not None:
+            self._advance(test)
+
+    def discard(self) -> None:
+        """Close the tests whose turn did not come."""
+        while self._early:
+            item, test = self._early.popitem()
+            del item.stash[TEST]
+            test.close()
+
+    # -- tests that start early
+
+    def _run_early(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
+        """Start tests, also while waiting for the end of the item that is next."""
+        following = [item, *compat.upcoming(item, nextitem)][: _WINDOW * self._jobs]
+        if _is_alone(item):
+            self._await_others()
+            return
+        while True:
+            self._start_some(following)
+            test = self._early.get(item)
+            if test is None or test.receiver is None:
+                return
+            self._advance(test)
+
+    def _start_some(self, following: list[pytest.Item]) -> None:
+        """Start the next tests that can start, as many as there may be."""
+        for item in self._startable(following):
+            if not self._has_room_for(item):
+                return
+            self._start(item)
+
+    def _startable(self, following: list[pytest.Item]) -> Iterator[pytest.Item]:
+        for item in following:
+            if _is_alone(item):
+                return
+            if item in self._early or item in self._refused or not item.stash.get(INSIDE, False):
+                continue
+            fixtures = compat.HigherFixtures(item)
+            if fixtures.are_of_other_parameters:
+                return  # what later items use is torn down before
+            if fixtures.are_set_up:
+                yield item
+
+    def _has_room_for(self, item: pytest.Item) -> bool:
+        running = [test for test in self._early.values() if test.receiver is not None]
+        if len(running) >= self._jobs or len(self._early) >= _most_waiting():
+            return False
+        if sum(test.report_bytes for test in self._early.values()) > _MAX_BYTES:
+            return False
+        if not running:
+            return True
+        wanted = [item.stash[SETTINGS].memory, *(t.item.stash[SETTINGS].memory for t in running)]
+        limited = sum(one for one in wanted if one is not None)
+        return limited <= memory.total() and memory.available() >= _LEAST_FREE
+
+    def _start(self, item: pytest.Item) -> None:
+        test = item.stash[TEST] = SandboxedTest(item, self._forwarder, self._originals)
+        is_parent = False
+        try:
+            is_parent = test.start_early()
+        except KeyboardInterrupt:
+            self._drop(test)
+            raise
+        except BaseException:  # noqa: BLE001 - it is raised again at the test's turn
+            self._drop(test)
+            self._refused.add(item)
+            return
+        if is_parent:
+            self._early[item] = test
+        else:
+            _run_protocol(item)
+
+    @staticmethod
+    def _drop(test: SandboxedTest) -> None:
+        if test.test_process is not None:
+            os._exit(1)
+        del test.item.stash[TEST]
+        test.close()
+
+    def _await_others(self) -> None:
+        for test in list(self._early.values()):
+            self.wait(test)
+
+    def _advance(self, test: SandboxedTest) -> None:
+        """Read what the next of the running tests reports; ``test`` is the one waited for."""
+        running = [one for one in {*self._early.values(), test} if one.receiver is not None]
+        receivers = [one.receiver for one in running if one.receiver is not None]
+        with self._originals:
+            try:
+                wait_for_any(receivers, self._originals)
+            except KeyboardInterrupt:
+                if test.receiver is not None:
+                    test.receiver.interrupt()
+            for one in running:
+                if one.receiver is not None and one.receiver.is_over:
+                    one.note_end()
+
+
+def _most_waiting() -> int:
+    """Return how many tests the limit on open files allows (getrlimit(2))."""
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, (soft - _RESERVED_DESCRIPTORS) // _DESCRIPTORS)
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    settings = item.stash.get(SETTINGS, None)
+    return settings is not None and settings.alone
+
+
+def _run_protocol(item: pytest.Item) -> NoReturn:
+    """Run the protocol of a test that was started early, in its test process."""
+    try:
+        compat.keep_collectors_of(item)
+        item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
+    finally:
+        os._exit(1)  # protocol.py has ended the process, unless there was an error
