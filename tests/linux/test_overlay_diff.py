@@ -209,6 +209,6 @@ def test_timeout_among_names_that_are_no_changes(layer):
     base = layer("base").file("x")
     directory = str(base.directory)
     with OpenLowers([directory]) as lowers, OpenDirectory(directory) as fd:
-        walk = overlay_diff._Walk(DirectoryStack(fd), lowers, Budget(seconds=0))
+        walk = overlay_diff._Walk(DirectoryStack(fd), lowers, Budget(seconds=0), None)
         with pytest.raises(TimeoutError):
             list(walk._names_in(lowers.roots))
