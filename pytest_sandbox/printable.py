@@ -17,7 +17,9 @@ TEXT = re.compile(f"[\x00-\x08\x0b-\x1f{_UNSAFE}]")
 #: For captured output, which may also contain carriage returns and colours (SGR, ECMA-48).
 OUTPUT = re.compile(f"(?!\x1b\\[[0-9;]{{0,40}}m)[\x00-\x08\x0b\x0c\x0e-\x1f{_UNSAFE}]")
 
-_RESETS = ("\x1b[0m", "\x1b[m")
+_RESET = "\x1b[0m"
+#: The end of text in which no colour continues: the last parameter of its last SGR is 0.
+_ENDS_RESET = re.compile("\x1b\\[(?:[0-9;]*;)?0*m[^\x1b]*$")
 
 
 def printable(text: object, unsafe: re.Pattern[str] = LINE) -> str:
@@ -34,8 +36,8 @@ def printable_output(text: str) -> str:
     end.
     """
     made = printable(text, OUTPUT)
-    is_coloured = "\x1b" in made and not made.rstrip().endswith(_RESETS)
-    return made + _RESETS[0] if is_coloured else made
+    is_coloured = "\x1b" in made and not _ENDS_RESET.search(made)
+    return made + _RESET if is_coloured else made
 
 
 def _escaped(match: re.Match[str]) -> str:

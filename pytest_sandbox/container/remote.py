@@ -18,7 +18,7 @@ from pytest_sandbox.linux.cgroup import Cgroup
 from pytest_sandbox.outcome import Stats
 from pytest_sandbox.runtime.protocol import Channel, Message, close_all
 from pytest_sandbox.runtime.spec import Spec
-from pytest_sandbox.settings.settings import Settings
+from pytest_sandbox.settings.settings import KEYS, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,7 +78,7 @@ def _ask_all(session: str, *, stats: bool) -> list[RemoteContainer]:
 
 def _read(session: str, entry: Message) -> RemoteContainer:
     about = entry["about"] or {"label": "", "settings": {}}
-    settings = Settings(**about["settings"])
+    settings = _read_settings(about["settings"])
     return RemoteContainer(
         session,
         entry["id"],
@@ -89,6 +89,11 @@ def _read(session: str, entry: Message) -> RemoteContainer:
         None if entry["stats"] is None else without_init(_read_stats(entry["stats"]), settings),
         bool(entry.get("paused")),
     )
+
+
+def _read_settings(answer: Message) -> Settings:
+    """Read settings, without those that another version of this library has given to the owner."""
+    return Settings(**{name: value for name, value in answer.items() if name in KEYS})
 
 
 def _read_stats(answer: Message) -> Stats:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_sandbox import supported
+from pytest_sandbox.plugin import unsupported
 from pytest_sandbox.plugin.selection import settings_of
 from pytest_sandbox.plugin.stash import HOLDS, IN_TEST_PROCESS
 
@@ -29,10 +30,8 @@ _HELD = pytest.StashKey["Container"]()
 @pytest.fixture
 def container(request: pytest.FixtureRequest) -> Iterator[Container]:
     """A running container with the settings of the test's mark, discarded after the test."""
-    from pytest_sandbox.plugin.unsupported import as_test_result
-
     item = request.node
-    with as_test_result(item.config):
+    with unsupported.as_test_result(item.config):
         supported.require()
     from pytest_sandbox.container.container import Container
     from pytest_sandbox.plugin import artifacts
@@ -45,7 +44,7 @@ def container(request: pytest.FixtureRequest) -> Iterator[Container]:
         )
     made = Container(settings_of(item))
     made.handle.label = item.nodeid
-    with as_test_result(item.config):
+    with unsupported.as_test_result(item.config):
         made.start()
     with made:
         item.stash[_HELD] = made
@@ -63,14 +62,12 @@ def container_factory(request: pytest.FixtureRequest) -> Iterator[ContainerFacto
     """Create containers by ``container_factory(memory="256m")``, each a context manager; those
     still open are closed at the end of the session.
     """
-    from pytest_sandbox.plugin.unsupported import as_test_result
-
     with ExitStack() as opened:
 
         def make(
             settings: Settings | None = None, /, **keywords: Unpack[SettingsKwargs]
         ) -> Container:
-            with as_test_result(request.config):
+            with unsupported.as_test_result(request.config):
                 supported.require()
             from pytest_sandbox.container.container import Container
 
@@ -83,9 +80,14 @@ def container_factory(request: pytest.FixtureRequest) -> Iterator[ContainerFacto
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
-    item: pytest.Item,
+    item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add to the report of the call phase what the fixture's container used and changed."""
+    """Add to the report of the call phase what the fixture's container used and changed.
+
+    A setting that this host does not support may skip the test, also if it was given to
+    ``container_factory``.
+    """
+    unsupported.skip(item.config, call)
     report = yield
     held = item.stash.get(_HELD, None) if HOLDS in item.stash else None
     if held is not None and report.when == "call" and held.status != "stopped":

@@ -23,12 +23,14 @@ _NAME = schema.string(1000)
 _PATH = schema.string(4096)
 _LONG_NAME = 1 << 16
 _TEXT = schema.string(4 << 20)
-_LINES = schema.list_of(_TEXT, 50_000)
+#: Text in which pytest shows colours, such as the difference of two values.
+_COLOURED = schema.string(4 << 20, escape=printable_output)
+_LINES = schema.list_of(_COLOURED, 50_000)
 _LINE_NUMBER = schema.integer(-1, 1 << 31)
 _ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 _STYLE = schema.one_of("long", "short", "line", "no", "native", "value", "auto")
 
-_FILE_LOCATION = schema.record({"path": _PATH, "lineno": _LINE_NUMBER, "message": _TEXT})
+_FILE_LOCATION = schema.record({"path": _PATH, "lineno": _LINE_NUMBER, "message": _COLOURED})
 _ARGUMENTS = schema.record({"args": schema.list_of(schema.tuple_of(_NAME, _TEXT), 10_000)})
 _ENTRY = schema.record(
     {
@@ -82,7 +84,7 @@ def _longrepr(value: Any) -> Any:
     if value is None:
         return None
     if type(value) is str:
-        return _TEXT(value)
+        return _COLOURED(value)
     return _SKIP_REASON(value) if type(value) is list else _EXCEPTION(value)
 
 
@@ -119,9 +121,7 @@ _REQUIRED = {
     "longrepr": _longrepr,
     "when": schema.one_of("setup", "call", "teardown"),
     "user_properties": _user_properties,
-    "sections": schema.list_of(
-        schema.tuple_of(_NAME, schema.string(4 << 20, escape=printable_output)), 1000
-    ),
+    "sections": schema.list_of(schema.tuple_of(_NAME, _COLOURED), 1000),
     "duration": schema.number,
 }
 _OTHERS = {

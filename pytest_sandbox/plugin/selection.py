@@ -17,7 +17,7 @@ import pytest
 from pytest_sandbox import supported
 from pytest_sandbox.errors import SandboxError, UnsupportedError
 from pytest_sandbox.plugin.options import read_settings, wants_sandbox
-from pytest_sandbox.plugin.stash import HOLDS, INSIDE, SETTINGS
+from pytest_sandbox.plugin.stash import HOLDS, INSIDE, OUTSIDE, SETTINGS
 
 if TYPE_CHECKING:
     from pytest_sandbox.settings.settings import Settings
@@ -31,6 +31,8 @@ _MARKS = {"container", "no_sandbox"}
 _CHECKED_ON_HOST = {
     "image",
     "volumes",
+    "devices",
+    "gpus",
     "user",
     "cpuset",
     "device_read_bps",
@@ -68,6 +70,7 @@ def _decide(config: pytest.Config, items: list[pytest.Item]) -> None:
     all_inside = wants_sandbox(config)
     reader = _SettingsReader(config)
     checked: set[pytest.Collector] = set()
+    outside = 0
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         marks = [mark.name for mark in _marks(item)]
@@ -77,9 +80,11 @@ def _decide(config: pytest.Config, items: list[pytest.Item]) -> None:
         # A test that only uses container_factory needs a mark to run inside.
         default = all_inside and "container_factory" not in fixtures
         inside = not holds and (marks[0] == "container" if marks else default)
+        outside += all_inside and not (holds or inside or marks)
         item.stash[INSIDE], item.stash[HOLDS] = inside, holds
         if holds or inside or "container" in marks:
             item.stash[SETTINGS] = reader.settings(item)
+    config.stash[OUTSIDE] = outside
     if any(item.stash[INSIDE] for item in items):
         _register(config)
 

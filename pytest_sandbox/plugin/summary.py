@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pytest_sandbox.plugin.stash import OUTSIDE
 from pytest_sandbox.plugin.user_properties import PREFIX, is_of_container
 from pytest_sandbox.units import mib
 
@@ -49,6 +50,16 @@ class _Summary:
         from pytest_sandbox import host
 
         return f"sandbox: each test in a container of its own ({host.headline()})"
+
+    def pytest_report_collectionfinish(self) -> str | None:
+        """Return a line about tests that stay outside although they have no mark that says so."""
+        count = self._config.stash.get(OUTSIDE, 0)
+        if not count:
+            return None
+        return (
+            f"sandbox: {count} tests stay outside, since they use container_factory; "
+            "@pytest.mark.container puts them inside, @pytest.mark.no_sandbox ends this line"
+        )
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Read the properties that user_properties.py has set."""

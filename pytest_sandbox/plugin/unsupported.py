@@ -16,7 +16,7 @@ from pytest_sandbox.plugin.stash import INSIDE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["NoContainers", "as_test_result"]
+__all__ = ["NoContainers", "as_test_result", "skip"]
 
 
 @contextmanager
@@ -31,6 +31,20 @@ def as_test_result(config: pytest.Config) -> Iterator[None]:
         raise pytest.fail.Exception(text, pytrace=False) from None
     except SandboxError as error:
         raise pytest.fail.Exception(f"{type(error).__name__}: {error}", pytrace=False) from None
+
+
+def skip(config: pytest.Config, call: pytest.CallInfo[None]) -> None:
+    """Turn an :class:`UnsupportedError` of a phase into a skip, if the configuration says so."""
+    error = None if call.excinfo is None else call.excinfo.value
+    if not isinstance(error, UnsupportedError):
+        return
+    if config.getini("sandbox_unsupported") == "skip":
+        call.excinfo = pytest.CallInfo.from_call(lambda: _raise(config, error), call.when).excinfo
+
+
+def _raise(config: pytest.Config, error: UnsupportedError) -> None:
+    with as_test_result(config):
+        raise error
 
 
 class NoContainers:

@@ -306,3 +306,44 @@ def test_a_container_of_a_session_fixture_cannot_be_used_inside(run, reports):
     (report,) = [one for one in reports() if one["outcome"] == "failed"]
     assert "is held outside, by process " in report["text"]
     assert "no_sandbox" in report["text"]
+
+
+def test_tests_that_stay_outside_are_counted(run):
+    """A fixture with container_factory keeps tests outside under --sandbox, and the session says
+    how many.
+    """
+    result = run(
+        """
+    import os, pytest
+
+    @pytest.fixture(scope="session", autouse=True)
+    def service(container_factory): return container_factory
+
+    def test_one(): assert os.getppid()
+    def test_two(): assert os.getppid()
+    @pytest.mark.no_sandbox
+    def test_marked(): assert os.getppid()
+    """
+    )
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["sandbox: 2 tests stay outside, since they use *"])
+
+
+def test_an_unsupported_container_of_the_factory_skips(run):
+    """With sandbox_unsupported = skip, a fixture whose container is not supported skips its tests,
+    also those that find the fixture's exception.
+    """
+    result = run(
+        """
+    import pytest
+    from pytest_sandbox import UnsupportedError
+
+    @pytest.fixture(scope="session")
+    def service(container_factory): raise UnsupportedError("a limit", "Do without.")
+
+    def test_one(service): pass
+    def test_two(service): pass
+    """,
+        "-osandbox_unsupported=skip",
+    )
+    result.assert_outcomes(skipped=2)
