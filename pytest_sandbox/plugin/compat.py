@@ -359,9 +359,10 @@ def logging_locks() -> list[Any]:
     ``_lock`` and ``_handlerList`` of :mod:`logging`: handlers that only a fixture refers to have no
     public name, and the order has to be that of logging.config, which takes the module's first.
     """
-    handlers = [reference() for reference in list(logging._handlerList)]  # type: ignore[attr-defined]
+    module: Any = logging
+    handlers = [reference() for reference in list(module._handlerList)]
     locks = [getattr(handler, "lock", None) for handler in handlers]
-    return [logging._lock, *(lock for lock in locks if lock is not None)]  # type: ignore[attr-defined]
+    return [module._lock, *(lock for lock in locks if lock is not None)]
 
 
 # -- other plugins
