@@ -17,6 +17,8 @@ __all__ = [
     "ImageError",
     "OutOfMemory",
     "SandboxError",
+    "ServiceError",
+    "ServiceTimeout",
     "SettingsError",
     "SetupError",
     "UnsupportedError",
@@ -90,6 +92,31 @@ class ContainerStopped(SandboxError):
         """Return the error for a container that ended during an operation; ``which`` is its id."""
         name = f"the container {which}" if which else "the container"
         return cls(f"{name} has ended. Make a new one.")
+
+
+class ServiceError(SandboxError):
+    """A service, or what a container was waited for, is not ready and will not become so.
+
+    ``name`` is what was waited for, ``reason`` what was found, ``returncode`` the exit status of a
+    command that has ended (negative for a signal, else None), ``log`` the last lines of its output.
+    """
+
+    def __init__(
+        self, name: str, reason: str, returncode: int | None = None, log: str = ""
+    ) -> None:
+        super().__init__(name, reason, returncode, log)
+        self.name = name
+        self.reason = reason
+        self.returncode = returncode
+        self.log = log
+
+    def __str__(self) -> str:
+        said = f"{self.name} is not ready: {self.reason}."
+        return f"{said} Its last output:\n{self.log}" if self.log else f"{said} It has no output."
+
+
+class ServiceTimeout(ServiceError, TimeoutError):
+    """A service was not ready in time. Raise ``timeout=``, or correct what it is waited for."""
 
 
 class OutOfMemory(subprocess.CalledProcessError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_sandbox.settings.settings import Volume
+from pytest_sandbox.settings.settings import PortMapping, Volume
 
 M = 1 << 20
 
@@ -42,6 +42,23 @@ GOOD = {
     "shm_size": [("128m", 128 * M)],
     "timeout": [(30, 30.0), (0.5, 0.5), ("2.5", 2.5)],
     "network": [("none", "none"), ("host", "host")],
+    "publish": [
+        ("5432", (PortMapping("", None, 5432),)),
+        (5432, (PortMapping("", None, 5432),)),
+        (
+            ["8080:80", "53/udp", 53],
+            (
+                PortMapping("", 8080, 80),
+                PortMapping("", None, 53, "udp"),
+                PortMapping("", None, 53),
+            ),
+        ),
+        ("127.0.0.1:8080:80/tcp", (PortMapping("127.0.0.1", 8080, 80),)),
+        ("[::1]:8080:80", (PortMapping("::1", 8080, 80),)),
+        (["127.0.0.1::80"], (PortMapping("127.0.0.1", 0, 80),)),
+        (["0:80"], (PortMapping("", 0, 80),)),
+        ([], ()),
+    ],
     "hostname": [("db", "db"), ("a-1.example.org", "a-1.example.org"), ("a" * 63, "a" * 63)],
     "env": [
         ({"A": "1", "B": ""}, {"A": "1", "B": ""}),
@@ -154,6 +171,31 @@ BAD = {
     "storage": ["tmpfs", "", 1, []],
     "network": ["bridge", "", "NONE", "Network", 1, True, [], {}, b"none", object()],
     "image": ["", 1, True, [], {}, b"x", object(), "a\0b"],
+    "publish": [
+        "http",
+        "80/sctp",
+        "80/",
+        "0",
+        ":80",
+        "8080:",
+        "65536",
+        "65536:80",
+        "8000-8010:80",
+        "localhost:80:80",
+        "::1:80:80",
+        "[127.0.0.1]:80:80",
+        "1.2.3:80:80",
+        -1,
+        0,
+        1.5,
+        ["80", "80"],
+        ["80", "8080:80"],
+        [b"80"],
+        {"80": 80},
+        True,
+        [True],
+        [str(port) for port in range(1, 66)],
+    ],
     "hostname": ["", "-a", "a-", "a_b", "a..b", "a" * 64, "ü", 1, "a\n"],
     "env": [
         {"A": 1},
@@ -247,6 +289,10 @@ TEXTS = {
     "shm_size": [("1m", M)],
     "timeout": [("30", 30.0)],
     "network": [("none", "none"), ("host", "host")],
+    "publish": [
+        ("8080:80, 53/udp", (PortMapping("", 8080, 80), PortMapping("", None, 53, "udp"))),
+        ("none", ()),
+    ],
     "hostname": [("db", "db")],
     "env": [
         ("A=1,B=2", {"A": "1", "B": "2"}),

@@ -37,6 +37,7 @@ LAYERS: dict[str, int] = {
     "client": 5,
     "container": 6,
     "doctor": 7,
+    "services": 7,
     "plugin": 8,
     "cli": 8,
     "__main__": 8,

@@ -97,6 +97,12 @@ _LISTS: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
         "mount a host directory or file; changes are not discarded",
     ),
     (
+        ("-p", "--publish"),
+        "publish",
+        "[[HOST:]HOST_PORT:]PORT[/udp]",
+        "make a port of the container reachable from this host",
+    ),
+    (
         ("--device",),
         "devices",
         "SOURCE[:TARGET[:rw]]",

@@ -18,7 +18,7 @@ from pytest_sandbox.linux import syscall as sc
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["as_builder", "fork_process"]
+__all__ = ["as_builder", "fork_lock", "fork_process"]
 
 __tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
 
@@ -77,6 +77,11 @@ def _renew_lock() -> None:
 
 
 os.register_at_fork(after_in_child=_renew_lock)
+
+
+def fork_lock() -> threading.RLock:
+    """Return the lock that a thread holds while it forks, for what belongs to one fork."""
+    return _forking
 
 
 def fork_process() -> int:

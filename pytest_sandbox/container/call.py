@@ -10,6 +10,7 @@ import json
 import os
 import select
 import signal
+import socket
 import sys
 import time
 from contextlib import suppress
@@ -23,7 +24,6 @@ from pytest_sandbox.outcome import OOMKilled, Outcome, TimedOut
 from pytest_sandbox.runtime.protocol import Channel
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from pytest_sandbox.container.handle import Handle
@@ -108,11 +108,13 @@ def _receive(ours: socket.socket, pidfd: int, end: float | None) -> bytes:
         ready = dict(
             poll.poll(None if end is None else process.milliseconds(end - time.monotonic()))
         )
-        if ours.fileno() not in ready:  # the child has ended, or the time is over
+        if not ready:  # the time is over
             return bytes(data)
+        # poll(2) looks at one descriptor after the other: a child that has ended may have sent its
+        # answer in between.
         try:
-            part = ours.recv(_CHUNK)
-        except ConnectionResetError:
+            part = ours.recv(_CHUNK, socket.MSG_DONTWAIT)
+        except (BlockingIOError, ConnectionResetError):
             part = b""
         data += part
         if not part or part.endswith(b"\n"):

@@ -1,4 +1,6 @@
-"""Apply what a container prepared in advance cannot have yet: its host name and its network."""
+"""Apply what a container prepared in advance cannot have yet: its host name, its network, and the
+host's ports that it publishes.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ __all__ = ["configure"]
 
 
 def configure(handle: Handle) -> None:
-    """Set a container's host name, and connect it to its network; a new init keeps the address."""
+    """Set a container's host name, connect it to its network, and publish its ports; a new init
+    keeps the addresses.
+    """
     if handle.settings.hostname is not None:
         _set_hostname(handle, handle.settings.hostname)
     if handle.endpoint is not None:
@@ -26,6 +30,10 @@ def configure(handle: Handle) -> None:
     elif not isinstance(handle.settings.network, str):
         network = cast("Network", handle.settings.network)
         handle.endpoint = network.attach(handle.id, handle.hostname, handle.pidfd)
+    if handle.settings.publish:
+        from pytest_sandbox.container.publish import publish
+
+        publish(handle)
 
 
 def _set_hostname(handle: Handle, name: str) -> None:

@@ -15,18 +15,23 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overl
 
 from pytest_sandbox.container import processes
 from pytest_sandbox.container.call import run_call
+from pytest_sandbox.container.conditions import of_keywords
 from pytest_sandbox.container.diff import Changes, changes_of
 from pytest_sandbox.container.files import Files
 from pytest_sandbox.container.lifecycle import LocalHandle
 from pytest_sandbox.container.popen import Popen, with_pipes
 from pytest_sandbox.container.signatures import typed_popen, typed_run
+from pytest_sandbox.container.waiting import DEFAULT_TIMEOUT, joined, start_logged, wait_for
 from pytest_sandbox.errors import ContainerStopped, OutOfMemory
 from pytest_sandbox.settings.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import os
+    import re
+    from collections.abc import Callable, Iterable
     from typing import Unpack
 
+    from pytest_sandbox.container.conditions import Condition, Http
     from pytest_sandbox.container.handle import Handle
     from pytest_sandbox.container.remote import RemoteContainer
     from pytest_sandbox.image.image import Image
@@ -106,6 +111,20 @@ class Container(Files):
         """
         return self.handle.endpoint.address if self.handle.endpoint else None
 
+    @property
+    def host_address(self) -> str | None:
+        """The loopback address of the host on which its ports are published, such as
+        "127.64.0.1"; no other container has it. None without ``publish``, and before the start.
+        """
+        return self.handle.published.address if self.handle.published else None
+
+    @property
+    def ports(self) -> dict[int | str, int]:
+        """The port of :attr:`host_address` for each published port inside: by its number for TCP,
+        by text such as "53/udp" for UDP.
+        """
+        return dict(self.handle.published.ports) if self.handle.published else {}
+
     def start(self) -> Self:
         """Start the container, and return it.
 
@@ -130,14 +149,57 @@ class Container(Files):
     # -- processes
 
     @typed_popen
-    def popen(self, args: Any, **keywords: Any) -> Popen[Any]:
+    def popen(self, args: Any, *, log: bool = False, **keywords: Any) -> Popen[Any]:
         """Start a command inside, with the arguments and errors of :class:`subprocess.Popen`.
 
         ``user`` (also ``"USER:GROUP"``), ``group`` and ``extra_groups`` are looked up in the
         container's files; environment, directory and user default to those of the settings and the
-        image. Raises :class:`ContainerStopped` unless the container runs and is not paused.
+        image. With ``log``, the last megabyte of its output is kept for :meth:`logs` and
+        :meth:`wait_for`. Raises :class:`ContainerStopped` unless the container runs and is not
+        paused.
         """
+        if log:
+            return start_logged(self.handle, args, keywords)
         return Popen(self.handle, args, **keywords)
+
+    def logs(self) -> str:
+        """Return the output that is kept of the commands started with ``popen(log=True)``, one
+        command after the other.
+        """
+        return "".join(log.text() for log in self.handle.logs)
+
+    def wait_for(
+        self,
+        condition: Condition | None = None,
+        /,
+        *,
+        port: int | None = None,
+        log: str | re.Pattern[str] | None = None,
+        http: str | Http | None = None,
+        run: str | Iterable[str] | None = None,
+        file: str | os.PathLike[str] | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
+        """Return once each of these has held: a process inside listens on the TCP ``port``; the
+        output of ``popen(log=True)`` has the text or regular expression ``log``; a GET of ``http``
+        is answered with 200 to 399; the command ``run`` exits with 0; the path ``file`` exists.
+
+        ``condition`` joins conditions by ``|`` and ``&``. Without any of these, it is the image's
+        HEALTHCHECK.
+
+        Raises :class:`ServiceError` when a command fails that this process has started inside
+        before, or nothing runs any more; :class:`ServiceTimeout`, a TimeoutError, after
+        ``timeout`` seconds (default: 60); :class:`SettingsError` without a condition.
+        """
+        handle = self.handle.running()
+        keywords = of_keywords(port=port, log=log, http=http, run=run, file=file)
+        wait_for(
+            handle,
+            joined(handle, [*([] if condition is None else [condition]), *keywords]),
+            timeout,
+            commands=list(handle.commands),
+            name=handle.name,
+        )
 
     @typed_run
     def run(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sandbox.client import session
 from pytest_sandbox.container import processes
-from pytest_sandbox.container.builder import fork_process
+from pytest_sandbox.container.builder import fork_lock, fork_process
 from pytest_sandbox.container.entrance import entrance_of, raise_for
 from pytest_sandbox.container.files import read_regular
 from pytest_sandbox.container.lifecycle import local_handles
@@ -101,8 +101,10 @@ class Child:
                 with Deferred():
                     # None: the caller waits for all its children itself, or ignores SIGCHLD.
                     self._code = -signal.SIGKILL if code is None else code
-                    os.close(self.pidfd)
+                    # First: a child of another thread closes the descriptors of all forks, and this
+                    # one's number may be that of a new socket of that thread.
                     self.handle.forks.discard(self)
+                    os.close(self.pidfd)
             return self._code
 
     def _outcome_of(self, code: int) -> Outcome:
@@ -248,10 +250,12 @@ def _fork_once(target: JoinTarget, *in_child: SyscallBatch) -> int:
     before, after = map(namespaces.pid_for_children, (target.pidfd, own))
     pid = -1
     try:
-        pid = fork_hooks.fork_with(fork_process, before, after, in_child)
+        with fork_lock():
+            pid = fork_hooks.fork_with(fork_process, before, after, in_child)
         _check_fork(pid, before, after)
     finally:
-        os.close(own)
+        with suppress(OSError):  # in the child, it may be closed: see _fork_twice()
+            os.close(own)
     return pid
 
 
@@ -281,16 +285,23 @@ def _fork_twice(handle: Handle, batch: SyscallBatch, clone: Result, *, shielded:
     """
     arguments = process.argument_memory() if shielded else (0, 0)
     reader, writer = os.pipe2(os.O_CLOEXEC)
+    intermediate = -1
     try:
         intermediate = fork_process()
-        if not intermediate:
-            _run_intermediate(batch, clone, writer, arguments)
-            return 0
-        os.close(writer)
-        writer = -1
-        return _read_pid(handle, intermediate, reader)
+        if intermediate:
+            os.close(writer)
+            writer = -1
+            return _read_pid(handle, intermediate, reader)
+        _run_intermediate(batch, clone, writer, arguments)
     finally:
-        close_all([fd for fd in (reader, writer) if fd >= 0])
+        if intermediate:
+            close_all([fd for fd in (reader, writer) if fd >= 0])
+    for fd in (reader, writer):
+        # The calls of _add_arrival() may have closed it: it can have the number of a descriptor
+        # that another thread has closed since they were listed.
+        with suppress(OSError):
+            os.close(fd)
+    return 0
 
 
 def _run_intermediate(

@@ -20,7 +20,9 @@ from pytest_sandbox.runtime.spec import OVERHEAD
 if TYPE_CHECKING:
     from pytest_sandbox.client.requests import Descriptors
     from pytest_sandbox.client.snapshots import Snapshot
+    from pytest_sandbox.container.kept_log import KeptLog
     from pytest_sandbox.container.network import Endpoint
+    from pytest_sandbox.container.relay import Published
     from pytest_sandbox.container.rootfs import Rootfs
     from pytest_sandbox.linux.cgroup import Cgroup
     from pytest_sandbox.outcome import Stats
@@ -40,6 +42,14 @@ _OTHER_PROCESS = (
 
 class Command(Protocol):
     """A command of this process that runs in a container."""
+
+    kept_log: KeptLog | None
+
+    def poll(self) -> int | None:
+        """Return the exit status; None while the command runs."""
+
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when the command has ended; or -1."""
 
     def await_end(self) -> None:
         """Wait until a command that was killed has ended."""
@@ -102,6 +112,9 @@ class Handle:
     endpoint: Endpoint | None
     """The place on a :class:`~pytest_sandbox.Network`; None without one, and before the start."""
 
+    published: Published | None
+    """The relay of published ports; None without any, and before the start."""
+
     saved: dict[str, str]
     """Directories whose content the writable layer starts with, by mount point
     (:mod:`pytest_sandbox.container.saved_layers`); set before the start."""
@@ -126,13 +139,17 @@ class Handle:
     forks: set[Fork]
     """The forks of this process that were not waited for."""
 
+    logs: list[KeptLog]
+    """The kept output of commands of this process."""
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.id = self.label = self.snapshot_key = ""
         self.state = "created"
-        self.endpoint = self.committed = None
+        self.endpoint = self.committed = self.published = None
         self.saved, self.directories, self.snapshots = {}, (), []
         self.commands, self.forks = set(), set()
+        self.logs = []
 
     @property
     def name(self) -> str:

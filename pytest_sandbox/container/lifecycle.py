@@ -170,8 +170,10 @@ class LocalHandle(Handle):
 
     def descriptors(self) -> list[int]:
         """Return the descriptors of the container in this process."""
-        held = (self.pidfd, self.cgroup.open_fd(), self.rootfs.held)
-        return [fd for fd in (*held, *(fork.pidfd for fork in self.forks)) if fd >= 0]
+        relay = -1 if self.published is None else self.published.channel
+        held = (self.pidfd, self.cgroup.open_fd(), self.rootfs.held, relay)
+        kept = [fd for log in self.logs for fd in log.descriptors()]
+        return [fd for fd in (*held, *(fork.pidfd for fork in self.forks), *kept) if fd >= 0]
 
     def user_namespaces(self) -> tuple[int, int]:
         """Return descriptors of the user namespace of commands, and of the builder's; or -1."""
@@ -230,6 +232,8 @@ class LocalHandle(Handle):
             is_held, self._is_held, self._closer = self._is_held, False, 0
             if is_held and not self._is_elsewhere():
                 try:
+                    if self.published is not None:  # before the device of its network goes
+                        self.published.close()
                     self._tell_closed()
                     if self.endpoint is not None:
                         self.endpoint.network.detach(self.endpoint)
@@ -237,6 +241,8 @@ class LocalHandle(Handle):
                     self.rootfs.release()
                     self.cgroup.close()
                     os.close(self.pidfd)
+                    for log in self.logs:
+                        log.close()
 
     def _tell_closed(self) -> None:
         try:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_sandbox.container.handle import Handle
+    from pytest_sandbox.container.kept_log import KeptLog
     from pytest_sandbox.container.pump import Pump
     from pytest_sandbox.linux.spawn import Status
     from pytest_sandbox.linux.syscall_batch import SyscallBatch
@@ -89,6 +90,8 @@ class Popen(subprocess.Popen[AnyStr]):
         self._start_timeout = start_timeout
         self._pumps: list[Pump] = []
         self._pidfd = -1
+        #: The output, if it is kept.
+        self.kept_log: KeptLog | None = None
         super().__init__(args, **kwargs)
 
     def _execute_child(

@@ -224,6 +224,8 @@ class RemoteHandle(Handle):
             if self.state != "running":
                 return
             self.state = "stopped"
+        for log in self.logs:
+            log.close()
         close_all(self.descriptors())
 
     def ready(self) -> Self:

@@ -56,6 +56,7 @@ class StartKwargs(PopenKwargs, total=False):
     """The arguments of ``popen`` alone."""
 
     start_timeout: float | None
+    log: bool
 
 
 class _Run(Protocol):

@@ -16,24 +16,29 @@ from pytest_sandbox.runtime.protocol import Channel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["start"]
+__all__ = ["fork", "start"]
 
 
 def start(serve: Callable[[Channel], None]) -> Channel:
     """Fork a helper that calls ``serve`` with its end of a socket and exits when that returns or
     fails; return the other end.
     """
+    return fork(serve)[1]
+
+
+def fork(serve: Callable[[Channel], None]) -> tuple[int, Channel]:
+    """Do the same as :func:`start`; return the PID of the helper, and the other end."""
     launcher = os.getpid()
     ours, theirs = Channel.pair()
     try:
-        if not os.fork():
+        if not (pid := os.fork()):
             _run(launcher, theirs, serve)
     except OSError:
         ours.close()
         raise
     finally:
         theirs.close()
-    return ours
+    return pid, ours
 
 
 def _run(launcher: int, channel: Channel, serve: Callable[[Channel], None]) -> NoReturn:

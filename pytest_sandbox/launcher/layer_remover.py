@@ -1,7 +1,8 @@
-"""The layer remover: a process that frees the writable layers of containers that have ended.
+"""The layer remover: a process that frees the layers and mounts of containers that have ended.
 
-The kernel frees a layer in memory when its last descriptor is closed, which takes a while for many
-files; a layer on disk is a directory to be removed. The launcher sends both here, and never waits.
+The kernel frees them when their last descriptor is closed, which takes a while for many files; a
+layer on disk is a directory to be removed. The launcher sends both here, and never waits. If the
+launcher ends first, this process is killed, and frees them while it exits.
 """
 
 from __future__ import annotations

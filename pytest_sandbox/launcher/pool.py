@@ -196,8 +196,7 @@ class Pool:
         self._poll.unregister(record.pidfd)
         process.reap(record.created.pid, record.pidfd)
         os.close(record.pidfd)
-        layer = [record.created.layer, record.created.layer_mount]
-        self._layer_remover.free(layer, record.place.directory)
+        self._layer_remover.free(_freed_later(record), record.place.directory)
 
     def close(self) -> None:
         """Kill every container, and remove the cgroups of the session."""
@@ -205,5 +204,15 @@ class Pool:
         for pidfd in self._by_pidfd:
             process.kill(pidfd, signal.SIGKILL)
         cgroup.destroy(self._factory.session.directories, _CLOSE_TIMEOUT)
-        for pidfd in self._by_pidfd:
+        for pidfd, record in self._by_pidfd.items():
             process.ended(pidfd, deadline - time.monotonic())
+            # The client waits for the launcher, and not for the layer remover. What is on disk is
+            # removed with the session.
+            self._layer_remover.free(_freed_later(record), None)
+
+
+def _freed_later(record: ContainerRecord) -> list[int]:
+    """Return the descriptors whose last close(2) frees the container's files and mounts."""
+    created = record.created
+    fds = (created.layer, created.layer_mount, created.mount_namespace)
+    return [fd for fd in fds if fd >= 0]

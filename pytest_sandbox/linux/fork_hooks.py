@@ -63,7 +63,8 @@ def fork_with(
     """Call ``fork``, which forks this process; return its result.
 
     The calls of ``before`` are made directly before the fork, those of ``in_parent`` and
-    ``in_child`` first of all after it. The caller looks for errors in the batches.
+    ``in_child`` first of all after it. The caller looks for errors in the batches, and holds a lock
+    so that no other thread calls this meanwhile.
     """
     hooks = _hooks()
     for memory, batches in zip(hooks, ([before], [in_parent], in_child), strict=True):

@@ -270,10 +270,13 @@ class _Walk:
             if was_there and not is_there:
                 yield "deleted", name
 
-    def _names_in(self, merged: Merged) -> list[str]:
+    def _names_in(self, merged: Merged) -> Iterator[str]:
         names, is_all = self._lowers.names(merged, _MAX_PENDING)
         self._budget.complete &= is_all
-        return names
+        for at, name in enumerate(names):
+            if not at % _CLOCK_INTERVAL:  # a name need not be a change
+                self._budget.check()
+            yield name
 
     def _is_written(self, level: _Level, name: str) -> bool:
         if not level.has_upper:

@@ -61,6 +61,8 @@ _MAX_BYTES = 64 << 20
 _TOO_MUCH = f"more than {_MAX_BYTES >> 20} MiB are in the report channel"
 _MAX_STACK_BYTES = 1 << 20
 _CHUNK = 1 << 18
+#: More than a pipe can hold (pipe(7), /proc/sys/fs/pipe-max-size).
+_MOST_CHUNKS = 8
 #: Seconds: for the whole stack, and after each part of it.
 _STACK_TIMEOUT = 1.0
 _STACK_PART_TIMEOUT = 0.1
@@ -220,16 +222,27 @@ class Receiver:
         ``timed_out``, the time limit.
         """
         left = self.time_left()
-        if self._channel.wake_reader in ready and self._read_stack() == b"":
-            self.descriptors.discard(self._channel.wake_reader)
+        # poll(2) looks at one descriptor after the other: a child that has ended may have written
+        # to the pipe in between.
+        has_ended = self._child.pidfd in ready
+        if self._channel.wake_reader in ready or has_ended:
+            self._read_pipe()
         for reader in self._files.readers.keys() & ready:
             if not self._files.copy(reader):
                 self.descriptors.discard(reader)
         self._read_messages()
-        if self.is_done or self.invalid or self._child.pidfd in ready:
+        if self.is_done or self.invalid or has_ended:
             self.is_over = True
         elif left == 0 and not self._is_debugging:
             self.is_over = self.timed_out = True
+
+    def _read_pipe(self) -> None:
+        for _ in range(_MOST_CHUNKS):
+            part = self._read_stack()
+            if part == b"":
+                self.descriptors.discard(self._channel.wake_reader)
+            if not part:
+                return
 
     def time_left(self) -> float | None:
         """Return the seconds until the limit; None if there is none, or a debugger waits."""

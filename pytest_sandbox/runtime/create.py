@@ -13,9 +13,10 @@ import os
 import select
 import signal
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_sandbox.linux import mounts, process, process_limits, rtnetlink
+from pytest_sandbox.linux import mounts, namespaces, process, process_limits, rtnetlink
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.cgroup.view import add_view
 from pytest_sandbox.linux.syscall_batch import Result, SyscallBatch, Table
@@ -40,7 +41,7 @@ _PROCESS_NAME = b"pytest-sandbox-init"
 
 
 class Created(NamedTuple):
-    """A new container: its init's PID and pidfd, and two descriptors of its writable layer."""
+    """A new container: its init's PID and pidfd, and descriptors of what is freed when it ends."""
 
     pid: int
     pidfd: int
@@ -48,6 +49,9 @@ class Created(NamedTuple):
     layer: int
     #: A clone of the layer's mount (open_tree(2)), which can be mounted again elsewhere.
     layer_mount: int
+    #: The mount namespace. While it is held, init ends at once: the kernel would free the mounts,
+    #: and the inodes of all files that were used inside, in the last process that leaves it.
+    mount_namespace: int
 
 
 class ContainerBuilder:
@@ -179,9 +183,8 @@ class ContainerBuilder:
         pid, pidfd = batch.spawn(_NAMESPACES | sc.CLONE_FILES, cgroup=cgroup)
         failure = batch.failure()
         if failure is None and not batch.ended_early(self._last):
-            created = Created(pid, pidfd, batch[self._root.layer], batch[self._root.layer_mount])
-            self._verify_root(created)
-            return created
+            layer, layer_mount = batch[self._root.layer], batch[self._root.layer_mount]
+            return self._verified(Created(pid, pidfd, layer, layer_mount, -1))
         os.waitpid(pid, 0)
         os.close(pidfd)
         batch.close_leaks()
@@ -201,13 +204,17 @@ class ContainerBuilder:
             code = ErrorCode.PROC_COVERED
         return StepError(failure.step, failure.errno, reason, code=code)
 
-    def _verify_root(self, created: Created) -> None:
-        """Kill the container unless processes that join it get its overlay as their root.
+    def _verified(self, created: Created) -> Created:
+        """Return the container with its mount namespace, or kill it unless processes that join it
+        get its overlay as their root.
 
         Nothing but init has run in it yet.
         """
         if self._root.is_verified():
-            return
+            namespace = -1
+            with suppress(OSError):  # init was killed meanwhile: its pidfd says so
+                namespace = namespaces.open_namespace(created.pid, "mnt")
+            return created._replace(mount_namespace=namespace)
         process.kill(created.pidfd, signal.SIGKILL)
         os.waitpid(created.pid, 0)
         for fd in (created.pidfd, created.layer, created.layer_mount):

@@ -19,6 +19,7 @@ message            meaning, and the answer (fields) + [descriptors]
 ``layer``          ``layer`` (points: where its overlays are) + [the writable layer's directory]
 ``unreachable``    ``unreachable`` (paths: the host's sockets, FIFOs and directories that
                    containers do not reach)
+``relay``          start a relay of published ports: ``relay`` + [its socket]
 ``hold_layer``     give the writable layer of ``id`` to the layer holder as ``key``: ``held``
 ``new_layer``      make an empty layer ``key`` in the layer holder: ``new_layer`` + [its directory]
 ``release_layer``  the client does not need the layer ``key`` any more; no answer

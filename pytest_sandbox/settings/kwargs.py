@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from pytest_sandbox.settings.path_parsers import Volume
+    from pytest_sandbox.settings.port_mapping import PortMapping
 
 __all__ = ["ImageLike", "NetworkLike", "SettingsKwargs"]
 
@@ -61,6 +62,7 @@ class SettingsKwargs(TypedDict, total=False):
     shm_size: Size | None
     timeout: Number | None
     network: Literal["none", "host"] | NetworkLike | None
+    publish: int | str | Iterable[int | str | PortMapping] | None
     hostname: str | None
     env: Mapping[str, str] | Iterable[str] | None
     user: int | str | None

@@ -30,6 +30,9 @@ ARTIFACTS_FORM = (
 )
 SECURITY = ("seccomp=unconfined", "seccomp=builtin", "no-new-privileges", "no-new-privileges:false")
 SECURITY_FORM = f"items among {', '.join(SECURITY)}"
+PUBLISH_FORM = (
+    'items "[[HOST:]HOST_PORT:]PORT[/tcp|/udp]", such as "5432", "8080:80" or "53/udp", at most 64'
+)
 ULIMIT_FORM = (
     'a dict of int or (soft, hard), or "NAME=SOFT[:HARD]" items; -1 or unlimited for no limit'
 )
@@ -104,6 +107,11 @@ WORDS: dict[str, Words] = {
         "none",
         "none: a separate network namespace with loopback up",
         option=True,
+    ),
+    "publish": Words(
+        PUBLISH_FORM,
+        "none",
+        "ports that the host reaches, on a loopback address of the container's own",
     ),
     "hostname": Words(
         "a host name by RFC 1123 of at most 63 characters", "the container's id", "host name inside"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import SettingsError
-from pytest_sandbox.settings import parsers, path_parsers
+from pytest_sandbox.settings import parsers, path_parsers, port_mapping
 from pytest_sandbox.settings.parsers import (
     CAPABILITIES,
     ULIMITS,
@@ -19,6 +19,7 @@ from pytest_sandbox.settings.parsers import (
     parse_size,
 )
 from pytest_sandbox.settings.path_parsers import Volume
+from pytest_sandbox.settings.port_mapping import PortMapping
 from pytest_sandbox.settings.schema import SECURITY, WORDS
 from pytest_sandbox.units import mib
 
@@ -35,6 +36,7 @@ __all__ = [
     "ULIMITS",
     "FrozenMap",
     "Key",
+    "PortMapping",
     "Settings",
     "Volume",
     "from_text",
@@ -103,6 +105,7 @@ class Settings:
     shm_size: int = _key("shm_size", 64 << 20, parsers.some_bytes)
     timeout: float | None = _key("timeout", None, parsers.timeout)
     network: object = _key("network", "none", parsers.network)
+    publish: tuple[PortMapping, ...] = _key("publish", (), port_mapping.publish)
     hostname: str | None = _key("hostname", None, parsers.hostname)
     env: Mapping[str, str] = _key("env", FrozenMap(), parsers.env)
     user: str | None = _key("user", None, parsers.user)
@@ -237,6 +240,12 @@ def _check_contradictions(values: Mapping[str, Any]) -> None:
             swap,
             "the sum of memory and swap, at least as much as memory, which must be set too; memory "
             f"is {'not set' if memory is None else mib(memory)}",
+        )
+    if values["publish"] and values["network"] == "host":
+        raise SettingsError(
+            "publish",
+            [str(one) for one in values["publish"]],
+            'nothing with network="host", where each port is one of the host already',
         )
     options = values["security_opt"]
     if set(options).issuperset(SECURITY[:2]) or set(options).issuperset(SECURITY[2:]):

@@ -591,3 +591,12 @@ def test_a_prepared_container_serves_any_host_name():
         ]
         ann.commit()
         assert "ann\n" == ann.run(["hostname"], stdout=PIPE, text=True).stdout
+
+
+@pytest.mark.needs("root")
+def test_init_does_not_free_the_files_of_its_container():
+    """The launcher holds a container's mount namespace, which is freed after init has ended."""
+    with Container() as container:
+        launcher = container.handle.launcher.process.pid
+        held = [os.readlink(path) for path in pathlib.Path(f"/proc/{launcher}/fd").iterdir()]
+        assert 1 == held.count(os.readlink(f"/proc/{container.pid}/ns/mnt"))

@@ -8,6 +8,9 @@ import stat
 import pytest
 from trees import deep_path, dig, few_descriptors
 
+from pytest_sandbox.linux import overlay_diff
+from pytest_sandbox.linux.directories import DirectoryStack, OpenDirectory
+from pytest_sandbox.linux.lower_directories import OpenLowers
 from pytest_sandbox.linux.overlay_diff import Budget, changes
 
 __all__ = ["deep_path"]
@@ -199,3 +202,13 @@ def test_timeout(layer):
     fd = os.open(upper.directory, os.O_RDONLY)
     assert ([], False) == (list(changes(fd, [], budget)), budget.complete)
     os.close(fd)
+
+
+def test_timeout_among_names_that_are_no_changes(layer):
+    """The time is limited as well where names of lower layers are compared and none is a change."""
+    base = layer("base").file("x")
+    directory = str(base.directory)
+    with OpenLowers([directory]) as lowers, OpenDirectory(directory) as fd:
+        walk = overlay_diff._Walk(DirectoryStack(fd), lowers, Budget(seconds=0), None)
+        with pytest.raises(TimeoutError):
+            list(walk._names_in(lowers.roots))

@@ -1,0 +1,357 @@
+"""How each condition of a wait is examined: in steps that never wait.
+
+A probe says what to poll for, and when to look again at what the kernel does not announce (a new
+listening socket, a file): after a millisecond at first, then after longer times, up to 10 ms.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.container import conditions
+from pytest_sandbox.container.files import open_inside
+from pytest_sandbox.container.kept_log import KeptLog
+from pytest_sandbox.container.popen import Popen
+from pytest_sandbox.errors import ContainerStopped, UnsupportedError
+from pytest_sandbox.linux import network_sockets
+from pytest_sandbox.printable import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_sandbox.container.handle import Handle
+
+__all__ = ["Probe", "make_probe"]
+
+#: Seconds until the next look: the first, the factor, and the most.
+_FIRST_DELAY, _DELAY_FACTOR, _MAX_DELAY = 0.001, 1.5, 0.01
+#: The most for commands and requests, which cost the service more than a look.
+_MAX_ATTEMPT_DELAY = 0.1
+#: Seconds for a server to answer a request; then the request is sent again.
+_HTTP_TIMEOUT = 5.0
+_MAX_ANSWER = 1 << 16
+_LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
+
+
+class Probe:
+    """The state of one condition. ``found`` says what was found last, for an error message."""
+
+    max_delay = _MAX_DELAY
+
+    def __init__(self) -> None:
+        self.found = "it was not examined"
+        self.has_held = False
+        self._delay = _FIRST_DELAY
+        self._next = 0.0
+
+    def check(self) -> bool:
+        """Return whether the condition has held; examine it if it is time to."""
+        if not self.has_held and time.monotonic() >= self._next:
+            self.has_held = self._examine()
+        return self.has_held
+
+    def _examine(self) -> bool:
+        raise NotImplementedError
+
+    def _look_later(self) -> None:
+        self._next = time.monotonic() + self._delay
+        self._delay = min(self._delay * _DELAY_FACTOR, self.max_delay)
+
+    def polled(self) -> list[tuple[int, int]]:
+        """Return the descriptors and events of poll(2) that tell of a change."""
+        return []
+
+    def next_look(self) -> float | None:
+        """Return the time (:func:`time.monotonic`) of the next look; None: only after an event."""
+        return None if self.has_held else self._next
+
+    def close(self) -> None:
+        """Release what the probe holds."""
+
+
+class _PortProbe(Probe):
+    def __init__(self, handle: Handle, condition: conditions.Port) -> None:
+        super().__init__()
+        self._port = condition.number
+        self.found = f"nothing listens on port {self._port}"
+        self._fd = _open_socket(
+            handle, socket.AF_NETLINK, socket.SOCK_RAW, network_sockets.NETLINK_SOCK_DIAG
+        )
+
+    def _examine(self) -> bool:
+        self._look_later()
+        try:
+            return network_sockets.listens(self._fd, self._port)
+        except FileNotFoundError as error:
+            remedy = "Load the module tcp_diag (modprobe tcp_diag), or wait for log= or http=."
+            raise UnsupportedError("waiting for a port", remedy) from error
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class _FileProbe(Probe):
+    def __init__(self, handle: Handle, condition: conditions.File) -> None:
+        super().__init__()
+        self._handle, self._path = handle, condition.path
+        self.found = f"{printable(os.fspath(self._path))} does not exist"
+
+    def _examine(self) -> bool:
+        self._look_later()
+        with suppress(OSError):
+            os.close(open_inside(self._handle, self._path, os.O_PATH))
+            return True
+        return False
+
+
+class _LogProbe(Probe):
+    def __init__(self, logs: Sequence[KeptLog], condition: conditions.Log) -> None:
+        super().__init__()
+        self._pattern = condition.compiled
+        self.found = f"no line of the log has {self._pattern.pattern!r}"
+        self._positions = dict.fromkeys(logs, 0)
+
+    def _examine(self) -> bool:
+        return any(self._is_in(log) for log in self._positions)
+
+    def _is_in(self, log: KeptLog) -> bool:
+        """Search the lines that were not complete at the last look, and those after them."""
+        with suppress(BlockingIOError, ValueError, OSError):
+            os.eventfd_read(log.changed)
+        first, data = log.since(self._positions[log])
+        self._positions[log] = first + data.rfind(b"\n") + 1
+        return self._pattern.search(data.decode(errors="replace")) is not None
+
+    def polled(self) -> list[tuple[int, int]]:
+        return [(log.changed, select.POLLIN) for log in self._positions if log.changed >= 0]
+
+    def next_look(self) -> None:
+        return None
+
+
+class _CommandProbe(Probe):
+    max_delay = _MAX_ATTEMPT_DELAY
+
+    def __init__(self, handle: Handle, condition: conditions.Command) -> None:
+        super().__init__()
+        self._handle, self._condition = handle, condition
+        self._running: Popen[bytes] | None = None
+        self._log: KeptLog | None = None
+        self._deadline = 0.0
+
+    def _examine(self) -> bool:
+        if self._running is None:
+            self._start()
+        assert self._running is not None
+        code = self._running.poll()
+        if code is None and time.monotonic() < self._deadline:
+            return False
+        if code is None:
+            self._running.end()
+            self.found = f"{self._name()} has not ended within {self._condition.timeout:g} s"
+        elif code:
+            self.found = f"{self._name()} ended with exit status {code}{self._last_line()}"
+        self._release()
+        self._look_later()
+        return code == 0
+
+    def _start(self) -> None:
+        self._log = KeptLog()
+        try:
+            output = self._log.writer
+            self._running = Popen(
+                self._handle,
+                self._condition.args,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_timeout=self._condition.timeout,
+            )
+        except BaseException:
+            self._release()
+            raise
+        self._log.close_writer()
+        self._deadline = time.monotonic() + self._condition.timeout
+        self.found = f"{self._name()} has not ended"
+
+    def _name(self) -> str:
+        return f"the command {printable(' '.join(self._condition.args))!r}"
+
+    def _last_line(self) -> str:
+        assert self._log is not None
+        self._log.await_end()
+        lines = self._log.text().strip().splitlines()
+        return f": {printable(lines[-1])}" if lines else ""
+
+    def polled(self) -> list[tuple[int, int]]:
+        fd = -1 if self._running is None else self._running.fileno()
+        return [(fd, select.POLLIN)] if fd >= 0 else []
+
+    def next_look(self) -> float | None:
+        return super().next_look() if self._running is None else self._deadline
+
+    def _release(self) -> None:
+        running, log = self._running, self._log
+        self._running = self._log = None
+        if running is not None and running.poll() is None:
+            running.end()
+        if log is not None:
+            log.close()
+
+    def close(self) -> None:
+        self._release()
+
+
+class _HttpProbe(Probe):
+    """A request on a socket in the container's network, to its loopback, IPv4 and IPv6 in turn."""
+
+    max_delay = _MAX_ATTEMPT_DELAY
+
+    def __init__(self, handle: Handle, condition: conditions.Http) -> None:
+        super().__init__()
+        self._handle, self._condition = handle, condition
+        self._socket: socket.socket | None = None
+        self._attempts = 0
+        self._deadline = 0.0
+        self._request, self._answer = b"", bytearray()
+        self.found = f"port {condition.port} has not answered"
+
+    def _examine(self) -> bool:
+        try:
+            if self._socket is None:
+                self._connect()
+            return self._advance()
+        except BlockingIOError:
+            if time.monotonic() > self._deadline:
+                self._fail(f"no answer within {_HTTP_TIMEOUT:g} s")
+            return False
+        except ConnectionRefusedError:
+            self._fail("")
+            return False
+        except OSError as error:
+            self._fail(str(error.strerror))
+            return False
+
+    def _connect(self) -> None:
+        family, address = _LOOPBACKS[self._attempts % 2]
+        self._attempts += 1
+        fd = _open_socket(self._handle, family, socket.SOCK_STREAM)
+        self._socket = socket.socket(fileno=fd)
+        path, port = self._condition.path, self._condition.port
+        self._request = (
+            f"GET {path} HTTP/1.1\r\nHost: localhost:{port}\r\nUser-Agent: pytest-sandbox\r\n"
+            "Accept: */*\r\nConnection: close\r\n\r\n"
+        ).encode()
+        self._answer.clear()
+        self._deadline = time.monotonic() + _HTTP_TIMEOUT
+        code = self._socket.connect_ex((address, port))
+        if code not in {0, errno.EINPROGRESS}:
+            raise OSError(code, os.strerror(code))
+
+    def _advance(self) -> bool:
+        """Send what is left of the request, and read what has arrived of the answer."""
+        assert self._socket is not None
+        code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+        while self._request:
+            self._request = self._request[self._socket.send(self._request) :]
+        while b"\n" not in self._answer and len(self._answer) < _MAX_ANSWER:
+            part = self._socket.recv(_MAX_ANSWER)
+            if not part:
+                raise ConnectionResetError(errno.ECONNRESET, "the connection was closed")
+            self._answer += part
+        return self._judge(bytes(self._answer.partition(b"\n")[0]))
+
+    def _judge(self, line: bytes) -> bool:
+        words = line.decode(errors="replace").split()
+        is_status = len(words) > 1 and words[0].startswith("HTTP/") and words[1].isdecimal()
+        if is_status and self._condition.accepts(int(words[1])):
+            self.close()
+            return True
+        self._fail(repr(printable(line[:200].decode(errors="replace").strip())))
+        return False
+
+    def _fail(self, what: str) -> None:
+        self.close()
+        self._look_later()
+        if what:  # else what the other address has answered says more
+            self.found = f"GET {self._condition.path} on port {self._condition.port}: {what}"
+
+    def polled(self) -> list[tuple[int, int]]:
+        if self._socket is None:
+            return []
+        return [(self._socket.fileno(), select.POLLOUT if self._request else select.POLLIN)]
+
+    def next_look(self) -> float | None:
+        return super().next_look() if self._socket is None else self._deadline
+
+    def close(self) -> None:
+        made, self._socket = self._socket, None
+        if made is not None:
+            made.close()
+
+
+class _Group(Probe):
+    """Several conditions, of which all must have held, or one."""
+
+    def __init__(self, probes: list[Probe], *, every: bool) -> None:
+        super().__init__()
+        self._probes = probes
+        self._every = every
+
+    def check(self) -> bool:
+        held = [probe.check() for probe in self._probes]
+        self.has_held = all(held) if self._every else any(held)
+        missing = [probe.found for probe in self._probes if not probe.has_held]
+        self.found = ("; " if self._every else ", and ").join(missing)
+        return self.has_held
+
+    def polled(self) -> list[tuple[int, int]]:
+        return [one for probe in self._probes if not probe.has_held for one in probe.polled()]
+
+    def next_look(self) -> float | None:
+        looks = [probe.next_look() for probe in self._probes if not probe.has_held]
+        return min((look for look in looks if look is not None), default=None)
+
+    def close(self) -> None:
+        for probe in self._probes:
+            probe.close()
+
+
+def make_probe(handle: Handle, condition: conditions.Condition, logs: Sequence[KeptLog]) -> Probe:
+    """Return the probe of a condition; ``logs`` are searched for those of the log."""
+    if isinstance(condition, conditions.AllOf | conditions.AnyOf):
+        probes = [make_probe(handle, one, logs) for one in condition.conditions]
+        return _Group(probes, every=isinstance(condition, conditions.AllOf))
+    if isinstance(condition, conditions.Port):
+        return _PortProbe(handle, condition)
+    if isinstance(condition, conditions.Log):
+        return _LogProbe(logs, condition)
+    if isinstance(condition, conditions.Http):
+        return _HttpProbe(handle, condition)
+    if isinstance(condition, conditions.Command):
+        return _CommandProbe(handle, condition)
+    assert isinstance(condition, conditions.File)
+    return _FileProbe(handle, condition)
+
+
+def _open_socket(handle: Handle, family: int, kind: int, protocol: int = 0) -> int:
+    """Return a socket in the container's network. Raises :class:`ContainerStopped`."""
+    handle.ready()
+    if not handle.spec.own_network:
+        return socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol).detach()
+    _user_fd, builder_fd = handle.user_namespaces()
+    try:
+        return network_sockets.open_socket(handle.pidfd, builder_fd, family, kind, protocol)
+    except ProcessLookupError as error:
+        raise ContainerStopped.ended(handle.id) from error

@@ -1,0 +1,66 @@
+"""The client's side of the relay of published ports (launcher/port_relay.py)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.errors import SetupError
+from pytest_sandbox.linux import local_socket, process
+from pytest_sandbox.linux.signals import Deferred
+from pytest_sandbox.runtime.protocol import Channel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_sandbox.runtime.protocol import Message
+
+__all__ = ["Published"]
+
+#: Seconds for the relay to answer, and to end.
+_TIMEOUT = 10.0
+
+
+class Published:
+    """The relay of one container: ``address`` is the container's own, ``ports`` are those of the
+    host by those inside.
+    """
+
+    def __init__(self, address: str, ports: dict[int | str, int], channel: int) -> None:
+        self.address = address
+        self.ports = ports
+        #: A descriptor and no socket object, which would close another file's descriptor in a fork.
+        self.channel = channel
+
+    def enter(self, pidfd: int) -> None:
+        """Connect in the network of this init, the first or a later one, from now on."""
+        self.ask({"op": "enter"}, [pidfd])
+
+    def ask(self, message: Message, fds: Sequence[int]) -> None:
+        """Send a message to the relay, and wait for its answer. Raises :class:`SetupError`."""
+        step = "publish ports"
+        with socket.socket(fileno=os.dup(self.channel)) as connection:
+            local_socket.set_timeouts(connection, _TIMEOUT)
+            channel = Channel(connection)
+            try:
+                channel.send(message, fds)
+                answer, _fds = channel.receive()
+            except (OSError, EOFError) as error:
+                raise SetupError(step, "the relay of its ports has ended") from error
+        if answer["op"] == "failed":
+            raise SetupError(step, str(answer["reason"]))
+
+    def close(self) -> None:
+        """End the relay with all connections; a second call does nothing.
+
+        It is shut down and not just closed, since a fork of this process may have a copy.
+        """
+        with Deferred():
+            fd, self.channel = self.channel, -1
+            if fd < 0:
+                return
+            with socket.socket(fileno=fd) as connection, suppress(OSError):
+                connection.shutdown(socket.SHUT_WR)
+                process.is_readable(connection.fileno(), _TIMEOUT)  # the end of its process
