@@ -50,6 +50,7 @@ _REPLACEABLE = [
 ]
 #: Called while it may be replaced.
 _zip = zip
+_DELETED = object()
 _PACKAGE = __name__.partition(".")[0]
 #: A namespace, the names in it that are compared, how to read them, and their original values.
 _Watched = tuple[dict[str, Any], tuple[str, ...], "itemgetter[Any]", tuple[Any, ...]]
@@ -79,11 +80,12 @@ class Originals:
             self._replaced += _replaced(self._own)
 
     def __enter__(self) -> Self:
-        # No function is called before all are back. A name may have been deleted.
+        # No function that may be replaced is called before all are back.
         for namespace, name, original in self._replaced:
-            if name in namespace:
-                self._replacements += [(namespace, name, namespace[name])]
-            namespace[name] = original
+            replacement = namespace.get(name, _DELETED)
+            if replacement is not original:
+                self._replacements += [(namespace, name, replacement)]
+                namespace[name] = original
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -93,7 +95,10 @@ class Originals:
         """Put the replacements back before the end of the block, which does nothing then."""
         replacements, self._replacements = self._replacements, []
         for namespace, name, replacement in replacements:
-            namespace[name] = replacement
+            if replacement is _DELETED:
+                del namespace[name]
+            else:
+                namespace[name] = replacement
 
     def outside(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function that waits, within the block but with the replacements, which are for

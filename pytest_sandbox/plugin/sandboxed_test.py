@@ -269,7 +269,9 @@ class SandboxedTest:
             self.close()
         self.result = None
         compat.set_up_higher(self.item)
-        if self._run is None and not self._start_in_setup():
+        if self._run is not None:  # it was started early, before fixtures of other tests
+            self._originals.compare()
+        elif not self._start_in_setup():
             self.restore_phases()
             self.item.setup()
             return

@@ -131,3 +131,23 @@ def test_mocks_of_a_module(run):
         with pytest.raises(RuntimeError, match="no processes"): subprocess.run(["true"])
     def test_failure(): assert 1 == os.getpid()
     """).assert_outcomes(passed=1, failed=1)
+
+
+def test_a_deleted_function_stays_deleted(run):
+    """A function that a fixture of the module deletes is missing in its tests, and in the fixture
+    after them.
+    """
+    run("""
+    import os
+    import pytest
+
+    @pytest.fixture(scope="module", autouse=True)
+    def without_kill():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delattr(os, "kill")
+            yield
+            assert not hasattr(os, "kill")
+
+    def test_one(): assert not hasattr(os, "kill")
+    def test_two(): assert not hasattr(os, "kill")
+    """).assert_outcomes(passed=2)
