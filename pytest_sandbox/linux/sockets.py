@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Listener", "listening"]
+__all__ = ["Listener", "all_listening", "listening"]
 
 _TCP_LISTEN = "0A"  # TCP_LISTEN of net/tcp_states.h
 _SO_ACCEPTCON = 0x10000
@@ -29,6 +29,11 @@ def listening(pid: int) -> list[Listener]:
     """Return the sockets on which ``pid`` listens, in the caller's network namespace."""
     inodes = _inodes(pid)
     return [listener for inode, listener in _all_listeners() if inode in inodes]
+
+
+def all_listening() -> list[Listener]:
+    """Return the sockets on which any process listens, in the caller's network namespace."""
+    return [listener for _inode, listener in _all_listeners()]
 
 
 def _inodes(pid: int) -> set[str]:

@@ -15,8 +15,9 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_sandbox.container.files import open_inside
 from pytest_sandbox.errors import SandboxError
-from pytest_sandbox.linux import sockets
+from pytest_sandbox.plugin import refused
 from pytest_sandbox.printable import TEXT, printable
 from pytest_sandbox.units import mib
 
@@ -46,6 +47,9 @@ _ROOTLESS_HINTS = {
     "pass the file in with volumes=, or run pytest as root.",
 }
 _UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN}
+_SHM = "/dev/shm"
+#: Free bytes of a file system on which a write has failed: less than a few pages.
+_NEARLY_NONE = 1 << 20
 _USE_HOST_NETWORK = 'network="host" uses the host\'s network.'
 
 
@@ -74,8 +78,9 @@ def _chain(error: BaseException | None, depth: int) -> Iterator[BaseException]:
 def _symptom(error: BaseException) -> Symptom | None:
     if isinstance(error, socket.gaierror):
         return Symptom("dns")
-    if isinstance(error, ConnectionRefusedError):
-        return Symptom("refused")
+    target = refused.target_of(error)
+    if target is not None:
+        return Symptom("refused", target)
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         return Symptom("pids")
     return _symptom_of_errno(error) if isinstance(error, OSError) else None
@@ -128,6 +133,8 @@ def describe(found: list[Symptom], item: pytest.Item, container: Container, stat
     lines = [line for one in dict.fromkeys(found) for line in _hints(one, item, container, stats)]
     if stats.oom_kills:
         lines.append(_out_of_memory(stats))
+    if _free_bytes(container, _SHM) == 0:
+        lines.append(_shm_full(container))
     return "\n".join(dict.fromkeys(lines))
 
 
@@ -145,11 +152,47 @@ def _out_of_memory(stats: Stats) -> str:
     )
 
 
+def _free_bytes(container: Container, path: str) -> int:
+    """Return the free bytes of a file system inside; -1 if it has no size or cannot be read."""
+    try:
+        fd = open_inside(container.handle, path, os.O_PATH | os.O_DIRECTORY)
+    except (OSError, SandboxError):
+        return -1
+    try:
+        found = os.fstatvfs(fd)
+    finally:
+        os.close(fd)
+    return found.f_bavail * found.f_frsize if found.f_blocks else -1
+
+
+def _shm_full(container: Container) -> str:
+    return (
+        f"Shared memory is full: /dev/shm may hold {mib(container.settings.shm_size)} (shm_size=). "
+        "The kernel kills a process that touches more by SIGBUS."
+    )
+
+
+def _full(path: str, container: Container) -> list[str]:
+    """Return the hint for ENOSPC, which has other causes too, such as a limit on watches."""
+    settings = container.settings
+    if path.startswith(f"{_SHM}/"):
+        return [_shm_full(container)]
+    if settings.disk is not None:
+        return [f"Disk full: the container's writable layer may hold {mib(settings.disk)} (disk=)."]
+    if settings.storage == "memory" and 0 <= _free_bytes(container, "/") < _NEARLY_NONE:
+        hint = (
+            "Disk full: the container's writable layer is in memory and holds at most half of the "
+            'machine\'s. storage="disk" stores it in a directory.'
+        )
+        return [hint]
+    return []
+
+
 def _hints(symptom: Symptom, item: pytest.Item, container: Container, stats: Stats) -> list[str]:
     kind, path = symptom
     settings = container.settings
     if kind == "refused":
-        hints = _refused(has_own_loopback=settings.network != "host")
+        hints = refused.describe(path, has_own_loopback=settings.network != "host")
         return [*hints, *_unreachable_mounts(container, stat.S_ISSOCK)]
     if kind == "unread":
         return _unreachable_mounts(container, stat.S_ISFIFO, path)
@@ -160,8 +203,8 @@ def _hints(symptom: Symptom, item: pytest.Item, container: Container, stats: Sta
         return [_ROOTLESS_HINTS[kind]]
     if kind == "missing":
         return [*_missing(path, item), *_unreachable_mounts(container, stat.S_ISDIR, path)]
-    if kind == "full" and settings.disk is not None:
-        return [f"Disk full: the container's writable layer may hold {mib(settings.disk)} (disk=)."]
+    if kind == "full":
+        return _full(path, container)
     if kind == "pids" and settings.pids_limit is not None:
         limit = f"{settings.pids_limit} processes and threads (pids_limit=)"
         return [f"No more processes: the container may have {limit}, and had {stats.pids_peak}."]
@@ -200,27 +243,6 @@ def _unreachable_mounts(
         for mount in mounts
         if not path or f"{path}/".startswith(f"{mount}/")
     ]
-
-
-def _refused(*, has_own_loopback: bool) -> list[str]:
-    lines = []
-    listening = sockets.listening(os.getpid())
-    ports = sorted({f"{one.address}:{one.port}" for one in listening if one.port})
-    if ports and has_own_loopback:
-        lines.append(
-            f"The connection was refused inside, but the pytest process listens outside, on "
-            f"{', '.join(ports)}: a server of a fixture with a higher scope runs outside, and the "
-            'container has a loopback of its own. Use network="host", or a function-scoped '
-            "fixture, which runs inside."
-        )
-    paths = sorted({one.path for one in listening if one.path})
-    if paths:
-        lines.append(
-            f"The pytest process listens outside on the Unix socket {', '.join(paths)}, which "
-            "cannot be connected to through the container's writable layer. "
-            f'volumes=["{paths[0]}:{paths[0]}"] passes it in.'
-        )
-    return lines
 
 
 def _missing(path: str, item: pytest.Item) -> list[str]:

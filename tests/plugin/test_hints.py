@@ -203,3 +203,76 @@ def test_listening_sockets_are_found():
     assert Listener(
         "127.0.0.1", server.getsockname()[1] if server.fileno() >= 0 else 0
     ) not in listening(os.getpid())
+
+
+def test_a_port_of_another_process_is_a_hint(run):
+    """Whatever exception a client library raises, the hint names the process outside that listens
+    on the very port.
+    """
+    result = run(
+        """
+    import socket, subprocess, sys, pytest
+
+    SERVER = "import socket; s = socket.create_server(('127.0.0.1', 0)); " \\
+        "print(s.getsockname()[1], flush=True); input()"
+
+    @pytest.fixture(scope="session")
+    def port():
+        command = [sys.executable, "-c", SERVER]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as one:
+            yield int(one.stdout.readline())
+            one.communicate("")
+
+    class OperationalError(Exception): pass
+
+    def test(port):
+        try:
+            socket.create_connection(("127.0.0.1", port))
+        except OSError:
+            pass
+        raise OperationalError(
+            f'connection to server at "127.0.0.1", port {port} failed: Connection refused'
+        )
+    """
+    )
+    result.assert_outcomes(failed=1)
+    assert "refused inside, but another process listens outside, on 127.0.0.1:" in hint(result)
+
+
+def test_another_port_of_the_pytest_process_is_no_hint(run):
+    """A server outside on a port that the test has not tried explains nothing."""
+    result = run(
+        """
+    import socket, pytest
+
+    @pytest.fixture(scope="session")
+    def server():
+        with socket.create_server(("127.0.0.1", 0)) as one:
+            yield one
+
+    def test(server):
+        with socket.create_server(("127.0.0.1", 0)) as one:
+            port = one.getsockname()[1]
+        socket.create_connection(("127.0.0.1", port))
+    """
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.no_fnmatch_line("*listens outside*")
+
+
+def test_full_shared_memory_is_a_hint(run):
+    """A test that SIGBUS has killed, as /dev/shm was full, has a hint that names the setting."""
+    result = run(
+        """
+    import pytest
+    from multiprocessing import shared_memory
+
+    @pytest.mark.container(shm_size="1m")
+    def test():
+        block = shared_memory.SharedMemory(create=True, size=4 << 20)
+        block.buf[:] = bytes(4 << 20)
+    """
+    )
+    result.assert_outcomes(failed=1)
+    assert "/dev/shm may hold 1 MiB (shm_size=)" in hint(result)
