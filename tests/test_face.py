@@ -24,6 +24,8 @@ ERRORS = {
     errors.ImageError: ("no such image",),
     errors.SetupError: ("mount overlay", "EPERM", "Run as root."),
     errors.ContainerStopped: ("stopped",),
+    errors.ServiceError: ("db", "it ended with exit status 1", 1, "no such table"),
+    errors.ServiceTimeout: ("db", "nothing listens on port 5432"),
     errors.OutOfMemory: (-9, ["hog"], "out", "err"),
 }
 

@@ -147,6 +147,7 @@ class _CommandProbe(Probe):
         self._running: Popen[bytes] | None = None
         self._log: KeptLog | None = None
         self._deadline = 0.0
+        self.found = f"{self._name()} has not ended"  # a later attempt keeps the result of the last
 
     def _examine(self) -> bool:
         if self._running is None:
@@ -181,7 +182,6 @@ class _CommandProbe(Probe):
             raise
         self._log.close_writer()
         self._deadline = time.monotonic() + self._condition.timeout
-        self.found = f"{self._name()} has not ended"
 
     def _name(self) -> str:
         return f"the command {printable(' '.join(self._condition.args))!r}"

@@ -245,18 +245,21 @@ def test_ports_are_free_when_the_container_has_closed():
     """Right after `close`, another container publishes the same port of the host, also while a
     fork of this process is alive.
     """
-    port = free_port()
-    for _ in range(5):
-        with Container(publish=[f"{port}:80"]) as container:
-            serve(container, 80)
-            assert digest(b"x") == exchange(connect("127.0.0.1", port), b"x")
-            reader, writer = os.pipe()
-            if not (pid := os.fork()):
-                os.close(writer)
-                os.read(reader, 1)
-                os._exit(0)
-            os.close(reader)
+    port, (reader, writer), forks = free_port(), os.pipe(), []
+    try:
+        for _ in range(3):
+            with Container(publish=[f"{port}:80"]) as container:
+                serve(container, 80)
+                assert digest(b"x") == exchange(connect("127.0.0.1", port), b"x")
+                if not (pid := os.fork()):
+                    os.close(writer)
+                    os.read(reader, 1)
+                    os._exit(0)
+                forks.append(pid)
+    finally:
         os.close(writer)
+        os.close(reader)
+    for pid in forks:
         os.waitpid(pid, 0)
     with pytest.raises(ConnectionRefusedError):
         connect("127.0.0.1", port)
