@@ -69,9 +69,17 @@ class CapturedOutput:
         """
         return [(name, text) for name, fd in self._files.items() if (text := _tail(fd))]
 
+    def abandon(self) -> None:
+        """Close everything in the process of another test."""
+        self.inherited.abandon()
+        self._close_files()
+
     def close(self) -> None:
         """Close the files; copy what is left in the pipes."""
         self.inherited.close()
+        self._close_files()
+
+    def _close_files(self) -> None:
         for fd in self._files.values():
             os.close(fd)
         self._files.clear()

@@ -116,6 +116,12 @@ class InheritedFiles:
             os.close(writer)
         self._writers.clear()
 
+    def abandon(self) -> None:
+        """Close the parent's ends in the process of another test."""
+        for reader in self.readers:
+            os.close(reader)
+        self.readers.clear()
+
     def copy(self, reader: int) -> bool:
         """Copy one chunk from a pipe; return False at its end."""
         try:

@@ -65,6 +65,11 @@ class Scheduler:
         test.set_turn(nextitem, self.wait)
         return test
 
+    def begin_turn_outside(self, item: pytest.Item) -> None:
+        """Wait for the tests that run if an item that stays outside has ``alone=True``."""
+        if _is_alone(item):
+            self._await_others()
+
     def wait(self, test: SandboxedTest) -> None:
         """Wait until the end of a test was noted.
 

@@ -86,6 +86,7 @@ class _OuterHooks:
     ) -> Generator[None, object, object]:
         """Run a test inside, if selection.py has decided so."""
         if not item.stash.get(INSIDE, False):
+            self._scheduler.begin_turn_outside(item)
             return (yield)
         with self._originals:
             flush_terminal()

@@ -68,6 +68,7 @@ class _Run:
         self.outcome: Outcome | None = None
         self.captured: list[tuple[str, str]] = []
         self._is_closed = False
+        _open_runs.add(self)
 
     def end(self) -> None:
         """Find out how the test process has ended, once its receiver is over.
@@ -97,8 +98,19 @@ class _Run:
         """Close the descriptors, once."""
         if not self._is_closed:
             self._is_closed = True
+            _open_runs.discard(self)
             self.output.close()
             self.channel.close()
+
+    def abandon(self) -> None:
+        """Close the descriptors in the process of another test, which could forge reports."""
+        self._is_closed = True
+        self.output.abandon()
+        self.channel.close()
+
+
+#: The runs of this process that have descriptors.
+_open_runs: set[_Run] = set()
 
 
 class SandboxedTest:
@@ -174,6 +186,8 @@ class SandboxedTest:
         if child is None:
             self.item.stash[IN_TEST_PROCESS] = True
             self.test_process = prepared
+            for run in _open_runs:
+                run.abandon()
             prepared.begin(recorded_warnings.pop_all())
             return False
         output.inherited.in_parent()

@@ -193,6 +193,48 @@ def test_a_test_alone_runs_while_no_other_does(run):
     result.assert_outcomes(passed=10)
 
 
+def test_a_test_that_holds_a_container_may_be_alone(run):
+    """A test outside with alone=True waits for the end of those that have started inside."""
+    result = run(
+        f"""{PIPES}
+    import time
+
+    @pytest.mark.parametrize("number", range(4))
+    def test_inside(number):
+        os.write(WRITER, b"b")
+        time.sleep(0.05)
+        os.write(WRITER, b"b")
+    @pytest.mark.container(alone=True)
+    def test_outside(container): os.write(WRITER, b"X")
+    @pytest.mark.container(alone=True)
+    def test_order():
+        assert b"b" * 8 + b"X" == os.read(READER, 100)
+    """,
+        "--sandbox-jobs=4",
+    )
+    result.assert_outcomes(passed=6)
+
+
+def test_a_test_cannot_reach_the_reports_of_others(run):
+    """A process of a test has the report channel and the captured output of no other test."""
+    result = run(
+        f"""{PIPES}
+    import contextlib, time
+
+    @pytest.mark.parametrize("number", range(8))
+    def test(number):
+        links = []
+        for fd in range(256):
+            with contextlib.suppress(OSError):
+                links.append(os.readlink(f"/proc/self/fd/{{fd}}"))
+        assert 1 == len([link for link in links if "memfd:reports" in link]), links
+        time.sleep(0.02 * number)
+    """,
+        "--sandbox-jobs=4",
+    )
+    result.assert_outcomes(passed=8)
+
+
 def test_tests_whose_limits_exceed_the_memory_run_one_after_the_other(run):
     """Limits of tests that run at the same time add up to no more than what the machine has."""
     result = run(
