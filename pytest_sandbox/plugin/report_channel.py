@@ -76,6 +76,13 @@ _getpid, _write = os.getpid, os.write
 _MAX_DEPTH = 80
 
 
+def _now() -> float:
+    """Return seconds; unlike :func:`time.monotonic`, older versions of time-machine leave this
+    clock alone.
+    """
+    return time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
 class Message(NamedTuple):
     """One message: its kind, and data as messages.py describes it."""
 
@@ -200,7 +207,7 @@ class Receiver:
 
         The time during which a debugger waits does not count.
         """
-        end = time.monotonic() + seconds
+        end = _now() + seconds
         if self._end is None or end < self._end:
             self._end, self.limit_seconds = end, seconds
 
@@ -213,7 +220,7 @@ class Receiver:
             return
         self.interrupted = True
         process.kill(self._child.pidfd, signal.SIGINT)
-        self._end = time.monotonic() + _INTERRUPT_TIMEOUT
+        self._end = _now() + _INTERRUPT_TIMEOUT
 
     def advance(self, ready: Collection[int]) -> None:
         """Read what has come; ``ready`` are descriptors that poll(2) has reported, also of others.
@@ -248,7 +255,7 @@ class Receiver:
         """Return the seconds until the limit; None if there is none, or a debugger waits."""
         if self._end is None or self._is_debugging:
             return None
-        return max(0.0, self._end + self._debugging_time - time.monotonic())
+        return max(0.0, self._end + self._debugging_time - _now())
 
     def _read_messages(self) -> None:
         while not self.invalid:
@@ -295,17 +302,17 @@ class Receiver:
     def _set_debugging(self, *, is_on: bool) -> None:
         if self._may_debug and self._is_debugging != is_on:
             self._is_debugging = is_on
-            self._debugging_time += -time.monotonic() if is_on else time.monotonic()
+            self._debugging_time += -_now() if is_on else _now()
 
     def request_stack(self) -> None:
         """Have the child write its stack, and read it; give up after a second."""
         process.kill(self._child.pidfd, STACK_SIGNAL)
         poll = select.poll()
         poll.register(self._channel.wake_reader, select.POLLIN)
-        end = time.monotonic() + _STACK_TIMEOUT
+        end = _now() + _STACK_TIMEOUT
         timeout = _STACK_TIMEOUT
         while (
-            time.monotonic() < end
+            _now() < end
             and len(self.stack) < _MAX_STACK_BYTES
             and poll.poll(process.milliseconds(timeout))
         ):

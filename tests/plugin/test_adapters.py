@@ -378,8 +378,9 @@ def test_pytest_monitor_is_refused_unless_it_does_nothing(run, install_apart, mo
     """pytest-monitor, which measures whenever it is installed, is refused without its option to do
     nothing.
     """
-    packages = ("pytest-monitor", "memory-profiler", "psutil", "requests", "wheel")
-    monkeypatch.setenv("PYTHONPATH", install_apart(*packages))
+    packages = ("pytest-monitor", "memory-profiler", "psutil", "wheel", "requests")
+    needed = ("certifi", "charset-normalizer", "idna", "urllib3")
+    monkeypatch.setenv("PYTHONPATH", install_apart(*packages, *needed))
     loaded = ("pytest_monitor.pytest_monitor",)
     result = run("def test(): pass", plugins=loaded)
     assert pytest.ExitCode.USAGE_ERROR == result.ret
