@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_sandbox.plugin.originals import Originals
+    from pytest_sandbox.plugin.slow_tests import SlowTests
     from pytest_sandbox.plugin.test_process import HookForwarder
 
 __all__ = ["Scheduler"]
@@ -44,8 +45,11 @@ _LEAST_FREE = 64 << 20
 class Scheduler:
     """The tests of a session that run, or have ended and wait for their turn."""
 
-    def __init__(self, forwarder: HookForwarder, originals: Originals, jobs: int) -> None:
+    def __init__(
+        self, forwarder: HookForwarder, originals: Originals, slow: SlowTests, jobs: int
+    ) -> None:
         self._forwarder = forwarder
+        self._slow = slow
         self._originals = originals
         self._jobs = jobs
         self._early: dict[pytest.Item, SandboxedTest] = {}
@@ -165,13 +169,15 @@ class Scheduler:
         receivers = [one.receiver for one in running if one.receiver is not None]
         with self._originals:
             try:
-                wait_for_any(receivers, self._originals)
+                wait_for_any(receivers, self._originals, self._slow.time_left(receivers))
             except KeyboardInterrupt:
                 if test.receiver is not None:
                     test.receiver.interrupt()
             for one in running:
                 if one.receiver is not None and one.receiver.is_over:
                     one.note_end()
+                elif one.receiver is not None:
+                    self._slow.name(one.item.nodeid, one.receiver)
 
 
 def _most_waiting() -> int:

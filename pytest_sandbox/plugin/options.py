@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sandbox import supported
-from pytest_sandbox.plugin import jobs_option
+from pytest_sandbox.plugin import jobs_option, slow_tests
 from pytest_sandbox.settings.schema import WORDS
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "time, wall time",
     )
     jobs_option.add_options(parser, group)
+    slow_tests.add_options(parser, group)
     parser.addini(
         "sandbox_unsupported",
         "the result of a test with a limit that this host cannot enforce: error or skip "
@@ -133,6 +134,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if supported.lacking():
         return
     jobs_option.announce_to_controller(config)
+    slow_tests.check(config)
     all_inside = wants_sandbox(config)
     if all_inside or count or config.getoption("sandbox_keep") != "none":
         from pytest_sandbox.plugin import summary

@@ -39,6 +39,7 @@ from pytest_sandbox.plugin.captured_output import flush_terminal
 from pytest_sandbox.plugin.jobs import Scheduler
 from pytest_sandbox.plugin.originals import Originals
 from pytest_sandbox.plugin.sandboxed_test import TEST
+from pytest_sandbox.plugin.slow_tests import SlowTests
 from pytest_sandbox.plugin.stash import INSIDE
 from pytest_sandbox.plugin.timeouts import TimeoutObserver
 
@@ -58,7 +59,8 @@ def register(config: pytest.Config) -> None:
         observer = TimeoutObserver(forwarder.announce_timeout)
         config.pluginmanager.register(observer, f"{_NAME}-timeouts")
         originals = Originals()
-        scheduler = Scheduler(forwarder, originals, jobs_option.choose(config))
+        slow = SlowTests(config)
+        scheduler = Scheduler(forwarder, originals, slow, jobs_option.choose(config))
         config.pluginmanager.register(_OuterHooks(config, scheduler, originals), _NAME)
         config.pluginmanager.register(_InnerHooks(), f"{_NAME}-reports")
         adapters.register(config)

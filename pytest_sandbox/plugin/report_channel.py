@@ -197,6 +197,9 @@ class Receiver:
         # Seconds that debuggers have waited; while one waits, minus the time at which it started.
         self._debugging_time = 0.0
         self._end: float | None = None
+        self._begin = _now()
+        #: The seconds after which the test was named as a slow one (slow_tests.py).
+        self.named_after = 0.0
         self.limit_seconds = 0.0
         #: What to poll: the child, the pipe, and the pipes of inherited files that have not ended.
         self.descriptors = {child.pidfd, channel.wake_reader, *files.readers}
@@ -210,6 +213,10 @@ class Receiver:
         end = _now() + seconds
         if self._end is None or end < self._end:
             self._end, self.limit_seconds = end, seconds
+
+    def age(self) -> float:
+        """Return the seconds since the start of the test process."""
+        return _now() - self._begin
 
     def interrupt(self) -> None:
         """Pass Ctrl-C on to the child, which the terminal's signal does not reach: it is in a
@@ -320,6 +327,13 @@ class Receiver:
             if self._read_stack() == b"":
                 return
 
+    def take_stack(self) -> bytes:
+        """Have the child write its stack, and return it."""
+        self.request_stack()
+        stack = bytes(self.stack)
+        self.stack.clear()
+        return stack
+
     def _read_stack(self) -> bytes | None:
         """Read a part of the stack, or of messages; return b"" at the pipe's end, None if nothing
         is there.
@@ -371,19 +385,26 @@ class Receiver:
         self.messages = [message for message in self.messages if message.kind == "report"]
 
 
-def wait_for_any(receivers: Sequence[Receiver], originals: Originals) -> None:
-    """Wait until something has come for one of the receivers, or its time is over, and read it.
+def wait_for_any(
+    receivers: Sequence[Receiver], originals: Originals, at_most: float | None
+) -> None:
+    """Wait until something has come for one of the receivers, or its time is over, and read it;
+    wait ``at_most`` some seconds, None for no limit.
 
     Replaced functions stay replaced meanwhile, for the threads of the suite.
     """
     poll = select.poll()
     for fd in {fd for receiver in receivers for fd in receiver.descriptors}:
         poll.register(fd, select.POLLIN)
-    left = [seconds for one in receivers if (seconds := one.time_left()) is not None]
-    events = originals.outside(poll.poll, process.milliseconds(min(left, default=None)))
+    left = [one.time_left() for one in receivers]
+    events = originals.outside(poll.poll, process.milliseconds(_least([*left, at_most])))
     ready = {fd for fd, _event in events}
     for receiver in receivers:
         receiver.advance(ready)
+
+
+def _least(seconds: Sequence[float | None]) -> float | None:
+    return min((one for one in seconds if one is not None), default=None)
 
 
 def dumps(value: Any) -> bytes:
