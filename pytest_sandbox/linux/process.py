@@ -38,6 +38,7 @@ __all__ = [
     "open_in_proc",
     "path_of",
     "reap",
+    "thread_names",
     "working_directory",
 ]
 
@@ -304,6 +305,15 @@ def is_in_own_pid_namespace(pid: int) -> bool:
     """
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
         return any(line.startswith("NSpid:") and len(line.split()) == 2 for line in file)
+
+
+def thread_names() -> dict[int, str]:
+    """Return the kernel's name of each thread of this process, by its ID (proc_tid_comm(5))."""
+    found = {}
+    for name in os.listdir("/proc/self/task"):
+        with suppress(OSError):  # it has ended
+            found[int(name)] = os.fsdecode(_read(f"self/task/{name}/comm").rstrip())
+    return found
 
 
 def working_directory(pid: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import queue
 import socket
 import stat
 from contextlib import suppress
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_sandbox.container.files import open_inside
 from pytest_sandbox.errors import SandboxError
-from pytest_sandbox.plugin import refused
+from pytest_sandbox.plugin import missing_threads, refused
 from pytest_sandbox.printable import TEXT, printable
 from pytest_sandbox.units import mib
 
@@ -81,6 +82,8 @@ def _symptom(error: BaseException) -> Symptom | None:
     target = refused.target_of(error)
     if target is not None:
         return Symptom("refused", target)
+    if isinstance(error, TimeoutError | queue.Empty):
+        return Symptom("waited")
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         return Symptom("pids")
     return _symptom_of_errno(error) if isinstance(error, OSError) else None
@@ -194,6 +197,8 @@ def _hints(symptom: Symptom, item: pytest.Item, container: Container, stats: Sta
     if kind == "refused":
         hints = refused.describe(path, has_own_loopback=settings.network != "host")
         return [*hints, *_unreachable_mounts(container, stat.S_ISSOCK)]
+    if kind == "waited":
+        return missing_threads.describe()
     if kind == "unread":
         return _unreachable_mounts(container, stat.S_ISFIFO, path)
     if kind in {"dns", "unreachable"} and settings.network != "host":

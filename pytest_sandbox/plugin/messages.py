@@ -163,7 +163,16 @@ _EXCEPTION = schema.record(
 )
 _SYMPTOM = schema.tuple_of(
     schema.one_of(
-        "dns", "refused", "pids", "unreachable", "full", "moved", "foreign", "missing", "unread"
+        "dns",
+        "refused",
+        "pids",
+        "unreachable",
+        "full",
+        "moved",
+        "foreign",
+        "missing",
+        "unread",
+        "waited",
     ),
     schema.string(_PATH_LENGTH),
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sandbox.outcome import Exited, OOMKilled, Outcome
+from pytest_sandbox.outcome import Exited, OOMKilled, Outcome, TimedOut
 from pytest_sandbox.plugin import (
     artifacts,
     compat,
@@ -241,5 +241,7 @@ class TestResult:
 
     def _sections(self, kept: str | None) -> list[tuple[str, str]]:
         sections = report_sections.sections(self.container, self.stats, kept)
+        if isinstance(self.outcome, TimedOut):
+            self._symptoms.append(hints.Symptom("waited"))
         text = hints.describe(self._symptoms, self.item, self.container, self.stats)
         return [*sections, ("hint", text)] if text else sections

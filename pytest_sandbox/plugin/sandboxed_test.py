@@ -92,6 +92,9 @@ class _Run:
         outcome = child.wait(0)
         if isinstance(outcome, TimedOut):
             return replace(outcome, limit=receiver.limit_seconds)
+        if isinstance(outcome, Exited) and not receiver.interrupted:
+            # The signal for its stack has interrupted a system call, and the test went on.
+            return TimedOut(receiver.limit_seconds)
         return outcome
 
     def close(self) -> None:

@@ -276,3 +276,54 @@ def test_full_shared_memory_is_a_hint(run):
     )
     result.assert_outcomes(failed=1)
     assert "/dev/shm may hold 1 MiB (shm_size=)" in hint(result)
+
+
+def test_a_thread_of_the_parent_is_a_hint(run):
+    """A test that waits for a thread of a module's fixture has a hint that names the thread."""
+    result = run(
+        """
+    import queue, threading, pytest
+
+    @pytest.fixture(scope="module")
+    def echo():
+        ask, answer = queue.Queue(), queue.Queue()
+        target = lambda: answer.put(ask.get())
+        threading.Thread(target=target, daemon=True, name="the echo").start()
+        return ask, answer
+
+    def test_empty(echo):
+        echo[0].put(1)
+        echo[1].get(timeout=0.2)
+
+    @pytest.mark.container(timeout=0.5)
+    def test_for_ever(echo):
+        echo[1].get()
+
+    def test_other(echo): assert 0
+    """
+    )
+    result.assert_outcomes(failed=3)
+    lines = [line for line in result.outlines if "do not exist in the test's process" in line]
+    assert 2 == len(lines)
+    assert "a fork of it: 'the echo'. A test that waits" in lines[0]
+
+
+def test_a_native_thread_of_the_parent_is_a_hint(run):
+    """A thread that a C library has started is named by the kernel's name for it."""
+    result = run(
+        """
+    import ctypes, pytest
+    libc = ctypes.CDLL(None)
+
+    @pytest.fixture(scope="session")
+    def pool():
+        thread = ctypes.c_ulong()
+        assert not libc.pthread_create(ctypes.byref(thread), None, libc.pause, None)
+        assert not libc.pthread_setname_np(thread, b"native-pool")
+
+    @pytest.mark.container(timeout=0.5)
+    def test(pool): libc.pause()
+    """
+    )
+    result.assert_outcomes(failed=1)
+    assert "'native-pool' of a native library" in hint(result)
