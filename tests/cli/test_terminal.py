@@ -24,9 +24,10 @@ SHELL = ("run", "-it", "host", "/bin/sh")
 #: A program that prints when it can be interrupted (a shell that has just forked can lose a key),
 #: and when it was continued.
 WAIT = (
-    'import signal, time; signal.signal(signal.SIGCONT, lambda *_: print("con" + "tinued", '
-    "flush=True)); "
-    'print("st" + "arted", flush=True); time.sleep(1000)'
+    "import os, signal, time; "
+    # os.write(): the signal may come while print() is at work, which is not reentrant.
+    'signal.signal(signal.SIGCONT, lambda *_: os.write(1, b"con" + b"tinued\\n")); '
+    'os.write(1, b"st" + b"arted\\n"); time.sleep(1000)'
 )
 HOLD = f"{sys.executable} -c '{WAIT}'"
 
