@@ -97,7 +97,8 @@ class Outer:
     def run(
         self, *argv: str, flags: str = "", by: str = "docker"
     ) -> subprocess.CompletedProcess[str]:
-        name = f"pytest-sandbox-{uuid.uuid4().hex}"
+        # Not with the prefix of our cgroups: other sessions would remove its empty ones.
+        name = f"outer-{uuid.uuid4().hex}"
         (self.directory / "rootfs").mkdir(exist_ok=True)
         (self.directory / "config.json").write_text(
             json.dumps(self.config([sys.executable, *argv], {by, *flags.split()}))
