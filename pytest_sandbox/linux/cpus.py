@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import os
 
-from pytest_sandbox.linux import mountinfo
 from pytest_sandbox.linux.cgroup.interface_files import read, read_number
-from pytest_sandbox.linux.cgroup.mounts import Mount, parse_mounts, parse_own
+from pytest_sandbox.linux.cgroup.own import own_directories
 
 __all__ = ["online", "parse", "usable"]
 
@@ -16,26 +15,9 @@ def usable() -> int:
     """Return how many CPUs this process may use, by its affinity (sched_setaffinity(2)) and the
     CPU quotas of its cgroup and those above it; a part of a CPU counts as one.
     """
-    own = parse_own(read("/proc/self/cgroup"))
-    quotas = [
-        quota
-        for mount in parse_mounts(mountinfo.read())
-        if mount.version == 2 or "cpu" in mount.controllers
-        for quota in _quotas(mount, own)
-    ]
+    shares = (_bandwidth(directory, version) for version, directory in own_directories("cpu"))
+    quotas = [quota / period for quota, period in shares if quota > 0 and period > 0]
     return max(1, min([len(os.sched_getaffinity(0)), *map(math.ceil, quotas)]))
-
-
-def _quotas(mount: Mount, own: dict[str, str]) -> list[float]:
-    """Return the quotas of each visible cgroup that this process is in, in CPUs."""
-    found = []
-    directory = mount.directory(own.get("cpu" if mount.version == 1 else "", "/"))
-    while directory is not None and len(directory) >= len(mount.point):
-        quota, period = _bandwidth(directory, mount.version)
-        if quota > 0 and period > 0:
-            found.append(quota / period)
-        directory = os.path.dirname(directory)
-    return found
 
 
 def _bandwidth(directory: str, version: int) -> tuple[int, int]:

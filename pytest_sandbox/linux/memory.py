@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.linux import mountinfo
 from pytest_sandbox.linux.cgroup.interface_files import read, read_number
-from pytest_sandbox.linux.cgroup.mounts import parse_mounts, parse_own
+from pytest_sandbox.linux.cgroup.own import own_directories
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,15 +37,8 @@ def _meminfo(name: str) -> int:
 
 def _limits() -> Iterator[tuple[int, int]]:
     """Yield limit and usage of each visible cgroup that this process is in, upwards."""
-    own = parse_own(read("/proc/self/cgroup"))
-    for mount in parse_mounts(mountinfo.read()):
-        if mount.version == 1 and "memory" not in mount.controllers:
-            continue
-        is_v1 = mount.version == 1
-        directory = mount.directory(own.get("memory" if is_v1 else "", "/"))
-        names = ("limit_in_bytes", "usage_in_bytes") if is_v1 else ("max", "current")
-        while directory is not None and len(directory) >= len(mount.point):
-            limit, used = (read_number(f"{directory}/memory.{name}") for name in names)
-            if limit is not None and used is not None:
-                yield limit, used
-            directory = os.path.dirname(directory)
+    for version, directory in own_directories("memory"):
+        names = ("limit_in_bytes", "usage_in_bytes") if version == 1 else ("max", "current")
+        limit, used = (read_number(f"{directory}/memory.{name}") for name in names)
+        if limit is not None and used is not None:
+            yield limit, used
