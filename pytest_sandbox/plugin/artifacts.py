@@ -1,8 +1,8 @@
 """The setting ``artifacts``: files that a test leaves for people or for another program are copied
 to the host when the test has ended, whatever its result.
 
-protocol.py calls :func:`copy_artifacts`. An adapter of a plugin that writes files adds their
-pattern with :func:`add_pattern`.
+results.py and fixtures.py call :func:`copy_artifacts`. An adapter of a plugin that writes files
+adds their pattern with :func:`add_pattern`.
 """
 
 from __future__ import annotations

@@ -147,12 +147,7 @@ def upcoming(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.Ite
     items = item.session.items
     if not hasattr(item.config, "workerinput"):
         return items[items.index(item) + 1 :]
-    interactors = (
-        one
-        for one in item.config.pluginmanager.get_plugins()
-        if type(one).__name__ == "WorkerInteractor"
-    )
-    queue = getattr(next(interactors), "torun", None)
+    queue = getattr(_worker_interactor(item.config), "torun", None)
     known = list(getattr(queue, "_items", ()))
     later = [items[number] for number in known if isinstance(number, int)]
     return later if nextitem is None else [nextitem, *later]
@@ -388,13 +383,14 @@ def close_worker_streams(config: pytest.Config) -> None:
     """
     if not hasattr(config, "workerinput"):
         return
-    interactors = (
-        one
-        for one in config.pluginmanager.get_plugins()
-        if type(one).__name__ == "WorkerInteractor"
-    )
-    io = next(interactors).channel.gateway._io
+    io = _worker_interactor(config).channel.gateway._io
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for stream in (io.infile, io.outfile):
         os.dup2(null, stream.fileno(), inheritable=False)
     os.close(null)
+
+
+def _worker_interactor(config: pytest.Config) -> Any:
+    """Return the plugin that is a worker of xdist; its class is not importable in the worker."""
+    plugins = config.pluginmanager.get_plugins()
+    return next(one for one in plugins if type(one).__name__ == "WorkerInteractor")

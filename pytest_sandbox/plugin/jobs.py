@@ -65,7 +65,7 @@ class Scheduler:
             self._run_early(item, nextitem)
         test = self._early.pop(item, None)
         if test is None:
-            test = item.stash[TEST] = SandboxedTest(item, self._forwarder, self._originals)
+            test = self._new_test(item)
         test.set_turn(nextitem, self.wait)
         return test
 
@@ -89,6 +89,10 @@ class Scheduler:
             del item.stash[TEST]
             test.close()
 
+    def _new_test(self, item: pytest.Item) -> SandboxedTest:
+        test = item.stash[TEST] = SandboxedTest(item, self._forwarder, self._originals)
+        return test
+
     # -- tests that start early
 
     def _run_early(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
@@ -106,6 +110,8 @@ class Scheduler:
 
     def _start_some(self, following: list[pytest.Item]) -> None:
         """Start the next tests that can start, as many as there may be."""
+        if len(self._running()) >= self._jobs:
+            return  # before looking at the fixtures of many tests
         for item in self._startable(following):
             if not self._has_room_for(item):
                 return
@@ -123,8 +129,11 @@ class Scheduler:
             if fixtures.are_set_up:
                 yield item
 
+    def _running(self) -> list[SandboxedTest]:
+        return [test for test in self._early.values() if test.receiver is not None]
+
     def _has_room_for(self, item: pytest.Item) -> bool:
-        running = [test for test in self._early.values() if test.receiver is not None]
+        running = self._running()
         if len(running) >= self._jobs or len(self._early) >= _most_waiting():
             return False
         if sum(test.report_bytes for test in self._early.values()) > _MAX_BYTES:
@@ -136,7 +145,7 @@ class Scheduler:
         return limited <= memory.total() and memory.available() >= _LEAST_FREE
 
     def _start(self, item: pytest.Item) -> None:
-        test = item.stash[TEST] = SandboxedTest(item, self._forwarder, self._originals)
+        test = self._new_test(item)
         is_parent = False
         try:
             is_parent = test.start_early()
