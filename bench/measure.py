@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,7 +118,10 @@ class Worker:
         took, in milliseconds.
         """
         assert self.process.stdin
-        left = [os.pidfd_open(pid) for pid in descendants(self.process.pid)]
+        left = []
+        for pid in descendants(self.process.pid):
+            with suppress(ProcessLookupError):  # it has ended since
+                left.append(os.pidfd_open(pid))
         start = time.perf_counter()
         self.process.stdin.close()
         self.process.wait()
