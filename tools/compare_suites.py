@@ -3,7 +3,8 @@
 ``python tools/compare_suites.py [NAME ...]`` downloads each source distribution with pip, installs
 it with the requirements of its tests into a virtual environment below ``--cache``, runs its tests
 without and with ``--sandbox``, and prints each test whose outcome differs. The order of the tests
-is fixed, and only the plugins of the suite are loaded, unless it needs autoloading. ``tools/suites.py`` is the table of suites.
+is fixed, and only the plugins of the suite are loaded, unless it needs autoloading.
+``tools/suites.py`` is the table of suites.
 
 If an outcome differs, both runs are repeated: a test whose outcome differs between the plain runs
 is unstable, and not compared. The exit status is 1 if the outcome of another test differs for no
