@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from pytest_sandbox.settings.schema import Words
 
 __all__ = [
+    "SCOPES",
+    "check_scope",
     "pytest_addoption",
     "pytest_configure",
     "pytest_load_initial_conftests",
+    "read_scope",
     "read_settings",
     "wants_sandbox",
 ]
@@ -34,6 +37,8 @@ _MARKS = (
     ),
     "no_sandbox: do not run the test in a container, even with --sandbox",
 )
+#: The values of the setting ``scope``, narrowest first.
+SCOPES = ("function", "class", "module", "package", "session")
 _STATS = "--sandbox-stats"
 _DEFAULT_STATS = 10
 
@@ -47,6 +52,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run every test that does not use the fixture container in a container of its own",
     )
     parser.addini("sandbox", "as --sandbox", type="bool", default=False)
+    text = f"the tests of one {', '.join(SCOPES[1:])} share a container (default: {SCOPES[0]})"
+    group.addoption("--sandbox-scope", metavar="SCOPE", help=text)
+    parser.addini("sandbox_scope", text, default=None)
     for name, words in WORDS.items():
         _add_setting(parser, group, name, words)
     group.addoption(
@@ -145,6 +153,28 @@ def pytest_configure(config: pytest.Config) -> None:
 def wants_sandbox(config: pytest.Config) -> bool:
     """Tell whether all tests should run inside."""
     return bool(config.getoption("sandbox") or config.getini("sandbox"))
+
+
+def read_scope(config: pytest.Config) -> tuple[str | None, str | None]:
+    """Return the scope of the ini setting and that of the command line, each None if not given.
+
+    Raises :class:`pytest.UsageError`.
+    """
+    ini, option = config.getini("sandbox_scope") or None, config.getoption("sandbox_scope")
+    for source, value in (
+        (_source(config, "sandbox_scope"), ini),
+        ("--sandbox-scope", option),
+    ):
+        if value is not None:
+            check_scope(source, value)
+    return ini, option
+
+
+def check_scope(source: str, value: object) -> str:
+    """Return the value of a setting ``scope``. Raises :class:`pytest.UsageError`."""
+    if value not in SCOPES:
+        raise pytest.UsageError(f"{source}: scope={value!r}: expected one of {', '.join(SCOPES)}")
+    return str(value)
 
 
 def read_settings(config: pytest.Config) -> tuple[dict[str, object], dict[str, object]]:

@@ -16,8 +16,14 @@ import pytest
 
 from pytest_sandbox import supported
 from pytest_sandbox.errors import SandboxError, UnsupportedError
-from pytest_sandbox.plugin.options import read_settings, wants_sandbox
-from pytest_sandbox.plugin.stash import HOLDS, INSIDE, OUTSIDE, SETTINGS
+from pytest_sandbox.plugin import scopes
+from pytest_sandbox.plugin.options import (
+    check_scope,
+    read_scope,
+    read_settings,
+    wants_sandbox,
+)
+from pytest_sandbox.plugin.stash import HOLDS, INSIDE, OUTSIDE, SETTINGS, SHARING
 
 if TYPE_CHECKING:
     from pytest_sandbox.settings.settings import Settings
@@ -84,6 +90,8 @@ def _decide(config: pytest.Config, items: list[pytest.Item]) -> None:
         item.stash[INSIDE], item.stash[HOLDS] = inside, holds
         if holds or inside or "container" in marks:
             item.stash[SETTINGS] = reader.settings(item)
+        if inside:
+            item.stash[SHARING] = scopes.sharing(item, reader.scope(item))
     config.stash[OUTSIDE] = outside
     if any(item.stash[INSIDE] for item in items):
         _register(config)
@@ -155,7 +163,16 @@ class _SettingsReader:
         self._config = config
         # Read for the first test that needs them: a session without such tests does not pay.
         self._common: tuple[dict[str, object], dict[str, object]] | None = None
+        self._scopes: tuple[str | None, str | None] | None = None
         self._by_marks: dict[tuple[int, ...], Settings] = {}
+
+    def scope(self, item: pytest.Item) -> str:
+        """Return an item's setting ``scope``. Raises :class:`pytest.UsageError`."""
+        if self._scopes is None:
+            self._scopes = read_scope(self._config)
+        ini, option = self._scopes
+        marked = _marked_scope(item)
+        return option or marked or ini or "function"
 
     def settings(self, item: pytest.Item) -> Settings:
         """Return an item's settings, as changed by ``pytest_sandbox_settings``.
@@ -186,10 +203,25 @@ def _from_marks(
                 f"memory='512m'; found {mark.args!r}"
             )
         marked.update(mark.kwargs)
+    marked.pop("scope", None)  # of tests, not of containers
     with _as_usage_error(item.nodeid):
         settings = Settings(**{**ini, **marked, **options})
         _check_on_host(item.config, settings)
     return settings
+
+
+def _marked_scope(item: pytest.Item) -> str | None:
+    """Return the scope that the nearest mark sets, or None."""
+    marks = [one for one in _marks(item) if one.name == "container" and "scope" in one.kwargs]
+    if not marks:
+        return None
+    scope = check_scope(f"{item.nodeid}: @pytest.mark.container", marks[0].kwargs["scope"])
+    if scope != "function" and any(marks[0] is one for one in item.own_markers):
+        raise pytest.UsageError(
+            f"{item.nodeid}: scope={scope!r} is set on a single test. Set it on the class, or on "
+            "the module by pytestmark; a single test may have scope='function'."
+        )
+    return scope
 
 
 def _from_hook(item: pytest.Item, settings: Settings, changed: object) -> Settings:
