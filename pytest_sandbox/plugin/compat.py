@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import pathlib
 import re
+import subprocess
 import warnings
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -29,14 +31,17 @@ __all__ = [
     "failed_subtests",
     "host_outputs",
     "ini_value",
+    "interpreter_options",
     "is_at_terminal",
     "is_measured",
     "junit_xml",
     "logging_locks",
     "recorded_warnings",
     "restore_subtest",
+    "silence_terminal",
     "tmp_path_name",
     "upcoming",
+    "use_base_temporary",
 ]
 
 # -- the session
@@ -67,6 +72,35 @@ def base_temporary(config: Any) -> str:
     """
     factory = getattr(config, "_tmp_path_factory", None)
     return "" if factory is None else str(factory.getbasetemp())
+
+
+def use_base_temporary(config: Any, path: str) -> None:
+    """Use a directory that exists, for each ``tmp_path``.
+
+    ``_tmp_path_factory._basetemp``: the public option ``--basetemp`` would empty the directory.
+    """
+    factory = getattr(config, "_tmp_path_factory", None)
+    if factory is not None and path:
+        factory._basetemp = pathlib.Path(path)
+
+
+def silence_terminal(config: Any) -> None:
+    """Print nothing more, in a session of which another one shows the reports.
+
+    ``reporter._tw._file``: the reporter has no public way to change its file.
+    """
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None:
+        reporter._tw._file = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+
+
+def interpreter_options() -> list[str]:
+    """Return the options of this interpreter, such as ``-O`` and ``-X dev``.
+
+    ``subprocess._args_from_interpreter_flags``: multiprocessing uses it for the same purpose.
+    """
+    found: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return found
 
 
 def tmp_path_name(item: pytest.Item) -> str:

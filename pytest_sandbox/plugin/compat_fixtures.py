@@ -23,6 +23,7 @@ __all__ = [
     "keep_collectors_of",
     "lacks_higher",
     "leave_nodes",
+    "nodes_not_set_up",
     "set_up_higher",
     "set_up_in_advance",
     "set_up_inside",
@@ -241,6 +242,15 @@ def tear_down_from(node: Any) -> None:
     """
     if node in node.session._setupstate.stack:
         node.session._setupstate.teardown_exact(node.parent)
+
+
+def nodes_not_set_up(item: Any) -> list[Any]:
+    """Return the collectors of an item that are not set up in this process.
+
+    ``session._setupstate``: no public name tells.
+    """
+    stack = item.session._setupstate.stack
+    return [node for node in item.listchain()[:-1] if node not in stack]
 
 
 def tear_down_all(session: Any) -> None:

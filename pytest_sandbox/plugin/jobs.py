@@ -152,7 +152,7 @@ class Scheduler:
         if (
             scopes.may_be_skipped(item)
             or (self._jobs > 1 and not self._has_room_for(item))
-            or compat_fixtures.lacks_higher(item, scopes.scope_of(item))
+            or scopes.lacks_fixture(item)
         ):
             return
         test = self._new_test(item)
@@ -198,6 +198,9 @@ class Scheduler:
                 continue
             if self._is_for_process_of(last, item):
                 continue
+            if scopes.is_fresh(item):
+                yield item
+                continue
             inside = scopes.nodes_inside(item)
             fixtures = compat_fixtures.HigherFixtures(item, scopes.scope_of(item), inside)
             if fixtures.are_of_other_parameters:
@@ -227,9 +230,7 @@ class Scheduler:
         """Tell whether later tests of the item's scope need nothing more from the parent."""
         following = scopes.following(item)
         while following is not None:
-            scope = scopes.scope_of(following)
-            may_be_skipped = scopes.may_be_skipped(following)
-            if not may_be_skipped and compat_fixtures.lacks_higher(following, scope):
+            if not scopes.may_be_skipped(following) and scopes.lacks_fixture(following):
                 return False
             following = scopes.following(following)
         return True

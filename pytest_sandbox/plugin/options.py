@@ -27,6 +27,7 @@ __all__ = [
     "pytest_load_initial_conftests",
     "read_scope",
     "read_settings",
+    "wants_fresh",
     "wants_sandbox",
 ]
 
@@ -55,6 +56,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     text = f"the tests of one {', '.join(SCOPES[1:])} share a container (default: {SCOPES[0]})"
     group.addoption("--sandbox-scope", metavar="SCOPE", help=text)
     parser.addini("sandbox_scope", text, default=None)
+    text = "each test, or the scope that it shares, runs in a new interpreter inside"
+    group.addoption("--sandbox-fresh", action="store_true", help=text)
+    parser.addini("sandbox_fresh", text, type="bool", default=False)
     for name, words in WORDS.items():
         _add_setting(parser, group, name, words)
     group.addoption(
@@ -153,6 +157,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def wants_sandbox(config: pytest.Config) -> bool:
     """Tell whether all tests should run inside."""
     return bool(config.getoption("sandbox") or config.getini("sandbox"))
+
+
+def wants_fresh(config: pytest.Config) -> bool:
+    """Tell whether tests without a mark about it run in a new interpreter."""
+    return bool(config.getoption("sandbox_fresh") or config.getini("sandbox_fresh"))
 
 
 def read_scope(config: pytest.Config) -> tuple[str | None, str | None]:

@@ -56,24 +56,24 @@ from pytest_sandbox.plugin.timeouts import TimeoutObserver
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["register"]
+__all__ = ["NAME", "register"]
 
-_NAME = "sandbox-inside"
+#: The name of the plugin that runs tests inside.
+NAME = "sandbox-inside"
 
 
-def register(config: pytest.Config) -> None:
-    """Register the plugins that run tests inside, once for a session."""
-    if not config.pluginmanager.has_plugin(_NAME):
-        forwarder = HookForwarder(config)
-        config.pluginmanager.register(forwarder, f"{_NAME}-forwarder")
-        observer = TimeoutObserver(forwarder.announce_timeout)
-        config.pluginmanager.register(observer, f"{_NAME}-timeouts")
-        originals = Originals()
-        slow = SlowTests(config)
-        scheduler = Scheduler(forwarder, originals, slow, jobs_option.choose(config))
-        config.pluginmanager.register(_OuterHooks(config, scheduler, originals), _NAME)
-        config.pluginmanager.register(_InnerHooks(), f"{_NAME}-reports")
-        adapters.register(config)
+def register(config: pytest.Config) -> tuple[HookForwarder, Originals]:
+    """Register the plugins that run tests inside; return what a test process needs of them."""
+    forwarder, originals = HookForwarder(config), Originals()
+    config.pluginmanager.register(forwarder, f"{NAME}-forwarder")
+    observer = TimeoutObserver(forwarder.announce_timeout)
+    config.pluginmanager.register(observer, f"{NAME}-timeouts")
+    slow = SlowTests(config)
+    scheduler = Scheduler(forwarder, originals, slow, jobs_option.choose(config))
+    config.pluginmanager.register(_OuterHooks(config, scheduler, originals), NAME)
+    config.pluginmanager.register(_InnerHooks(), f"{NAME}-reports")
+    adapters.register(config)
+    return forwarder, originals
 
 
 class _OuterHooks:
@@ -165,7 +165,8 @@ class _OuterHooks:
         try:
             return (yield)
         finally:
-            inside = [] if nextitem is None else scopes.nodes_inside(nextitem)
+            is_forked = nextitem is not None and not scopes.is_fresh(nextitem)
+            inside = scopes.nodes_inside(nextitem) if nextitem is not None and is_forked else []
             if nextitem is not None and inside and not scopes.share(item, nextitem):
                 compat_fixtures.tear_down_from(inside[0])
 

@@ -109,6 +109,11 @@ class ReportChannel:
         #: How much of the file the parent has read.
         self.offset = 0
 
+    def child_ends(self) -> dict[str, int | None]:
+        """Return the descriptors of the child's ends, as fresh_plugin.py expects them."""
+        word = None if self._words is None else self._words[0]
+        return {"file": self.file, "wake": self.wake_writer, "word": word}
+
     def in_parent(self) -> None:
         """Close the child's ends."""
         os.close(self.wake_writer)

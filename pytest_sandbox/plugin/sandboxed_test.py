@@ -22,6 +22,7 @@ from pytest_sandbox.plugin import (
     test_process,
 )
 from pytest_sandbox.plugin.captured_output import CapturedOutput
+from pytest_sandbox.plugin.fresh import FreshStart
 from pytest_sandbox.plugin.log_locks import HeldLocks
 from pytest_sandbox.plugin.message_checker import MessageChecker
 from pytest_sandbox.plugin.report_channel import ReportChannel
@@ -71,6 +72,8 @@ class SandboxedTest:
         self._forwarder = forwarder
         self._originals = originals
         self._scope = scopes.scope_of(item)
+        self._is_shared, self._is_fresh = scopes.is_shared(item), scopes.is_fresh(item)
+        # The collectors that the test process sets up.
         self._inside = scopes.nodes_inside(item)
         self._item_teardown = item.teardown
         self._item_repr_failure = item.repr_failure
@@ -138,18 +141,24 @@ class SandboxedTest:
     def _fork_into(self, running: Running, recorded_warnings: ExitStack) -> bool:
         artifacts.prepare(self.item)
         checker = MessageChecker(self.item)
-        channel = ReportChannel(is_shared=bool(self._inside))
+        channel = ReportChannel(is_shared=self._is_shared)
         output = CapturedOutput(self.item.config)
         coverage_data.before_fork()
         self._stop_timeouts()
-        prepared = test_process.TestProcess(
-            self.item, channel, output, self._timeouts, self._forwarder, self._originals
-        )
+        prepared: FreshStart | test_process.TestProcess
+        if self._is_fresh:
+            prepared = FreshStart(self.item, channel, output)
+        else:
+            prepared = test_process.TestProcess(
+                self.item, channel, output, self._timeouts, self._forwarder, self._originals
+            )
         started = time.time()
         child = self._fork(running.container, channel, output)
         if child is None:
-            self.test_process = prepared
             abandon_all()
+            if isinstance(prepared, FreshStart):
+                prepared.execute()
+            self.test_process = prepared
             prepared.begin(recorded_warnings.pop_all())
             return False
         self._receiver = running.forked(child, channel, output, checker, started)
@@ -212,6 +221,8 @@ class SandboxedTest:
     def set_turn(self, nextitem: pytest.Item | None, scheduler: _Scheduler) -> None:
         """Prepare the item's turn in the parent."""
         self._nextitem, self._scheduler = nextitem, scheduler
+        if self._is_fresh:
+            self._inside = compat_fixtures.nodes_not_set_up(self.item)
         self.replace_phases()
 
     def _set_up(self) -> None:
@@ -224,8 +235,9 @@ class SandboxedTest:
             return
         if self.result is not None:
             self._forget_try()
-        lacks_fixture = self._is_to_share() and compat_fixtures.lacks_higher(self.item, self._scope)
-        compat_fixtures.set_up_higher(self.item, self._scope)
+        lacks_fixture = self._is_to_share() and scopes.lacks_fixture(self.item)
+        if not self._is_fresh:
+            compat_fixtures.set_up_higher(self.item, self._scope)
         if self.running is not None:  # it was started early, before fixtures of other tests
             self._originals.compare()
             self._stop_timeouts()
@@ -247,6 +259,9 @@ class SandboxedTest:
             self._timeouts.restart()
         assert self.running is not None
         assert self._ended is not None
+        has_files = self._ended.receiver.may_have_created_files
+        if not has_files:  # what follows does not look into the container
+            self._scheduler.begin_following(self, self._nextitem)
         with self._originals:
             self.result = results.TestResult(self.item, self.running.container, self._ended)
         try:
@@ -254,6 +269,8 @@ class SandboxedTest:
         except Exception:
             self.result = None  # a hook has raised: that is the result of the setup phase
             raise
+        if has_files:
+            self._scheduler.begin_following(self, self._nextitem)
         self._raise_error("setup")
 
     def _forget_try(self) -> None:
@@ -265,7 +282,7 @@ class SandboxedTest:
             self._close_running()
 
     def _is_to_share(self) -> bool:
-        return bool(self._inside) and self.running is None
+        return self._is_shared and self.running is None
 
     def _begin_in_shared(self, *, is_new: bool) -> bool:
         """Run the test where the one before it has run, unless it needs what ``is_new`` in the
@@ -279,7 +296,8 @@ class SandboxedTest:
                 self._receiver.limit(self._timeouts.limit)
             return True
         self._scheduler.end_current()
-        self._set_up_for_following()
+        if not self._is_fresh:
+            self._set_up_for_following()
         return False
 
     def _set_up_for_following(self) -> None:
@@ -297,7 +315,7 @@ class SandboxedTest:
         with ExitStack() as recording:
             recording.enter_context(compat.recorded_warnings(self.item))
             is_parent = self._start(self._nextitem, recording)
-        if is_parent and self._inside:
+        if is_parent and self._is_shared:
             self._scheduler.current = self.running
         return is_parent
 
@@ -319,7 +337,6 @@ class SandboxedTest:
         if receiver.interrupted:
             raise KeyboardInterrupt
         self._exit_session("setup")
-        self._scheduler.begin_following(self, self._nextitem)
 
     # -- call and teardown
 
@@ -378,7 +395,7 @@ class SandboxedTest:
         is one of this test.
         """
         running = self.running
-        if not self._inside or running is None or nextitem is self.item:
+        if not self._is_shared or running is None or nextitem is self.item:
             return
         if nextitem is not None and self._scheduler.goes_on(running, nextitem):
             return
@@ -396,7 +413,7 @@ class SandboxedTest:
         running = self.running
         if running is None:
             return
-        if self._inside and self.receiver is not None:  # the parent has skipped it
+        if self._is_shared and self.receiver is not None:  # the parent has skipped it
             running.expect_skip()
             self._scheduler.wait(self)
         if self._may_close(running):
@@ -412,7 +429,9 @@ class SandboxedTest:
                 self.running.close()
 
     def _may_close(self, running: Running) -> bool:
-        return not self._inside or (running.is_over and not self._scheduler.has_tests_of(running))
+        return not self._is_shared or (
+            running.is_over and not self._scheduler.has_tests_of(running)
+        )
 
     def phase_result(self, call: pytest.CallInfo[Any]) -> results.PhaseResult | None:
         """Return what the test process has reported for the phase of a call; None if pytest should

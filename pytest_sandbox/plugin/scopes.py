@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 __all__ = [
     "following",
     "index_of",
+    "is_fresh",
     "is_shared",
+    "lacks_fixture",
     "may_be_skipped",
     "nodes_inside",
     "scope_of",
@@ -36,7 +38,7 @@ __all__ = [
 _ALONE = Sharing("function")
 
 
-def sharing(item: pytest.Item, scope: str) -> Sharing:
+def sharing(item: pytest.Item, scope: str, *, fresh: bool = False) -> Sharing:
     """Return what a scope means for an item. A test outside of any class has class scope alone, as
     with fixtures; outside of a package, its directory counts as one.
     """
@@ -52,13 +54,25 @@ def sharing(item: pytest.Item, scope: str) -> Sharing:
     elif scope == "session":
         node = item.session
     if node is None:
-        return _ALONE
+        return Sharing("function", fresh=fresh)
+    if fresh:  # fixtures of wider scopes are set up inside too
+        return Sharing(scope, node, fresh=True)
     return Sharing(scope, node, compat_fixtures.wider_parameters(item, scope))
 
 
 def scope_of(item: pytest.Item) -> str:
     """Return the scope whose fixtures, and those of narrower scopes, are set up inside."""
     return item.stash.get(SHARING, _ALONE).scope
+
+
+def is_fresh(item: pytest.Item) -> bool:
+    """Tell whether the item's test process is a new interpreter."""
+    return item.stash.get(SHARING, _ALONE).fresh
+
+
+def lacks_fixture(item: pytest.Item) -> bool:
+    """Tell whether a fixture of a wider scope is not set up that arrives by the fork."""
+    return not is_fresh(item) and compat_fixtures.lacks_higher(item, scope_of(item))
 
 
 def is_shared(item: pytest.Item) -> bool:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.settings.settings import Settings
 
 __all__ = [
+    "FRESH",
     "HOLDS",
     "INDEX",
     "INSIDE",
@@ -26,12 +27,13 @@ class Sharing(NamedTuple):
     """How an item shares its test process: the ``scope``, and the ``node`` whose items do.
 
     Without a node, the item has a test process of its own. ``parameters`` are those of fixtures of
-    wider scopes.
+    wider scopes. ``fresh``: it is a new interpreter.
     """
 
     scope: str
     node: pytest.Collector | None = None
     parameters: tuple[tuple[str, int], ...] = ()
+    fresh: bool = False
 
 
 #: The settings of a test's container.
@@ -46,6 +48,8 @@ INSIDE = pytest.StashKey[bool]()
 HOLDS = pytest.StashKey[bool]()
 #: On the configuration: how many tests stay outside only because they use container_factory.
 OUTSIDE = pytest.StashKey[int]()
+#: On the configuration: whether this is the session of a new interpreter (fresh_plugin.py).
+FRESH = pytest.StashKey[bool]()
 #: Set in the test process only, by protocol.py.
 IN_TEST_PROCESS = pytest.StashKey[bool]()
 #: Set in the test process only: the object that runs the item (test_process.py).
