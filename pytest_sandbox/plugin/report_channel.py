@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import secrets
 import select
@@ -107,7 +108,7 @@ class ReportChannel:
         self._words = os.pipe2(os.O_CLOEXEC) if is_shared else None
         self._sender = 0
         #: How much of the file the parent has read.
-        self.offset = 0
+        self.offset = self._freed = 0
 
     def child_ends(self) -> dict[str, int | None]:
         """Return the descriptors of the child's ends, as fresh_plugin.py expects them."""
@@ -124,6 +125,14 @@ class ReportChannel:
         os.close(self.wake_reader)
         self._close_word(1)
         self._sender = _getpid()
+
+    def free_read(self) -> None:
+        """Free the memory of whole MiB that were read: it counts as the container's."""
+        size = (self.offset - self._freed) >> 20 << 20
+        if size:
+            with mmap.mmap(self.file, size, offset=self._freed) as mapped:
+                mapped.madvise(mmap.MADV_REMOVE)
+            self._freed += size
 
     def send_word(self, index: int | None) -> None:
         """Name in the parent the next test by its index in the session; None: there is none."""

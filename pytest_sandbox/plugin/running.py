@@ -127,8 +127,11 @@ class Running:
     # -- tests
 
     def may_run(self, item: pytest.Item) -> bool:
-        """Tell whether the process can run a test next: another one, or the last one again."""
-        if not self.is_waiting:
+        """Tell whether the process can run a test next: another one, or the last one again.
+
+        A thread of an earlier test may have ended it meanwhile; end_scope() reports that.
+        """
+        if not self.is_waiting or self._child is None or process.ended(self._child.pidfd, 0):
             return False
         if self.item is item:
             # pytest keeps the exception of a fixture: a repeated test needs it created again.
@@ -151,6 +154,7 @@ class Running:
         self._started = time.time()
         self._since = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
         self._receive(MessageChecker(item))
+        self._channel.free_read()
         self._channel.send_word(scopes.index_of(item))
 
     def expect_skip(self) -> None:

@@ -236,7 +236,7 @@ class SandboxedTest:
         if self.result is not None:
             self._forget_try()
         lacks_fixture = self._is_to_share() and scopes.lacks_fixture(self.item)
-        if not self._is_fresh:
+        if not self._is_fresh and not (self._is_shared and self.running is not None):
             compat_fixtures.set_up_higher(self.item, self._scope)
         if self.running is not None:  # it was started early, before fixtures of other tests
             self._originals.compare()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
+
+from pytest_sandbox.plugin.report_channel import ReportChannel
 
 pytestmark = pytest.mark.needs("root")
 
@@ -51,6 +54,7 @@ def test_each_test_has_its_own_report(run, reports):
     run(
         MODULE
         + """
+import os
 import time
 def test_busy():
     print("busy")
@@ -126,9 +130,12 @@ def test_a_failed_teardown_of_the_scope_is_an_error(run):
     """An exception in the teardown of a module fixture is an error of the module's last test."""
     run(
         """
+import os
 import time
 
 import pytest
+
+from pytest_sandbox.plugin.report_channel import ReportChannel
 @pytest.fixture(scope="module", autouse=True)
 def inside():
     yield
@@ -273,6 +280,7 @@ def test_changes_are_those_of_the_test(run, failed_report):
     """The section "changes" of a failed test has no file of an earlier test of the scope."""
     run(
         """
+import os
 import time
 def test_a(): open("/etc/first", "w").close(); open("/etc/second", "w").close(); time.sleep(0.1)
 def test_b():
@@ -374,6 +382,7 @@ def test_jobs_discard_a_scope_after_the_first_failure(run):
     """With -x, what later scopes have done is not reported."""
     run(
         """
+import os
 import time
 class TestA:
     def test_a(self): time.sleep(0.5)
@@ -509,3 +518,42 @@ def test_c(): assert 0
 """,
         SHARED,
     ).assert_outcomes(passed=2, failed=1)
+
+
+def test_a_failed_test_whose_process_ends_before_the_next_turn(run, pytester):
+    """The next test of the scope does not fail for it: a thread of the one before ends it."""
+    pytester.makeconftest(
+        """
+import os, time
+def pytest_runtest_logreport(report):
+    if report.failed and os.getppid() != 0: time.sleep(1)
+"""
+    )
+    result = run(
+        """
+import os, threading
+def test_a():
+    threading.Timer(0.3, os._exit, [3]).start()
+    assert 0
+def test_b(): assert os.getppid() == 0
+""",
+        SHARED,
+    )
+    result.assert_outcomes(passed=1, failed=1, errors=1)
+    result.stdout.fnmatch_lines(["*were not torn down: the process ended*"])
+
+
+def test_read_messages_take_no_memory():
+    """The memory of messages that were read is freed, and later ones are there."""
+    channel = ReportChannel(is_shared=True)
+    try:
+        os.write(channel.file, b"x" * (3 << 20))
+        before = os.fstat(channel.file).st_blocks
+        channel.offset = (2 << 20) + 5
+        channel.free_read()
+        assert os.fstat(channel.file).st_blocks <= before - (2 << 20) // 512
+        os.write(channel.file, b"later")
+        assert b"xlater" == os.pread(channel.file, 6, (3 << 20) - 1)
+        assert b"x" == os.pread(channel.file, 1, channel.offset)
+    finally:
+        channel.close_both_ends()
