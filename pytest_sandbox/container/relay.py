@@ -4,6 +4,7 @@ connections (launcher/egress.py).
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from contextlib import suppress
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Egress", "Published", "RelayClient"]
 
+_UNSUPPORTED = {errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT}
 #: Seconds for the relay to answer, and to end.
 _TIMEOUT = 10.0
 
@@ -29,6 +31,8 @@ class RelayClient:
     """A relay of one container: ``step`` and ``gone`` are for messages of its errors."""
 
     step = "start a relay"
+    #: What helps if the kernel lacks something.
+    remedy = ""
     gone = "the relay has ended"
 
     def __init__(self, channel: int) -> None:
@@ -50,7 +54,8 @@ class RelayClient:
             except (OSError, EOFError) as error:
                 raise SetupError(self.step, self.gone) from error
         if answer["op"] == "failed":
-            raise SetupError(self.step, str(answer["reason"]))
+            remedy = self.remedy if answer["errno"] in _UNSUPPORTED else ""
+            raise SetupError(self.step, str(answer["reason"]), remedy)
         return answer
 
     def close(self) -> None:
@@ -86,6 +91,10 @@ class Egress(RelayClient):
 
     step = "forward connections"
     gone = "the forwarder of its connections has ended"
+    remedy = (
+        "The kernel needs veth pairs, packet sockets and policy routing (CONFIG_VETH, "
+        "CONFIG_PACKET, CONFIG_IP_MULTIPLE_TABLES)."
+    )
 
     def attempts(self) -> list[dict[str, Any]]:
         """Return the connections that were not made: host, port (None: the name was only looked

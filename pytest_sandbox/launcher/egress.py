@@ -47,6 +47,8 @@ _FIRST: Final = 0xC6120010
 _END: Final = 0xC6140000
 #: Listening sockets, one for each destination that was used.
 _MOST_LISTENERS: Final = 4096
+#: Packets that are handled before an answer: a program may send them without an end.
+_MOST_PACKETS: Final = 1000
 _NOT_ALLOWED: Final = "not allowed"
 _RESOLVES_TO_HOST: Final = "its name resolves to an address of this host"
 _ERRORS: Final = {
@@ -82,7 +84,9 @@ class Forwarder(RelayLoop):
         self.watch(gateway.dns.fileno(), select.EPOLLIN, self._on_query)
 
     def _do_attempts(self, _message: Message, _fds: list[int]) -> Message:
-        while (packet := self._gateway.read()) is not None:  # what has just arrived
+        for _ in range(_MOST_PACKETS):  # what has just arrived
+            if (packet := self._gateway.read()) is None:
+                break
             self._decide(packet)
         return {
             "op": "attempts",

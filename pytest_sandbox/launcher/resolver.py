@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["Resolver"]
 
 _MOST_THREADS: Final = 16
+#: A program inside may send queries without an end.
+_MOST_REQUESTS: Final = 1000
 
 
 class Resolver:
@@ -36,6 +38,9 @@ class Resolver:
         """Call ``then`` in the loop with the addresses of a name, and 0 or the error of
         getaddrinfo(3).
         """
+        if self._running >= _MOST_REQUESTS:
+            then([], int(socket.EAI_AGAIN))
+            return
         self._running += 1
         if self._running > self._threads < _MOST_THREADS:
             self._threads += 1

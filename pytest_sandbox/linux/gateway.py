@@ -109,6 +109,7 @@ class Gateway:
         _ask(self._routes, _pair(namespace))
         _ask(self._routes, _without_forwarding(), _up(_LOOPBACK))
         _ask(self._routes, _address(_INDEX, ADDRESS), _route(_TABLE, _LOOPBACK, _RTN_LOCAL))
+        _ask(self._routes, _rule(ADDRESS, 1))  # it fails at once if the kernel has no such rules
         _ask(
             inner,
             _up(_PEER_INDEX),

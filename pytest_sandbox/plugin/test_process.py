@@ -25,6 +25,7 @@ from pytest_sandbox.plugin import (
     benchmarks,
     carry,
     compat,
+    connection_calls,
     coverage_data,
     hints,
     session_state,
@@ -166,6 +167,7 @@ class TestProcess:
         self._benchmarks = benchmarks.BenchmarkSender(item)
         self._coverage = coverage_data.CoverageSender()
         self._carry = carry.CarrySender(item)
+        self._connections = connection_calls.ConnectionCalls(item)
         self._reported_call: pytest.CallInfo[Any] | None = None
 
     def begin(self, recorded_warnings: ExitStack) -> None:
@@ -189,6 +191,7 @@ class TestProcess:
         for hook in self._hooks:
             hook.restrict()
         self._coverage.begin()
+        self._connections.begin()
         self._inodes_before = _used_inodes()
 
     # -- the phases
@@ -286,6 +289,7 @@ class TestProcess:
             self._benchmarks.send(self._channel)
             self._coverage.send(self._channel)
             self._carry.send(self._channel)
+            self._connections.send(self._channel)
             _flush()
             self._channel.send("done", _used_inodes() > self._inodes_before, wake=True)
 

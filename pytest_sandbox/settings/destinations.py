@@ -67,7 +67,12 @@ def _destination(item: object) -> str:
 
 
 def _is_name(text: str) -> bool:
-    return len(text) <= _LONGEST_NAME and _NAME.fullmatch(text) is not None
+    # No name ends with a number, so that "*.5" is no pattern of addresses.
+    return (
+        len(text) <= _LONGEST_NAME
+        and _NAME.fullmatch(text) is not None
+        and not text.rpartition(".")[2].isdigit()
+    )
 
 
 def _is_address(text: str) -> bool:
