@@ -27,6 +27,7 @@ __all__ = ["ConnectionCalls"]
 
 _CONNECT: Final = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
 _LOOK_UP: Final = frozenset({"socket.getaddrinfo", "socket.gethostbyname"})
+_ALL: Final = _CONNECT | _LOOK_UP
 _INTERNET: Final = frozenset({socket.AF_INET, socket.AF_INET6})
 _MOST_FRAMES: Final = 200
 _LONGEST_HOST: Final = 255
@@ -47,8 +48,18 @@ class ConnectionCalls:
 
     def begin(self) -> None:
         """Note calls from now on, unless the container has the host's network."""
-        if self._settings is not None and self._settings.network != "host":
-            sys.addaudithook(self._on_event)
+        if self._settings is None or self._settings.network == "host":
+            return
+
+        # Not a method: the hook is called for every event of the interpreter, and a function takes
+        # half the time.
+        def on_event(
+            event: str, arguments: tuple[Any, ...], watched: frozenset[str] = _ALL
+        ) -> None:
+            if event in watched:
+                self._on_event(event, arguments)
+
+        sys.addaudithook(on_event)
 
     def send(self, channel: ReportChannel) -> None:
         """Send the calls, if there were any."""
@@ -61,9 +72,8 @@ class ConnectionCalls:
             channel.send("connections", calls)
 
     def _on_event(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event in _CONNECT or event in _LOOK_UP:
-            with suppress(Exception):  # whatever the arguments are, the call decides
-                self._note(event, arguments)
+        with suppress(Exception):  # whatever the arguments are, the call decides
+            self._note(event, arguments)
 
     def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in _LOOK_UP:

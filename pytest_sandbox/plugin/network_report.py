@@ -97,10 +97,17 @@ def register(config: pytest.Config) -> None:
 
 
 def add_section(
-    item: pytest.Item, container: Container, receiver: Receiver, reports: list[pytest.TestReport]
+    item: pytest.Item,
+    container: Container,
+    receiver: Receiver | None,
+    reports: list[pytest.TestReport],
 ) -> None:
-    """Add the section to a test's last report but that of a teardown that has passed."""
-    calls = [call for calls in receiver.of_kind("connections") for call in calls]
+    """Add the section to a test's report of the call, else to its last one.
+
+    ``receiver`` has the calls of a test inside; None for a test that holds the container.
+    """
+    sent = receiver.of_kind("connections") if receiver else ()
+    calls = [call for calls in sent for call in calls]
     forwarder = container.handle.egress
     if not calls and forwarder is None:
         return

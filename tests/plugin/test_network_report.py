@@ -149,3 +149,48 @@ print(done.stdout, done.stderr)
         'network=["evil.test:443", "other.test:80"] allows it.',
     ], text
     assert 'This allows them: network=["evil.test:443", "other.test:80"]' in text
+
+
+def test_destinations_in_marks_and_configuration(run, pytester):
+    """A mark has a list, and so has the configuration, or a text with commas; a missing port is an
+    error with the name that was probably meant.
+    """
+    pytester.makepyprojecttoml(
+        '[tool.pytest]\nsandbox_network = ["pypi.org:443", "10.0.0.5:5432"]\n'
+        if int(pytest.__version__.split(".")[0]) >= 9
+        else '[tool.pytest.ini_options]\nsandbox_network = "pypi.org:443, 10.0.0.5:5432"\n'
+    )
+    result = run(
+        """
+        import pytest
+
+        def test_configured(container):
+            assert container.settings.network == "pypi.org:443,10.0.0.5:5432"
+
+        @pytest.mark.container(network=["*.example.org:443"])
+        def test_marked(container):
+            assert container.settings.network == "*.example.org:443"
+        """
+    )
+    result.assert_outcomes(passed=2)
+    result = run("def test(): pass", "--sandbox-network=pypi.org")
+    assert pytest.ExitCode.USAGE_ERROR == result.ret
+    result.stderr.fnmatch_lines(['*--sandbox-network: network=*did you mean "pypi.org:443"?*'])
+
+
+def test_a_container_that_is_held(run):
+    """Its forwarder is asked when the test ends; once."""
+    result = run(
+        """
+        import pytest, sys
+
+        @pytest.mark.container(network=["pypi.org:443"])
+        def test(container):
+            code = "import socket; socket.create_connection(('evil.invalid', 80))"
+            assert container.run([sys.executable, "-SEc", code], stderr=-3).returncode == 1
+        """,
+        "-rP",
+    )
+    result.assert_outcomes(passed=1)
+    assert section(result.stdout.str(), "test")[0].startswith("evil.invalid:80 (once, by py")
+    assert result.stdout.str().count("evil.invalid:80 (once") == 1
