@@ -76,8 +76,10 @@ ALL = (
         differs=(
             (
                 "tests.test_utils::test_logging_re*",
-                "the server is a thread of the pytest process, so its log records are not among "
-                "the test's, which is what the test expects",
+                (
+                    "the server is a thread of the pytest process, so its log records are not among "
+                    "the test's, which is what the test expects"
+                ),
             ),
         ),
     ),

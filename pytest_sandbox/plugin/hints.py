@@ -20,6 +20,7 @@ from pytest_sandbox.container.files import open_inside
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.plugin import missing_threads, refused
 from pytest_sandbox.printable import TEXT, printable
+from pytest_sandbox.settings.destinations import is_limited
 from pytest_sandbox.units import mib
 
 if TYPE_CHECKING:
@@ -223,6 +224,8 @@ def _hints(symptom: Symptom, item: pytest.Item, container: Container, stats: Sta
 
 def _reachable(network: object) -> str:
     """Return what a container on this network reaches, as the end of a sentence."""
+    if is_limited(network):
+        return f"container may connect to this only: {network}"
     if isinstance(network, str):
         return "container has no network but its own loopback"
     addresses = getattr(network, "addresses", {})

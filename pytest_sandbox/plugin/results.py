@@ -19,6 +19,7 @@ from pytest_sandbox.plugin import (
     crash_report,
     hints,
     keep,
+    network_report,
     report_sections,
     unkept_files,
 )
@@ -244,6 +245,7 @@ class TestResult:
             unkept_files.record(self.item, changes, copied)
         for report in failed:
             report.sections.extend(sections)
+        network_report.add_section(self.item, self.container, self._receiver, reports)
         self._add_properties(reports, kept)
 
     def _add_properties(self, reports: list[pytest.TestReport], kept: str | None) -> None:

@@ -30,6 +30,7 @@ from pytest_sandbox.plugin import (
     carry,
     compat,
     compat_fixtures,
+    connection_calls,
     coverage_data,
     hints,
     scopes,
@@ -97,6 +98,7 @@ class TestProcess:
         self._benchmarks = benchmarks.BenchmarkSender(item)
         self._coverage = coverage_data.CoverageSender()
         self._carry = carry.CarrySender(item)
+        self._connections = connection_calls.ConnectionCalls(item)
         self._reported_call: pytest.CallInfo[Any] | None = None
         # Whether the next test, if any, may run here.
         self._goes_on = bool(self._inside)
@@ -128,6 +130,7 @@ class TestProcess:
         for hook in self._hooks:
             hook.restrict()
         self._coverage.begin()
+        self._connections.begin()
         self._inodes_before = _used_inodes()
 
     # -- the phases
@@ -306,6 +309,7 @@ class TestProcess:
             self._benchmarks.send(self._channel)
             self._coverage.send(self._channel)
             self._carry.send(self._channel)
+            self._connections.send(self._channel)
             _flush()
             has_created_files = _used_inodes() > self._inodes_before
             is_waiting = self._kept_for is not None
