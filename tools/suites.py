@@ -56,7 +56,7 @@ ALL = (
         "3.1.9",
         needs=("cffi", "cryptography", "ephemeral-port-reserve", "pytest-timeout", "watchdog"),
         plugins=("timeout",),
-        arguments=("-k", "not test_reloader_sys_path"),  # it does not end with watchdog 7
+        arguments=("-k", "not test_reloader_sys_path"),  # it did not end in 110 s
     ),
     Suite(
         "httpx",
@@ -76,8 +76,8 @@ ALL = (
             (
                 "tests.test_utils::test_logging_re*",
                 (
-                    "the server is a thread of the pytest process, so its log records are not among "
-                    "the test's, which is what the test expects"
+                    "the server is a thread of the pytest process, so its log records are not "
+                    "those of the test, which is what the test expects"
                 ),
             ),
         ),
