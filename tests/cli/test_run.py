@@ -65,8 +65,8 @@ def test_the_status_is_the_commands_own(command, status):
         (
             ("--network", "pypi.org", "host", "true"),
             (
-                "--network 'pypi.org' is not valid; accepted: NAME:PORT or ADDRESS:PORT; did you mean "
-                '"pypi.org:443"?\n'
+                "--network 'pypi.org' is not valid; accepted: NAME:PORT or ADDRESS:PORT; did you "
+                'mean "pypi.org:443"?\n'
             ),
         ),
         (("-m", "64m", "--memory-swap", "32m", "host", "true"), "--memory-swap '32m' is not valid"),
