@@ -116,15 +116,20 @@ _MAX_CHANGES = 1000
 _MAX_SECONDS = 0.05
 
 
-def remember_created_files(item: pytest.Item, container: Container) -> Changes | None:
+def remember_created_files(
+    item: pytest.Item, container: Container, since: int = 0
+) -> Changes | None:
     """Record the files that a test has created, for a later test that looks for one of them.
 
-    Returns what the test has changed, of many changes some; None if that cannot be found.
+    ``since`` is its start in nanoseconds since the epoch. Returns what the test has changed, of
+    many changes some; None if that cannot be found.
     """
     from pytest_sandbox.container.diff import changes_of
 
     try:
-        found = changes_of(container.handle, most=_MAX_CHANGES, seconds=_MAX_SECONDS, as_user=True)
+        found = changes_of(
+            container.handle, most=_MAX_CHANGES, seconds=_MAX_SECONDS, as_user=True, since=since
+        )
     except (SandboxError, OSError):
         return None
     if len(_creators) < _MAX_CREATORS:

@@ -23,7 +23,8 @@ coverage      lines or arcs of one file in one context (coverage_data.py)
 late_fixture  name and scope of a fixture of a higher scope that was set up in the test process
 exit          the test ends the session (``pytest.exit``): reason and return code
 internal      the traceback of an error outside of the test's phases
-done          the last message; true if files were created in the container (wakes the parent)
+done          the last message of a test: whether files were created in the container, and whether
+              the process waits for another test (wakes the parent)
 ============  ======================================================================================
 """
 
@@ -259,5 +260,5 @@ SCHEMAS: Mapping[str, Check] = {
     "late_fixture": schema.tuple_of(_NAME, schema.one_of("class", "module", "package", "session")),
     "exit": schema.tuple_of(_TEXT, schema.optional(schema.integer(0, 255))),
     "internal": _TEXT,
-    "done": schema.boolean,
+    "done": schema.tuple_of(schema.boolean, schema.boolean),
 }
