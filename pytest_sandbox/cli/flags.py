@@ -248,7 +248,8 @@ def naming_flags(found: argparse.Namespace) -> Iterator[None]:
     except SettingsError as error:
         if error.key not in _FLAGS:
             raise
-        accepted = _ACCEPTED.get(error.key) or _accepted(error.accepted)
+        is_general = error.key in _ACCEPTED and "=Network()" in error.accepted
+        accepted = _ACCEPTED[error.key] if is_general else _accepted(error.accepted)
         value = _typed(found, error.key, error.value)
         text = f"{_FLAGS[error.key]} {value} is not valid; accepted: {accepted}"
         raise SandboxError(text) from error

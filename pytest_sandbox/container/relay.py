@@ -96,8 +96,9 @@ class Egress(RelayClient):
         "CONFIG_PACKET, CONFIG_IP_MULTIPLE_TABLES)."
     )
 
-    def attempts(self) -> list[dict[str, Any]]:
+    def attempts(self, *, forget: bool = False) -> list[dict[str, Any]]:
         """Return the connections that were not made: host, port (None: the name was only looked
-        up), protocol, program (empty if unknown), reason and count.
+        up), protocol, program (empty if unknown), reason and count. With ``forget``, the next call
+        returns later ones alone: several tests may share a container.
         """
-        return list(self.ask({"op": "attempts"}, [])["attempts"])
+        return list(self.ask({"op": "attempts", "forget": forget}, [])["attempts"])

@@ -11,7 +11,7 @@ The client sends, with descriptors, and gets ``ready``, or ``failed`` (errno, re
 ============  ====================================================================================
 ``open``      destinations, proxy, no_proxy + [a pidfd of init]
 ``enter``     [a pidfd of init]: be the gateway of this init from now on
-``attempts``  nothing; the answer has ``attempts``, and ``left_out``
+``attempts``  forget: count from zero now; the answer has ``attempts``, and ``left_out``
 ============  ====================================================================================
 
 It ends when the client shuts down its end of the socket, or with the launcher.
@@ -83,16 +83,15 @@ class Forwarder(RelayLoop):
         self.watch(gateway.packets.fileno(), select.EPOLLIN, self._on_packet)
         self.watch(gateway.dns.fileno(), select.EPOLLIN, self._on_query)
 
-    def _do_attempts(self, _message: Message, _fds: list[int]) -> Message:
+    def _do_attempts(self, message: Message, _fds: list[int]) -> Message:
         for _ in range(_MOST_PACKETS):  # what has just arrived
             if (packet := self._gateway.read()) is None:
                 break
             self._decide(packet)
-        return {
-            "op": "attempts",
-            "attempts": self.attempts.to_json(),
-            "left_out": self.attempts.left_out,
-        }
+        found = self.attempts
+        if message["forget"]:
+            self.attempts = Attempts()
+        return {"op": "attempts", "attempts": found.to_json(), "left_out": found.left_out}
 
     # -- names
 

@@ -125,7 +125,7 @@ def add_section(
 def _forwarded(test: str, forwarder: Any, calls: list[Any]) -> Iterable[_Attempt]:
     """Yield what a forwarder has refused, with lines of the test's code where they are known."""
     try:
-        refused = forwarder.attempts()
+        refused = forwarder.attempts(forget=True)
     except SandboxError:  # the forwarder was killed
         return
     for one in refused:

@@ -194,3 +194,29 @@ def test_a_container_that_is_held(run):
     result.assert_outcomes(passed=1)
     assert section(result.stdout.str(), "test")[0].startswith("evil.invalid:80 (once, by py")
     assert result.stdout.str().count("evil.invalid:80 (once") == 1
+
+
+@pytest.mark.parametrize("network", ["none", "x.invalid:443"])
+def test_tests_that_share_a_container(run, network):
+    """Each has its own attempts, whether the forwarder or the process tells."""
+    result = run(
+        f"""
+        import socket, pytest
+
+        @pytest.mark.container(scope="class", network={network!r})
+        class TestShared:
+            def test_a(self):
+                with pytest.raises(OSError):
+                    socket.create_connection(("a.invalid", 443))
+
+            def test_b(self):
+                with pytest.raises(OSError):
+                    socket.create_connection(("b.invalid", 443))
+        """,
+        "-rP",
+    )
+    result.assert_outcomes(passed=2)
+    for name in "ab":
+        lines = section(result.stdout.str(), f"TestShared.test_{name}")
+        assert lines[0].startswith(f"{name}.invalid:443 (")
+        assert lines[1:] == [f'network=["{name}.invalid:443"] allows it.']
