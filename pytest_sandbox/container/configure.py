@@ -27,7 +27,7 @@ def configure(handle: Handle) -> None:
         _set_hostname(handle, handle.settings.hostname)
     if handle.endpoint is not None:
         handle.endpoint.network.plug(handle.endpoint, handle.pidfd)
-    elif not isinstance(handle.settings.network, str):
+    elif not isinstance(handle.settings.network, str) and not handle.is_disconnected:
         network = cast("Network", handle.settings.network)
         handle.endpoint = network.attach(handle.id, handle.hostname, handle.pidfd)
     if handle.settings.publish:

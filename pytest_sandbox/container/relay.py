@@ -1,4 +1,4 @@
-"""The client's side of the relay of published ports (launcher/port_relay.py)."""
+"""The client's side of a relay (launcher/relays.py)."""
 
 from __future__ import annotations
 
@@ -17,40 +17,39 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.runtime.protocol import Message
 
-__all__ = ["Published"]
+__all__ = ["Published", "Relay"]
 
 #: Seconds for the relay to answer, and to end.
 _TIMEOUT = 10.0
 
 
-class Published:
-    """The relay of one container: ``address`` is the container's own, ``ports`` are those of the
-    host by those inside.
-    """
+class Relay:
+    """A relay; ``step`` is what it is for, in error messages."""
 
-    def __init__(self, address: str, ports: dict[int | str, int], channel: int) -> None:
-        self.address = address
-        self.ports = ports
+    def __init__(self, step: str, channel: int) -> None:
+        self._step = step
         #: A descriptor and no socket object, which would close another file's descriptor in a fork.
         self.channel = channel
 
-    def enter(self, pidfd: int) -> None:
-        """Connect in the network of this init, the first or a later one, from now on."""
-        self.ask({"op": "enter"}, [pidfd])
+    def ask(self, message: Message, fds: Sequence[int] = ()) -> tuple[Message, list[int]]:
+        """Send a message to the relay; return its answer with descriptors, which the caller owns.
 
-    def ask(self, message: Message, fds: Sequence[int]) -> None:
-        """Send a message to the relay, and wait for its answer. Raises :class:`SetupError`."""
-        step = "publish ports"
+        Raises :class:`SetupError`.
+        """
+        step = self._step
+        if self.channel < 0:
+            raise SetupError(step, "the relay was closed")
         with socket.socket(fileno=os.dup(self.channel)) as connection:
             local_socket.set_timeouts(connection, _TIMEOUT)
             channel = Channel(connection)
             try:
                 channel.send(message, fds)
-                answer, _fds = channel.receive()
+                answer, received = channel.receive()
             except (OSError, EOFError) as error:
-                raise SetupError(step, "the relay of its ports has ended") from error
+                raise SetupError(step, "its relay has ended") from error
         if answer["op"] == "failed":
             raise SetupError(step, str(answer["reason"]))
+        return answer, received
 
     def close(self) -> None:
         """End the relay with all connections; a second call does nothing.
@@ -64,3 +63,24 @@ class Published:
             with socket.socket(fileno=fd) as connection, suppress(OSError):
                 connection.shutdown(socket.SHUT_WR)
                 process.is_readable(connection.fileno(), _TIMEOUT)  # the end of its process
+
+    def abandon(self) -> None:
+        """Close the descriptor of a relay that belongs to another process."""
+        fd, self.channel = self.channel, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Published(Relay):
+    """The relay of the ports of one container: ``address`` is the container's own, ``ports`` are
+    those of the host by those inside.
+    """
+
+    def __init__(self, address: str, ports: dict[int | str, int], channel: int) -> None:
+        super().__init__("publish ports", channel)
+        self.address = address
+        self.ports = ports
+
+    def enter(self, pidfd: int) -> None:
+        """Connect in the network of this init, the first or a later one, from now on."""
+        self.ask({"op": "enter"}, [pidfd])

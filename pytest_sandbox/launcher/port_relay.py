@@ -17,7 +17,6 @@ It ends when the client shuts down its end of the socket, or with the launcher.
 from __future__ import annotations
 
 import errno
-import os
 import resource
 import select
 import socket
@@ -25,17 +24,15 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.launcher import helper
-from pytest_sandbox.linux import process
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.runtime.protocol import Channel, close_all
+from pytest_sandbox.runtime.protocol import close_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_sandbox.runtime.protocol import Message
+    from pytest_sandbox.runtime.protocol import Channel, Message
 
-__all__ = ["PortRelays"]
+__all__ = ["serve"]
 
 _CHUNK = 1 << 18
 _MAX_DATAGRAM = 1 << 16
@@ -46,24 +43,9 @@ _MAX_PEERS = 256
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # struct linger: close(2) sends RST (socket(7))
 
 
-class PortRelays:
-    """The launcher's side: it starts relays, and reaps those that have ended."""
-
-    def __init__(self) -> None:
-        self._pids: list[int] = []
-
-    def start(self) -> Channel:
-        """Start a relay; return the client's end of its socket."""
-        self._pids = [pid for pid in self._pids if not os.waitpid(pid, os.WNOHANG)[0]]
-        pid, channel = helper.fork(_serve)
-        self._pids.append(pid)
-        return channel
-
-
-def _serve(channel: Channel) -> None:
+def serve(channel: Channel) -> None:
+    """Serve until the client closes its end."""
     _Relay(channel).serve()
-    # Before the client's socket, whose end tells the client that its ports are free.
-    process.close_others({channel.fileno()})
 
 
 class _Relay:

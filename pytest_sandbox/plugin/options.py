@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sandbox import supported
-from pytest_sandbox.plugin import jobs_option, slow_tests
+from pytest_sandbox.plugin import jobs_option, pcap, slow_tests
 from pytest_sandbox.settings.schema import WORDS
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     jobs_option.add_options(parser, group)
     slow_tests.add_options(parser, group)
+    pcap.add_options(group)
     parser.addini(
         "sandbox_unsupported",
         "the result of a test with a limit that this host cannot enforce: error or skip "
@@ -135,6 +136,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     jobs_option.announce_to_controller(config)
     slow_tests.check(config)
+    pcap.register(config)
     all_inside = wants_sandbox(config)
     if all_inside or count or config.getoption("sandbox_keep") != "none":
         from pytest_sandbox.plugin import summary
