@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from bench import contestants, table
+from bench.faults import faults
 from bench.plugin import plugin
 from bench.rows import QUICK, ROWS, Bench, Scale, run_rows
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from bench.table_row import Row
 
 ROWS["plugin"] = plugin
+ROWS["faults"] = faults
 
 
 def parse() -> argparse.Namespace:

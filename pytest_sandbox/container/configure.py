@@ -32,7 +32,7 @@ def configure(handle: Handle) -> None:
         from pytest_sandbox.container import egress
 
         egress.connect(handle)
-    elif not isinstance(handle.settings.network, str):
+    elif not isinstance(handle.settings.network, str) and not handle.is_disconnected:
         network = cast("Network", handle.settings.network)
         handle.endpoint = network.attach(handle.id, handle.hostname, handle.pidfd)
     if handle.settings.publish:

@@ -33,7 +33,7 @@ def connect(handle: Handle) -> None:
         "proxy": _proxy(),
         "no_proxy": [one.strip().lower() for one in _first(_NO_PROXY)[1].split(",") if one.strip()],
     }
-    _answer, fds = handle.launcher.request({"op": "forwarder"})
+    _answer, fds = handle.launcher.request({"op": "relay", "kind": "connections"})
     with fds, Deferred():
         handle.egress = Egress(fds.take())
     handle.egress.ask(message, [handle.pidfd])

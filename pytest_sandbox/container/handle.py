@@ -112,6 +112,9 @@ class Handle:
     endpoint: Endpoint | None
     """The place on a :class:`~pytest_sandbox.Network`; None without one, and before the start."""
 
+    is_disconnected: bool
+    """Whether it was disconnected from the network of its settings."""
+
     published: Published | None
     """The relay of published ports; None without any, and before the start."""
 
@@ -150,6 +153,7 @@ class Handle:
         self.id = self.label = self.snapshot_key = ""
         self.state = "created"
         self.endpoint = self.committed = self.published = self.egress = None
+        self.is_disconnected = False
         self.saved, self.directories, self.snapshots = {}, (), []
         self.commands, self.forks = set(), set()
         self.logs = []

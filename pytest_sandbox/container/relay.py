@@ -1,6 +1,4 @@
-"""The client's side of relays: of published ports (launcher/port_relay.py), and of outgoing
-connections (launcher/egress.py).
-"""
+"""The client's side of a relay (launcher/relays.py)."""
 
 from __future__ import annotations
 
@@ -20,43 +18,44 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.runtime.protocol import Message
 
-__all__ = ["Egress", "Published", "RelayClient"]
+__all__ = ["Egress", "Published", "Relay"]
 
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT}
 #: Seconds for the relay to answer, and to end.
 _TIMEOUT = 10.0
 
 
-class RelayClient:
-    """A relay of one container: ``step`` and ``gone`` are for messages of its errors."""
+class Relay:
+    """A relay; ``step`` is what it is for, in error messages."""
 
-    step = "start a relay"
     #: What helps if the kernel lacks something.
     remedy = ""
-    gone = "the relay has ended"
 
-    def __init__(self, channel: int) -> None:
+    def __init__(self, step: str, channel: int) -> None:
+        self._step = step
         #: A descriptor and no socket object, which would close another file's descriptor in a fork.
         self.channel = channel
 
-    def enter(self, pidfd: int) -> None:
-        """Connect in the network of this init, the first or a later one, from now on."""
-        self.ask({"op": "enter"}, [pidfd])
+    def ask(self, message: Message, fds: Sequence[int] = ()) -> tuple[Message, list[int]]:
+        """Send a message to the relay; return its answer with descriptors, which the caller owns.
 
-    def ask(self, message: Message, fds: Sequence[int]) -> Message:
-        """Send a message to the relay, and return its answer. Raises :class:`SetupError`."""
+        Raises :class:`SetupError`.
+        """
+        step = self._step
+        if self.channel < 0:
+            raise SetupError(step, "the relay was closed")
         with socket.socket(fileno=os.dup(self.channel)) as connection:
             local_socket.set_timeouts(connection, _TIMEOUT)
             channel = Channel(connection)
             try:
                 channel.send(message, fds)
-                answer, _fds = channel.receive()
+                answer, received = channel.receive()
             except (OSError, EOFError) as error:
-                raise SetupError(self.step, self.gone) from error
+                raise SetupError(step, "its relay has ended") from error
         if answer["op"] == "failed":
             remedy = self.remedy if answer["errno"] in _UNSUPPORTED else ""
-            raise SetupError(self.step, str(answer["reason"]), remedy)
-        return answer
+            raise SetupError(step, str(answer["reason"]), remedy)
+        return answer, received
 
     def close(self) -> None:
         """End the relay with all connections; a second call does nothing.
@@ -71,34 +70,43 @@ class RelayClient:
                 connection.shutdown(socket.SHUT_WR)
                 process.is_readable(connection.fileno(), _TIMEOUT)  # the end of its process
 
+    def enter(self, pidfd: int) -> None:
+        """Connect in the network of this init, the first or a later one, from now on."""
+        self.ask({"op": "enter"}, [pidfd])
 
-class Published(RelayClient):
-    """The relay of published ports: ``address`` is the container's own, ``ports`` are those of the
-    host by those inside.
+    def abandon(self) -> None:
+        """Close the descriptor of a relay that belongs to another process."""
+        fd, self.channel = self.channel, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Published(Relay):
+    """The relay of the ports of one container: ``address`` is the container's own, ``ports`` are
+    those of the host by those inside.
     """
 
-    step = "publish ports"
-    gone = "the relay of its ports has ended"
-
     def __init__(self, address: str, ports: dict[int | str, int], channel: int) -> None:
-        super().__init__(channel)
+        super().__init__("publish ports", channel)
         self.address = address
         self.ports = ports
 
 
-class Egress(RelayClient):
+class Egress(Relay):
     """The forwarder of outgoing connections."""
 
-    step = "forward connections"
-    gone = "the forwarder of its connections has ended"
     remedy = (
         "The kernel needs veth pairs, packet sockets and policy routing (CONFIG_VETH, "
         "CONFIG_PACKET, CONFIG_IP_MULTIPLE_TABLES)."
     )
+
+    def __init__(self, channel: int) -> None:
+        super().__init__("forward connections", channel)
 
     def attempts(self, *, forget: bool = False) -> list[dict[str, Any]]:
         """Return the connections that were not made: host, port (None: the name was only looked
         up), protocol, program (empty if unknown), reason and count. With ``forget``, the next call
         returns later ones alone: several tests may share a container.
         """
-        return list(self.ask({"op": "attempts", "forget": forget}, [])["attempts"])
+        answer, _fds = self.ask({"op": "attempts", "forget": forget})
+        return list(answer["attempts"])

@@ -40,7 +40,7 @@ from pytest_sandbox.settings.destinations import Destinations
 if TYPE_CHECKING:
     from pytest_sandbox.runtime.protocol import Channel, Message
 
-__all__ = ["Forwarder"]
+__all__ = ["serve"]
 
 #: The addresses that stand for names: 198.18.0.16 to 198.19.255.255.
 _FIRST: Final = 0xC6120010
@@ -57,7 +57,12 @@ _ERRORS: Final = {
 }
 
 
-class Forwarder(RelayLoop):
+def serve(channel: Channel) -> None:
+    """Serve until the client closes its end."""
+    _Forwarder(channel).serve()
+
+
+class _Forwarder(RelayLoop):
     """The loop of the forwarder."""
 
     def __init__(self, channel: Channel) -> None:
@@ -249,7 +254,7 @@ class _Outgoing(Connection):
 
     def __init__(
         self,
-        forwarder: Forwarder,
+        forwarder: _Forwarder,
         outer: socket.socket,
         targets: list[tuple[str, int]],
         target: tuple[str, int],

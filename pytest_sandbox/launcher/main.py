@@ -22,8 +22,7 @@ from pytest_sandbox.launcher.factory import ContainerFactory
 from pytest_sandbox.launcher.layer_holder import LayerHolder
 from pytest_sandbox.launcher.layer_remover import LayerRemover
 from pytest_sandbox.launcher.pool import Pool
-from pytest_sandbox.launcher.port_relay import PortRelay
-from pytest_sandbox.launcher.relay_loop import RelayLoop, Relays
+from pytest_sandbox.launcher.relays import Relays
 from pytest_sandbox.linux import signals
 from pytest_sandbox.runtime import privileges, storage
 from pytest_sandbox.runtime.protocol import (
@@ -189,17 +188,9 @@ class Launcher:
         self._answer(message, {"op": "unreachable", "paths": paths})
 
     def _do_relay(self, message: Message) -> None:
-        self._start_relay(message, PortRelay)
-
-    def _do_forwarder(self, message: Message) -> None:
-        from pytest_sandbox.launcher.egress import Forwarder
-
-        self._start_relay(message, Forwarder)
-
-    def _start_relay(self, message: Message, loop: type[RelayLoop]) -> None:
-        relay = self._relays.start(loop)
+        relay = self._relays.start(message["kind"])
         try:
-            self._answer(message, {"op": message["op"]}, [relay.fileno()])
+            self._answer(message, {"op": "relay"}, [relay.fileno()])
         finally:
             relay.close()
 

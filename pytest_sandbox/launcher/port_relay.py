@@ -26,16 +26,21 @@ from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.runtime.protocol import close_all
 
 if TYPE_CHECKING:
-    from pytest_sandbox.runtime.protocol import Message
+    from pytest_sandbox.runtime.protocol import Channel, Message
 
-__all__ = ["PortRelay"]
+__all__ = ["serve"]
 
 _MAX_DATAGRAM = 1 << 16
 #: Peers of a UDP port: their answers are sent back as long as they are among the latest.
 _MAX_PEERS = 256
 
 
-class PortRelay(RelayLoop):
+def serve(channel: Channel) -> None:
+    """Serve until the client closes its end."""
+    _PortRelay(channel).serve()
+
+
+class _PortRelay(RelayLoop):
     """The loop of the relay."""
 
     _held: tuple[int, ...] = ()
@@ -61,7 +66,7 @@ class _TcpPort:
     """A listening socket of the host, and the port inside to which its connections go."""
 
     def __init__(
-        self, relay: PortRelay, listening: socket.socket, addresses: list[str], port: int
+        self, relay: _PortRelay, listening: socket.socket, addresses: list[str], port: int
     ) -> None:
         self._relay, self._listening = relay, listening
         self._targets = [(address, port) for address in addresses]
@@ -80,7 +85,7 @@ class _UdpPort:
     """A UDP socket of the host: each peer gets a socket inside, so that answers find it."""
 
     def __init__(
-        self, relay: PortRelay, outer: socket.socket, addresses: list[str], port: int
+        self, relay: _PortRelay, outer: socket.socket, addresses: list[str], port: int
     ) -> None:
         self._relay, self._outer = relay, outer
         self._target = (addresses[0], port)

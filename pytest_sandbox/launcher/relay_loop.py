@@ -7,7 +7,6 @@ connections).
 from __future__ import annotations
 
 import errno
-import os
 import resource
 import select
 import socket
@@ -15,34 +14,17 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.launcher import helper
-from pytest_sandbox.linux import process
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_sandbox.runtime.protocol import Channel, Message
 
-__all__ = ["Connection", "RelayLoop", "Relays", "reset"]
+__all__ = ["Connection", "RelayLoop", "reset"]
 
 _CHUNK = 1 << 18
 #: Descriptors that are not connections; each connection takes two.
 _OTHER_DESCRIPTORS = 512
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # struct linger: close(2) sends RST (socket(7))
-
-
-class Relays:
-    """The launcher's side: it starts relays, and reaps those that have ended."""
-
-    def __init__(self) -> None:
-        self._pids: list[int] = []
-
-    def start(self, loop: type[RelayLoop]) -> Channel:
-        """Start a relay; return the client's end of its socket."""
-        self._pids = [pid for pid in self._pids if not os.waitpid(pid, os.WNOHANG)[0]]
-        pid, channel = helper.fork(loop.run)
-        self._pids.append(pid)
-        return channel
 
 
 class RelayLoop:
@@ -59,13 +41,6 @@ class RelayLoop:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         #: Connections that may still be accepted.
         self.room = max(1, (hard - _OTHER_DESCRIPTORS) // 2)
-
-    @classmethod
-    def run(cls, channel: Channel) -> None:
-        """Serve the client until it has closed its end."""
-        cls(channel).serve()
-        # Before the client's socket, whose end tells the client that its ports are free.
-        process.close_others({channel.fileno()})
 
     def serve(self) -> None:
         """Handle events until the client has closed its end."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sandbox import supported
-from pytest_sandbox.plugin import jobs_option, network_report, slow_tests
+from pytest_sandbox.plugin import jobs_option, network_report, pcap, slow_tests
 from pytest_sandbox.settings.schema import WORDS
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     jobs_option.add_options(parser, group)
     slow_tests.add_options(parser, group)
     network_report.add_option(group)
+    pcap.add_options(group)
     parser.addini(
         "sandbox_unsupported",
         "the result of a test with a limit that this host cannot enforce: error or skip "
@@ -149,6 +150,7 @@ def pytest_configure(config: pytest.Config) -> None:
     jobs_option.announce_to_controller(config)
     slow_tests.check(config)
     network_report.register(config)
+    pcap.register(config)
     all_inside = wants_sandbox(config)
     if all_inside or count or config.getoption("sandbox_keep") != "none":
         from pytest_sandbox.plugin import summary
