@@ -34,6 +34,7 @@ __all__ = [
     "captured_files",
     "close_worker_streams",
     "failed_subtests",
+    "fixture_functions",
     "host_outputs",
     "ini_value",
     "is_at_terminal",
@@ -99,6 +100,21 @@ def _higher_fixtures(item: Any) -> Iterator[tuple[str, list[Any]]]:
 
 def _requests_overridden(definition: Any) -> bool:
     return definition._scope is Scope.Function and definition.argname in definition.argnames
+
+
+def fixture_functions(item: Any) -> list[tuple[str, Any]]:
+    """Return name and function of each fixture that the item or its fixtures name.
+
+    ``item._fixtureinfo``: a fixture's definition is public only once it is set up.
+    """
+    info = getattr(item, "_fixtureinfo", None)
+    if info is None:
+        return []
+    return [
+        (name, definition.func)
+        for name in info.names_closure
+        for definition in info.name2fixturedefs.get(name) or ()
+    ]
 
 
 class HigherFixtures:

@@ -24,6 +24,7 @@ from pytest_sandbox.plugin import (
     coverage_data,
     python_home,
     results,
+    service_fixtures,
     session_state,
     test_process,
 )
@@ -204,7 +205,8 @@ class SandboxedTest:
 
     def _start_container(self, nextitem: pytest.Item | None) -> Container:
         with as_test_result(self.item.config):
-            self._container = container = Container(self.item.stash[SETTINGS])
+            settings = service_fixtures.start_for(self.item, self.item.stash[SETTINGS])
+            self._container = container = Container(settings)
             container.handle.label = self.item.nodeid
             if container.settings.image != "host":
                 container.handle.directories = python_home.directories(self.item.config)
@@ -405,6 +407,7 @@ class SandboxedTest:
             if self._container is not None:
                 self._container.close()
                 self._container = None
+            service_fixtures.stop_for(self.item)
 
     def phase_result(self, call: pytest.CallInfo[Any]) -> results.PhaseResult | None:
         """Return what the test process has reported for the phase of a call; None if pytest should

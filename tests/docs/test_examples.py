@@ -3,7 +3,7 @@
 A Python code block without a title is a script. Blocks with ``title="NAME"`` below one heading are
 files in one directory, in which pytest runs. A comment before a block has more information:
 ``<!-- options: --sandbox -n 2 -->`` for pytest, ``<!-- outcomes: failed=1 -->`` if not all tests
-pass, ``<!-- output -->`` if the block is the expected output ("..." matches anything),
+pass, ``<!-- needs: PROGRAM -->``, ``<!-- output -->`` if the block is the expected output ("..." matches anything),
 ``<!-- not run: REASON -->``.
 """
 
@@ -111,6 +111,13 @@ def examples(page: Path) -> list[Example]:
 ALL = [example for page in PAGES if page.exists() for example in examples(page)]
 
 
+def parameter(example: Example) -> object:
+    """Return an example with the mark for what ``<!-- needs: PROGRAM... -->`` names."""
+    needed = example.said.get("needs", "").split()
+    marks = [pytest.mark.needs(*needed)] if needed else []
+    return pytest.param(example, marks=marks, id=example.name)
+
+
 def arguments(example: Example) -> list[str]:
     if example.is_script:
         return [next(iter(example.files))]
@@ -143,7 +150,7 @@ def assert_printed(expected: list[list[str]], printed: str) -> None:
 
 
 @pytest.mark.needs("root", "limits")
-@pytest.mark.parametrize("example", ALL, ids=lambda example: example.name)
+@pytest.mark.parametrize("example", [parameter(example) for example in ALL])
 def test_an_example_does_what_it_says(example, pytester, monkeypatch):
     """The tests of an example have the outcomes and the output that its page shows."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
