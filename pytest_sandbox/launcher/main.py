@@ -22,7 +22,8 @@ from pytest_sandbox.launcher.factory import ContainerFactory
 from pytest_sandbox.launcher.layer_holder import LayerHolder
 from pytest_sandbox.launcher.layer_remover import LayerRemover
 from pytest_sandbox.launcher.pool import Pool
-from pytest_sandbox.launcher.port_relay import PortRelays
+from pytest_sandbox.launcher.port_relay import PortRelay
+from pytest_sandbox.launcher.relay_loop import RelayLoop, Relays
 from pytest_sandbox.linux import signals
 from pytest_sandbox.runtime import privileges, storage
 from pytest_sandbox.runtime.protocol import (
@@ -54,7 +55,7 @@ class Launcher:
         self._poll = select.poll()
         self._control = ControlSocket(lock.removesuffix(".lock"), self._poll)
         self._layer_holder = LayerHolder()
-        self._port_relays = PortRelays()
+        self._relays = Relays()
         self._cgroups = CgroupRemover()
         self._factory = ContainerFactory(session, lock, self._layer_holder, self._cgroups)
         self._pool = Pool(self._factory, self._cgroups, LayerRemover(), self._poll)
@@ -188,9 +189,17 @@ class Launcher:
         self._answer(message, {"op": "unreachable", "paths": paths})
 
     def _do_relay(self, message: Message) -> None:
-        relay = self._port_relays.start()
+        self._start_relay(message, PortRelay)
+
+    def _do_forwarder(self, message: Message) -> None:
+        from pytest_sandbox.launcher.egress import Forwarder
+
+        self._start_relay(message, Forwarder)
+
+    def _start_relay(self, message: Message, loop: type[RelayLoop]) -> None:
+        relay = self._relays.start(loop)
         try:
-            self._answer(message, {"op": "relay"}, [relay.fileno()])
+            self._answer(message, {"op": message["op"]}, [relay.fileno()])
         finally:
             relay.close()
 

@@ -98,7 +98,7 @@ def pytest_runtest_makereport(
 
 
 def _add_details(item: pytest.Item, held: Container, report: pytest.TestReport) -> None:
-    from pytest_sandbox.plugin import keep, report_sections, user_properties
+    from pytest_sandbox.plugin import keep, network_report, report_sections, user_properties
 
     stats = held.handle.figures()
     kept = keep.keep_layer(item, held, failed=report.failed)
@@ -106,3 +106,4 @@ def _add_details(item: pytest.Item, held: Container, report: pytest.TestReport) 
     report.user_properties = list(item.user_properties)
     if report.failed:
         report.sections.extend(report_sections.sections(held, stats, kept))
+    network_report.add_section(item, held, None, [report])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from pytest_sandbox.plugin import compat, unsupported
+from pytest_sandbox.plugin import compat_fixtures, unsupported
 from pytest_sandbox.plugin.stash import IN_TEST_PROCESS, INSIDE
 from pytest_sandbox.printable import TEXT, printable
 
@@ -70,8 +70,9 @@ def make_fixture(service: _Service, scope: str) -> Callable[..., Any]:
             return
         if scope == "function" and IN_TEST_PROCESS in item.stash:
             pytest.fail(
-                f"getfixturevalue({request.fixturename!r}) was called in a test that runs inside a "
-                "container. Name the service's fixture as an argument of the test or of a fixture.",
+                f"the service {request.fixturename!r} cannot start inside a container. Name the "
+                "fixture as an argument of the test or of a fixture, not by getfixturevalue(); "
+                "for tests that share a container (scope=), give it that scope or a wider one.",
                 pytrace=False,
             )
         is_used_inside = any(one.stash.get(INSIDE, False) for one in request.session.items)
@@ -110,7 +111,7 @@ def _network(config: pytest.Config) -> Network:
 
 def _marked(item: pytest.Item) -> list[_Marked]:
     """Return the services that the item uses."""
-    found = [getattr(func, _MARK, None) for _name, func in compat.fixture_functions(item)]
+    found = [getattr(func, _MARK, None) for func in compat_fixtures.fixture_functions(item)]
     return [one for one in found if isinstance(one, _Marked)]
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.container import states
 from pytest_sandbox.container.build_spec import serializable
-from pytest_sandbox.container.container import Container
 from pytest_sandbox.container.snapshot import commit_to_store
 from pytest_sandbox.container.waiting import last_lines
 from pytest_sandbox.errors import ImageError, ServiceError, SettingsError
@@ -188,10 +187,8 @@ class _Preparing(Running):
     """The service while its files are prepared."""
 
     def __init__(self, service: Prepared, settings: Settings) -> None:
-        container = Container(settings.replace(publish=service.ports(settings)))
-        super().__init__(service, container)
-        container.handle.label = f"{self.name} (setup)"
-        container.start()
+        published = settings.replace(publish=service.ports(settings))
+        super().__init__(service, service.start_container(published))
 
     def initialise(self, command: Sequence[str]) -> None:
         """Run the command that creates the files. Raises :class:`ServiceError`."""

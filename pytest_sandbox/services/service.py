@@ -100,9 +100,25 @@ class Service:
             settings = settings.replace(network=network)
         if "publish" not in self._given and settings.network != "host":
             settings = settings.replace(publish=self.ports(settings))
-        running = Running(self, Container(settings))
+        running = Running(self, self.start_container(settings))
         running.begin()
         return running
+
+    def start_container(self, settings: Settings) -> Container:
+        """Start the container. If something on the host listens on a port on all its addresses,
+        another port of the host leads there, unless ``publish`` is given.
+        """
+        container = Container(settings)
+        container.handle.label = self.name
+        try:
+            return container.start()
+        except SettingsError as error:
+            if error.key != "publish" or "publish" in self._given:
+                raise
+        other = [f"0:{one.port}" for one in settings.publish]
+        container = Container(settings.replace(publish=other))
+        container.handle.label = self.name
+        return container.start()
 
     def fixture(self, scope: str = "function") -> Callable[..., Any]:
         """Return a pytest fixture of a scope, whose value is the running service."""
@@ -170,10 +186,8 @@ class Running:
         return f"<service {self.name} {self.container.id}>"
 
     def begin(self) -> None:
-        """Start the container and the command."""
+        """Start the command."""
         container = self.container
-        container.handle.label = self.name
-        container.start()
         try:
             image = container.handle.rootfs.image
             command = self.service.command or _command_of(image, self.name)

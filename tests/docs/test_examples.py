@@ -3,7 +3,7 @@
 A Python code block without a title is a script. Blocks with ``title="NAME"`` below one heading are
 files in one directory, in which pytest runs. A comment before a block has more information:
 ``<!-- options: --sandbox -n 2 -->`` for pytest, ``<!-- outcomes: failed=1 -->`` if not all tests
-pass, ``<!-- needs: PROGRAM -->``, ``<!-- output -->`` if the block is the expected output ("..." matches anything),
+pass, ``<!-- output -->`` if the block is the expected output ("..." matches anything),
 ``<!-- not run: REASON -->``.
 """
 

@@ -97,4 +97,4 @@ def test_late(request):
     request.getfixturevalue("late")
 """)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*Name the service's fixture as an argument*"])
+    result.stdout.fnmatch_lines(["*cannot start inside a container*"])
