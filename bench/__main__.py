@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from bench import contestants, table
 from bench.plugin import plugin
 from bench.rows import QUICK, ROWS, Bench, Scale, run_rows
+from bench.services import services
 
 if TYPE_CHECKING:
     from bench.table_row import Row
 
 ROWS["plugin"] = plugin
+ROWS["services"] = services
 
 
 def parse() -> argparse.Namespace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 import sys
 import urllib.request
 from pathlib import Path
@@ -199,3 +200,14 @@ def test_an_image_starts_its_command(tmp_path):
     with Service(image=Image.load(made.write(tmp_path)), timeout=TIMEOUT).start() as service:
         assert 7000 == service.port
         assert "started" in service.logs()
+
+
+def test_a_port_that_the_host_uses_on_all_addresses_is_replaced():
+    """The service gets another port of the host."""
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [*WEB[:-1], str(port)]
+        with Service(command, ready=Port(port), timeout=TIMEOUT).start() as service:
+            assert port != service.port
+            with urllib.request.urlopen(service.url.replace("tcp", "http"), timeout=TIMEOUT) as got:
+                assert 200 == got.status
