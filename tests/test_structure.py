@@ -37,10 +37,10 @@ LAYERS: dict[str, int] = {
     "client": 5,
     "container": 6,
     "doctor": 7,
-    "services": 7,
     "plugin": 8,
     "cli": 8,
     "__main__": 8,
+    "services": 9,
 }
 # Packages of one layer that may import each other.
 SAME_PACKAGE = {

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HigherFixtures",
     "OuterFinalizers",
+    "fixture_functions",
     "keep_collectors_of",
     "lacks_higher",
     "leave_nodes",
@@ -136,6 +137,21 @@ def _higher_fixtures(item: Any, limit: Scope) -> Iterator[tuple[str, list[Any], 
 
 def _requests_overridden(definition: Any, limit: Scope) -> bool:
     return definition._scope <= limit and definition.argname in definition.argnames
+
+
+def fixture_functions(item: Any) -> list[Any]:
+    """Return the function of each fixture that the item or its fixtures name.
+
+    ``item._fixtureinfo``: a fixture's definition is public only once it is set up.
+    """
+    info = getattr(item, "_fixtureinfo", None)
+    if info is None:
+        return []
+    return [
+        definition.func
+        for name in info.names_closure
+        for definition in info.name2fixturedefs.get(name) or ()
+    ]
 
 
 class HigherFixtures:

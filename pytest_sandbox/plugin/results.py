@@ -21,6 +21,7 @@ from pytest_sandbox.plugin import (
     keep,
     network_report,
     report_sections,
+    service_fixtures,
     unkept_files,
 )
 from pytest_sandbox.plugin.user_properties import is_of_container, set_properties
@@ -259,6 +260,7 @@ class TestResult:
 
     def _sections(self, kept: str | None) -> list[tuple[str, str]]:
         sections = report_sections.sections(self.container, self.stats, kept, self._since)
+        sections += service_fixtures.sections(self.item)
         if isinstance(self.outcome, TimedOut):
             self._symptoms.append(hints.Symptom("waited"))
         text = hints.describe(self._symptoms, self.item, self.container, self.stats)

@@ -20,7 +20,7 @@ from pytest_sandbox.container.lifecycle import prepare
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.linux import process
 from pytest_sandbox.outcome import Exited, Outcome, TimedOut
-from pytest_sandbox.plugin import compat, python_home, scopes
+from pytest_sandbox.plugin import compat, python_home, scopes, service_fixtures
 from pytest_sandbox.plugin.message_checker import MessageChecker
 from pytest_sandbox.plugin.report_channel import Receiver, wait_for_any
 from pytest_sandbox.plugin.results import Ended, restored_report
@@ -75,8 +75,11 @@ class Running:
 
         ``nextitem`` is the test whose container the launcher can create meanwhile.
         """
-        container = self.container
         with as_test_result(self.item.config):
+            settings = service_fixtures.start_for(self.item, self.container.settings)
+            if settings is not self.container.settings:
+                self.container = Container(settings)
+            container = self.container
             container.handle.label = self.item.nodeid
             if container.settings.image != "host":
                 container.handle.directories = python_home.directories(self.item.config)
@@ -261,6 +264,7 @@ class Running:
             self._close_descriptors()
             child.wait(_EXIT_TIMEOUT)
         self.container.close()
+        service_fixtures.stop_for(self.item)
 
     def _close_descriptors(self) -> None:
         if self._is_open:
