@@ -170,7 +170,7 @@ class _Namespace:
         try:
             # Tuples compare identical members without __eq__.
             is_same = bool(self._read(self.namespace) == self.originals)
-        except Exception:  # noqa: BLE001 - a name was deleted, or the __eq__ of a replacement raises
+        except Exception:  # noqa: BLE001 - a name was deleted, or a replacement has an __eq__
             return False
         if is_same:
             self._same_version = version

@@ -1,5 +1,7 @@
 """Tests of what ctypes provides."""
 
+from __future__ import annotations
+
 import pytest
 
 from pytest_sandbox.linux import native_code
@@ -18,7 +20,7 @@ def test_a_dictionary_has_another_version_after_each_change():
         lambda: changed.setdefault("a", 1),
         lambda: changed.__setitem__("a", len),
         lambda: changed.update({str(n): n for n in range(1000)}),
-        lambda: changed.clear(),
+        changed.clear,
     ):
         change()
         versions.append(tag.value)
