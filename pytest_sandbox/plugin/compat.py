@@ -94,6 +94,18 @@ def silence_terminal(config: Any) -> None:
         reporter._tw._file = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
 
 
+def terminal_column(config: Any) -> int:
+    """Write what the terminal reporter has written, and return its column, from 0.
+
+    ``reporter._tw``: the reporter has no public name for it.
+    """
+    writer = getattr(config.pluginmanager.getplugin("terminalreporter"), "_tw", None)
+    if writer is None:
+        return 0
+    writer.flush()
+    return int(writer.width_of_current_line)
+
+
 def interpreter_options() -> list[str]:
     """Return the options of this interpreter, such as ``-O`` and ``-X dev``.
 

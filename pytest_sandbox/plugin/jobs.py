@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.plugin.hook_forwarder import HookForwarder
     from pytest_sandbox.plugin.originals import Originals
+    from pytest_sandbox.plugin.report_channel import Receiver
     from pytest_sandbox.plugin.running import Running
     from pytest_sandbox.plugin.slow_tests import SlowTests
+    from pytest_sandbox.plugin.status_line import StatusLine
 
 __all__ = ["Scheduler"]
 
@@ -47,10 +49,16 @@ class Scheduler:
     """The tests of a session that run, or have ended and wait for their turn."""
 
     def __init__(
-        self, forwarder: HookForwarder, originals: Originals, slow: SlowTests, jobs: int
+        self,
+        forwarder: HookForwarder,
+        originals: Originals,
+        slow: SlowTests,
+        status_line: StatusLine,
+        jobs: int,
     ) -> None:
         self._forwarder = forwarder
         self._slow = slow
+        self._status_line = status_line
         self._originals = originals
         self._jobs = jobs
         self._early: dict[pytest.Item, SandboxedTest] = {}
@@ -66,7 +74,10 @@ class Scheduler:
         Called between two tests.
         """
         if self._jobs > 1:
-            self._run_early(item, nextitem)
+            try:
+                self._run_early(item, nextitem)
+            finally:
+                self._status_line.erase()
         test = self._early.pop(item, None)
         if test is None:
             test = self._new_test(item)
@@ -86,8 +97,11 @@ class Scheduler:
 
         Ctrl-C is passed on to its process; a second one ends it.
         """
-        while test.receiver is not None:
-            self._advance(test)
+        try:
+            while test.receiver is not None:
+                self._advance(test)
+        finally:
+            self._status_line.erase()
 
     def discard(self) -> None:
         """Close the tests whose turn did not come, and end the scope of the last one."""
@@ -280,19 +294,27 @@ class Scheduler:
 
     def _advance(self, test: SandboxedTest) -> None:
         """Read what the next of the running tests reports; ``test`` is the one waited for."""
-        running = [one for one in {*self._early.values(), test} if one.receiver is not None]
+        started = dict.fromkeys([*self._early.values(), test])
+        running = [one for one in started if one.receiver is not None]
         receivers = [one.receiver for one in running if one.receiver is not None]
         with self._originals:
             try:
-                wait_for_any(receivers, self._originals, self._slow.time_left(receivers))
+                wait_for_any(receivers, self._originals, self._time_left(receivers))
             except KeyboardInterrupt:
                 if test.receiver is not None:
                     test.receiver.interrupt()
             for one in running:
                 if one.receiver is not None and one.receiver.is_over:
                     one.note_end()
-                elif one.receiver is not None:
+                elif one.receiver is not None and self._slow.is_due(one.receiver):
+                    self._status_line.erase()
                     self._slow.name(one.item.nodeid, one.receiver)
+            self._status_line.show([one.item.nodeid for one in running if one.receiver is not None])
+
+    def _time_left(self, receivers: list[Receiver]) -> float | None:
+        """Return the seconds until there is something to write."""
+        times = (self._slow.time_left(receivers), self._status_line.time_left())
+        return min((one for one in times if one is not None), default=None)
 
 
 def _most_waiting() -> int:

@@ -17,7 +17,6 @@ import pytest
 
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.printable import printable
-from pytest_sandbox.settings import destinations, parsers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,6 +56,9 @@ class _Attempt:
     @property
     def can_be_allowed(self) -> bool:
         """Whether an item of ``network=[...]`` allows it."""
+        # Here, because a session without containers needs no parser.
+        from pytest_sandbox.settings import destinations, parsers
+
         try:
             destinations.network([self.target])
         except parsers.RefusedError:  # a name of no valid form

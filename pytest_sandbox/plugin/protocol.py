@@ -51,6 +51,7 @@ from pytest_sandbox.plugin.originals import Originals
 from pytest_sandbox.plugin.sandboxed_test import TEST
 from pytest_sandbox.plugin.slow_tests import SlowTests
 from pytest_sandbox.plugin.stash import INSIDE, PROCESS
+from pytest_sandbox.plugin.status_line import StatusLine
 from pytest_sandbox.plugin.timeouts import TimeoutObserver
 
 if TYPE_CHECKING:
@@ -68,8 +69,9 @@ def register(config: pytest.Config) -> tuple[HookForwarder, Originals]:
     config.pluginmanager.register(forwarder, f"{NAME}-forwarder")
     observer = TimeoutObserver(forwarder.announce_timeout)
     config.pluginmanager.register(observer, f"{NAME}-timeouts")
-    slow = SlowTests(config)
-    scheduler = Scheduler(forwarder, originals, slow, jobs_option.choose(config))
+    jobs = jobs_option.choose(config)
+    status_line = StatusLine(config, jobs)
+    scheduler = Scheduler(forwarder, originals, SlowTests(config), status_line, jobs)
     config.pluginmanager.register(_OuterHooks(config, scheduler, originals), NAME)
     config.pluginmanager.register(_InnerHooks(), f"{NAME}-reports")
     adapters.register(config)
