@@ -114,7 +114,8 @@ class Resets:
             return None
         key = segment.key
         if segment.flags & _SYN and not segment.flags & _ACK:  # a new connection of these ports
-            del self._connections[key], self._connections[_reversed(key)]
+            for one in {key, _reversed(key)}:  # equal if a process sends from its peer's address
+                del self._connections[one]
             return None
         is_first = key not in self._began
         self._began |= {key, _reversed(key)}

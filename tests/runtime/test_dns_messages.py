@@ -69,3 +69,9 @@ def test_random_messages():
             assert found.name.isprintable()
             dns.answer(found, dns.NO_ERROR, bytes(4))
     assert accepted
+
+
+@pytest.mark.parametrize("mark", [":", "#", "@", "/", "%", "?", "[", "\\"])
+def test_a_name_with_marks_of_an_address_is_ignored(mark):
+    """A proxy could take "evil.org:443#.example.org", which "*.example.org" allows, for another."""
+    assert dns.parse(query(f"evil{mark}x.example.org")) is None
