@@ -68,6 +68,7 @@ class _Forwarder(RelayLoop):
     def __init__(self, channel: Channel) -> None:
         super().__init__(channel)
         self.attempts = Attempts()
+        self._listening: dict[tuple[str, int], socket.socket] = {}
         self._names: dict[str, str] = {}
         self._addresses: dict[str, str] = {}
 
@@ -77,16 +78,30 @@ class _Forwarder(RelayLoop):
         self.destinations = Destinations.of(message["destinations"])
         self.proxy = Proxy.of(message["proxy"], message["no_proxy"])
         self._resolver = Resolver(self)
-        self._do_enter(message, fds)
+        self._enter(fds)
 
     def _do_enter(self, _message: Message, fds: list[int]) -> None:
+        self._leave()
+        self._enter(fds)
+
+    def _enter(self, fds: list[int]) -> None:
         try:
             self._gateway = gateway = Gateway(fds[0])
         finally:
             close_all(fds)
-        self._listening: dict[tuple[str, int], socket.socket] = {}
         self.watch(gateway.packets.fileno(), select.EPOLLIN, self._on_packet)
         self.watch(gateway.dns.fileno(), select.EPOLLIN, self._on_query)
+
+    def _leave(self) -> None:
+        """Close the gateway of an earlier init; connections that were made go on."""
+        for made in self._listening.values():
+            self.watch(made.fileno(), 0, self._on_packet)
+            made.close()
+        self.room += len(self._listening)
+        self._listening.clear()
+        self.watch(self._gateway.packets.fileno(), 0, self._on_packet)
+        self.watch(self._gateway.dns.fileno(), 0, self._on_query)
+        self._gateway.close()
 
     def _do_attempts(self, message: Message, _fds: list[int]) -> Message:
         for _ in range(_MOST_PACKETS):  # what has just arrived
@@ -178,7 +193,7 @@ class _Forwarder(RelayLoop):
         elif not self.destinations.allow(host, packet.port):
             self._note(packet, host, _NOT_ALLOWED)
             self._gateway.refuse(packet)
-        elif len(self._listening) >= _MOST_LISTENERS:
+        elif len(self._listening) >= _MOST_LISTENERS or self.room <= 0:
             self._note(packet, host, "too many destinations")
             self._gateway.refuse(packet)
         else:
@@ -196,6 +211,7 @@ class _Forwarder(RelayLoop):
             self._note(packet, self._names.get(packet.address, packet.address), str(error.strerror))
             self._gateway.refuse(packet)
             return
+        self.room -= 1
         self._listening[self._place(packet)] = made
         self.watch(made.fileno(), select.EPOLLIN, partial(self._accept, made))
 

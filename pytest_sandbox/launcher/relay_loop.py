@@ -128,7 +128,11 @@ class Connection:
         while self._targets:
             address, port = self._targets.pop(0)
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            self.inner = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                self.inner = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            except OSError as error:  # no descriptor is left
+                self.error = error.errno or errno.EMFILE
+                continue
             self.error = self.inner.connect_ex((address, port))
             if self.error in {0, errno.EINPROGRESS}:
                 self.relay.watch(self.inner.fileno(), select.EPOLLOUT, self._on_connected)

@@ -122,6 +122,14 @@ class Gateway:
         self.dns.bind((ADDRESS, 53))
         self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
+    def close(self) -> None:
+        """Close all sockets, and with the last one the gateway's namespace."""
+        namespace, *sockets = self._inside
+        for one in (*sockets, self._routes, self.packets, self.dns):
+            one.close()
+        os.close(namespace)
+        os.close(self._namespace)
+
     def read(self) -> Packet | None:
         """Return the next packet; None if there is none, or it is malformed."""
         try:

@@ -33,6 +33,7 @@ _TITLE: Final = "blocked connections"
 _MOST: Final = 10_000
 _SHOWN: Final = 20
 _NOT_ALLOWED: Final = "not allowed"
+_ENDED: Final = "the forwarder has ended, so what was blocked is not known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,7 @@ def _forwarded(test: str, forwarder: Any, calls: list[Any]) -> Iterable[_Attempt
     try:
         refused = forwarder.attempts(forget=True)
     except SandboxError:  # the forwarder was killed
+        yield _Attempt(test, "unknown", None, "tcp", "", "", _ENDED, 1)
         return
     for one in refused:
         lines = {

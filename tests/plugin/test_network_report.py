@@ -220,3 +220,22 @@ def test_tests_that_share_a_container(run, network):
         lines = section(result.stdout.str(), f"TestShared.test_{name}")
         assert lines[0].startswith(f"{name}.invalid:443 (")
         assert lines[1:] == [f'network=["{name}.invalid:443"] allows it.']
+
+
+def test_a_forwarder_that_has_ended_is_reported(run):
+    """If the forwarder was killed, the report says that it does not know what was blocked."""
+    result = run(
+        """
+    import os
+    import socket
+    import pytest
+
+    @pytest.mark.container(network=["pypi.invalid:443"])
+    def test(container):
+        with socket.socket(fileno=os.dup(container.handle.egress.channel)) as connection:
+            connection.shutdown(socket.SHUT_WR)
+    """,
+        "-rP",
+    )
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["unknown (once): the forwarder has ended, *"])
