@@ -8,13 +8,17 @@ import sys
 from typing import TYPE_CHECKING
 
 from bench import contestants, table
+from bench.faults import faults
 from bench.plugin import plugin
 from bench.rows import QUICK, ROWS, Bench, Scale, run_rows
+from bench.services import services
 
 if TYPE_CHECKING:
     from bench.table_row import Row
 
 ROWS["plugin"] = plugin
+ROWS["faults"] = faults
+ROWS["services"] = services
 
 
 def parse() -> argparse.Namespace:

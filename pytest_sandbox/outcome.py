@@ -4,7 +4,7 @@ values.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 __all__ = ["Change", "Exited", "OOMKilled", "Outcome", "Signaled", "Stats", "TimedOut"]
@@ -91,6 +91,26 @@ class Stats:
     """Time in which at least one process waited for memory."""
     io_pressure_seconds: float | None = None
     """Time in which at least one process waited for I/O."""
+
+    def since(self, earlier: Stats) -> Stats:
+        """Return these figures with counters as differences to earlier ones; the memory, the number
+        of processes and their peaks stay what they are.
+        """
+        counters = (
+            "cpu_seconds",
+            "cpu_throttled_seconds",
+            "oom_kills",
+            "io_read_bytes",
+            "io_write_bytes",
+        )
+        pairs = {name: (getattr(self, name), getattr(earlier, name)) for name in counters}
+        return replace(
+            self,
+            **{
+                name: None if now is None or before is None else now - before
+                for name, (now, before) in pairs.items()
+            },
+        )
 
 
 @dataclass(frozen=True, slots=True, order=True)

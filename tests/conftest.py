@@ -42,14 +42,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def default_interrupts() -> Iterator[None]:
-    """Give children the default disposition of SIGINT and SIGQUIT.
+    """Give children the default disposition of SIGINT, SIGQUIT and SIGHUP.
 
-    A shell starts background jobs with both ignored, which children inherit through execve(2). A
-    signal with a handler has its default disposition there.
+    A shell starts background jobs with the first two ignored, and nohup(1) programs with the last,
+    which children inherit through execve(2). A signal with a handler has its default disposition
+    there.
     """
-    ignored = [
-        one for one in (signal.SIGINT, signal.SIGQUIT) if signal.getsignal(one) is signal.SIG_IGN
-    ]
+    numbers = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+    ignored = [one for one in numbers if signal.getsignal(one) is signal.SIG_IGN]
     for one in ignored:
         signal.signal(one, signal.default_int_handler)
     yield

@@ -41,7 +41,12 @@ GOOD = {
     "storage": [("disk", "disk"), ("memory", "memory")],
     "shm_size": [("128m", 128 * M)],
     "timeout": [(30, 30.0), (0.5, 0.5), ("2.5", 2.5)],
-    "network": [("none", "none"), ("host", "host")],
+    "network": [
+        ("none", "none"),
+        ("host", "host"),
+        ("outside", "outside"),
+        ("pypi.org:443, 10.0.0.5:80", "pypi.org:443,10.0.0.5:80"),
+    ],
     "publish": [
         ("5432", (PortMapping("", None, 5432),)),
         (5432, (PortMapping("", None, 5432),)),

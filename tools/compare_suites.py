@@ -2,145 +2,220 @@
 
 ``python tools/compare_suites.py [NAME ...]`` downloads each source distribution with pip, installs
 it with the requirements of its tests into a virtual environment below ``--cache``, runs its tests
-without and with ``--sandbox``, and prints each test whose outcome differs. If any does, the exit
-status is 1. The order of the tests is fixed, and only the plugins of the suite are loaded.
+without and with ``--sandbox``, and prints each test whose outcome differs. The order of the tests
+is fixed, and only the plugins of the suite are loaded, unless it needs autoloading.
+``tools/suites.py`` is the table of suites.
+
+If an outcome differs, both runs are repeated: a test whose outcome differs between the plain runs
+is unstable, and not compared. The exit status is 1 if the outcome of another test differs for no
+reason that the table gives, if a run exceeds its deadline, and if too few tests pass
+outside to prove anything.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tarfile
 import time
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass
+from collections import Counter
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from suites import SUITES, Suite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
+Outcomes = dict[str, str]
+
+
+class NotRun(Exception):
+    """A suite that could not be installed or run."""
 
 
 @dataclass(frozen=True)
-class Suite:
-    """A distribution: its version, the requirements, plugins and arguments of its tests."""
+class Prepared:
+    """A suite with the interpreter it is installed for, and its unpacked sources."""
 
-    name: str
-    version: str
-    needs: tuple[str, ...] = ()
-    plugins: tuple[str, ...] = ()
-    arguments: tuple[str, ...] = ()
-    sandbox: tuple[str, ...] = ()
+    suite: Suite
+    python: Path
+    sources: Path
 
-
-SUITES = {
-    suite.name: suite
-    for suite in (
-        Suite("pluggy", "1.7.0"),
-        Suite("click", "8.5.1"),
-        Suite(
-            "filelock",
-            "3.18.0",
-            needs=("pytest-mock", "pytest-asyncio", "pytest-timeout", "virtualenv"),
-            plugins=("pytest_mock", "asyncio", "timeout"),
-        ),
-        Suite(
-            "requests",
-            "2.34.2",
-            needs=("pytest-httpbin==2.1.0", "httpbin~=0.10.0", "trustme", "PySocks", "pytest-mock"),
-            plugins=("httpbin", "pytest_mock"),
-            sandbox=("--sandbox-network=host",),
-        ),
-    )
-}
+    @property
+    def directory(self) -> Path:
+        """The directory for reports and output."""
+        return self.sources.parent.parent
 
 
 def pip(python: Path, *arguments: str) -> None:
     """Run pip of an interpreter."""
-    subprocess.run(
-        [python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments], check=True
-    )
+    command = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
+    if subprocess.run(command, check=False).returncode:
+        raise NotRun(f"pip {' '.join(arguments)} failed")
 
 
-def prepare(suite: Suite, cache: Path) -> tuple[Path, Path]:
-    """Return the interpreter and the unpacked sources of a suite."""
+def prepare(suite: Suite, cache: Path) -> Prepared:
+    """Install a suite, unless it was, and pytest-sandbox."""
     directory = cache / f"{suite.name}-{suite.version}"
     python, ready = directory / "venv/bin/python", directory / "ready"
-    sources = directory / "src" / f"{suite.name}-{suite.version}"
     if not ready.exists():
-        subprocess.run([sys.executable, "-m", "venv", directory / "venv"], check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", directory / "venv"], check=True)
         options = ["--no-deps", "--no-binary", suite.name, "-d", str(directory)]
         pip(python, "download", *options, f"{suite.name}=={suite.version}")
         archive = next(directory.glob("*.tar.gz"))
         with tarfile.open(archive) as file:
             file.extractall(directory / "src", filter="data")
-        pip(python, "install", str(archive), *suite.needs)
+        sources = next((directory / "src").iterdir())
+        what = ("-e", str(sources)) if suite.editable else (str(archive),)
+        pip(python, "install", *what, *suite.needs)
         ready.touch()
     pip(python, "install", "-e", str(ROOT))
-    return python, sources
+    return Prepared(suite, python, next((directory / "src").iterdir()))
 
 
-def run(
-    suite: Suite, python: Path, sources: Path, *, sandboxed: bool
-) -> tuple[dict[str, str], float]:
+@contextmanager
+def running(command: tuple[str, ...]) -> Iterator[None]:
+    """Run a server, if there is one."""
+    if not command:
+        yield
+        return
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd="/tmp") as server:
+        try:
+            yield
+        finally:
+            server.terminate()
+
+
+def finish(
+    command: list[str], output: Path, cwd: Path, deadline: float, *, autoload: bool = False
+) -> bool:
+    """Run a command; return whether it ended by itself within some seconds."""
+    environment = {**os.environ, **({} if autoload else {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})}
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            process.wait(deadline)
+        except subprocess.TimeoutExpired:
+            return False
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return True
+
+
+def run(prepared: Prepared, *, sandboxed: bool) -> tuple[Outcomes, float]:
     """Return the outcome of each test, and the seconds of the session."""
-    report = sources.parent / ("sandboxed.xml" if sandboxed else "plain.xml")
+    suite, kind = prepared.suite, "sandboxed" if sandboxed else "plain"
+    report, output = (prepared.directory / f"{kind}.{suffix}" for suffix in ("xml", "txt"))
     report.unlink(missing_ok=True)
     plugins = [arg for name in ("sandbox", *suite.plugins) for arg in ("-p", name)]
     options = ["--sandbox", *suite.sandbox] if sandboxed else []
-    command = [
-        python,
-        "-m",
-        "pytest",
-        *plugins,
-        *options,
-        *suite.arguments,
-        "-q",
-        "--tb=short",
-        f"--junitxml={report}",
-        "tests" if (sources / "tests").exists() else "testing",
-    ]
-    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [str(prepared.python), "-m", "pytest", *plugins, *suite.arguments, *options]
+    command += ["-v", "--color=no", "--tb=short", f"--junitxml={report}", *suite.paths]
     start = time.monotonic()
-    done = subprocess.run(
-        command, cwd=sources, env=environment, capture_output=True, text=True, check=False
-    )
-    took = time.monotonic() - start
-    (sources.parent / report.with_suffix(".txt").name).write_text(done.stdout + done.stderr)
+    with running(suite.server):
+        ended = finish(command, output, prepared.sources, suite.deadline, autoload=suite.autoload)
+    if not ended:
+        raise NotRun(f"the {kind} run did not end within {suite.deadline} s, see {output}")
     if not report.exists():
-        sys.exit(f"{suite.name} did not run:\n{done.stdout}{done.stderr}")
-    return outcomes(report), took
+        raise NotRun(f"the {kind} run wrote no report, see {output}")
+    return outcomes(report), time.monotonic() - start
 
 
-def outcomes(report: Path) -> dict[str, str]:
-    """Return the outcome of each test of a JUnit report."""
-    found: dict[str, str] = {}
+def outcomes(report: Path) -> Outcomes:
+    """Return the outcome of each test of a JUnit report; for tests with one name, all of them."""
+    found: Outcomes = {}
     for case in ET.parse(report).iter("testcase"):
+        name = f"{case.get('classname')}::{case.get('name')}"
         kinds = sorted({child.tag for child in case} & {"failure", "error", "skipped"})
-        found[f"{case.get('classname')}::{case.get('name')}"] = " ".join(kinds) or "passed"
+        outcome = " ".join(kinds) or "passed"
+        found[name] = f"{found[name]}, {outcome}" if name in found else outcome
     return found
 
 
-def compare(suite: Suite, cache: Path) -> int:
-    """Print the tests whose outcomes differ, and return their number."""
-    python, sources = prepare(suite, cache)
-    plain, took = run(suite, python, sources, sandboxed=False)
-    inside, took_inside = run(suite, python, sources, sandboxed=True)
-    differing = sorted(
-        name for name in plain.keys() | inside.keys() if plain.get(name) != inside.get(name)
-    )
-    for name in differing:
-        print(f"  {name}: {plain.get(name, 'missing')} -> {inside.get(name, 'missing')}")
+def differing(plain: Outcomes, inside: Outcomes) -> set[str]:
+    """Return the names of the tests that have another outcome, or none, in one of the runs."""
+    return {name for name in plain.keys() | inside.keys() if plain.get(name) != inside.get(name)}
+
+
+def reason(suite: Suite, name: str) -> str:
+    """Return why the outcome of a test is expected to differ, or an empty string."""
+    return next((why for pattern, why in suite.differs if fnmatchcase(name, pattern)), "")
+
+
+def counts(found: Outcomes) -> str:
+    """Return how many tests had each outcome, and how many names are those of several tests."""
+    each = Counter(outcome for joined in found.values() for outcome in joined.split(", "))
+    several = sum(", " in joined for joined in found.values())
+    described = ", ".join(f"{number} {outcome}" for outcome, number in sorted(each.items()))
+    return f"{described} ({several} names of several tests)" if several else described
+
+
+def convincing(plain: Outcomes) -> bool:
+    """Tell whether a quarter of the tests pass outside, and more than fail."""
+    passed = sum(outcome == "passed" for outcome in plain.values())
+    failed = sum("failure" in outcome or "error" in outcome for outcome in plain.values())
+    return passed > failed and 4 * passed >= len(plain)
+
+
+def compare(prepared: Prepared) -> bool:
+    """Run a suite, print what differs, and return whether all of it was expected."""
+    suite = prepared.suite
+    plain, took = run(prepared, sandboxed=False)
+    if not convincing(plain):
+        raise NotRun(f"too few tests pass without --sandbox: {counts(plain)}")
+    inside, took_inside = run(prepared, sandboxed=True)
+    different, unstable = differing(plain, inside), set[str]()
+    if any(not reason(suite, name) for name in different):
+        unstable = differing(plain, run(prepared, sandboxed=False)[0])
+        different |= differing(plain, run(prepared, sandboxed=True)[0])
+        different -= unstable
+    unexpected = {name for name in different if not reason(suite, name)}
+    for name in sorted(different):
+        why = reason(suite, name) or "UNEXPECTED"
+        print(f"  {name}: {plain.get(name, 'missing')} -> {inside.get(name, 'missing')}: {why}")
+    for name in sorted(unstable):
+        print(f"  {name}: unstable without --sandbox, not compared")
     each = (took_inside - took) / max(1, len(plain)) * 1000
     print(
-        f"{suite.name} {suite.version}: {len(plain)} tests, {len(differing)} differ; {took:.1f} s "
-        f"-> {took_inside:.1f} s, {each:+.1f} ms a test"
+        f"{suite.name} {suite.version}: {counts(plain)}; {len(different)} differ, of them "
+        f"{len(unexpected)} unexpectedly; {took:.1f} s -> {took_inside:.1f} s, "
+        f"{each:+.1f} ms a test",
+        flush=True,
     )
-    return len(differing)
+    return not unexpected
+
+
+def succeeds(suite: Suite, cache: Path, *, install_only: bool) -> bool:
+    """Install and compare a suite; print why, if it cannot be run."""
+    try:
+        prepared = prepare(suite, cache)
+        return install_only or compare(prepared)
+    except NotRun as error:
+        print(f"{suite.name} {suite.version}: NOT RUN: {error}", flush=True)
+        return False
 
 
 def main() -> None:
-    """Compare the chosen suites; exit with 1 if an outcome differs."""
+    """Compare the chosen suites; exit with 1 if an outcome differs unexpectedly."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -148,10 +223,15 @@ def main() -> None:
         "names", nargs="*", metavar="NAME", help=f"among {', '.join(SUITES)} (default: all)"
     )
     parser.add_argument("--cache", type=Path, default=ROOT / "build/suites")
+    parser.add_argument("--deadline", type=int, help="the most seconds that a run may take")
+    parser.add_argument("--install-only", action="store_true", help="do not run the tests")
     chosen = parser.parse_args()
-    sys.exit(
-        1 if sum(compare(SUITES[name], chosen.cache) for name in chosen.names or SUITES) else 0
-    )
+    cache = chosen.cache.absolute()
+    suites = [SUITES[name] for name in chosen.names or SUITES]
+    if chosen.deadline:
+        suites = [replace(suite, deadline=chosen.deadline) for suite in suites]
+    results = [succeeds(suite, cache, install_only=chosen.install_only) for suite in suites]
+    sys.exit(0 if all(results) else 1)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,10 @@ _VALUES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
         ("--network", "--net"),
         "network",
         "MODE",
-        "none (default): a separate network with only loopback; host: the host's network",
+        (
+            "none (default): a separate network with only loopback; bridge: everything that the "
+            "host reaches; host: the host's network; NAME:PORT,...: only these destinations"
+        ),
     ),
     (("-h", "--hostname"), "hostname", "NAME", "host name inside (default: the container's id)"),
     (
@@ -200,7 +203,9 @@ _FLAGS = {
     **{key: name for name, key, _text in _SWITCHES},
 }
 #: Accepted values that differ from those in Python.
-_ACCEPTED = {"network": "none or host"}
+_ACCEPTED = {"network": "none, bridge, host, or NAME:PORT and ADDRESS:PORT with commas"}
+#: Docker's words for values of ours.
+_DOCKERS = {("network", "bridge"): "outside"}
 #: ``memory=`` in a text for Python programmers.
 _KEYWORD = re.compile(rf"\b({'|'.join(_FLAGS)})=")
 
@@ -210,7 +215,7 @@ def settings(image: str, found: argparse.Namespace) -> Settings:
     raw: dict[str, Any] = {"image": image}
     for _names, key, _metavar, _text in _VALUES:
         if (text := getattr(found, key)) is not None:
-            raw[key] = from_text(key, text)
+            raw[key] = from_text(key, _DOCKERS.get((key, text), text))
     for _names, key, _metavar, _text in _LISTS:
         if (items := getattr(found, key)) is not None:
             _check_each(key, items)
@@ -243,7 +248,8 @@ def naming_flags(found: argparse.Namespace) -> Iterator[None]:
     except SettingsError as error:
         if error.key not in _FLAGS:
             raise
-        accepted = _ACCEPTED.get(error.key) or _accepted(error.accepted)
+        is_general = error.key in _ACCEPTED and "=Network()" in error.accepted
+        accepted = _ACCEPTED[error.key] if is_general else _accepted(error.accepted)
         value = _typed(found, error.key, error.value)
         text = f"{_FLAGS[error.key]} {value} is not valid; accepted: {accepted}"
         raise SandboxError(text) from error

@@ -315,12 +315,14 @@ def _prune_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _prune(found: argparse.Namespace) -> int:
+    from pytest_sandbox.container import states
     from pytest_sandbox.image.prune import prune
     from pytest_sandbox.image.store import Store
     from pytest_sandbox.settings.settings import parse_size
 
     keep = parse_size(found.keep_storage) if found.keep_storage else None
     removed, size = prune(Store(), every=found.all, older_than=_span(found.filter), keep_bytes=keep)
+    states.remove_stale()
     print("".join(f"Deleted: {one}\n" for one in removed), end="")
     print(f"Total reclaimed space: {decimal_size(size)}")
     return 0
@@ -380,7 +382,8 @@ VERBS = (
     Verb(
         name="prune",
         usage="[-a] [--filter until=SPAN] [--keep-storage SIZE]",
-        summary="Remove images without a name, unused layers, and files of killed processes",
+        summary="Remove images without a name, such as prepared services, unused layers, and "
+        "files of killed processes",
         arguments=_prune_arguments,
         run=_prune,
     ),

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pytest_sandbox.container import devices, gpus
 from pytest_sandbox.errors import SettingsError
-from pytest_sandbox.linux import capabilities
+from pytest_sandbox.linux import capabilities, gateway
 from pytest_sandbox.linux.cgroup.limits import CgroupLimits
 from pytest_sandbox.paths import images
 from pytest_sandbox.runtime.spec import Spec
+from pytest_sandbox.settings.destinations import is_limited
 
 if TYPE_CHECKING:
     from pytest_sandbox.client.session import LauncherClient
@@ -73,6 +74,7 @@ def spec_of(rootfs: Rootfs, *, has_user_namespace: bool, is_root: bool = True) -
         read_only=settings.read_only,
         hostname=settings.hostname if settings.storage == "disk" else None,
         own_network=own_network,
+        name_server=gateway.ADDRESS if is_limited(settings.network) else "",
         user_namespace=has_user_namespace and (not is_root or (own_network and not more)),
         protected=not settings.privileged,
         # Outer targets first, so that none covers another.

@@ -59,15 +59,19 @@ def copy_changed(
     patterns: Sequence[Pattern],
     limit: int,
     new_name: Callable[[str, str], str] = lambda _root, name: name,
+    since: int = 0,
 ) -> Copied:
     """Copy the regular files that were added or modified and match a pattern.
 
     The copies belong to the calling user. ``limit`` is the number of bytes of all together; files
     that exceed it are left out. ``new_name`` returns the name on the host for an entry of a root.
+    ``since`` leaves out what has last changed before, in nanoseconds since the epoch.
     Raises :class:`SandboxError` and OSError if the layer cannot be read.
     """
     selection = Patterns(patterns)
-    changes = changes_of(handle, most=10 * _MAX_FILES, seconds=_MAX_SECONDS, selection=selection)
+    changes = changes_of(
+        handle, most=10 * _MAX_FILES, seconds=_MAX_SECONDS, selection=selection, since=since
+    )
     copied = Copied(complete=changes.complete)
     with ExitStack() as opened:
         trees: dict[str, _Tree] = {}

@@ -11,7 +11,10 @@ from urllib.parse import urlsplit
 from pytest_sandbox.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Generator, Iterable, Mapping
+
+    #: Yields what to send, and is sent what was received; it returns when the server is ready.
+    Conversation = Generator[bytes, bytes, None]
 
 __all__ = [
     "AllOf",
@@ -22,6 +25,8 @@ __all__ = [
     "Http",
     "Log",
     "Port",
+    "Query",
+    "UnexpectedAnswer",
     "healthcheck",
     "needs_log",
     "of_keywords",
@@ -116,6 +121,24 @@ class Http(Condition):
         if not isinstance(path, str) or not re.fullmatch(r"/[!-~]*", path):
             raise SettingsError("http", path, 'a path of printable ASCII, such as "/health"')
 
+    @property
+    def query(self) -> Query:
+        """The request, as a conversation."""
+        return Query(self.port, self._ask, f"GET {self.path}")
+
+    def _ask(self) -> Conversation:
+        answer = yield (
+            f"GET {self.path} HTTP/1.1\r\nHost: localhost:{self.port}\r\n"
+            "User-Agent: pytest-sandbox\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+        ).encode()
+        while b"\n" not in answer:
+            answer += yield b""
+        line = answer.partition(b"\n")[0].decode(errors="replace").strip()
+        words = line.split()
+        is_status = len(words) > 1 and words[0].startswith("HTTP/") and words[1].isdecimal()
+        if not is_status or not self.accepts(int(words[1])):
+            raise UnexpectedAnswer(line[:200])
+
     def accepts(self, status: int) -> bool:
         """Return whether the status of an answer meets the condition."""
         return status == self.status if isinstance(self.status, int) else status in self.status
@@ -143,6 +166,24 @@ class Command(Condition):
             raise SettingsError("run", args, 'a command, such as ["pg_isready"]')
         object.__setattr__(self, "args", words)
         object.__setattr__(self, "timeout", timeout)
+
+
+class UnexpectedAnswer(Exception):
+    """A server has answered, but not as one that is ready does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query(Condition):
+    """A server on a TCP port of the container's loopback answers a query.
+
+    ``conversation`` yields what to send (b"" to receive more first) and is sent what was received;
+    it returns if the server is ready, and raises :class:`UnexpectedAnswer` if it is not.
+    ``name`` is what error messages call the query.
+    """
+
+    port: int
+    conversation: Callable[[], Conversation]
+    name: str
 
 
 @dataclass(frozen=True, slots=True)

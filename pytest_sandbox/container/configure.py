@@ -11,6 +11,7 @@ from pytest_sandbox.container.layer import opened_layer
 from pytest_sandbox.errors import ContainerStopped, SetupError
 from pytest_sandbox.linux import namespaces
 from pytest_sandbox.runtime import etc_files
+from pytest_sandbox.settings.destinations import is_limited
 
 if TYPE_CHECKING:
     from pytest_sandbox.container.handle import Handle
@@ -27,7 +28,11 @@ def configure(handle: Handle) -> None:
         _set_hostname(handle, handle.settings.hostname)
     if handle.endpoint is not None:
         handle.endpoint.network.plug(handle.endpoint, handle.pidfd)
-    elif not isinstance(handle.settings.network, str):
+    elif is_limited(handle.settings.network):
+        from pytest_sandbox.container import egress
+
+        egress.connect(handle)
+    elif not isinstance(handle.settings.network, str) and not handle.is_disconnected:
         network = cast("Network", handle.settings.network)
         handle.endpoint = network.attach(handle.id, handle.hostname, handle.pidfd)
     if handle.settings.publish:

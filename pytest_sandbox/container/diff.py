@@ -47,15 +47,17 @@ def changes_of(
     seconds: float | None = None,
     as_user: bool = False,
     selection: overlay_diff.Selection | None = None,
+    since: int = 0,
 ) -> Changes:
     """Return the changes that a container has made: at most ``most``, found within about
     ``seconds`` (None: no limit).
 
     ``as_user`` leaves out directories that the user of this process may not read, which saves a
     fork if the container was not created by root. ``selection``, as seen from the root directory,
-    leaves out all other paths.
+    leaves out all other paths. ``since``, in nanoseconds since the epoch, leaves out what has last
+    changed before.
     """
-    budget = overlay_diff.Budget(most, seconds=seconds)
+    budget = overlay_diff.Budget(most, seconds=seconds, since=since)
     with opened_layer(handle) as (layer, overlays):
         builder = -1 if as_user else handle.user_namespaces()[1]
         found, counted, complete = as_builder(

@@ -78,6 +78,12 @@ class Child:
         self._outcome = timed_out or self._outcome_of(code)
         return self._outcome
 
+    def set_oom_kills(self, count: int) -> None:
+        """Count only OOM kills after these: a process that runs several tests has ended by SIGKILL
+        in a later one.
+        """
+        self._oom_kills = count
+
     def _command_lines(self) -> tuple[str, ...]:
         """Return the command lines of what runs inside, for an error message."""
         try:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.client.snapshots import Snapshot
     from pytest_sandbox.container.kept_log import KeptLog
     from pytest_sandbox.container.network import Endpoint
-    from pytest_sandbox.container.relay import Published
+    from pytest_sandbox.container.relay import Egress, Published
     from pytest_sandbox.container.rootfs import Rootfs
     from pytest_sandbox.linux.cgroup import Cgroup
     from pytest_sandbox.outcome import Stats
@@ -112,8 +112,14 @@ class Handle:
     endpoint: Endpoint | None
     """The place on a :class:`~pytest_sandbox.Network`; None without one, and before the start."""
 
+    is_disconnected: bool
+    """Whether it was disconnected from the network of its settings."""
+
     published: Published | None
     """The relay of published ports; None without any, and before the start."""
+
+    egress: Egress | None
+    """The forwarder of outgoing connections; None without one, and before the start."""
 
     saved: dict[str, str]
     """Directories whose content the writable layer starts with, by mount point
@@ -146,7 +152,8 @@ class Handle:
         self.settings = settings
         self.id = self.label = self.snapshot_key = ""
         self.state = "created"
-        self.endpoint = self.committed = self.published = None
+        self.endpoint = self.committed = self.published = self.egress = None
+        self.is_disconnected = False
         self.saved, self.directories, self.snapshots = {}, (), []
         self.commands, self.forks = set(), set()
         self.logs = []

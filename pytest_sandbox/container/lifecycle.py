@@ -170,8 +170,8 @@ class LocalHandle(Handle):
 
     def descriptors(self) -> list[int]:
         """Return the descriptors of the container in this process."""
-        relay = -1 if self.published is None else self.published.channel
-        held = (self.pidfd, self.cgroup.open_fd(), self.rootfs.held, relay)
+        relays = [one.channel for one in (self.published, self.egress) if one is not None]
+        held = (self.pidfd, self.cgroup.open_fd(), self.rootfs.held, *relays)
         kept = [fd for log in self.logs for fd in log.descriptors()]
         return [fd for fd in (*held, *(fork.pidfd for fork in self.forks), *kept) if fd >= 0]
 
@@ -232,8 +232,9 @@ class LocalHandle(Handle):
             is_held, self._is_held, self._closer = self._is_held, False, 0
             if is_held and not self._is_elsewhere():
                 try:
-                    if self.published is not None:  # before the device of its network goes
-                        self.published.close()
+                    for relay in (self.published, self.egress):
+                        if relay is not None:  # before the device of its network goes
+                            relay.close()
                     self._tell_closed()
                     if self.endpoint is not None:
                         self.endpoint.network.detach(self.endpoint)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
-import re
 import threading
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Protocol, Self
 
 from pytest_sandbox.client import cleanup, session
+from pytest_sandbox.container import network_capture
+from pytest_sandbox.container.fault_values import FaultCounters, FaultValues
 from pytest_sandbox.container.hosts_file import Hosts
+from pytest_sandbox.container.network_errors import explained
+from pytest_sandbox.container.network_values import (
+    NAME_FORM,
+    SUBNET,
+    is_name,
+    read_fault,
+    read_subnet,
+)
 from pytest_sandbox.errors import (
-    ContainerStopped,
     SandboxError,
     SettingsError,
     SetupError,
@@ -22,19 +29,17 @@ from pytest_sandbox.errors import (
 from pytest_sandbox.linux.rtnetlink import Bridge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
     from ipaddress import IPv4Network
+    from typing import Unpack
+
+    from pytest_sandbox.container.fault_values import FaultKeywords
+    from pytest_sandbox.container.network_faults import Fault, NetworkFaults, Place
 
 __all__ = ["Endpoint", "Network"]
 
 __tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_NAME_FORM: Final = 'letters, digits, "_", "." and "-", with a letter or a digit first'
-_SUBNET: Final = "172.30.0.0/24"
-_SUBNET_FORM: Final = (
-    f'an IPv4 network of 4 addresses or more that is not loopback or multicast, such as "{_SUBNET}"'
-)
 # As with docker, which gives the first address to the bridge; here the bridge has none.
 _FIRST: Final = 2
 _count = itertools.count(1)
@@ -51,6 +56,12 @@ class Endpoint(NamedTuple):
     names: tuple[str, ...]
 
 
+class Connectable(Protocol):
+    """A :class:`~pytest_sandbox.Container`, which this file cannot import."""
+
+    handle: Any
+
+
 class Network:
     """A network for containers, as ``docker network create --internal``: ``with Network() as net,
     Container(network=net, hostname="db") as db: ...``.
@@ -62,16 +73,24 @@ class Network:
     ``name`` appears in messages (default: ``network-N``). ``subnet`` is IPv4 (default:
     172.30.0.0/24); several networks may have the same one, since none reaches another.
 
+    ``faults`` are those from the start on, as keywords of :meth:`fault` (without ``reset``) by the
+    host name of a container, or by a pair of names: ``faults={"db": {"latency": "50ms"}}``.
+
     It starts with its first container, or by :meth:`start`, and belongs to the process that started
-    it. Any thread may use it. Raises :class:`SettingsError` for an invalid name or subnet, and
-    :class:`UnsupportedError` for ``internal=False``.
+    it. Any thread may use it. Raises :class:`SettingsError` for an invalid name, subnet or fault,
+    and :class:`UnsupportedError` for ``internal=False``.
     """
 
     def __init__(
-        self, name: str | None = None, *, subnet: str | IPv4Network = _SUBNET, internal: bool = True
+        self,
+        name: str | None = None,
+        *,
+        subnet: str | IPv4Network = SUBNET,
+        internal: bool = True,
+        faults: Mapping[str | tuple[str, str], FaultKeywords] | None = None,
     ) -> None:
-        if name is not None and not _is_name(name):
-            raise SettingsError("name", name, _NAME_FORM)
+        if name is not None and not is_name(name):
+            raise SettingsError("name", name, NAME_FORM)
         if not internal:
             remedy = (
                 'A Network connects containers with each other only; network="host" gives a '
@@ -79,11 +98,16 @@ class Network:
             )
             raise UnsupportedError(f"internal={internal!r}", remedy)
         self.name = name or f"network-{next(_count)}"
-        self._subnet = _read_subnet(subnet)
+        self._subnet = read_subnet(subnet)
         self._state = "created"
         self._changing = threading.RLock()
         self._endpoints: dict[int, Endpoint] = {}
         self._last = _FIRST - 1
+        #: Descriptors of containers' inits, which their handles own.
+        self._pidfds: dict[int, int] = {}
+        self._first_faults = [read_fault(*one) for one in (faults or {}).items()]
+        self._faults: NetworkFaults | None = None
+        self._capture: network_capture.NetworkCapture | None = None
 
     @property
     def subnet(self) -> str:
@@ -136,12 +160,14 @@ class Network:
     def _begin(self) -> None:
         launcher = session.current()
         directory = os.path.join(cleanup.session_directory(launcher.name), "networks")
-        with _explained("make a network"):
+        with explained("make a network"):
             self._bridge = Bridge(launcher.builder_fd)
             with suppress(FileExistsError):
                 # Not os.makedirs: the directory of a session whose launcher has died stays removed.
                 os.mkdir(directory, 0o700)
             self._hosts = Hosts(os.path.join(directory, f"hosts-{next(_count)}"))
+            if network_capture.is_enabled():
+                self._capture = network_capture.NetworkCapture(self.name, self._bridge, launcher)
         self._launcher = launcher
         self._state = "running"
         launcher.networks.add(self)
@@ -169,6 +195,9 @@ class Network:
                 )
             self._state = "closed"
             self._launcher.networks.discard(self)
+        for relay in (self._faults, self._capture):
+            if relay is not None:
+                relay.close()
         self._bridge.close()
         with suppress(FileNotFoundError):  # the launcher has died, and its directory was removed
             os.unlink(self._hosts.path)
@@ -182,6 +211,151 @@ class Network:
             if self._launcher.pid != os.getpid():
                 self._state = "another process's"
                 self._bridge.abandon()
+                for relay in (self._faults, self._capture):
+                    if relay is not None:
+                        relay.abandon()
+
+    # -- containers that run
+
+    def connect(self, container: Connectable, /) -> None:
+        """Connect a container that runs and has no network.
+
+        The containers on the network find it by its names. Its own ``/etc/hosts`` stays as it was,
+        so it finds them by address, or by name if it was on this network before.
+
+        Raises :class:`SettingsError` for a container with a network, :class:`ContainerStopped`, and
+        what starting a container on the network raises.
+        """
+        handle = container.handle.running()
+        if handle.endpoint is not None or handle.settings.network == "host":
+            on_it = "host" if handle.endpoint is None else handle.endpoint.network.name
+            accepted = f"one without a network; {handle.hostname} is on {on_it}: disconnect it"
+            raise SettingsError("container", container, accepted)
+        handle.endpoint = self.attach(handle.id, handle.hostname, handle.pidfd)
+
+    def disconnect(self, container: Connectable, /) -> None:
+        """Disconnect a container, which keeps running: its device, its address and its names are
+        removed.
+
+        Raises :class:`SettingsError` for a container that is not on the network.
+        """
+        endpoint = container.handle.endpoint
+        if endpoint is None or endpoint.network is not self:
+            raise SettingsError("container", container, self._known_containers())
+        with explained(f"disconnect from the network {self.name}"), self._changing:
+            self.start()._bridge.unplug(endpoint.number)  # noqa: SLF001 - its own
+            self.detach(endpoint)
+            container.handle.endpoint = None
+            container.handle.is_disconnected = True
+
+    # -- faults
+
+    def fault(
+        self,
+        name: str | Connectable,
+        peer: str | Connectable | None = None,
+        /,
+        **keywords: Unpack[FaultKeywords],
+    ) -> Fault:
+        """Make the network worse for a container, or for its traffic with ``peer``, until the end
+        of the ``with`` block: ``with net.fault("db", latency="50ms"): ...``.
+
+        Each packet to and from it is delayed by ``latency`` plus or minus a random part of
+        ``jitter``, is lost, sent twice (``duplicate``) or sent before earlier ones (``reorder``)
+        with these probabilities, and each direction has at most ``rate``. ``reset=True`` resets the
+        TCP connections that are open now. With the same ``seed``, the same packets are affected.
+        Faults add up.
+
+        Raises :class:`SettingsError` for an invalid value and for a name that no container has,
+        :class:`UnsupportedError` and :class:`SetupError`.
+        """
+        values = FaultValues.read(keywords)
+        return self._start_fault((name,) if peer is None else (name, peer), values)
+
+    def cut(self, one: str | Connectable, other: str | Connectable, /) -> Fault:
+        """Drop all packets between two containers, until the end of the ``with`` block.
+
+        Raises as :meth:`fault`.
+        """
+        return self._start_fault((one, other), FaultValues(cut=True))
+
+    def heal(self) -> None:
+        """End all faults."""
+        with self._changing:
+            if self._faults is not None:
+                self._end_faults(self._faults.active())
+
+    @property
+    def counters(self) -> dict[str, FaultCounters]:
+        """What faults have done since the start of the network: the sum for each container
+        (``"db"``), and for each pair (``"app-db"``).
+        """
+        with self._changing, explained("read the counters of faults"):
+            return {} if self._faults is None else self._faults.counters()
+
+    def _start_fault(self, given: tuple[str | Connectable, ...], values: FaultValues) -> Fault:
+        with self._changing:
+            self.start()
+            names = tuple(self._known_name(one) for one in given)
+            if len(set(names)) < len(names):
+                raise SettingsError("fault", names, "two different containers")
+            with explained(f"apply a fault on the network {self.name}"):
+                return self._relayed().add(names, values, lambda fault: self._end_faults([fault]))
+
+    def _end_faults(self, faults: list[Fault]) -> None:
+        with self._changing, explained("end a fault"):
+            if self._state == "running" and self._faults is not None:
+                self._faults.remove(faults)
+
+    def _relayed(self) -> NetworkFaults:
+        """Return the faults of the network; start their relay at the first call."""
+        if self._faults is None:
+            from pytest_sandbox.container.network_faults import NetworkFaults
+
+            self._faults = NetworkFaults(self._bridge, self._launcher, self._place)
+        return self._faults
+
+    def _update_faults(self, number: int) -> None:
+        """Apply the faults to a container that was connected; start those of the setting."""
+        first, self._first_faults = self._first_faults, []
+        for names, values in first:
+            self._relayed().add(names, values, lambda fault: self._end_faults([fault]))
+        if self._faults is not None:
+            self._faults.update(number)
+
+    def _place(self, name: str) -> Place | None:
+        """Return the place of the container with this name, if one is connected."""
+        from pytest_sandbox.container.network_faults import Place
+
+        for number, pidfd in self._pidfds.items():
+            endpoint = self._endpoints[number]
+            if name in endpoint.names:
+                return Place(number, endpoint.address, pidfd)
+        return None
+
+    def _known_name(self, given: object) -> str:
+        """Return the host name of a container that is given by a name, its address or itself.
+
+        Raises :class:`SettingsError`, which lists the containers.
+        """
+        handle = getattr(given, "handle", None)
+        wanted = str(given if handle is None else handle.id).lower()
+        for endpoint in self._endpoints.values():
+            if wanted in {endpoint.address, *(name.lower() for name in endpoint.names)}:
+                return endpoint.names[0]
+        raise SettingsError("fault", given, self._known_containers())
+
+    def _known_containers(self) -> str:
+        on_it = ", ".join(f"{name} ({address})" for name, address in self.addresses.items())
+        return f"a container on the network {self.name}: {on_it or 'it has none; start one'}"
+
+    def captured(self, since: float) -> bytes | None:
+        """Return what its containers have sent since a time, as the content of a pcap file; None
+        without a capture.
+        """
+        with self._changing, explained("read the captured traffic"):
+            is_captured = self._state == "running" and self._capture is not None
+            return self._capture.frames(since) if is_captured and self._capture else None
 
     # -- for containers
 
@@ -216,12 +390,14 @@ class Network:
         """
         from ipaddress import IPv4Interface
 
-        with _explained(f"connect to the network {self.name}"):
+        with explained(f"connect to the network {self.name}"):
             self._bridge.plug(
                 endpoint.number, pidfd, IPv4Interface((endpoint.address, self._subnet.prefixlen))
             )
             with self._changing:
                 self._hosts.add(endpoint.address, *endpoint.names)
+                self._pidfds[endpoint.number] = pidfd
+                self._update_faults(endpoint.number)
 
     def detach(self, endpoint: Endpoint) -> None:
         """Free the address and the names of a container that has ended; the kernel removes its
@@ -230,6 +406,9 @@ class Network:
         with self._changing:
             if self._state == "running" and endpoint.number in self._endpoints:
                 del self._endpoints[endpoint.number]
+                self._pidfds.pop(endpoint.number, None)
+                if self._faults is not None:
+                    self._faults.forget(endpoint.number)
                 with suppress(FileNotFoundError):
                     self._hosts.remove(endpoint.address)
 
@@ -265,46 +444,3 @@ class Network:
             f"all {count} addresses of {self.subnet} are in use",
             remedy,
         )
-
-
-@contextmanager
-def _explained(step: str) -> Iterator[None]:
-    """Convert an OSError into an error with a remedy."""
-    try:
-        yield
-    except ProcessLookupError as error:
-        raise ContainerStopped.ended() from error
-    except OSError as error:
-        if error.errno == errno.EOPNOTSUPP:
-            from pytest_sandbox import host
-
-            host.require("bridge", "a Network")
-        raise SetupError(step, str(error.strerror)) from error
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and _NAME.fullmatch(value) is not None
-
-
-def _read_subnet(value: Any) -> IPv4Network:
-    from ipaddress import IPv4Network
-
-    try:
-        found = IPv4Network(value) if isinstance(value, str | IPv4Network) else None
-    except ValueError:
-        found = None
-    if found is None or found.prefixlen > 30 or found.prefixlen < 8 or _is_special(found):
-        raise SettingsError("subnet", value, _SUBNET_FORM)
-    return found
-
-
-def _is_special(network: IPv4Network) -> bool:
-    """Return whether a device must not have these addresses: "this network", loopback, multicast,
-    reserved (RFC 6890).
-    """
-    return (
-        network.network_address.packed[0] == 0
-        or network.is_loopback
-        or network.is_multicast
-        or network.is_reserved
-    )

@@ -35,7 +35,7 @@ _FIRST_DELAY, _DELAY_FACTOR, _MAX_DELAY = 0.001, 1.5, 0.01
 #: The most for commands and requests, which cost the service more than a look.
 _MAX_ATTEMPT_DELAY = 0.1
 #: Seconds for a server to answer a request; then the request is sent again.
-_HTTP_TIMEOUT = 5.0
+_ANSWER_TIMEOUT = 5.0
 _MAX_ANSWER = 1 << 16
 _LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
@@ -211,18 +211,21 @@ class _CommandProbe(Probe):
         self._release()
 
 
-class _HttpProbe(Probe):
-    """A request on a socket in the container's network, to its loopback, IPv4 and IPv6 in turn."""
+class _QueryProbe(Probe):
+    """A conversation on a socket in the container's network, to its loopback, IPv4 and IPv6 in
+    turn.
+    """
 
     max_delay = _MAX_ATTEMPT_DELAY
 
-    def __init__(self, handle: Handle, condition: conditions.Http) -> None:
+    def __init__(self, handle: Handle, condition: conditions.Query) -> None:
         super().__init__()
         self._handle, self._condition = handle, condition
         self._socket: socket.socket | None = None
         self._attempts = 0
         self._deadline = 0.0
-        self._request, self._answer = b"", bytearray()
+        self._to_send = b""
+        self._conversation = condition.conversation()
         self.found = f"port {condition.port} has not answered"
 
     def _examine(self) -> bool:
@@ -232,65 +235,57 @@ class _HttpProbe(Probe):
             return self._advance()
         except BlockingIOError:
             if time.monotonic() > self._deadline:
-                self._fail(f"no answer within {_HTTP_TIMEOUT:g} s")
-            return False
+                self._fail(f"no answer within {_ANSWER_TIMEOUT:g} s")
         except ConnectionRefusedError:
             self._fail("")
-            return False
         except OSError as error:
             self._fail(str(error.strerror))
-            return False
+        except conditions.UnexpectedAnswer as error:
+            self._fail(repr(printable(str(error))))
+        return False
 
     def _connect(self) -> None:
         family, address = _LOOPBACKS[self._attempts % 2]
         self._attempts += 1
         fd = _open_socket(self._handle, family, socket.SOCK_STREAM)
         self._socket = socket.socket(fileno=fd)
-        path, port = self._condition.path, self._condition.port
-        self._request = (
-            f"GET {path} HTTP/1.1\r\nHost: localhost:{port}\r\nUser-Agent: pytest-sandbox\r\n"
-            "Accept: */*\r\nConnection: close\r\n\r\n"
-        ).encode()
-        self._answer.clear()
-        self._deadline = time.monotonic() + _HTTP_TIMEOUT
-        code = self._socket.connect_ex((address, port))
+        self._conversation = self._condition.conversation()
+        self._to_send = next(self._conversation)
+        self._deadline = time.monotonic() + _ANSWER_TIMEOUT
+        code = self._socket.connect_ex((address, self._condition.port))
         if code not in {0, errno.EINPROGRESS}:
             raise OSError(code, os.strerror(code))
 
     def _advance(self) -> bool:
-        """Send what is left of the request, and read what has arrived of the answer."""
+        """Send what is left to send, and read what has arrived, until the conversation is over."""
         assert self._socket is not None
         code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             raise OSError(code, os.strerror(code))
-        while self._request:
-            self._request = self._request[self._socket.send(self._request) :]
-        while b"\n" not in self._answer and len(self._answer) < _MAX_ANSWER:
+        received = 0
+        while True:
+            while self._to_send:
+                self._to_send = self._to_send[self._socket.send(self._to_send) :]
             part = self._socket.recv(_MAX_ANSWER)
-            if not part:
+            received += len(part)
+            if not part or received > _MAX_ANSWER:
                 raise ConnectionResetError(errno.ECONNRESET, "the connection was closed")
-            self._answer += part
-        return self._judge(bytes(self._answer.partition(b"\n")[0]))
-
-    def _judge(self, line: bytes) -> bool:
-        words = line.decode(errors="replace").split()
-        is_status = len(words) > 1 and words[0].startswith("HTTP/") and words[1].isdecimal()
-        if is_status and self._condition.accepts(int(words[1])):
-            self.close()
-            return True
-        self._fail(repr(printable(line[:200].decode(errors="replace").strip())))
-        return False
+            try:
+                self._to_send = self._conversation.send(part)
+            except StopIteration:
+                self.close()
+                return True
 
     def _fail(self, what: str) -> None:
         self.close()
         self._look_later()
         if what:  # else what the other address has answered says more
-            self.found = f"GET {self._condition.path} on port {self._condition.port}: {what}"
+            self.found = f"{self._condition.name} on port {self._condition.port}: {what}"
 
     def polled(self) -> list[tuple[int, int]]:
         if self._socket is None:
             return []
-        return [(self._socket.fileno(), select.POLLOUT if self._request else select.POLLIN)]
+        return [(self._socket.fileno(), select.POLLOUT if self._to_send else select.POLLIN)]
 
     def next_look(self) -> float | None:
         return super().next_look() if self._socket is None else self._deadline
@@ -338,7 +333,9 @@ def make_probe(handle: Handle, condition: conditions.Condition, logs: Sequence[K
     if isinstance(condition, conditions.Log):
         return _LogProbe(logs, condition)
     if isinstance(condition, conditions.Http):
-        return _HttpProbe(handle, condition)
+        return _QueryProbe(handle, condition.query)
+    if isinstance(condition, conditions.Query):
+        return _QueryProbe(handle, condition)
     if isinstance(condition, conditions.Command):
         return _CommandProbe(handle, condition)
     assert isinstance(condition, conditions.File)

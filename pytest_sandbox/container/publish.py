@@ -48,7 +48,7 @@ def publish(handle: Handle) -> None:
     with ExitStack() as opened:
         address, reservation = _reserve_address(opened)
         bound = _bind_all(opened, handle.settings.publish, address)
-        _answer, fds = handle.launcher.request({"op": "relay"})
+        _answer, fds = handle.launcher.request({"op": "relay", "kind": "ports"})
         with fds, Deferred():
             ports = {mapping.key: _port_of(sockets[0]) for mapping, sockets in bound}
             handle.published = Published(address, ports, fds.take())

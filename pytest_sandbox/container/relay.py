@@ -1,11 +1,12 @@
-"""The client's side of the relay of published ports (launcher/port_relay.py)."""
+"""The client's side of a relay (launcher/relays.py)."""
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import SetupError
 from pytest_sandbox.linux import local_socket, process
@@ -17,40 +18,44 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.runtime.protocol import Message
 
-__all__ = ["Published"]
+__all__ = ["Egress", "Published", "Relay"]
 
+_UNSUPPORTED = {errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT}
 #: Seconds for the relay to answer, and to end.
 _TIMEOUT = 10.0
 
 
-class Published:
-    """The relay of one container: ``address`` is the container's own, ``ports`` are those of the
-    host by those inside.
-    """
+class Relay:
+    """A relay; ``step`` is what it is for, in error messages."""
 
-    def __init__(self, address: str, ports: dict[int | str, int], channel: int) -> None:
-        self.address = address
-        self.ports = ports
+    #: What helps if the kernel lacks something.
+    remedy = ""
+
+    def __init__(self, step: str, channel: int) -> None:
+        self._step = step
         #: A descriptor and no socket object, which would close another file's descriptor in a fork.
         self.channel = channel
 
-    def enter(self, pidfd: int) -> None:
-        """Connect in the network of this init, the first or a later one, from now on."""
-        self.ask({"op": "enter"}, [pidfd])
+    def ask(self, message: Message, fds: Sequence[int] = ()) -> tuple[Message, list[int]]:
+        """Send a message to the relay; return its answer with descriptors, which the caller owns.
 
-    def ask(self, message: Message, fds: Sequence[int]) -> None:
-        """Send a message to the relay, and wait for its answer. Raises :class:`SetupError`."""
-        step = "publish ports"
+        Raises :class:`SetupError`.
+        """
+        step = self._step
+        if self.channel < 0:
+            raise SetupError(step, "the relay was closed")
         with socket.socket(fileno=os.dup(self.channel)) as connection:
             local_socket.set_timeouts(connection, _TIMEOUT)
             channel = Channel(connection)
             try:
                 channel.send(message, fds)
-                answer, _fds = channel.receive()
+                answer, received = channel.receive()
             except (OSError, EOFError) as error:
-                raise SetupError(step, "the relay of its ports has ended") from error
+                raise SetupError(step, "its relay has ended") from error
         if answer["op"] == "failed":
-            raise SetupError(step, str(answer["reason"]))
+            remedy = self.remedy if answer["errno"] in _UNSUPPORTED else ""
+            raise SetupError(step, str(answer["reason"]), remedy)
+        return answer, received
 
     def close(self) -> None:
         """End the relay with all connections; a second call does nothing.
@@ -64,3 +69,44 @@ class Published:
             with socket.socket(fileno=fd) as connection, suppress(OSError):
                 connection.shutdown(socket.SHUT_WR)
                 process.is_readable(connection.fileno(), _TIMEOUT)  # the end of its process
+
+    def enter(self, pidfd: int) -> None:
+        """Connect in the network of this init, the first or a later one, from now on."""
+        self.ask({"op": "enter"}, [pidfd])
+
+    def abandon(self) -> None:
+        """Close the descriptor of a relay that belongs to another process."""
+        fd, self.channel = self.channel, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Published(Relay):
+    """The relay of the ports of one container: ``address`` is the container's own, ``ports`` are
+    those of the host by those inside.
+    """
+
+    def __init__(self, address: str, ports: dict[int | str, int], channel: int) -> None:
+        super().__init__("publish ports", channel)
+        self.address = address
+        self.ports = ports
+
+
+class Egress(Relay):
+    """The forwarder of outgoing connections."""
+
+    remedy = (
+        "The kernel needs veth pairs, packet sockets and policy routing (CONFIG_VETH, "
+        "CONFIG_PACKET, CONFIG_IP_MULTIPLE_TABLES)."
+    )
+
+    def __init__(self, channel: int) -> None:
+        super().__init__("forward connections", channel)
+
+    def attempts(self, *, forget: bool = False) -> list[dict[str, Any]]:
+        """Return the connections that were not made: host, port (None: the name was only looked
+        up), protocol, program (empty if unknown), reason and count. With ``forget``, the next call
+        returns later ones alone: several tests may share a container.
+        """
+        answer, _fds = self.ask({"op": "attempts", "forget": forget})
+        return list(answer["attempts"])

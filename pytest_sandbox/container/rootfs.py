@@ -13,8 +13,9 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from pytest_sandbox.container import gpus
+from pytest_sandbox.container import gpus, proxies
 from pytest_sandbox.errors import ImageError, SetupError
+from pytest_sandbox.settings.destinations import is_limited
 
 if TYPE_CHECKING:
     from pytest_sandbox.image.image import Image
@@ -168,7 +169,7 @@ class Rootfs:
     def environment(self, hostname: str) -> dict[str, str]:
         """Return the environment of commands that are not given one."""
         if self.image is None or self.is_host:
-            return {**os.environ, **self.settings.env}
+            return {**os.environ, **self.additions}
         home = {"HOME": "/root"} if self.user in _ROOT_USERS else {}
         return {"PATH": _PATH, "HOSTNAME": hostname, **home, **self.additions}
 
@@ -178,6 +179,8 @@ class Rootfs:
         env = dict(self.image.environment) if self.image else {}
         if self.settings.gpus and not self.is_host:
             env = gpus.add_library_path(env)
+        if is_limited(self.settings.network):
+            env.update(proxies.without_proxies(self.settings.env) if self.is_host else {})
         return {**env, **self.settings.env}
 
 

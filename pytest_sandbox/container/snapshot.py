@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.handle import Handle
     from pytest_sandbox.container.layer import Overlay
 
-__all__ = ["CommittedImage", "commit"]
+__all__ = ["CommittedImage", "commit", "commit_to_store"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,14 @@ def commit(handle: Handle, name: str | None) -> Image:
         if full or handle.spec.layers is not None:
             return _store(handle, full)
         return _image(handle, _copy(handle))
+
+
+def commit_to_store(handle: Handle) -> Image:
+    """Copy the writable layer of a running container to the image store, as an image without a
+    name: `pytest-sandbox prune` removes it while no container uses it.
+    """
+    with _paused(handle):
+        return _store(handle, "")
 
 
 def _is_idle(handle: Handle) -> bool:

@@ -22,7 +22,7 @@ from pytest_sandbox.launcher.factory import ContainerFactory
 from pytest_sandbox.launcher.layer_holder import LayerHolder
 from pytest_sandbox.launcher.layer_remover import LayerRemover
 from pytest_sandbox.launcher.pool import Pool
-from pytest_sandbox.launcher.port_relay import PortRelays
+from pytest_sandbox.launcher.relays import Relays
 from pytest_sandbox.linux import signals
 from pytest_sandbox.runtime import privileges, storage
 from pytest_sandbox.runtime.protocol import (
@@ -54,7 +54,7 @@ class Launcher:
         self._poll = select.poll()
         self._control = ControlSocket(lock.removesuffix(".lock"), self._poll)
         self._layer_holder = LayerHolder()
-        self._port_relays = PortRelays()
+        self._relays = Relays()
         self._cgroups = CgroupRemover()
         self._factory = ContainerFactory(session, lock, self._layer_holder, self._cgroups)
         self._pool = Pool(self._factory, self._cgroups, LayerRemover(), self._poll)
@@ -188,7 +188,7 @@ class Launcher:
         self._answer(message, {"op": "unreachable", "paths": paths})
 
     def _do_relay(self, message: Message) -> None:
-        relay = self._port_relays.start()
+        relay = self._relays.start(message["kind"])
         try:
             self._answer(message, {"op": "relay"}, [relay.fileno()])
         finally:

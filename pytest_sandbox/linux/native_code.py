@@ -6,10 +6,12 @@ See mmap(2) and mprotect(2). The code itself is in :mod:`pytest_sandbox.linux.ma
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import os
 import signal
-from typing import TYPE_CHECKING, cast
+import sys
+from typing import TYPE_CHECKING, Any, cast
 
 from pytest_sandbox.linux import syscall as sc
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "VersionTag",
     "address_of",
     "address_of_pthread_self",
     "clear_memory",
@@ -25,7 +28,14 @@ __all__ = [
     "map_with_data",
     "register_fork_handlers",
     "spawn",
+    "version_tag",
 ]
+
+#: Has the attribute ``value``.
+VersionTag = ctypes.c_uint64
+#: In a dict, after the reference count, the type and the number of items (CPython's
+#: Include/cpython/dictobject.h).
+_VERSION_TAG_AT = 24
 
 _CLONE_FLAGS = sc.CLONE_VM | sc.CLONE_VFORK | sc.CLONE_PIDFD | sc.CLONE_CLEAR_SIGHAND
 _PROT_READ_EXEC = mmap.PROT_READ | mmap.PROT_EXEC
@@ -38,6 +48,33 @@ _CODE = ctypes.PYFUNCTYPE(ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
 def address_of(buffer: bytearray | mmap.mmap) -> int:
     """Return the address of a buffer, which must not be resized or freed while it is used."""
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+def version_tag(dictionary: dict[str, Any]) -> VersionTag | None:
+    """Return the version of a dictionary, another number after each change of it (PEP 509); None if
+    this interpreter has none. It must not be read once the dictionary is gone.
+    """
+    return VersionTag.from_address(id(dictionary) + _VERSION_TAG_AT) if _has_versions() else None
+
+
+@functools.cache
+def _has_versions() -> bool:
+    """Tell whether dictionaries have versions: CPython up to 3.13 has some."""
+    if sys.implementation.name != "cpython" or dict.__basicsize__ < _VERSION_TAG_AT + 8:
+        return False
+    sample: dict[str, Any] = {"a": None}
+    tag = VersionTag.from_address(id(sample) + _VERSION_TAG_AT)
+    versions = [tag.value]
+    for value in (None, 1, None, 2):
+        sample["a"] = value
+        versions.append(tag.value)
+    sample["b"] = None
+    versions.append(tag.value)
+    del sample["b"]
+    versions.append(tag.value)
+    _ = sample.copy(), sample.get("a"), len(sample)
+    # Setting the same value again is no change.
+    return len(set(versions[1:])) == len(versions) - 1 and tag.value == versions[-1]
 
 
 def map_code(code: bytes) -> Callable[[int, int], int]:

@@ -55,11 +55,15 @@ class Budget:
     At most ``entries`` changes are listed, with ``text`` characters in their paths, in ``seconds``
     (None: without limit). Afterwards ``counted`` is the number of changes that were found, and
     ``complete`` is whether all changes were found and listed.
+
+    Entries of the layer whose status has last changed (st_ctime, stat(2)) before ``since``, in
+    nanoseconds since the epoch, are left out.
     """
 
     entries: int = 1_000_000
     text: int = 64 << 20
     seconds: float | None = None
+    since: int = 0
     counted: int = 0
     complete: bool = True
     _end: float = field(default=0.0, init=False)
@@ -240,14 +244,23 @@ class _Walk:
                     is_directory, is_whiteout = _type(entry)
                 except FileNotFoundError:
                     continue
-                was = self._lowers.mode(level.before, entry.name)
-                if is_whiteout:
-                    if was:
-                        yield "deleted", entry.name
-                    continue
-                yield "modified" if was else "added", entry.name
                 if is_directory:
                     self._remember(level, entry.name, has_upper=True)
+                if self._is_older(entry):
+                    continue
+                was = self._lowers.mode(level.before, entry.name)
+                if not is_whiteout:
+                    yield "modified" if was else "added", entry.name
+                elif was:
+                    yield "deleted", entry.name
+
+    def _is_older(self, entry: os.DirEntry[str]) -> bool:
+        if not self._budget.since:
+            return False
+        try:
+            return entry.stat(follow_symlinks=False).st_ctime_ns < self._budget.since
+        except FileNotFoundError:
+            return True
 
     def _moved(self, level: _Level) -> Iterator[Found]:
         """Yield the lower content of a directory that was renamed to this path."""

@@ -15,14 +15,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.linux import process
+from pytest_sandbox.linux import packet_socket, process
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Interface
+    from ipaddress import IPv4Address, IPv4Interface
 
-__all__ = ["Bridge", "add_network", "make_network"]
+__all__ = ["Bridge", "add_network", "hardware_address", "make_network"]
 
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP_RUNNING = 0x41
@@ -42,6 +42,10 @@ _DEVICE = "eth0"  # as in docker's containers
 # the kernel delays the carrier event by a second (linkwatch_urgent_event()).
 _BRIDGE = _INNER = 1000
 _PORT_TIMEOUT = 5.0
+# Indexes of the devices of a diversion: _DIVERSION plus eight times the number of the port (at most
+# 24 bits), plus one of these. They are above those of all ports.
+_DIVERSION = 1 << 28
+_INNER_BRIDGE, _INNER_PORT, _INNER_END, _OUTER_PORT, _OUTER_END = range(5)
 
 
 def add_network(batch: SyscallBatch, step: str) -> None:
@@ -120,12 +124,8 @@ class Bridge:
             os.close(inner)
 
     def _create_pair(self, index: int, namespace: int, address: IPv4Interface) -> None:
-        """Create a veth pair: a port of the bridge, and a device in ``namespace``.
-
-        The MAC address is derived from the IP address, as in docker, so that neighbours' ARP caches
-        stay valid when another container gets the address.
-        """
-        hardware = ":".join(f"{byte:02x}" for byte in b"\x02\x42" + address.ip.packed)
+        """Create a veth pair: a port of the bridge, and a device in ``namespace``."""
+        hardware = hardware_address(address.ip).hex(":")
         peer = {
             "index": _INNER,
             "attrs": _attributes(IFNAME=_DEVICE, ADDRESS=hardware, NET_NS_FD=namespace),
@@ -138,11 +138,18 @@ class Bridge:
             self._remove(index)
             self._request(request)
 
+    def unplug(self, number: int) -> None:
+        """Remove eth0 of a container, with its port."""
+        self._remove(_BRIDGE + number)
+
     def _remove(self, index: int) -> None:
+        self._delete(_link(index, kind=_RTM_DELLINK, new=False))
+
+    def _delete(self, request: bytes) -> None:
         try:
-            self._request(_link(index, kind=_RTM_DELLINK, new=False))
+            self._request(request)
         except OSError as error:
-            if error.errno != errno.ENODEV:  # the kernel has removed it meanwhile
+            if error.errno != errno.ENODEV:  # the kernel has removed it already
                 raise
 
     def _wait_for_port(self, index: int) -> None:
@@ -157,6 +164,69 @@ class Bridge:
                     errno.ETIMEDOUT, "the port of the bridge does not become operational"
                 )
             time.sleep(0.001)  # there is no descriptor to poll for it
+
+    def divert(self, number: int) -> tuple[int, int]:
+        """Create the devices of a diversion of a port, which is not used until :meth:`switch`.
+
+        A second bridge takes the port, and two veth pairs end in the packet sockets that are
+        returned: one for what the container sends and receives, one for the first bridge. Frames
+        of these sockets begin with struct virtio_net_hdr. Each frame has at most one segment
+        (gso_max_segs), so that a relay drops single packets, as a real network does.
+        """
+        base = _DIVERSION + 8 * number
+        bridge = base + _INNER_BRIDGE
+        self._request(
+            _link(
+                bridge, IFNAME=f"divert{number}", GROUP=number, LINKINFO=_kind("bridge"), up=True
+            ),
+            _diversion_pair(number, _INNER_PORT, _INNER_END, f"in{number}", bridge),
+            _diversion_pair(number, _OUTER_PORT, _OUTER_END, f"out{number}", _BRIDGE),
+            _link(base + _INNER_END, new=False, up=True),
+            _link(base + _OUTER_END, new=False, up=True),
+        )
+        for port in (_INNER_PORT, _OUTER_PORT):
+            self._wait_for_port(base + port)
+        inner = self.open_packets(f"in{number}-end")
+        try:
+            return inner, self.open_packets(f"out{number}-end")
+        except BaseException:
+            os.close(inner)
+            raise
+
+    def switch(self, number: int, *, diverted: bool) -> None:
+        """Connect the port of a container to its diversion, or to the bridge again.
+
+        Raises OSError with ENODEV if the container has ended.
+        """
+        bridge = _DIVERSION + 8 * number + _INNER_BRIDGE if diverted else _BRIDGE
+        self._request(_link(_BRIDGE + number, new=False, MASTER=bridge))
+
+    def remove_diversion(self, number: int) -> None:
+        """Remove the devices of a diversion, all at once: each request takes as long as all
+        processors need to stop using a device (synchronize_net()).
+        """
+        self._delete(_link(0, kind=_RTM_DELLINK, new=False, GROUP=number))
+
+    def open_packets(self, device: str = "") -> int:
+        """Return a descriptor of a non-blocking packet socket (packet(7)) that receives the frames
+        of a device with struct virtio_net_hdr, or those of all devices without.
+        """
+        step = "open a packet socket"
+        batch = self._batch(step)
+        with self._lock:
+            if not self._fds:
+                raise OSError(errno.EBADF, "the network has ended")
+            batch.add(step, "setns", self._namespace, sc.CLONE_NEWNET)
+            kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+            made = batch.add(step, "socket", socket.AF_PACKET, kind, packet_socket.protocol(device))
+            batch.run_in_child(sc.CLONE_FILES)
+        one = socket.socket(fileno=batch[made])
+        try:
+            packet_socket.configure(one, device)
+        except BaseException:
+            one.close()
+            raise
+        return one.detach()
 
     def _request(self, *requests: bytes) -> list[bytes]:
         with self._lock:
@@ -178,6 +248,28 @@ class Bridge:
     def __del__(self) -> None:
         if getattr(self, "_fds", ()):
             self.abandon()
+
+
+def hardware_address(address: IPv4Address) -> bytes:
+    """Return the MAC address of the container with this address, derived from it as in docker, so
+    that neighbours' ARP caches stay valid when another container gets the address.
+    """
+    return b"\x02\x42" + address.packed
+
+
+def _diversion_pair(number: int, port: int, end: int, name: str, bridge: int) -> bytes:
+    """Return a request for a port of a bridge, and for the other end, which a relay reads."""
+    base = _DIVERSION + 8 * number
+    peer = {"index": base + end, "attrs": _attributes(IFNAME=f"{name}-end")}
+    return _link(
+        base + port,
+        IFNAME=name,
+        GROUP=number,
+        MASTER=bridge,
+        GSO_MAX_SEGS=1,
+        LINKINFO=_kind("veth", {"attrs": [("VETH_INFO_PEER", peer)]}),
+        up=True,
+    )
 
 
 def _open_namespace(batch: SyscallBatch, step: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ the order in which a test meets them:
 - originals.py: the functions that fixtures replace, while this package needs them.
 - artifacts.py: files that are copied to the host when the test has ended; carry.py: state of other
   plugins; adapters/: such plugins.
-- jobs.py: tests that start before their turn.
+- jobs.py: tests that start before their turn; status_line.py names those that run.
 - results.py: pytest reports, from the messages or from how the fork ended.
 - summary.py: what the session reports about its containers.
 """

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.container import Container
     from pytest_sandbox.container.diff import Changes
 
-__all__ = ["add_pattern", "copy_artifacts", "prepare", "section"]
+__all__ = ["add_pattern", "are_wanted", "copy_artifacts", "prepare", "section"]
 
 _ADDED = pytest.StashKey[list[Any]]()
 _RESOLVED = pytest.StashKey[dict[str, Pattern]]()
@@ -52,6 +52,11 @@ def _patterns(item: pytest.Item) -> tuple[str, ...]:
     return (*item.stash[SETTINGS].artifacts, *filter(None, added))
 
 
+def are_wanted(item: pytest.Item) -> bool:
+    """Tell whether files of the test are copied."""
+    return bool(_patterns(item))
+
+
 def prepare(item: pytest.Item) -> None:
     """Create the parent of ``tmp_path`` before the fork if it is needed: a test process that has to
     create it would choose another one.
@@ -61,12 +66,12 @@ def prepare(item: pytest.Item) -> None:
 
 
 def copy_artifacts(
-    item: pytest.Item, container: Container, known: Changes | None = None
+    item: pytest.Item, container: Container, known: Changes | None = None, since: int = 0
 ) -> list[str]:
     """Copy the test's artifacts; warn of those that cannot be copied. Return the paths on the host.
 
     ``known`` are changes that were looked up for another purpose: they may tell that there is
-    nothing to copy.
+    nothing to copy. ``since`` is the start of the test in nanoseconds since the epoch.
     """
     wanted = _patterns(item)
     if not wanted:
@@ -76,7 +81,7 @@ def copy_artifacts(
         return []
     limit = item.stash[SETTINGS].artifacts_limit
     try:
-        copied = copy_changed(container.handle, patterns, limit, _NewNames(item))
+        copied = copy_changed(container.handle, patterns, limit, _NewNames(item), since)
     except (SandboxError, OSError) as error:
         session_state.warn(item, f"the artifacts of the test cannot be read: {error}")
         return []

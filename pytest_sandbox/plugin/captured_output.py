@@ -63,6 +63,11 @@ class CapturedOutput:
         # A caller that blocks all signals would keep it from a test that ran too long.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [STACK_SIGNAL])
 
+    def drain(self) -> None:
+        """Copy what a test has written, while its process waits for the next test."""
+        for reader in self.inherited.readers:
+            self.inherited.copy_all(reader)
+
     def read(self) -> list[tuple[str, str]]:
         """Return name and content of each stream: the last MiB of what a test process that ended
         early had printed since its last report.

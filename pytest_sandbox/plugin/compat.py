@@ -1,33 +1,28 @@
 """Every private name of pytest, pluggy, coverage and execnet that this plugin uses.
 
-Each use has the reason why no public name serves. tests/test_structure.py allows private names in
-no other module.
+Each use has the reason why no public name serves. tests/test_structure.py allows private names only
+here and in compat_fixtures.py, which is about fixtures and collectors.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import pathlib
 import re
+import subprocess
 import warnings
-from contextlib import nullcontext, suppress
-from itertools import takewhile
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from _pytest.compat import NOTSET
-from _pytest.fixtures import SubRequest
-from _pytest.scope import Scope
 from _pytest.warnings import catch_warnings_for_item
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
 __all__ = [
-    "HigherFixtures",
-    "OuterFinalizers",
     "RestrictedHook",
     "add_failed_subtests",
     "base_temporary",
@@ -36,152 +31,37 @@ __all__ = [
     "failed_subtests",
     "host_outputs",
     "ini_value",
+    "interpreter_options",
     "is_at_terminal",
     "is_measured",
     "junit_xml",
-    "keep_collectors_of",
     "logging_locks",
     "recorded_warnings",
     "restore_subtest",
-    "set_up_higher",
-    "tear_down_item",
+    "silence_terminal",
     "tmp_path_name",
     "upcoming",
+    "use_base_temporary",
 ]
 
-# -- fixtures
+# -- the session
 
 
-def set_up_higher(item: Any) -> None:
-    """Set up the item's fixtures of scopes above function in this process.
-
-    ``item._request``: pytest sets up an item's fixtures in its own setup, all scopes together.
-
-    ``SubRequest`` and ``_fixture_defs``: a function-scoped fixture may override a higher one and
-    request it by the same name. Only a request made for the overriding fixture finds the one below
-    it. The value that this caches on the item is removed, because the test process has to set up
-    the overriding fixtures.
-    """
-    for name, overriding in _higher_fixtures(item):
-        request = item._request
-        for definition in overriding:
-            request = SubRequest(request, Scope.Function, NOTSET, 0, definition, _ispytest=True)
-        request.getfixturevalue(name)
-        if overriding:
-            del item._request._fixture_defs[name]
-
-
-def _higher_fixtures(item: Any) -> Iterator[tuple[str, list[Any]]]:
-    """Yield the name of each fixture of a scope above function, and the function-scoped fixtures
-    that override and request it, nearest to the test first.
-
-    ``item._fixtureinfo``, ``fixturedef._scope``: a fixture's definition is public only once it is
-    set up. ``callspec._arg2scope``: a parametrization with ``scope=`` changes the scope of all
-    fixtures of a name.
-    """
-    info = getattr(item, "_fixtureinfo", None)
-    if info is None:
-        return
-    scopes = getattr(getattr(item, "callspec", None), "_arg2scope", {})
-    for name in info.names_closure:
-        definitions = info.name2fixturedefs.get(name) or ()
-        overriding: list[Any] = []
-        if name not in scopes:
-            overriding = list(takewhile(_requests_overridden, reversed(definitions)))
-        if len(overriding) == len(definitions):
-            continue
-        scope = scopes.get(name) or definitions[-1 - len(overriding)]._scope
-        if scope > Scope.Function:
-            yield name, overriding
-    if hasattr(item, "dtest"):
-        yield "doctest_namespace", []  # a doctest requests it without naming it
-
-
-def _requests_overridden(definition: Any) -> bool:
-    return definition._scope is Scope.Function and definition.argname in definition.argnames
-
-
-class HigherFixtures:
-    """What is set up for an item in this process: fixtures of scopes above function, and its
-    collectors.
-
-    - ``are_set_up``: whether nothing is missing.
-    - ``are_of_other_parameters``: whether one has to be torn down before, as it is set up for
-      another parameter.
-
-    ``definition.cached_result``, ``session._setupstate``, ``item._fixtureinfo``: no public name
-    tells what is set up. Collectors that inherit ``setup`` have nothing to set up.
-    """
-
-    def __init__(self, item: Any) -> None:
-        self._params = getattr(getattr(item, "callspec", None), "params", {})
-        self.are_of_other_parameters = False
-        stack = item.session._setupstate.stack
-        self.are_set_up = all(
-            (node in stack and stack[node][1] is None) or type(node).setup is pytest.Collector.setup
-            for node in item.listchain()[:-1]
-        )
-        for name, overriding in _higher_fixtures(item):
-            definitions = item._fixtureinfo.name2fixturedefs.get(name, ())
-            self._look_at(name, definitions[: len(definitions) - len(overriding)])
-
-    def _look_at(self, name: str, definitions: Sequence[Any]) -> None:
-        cached = definitions[-1].cached_result if definitions else None
-        is_wrong = cached is not None and name in self._params and cached[1] != self._params[name]
-        self.are_of_other_parameters |= is_wrong
-        self.are_set_up &= cached is not None and cached[2] is None and not is_wrong
-
-
-def keep_collectors_of(item: Any) -> None:
-    """In a test process, forget the collectors that are set up for other items."""
-    stack, chain = item.session._setupstate.stack, item.listchain()
-    for node in [node for node in stack if node not in chain]:
-        del stack[node]
-
-
-def upcoming(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.Item]:
-    """Return the items that follow in this process, as far as that is known.
+def upcoming(
+    item: pytest.Item, index: int, nextitem: pytest.Item | None, most: int
+) -> list[pytest.Item]:
+    """Return the items that follow ``item`` in this process, as far as that is known: at most
+    ``most``. ``index`` is that of the item in the session.
 
     ``WorkerInteractor.torun``: the controller of xdist decides it, a few items in advance.
     """
     items = item.session.items
     if not hasattr(item.config, "workerinput"):
-        return items[items.index(item) + 1 :]
+        return items[index + 1 : index + 1 + most] if index >= 0 else []
     queue = getattr(_worker_interactor(item.config), "torun", None)
     known = list(getattr(queue, "_items", ()))
     later = [items[number] for number in known if isinstance(number, int)]
-    return later if nextitem is None else [nextitem, *later]
-
-
-class OuterFinalizers:
-    """The finalizers of all nodes above an item, which its test process must not run.
-
-    ``session._setupstate``: without this, each test process would tear down the session's fixtures
-    when its item's teardown phase has no next item. No public call removes finalizers.
-
-    Everything is prepared before the fork. Freeing the finalizers in the child would write to pages
-    that it shares with the parent, so the object keeps a reference to them.
-    """
-
-    def __init__(self, item: pytest.Item) -> None:
-        self._stack = item.session._setupstate.stack
-        self._referenced = {node: value for node, value in self._stack.items() if node is not item}
-        self._empty: dict[Any, Any] = {
-            node: ([], error) for node, (_finalizers, error) in self._referenced.items()
-        }
-
-    def drop(self) -> None:
-        """Remove them in this process."""
-        self._stack.update(self._empty)
-
-
-def tear_down_item(item: pytest.Item) -> None:
-    """Tear down the item and its fixtures when its teardown phase does not run.
-
-    ``session._setupstate``: ``pytest.exit()`` has ended the protocol, so no phase follows.
-    """
-    with suppress(Exception):
-        item.session._setupstate.teardown_exact(None)
+    return (later if nextitem is None else [nextitem, *later])[:most]
 
 
 def base_temporary(config: Any) -> str:
@@ -192,6 +72,47 @@ def base_temporary(config: Any) -> str:
     """
     factory = getattr(config, "_tmp_path_factory", None)
     return "" if factory is None else str(factory.getbasetemp())
+
+
+def use_base_temporary(config: Any, path: str) -> None:
+    """Use a directory that exists, for each ``tmp_path``.
+
+    ``_tmp_path_factory._basetemp``: the public option ``--basetemp`` would empty the directory.
+    """
+    factory = getattr(config, "_tmp_path_factory", None)
+    if factory is not None and path:
+        factory._basetemp = pathlib.Path(path)
+
+
+def silence_terminal(config: Any) -> None:
+    """Print nothing more, in a session of which another one shows the reports.
+
+    ``reporter._tw._file``: the reporter has no public way to change its file.
+    """
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None:
+        reporter._tw._file = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+
+
+def terminal_column(config: Any) -> int:
+    """Write what the terminal reporter has written, and return its column, from 0.
+
+    ``reporter._tw``: the reporter has no public name for it.
+    """
+    writer = getattr(config.pluginmanager.getplugin("terminalreporter"), "_tw", None)
+    if writer is None:
+        return 0
+    writer.flush()
+    return int(writer.width_of_current_line)
+
+
+def interpreter_options() -> list[str]:
+    """Return the options of this interpreter, such as ``-O`` and ``-X dev``.
+
+    ``subprocess._args_from_interpreter_flags``: multiprocessing uses it for the same purpose.
+    """
+    found: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return found
 
 
 def tmp_path_name(item: pytest.Item) -> str:

@@ -19,7 +19,7 @@ from pytest_sandbox.plugin import compat
 from pytest_sandbox.plugin.packed_numbers import pack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from pytest_sandbox.plugin.report_channel import Receiver, ReportChannel
 
@@ -47,6 +47,8 @@ class CoverageSender:
     def __init__(self) -> None:
         self._coverage = _current()
         self._files_before = self._data_files()
+        # By file and context: the numbers that were sent after an earlier test in this process.
+        self._sent: dict[tuple[str, str], set[object]] = {}
 
     def begin(self) -> None:
         """Measure Python subprocesses too, as ``patch = subprocess`` of coverage's configuration
@@ -65,47 +67,50 @@ class CoverageSender:
         return set(glob.glob(f"{glob.escape(name)}.*"))
 
     def send(self, channel: ReportChannel) -> None:
-        """Send what this process has measured and its subprocesses have saved."""
+        """Send what this process has measured and its subprocesses have saved, and measure on."""
         if self._coverage is None:
             return
         self._coverage.stop()
         own = self._coverage.get_data()
-        _send(channel, own)
+        self._send(channel, own)
         own_file = os.path.abspath(own.data_filename())
         for path in sorted(self._data_files() - self._files_before - {own_file}):
-            _send_file(channel, path)
+            self._send_file(channel, path)
+        self._coverage.start()
+
+    def _send_file(self, channel: ReportChannel, path: str) -> None:
+        from coverage import CoverageData
+        from coverage.exceptions import CoverageException
+
+        with suppress(CoverageException, OSError):  # incomplete: its process was killed
+            data = CoverageData(path)
+            data.read()
+            self._send(channel, data)
+
+    def _send(self, channel: ReportChannel, data: Any) -> None:
+        """Send what a file of measurements has, and was not sent before."""
+        has_arcs = data.has_arcs()
+        for context in sorted(data.measured_contexts()) or [""]:
+            data.set_query_contexts([f"^{re.escape(context)}$"])
+            for file in sorted(data.measured_files()):
+                found = set((data.arcs(file) if has_arcs else data.lines(file)) or ())
+                before = self._sent.get((file, context))
+                new = found - (before or set())
+                if new or (not context and before is None):  # a file of which no line ran: once
+                    self._sent[file, context] = found | (before or set())
+                    sent = {
+                        "file": file,
+                        "context": context,
+                        "tracer": data.file_tracer(file) or "",
+                        "kind": "arcs" if has_arcs else "lines",
+                        "numbers": pack("i", _flat(new) if has_arcs else list(new)),
+                    }
+                    channel.send("coverage", sent)
+        data.set_query_contexts(None)
 
 
-def _send_file(channel: ReportChannel, path: str) -> None:
-    from coverage import CoverageData
-    from coverage.exceptions import CoverageException
-
-    with suppress(CoverageException, OSError):  # incomplete: its process was killed
-        data = CoverageData(path)
-        data.read()
-        _send(channel, data)
-
-
-def _send(channel: ReportChannel, data: Any) -> None:
-    has_arcs = data.has_arcs()
-    for context in sorted(data.measured_contexts()) or [""]:
-        data.set_query_contexts([f"^{re.escape(context)}$"])
-        for file in sorted(data.measured_files()):
-            numbers = list(_flat(data.arcs(file) or ()) if has_arcs else data.lines(file) or ())
-            if numbers or not context:  # a file of which no line ran is sent once
-                sent = {
-                    "file": file,
-                    "context": context,
-                    "tracer": data.file_tracer(file) or "",
-                    "kind": "arcs" if has_arcs else "lines",
-                    "numbers": pack("i", numbers),
-                }
-                channel.send("coverage", sent)
-    data.set_query_contexts(None)
-
-
-def _flat(arcs: Iterable[tuple[int, int]]) -> Iterator[int]:
-    return (line for arc in arcs for line in arc)
+def _flat(arcs: Iterable[tuple[int, int]]) -> list[int]:
+    return [line for arc in arcs for line in arc]
 
 
 def merge(receiver: Receiver) -> None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_sandbox import supported
-from pytest_sandbox.plugin import unsupported
+from pytest_sandbox.plugin import service_fixtures, unsupported
 from pytest_sandbox.plugin.selection import settings_of
-from pytest_sandbox.plugin.stash import HOLDS, IN_TEST_PROCESS
+from pytest_sandbox.plugin.stash import HOLDS, IN_TEST_PROCESS, INSIDE
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -89,6 +89,8 @@ def pytest_runtest_makereport(
     """
     unsupported.skip(item.config, call)
     report = yield
+    if report.failed and not item.stash.get(INSIDE, False):
+        report.sections.extend(service_fixtures.sections(item))
     held = item.stash.get(_HELD, None) if HOLDS in item.stash else None
     if held is not None and report.when == "call" and held.status != "stopped":
         _add_details(item, held, report)
@@ -96,7 +98,7 @@ def pytest_runtest_makereport(
 
 
 def _add_details(item: pytest.Item, held: Container, report: pytest.TestReport) -> None:
-    from pytest_sandbox.plugin import keep, report_sections, user_properties
+    from pytest_sandbox.plugin import keep, network_report, report_sections, user_properties
 
     stats = held.handle.figures()
     kept = keep.keep_layer(item, held, failed=report.failed)
@@ -104,3 +106,4 @@ def _add_details(item: pytest.Item, held: Container, report: pytest.TestReport) 
     report.user_properties = list(item.user_properties)
     if report.failed:
         report.sections.extend(report_sections.sections(held, stats, kept))
+    network_report.add_section(item, held, None, [report])

@@ -20,6 +20,7 @@ from pytest_sandbox.container.files import open_inside
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.plugin import missing_threads, refused
 from pytest_sandbox.printable import TEXT, printable
+from pytest_sandbox.settings.destinations import is_limited
 from pytest_sandbox.units import mib
 
 if TYPE_CHECKING:
@@ -115,15 +116,20 @@ _MAX_CHANGES = 1000
 _MAX_SECONDS = 0.05
 
 
-def remember_created_files(item: pytest.Item, container: Container) -> Changes | None:
+def remember_created_files(
+    item: pytest.Item, container: Container, since: int = 0
+) -> Changes | None:
     """Record the files that a test has created, for a later test that looks for one of them.
 
-    Returns what the test has changed, of many changes some; None if that cannot be found.
+    ``since`` is its start in nanoseconds since the epoch. Returns what the test has changed, of
+    many changes some; None if that cannot be found.
     """
     from pytest_sandbox.container.diff import changes_of
 
     try:
-        found = changes_of(container.handle, most=_MAX_CHANGES, seconds=_MAX_SECONDS, as_user=True)
+        found = changes_of(
+            container.handle, most=_MAX_CHANGES, seconds=_MAX_SECONDS, as_user=True, since=since
+        )
     except (SandboxError, OSError):
         return None
     if len(_creators) < _MAX_CREATORS:
@@ -218,6 +224,8 @@ def _hints(symptom: Symptom, item: pytest.Item, container: Container, stats: Sta
 
 def _reachable(network: object) -> str:
     """Return what a container on this network reaches, as the end of a sentence."""
+    if is_limited(network):
+        return f"container may connect to this only: {network}"
     if isinstance(network, str):
         return "container has no network but its own loopback"
     addresses = getattr(network, "addresses", {})

@@ -131,15 +131,19 @@ class InheritedFiles:
         _write(self.readers[reader], part)
         return bool(part)
 
+    def copy_all(self, reader: int) -> None:
+        """Copy what is in a pipe."""
+        left = _MAX_LEFT_IN_PIPE
+        with suppress(BlockingIOError):
+            while left > 0 and (part := os.read(reader, _CHUNK)):
+                _write(self.readers[reader], part)
+                left -= len(part)
+
     def close(self) -> None:
         """Copy what is left in the pipes, and close them."""
         self.in_parent()
-        for reader, target in self.readers.items():
-            left = _MAX_LEFT_IN_PIPE
-            with suppress(BlockingIOError):
-                while left > 0 and (part := os.read(reader, _CHUNK)):
-                    _write(target, part)
-                    left -= len(part)
+        for reader in self.readers:
+            self.copy_all(reader)
             os.close(reader)
         self.readers.clear()
 

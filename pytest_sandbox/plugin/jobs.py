@@ -16,7 +16,7 @@ import resource
 from typing import TYPE_CHECKING, NoReturn
 
 from pytest_sandbox.linux import memory
-from pytest_sandbox.plugin import compat
+from pytest_sandbox.plugin import compat, compat_fixtures, scopes, session_state
 from pytest_sandbox.plugin.report_channel import wait_for_any
 from pytest_sandbox.plugin.sandboxed_test import TEST, SandboxedTest
 from pytest_sandbox.plugin.stash import INSIDE, SETTINGS
@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from pytest_sandbox.plugin.hook_forwarder import HookForwarder
     from pytest_sandbox.plugin.originals import Originals
+    from pytest_sandbox.plugin.report_channel import Receiver
+    from pytest_sandbox.plugin.running import Running
     from pytest_sandbox.plugin.slow_tests import SlowTests
-    from pytest_sandbox.plugin.test_process import HookForwarder
+    from pytest_sandbox.plugin.status_line import StatusLine
 
 __all__ = ["Scheduler"]
 
@@ -46,27 +49,42 @@ class Scheduler:
     """The tests of a session that run, or have ended and wait for their turn."""
 
     def __init__(
-        self, forwarder: HookForwarder, originals: Originals, slow: SlowTests, jobs: int
+        self,
+        forwarder: HookForwarder,
+        originals: Originals,
+        slow: SlowTests,
+        status_line: StatusLine,
+        jobs: int,
     ) -> None:
         self._forwarder = forwarder
         self._slow = slow
+        self._status_line = status_line
         self._originals = originals
         self._jobs = jobs
         self._early: dict[pytest.Item, SandboxedTest] = {}
+        #: The process that tests share, of the test whose turn it is or was.
+        self.current: Running | None = None
         #: Tests that could not start early: they start, and fail, at their turn.
         self._refused: set[pytest.Item] = set()
 
     def begin_turn(self, item: pytest.Item, nextitem: pytest.Item | None) -> SandboxedTest:
-        """Return the run of the item whose turn it is; if it could start early, it has ended.
+        """Return the run of the item whose turn it is; with several jobs, one that could start
+        early has ended.
 
         Called between two tests.
         """
         if self._jobs > 1:
-            self._run_early(item, nextitem)
+            try:
+                self._run_early(item, nextitem)
+            finally:
+                self._status_line.erase()
         test = self._early.pop(item, None)
         if test is None:
             test = self._new_test(item)
-        test.set_turn(nextitem, self.wait)
+        elif test.running is not self.current:
+            self.end_current()
+            self.current = test.running if scopes.is_shared(item) else None
+        test.set_turn(nextitem, self)
         return test
 
     def begin_turn_outside(self, item: pytest.Item) -> None:
@@ -79,15 +97,81 @@ class Scheduler:
 
         Ctrl-C is passed on to its process; a second one ends it.
         """
-        while test.receiver is not None:
-            self._advance(test)
+        try:
+            while test.receiver is not None:
+                self._advance(test)
+        finally:
+            self._status_line.erase()
 
     def discard(self) -> None:
-        """Close the tests whose turn did not come."""
+        """Close the tests whose turn did not come, and end the scope of the last one."""
         while self._early:
             item, test = self._early.popitem()
             del item.stash[TEST]
-            test.close()
+            test.drop()
+        self.end_current()
+
+    # -- scopes
+
+    def end_current(self) -> None:
+        """End the scope of the last test if it has not ended; warn of what has failed."""
+        running, self.current = self.current, None
+        if running is None:
+            return
+        with self._originals:
+            try:
+                problem = running.end_scope(self._originals)
+            finally:
+                if not self.has_tests_of(running):
+                    running.close()
+        if problem:
+            session_state.warn(running.item, problem)
+
+    def forget(self, running: Running) -> None:
+        """Note that a process is closed."""
+        if self.current is running:
+            self.current = None
+
+    def has_tests_of(self, running: Running) -> bool:
+        """Tell whether a test whose turn has not come runs, or has run, in a process."""
+        return any(test.running is running for test in self._early.values())
+
+    def goes_on(self, running: Running, nextitem: pytest.Item) -> bool:
+        """Tell whether the next test runs, has run or may run in a process."""
+        following = self._early.get(nextitem)
+        if following is not None:
+            return following.running is running
+        return running.may_run(nextitem)
+
+    def begin_following(self, test: SandboxedTest, nextitem: pytest.Item | None) -> None:
+        """Have the process of a test run the next one before its turn, if that needs nothing from
+        the parent.
+        """
+        running = test.running
+        if (
+            running is not None
+            and nextitem is not None
+            and nextitem is not test.item
+            and nextitem not in self._early
+            and test.may_go_on
+            and running.may_run(nextitem)
+            and not (nextitem.session.shouldstop or nextitem.session.shouldfail)
+        ):
+            self._begin_in(running, nextitem)
+
+    def _begin_in(self, running: Running, item: pytest.Item) -> None:
+        """Have a waiting process run a test, unless that depends on what the parent does at the
+        test's turn.
+        """
+        if (
+            scopes.may_be_skipped(item)
+            or (self._jobs > 1 and not self._has_room_for(item))
+            or scopes.lacks_fixture(item)
+        ):
+            return
+        test = self._new_test(item)
+        test.begin_in(running)
+        self._early[item] = test
 
     def _new_test(self, item: pytest.Item) -> SandboxedTest:
         test = item.stash[TEST] = SandboxedTest(item, self._forwarder, self._originals)
@@ -97,7 +181,8 @@ class Scheduler:
 
     def _run_early(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         """Start tests, also while waiting for the end of the item that is next."""
-        following = [item, *compat.upcoming(item, nextitem)][: _WINDOW * self._jobs]
+        index, most = scopes.index_of(item), _WINDOW * self._jobs
+        following = [item, *compat.upcoming(item, index, nextitem, most - 1)]
         if _is_alone(item):
             self._await_others()
             return
@@ -118,16 +203,51 @@ class Scheduler:
             self._start(item)
 
     def _startable(self, following: list[pytest.Item]) -> Iterator[pytest.Item]:
+        before: pytest.Item | None = None
         for item in following:
+            before, last = item, before
             if _is_alone(item):
                 return
             if item in self._early or item in self._refused or not item.stash.get(INSIDE, False):
                 continue
-            fixtures = compat.HigherFixtures(item)
+            if self._is_for_process_of(last, item):
+                continue
+            if scopes.is_fresh(item):
+                yield item
+                continue
+            inside = scopes.nodes_inside(item)
+            fixtures = compat_fixtures.HigherFixtures(item, scopes.scope_of(item), inside)
             if fixtures.are_of_other_parameters:
                 return  # what later items use is torn down before
-            if fixtures.are_set_up:
+            if fixtures.are_set_up and self._are_set_up_for_rest(item):
                 yield item
+
+    def _is_for_process_of(self, last: pytest.Item | None, item: pytest.Item) -> bool:
+        """Tell whether an item runs where the one before it runs, or will; begin it if it can."""
+        if last is None:
+            if self.current is None or not self.current.may_run(item):
+                return False
+            self._begin_in(self.current, item)
+            return True
+        if not scopes.share(last, item):
+            return False
+        before = self._early.get(last)
+        if before is None or before.running is None:
+            return True  # that starts at its turn
+        if before.receiver is None and before.running.is_over:
+            return False  # it has crashed
+        self.begin_following(before, item)
+        return True
+
+    @staticmethod
+    def _are_set_up_for_rest(item: pytest.Item) -> bool:
+        """Tell whether later tests of the item's scope need nothing more from the parent."""
+        following = scopes.following(item)
+        while following is not None:
+            if not scopes.may_be_skipped(following) and scopes.lacks_fixture(following):
+                return False
+            following = scopes.following(following)
+        return True
 
     def _running(self) -> list[SandboxedTest]:
         return [test for test in self._early.values() if test.receiver is not None]
@@ -166,7 +286,7 @@ class Scheduler:
         if test.test_process is not None:
             os._exit(1)
         del test.item.stash[TEST]
-        test.close()
+        test.drop()
 
     def _await_others(self) -> None:
         for test in list(self._early.values()):
@@ -174,19 +294,27 @@ class Scheduler:
 
     def _advance(self, test: SandboxedTest) -> None:
         """Read what the next of the running tests reports; ``test`` is the one waited for."""
-        running = [one for one in {*self._early.values(), test} if one.receiver is not None]
+        started = dict.fromkeys([*self._early.values(), test])
+        running = [one for one in started if one.receiver is not None]
         receivers = [one.receiver for one in running if one.receiver is not None]
         with self._originals:
             try:
-                wait_for_any(receivers, self._originals, self._slow.time_left(receivers))
+                wait_for_any(receivers, self._originals, self._time_left(receivers))
             except KeyboardInterrupt:
                 if test.receiver is not None:
                     test.receiver.interrupt()
             for one in running:
                 if one.receiver is not None and one.receiver.is_over:
                     one.note_end()
-                elif one.receiver is not None:
+                elif one.receiver is not None and self._slow.is_due(one.receiver):
+                    self._status_line.erase()
                     self._slow.name(one.item.nodeid, one.receiver)
+            self._status_line.show([one.item.nodeid for one in running if one.receiver is not None])
+
+    def _time_left(self, receivers: list[Receiver]) -> float | None:
+        """Return the seconds until there is something to write."""
+        times = (self._slow.time_left(receivers), self._status_line.time_left())
+        return min((one for one in times if one is not None), default=None)
 
 
 def _most_waiting() -> int:
@@ -203,7 +331,7 @@ def _is_alone(item: pytest.Item) -> bool:
 def _run_protocol(item: pytest.Item) -> NoReturn:
     """Run the protocol of a test that was started early, in its test process."""
     try:
-        compat.keep_collectors_of(item)
+        compat_fixtures.keep_collectors_of(item)
         item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
     finally:
         os._exit(1)  # protocol.py has ended the process, unless there was an error

@@ -18,11 +18,13 @@ session_stop  ``session.shouldstop`` and ``session.shouldfail``
 junit         properties of the suite and attributes of the test's element in junit XML
 benchmark     the measurements of pytest-benchmark
 carry         name of a plugin, and what its hook pytest_sandbox_carry has returned
+connections   calls that connect or look up a name (connection_calls.py)
 coverage      lines or arcs of one file in one context (coverage_data.py)
 late_fixture  name and scope of a fixture of a higher scope that was set up in the test process
 exit          the test ends the session (``pytest.exit``): reason and return code
 internal      the traceback of an error outside of the test's phases
-done          the last message; true if files were created in the container (wakes the parent)
+done          the last message of a test: whether files were created in the container, and whether
+              the process waits for another test (wakes the parent)
 ============  ======================================================================================
 """
 
@@ -45,11 +47,13 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.plugin.schema import Check
 
-__all__ = ["MAX_MESSAGE_BYTES", "SCHEMAS"]
+__all__ = ["MAX_CALLS", "MAX_MESSAGE_BYTES", "SCHEMAS"]
 
 MAX_MESSAGE_BYTES = 4 << 20
 #: More lines than any source file has.
 _MAX_LINE = 10_000_000
+#: Different calls of a test that connect or look up a name.
+MAX_CALLS = 200
 _NAME = schema.string(1000)
 _PATH_LENGTH = 4096
 _LONG_NAME = schema.string(1 << 16)
@@ -234,6 +238,16 @@ SCHEMAS: Mapping[str, Check] = {
         }
     ),
     "carry": schema.tuple_of(_NAME, schema.any_json),
+    "connections": schema.list_of(
+        schema.tuple_of(
+            schema.string(255),
+            schema.optional(schema.integer(1, 0xFFFF)),
+            schema.one_of("tcp", "udp", "dns"),
+            schema.string(_PATH_LENGTH),
+            schema.integer(1, 1 << 31),
+        ),
+        MAX_CALLS,
+    ),
     "coverage": schema.record(
         {
             "file": schema.string(_PATH_LENGTH, escape=str),
@@ -246,5 +260,5 @@ SCHEMAS: Mapping[str, Check] = {
     "late_fixture": schema.tuple_of(_NAME, schema.one_of("class", "module", "package", "session")),
     "exit": schema.tuple_of(_TEXT, schema.optional(schema.integer(0, 255))),
     "internal": _TEXT,
-    "done": schema.boolean,
+    "done": schema.tuple_of(schema.boolean, schema.boolean),
 }

@@ -31,7 +31,8 @@ def describe() -> list[str]:
     hint = (
         f"The pytest process has threads that do not exist in the test's process, a fork of it: "
         f"{shown}{more}. A test that waits for one waits for ever. Start it in a function-scoped "
-        "fixture, which runs inside, or keep the test outside (@pytest.mark.no_sandbox)."
+        'fixture, which runs inside; or set scope= ("module", ...), with which fixtures of that '
+        "scope run inside too; or fresh=True, a new interpreter inside, if it starts at an import."
     )
     return [hint]
 

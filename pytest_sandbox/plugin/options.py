@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sandbox import supported
-from pytest_sandbox.plugin import jobs_option, slow_tests
+from pytest_sandbox.plugin import jobs_option, network_report, pcap, slow_tests
 from pytest_sandbox.settings.schema import WORDS
 
 if TYPE_CHECKING:
@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from pytest_sandbox.settings.schema import Words
 
 __all__ = [
+    "SCOPES",
+    "check_scope",
     "pytest_addoption",
     "pytest_configure",
     "pytest_load_initial_conftests",
+    "read_scope",
     "read_settings",
+    "wants_fresh",
     "wants_sandbox",
 ]
 
@@ -34,6 +38,8 @@ _MARKS = (
     ),
     "no_sandbox: do not run the test in a container, even with --sandbox",
 )
+#: The values of the setting ``scope``, narrowest first.
+SCOPES = ("function", "class", "module", "package", "session")
 _STATS = "--sandbox-stats"
 _DEFAULT_STATS = 10
 
@@ -47,6 +53,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run every test that does not use the fixture container in a container of its own",
     )
     parser.addini("sandbox", "as --sandbox", type="bool", default=False)
+    text = f"the tests of one {', '.join(SCOPES[1:])} share a container (default: {SCOPES[0]})"
+    group.addoption("--sandbox-scope", metavar="SCOPE", help=text)
+    parser.addini("sandbox_scope", text, default=None)
+    text = "each test, or the scope that it shares, runs in a new interpreter inside"
+    group.addoption("--sandbox-fresh", action="store_true", help=text)
+    parser.addini("sandbox_fresh", text, type="bool", default=False)
     for name, words in WORDS.items():
         _add_setting(parser, group, name, words)
     group.addoption(
@@ -67,6 +79,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     jobs_option.add_options(parser, group)
     slow_tests.add_options(parser, group)
+    network_report.add_option(group)
+    pcap.add_options(group)
     parser.addini(
         "sandbox_unsupported",
         "the result of a test with a limit that this host cannot enforce: error or skip "
@@ -135,6 +149,8 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     jobs_option.announce_to_controller(config)
     slow_tests.check(config)
+    network_report.register(config)
+    pcap.register(config)
     all_inside = wants_sandbox(config)
     if all_inside or count or config.getoption("sandbox_keep") != "none":
         from pytest_sandbox.plugin import summary
@@ -145,6 +161,33 @@ def pytest_configure(config: pytest.Config) -> None:
 def wants_sandbox(config: pytest.Config) -> bool:
     """Tell whether all tests should run inside."""
     return bool(config.getoption("sandbox") or config.getini("sandbox"))
+
+
+def wants_fresh(config: pytest.Config) -> bool:
+    """Tell whether tests without a mark about it run in a new interpreter."""
+    return bool(config.getoption("sandbox_fresh") or config.getini("sandbox_fresh"))
+
+
+def read_scope(config: pytest.Config) -> tuple[str | None, str | None]:
+    """Return the scope of the ini setting and that of the command line, each None if not given.
+
+    Raises :class:`pytest.UsageError`.
+    """
+    ini, option = config.getini("sandbox_scope") or None, config.getoption("sandbox_scope")
+    for source, value in (
+        (_source(config, "sandbox_scope"), ini),
+        ("--sandbox-scope", option),
+    ):
+        if value is not None:
+            check_scope(source, value)
+    return ini, option
+
+
+def check_scope(source: str, value: object) -> str:
+    """Return the value of a setting ``scope``. Raises :class:`pytest.UsageError`."""
+    if value not in SCOPES:
+        raise pytest.UsageError(f"{source}: scope={value!r}: expected one of {', '.join(SCOPES)}")
+    return str(value)
 
 
 def read_settings(config: pytest.Config) -> tuple[dict[str, object], dict[str, object]]:

@@ -10,6 +10,9 @@ and reports as without a sandbox. The fork happens in the parent's setup phase, 
 end of the test process. The test process continues in that same setup phase, with the hook wrappers
 of every plugin around it. The two processes never use at the same time what they share.
 
+With a wider ``scope``, the fork happens at the first test of the scope, and later tests run in the
+same test process (running.py).
+
 ========  =======================================================  =================================
 phase     parent                                                   test process
 ========  =======================================================  =================================
@@ -28,42 +31,51 @@ selection.py calls :func:`register` when at least one test runs inside.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_sandbox.container.fork import forks
-from pytest_sandbox.plugin import adapters, compat, crash_report, jobs_option, test_process
+from pytest_sandbox.plugin import (
+    adapters,
+    compat,
+    compat_fixtures,
+    crash_report,
+    jobs_option,
+    scopes,
+)
 from pytest_sandbox.plugin.captured_output import flush_terminal
+from pytest_sandbox.plugin.hook_forwarder import HookForwarder
 from pytest_sandbox.plugin.jobs import Scheduler
 from pytest_sandbox.plugin.originals import Originals
 from pytest_sandbox.plugin.sandboxed_test import TEST
 from pytest_sandbox.plugin.slow_tests import SlowTests
-from pytest_sandbox.plugin.stash import INSIDE
+from pytest_sandbox.plugin.stash import INSIDE, PROCESS
+from pytest_sandbox.plugin.status_line import StatusLine
 from pytest_sandbox.plugin.timeouts import TimeoutObserver
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["register"]
+__all__ = ["NAME", "register"]
 
-_NAME = "sandbox-inside"
+#: The name of the plugin that runs tests inside.
+NAME = "sandbox-inside"
 
 
-def register(config: pytest.Config) -> None:
-    """Register the plugins that run tests inside, once for a session."""
-    if not config.pluginmanager.has_plugin(_NAME):
-        forwarder = test_process.HookForwarder(config)
-        config.pluginmanager.register(forwarder, f"{_NAME}-forwarder")
-        observer = TimeoutObserver(forwarder.announce_timeout)
-        config.pluginmanager.register(observer, f"{_NAME}-timeouts")
-        originals = Originals()
-        slow = SlowTests(config)
-        scheduler = Scheduler(forwarder, originals, slow, jobs_option.choose(config))
-        config.pluginmanager.register(_OuterHooks(config, scheduler, originals), _NAME)
-        config.pluginmanager.register(_InnerHooks(), f"{_NAME}-reports")
-        adapters.register(config)
+def register(config: pytest.Config) -> tuple[HookForwarder, Originals]:
+    """Register the plugins that run tests inside; return what a test process needs of them."""
+    forwarder, originals = HookForwarder(config), Originals()
+    config.pluginmanager.register(forwarder, f"{NAME}-forwarder")
+    observer = TimeoutObserver(forwarder.announce_timeout)
+    config.pluginmanager.register(observer, f"{NAME}-timeouts")
+    jobs = jobs_option.choose(config)
+    status_line = StatusLine(config, jobs)
+    scheduler = Scheduler(forwarder, originals, SlowTests(config), status_line, jobs)
+    config.pluginmanager.register(_OuterHooks(config, scheduler, originals), NAME)
+    config.pluginmanager.register(_InnerHooks(), f"{NAME}-reports")
+    adapters.register(config)
+    return forwarder, originals
 
 
 class _OuterHooks:
@@ -87,27 +99,42 @@ class _OuterHooks:
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
         """Run a test inside, if selection.py has decided so."""
+        if PROCESS in item.stash:  # a later test of this test process
+            try:
+                yield
+            except BaseException as error:  # noqa: BLE001 - leave() raises it again
+                raised: BaseException | None = error
+            else:
+                raised = None
+            item.stash[PROCESS].leave(raised)
         if not item.stash.get(INSIDE, False):
             self._scheduler.begin_turn_outside(item)
             return (yield)
         with self._originals:
             flush_terminal()
             forks.gather()  # between tests, so that it adds to no test's duration
-        is_inside = TEST in item.stash and item.stash[TEST].test_process is not None
-        test = item.stash[TEST] if is_inside else self._scheduler.begin_turn(item, nextitem)
+        return (yield from self._run(item, nextitem))
+
+    def _run(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, object, object]:
+        """Run a test in its turn; in a test process that begins there, leave it for good."""
+        test = self._scheduler.begin_turn(item, nextitem)
+        result, raised = None, None
         try:
             result = yield
         except BaseException as error:
-            if test.test_process is not None:
-                test.test_process.end(error)
-            raise
+            if test.test_process is None:
+                raise
+            raised = error
         finally:
-            if test.test_process is not None:
-                os._exit(1)  # a test process must never continue with the session
-            self._exception_interact.restore()
-            test.restore_phases()
-            test.close()
-            del item.stash[TEST]
+            if test.test_process is None:
+                self._exception_interact.restore()
+                test.restore_phases()
+                test.close()
+                del item.stash[TEST]
+        if test.test_process is not None:
+            test.test_process.leave(raised)
         return result
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -123,6 +150,27 @@ class _OuterHooks:
             raise
         _continue_test(item, start, None)
         return result
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, None, None]:
+        """End a scope in the teardown phase of its last test.
+
+        Before the first test of one, tear down in the parent what its process creates itself.
+        """
+        if PROCESS in item.stash:
+            return (yield)
+        test = item.stash.get(TEST, None)
+        if test is not None:
+            test.before_teardown(nextitem)
+        try:
+            return (yield)
+        finally:
+            is_forked = nextitem is not None and not scopes.is_fresh(nextitem)
+            inside = scopes.nodes_inside(nextitem) if nextitem is not None and is_forked else []
+            if nextitem is not None and inside and not scopes.share(item, nextitem):
+                compat_fixtures.tear_down_from(inside[0])
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
@@ -184,12 +232,10 @@ def _continue_test(
 
     ``error`` is the exception of the setup phase, which began at ``start``.
     """
-    test = item.stash.get(TEST, None)
-    if test is not None and test.test_process is not None:
-        test.test_process.run(start, error)
+    if PROCESS in item.stash:
+        item.stash[PROCESS].run(start, error)
 
 
 def _end_repetition(item: pytest.Item) -> None:
-    test = item.stash.get(TEST, None)
-    if test is not None and test.test_process is not None:
-        test.test_process.leave_repeating_to_parent()
+    if PROCESS in item.stash:
+        item.stash[PROCESS].leave_repeating_to_parent()

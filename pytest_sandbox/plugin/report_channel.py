@@ -22,15 +22,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
+import mmap
 import os
 import secrets
 import select
 import signal
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_sandbox.linux import process
+from pytest_sandbox.plugin.lenient_json import dumps
 from pytest_sandbox.plugin.messages import MAX_MESSAGE_BYTES
 from pytest_sandbox.plugin.schema import InvalidError
 
@@ -48,8 +50,6 @@ __all__ = [
     "Message",
     "Receiver",
     "ReportChannel",
-    "dumps",
-    "safe_repr",
     "wait_for_any",
 ]
 
@@ -71,9 +71,7 @@ _INTERRUPT_TIMEOUT = 5.0
 #: Seconds that a test process may take longer than pytest-timeout allows: that plugin's own report
 #: shows where the test was.
 GRACE = 1.0
-_getpid, _write = os.getpid, os.write
-#: Nesting beyond which values are sent as their repr(); less than schema.MAX_DEPTH.
-_MAX_DEPTH = 80
+_getpid, _read, _write = os.getpid, os.read, os.write
 
 
 def _now() -> float:
@@ -97,7 +95,8 @@ class ReportChannel:
     for those that the file does not take, and for the stack that faulthandler writes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_shared: bool = False) -> None:
+        """``is_shared``: the child runs several tests, and the parent names each."""
         self.nonce = secrets.token_hex(8).encode()
         self.file = os.memfd_create("reports", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         fcntl.fcntl(self.file, fcntl.F_SETFL, os.O_APPEND)
@@ -105,24 +104,50 @@ class ReportChannel:
         self.wake_reader, self.wake_writer = os.pipe2(os.O_CLOEXEC)
         # The test process can open the pipe's other end and read back what it has written.
         os.set_blocking(self.wake_reader, False)
+        # The parent names the next test by this pipe.
+        self._words = os.pipe2(os.O_CLOEXEC) if is_shared else None
         self._sender = 0
+        #: How much of the file the parent has read.
+        self.offset = self._freed = 0
 
-    def in_parent(
-        self,
-        child: Child,
-        checker: MessageChecker,
-        files: InheritedFiles,
-        *,
-        may_debug: bool,
-    ) -> Receiver:
-        """Close the child's end and return the parent's."""
+    def child_ends(self) -> dict[str, int | None]:
+        """Return the descriptors of the child's ends, as fresh_plugin.py expects them."""
+        word = None if self._words is None else self._words[0]
+        return {"file": self.file, "wake": self.wake_writer, "word": word}
+
+    def in_parent(self) -> None:
+        """Close the child's ends."""
         os.close(self.wake_writer)
-        return Receiver(self, child, checker, files, may_debug=may_debug)
+        self._close_word(0)
 
     def in_child(self) -> None:
-        """Close the parent's end."""
+        """Close the parent's ends."""
         os.close(self.wake_reader)
+        self._close_word(1)
         self._sender = _getpid()
+
+    def free_read(self) -> None:
+        """Free the memory of whole MiB that were read: it counts as the container's."""
+        size = (self.offset - self._freed) >> 20 << 20
+        if size:
+            with mmap.mmap(self.file, size, offset=self._freed) as mapped:
+                mapped.madvise(mmap.MADV_REMOVE)
+            self._freed += size
+
+    def send_word(self, index: int | None) -> None:
+        """Name in the parent the next test by its index in the session; None: there is none."""
+        assert self._words is not None
+        with suppress(BrokenPipeError):  # the child has ended: the wait for it finds out
+            _write(self._words[1], b"%d\n" % index if index is not None else b"\n")
+
+    def next_word(self) -> int | None:
+        """Wait in the child for the next word; None at the end, also when the parent has ended."""
+        word = b""
+        while self._words is not None and (part := _read(self._words[0], 1)):
+            if part == b"\n":
+                return int(word) if word else None
+            word += part
+        return None
 
     def send(self, kind: str, data: Any, *, wake: bool = False) -> None:
         """Append a message in the child; ``wake`` has the parent read it at once.
@@ -146,11 +171,17 @@ class ReportChannel:
         """Close the parent's end."""
         os.close(self.file)
         os.close(self.wake_reader)
+        self._close_word(1)
 
     def close_both_ends(self) -> None:
         """Close both ends, when the fork has failed."""
         os.close(self.wake_writer)
+        self._close_word(0)
         self.close()
+
+    def _close_word(self, end: int) -> None:
+        if self._words is not None:
+            os.close(self._words[end])
 
 
 def _write_all(fd: int, data: bytes) -> None:
@@ -159,7 +190,7 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 class Receiver:
-    """The parent's end.
+    """The parent's end during one test.
 
     - ``messages``: those that have passed their check.
     - ``invalid``: what is wrong with the first message that has not; nothing is read after it.
@@ -184,7 +215,7 @@ class Receiver:
         self._checker = checker
         self._files = files
         self._may_debug = may_debug
-        self._offset = 0
+        self._file_bytes = 0
         self._partial_line = bytearray()
         self.messages: list[Message] = []
         self.has_foreign_data = False
@@ -266,12 +297,13 @@ class Receiver:
 
     def _read_messages(self) -> None:
         while not self.invalid:
-            part = os.pread(self._channel.file, _CHUNK, self._offset)
+            part = os.pread(self._channel.file, _CHUNK, self._channel.offset)
             if not part:
                 self.has_foreign_data = self.has_foreign_data or bool(self._partial_line)
                 return
-            self._offset += len(part)
-            if self._offset > _MAX_BYTES:
+            self._channel.offset += len(part)
+            self._file_bytes += len(part)
+            if self._file_bytes > _MAX_BYTES:
                 self.invalid = _TOO_MUCH
                 return
             self._read_lines(part)
@@ -364,7 +396,7 @@ class Receiver:
     @property
     def size(self) -> int:
         """The bytes that the child has written."""
-        return self._offset + self._piped_bytes
+        return self._file_bytes + self._piped_bytes
 
     @property
     def is_done(self) -> bool:
@@ -374,7 +406,18 @@ class Receiver:
     @property
     def may_have_created_files(self) -> bool:
         """Whether files were created in the container; True too if the child ended early."""
-        return not self.is_done or bool(self.messages[-1].data)
+        return not self.is_done or bool(self.messages[-1].data[0])
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the child waits for the next test."""
+        return self.is_done and not self.invalid and bool(self.messages[-1].data[1])
+
+    @property
+    def passed_phases(self) -> tuple[bool, bool]:
+        """Whether the setup phase has not failed, and whether none has."""
+        outcomes = [data["report"]["outcome"] for data in self.of_kind("report")]
+        return outcomes[:1] not in ([], ["failed"]), self.is_done and "failed" not in outcomes
 
     def of_kind(self, kind: str) -> Iterator[Any]:
         """Yield the data of all messages of a kind."""
@@ -405,36 +448,3 @@ def wait_for_any(
 
 def _least(seconds: Sequence[float | None]) -> float | None:
     return min((one for one in seconds if one is not None), default=None)
-
-
-def dumps(value: Any) -> bytes:
-    """Return JSON; values that JSON lacks become their repr()."""
-    try:
-        return _ENCODER.encode(value).encode("utf-8", "surrogatepass")
-    except (TypeError, ValueError, RecursionError):  # a key that is not a string, a cycle
-        return _ENCODER.encode(_as_json(value, 0)).encode("utf-8", "surrogatepass")
-
-
-def _as_json(value: Any, depth: int) -> Any:
-    if depth < _MAX_DEPTH:
-        if isinstance(value, dict):
-            return {
-                key if isinstance(key, str) else safe_repr(key): _as_json(one, depth + 1)
-                for key, one in value.items()
-            }
-        if isinstance(value, list | tuple):
-            return [_as_json(one, depth + 1) for one in value]
-        if value is None or type(value) in {str, int, float, bool}:
-            return value
-    return safe_repr(value)
-
-
-def safe_repr(value: object) -> str:
-    """Return ``repr(value)``, or the name of its class if that raises."""
-    try:
-        return repr(value)
-    except Exception:  # noqa: BLE001 - an object of the suite's
-        return f"<{type(value).__qualname__}>"
-
-
-_ENCODER = json.JSONEncoder(default=safe_repr, ensure_ascii=False)

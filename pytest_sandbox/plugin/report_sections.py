@@ -26,10 +26,14 @@ _MAX_LINE = 1024
 _SIZES = ("memory", "memory_swap", "memory_high", "disk", "shm_size")
 
 
-def sections(container: Container, stats: Stats, kept: str | None = None) -> list[tuple[str, str]]:
-    """Return titles and texts; ``kept`` is the ID of the layer that ``--sandbox-keep`` saved."""
+def sections(
+    container: Container, stats: Stats, kept: str | None = None, since: int = 0
+) -> list[tuple[str, str]]:
+    """Return titles and texts; ``kept`` is the ID of the layer that ``--sandbox-keep`` saved,
+    ``since`` the time in nanoseconds since the epoch from which on changes are listed.
+    """
     found = [("container", _usage(container, stats, kept))]
-    changes = _changes(container)
+    changes = _changes(container, since)
     return [*found, ("changes", changes)] if changes else found
 
 
@@ -50,11 +54,11 @@ def _usage(container: Container, stats: Stats, kept: str | None) -> str:
     return "\n".join(lines)
 
 
-def _changes(container: Container) -> str:
+def _changes(container: Container, since: int) -> str:
     from pytest_sandbox.container.diff import changes_of
 
     try:
-        changes = changes_of(container.handle, most=_MAX_CHANGES, seconds=_MAX_SECONDS)
+        changes = changes_of(container.handle, most=_MAX_CHANGES, seconds=_MAX_SECONDS, since=since)
     except (SandboxError, OSError) as error:
         return f"unknown: {error}"
     lines = [_truncated(printable(change)) for change in changes[:_MAX_SHOWN]]

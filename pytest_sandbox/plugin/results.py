@@ -8,29 +8,50 @@ report_sections.py, hints.py and user_properties.py add what the container used 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from pytest_sandbox.outcome import Exited, OOMKilled, Outcome, TimedOut
+from pytest_sandbox.outcome import Exited, OOMKilled, TimedOut
 from pytest_sandbox.plugin import (
     artifacts,
     compat,
     crash_report,
     hints,
     keep,
+    network_report,
     report_sections,
+    service_fixtures,
     unkept_files,
 )
 from pytest_sandbox.plugin.user_properties import is_of_container, set_properties
 
 if TYPE_CHECKING:
     from pytest_sandbox.container.container import Container
+    from pytest_sandbox.outcome import Outcome, Stats
     from pytest_sandbox.plugin.report_channel import Receiver
 
-__all__ = ["PhaseResult", "TestResult"]
+__all__ = ["Ended", "PhaseResult", "TestResult", "restored_report"]
 
 _PHASES = ("setup", "call", "teardown")
+
+
+class Ended(NamedTuple):
+    """What is known of a test that has ended.
+
+    ``times`` are its start and end in seconds since the epoch; files that have last changed before
+    ``since`` nanoseconds are of earlier tests in its container. ``output`` is the name and content
+    of its captured streams, ``note`` what a report of a failure says about the other tests of its
+    container.
+    """
+
+    receiver: Receiver
+    outcome: Outcome
+    times: tuple[float, float]
+    since: int
+    output: list[tuple[str, str]]
+    stats: Stats
+    note: str
 
 
 class PhaseResult:
@@ -78,6 +99,16 @@ class PhaseResult:
         vars(self.report).pop("wasxfail", None)
 
 
+def restored_report(item: pytest.Item, data: dict[str, Any]) -> Any:
+    """Return a report of a test process as an object."""
+    config = item.config
+    report = config.hook.pytest_report_from_serializable(config=config, data=data)
+    compat.restore_subtest(report, data)
+    if report.failed:
+        _ = report.longreprtext  # raises what the terminal reporter would raise later
+    return report
+
+
 class TestResult:
     """The result of one test.
 
@@ -88,34 +119,26 @@ class TestResult:
     - ``exit``: if the test called ``pytest.exit()``, the phase, reason and return code.
     """
 
-    def __init__(
-        self,
-        item: pytest.Item,
-        container: Container,
-        receiver: Receiver,
-        outcome: Outcome,
-        time: tuple[float, float],
-        output: list[tuple[str, str]],
-    ) -> None:
-        """``time`` is the start and the end of the test process in seconds since the epoch,
-        ``output`` the name and content of its captured streams.
-        """
+    def __init__(self, item: pytest.Item, container: Container, ended: Ended) -> None:
         self.item = item
         self.container = container
-        self.outcome = outcome
-        self.stats = container.handle.figures()
+        self.outcome = ended.outcome
+        self.stats = ended.stats
+        self._note = note = ended.note
+        self._receiver = receiver = ended.receiver
         self.phases: dict[str, PhaseResult] = {}
         self.logged: list[pytest.TestReport] = []
         self.exit: tuple[str, str, int | None] | None = None
-        self._receiver = receiver
         self._symptoms: list[hints.Symptom] = []
-        self._time = time
-        self._output = output
+        self._time = ended.times
+        self._since = ended.since
+        self._output = ended.output
         self._read_all()
         if receiver.invalid:
             self._fail_as_invalid()
         elif not self._is_complete:
-            text = crash_report.describe(outcome, receiver, self.stats)
+            text = crash_report.describe(self.outcome, receiver, self.stats)
+            text = f"{text}\n{note}" if note else text
             self._fail_unreported_phase(text, self._unreported_phase)
 
     @property
@@ -149,12 +172,7 @@ class TestResult:
                 self.exit = (self._unreported_phase, *data)
 
     def _report(self, data: dict[str, Any]) -> Any:
-        config = self.item.config
-        report = config.hook.pytest_report_from_serializable(config=config, data=data)
-        compat.restore_subtest(report, data)
-        if report.failed:
-            _ = report.longreprtext  # raises what the terminal reporter would raise later
-        return report
+        return restored_report(self.item, data)
 
     def _fail_as_invalid(self) -> None:
         """Fail the test because of an invalid message, whatever else it has reported.
@@ -218,16 +236,17 @@ class TestResult:
         sections = self._sections(kept) if failed else []
         changes = None
         if self._receiver.may_have_created_files:
-            changes = hints.remember_created_files(self.item, self.container)
+            changes = hints.remember_created_files(self.item, self.container, self._since)
         copied: list[str] = []
         if self._receiver.may_have_created_files or self.container.settings.artifacts:
             # After all that compares the container with the host.
-            copied = artifacts.copy_artifacts(self.item, self.container, changes)
+            copied = artifacts.copy_artifacts(self.item, self.container, changes, self._since)
             sections += artifacts.section(copied)
         if changes and not failed:
             unkept_files.record(self.item, changes, copied)
         for report in failed:
             report.sections.extend(sections)
+        network_report.add_section(self.item, self.container, self._receiver, reports)
         self._add_properties(reports, kept)
 
     def _add_properties(self, reports: list[pytest.TestReport], kept: str | None) -> None:
@@ -240,8 +259,11 @@ class TestResult:
                 report.user_properties = [*report.user_properties, *added]
 
     def _sections(self, kept: str | None) -> list[tuple[str, str]]:
-        sections = report_sections.sections(self.container, self.stats, kept)
+        sections = report_sections.sections(self.container, self.stats, kept, self._since)
+        sections += service_fixtures.sections(self.item)
         if isinstance(self.outcome, TimedOut):
             self._symptoms.append(hints.Symptom("waited"))
         text = hints.describe(self._symptoms, self.item, self.container, self.stats)
+        if self._note:
+            sections.append(("shared container", self._note))
         return [*sections, ("hint", text)] if text else sections

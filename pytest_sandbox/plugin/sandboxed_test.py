@@ -2,118 +2,63 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from contextlib import ExitStack, suppress
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from pytest_sandbox.container.container import Container
 from pytest_sandbox.container.fork import fork_into
-from pytest_sandbox.container.lifecycle import prepare
-from pytest_sandbox.errors import SandboxError
-from pytest_sandbox.linux import process
-from pytest_sandbox.outcome import Exited, Outcome, TimedOut
 from pytest_sandbox.plugin import (
     artifacts,
     benchmarks,
     carry,
     compat,
+    compat_fixtures,
     coverage_data,
-    python_home,
     results,
+    scopes,
     session_state,
     test_process,
 )
 from pytest_sandbox.plugin.captured_output import CapturedOutput
+from pytest_sandbox.plugin.fresh import FreshStart
 from pytest_sandbox.plugin.log_locks import HeldLocks
 from pytest_sandbox.plugin.message_checker import MessageChecker
-from pytest_sandbox.plugin.report_channel import Receiver, ReportChannel
-from pytest_sandbox.plugin.stash import IN_TEST_PROCESS, SETTINGS
+from pytest_sandbox.plugin.report_channel import ReportChannel
+from pytest_sandbox.plugin.running import Running, abandon_all
 from pytest_sandbox.plugin.timeouts import PluginTimeouts
 from pytest_sandbox.plugin.unsupported import as_test_result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from pytest_sandbox.container.container import Container
     from pytest_sandbox.container.fork import Child
+    from pytest_sandbox.plugin.hook_forwarder import HookForwarder
     from pytest_sandbox.plugin.originals import Originals
+    from pytest_sandbox.plugin.report_channel import Receiver
 
 __all__ = ["TEST", "SandboxedTest"]
 
-#: Seconds that a test process may take to end after its last message.
-_EXIT_TIMEOUT = 2
 #: The run of a test, from the protocol's start to its end, or from an early start on.
 TEST = pytest.StashKey["SandboxedTest"]()
 
 
-class _Run:
-    """What the parent has of a test process, from its start to its result."""
+class _Scheduler(Protocol):
+    """What a test needs of jobs.Scheduler."""
 
-    def __init__(
-        self,
-        child: Child,
-        receiver: Receiver,
-        channel: ReportChannel,
-        output: CapturedOutput,
-        started: float,
-    ) -> None:
-        self.child = child
-        self.receiver = receiver
-        self.channel = channel
-        self.output = output
-        self.started, self.ended = started, 0.0
-        self.outcome: Outcome | None = None
-        self.captured: list[tuple[str, str]] = []
-        self._is_closed = False
-        _open_runs.add(self)
+    current: Running | None
 
-    def end(self) -> None:
-        """Find out how the test process has ended, once its receiver is over.
+    def wait(self, test: SandboxedTest) -> None: ...
 
-        Closes the descriptors: many tests may wait for their turn.
-        """
-        self.outcome = self._find_outcome()
-        self.ended = time.time()
-        self.captured = self.output.read()
-        self.close()
+    def end_current(self) -> None: ...
 
-    def _find_outcome(self) -> Outcome:
-        receiver, child = self.receiver, self.child
-        if not receiver.timed_out:
-            if receiver.invalid:
-                process.kill(child.pidfd, signal.SIGKILL)
-            # After its last message the test is over: SandboxedTest.close() waits for the process.
-            return Exited(0) if receiver.is_done else child.wait()
-        if not receiver.interrupted:
-            receiver.request_stack()
-        outcome = child.wait(0)
-        if isinstance(outcome, TimedOut):
-            return replace(outcome, limit=receiver.limit_seconds)
-        if isinstance(outcome, Exited) and not receiver.interrupted:
-            # The signal for its stack has interrupted a system call, and the test went on.
-            return TimedOut(receiver.limit_seconds)
-        return outcome
+    def forget(self, running: Running) -> None: ...
 
-    def close(self) -> None:
-        """Close the descriptors, once."""
-        if not self._is_closed:
-            self._is_closed = True
-            _open_runs.discard(self)
-            self.output.close()
-            self.channel.close()
+    def has_tests_of(self, running: Running) -> bool: ...
 
-    def abandon(self) -> None:
-        """Close the descriptors in the process of another test, which could forge reports."""
-        self._is_closed = True
-        self.output.abandon()
-        self.channel.close()
+    def goes_on(self, running: Running, nextitem: pytest.Item) -> bool: ...
 
-
-#: The runs of this process that have descriptors.
-_open_runs: set[_Run] = set()
+    def begin_following(self, test: SandboxedTest, nextitem: pytest.Item | None) -> None: ...
 
 
 class SandboxedTest:
@@ -122,32 +67,40 @@ class SandboxedTest:
     The object exists in both processes after the fork: ``test_process`` is None in the parent.
     """
 
-    def __init__(
-        self, item: pytest.Item, forwarder: test_process.HookForwarder, originals: Originals
-    ) -> None:
+    def __init__(self, item: pytest.Item, forwarder: HookForwarder, originals: Originals) -> None:
         self.item = item
         self._forwarder = forwarder
         self._originals = originals
+        self._scope = scopes.scope_of(item)
+        self._is_shared, self._is_fresh = scopes.is_shared(item), scopes.is_fresh(item)
+        # The collectors that the test process sets up.
+        self._inside = scopes.nodes_inside(item)
         self._item_teardown = item.teardown
         self._item_repr_failure = item.repr_failure
         self.test_process: test_process.TestProcess | None = None
         self.result: results.TestResult | None = None
-        self._container: Container | None = None
-        self._run: _Run | None = None
+        self.running: Running | None = None
+        self._receiver: Receiver | None = None
+        self._ended: results.Ended | None = None
         self._timeouts = PluginTimeouts(item)
         self._nextitem: pytest.Item | None = None
 
     def replace_phases(self) -> None:
-        """Replace the item's functions for its phases."""
+        """Replace the functions of the item for its phases, and of the collectors that are set up
+        inside.
+        """
+        for node in self._inside:
+            node.setup = node.teardown = _nothing  # type: ignore[method-assign]
         self.item.setup = self._set_up  # type: ignore[method-assign]
         self.item.runtest = self._log_subtests  # type: ignore[method-assign]
         self.item.teardown = self._tear_down  # type: ignore[method-assign]
         self.item.repr_failure = self._repr_failure  # type: ignore[method-assign, assignment]
 
     def restore_phases(self) -> None:
-        """Restore the item's functions."""
-        for name in ("setup", "runtest", "teardown", "repr_failure"):
-            self.item.__dict__.pop(name, None)
+        """Restore the functions."""
+        for node in (*self._inside, self.item):
+            for name in ("setup", "runtest", "teardown", "repr_failure"):
+                node.__dict__.pop(name, None)
 
     # -- the start
 
@@ -160,7 +113,16 @@ class SandboxedTest:
         is_parent = self._start(None, ExitStack())
         if not is_parent:
             self.replace_phases()
+            for node in self._inside:  # these are the process's own
+                node.__dict__.pop("setup", None)
+                node.__dict__.pop("teardown", None)
         return is_parent
+
+    def begin_in(self, running: Running) -> None:
+        """Run the test in the process of the one before it, which waits."""
+        with self._originals:
+            running.begin(self.item)
+        self.running, self._receiver = running, running.receiver
 
     def _start(self, nextitem: pytest.Item | None, recorded_warnings: ExitStack) -> bool:
         """Start the container and fork into it; return False in the test process.
@@ -169,63 +131,44 @@ class SandboxedTest:
         """
         self._originals.compare()
         with self._originals:
-            container = self._start_container(nextitem)
+            self.running = Running(self.item)
+            self.running.start_container(nextitem)
+        container = self.running.container
         self.item.ihook.pytest_sandbox_started(item=self.item, container=container)
         with self._originals:
-            return self._fork_into(container, recorded_warnings)
+            return self._fork_into(self.running, recorded_warnings)
 
-    def _fork_into(self, container: Container, recorded_warnings: ExitStack) -> bool:
+    def _fork_into(self, running: Running, recorded_warnings: ExitStack) -> bool:
         artifacts.prepare(self.item)
         checker = MessageChecker(self.item)
-        channel, output = ReportChannel(), CapturedOutput(self.item.config)
-        self._timeouts = PluginTimeouts(self.item)
+        channel = ReportChannel(is_shared=self._is_shared)
+        output = CapturedOutput(self.item.config)
         coverage_data.before_fork()
-        self._timeouts.stop()
-        prepared = test_process.TestProcess(
-            self.item, channel, output, self._timeouts, self._forwarder, self._originals
-        )
+        self._stop_timeouts()
+        prepared: FreshStart | test_process.TestProcess
+        if self._is_fresh:
+            prepared = FreshStart(self.item, channel, output)
+        else:
+            prepared = test_process.TestProcess(
+                self.item, channel, output, self._timeouts, self._forwarder, self._originals
+            )
         started = time.time()
-        child = self._fork(container, channel, output)
+        child = self._fork(running.container, channel, output)
         if child is None:
-            self.item.stash[IN_TEST_PROCESS] = True
+            abandon_all()
+            if isinstance(prepared, FreshStart):
+                prepared.execute()
             self.test_process = prepared
-            for run in _open_runs:
-                run.abandon()
             prepared.begin(recorded_warnings.pop_all())
             return False
-        output.inherited.in_parent()
-        may_debug = _may_debug(self.item.config)
-        receiver = channel.in_parent(child, checker, output.inherited, may_debug=may_debug)
-        for limit in (container.settings.timeout, self._timeouts.limit):
-            if limit is not None:
-                receiver.limit(limit)
-        self._run = _Run(child, receiver, channel, output, started)
+        self._receiver = running.forked(child, channel, output, checker, started)
+        if self._timeouts.limit is not None:
+            self._receiver.limit(self._timeouts.limit)
         return True
 
-    def _start_container(self, nextitem: pytest.Item | None) -> Container:
-        with as_test_result(self.item.config):
-            self._container = container = Container(self.item.stash[SETTINGS])
-            container.handle.label = self.item.nodeid
-            if container.settings.image != "host":
-                container.handle.directories = python_home.directories(self.item.config)
-            container.start()
-            self._prepare_next(nextitem)
-        return container
-
-    def _prepare_next(self, nextitem: pytest.Item | None) -> None:
-        """Have the next test's container created while this test runs, if its settings differ: the
-        launcher prepares one with the same settings anyway.
-
-        An error is that of the next test, which tries again.
-        """
-        following = None if nextitem is None else nextitem.stash.get(SETTINGS, None)
-        if (
-            following is not None
-            and following != self.item.stash[SETTINGS]
-            and following.image == "host"
-        ):
-            with suppress(SandboxError, OSError):
-                prepare(following)
+    def _stop_timeouts(self) -> None:
+        self._timeouts = PluginTimeouts(self.item)
+        self._timeouts.stop()
 
     def _fork(
         self, container: Container, channel: ReportChannel, output: CapturedOutput
@@ -250,28 +193,36 @@ class SandboxedTest:
 
     @property
     def receiver(self) -> Receiver | None:
-        """What the test process has reported so far; None if it was not started, or its end was
-        noted.
-        """
-        return None if self._run is None or self._run.outcome else self._run.receiver
+        """What the test has reported so far; None if it was not started, or its end was noted."""
+        return None if self._ended is not None else self._receiver
 
     @property
     def report_bytes(self) -> int:
-        """The bytes that the test process has reported."""
-        return 0 if self._run is None else self._run.receiver.size
+        """The bytes that the test has reported."""
+        return 0 if self._receiver is None else self._receiver.size
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether the test has ended in a way after which its process may run the next one before
+        anything else: it has passed, and nobody looks for files that it has written.
+        """
+        ended, running = self._ended, self.running
+        if ended is None or running is None or not running.has_passed:
+            return False
+        return not ended.receiver.may_have_created_files or not artifacts.are_wanted(self.item)
 
     def note_end(self) -> None:
-        """Note how the test process has ended."""
-        assert self._run is not None
-        self._run.end()
+        """Note how the test has ended."""
+        assert self.running is not None
+        self._ended = self.running.note_end()
 
     # -- setup: its collectors are set up by now
 
-    def set_turn(self, nextitem: pytest.Item | None, wait: Callable[[SandboxedTest], None]) -> None:
-        """Prepare the item's turn in the parent: ``wait`` returns when the end of a test was
-        noted.
-        """
-        self._nextitem, self._wait = nextitem, wait
+    def set_turn(self, nextitem: pytest.Item | None, scheduler: _Scheduler) -> None:
+        """Prepare the item's turn in the parent."""
+        self._nextitem, self._scheduler = nextitem, scheduler
+        if self._is_fresh:
+            self._inside = compat_fixtures.nodes_not_set_up(self.item)
         self.replace_phases()
 
     def _set_up(self) -> None:
@@ -282,50 +233,97 @@ class SandboxedTest:
             self.restore_phases()
             self.item.setup()
             return
-        if self.result is not None:  # an earlier try, by a plugin that repeats tests
-            self.close()
-        self.result = None
-        compat.set_up_higher(self.item)
-        if self._run is not None:  # it was started early, before fixtures of other tests
+        if self.result is not None:
+            self._forget_try()
+        lacks_fixture = self._is_to_share() and scopes.lacks_fixture(self.item)
+        if not self._is_fresh and not (self._is_shared and self.running is not None):
+            compat_fixtures.set_up_higher(self.item, self._scope)
+        if self.running is not None:  # it was started early, before fixtures of other tests
             self._originals.compare()
-        elif not self._start_in_setup():
+            self._stop_timeouts()
+        elif not self._begin_in_shared(is_new=lacks_fixture) and not self._start_in_setup():
             self.restore_phases()
-            self.item.setup()
+            if self._inside:
+                compat_fixtures.set_up_inside(self.item, self._inside)
+            else:
+                self.item.setup()
             return
+        self._take_result()
+
+    def _take_result(self) -> None:
+        """Wait for the end of the test, and answer for its setup phase."""
+        __tracebackhide__ = True
         try:
-            self._wait(self)
+            self._scheduler.wait(self)
         finally:
             self._timeouts.restart()
+        assert self.running is not None
+        assert self._ended is not None
+        has_files = self._ended.receiver.may_have_created_files
+        if not has_files:  # what follows does not look into the container
+            self._scheduler.begin_following(self, self._nextitem)
         with self._originals:
-            self.result = self._read_result()
+            self.result = results.TestResult(self.item, self.running.container, self._ended)
         try:
             self._finish_setup()
         except Exception:
             self.result = None  # a hook has raised: that is the result of the setup phase
             raise
+        if has_files:
+            self._scheduler.begin_following(self, self._nextitem)
         self._raise_error("setup")
+
+    def _forget_try(self) -> None:
+        """Forget an earlier try, by a plugin that repeats tests."""
+        self.result = self._ended = self._receiver = None
+        if self.running is not None and self.running is self._scheduler.current:
+            self.running = None  # if it can, it runs the test again
+        else:
+            self._close_running()
+
+    def _is_to_share(self) -> bool:
+        return self._is_shared and self.running is None
+
+    def _begin_in_shared(self, *, is_new: bool) -> bool:
+        """Run the test where the one before it has run, unless it needs what ``is_new`` in the
+        parent; return whether that is possible.
+        """
+        current = self._scheduler.current
+        if current is not None and not is_new and current.may_run(self.item):
+            self._stop_timeouts()
+            self.begin_in(current)
+            if self._receiver is not None and self._timeouts.limit is not None:
+                self._receiver.limit(self._timeouts.limit)
+            return True
+        self._scheduler.end_current()
+        if not self._is_fresh:
+            self._set_up_for_following()
+        return False
+
+    def _set_up_for_following(self) -> None:
+        """Set up the fixtures of wider scopes that later tests of the scope need: they arrive by
+        the fork. Those of tests that may be skipped are not set up in advance.
+        """
+        following = scopes.following(self.item)
+        while following is not None:
+            if not scopes.may_be_skipped(following):
+                compat_fixtures.set_up_in_advance(following, self._scope)
+            following = scopes.following(following)
 
     def _start_in_setup(self) -> bool:
         """Start the test at its turn; return False in the test process."""
         with ExitStack() as recording:
             recording.enter_context(compat.recorded_warnings(self.item))
-            return self._start(self._nextitem, recording)
-
-    def _read_result(self) -> results.TestResult:
-        run, container = self._run, self._container
-        assert run is not None
-        assert run.outcome is not None
-        assert container is not None
-        times = (run.started, run.ended)
-        return results.TestResult(
-            self.item, container, run.receiver, run.outcome, times, run.captured
-        )
+            is_parent = self._start(self._nextitem, recording)
+        if is_parent and self._is_shared:
+            self._scheduler.current = self.running
+        return is_parent
 
     def _finish_setup(self) -> None:
         """Apply what the test has changed in the session, and complete its reports."""
         assert self.result is not None
-        assert self._run is not None
-        receiver = self._run.receiver
+        assert self._ended is not None
+        receiver = self._ended.receiver
         with self._originals:
             session_state.apply(self.item, receiver)
             benchmarks.merge(self.item, receiver)
@@ -357,14 +355,17 @@ class SandboxedTest:
         if self.test_process is not None:
             self._item_teardown()
             return
-        container = self._container
-        with self._originals:
-            is_running = container is not None and container.status in ("running", "paused")
-        if is_running:
-            try:
-                self.item.ihook.pytest_sandbox_discard(item=self.item, container=container)
-            finally:
-                self.close()
+        running = self.running
+        if running is not None and self._may_close(running):
+            with self._originals:
+                is_running = running.container.status in ("running", "paused")
+            if is_running:
+                try:
+                    self.item.ihook.pytest_sandbox_discard(
+                        item=self.item, container=running.container
+                    )
+                finally:
+                    self.close()
         self._exit_session("teardown")
         self._raise_error("teardown")
 
@@ -389,22 +390,48 @@ class SandboxedTest:
             if phase == when:
                 pytest.exit(reason, status)
 
-    def close(self) -> None:
-        """Close the container.
-
-        The kernel ends a PID namespace only when the test process, a child of this one, has been
-        waited for (pid_namespaces(7)).
+    def before_teardown(self, nextitem: pytest.Item | None) -> None:
+        """End the scope if the next test does not belong to it: a failure of its fixtures' teardown
+        is one of this test.
         """
+        running = self.running
+        if not self._is_shared or running is None or nextitem is self.item:
+            return
+        if nextitem is not None and self._scheduler.goes_on(running, nextitem):
+            return
         with self._originals:
-            run, self._run = self._run, None
-            if run is not None:
-                if run.outcome is None:  # the session ends before the test
-                    run.child.kill()
-                run.close()
-                run.child.wait(_EXIT_TIMEOUT)
-            if self._container is not None:
-                self._container.close()
-                self._container = None
+            problem = running.end_scope(self._originals)
+        if problem and self.result is not None and "teardown" in self.result.phases:
+            self.result.phases["teardown"].fail(problem)
+
+    def close(self) -> None:
+        """Close the container, unless a later test uses it."""
+        compat_fixtures.leave_nodes(self.item.session, self._inside)
+        self._close_running()
+
+    def _close_running(self) -> None:
+        running = self.running
+        if running is None:
+            return
+        if self._is_shared and self.receiver is not None:  # the parent has skipped it
+            running.expect_skip()
+            self._scheduler.wait(self)
+        if self._may_close(running):
+            self.running = None
+            self._scheduler.forget(running)
+            with self._originals:
+                running.close()
+
+    def drop(self) -> None:
+        """Close the container, whatever runs there: the session ends before the test."""
+        if self.running is not None:
+            with self._originals:
+                self.running.close()
+
+    def _may_close(self, running: Running) -> bool:
+        return not self._is_shared or (
+            running.is_over and not self._scheduler.has_tests_of(running)
+        )
 
     def phase_result(self, call: pytest.CallInfo[Any]) -> results.PhaseResult | None:
         """Return what the test process has reported for the phase of a call; None if pytest should
@@ -419,10 +446,5 @@ class SandboxedTest:
         return found if found.is_error_of(call) else None
 
 
-def _may_debug(config: pytest.Config) -> bool:
-    """Tell whether a debugger may suspend the timeout: it was requested, or the session is
-    interactive. Otherwise a test could suspend its own.
-    """
-    if config.getoption("usepdb", default=False) or config.getoption("trace", default=False):
-        return True
-    return compat.is_at_terminal(config)
+def _nothing() -> None:
+    """Replace the setup and teardown of a collector in the parent."""

@@ -16,8 +16,15 @@ import pytest
 
 from pytest_sandbox import supported
 from pytest_sandbox.errors import SandboxError, UnsupportedError
-from pytest_sandbox.plugin.options import read_settings, wants_sandbox
-from pytest_sandbox.plugin.stash import HOLDS, INSIDE, OUTSIDE, SETTINGS
+from pytest_sandbox.plugin import fresh, scopes
+from pytest_sandbox.plugin.options import (
+    check_scope,
+    read_scope,
+    read_settings,
+    wants_fresh,
+    wants_sandbox,
+)
+from pytest_sandbox.plugin.stash import FRESH, HOLDS, INSIDE, OUTSIDE, SETTINGS, SHARING
 
 if TYPE_CHECKING:
     from pytest_sandbox.settings.settings import Settings
@@ -45,6 +52,8 @@ _CHECKED_ON_HOST = {
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Decide for each test, and reject invalid settings before any test runs."""
+    if config.stash.get(FRESH, False):
+        return  # fresh_plugin.py has got the decisions of the parent
     try:
         _decide(config, items)
     except pytest.UsageError as error:
@@ -84,6 +93,8 @@ def _decide(config: pytest.Config, items: list[pytest.Item]) -> None:
         item.stash[INSIDE], item.stash[HOLDS] = inside, holds
         if holds or inside or "container" in marks:
             item.stash[SETTINGS] = reader.settings(item)
+        if inside:
+            item.stash[SHARING] = scopes.sharing(item, reader.scope(item), fresh=reader.fresh(item))
     config.stash[OUTSIDE] = outside
     if any(item.stash[INSIDE] for item in items):
         _register(config)
@@ -98,7 +109,8 @@ def _register(config: pytest.Config) -> None:
         return
     from pytest_sandbox.plugin import protocol
 
-    protocol.register(config)
+    if not config.pluginmanager.has_plugin(protocol.NAME):
+        protocol.register(config)
 
 
 # -- marks
@@ -155,7 +167,31 @@ class _SettingsReader:
         self._config = config
         # Read for the first test that needs them: a session without such tests does not pay.
         self._common: tuple[dict[str, object], dict[str, object]] | None = None
+        self._scopes: tuple[str | None, str | None] | None = None
         self._by_marks: dict[tuple[int, ...], Settings] = {}
+
+    def scope(self, item: pytest.Item) -> str:
+        """Return an item's setting ``scope``. Raises :class:`pytest.UsageError`."""
+        if self._scopes is None:
+            self._scopes = read_scope(self._config)
+        ini, option = self._scopes
+        marked = _marked_scope(item)
+        return option or marked or ini or "function"
+
+    def fresh(self, item: pytest.Item) -> bool:
+        """Return an item's setting ``fresh``. Raises :class:`pytest.UsageError`."""
+        found = wants_fresh(self._config)
+        for mark in _marks(item):
+            if mark.name == "container" and "fresh" in mark.kwargs:
+                found = mark.kwargs["fresh"] or bool(self._config.getoption("sandbox_fresh"))
+                break
+        if type(found) is not bool:
+            raise pytest.UsageError(
+                f"{item.nodeid}: @pytest.mark.container: fresh={found!r}: expected True or False"
+            )
+        if found:
+            fresh.check(item, item.stash[SETTINGS])
+        return found
 
     def settings(self, item: pytest.Item) -> Settings:
         """Return an item's settings, as changed by ``pytest_sandbox_settings``.
@@ -186,10 +222,26 @@ def _from_marks(
                 f"memory='512m'; found {mark.args!r}"
             )
         marked.update(mark.kwargs)
+    for name in ("scope", "fresh"):  # of tests, not of containers
+        marked.pop(name, None)
     with _as_usage_error(item.nodeid):
         settings = Settings(**{**ini, **marked, **options})
         _check_on_host(item.config, settings)
     return settings
+
+
+def _marked_scope(item: pytest.Item) -> str | None:
+    """Return the scope that the nearest mark sets, or None."""
+    marks = [one for one in _marks(item) if one.name == "container" and "scope" in one.kwargs]
+    if not marks:
+        return None
+    scope = check_scope(f"{item.nodeid}: @pytest.mark.container", marks[0].kwargs["scope"])
+    if scope != "function" and any(marks[0] is one for one in item.own_markers):
+        raise pytest.UsageError(
+            f"{item.nodeid}: scope={scope!r} is set on a single test. Set it on the class, or on "
+            "the module by pytestmark; a single test may have scope='function'."
+        )
+    return scope
 
 
 def _from_hook(item: pytest.Item, settings: Settings, changed: object) -> Settings:

@@ -65,10 +65,12 @@ class SlowTests:
         left = (self._next(receiver) - receiver.age() for receiver in receivers)
         return max(0.0, min(left, default=0.0))
 
+    def is_due(self, receiver: Receiver) -> bool:
+        """Tell whether it is time to name a test."""
+        return bool(self._seconds) and receiver.age() >= self._next(receiver)
+
     def name(self, nodeid: str, receiver: Receiver) -> None:
-        """Name a test if it is time to."""
-        if not self._seconds or receiver.age() < self._next(receiver):
-            return
+        """Name a test."""
         receiver.named_after = self._next(receiver)
         text = f"\nsandbox: {nodeid} has run for {receiver.named_after:g} s{_place(receiver)}\n"
         with suppress(OSError):

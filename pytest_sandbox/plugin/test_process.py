@@ -1,9 +1,14 @@
-"""The test process: a fork of pytest in a container, which runs one test.
+"""The test process: a fork of pytest in a container, which runs one test or those of a scope.
 
 protocol.py forks it within the setup phase. It sets up the function-scoped fixtures, runs the test
 and tears it down. It sends the report of each phase, then changes of the session, measurements and
 coverage, to its parent (report_channel.py). Then it ends by ``os._exit()``, so that nothing of the
 parent's session runs twice.
+
+A process that tests share (scopes.py) leaves the hooks of the first test by an exception, to
+:meth:`TestProcess.serve`. There it waits for the name of the next test and runs its protocol, with
+the hook wrappers of every plugin. It waits after each test, so that the parent can read what the
+test has used, and can decide after a failure.
 """
 
 from __future__ import annotations
@@ -13,7 +18,6 @@ import gc
 import os
 import random
 import sys
-import sysconfig
 import unittest
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,111 +29,38 @@ from pytest_sandbox.plugin import (
     benchmarks,
     carry,
     compat,
+    compat_fixtures,
+    connection_calls,
     coverage_data,
     hints,
+    scopes,
     session_state,
     truncate,
 )
 from pytest_sandbox.plugin.report_attributes import encode_attributes
 from pytest_sandbox.plugin.report_schema import KNOWN
+from pytest_sandbox.plugin.stash import IN_TEST_PROCESS, PROCESS
 
 if TYPE_CHECKING:
-    import warnings
-    from collections.abc import Generator
     from contextlib import ExitStack
 
     from pytest_sandbox.plugin.captured_output import CapturedOutput
+    from pytest_sandbox.plugin.hook_forwarder import HookForwarder
     from pytest_sandbox.plugin.originals import Originals
     from pytest_sandbox.plugin.report_channel import ReportChannel
     from pytest_sandbox.plugin.timeouts import PluginTimeouts
 
-__all__ = ["HookForwarder", "TestProcess"]
+__all__ = ["TestProcess"]
 
 
-class HookForwarder:
-    """A plugin that sends to the parent what other plugins log or announce in a test process.
+_Exit: Any = pytest.exit.Exception
 
-    It is registered in the parent, because registering in each test process would take longer.
-    There, ``channel`` is None, and nothing is sent.
+
+class _Unwound(_Exit):  # type: ignore[misc]
+    """Raised to leave the frames of a test after which another one may follow.
+
+    Of the class that pytest.exit() raises, since whoever runs a test lets that pass.
     """
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
-        self.channel: ReportChannel | None = None
-        #: The last report, as the wrappers of other plugins have got it.
-        self.report: pytest.TestReport | None = None
-        self._wrap_cache()
-
-    def _wrap_cache(self) -> None:
-        """Send what a test stores in ``config.cache``: no hook announces that."""
-        cache = getattr(self._config, "cache", None)
-        if cache is None:
-            return
-        original = cache.set
-
-        def set_and_send(key: str, value: object) -> None:
-            original(key, value)
-            self._send("cache", [key, value])
-
-        cache.set = set_and_send
-
-    def announce_timeout(self, seconds: float) -> None:
-        """Send the timeout of pytest-timeout, which may be set inside only."""
-        self._send("timeout", seconds, wake=True)
-
-    def _send(self, kind: str, data: Any, *, wake: bool = False) -> None:
-        if self.channel is not None:
-            self.channel.send(kind, data, wake=wake)
-
-    @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Keep the report."""
-        self.report = yield
-        return self.report
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Send a report that another plugin logs: that of a subtest."""
-        if self.channel is not None:
-            config = self._config
-            data = config.hook.pytest_report_to_serializable(config=config, report=report)
-            problem = encode_attributes(data, KNOWN)
-            if problem:
-                raise TypeError(problem)
-            self._send("logged", data)
-
-    def pytest_warning_recorded(
-        self, warning_message: warnings.WarningMessage, when: str, nodeid: str, location: Any
-    ) -> None:
-        """Send a warning."""
-        if self.channel is None:
-            return
-        data = {
-            "message": values.encode_exception(_as_warning(warning_message)),
-            "filename": warning_message.filename,
-            "lineno": warning_message.lineno,
-            "when": when,
-            "nodeid": nodeid,
-            "location": location,
-        }
-        self._send("warning", data)
-
-    def pytest_enter_pdb(self) -> None:
-        """Suspend the timeout while a debugger waits for input."""
-        self._send("debugger", data=True, wake=True)
-
-    def pytest_leave_pdb(self) -> None:
-        """Resume the timeout."""
-        self._send("debugger", data=False, wake=True)
-
-    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> None:
-        """Report a fixture of a higher scope that is set up here, for this test alone: no fixture
-        or mark named it, so the parent could not set it up.
-        """
-        if self.channel is None or fixturedef.scope == "function":
-            return
-        if _is_of_the_suite(fixturedef.func):
-            self._send("late_fixture", [fixturedef.argname, fixturedef.scope])
 
 
 class TestProcess:
@@ -154,7 +85,8 @@ class TestProcess:
         self._forwarder = forwarder
         self._originals = originals
         self._random_state = random.getstate()
-        self._finalizers = compat.OuterFinalizers(item)
+        self._inside = scopes.nodes_inside(item)
+        self._finalizers = compat_fixtures.OuterFinalizers(item.session, [*self._inside, item])
         self._hooks = [
             compat.RestrictedHook(
                 item.config, "pytest_runtest_logreport", (item.session, forwarder)
@@ -166,7 +98,14 @@ class TestProcess:
         self._benchmarks = benchmarks.BenchmarkSender(item)
         self._coverage = coverage_data.CoverageSender()
         self._carry = carry.CarrySender(item)
+        self._connections = connection_calls.ConnectionCalls(item)
         self._reported_call: pytest.CallInfo[Any] | None = None
+        # Whether the next test, if any, may run here.
+        self._goes_on = bool(self._inside)
+        self._failures = item.session.testsfailed
+        #: The test for which fixtures were kept.
+        self._kept_for: pytest.Item | None = None
+        self._is_serving = self._is_unwinding = False
 
     def begin(self, recorded_warnings: ExitStack) -> None:
         """Turn the process into a test process, directly after the fork.
@@ -186,9 +125,12 @@ class TestProcess:
         self._timeouts.in_child()
         self._finalizers.drop()
         self._forwarder.channel = self._channel
+        self._forwarder.scope = scopes.scope_of(self._item)
+        self._item.stash[IN_TEST_PROCESS], self._item.stash[PROCESS] = True, self
         for hook in self._hooks:
             hook.restrict()
         self._coverage.begin()
+        self._connections.begin()
         self._inodes_before = _used_inodes()
 
     # -- the phases
@@ -211,13 +153,83 @@ class TestProcess:
             if report.passed and not self._item.config.getoption("setuponly", default=False):
                 self._run_phase("call", self._item.ihook.pytest_runtest_call)
             self._end_test()
+        except _Unwound:
+            raise
         except BaseException as raised:  # noqa: BLE001 - may not return into the parent's session
             self.end(raised)
 
     def _end_test(self) -> NoReturn:
-        self._run_phase("teardown", self._item.ihook.pytest_runtest_teardown, nextitem=None)
-        self._send_end()
+        self._kept_for = self._following()
+        hook = self._item.ihook.pytest_runtest_teardown
+        self._run_phase("teardown", hook, nextitem=self._kept_for)
+        if not self._is_serving:
+            if self._kept_for is None:
+                self._send_end()
+                self._exit(0)
+            self.recorded_warnings.close()
+            self._forwarder.channel = None  # the parent announces what was recorded before
+        self._is_unwinding = True
+        raise _Unwound("the test has ended")
+
+    # -- further tests in the same process
+
+    def _following(self) -> pytest.Item | None:
+        """Return the test for which this process may keep fixtures, and wait."""
+        session = self._item.session
+        if not self._goes_on or session.shouldstop or session.shouldfail:
+            return None
+        return scopes.following(self._item)
+
+    def leave(self, error: BaseException | None) -> NoReturn:
+        """Go on after a test's protocol, which has ended by ``error``; it must never return."""
+        if error is None:
+            self._exit(1)
+        if not self._is_unwinding:
+            self.end(error)
+        if self._is_serving:
+            raise error
+        self._serve()
+
+    def _serve(self) -> NoReturn:
+        """Run tests for as long as the parent names one."""
+        try:
+            self._is_serving = True
+            self._forwarder.channel = self._channel
+            self._send_end()
+            while self._kept_for is not None and (index := self._channel.next_word()) is not None:
+                self._run_test(self._item.session.items[index])
+                self._send_end()
+            if self._kept_for is not None:
+                self._tear_down_rest()
+        except BaseException as raised:  # noqa: BLE001 - may not return into the parent's session
+            self.end(raised)
         self._exit(0)
+
+    def _run_test(self, item: pytest.Item) -> None:
+        self._item, self._is_unwinding = item, False
+        item.stash[IN_TEST_PROCESS], item.stash[PROCESS] = True, self
+        self._session_state = session_state.SessionState(item)
+        self._benchmarks = benchmarks.BenchmarkSender(item)
+        self._carry = carry.CarrySender(item)
+        self._inodes_before = _used_inodes()
+        try:
+            item.ihook.pytest_runtest_protocol(item=item, nextitem=self._following())
+        except _Unwound:
+            return
+        self._exit(1)
+
+    def _tear_down_rest(self) -> None:
+        """Tear down what the next test would have used: the parent runs none here."""
+        self._kept_for = None
+        call = pytest.CallInfo.from_call(
+            lambda: compat_fixtures.tear_down_all(self._item.session),
+            when="teardown",
+            reraise=(pytest.exit.Exception,),
+        )
+        if call.excinfo is not None:
+            report = pytest.TestReport.from_item_and_call(self._item, call)
+            self._send_report(call, report)
+        self._send_end()
 
     def _run_phase(self, when: Any, hook: Any, **arguments: Any) -> None:
         self._report(
@@ -239,6 +251,8 @@ class TestProcess:
         report of one (pytest-retry): it does so in the parent too, where each run gets a container
         of its own.
         """
+        if self._is_unwinding:
+            raise _Unwound("the test has ended")
         call, self._reported_call = self._reported_call, None
         if call is not None and self._forwarder.report is not None:
             self._send_report(call, self._forwarder.report)
@@ -256,8 +270,17 @@ class TestProcess:
                 "symptoms": hints.symptoms(error) if report.failed else [],
             }
             self._channel.send("report", truncate.truncated_report(data, report))
+            if report.failed:
+                self._note_failure(error)
         if error is not None and _interests_debugger(error, report):
             self._item.ihook.pytest_exception_interact(node=self._item, call=call, report=report)
+
+    def _note_failure(self, error: BaseException | None) -> None:
+        """Keep no fixtures for a next test where the session ends: at ``--maxfail``, or Ctrl-C."""
+        self._failures += 1
+        maxfail = self._item.config.getvalue("maxfail")
+        if isinstance(error, KeyboardInterrupt) or (maxfail and self._failures >= maxfail):
+            self._goes_on = False
 
     def _serialized(self, report: pytest.TestReport) -> tuple[dict[str, Any], str]:
         """Return the report as data, with the test's own ID: a hook may have changed it; and why it
@@ -286,8 +309,11 @@ class TestProcess:
             self._benchmarks.send(self._channel)
             self._coverage.send(self._channel)
             self._carry.send(self._channel)
+            self._connections.send(self._channel)
             _flush()
-            self._channel.send("done", _used_inodes() > self._inodes_before, wake=True)
+            has_created_files = _used_inodes() > self._inodes_before
+            is_waiting = self._kept_for is not None
+            self._channel.send("done", [has_created_files, is_waiting], wake=True)
 
     # -- the end
 
@@ -298,8 +324,9 @@ class TestProcess:
         with suppress(BaseException):
             self._originals.compare()
             if isinstance(error, pytest.exit.Exception):
+                self._kept_for = None
                 self._channel.send("exit", [error.msg, error.returncode])
-                compat.tear_down_item(self._item)
+                compat_fixtures.tear_down_item(self._item)
                 self._send_end()
                 self._exit(0)
             with self._originals:
@@ -325,21 +352,6 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         with suppress(BaseException):
             stream.flush()  # type: ignore[union-attr]
-
-
-def _is_of_the_suite(function: Any) -> bool:
-    """Tell whether a fixture is defined by the suite, not by pytest or an installed plugin: those
-    request fixtures of their own by getfixturevalue().
-    """
-    code = getattr(function, "__code__", None)
-    return code is not None and not code.co_filename.startswith(
-        (sysconfig.get_path("purelib"), os.path.dirname(pytest.__file__))
-    )
-
-
-def _as_warning(recorded: warnings.WarningMessage) -> Warning:
-    message = recorded.message
-    return message if isinstance(message, Warning) else recorded.category(message)
 
 
 def _interests_debugger(error: BaseException, report: pytest.TestReport) -> bool:

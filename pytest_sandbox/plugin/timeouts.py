@@ -8,6 +8,7 @@ module.
 from __future__ import annotations
 
 import faulthandler
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -59,9 +60,36 @@ class PluginTimeouts:
 
     def in_child(self) -> None:
         """Start the timers of the test process."""
+        _ignore_timer_of_parent()
         self.restart()
         if self._dump_after > 0:
             faulthandler.dump_traceback_later(self._dump_after)
+
+
+def _ignore_timer_of_parent() -> None:
+    """Have ``faulthandler.cancel_dump_traceback_later()`` cancel only a timer of this process.
+
+    A conftest.py may have started one in the parent, for the whole session. Its thread does not
+    exist in the fork, and CPython waits for it without releasing the GIL. pytest cancels the timer
+    whenever a test fails. A timer that the test itself starts next to such a one still waits.
+    """
+    start, cancel = faulthandler.dump_traceback_later, faulthandler.cancel_dump_traceback_later
+    started = False
+
+    @wraps(start)
+    def start_own(*arguments: Any, **named: Any) -> None:
+        nonlocal started
+        start(*arguments, **named)
+        started = True
+
+    @wraps(cancel)
+    def cancel_own() -> None:
+        if started:
+            cancel()
+
+    vars(faulthandler).update(
+        dump_traceback_later=start_own, cancel_dump_traceback_later=cancel_own
+    )
 
 
 def _faulthandler_timeout(config: pytest.Config) -> float:

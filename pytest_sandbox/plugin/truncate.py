@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pytest_sandbox.container import values
+from pytest_sandbox.plugin.lenient_json import dumps
 from pytest_sandbox.plugin.message_checker import MAX_TOTAL_BYTES, memory_cost
-from pytest_sandbox.plugin.report_channel import dumps
 from pytest_sandbox.plugin.schema import InvalidError
 
 __all__ = ["truncated", "truncated_report"]

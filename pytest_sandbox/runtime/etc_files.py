@@ -83,15 +83,18 @@ def nodes_of(spec: Spec, name: str, point: str, found: Mapping[str, Stamp]) -> l
 
     Raises :class:`OSError` if a file of the host cannot be read.
     """
-    hosts = _content(found[_HOSTS]) if _HOSTS in found else LOCALHOST
+    is_own = _HOSTS not in found or spec.name_server
+    hosts = LOCALHOST if is_own else _content(found[_HOSTS])
     contents = {
         _HOSTS: b"%s%s%s\n" % (hosts, _OWN_ADDRESS, name.encode()),
         _HOSTNAME: name.encode() + b"\n",
     }
     if spec.is_on_host:
         contents = {path: content for path, content in contents.items() if path in found}
-    else:
+    elif not spec.name_server:
         contents[_RESOLV] = _content(found[_RESOLV]) if _RESOLV in found else _NO_SERVERS
+    if spec.name_server:
+        contents[_RESOLV] = b"nameserver %s\n" % spec.name_server.encode()
     # In a container on an image, an unprivileged user is root: its UID is mapped to 0.
     owner = (0, 0) if spec.is_on_host else (os.geteuid(), os.getegid())
     start = len(point) + 1

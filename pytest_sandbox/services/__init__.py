@@ -1,8 +1,26 @@
-"""What a test waits for in a container: ``container.wait_for(Port(8000) | Log("started"))``."""
+"""Services that tests need: ``with redis().start() as server: server.url``; and what they are
+waited for: ``container.wait_for(Port(8000) | Log("started"))``.
+"""
 
 from __future__ import annotations
 
 from pytest_sandbox.container.conditions import Command, Condition, File, Http, Log, Port
 from pytest_sandbox.errors import ServiceError, ServiceTimeout
+from pytest_sandbox.services.recipes import mariadb, postgres, redis
+from pytest_sandbox.services.service import Running, Service
 
-__all__ = ["Command", "Condition", "File", "Http", "Log", "Port", "ServiceError", "ServiceTimeout"]
+__all__ = [
+    "Command",
+    "Condition",
+    "File",
+    "Http",
+    "Log",
+    "Port",
+    "Running",
+    "Service",
+    "ServiceError",
+    "ServiceTimeout",
+    "mariadb",
+    "postgres",
+    "redis",
+]

@@ -61,7 +61,7 @@ class SettingsKwargs(TypedDict, total=False):
     storage: Literal["memory", "disk"] | None
     shm_size: Size | None
     timeout: Number | None
-    network: Literal["none", "host"] | NetworkLike | None
+    network: str | Iterable[str] | NetworkLike | None
     publish: int | str | Iterable[int | str | PortMapping] | None
     hostname: str | None
     env: Mapping[str, str] | Iterable[str] | None

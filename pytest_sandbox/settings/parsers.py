@@ -207,19 +207,6 @@ def image(value: object) -> object:
     return value if hasattr(value, "layers") else _refuse()
 
 
-def network(value: object) -> object:
-    """Return "none" or "host", or a Network, which is recognised by its subnet because this package
-    cannot import networks.
-    """
-    if isinstance(value, str):
-        return (
-            value
-            if value in {"none", "host"}
-            else _refuse('"none" or "host", or an object: network=Network()')
-        )
-    return value if hasattr(value, "subnet") else _refuse()
-
-
 def storage(value: object) -> str:
     return value if isinstance(value, str) and value in {"memory", "disk"} else _refuse()
 

@@ -103,9 +103,9 @@ WORDS: dict[str, Words] = {
         option=True,
     ),
     "network": Words(
-        '"none", "host" or a Network',
+        '"none", "host", "outside", "NAME:PORT" and "ADDRESS:PORT" items, or a Network',
         "none",
-        "none: a separate network namespace with loopback up",
+        "none: a separate network namespace with loopback up; items: what may be connected to",
         option=True,
     ),
     "publish": Words(

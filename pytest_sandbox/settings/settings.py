@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import SettingsError
-from pytest_sandbox.settings import parsers, path_parsers, port_mapping
+from pytest_sandbox.settings import destinations, parsers, path_parsers, port_mapping
 from pytest_sandbox.settings.parsers import (
     CAPABILITIES,
     ULIMITS,
@@ -104,7 +104,7 @@ class Settings:
     storage: str = _key("storage", "memory", parsers.storage)
     shm_size: int = _key("shm_size", 64 << 20, parsers.some_bytes)
     timeout: float | None = _key("timeout", None, parsers.timeout)
-    network: object = _key("network", "none", parsers.network)
+    network: object = _key("network", "none", destinations.network)
     publish: tuple[PortMapping, ...] = _key("publish", (), port_mapping.publish)
     hostname: str | None = _key("hostname", None, parsers.hostname)
     env: Mapping[str, str] = _key("env", FrozenMap(), parsers.env)

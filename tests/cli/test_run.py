@@ -56,8 +56,18 @@ def test_the_status_is_the_commands_own(command, status):
     [
         (("-m", "5x", "host", "true"), "--memory '5x' is not valid; accepted: bytes"),
         (
-            ("--network", "bridge", "host", "true"),
-            "--network 'bridge' is not valid; accepted: none or host\n",
+            ("--network", "shared", "host", "true"),
+            (
+                "--network 'shared' is not valid; accepted: none, bridge, host, or NAME:PORT and "
+                "ADDRESS:PORT with commas\n"
+            ),
+        ),
+        (
+            ("--network", "pypi.org", "host", "true"),
+            (
+                "--network 'pypi.org' is not valid; accepted: NAME:PORT or ADDRESS:PORT; did you "
+                'mean "pypi.org:443"?\n'
+            ),
         ),
         (("-m", "64m", "--memory-swap", "32m", "host", "true"), "--memory-swap '32m' is not valid"),
         (

@@ -111,6 +111,13 @@ def examples(page: Path) -> list[Example]:
 ALL = [example for page in PAGES if page.exists() for example in examples(page)]
 
 
+def parameter(example: Example) -> object:
+    """Return an example with the mark for what ``<!-- needs: PROGRAM... -->`` names."""
+    needed = example.said.get("needs", "").split()
+    marks = [pytest.mark.needs(*needed)] if needed else []
+    return pytest.param(example, marks=marks, id=example.name)
+
+
 def arguments(example: Example) -> list[str]:
     if example.is_script:
         return [next(iter(example.files))]
@@ -143,7 +150,7 @@ def assert_printed(expected: list[list[str]], printed: str) -> None:
 
 
 @pytest.mark.needs("root", "limits")
-@pytest.mark.parametrize("example", ALL, ids=lambda example: example.name)
+@pytest.mark.parametrize("example", [parameter(example) for example in ALL])
 def test_an_example_does_what_it_says(example, pytester, monkeypatch):
     """The tests of an example have the outcomes and the output that its page shows."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")

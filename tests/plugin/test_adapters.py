@@ -309,8 +309,11 @@ def test_hypothesis_stores_failing_examples(run, pytester):
     run(
         """
     from hypothesis import given, settings, strategies as st
+    from hypothesis.database import DirectoryBasedExampleDatabase
+    # Both settings have another default where the environment has CI.
+    database = DirectoryBasedExampleDatabase(".hypothesis/examples")
     @given(st.integers())
-    @settings(print_blob=False)
+    @settings(print_blob=False, derandomize=False, database=database)
     def test(n): assert n < 100
     """,
         plugins=("hypothesispytest",),

@@ -124,7 +124,7 @@ RECORDED = [
     ["late_fixture", ["database", "session"]],
     ["exit", ["enough", 3]],
     ["internal", "Traceback"],
-    ["done", True],
+    ["done", [True, False]],
 ]
 
 
@@ -177,7 +177,7 @@ def report(**changed):
         (["junit", [[], {'a="1"/><testcase b': "x"}]], "XML"),
         (["coverage", "eA=="], "must be an object"),
         (["nothing", 1], "unknown kind"),
-        (["done", True], "without a report"),
+        (["done", [True, False]], "without a report"),
         ("report", "not a pair"),
         (["internal", "x" * (5 << 20)], "larger than 4 MiB"),
         (["exit", ["x", 256]], "between"),

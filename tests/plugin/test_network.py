@@ -68,7 +68,7 @@ def test_the_name_of_a_network_is_rejected(run, arguments, source):
     result = run(f"import pytest\n{source}\ndef test(): pass", *arguments)
     assert pytest.ExitCode.USAGE_ERROR == result.ret
     expected = (
-        '*network=\'shared\' is not valid; accepted: "none" or "host", or an object: '
+        '*network=\'shared\' is not valid; accepted: "none", "host", "outside", a list of *'
         "network=Network()*"
     )
     result.stderr.fnmatch_lines([expected])

@@ -224,6 +224,40 @@ def test_faulthandler_timeout_works_inside(run):
     ).assert_outcomes(passed=2)
 
 
+def test_a_timer_of_faulthandler_in_a_conftest_blocks_no_failure(run, pytester):
+    """A failure cancels the timer, but its thread exists in the parent only."""
+    pytester.makeconftest(
+        """
+        import faulthandler
+        def pytest_configure(config): faulthandler.dump_traceback_later(600, exit=True)
+        def pytest_unconfigure(config): faulthandler.cancel_dump_traceback_later()
+        """
+    )
+    result = run("def test_one(): assert 0\ndef test_two(): pass", "--sandbox-timeout=10")
+    result.assert_outcomes(passed=1, failed=1)
+
+
+def test_a_test_can_use_the_timer_of_faulthandler(run):
+    """A timer that the test starts writes the stack, unless the test cancels it."""
+    source = """
+    import faulthandler, time
+    def test_writes(tmp_path):
+        with open(tmp_path / "stack", "w+") as file:
+            faulthandler.dump_traceback_later(0.05, file=file)
+            limit = time.monotonic() + 10
+            while "test_writes" not in (tmp_path / "stack").read_text():
+                assert time.monotonic() < limit
+                time.sleep(0.01)
+    def test_cancels(tmp_path):
+        with open(tmp_path / "stack", "w+") as file:
+            faulthandler.dump_traceback_later(0.3, file=file)
+            faulthandler.cancel_dump_traceback_later()
+            time.sleep(0.5)
+            assert not (tmp_path / "stack").read_text()
+    """
+    run(source).assert_outcomes(passed=2)
+
+
 def test_a_warning_names_no_file_that_the_parent_opens(run, pytester):
     """The parent does not open the path that a warning names: a FIFO would block it."""
     os.mkfifo(pytester.path / "fifo")

@@ -32,7 +32,7 @@ def settings(directory: Path, image: Image) -> None:
     Container(memory=[])  # wrong
     Container(storage="tape")  # wrong
     Settings(memroy="512m")  # wrong
-    Settings(network="bridge")  # wrong
+    Settings(network=443)  # wrong
     Settings().replace(memroy=1)  # wrong
     Settings.of(memroy=1)  # wrong
     bad: SettingsKwargs = {"memroy": 1}  # wrong

@@ -1,0 +1,190 @@
+"""The loop of a process that relays connections between two networks, and its connections.
+
+Bytes are passed on and not read. See port_relay.py (published ports) and egress.py (outgoing
+connections).
+"""
+
+from __future__ import annotations
+
+import errno
+import resource
+import select
+import socket
+import struct
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_sandbox.runtime.protocol import Channel, Message
+
+__all__ = ["Connection", "RelayLoop", "reset"]
+
+_CHUNK = 1 << 18
+#: Descriptors that are not connections; each connection takes two.
+_OTHER_DESCRIPTORS = 512
+_RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # struct linger: close(2) sends RST (socket(7))
+
+
+class RelayLoop:
+    """The loop of the process: a handler for each descriptor.
+
+    A message of the client is handled by the method ``_do_OP``, which may return an answer.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._poll = select.epoll()
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        #: Connections that may still be accepted.
+        self.room = max(1, (hard - _OTHER_DESCRIPTORS) // 2)
+
+    def serve(self) -> None:
+        """Handle events until the client has closed its end."""
+        self.watch(self._channel.fileno(), select.EPOLLIN, lambda _events: None)
+        while True:
+            for fd, events in self._poll.poll():
+                if fd == self._channel.fileno():
+                    if not self._receive():
+                        return
+                elif handler := self._handlers.get(fd):
+                    handler(events)
+
+    def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
+        """Call ``handler`` for these events of epoll(7); for none, forget the descriptor."""
+        if not events:
+            if self._handlers.pop(fd, None) is not None:
+                self._poll.unregister(fd)
+        elif fd in self._handlers:
+            self._poll.modify(fd, events)
+        else:
+            self._poll.register(fd, events)
+            self._handlers[fd] = handler
+
+    def _receive(self) -> bool:
+        """Handle a message of the client; return False once it has closed its end."""
+        try:
+            message, fds = self._channel.receive()
+        except EOFError:
+            return False
+        answer: Message = {"op": "ready"}
+        try:
+            answer = getattr(self, f"_do_{message['op']}")(message, fds) or answer
+        except OSError as error:
+            answer = {"op": "failed", "errno": error.errno, "reason": error.strerror}
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._channel.send(answer)
+        return True
+
+
+class _Direction:
+    """The bytes from one socket to another, and those that the other does not take yet."""
+
+    def __init__(self, source: socket.socket, target: socket.socket) -> None:
+        self.source, self.target = source, target
+        self.pending = memoryview(b"")
+        self.has_ended = False
+        self.is_shut = False
+
+    def move(self) -> None:
+        """Move what is available. Raises OSError if a side is gone."""
+        with suppress(BlockingIOError):
+            if not self.pending and not self.has_ended:
+                self.pending = memoryview(self.source.recv(_CHUNK))
+                self.has_ended = not self.pending
+            if self.pending:
+                self.pending = self.pending[self.target.send(self.pending, socket.MSG_NOSIGNAL) :]
+        if self.has_ended and not self.pending and not self.is_shut:
+            self.is_shut = True
+            self.target.shutdown(socket.SHUT_WR)
+
+    def wants(self, one: socket.socket) -> int:
+        """Return the events of a socket for which this direction waits."""
+        if self.pending:
+            return select.EPOLLOUT if one is self.target else 0
+        return select.EPOLLIN if one is self.source and not self.has_ended else 0
+
+
+class Connection:
+    """A connection that was accepted (outer), and the one that is made for it (inner).
+
+    ``error`` is the errno of the last attempt to connect.
+    """
+
+    error = 0
+
+    def __init__(
+        self, relay: RelayLoop, outer: socket.socket, targets: list[tuple[str, int]]
+    ) -> None:
+        self.relay, self.outer, self._targets = relay, outer, targets
+        outer.setblocking(False)
+        outer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def connect(self) -> None:
+        """Connect to the next address inside; without one, reset the outer connection."""
+        while self._targets:
+            address, port = self._targets.pop(0)
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            self.inner = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            self.error = self.inner.connect_ex((address, port))
+            if self.error in {0, errno.EINPROGRESS}:
+                self.relay.watch(self.inner.fileno(), select.EPOLLOUT, self._on_connected)
+                return
+            self.inner.close()
+        self.fail()
+
+    def fail(self) -> None:
+        """Reset the outer connection, since no address can be connected to."""
+        self.relay.room += 1
+        reset(self.outer)
+
+    def _on_connected(self, _events: int) -> None:
+        self.relay.watch(self.inner.fileno(), 0, self._on_connected)
+        self.error = self.inner.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if self.error:
+            self.inner.close()
+            self.connect()
+            return
+        self.inner.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.start()
+
+    def start(self) -> None:
+        """Pass bytes on from now on."""
+        self._directions = (
+            _Direction(self.outer, self.inner),
+            _Direction(self.inner, self.outer),
+        )
+        self._watch()
+
+    def _on_event(self, _events: int) -> None:
+        try:
+            for direction in self._directions:
+                direction.move()
+        except OSError:
+            self._close(reset)
+            return
+        if all(direction.is_shut for direction in self._directions):
+            self._close(socket.socket.close)
+        else:
+            self._watch()
+
+    def _watch(self) -> None:
+        for one in (self.outer, self.inner):
+            events = self._directions[0].wants(one) | self._directions[1].wants(one)
+            self.relay.watch(one.fileno(), events, self._on_event)
+
+    def _close(self, close: Callable[[socket.socket], None]) -> None:
+        self.relay.room += 1
+        for one in (self.outer, self.inner):
+            self.relay.watch(one.fileno(), 0, self._on_event)
+            close(one)
+
+
+def reset(one: socket.socket) -> None:
+    """Close a connection so that its peer gets ECONNRESET."""
+    with suppress(OSError):
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+    one.close()

@@ -1,0 +1,277 @@
+"""The private names of pytest's fixtures, and of what it has set up, that this plugin uses.
+
+As in compat.py, each use has the reason why no public name serves.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from _pytest.compat import NOTSET
+from _pytest.fixtures import SubRequest
+from _pytest.scope import Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = [
+    "HigherFixtures",
+    "OuterFinalizers",
+    "fixture_functions",
+    "keep_collectors_of",
+    "lacks_higher",
+    "leave_nodes",
+    "nodes_not_set_up",
+    "set_up_higher",
+    "set_up_in_advance",
+    "set_up_inside",
+    "tear_down_all",
+    "tear_down_from",
+    "tear_down_item",
+    "wider_parameters",
+]
+
+
+def set_up_higher(item: Any, scope: str) -> None:
+    """Set up the item's fixtures of scopes above ``scope`` in this process.
+
+    ``item._request``: pytest sets up an item's fixtures in its own setup, all scopes together.
+
+    ``SubRequest`` and ``_fixture_defs``: a function-scoped fixture may override a higher one and
+    request it by the same name. Only a request made for the overriding fixture finds the one below
+    it. The value that this caches on the item is removed, because the test process has to set up
+    the overriding fixtures.
+    """
+    for name, overriding, _definition in _higher_fixtures(item, Scope(scope)):
+        _set_up_fixture(item, name, overriding)
+
+
+def set_up_in_advance(item: Any, scope: str) -> None:
+    """Set up the fixtures of scopes above ``scope`` of an item whose turn comes later.
+
+    pytest keeps the exception of a fixture that fails or skips, and raises it at its turn.
+
+    ``session._setupstate``: pytest takes the request of an item that is not being set up for one
+    during its teardown.
+    """
+    stack = item.session._setupstate.stack
+    stack[item] = ([], None)
+    try:
+        for name, overriding, _definition in _higher_fixtures(item, Scope(scope)):
+            try:
+                _set_up_fixture(item, name, overriding)
+            except pytest.exit.Exception:
+                raise
+            except (Exception, pytest.skip.Exception, pytest.fail.Exception):  # noqa: S112, BLE001
+                continue
+    finally:
+        del stack[item]
+
+
+def _set_up_fixture(item: Any, name: str, overriding: list[Any]) -> None:
+    request = item._request
+    for definition in overriding:
+        scope = definition._scope
+        request = SubRequest(request, scope, NOTSET, 0, definition, _ispytest=True)
+    request.getfixturevalue(name)
+    if overriding:
+        del item._request._fixture_defs[name]
+
+
+def lacks_higher(item: Any, scope: str) -> bool:
+    """Tell whether a fixture of the item, of a scope above ``scope``, is not set up.
+
+    ``fixturedef.cached_result``: no public name tells.
+    """
+    return any(
+        definition is not None and definition.cached_result is None
+        for _name, _overriding, definition in _higher_fixtures(item, Scope(scope))
+    )
+
+
+def wider_parameters(item: Any, scope: str) -> tuple[tuple[str, int], ...]:
+    """Return name and index of the item's parameters of scopes above ``scope``.
+
+    ``callspec._arg2scope``: the scope of a parameter has no public name.
+    """
+    callspec = getattr(item, "callspec", None)
+    if callspec is None:
+        return ()
+    return tuple(
+        (name, index)
+        for name, index in callspec.indices.items()
+        if callspec._arg2scope[name] > Scope(scope)
+    )
+
+
+def _higher_fixtures(item: Any, limit: Scope) -> Iterator[tuple[str, list[Any], Any]]:
+    """Yield the name of each fixture of a scope above ``limit``, the fixtures of narrower scopes
+    that override and request it, nearest to the test first, and its definition.
+
+    ``item._fixtureinfo``, ``fixturedef._scope``: a fixture's definition is public only once it is
+    set up. ``callspec._arg2scope``: a parametrization with ``scope=`` changes the scope of all
+    fixtures of a name.
+    """
+    info = getattr(item, "_fixtureinfo", None)
+    if info is None:
+        return
+    scopes = getattr(getattr(item, "callspec", None), "_arg2scope", {})
+    for name in info.names_closure:
+        definitions = info.name2fixturedefs.get(name) or ()
+        overriding: list[Any] = []
+        if name not in scopes:
+            overriding = list(
+                takewhile(lambda one: _requests_overridden(one, limit), reversed(definitions))
+            )
+        if len(overriding) == len(definitions):
+            continue
+        definition = definitions[-1 - len(overriding)]
+        if (scopes.get(name) or definition._scope) > limit:
+            yield name, overriding, definition
+    if hasattr(item, "dtest") and limit < Scope.Session:
+        yield "doctest_namespace", [], None  # a doctest requests it without naming it
+
+
+def _requests_overridden(definition: Any, limit: Scope) -> bool:
+    return definition._scope <= limit and definition.argname in definition.argnames
+
+
+def fixture_functions(item: Any) -> list[Any]:
+    """Return the function of each fixture that the item or its fixtures name.
+
+    ``item._fixtureinfo``: a fixture's definition is public only once it is set up.
+    """
+    info = getattr(item, "_fixtureinfo", None)
+    if info is None:
+        return []
+    return [
+        definition.func
+        for name in info.names_closure
+        for definition in info.name2fixturedefs.get(name) or ()
+    ]
+
+
+class HigherFixtures:
+    """What is set up for an item in this process, of that what its test process does not set up
+    itself: fixtures of scopes above ``scope``, and its collectors but the ``inside`` ones.
+
+    - ``are_set_up``: whether nothing is missing.
+    - ``are_of_other_parameters``: whether one has to be torn down before, as it is set up for
+      another parameter.
+
+    ``definition.cached_result``, ``session._setupstate``: no public name tells what is set up.
+    Collectors that inherit ``setup`` have nothing to set up.
+    """
+
+    def __init__(self, item: Any, scope: str, inside: Sequence[Any]) -> None:
+        self._params = getattr(getattr(item, "callspec", None), "params", {})
+        self.are_of_other_parameters = False
+        stack = item.session._setupstate.stack
+        self.are_set_up = not any(node in stack for node in inside) and all(
+            (node in stack and stack[node][1] is None) or type(node).setup is pytest.Collector.setup
+            for node in item.listchain()[:-1]
+            if node not in inside
+        )
+        for name, _overriding, definition in _higher_fixtures(item, Scope(scope)):
+            self._look_at(name, definition)
+
+    def _look_at(self, name: str, definition: Any) -> None:
+        cached = None if definition is None else definition.cached_result
+        is_wrong = cached is not None and name in self._params and cached[1] != self._params[name]
+        self.are_of_other_parameters |= is_wrong
+        self.are_set_up &= cached is not None and cached[2] is None and not is_wrong
+
+
+def keep_collectors_of(item: Any) -> None:
+    """In a test process, forget the collectors that are set up for other items."""
+    stack, chain = item.session._setupstate.stack, item.listchain()
+    for node in [node for node in stack if node not in chain]:
+        del stack[node]
+
+
+class OuterFinalizers:
+    """The finalizers of all nodes of the parent's, which a test process must not run: those above
+    the ``inside`` ones.
+
+    ``session._setupstate``: without this, each test process would tear down the session's fixtures
+    when its item's teardown phase has no next item. No public call removes finalizers.
+
+    Everything is prepared before the fork. Freeing the finalizers in the child would write to pages
+    that it shares with the parent, so the object keeps a reference to them.
+    """
+
+    def __init__(
+        self, session: pytest.Session, inside: list[pytest.Item | pytest.Collector]
+    ) -> None:
+        self._stack = session._setupstate.stack
+        self._referenced = {
+            node: value for node, value in self._stack.items() if node not in inside
+        }
+        self._empty: dict[Any, Any] = {
+            node: ([], error) for node, (_finalizers, error) in self._referenced.items()
+        }
+
+    def drop(self) -> None:
+        """Remove them in this process."""
+        self._stack.update(self._empty)
+
+
+def tear_down_item(item: pytest.Item) -> None:
+    """Tear down the item and its fixtures when its teardown phase does not run.
+
+    ``session._setupstate``: ``pytest.exit()`` has ended the protocol, so no phase follows.
+    """
+    with suppress(Exception):
+        item.session._setupstate.teardown_exact(None)
+
+
+def leave_nodes(session: Any, nodes: list[Any]) -> None:
+    """Forget that nodes are set up; they have no finalizers to run.
+
+    ``session._setupstate``: the nodes are set up in the test process only.
+    """
+    for node in nodes:
+        session._setupstate.stack.pop(node, None)
+
+
+def set_up_inside(item: Any, nodes: list[Any]) -> None:
+    """Set up the nodes and the item in a test process, within pytest's own setup of the item.
+
+    ``session._setupstate``: that has entered the nodes already, and records the exception of the
+    item's setup after this function has raised it.
+    """
+    state = item.session._setupstate
+    leave_nodes(item.session, [*nodes, item])
+    try:
+        state.setup(item)
+    finally:
+        state.stack.setdefault(item, ([], None))
+
+
+def tear_down_from(node: Any) -> None:
+    """Tear down a node and all below it in this process.
+
+    ``session._setupstate``: pytest keeps what the next test needs, which is to be created inside.
+    """
+    if node in node.session._setupstate.stack:
+        node.session._setupstate.teardown_exact(node.parent)
+
+
+def nodes_not_set_up(item: Any) -> list[Any]:
+    """Return the collectors of an item that are not set up in this process.
+
+    ``session._setupstate``: no public name tells.
+    """
+    stack = item.session._setupstate.stack
+    return [node for node in item.listchain()[:-1] if node not in stack]
+
+
+def tear_down_all(session: Any) -> None:
+    """Tear down everything that is set up in this process.
+
+    ``session._setupstate``: the hook does it only together with an item.
+    """
+    session._setupstate.teardown_exact(None)

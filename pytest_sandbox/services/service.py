@@ -1,0 +1,314 @@
+"""A service: a command in a container, ready, reachable, and stopped at the end."""
+
+from __future__ import annotations
+
+import subprocess
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
+
+from pytest_sandbox.client import session
+from pytest_sandbox.container.conditions import AllOf, AnyOf, Condition, Http, Port, Query
+from pytest_sandbox.container.container import Container
+from pytest_sandbox.container.waiting import DEFAULT_TIMEOUT, joined, wait_for
+from pytest_sandbox.errors import SandboxError, ServiceError, SettingsError
+from pytest_sandbox.linux import namespaces
+from pytest_sandbox.settings.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from pytest_sandbox.container.network import Network
+    from pytest_sandbox.container.popen import Popen
+    from pytest_sandbox.image.image import Image
+
+__all__ = ["NOT_FOUND", "Running", "Service"]
+
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
+
+#: Seconds from the stop signal to SIGKILL: docker's default.
+_STOP_TIMEOUT = 10.0
+#: What a shell exits with if it does not find a program (POSIX, Shell Command Language, 2.8.2).
+NOT_FOUND = 127
+
+
+class Service:
+    """What a service is started with: ``Service(["redis-server"], ready=Port(6379))``.
+
+    ``command`` is a list of words. Without it, the service starts what its ``image`` starts
+    (ENTRYPOINT and CMD). ``ready`` is a condition such as ``Http("/health", port=8000) |
+    Log("started")``; without it, the image's HEALTHCHECK, else a port: the first of ``publish`` or
+    of the image's EXPOSE. ``timeout`` is in seconds (default: 60). ``name`` is what reports and
+    errors call it (default: the command's first word, or the image). ``settings`` are those of its
+    container; the ports of ``ready`` and of the image are published unless ``publish`` is given.
+
+    At its end it gets the image's STOPSIGNAL (default: SIGTERM), and SIGKILL after
+    ``stop_timeout`` seconds (default: 10). Raises :class:`SettingsError`.
+    """
+
+    def __init__(
+        self,
+        command: Iterable[str] | None = None,
+        *,
+        ready: Condition | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        name: str | None = None,
+        stop_timeout: float = _STOP_TIMEOUT,
+        **settings: Any,
+    ) -> None:
+        self.settings = Settings(**settings)
+        self.command = None if command is None else _words(command)
+        if self.command is None and self.settings.image == "host":
+            raise SettingsError("command", None, 'a list such as ["redis-server"], or image=')
+        if ready is not None and not isinstance(ready, Condition):
+            raise SettingsError(
+                "ready", ready, "Port, Log, Http, Command or File, joined by | and &"
+            )
+        self.ready = ready
+        self.timeout = timeout
+        self.stop_timeout = stop_timeout
+        self.name = name or (self.command[0] if self.command else str(self.settings.image))
+        self.url_form = "{scheme}://{host}:{port}"
+        #: What to say if a program of the command is missing.
+        self.missing = ""
+        #: The signal that stops the service; None for the image's STOPSIGNAL.
+        self.stop_signal: int | None = None
+        #: Whether what it wrote is of no use, so that it is killed at the end.
+        self.is_disposable = False
+        self._given = frozenset(settings)
+
+    def start(self) -> Running:
+        """Start the service, and return it once it is ready: a context manager.
+
+        Raises :class:`ServiceError` if it ends before, :class:`ServiceTimeout`, and what
+        :meth:`Container.start` raises.
+        """
+        return self.start_on(None)
+
+    def start_on(self, network: Network | None) -> Running:
+        """As :meth:`start`; on a network unless the service's settings name one."""
+        running = self.begin(network)
+        running.await_ready()
+        return running
+
+    def begin(self, network: Network | None) -> Running:
+        """Start the service without waiting until it is ready."""
+        return self.begin_from(self.settings, network)
+
+    def begin_from(self, settings: Settings, network: Network | None) -> Running:
+        """As :meth:`begin`, with other settings."""
+        if network is not None and "network" not in self._given:
+            settings = settings.replace(network=network)
+        if "publish" not in self._given and settings.network != "host":
+            settings = settings.replace(publish=self.ports(settings))
+        running = Running(self, self.start_container(settings))
+        running.begin()
+        return running
+
+    def start_container(self, settings: Settings) -> Container:
+        """Start the container. If something on the host listens on a port on all its addresses,
+        another port of the host leads there, unless ``publish`` is given.
+        """
+        container = Container(settings)
+        container.handle.label = self.name
+        try:
+            return container.start()
+        except SettingsError as error:
+            if error.key != "publish" or "publish" in self._given:
+                raise
+        other = [f"0:{one.port}" for one in settings.publish]
+        container = Container(settings.replace(publish=other))
+        container.handle.label = self.name
+        return container.start()
+
+    def fixture(self, scope: str = "function") -> Callable[..., Any]:
+        """Return a pytest fixture of a scope, whose value is the running service."""
+        from pytest_sandbox.plugin.service_fixtures import make_fixture
+
+        return make_fixture(self, scope)
+
+    def close(self) -> None:
+        """End what was started in advance."""
+
+    @property
+    def port(self) -> int | None:
+        """The TCP port inside that clients connect to: the first published one, else the first of
+        ``ready``, else of the image; None without any.
+        """
+        published = [one.port for one in self.settings.publish if one.protocol == "tcp"]
+        return next(iter([*published, *self.ports(self.settings)]), None)
+
+    @property
+    def scheme(self) -> str:
+        """``http`` if the service is asked by HTTP whether it is ready, else ``tcp``."""
+        return "http" if any(isinstance(one, Http) for one in _parts(self.ready)) else "tcp"
+
+    def ports(self, settings: Settings) -> list[int]:
+        """Return the TCP ports of ``ready`` and of the image's EXPOSE."""
+        ports = [
+            one.number if isinstance(one, Port) else one.port
+            for one in _parts(self.ready)
+            if isinstance(one, Port | Http | Query)
+        ]
+        return list(dict.fromkeys([*ports, *_exposed(settings)]))
+
+    def condition(self, running: Running) -> Condition | None:
+        """Return what to wait for; None for nothing but the start."""
+        if self.ready is not None:
+            return joined(running.container.handle, [self.ready])
+        image = running.container.handle.rootfs.image
+        if image is not None and image.config.get("Healthcheck"):
+            return joined(running.container.handle, [])
+        return None if self.port is None else Port(self.port)
+
+
+class Running:
+    """A service that runs: ``with app.start() as s: s.url``.
+
+    ``container`` is its container, ``name`` the service's. In a fork of this process inside a
+    container, such as a test's, the address is that on the network that both are on; elsewhere it
+    is that of its published ports.
+    """
+
+    def __init__(self, service: Service, container: Container) -> None:
+        self.service = service
+        self.container = container
+        self.name = service.name
+        self._command: Popen[Any] | None = None
+        self._network_namespace = namespaces.identity("net")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<service {self.name} {self.container.id}>"
+
+    def begin(self) -> None:
+        """Start the command."""
+        container = self.container
+        try:
+            image = container.handle.rootfs.image
+            command = self.service.command or _command_of(image, self.name)
+            self._command = container.popen(list(command), log=True)
+        except BaseException:
+            container.close()
+            raise
+
+    def await_ready(self) -> None:
+        """Return once the service is ready; close it if it will not be."""
+        assert self._command is not None
+        try:
+            condition = self.service.condition(self)
+            if condition is not None:
+                handle = self.container.handle
+                commands = [self._command]
+                timeout = self.service.timeout
+                wait_for(handle, condition, timeout, commands=commands, name=self.name)
+        except ServiceError as error:
+            self.container.close()
+            if error.returncode == NOT_FOUND and self.service.missing:
+                raise ServiceError(
+                    self.name, self.service.missing, error.returncode, error.log
+                ) from error
+            raise
+        except BaseException:
+            self.container.close()
+            raise
+
+    @property
+    def host(self) -> str:
+        """The address for clients, such as "127.64.0.1"."""
+        own = namespaces.identity("net")
+        is_inside = self.container.handle.home is not session.fork_token()
+        if is_inside and own != self._network_namespace and self.container.ip_address:
+            return self.container.ip_address
+        return self.container.host_address or "127.0.0.1"
+
+    @property
+    def port(self) -> int:
+        """The TCP port for clients. Raises :class:`ServiceError` if the service has none."""
+        inner = self.service.port
+        if inner is None:
+            reason = "it has no port: give ready=Port(...) or publish="
+            raise ServiceError(self.name, reason)
+        if self.host == self.container.host_address:
+            return self.container.ports.get(inner, inner)
+        return inner
+
+    @property
+    def url(self) -> str:
+        """The URL for clients, such as "http://127.64.0.1:8000"."""
+        service = self.service
+        return service.url_form.format(scheme=service.scheme, host=self.host, port=self.port)
+
+    def logs(self) -> str:
+        """Return the last megabyte of its output; in a test's process, that until the test."""
+        return self.container.logs()
+
+    def stop(self) -> None:
+        """End the service, as ``docker stop`` does. Its files can be read until :meth:`close`."""
+        if self.container.status != "running":
+            return
+        timeout = self.service.stop_timeout
+        if self.service.stop_signal is not None and self._command is not None:
+            self._command.send_signal(self.service.stop_signal)
+            with suppress(subprocess.TimeoutExpired):
+                self._command.wait(timeout)
+        self.container.stop(timeout)
+
+    def clone(self) -> Running:
+        """Start another service with the files of this one, after :meth:`stop`.
+
+        Raises :class:`SandboxError` while this one runs: its files may be inconsistent then.
+        """
+        if self._command is None or self._command.poll() is None:
+            raise SandboxError(
+                f"the service {self.name} runs, so its files may be inconsistent. Call stop() "
+                "before clone()."
+            )
+        settings = self.container.settings.replace(image=self.container.commit())
+        clone = self.service.begin_from(settings, None)
+        clone.await_ready()
+        return clone
+
+    def close(self) -> None:
+        """Stop the service, and discard its container. A second call does nothing."""
+        try:
+            if not self.service.is_disposable:
+                self.stop()
+        finally:
+            self.container.close()
+
+
+def _words(command: Iterable[str]) -> tuple[str, ...]:
+    words = () if isinstance(command, str) else tuple(command)
+    if not words or not all(isinstance(one, str) for one in words):
+        raise SettingsError("command", command, 'a list of words, such as ["redis-server"]')
+    return words
+
+
+def _parts(condition: Condition | None) -> list[Condition]:
+    if isinstance(condition, AllOf | AnyOf):
+        return [part for one in condition.conditions for part in _parts(one)]
+    return [] if condition is None else [condition]
+
+
+def _exposed(settings: Settings) -> list[int]:
+    """Return the TCP ports of the image's EXPOSE."""
+    if settings.image == "host":
+        return []
+    from pytest_sandbox.image.image import find
+
+    image = find(settings.image)
+    keys = (image.config.get("ExposedPorts") or {}) if image else {}
+    found = [key.partition("/") for key in keys]
+    return [int(port) for port, _, kind in found if kind in {"", "tcp"} and port.isdecimal()]
+
+
+def _command_of(image: Image | None, name: str) -> tuple[str, ...]:
+    command = image.command() if image else ()
+    if not command:
+        raise ServiceError(name, "its image has neither ENTRYPOINT nor CMD: give a command")
+    return command
