@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "detach"]
 
-#: Signals that the caller may ignore (nohup(1), `&` in a shell), and the command must not: a program
-#: inherits that a signal is ignored (execve(2)).
+#: Signals that the caller may ignore (nohup(1), `&` in a shell), and the command must not: a
+#: program inherits that a signal is ignored (execve(2)).
 _SIGNALS = (
     signal.SIGHUP,
     signal.SIGTERM,

@@ -392,6 +392,19 @@ def test_a_killed_supervisor_leaves_nothing(home, seed):
         output_of("rm", name)
 
 
+def test_wait_reports_a_killed_supervisor():
+    """A `wait` ends with an error when the supervisor is killed: the exit status is not known."""
+    name = shell("sleep 1000")
+    (one,) = detached.list_detached()
+    with subprocess.Popen(
+        [*COMMAND, "wait", name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as waiting:
+        wait_for(lambda: has_opened(waiting.pid, name))
+        one.signal_supervisor(signal.SIGKILL)
+        out, error = waiting.communicate(timeout=60)
+    assert (125, "", True) == (waiting.returncode, out, "supervisor" in error)
+
+
 def open_own_supervisor(one: detached.Detached) -> int | None:
     """Return a pidfd of a supervisor that still runs, else None."""
     try:
