@@ -1,26 +1,20 @@
-"""``ps``, ``exec``, ``shell``, ``rm``, ``stats`` and ``diff``: running containers of this user, and
-saved layers of ended ones.
+"""``ps``, ``exec``, ``shell``, ``stats`` and ``diff``: running containers of this user, and ended
+ones.
 """
 
 from __future__ import annotations
 
 import sys
-import time
-from contextlib import closing, suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_sandbox.cli import flags, output
+from pytest_sandbox.cli import ended, flags, output, ps
 from pytest_sandbox.cli.verb import Verb
-from pytest_sandbox.errors import SandboxError
-from pytest_sandbox.units import duration
 
 if TYPE_CHECKING:
     import argparse
 
     from pytest_sandbox.container.container import Container
-    from pytest_sandbox.container.remote import RemoteContainer
-    from pytest_sandbox.container.saved_layers import SavedLayer
 
 __all__ = ["VERBS"]
 
@@ -50,72 +44,31 @@ def _ps_arguments(parser: argparse.ArgumentParser) -> None:
         "-a",
         "--all",
         action="store_true",
-        help="also list ended containers whose layers `pytest --sandbox-keep` has kept",
+        help="also list ended containers: detached ones, and those whose layers "
+        "`pytest --sandbox-keep` has kept",
+    )
+    parser.add_argument(
+        "-f",
+        "--filter",
+        action="append",
+        default=[],
+        type=ps.condition,
+        metavar="KEY=VALUE",
+        help="only containers with this id, name, status, ancestor (image) or label",
     )
 
 
 def _ps(found: argparse.Namespace) -> int:
-    from pytest_sandbox.container.remote import list_containers
-    from pytest_sandbox.container.saved_layers import list_saved
-
-    saved = list_saved() if found.all else []
-    entries = [*map(_saved_entry, saved), *map(_entry, list_containers())]
+    entries = ps.entries(every=found.all or ps.asks_for_ended(found.filter), only=found.filter)
     if found.quiet:
         print("".join(f"{entry['id']}\n" for entry in entries), end="")
     elif found.format == "json":
         output.print_json(entries)
     else:
         output.print_table(
-            ("CONTAINER ID", "IMAGE", "COMMAND", "STATUS", "NAME"),
-            [_ps_row(entry) for entry in entries],
+            ("CONTAINER ID", "IMAGE", "COMMAND", "STATUS", "NAME"), map(ps.row, entries)
         )
     return 0
-
-
-def _ps_row(entry: dict[str, Any]) -> tuple[str, ...]:
-    age = duration(max(0.0, time.time() - entry["created"]))
-    status = {"running": f"Up {age}", "paused": f"Up {age} (Paused)"}.get(
-        entry["status"], f"Kept {age} ago"
-    )
-    return (entry["id"], str(entry["image"]), entry["command"], status, entry["name"])
-
-
-def _saved_entry(one: SavedLayer) -> dict[str, Any]:
-    return {
-        "id": one.id,
-        "status": "kept",
-        "name": one.label,
-        "image": one.settings.get("image", "host"),
-        "command": "",
-        "created": one.time,
-        "pid": None,
-        "session": "",
-        "settings": one.settings,
-    }
-
-
-def _entry(one: RemoteContainer) -> dict[str, Any]:
-    return {
-        "id": one.id,
-        "status": "paused" if one.paused else "running",
-        "name": one.label,
-        "image": one.settings.image,
-        "command": _command(one),
-        "created": one.since,
-        "pid": one.pid,
-        "session": one.session,
-        "settings": one.settings.raw(),
-    }
-
-
-def _command(one: RemoteContainer) -> str:
-    """Return the command line of the first process inside, or an empty string."""
-    from pytest_sandbox.container.processes import list_processes
-    from pytest_sandbox.container.remote import open_handle
-
-    with suppress(SandboxError), closing(open_handle(one)) as handle:
-        return next((line for _pid, line in list_processes(handle)), "")
-    return ""
 
 
 # -- exec and shell
@@ -140,6 +93,7 @@ def _exec_arguments(parser: argparse.ArgumentParser) -> None:
 def _exec(found: argparse.Namespace) -> int:
     from pytest_sandbox.cli.attach import Command, attach
     from pytest_sandbox.container.container import open_remote
+    from pytest_sandbox.container.detached import list_running
     from pytest_sandbox.container.remote import find
 
     command = Command(
@@ -151,24 +105,23 @@ def _exec(found: argparse.Namespace) -> int:
         workdir=found.workdir,
         user=found.user,
     )
-    with open_remote(find(found.id)) as container, flags.naming_flags(found):
+    with open_remote(find(found.id, list_running())) as container, flags.naming_flags(found):
         return attach(container, command)
 
 
 def _open_or_restart(name: str) -> Container:
-    """Open the running container of that name, or start a new one from its saved layer.
+    """Open the running container of that name, or start a new one with the content of an ended one.
 
     Raises :class:`SandboxError` for an unknown name.
     """
-    from pytest_sandbox.container import remote, saved_layers
-    from pytest_sandbox.container.container import open_remote, start_saved
+    from pytest_sandbox.container import detached, remote
+    from pytest_sandbox.container.container import open_remote
 
-    running = remote.list_containers()
-    layers = saved_layers.list_saved()
+    running = detached.list_running()
     if not remote.matching(name, [one.id for one in running], [one.label for one in running]):
-        found = remote.matching(name, [one.id for one in layers], [one.label for one in layers])
-        if found:
-            return start_saved(_one_of(name, found))
+        started = ended.start(name, ended.list_ended())
+        if started is not None:
+            return started
     return open_remote(remote.find(name, running))
 
 
@@ -183,35 +136,6 @@ def _shell(found: argparse.Namespace) -> int:
         shells = [path for path in ("/bin/bash", "/bin/sh") if container.exists(path)]
         args = [*shells, "sh"][:1]
         return attach(container, Command(args, interactive=True, tty=sys.stdin.isatty()))
-
-
-# -- rm
-
-
-def _rm_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "ids", metavar="CONTAINER", nargs="+", help="id, beginning of an id, or name of a kept one"
-    )
-
-
-def _rm(found: argparse.Namespace) -> int:
-    from pytest_sandbox.container import remote, saved_layers
-
-    layers = saved_layers.list_saved()
-    for name in found.ids:
-        chosen = _one_of(
-            name, remote.matching(name, [one.id for one in layers], [one.label for one in layers])
-        )
-        next(one for one in layers if one.id == chosen).remove()
-        print(chosen)
-    return 0
-
-
-def _one_of(name: str, ids: list[str]) -> str:
-    if len(ids) == 1:
-        return ids[0]
-    problem = f"{name!r} is ambiguous: {', '.join(ids)}" if ids else f"no kept layer is {name!r}"
-    raise SandboxError(f"{problem}. `pytest-sandbox ps -a` lists them.")
 
 
 # -- stats and diff
@@ -257,7 +181,7 @@ def _diff_arguments(parser: argparse.ArgumentParser) -> None:
 VERBS = (
     Verb(
         name="ps",
-        usage="[-a] [-q] [--format json]",
+        usage="[-a] [-q] [--filter KEY=VALUE] [--format json]",
         summary="List the running containers of this user, also those of tests",
         arguments=_ps_arguments,
         run=_ps,
@@ -273,16 +197,10 @@ VERBS = (
     Verb(
         name="shell",
         usage="CONTAINER",
-        summary="Start a shell in a running container, or in a kept one (pytest --sandbox-keep)",
+        summary="Start a shell in a running container, or in a new one with the files of an ended "
+        "one",
         arguments=_shell_arguments,
         run=_shell,
-    ),
-    Verb(
-        name="rm",
-        usage="CONTAINER...",
-        summary="Remove kept layers of ended containers",
-        arguments=_rm_arguments,
-        run=_rm,
     ),
     Verb(
         name="stats",

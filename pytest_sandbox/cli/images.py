@@ -1,4 +1,4 @@
-"""The commands ``pull``, ``load``, ``images``, ``inspect``, ``history``, ``rmi`` and ``prune``."""
+"""The commands ``pull``, ``load``, ``images``, ``history``, ``rmi`` and ``prune``."""
 
 from __future__ import annotations
 
@@ -213,37 +213,7 @@ def _age(created: object) -> str:
         return "N/A"
 
 
-# -- inspect and history
-
-
-def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="name, id, or prefix of an id")
-
-
-def _inspect(found: argparse.Namespace) -> int:
-    from pytest_sandbox.image.image import Image
-
-    output.print_json([_inspected(Image.get(name)) for name in found.images])
-    return 0
-
-
-def _inspected(image: Image) -> dict[str, object]:
-    """Return what ``docker inspect`` prints, with its keys and order."""
-    document = image.document
-    return {
-        "Id": image.id,
-        "RepoTags": [name for name in image.names if "@" not in name],
-        "RepoDigests": list(image.repository_digests),
-        "Comment": str((image.history[-1] if image.history else {}).get("comment", "")),
-        "Created": document.get("created"),
-        "Author": document.get("author", ""),
-        "Architecture": document.get("architecture"),
-        **({"Variant": document["variant"]} if document.get("variant") else {}),
-        "Os": document.get("os"),
-        "Size": image.size,
-        "Config": image.config,
-        "RootFS": {"Type": "layers", "Layers": list(image.layers)},
-    }
+# -- history
 
 
 def _history_arguments(parser: argparse.ArgumentParser) -> None:
@@ -394,13 +364,6 @@ VERBS = (
         summary="List the stored images",
         arguments=_images_arguments,
         run=_images,
-    ),
-    Verb(
-        name="inspect",
-        usage="IMAGE...",
-        summary="Print the details of images, as docker does (JSON)",
-        arguments=_inspect_arguments,
-        run=_inspect,
     ),
     Verb(
         name="history",

@@ -1,27 +1,27 @@
-"""``run``: a command in a new container, which is removed when the command ends."""
+"""``run``: a command in a new container, in the foreground or (-d) in the background."""
 
 from __future__ import annotations
 
 import argparse
-import os
+import re
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.cli import flags, images
+from pytest_sandbox.cli.detach import detach
+from pytest_sandbox.cli.names import claimed
 from pytest_sandbox.cli.verb import Verb
+from pytest_sandbox.container import detached
 from pytest_sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from pytest_sandbox.cli.detach import Report
     from pytest_sandbox.container.container import Container
+    from pytest_sandbox.container.detached import Facts
 
 __all__ = ["VERBS"]
 
-#: Seconds to wait for another `run --name`, and between two attempts to lock.
-_LOCK_TIMEOUT = 30.0
-_LOCK_INTERVAL = 0.01
 _DETAILS = """\
 IMAGE is 'host' (the root file system of this host, as copy-on-write), a directory with a root file
 system, or an image, which is pulled if it is not stored.
@@ -48,17 +48,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PROGRAM",
         help="replaces the entry point of the image, and its default command",
     )
-    parser.add_argument("-d", "--detach", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "--init",
         action="store_true",
         help="no effect, for compatibility with docker: zombies are always reaped",
     )
-    parser.add_argument(
-        "--rm",
-        action="store_true",
-        help="no effect, for compatibility with docker: containers are always removed",
-    )
+    _add_detached(parser)
     parser.add_argument(
         "--pull",
         choices=["missing", "always", "never"],
@@ -69,20 +64,50 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_command(parser)
 
 
+def _add_detached(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a container in the background."""
+    parser.add_argument(
+        "-d",
+        "--detach",
+        action="store_true",
+        help="run in the background, print the id, and keep the container when it has ended",
+    )
+    parser.add_argument(
+        "--restart",
+        type=_restart_policy,
+        default="no",
+        metavar="POLICY",
+        help="with -d, start the command again when it ends: no (default), on-failure[:N], "
+        "always, unless-stopped; not after `stop` and `kill`",
+    )
+    parser.add_argument(
+        "-l",
+        "--label",
+        action="append",
+        default=[],
+        type=_label,
+        metavar="KEY[=VALUE]",
+        help="with -d, a label for `ps --filter` and `inspect`",
+    )
+    parser.add_argument(
+        "--rm",
+        action="store_true",
+        help="with -d, remove the container when it has ended; without -d, it always is",
+    )
+
+
 def _run(found: argparse.Namespace) -> int:
     from pytest_sandbox.cli.attach import Command, attach
     from pytest_sandbox.container.container import Container
 
-    if found.detach:
-        raise SandboxError(
-            "--detach is not supported: a container ends with the `run` that created it. Add & to "
-            "the command line to run it in the background."
-        )
+    _check_flags_of_detached(found)
     images.ensure_image(found.image, policy=found.pull)
+    if found.detach:
+        return detach(lambda report: _supervise(found, report))
     with flags.naming_flags(found):
         container = Container(flags.settings(found.image, found))
         container.handle.label = found.name
-        with _claimed(found.name):
+        with claimed(found.name):
             container.start()
     with container, flags.naming_flags(found):
         return attach(
@@ -97,49 +122,86 @@ def _run(found: argparse.Namespace) -> int:
         )
 
 
-@contextmanager
-def _claimed(name: str) -> Iterator[None]:
-    """Refuse the name of a running container, and lock out other ``run --name`` during the body.
+def _check_flags_of_detached(found: argparse.Namespace) -> None:
+    """Raise :class:`SandboxError` for flags that need -d, or contradict each other."""
+    if not found.detach:
+        for flag, is_given in (("--restart", found.restart != "no"), ("--label", found.label)):
+            if is_given:
+                raise SandboxError(
+                    f"{flag} needs -d: without it, the container ends with this command. Add -d, "
+                    f"or leave out {flag}."
+                )
+    elif found.rm and found.restart != "no":
+        raise SandboxError(
+            f"--rm and --restart {found.restart} contradict each other. Leave out one of them."
+        )
 
-    Raises :class:`SandboxError`.
+
+def _restart_policy(text: str) -> str:
+    if not re.fullmatch(r"no|always|unless-stopped|on-failure(:[0-9]{1,9})?", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not valid; accepted: no, on-failure, on-failure:N, always, unless-stopped"
+        )
+    return text
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, _equals, value = text.partition("=")
+    if not key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid; accepted: KEY or KEY=VALUE")
+    return key, value
+
+
+def _supervise(found: argparse.Namespace, report: Report) -> None:
+    """Start the container of ``run -d`` in its supervisor, and supervise it until its end."""
+    from pytest_sandbox.cli.supervisor import Supervisor
+    from pytest_sandbox.container.container import Container
+
+    with flags.naming_flags(found):
+        container = Container(flags.settings(found.image, found))
+        container.handle.label = found.name
+        with ExitStack() as undo:
+            undo.callback(container.close)
+            with claimed(found.name):
+                container.start()
+                supervisor = Supervisor(container, _facts(container, found))
+            undo.pop_all()
+            supervisor.supervise(report)
+
+
+def _facts(container: Container, found: argparse.Namespace) -> Facts:
+    """Return what other processes get to know of a detached container."""
+    from pytest_sandbox.container.build_spec import serializable
+
+    handle = container.handle
+    return detached.Facts(
+        id=container.id,
+        image=str(found.image),
+        command=_args(container, found),
+        created=time.time(),
+        settings=serializable(container.settings),
+        env=handle.rootfs.environment(container.hostname) if found.image != "host" else {},
+        labels=dict(found.label),
+        ports=_ports(container),
+        tty=found.tty,
+        stdin=found.interactive,
+        restart=found.restart,
+        remove=found.rm,
+        stop_signal=handle.rootfs.stop_signal,
+    )
+
+
+def _ports(container: Container) -> list[tuple[str, str, int]]:
+    """Return the published ports: that of 127.0.0.1 or the given address, if there is one, and
+    that of the container's own address.
     """
-    if not name:
-        yield
-        return
-    from pytest_sandbox.client.cleanup import state_directory
-    from pytest_sandbox.container.remote import list_containers
-
-    with _locked(state_directory()):
-        taken = next((one.id for one in list_containers() if name in {one.label, one.id}), None)
-        if taken is not None:
-            raise SandboxError(
-                f"--name {name}: the container {taken} has this name. Use another one, or wait "
-                "until it has ended."
-            )
-        yield
-
-
-@contextmanager
-def _locked(directory: str) -> Iterator[None]:
-    """Hold a lock (flock(2)) on a directory. Raises :class:`SandboxError` after 30 seconds."""
-    import fcntl
-
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        deadline = time.monotonic() + _LOCK_TIMEOUT
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise SandboxError(
-                        f"another process holds the lock on {directory}. Try again."
-                    ) from None
-                time.sleep(_LOCK_INTERVAL)
-        yield
-    finally:
-        os.close(fd)
+    ports = []
+    for mapping in container.settings.publish:
+        key, port = f"{mapping.port}/{mapping.protocol}", container.ports[mapping.key]
+        if mapping.host_port is not None:
+            ports.append((key, mapping.host or "127.0.0.1", port))
+        ports.append((key, str(container.host_address), port))
+    return ports
 
 
 def _args(container: Container, found: argparse.Namespace) -> list[str]:

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.cli import output
-from pytest_sandbox.container.remote import find, list_containers
+from pytest_sandbox.container.detached import list_running
+from pytest_sandbox.container.remote import find
 from pytest_sandbox.units import size
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class _Sample:
     """The figures of all containers at one time."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        everything = list_containers(stats=True)
+        everything = list_running(stats=True)
         self.ones = [find(name, everything) for name in names] if names else everything
         self.time = time.monotonic()
 

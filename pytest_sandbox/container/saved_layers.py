@@ -34,9 +34,20 @@ from pytest_sandbox.paths import images
 from pytest_sandbox.runtime import storage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_sandbox.container.handle import Handle
 
-__all__ = ["SavedLayer", "find", "list_saved", "save"]
+__all__ = [
+    "SavedLayer",
+    "find",
+    "home",
+    "keep_without_layer",
+    "list_saved",
+    "make_home",
+    "save",
+    "save_into",
+]
 
 _FACTS = "kept.json"
 _REMEDY = (
@@ -63,7 +74,7 @@ class SavedLayer:
     @property
     def directory(self) -> str:
         """The directory that holds it."""
-        return os.path.join(_home(), self.id)
+        return os.path.join(home(), self.id)
 
     @property
     def layers(self) -> dict[str, str]:
@@ -80,18 +91,19 @@ class SavedLayer:
         remove_tree(unfinished)
 
 
-def _home() -> str:
+def home() -> str:
+    """Return the directory of saved layers, which need not exist."""
     return os.path.join(images(), "kept")
 
 
-def _make_home() -> str:
+def make_home() -> str:
     """Return the directory of saved layers, created and closed to other users: layers may hold
     set-user-ID programs and secrets.
     """
-    home = _home()
-    os.makedirs(home, exist_ok=True)
-    os.chmod(home, 0o700)
-    return home
+    directory = home()
+    os.makedirs(directory, exist_ok=True)
+    os.chmod(directory, 0o700)
+    return directory
 
 
 def save(handle: Handle) -> SavedLayer:
@@ -99,22 +111,51 @@ def save(handle: Handle) -> SavedLayer:
 
     Raises :class:`SandboxError` if it cannot be copied; nothing is left then.
     """
+    return _saved(handle, _write)
+
+
+def save_into(handle: Handle, unfinished: str) -> SavedLayer:
+    """Copy the writable layer of a running container to the directory of
+    :func:`storage.make_unfinished`, and finish it.
+
+    Raises :class:`SandboxError` if it cannot be copied; no part of the layer is left then.
+    """
+
+    def fill(saved: SavedLayer, layer: int, builder: int) -> None:
+        try:
+            _fill(unfinished, saved, layer, builder)
+        except BaseException:
+            for number in saved.points:
+                with suppress(OSError):
+                    remove_tree(f"{unfinished}/{number}")
+            raise
+
+    return _saved(handle, fill)
+
+
+def keep_without_layer(handle: Handle, unfinished: str) -> None:
+    """Finish the directory of :func:`storage.make_unfinished` without a layer. Raises OSError."""
+    settings = serializable(handle.settings)
+    _finish(unfinished, SavedLayer(handle.id, handle.label, time.time(), settings, {}))
+
+
+def _saved(handle: Handle, write: Callable[[SavedLayer, int, int], None]) -> SavedLayer:
     try:
         with opened_layer(handle) as (layer, overlays):
             points = {number: overlay.point for number, overlay in overlays.items()}
             settings = serializable(handle.settings)
             saved = SavedLayer(handle.id, handle.label, time.time(), settings, points)
-            _write(saved, layer, handle.user_namespaces()[1])
+            write(saved, layer, handle.user_namespaces()[1])
     except OSError as error:
         raise SandboxError(
-            f"the layer of {handle.id} cannot be saved in {_home()}: {error}. {_REMEDY}"
+            f"the layer of {handle.id} cannot be saved in {home()}: {error}. {_REMEDY}"
         ) from error
     return saved
 
 
 def _write(saved: SavedLayer, layer: int, builder: int) -> None:
     with suppress(OSError):
-        storage.remove_unfinished(_make_home())
+        storage.remove_unfinished(make_home())
     unfinished, lock = storage.make_unfinished(saved.directory)
     try:
         _fill(unfinished, saved, layer, builder)
@@ -134,6 +175,11 @@ def _fill(unfinished: str, saved: SavedLayer, layer: int, builder: int) -> None:
             _copy, layer, f"{number}/upper", f"{unfinished}/{number}/upper", owners=builder < 0
         )
         as_builder(builder, copy)
+    _finish(unfinished, saved)
+
+
+def _finish(unfinished: str, saved: SavedLayer) -> None:
+    """Describe the layer, and rename its directory."""
     facts = {
         "id": saved.id,
         "label": saved.label,
@@ -153,7 +199,7 @@ def _copy(layer: int, name: str, target: str, *, owners: bool) -> None:
 
 def list_saved() -> list[SavedLayer]:
     """Return the saved layers, oldest first, without those that are incomplete or damaged."""
-    names = os.listdir(_home()) if os.path.isdir(_home()) else []
+    names = os.listdir(home()) if os.path.isdir(home()) else []
     found = [one for one in map(_read, names) if one is not None]
     return sorted(found, key=lambda one: one.time)
 
@@ -163,7 +209,7 @@ def find(id: str) -> SavedLayer:  # noqa: A002 - the name of the field
     found = _read(id)
     if found is None:
         raise SandboxError(
-            f"there is no saved layer {id!r} in {_home()}. Run pytest with --sandbox-keep=failed "
+            f"there is no saved layer {id!r} in {home()}. Run pytest with --sandbox-keep=failed "
             "to save some."
         )
     return found
@@ -173,7 +219,7 @@ def _read(name: str) -> SavedLayer | None:
     if "." in name or "/" in name:
         return None
     try:
-        with open(os.path.join(_home(), name, _FACTS), encoding="utf-8") as file:
+        with open(os.path.join(home(), name, _FACTS), encoding="utf-8") as file:
             return SavedLayer(**json.load(file))
     except (OSError, ValueError, TypeError):
         return None

@@ -245,7 +245,7 @@ class TestSavedLayers:
     def test_rm(self, saved):
         """`rm` removes a saved layer, and fails if there is none."""
         removed = sandbox("rm", saved.label)
-        assert (0, f"{saved.id}\n") == (removed.returncode, removed.stdout)
+        assert (0, f"{saved.label}\n") == (removed.returncode, removed.stdout)
         done = sandbox("rm", saved.id)
         assert (125, True) == (done.returncode, "ps -a" in done.stderr)
 

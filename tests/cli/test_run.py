@@ -91,7 +91,7 @@ def test_the_status_is_the_commands_own(command, status):
         (("/no/such/directory", "true"), "/no/such/directory"),
         (("--pull", "never", "no/such:image", "true"), "no/such:image"),
         (("host",), "the command is missing"),
-        (("-d", "host", "true"), "Add & to the command line"),
+        (("-d", "host"), "the command is missing"),
         (("--sig-proxy=perhaps", "host", "true"), "--sig-proxy"),
     ],
     ids=str,

@@ -1,0 +1,157 @@
+"""``inspect``: the details of containers and images, as docker prints them."""
+
+from __future__ import annotations
+
+import signal
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pytest_sandbox.cli import output
+from pytest_sandbox.cli.verb import Verb
+from pytest_sandbox.container import detached, remote
+from pytest_sandbox.errors import SandboxError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from pytest_sandbox.container.detached import Detached
+    from pytest_sandbox.image.image import Image
+
+__all__ = ["VERBS"]
+
+_NEVER = "0001-01-01T00:00:00Z"
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--type",
+        choices=["container", "image"],
+        help="only containers, or only images (default: a container, else an image)",
+    )
+    parser.add_argument(
+        "names",
+        nargs="+",
+        metavar="CONTAINER|IMAGE",
+        help="a detached container or an image: name, id, or prefix of an id",
+    )
+
+
+def _inspect(found: argparse.Namespace) -> int:
+    output.print_json([_details(name, found.type) for name in found.names])
+    return 0
+
+
+def _details(name: str, kind: str | None) -> dict[str, object]:
+    from pytest_sandbox.image.image import Image
+
+    if kind != "image":
+        one = detached.find(name, detached.list_detached())
+        if one is not None:
+            return _of_container(one)
+        if kind == "container":
+            raise SandboxError(f"No such container: {name}. `pytest-sandbox ps -a` lists them.")
+    return _of_image(Image.get(name))
+
+
+def _of_container(one: Detached) -> dict[str, object]:
+    """Return what ``docker inspect`` prints of a container, with its keys, as far as they have a
+    meaning here.
+    """
+    facts = one.facts
+    policy, _, most = facts.restart.partition(":")
+    return {
+        "Id": one.id,
+        "Created": _time(facts.created),
+        "Path": facts.command[0],
+        "Args": facts.command[1:],
+        "State": _state(one),
+        "Image": facts.image,
+        "Name": f"/{one.name}" if one.name else "",
+        "RestartCount": facts.restarts,
+        "LogPath": one.log,
+        "HostConfig": {
+            "AutoRemove": facts.remove,
+            "Memory": facts.settings.get("memory") or 0,
+            "NetworkMode": facts.settings.get("network", "none"),
+            "RestartPolicy": {"Name": policy, "MaximumRetryCount": int(most or 0)},
+        },
+        "Config": {
+            "Hostname": facts.settings.get("hostname") or one.id,
+            "User": facts.settings.get("user") or "",
+            "Tty": facts.tty,
+            "OpenStdin": facts.stdin,
+            "Env": [f"{name}={value}" for name, value in facts.env.items()],
+            "Cmd": facts.command,
+            "Image": facts.image,
+            "WorkingDir": facts.settings.get("workdir") or "",
+            "Labels": facts.labels,
+            "StopSignal": signal.Signals(facts.stop_signal).name,
+        },
+        "NetworkSettings": {"Ports": _ports(one)},
+    }
+
+
+def _state(one: Detached) -> dict[str, Any]:
+    facts = one.facts
+    is_paused = one.is_running and any(
+        other.paused for other in remote.list_containers() if other.id == one.id
+    )
+    status = "paused" if is_paused else facts.state
+    return {
+        "Status": status,
+        "Running": one.is_running,
+        "Paused": is_paused,
+        "Restarting": status == "restarting",
+        "OOMKilled": facts.oom_killed,
+        "Dead": False,
+        "Pid": facts.pid if one.is_running else 0,
+        "ExitCode": facts.exit_code,
+        "Error": facts.error,
+        "StartedAt": _time(facts.started),
+        "FinishedAt": _time(facts.finished),
+    }
+
+
+def _ports(one: Detached) -> dict[str, list[dict[str, str]]]:
+    """Return the host's addresses of each published port inside; nothing of an ended container."""
+    ports: dict[str, list[dict[str, str]]] = {}
+    for key, host, port in one.facts.ports if one.is_running else ():
+        ports.setdefault(key, []).append({"HostIp": host, "HostPort": str(port)})
+    return ports
+
+
+def _time(when: float) -> str:
+    """Return a time as docker prints it; its zero time for 0."""
+    if not when:
+        return _NEVER
+    return datetime.fromtimestamp(when, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+
+
+def _of_image(image: Image) -> dict[str, object]:
+    """Return what ``docker inspect`` prints of an image, with its keys and order."""
+    document = image.document
+    return {
+        "Id": image.id,
+        "RepoTags": [name for name in image.names if "@" not in name],
+        "RepoDigests": list(image.repository_digests),
+        "Comment": str((image.history[-1] if image.history else {}).get("comment", "")),
+        "Created": document.get("created"),
+        "Author": document.get("author", ""),
+        "Architecture": document.get("architecture"),
+        **({"Variant": document["variant"]} if document.get("variant") else {}),
+        "Os": document.get("os"),
+        "Size": image.size,
+        "Config": image.config,
+        "RootFS": {"Type": "layers", "Layers": list(image.layers)},
+    }
+
+
+VERBS = (
+    Verb(
+        name="inspect",
+        usage="[--type container|image] CONTAINER|IMAGE...",
+        summary="Print the details of detached containers and images, as docker does (JSON)",
+        arguments=_arguments,
+        run=_inspect,
+    ),
+)

@@ -1,0 +1,71 @@
+"""Names of containers: no two that run, or are detached, have the same."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.container import detached
+from pytest_sandbox.errors import SandboxError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["claimed"]
+
+#: Seconds to wait for another process that chooses a name, and between two attempts to lock.
+_LOCK_TIMEOUT = 30.0
+_LOCK_INTERVAL = 0.01
+
+
+@contextmanager
+def claimed(name: str, flag: str = "--name") -> Iterator[None]:
+    """Refuse the name of a known container, and keep other processes from choosing one during the
+    body. ``flag`` is how messages name the value.
+
+    Raises :class:`SandboxError`.
+    """
+    if not name:
+        yield
+        return
+    from pytest_sandbox.client.cleanup import state_directory
+
+    with _locked(state_directory()):
+        taken = next((one.id for one in detached.list_running() if name in {one.label, one.id}), "")
+        if taken:
+            raise SandboxError(
+                f"{flag} {name}: the container {taken} has this name. Use another one, or wait "
+                "until it has ended."
+            )
+        ended = next((one.id for one in detached.list_detached() if name == one.name), "")
+        if ended:
+            raise SandboxError(
+                f"{flag} {name}: the container {ended} has this name. Use another one, or remove "
+                f"that container: pytest-sandbox rm {ended}"
+            )
+        yield
+
+
+@contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    """Hold a lock (flock(2)) on a directory. Raises :class:`SandboxError` after 30 seconds."""
+    import fcntl
+
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + _LOCK_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise SandboxError(
+                        f"another process holds the lock on {directory}. Try again."
+                    ) from None
+                time.sleep(_LOCK_INTERVAL)
+        yield
+    finally:
+        os.close(fd)
