@@ -93,7 +93,8 @@ def _symptom(error: BaseException) -> Symptom | None:
 def _symptom_of_errno(error: OSError) -> Symptom | None:
     number = error.errno
     path = error.filename if isinstance(error.filename, str) else ""
-    if number in _UNREACHABLE:
+    if number in _UNREACHABLE or (number == errno.ENODEV and not path):
+        # ENODEV: no device for a multicast group (ip(7), IP_ADD_MEMBERSHIP).
         return Symptom("unreachable")
     if number in {errno.ENOSPC, errno.EDQUOT}:
         return Symptom("full", path)

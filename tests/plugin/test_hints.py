@@ -159,10 +159,27 @@ def test_a_file_of_an_earlier_test_is_a_hint(run):
             'socket.create_connection(("192.0.2.1", 80), 5)',
             "The container has no network but its own loopback",
         ),
+        (
+            (
+                "socket.socket(type=socket.SOCK_DGRAM).setsockopt(socket.IPPROTO_IP, "
+                'socket.IP_ADD_MEMBERSHIP, socket.inet_aton("224.1.1.1") + bytes(4))'
+            ),
+            "The container has no network but its own loopback",
+        ),
+        (
+            'socket.socket(type=socket.SOCK_DGRAM).sendto(b"x", ("224.1.1.1", 5007))',
+            "The container has no network but its own loopback",
+        ),
+        (
+            'socket.create_server(("192.0.2.1", 0))',
+            "The container has no network but its own loopback",
+        ),
     ],
 )
 def test_a_missing_network_is_a_hint(run, body, said):
-    """The report of a failed name resolution or connection names the missing network."""
+    """The report of a failed name resolution or connection names the missing network; so does that
+    of multicast, and of a server on an address of the host.
+    """
     result = run(f"import socket\ndef test(): {body}")
     result.assert_outcomes(failed=1)
     assert said in hint(result)
