@@ -70,13 +70,11 @@ class CoverageSender:
         """Send what this process has measured and its subprocesses have saved, and measure on."""
         if self._coverage is None:
             return
-        self._coverage.stop()
         own = self._coverage.get_data()
         self._send(channel, own)
         own_file = os.path.abspath(own.data_filename())
         for path in sorted(self._data_files() - self._files_before - {own_file}):
             self._send_file(channel, path)
-        self._coverage.start()
 
     def _send_file(self, channel: ReportChannel, path: str) -> None:
         from coverage import CoverageData

@@ -106,4 +106,5 @@ def _add_details(item: pytest.Item, held: Container, report: pytest.TestReport) 
     report.user_properties = list(item.user_properties)
     if report.failed:
         report.sections.extend(report_sections.sections(held, stats, kept))
-    network_report.add_section(item, held, None, [report])
+    blocked = network_report.take_blocked(held)
+    network_report.add_section(item, held, blocked, None, [report])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.container import Container
     from pytest_sandbox.plugin.report_channel import Receiver
 
-__all__ = ["add_option", "add_section", "register"]
+__all__ = ["add_option", "add_section", "register", "take_blocked"]
 
 _OPTION: Final = "--sandbox-network-report"
 _NAME: Final = "sandbox-network-report"
@@ -99,25 +99,47 @@ def register(config: pytest.Config) -> None:
     config.pluginmanager.register(_NetworkReport(config, path), _NAME)
 
 
+def take_blocked(container: Container) -> list[dict[str, Any]] | None:
+    """Return what the container's forwarder has refused since the last call; None without one.
+
+    Called before another test may begin in the container.
+    """
+    forwarder = container.handle.egress
+    if forwarder is None:
+        return None
+    try:
+        return forwarder.attempts(forget=True)
+    except SandboxError:  # it was killed
+        return [
+            {
+                "host": "unknown",
+                "port": None,
+                "protocol": "tcp",
+                "program": "",
+                "reason": _ENDED,
+                "count": 1,
+            }
+        ]
+
+
 def add_section(
     item: pytest.Item,
     container: Container,
+    blocked: list[dict[str, Any]] | None,
     receiver: Receiver | None,
     reports: list[pytest.TestReport],
 ) -> None:
     """Add the section to a test's report of the call, else to its last one.
 
-    ``receiver`` has the calls of a test inside; None for a test that holds the container.
+    ``blocked`` is from :func:`take_blocked`. ``receiver`` has the calls of a test inside; None for
+    a test that holds the container.
     """
     sent = receiver.of_kind("connections") if receiver else ()
     calls = [call for calls in sent for call in calls]
-    forwarder = container.handle.egress
-    if not calls and forwarder is None:
-        return
-    attempts = _forwarded(item.nodeid, forwarder, calls) if forwarder else ()
-    if forwarder is None:
-        attempts = _called(item.nodeid, container, calls)
-    found = list(attempts)
+    if blocked is not None:
+        found = list(_forwarded(item.nodeid, blocked, calls))
+    else:
+        found = list(_called(item.nodeid, container, calls)) if calls else []
     if found and reports:
         last = next((one for one in reversed(reports) if one.when == "call"), reports[-1])
         last.sections.append((_TITLE, _text(found)))
@@ -125,14 +147,9 @@ def add_section(
         plugin.add(found)
 
 
-def _forwarded(test: str, forwarder: Any, calls: list[Any]) -> Iterable[_Attempt]:
+def _forwarded(test: str, blocked: list[dict[str, Any]], calls: list[Any]) -> Iterable[_Attempt]:
     """Yield what a forwarder has refused, with lines of the test's code where they are known."""
-    try:
-        refused = forwarder.attempts(forget=True)
-    except SandboxError:  # the forwarder was killed
-        yield _Attempt(test, "unknown", None, "tcp", "", "", _ENDED, 1)
-        return
-    for one in refused:
+    for one in blocked:
         lines = {
             line
             for host, port, _protocol, line, _count in calls

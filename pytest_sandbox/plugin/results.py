@@ -42,7 +42,7 @@ class Ended(NamedTuple):
     ``times`` are its start and end in seconds since the epoch; files that have last changed before
     ``since`` nanoseconds are of earlier tests in its container. ``output`` is the name and content
     of its captured streams, ``note`` what a report of a failure says about the other tests of its
-    container.
+    container, ``blocked`` what its forwarder has refused (network_report.py).
     """
 
     receiver: Receiver
@@ -52,6 +52,7 @@ class Ended(NamedTuple):
     output: list[tuple[str, str]]
     stats: Stats
     note: str
+    blocked: list[dict[str, Any]] | None
 
 
 class PhaseResult:
@@ -133,6 +134,7 @@ class TestResult:
         self._time = ended.times
         self._since = ended.since
         self._output = ended.output
+        self._blocked = ended.blocked
         self._read_all()
         if receiver.invalid:
             self._fail_as_invalid()
@@ -246,7 +248,9 @@ class TestResult:
             unkept_files.record(self.item, changes, copied)
         for report in failed:
             report.sections.extend(sections)
-        network_report.add_section(self.item, self.container, self._receiver, reports)
+        network_report.add_section(
+            self.item, self.container, self._blocked, self._receiver, reports
+        )
         self._add_properties(reports, kept)
 
     def _add_properties(self, reports: list[pytest.TestReport], kept: str | None) -> None:

@@ -20,7 +20,7 @@ from pytest_sandbox.container.lifecycle import prepare
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.linux import process
 from pytest_sandbox.outcome import Exited, Outcome, TimedOut
-from pytest_sandbox.plugin import compat, python_home, scopes, service_fixtures
+from pytest_sandbox.plugin import compat, network_report, python_home, scopes, service_fixtures
 from pytest_sandbox.plugin.message_checker import MessageChecker
 from pytest_sandbox.plugin.report_channel import Receiver, wait_for_any
 from pytest_sandbox.plugin.results import Ended, restored_report
@@ -186,6 +186,7 @@ class Running:
             self._output.read(),
             figures if self._before is None else figures.since(self._before),
             self._describe(),
+            network_report.take_blocked(self.container),
         )
         if not self.is_waiting:
             self._close_descriptors()
