@@ -143,6 +143,17 @@ def ini_value(config: Any, name: str) -> object:
         return getattr(found, "value", found)
 
 
+def ini_names(config: Any) -> tuple[set[str], set[str]]:
+    """Return the names of the ini settings that are given, and of those that plugins have declared.
+
+    ``config._inicfg`` (pytest 8: ``inicfg``, without ``-o``) and ``_parser._inidict``: pytest only
+    warns of a name that no plugin has declared, and tells nobody else.
+    """
+    given = config.inicfg if not hasattr(config, "_inicfg") else config._inicfg
+    overrides = {one.partition("=")[0] for one in config.getoption("override_ini") or ()}
+    return {*given, *overrides}, set(config._parser._inidict)
+
+
 class RestrictedHook:
     """A hook that only some plugins implement for a while.
 

@@ -197,6 +197,7 @@ def read_settings(config: pytest.Config) -> tuple[dict[str, object], dict[str, o
     """
     from pytest_sandbox.plugin import compat
 
+    _check_names(config)
     ini, options = {}, {}
     for name, words in WORDS.items():
         value = compat.ini_value(config, f"sandbox_{name}")
@@ -210,6 +211,22 @@ def read_settings(config: pytest.Config) -> tuple[dict[str, object], dict[str, o
         source = _source(config, "sandbox_unsupported")
         raise pytest.UsageError(f"{source}={unsupported!r} is neither error nor skip")
     return ini, options
+
+
+def _check_names(config: pytest.Config) -> None:
+    """Raise :class:`pytest.UsageError` for an ini setting ``sandbox_...`` that does not exist: a
+    limit with a misspelled name would not be enforced.
+    """
+    from pytest_sandbox.plugin import compat
+    from pytest_sandbox.settings import parsers
+
+    prefix = "sandbox_"
+    given, declared = compat.ini_names(config)
+    names = [one.removeprefix(prefix) for one in declared if one.startswith(prefix)]
+    for wrong in sorted(one for one in given - declared if one.startswith(prefix)):
+        name = wrong.removeprefix(prefix)
+        near = parsers.suggestion(name, names)
+        raise pytest.UsageError(f"{_source(config, wrong)}: there is no setting {name}{near}")
 
 
 def _source(config: pytest.Config, setting: str) -> str:

@@ -9,12 +9,13 @@ fixture in the test process only returns it.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import pytest
 
+from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.plugin import compat_fixtures, unsupported
-from pytest_sandbox.plugin.stash import IN_TEST_PROCESS, INSIDE
+from pytest_sandbox.plugin.stash import FRESH, IN_TEST_PROCESS, INSIDE
 from pytest_sandbox.printable import TEXT, printable
 
 if TYPE_CHECKING:
@@ -69,16 +70,16 @@ def make_fixture(service: _Service, scope: str) -> Callable[..., Any]:
             yield started[marked]
             return
         if scope == "function" and IN_TEST_PROCESS in item.stash:
-            pytest.fail(
-                f"the service {request.fixturename!r} cannot start inside a container. Name the "
-                "fixture as an argument of the test or of a fixture, not by getfixturevalue(); "
-                "for tests that share a container (scope=), give it that scope or a wider one.",
-                pytrace=False,
-            )
+            _refuse(request)
         is_used_inside = any(one.stash.get(INSIDE, False) for one in request.session.items)
         network = _network(request.config) if is_used_inside and scope != "function" else None
         with unsupported.as_test_result(request.config):
-            marked.running = running = _start(request.config, service, network)
+            try:
+                marked.running = running = _start(request.config, service, network)
+            except UnsupportedError as error:
+                if not _is_inside(request):
+                    raise
+                _refuse(request, error)
         try:
             yield running
         finally:
@@ -90,6 +91,27 @@ def make_fixture(service: _Service, scope: str) -> Callable[..., Any]:
     decorate: Any = pytest.fixture(scope=scope)  # type: ignore[call-overload]
     made: Callable[..., Any] = decorate(running_service)
     return made
+
+
+def _is_inside(request: pytest.FixtureRequest) -> bool:
+    """Tell whether this is the process of a test, whatever the scope of the fixture."""
+    if request.config.stash.get(FRESH, False):
+        return True
+    return any(IN_TEST_PROCESS in one.stash for one in request.session.items)
+
+
+def _refuse(request: pytest.FixtureRequest, error: UnsupportedError | None = None) -> NoReturn:
+    """Fail the test, also with ``sandbox_unsupported = skip``: the suite has to change, and not the
+    host.
+    """
+    reason = "" if error is None else f" ({error})"
+    pytest.fail(
+        f"the service {request.fixturename!r} cannot start inside a container. Name the "
+        "fixture as an argument of the test or of a fixture, not by getfixturevalue(). "
+        "For tests that share a container (scope=), give the fixture a wider scope than theirs. "
+        f"A test with fresh=True cannot use it: its fixtures of all scopes are inside.{reason}",
+        pytrace=False,
+    )
 
 
 def _start(config: pytest.Config, service: _Service, network: Network | None) -> _Running:

@@ -347,3 +347,25 @@ def test_an_unsupported_container_of_the_factory_skips(run):
         "-osandbox_unsupported=skip",
     )
     result.assert_outcomes(skipped=2)
+
+
+@pytest.mark.parametrize("is_override", [False, True], ids=["file", "override"])
+@pytest.mark.parametrize(
+    ("name", "said"), [("memroy", "; did you mean memory?"), ("job", "; did you mean jobs?")]
+)
+def test_a_misspelled_ini_setting_is_a_usage_error(run, pytester, name, said, is_override):
+    """No test runs without the limit that a misspelled setting was meant to be."""
+    options = ["-o", f"sandbox_{name}=64m"] if is_override else []
+    if not is_override:
+        pytester.makeini(f"[pytest]\nsandbox_{name} = 64m")
+    result = run("def test(): open('ran', 'w')", *options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: *sandbox_{name}: there is no setting {name}{said}"])
+    assert not (pytester.path / "ran").exists()
+
+
+def test_an_ini_setting_of_another_plugin_is_left_to_it(run, pytester):
+    """A name with our prefix that another plugin declares is no error."""
+    pytester.makeconftest("def pytest_addoption(parser): parser.addini('sandbox_colour', 'x')")
+    pytester.makeini("[pytest]\nsandbox_colour = red")
+    run("def test(): pass").assert_outcomes(passed=1)

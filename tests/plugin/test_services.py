@@ -98,3 +98,35 @@ def test_late(request):
 """)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*cannot start inside a container*"])
+
+
+@pytest.mark.parametrize("configuration", ["error", "skip"])
+@pytest.mark.parametrize(
+    ("scope", "options", "refused"),
+    [
+        ("function", ["--sandbox-scope=module"], True),
+        ("module", ["--sandbox-scope=module"], True),
+        ("session", ["--sandbox-scope=module"], False),
+        ("session", ["--sandbox-fresh"], True),
+    ],
+)
+def test_a_service_that_would_start_inside_is_refused(run, scope, options, refused, configuration):
+    """A service whose fixture is created inside fails with what to change, and is not skipped as a
+    test that the host does not support.
+    """
+    source = f"""
+    from pytest_sandbox.services import Service
+    made = Service(["sleep", "100"], name="sleeper").fixture(scope="{scope}")
+
+    def test_first(request): pass
+    def test_uses(made): assert made.container.id
+    def test_uses_too(made): assert made.container.id
+    """
+    result = run(source, *options, "-o", f"sandbox_unsupported={configuration}")
+    if not refused:
+        result.assert_outcomes(passed=3)
+        return
+    assert result.parseoutcomes()["errors"] >= 1
+    assert "skipped" not in result.parseoutcomes()
+    result.stdout.fnmatch_lines(["the service 'made' cannot start inside*a wider scope than*"])
+    assert "(sandbox_unsupported = skip skips" not in result.stdout.str()
