@@ -7,7 +7,6 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.container import detached
 from pytest_sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ def claimed(name: str, flag: str = "--name") -> Iterator[None]:
         yield
         return
     from pytest_sandbox.client.cleanup import state_directory
+    from pytest_sandbox.container import detached
 
     with _locked(state_directory()):
         taken = next((one.id for one in detached.list_running() if name in {one.label, one.id}), "")

@@ -12,7 +12,6 @@ from pytest_sandbox.cli import flags, images
 from pytest_sandbox.cli.detach import detach
 from pytest_sandbox.cli.names import claimed
 from pytest_sandbox.cli.verb import Verb
-from pytest_sandbox.container import detached
 from pytest_sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
@@ -174,6 +173,8 @@ def _facts(container: Container, found: argparse.Namespace) -> Facts:
     from pytest_sandbox.container.build_spec import serializable
 
     handle = container.handle
+    from pytest_sandbox.container import detached
+
     return detached.Facts(
         id=container.id,
         image=str(found.image),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from pytest_sandbox import supported
+
 if TYPE_CHECKING:
     from pytest_sandbox.cli.verb import Verb
 
@@ -40,6 +42,10 @@ def load(name: str) -> Verb:
     """Import the module of one verb and return the verb. Raises :class:`KeyError` for an unknown
     name.
     """
-    module = importlib.import_module(f"{__package__}.{MODULES[name]}")
+    try:
+        module = importlib.import_module(f"{__package__}.{MODULES[name]}")
+    except ImportError:
+        supported.require()  # it imports what other operating systems lack
+        raise
     verbs: tuple[Verb, ...] = module.VERBS
     return next(one for one in verbs if one.name == name)

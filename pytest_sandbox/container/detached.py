@@ -16,7 +16,6 @@ session removes it, as every unfinished saved layer.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -170,6 +169,8 @@ class Ending:
         """Wait up to ``timeout`` seconds for the end of the supervisor; return whether it has
         ended.
         """
+        import fcntl
+
         deadline = time.monotonic() + timeout
         while True:
             with suppress(BlockingIOError):
@@ -182,6 +183,8 @@ class Ending:
 
     def wait(self) -> int | None:
         """Wait for the end; return the exit status, None if the supervisor was killed."""
+        import fcntl
+
         fcntl.flock(self._directory, fcntl.LOCK_SH)
         text = os.pread(self._status, 16, 0)
         return int(text) if text else None
@@ -189,6 +192,8 @@ class Ending:
 
 def _is_locked(directory: str) -> bool:
     """Return whether the supervisor runs. The lock is shared, for others that look meanwhile."""
+    import fcntl
+
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:

@@ -150,15 +150,20 @@ class _CommandProbe(Probe):
         self.found = f"{self._name()} has not ended"  # a later attempt keeps the result of the last
 
     def _examine(self) -> bool:
-        if self._running is None:
-            self._start()
+        try:
+            if self._running is None:
+                self._start()
+        except subprocess.TimeoutExpired:  # it could not even be started
+            self.found = self._too_slow()
+            self._look_later()
+            return False
         assert self._running is not None
         code = self._running.poll()
         if code is None and time.monotonic() < self._deadline:
             return False
         if code is None:
             self._running.end()
-            self.found = f"{self._name()} has not ended within {self._condition.timeout:g} s"
+            self.found = self._too_slow()
         elif code:
             self.found = f"{self._name()} ended with exit status {code}{self._last_line()}"
         self._release()
@@ -185,6 +190,9 @@ class _CommandProbe(Probe):
 
     def _name(self) -> str:
         return f"the command {printable(' '.join(self._condition.args))!r}"
+
+    def _too_slow(self) -> str:
+        return f"{self._name()} has not ended within {self._condition.timeout:g} s"
 
     def _last_line(self) -> str:
         assert self._log is not None

@@ -20,6 +20,7 @@ import pytest
 from _pytest.warnings import catch_warnings_for_item
 
 if TYPE_CHECKING:
+    import io
     from contextlib import AbstractContextManager
 
 __all__ = [
@@ -92,6 +93,13 @@ def silence_terminal(config: Any) -> None:
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if reporter is not None:
         reporter._tw._file = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+
+
+def keep_terminal_output(config: Any, file: io.StringIO) -> None:
+    """Write what the terminal reporter prints into a file, as :func:`silence_terminal` does."""
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None:
+        reporter._tw._file = file
 
 
 def terminal_column(config: Any) -> int:

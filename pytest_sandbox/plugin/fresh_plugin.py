@@ -8,8 +8,10 @@
 from __future__ import annotations
 
 import faulthandler
+import io
 import os
-from contextlib import ExitStack
+import sys
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -44,8 +46,18 @@ def run(data: dict[str, Any]) -> None:
         status = str(int(pytest.main(data["arguments"], [*data["plugins"], plugin])))
     finally:
         text = plugin.problem or f"the session of the new interpreter has ended with {status}"
+        _show(plugin.terminal.getvalue())
         channel.send("internal", text)
         os._exit(1)
+
+
+def _show(text: str) -> None:
+    """Write what the session has printed to standard output, with what is buffered there."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    with suppress(OSError), open(1, "wb", closefd=False) as file:
+        file.write(text.encode(errors="backslashreplace"))
 
 
 class _Channel(ReportChannel):
@@ -85,6 +97,8 @@ class _FreshPlugin:
         self._channel = channel
         self._process: TestProcess | None = None
         self.problem = ""
+        #: What the session prints, until the first test begins.
+        self.terminal = io.StringIO()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_configure(self, config: pytest.Config) -> None:
@@ -92,6 +106,12 @@ class _FreshPlugin:
         config.stash[FRESH] = True
         config.args[:] = self._data["wanted"]
         compat.use_base_temporary(config, self._data["basetemp"])
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> Generator[None, None, None]:
+        """Print no header: only a session that fails shows what it has printed."""
+        compat.keep_terminal_output(session.config, self.terminal)
+        return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection_modifyitems(

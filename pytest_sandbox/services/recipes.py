@@ -48,8 +48,10 @@ _REDIS = Program(("redis-server", "valkey-server"), "redis-server", "redis:7")
 _REDIS_OPTIONS = "--bind '*' --protected-mode no --save '' --appendonly no --dir /tmp"
 
 _MARIADB = Program(("mariadbd",), "mariadb-server", "mariadb:10.11")
+#: The user of the server may not be able to write to the caller's directory of temporary files.
 _INSTALL_DB = (
-    f"mariadb-install-db --no-defaults --datadir={DATA} --skip-test-db --skip-name-resolve "
+    f"export TMPDIR=/tmp && mariadb-install-db --no-defaults --datadir={DATA} --skip-test-db "
+    "--skip-name-resolve "
     "--auth-root-authentication-method=normal --innodb-log-file-size=4M && "
     "printf '%s\\n' 'flush privileges;' \"create user root@'%';\" "
     "\"grant all on *.* to root@'%' with grant option;\" 'create database test;' | "
@@ -57,7 +59,7 @@ _INSTALL_DB = (
 )
 _MARIADB_OPTIONS = (
     "--bind-address=* --socket=/tmp/mariadb.sock --pid-file=/tmp/mariadb.pid --skip-name-resolve "
-    "--skip-log-bin --innodb-flush-log-at-trx-commit=0 --innodb-doublewrite=0 "
+    "--tmpdir=/tmp --skip-log-bin --innodb-flush-log-at-trx-commit=0 --innodb-doublewrite=0 "
     "--innodb-flush-method=nosync --innodb-log-file-size=4M --innodb-buffer-pool-size=32M"
 )
 

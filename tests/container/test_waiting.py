@@ -16,6 +16,7 @@ import pytest
 from tarballs import Made, directory, entry, layer
 
 from pytest_sandbox import Container, Image, ServiceError, ServiceTimeout, SettingsError
+from pytest_sandbox.container import probes
 from pytest_sandbox.container.conditions import healthcheck
 from pytest_sandbox.container.kept_log import KEPT_BYTES
 from pytest_sandbox.services import Command, File, Http, Log, Port
@@ -177,9 +178,20 @@ def test_the_last_failure_of_a_command_is_named(box):
 
 def test_a_command_that_hangs_is_killed(box):
     """A command of a wait is killed after its own timeout, and at the end of the wait."""
-    with pytest.raises(ServiceTimeout, match=r"has not ended within 0\.05 s"):
-        box.wait_for(Command(["sleep", "1000"], timeout=0.05), timeout=1)
+    with pytest.raises(ServiceTimeout, match=r"has not ended within 0\.5 s"):
+        box.wait_for(Command(["sleep", "1000"], timeout=0.5), timeout=3)
     assert "sleep" not in box.run(["ps", "-A"], capture_output=True, text=True).stdout
+
+
+def test_a_command_that_cannot_be_started_in_time(box, monkeypatch):
+    """A command that has no time to start is like one that has not ended in time."""
+
+    def popen(*_arguments, **_keywords):
+        raise subprocess.TimeoutExpired("true", 0.5)
+
+    monkeypatch.setattr(probes, "Popen", popen)
+    with pytest.raises(ServiceTimeout, match=r"has not ended within 0\.5 s"):
+        box.wait_for(Command(["true"], timeout=0.5), timeout=1)
 
 
 @pytest.mark.parametrize("answer", ["SSH-2.0-server\r\n", "HTTP/1.0 abc\r\n", ""])

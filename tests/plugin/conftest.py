@@ -60,6 +60,8 @@ def reports(pytester: pytest.Pytester) -> Reports:
                 "outcome": report.outcome,
                 "text": report.longreprtext,
                 "duration": report.duration,
+                "start": report.start,
+                "stop": report.stop,
                 "sections": [list(section) for section in report.sections],
                 "properties": dict(report.user_properties),
             }
