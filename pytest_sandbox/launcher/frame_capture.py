@@ -22,10 +22,11 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from pytest_sandbox.launcher.event_loop import EventLoop
 from pytest_sandbox.linux.packet_socket import OUTGOING
 
 if TYPE_CHECKING:
-    from pytest_sandbox.runtime.protocol import Channel
+    from pytest_sandbox.runtime.protocol import Channel, Message
 
 __all__ = ["serve"]
 
@@ -43,26 +44,16 @@ def serve(channel: Channel) -> None:
     _Capture(channel).serve()
 
 
-class _Capture:
+class _Capture(EventLoop):
     """The loop of the process."""
 
     def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._poll = select.epoll()
-        self._poll.register(channel.fileno(), select.EPOLLIN)
+        super().__init__(channel)
         self._socket: socket.socket | None = None
         self._records: deque[tuple[float, bytes]] = deque()
         self._size = 0
 
-    def serve(self) -> None:
-        while True:
-            for fd, _events in self._poll.poll():
-                if fd != self._channel.fileno():
-                    self._read()
-                elif not self._receive():
-                    return
-
-    def _read(self) -> None:
+    def _read(self, _events: int = 0) -> None:
         """Keep the frames that have arrived."""
         assert self._socket is not None
         with suppress(OSError):  # no more frames
@@ -79,25 +70,14 @@ class _Capture:
         while self._size > _LIMIT:
             self._size -= len(self._records.popleft()[1])
 
-    def _receive(self) -> bool:
-        """Handle a message of the client; return False once it has closed its end."""
-        try:
-            message, fds = self._channel.receive()
-        except EOFError:
-            return False
-        with suppress(BrokenPipeError, ConnectionResetError):
-            if message["op"] == "open":
-                self._socket = socket.socket(fileno=fds[0])
-                self._poll.register(fds[0], select.EPOLLIN)
-                self._channel.send({"op": "ready"})
-            else:
-                self._send_frames(message["since"])
-        return True
+    def _do_open(self, _message: Message, fds: list[int]) -> None:
+        self._socket = socket.socket(fileno=fds[0])
+        self.watch(fds[0], select.EPOLLIN, self._read)
 
-    def _send_frames(self, since: float) -> None:
+    def _do_frames(self, message: Message, _fds: list[int]) -> None:
         self._read()  # what containers have sent before the client asked
-        with open(os.memfd_create("pcap"), "w+b") as file:
+        fd = os.memfd_create("pcap")
+        self.answer_fds.append(fd)
+        with open(fd, "w+b", closefd=False) as file:
             file.write(_FILE)
-            file.writelines(record for when, record in self._records if when >= since)
-            file.flush()
-            self._channel.send({"op": "ready"}, [file.fileno()])
+            file.writelines(record for when, record in self._records if when >= message["since"])

@@ -26,8 +26,10 @@ import select
 import socket
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
+from pytest_sandbox.launcher.event_loop import EventLoop
 from pytest_sandbox.launcher.fault_rule import MAX_FLOWS, Rule
 from pytest_sandbox.launcher.tcp_reset import Resets
 from pytest_sandbox.linux import packet_socket
@@ -71,13 +73,11 @@ class _Direction:
             self.target.send(data)
 
 
-class _Relay:
+class _Relay(EventLoop):
     """The loop of the process."""
 
     def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._poll = select.epoll()
-        self._poll.register(channel.fileno(), select.EPOLLIN)
+        super().__init__(channel)
         self._directions: dict[int, _Direction] = {}
         self._rules: dict[int, Rule] = {}
         self._places: list[tuple[int, int, bytes]] = []  # the id of a rule, number, peer
@@ -85,24 +85,18 @@ class _Relay:
         self._queue: list[tuple[float, int, _Direction, bytes]] = []
         self._count = itertools.count()
 
-    def serve(self) -> None:
-        while True:
-            # Not epoll_wait(2), which waits for whole milliseconds.
-            ready = select.select([self._poll.fileno()], (), (), self._timeout())[0]
-            for fd, _events in self._poll.poll(0) if ready else ():
-                if fd == self._channel.fileno():
-                    if not self._receive():
-                        return
-                elif direction := self._directions.get(fd):
-                    self._move(direction)
-            self._send_due(time.monotonic())
+    def _wait(self) -> list[tuple[int, int]]:
+        self._send_due(time.monotonic())
+        # Not epoll_wait(2), which waits for whole milliseconds.
+        ready = select.select([self._poll.fileno()], (), (), self._timeout())[0]
+        return self._poll.poll(0) if ready else []
 
     def _timeout(self) -> float | None:
         return max(0.0, self._queue[0][0] - time.monotonic()) if self._queue else None
 
     # -- frames
 
-    def _move(self, direction: _Direction) -> None:
+    def _move(self, direction: _Direction, _events: int = 0) -> None:
         with suppress(OSError):  # no more frames; or the device has gone
             for _ in range(_BURST):
                 self._handle(direction, direction.source.recv(_CHUNK))
@@ -165,27 +159,13 @@ class _Relay:
 
     # -- the client
 
-    def _receive(self) -> bool:
-        """Handle a message of the client; return False once it has closed its end."""
-        try:
-            message, fds = self._channel.receive()
-        except EOFError:
-            return False
-        answer: Message = {"op": "ready"}
-        try:
-            answer |= getattr(self, f"_do_{message['op']}")(message, fds) or {}
-        except OSError as error:
-            answer = {"op": "failed", "errno": error.errno, "reason": error.strerror}
-        with suppress(BrokenPipeError, ConnectionResetError):
-            self._channel.send(answer)
-        return True
-
     def _do_join(self, message: Message, fds: list[int]) -> None:
         inner, outer = (socket.socket(fileno=fd) for fd in fds)
         number = message["number"]
         for source, target, is_out in ((inner, outer, True), (outer, inner, False)):
-            self._directions[source.fileno()] = _Direction(number, source, target, is_out=is_out)
-            self._poll.register(source.fileno(), select.EPOLLIN)
+            direction = _Direction(number, source, target, is_out=is_out)
+            self._directions[source.fileno()] = direction
+            self.watch(source.fileno(), select.EPOLLIN, partial(self._move, direction))
         self._apply()
 
     def _do_leave(self, message: Message, _fds: list[int]) -> None:
@@ -194,7 +174,7 @@ class _Relay:
                 self._move(direction)  # what came before the port was switched
                 self._send_due(float("inf"))
                 del self._directions[fd]
-                self._poll.unregister(fd)
+                self.watch(fd, 0, partial(self._move, direction))
                 direction.source.close()
 
     def _do_rules(self, message: Message, _fds: list[int]) -> None:

@@ -14,10 +14,12 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from pytest_sandbox.launcher.event_loop import EventLoop
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_sandbox.runtime.protocol import Channel, Message
+    from pytest_sandbox.runtime.protocol import Channel
 
 __all__ = ["Connection", "RelayLoop", "reset"]
 
@@ -27,57 +29,15 @@ _OTHER_DESCRIPTORS = 512
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # struct linger: close(2) sends RST (socket(7))
 
 
-class RelayLoop:
-    """The loop of the process: a handler for each descriptor.
-
-    A message of the client is handled by the method ``_do_OP``, which may return an answer.
-    """
+class RelayLoop(EventLoop):
+    """The loop of a process that relays connections."""
 
     def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._poll = select.epoll()
-        self._handlers: dict[int, Callable[[int], None]] = {}
+        super().__init__(channel)
         _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         #: Connections that may still be accepted.
         self.room = max(1, (hard - _OTHER_DESCRIPTORS) // 2)
-
-    def serve(self) -> None:
-        """Handle events until the client has closed its end."""
-        self.watch(self._channel.fileno(), select.EPOLLIN, lambda _events: None)
-        while True:
-            for fd, events in self._poll.poll():
-                if fd == self._channel.fileno():
-                    if not self._receive():
-                        return
-                elif handler := self._handlers.get(fd):
-                    handler(events)
-
-    def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
-        """Call ``handler`` for these events of epoll(7); for none, forget the descriptor."""
-        if not events:
-            if self._handlers.pop(fd, None) is not None:
-                self._poll.unregister(fd)
-        elif fd in self._handlers:
-            self._poll.modify(fd, events)
-        else:
-            self._poll.register(fd, events)
-            self._handlers[fd] = handler
-
-    def _receive(self) -> bool:
-        """Handle a message of the client; return False once it has closed its end."""
-        try:
-            message, fds = self._channel.receive()
-        except EOFError:
-            return False
-        answer: Message = {"op": "ready"}
-        try:
-            answer = getattr(self, f"_do_{message['op']}")(message, fds) or answer
-        except OSError as error:
-            answer = {"op": "failed", "errno": error.errno, "reason": error.strerror}
-        with suppress(BrokenPipeError, ConnectionResetError):
-            self._channel.send(answer)
-        return True
 
 
 class _Direction:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_sandbox.launcher.relay_loop import RelayLoop
+    from pytest_sandbox.launcher.event_loop import EventLoop
 
 __all__ = ["Resolver"]
 
@@ -25,7 +25,7 @@ _MOST_REQUESTS: Final = 1000
 class Resolver:
     """The threads of one loop, which calls back."""
 
-    def __init__(self, loop: RelayLoop) -> None:
+    def __init__(self, loop: EventLoop) -> None:
         self._requests: queue.SimpleQueue[tuple[str, Callable[[list[str], int], None]]] = (
             queue.SimpleQueue()
         )

@@ -10,6 +10,7 @@ import socket
 import struct
 from typing import NamedTuple
 
+from pytest_sandbox.linux.internet_checksum import internet_checksum
 from pytest_sandbox.linux.packet_socket import VNET_HEADER
 
 __all__ = ["Key", "Resets", "Segment", "frame", "parse"]
@@ -61,17 +62,13 @@ def frame(ethernet: bytes, key: Key, sequence: int, flags: int, acknowledged: in
     source, port, target, peer_port = key
     numbers = (port, peer_port, sequence & 0xFFFFFFFF, acknowledged, 5 << 4, flags, 0)
     pseudo = source + target + struct.pack("!HH", socket.IPPROTO_TCP, _TCP.size)
-    tcp = _TCP.pack(*numbers, _checksum(pseudo + _TCP.pack(*numbers, 0, 0)), 0)
+    tcp = _TCP.pack(*numbers, internet_checksum(pseudo + _TCP.pack(*numbers, 0, 0)), 0)
     size = _IP.size + _TCP.size
     fixed = (0x45, 0, size, 0, _DO_NOT_FRAGMENT, _TTL, socket.IPPROTO_TCP)
-    header = _IP.pack(*fixed, _checksum(_IP.pack(*fixed, 0, source, target)), source, target)
+    header = _IP.pack(
+        *fixed, internet_checksum(_IP.pack(*fixed, 0, source, target)), source, target
+    )
     return bytes(VNET_HEADER) + ethernet + _IPV4 + header + tcp
-
-
-def _checksum(data: bytes) -> int:
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    total = (total & 0xFFFF) + (total >> 16)
-    return ~(total + (total >> 16)) & 0xFFFF
 
 
 def _reversed(key: Key) -> Key:

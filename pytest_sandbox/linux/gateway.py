@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from pytest_sandbox.linux import syscall as sc
+from pytest_sandbox.linux.internet_checksum import internet_checksum
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -365,9 +366,4 @@ def _with_checksum(packet: bytes) -> bytes:
 
 
 def _checksum(data: bytes) -> bytes:
-    """Return the Internet checksum (RFC 1071)."""
-    data += bytes(len(data) % 2)
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total >> 16) + (total & 0xFFFF)
-    return struct.pack("!H", ~total & 0xFFFF)
+    return struct.pack("!H", internet_checksum(data))
