@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,9 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["claimed"]
 
-#: Seconds to wait for another process that chooses a name, and between two attempts to lock.
+#: Seconds to wait for another process that chooses a name.
 _LOCK_TIMEOUT = 30.0
-_LOCK_INTERVAL = 0.01
 
 
 @contextmanager
@@ -51,21 +49,13 @@ def claimed(name: str, flag: str = "--name") -> Iterator[None]:
 @contextmanager
 def _locked(directory: str) -> Iterator[None]:
     """Hold a lock (flock(2)) on a directory. Raises :class:`SandboxError` after 30 seconds."""
-    import fcntl
+    from pytest_sandbox.linux.file_lock import lock_directory
 
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        deadline = time.monotonic() + _LOCK_TIMEOUT
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise SandboxError(
-                        f"another process holds the lock on {directory}. Try again."
-                    ) from None
-                time.sleep(_LOCK_INTERVAL)
+        fd = lock_directory(directory, exclusive=True, timeout=_LOCK_TIMEOUT)
+    except TimeoutError:
+        raise SandboxError(f"another process holds the lock on {directory}. Try again.") from None
+    try:
         yield
     finally:
         os.close(fd)

@@ -39,16 +39,16 @@ def create_locked(path: str) -> int:
         os.close(fd)  # cleanup has locked it first, and removed it
 
 
-def lock_directory(path: str, *, exclusive: bool = False) -> int:
+def lock_directory(path: str, *, exclusive: bool = False, timeout: float = _TIMEOUT) -> int:
     """Lock the directory ``path``, by default with a shared lock; return a descriptor above 2.
 
     Raises FileNotFoundError if it does not exist or was removed meanwhile, TimeoutError if it
-    cannot be locked within 10 seconds.
+    cannot be locked within ``timeout`` seconds.
     """
     fd = _above_standard_streams(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     operation = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
     try:
-        _lock(fd, operation, path, time.monotonic() + _TIMEOUT)
+        _lock(fd, operation, path, time.monotonic() + timeout)
         if is_same(fd, path):
             return fd
     except BaseException:
