@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_sandbox import Container
+from pytest_sandbox import Container, Network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["box", "busybox_root", "make_busybox_root"]
+__all__ = ["box", "busybox_root", "make_busybox_root", "net"]
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +23,13 @@ def box() -> Iterator[Container]:
     """Yield a container with default settings, which the tests of a module share."""
     with Container() as container:
         yield container
+
+
+@pytest.fixture
+def net() -> Iterator[Network]:
+    """Yield a network without containers."""
+    with Network() as network:
+        yield network
 
 
 def make_busybox_root(directory: Path) -> Path:

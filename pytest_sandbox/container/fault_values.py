@@ -123,11 +123,10 @@ def _number(value: object, pattern: re.Pattern[str], units: Mapping[str, float])
     """Return a number, or the number in a text times its unit; None for anything else."""
     if isinstance(value, str):
         match = pattern.fullmatch(value.strip())
-        return (
-            float(match[1]) * units[(match[2] if match.re.groups > 1 else "").lower()]
-            if (match)
-            else None
-        )
+        if match is None:
+            return None
+        unit = match[2].lower() if pattern.groups > 1 else ""
+        return float(match[1]) * units[unit]
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from boxes import box, busybox_root
+from boxes import box, busybox_root, net
 
-__all__ = ["box", "busybox_root"]
+__all__ = ["box", "busybox_root", "net"]

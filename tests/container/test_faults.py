@@ -51,12 +51,6 @@ except ConnectionResetError:
 
 
 @pytest.fixture
-def net():
-    with Network() as made:
-        yield made
-
-
-@pytest.fixture
 def pair(net):
     with Container(network=net, hostname="db") as db, Container(network=net, hostname="app") as app:
         yield db, app

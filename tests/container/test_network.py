@@ -50,12 +50,6 @@ with socket.create_server(("", {port}), backlog=50) as server:
 
 
 @pytest.fixture
-def net():
-    with Network() as made:
-        yield made
-
-
-@pytest.fixture
 def pair(net):
     with Container(network=net, hostname="db") as db, Container(network=net, hostname="web") as web:
         yield db, web
