@@ -61,11 +61,11 @@ class TestRun:
         """`run -d` prints the id at once; after the end, `wait`, `logs`, `diff` and `ps -a` work
         until `rm`, which leaves nothing.
         """
-        name = shell("echo out; echo error >&2; echo x > /etc/left; exit 7", "--name", "one")
+        name = shell("echo out; echo error >&2; echo x > /var/tmp/left; exit 7", "--name", "one")
         assert "7\n" == output_of("wait", "one")
         logs = sandbox("logs", name)
         assert ("out\n", "error\n") == (logs.stdout, logs.stderr)
-        assert "A /etc/left\n" in output_of("diff", "one")
+        assert "A /var/tmp/left\n" in output_of("diff", "one")
         assert name not in output_of("ps", "-q").split()
         (line,) = [line for line in output_of("ps", "-a").splitlines() if name in line]
         assert "Exited (7)" in line
