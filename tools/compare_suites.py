@@ -4,6 +4,7 @@
 it with the requirements of its tests into a virtual environment below ``--cache``, runs its tests
 without and with ``--sandbox``, and prints each test whose outcome differs. The order of the tests
 is fixed, and only the plugins of the suite are loaded, unless it needs autoloading.
+``--option=--sandbox-jobs=8`` compares what another option does to outcomes and time.
 ``tools/suites.py`` is the table of suites.
 
 If an outcome differs, both runs are repeated: a test whose outcome differs between the plain runs
@@ -224,10 +225,17 @@ def main() -> None:
     )
     parser.add_argument("--cache", type=Path, default=ROOT / "build/suites")
     parser.add_argument("--deadline", type=int, help="the most seconds that a run may take")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        help="an option that is added with --sandbox, such as --option=--sandbox-jobs=8",
+    )
     parser.add_argument("--install-only", action="store_true", help="do not run the tests")
     chosen = parser.parse_args()
     cache = chosen.cache.absolute()
     suites = [SUITES[name] for name in chosen.names or SUITES]
+    suites = [replace(suite, sandbox=(*suite.sandbox, *chosen.option)) for suite in suites]
     if chosen.deadline:
         suites = [replace(suite, deadline=chosen.deadline) for suite in suites]
     results = [succeeds(suite, cache, install_only=chosen.install_only) for suite in suites]
