@@ -143,10 +143,11 @@ class ReportChannel:
     def next_word(self) -> int | None:
         """Wait in the child for the next word; None at the end, also when the parent has ended."""
         word = b""
-        while self._words is not None and (part := _read(self._words[0], 1)):
-            if part == b"\n":
-                return int(word) if word else None
+        # The parent sends one only when the child waits, so there is one at most.
+        while self._words is not None and (part := _read(self._words[0], select.PIPE_BUF)):
             word += part
+            if word.endswith(b"\n"):
+                return int(word) if word != b"\n" else None
         return None
 
     def send(self, kind: str, data: Any, *, wake: bool = False) -> None:
@@ -196,7 +197,7 @@ class Receiver:
     - ``invalid``: what is wrong with the first message that has not; nothing is read after it.
     - ``has_foreign_data``: whether the file contains anything but messages.
     - ``stack``: what faulthandler wrote.
-    - ``interrupted``: whether Ctrl-C came.
+    - ``interrupted``, ``is_debugging``: whether Ctrl-C came, and a debugger waits for input.
 
     With ``may_debug``, a message can suspend the timeout while a debugger waits for input.
     """
@@ -224,7 +225,7 @@ class Receiver:
         self._piped = b""  # the last line in the pipe, which has not ended
         self._piped_bytes = 0
         self.interrupted = False
-        self._is_debugging = False
+        self.is_debugging = False
         # Seconds that debuggers have waited; while one waits, minus the time at which it started.
         self._debugging_time = 0.0
         self._end: float | None = None
@@ -278,7 +279,7 @@ class Receiver:
         self._read_messages()
         if self.is_done or self.invalid or has_ended:
             self.is_over = True
-        elif left == 0 and not self._is_debugging:
+        elif left == 0 and not self.is_debugging:
             self.is_over = self.timed_out = True
 
     def _read_pipe(self) -> None:
@@ -291,7 +292,7 @@ class Receiver:
 
     def time_left(self) -> float | None:
         """Return the seconds until the limit; None if there is none, or a debugger waits."""
-        if self._end is None or self._is_debugging:
+        if self._end is None or self.is_debugging:
             return None
         return max(0.0, self._end + self._debugging_time - _now())
 
@@ -339,8 +340,8 @@ class Receiver:
             self.messages.append(message)
 
     def _set_debugging(self, *, is_on: bool) -> None:
-        if self._may_debug and self._is_debugging != is_on:
-            self._is_debugging = is_on
+        if self._may_debug and self.is_debugging != is_on:
+            self.is_debugging = is_on
             self._debugging_time += -_now() if is_on else _now()
 
     def request_stack(self) -> None:
@@ -386,8 +387,7 @@ class Receiver:
         return part
 
     def _read_piped(self, line: bytes) -> None:
-        """Read a message that the file did not take, after those that it did."""
-        self._read_messages()
+        self._read_messages()  # those that the file has taken came before
         self._piped_bytes += len(line)
         if self._piped_bytes > _MAX_BYTES:
             self.invalid = self.invalid or _TOO_MUCH
