@@ -151,6 +151,11 @@ class Service:
         ]
         return list(dict.fromkeys([*ports, *_exposed(settings)]))
 
+    def command_for(self, running: Running) -> tuple[str, ...]:
+        """Return the command of a container that has started: without one, the image's."""
+        image = running.container.handle.rootfs.image
+        return self.command or _command_of(image, self.name)
+
     def condition(self, running: Running) -> Condition | None:
         """Return what to wait for; None for nothing but the start."""
         if self.ready is not None:
@@ -189,9 +194,7 @@ class Running:
         """Start the command."""
         container = self.container
         try:
-            image = container.handle.rootfs.image
-            command = self.service.command or _command_of(image, self.name)
-            self._command = container.popen(list(command), log=True)
+            self._command = container.popen(list(self.service.command_for(self)), log=True)
         except BaseException:
             container.close()
             raise
