@@ -8,6 +8,8 @@ from typing import Any
 
 import psycopg
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from shop.retry import retry
 
@@ -26,7 +28,12 @@ class Store:
     def __init__(self, database: str, cache: str) -> None:
         self._database = database
         self._connection: psycopg.Connection[Any] | None = None
-        self._cache = redis.Redis.from_url(cache, socket_timeout=0.5, socket_connect_timeout=0.5)
+        self._cache = redis.Redis.from_url(
+            cache,
+            socket_timeout=0.5,
+            socket_connect_timeout=0.5,
+            retry=Retry(NoBackoff(), 0),  # a cache is not worth waiting for
+        )
 
     def order(self, order: str, item: str) -> None:
         """Order an item. It is made once, however often it is sent."""
