@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from pytest_sandbox.client import session
 from pytest_sandbox.container.conditions import AllOf, AnyOf, Condition, Http, Port, Query
@@ -27,6 +27,8 @@ __tracebackhide__ = True  # pytest shows the line of the test; --full-trace show
 
 #: Seconds from the stop signal to SIGKILL: docker's default.
 _STOP_TIMEOUT = 10.0
+#: What only a running service has.
+_OF_RUNNING = {"url", "host", "logs", "container", "stop", "clone"}
 #: What a shell exits with if it does not find a program (POSIX, Shell Command Language, 2.8.2).
 NOT_FOUND = 127
 
@@ -75,6 +77,25 @@ class Service:
         #: Whether what it wrote is of no use, so that it is killed at the end.
         self.is_disposable = False
         self._given = frozenset(settings)
+
+    def __enter__(self) -> NoReturn:
+        raise TypeError(
+            f"the service {self.name} has to be started: with service.start() as running: "
+            "running.url"
+        )
+
+    def __exit__(self, *_exception: object) -> None:
+        """Never called; ``with`` looks for it before it calls ``__enter__``."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name in _OF_RUNNING:
+                raise AttributeError(
+                    f"the service {self.name} has {name!r} while it runs: "
+                    f"with service.start() as running: running.{name}"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def start(self) -> Running:
         """Start the service, and return it once it is ready: a context manager.

@@ -340,9 +340,24 @@ def security_opt(value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(item if item in SECURITY else _refuse() for item in items))
 
 
+#: What keys are called in docker-py, testcontainers and compose files.
+_ELSEWHERE = {
+    "environment": "env",
+    "mem_limit": "memory",
+    "memswap_limit": "memory_swap",
+    "network_mode": "network",
+    "ports": "publish",
+    "working_dir": "workdir",
+}
+
+
 def suggestion(name: str, names: Iterable[str]) -> str:
-    """Return "; did you mean ...?" for the nearest name, or an empty string if none is near."""
+    """Return "; did you mean ...?" for the key of this meaning, or for the nearest name; an empty
+    string if none is near.
+    """
     import difflib
 
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    known = list(names)
+    near = [one for one in known if one == _ELSEWHERE.get(name)]
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
