@@ -35,7 +35,7 @@ def configure(handle: Handle) -> None:
     elif not isinstance(handle.settings.network, str) and not handle.is_disconnected:
         network = cast("Network", handle.settings.network)
         handle.endpoint = network.attach(handle.id, handle.hostname, handle.pidfd)
-    if handle.settings.publish:
+    if handle.settings.publish and not handle.publishes_later:
         from pytest_sandbox.container.publish import publish
 
         publish(handle)

@@ -115,6 +115,10 @@ class Handle:
     is_disconnected: bool
     """Whether it was disconnected from the network of its settings."""
 
+    publishes_later: bool
+    """Whether its ports are published by a call of :func:`~pytest_sandbox.container.publish.publish`
+    after the start, and not by the start: while the service inside starts."""
+
     published: Published | None
     """The relay of published ports; None without any, and before the start."""
 
@@ -153,7 +157,7 @@ class Handle:
         self.id = self.label = self.snapshot_key = ""
         self.state = "created"
         self.endpoint = self.committed = self.published = self.egress = None
-        self.is_disconnected = False
+        self.is_disconnected = self.publishes_later = False
         self.saved, self.directories, self.snapshots = {}, (), []
         self.commands, self.forks = set(), set()
         self.logs = []

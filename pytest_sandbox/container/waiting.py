@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.container.conditions import healthcheck, needs_log
 from pytest_sandbox.container.kept_log import KeptLog
+from pytest_sandbox.container.missing_programs import as_service_error
 from pytest_sandbox.container.popen import Popen
 from pytest_sandbox.container.probes import make_probe
 from pytest_sandbox.container.processes import list_processes
@@ -99,7 +100,8 @@ def wait_for(
     logs = kept or list(handle.logs)  # a command that has ended may have left a service running
     probe = make_probe(handle, condition, logs)
     try:
-        _Wait(handle, probe, commands, logs, name).run(timeout)
+        with as_service_error(name, handle, what="the command that it is waited for by"):
+            _Wait(handle, probe, commands, logs, name).run(timeout)
     finally:
         probe.close()
 

@@ -97,36 +97,56 @@ def test_late(request):
     request.getfixturevalue("late")
 """)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*cannot start inside a container*"])
+    result.stdout.fnmatch_lines(["*the service 'late' was not started*by getfixturevalue()*"])
 
 
-@pytest.mark.parametrize("configuration", ["error", "skip"])
+KINDS = """
+import pytest
+from pytest_sandbox.services import Port, Service
+import sys, urllib.request
+
+WEB = [sys.executable, "-u", "-m", "http.server", "8000"]
+made = Service(WEB, ready=Port(8000), name="web", workdir="/etc").fixture(scope="{scope}")
+seen = open("/dev/null")
+
+def use(made):
+    with urllib.request.urlopen(made.url.replace("tcp", "http") + "/passwd", timeout=30) as answer:
+        assert b"root" in answer.read()
+    print("USES", made.container.id, made.port)
+
+def test_first(): pass
+def test_uses(made): use(made)
+class TestThem:
+    def test_again(self, made): use(made)
+    def test_once_more(self, made): use(made)
+def test_last(made): use(made)
+"""
+
+
 @pytest.mark.parametrize(
-    ("scope", "options", "refused"),
+    ("scope", "options", "services"),
     [
-        ("function", ["--sandbox-scope=module"], True),
-        ("module", ["--sandbox-scope=module"], True),
-        ("session", ["--sandbox-scope=module"], False),
-        ("session", ["--sandbox-fresh"], True),
+        ("function", ["--sandbox-scope=module"], 4),
+        ("class", ["--sandbox-scope=module"], 3),
+        ("module", ["--sandbox-scope=module"], 1),
+        ("session", ["--sandbox-scope=module"], 1),
+        ("function", ["--sandbox-scope=session"], 4),
+        ("session", ["--sandbox-scope=session"], 1),
+        ("function", ["--sandbox-fresh"], 4),
+        ("session", ["--sandbox-fresh"], 4),
+        ("function", ["--sandbox-fresh", "--sandbox-scope=module"], 4),
+        ("class", ["--sandbox-fresh", "--sandbox-scope=module"], 3),
+        ("session", ["--sandbox-fresh", "--sandbox-scope=module"], 1),
+        ("function", ["--sandbox-jobs=3"], 4),
+        ("function", ["--sandbox-jobs=3", "--sandbox-scope=class"], 4),
     ],
 )
-def test_a_service_that_would_start_inside_is_refused(run, scope, options, refused, configuration):
-    """A service whose fixture is created inside fails with what to change, and is not skipped as a
-    test that the host does not support.
+def test_a_service_lives_as_long_as_its_fixture(run, scope, options, services):
+    """Whatever the test processes share: each test reaches the service, of which there are as many
+    as there are fixtures.
     """
-    source = f"""
-    from pytest_sandbox.services import Service
-    made = Service(["sleep", "100"], name="sleeper").fixture(scope="{scope}")
-
-    def test_first(request): pass
-    def test_uses(made): assert made.container.id
-    def test_uses_too(made): assert made.container.id
-    """
-    result = run(source, *options, "-o", f"sandbox_unsupported={configuration}")
-    if not refused:
-        result.assert_outcomes(passed=3)
-        return
-    assert result.parseoutcomes()["errors"] >= 1
-    assert "skipped" not in result.parseoutcomes()
-    result.stdout.fnmatch_lines(["the service 'made' cannot start inside*a wider scope than*"])
-    assert "(sandbox_unsupported = skip skips" not in result.stdout.str()
+    result = run(KINDS.format(scope=scope), *options, "-rP")
+    result.assert_outcomes(passed=5)
+    used = [line.split()[1] for line in result.outlines if line.startswith("USES")]
+    assert 4 == len(used)
+    assert services == len(set(used))
