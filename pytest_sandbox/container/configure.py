@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["configure"]
 
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
+
 
 def configure(handle: Handle) -> None:
     """Set a container's host name, connect it to its network, and publish its ports; a new init

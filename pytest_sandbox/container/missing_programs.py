@@ -8,14 +8,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import ServiceError
 from pytest_sandbox.printable import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import TracebackType
 
     from pytest_sandbox.container.handle import Handle
@@ -84,40 +82,48 @@ def reason_for_shell(error: ServiceError, image: object = "host") -> str:
     return f"{error.reason}; {reason_for(found[-1], image)}" if found else error.reason
 
 
-@contextmanager
-def as_service_error(
-    name: str, handle: Handle, *, what: str = "", missing: str = ""
-) -> Iterator[None]:
-    """Raise :class:`ServiceError` for a program that cannot be started.
+class as_service_error:  # noqa: N801 - a context manager, named as a function
+    """Raise :class:`ServiceError` for a program that cannot be started in the block.
 
-    ``what`` is what has started it, if that is not the service itself; ``missing`` is what to say
-    if it is not there (default: :func:`reason_for`). Other errors, such as that of a file which a
-    setup function opens, are raised as they are.
+    ``what`` is what starts it, if that is not the service itself; ``missing`` is what to say if it
+    is not there (default: :func:`reason_for`). Other errors, such as that of a file which a setup
+    function opens, are raised as they are.
     """
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        where = _started_by(error)
-        if where is None or error.filename is None:
-            raise
-        image = "host" if where == subprocess.__name__ else handle.settings.image
-        reason = _reason(error, handle, image, missing)
-        raise ServiceError(name, f"{what}: {reason}" if what else reason) from None
+
+    def __init__(self, name: str, handle: Handle, *, what: str = "", missing: str = "") -> None:
+        self._name, self._handle = name, handle
+        self._what, self._missing = what, missing
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, _kind: object, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
+            return
+        where = _raised_in(trace)
+        if where in _STARTERS and error.filename is not None:
+            image = "host" if where == subprocess.__name__ else self._handle.settings.image
+            reason = _reason(error, self._handle, image, self._missing)
+            reason = f"{self._what}: {reason}" if self._what else reason
+            raise ServiceError(self._name, reason) from None
 
 
 def _reason(error: OSError, handle: Handle, image: object, missing: str) -> str:
     program = os.fsdecode(error.filename)
     if program == handle.workdir:
         return f"its working directory {printable(program)!r} cannot be entered: {error.strerror}"
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) and "/" in program:
         return f"the program {printable(program)!r} cannot be executed: {error.strerror}"
-    return missing or reason_for(program, image)
+    said = missing or reason_for(program, image)
+    # execvp(3): a directory of PATH that may not be searched is reported rather than the rest.
+    return f"{said} (or let its user execute it)" if isinstance(error, PermissionError) else said
 
 
-def _started_by(error: OSError) -> str | None:
-    """Return the module that has raised an error if it is one that starts programs."""
-    trace: TracebackType | None = error.__traceback__
+def _raised_in(trace: TracebackType | None) -> str:
+    """Return the module that has raised an error."""
     last = ""
     while trace is not None:
         last, trace = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_next
-    return last if last in _STARTERS else None
+    return last

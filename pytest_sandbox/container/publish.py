@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["publish"]
 
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
+
 #: The addresses of containers, 127.64.0.0/10, without the first and the last of it.
 _FIRST_ADDRESS = int(IPv4Address("127.64.0.1"))
 _ADDRESSES = (1 << 22) - 2

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Egress", "Published", "Relay"]
 
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
+
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT}
 #: Seconds for the relay to answer, and to end.
 _TIMEOUT = 10.0
