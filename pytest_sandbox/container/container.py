@@ -182,7 +182,8 @@ class Container(Files):
     ) -> None:
         """Return once each of these has held: a process inside listens on the TCP ``port``; the
         output of ``popen(log=True)`` has the text or regular expression ``log``; a GET of ``http``
-        (``port``, by default 80) is answered with 200 to 399; the command ``run`` exits with 0; the path ``file`` exists.
+        on ``port`` (default: 80) is answered with 200 to 399; the command ``run`` exits with 0; the
+        path ``file`` exists.
 
         ``condition`` joins conditions by ``|`` and ``&``. Without any of these, it is the image's
         HEALTHCHECK.

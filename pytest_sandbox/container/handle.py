@@ -116,8 +116,7 @@ class Handle:
     """Whether it was disconnected from the network of its settings."""
 
     publishes_later: bool
-    """Whether its ports are published by a call of :func:`~pytest_sandbox.container.publish.publish`
-    after the start, and not by the start: while the service inside starts."""
+    """Whether its ports are published after the start, while a service starts, and not by it."""
 
     published: Published | None
     """The relay of published ports; None without any, and before the start."""

@@ -24,7 +24,7 @@ class TestWords:
     __test__ = False
 
     def __init__(self, reader: int, writer: int) -> None:
-        self.reader, self._writer = reader, writer
+        self.reader, self.writer = reader, writer
         self._rest = b""
         #: What came with the last word.
         self.services = ""
@@ -33,7 +33,7 @@ class TestWords:
     def create(cls) -> TestWords:
         """Return both ends of a new pipe."""
         made = cls(*os.pipe2(os.O_CLOEXEC))
-        os.set_blocking(made._writer, False)
+        os.set_blocking(made.writer, False)
         return made
 
     def send(self, index: int | None, services: str = "") -> bool:
@@ -41,7 +41,7 @@ class TestWords:
         line = b"\n" if index is None else f"{index} {services}\n".encode()
         with suppress(BrokenPipeError):  # the child has ended: the wait for it finds out
             try:
-                return _write(self._writer, line) == len(line)
+                return _write(self.writer, line) == len(line)
             except BlockingIOError:
                 return False
         return True
@@ -61,4 +61,4 @@ class TestWords:
 
     def close_writer(self) -> None:
         """Close the parent's end."""
-        os.close(self._writer)
+        os.close(self.writer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from pytest_sandbox.client import session
 from pytest_sandbox.container.conditions import AllOf, AnyOf, Condition, Http, Port, Query
@@ -12,7 +12,7 @@ from pytest_sandbox.container.container import Container
 from pytest_sandbox.container.missing_programs import as_service_error, reason_for_shell
 from pytest_sandbox.container.publish import publish
 from pytest_sandbox.container.waiting import DEFAULT_TIMEOUT, joined, wait_for
-from pytest_sandbox.errors import SandboxError, ServiceError, SettingsError
+from pytest_sandbox.errors import ContainerStopped, SandboxError, ServiceError, SettingsError
 from pytest_sandbox.linux import namespaces
 from pytest_sandbox.settings.settings import Settings
 
@@ -145,9 +145,7 @@ class Service:
         """Return a running service of the parent process that :meth:`Running.describe` describes,
         for the process of a test that was created before it.
         """
-        from pytest_sandbox.services.outside import Outside
-
-        return Outside(self, described)
+        return _Outside(self, described)
 
     def close(self) -> None:
         """End what was started in advance."""
@@ -337,6 +335,57 @@ class Running:
                 self.stop()
         finally:
             self.container.close()
+
+
+class _OutsideContainer:
+    """What is known here of a service's container: its id and its addresses."""
+
+    def __init__(self, described: dict[str, Any]) -> None:
+        self.id: str = described["id"]
+        self.ip_address: str | None = described["ip_address"]
+        self.host_address: str | None = described["host_address"]
+        self.ports: dict[int | str, int] = dict(described["ports"])
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ContainerStopped(
+            f"the container {self.id} belongs to the pytest process, outside: container.{name} is "
+            "not available in a test inside. Keep the test outside (no_sandbox)."
+        )
+
+
+class _Outside(Running):
+    """A running service of the pytest process, in a test process that was created before it: with
+    its addresses, and its log until the test.
+    """
+
+    def __init__(self, service: Service, described: dict[str, Any]) -> None:
+        container: Any = _OutsideContainer(described)
+        super().__init__(service, container)
+        self._network_namespace = described["network"]
+        self._logs: str = described["logs"]
+
+    def _is_elsewhere(self) -> bool:
+        return True
+
+    def logs(self) -> str:
+        """Return the end of its output until the test."""
+        return self._logs
+
+    def stop(self) -> NoReturn:
+        """Raise :class:`SandboxError`: the pytest process stops the service."""
+        raise SandboxError(
+            f"the service {self.name} belongs to the pytest process, which stops it. Keep the test "
+            "outside (no_sandbox) to stop or clone it."
+        )
+
+    def clone(self) -> NoReturn:
+        """Raise :class:`SandboxError`, as :meth:`stop`."""
+        self.stop()
+
+    def close(self) -> None:
+        """Do nothing: the pytest process closes the service."""
 
 
 def _words(command: Iterable[str]) -> tuple[str, ...]:

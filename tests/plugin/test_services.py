@@ -172,7 +172,7 @@ def test_it(made, number):
     ("is_ahead", "options"), [(True, []), (False, ["--sandbox-jobs=2"])], ids=["ahead", "jobs"]
 )
 def test_a_service_starts_while_an_earlier_test_runs(run, is_ahead, options):
-    """With ``ahead``, and with several jobs, a test's service starts before an earlier test ends."""
+    """With ``ahead``, and with several jobs, it is up before an earlier test ends."""
     result = run(OVERLAP.format(is_ahead=is_ahead), "-rP", *options)
     result.assert_outcomes(passed=4)
     lines = [line.split()[2:] for line in result.outlines if line.startswith("RUN")]

@@ -35,20 +35,20 @@ def test_a_service_is_ready_when_it_is_taken():
     closed.
     """
     made = []
-    ahead = StartedAhead(lambda network: made.append(FakeService(network)) or made[-1])
-    assert ahead.take(None) is None
-    ahead.begin("net")
-    ahead.begin("net")
-    assert ["ready"] == ahead.take("net").calls
+    waiting = StartedAhead(lambda network: made.append(FakeService(network)) or made[-1])
+    assert waiting.take(None) is None
+    waiting.begin("net")
+    waiting.begin("net")
+    assert ["ready"] == waiting.take("net").calls
     assert 1 == len(made)
-    ahead.begin("net")
-    assert ahead.take(None) is None
-    ahead.begin(None)
-    ahead.await_start()
+    waiting.begin("net")
+    assert waiting.take(None) is None
+    waiting.begin(None)
+    waiting.await_start()
     made[2].has_ended = True
-    assert ahead.take(None) is None
-    ahead.begin(None)
-    ahead.close()
+    assert waiting.take(None) is None
+    waiting.begin(None)
+    waiting.close()
     assert [1, 0] == [one.calls.count("close") for one in (made[3], made[0])]
     assert made[1].calls[-1] == made[2].calls[-1] == "close"
 
@@ -59,9 +59,9 @@ def test_an_error_is_raised_where_the_service_is_needed():
     def fail(_network):
         raise SandboxError("no container")
 
-    ahead = StartedAhead(fail)
-    ahead.begin(None)
-    assert ahead.take(None) is None
+    waiting = StartedAhead(fail)
+    waiting.begin(None)
+    assert waiting.take(None) is None
 
 
 def test_a_fork_waits_for_the_start_and_leaves_the_service():
@@ -75,22 +75,22 @@ def test_a_fork_waits_for_the_start_and_leaves_the_service():
             assert go_on.wait(TIMEOUT)
         return made
 
-    ahead = StartedAhead(start)
-    ahead.begin(None)
+    waiting = StartedAhead(start)
+    waiting.begin(None)
     assert entered.wait(TIMEOUT)
     timer = threading.Timer(0.05, go_on.set)
     timer.start()
     pid = os.fork()
     if not pid:
         is_free = lock.acquire(blocking=False)
-        ahead.close()
-        os._exit(0 if is_free and ahead.take(None) is None and "close" not in made.calls else 1)
+        waiting.close()
+        os._exit(0 if is_free and waiting.take(None) is None and "close" not in made.calls else 1)
     pidfd = os.pidfd_open(pid)
     assert process.ended(pidfd, TIMEOUT)
     os.close(pidfd)
     assert 0 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     timer.join()
-    assert ahead.take(None) is made
+    assert waiting.take(None) is made
 
 
 @pytest.mark.needs("pg_ctlcluster")
