@@ -22,6 +22,7 @@ from pytest_sandbox.plugin.service_fixtures import (
     GIVEN,
     STARTED,
     Marked,
+    are_defined,
     close_at_end,
     marked_fixtures,
     network_of,
@@ -95,18 +96,12 @@ class OutsideServices:
         wanted = {(one, _node_of(item, one.scope)) for one in _wanted(item).values()}
         chain = item.listchain()
         self._end([key for key in self._running if key[1] is item or key[1] not in chain])
-        begun = item.stash.get(_BEGUN, {})
-        network = _network(item) if wanted else None
+        new = wanted - self._running.keys()
         with ExitStack() as opened:
-            opened.callback(self.close)
-            for marked, node in wanted - self._running.keys():
-                close_at_end(item.config, marked.service)
-                found = begun.pop(marked, None)
-                if found is not None and found.has_ended:
-                    found.close()
-                    found = None
-                self._running[marked, node] = found or marked.service.begin(network)
-            for key in wanted:
+            opened.callback(lambda: self._end([key for key in new if key in self._running]))
+            for key in new:
+                self._running[key] = _begun_or_new(item, key[0])
+            for key in new:
                 self._running[key].await_ready()
             opened.pop_all()
         item.stash[STARTED] = {key[0]: self._running[key] for key in wanted}
@@ -121,15 +116,25 @@ class OutsideServices:
                 closing.callback(self._running.pop(key).close)
 
 
+def _begun_or_new(item: pytest.Item, marked: Marked) -> RunningService:
+    """Return the service that was begun for an item if it still runs, else a new one."""
+    close_at_end(item.config, marked.service)
+    begun = item.stash.get(_BEGUN, {}).pop(marked, None)
+    if begun is not None and not begun.has_ended:
+        return begun
+    if begun is not None:
+        begun.close()
+    return marked.service.begin(_network(item))
+
+
 def _node_of(item: pytest.Item, scope: str) -> object:
-    """Return the node for which a fixture of a scope lives."""
+    """Return the node for which a fixture of a scope lives. That of a package lives until the end
+    of the process: which package it belongs to depends on where it is defined.
+    """
     if scope == "class":
         return item.getparent(pytest.Class) or item  # as in pytest
     if scope == "module":
         return item.getparent(pytest.Module) or item.session
-    if scope == "package":
-        package = item.getparent(pytest.Package)
-        return package or item.session
     return item if scope == "function" else item.session
 
 
@@ -176,13 +181,13 @@ def begin_ahead(config: pytest.Config, items: Iterable[pytest.Item], *, every: b
 
     An error is that of the item, which tries again.
     """
-    later = [one for one in items if one.stash.get(INSIDE, False)]
-    known = config.stash.setdefault(_BEGUN_ITEMS, set())
-    if not known and not later:
+    if not are_defined():
         return
-    if _BEGUN not in config.stash:
-        config.stash[_BEGUN] = {}
-        config.add_cleanup(lambda: _end_begun(config, known))
+    later = [one for one in items if one.stash.get(INSIDE, False)]
+    if _BEGUN_ITEMS not in config.stash:
+        config.stash[_BEGUN_ITEMS] = set()
+        config.add_cleanup(lambda: _end_begun(config, list(known)))
+    known = config.stash[_BEGUN_ITEMS]
     _end_begun(config, known.difference(later))
     for item in later:
         if item not in known and not scopes.may_be_skipped(item):

@@ -290,8 +290,8 @@ class SandboxedTest:
         """
         current = self._scheduler.current
         if current is not None and not is_new and current.may_run(self.item):
-            self._stop_timeouts()
             self.begin_in(current)
+            self._stop_timeouts()
             if self._receiver is not None and self._timeouts.limit is not None:
                 self._receiver.limit(self._timeouts.limit)
             return True

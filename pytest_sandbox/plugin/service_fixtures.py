@@ -26,6 +26,7 @@ __all__ = [
     "STARTED",
     "Marked",
     "RunningService",
+    "are_defined",
     "close_at_end",
     "make_fixture",
     "marked_fixtures",
@@ -86,9 +87,19 @@ _NETWORK = pytest.StashKey["Network"]()
 _CLEANED = pytest.StashKey[set[int]]()
 
 
+#: Whether this process has such fixtures: most suites have none.
+_defined: list[Marked] = []
+
+
+def are_defined() -> bool:
+    """Tell whether there may be fixtures whose value is a service."""
+    return bool(_defined)
+
+
 def make_fixture(service: _Service, scope: str) -> Callable[..., Any]:
     """Return a fixture of this scope whose value is the running service."""
     marked = Marked(service, scope)
+    _defined.append(marked)
 
     def running_service(request: pytest.FixtureRequest) -> Iterator[RunningService]:
         __tracebackhide__ = True

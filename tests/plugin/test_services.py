@@ -197,14 +197,18 @@ def fails(number):
 
 
 def test_a_later_service_that_does_not_start_is_an_error_of_its_test(run):
-    """In a process that tests share, the tests before and after it run."""
+    """In a process that tests share, the tests before and after it run, with their services."""
     result = run(
         """
         from pytest_sandbox.services import Port, Service
+        import socket, sys
+        web = [sys.executable, "-u", "-m", "http.server", "8000"]
+        kept = Service(web, ready=Port(8000)).fixture(scope="module")
         broken = Service(["sh", "-c", "exit 7"], ready=Port(1), name="broken").fixture()
-        def test_first(): pass
-        def test_broken(broken): pass
-        def test_last(): pass
+        def connect(kept): socket.create_connection((kept.host, kept.port), 30).close()
+        def test_first(kept): connect(kept)
+        def test_broken(kept, broken): pass
+        def test_last(kept): connect(kept)
         """,
         "--sandbox-scope=module",
     )
