@@ -37,10 +37,13 @@ def configure(handle: Handle) -> None:
     elif not isinstance(handle.settings.network, str) and not handle.is_disconnected:
         network = cast("Network", handle.settings.network)
         handle.endpoint = network.attach(handle.id, handle.hostname, handle.pidfd)
-    if handle.settings.publish and not handle.publishes_later:
-        from pytest_sandbox.container.publish import publish
+    if handle.settings.publish:
+        from pytest_sandbox.container.publish import publish, start_relay
 
-        publish(handle)
+        if handle.publishes_later:
+            start_relay(handle)
+        else:
+            publish(handle)
 
 
 def _set_hostname(handle: Handle, name: str) -> None:

@@ -116,7 +116,7 @@ class Container(Files):
         """The loopback address of the host on which its ports are published, such as
         "127.64.0.1"; no other container has it. None without ``publish``, and before the start.
         """
-        return self.handle.published.address if self.handle.published else None
+        return (self.handle.published.address or None) if self.handle.published else None
 
     @property
     def ports(self) -> dict[int | str, int]:

@@ -116,7 +116,8 @@ class Handle:
     """Whether it was disconnected from the network of its settings."""
 
     publishes_later: bool
-    """Whether its ports are published after the start, while a service starts, and not by it."""
+    """Whether the start only starts the relay of its ports, which are published while a service
+    inside starts."""
 
     published: Published | None
     """The relay of published ports; None without any, and before the start."""

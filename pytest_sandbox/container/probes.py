@@ -34,9 +34,9 @@ __all__ = ["Probe", "make_probe"]
 
 #: The part of the time waited so far until the next look, and the least and the most seconds. Two
 #: looks take some 30 microseconds (network_sockets.py).
-_DELAY_PART, _LEAST_DELAY, _MAX_DELAY = 0.1, 0.0005, 0.01
-#: The least and the most for commands and requests, which cost the service more than a look.
-_LEAST_ATTEMPT_DELAY, _MAX_ATTEMPT_DELAY = 0.001, 0.1
+_DELAY_PART, _LEAST_DELAY, _MAX_DELAY = 0.1, 0.001, 0.01
+#: The most for commands and requests, which cost the service more than a look.
+_MAX_ATTEMPT_DELAY = 0.1
 #: Seconds for a server to answer a request; then the request is sent again.
 _ANSWER_TIMEOUT = 5.0
 _MAX_ANSWER = 1 << 16
@@ -46,7 +46,7 @@ _LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 class Probe:
     """The state of one condition. ``found`` says what was found last, for an error message."""
 
-    least_delay, max_delay = _LEAST_DELAY, _MAX_DELAY
+    max_delay = _MAX_DELAY
 
     def __init__(self) -> None:
         self.found = "it was not examined"
@@ -66,7 +66,7 @@ class Probe:
     def _look_later(self) -> None:
         now = time.monotonic()
         wanted = (now - self._begin) * _DELAY_PART
-        self._next = now + min(max(wanted, self.least_delay), self.max_delay)
+        self._next = now + min(max(wanted, _LEAST_DELAY), self.max_delay)
 
     def polled(self) -> list[tuple[int, int]]:
         """Return the descriptors and events of poll(2) that tell of a change."""
@@ -143,7 +143,7 @@ class _LogProbe(Probe):
 
 
 class _CommandProbe(Probe):
-    least_delay, max_delay = _LEAST_ATTEMPT_DELAY, _MAX_ATTEMPT_DELAY
+    max_delay = _MAX_ATTEMPT_DELAY
 
     def __init__(self, handle: Handle, condition: conditions.Command) -> None:
         super().__init__()
@@ -271,7 +271,7 @@ class _QueryProbe(Probe):
         if not families:
             return False
         self._close_diag()
-        self.least_delay, self.max_delay = _LEAST_ATTEMPT_DELAY, _MAX_ATTEMPT_DELAY
+        self.max_delay = _MAX_ATTEMPT_DELAY
         if families == [socket.AF_INET]:
             self._loopbacks = itertools.cycle(_LOOPBACKS[:1])
         elif families == [socket.AF_INET6]:  # which may accept IPv4 too

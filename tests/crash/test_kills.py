@@ -142,6 +142,7 @@ def test_kills_with_services_at_some_moments(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.needs("bridge")
+@pytest.mark.timeout(1500)
 def test_kills_with_services_at_200_moments(tmp_path):
     """Each kind of process is killed at forty random moments."""
     workers(tmp_path, 100, 2, ["services"])
