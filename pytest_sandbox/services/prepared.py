@@ -63,12 +63,15 @@ class Program:
         )
 
     def find(self, name: str) -> str:
-        """Return the path on the host. Raises :class:`ServiceError` if there is none."""
+        """Return the path on the host, as ``name`` needs it; a link is not followed, since a
+        program may look at the name that it is started by. Raises :class:`ServiceError` if there is
+        none.
+        """
         first = sorted(glob.glob(self.directories), reverse=True) if self.directories else []
         path = ":".join([*first, os.environ.get("PATH", ""), _SYSTEM])
         for one in self.names:
             if found := shutil.which(one, path=path):
-                return os.path.realpath(found)
+                return found
         raise ServiceError(name, self.missing)
 
     def script(self, command: str) -> tuple[str, ...]:
@@ -219,6 +222,7 @@ class _Preparing(Running):
 
 def _facts_of(path: str) -> list[Any]:
     """Return what changes with the version of a program."""
+    path = os.path.realpath(path)
     status = os.stat(path)
     return [path, status.st_size, status.st_mtime_ns]
 

@@ -6,6 +6,7 @@ tests write is discarded, so nothing is forced to disk. The ready condition is a
 
 from __future__ import annotations
 
+import shlex
 from signal import SIGINT, SIGTERM
 from typing import TYPE_CHECKING, Any
 
@@ -71,9 +72,11 @@ def redis(*, port: int = 6379, **settings: Any) -> Service:
     program is there.
     """
     program = "$(command -v redis-server || command -v valkey-server || echo redis-server)"
-    command = _REDIS.script(f"exec {program} --port {port} {_REDIS_OPTIONS}")
+    options = f"--port {port} {_REDIS_OPTIONS}"
+    command = _REDIS.script(f"exec {program} {options}")
     ready = Query(port, queries.ask_redis, "PING")
     made = Service(command, ready=ready, **{"name": "redis", **settings})
+    made.host_command = lambda: (_REDIS.find(made.name), *shlex.split(options))
     made.url_form = "redis://{host}:{port}/0"
     made.missing = _REDIS.missing
     made.is_disposable = True
@@ -139,6 +142,4 @@ def mariadb(
 
 
 def _quoted(name: str, value: str) -> str:
-    import shlex
-
     return shlex.quote(f"{name}={value}")

@@ -72,6 +72,8 @@ class Service:
         self.timeout = timeout
         self.stop_timeout = stop_timeout
         self.name = name or (self.command[0] if self.command else str(self.settings.image))
+        #: Returns the command on the host, if a shell is not needed there to find the program.
+        self.host_command: Callable[[], tuple[str, ...]] | None = None
         self.url_form = "{scheme}://{host}:{port}"
         #: What to say if a program of the command is missing.
         self.missing = ""
@@ -213,11 +215,16 @@ class Running:
         Raises :class:`ServiceError` if its program is missing.
         """
         try:
-            image = self.container.handle.rootfs.image
-            self._start_command(self.service.command or _command_of(image, self.name))
+            self._start_command(self._find_command())
         except BaseException:
             self.container.close()
             raise
+
+    def _find_command(self) -> Sequence[str]:
+        service, image = self.service, self.container.handle.rootfs.image
+        if image is None and service.host_command is not None:
+            return service.host_command()
+        return service.command or _command_of(image, self.name)
 
     def _start_command(self, command: Sequence[str]) -> None:
         handle = self.container.handle

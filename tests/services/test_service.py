@@ -145,7 +145,7 @@ def test_an_invalid_service_is_refused(arguments, keywords, key):
 
 @pytest.mark.parametrize(
     ("make", "package"),
-    [(postgres, "postgresql"), (mariadb, "mariadb-server")],
+    [(postgres, "postgresql"), (mariadb, "mariadb-server"), (redis, "redis-server")],
 )
 def test_a_missing_program_is_named_with_its_package(make, package, monkeypatch):
     """The error names Debian's package and an image."""
@@ -157,7 +157,7 @@ def test_a_missing_program_is_named_with_its_package(make, package, monkeypatch)
 def test_a_missing_program_in_a_container_is_named():
     """Also if only the shell inside finds out."""
     service = redis()
-    service.command = ("/bin/sh", "-c", "exec no-such-redis")
+    service.command, service.host_command = ("/bin/sh", "-c", "exec no-such-redis"), None
     with pytest.raises(ServiceError, match="apt-get install redis-server"):
         service.start()
 
