@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["describe", "serializable", "spec_for", "spec_of", "with_saved"]
 
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
+
 
 def describe(rootfs: Rootfs, *, label: str) -> dict[str, object]:
     """Return what other processes of this user get to know of a container, for JSON.

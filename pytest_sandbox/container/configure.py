@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["configure"]
 
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
+
 
 def configure(handle: Handle) -> None:
     """Set a container's host name, connect it to its network, and publish its ports; a new init
@@ -36,9 +38,12 @@ def configure(handle: Handle) -> None:
         network = cast("Network", handle.settings.network)
         handle.endpoint = network.attach(handle.id, handle.hostname, handle.pidfd)
     if handle.settings.publish:
-        from pytest_sandbox.container.publish import publish
+        from pytest_sandbox.container.publish import publish, start_relay
 
-        publish(handle)
+        if handle.publishes_later:
+            start_relay(handle)
+        else:
+            publish(handle)
 
 
 def _set_hostname(handle: Handle, name: str) -> None:

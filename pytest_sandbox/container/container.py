@@ -116,7 +116,7 @@ class Container(Files):
         """The loopback address of the host on which its ports are published, such as
         "127.64.0.1"; no other container has it. None without ``publish``, and before the start.
         """
-        return self.handle.published.address if self.handle.published else None
+        return (self.handle.published.address or None) if self.handle.published else None
 
     @property
     def ports(self) -> dict[int | str, int]:
@@ -182,7 +182,8 @@ class Container(Files):
     ) -> None:
         """Return once each of these has held: a process inside listens on the TCP ``port``; the
         output of ``popen(log=True)`` has the text or regular expression ``log``; a GET of ``http``
-        is answered with 200 to 399; the command ``run`` exits with 0; the path ``file`` exists.
+        on ``port`` (default: 80) is answered with 200 to 399; the command ``run`` exits with 0; the
+        path ``file`` exists.
 
         ``condition`` joins conditions by ``|`` and ``&``. Without any of these, it is the image's
         HEALTHCHECK.

@@ -115,6 +115,10 @@ class Handle:
     is_disconnected: bool
     """Whether it was disconnected from the network of its settings."""
 
+    publishes_later: bool
+    """Whether the start only starts the relay of its ports, which are published while a service
+    inside starts."""
+
     published: Published | None
     """The relay of published ports; None without any, and before the start."""
 
@@ -153,7 +157,7 @@ class Handle:
         self.id = self.label = self.snapshot_key = ""
         self.state = "created"
         self.endpoint = self.committed = self.published = self.egress = None
-        self.is_disconnected = False
+        self.is_disconnected = self.publishes_later = False
         self.saved, self.directories, self.snapshots = {}, (), []
         self.commands, self.forks = set(), set()
         self.logs = []

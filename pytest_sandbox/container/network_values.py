@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NAME_FORM", "SUBNET", "is_name", "read_fault", "read_subnet"]
 
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
+
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 NAME_FORM: Final = 'letters, digits, "_", "." and "-", with a letter or a digit first'
 SUBNET: Final = "172.30.0.0/24"

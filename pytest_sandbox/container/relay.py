@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Egress", "Published", "Relay"]
 
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
+
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT}
 #: Seconds for the relay to answer, and to end.
 _TIMEOUT = 10.0
@@ -82,14 +84,14 @@ class Relay:
 
 
 class Published(Relay):
-    """The relay of the ports of one container: ``address`` is the container's own, ``ports`` are
-    those of the host by those inside.
+    """The relay of the ports of one container: ``address`` is the container's own, empty until they
+    are published; ``ports`` are those of the host by those inside.
     """
 
-    def __init__(self, address: str, ports: dict[int | str, int], channel: int) -> None:
+    def __init__(self, channel: int) -> None:
         super().__init__("publish ports", channel)
-        self.address = address
-        self.ports = ports
+        self.address = ""
+        self.ports: dict[int | str, int] = {}
 
 
 class Egress(Relay):

@@ -7,7 +7,8 @@ nothing is left. It passes bytes on and reads none of them.
 The client sends, with descriptors, and gets ``ready``, or ``failed`` (errno, reason):
 
 ===========  =====================================================================================
-``publish``  ports, addresses + [one socket for each port, then others to hold open]
+``publish``  ports, addresses + [a pidfd of init, in whose network to connect; one socket for each
+             port, then others to hold open]
 ``enter``    [a pidfd of init]: connect in the network of this init from now on
 ===========  =====================================================================================
 
@@ -53,6 +54,7 @@ class _PortRelay(RelayLoop):
             close_all(fds)
 
     def _do_publish(self, message: Message, fds: list[int]) -> None:
+        self._do_enter(message, [fds.pop(0)])
         addresses = message["addresses"]
         for port, fd in zip(message["ports"], fds, strict=False):
             made = socket.socket(fileno=fd)

@@ -139,8 +139,9 @@ def _requests_overridden(definition: Any, limit: Scope) -> bool:
     return definition._scope <= limit and definition.argname in definition.argnames
 
 
-def fixture_functions(item: Any) -> list[Any]:
-    """Return the function of each fixture that the item or its fixtures name.
+def fixture_functions(item: Any) -> list[tuple[str, int, Any]]:
+    """Return name, number and function of each fixture that the item or its fixtures name; fixtures
+    of one name have different numbers.
 
     ``item._fixtureinfo``: a fixture's definition is public only once it is set up.
     """
@@ -148,9 +149,9 @@ def fixture_functions(item: Any) -> list[Any]:
     if info is None:
         return []
     return [
-        definition.func
+        (name, number, definition.func)
         for name in info.names_closure
-        for definition in info.name2fixturedefs.get(name) or ()
+        for number, definition in enumerate(info.name2fixturedefs.get(name) or ())
     ]
 
 

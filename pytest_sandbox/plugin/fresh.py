@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from pytest_sandbox.plugin import compat, scopes
+from pytest_sandbox.plugin import compat, outside_services, scopes
 
 if TYPE_CHECKING:
     from pytest_sandbox.plugin.captured_output import CapturedOutput
@@ -107,6 +107,7 @@ class FreshStart:
             "tests": [[number, one.nodeid] for number, one in tests],
             "wanted": wanted,
             "scope": scopes.scope_of(item),
+            "services": outside_services.describe(item),
         }
 
 

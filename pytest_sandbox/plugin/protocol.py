@@ -42,6 +42,7 @@ from pytest_sandbox.plugin import (
     compat_fixtures,
     crash_report,
     jobs_option,
+    outside_services,
     scopes,
 )
 from pytest_sandbox.plugin.captured_output import flush_terminal
@@ -133,6 +134,7 @@ class _OuterHooks:
                 test.restore_phases()
                 test.close()
                 del item.stash[TEST]
+                outside_services.forget(item)
         if test.test_process is not None:
             test.test_process.leave(raised)
         return result

@@ -33,6 +33,7 @@ from pytest_sandbox.plugin import (
     connection_calls,
     coverage_data,
     hints,
+    outside_services,
     scopes,
     session_state,
     truncate,
@@ -127,6 +128,7 @@ class TestProcess:
         self._forwarder.channel = self._channel
         self._forwarder.scope = scopes.scope_of(self._item)
         self._item.stash[IN_TEST_PROCESS], self._item.stash[PROCESS] = True, self
+        outside_services.enter(self._item)
         for hook in self._hooks:
             hook.restrict()
         self._coverage.begin()
@@ -208,6 +210,9 @@ class TestProcess:
     def _run_test(self, item: pytest.Item) -> None:
         self._item, self._is_unwinding = item, False
         item.stash[IN_TEST_PROCESS], item.stash[PROCESS] = True, self
+        assert self._channel.words is not None
+        outside_services.adopt(item, self._channel.words.services)
+        outside_services.enter(item)
         self._session_state = session_state.SessionState(item)
         self._benchmarks = benchmarks.BenchmarkSender(item)
         self._carry = carry.CarrySender(item)

@@ -17,7 +17,10 @@ from pytest_sandbox.services.service import Service
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from pytest_sandbox.container.container import Container
+    from pytest_sandbox.container.handle import Handle
     from pytest_sandbox.services.service import Running
+    from pytest_sandbox.settings.settings import Settings
 
     Files = Iterable[str | os.PathLike[str]]
     Setup = Callable[[Running], object] | None
@@ -109,6 +112,19 @@ class _Kafka(Service):
         self.url_form = "{host}:{port}"
         self.missing = _NO_TANSU
         self.is_disposable = True
+
+    def start_container(self, settings: Settings) -> Container:
+        """Start the container and publish its port, since the command has the address."""
+        container = super().start_container(settings)
+        try:
+            super().publish(container.handle)
+        except BaseException:
+            container.close()
+            raise
+        return container
+
+    def publish(self, handle: Handle) -> None:
+        """Do nothing: :meth:`start_container` has published the port."""
 
     def command_for(self, running: Running) -> tuple[str, ...]:
         """Return the command of the server, and of the proxy if there is one."""

@@ -78,9 +78,11 @@ def redis(*, port: int = 6379, **settings: Any) -> Service:
     program is there.
     """
     program = "$(command -v redis-server || command -v valkey-server || echo redis-server)"
-    command = _REDIS.script(f"exec {program} --port {port} {_REDIS_OPTIONS}")
+    options = f"--port {port} {_REDIS_OPTIONS}"
+    command = _REDIS.script(f"exec {program} {options}")
     ready = Query(port, queries.ask_redis, "PING")
     made = Service(command, ready=ready, **{"name": "redis", **settings})
+    made.host_command = lambda: (_REDIS.find(made.name), *shlex.split(options))
     made.url_form = "redis://{host}:{port}/0"
     made.missing = _REDIS.missing
     made.is_disposable = True

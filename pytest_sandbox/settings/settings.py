@@ -43,6 +43,8 @@ __all__ = [
     "parse_size",
 ]
 
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
+
 #: The keys that limit the rate of reads and writes of block devices.
 DEVICE_RATES: tuple[str, ...] = (
     "device_read_bps",

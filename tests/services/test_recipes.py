@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 import subprocess
 
@@ -120,6 +121,16 @@ def test_kafka_is_reached_from_the_network_and_from_the_host(tansu):
         found = other.call(send_and_receive, "broker:9999", timeout=TIMEOUT)
         assert [b"one cup"] * 2 == found
         assert f"{broker.container.ip_address}:9999" == other.call(lambda: broker.url)
+
+
+@pytest.mark.needs("root")
+def test_kafka_announces_another_port_if_its_own_is_taken(tansu):
+    """If the host uses the port on all addresses, clients are told the one that leads there."""
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        port = taken.getsockname()[1]
+        with kafka(port=port).start() as broker:
+            assert port != broker.port
+            assert [b"one cup"] == send_and_receive(broker.url)
 
 
 @pytest.mark.needs("root")
