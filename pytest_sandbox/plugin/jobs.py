@@ -217,8 +217,9 @@ class Scheduler:
         self._begin_services(following)
         for item in self._startable(following):
             if not self._has_room_for(item):
-                return
+                break
             self._start(item)
+        self._begin_services(following)
 
     def _begin_services(self, following: list[pytest.Item]) -> None:
         """Begin the services of the next tests, so that their starts overlap: of as many as run at

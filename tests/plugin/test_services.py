@@ -156,15 +156,15 @@ OVERLAP = """
 import time, pytest
 from pytest_sandbox.services import Log, Service
 
-service = Service(["sh", "-c", "echo up $(date +%s.%N); exec sleep 100"], ready=Log("up"))
+SCRIPT = "echo $(date +%s.%N); sleep 0.3; echo $(date +%s.%N) up; exec sleep 100"
+service = Service(["sh", "-c", SCRIPT], ready=Log("up"))
 service.is_ahead = {is_ahead}
 made = service.fixture()
 
 @pytest.mark.parametrize("number", range(4))
 def test_it(made, number):
-    begin = time.time()
     time.sleep(0.3)
-    print("RUN", number, made.logs().split()[1], begin, time.time())
+    print("RUN", number, *made.logs().split()[:2], time.time())
 """
 
 
@@ -172,13 +172,17 @@ def test_it(made, number):
     ("is_ahead", "options"), [(True, []), (False, ["--sandbox-jobs=2"])], ids=["ahead", "jobs"]
 )
 def test_a_service_starts_while_an_earlier_test_runs(run, is_ahead, options):
-    """With ``ahead``, and with several jobs, it is up before an earlier test ends."""
+    """With ``ahead``, and with several jobs, it starts before an earlier test ends. With several
+    jobs, those of the tests that begin together start together.
+    """
     result = run(OVERLAP.format(is_ahead=is_ahead), "-rP", *options)
     result.assert_outcomes(passed=4)
     lines = [line.split()[2:] for line in result.outlines if line.startswith("RUN")]
-    runs = sorted(tuple(map(float, line)) for line in lines)
-    ends = [end for _started, _begin, end in runs]
-    assert all(runs[number + 1][0] < ends[number] for number in range(3))
+    begun, ready, ended = zip(*sorted(tuple(map(float, line)) for line in lines), strict=True)
+    assert all(begun[number + 1] < ended[number] for number in range(3))
+    if options:
+        assert begun[1] < ready[0]
+        assert begun[3] < ready[2]
 
 
 def test_services_of_tests_that_do_not_run_are_ended(run):
