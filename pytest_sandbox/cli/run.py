@@ -178,6 +178,7 @@ def _facts(container: Container, found: argparse.Namespace) -> Facts:
     return detached.Facts(
         id=container.id,
         image=str(found.image),
+        image_id=_stored_id(container),
         command=_args(container, found),
         created=time.time(),
         settings=serializable(container.settings),
@@ -190,6 +191,11 @@ def _facts(container: Container, found: argparse.Namespace) -> Facts:
         remove=found.rm,
         stop_signal=handle.rootfs.stop_signal,
     )
+
+
+def _stored_id(container: Container) -> str:
+    image = container.handle.rootfs.image
+    return "" if image is None or image.directory else image.id
 
 
 def _ports(container: Container) -> list[tuple[str, str, int]]:

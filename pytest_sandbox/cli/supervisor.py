@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pytest_sandbox.cli import signal_proxy
 from pytest_sandbox.cli.exit_status import CANNOT_EXECUTE, NOT_FOUND, OUR_ERROR, status_of
 from pytest_sandbox.cli.relay import Relay
+from pytest_sandbox.cli.supervisor_requests import RequestSocket
 from pytest_sandbox.container import detached, saved_layers
 from pytest_sandbox.container.detached_log import STDERR, STDOUT, LogWriter
 from pytest_sandbox.errors import SandboxError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.container import Container
     from pytest_sandbox.container.detached import Facts
     from pytest_sandbox.container.popen import Popen
+    from pytest_sandbox.runtime.protocol import Message
 
 __all__ = ["Supervisor"]
 
@@ -52,6 +54,18 @@ class Supervisor:
         detached.write_status(self.directory, "")
         detached.write_name(self.directory, container.handle.label)
         detached.write_facts(self.directory, facts)
+        self._requests = RequestSocket(self.directory, self._answer)
+        self._relay.watch(self._requests.fileno(), self._requests.attend)
+
+    def _answer(self, message: Message) -> Message:
+        """Answer a request of another process. Raises :class:`SandboxError` and OSError."""
+        from pytest_sandbox.container.snapshot import commit_to_store
+        from pytest_sandbox.container.store_commit import Details
+
+        changes = tuple(message["changes"])
+        details = Details(message["name"], message["message"], message["author"], changes)
+        image = commit_to_store(self.container.handle.running(), details)
+        return {"op": "committed", "image": image.id}
 
     def supervise(self, report: Report) -> None:
         """Run the command until its last end, and clean up; report its first start."""
@@ -211,6 +225,7 @@ class Supervisor:
         """Save the layer and end the container, or remove everything; then release the lock."""
         self.facts.state, self.facts.pid = "exited", 0
         self._log.close()
+        self._requests.close()
         try:
             if keep:
                 self._keep()

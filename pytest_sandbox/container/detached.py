@@ -63,13 +63,14 @@ class Facts:
 
     Times are in seconds since the epoch. ``state`` is "running", "restarting" or "exited"; ``pid``
     is the PID of the command outside, 0 while it does not run. ``restart`` is docker's policy.
-    ``ports`` are published ports: the key inside ("80/tcp"), the host's address and its port.
+    ``image_id`` is the id of a stored image, else empty. ``ports`` are published ports: the key inside ("80/tcp"), the host's address and its port.
     """
 
     id: str
     image: str
     command: list[str]
     created: float
+    image_id: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
