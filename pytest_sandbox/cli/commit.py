@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.container.detached import Detached
     from pytest_sandbox.container.saved_layers import SavedLayer
+    from pytest_sandbox.container.store_commit import Details
 
 __all__ = ["VERBS"]
 
@@ -54,13 +55,13 @@ def _commit(found: argparse.Namespace) -> int:
     return 0
 
 
-def _ask(one: Detached, details: object) -> str:
+def _ask(one: Detached, details: Details) -> str:
     """Have the supervisor commit its container; return the id of the image."""
     from dataclasses import asdict
 
     from pytest_sandbox.cli.supervisor_requests import ask
 
-    return str(ask(one, {"op": "commit", **asdict(details)})["image"])  # type: ignore[call-overload]
+    return str(ask(one, {"op": "commit", **asdict(details)})["image"])
 
 
 def _ended(name: str) -> tuple[SavedLayer, str]:

@@ -11,6 +11,7 @@ from pytest_sandbox.cli.format import add_format
 from pytest_sandbox.cli.go_template import FreeMap
 from pytest_sandbox.cli.verb import Verb
 from pytest_sandbox.container import detached, remote
+from pytest_sandbox.container.shared_network import list_networks
 from pytest_sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _of_container(one: Detached) -> dict[str, Any]:
         "HostConfig": {
             "AutoRemove": facts.remove,
             "Memory": facts.settings.get("memory") or 0,
-            "NetworkMode": facts.settings.get("network", "none"),
+            "NetworkMode": facts.network or facts.settings.get("network", "none"),
             "RestartPolicy": {"Name": policy, "MaximumRetryCount": int(most or 0)},
         },
         "Config": {
@@ -113,7 +114,7 @@ def _of_container(one: Detached) -> dict[str, Any]:
             "Labels": facts.labels,
             "StopSignal": signal.Signals(facts.stop_signal).name,
         },
-        "NetworkSettings": {"Ports": _ports(one)},
+        "NetworkSettings": {"Ports": _ports(one), "Networks": _networks(one)},
     }
 
 
@@ -144,6 +145,21 @@ def _ports(one: Detached) -> dict[str, list[dict[str, str]]]:
     for key, host, port in one.facts.ports if one.is_running else ():
         ports.setdefault(key, []).append({"HostIp": host, "HostPort": str(port)})
     return ports
+
+
+def _networks(one: Detached) -> dict[str, dict[str, Any]]:
+    """Return the network that a running container is on, by its name."""
+    found: dict[str, dict[str, Any]] = FreeMap()
+    for network in list_networks() if one.is_running else ():
+        member = network.containers().get(one.id)
+        if member is not None:
+            found[network.name] = {
+                "Aliases": [member["name"]],
+                "NetworkID": network.facts.id,
+                "IPAddress": member["address"],
+                "IPPrefixLen": int(network.subnet.rpartition("/")[2]),
+            }
+    return found
 
 
 def _time(when: float) -> str:

@@ -82,10 +82,15 @@ def entries(*, every: bool, only: Sequence[Condition] = ()) -> list[Entry]:
     from pytest_sandbox.container.detached import list_detached
     from pytest_sandbox.container.remote import list_containers
     from pytest_sandbox.container.saved_layers import list_saved
+    from pytest_sandbox.container.shared_network import list_networks
 
     known = {one.id: one for one in list_detached()}
     ended = [_saved_entry(one, known.get(one.id)) for one in list_saved()]
-    running = [_entry(one, known.get(one.id)) for one in list_containers()]
+    networks = {one: net.name for net in list_networks() for one in net.containers()}
+    running = [
+        {**_entry(one, known.get(one.id)), "network": networks.get(one.id, "")}
+        for one in list_containers()
+    ]
     tests = _tests(only, [*ended, *running])
     found = [*(ended if every else []), *running]
     return [entry for entry in found if filters.matching(entry, only, tests)]
@@ -213,7 +218,7 @@ def _entry(one: RemoteContainer, detached: Detached | None) -> Entry:
 def _facts(detached: Detached | None, status: str) -> Entry:
     """Return what only the supervisor knows; without one, empty values."""
     if detached is None:
-        return {"finished": None, "exit_code": None, "labels": {}, "ports": []}
+        return {"finished": None, "exit_code": None, "labels": {}, "ports": [], "network": ""}
     facts = detached.facts
     is_over = status in {"exited", "restarting"}
     return {
@@ -225,6 +230,7 @@ def _facts(detached: Detached | None, status: str) -> Entry:
         "finished": facts.finished if is_over else None,
         "exit_code": facts.exit_code if is_over else None,
         "labels": facts.labels,
+        "network": facts.network,
         "ports": [list(one) for one in facts.ports],
     }
 

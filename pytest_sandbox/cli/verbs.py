@@ -31,6 +31,7 @@ MODULES: dict[str, str] = {
     "kill": "background",
     "port": "background",
     "rename": "background",
+    "network": "network",
     "pull": "images",
     "load": "images",
     "save": "image_export",
