@@ -17,7 +17,7 @@ from pytest_sandbox.cli.relay import Relay
 from pytest_sandbox.cli.supervisor_requests import RequestSocket
 from pytest_sandbox.container import detached, saved_layers
 from pytest_sandbox.container.detached_log import STDERR, STDOUT, LogWriter
-from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.errors import SandboxError, UnsupportedError
 from pytest_sandbox.linux.removal import remove_tree
 from pytest_sandbox.runtime import storage
 from pytest_sandbox.runtime.protocol import close_all
@@ -64,7 +64,11 @@ class Supervisor:
 
         changes = tuple(message["changes"])
         details = Details(message["name"], message["message"], message["author"], changes)
-        image = commit_to_store(self.container.handle.running(), details)
+        try:
+            image = commit_to_store(self.container.handle.running(), details)
+        except UnsupportedError as error:  # what runs inside cannot be paused
+            remedy = f"{error.remedy} Or stop the container, and commit it then."
+            raise UnsupportedError(error.feature, remedy) from error
         return {"op": "committed", "image": image.id}
 
     def supervise(self, report: Report) -> None:

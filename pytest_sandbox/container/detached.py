@@ -64,8 +64,8 @@ class Facts:
 
     Times are in seconds since the epoch. ``state`` is "running", "restarting" or "exited"; ``pid``
     is the PID of the command outside, 0 while it does not run. ``restart`` is docker's policy.
-    ``image_id`` is the id of a stored image, else empty; ``network`` the name of a network. ``ports`` are published ports: the key
-    inside ("80/tcp"), the host's address and its port.
+    ``image_id`` is the id of a stored image, else empty; ``network`` the name of a network.
+    ``ports`` are published ports: the key inside ("80/tcp"), the host's address and its port.
     """
 
     id: str

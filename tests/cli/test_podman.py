@@ -113,8 +113,6 @@ SAME_OUTPUT = [
     "inspect --format {{.Os}}/{{.Architecture}} app:1",
     "inspect --format {{if|.Config.User}}yes{{else}}no{{end}} app:1",
     "inspect --format {{index|.Config.Labels|`kind`}} app:1",
-    "tag app:1 app:2",
-    "rmi app:2",
     "ps --filter name=^nosuch$ --format {{.ID}}",
 ]
 
@@ -209,6 +207,14 @@ def test_the_output_is_the_same(podman, capsys, line):
     theirs = podman(*words(line))
     assert (0, 0) == (theirs.returncode, main(words(line))), theirs.stderr
     assert normalized(theirs.stdout) == normalized(capsys.readouterr().out)
+
+
+def test_a_name_is_given_and_removed(podman, capsys):
+    """`tag` prints nothing, and `rmi` of one of two names what podman prints."""
+    for line in ("tag app:1 further:2", "rmi further:2"):
+        theirs = podman(*words(line))
+        assert (0, 0) == (theirs.returncode, main(words(line))), theirs.stderr
+        assert normalized(theirs.stdout) == normalized(capsys.readouterr().out)
 
 
 def test_podman_has_the_same_id(podman, saved):
