@@ -14,6 +14,7 @@ from command_line import COMMAND, output_of, sandbox
 from tarballs import directory, entry, layer, link
 from terminals import wait_for
 
+from pytest_sandbox import Container, ImageError
 from pytest_sandbox.container import detached
 from pytest_sandbox.image.image import Image
 
@@ -214,6 +215,18 @@ class TestCommit:
         output_of("rmi", "made:3")
         output_of("load", "-i", str(tmp_path / "made.tar"))
         assert "s\n" == output_of("run", "made:3", "sh", "-c", "cat /s; ls /etc/group 2>&-; true")
+
+    def test_an_image_in_memory_has_no_name(self, tmp_path):
+        """What is not in the store can be neither tagged nor saved; details store a commit."""
+        with Container() as container:
+            made = container.commit()
+            for use in (lambda: made.tag("x:1"), lambda: made.save(tmp_path / "x.tar")):
+                with pytest.raises(ImageError, match="in memory: commit it with a name"):
+                    use()
+            stored = container.commit(message="why", changes=["ENV A=1"])
+        assert (["A=1"], "why") == (stored.config["Env"], stored.history[-1]["comment"])
+        assert stored.id == Image.get(stored.id).id
+        assert [] == os.listdir(tmp_path)
 
     def test_the_hosts_root_cannot_be_saved(self, web, tmp_path):
         """A commit on `host` is an image, which `save` refuses."""
