@@ -89,6 +89,11 @@ def spec_of(rootfs: Rootfs, *, has_user_namespace: bool, is_root: bool = True) -
                 key=lambda volume: volume[1],
             )
         ),
+        tmpfs=tuple(
+            (one.target, one.size, one.mode, one.read_only, one.executable)
+            for one in settings.tmpfs
+        ),
+        extra_hosts=tuple(settings.extra_hosts.items()),
         devices=devices.nodes(settings),
         capabilities=mask,
         seccomp=settings.seccomp,

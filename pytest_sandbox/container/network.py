@@ -242,11 +242,10 @@ class Network:
         endpoint = container.handle.endpoint
         if endpoint is None or endpoint.network is not self:
             raise SettingsError("container", container, self._known_containers())
-        with explained(f"disconnect from the network {self.name}"), self._changing:
-            self.start()._bridge.unplug(endpoint.number)  # noqa: SLF001 - its own
-            self.detach(endpoint)
-            container.handle.endpoint = None
-            container.handle.is_disconnected = True
+        self.unplug(endpoint)
+        self.detach(endpoint)
+        container.handle.endpoint = None
+        container.handle.is_disconnected = True
 
     # -- faults
 
@@ -398,6 +397,11 @@ class Network:
                 self._hosts.add(endpoint.address, *endpoint.names)
                 self._pidfds[endpoint.number] = pidfd
                 self._update_faults(endpoint.number)
+
+    def unplug(self, endpoint: Endpoint) -> None:
+        """Remove the device of a container that runs, before :meth:`detach`."""
+        with explained(f"disconnect from the network {self.name}"), self._changing:
+            self.start()._bridge.unplug(endpoint.number)  # noqa: SLF001 - its own
 
     def detach(self, endpoint: Endpoint) -> None:
         """Free the address and the names of a container that has ended; the kernel removes its

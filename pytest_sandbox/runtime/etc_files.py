@@ -85,8 +85,9 @@ def nodes_of(spec: Spec, name: str, point: str, found: Mapping[str, Stamp]) -> l
     """
     is_own = _HOSTS not in found or spec.name_server
     hosts = LOCALHOST if is_own else _content(found[_HOSTS])
+    extra = b"".join(b"%s\t%s\n" % (ip.encode(), one.encode()) for one, ip in spec.extra_hosts)
     contents = {
-        _HOSTS: b"%s%s%s\n" % (hosts, _OWN_ADDRESS, name.encode()),
+        _HOSTS: b"%s%s%s%s\n" % (hosts, extra, _OWN_ADDRESS, name.encode()),
         _HOSTNAME: name.encode() + b"\n",
     }
     if spec.is_on_host:

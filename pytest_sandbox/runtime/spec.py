@@ -82,6 +82,13 @@ class Spec:
     volumes: tuple[tuple[str, str, bool], ...] = ()
     """Source, target, and whether it is read-only."""
 
+    tmpfs: tuple[tuple[str, int | None, int, bool, bool], ...] = ()
+    """File systems in memory: target, size in bytes, mode, whether it is read-only, and whether
+    programs in it may be executed."""
+
+    extra_hosts: tuple[tuple[str, str], ...] = ()
+    """Names and addresses in /etc/hosts."""
+
     devices: tuple[tuple[str, str], ...] = ()
     """Device nodes of the host, and their paths inside."""
 

@@ -61,6 +61,7 @@ _MAX_RATE = (1 << 32) - 1  # blkio.throttle.*_iops_device is an unsigned int
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _HOSTNAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
 _USER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*\$?(?::[A-Za-z0-9_.][A-Za-z0-9_.-]*)?")
 
 V = TypeVar("V")
@@ -254,6 +255,27 @@ def _pairs(value: object, separator: str = r",") -> Iterable[tuple[str, object]]
         return [(name if isinstance(name, str) else _refuse(), one) for name, one in value.items()]
     split = [as_text(item).partition("=") for item in split_items(value, separator)]
     return [(name.strip(), one) if equals else _refuse() for name, equals, one in split]
+
+
+def extra_hosts(value: object) -> FrozenMap[str]:
+    """Return the addresses of names, for /etc/hosts; docker's forms are NAME:ADDRESS and
+    NAME=ADDRESS.
+    """
+    if isinstance(value, Mapping):
+        return FrozenMap([_host(name, address) for name, address in value.items()])
+    split = [re.split("[:=]", as_text(item), maxsplit=1) for item in split_items(value)]
+    return FrozenMap([_host(*one) if len(one) == 2 else _refuse() for one in split])
+
+
+def _host(name: object, address: object) -> tuple[str, str]:
+    from ipaddress import ip_address
+
+    if not _HOST_NAME.fullmatch(as_text(name)):
+        raise RefusedError
+    try:
+        return as_text(name), str(ip_address(as_text(address).strip("[]")))
+    except ValueError:
+        raise RefusedError from None
 
 
 def env(value: object) -> FrozenMap[str]:

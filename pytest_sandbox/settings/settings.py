@@ -18,7 +18,7 @@ from pytest_sandbox.settings.parsers import (
     FrozenMap,
     parse_size,
 )
-from pytest_sandbox.settings.path_parsers import Volume
+from pytest_sandbox.settings.path_parsers import Tmpfs, Volume
 from pytest_sandbox.settings.port_mapping import PortMapping
 from pytest_sandbox.settings.schema import SECURITY, WORDS
 from pytest_sandbox.units import mib
@@ -38,6 +38,7 @@ __all__ = [
     "Key",
     "PortMapping",
     "Settings",
+    "Tmpfs",
     "Volume",
     "from_text",
     "parse_size",
@@ -109,10 +110,12 @@ class Settings:
     network: object = _key("network", "none", destinations.network)
     publish: tuple[PortMapping, ...] = _key("publish", (), port_mapping.publish)
     hostname: str | None = _key("hostname", None, parsers.hostname)
+    extra_hosts: Mapping[str, str] = _key("extra_hosts", FrozenMap(), parsers.extra_hosts)
     env: Mapping[str, str] = _key("env", FrozenMap(), parsers.env)
     user: str | None = _key("user", None, parsers.user)
     workdir: str | None = _key("workdir", None, parsers.absolute)
     volumes: tuple[Volume, ...] = _key("volumes", (), path_parsers.volumes)
+    tmpfs: tuple[Tmpfs, ...] = _key("tmpfs", (), path_parsers.tmpfs)
     devices: tuple[Volume, ...] = _key("devices", (), path_parsers.devices)
     gpus: str | None = _key("gpus", None, path_parsers.gpus)
     read_only: bool = _key("read_only", False, parsers.boolean)
@@ -248,6 +251,17 @@ def _check_contradictions(values: Mapping[str, Any]) -> None:
             "publish",
             [str(one) for one in values["publish"]],
             'nothing with network="host", where each port is one of the host already',
+        )
+    if values["extra_hosts"] and not isinstance(values["network"], str):
+        raise SettingsError(
+            "extra_hosts",
+            dict(values["extra_hosts"]),
+            "nothing on a Network, whose containers have one /etc/hosts with the names of all",
+        )
+    covered = {one.target for one in values["tmpfs"]} & {one.target for one in values["volumes"]}
+    if covered:
+        raise SettingsError(
+            "tmpfs", sorted(covered), "paths that are not those of volumes, one mount for each"
         )
     options = values["security_opt"]
     if set(options).issuperset(SECURITY[:2]) or set(options).issuperset(SECURITY[2:]):

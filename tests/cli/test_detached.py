@@ -124,6 +124,15 @@ class TestRun:
         output_of("rm", name)
         assert 0 == sandbox("run", "--name", "used", "host", "true").returncode
 
+    def test_labels_of_a_file(self, tmp_path):
+        """--label-file has lines of labels, which --label overrides."""
+        (tmp_path / "labels").write_text("# comment\na=file\nb=file two\nalone\n")
+        name = shell("true", "--label-file", str(tmp_path / "labels"), "-l", "a=flag")
+        labels = facts_of(name)["Config"]["Labels"]
+        assert {"a": "flag", "b": "file two", "alone": ""} == labels
+        done = sandbox("run", "-d", "--label-file", "/nosuch", "host", "true")
+        assert (125, True) == (done.returncode, "--label-file /nosuch: No such" in done.stderr)
+
     def test_background_processes_end_with_the_command(self):
         """What the command has left running is killed, and its output is in the log."""
         name = shell("(echo late; exec sleep 1000) & wait_for_it() { :; }; sleep 0.2; exit 0")
