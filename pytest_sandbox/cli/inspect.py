@@ -76,7 +76,7 @@ def _of_container(one: Detached) -> dict[str, object]:
             "RestartPolicy": {"Name": policy, "MaximumRetryCount": int(most or 0)},
         },
         "Config": {
-            "Hostname": facts.settings.get("hostname") or one.id,
+            "Hostname": _hostname(one),
             "User": facts.settings.get("user") or "",
             "Tty": facts.tty,
             "OpenStdin": facts.stdin,
@@ -89,6 +89,12 @@ def _of_container(one: Detached) -> dict[str, object]:
         },
         "NetworkSettings": {"Ports": _ports(one)},
     }
+
+
+def _hostname(one: Detached) -> str:
+    """Return the host name, without aliases."""
+    given = one.facts.settings.get("hostname") or one.id
+    return given if isinstance(given, str) else str(given[0])
 
 
 def _state(one: Detached) -> dict[str, Any]:

@@ -15,12 +15,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.linux import packet_socket, process
+from pytest_sandbox.linux import name_link, packet_socket, process
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv4Interface
+
+    from pytest_sandbox.linux.syscall_batch import Result
 
 __all__ = ["Bridge", "add_network", "hardware_address", "make_network"]
 
@@ -105,8 +107,9 @@ class Bridge:
             batch.add(step, "setns", self._builder_fd, sc.CLONE_NEWUSER)
         return batch
 
-    def plug(self, number: int, pidfd: int, address: IPv4Interface) -> None:
-        """Create eth0 in the network namespace of a process, and connect it to the bridge.
+    def plug(self, number: int, pidfd: int, address: IPv4Interface) -> list[int]:
+        """Create eth0 in the network namespace of a process, and connect it to the bridge; return
+        descriptors of the sockets of its way to the name server (name_link.py).
 
         ``number`` is that of the port, one for each address. The port of a container that has just
         ended may still exist.
@@ -114,11 +117,41 @@ class Bridge:
         batch = self._batch("plug in")
         batch.add("plug in", "setns", pidfd, sc.CLONE_NEWNET)
         batch.write("plug in", b"/proc/sys/net/ipv6/conf/default/disable_ipv6", b"1", go_on=True)
+        sockets = _add_name_link(batch, "plug in")
         namespace, inner = _open_namespace(batch, "plug in")
+        link = [batch[one] for one in sockets]
         try:
             self._create_pair(_BRIDGE + number, namespace, address)
-            _ask(inner, _address(_INNER, address), _link(_INNER, new=False, up=True))
+            up = _link(_INNER, new=False, up=True)
+            _ask(inner, _address(_INNER, address), up, *name_link.add_route())
+            name_link.bind(link[0])
             self._wait_for_port(_BRIDGE + number)
+        except BaseException:
+            for fd in link:
+                os.close(fd)
+            raise
+        finally:
+            os.close(namespace)
+            os.close(inner)
+        return link
+
+    def open_name_link(self, pidfd: int) -> list[int]:
+        """Return other sockets of the way to the name server from a process's namespace."""
+        batch = self._batch("open the way to the name server")
+        batch.add("enter the network", "setns", pidfd, sc.CLONE_NEWNET)
+        sockets = _add_name_link(batch, "open the way to the name server")
+        batch.run_in_child(sc.CLONE_FILES)
+        link = [batch[one] for one in sockets]
+        name_link.bind(link[0])
+        return link
+
+    def close_name_link(self, pidfd: int) -> None:
+        """Remove the route to the name server from the network namespace of a process."""
+        batch = self._batch("close the way to the name server")
+        batch.add("enter the network", "setns", pidfd, sc.CLONE_NEWNET)
+        namespace, inner = _open_namespace(batch, "close the way to the name server")
+        try:
+            _ask(inner, name_link.remove_route())
         finally:
             os.close(namespace)
             os.close(inner)
@@ -284,6 +317,13 @@ def _open_namespace(batch: SyscallBatch, step: str) -> tuple[int, int]:
     )
     batch.run_in_child(sc.CLONE_FILES)
     return batch[namespace], batch[netlink]
+
+
+def _add_name_link(batch: SyscallBatch, step: str) -> list[Result]:
+    return [
+        batch.open_socket(step, *arguments)
+        for arguments in (name_link.PACKET_SOCKET, name_link.RAW_SOCKET)
+    ]
 
 
 def _ask(fd: int, *requests: bytes) -> list[bytes]:
