@@ -58,8 +58,10 @@ class NameService:
         """Stop serving a container."""
         if (link := self._links.pop(number, None)) is not None:
             self._loop.watch(link.fileno(), 0, lambda _events: None)
-            # In a thread, since it takes some 10 ms.
-            threading.Thread(target=link.close).start()
+            try:
+                threading.Thread(target=link.close).start()  # it takes some 10 ms
+            except RuntimeError:  # a limit of the user's processes (RLIMIT_NPROC)
+                link.close()
 
     def _on_packets(self, number: int, link: Link, _events: int) -> None:
         with suppress(OSError):  # it was closed: the handler may have removed the container

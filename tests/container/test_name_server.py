@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import json
 import os
 import random
 import signal
@@ -143,6 +144,7 @@ def test_resolv_conf_names_it(pair, busybox_root, net):
         assert pair[0].ip_address in done.stdout, done
 
 
+@pytest.mark.slow
 def test_each_of_100_finds_every_other(net):
     """100 containers, each of which queries all 100 names."""
     with contextlib.ExitStack() as stack:
@@ -313,6 +315,40 @@ def test_an_invalid_alias_is_refused(net, aliases):
     """The error has the value and the form."""
     with Container() as one, pytest.raises(SettingsError, match=r"aliases.*RFC 1123"):
         net.connect(one, aliases=aliases)
+
+
+ORDINARY = """
+import json, os, socket, test_name_server as t
+from pytest_sandbox import Container, Network
+with Network() as net, Container(network=net, hostname=["db", "primary"]) as db:
+    with Container() as late:
+        net.connect(late, aliases=["later"])
+        queries = [t.question(name) for name in ("db", "primary", "later", "none")]
+        found = late.call(t.ask, *queries), db.call(t.ask_by_tcp, *queries)
+        net.disconnect(late)
+        found = [[one if isinstance(one, int) else one.hex() for one in half] for half in found]
+        print(json.dumps([os.getuid(), found, late.call(t.ask, queries[0])]))
+"""
+
+
+@pytest.mark.needs("root", "unshare")
+def test_an_ordinary_user(tmp_path):
+    """It needs no privilege: the user of a user namespace without capabilities gets the same."""
+    argv = ["unshare", "--user", "--map-user=1234", "--map-group=1234"]
+    path = f"{os.path.dirname(os.path.dirname(__file__))}:{os.path.dirname(__file__)}"
+    env = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": path, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [*argv, sys.executable, "-c", ORDINARY],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=60,
+        check=False,
+    )
+    assert not done.returncode, done.stderr
+    db, late = (socket.inet_aton(f"172.30.0.{number}").hex() for number in (2, 3))
+    expected = [db, db, late, NO_NAME]
+    assert [1234, [expected, expected], "ConnectionRefusedError"] == json.loads(done.stdout)
 
 
 # -- attacks
