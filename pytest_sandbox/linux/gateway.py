@@ -36,6 +36,7 @@ from pytest_sandbox.linux.netlink_messages import (
     open_netlink,
     route,
     up,
+    veth,
 )
 
 __all__ = ["Gateway", "Packet"]
@@ -51,8 +52,7 @@ _INDEX, _PEER_INDEX = 1001, 1000
 
 # <linux/rtnetlink.h>, <linux/if_link.h>, <linux/fib_rules.h>, <linux/netlink.h>, <linux/ip.h>
 _NOARP = 0x80
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_AF_SPEC, _IFLA_NET_NS_FD = 1, 3, 18, 26, 28
-_INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_AF_SPEC, _IFLA_NET_NS_FD = 1, 3, 26, 28
 _INET_CONF, _CONF_FORWARDING = 1, 1
 _TABLE: Final = 100
 _TABLE_MAIN: Final = 254
@@ -253,21 +253,18 @@ def _packet_socket() -> socket.socket:
 
 
 def _pair(namespace: int) -> bytes:
-    peer = attribute(
-        _VETH_PEER,
-        link(_PEER_INDEX, _NOARP),  # the kernel cannot set it up before it has its peer
-        attribute(_IFLA_IFNAME, _PEER),
-        attribute(_IFLA_ADDRESS, _HARDWARE),
-        attribute(_IFLA_NET_NS_FD, struct.pack("=I", namespace)),
-    )
-    kind = attribute(_INFO_KIND, b"veth\0"), attribute(_INFO_DATA, peer)
     return message(
         NEW_LINK,
         CREATE,
         link(_INDEX, UP | _NOARP),
         attribute(_IFLA_IFNAME, _DEVICE),
         attribute(_IFLA_ADDRESS, _HARDWARE),
-        attribute(_IFLA_LINKINFO, *kind),
+        veth(
+            link(_PEER_INDEX, _NOARP),  # the kernel cannot set it up before it has its peer
+            attribute(_IFLA_IFNAME, _PEER),
+            attribute(_IFLA_ADDRESS, _HARDWARE),
+            attribute(_IFLA_NET_NS_FD, struct.pack("=I", namespace)),
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""Messages of rtnetlink(7), packed here: the launcher never imports pyroute2."""
+"""Messages of rtnetlink(7)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ __all__ = [
     "UP",
     "ask",
     "attribute",
+    "kind_of_link",
     "link",
     "message",
     "open_netlink",
     "route",
     "up",
+    "veth",
 ]
 
 # <linux/rtnetlink.h>, <linux/if.h>
@@ -34,6 +36,7 @@ CHANGE, CREATE, REPLACE = 0x5, 0x605, 0x505
 UP = 0x1
 #: The index of the loopback device of each network namespace.
 LOOPBACK = 1
+_IFLA_LINKINFO, _INFO_KIND, _INFO_DATA, _VETH_INFO_PEER = 18, 1, 2, 1
 _RTA_OIF = 4
 _PROTO_BOOT = 3
 
@@ -70,6 +73,17 @@ def attribute(kind: int, *data: bytes) -> bytes:
 def link(index: int, flags: int) -> bytes:
     """Return struct ifinfomsg: a device, and the flags to set."""
     return struct.pack("=BxHiII", 0, 0, index, flags, flags)
+
+
+def kind_of_link(kind: bytes, *data: bytes) -> bytes:
+    """Return the attribute IFLA_LINKINFO: a kind of device, and its data."""
+    more = (attribute(_INFO_DATA, *data),) if data else ()
+    return attribute(_IFLA_LINKINFO, attribute(_INFO_KIND, kind + b"\0"), *more)
+
+
+def veth(peer: bytes, *attributes: bytes) -> bytes:
+    """Return IFLA_LINKINFO of a pair (veth(4)): struct ifinfomsg of the peer, and attributes."""
+    return kind_of_link(b"veth", attribute(_VETH_INFO_PEER, peer, *attributes))
 
 
 def up(index: int) -> bytes:

@@ -840,17 +840,3 @@ def test_networks_end_with_their_launcher():
     net.close()
     with Network() as new, Container(network=new) as one:
         assert "172.30.0.2" == one.ip_address
-
-
-def test_pyroute2_is_imported_by_the_first_network():
-    """pyroute2 is imported when the first network starts, and not before."""
-    code = """
-import sys
-from pytest_sandbox import Container, Network
-net = Network()
-with Container() as c: c.run(["true"])
-print("pyroute2" in sys.modules)
-with net: print("pyroute2" in sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "False\nTrue\n" == done.stdout
