@@ -103,7 +103,7 @@ def _of_container(one: Detached) -> dict[str, Any]:
             "RestartPolicy": {"Name": policy, "MaximumRetryCount": int(most or 0)},
         },
         "Config": {
-            "Hostname": facts.settings.get("hostname") or one.id,
+            "Hostname": _hostname(one),
             "User": facts.settings.get("user") or "",
             "Tty": facts.tty,
             "OpenStdin": facts.stdin,
@@ -116,6 +116,12 @@ def _of_container(one: Detached) -> dict[str, Any]:
         },
         "NetworkSettings": {"Ports": _ports(one), "Networks": _networks(one)},
     }
+
+
+def _hostname(one: Detached) -> str:
+    """Return the host name, without aliases."""
+    given = one.facts.settings.get("hostname") or one.id
+    return given if isinstance(given, str) else str(given[0])
 
 
 def _state(one: Detached) -> dict[str, Any]:

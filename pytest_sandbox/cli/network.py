@@ -259,7 +259,7 @@ def _connect(found: argparse.Namespace) -> int:
     _check_unconnected(one)
     with closing(open_handle(one)) as handle:
         name = found.alias or one.label or handle.hostname
-        network.named(name).attach(one.id, name, handle.pidfd)
+        network.named(name).attach(one.id, (name,), handle.pidfd)
     return 0
 
 

@@ -87,7 +87,7 @@ class Container(Files):
 
     @property
     def hostname(self) -> str:
-        """The host name inside: ``hostname``, else the id."""
+        """The host name inside: the first of ``hostname``, else the id."""
         return self.handle.hostname
 
     @property

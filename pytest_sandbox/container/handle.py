@@ -169,8 +169,8 @@ class Handle:
 
     @property
     def hostname(self) -> str:
-        """The host name inside: ``hostname``, else the id."""
-        return self.settings.hostname or self.id
+        """The host name inside: the first of ``hostname``, else the id."""
+        return self.settings.names[0] if self.settings.names else self.id
 
     @property
     def workdir(self) -> str:

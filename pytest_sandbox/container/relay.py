@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import SetupError
@@ -14,7 +14,7 @@ from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.runtime.protocol import Channel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pytest_sandbox.runtime.protocol import Message
 
@@ -43,24 +43,33 @@ class Relay:
 
         Raises :class:`SetupError`.
         """
-        step = self._step
-        if self.channel < 0:
-            raise SetupError(step, "the relay was closed")
-        with socket.socket(fileno=os.dup(self.channel)) as connection:
-            local_socket.set_timeouts(connection, _TIMEOUT)
-            channel = Channel(connection)
-            try:
-                channel.send(message, fds)
-                answer, received = channel.receive()
-            except (OSError, EOFError) as error:
-                raise SetupError(step, "its relay has ended") from error
+        with self._connection() as channel:
+            channel.send(message, fds)
+            answer, received = channel.receive()
         if answer["op"] == "failed":
             remedy = self.remedy if answer["errno"] in _UNSUPPORTED else ""
-            raise SetupError(step, str(answer["reason"]), remedy)
+            raise SetupError(self._step, str(answer["reason"]), remedy)
         return answer, received
 
-    def close(self) -> None:
-        """End the relay with all connections; a second call does nothing.
+    def tell(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send a message without waiting for the relay. Raises :class:`SetupError`."""
+        with self._connection() as channel:
+            channel.send({**message, "quiet": True}, fds)
+
+    @contextmanager
+    def _connection(self) -> Iterator[Channel]:
+        if self.channel < 0:
+            raise SetupError(self._step, "the relay was closed")
+        with socket.socket(fileno=os.dup(self.channel)) as connection:
+            local_socket.set_timeouts(connection, _TIMEOUT)
+            try:
+                yield Channel(connection)
+            except (OSError, EOFError) as error:
+                raise SetupError(self._step, "its relay has ended") from error
+
+    def close(self, *, wait: bool = True) -> None:
+        """End the relay with all connections, and wait until it has ended; a second call does
+        nothing.
 
         It is shut down and not just closed, since a fork of this process may have a copy.
         """
@@ -70,7 +79,8 @@ class Relay:
                 return
             with socket.socket(fileno=fd) as connection, suppress(OSError):
                 connection.shutdown(socket.SHUT_WR)
-                process.is_readable(connection.fileno(), _TIMEOUT)  # the end of its process
+                if wait:
+                    process.is_readable(connection.fileno(), _TIMEOUT)  # the end of its process
 
     def enter(self, pidfd: int) -> None:
         """Connect in the network of this init, the first or a later one, from now on."""

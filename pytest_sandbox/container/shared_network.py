@@ -8,14 +8,14 @@ of this user to it::
         network.json           :class:`NetworkFacts`
         socket                 requests
 
-==============  =======================================  ===========================
+==============  =======================================  ===================================
 request         with                                     answer
-==============  =======================================  ===========================
-``join``        id, name + [pidfd of the init]           ``joined`` (address, number)
+==============  =======================================  ===================================
+``join``        id, names + [pidfd of the init]          ``joined`` (names, address, number)
 ``leave``       id, unplug                               ``left``
 ``describe``    --                                       ``described`` (containers)
 ``remove``      --                                       ``removed``
-==============  =======================================  ===========================
+==============  =======================================  ===================================
 
 Any request may be answered by ``error`` (text). The holder notices the end of a container by the
 pidfd. When the holder is killed, the kernel removes the network.
@@ -136,7 +136,7 @@ class NetworkHolder:
     def _answer(self, message: Message, fds: list[int]) -> Message:
         op = message["op"]
         if op == "join":
-            return self._join(message["id"], message["name"], fds)
+            return self._join(message["id"], message["names"], fds)
         if op == "leave":
             self._leave(message["id"], unplug=message["unplug"])
             return {"op": "left"}
@@ -150,17 +150,18 @@ class NetworkHolder:
         }
         return {"op": "described", "containers": members}
 
-    def _join(self, identity: str, name: str, fds: list[int]) -> Message:
+    def _join(self, identity: str, names: Sequence[str], fds: list[int]) -> Message:
         if identity in self._members:
             self._forget(identity)
         pidfd = os.dup(fds[0])
         try:
-            endpoint = self.network.attach(identity, name, pidfd)
+            endpoint = self.network.attach(identity, tuple(names), pidfd)
         except BaseException:
             os.close(pidfd)
             raise
         self._members[identity], self._inits[pidfd] = endpoint, identity
-        return {"op": "joined", "address": endpoint.address, "number": endpoint.number}
+        place = {"address": endpoint.address, "number": endpoint.number}
+        return {"op": "joined", "names": endpoint.names, **place}
 
     def _leave(self, identity: str, *, unplug: bool) -> None:
         endpoint = self._members.get(identity)
@@ -236,17 +237,16 @@ class SharedNetwork:
         """Return the volume that mounts the hosts file at /etc/hosts."""
         return self.facts.hosts, "/etc/hosts", True
 
-    def attach(self, identity: str, hostname: str, pidfd: int) -> Endpoint:
+    def attach(self, identity: str, names: tuple[str, ...], pidfd: int) -> Endpoint:
         """Connect a container; ``pidfd`` refers to its init. Raises :class:`SandboxError`."""
-        name = self._name or hostname
-        answer = self._ask({"op": "join", "id": identity, "name": name}, [pidfd])
-        names = tuple(dict.fromkeys((name, identity)))
+        wanted = (self._name, *names) if self._name else names
+        answer = self._ask({"op": "join", "id": identity, "names": wanted}, [pidfd])
         network: Any = self
-        return Endpoint(network, answer["number"], answer["address"], names)
+        return Endpoint(network, answer["number"], answer["address"], tuple(answer["names"]))
 
     def plug(self, endpoint: Endpoint, pidfd: int) -> None:
         """Connect a later init of a container, which may get another address."""
-        self.attach(endpoint.names[-1], endpoint.names[0], pidfd)
+        self.attach(endpoint.names[-1], endpoint.names[:-1], pidfd)
 
     def detach(self, endpoint: Endpoint) -> None:
         """Free the address and the name of a container that has ended."""

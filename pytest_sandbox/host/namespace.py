@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import site
 import socket
 from contextlib import suppress
 from ipaddress import IPv4Interface
@@ -254,7 +253,6 @@ def remedy_for(name: str) -> Callable[[Trial], str]:
 def try_bridge() -> str:
     """Make a network of containers, and plug in this process's own network."""
     isolate(sc.CLONE_NEWNET)
-    site.main()  # this process was started without site-packages, where pyroute2 is
     own = os.pidfd_open(os.getpid())
     bridge = rtnetlink.Bridge(-1)
     bridge.plug(2, own, IPv4Interface("192.0.2.2/24"))
@@ -263,8 +261,8 @@ def try_bridge() -> str:
 
 def remedy_for_bridge(trial: Trial) -> str:
     """Return what gives the kernel bridges, or says why they may not be had."""
-    if "pyroute2" in trial.said:
-        return "Install what this library requires, once more: pip install pyroute2."
+    if trial.errno == errno.EAFNOSUPPORT:
+        return "As root: modprobe af_packet; or a kernel that is built with CONFIG_PACKET."
     if trial.errno == errno.EOPNOTSUPP:
         return (
             "As root: modprobe -a bridge veth; or a kernel that is built with CONFIG_BRIDGE "

@@ -7,14 +7,13 @@ connections).
 from __future__ import annotations
 
 import errno
-import resource
 import select
 import socket
 import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.launcher.event_loop import EventLoop
+from pytest_sandbox.launcher.event_loop import EventLoop, allow_most_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,10 +33,8 @@ class RelayLoop(EventLoop):
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(channel)
-        _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         #: Connections that may still be accepted.
-        self.room = max(1, (hard - _OTHER_DESCRIPTORS) // 2)
+        self.room = max(1, (allow_most_descriptors() - _OTHER_DESCRIPTORS) // 2)
 
 
 class _Direction:

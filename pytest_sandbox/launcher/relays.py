@@ -21,6 +21,7 @@ _MODULES = {
     "connections": "egress",
     "frames": "frame_relay",
     "capture": "frame_capture",
+    "names": "name_server",
 }
 
 

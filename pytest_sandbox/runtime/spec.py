@@ -68,8 +68,8 @@ class Spec:
     """The name in /etc/hostname, where it cannot be changed when the container is claimed."""
 
     own_network: bool = True
-    name_server: str = ""
-    """The address in resolv.conf(5); hosts(5) then has no names of the host's."""
+    hides_hosts: bool = False
+    """Whether hosts(5) has no names of the host's."""
 
     user_namespace: bool = True
     protected: bool = True

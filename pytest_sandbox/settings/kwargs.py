@@ -63,7 +63,7 @@ class SettingsKwargs(TypedDict, total=False):
     timeout: Number | None
     network: str | Iterable[str] | NetworkLike | None
     publish: int | str | Iterable[int | str | PortMapping] | None
-    hostname: str | None
+    hostname: str | Iterable[str] | None
     extra_hosts: Mapping[str, str] | Iterable[str] | None
     env: Mapping[str, str] | Iterable[str] | None
     user: int | str | None

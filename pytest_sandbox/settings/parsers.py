@@ -220,7 +220,14 @@ def timeout(value: object) -> float:
     return _number(value, 1e-9, 1e9)
 
 
-def hostname(value: object) -> str:
+def hostname(value: object) -> str | tuple[str, ...]:
+    """Return the host name; with aliases, a tuple."""
+    given = [value] if isinstance(value, str) and "," not in value else split_items(value)
+    names = tuple(dict.fromkeys(map(_host_name, given)))
+    return names if len(names) > 1 else names[0] if names else _refuse()
+
+
+def _host_name(value: object) -> str:
     return name if len(name := as_text(value)) <= 63 and _HOSTNAME.fullmatch(name) else _refuse()
 
 

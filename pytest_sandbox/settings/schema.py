@@ -122,7 +122,9 @@ WORDS: dict[str, Words] = {
         "ports that the host reaches, on a loopback address of the container's own",
     ),
     "hostname": Words(
-        "a host name by RFC 1123 of at most 63 characters", "the container's id", "host name inside"
+        "host names by RFC 1123 of at most 63 characters each",
+        "the container's id",
+        "host name inside; further names are aliases on its `Network`",
     ),
     "extra_hosts": Words(EXTRA_HOSTS_FORM, "none", "names and addresses to add to /etc/hosts"),
     "env": Words(

@@ -86,7 +86,8 @@ class Settings:
 
     Sizes are in bytes, times in seconds. An attribute that is None means no limit, or the value of
     the image or the caller. ``memory_swap`` is memory plus swap, -1 for no limit on swap, None for
-    the same as memory (see :attr:`swap_limit`). ``given`` has the keys that were set: if the host
+    the same as memory (see :attr:`swap_limit`). ``hostname`` is a tuple if there are aliases (see
+    :attr:`names`). ``given`` has the keys that were set: if the host
     cannot enforce a limit, a default is left out, and one that was set is an error.
     """
 
@@ -109,7 +110,7 @@ class Settings:
     timeout: float | None = _key("timeout", None, parsers.timeout)
     network: object = _key("network", "none", destinations.network)
     publish: tuple[PortMapping, ...] = _key("publish", (), port_mapping.publish)
-    hostname: str | None = _key("hostname", None, parsers.hostname)
+    hostname: str | tuple[str, ...] | None = _key("hostname", None, parsers.hostname)
     extra_hosts: Mapping[str, str] = _key("extra_hosts", FrozenMap(), parsers.extra_hosts)
     env: Mapping[str, str] = _key("env", FrozenMap(), parsers.env)
     user: str | None = _key("user", None, parsers.user)
@@ -171,6 +172,12 @@ class Settings:
             for name in KEYS
             if name in self.given or getattr(self, name) != getattr(_DEFAULTS, name)
         }
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The host name and the aliases; empty without ``hostname``."""
+        given = self.hostname
+        return () if given is None else (given,) if isinstance(given, str) else given
 
     @property
     def swap_limit(self) -> int | None:

@@ -503,7 +503,9 @@ def test_network_with_any_user_and_capabilities(net, more):
 
 @pytest.mark.needs("root")
 def test_a_volume_at_etc_hosts_is_used(net, tmp_path):
-    """A volume at /etc/hosts takes precedence over the network's file."""
+    """A volume at /etc/hosts takes precedence over the network's file; the name server has the
+    other names.
+    """
     (tmp_path / "hosts").write_text("127.0.0.1 localhost\n172.30.0.2 myself\n")
     with (
         Container(
@@ -511,7 +513,7 @@ def test_a_volume_at_etc_hosts_is_used(net, tmp_path):
         ) as one,
         Container(network=net) as other,
     ):
-        assert ["172.30.0.2", None] == [
+        assert ["172.30.0.2", other.ip_address] == [
             one.call(looked_up, "myself"),
             one.call(looked_up, other.id),
         ]
@@ -757,6 +759,7 @@ def test_no_descriptor_is_left(net):
             pass
 
     use()
+    use()  # the first starts the name server of net: meanwhile a prewarmed container may arrive
     before, threads = open_descriptors(), threading.active_count()
     for _ in range(5):
         use()
@@ -837,17 +840,3 @@ def test_networks_end_with_their_launcher():
     net.close()
     with Network() as new, Container(network=new) as one:
         assert "172.30.0.2" == one.ip_address
-
-
-def test_pyroute2_is_imported_by_the_first_network():
-    """pyroute2 is imported when the first network starts, and not before."""
-    code = """
-import sys
-from pytest_sandbox import Container, Network
-net = Network()
-with Container() as c: c.run(["true"])
-print("pyroute2" in sys.modules)
-with net: print("pyroute2" in sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "False\nTrue\n" == done.stdout
