@@ -35,6 +35,7 @@ __all__ = [
 _MAX_PORT = 65535
 _PORT_FORM = f"a TCP port, 1 to {_MAX_PORT}"
 _HTTP_FORM = 'a path such as "/health" with port=, or a URL such as "http://localhost:8000/health"'
+_STATUS = re.compile("[0-9]{3}")  # RFC 9112, section 4
 #: Seconds for one attempt of a command, and of an image's HEALTHCHECK: docker's default.
 _COMMAND_TIMEOUT = 30.0
 _NANOSECONDS = 1e9
@@ -135,7 +136,7 @@ class Http(Condition):
             answer += yield b""
         line = answer.partition(b"\n")[0].decode(errors="replace").strip()
         words = line.split()
-        is_status = len(words) > 1 and words[0].startswith("HTTP/") and words[1].isdecimal()
+        is_status = len(words) > 1 and words[0].startswith("HTTP/") and _STATUS.fullmatch(words[1])
         if not is_status or not self.accepts(int(words[1])):
             raise UnexpectedAnswer(line[:200])
 
