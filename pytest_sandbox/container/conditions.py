@@ -40,6 +40,7 @@ _HTTP_FORM = (
     'a path of printable ASCII such as "/health" with port= (default: 80), or a URL such as '
     '"http://localhost:8000/health"'
 )
+_STATUS = re.compile("[0-9]{3}")  # RFC 9112, section 4
 #: Seconds for one attempt of a command, and of an image's HEALTHCHECK: docker's default.
 _COMMAND_TIMEOUT = 30.0
 _NANOSECONDS = 1e9
@@ -140,7 +141,7 @@ class Http(Condition):
             answer += yield b""
         line = answer.partition(b"\n")[0].decode(errors="replace").strip()
         words = line.split()
-        is_status = len(words) > 1 and words[0].startswith("HTTP/") and words[1].isdecimal()
+        is_status = len(words) > 1 and words[0].startswith("HTTP/") and _STATUS.fullmatch(words[1])
         if not is_status or not self.accepts(int(words[1])):
             raise UnexpectedAnswer(line[:200])
 

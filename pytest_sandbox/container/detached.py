@@ -249,8 +249,7 @@ def list_detached() -> list[Detached]:
     killed.
     """
     home = saved_layers.home()
-    names = os.listdir(home) if os.path.isdir(home) else []
-    found = [one for one in (_read(home, name) for name in names) if one is not None]
+    found = [one for one in (_read(home, name) for name in saved_layers.names()) if one is not None]
     ended = {one.id for one in found if not one.is_running}
     # One that has just ended may be listed under both of its names.
     alone = [one for one in found if not one.is_running or one.id not in ended]

@@ -28,7 +28,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.launcher import dns_messages as dns
-from pytest_sandbox.launcher.egress_addresses import is_of_host
+from pytest_sandbox.launcher.egress_addresses import is_of_host, is_reserved
 from pytest_sandbox.launcher.egress_attempts import Attempts
 from pytest_sandbox.launcher.name_service import NameService
 from pytest_sandbox.launcher.proxy import Proxy
@@ -58,6 +58,7 @@ _MOST_LISTENERS: Final = 4096
 _MOST_PACKETS: Final = 1000
 _NOT_ALLOWED: Final = "not allowed"
 _RESOLVES_TO_HOST: Final = "its name resolves to an address of this host"
+_LOOPBACK: Final = "an address of this host"
 _ERRORS: Final = {
     socket.EAI_NONAME: "the name does not exist",
     socket.EAI_AGAIN: "no name server of the host answers",
@@ -220,13 +221,21 @@ class _Forwarder(RelayLoop):
             address, port = outer.getsockname()
             host = self._names.get(address)
             if host is None:
-                _Outgoing(self, outer, [(address, port)], (address, port)).connect()
+                self._connect_to(outer, address, port)
             elif self.proxy.is_used_for(host):
                 self._resolver.resolve(
                     self.proxy.host, partial(self._on_resolved, outer, (host, port), True)
                 )
             else:
                 self._resolver.resolve(host, partial(self._on_resolved, outer, (host, port), False))
+
+    def _connect_to(self, outer: socket.socket, address: str, port: int) -> None:
+        # A host that routes packets to 127.0.0.1 (sysctl route_localnet) passes them on to here.
+        is_allowed = self.destinations.lists(address, port) or not is_reserved(address)
+        targets = [(address, port)] if is_allowed else []
+        connection = _Outgoing(self, outer, targets, (address, port))
+        connection.reason = "" if is_allowed else _LOOPBACK
+        connection.connect()
 
     def _on_resolved(
         self,
@@ -282,6 +291,8 @@ class _Outgoing(Connection):
 class _Proxied(_Outgoing):
     """A connection through the HTTP proxy of the host, with CONNECT (RFC 9110, section 9.3.6)."""
 
+    _answer = b""
+
     def start(self) -> None:
         """Ask the proxy for the connection, and wait for its answer."""
         with suppress(OSError):  # the next event tells
@@ -292,13 +303,14 @@ class _Proxied(_Outgoing):
         try:
             # No byte more than the header is read here: the rest belongs to the connection.
             seen = self.inner.recv(Proxy.LONGEST_ANSWER, socket.MSG_PEEK)
-            end = seen.find(b"\r\n\r\n") + 4
-            self.inner.recv(end if end >= 4 else len(seen))
+            # The end of the header may come in two parts.
+            end = (self._answer + seen).find(b"\r\n\r\n") + 4
+            part = self.inner.recv(end - len(self._answer) if end >= 4 else len(seen))
         except OSError as error:
             self._end(str(error.strerror))
             return
-        self._answer = getattr(self, "_answer", b"") + (seen[:end] if end >= 4 else seen)
-        if end < 4 and seen and len(self._answer) < Proxy.LONGEST_ANSWER:
+        self._answer += part
+        if end < 4 and part and len(self._answer) < Proxy.LONGEST_ANSWER:
             return
         if Proxy.accepts(self._answer):
             self.relay.watch(self.inner.fileno(), 0, self._on_answer)

@@ -147,7 +147,7 @@ class Gateway:
         """Return the next packet; None if there is none, or it is malformed."""
         try:
             data = self.packets.recv(_LARGEST)
-        except BlockingIOError:
+        except OSError:  # none is there; or the device was removed (ENETDOWN)
             return None
         start = (data[0] & 15) * 4
         if len(data) < start + 8:
