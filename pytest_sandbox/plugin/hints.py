@@ -80,6 +80,8 @@ def _chain(error: BaseException | None, depth: int) -> Iterator[BaseException]:
 def _symptom(error: BaseException) -> Symptom | None:
     if isinstance(error, socket.gaierror):
         return Symptom("dns")
+    if port := refused.port_of_browser(error):
+        return Symptom("browser", port)
     target = refused.target_of(error)
     if target is not None:
         return Symptom("refused", target)
@@ -204,6 +206,8 @@ def _hints(symptom: Symptom, item: pytest.Item, container: Container, stats: Sta
     if kind == "refused":
         hints = refused.describe(path, has_own_loopback=settings.network != "host")
         return [*hints, *_unreachable_mounts(container, stat.S_ISSOCK)]
+    if kind == "browser":
+        return refused.describe_browser(path, has_own_loopback=settings.network != "host")
     if kind == "waited":
         return missing_threads.describe()
     if kind == "unread":
