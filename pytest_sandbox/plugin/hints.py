@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_sandbox.container.files import open_inside
 from pytest_sandbox.errors import SandboxError
-from pytest_sandbox.plugin import missing_threads, refused
+from pytest_sandbox.plugin import missing_threads, refused, scopes
 from pytest_sandbox.printable import TEXT, printable
 from pytest_sandbox.settings.destinations import is_limited
 from pytest_sandbox.units import mib
@@ -209,7 +209,7 @@ def _hints(symptom: Symptom, item: pytest.Item, container: Container, stats: Sta
     if kind == "browser":
         return refused.describe_browser(path, has_own_loopback=settings.network != "host")
     if kind == "waited":
-        return missing_threads.describe()
+        return [] if scopes.is_fresh(item) else missing_threads.describe()
     if kind == "unread":
         return _unreachable_mounts(container, stat.S_ISFIFO, path)
     if kind in {"dns", "unreachable"} and settings.network != "host":
