@@ -92,10 +92,15 @@ def prepare(suite: Suite, cache: Path) -> Prepared:
 
 @contextmanager
 def running(command: tuple[str, ...], port: int) -> Iterator[None]:
-    """Run a server, if there is one; wait until it answers."""
+    """Run a server, if there is one; wait until it answers.
+
+    Another server at its port is refused: tests would change what it stores.
+    """
     if not command:
         yield
         return
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        raise NotRun(f"another server answers at port {port}; stop it, or use unshare(1) --net")
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd="/tmp") as server:
         try:
             wait_for(port, server)

@@ -296,8 +296,31 @@ ALL = (
             "truststore",
             "uvloop",
         ),
+        paths=tuple(
+            f"tests/test_{name}.py"
+            for name in (
+                "fileio",
+                "from_thread",
+                "functools",
+                "itertools",
+                "lowlevel",
+                "signals",
+                "synchronization",
+                "tempfile",
+                "to_thread",
+            )
+        ),
         autoload=True,
         deadline=900,
+        differs=(
+            (
+                "tests.test_fileio.TestPath::test_is_block_device*",
+                (
+                    "it looks for a block device of the host in /dev; inside, there is none, as in "
+                    "docker, unless devices= passes one in"
+                ),
+            ),
+        ),
     ),
     Suite(
         "execnet",
@@ -374,7 +397,6 @@ ALL = (
         paths=tuple(
             f"tests/test_{name}.py"
             for name in (
-                "commands",
                 "connection_pool",
                 "encoding",
                 "helpers",
@@ -387,6 +409,7 @@ ALL = (
             )
         ),
         arguments=("-m", "not redismod and not onlycluster and not ssl and not replica"),
+        # Some tests connect to the default port, whatever --redis-url says.
         server=("redis-server", "--port", "6379", "--save", ""),
         port=6379,
         sandbox=HOST,
@@ -416,10 +439,7 @@ ALL = (
         paths=tuple(
             f"tests/test_{name}.py"
             for name in (
-                "client_functional",
-                "client_session",
                 "client_ws_functional",
-                "connector",
                 "loop",
                 "proxy_functional",
                 "pytest_plugin",

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import socket
 import sys
 import time
 
 import compare_suites
 import pytest
-from compare_suites import NotRun, Prepared, compare, convincing, counts, finish, outcomes
+from compare_suites import NotRun, Prepared, compare, convincing, counts, finish, outcomes, running
 from suites import ALL, SUITES, Suite
 
 PASSED = {"t::a": "passed", "t::b": "passed"}
@@ -116,3 +117,22 @@ def test_names_are_unique_and_reasons_are_given():
     """No suite is listed twice, and no expected difference lacks a reason."""
     assert len(ALL) == len(SUITES)
     assert all(why and pattern for suite in ALL for pattern, why in suite.differs)
+
+
+def test_a_server_that_runs_already_is_refused():
+    """The tests of a suite do not use a server that they did not start."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(NotRun, match=f"answers at port {port}"), running(("false",), port):
+            pass
+
+
+def test_a_server_is_waited_for_and_ended(tmp_path):
+    """The tests begin when the server accepts connections; one that ends at once is an error."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    code = f"import socket; socket.create_server(('127.0.0.1', {port})).accept(); input()"
+    with running((sys.executable, "-c", code), port):
+        pass
+    with pytest.raises(NotRun, match="does not answer"), running(("false",), port):
+        pass
