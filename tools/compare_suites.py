@@ -267,6 +267,7 @@ def main() -> None:
     )
     parser.add_argument("--install-only", action="store_true", help="do not run the tests")
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by an exception, which ends the run
     cache = chosen.cache.absolute()
     suites = [SUITES[name] for name in chosen.names or SUITES]
     if chosen.deadline:
