@@ -25,6 +25,7 @@ __all__ = [
     "lacks_higher",
     "leave_nodes",
     "nodes_not_set_up",
+    "release_request",
     "set_up_higher",
     "set_up_in_advance",
     "set_up_inside",
@@ -227,6 +228,16 @@ def tear_down_item(item: pytest.Item) -> None:
     """
     with suppress(Exception):
         item.session._setupstate.teardown_exact(None)
+
+
+def release_request(item: Any) -> None:
+    """Release the values of the item's fixtures after its teardown.
+
+    ``item._request``, ``item.funcargs``: pytest does the same at the end of its protocol; before
+    pytest 9, not if that ends by an exception.
+    """
+    if hasattr(item, "_request"):
+        item._request, item.funcargs = False, None
 
 
 def leave_nodes(session: Any, nodes: list[Any]) -> None:

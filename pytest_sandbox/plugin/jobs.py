@@ -337,7 +337,7 @@ class Scheduler:
                     one.note_end()
                 elif one.receiver is not None and self._slow.is_due(one.receiver):
                     self._status_line.erase()
-                    self._slow.name(one.item.nodeid, one.receiver)
+                    self._slow.name(one.item, one.receiver)
             self._status_line.show([one.item.nodeid for one in running if one.receiver is not None])
 
     def _time_left(self, receivers: list[Receiver]) -> float | None:

@@ -19,11 +19,11 @@ from pytest_sandbox.container.container import Container
 from pytest_sandbox.container.lifecycle import prepare
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.linux import process
-from pytest_sandbox.outcome import Exited, Outcome, TimedOut
+from pytest_sandbox.outcome import Exited, Outcome, Signaled, TimedOut
 from pytest_sandbox.plugin import compat, network_report, outside_services, python_home, scopes
 from pytest_sandbox.plugin.message_checker import MessageChecker
 from pytest_sandbox.plugin.outside_services import OutsideServices
-from pytest_sandbox.plugin.report_channel import Receiver, wait_for_any
+from pytest_sandbox.plugin.report_channel import STACK_SIGNAL, Receiver, wait_for_any
 from pytest_sandbox.plugin.results import Ended, restored_report
 from pytest_sandbox.plugin.stash import SETTINGS
 from pytest_sandbox.plugin.unsupported import as_test_result
@@ -212,6 +212,8 @@ class Running:
         outcome = child.wait(0)
         if isinstance(outcome, TimedOut):
             return replace(outcome, limit=receiver.limit_seconds)
+        if outcome == Signaled(STACK_SIGNAL) and not receiver.interrupted:
+            return TimedOut(receiver.limit_seconds)  # the test has removed the signal's handler
         if isinstance(outcome, Exited) and not receiver.interrupted:
             # The signal for its stack has interrupted a system call, and the test went on.
             return TimedOut(receiver.limit_seconds)
