@@ -11,7 +11,15 @@ from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.host.kernel import denied
-from pytest_sandbox.linux import mounts, namespaces, root_check, rtnetlink, sysctl, userns
+from pytest_sandbox.linux import (
+    mounts,
+    namespaces,
+    network_namespace,
+    root_check,
+    rtnetlink,
+    sysctl,
+    userns,
+)
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
@@ -275,6 +283,6 @@ def try_loopback() -> str:
     """Make a network, and bring its loopback up."""
     isolate(0)
     batch = SyscallBatch()
-    rtnetlink.add_network(batch, "loopback")
+    network_namespace.add_network(batch, "loopback")
     batch.run()
     return "a new network's loopback comes up"

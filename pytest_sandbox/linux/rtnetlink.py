@@ -1,4 +1,4 @@
-"""Create network namespaces, and connect them by bridges (rtnetlink(7), veth(4), bridge(8))."""
+"""Connect network namespaces by bridges (rtnetlink(7), veth(4), bridge(8))."""
 
 from __future__ import annotations
 
@@ -31,12 +31,7 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.linux.syscall_batch import Result
 
-__all__ = ["Bridge", "add_network", "hardware_address", "make_network"]
-
-_SIOCSIFFLAGS = 0x8914
-_IFF_UP_RUNNING = 0x41
-#: Any process may listen on any port and send an ICMP echo request, as in docker's containers.
-_SYSCTLS = {b"ip_unprivileged_port_start": b"0", b"ping_group_range": b"0 2147483647"}
+__all__ = ["Bridge", "hardware_address"]
 
 # <linux/rtnetlink.h>, <linux/netlink.h>, <linux/if_link.h>, <linux/if_addr.h>, <linux/if.h>
 _RTM_DELLINK, _RTM_GETLINK = 17, 18
@@ -56,32 +51,6 @@ _PORT_TIMEOUT = 5.0
 # 24 bits), plus one of these. They are above those of all ports.
 _DIVERSION = 1 << 28
 _INNER_BRIDGE, _INNER_PORT, _INNER_END, _OUTER_PORT, _OUTER_END = range(5)
-
-
-def add_network(batch: SyscallBatch, step: str) -> None:
-    """Append creating a network namespace with loopback up (netdevice(7)) and docker's sysctls."""
-    batch.add(step, "unshare", sc.CLONE_NEWNET)
-    any_socket = batch.add(
-        step, "socket", socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0
-    )
-    batch.add(
-        step, "ioctl", any_socket, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP_RUNNING)
-    )
-    batch.close(step, any_socket)
-    for name, value in _SYSCTLS.items():
-        # It fails without IPv4 ping sockets, with a read-only /proc/sys of an outer container, and
-        # for GIDs that the user namespace does not map.
-        batch.write(step, b"/proc/sys/net/ipv4/" + name, value, go_on=True)
-
-
-def make_network(user_fd: int) -> int:
-    """Return a descriptor of a new network namespace, owned by a user namespace."""
-    batch = SyscallBatch()
-    batch.add("make a network", "setns", user_fd, sc.CLONE_NEWUSER)
-    add_network(batch, "make a network")
-    found = batch.open("make a network", b"/proc/self/ns/net", os.O_RDONLY)
-    batch.run_in_child(sc.CLONE_FILES)
-    return batch[found]
 
 
 class Bridge:
