@@ -74,7 +74,9 @@ KERNEL_PATHS_TOO: dict[str, str] = {}
 PRIVATE_NAMES_IN = ("plugin/compat.py", "plugin/compat_fixtures.py", "plugin/adapters/")
 
 # Files over LONGEST_FILE lines, with the reason why each is one file.
-LONG_FILES: dict[str, str] = {}
+LONG_FILES: dict[str, str] = {
+    "tools/suites.py": "a table with a row for each suite that is compared",
+}
 
 # Lines of a function, without its docstring: at most, of nine in ten, and of one in two.
 LONGEST_FUNCTION = 50
