@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bench import egress, images
+from bench import egress, images, names
 from bench.measure import ROOT, Sample, Series, Worker, interleave, python
 from bench.table_row import Figure, Row, figure
 
@@ -293,6 +293,7 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "waited": as_waited_for,
     "heap": heaps,
     "network": networks,
+    "names": names.names,
     "egress": egress.egress,
     "idle": idle,
     "workers": two_workers,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_sandbox.settings.settings import PortMapping, Volume
+from pytest_sandbox.settings.settings import PortMapping, Tmpfs, Volume
 
 M = 1 << 20
 
@@ -24,6 +24,18 @@ NO_SIZES = [
 
 # Key -> pairs of what a user writes and the canonical value.
 GOOD = {
+    "tmpfs": [
+        (["/run"], (Tmpfs("/run"),)),
+        (
+            ["/a/../b:size=1m,mode=755,exec", "/c:ro,noexec,nosuid,nodev"],
+            (Tmpfs("/b", M, 0o755, executable=True), Tmpfs("/c", read_only=True)),
+        ),
+        ([Tmpfs("/x")], (Tmpfs("/x"),)),
+    ],
+    "extra_hosts": [
+        (["db:10.0.0.5", "a.b=::1"], {"db": "10.0.0.5", "a.b": "::1"}),
+        ({"db": "[fe80::1]"}, {"db": "fe80::1"}),
+    ],
     "image": [("host", "host"), ("debian:12", "debian:12"), (Path("/srv/root"), "/srv/root")],
     "memory": [("512m", 512 * M), (512 * M, 512 * M), ("6m", 6 * M)],
     "memory_high": [("48m", 48 * M)],
@@ -160,6 +172,30 @@ NO_CAPABILITIES = [["FLY"], [1], 1, {"CHOWN": 1}, ["CAP_ALL"]]
 NAN, INFINITY = float("nan"), float("inf")
 # Key -> values that are refused.
 BAD = {
+    "tmpfs": [
+        ["run"],
+        ["/"],
+        ["/a:size"],
+        ["/a:size=0"],
+        ["/a:mode=9"],
+        ["/a:mode=4755"],
+        ["/a:ro,rw"],
+        ["/a:exec,noexec"],
+        ["/a:uid=1"],
+        ["/a:ro=1"],
+        ["/a", "/a"],
+        1,
+    ],
+    "extra_hosts": [
+        ["db"],
+        ["db:"],
+        ["db:x"],
+        [":1.2.3.4"],
+        ["a b:1.2.3.4"],
+        {"a": 1},
+        ["a:host-gateway"],
+        1,
+    ],
     "memory": [*NO_LIMITS, "5m"],
     "memory_high": ["5m", "-1"],
     "memory_swap": [-2, []],
@@ -278,6 +314,8 @@ BAD = {
 
 # Key -> pairs of a text and the canonical value.
 TEXTS = {
+    "tmpfs": [("/a:size=1m,ro, /b", (Tmpfs("/a", M, read_only=True), Tmpfs("/b")))],
+    "extra_hosts": [("db:10.0.0.5, x=::1", {"db": "10.0.0.5", "x": "::1"})],
     "image": [("debian:12", "debian:12")],
     "memory": [("512m", 512 * M), ("none", None), ("", None)],
     "memory_swap": [("-1", -1)],

@@ -43,7 +43,6 @@ def fresh(code: str) -> str:
     [
         "pytest",
         "_pytest",
-        "pyroute2",
         "rich",
         "coverage",
         "urllib3",

@@ -29,11 +29,11 @@ CALLS: dict[str, tuple[int, str]] = {
     "exists": (1, ""),
     "listdir": (1, ""),
     "mkdir": (1, "parents exist_ok"),
-    "copy_in": (2, ""),
-    "copy_out": (2, ""),
+    "copy_in": (2, "owners"),
+    "copy_out": (2, "owners"),
     "stats": (0, ""),
     "diff": (0, ""),
-    "commit": (0, "name"),
+    "commit": (0, "name message author changes"),
     "pause": (0, ""),
     "unpause": (0, ""),
     "kill": (1, ""),
@@ -42,7 +42,8 @@ POPEN = "poll wait communicate send_signal terminate kill __enter__ __exit__"
 SETTINGS = (
     "image memory memory_swap memory_high cpus cpuset pids_limit device_read_bps device_write_bps "
     "device_read_iops device_write_iops "
-    "disk storage shm_size timeout network publish hostname env user workdir volumes devices "
+    "disk storage shm_size timeout network publish hostname extra_hosts env user workdir volumes "
+    "tmpfs devices "
     "gpus read_only cap_add cap_drop ulimits security_opt privileged artifacts artifacts_limit "
     "alone"
 )

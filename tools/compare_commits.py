@@ -2,7 +2,8 @@
 
 Each round runs every row in a new process of the old checkout and then of the new one, so that both
 run under the same conditions. Printed are the median of each row and the ratios new / old of the
-rounds. ``python -m bench`` measures more.
+rounds. ``python -m bench`` measures more. With ``--services``, the rows are those of its row
+"services".
 """
 
 from __future__ import annotations
@@ -45,6 +46,28 @@ found["create, run, close"] = median(lambda: create(True), 200)
 found["create, close"] = median(lambda: create(False), 200)
 print(json.dumps(found))
 """
+#: As WORKER, with the services that are installed.
+SERVICES = """
+import json, shutil, statistics, time
+from bench.service_worker import fill, started
+from pytest_sandbox.services import postgres, redis
+
+def median(service, gap):
+    times = []
+    for _ in range(20):
+        time.sleep(gap)
+        times.append(started(service))
+    service.close()
+    return statistics.median(times[2:])
+
+found = {}
+if shutil.which("redis-server"):
+    found["Redis"] = median(redis(), 0.03)
+if shutil.which("pg_ctlcluster"):
+    found["a clone of PostgreSQL"] = median(postgres(setup=fill), 0.03)
+    found["the same with ahead=1, after 100 ms"] = median(postgres(setup=fill, ahead=1), 0.1)
+print(json.dumps(found))
+"""
 TESTS = 200
 SUITE = f"import pytest\n@pytest.mark.parametrize('n', range({TESTS}))\ndef test(n): pass\n"
 # Print the seconds of a session, without the start of Python and the import of pytest.
@@ -57,9 +80,14 @@ print(time.perf_counter() - start)
 """
 
 
-def measured(checkout: Path, directory: str) -> dict[str, float]:
+def measured(checkout: Path, directory: str, *, services: bool) -> dict[str, float]:
     """Return milliseconds by row for one checkout."""
-    env = {**os.environ, "PYTHONPATH": str(checkout), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(checkout),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTEST_SANDBOX_HOME": os.path.join(directory, "home"),
+    }
 
     def printed(code: str) -> str:
         done = subprocess.run(
@@ -72,7 +100,9 @@ def measured(checkout: Path, directory: str) -> dict[str, float]:
         )
         return done.stdout.splitlines()[-1]
 
-    rows: dict[str, float] = json.loads(printed(WORKER))
+    rows: dict[str, float] = json.loads(printed(SERVICES if services else WORKER))
+    if services:
+        return rows
     rows["a test inside"] = float(printed(SESSION)) * 1000 / TESTS
     return rows
 
@@ -83,12 +113,16 @@ def main() -> int:
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--services", action="store_true", help="measure services instead")
     given = parser.parse_args()
     rounds: list[list[dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "test_it.py").write_text(SUITE)
         checkouts = [one.resolve() for one in (given.old, given.new)]
-        rounds += ([measured(one, directory) for one in checkouts] for _ in range(given.rounds))
+        rounds += (
+            [measured(one, directory, services=given.services) for one in checkouts]
+            for _ in range(given.rounds)
+        )
     print("| | old | new | ratio | of the rounds |\n|---|---|---|---|---|")
     for row in rounds[0][0]:
         old, new = (statistics.median(one[side][row] for one in rounds) for side in (0, 1))

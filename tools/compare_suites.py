@@ -3,8 +3,8 @@
 ``python tools/compare_suites.py [NAME ...]`` downloads each source distribution with pip, installs
 it with the requirements of its tests into a virtual environment below ``--cache``, runs its tests
 without and with ``--sandbox``, and prints each test whose outcome differs. The order of the tests
-is fixed, and only the plugins of the suite are loaded, unless it needs autoloading.
-``--option=--sandbox-jobs=8`` compares what another option does to outcomes and time.
+is fixed, and only the plugins of the suite are loaded, unless it needs autoloading. ``--mode``
+compares further runs with other options, such as ``--mode=--sandbox-jobs=2``.
 ``tools/suites.py`` is the table of suites.
 
 If an outcome differs, both runs are repeated: a test whose outcome differs between the plain runs
@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -28,14 +30,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from suites import SUITES, Suite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
+#: Seconds for a server to accept connections.
+SERVER_START = 60
 Outcomes = dict[str, str]
 
 
@@ -57,10 +62,12 @@ class Prepared:
         return self.sources.parent.parent
 
 
-def pip(python: Path, *arguments: str) -> None:
+def pip(
+    python: Path, *arguments: str, environment: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Run pip of an interpreter."""
     command = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
-    if subprocess.run(command, check=False).returncode:
+    if subprocess.run(command, check=False, env={**os.environ, **environment}).returncode:
         raise NotRun(f"pip {' '.join(arguments)} failed")
 
 
@@ -77,35 +84,50 @@ def prepare(suite: Suite, cache: Path) -> Prepared:
             file.extractall(directory / "src", filter="data")
         sources = next((directory / "src").iterdir())
         what = ("-e", str(sources)) if suite.editable else (str(archive),)
-        pip(python, "install", *what, *suite.needs)
+        pip(python, "install", *what, *suite.needs, environment=dict(suite.environment))
         ready.touch()
     pip(python, "install", "-e", str(ROOT))
     return Prepared(suite, python, next((directory / "src").iterdir()))
 
 
 @contextmanager
-def running(command: tuple[str, ...]) -> Iterator[None]:
-    """Run a server, if there is one."""
+def running(command: tuple[str, ...], port: int) -> Iterator[None]:
+    """Run a server, if there is one; wait until it answers.
+
+    Another server at its port is refused: tests would change what it stores.
+    """
     if not command:
         yield
         return
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        raise NotRun(f"another server answers at port {port}; stop it, or use unshare(1) --net")
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd="/tmp") as server:
         try:
+            wait_for(port, server)
             yield
         finally:
             server.terminate()
 
 
+def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    """Wait until a server accepts connections at a port."""
+    end = time.monotonic() + SERVER_START
+    while server.poll() is None and time.monotonic() < end:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.1)
+    raise NotRun(f"the server does not answer at port {port}")
+
+
 def finish(
-    command: list[str], output: Path, cwd: Path, deadline: float, *, autoload: bool = False
+    command: list[str], output: Path, cwd: Path, deadline: float, environment: dict[str, str]
 ) -> bool:
     """Run a command; return whether it ended by itself within some seconds."""
-    environment = {**os.environ, **({} if autoload else {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})}
     with output.open("w") as file:
         process = subprocess.Popen(
             command,
             cwd=cwd,
-            env=environment,
+            env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -122,18 +144,19 @@ def finish(
     return True
 
 
-def run(prepared: Prepared, *, sandboxed: bool) -> tuple[Outcomes, float]:
-    """Return the outcome of each test, and the seconds of the session."""
-    suite, kind = prepared.suite, "sandboxed" if sandboxed else "plain"
+def run(prepared: Prepared, options: tuple[str, ...]) -> tuple[Outcomes, float]:
+    """Return the outcome of each test, and the seconds of the session, with some options."""
+    suite, kind = prepared.suite, "sandboxed" if options else "plain"
     report, output = (prepared.directory / f"{kind}.{suffix}" for suffix in ("xml", "txt"))
     report.unlink(missing_ok=True)
     plugins = [arg for name in ("sandbox", *suite.plugins) for arg in ("-p", name)]
-    options = ["--sandbox", *suite.sandbox] if sandboxed else []
     command = [str(prepared.python), "-m", "pytest", *plugins, *suite.arguments, *options]
     command += ["-v", "--color=no", "--tb=short", f"--junitxml={report}", *suite.paths]
-    start = time.monotonic()
-    with running(suite.server):
-        ended = finish(command, output, prepared.sources, suite.deadline, autoload=suite.autoload)
+    environment = {} if suite.autoload else {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment |= suite.environment
+    with running(suite.server, suite.port):
+        start = time.monotonic()
+        ended = finish(command, output, prepared.sources, suite.deadline, environment)
     if not ended:
         raise NotRun(f"the {kind} run did not end within {suite.deadline} s, see {output}")
     if not report.exists():
@@ -177,17 +200,28 @@ def convincing(plain: Outcomes) -> bool:
     return passed > failed and 4 * passed >= len(plain)
 
 
-def compare(prepared: Prepared) -> bool:
-    """Run a suite, print what differs, and return whether all of it was expected."""
-    suite = prepared.suite
-    plain, took = run(prepared, sandboxed=False)
+def compare(prepared: Prepared, modes: Sequence[tuple[str, ...]]) -> bool:
+    """Run a suite, print what differs in each mode, and return whether all of it was expected.
+
+    A mode is a number of options that are added to those of the suite for ``--sandbox``.
+    """
+    plain, took = run(prepared, ())
     if not convincing(plain):
         raise NotRun(f"too few tests pass without --sandbox: {counts(plain)}")
-    inside, took_inside = run(prepared, sandboxed=True)
+    print(f"{prepared.suite.name} {prepared.suite.version}: {counts(plain)}; {took:.1f} s")
+    results = [compare_mode(prepared, plain, took, mode) for mode in modes]
+    return all(results)
+
+
+def compare_mode(prepared: Prepared, plain: Outcomes, took: float, mode: tuple[str, ...]) -> bool:
+    """Compare the plain outcomes with those of one mode."""
+    suite = prepared.suite
+    options = ("--sandbox", *suite.sandbox, *mode)
+    inside, took_inside = run(prepared, options)
     different, unstable = differing(plain, inside), set[str]()
     if any(not reason(suite, name) for name in different):
-        unstable = differing(plain, run(prepared, sandboxed=False)[0])
-        different |= differing(plain, run(prepared, sandboxed=True)[0])
+        unstable = differing(plain, run(prepared, ())[0])
+        different |= differing(plain, run(prepared, options)[0])
         different -= unstable
     unexpected = {name for name in different if not reason(suite, name)}
     for name in sorted(different):
@@ -197,19 +231,18 @@ def compare(prepared: Prepared) -> bool:
         print(f"  {name}: unstable without --sandbox, not compared")
     each = (took_inside - took) / max(1, len(plain)) * 1000
     print(
-        f"{suite.name} {suite.version}: {counts(plain)}; {len(different)} differ, of them "
-        f"{len(unexpected)} unexpectedly; {took:.1f} s -> {took_inside:.1f} s, "
-        f"{each:+.1f} ms a test",
+        f"{suite.name} {' '.join(options)}: {len(different)} differ, of them {len(unexpected)} "
+        f"unexpectedly; {took_inside:.1f} s, {each:+.1f} ms a test",
         flush=True,
     )
     return not unexpected
 
 
-def succeeds(suite: Suite, cache: Path, *, install_only: bool) -> bool:
-    """Install and compare a suite; print why, if it cannot be run."""
+def succeeds(suite: Suite, cache: Path, modes: Sequence[tuple[str, ...]]) -> bool:
+    """Install a suite, and compare it in some modes; print why, if it cannot be run."""
     try:
         prepared = prepare(suite, cache)
-        return install_only or compare(prepared)
+        return not modes or compare(prepared, modes)
     except NotRun as error:
         print(f"{suite.name} {suite.version}: NOT RUN: {error}", flush=True)
         return False
@@ -226,19 +259,21 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=ROOT / "build/suites")
     parser.add_argument("--deadline", type=int, help="the most seconds that a run may take")
     parser.add_argument(
-        "--option",
+        "--mode",
         action="append",
         default=[],
-        help="an option that is added with --sandbox, such as --option=--sandbox-jobs=8",
+        metavar="OPTIONS",
+        help="compare with these options too, such as --mode=--sandbox-jobs=2 (repeatable)",
     )
     parser.add_argument("--install-only", action="store_true", help="do not run the tests")
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by an exception, which ends the run
     cache = chosen.cache.absolute()
     suites = [SUITES[name] for name in chosen.names or SUITES]
-    suites = [replace(suite, sandbox=(*suite.sandbox, *chosen.option)) for suite in suites]
     if chosen.deadline:
         suites = [replace(suite, deadline=chosen.deadline) for suite in suites]
-    results = [succeeds(suite, cache, install_only=chosen.install_only) for suite in suites]
+    modes = [] if chosen.install_only else [(), *(tuple(shlex.split(one)) for one in chosen.mode)]
+    results = [succeeds(suite, cache, modes) for suite in suites]
     sys.exit(0 if all(results) else 1)
 
 

@@ -11,7 +11,8 @@ class Suite:
 
     ``needs`` are requirements of the tests, ``plugins`` the names for ``-p`` (no other plugin is
     loaded), ``paths`` the files with tests, ``arguments`` further arguments of pytest, ``sandbox``
-    the options that are added with ``--sandbox``, ``server`` a command that runs during the tests.
+    the options that are added with ``--sandbox``, ``server`` a command that runs during the tests,
+    ``port`` the TCP port at which it answers. ``environment`` is that of pip and of the tests.
     ``autoload`` loads all installed plugins, for tests that start pytest and expect theirs.
     ``editable`` installs the unpacked sources themselves, for tests that import from there.
     ``deadline`` is the most seconds that a run may take. ``differs`` maps patterns of test names
@@ -26,6 +27,8 @@ class Suite:
     arguments: tuple[str, ...] = ()
     sandbox: tuple[str, ...] = ()
     server: tuple[str, ...] = ()
+    port: int = 0
+    environment: tuple[tuple[str, str], ...] = ()
     autoload: bool = False
     editable: bool = False
     deadline: int = 300
@@ -33,8 +36,21 @@ class Suite:
 
 
 HOST = ("--sandbox-network=host",)
+SESSION = ("--sandbox-scope=session",)
 CLASS = ("--sandbox-scope=class",)
 NO_OPTIONS = ("-o", "addopts=")  # those of the suite name plugins that are not installed
+#: A new server without a password, which keeps nothing when the machine stops.
+POSTGRES = """
+set -e
+data=/tmp/compared-psycopg2
+rm -rf $data
+install -d -o postgres $data
+user="setpriv --reuid=postgres --regid=postgres --clear-groups"
+bin=$(ls -d /usr/lib/postgresql/*/bin | tail -1)
+$user $bin/initdb -D $data -A trust
+exec $user $bin/postgres -D $data -k $data -p 54399 \\
+  -c fsync=off -c max_prepared_transactions=10 -c log_min_messages=fatal
+"""
 
 ALL = (
     Suite("pluggy", "1.7.0", paths=("testing",)),
@@ -258,6 +274,255 @@ ALL = (
         editable=True,
         arguments=("--log-disable=tornado.access",),  # as its own runner does
         sandbox=CLASS,
+    ),
+    Suite(
+        "attrs",
+        "26.1.0",
+        needs=("cloudpickle", "hypothesis", "pympler"),
+        plugins=("hypothesis",),
+    ),
+    Suite(
+        "anyio",
+        "4.16.0",
+        needs=(
+            "anyio[trio]",
+            "blockbuster",
+            "coverage",
+            "hypothesis",
+            "psutil",
+            "pytest-mock",
+            "pytest-timeout",
+            "trustme",
+            "truststore",
+            "uvloop",
+        ),
+        paths=tuple(
+            f"tests/test_{name}.py"
+            for name in (
+                "fileio",
+                "from_thread",
+                "functools",
+                "itertools",
+                "lowlevel",
+                "signals",
+                "synchronization",
+                "tempfile",
+                "to_thread",
+            )
+        ),
+        autoload=True,
+        deadline=900,
+        differs=(
+            (
+                "tests.test_fileio.TestPath::test_is_block_device*",
+                (
+                    "it looks for a block device of the host in /dev; inside, there is none, as in "
+                    "docker, unless devices= passes one in"
+                ),
+            ),
+        ),
+    ),
+    Suite(
+        "execnet",
+        "2.1.2",
+        needs=("pytest-timeout",),
+        plugins=("timeout",),
+        paths=("testing",),
+        sandbox=SESSION,
+    ),
+    Suite(
+        "paramiko",
+        "5.1.0",
+        needs=("invoke", "pytest-relaxed>=2", "icecream"),
+        plugins=("relaxed",),
+        deadline=600,
+    ),
+    Suite(
+        "watchdog",
+        "7.1.0",
+        needs=("pytest-timeout", "flaky", "PyYAML", "eventlet"),
+        plugins=("timeout", "flaky"),
+        arguments=NO_OPTIONS,
+        sandbox=("--sandbox-fresh", *SESSION),
+        deadline=600,
+    ),
+    Suite(
+        "pytest-xdist",
+        "3.8.0",
+        needs=("filelock",),
+        paths=("testing",),
+        autoload=True,
+        arguments=("-p", "no:xdist.looponfail"),
+        deadline=600,
+    ),
+    Suite(
+        "pyzmq",
+        "27.3.0",
+        needs=("pytest-asyncio", "pytest-timeout", "tornado", "gevent", "cython"),
+        plugins=("asyncio", "timeout"),
+        environment=(("PYZMQ_NO_BUNDLE", "1"),),  # libzmq3-dev
+        editable=True,
+        deadline=900,
+        differs=(
+            (
+                "tests.test_log.TestPubLog::*",
+                (
+                    "outside, these fail after tests/test_ioloop.py in the same process, and pass "
+                    "alone; inside, each begins without what other tests have left"
+                ),
+            ),
+        ),
+    ),
+    Suite(
+        "psycopg2",
+        "2.9.13",  # libpq-dev, postgresql
+        server=("sh", "-c", POSTGRES),
+        port=54399,
+        environment=(
+            ("PSYCOPG2_TESTDB", "postgres"),
+            ("PSYCOPG2_TESTDB_HOST", "127.0.0.1"),
+            ("PSYCOPG2_TESTDB_PORT", "54399"),
+            ("PSYCOPG2_TESTDB_USER", "postgres"),
+        ),
+        sandbox=HOST,
+        deadline=600,
+    ),
+    Suite(
+        "redis",
+        "8.1.0",
+        needs=(
+            "pytest-asyncio",
+            "pytest-timeout",
+            "mock",
+            "numpy",
+            "cachetools",
+            "pybreaker",
+            "xxhash",
+            "PyJWT",
+            "cryptography",
+            "requests",
+        ),
+        plugins=("asyncio", "timeout"),
+        paths=tuple(
+            f"tests/test_{name}.py"
+            for name in (
+                "connection_pool",
+                "encoding",
+                "helpers",
+                "lock",
+                "monitor",
+                "pipeline",
+                "pubsub",
+                "retry",
+                "scripting",
+            )
+        ),
+        arguments=("-m", "not redismod and not onlycluster and not ssl and not replica"),
+        # Some tests connect to the default port, whatever --redis-url says.
+        server=("redis-server", "--port", "6379", "--save", ""),
+        port=6379,
+        sandbox=HOST,
+        deadline=600,
+    ),
+    Suite(
+        "aiohttp",
+        "3.14.5",
+        needs=(
+            "pytest-aiohttp",
+            "pytest-mock",
+            "pytest-timeout",
+            "pytest-cov",
+            "freezegun",
+            "re-assert",
+            "trustme",
+            "proxy.py",
+            "blockbuster",
+            "isal",
+            "zlib-ng",
+            "setuptools-git",
+            "uvloop",
+            "Brotli",
+            "aiodns",
+        ),
+        plugins=("pytest_mock", "timeout"),
+        paths=tuple(
+            f"tests/test_{name}.py"
+            for name in (
+                "client_ws_functional",
+                "loop",
+                "proxy_functional",
+                "pytest_plugin",
+                "run_app",
+                "test_utils",
+                "web_functional",
+                "web_runner",
+                "web_sendfile_functional",
+                "web_server",
+                "web_websocket_functional",
+                "worker",
+            )
+        ),
+        arguments=NO_OPTIONS,
+        editable=True,
+        deadline=900,
+    ),
+    Suite(
+        "virtualenv",
+        "20.29.3",
+        needs=(
+            "flaky",
+            "packaging",
+            "pytest-env",
+            "pytest-freezer",
+            "pytest-mock",
+            "pytest-timeout",
+            "setuptools",
+            "time-machine",
+        ),
+        autoload=True,
+        sandbox=HOST,
+        deadline=900,
+    ),
+    Suite(
+        "pytest",
+        "9.2.0",
+        needs=(
+            "attrs",
+            "hypothesis",
+            "mock",
+            "numpy",
+            "pexpect",
+            "pyyaml",
+            "requests",
+            "xmlschema",
+        ),
+        paths=(
+            "testing/logging",
+            *(
+                f"testing/test_{name}.py"
+                for name in (
+                    "assertrewrite",
+                    "cacheprovider",
+                    "capture",
+                    "debugging",
+                    "faulthandler",
+                    "monkeypatch",
+                    "pastebin",
+                    "pathlib",
+                    "pytester",
+                    "recwarn",
+                    "runner",
+                    "session",
+                    "skipping",
+                    "subtests",
+                    "threadexception",
+                    "tmpdir",
+                    "unittest",
+                    "unraisableexception",
+                )
+            ),
+        ),
+        deadline=1200,
     ),
 )
 SUITES = {suite.name: suite for suite in ALL}

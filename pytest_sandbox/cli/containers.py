@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.cli import ended, flags, output, ps
+from pytest_sandbox.cli.format import add_format
 from pytest_sandbox.cli.verb import Verb
 
 if TYPE_CHECKING:
@@ -16,16 +17,7 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.container.container import Container
 
-__all__ = ["VERBS"]
-
-
-def _format_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--format",
-        choices=["table", "json"],
-        default="table",
-        help="json: one list, for programs (default: table)",
-    )
+__all__ = ["VERBS", "open_or_restart"]
 
 
 def _id_argument(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +30,7 @@ def _id_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def _ps_arguments(parser: argparse.ArgumentParser) -> None:
-    _format_argument(parser)
+    add_format(parser, [*ps.LISTING.headers, "Label"])
     parser.add_argument("-q", "--quiet", action="store_true", help="print ids only")
     parser.add_argument(
         "-a",
@@ -54,7 +46,8 @@ def _ps_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=ps.condition,
         metavar="KEY=VALUE",
-        help="only containers with this id, name, status, ancestor (image) or label",
+        help="only containers with this id, name, status, ancestor (image), label, exited (exit "
+        "status), network or published port (publish), or created before or since another one",
     )
 
 
@@ -62,12 +55,10 @@ def _ps(found: argparse.Namespace) -> int:
     entries = ps.entries(every=found.all or ps.asks_for_ended(found.filter), only=found.filter)
     if found.quiet:
         print("".join(f"{entry['id']}\n" for entry in entries), end="")
-    elif found.format == "json":
+    elif found.format.word == "json":
         output.print_json(entries)
     else:
-        output.print_table(
-            ("CONTAINER ID", "IMAGE", "COMMAND", "STATUS", "NAME"), map(ps.row, entries)
-        )
+        found.format.print(map(ps.row, entries), ps.LISTING)
     return 0
 
 
@@ -109,7 +100,7 @@ def _exec(found: argparse.Namespace) -> int:
         return attach(container, command)
 
 
-def _open_or_restart(name: str) -> Container:
+def open_or_restart(name: str) -> Container:
     """Open the running container of that name, or start a new one with the content of an ended one.
 
     Raises :class:`SandboxError` for an unknown name.
@@ -132,7 +123,7 @@ def _shell_arguments(parser: argparse.ArgumentParser) -> None:
 def _shell(found: argparse.Namespace) -> int:
     from pytest_sandbox.cli.attach import Command, attach
 
-    with _open_or_restart(found.id) as container:
+    with open_or_restart(found.id) as container:
         shells = [path for path in ("/bin/bash", "/bin/sh") if container.exists(path)]
         args = [*shells, "sh"][:1]
         return attach(container, Command(args, interactive=True, tty=sys.stdin.isatty()))
@@ -142,7 +133,9 @@ def _shell(found: argparse.Namespace) -> int:
 
 
 def _stats_arguments(parser: argparse.ArgumentParser) -> None:
-    _format_argument(parser)
+    from pytest_sandbox.cli.stats import LISTING
+
+    add_format(parser, LISTING.headers)
     parser.add_argument("--no-stream", action="store_true", help="print the figures once")
     parser.add_argument(
         "ids",
@@ -155,11 +148,12 @@ def _stats_arguments(parser: argparse.ArgumentParser) -> None:
 def _stats(found: argparse.Namespace) -> int:
     from pytest_sandbox.cli import stats
 
-    return stats.run(found.ids, form=found.format, once=found.no_stream or found.format == "json")
+    is_once = found.no_stream or found.format.word != "table"
+    return stats.run(found.ids, form=found.format, once=is_once)
 
 
 def _diff(found: argparse.Namespace) -> int:
-    with _open_or_restart(found.id) as container:
+    with open_or_restart(found.id) as container:
         changes = container.diff()
     if found.format == "json":
         output.print_json([asdict(change) for change in changes])
@@ -174,14 +168,19 @@ def _diff(found: argparse.Namespace) -> int:
 
 
 def _diff_arguments(parser: argparse.ArgumentParser) -> None:
-    _format_argument(parser)
+    parser.add_argument(
+        "--format",
+        choices=["table", "json"],
+        default="table",
+        help="json: one list, for programs (default: table)",
+    )
     _id_argument(parser)
 
 
 VERBS = (
     Verb(
         name="ps",
-        usage="[-a] [-q] [--filter KEY=VALUE] [--format json]",
+        usage="[-a] [-q] [--filter KEY=VALUE] [--format FORMAT]",
         summary="List the running containers of this user, also those of tests",
         arguments=_ps_arguments,
         run=_ps,

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.cli.exit_status import OUR_ERROR, complain
+from pytest_sandbox.linux import process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +58,7 @@ def detach(supervise: Callable[[Report], None]) -> int:
     reader, writer = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child == 0:
-        os.close(reader)
+        process.close_others({writer})  # what the caller has left open, such as a lock
         _become_supervisor(supervise, Report(writer))
     os.close(writer)
     os.waitpid(child, 0)

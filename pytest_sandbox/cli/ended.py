@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     import argparse
 
     from pytest_sandbox.container.container import Container
+    from pytest_sandbox.container.detached import Detached
     from pytest_sandbox.container.saved_layers import SavedLayer
 
-__all__ = ["VERBS", "list_ended", "start"]
+__all__ = ["VERBS", "list_ended", "one_of", "require_layer", "start"]
 
 
 def list_ended() -> list[SavedLayer]:
@@ -34,15 +35,20 @@ def start(name: str, layers: list[SavedLayer]) -> Container | None:
     found = remote.matching(name, [one.id for one in layers], [one.label for one in layers])
     if not found:
         return None
-    chosen = _one_of(name, found)
+    chosen = one_of(name, found)
     record = detached.find(chosen, detached.list_detached())
-    one = next(one for one in layers if one.id == chosen)
-    if record is not None and record.facts.error and not one.points:
-        raise ContainerStopped(f"the container {chosen} has no layer: {record.facts.error}")
+    require_layer(next(one for one in layers if one.id == chosen), record)
     return start_saved(chosen)
 
 
-def _one_of(name: str, ids: list[str]) -> str:
+def require_layer(saved: SavedLayer, record: Detached | None) -> None:
+    """Raise :class:`ContainerStopped` if the layer could not be saved."""
+    if record is not None and record.facts.error and not saved.points:
+        raise ContainerStopped(f"the container {saved.id} has no layer: {record.facts.error}")
+
+
+def one_of(name: str, ids: list[str]) -> str:
+    """Return the only id. Raises :class:`SandboxError` for none and for several."""
     if len(ids) == 1:
         return ids[0]
     problem = f"{name!r} is ambiguous: {', '.join(ids)}" if ids else f"No such container: {name}"
@@ -84,7 +90,7 @@ def _remove(name: str, *, force: bool) -> None:
     layers = list_ended()
     ids = remote.matching(name, [one.id for one in layers], [one.label for one in layers])
     if ids or not force:
-        chosen = _one_of(name, ids)
+        chosen = one_of(name, ids)
         next(one for one in layers if one.id == chosen).remove()
 
 

@@ -14,6 +14,8 @@ from pytest_sandbox.settings.settings import Settings, from_text
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_sandbox.container.shared_network import SharedNetwork
+
 __all__ = [
     "add_command",
     "add_environment",
@@ -21,6 +23,7 @@ __all__ = [
     "add_to",
     "command",
     "environment",
+    "lines_of",
     "naming_flags",
     "settings",
 ]
@@ -67,7 +70,8 @@ _VALUES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
         "MODE",
         (
             "none (default): a separate network with only loopback; bridge: everything that the "
-            "host reaches; host: the host's network; NAME:PORT,...: only these destinations"
+            "host reaches; host: the host's network; NAME:PORT,...: only these destinations; the "
+            "name of a network: its containers"
         ),
     ),
     (("-h", "--hostname"), "hostname", "NAME", "host name inside (default: the container's id)"),
@@ -104,6 +108,18 @@ _LISTS: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
         "publish",
         "[[HOST:]HOST_PORT:]PORT[/udp]",
         "make a port of the container reachable from this host",
+    ),
+    (
+        ("--tmpfs",),
+        "tmpfs",
+        "PATH[:size=SIZE,mode=MODE,exec,ro]",
+        "mount a file system in memory",
+    ),
+    (
+        ("--add-host",),
+        "extra_hosts",
+        "NAME:ADDRESS",
+        "add a name to /etc/hosts",
     ),
     (
         ("--device",),
@@ -152,6 +168,14 @@ _LISTS: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
 )
 #: Docker's other names for the fields of --mount.
 _MOUNT_NAMES = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
+_MOUNT_FORMS = {
+    "bind": "type=bind,source=SOURCE,target=TARGET[,readonly]",
+    "tmpfs": "type=tmpfs,target=TARGET[,tmpfs-size=SIZE][,tmpfs-mode=MODE]",
+}
+_MOUNT_FIELDS = {
+    "bind": {"source", "target", "readonly"},
+    "tmpfs": {"target", "readonly", "tmpfs-size", "tmpfs-mode"},
+}
 _SWITCHES: tuple[tuple[str, str, str], ...] = (
     ("--read-only", "read_only", "no writable layer"),
     ("--privileged", "privileged", "all capabilities, no seccomp, no masked paths"),
@@ -166,30 +190,56 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(*names, dest=key, metavar=metavar, action="append", help=text)
     parser.add_argument(
         "--mount",
-        dest="volumes",
-        metavar="type=bind,source=SOURCE,target=TARGET[,readonly]",
-        action="append",
-        type=_volume_of_mount,
-        help="the same as --volume in docker's other syntax",
+        metavar="type=bind|tmpfs,target=TARGET[,...]",
+        action=_Mount,
+        help="the same as --volume (type=bind, source=, readonly) and --tmpfs (type=tmpfs, "
+        "tmpfs-size=, tmpfs-mode=) in docker's other syntax",
     )
     for name, key, text in _SWITCHES:
         parser.add_argument(name, dest=key, action="store_true", default=None, help=text)
 
 
-def _volume_of_mount(text: str) -> str:
-    """Return the value of ``--mount`` in the syntax of ``--volume``.
+class _Mount(argparse.Action):
+    """Add the value of ``--mount`` to the volumes, or to the file systems in memory."""
 
-    Raises :class:`argparse.ArgumentTypeError`.
-    """
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        _option: str | None = None,
+    ) -> None:
+        try:
+            key, item = _read_mount(values)
+        except ValueError as error:
+            parser.error(f"argument --mount: {values!r} is not valid; {error}")
+        setattr(namespace, key, [*(getattr(namespace, key) or ()), item])
+
+
+def _read_mount(text: str) -> tuple[str, str]:
+    """Return the setting of a ``--mount``, and its value. Raises ValueError."""
     fields = [item.partition("=") for item in text.split(",")]
     given = {_MOUNT_NAMES.get(name, name): value for name, _equals, value in fields}
-    unknown = given.keys() - {"type", "source", "target", "readonly"}
-    if unknown or given.get("type") != "bind" or not given.get("source") or not given.get("target"):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not valid; accepted: type=bind,source=SOURCE,target=TARGET[,readonly]"
+    kind = given.pop("type", "volume")
+    if kind == "volume":
+        raise ValueError(
+            "there are no named volumes: write type=bind,source=DIRECTORY,target=TARGET"
         )
+    accepted = _MOUNT_FORMS.get(kind)
+    if accepted is None or given.keys() - _MOUNT_FIELDS[kind] or not given.get("target"):
+        raise ValueError(f"accepted: {accepted or ' or '.join(_MOUNT_FORMS.values())}")
     read_only = given.get("readonly", "false") in {"", "true", "1"}
-    return f"{given['source']}:{given['target']}{':ro' if read_only else ''}"
+    if kind == "bind":
+        if not given.get("source"):
+            raise ValueError(f"accepted: {accepted}")
+        return "volumes", f"{given['source']}:{given['target']}{':ro' if read_only else ''}"
+    options = [
+        *([f"size={given['tmpfs-size']}"] if "tmpfs-size" in given else []),
+        *([f"mode={given['tmpfs-mode']}"] if "tmpfs-mode" in given else []),
+        *(["ro"] if read_only else []),
+        "exec",  # unlike --tmpfs, as with docker
+    ]
+    return "tmpfs", f"{given['target']}:{','.join(options)}"
 
 
 #: Setting -> the flag that users know it by.
@@ -203,7 +253,10 @@ _FLAGS = {
     **{key: name for name, key, _text in _SWITCHES},
 }
 #: Accepted values that differ from those in Python.
-_ACCEPTED = {"network": "none, bridge, host, or NAME:PORT and ADDRESS:PORT with commas"}
+_ACCEPTED = {
+    "network": "none, bridge, host, the name of a network (`network ls`), or NAME:PORT and "
+    "ADDRESS:PORT with commas"
+}
 #: Docker's words for values of ours.
 _DOCKERS = {("network", "bridge"): "outside"}
 #: ``memory=`` in a text for Python programmers.
@@ -215,7 +268,8 @@ def settings(image: str, found: argparse.Namespace) -> Settings:
     raw: dict[str, Any] = {"image": image}
     for _names, key, _metavar, _text in _VALUES:
         if (text := getattr(found, key)) is not None:
-            raw[key] = from_text(key, _DOCKERS.get((key, text), text))
+            shared = _shared_network(found) if key == "network" else None
+            raw[key] = shared or from_text(key, _DOCKERS.get((key, text), text))
     for _names, key, _metavar, _text in _LISTS:
         if (items := getattr(found, key)) is not None:
             _check_each(key, items)
@@ -226,6 +280,14 @@ def settings(image: str, found: argparse.Namespace) -> Settings:
     if env := environment(found):
         raw["env"] = env
     return Settings(**raw)
+
+
+def _shared_network(found: argparse.Namespace) -> SharedNetwork | None:
+    """Return the network of this name, if there is one, for a container with this ``--name``."""
+    from pytest_sandbox.container import shared_network
+
+    one = None if ":" in found.network else shared_network.find(found.network)
+    return one.named(found.name) if one else None
 
 
 def _check_each(key: str, items: list[str]) -> None:
@@ -307,7 +369,7 @@ def environment(found: argparse.Namespace) -> dict[str, str]:
     ``--env`` overrides ``--env-file``. A name without a value has the value of this process, and is
     left out if this process does not have it. Raises :class:`SandboxError`.
     """
-    lines = [line for path in found.env_file for line in _lines(path)]
+    lines = [line for path in found.env_file for line in lines_of(path, "--env-file", "NAME")]
     env: dict[str, str] = {}
     for line in [*lines, *found.env]:
         name, equals, value = line.partition("=")
@@ -323,14 +385,16 @@ def environment(found: argparse.Namespace) -> dict[str, str]:
     return env
 
 
-def _lines(path: str) -> list[str]:
-    """Return the lines of an environment file, without comments and empty lines."""
+def lines_of(path: str, flag: str, name: str) -> list[str]:
+    """Return the lines of a file, without comments and empty lines; ``flag`` and ``name`` are how
+    the error names it. Raises :class:`SandboxError`.
+    """
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             lines = [line.rstrip("\r\n").lstrip() for line in file]
     except OSError as error:
         raise SandboxError(
-            f"--env-file {path}: {error.strerror}. Use a readable file of NAME=VALUE lines."
+            f"{flag} {path}: {error.strerror}. Use a readable file of {name}=VALUE lines."
         ) from error
     return [line for line in lines if line and not line.startswith("#")]
 

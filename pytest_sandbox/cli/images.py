@@ -1,19 +1,15 @@
-"""The commands ``pull``, ``load``, ``images``, ``history``, ``rmi`` and ``prune``."""
+"""The commands ``pull``, ``load``, ``rmi`` and ``prune``."""
 
 from __future__ import annotations
 
 import re
 import sys
-import time
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from pytest_sandbox.cli import output
-from pytest_sandbox.cli.exit_status import complain
 from pytest_sandbox.cli.verb import Verb
 from pytest_sandbox.errors import ImageError, SandboxError
 from pytest_sandbox.printable import printable
-from pytest_sandbox.units import decimal_size, duration
+from pytest_sandbox.units import decimal_size
 
 if TYPE_CHECKING:
     import argparse
@@ -22,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["VERBS", "ensure_image"]
 
-_SHORT_ID = 12
-_COMMAND_WIDTH = 44
 _SPAN = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -120,149 +114,6 @@ def _stdin() -> BinaryIO:
     return sys.stdin.buffer
 
 
-# -- images
-
-
-def _images_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--format",
-        choices=["table", "json"],
-        default="table",
-        help="json: one list, for programs (default: table)",
-    )
-    parser.add_argument("--no-trunc", action="store_true", help="print whole ids")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print ids only")
-    parser.add_argument("name", nargs="?", metavar="NAME[:TAG]", help="only images of this name")
-
-
-def _images(found: argparse.Namespace) -> int:
-    from pytest_sandbox.image.image import Image
-
-    ones = [
-        image
-        for image in Image.list()
-        if not found.name or found.name in (image.reference, _split(image)[0])
-    ]
-    if found.quiet:
-        print(
-            "".join(f"{_id(image, whole=found.no_trunc)}\n" for image in dict.fromkeys(ones)),
-            end="",
-        )
-    elif found.format == "json":
-        output.print_json([_as_json(image) for image in ones])
-    else:
-        rows = [
-            (
-                *_split(image),
-                _id(image, whole=found.no_trunc),
-                _age(_created(image)),
-                decimal_size(image.size),
-            )
-            for image in ones
-        ]
-        output.print_table(("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"), rows)
-    return 0
-
-
-def _created(image: Image) -> object:
-    """Return the creation time of an image. If its configuration is damaged, print an error and
-    return None, so that the other images are listed.
-    """
-    try:
-        return image.document.get("created")
-    except ImageError as error:
-        complain(f"{image.reference}: {error}")
-        return None
-
-
-def _as_json(image: Image) -> dict[str, object]:
-    repository, tag = _split(image)
-    created = _created(image)
-    return {
-        "id": image.id,
-        "repository": repository,
-        "tag": tag,
-        "created": created,
-        "size": image.size,
-    }
-
-
-def _split(image: Image) -> tuple[str, str]:
-    if image.reference == image.id:
-        return "<none>", "<none>"
-    name, at, _digest = image.reference.partition("@")
-    if at:
-        return name, "<none>"
-    repository, _, tag = name.rpartition(":")
-    return repository, tag
-
-
-def _id(image: Image, *, whole: bool) -> str:
-    return image.id if whole else image.id.removeprefix("sha256:")[:_SHORT_ID]
-
-
-def _age(created: object) -> str:
-    """Return the age as docker prints it, from the configuration's time (RFC 3339)."""
-    if not isinstance(created, str):
-        return "N/A"
-    text = re.sub(r"(\.\d{1,6})\d*", r"\1", created.replace("Z", "+00:00"))
-    try:
-        age = time.time() - datetime.fromisoformat(text).timestamp()
-        return f"{duration(max(0.0, age))} ago"
-    except (ValueError, OverflowError):
-        return "N/A"
-
-
-# -- history
-
-
-def _history_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--format",
-        choices=["table", "json"],
-        default="table",
-        help="json: one list, for programs (default: table)",
-    )
-    parser.add_argument("--no-trunc", action="store_true", help="print whole commands and ids")
-    parser.add_argument("image", metavar="IMAGE", help="name, id, or prefix of an id")
-
-
-def _history(found: argparse.Namespace) -> int:
-    from pytest_sandbox.image.image import Image
-
-    image = Image.get(found.image)
-    steps = _steps(image)
-    if found.format == "json":
-        output.print_json(steps)
-        return 0
-    rows = []
-    for number, step in enumerate(steps):
-        command = str(step["CreatedBy"]).replace("\t", " ").replace("\n", " ")
-        if not found.no_trunc and len(command) > _COMMAND_WIDTH:
-            command = command[: _COMMAND_WIDTH - 1] + "…"
-        identity = "<missing>" if number else _id(image, whole=found.no_trunc)
-        rows.append(
-            (identity, _age(step["Created"]), command, decimal_size(step["Size"]), step["Comment"])
-        )
-    output.print_table(("IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"), rows)
-    return 0
-
-
-def _steps(image: Image) -> list[dict[str, Any]]:
-    """Return the steps of the history, newest first, with the sizes of their layers."""
-    sizes = iter(image.layer_sizes())
-    steps = [
-        {
-            "Created": entry.get("created"),
-            "CreatedBy": str(entry.get("created_by", "")),
-            "Size": 0 if entry.get("empty_layer") else next(sizes, 0),
-            "Comment": str(entry.get("comment", "")),
-        }
-        for entry in image.history
-    ]
-    return steps[::-1]
-
-
 # -- rmi and prune
 
 
@@ -357,20 +208,6 @@ VERBS = (
         "of a root file system",
         arguments=_load_arguments,
         run=_load,
-    ),
-    Verb(
-        name="images",
-        usage="[OPTIONS] [NAME[:TAG]]",
-        summary="List the stored images",
-        arguments=_images_arguments,
-        run=_images,
-    ),
-    Verb(
-        name="history",
-        usage="[OPTIONS] IMAGE",
-        summary="Show the history of an image",
-        arguments=_history_arguments,
-        run=_history,
     ),
     Verb(
         name="rmi",

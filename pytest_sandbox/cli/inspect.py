@@ -7,8 +7,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.cli import output
+from pytest_sandbox.cli.format import add_format
+from pytest_sandbox.cli.go_template import FreeMap
 from pytest_sandbox.cli.verb import Verb
 from pytest_sandbox.container import detached, remote
+from pytest_sandbox.container.shared_network import list_networks
 from pytest_sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
@@ -20,6 +23,17 @@ if TYPE_CHECKING:
 __all__ = ["VERBS"]
 
 _NEVER = "0001-01-01T00:00:00Z"
+#: The settings of an image that has none, for templates.
+_ZEROS: dict[str, Any] = {
+    "User": "",
+    "Env": [],
+    "Cmd": [],
+    "Entrypoint": [],
+    "WorkingDir": "",
+    "StopSignal": "",
+    "ExposedPorts": FreeMap(),
+    "Volumes": FreeMap(),
+}
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +42,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         choices=["container", "image"],
         help="only containers, or only images (default: a container, else an image)",
     )
+    add_format(parser, default="json", short="-f")
     parser.add_argument(
         "names",
         nargs="+",
@@ -37,11 +52,23 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(found: argparse.Namespace) -> int:
-    output.print_json([_details(name, found.type) for name in found.names])
+    details = [_details(name, found.type) for name in found.names]
+    if found.format.word:
+        output.print_json(details)
+    else:
+        for one in details:
+            print(found.format.render(_with_zeros(one)))
     return 0
 
 
-def _details(name: str, kind: str | None) -> dict[str, object]:
+def _with_zeros(details: dict[str, Any]) -> dict[str, Any]:
+    """Return the details for a template: with the settings that an image lacks, as docker has."""
+    config = details["Config"]
+    labels = FreeMap(config.get("Labels") or {})
+    return {**details, "Config": {**_ZEROS, **config, "Labels": labels}}
+
+
+def _details(name: str, kind: str | None) -> dict[str, Any]:
     from pytest_sandbox.image.image import Image
 
     if kind != "image":
@@ -53,7 +80,7 @@ def _details(name: str, kind: str | None) -> dict[str, object]:
     return _of_image(Image.get(name))
 
 
-def _of_container(one: Detached) -> dict[str, object]:
+def _of_container(one: Detached) -> dict[str, Any]:
     """Return what ``docker inspect`` prints of a container, with its keys, as far as they have a
     meaning here.
     """
@@ -72,11 +99,11 @@ def _of_container(one: Detached) -> dict[str, object]:
         "HostConfig": {
             "AutoRemove": facts.remove,
             "Memory": facts.settings.get("memory") or 0,
-            "NetworkMode": facts.settings.get("network", "none"),
+            "NetworkMode": facts.network or facts.settings.get("network", "none"),
             "RestartPolicy": {"Name": policy, "MaximumRetryCount": int(most or 0)},
         },
         "Config": {
-            "Hostname": facts.settings.get("hostname") or one.id,
+            "Hostname": _hostname(one),
             "User": facts.settings.get("user") or "",
             "Tty": facts.tty,
             "OpenStdin": facts.stdin,
@@ -87,8 +114,14 @@ def _of_container(one: Detached) -> dict[str, object]:
             "Labels": facts.labels,
             "StopSignal": signal.Signals(facts.stop_signal).name,
         },
-        "NetworkSettings": {"Ports": _ports(one)},
+        "NetworkSettings": {"Ports": _ports(one), "Networks": _networks(one)},
     }
+
+
+def _hostname(one: Detached) -> str:
+    """Return the host name, without aliases."""
+    given = one.facts.settings.get("hostname") or one.id
+    return given if isinstance(given, str) else str(given[0])
 
 
 def _state(one: Detached) -> dict[str, Any]:
@@ -114,10 +147,25 @@ def _state(one: Detached) -> dict[str, Any]:
 
 def _ports(one: Detached) -> dict[str, list[dict[str, str]]]:
     """Return the host's addresses of each published port inside; nothing of an ended container."""
-    ports: dict[str, list[dict[str, str]]] = {}
+    ports: dict[str, list[dict[str, str]]] = FreeMap()
     for key, host, port in one.facts.ports if one.is_running else ():
         ports.setdefault(key, []).append({"HostIp": host, "HostPort": str(port)})
     return ports
+
+
+def _networks(one: Detached) -> dict[str, dict[str, Any]]:
+    """Return the network that a running container is on, by its name."""
+    found: dict[str, dict[str, Any]] = FreeMap()
+    for network in list_networks() if one.is_running else ():
+        member = network.containers().get(one.id)
+        if member is not None:
+            found[network.name] = {
+                "Aliases": [member["name"]],
+                "NetworkID": network.facts.id,
+                "IPAddress": member["address"],
+                "IPPrefixLen": int(network.subnet.rpartition("/")[2]),
+            }
+    return found
 
 
 def _time(when: float) -> str:
@@ -127,7 +175,7 @@ def _time(when: float) -> str:
     return datetime.fromtimestamp(when, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
-def _of_image(image: Image) -> dict[str, object]:
+def _of_image(image: Image) -> dict[str, Any]:
     """Return what ``docker inspect`` prints of an image, with its keys and order."""
     document = image.document
     return {
@@ -149,7 +197,7 @@ def _of_image(image: Image) -> dict[str, object]:
 VERBS = (
     Verb(
         name="inspect",
-        usage="[--type container|image] CONTAINER|IMAGE...",
+        usage="[--type container|image] [--format TEMPLATE] CONTAINER|IMAGE...",
         summary="Print the details of detached containers and images, as docker does (JSON)",
         arguments=_arguments,
         run=_inspect,

@@ -11,7 +11,7 @@ from pytest_sandbox.errors import SandboxError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["claimed"]
+__all__ = ["claimed", "locked_names"]
 
 #: Seconds to wait for another process that chooses a name.
 _LOCK_TIMEOUT = 30.0
@@ -27,10 +27,9 @@ def claimed(name: str, flag: str = "--name") -> Iterator[None]:
     if not name:
         yield
         return
-    from pytest_sandbox.client.cleanup import state_directory
     from pytest_sandbox.container import detached
 
-    with _locked(state_directory()):
+    with locked_names():
         taken = next((one.id for one in detached.list_running() if name in {one.label, one.id}), "")
         if taken:
             raise SandboxError(
@@ -47,10 +46,12 @@ def claimed(name: str, flag: str = "--name") -> Iterator[None]:
 
 
 @contextmanager
-def _locked(directory: str) -> Iterator[None]:
-    """Hold a lock (flock(2)) on a directory. Raises :class:`SandboxError` after 30 seconds."""
+def locked_names() -> Iterator[None]:
+    """Keep other processes from choosing a name. Raises :class:`SandboxError` after 30 seconds."""
+    from pytest_sandbox.client.cleanup import state_directory
     from pytest_sandbox.linux.file_lock import lock_directory
 
+    directory = state_directory()
     try:
         fd = lock_directory(directory, exclusive=True, timeout=_LOCK_TIMEOUT)
     except TimeoutError:

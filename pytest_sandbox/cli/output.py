@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-__all__ = ["console", "plain_table", "print_json", "print_table", "rich_table"]
+__all__ = ["console", "json_text", "plain_table", "print_json", "print_table", "rich_table"]
 
 
 def console() -> Console | None:
@@ -68,8 +68,14 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def print_json(value: object) -> None:
     """Print a value as indented JSON."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    print(text if text.isprintable() else "".join(map(_json_character, text)))
+    print(json_text(value, indent=2))
+
+
+def json_text(value: object, *, indent: int | None) -> str:
+    """Return a value as JSON that a terminal can show; without ``indent`` in one line."""
+    separators = None if indent else (",", ":")
+    text = json.dumps(value, indent=indent, separators=separators, ensure_ascii=False)
+    return text if text.isprintable() else "".join(map(_json_character, text))
 
 
 def _json_character(character: str) -> str:

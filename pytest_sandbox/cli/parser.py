@@ -19,6 +19,8 @@ __all__ = ["PROGRAM", "Parser", "dispatch", "parser_of"]
 PROGRAM = "pytest-sandbox"
 #: Verbs that delete something, which are never suggested for a misspelt verb.
 _DESTRUCTIVE = {"rm", "rmi", "prune"}
+#: How argparse begins the message for unknown options.
+_UNKNOWN_FLAG = "unrecognized arguments: "
 _DESCRIPTION = "Run commands in throwaway containers, and inspect the containers of tests."
 
 
@@ -35,8 +37,22 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error and where to find help, and exit with status 125."""
+        unknown = message.removeprefix(_UNKNOWN_FLAG).split()
+        if message.startswith(_UNKNOWN_FLAG) and unknown[0].startswith("-"):
+            message = self._unknown_flag(unknown[0])
         say(f"{PROGRAM}: {message}\nSee '{self.prog} --help'.")
         raise SystemExit(OUR_ERROR)
+
+    def _unknown_flag(self, text: str) -> str:
+        """Return docker's message for an unknown flag, with the one that was probably meant."""
+        from difflib import get_close_matches
+
+        flag = text.partition("=")[0]
+        if not flag.startswith("--"):
+            return f"unknown shorthand flag: {flag[1:2]!r} in {flag}"
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        near = get_close_matches(flag, known, n=1)
+        return f"unknown flag: {flag}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def parser_of(verb: Verb) -> Parser:

@@ -2,48 +2,79 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from contextlib import closing, suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from pytest_sandbox.cli import filters
+from pytest_sandbox.cli.format import Listing
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.units import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from pytest_sandbox.cli.filters import Condition
     from pytest_sandbox.container.detached import Detached
     from pytest_sandbox.container.remote import RemoteContainer
     from pytest_sandbox.container.saved_layers import SavedLayer
 
-__all__ = ["asks_for_ended", "condition", "entries", "row"]
+__all__ = ["LISTING", "asks_for_ended", "condition", "entries", "row"]
 
-_KEYS = ("id", "name", "status", "ancestor", "label")
+_KEYS = (
+    "id",
+    "name",
+    "status",
+    "ancestor",
+    "label",
+    "exited",
+    "before",
+    "since",
+    "network",
+    "publish",
+)
 _STATUSES = ("running", "paused", "restarting", "exited", "kept")
 #: The statuses of containers that `ps` lists without -a.
 _RUNNING = {"running", "paused", "restarting"}
 
-Condition = tuple[str, str]
+Entry = dict[str, Any]
+
+#: The fields of a row, for ``--format``; ``Name`` is another word for ``Names``.
+LISTING = Listing(
+    {
+        "ID": "CONTAINER ID",
+        "Image": "IMAGE",
+        "Command": "COMMAND",
+        "CreatedAt": "CREATED AT",
+        "RunningFor": "CREATED",
+        "Status": "STATUS",
+        "State": "STATE",
+        "Ports": "PORTS",
+        "Names": "NAME",
+        "Name": "NAME",
+        "Labels": "LABELS",
+        "Mounts": "MOUNTS",
+        "Networks": "NETWORKS",
+        "Pid": "PID",
+    },
+    ("ID", "Image", "Command", "Status", "Names"),
+)
 
 
 def condition(text: str) -> Condition:
     """Return the key and the value of a ``--filter``."""
-    key, equals, value = text.partition("=")
-    if not equals or key not in _KEYS or (key == "status" and value not in _STATUSES):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not valid; accepted: KEY=VALUE with a KEY among {', '.join(_KEYS)}, and "
-            f"for status a VALUE among {', '.join(_STATUSES)}"
-        )
-    return key, value
+    return filters.condition(text, _KEYS, {"status": _STATUSES})
 
 
 def asks_for_ended(only: Sequence[Condition]) -> bool:
-    """Return whether a condition is a status of ended containers, which needs no -a."""
-    return any(key == "status" and value not in _RUNNING for key, value in only)
+    """Return whether a condition is about ended containers, which needs no -a."""
+    return any(
+        key == "exited" or (key == "status" and value not in _RUNNING) for key, value in only
+    )
 
 
-def entries(*, every: bool, only: Sequence[Condition] = ()) -> list[dict[str, Any]]:
+def entries(*, every: bool, only: Sequence[Condition] = ()) -> list[Entry]:
     """Return what is listed, oldest first in each group; with ``every`` also ended containers.
 
     Of several conditions with one key, one must hold; of several keys, each, as with docker.
@@ -51,41 +82,97 @@ def entries(*, every: bool, only: Sequence[Condition] = ()) -> list[dict[str, An
     from pytest_sandbox.container.detached import list_detached
     from pytest_sandbox.container.remote import list_containers
     from pytest_sandbox.container.saved_layers import list_saved
+    from pytest_sandbox.container.shared_network import list_networks
 
     known = {one.id: one for one in list_detached()}
-    saved = list_saved() if every else []
-    found = [
-        *(_saved_entry(one, known.get(one.id)) for one in saved),
-        *(_entry(one, known.get(one.id)) for one in list_containers()),
+    ended = [_saved_entry(one, known.get(one.id)) for one in list_saved()]
+    networks = {one: net.name for net in list_networks() for one in net.containers()}
+    running = [
+        {**_entry(one, known.get(one.id)), "network": networks.get(one.id, "")}
+        for one in list_containers()
     ]
-    return [entry for entry in found if _matches(entry, only)]
+    tests = _tests(only, [*ended, *running])
+    found = [*(ended if every else []), *running]
+    return [entry for entry in found if filters.matching(entry, only, tests)]
 
 
-def _matches(entry: dict[str, Any], only: Sequence[Condition]) -> bool:
-    return all(
-        any(_holds(entry, key, value) for other, value in only if other == key)
-        for key in {key for key, _value in only}
+def _tests(
+    only: Sequence[Condition], every: list[Entry]
+) -> dict[str, Callable[[Entry, str], bool]]:
+    """Return the test of each key. Raises :class:`SandboxError` for an unknown container."""
+    times = {value: _created(value, every) for key, value in only if key in {"before", "since"}}
+    return {
+        "id": lambda entry, value: entry["id"].startswith(value),
+        "name": lambda entry, value: value in entry["name"],
+        "status": lambda entry, value: entry["status"] == value,
+        "ancestor": lambda entry, value: str(entry["image"]) == value,
+        "label": _has_label,
+        "exited": lambda entry, value: (
+            entry["status"] == "exited" and str(entry["exit_code"]) == value
+        ),
+        "before": lambda entry, value: entry["created"] < times[value],
+        "since": lambda entry, value: entry["created"] > times[value],
+        "network": lambda entry, value: _network(entry) == value,
+        "publish": _publishes,
+    }
+
+
+def _created(name: str, every: list[Entry]) -> float:
+    from pytest_sandbox.container.remote import matching
+
+    ids = matching(name, [one["id"] for one in every], [one["name"] for one in every])
+    if len(ids) != 1:
+        problem = f"is ambiguous: {', '.join(ids)}" if ids else "is no container"
+        raise SandboxError(f"--filter: {name!r} {problem}. `pytest-sandbox ps -a` lists them.")
+    return float(next(one["created"] for one in every if one["id"] == ids[0]))
+
+
+def _has_label(entry: Entry, value: str) -> bool:
+    name, equals, text = value.partition("=")
+    labels = entry["labels"]
+    return name in labels and (not equals or labels[name] == text)
+
+
+def _publishes(entry: Entry, value: str) -> bool:
+    wanted = value if "/" in value else f"{value}/tcp"
+    return any(
+        wanted in {key, f"{port}/{key.rpartition('/')[2]}"} for key, _host, port in entry["ports"]
     )
 
 
-def _holds(entry: dict[str, Any], key: str, value: str) -> bool:
-    if key == "id":
-        return bool(entry["id"].startswith(value))
-    if key == "name":
-        return value in entry["name"]
-    if key == "label":
-        name, equals, text = value.partition("=")
-        labels = entry["labels"]
-        return name in labels and (not equals or labels[name] == text)
-    return bool(str(entry["image" if key == "ancestor" else key]) == value)
+def _network(entry: Entry) -> str:
+    return str(entry.get("network") or entry["settings"].get("network") or "none")
 
 
-def row(entry: dict[str, Any]) -> tuple[str, ...]:
-    """Return the cells of the table."""
-    return (entry["id"], str(entry["image"]), entry["command"], _status(entry), entry["name"])
+def row(entry: Entry) -> Entry:
+    """Return the fields of an entry, for ``--format``."""
+    labels = entry["labels"]
+    created = datetime.fromtimestamp(entry["created"], UTC)
+    return {
+        "ID": entry["id"],
+        "Image": str(entry["image"]),
+        "Command": entry["command"],
+        "CreatedAt": f"{created:%F %T %z} UTC",
+        "RunningFor": f"{duration(max(0.0, time.time() - entry['created']))} ago",
+        "Status": _status(entry),
+        "State": entry["status"],
+        "Ports": ", ".join(_port(*one) for one in entry["ports"]),
+        "Names": entry["name"],
+        "Name": entry["name"],
+        "Labels": ",".join(f"{key}={value}" for key, value in labels.items()),
+        "Label": lambda key: labels.get(key, ""),
+        "Mounts": ",".join(one.split(":")[0] for one in entry["settings"].get("volumes") or ()),
+        "Networks": _network(entry),
+        "Pid": entry["pid"] or 0,
+    }
 
 
-def _status(entry: dict[str, Any]) -> str:
+def _port(key: str, host: str, port: int) -> str:
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"{place}->{key}"
+
+
+def _status(entry: Entry) -> str:
     age = duration(max(0.0, time.time() - (entry["finished"] or entry["created"])))
     code = entry["exit_code"]
     return {
@@ -96,7 +183,7 @@ def _status(entry: dict[str, Any]) -> str:
     }.get(entry["status"], f"Kept {age} ago")
 
 
-def _saved_entry(one: SavedLayer, detached: Detached | None) -> dict[str, Any]:
+def _saved_entry(one: SavedLayer, detached: Detached | None) -> Entry:
     return {
         "id": one.id,
         "status": "kept",
@@ -111,7 +198,7 @@ def _saved_entry(one: SavedLayer, detached: Detached | None) -> dict[str, Any]:
     }
 
 
-def _entry(one: RemoteContainer, detached: Detached | None) -> dict[str, Any]:
+def _entry(one: RemoteContainer, detached: Detached | None) -> Entry:
     restarting = detached is not None and detached.facts.state == "restarting"
     status = "paused" if one.paused else "restarting" if restarting else "running"
     return {
@@ -128,10 +215,10 @@ def _entry(one: RemoteContainer, detached: Detached | None) -> dict[str, Any]:
     }
 
 
-def _facts(detached: Detached | None, status: str) -> dict[str, Any]:
+def _facts(detached: Detached | None, status: str) -> Entry:
     """Return what only the supervisor knows; without one, empty values."""
     if detached is None:
-        return {"finished": None, "exit_code": None, "labels": {}, "ports": []}
+        return {"finished": None, "exit_code": None, "labels": {}, "ports": [], "network": ""}
     facts = detached.facts
     is_over = status in {"exited", "restarting"}
     return {
@@ -143,6 +230,7 @@ def _facts(detached: Detached | None, status: str) -> dict[str, Any]:
         "finished": facts.finished if is_over else None,
         "exit_code": facts.exit_code if is_over else None,
         "labels": facts.labels,
+        "network": facts.network,
         "ports": [list(one) for one in facts.ports],
     }
 

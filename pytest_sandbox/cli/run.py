@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.container import Container
     from pytest_sandbox.container.detached import Facts
 
-__all__ = ["VERBS"]
+__all__ = ["VERBS", "label"]
 
 _DETAILS = """\
 IMAGE is 'host' (the root file system of this host, as copy-on-write), a directory with a root file
@@ -84,9 +84,16 @@ def _add_detached(parser: argparse.ArgumentParser) -> None:
         "--label",
         action="append",
         default=[],
-        type=_label,
+        type=label,
         metavar="KEY[=VALUE]",
         help="with -d, a label for `ps --filter` and `inspect`",
+    )
+    parser.add_argument(
+        "--label-file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="with -d, a file of KEY[=VALUE] lines, with # for comments",
     )
     parser.add_argument(
         "--rm",
@@ -124,7 +131,11 @@ def _run(found: argparse.Namespace) -> int:
 def _check_flags_of_detached(found: argparse.Namespace) -> None:
     """Raise :class:`SandboxError` for flags that need -d, or contradict each other."""
     if not found.detach:
-        for flag, is_given in (("--restart", found.restart != "no"), ("--label", found.label)):
+        for flag, is_given in (
+            ("--restart", found.restart != "no"),
+            ("--label", found.label),
+            ("--label-file", found.label_file),
+        ):
             if is_given:
                 raise SandboxError(
                     f"{flag} needs -d: without it, the container ends with this command. Add -d, "
@@ -144,7 +155,8 @@ def _restart_policy(text: str) -> str:
     return text
 
 
-def _label(text: str) -> tuple[str, str]:
+def label(text: str) -> tuple[str, str]:
+    """Return the key and the value of a ``--label``."""
     key, _equals, value = text.partition("=")
     if not key:
         raise argparse.ArgumentTypeError(f"{text!r} is not valid; accepted: KEY or KEY=VALUE")
@@ -178,11 +190,13 @@ def _facts(container: Container, found: argparse.Namespace) -> Facts:
     return detached.Facts(
         id=container.id,
         image=str(found.image),
+        image_id=_stored_id(container),
+        network=getattr(container.settings.network, "name", ""),
         command=_args(container, found),
         created=time.time(),
         settings=serializable(container.settings),
         env=handle.rootfs.environment(container.hostname) if found.image != "host" else {},
-        labels=dict(found.label),
+        labels=_labels(found),
         ports=_ports(container),
         tty=found.tty,
         stdin=found.interactive,
@@ -190,6 +204,21 @@ def _facts(container: Container, found: argparse.Namespace) -> Facts:
         remove=found.rm,
         stop_signal=handle.rootfs.stop_signal,
     )
+
+
+def _labels(found: argparse.Namespace) -> dict[str, str]:
+    """Return the labels; those of --label have precedence. Raises :class:`SandboxError`."""
+    lines = [
+        line for path in found.label_file for line in flags.lines_of(path, "--label-file", "KEY")
+    ]
+    if (wrong := next((line for line in lines if line.startswith("=")), None)) is not None:
+        raise SandboxError(f"--label-file: {wrong!r}: the key is missing. Write KEY=VALUE.")
+    return dict([*(line.partition("=")[::2] for line in lines), *found.label])
+
+
+def _stored_id(container: Container) -> str:
+    image = container.handle.rootfs.image
+    return "" if image is None or image.directory else image.id
 
 
 def _ports(container: Container) -> list[tuple[str, str, int]]:

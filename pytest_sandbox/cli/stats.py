@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.cli import output
+from pytest_sandbox.cli.format import Listing
 from pytest_sandbox.container.detached import list_running
 from pytest_sandbox.container.remote import find
 from pytest_sandbox.units import size
@@ -16,21 +17,27 @@ from pytest_sandbox.units import size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pytest_sandbox.cli.format import Format
     from pytest_sandbox.container.remote import RemoteContainer
 
-__all__ = ["run"]
+__all__ = ["LISTING", "run"]
 
 _INTERVAL = 1.0  # seconds between two samples, from which CPU % is computed
-_COLUMNS = (
-    "CONTAINER ID",
-    "NAME",
-    "CPU %",
-    "MEM USAGE / LIMIT",
-    "MEM %",
-    "MEM PEAK",
-    "BLOCK I/O",
-    "PIDS",
+#: The fields of a row, for ``--format``, in the order of the cells.
+LISTING = Listing(
+    {
+        "ID": "CONTAINER ID",
+        "Name": "NAME",
+        "CPUPerc": "CPU %",
+        "MemUsage": "MEM USAGE / LIMIT",
+        "MemPerc": "MEM %",
+        "MemPeak": "MEM PEAK",
+        "BlockIO": "BLOCK I/O",
+        "PIDs": "PIDS",
+    },
+    ("ID", "Name", "CPUPerc", "MemUsage", "MemPerc", "MemPeak", "BlockIO", "PIDs"),
 )
+_COLUMNS = tuple(LISTING.headers.values())
 
 
 class _Sample:
@@ -59,11 +66,11 @@ class _Sample:
         )
 
 
-def run(names: Sequence[str], *, form: str, once: bool) -> int:
+def run(names: Sequence[str], *, form: Format, once: bool) -> int:
     """Print the figures of the named containers, or of all, once or until Ctrl-C."""
     before = _Sample(names)
-    if once and form == "table" and not before.ones:
-        output.print_table(_COLUMNS, [])
+    if once and form.word != "json" and not before.ones:
+        form.print([], LISTING)
         return 0
     time.sleep(_INTERVAL)
     now = _Sample(names)
@@ -75,11 +82,12 @@ def run(names: Sequence[str], *, form: str, once: bool) -> int:
     return 0
 
 
-def _print(now: _Sample, before: _Sample, form: str) -> None:
-    if form == "json":
+def _print(now: _Sample, before: _Sample, form: Format) -> None:
+    if form.word == "json":
         output.print_json([_entry(one, now.cpu_percent(one, before)) for one in now.ones])
     else:
-        output.print_table(_COLUMNS, _rows(now, before))
+        rows = [dict(zip(LISTING.headers, row, strict=True)) for row in _rows(now, before)]
+        form.print(rows, LISTING)
 
 
 def _entry(one: RemoteContainer, cpu: float | None) -> dict[str, object]:

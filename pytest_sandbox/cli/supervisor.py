@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from pytest_sandbox.cli import signal_proxy
 from pytest_sandbox.cli.exit_status import CANNOT_EXECUTE, NOT_FOUND, OUR_ERROR, status_of
 from pytest_sandbox.cli.relay import Relay
+from pytest_sandbox.cli.supervisor_requests import RequestSocket
 from pytest_sandbox.container import detached, saved_layers
 from pytest_sandbox.container.detached_log import STDERR, STDOUT, LogWriter
-from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.errors import SandboxError, UnsupportedError
 from pytest_sandbox.linux.removal import remove_tree
 from pytest_sandbox.runtime import storage
 from pytest_sandbox.runtime.protocol import close_all
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.container import Container
     from pytest_sandbox.container.detached import Facts
     from pytest_sandbox.container.popen import Popen
+    from pytest_sandbox.runtime.protocol import Message
 
 __all__ = ["Supervisor"]
 
@@ -52,6 +54,22 @@ class Supervisor:
         detached.write_status(self.directory, "")
         detached.write_name(self.directory, container.handle.label)
         detached.write_facts(self.directory, facts)
+        self._requests = RequestSocket(self.directory, self._answer)
+        self._relay.watch(self._requests.fileno(), self._requests.attend)
+
+    def _answer(self, message: Message) -> Message:
+        """Answer a request of another process. Raises :class:`SandboxError` and OSError."""
+        from pytest_sandbox.container.snapshot import commit_to_store
+        from pytest_sandbox.container.store_commit import Details
+
+        changes = tuple(message["changes"])
+        details = Details(message["name"], message["message"], message["author"], changes)
+        try:
+            image = commit_to_store(self.container.handle.running(), details)
+        except UnsupportedError as error:  # what runs inside cannot be paused
+            remedy = f"{error.remedy} Or stop the container, and commit it then."
+            raise UnsupportedError(error.feature, remedy) from error
+        return {"op": "committed", "image": image.id}
 
     def supervise(self, report: Report) -> None:
         """Run the command until its last end, and clean up; report its first start."""
@@ -211,6 +229,7 @@ class Supervisor:
         """Save the layer and end the container, or remove everything; then release the lock."""
         self.facts.state, self.facts.pid = "exited", 0
         self._log.close()
+        self._requests.close()
         try:
             if keep:
                 self._keep()

@@ -69,11 +69,11 @@ def remove_leftovers() -> list[str]:
     cgroups = cgroup.find_hierarchy().sessions()
     names = sorted({*sessions(), *cgroups})
     removed = [name for name in names if _try_remove(name, cgroups.get(name, ()))]
-    saved = os.path.join(paths.images(), "kept")
-    try:
-        storage.remove_unfinished(saved)
-    except OSError as error:
-        _log(saved, error)
+    for saved in private_directory.private_ones([os.path.join(paths.images(), "kept")]):
+        try:
+            storage.remove_unfinished(saved)
+        except OSError as error:
+            _log(saved, error)
     return removed
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pytest_sandbox.container import devices, gpus
 from pytest_sandbox.errors import SettingsError
-from pytest_sandbox.linux import capabilities, gateway
+from pytest_sandbox.linux import capabilities
 from pytest_sandbox.linux.cgroup.limits import CgroupLimits
 from pytest_sandbox.paths import images
 from pytest_sandbox.runtime.spec import Spec
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["describe", "serializable", "spec_for", "spec_of", "with_saved"]
 
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
+
 
 def describe(rootfs: Rootfs, *, label: str) -> dict[str, object]:
     """Return what other processes of this user get to know of a container, for JSON.
@@ -33,7 +35,7 @@ def describe(rootfs: Rootfs, *, label: str) -> dict[str, object]:
     raw = {**serializable(settings), "workdir": rootfs.workdir}
     if not isinstance(settings.image, str):
         raw["image"] = getattr(settings.image, "reference", None) or repr(settings.image)
-    env = rootfs.environment(settings.hostname or "") if not rootfs.is_host else None
+    env = rootfs.environment("".join(settings.names[:1])) if not rootfs.is_host else None
     return {"label": label, "settings": raw, "env": env, "user": rootfs.user}
 
 
@@ -72,9 +74,9 @@ def spec_of(rootfs: Rootfs, *, has_user_namespace: bool, is_root: bool = True) -
         layers=os.path.join(images(), "writable") if settings.storage == "disk" else None,
         shm_size=settings.shm_size,
         read_only=settings.read_only,
-        hostname=settings.hostname if settings.storage == "disk" else None,
+        hostname=settings.names[0] if settings.names and settings.storage == "disk" else None,
         own_network=own_network,
-        name_server=gateway.ADDRESS if is_limited(settings.network) else "",
+        hides_hosts=is_limited(settings.network),
         user_namespace=has_user_namespace and (not is_root or (own_network and not more)),
         protected=not settings.privileged,
         # Outer targets first, so that none covers another.
@@ -87,6 +89,11 @@ def spec_of(rootfs: Rootfs, *, has_user_namespace: bool, is_root: bool = True) -
                 key=lambda volume: volume[1],
             )
         ),
+        tmpfs=tuple(
+            (one.target, one.size, one.mode, one.read_only, one.executable)
+            for one in settings.tmpfs
+        ),
+        extra_hosts=tuple(settings.extra_hosts.items()),
         devices=devices.nodes(settings),
         capabilities=mask,
         seccomp=settings.seccomp,

@@ -32,9 +32,15 @@ __all__ = [
     "of_keywords",
 ]
 
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
+
 _MAX_PORT = 65535
 _PORT_FORM = f"a TCP port, 1 to {_MAX_PORT}"
-_HTTP_FORM = 'a path such as "/health" with port=, or a URL such as "http://localhost:8000/health"'
+_HTTP_FORM = (
+    'a path of printable ASCII such as "/health" with port= (default: 80), or a URL such as '
+    '"http://localhost:8000/health"'
+)
+_STATUS = re.compile("[0-9]{3}")  # RFC 9112, section 4
 #: Seconds for one attempt of a command, and of an image's HEALTHCHECK: docker's default.
 _COMMAND_TIMEOUT = 30.0
 _NANOSECONDS = 1e9
@@ -108,7 +114,7 @@ class Log(Condition):
 class Http(Condition):
     """``GET path`` on a port of the container's loopback is answered with one of ``status``.
 
-    ``status`` is one status code or several (default: 200 to 399).
+    ``port`` is 80 by default; ``status`` is one status code or several (default: 200 to 399).
     """
 
     path: str
@@ -119,7 +125,7 @@ class Http(Condition):
         _check_port(self.port)
         path: object = self.path
         if not isinstance(path, str) or not re.fullmatch(r"/[!-~]*", path):
-            raise SettingsError("http", path, 'a path of printable ASCII, such as "/health"')
+            raise SettingsError("http", path, _HTTP_FORM)
 
     @property
     def query(self) -> Query:
@@ -135,7 +141,7 @@ class Http(Condition):
             answer += yield b""
         line = answer.partition(b"\n")[0].decode(errors="replace").strip()
         words = line.split()
-        is_status = len(words) > 1 and words[0].startswith("HTTP/") and words[1].isdecimal()
+        is_status = len(words) > 1 and words[0].startswith("HTTP/") and _STATUS.fullmatch(words[1])
         if not is_status or not self.accepts(int(words[1])):
             raise UnexpectedAnswer(line[:200])
 

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 __all__ = ["configure"]
 
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
+
 
 def configure(handle: Handle) -> None:
     """Set a container's host name, connect it to its network, and publish its ports; a new init
     keeps the addresses.
     """
-    if handle.settings.hostname is not None:
-        _set_hostname(handle, handle.settings.hostname)
+    if handle.settings.names:
+        _set_hostname(handle, handle.hostname)
     if handle.endpoint is not None:
         handle.endpoint.network.plug(handle.endpoint, handle.pidfd)
     elif is_limited(handle.settings.network):
@@ -34,11 +36,14 @@ def configure(handle: Handle) -> None:
         egress.connect(handle)
     elif not isinstance(handle.settings.network, str) and not handle.is_disconnected:
         network = cast("Network", handle.settings.network)
-        handle.endpoint = network.attach(handle.id, handle.hostname, handle.pidfd)
+        handle.endpoint = network.attach(handle.id, handle.settings.names, handle.pidfd)
     if handle.settings.publish:
-        from pytest_sandbox.container.publish import publish
+        from pytest_sandbox.container.publish import publish, start_relay
 
-        publish(handle)
+        if handle.publishes_later:
+            start_relay(handle)
+        else:
+            publish(handle)
 
 
 def _set_hostname(handle: Handle, name: str) -> None:

@@ -87,7 +87,7 @@ class Container(Files):
 
     @property
     def hostname(self) -> str:
-        """The host name inside: ``hostname``, else the id."""
+        """The host name inside: the first of ``hostname``, else the id."""
         return self.handle.hostname
 
     @property
@@ -116,7 +116,7 @@ class Container(Files):
         """The loopback address of the host on which its ports are published, such as
         "127.64.0.1"; no other container has it. None without ``publish``, and before the start.
         """
-        return self.handle.published.address if self.handle.published else None
+        return (self.handle.published.address or None) if self.handle.published else None
 
     @property
     def ports(self) -> dict[int | str, int]:
@@ -182,7 +182,8 @@ class Container(Files):
     ) -> None:
         """Return once each of these has held: a process inside listens on the TCP ``port``; the
         output of ``popen(log=True)`` has the text or regular expression ``log``; a GET of ``http``
-        is answered with 200 to 399; the command ``run`` exits with 0; the path ``file`` exists.
+        on ``port`` (default: 80) is answered with 200 to 399; the command ``run`` exits with 0; the
+        path ``file`` exists.
 
         ``condition`` joins conditions by ``|`` and ``&``. Without any of these, it is the image's
         HEALTHCHECK.
@@ -313,19 +314,29 @@ class Container(Files):
         """
         return replace(self.handle.figures(), **self.handle.cgroup.pressure())
 
-    def commit(self, name: str | None = None) -> Image:
+    def commit(
+        self,
+        name: str | None = None,
+        *,
+        message: str = "",
+        author: str = "",
+        changes: Iterable[str] = (),
+    ) -> Image:
         """Commit what was written so far as an image; the container goes on.
 
-        A container starts from it as fast as from any other image. Without a ``name``, the image is
+        A container starts from it as fast as from any other image. Without arguments, the image is
         in memory while this process or a container refers to it; that takes no copy unless
-        something runs inside. With a name, a reference as docker reads it, the image is copied to
-        the store, as by :meth:`Image.load`.
+        something runs inside. With any, the image is copied to the store, as by :meth:`Image.load`:
+        ``name`` is a reference as docker reads it, ``message`` and ``author`` are in the history,
+        and ``changes`` of the configuration are as in a Dockerfile, such as ``"ENV A=1"``.
 
-        Raises :class:`ImageError` for an invalid name.
+        Raises :class:`ImageError` for an invalid name, :class:`SettingsError` for a change.
         """
         from pytest_sandbox.container.snapshot import commit
+        from pytest_sandbox.container.store_commit import Details
 
-        return commit(self.handle.running(), name)
+        details = Details.read(name, message=message, author=author, changes=changes)
+        return commit(self.handle.running(), details)
 
     def diff(self) -> Changes:
         """Return what differs from what the container was started from, sorted by path, as ``docker

@@ -42,6 +42,7 @@ __all__ = [
     "Facts",
     "find",
     "find_detached",
+    "is_locked",
     "list_detached",
     "list_running",
     "write_facts",
@@ -63,6 +64,7 @@ class Facts:
 
     Times are in seconds since the epoch. ``state`` is "running", "restarting" or "exited"; ``pid``
     is the PID of the command outside, 0 while it does not run. ``restart`` is docker's policy.
+    ``image_id`` is the id of a stored image, else empty; ``network`` the name of a network.
     ``ports`` are published ports: the key inside ("80/tcp"), the host's address and its port.
     """
 
@@ -70,6 +72,8 @@ class Facts:
     image: str
     command: list[str]
     created: float
+    image_id: str = ""
+    network: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
@@ -121,7 +125,7 @@ class Detached:
             pidfd = os.pidfd_open(self.supervisor)
             try:
                 # It holds the lock after the PID was opened: so the PID was the supervisor's.
-                if _is_locked(self.directory):
+                if is_locked(self.directory):
                     process.kill(pidfd, number)
             finally:
                 os.close(pidfd)
@@ -190,7 +194,7 @@ class Ending:
         return int(text) if text else None
 
 
-def _is_locked(directory: str) -> bool:
+def is_locked(directory: str) -> bool:
     """Return whether the supervisor runs. The lock is shared, for others that look meanwhile."""
     import fcntl
 
@@ -245,8 +249,7 @@ def list_detached() -> list[Detached]:
     killed.
     """
     home = saved_layers.home()
-    names = os.listdir(home) if os.path.isdir(home) else []
-    found = [one for one in (_read(home, name) for name in names) if one is not None]
+    found = [one for one in (_read(home, name) for name in saved_layers.names()) if one is not None]
     ended = {one.id for one in found if not one.is_running}
     # One that has just ended may be listed under both of its names.
     alone = [one for one in found if not one.is_running or one.id not in ended]
@@ -256,7 +259,7 @@ def list_detached() -> list[Detached]:
 def _read(home: str, entry: str) -> Detached | None:
     match = _RUNNING.fullmatch(entry)
     directory = os.path.join(home, entry)
-    if (match is None and "." in entry) or (match and not _is_locked(directory)):
+    if (match is None and "." in entry) or (match and not is_locked(directory)):
         return None
     try:
         with open(os.path.join(directory, _FACTS), encoding="utf-8") as file:

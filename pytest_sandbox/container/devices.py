@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["has_nodes", "nodes"]
 
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
+
 _DEV = "/dev"
 _MAX_NODES = 256  # what /dev of a container has place for, by far
 

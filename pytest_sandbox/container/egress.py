@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["connect"]
 
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
+
 _PROXY: Final = ("https_proxy", "HTTPS_PROXY")
 _NO_PROXY: Final = ("no_proxy", "NO_PROXY")
 _DEFAULT_PORT: Final = 80

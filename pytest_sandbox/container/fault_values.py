@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FaultCounters", "FaultKeywords", "FaultValues"]
 
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
+
 _SECONDS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _BITS: Final = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 _NUMBER: Final = r"([0-9]+(?:\.[0-9]+)?) ?"

@@ -245,23 +245,24 @@ class Files:
         """Create a directory, with the arguments and errors of :meth:`pathlib.Path.mkdir`."""
         make_directory(self.handle, path, mode, parents=parents, exist_ok=exist_ok)
 
-    def copy_in(self, source: Path, target: Path) -> None:
+    def copy_in(self, source: Path, target: Path, *, owners: bool = False) -> None:
         """Copy a file, a link or a directory of the host to ``target`` inside, as ``docker cp``.
 
-        If ``target`` is a directory, the copy is made in it. The copy belongs to the calling
-        user. Raises OSError.
+        If ``target`` is a directory, the copy is made in it. ``DIRECTORY/.`` copies the content of
+        a directory. The copy belongs to the calling user; with ``owners`` (and root), to the UID
+        and GID of the original. Raises OSError.
         """
-        transfer.copy_in(self._open, source, target)
+        transfer.copy_in(self._open, source, target, owners=owners)
 
-    def copy_out(self, source: Path, target: Path) -> None:
+    def copy_out(self, source: Path, target: Path, *, owners: bool = False) -> None:
         """Copy a file or a directory inside to ``target`` on the host, as ``docker cp``.
 
         If ``target`` is a directory, the copy is made in it. ``DIRECTORY/.`` copies the content of
         a directory. A link that stays within the copied directory is copied as a link, another one
-        as the file that it leads to inside. Raises OSError, also for a link to a directory outside
-        of the copied one.
+        as the file that it leads to inside. ``owners`` is as for :meth:`copy_in`. Raises OSError,
+        also for a link to a directory outside of the copied one.
         """
-        transfer.copy_out(self._open, source, target)
+        transfer.copy_out(self._open, source, target, owners=owners)
 
     def _open(self, path: Path, flags: int) -> int:
         return open_inside(self.handle, path, flags)

@@ -115,6 +115,10 @@ class Handle:
     is_disconnected: bool
     """Whether it was disconnected from the network of its settings."""
 
+    publishes_later: bool
+    """Whether the start only starts the relay of its ports, which are published while a service
+    inside starts."""
+
     published: Published | None
     """The relay of published ports; None without any, and before the start."""
 
@@ -153,7 +157,7 @@ class Handle:
         self.id = self.label = self.snapshot_key = ""
         self.state = "created"
         self.endpoint = self.committed = self.published = self.egress = None
-        self.is_disconnected = False
+        self.is_disconnected = self.publishes_later = False
         self.saved, self.directories, self.snapshots = {}, (), []
         self.commands, self.forks = set(), set()
         self.logs = []
@@ -165,8 +169,8 @@ class Handle:
 
     @property
     def hostname(self) -> str:
-        """The host name inside: ``hostname``, else the id."""
-        return self.settings.hostname or self.id
+        """The host name inside: the first of ``hostname``, else the id."""
+        return self.settings.names[0] if self.settings.names else self.id
 
     @property
     def workdir(self) -> str:

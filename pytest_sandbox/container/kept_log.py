@@ -20,6 +20,8 @@ __all__ = ["KEPT_BYTES", "KeptLog"]
 #: Bytes of output that are kept.
 KEPT_BYTES = 1 << 20
 _CHUNK = 1 << 16
+#: Parts that are smaller are joined: a command may write single bytes, and each part takes memory.
+_SMALL = 1 << 12
 #: Room for output while this process is busy: the default of /proc/sys/fs/pipe-max-size (pipe(7)).
 _PIPE_BYTES = 1 << 20
 #: Seconds for the thread to end once every process that writes has ended.
@@ -49,11 +51,19 @@ class KeptLog:
     def _collect(self) -> None:
         end = 0
         while part := os.read(self._reader, _CHUNK):
-            self._parts.append((end, part))
+            self._append(end, part)
             end += len(part)
             while self._parts[0][0] + len(self._parts[0][1]) <= end - KEPT_BYTES:
                 self._parts.popleft()
             os.eventfd_write(self.changed, 1)
+
+    def _append(self, position: int, part: bytes) -> None:
+        if self._parts:
+            first, last = self._parts[-1]
+            if len(last) + len(part) <= _SMALL:
+                self._parts[-1] = (first, last + part)  # a copy of the parts has either
+                return
+        self._parts.append((position, part))
 
     def since(self, position: int) -> tuple[int, bytes]:
         """Return the kept output from a position in the whole on, and the position of its first

@@ -248,13 +248,20 @@ class LocalHandle(Handle):
 
     def _tell_closed(self) -> None:
         try:
-            self.launcher.tell({"op": "closed", "id": self.id})
+            self.launcher.tell(
+                {"op": "closed", "id": self.id, "has_unused_network": not self._uses_network()}
+            )
         except SandboxError:  # the launcher has died, and init with it
             process.ended(self.pidfd, _PATIENCE)
             with suppress(OSError):
                 self.cgroup.remove()
         if self.snapshot_key:
             self.launcher.snapshots.unused.append(self.snapshot_key)
+
+    def _uses_network(self) -> bool:
+        """Return whether this process has changed the container's network namespace."""
+        used = (self.endpoint, self.published, self.egress)
+        return self.is_disconnected or any(one is not None for one in used)
 
     def _end_processes(self) -> None:
         """Kill what runs inside, and wait for its end.

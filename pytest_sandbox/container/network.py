@@ -12,11 +12,14 @@ from pytest_sandbox.client import cleanup, session
 from pytest_sandbox.container import network_capture
 from pytest_sandbox.container.fault_values import FaultCounters, FaultValues
 from pytest_sandbox.container.hosts_file import Hosts
+from pytest_sandbox.container.name_server import Entry, NameServer
 from pytest_sandbox.container.network_errors import explained
 from pytest_sandbox.container.network_values import (
     NAME_FORM,
     SUBNET,
+    check_unused,
     is_name,
+    read_aliases,
     read_fault,
     read_subnet,
 )
@@ -27,9 +30,10 @@ from pytest_sandbox.errors import (
     UnsupportedError,
 )
 from pytest_sandbox.linux.rtnetlink import Bridge
+from pytest_sandbox.runtime.protocol import close_all
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from ipaddress import IPv4Network
     from typing import Unpack
 
@@ -46,9 +50,7 @@ _count = itertools.count(1)
 
 
 class Endpoint(NamedTuple):
-    """The connection of a container to a network: the number of its address in the subnet, the
-    address, and its names.
-    """
+    """A container on a network: the number of its address in the subnet, the address, its names."""
 
     network: Network
     number: int
@@ -66,9 +68,9 @@ class Network:
     """A network for containers, as ``docker network create --internal``: ``with Network() as net,
     Container(network=net, hostname="db") as db: ...``.
 
-    Its containers reach each other by host name, by id and by address, on every port. They reach
-    nothing else: not the host, no other network, not the internet. ``internal=False`` is not
-    supported.
+    Its containers reach each other by host name, by alias, by id and by address, on every port.
+    They reach nothing else: not the host, no other network, not the internet. ``internal=False`` is
+    not supported. A name server at 127.0.0.11 knows the same names as /etc/hosts.
 
     ``name`` appears in messages (default: ``network-N``). ``subnet`` is IPv4 (default:
     172.30.0.0/24); several networks may have the same one, since none reaches another.
@@ -166,6 +168,7 @@ class Network:
                 # Not os.makedirs: the directory of a session whose launcher has died stays removed.
                 os.mkdir(directory, 0o700)
             self._hosts = Hosts(os.path.join(directory, f"hosts-{next(_count)}"))
+            self._name_server = NameServer(launcher, self._bridge)
             if network_capture.is_enabled():
                 self._capture = network_capture.NetworkCapture(self.name, self._bridge, launcher)
         self._launcher = launcher
@@ -195,9 +198,8 @@ class Network:
                 )
             self._state = "closed"
             self._launcher.networks.discard(self)
-        for relay in (self._faults, self._capture):
-            if relay is not None:
-                relay.close()
+        for relay in self._relays():
+            relay.close()
         self._bridge.close()
         with suppress(FileNotFoundError):  # the launcher has died, and its directory was removed
             os.unlink(self._hosts.path)
@@ -211,27 +213,31 @@ class Network:
             if self._launcher.pid != os.getpid():
                 self._state = "another process's"
                 self._bridge.abandon()
-                for relay in (self._faults, self._capture):
-                    if relay is not None:
-                        relay.abandon()
+                for relay in self._relays():
+                    relay.abandon()
+
+    def _relays(self) -> list[NetworkFaults | network_capture.NetworkCapture | NameServer]:
+        return [one for one in (self._faults, self._capture, self._name_server) if one is not None]
 
     # -- containers that run
 
-    def connect(self, container: Connectable, /) -> None:
+    def connect(self, container: Connectable, /, *, aliases: Iterable[str] = ()) -> None:
         """Connect a container that runs and has no network.
 
-        The containers on the network find it by its names. Its own ``/etc/hosts`` stays as it was,
-        so it finds them by address, or by name if it was on this network before.
+        The containers on the network find it by its names, and by ``aliases``. It finds them by the
+        name server; its own ``/etc/hosts`` stays as it was.
 
-        Raises :class:`SettingsError` for a container with a network, :class:`ContainerStopped`, and
-        what starting a container on the network raises.
+        Raises :class:`SettingsError` for a container with a network and for an invalid alias,
+        :class:`ContainerStopped`, and what starting a container on the network raises.
         """
+        more = read_aliases(aliases)
         handle = container.handle.running()
         if handle.endpoint is not None or handle.settings.network == "host":
             on_it = "host" if handle.endpoint is None else handle.endpoint.network.name
             accepted = f"one without a network; {handle.hostname} is on {on_it}: disconnect it"
             raise SettingsError("container", container, accepted)
-        handle.endpoint = self.attach(handle.id, handle.hostname, handle.pidfd)
+        names = (*(handle.settings.names or (handle.id,)), *more)
+        handle.endpoint = self.attach(handle.id, names, handle.pidfd)
 
     def disconnect(self, container: Connectable, /) -> None:
         """Disconnect a container, which keeps running: its device, its address and its names are
@@ -242,11 +248,10 @@ class Network:
         endpoint = container.handle.endpoint
         if endpoint is None or endpoint.network is not self:
             raise SettingsError("container", container, self._known_containers())
-        with explained(f"disconnect from the network {self.name}"), self._changing:
-            self.start()._bridge.unplug(endpoint.number)  # noqa: SLF001 - its own
-            self.detach(endpoint)
-            container.handle.endpoint = None
-            container.handle.is_disconnected = True
+        self.unplug(endpoint)
+        self.detach(endpoint)
+        container.handle.endpoint = None
+        container.handle.is_disconnected = True
 
     # -- faults
 
@@ -363,16 +368,17 @@ class Network:
         """Return the volume that mounts the hosts file at /etc/hosts; start the network."""
         return self.start()._hosts.path, "/etc/hosts", True  # noqa: SLF001 - its own
 
-    def attach(self, identity: str, hostname: str, pidfd: int) -> Endpoint:
-        """Give a container an address, and connect it; ``pidfd`` refers to its init.
+    def attach(self, identity: str, names: tuple[str, ...], pidfd: int) -> Endpoint:
+        """Give a container an address, and connect it; ``pidfd`` refers to its init, ``names`` are
+        its host name, if it is not the id, and its aliases.
 
-        Raises :class:`SettingsError` if a container on the network has this host name, and
-        :class:`SetupError` if all addresses are in use.
+        Raises :class:`SettingsError` for names in use, :class:`SetupError` if all addresses are.
         """
-        names = tuple(dict.fromkeys((hostname, identity)))
         with self._changing:
             self.start()
-            self._check_name(hostname)
+            used = {name: one.address for one in self._endpoints.values() for name in one.names}
+            check_unused(names, used, self.name)
+            names = tuple(dict.fromkeys((*names, identity)))
             self._last = number = self._free_number()
             self._endpoints[number] = endpoint = Endpoint(
                 self, number, str(self._subnet[number]), names
@@ -386,18 +392,30 @@ class Network:
 
     def plug(self, endpoint: Endpoint, pidfd: int) -> None:
         """Connect the network namespace of a container's init, the first or a later one, with the
-        endpoint's address; then add its names to the hosts file.
+        endpoint's address; then add its names to the hosts file and to the name server.
         """
         from ipaddress import IPv4Interface
 
         with explained(f"connect to the network {self.name}"):
-            self._bridge.plug(
+            sockets = self._bridge.plug(
                 endpoint.number, pidfd, IPv4Interface((endpoint.address, self._subnet.prefixlen))
             )
-            with self._changing:
-                self._hosts.add(endpoint.address, *endpoint.names)
-                self._pidfds[endpoint.number] = pidfd
-                self._update_faults(endpoint.number)
+            try:
+                with self._changing:
+                    self._hosts.add(endpoint.address, *endpoint.names)
+                    entry = Entry(endpoint.number, pidfd, endpoint.address, endpoint.names)
+                    self._name_server.add(entry, sockets)
+                    self._pidfds[endpoint.number] = pidfd
+                    self._update_faults(endpoint.number)
+            finally:
+                close_all(sockets)
+
+    def unplug(self, endpoint: Endpoint) -> None:
+        """Remove the device of a container that runs, before :meth:`detach`."""
+        with explained(f"disconnect from the network {self.name}"), self._changing:
+            bridge = self.start()._bridge  # noqa: SLF001 - its own
+            bridge.unplug(endpoint.number)
+            bridge.close_name_link(self._pidfds[endpoint.number])
 
     def detach(self, endpoint: Endpoint) -> None:
         """Free the address and the names of a container that has ended; the kernel removes its
@@ -407,25 +425,11 @@ class Network:
             if self._state == "running" and endpoint.number in self._endpoints:
                 del self._endpoints[endpoint.number]
                 self._pidfds.pop(endpoint.number, None)
+                self._name_server.remove(endpoint.number)
                 if self._faults is not None:
                     self._faults.forget(endpoint.number)
                 with suppress(FileNotFoundError):
                     self._hosts.remove(endpoint.address)
-
-    def _check_name(self, hostname: str) -> None:
-        """Raise :class:`SettingsError` for a name that has an address; case does not matter."""
-        used = {
-            name.lower(): endpoint.address
-            for endpoint in self._endpoints.values()
-            for name in endpoint.names
-        }
-        address = {"localhost": "127.0.0.1", **used}.get(hostname.lower())
-        if address:
-            raise SettingsError(
-                "hostname",
-                hostname,
-                f"a name that is not used on the network {self.name}; {address} has it",
-            )
 
     def _free_number(self) -> int:
         """Return the number of the next unused address after the last one given.

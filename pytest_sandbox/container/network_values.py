@@ -7,12 +7,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_sandbox.container.fault_values import FaultValues
 from pytest_sandbox.errors import SettingsError
+from pytest_sandbox.settings import parsers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from ipaddress import IPv4Network
 
-__all__ = ["NAME_FORM", "SUBNET", "is_name", "read_fault", "read_subnet"]
+__all__ = [
+    "NAME_FORM",
+    "SUBNET",
+    "check_unused",
+    "is_name",
+    "read_aliases",
+    "read_fault",
+    "read_subnet",
+]
+
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 NAME_FORM: Final = 'letters, digits, "_", "." and "-", with a letter or a digit first'
@@ -32,6 +43,27 @@ def read_fault(given: object, keywords: Mapping[str, Any]) -> tuple[tuple[str, .
     if keywords.get("reset"):
         raise SettingsError("reset", True, "a fault at run time; call net.fault(..., reset=True)")
     return names, FaultValues.read(keywords)
+
+
+def read_aliases(given: Iterable[str]) -> tuple[str, ...]:
+    """Return further names of a container. Raises :class:`SettingsError`."""
+    try:
+        found = parsers.hostname(given) if given else ()
+    except parsers.RefusedError:
+        form = "host names by RFC 1123 of at most 63 characters each"
+        raise SettingsError("aliases", given, form) from None
+    return (found,) if isinstance(found, str) else found
+
+
+def check_unused(names: Iterable[str], used: Mapping[str, str], network: str) -> None:
+    """Raise :class:`SettingsError` for a name that a container on a network has; case does not
+    matter. ``used`` has the address of each name.
+    """
+    taken = {**{name.lower(): address for name, address in used.items()}, "localhost": "127.0.0.1"}
+    for name in names:
+        if address := taken.get(name.lower()):
+            form = f"a name that is not used on the network {network}; {address} has it"
+            raise SettingsError("hostname", name, form)
 
 
 def is_name(value: object) -> bool:

@@ -1,12 +1,14 @@
 """How each condition of a wait is examined: in steps that never wait.
 
 A probe says what to poll for, and when to look again at what the kernel does not announce (a new
-listening socket, a file): after a millisecond at first, then after longer times, up to 10 ms.
+listening socket, a file): the next look comes after a tenth of the time waited so far. So a wait
+takes at most a tenth longer than it has to, and a slow server is looked at seldom.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import select
 import socket
@@ -30,8 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Probe", "make_probe"]
 
-#: Seconds until the next look: the first, the factor, and the most.
-_FIRST_DELAY, _DELAY_FACTOR, _MAX_DELAY = 0.001, 1.5, 0.01
+#: The part of the time waited so far until the next look, and the least and the most seconds. Two
+#: looks take some 30 microseconds (network_sockets.py).
+_DELAY_PART, _LEAST_DELAY, _MAX_DELAY = 0.1, 0.001, 0.01
 #: The most for commands and requests, which cost the service more than a look.
 _MAX_ATTEMPT_DELAY = 0.1
 #: Seconds for a server to answer a request; then the request is sent again.
@@ -48,7 +51,7 @@ class Probe:
     def __init__(self) -> None:
         self.found = "it was not examined"
         self.has_held = False
-        self._delay = _FIRST_DELAY
+        self._begin = time.monotonic()
         self._next = 0.0
 
     def check(self) -> bool:
@@ -61,8 +64,9 @@ class Probe:
         raise NotImplementedError
 
     def _look_later(self) -> None:
-        self._next = time.monotonic() + self._delay
-        self._delay = min(self._delay * _DELAY_FACTOR, self.max_delay)
+        now = time.monotonic()
+        wanted = (now - self._begin) * _DELAY_PART
+        self._next = now + min(max(wanted, _LEAST_DELAY), self.max_delay)
 
     def polled(self) -> list[tuple[int, int]]:
         """Return the descriptors and events of poll(2) that tell of a change."""
@@ -88,7 +92,7 @@ class _PortProbe(Probe):
     def _examine(self) -> bool:
         self._look_later()
         try:
-            return network_sockets.listens(self._fd, self._port)
+            return bool(network_sockets.listening_families(self._fd, self._port))
         except FileNotFoundError as error:
             remedy = "Load the module tcp_diag (modprobe tcp_diag), or wait for log= or http=."
             raise UnsupportedError("waiting for a port", remedy) from error
@@ -221,16 +225,17 @@ class _CommandProbe(Probe):
 
 class _QueryProbe(Probe):
     """A conversation on a socket in the container's network, to its loopback, IPv4 and IPv6 in
-    turn.
+    turn, once something listens on the port.
     """
-
-    max_delay = _MAX_ATTEMPT_DELAY
 
     def __init__(self, handle: Handle, condition: conditions.Query) -> None:
         super().__init__()
         self._handle, self._condition = handle, condition
         self._socket: socket.socket | None = None
-        self._attempts = 0
+        self._diag = _open_socket(
+            handle, socket.AF_NETLINK, socket.SOCK_RAW, network_sockets.NETLINK_SOCK_DIAG
+        )
+        self._loopbacks = itertools.cycle(_LOOPBACKS)
         self._deadline = 0.0
         self._to_send = b""
         self._conversation = condition.conversation()
@@ -238,6 +243,9 @@ class _QueryProbe(Probe):
 
     def _examine(self) -> bool:
         try:
+            if self._socket is None and not self._is_listened_to():
+                self._look_later()
+                return False
             if self._socket is None:
                 self._connect()
             return self._advance()
@@ -252,9 +260,31 @@ class _QueryProbe(Probe):
             self._fail(repr(printable(str(error))))
         return False
 
+    def _is_listened_to(self) -> bool:
+        """Return whether something listens; at the first time, decide where to connect first."""
+        if self._diag < 0:
+            return True
+        try:
+            families = network_sockets.listening_families(self._diag, self._condition.port)
+        except FileNotFoundError:  # the kernel has no inet_diag: an attempt finds out
+            families = [socket.AF_INET]
+        if not families:
+            return False
+        self._close_diag()
+        self.max_delay = _MAX_ATTEMPT_DELAY
+        if families == [socket.AF_INET]:
+            self._loopbacks = itertools.cycle(_LOOPBACKS[:1])
+        elif families == [socket.AF_INET6]:  # which may accept IPv4 too
+            next(self._loopbacks)
+        return True
+
+    def _close_diag(self) -> None:
+        fd, self._diag = self._diag, -1
+        if fd >= 0:
+            os.close(fd)
+
     def _connect(self) -> None:
-        family, address = _LOOPBACKS[self._attempts % 2]
-        self._attempts += 1
+        family, address = next(self._loopbacks)
         fd = _open_socket(self._handle, family, socket.SOCK_STREAM)
         self._socket = socket.socket(fileno=fd)
         self._conversation = self._condition.conversation()
@@ -281,11 +311,11 @@ class _QueryProbe(Probe):
             try:
                 self._to_send = self._conversation.send(part)
             except StopIteration:
-                self.close()
+                self._hang_up()
                 return True
 
     def _fail(self, what: str) -> None:
-        self.close()
+        self._hang_up()
         self._look_later()
         if what:  # else what the other address has answered says more
             self.found = f"{self._condition.name} on port {self._condition.port}: {what}"
@@ -298,10 +328,14 @@ class _QueryProbe(Probe):
     def next_look(self) -> float | None:
         return super().next_look() if self._socket is None else self._deadline
 
-    def close(self) -> None:
+    def _hang_up(self) -> None:
         made, self._socket = self._socket, None
         if made is not None:
             made.close()
+
+    def close(self) -> None:
+        self._hang_up()
+        self._close_diag()
 
 
 class _Group(Probe):

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.handle import Handle
     from pytest_sandbox.settings.port_mapping import PortMapping
 
-__all__ = ["publish"]
+__all__ = ["publish", "start_relay"]
+
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
 
 #: The addresses of containers, 127.64.0.0/10, without the first and the last of it.
 _FIRST_ADDRESS = int(IPv4Address("127.64.0.1"))
@@ -36,23 +38,32 @@ _LOOPBACKS = ("127.0.0.1", "::1")
 _BACKLOG = 128
 
 
+def start_relay(handle: Handle) -> Published:
+    """Start the relay of a container; :func:`publish` uses it.
+
+    Raises :class:`SetupError`.
+    """
+    _answer, fds = handle.launcher.request({"op": "relay", "kind": "ports"})
+    with fds, Deferred():
+        handle.published = Published(fds.take())
+    return handle.published
+
+
 def publish(handle: Handle) -> None:
     """Publish the ports of the container's settings; for a new init, go on with the same sockets.
 
     Raises :class:`SettingsError` if a port of the host is in use, and :class:`SetupError`.
     """
-    if handle.published is not None:
-        handle.published.enter(handle.pidfd)
-    if handle.published is not None or not handle.settings.publish:
+    published = handle.published
+    if published is not None and published.address:
+        published.enter(handle.pidfd)
+        return
+    if not handle.settings.publish:
         return
     with ExitStack() as opened:
         address, reservation = _reserve_address(opened)
         bound = _bind_all(opened, handle.settings.publish, address)
-        _answer, fds = handle.launcher.request({"op": "relay", "kind": "ports"})
-        with fds, Deferred():
-            ports = {mapping.key: _port_of(sockets[0]) for mapping, sockets in bound}
-            handle.published = Published(address, ports, fds.take())
-        handle.published.enter(handle.pidfd)
+        published = published or start_relay(handle)
         sockets = [(mapping.port, one) for mapping, bound_to in bound for one in bound_to]
         message = {
             "op": "publish",
@@ -60,7 +71,9 @@ def publish(handle: Handle) -> None:
             "addresses": _inner_addresses(handle),
         }
         kept = [*(one.fileno() for _port, one in sockets), reservation.fileno()]
-        handle.published.ask(message, kept)
+        published.ask(message, [handle.pidfd, *kept])
+        published.ports = {mapping.key: _port_of(sockets[0]) for mapping, sockets in bound}
+        published.address = address
 
 
 def _inner_addresses(handle: Handle) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import SetupError
@@ -14,11 +14,13 @@ from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.runtime.protocol import Channel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pytest_sandbox.runtime.protocol import Message
 
 __all__ = ["Egress", "Published", "Relay"]
+
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
 
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT}
 #: Seconds for the relay to answer, and to end.
@@ -41,24 +43,33 @@ class Relay:
 
         Raises :class:`SetupError`.
         """
-        step = self._step
-        if self.channel < 0:
-            raise SetupError(step, "the relay was closed")
-        with socket.socket(fileno=os.dup(self.channel)) as connection:
-            local_socket.set_timeouts(connection, _TIMEOUT)
-            channel = Channel(connection)
-            try:
-                channel.send(message, fds)
-                answer, received = channel.receive()
-            except (OSError, EOFError) as error:
-                raise SetupError(step, "its relay has ended") from error
+        with self._connection() as channel:
+            channel.send(message, fds)
+            answer, received = channel.receive()
         if answer["op"] == "failed":
             remedy = self.remedy if answer["errno"] in _UNSUPPORTED else ""
-            raise SetupError(step, str(answer["reason"]), remedy)
+            raise SetupError(self._step, str(answer["reason"]), remedy)
         return answer, received
 
-    def close(self) -> None:
-        """End the relay with all connections; a second call does nothing.
+    def tell(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send a message without waiting for the relay. Raises :class:`SetupError`."""
+        with self._connection() as channel:
+            channel.send({**message, "quiet": True}, fds)
+
+    @contextmanager
+    def _connection(self) -> Iterator[Channel]:
+        if self.channel < 0:
+            raise SetupError(self._step, "the relay was closed")
+        with socket.socket(fileno=os.dup(self.channel)) as connection:
+            local_socket.set_timeouts(connection, _TIMEOUT)
+            try:
+                yield Channel(connection)
+            except (OSError, EOFError) as error:
+                raise SetupError(self._step, "its relay has ended") from error
+
+    def close(self, *, wait: bool = True) -> None:
+        """End the relay with all connections, and wait until it has ended; a second call does
+        nothing.
 
         It is shut down and not just closed, since a fork of this process may have a copy.
         """
@@ -68,7 +79,8 @@ class Relay:
                 return
             with socket.socket(fileno=fd) as connection, suppress(OSError):
                 connection.shutdown(socket.SHUT_WR)
-                process.is_readable(connection.fileno(), _TIMEOUT)  # the end of its process
+                if wait:
+                    process.is_readable(connection.fileno(), _TIMEOUT)  # the end of its process
 
     def enter(self, pidfd: int) -> None:
         """Connect in the network of this init, the first or a later one, from now on."""
@@ -82,14 +94,14 @@ class Relay:
 
 
 class Published(Relay):
-    """The relay of the ports of one container: ``address`` is the container's own, ``ports`` are
-    those of the host by those inside.
+    """The relay of the ports of one container: ``address`` is the container's own, empty until they
+    are published; ``ports`` are those of the host by those inside.
     """
 
-    def __init__(self, address: str, ports: dict[int | str, int], channel: int) -> None:
+    def __init__(self, channel: int) -> None:
         super().__init__("publish ports", channel)
-        self.address = address
-        self.ports = ports
+        self.address = ""
+        self.ports: dict[int | str, int] = {}
 
 
 class Egress(Relay):

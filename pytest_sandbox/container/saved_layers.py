@@ -27,6 +27,7 @@ from pytest_sandbox.container.build_spec import serializable
 from pytest_sandbox.container.builder import as_builder
 from pytest_sandbox.container.layer import opened_layer
 from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.linux import private_directory
 from pytest_sandbox.linux.copying import copy_tree
 from pytest_sandbox.linux.directories import OpenDirectory
 from pytest_sandbox.linux.removal import remove_tree
@@ -45,6 +46,7 @@ __all__ = [
     "keep_without_layer",
     "list_saved",
     "make_home",
+    "names",
     "save",
     "save_into",
 ]
@@ -99,11 +101,17 @@ def home() -> str:
 def make_home() -> str:
     """Return the directory of saved layers, created and closed to other users: layers may hold
     set-user-ID programs and secrets.
+
+    Raises PermissionError if another user owns it, and could forge what is in it.
     """
-    directory = home()
-    os.makedirs(directory, exist_ok=True)
-    os.chmod(directory, 0o700)
-    return directory
+    return private_directory.make_private(home())
+
+
+def names() -> list[str]:
+    """Return the names in the directory of saved layers; none if another user may write to it: that
+    user could name any process as a supervisor, which would get our signals.
+    """
+    return [name for one in private_directory.private_ones([home()]) for name in os.listdir(one)]
 
 
 def save(handle: Handle) -> SavedLayer:
@@ -154,8 +162,9 @@ def _saved(handle: Handle, write: Callable[[SavedLayer, int, int], None]) -> Sav
 
 
 def _write(saved: SavedLayer, layer: int, builder: int) -> None:
+    directory = make_home()
     with suppress(OSError):
-        storage.remove_unfinished(make_home())
+        storage.remove_unfinished(directory)
     unfinished, lock = storage.make_unfinished(saved.directory)
     try:
         _fill(unfinished, saved, layer, builder)
@@ -199,14 +208,13 @@ def _copy(layer: int, name: str, target: str, *, owners: bool) -> None:
 
 def list_saved() -> list[SavedLayer]:
     """Return the saved layers, oldest first, without those that are incomplete or damaged."""
-    names = os.listdir(home()) if os.path.isdir(home()) else []
-    found = [one for one in map(_read, names) if one is not None]
+    found = [one for one in map(_read, names()) if one is not None]
     return sorted(found, key=lambda one: one.time)
 
 
 def find(id: str) -> SavedLayer:  # noqa: A002 - the name of the field
     """Return the saved layer of this id. Raises :class:`SandboxError` if there is none."""
-    found = _read(id)
+    found = _read(id) if id in names() else None
     if found is None:
         raise SandboxError(
             f"there is no saved layer {id!r} in {home()}. Run pytest with --sandbox-keep=failed "

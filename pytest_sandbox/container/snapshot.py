@@ -11,25 +11,18 @@ sessions.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.container.builder import as_builder
 from pytest_sandbox.container.layer import opened_layer
 from pytest_sandbox.container.lifecycle import prepare
 from pytest_sandbox.container.processes import list_processes
-from pytest_sandbox.container.snapshot_copy import copy_directory, copy_to_snapshot
+from pytest_sandbox.container.snapshot_copy import copy_to_snapshot
+from pytest_sandbox.container.store_commit import Base, Details, step, store
 from pytest_sandbox.errors import ImageError, SetupError, UnsupportedError
 from pytest_sandbox.image.image import Image
-from pytest_sandbox.image.index import LayerInfo
-from pytest_sandbox.image.manifest import make_config
-from pytest_sandbox.image.reference import parse_reference
-from pytest_sandbox.image.store import Store
-from pytest_sandbox.image.transaction import Transaction
 from pytest_sandbox.linux import process
 from pytest_sandbox.linux.signals import Deferred
 
@@ -60,7 +53,7 @@ class CommittedImage(Image):
         document = self.parent.document if self.parent else {}
         return {
             **document,
-            "history": [*(document.get("history") or ()), *[_step() for _ in self.snapshots]],
+            "history": [*(document.get("history") or ()), *[step() for _ in self.snapshots]],
         }
 
     def lower_directories(self) -> tuple[str, ...]:
@@ -94,29 +87,28 @@ class CommittedImage(Image):
         return []
 
 
-def commit(handle: Handle, name: str | None) -> Image:
-    """Commit the writable layer of a running or paused container.
-
-    Raises :class:`ImageError` for an invalid name.
+def commit(handle: Handle, details: Details) -> Image:
+    """Commit the writable layer of a running or paused container; to the store if there are any
+    details.
     """
-    full = parse_reference(name).full if name else ""
-    if not full and handle.committed is not None:
+    is_stored = details != Details()
+    if not is_stored and handle.committed is not None:
         return _image(handle, handle.committed)
-    if not full and handle.spec.layers is None and _is_idle(handle):
+    if not is_stored and handle.spec.layers is None and _is_idle(handle):
         with contextlib.suppress(SetupError):  # the layer is on disk: it is copied below
             return _move(handle)
     with _paused(handle):
-        if full or handle.spec.layers is not None:
-            return _store(handle, full)
+        if is_stored or handle.spec.layers is not None:
+            return _store(handle, details)
         return _image(handle, _copy(handle))
 
 
-def commit_to_store(handle: Handle) -> Image:
-    """Copy the writable layer of a running container to the image store, as an image without a
-    name: `pytest-sandbox prune` removes it while no container uses it.
+def commit_to_store(handle: Handle, details: Details | None = None) -> Image:
+    """Copy the writable layer of a running container to the image store; `pytest-sandbox prune`
+    removes an image without a name while no container uses it.
     """
     with _paused(handle):
-        return _store(handle, "")
+        return _store(handle, details or Details())
 
 
 def _is_idle(handle: Handle) -> bool:
@@ -212,72 +204,15 @@ def _stored_parent(image: Image | None) -> Image | None:
     return image.parent if isinstance(image, CommittedImage) else image
 
 
-def _step() -> dict[str, str]:
-    return {
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "created_by": "pytest-sandbox commit",
-    }
-
-
-def _store(handle: Handle, name: str) -> Image:
+def _store(handle: Handle, details: Details) -> Image:
     """Copy the layer, and the snapshots below it, into the image store."""
+    image = handle.rootfs.image
     with opened_layer(handle) as (layer, overlays):
-        below = [*reversed(handle.snapshots), *_snapshots_of(handle.rootfs.image)]
+        below = [*reversed(handle.snapshots), *_snapshots_of(image)]
         parts = [
             (layer, _points(handle, overlays)),
             *((one.directory, one.points) for one in below),
         ]
-        with Transaction(Store()) as transaction:
-            builder = handle.user_namespaces()[1]
-            layers = [
-                (point, _store_layer(transaction, builder, directory, number))
-                for directory, points in reversed(parts)
-                for number, point in points.items()
-            ]
-            image_id = _register(transaction, handle, [one for one in layers if one[1]], name)
-    return Image.get(name or image_id)
-
-
-def _store_layer(transaction: Transaction, builder: int, directory: int, number: str) -> str:
-    """Store the layer of one overlay under a new key; return the key, "" for an empty layer.
-
-    Without root, the files in the store belong to this user, whatever their owner inside: another
-    owner's files could not be removed later.
-    """
-    source = f"{process.path_of(directory)}/{number}/upper"
-    if number != "0" and not as_builder(builder, lambda: os.listdir(source)):
-        return ""
-    key = f"sha256:{secrets.token_hex(32)}"
-
-    def make(target: str) -> LayerInfo:
-        os.rmdir(target)
-        return LayerInfo(
-            *as_builder(builder, lambda: _copy_measured(source, target, owners=builder < 0))
-        )
-
-    transaction.add_layer(key, make)
-    return key
-
-
-def _copy_measured(source: str, target: str, *, owners: bool) -> tuple[int, int]:
-    """Copy a directory; return the size of the copy and the number of its entries."""
-    size, entries = copy_directory(source, target, owners=owners)
-    return size, max(entries, 1)
-
-
-def _register(
-    transaction: Transaction, handle: Handle, layers: list[tuple[str, str]], name: str
-) -> str:
-    """Add an image of stored layers (mount point and key of each) to the store; return its id."""
-    image = handle.rootfs.image
-    parent = _stored_parent(image)
-    history = [*(image.history if image else ()), _step()]
-    keys = [*(parent.layers if parent else ()), *(key for _point, key in layers)]
-    document = {**(parent.document if parent else {}), "history": history}
-    config = make_config(keys, history, document.get("config"))
-    if parent and parent.document:
-        document["rootfs"] = {"type": "layers", "diff_ids": keys}
-        config = json.dumps(document).encode()
-    base = parent.base or parent.directory if parent else "host"
-    points = {key: point for point, key in layers} | (dict(parent.points) if parent else {})
-    return transaction.register(config, keys, [name] if name else [], base=base, points=points)
+        history = image.history if image else ()
+        base = Base(_stored_parent(image), tuple(history))
+        return store(parts, base, details, builder=handle.user_namespaces()[1])

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from pytest_sandbox.errors import ImageError
 from pytest_sandbox.image.image import Image
 from pytest_sandbox.image.locks import exclusive_lock
+from pytest_sandbox.linux.private_directory import make_private
 from pytest_sandbox.paths import images
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def find_or_make(key: str, make: Callable[[], Image]) -> Image:
     found = _read(path)
     if found is not None:
         return found
-    os.makedirs(_home(), mode=0o700, exist_ok=True)
+    make_private(_home())
     with exclusive_lock(f"{path}.lock", threading.Event()):
         found = _read(path)  # another process may have made it meanwhile
         if found is None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.linux import process
@@ -37,24 +39,25 @@ if TYPE_CHECKING:
     Open = Callable[[str, int], int]
 
 
-def copy_in(open_inside: Open, source: Path, target: Path) -> None:
+def copy_in(open_inside: Open, source: Path, target: Path, *, owners: bool = False) -> None:
     """Copy a file, a link or a directory of the host to ``target`` inside, or into it if it is a
-    directory. Raises OSError.
+    directory; ``DIRECTORY/.`` copies the content of a directory. Raises OSError.
     """
     os.lstat(source)  # the error names the path as it was given
     path = os.path.abspath(os.fspath(source))
-    directory, name = _place_inside(open_inside, os.fspath(target), os.path.basename(path))
+    name = "." if os.fspath(source).endswith("/.") else os.path.basename(path)
+    directory, name = _place_inside(open_inside, os.fspath(target), name)
     try:
         entry = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            _copy(_Transfer, entry, directory, name, path)
+            _copy(partial(_Transfer, owners=owners), entry, directory, name, path)
         finally:
             os.close(entry)
     finally:
         os.close(directory)
 
 
-def copy_out(open_inside: Open, source: Path, target: Path) -> None:
+def copy_out(open_inside: Open, source: Path, target: Path, *, owners: bool = False) -> None:
     """Copy a file or a directory inside to ``target`` on the host, or into it if it is a directory.
 
     ``DIRECTORY/.`` copies the content of a directory. If ``source`` is a link, it is followed
@@ -73,7 +76,11 @@ def copy_out(open_inside: Open, source: Path, target: Path) -> None:
         directory = os.open(into, _FOUND_DIRECTORY)
         try:
             _copy(
-                lambda root: _Out(root, open_inside, path), entry, directory, as_name or ".", path
+                lambda root: _Out(root, open_inside, path, owners=owners),
+                entry,
+                directory,
+                as_name or ".",
+                path,
             )
         finally:
             os.close(directory)
@@ -128,13 +135,15 @@ def _make_directory(directory: int, name: str) -> tuple[int, bool]:
 
 
 class _Transfer(TreeCopy):
-    """A copy that belongs to this process's user, with modes and times.
+    """A copy that belongs to this process's user, with modes and times; with ``owners``, files
+    keep their UID and GID, as far as this process may set them.
 
     FIFOs, sockets and devices are skipped: they have no meaning on the other side.
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, *, owners: bool = False) -> None:
         super().__init__(target)
+        self._owners = owners
         #: Whether the copy created each directory on the way. One that existed keeps its mode.
         self.created: list[bool] = []
 
@@ -154,12 +163,18 @@ class _Transfer(TreeCopy):
             write = _open_target(target, name)
             try:
                 self.count(copy_content(read, write, status))
+                self._own(write, status)
                 os.fchmod(write, stat.S_IMODE(status.st_mode) & _MODE)
                 os.utime(write, ns=(status.st_atime_ns, status.st_mtime_ns))
             finally:
                 os.close(write)
         finally:
             os.close(read)
+
+    def _own(self, fd: int, status: os.stat_result) -> None:
+        if self._owners:
+            with suppress(PermissionError):
+                os.fchown(fd, status.st_uid, status.st_gid)
 
     def link(self, text: str, target: int, name: str) -> None:
         """Create a symbolic link."""
@@ -173,7 +188,9 @@ class _Transfer(TreeCopy):
 
     def leave(self, source: int, target: int) -> None:
         if self.created.pop():
-            os.fchmod(target, stat.S_IMODE(os.fstat(source).st_mode) & _MODE)
+            status = os.fstat(source)
+            self._own(target, status)
+            os.fchmod(target, stat.S_IMODE(status.st_mode) & _MODE)
 
 
 def _open_target(directory: int, name: str) -> int:
@@ -199,8 +216,10 @@ def _open_target(directory: int, name: str) -> int:
 class _Out(_Transfer):
     """A copy of the path ``source`` inside to the host."""
 
-    def __init__(self, target: int, open_inside: Open, source: str) -> None:
-        super().__init__(target)
+    def __init__(
+        self, target: int, open_inside: Open, source: str, *, owners: bool = False
+    ) -> None:
+        super().__init__(target, owners=owners)
         self._open = open_inside
         self._source = source
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.container.conditions import healthcheck, needs_log
 from pytest_sandbox.container.kept_log import KeptLog
+from pytest_sandbox.container.missing_programs import as_service_error
 from pytest_sandbox.container.popen import Popen
 from pytest_sandbox.container.probes import make_probe
 from pytest_sandbox.container.processes import list_processes
@@ -68,10 +69,11 @@ def joined(handle: Handle, given: list[Condition]) -> Condition:
         check = healthcheck(image.config) if image else None
         if check is None:
             raise SettingsError(
-                "wait_for",
+                "condition",
                 None,
-                "port=, log=, http=, run= or file=, or a condition such as Port(80) | Log('ready')"
-                "; or nothing for an image that has a HEALTHCHECK",
+                "what to wait for: port=, log=, http=, run= or file=, such as wait_for(port=8000), "
+                "or a condition such as Port(80) | Log('ready'). Nothing is enough for an image "
+                "with a HEALTHCHECK only",
             )
         return check
     condition = functools.reduce(operator.and_, given)
@@ -99,7 +101,8 @@ def wait_for(
     logs = kept or list(handle.logs)  # a command that has ended may have left a service running
     probe = make_probe(handle, condition, logs)
     try:
-        _Wait(handle, probe, commands, logs, name).run(timeout)
+        with as_service_error(name, handle, what="its readiness check"):
+            _Wait(handle, probe, commands, logs, name).run(timeout)
     finally:
         probe.close()
 

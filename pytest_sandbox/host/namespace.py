@@ -5,14 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import site
 import socket
 from contextlib import suppress
 from ipaddress import IPv4Interface
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.host.kernel import denied
-from pytest_sandbox.linux import mounts, namespaces, root_check, rtnetlink, sysctl, userns
+from pytest_sandbox.linux import (
+    mounts,
+    namespaces,
+    network_namespace,
+    root_check,
+    rtnetlink,
+    sysctl,
+    userns,
+)
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
@@ -254,7 +261,6 @@ def remedy_for(name: str) -> Callable[[Trial], str]:
 def try_bridge() -> str:
     """Make a network of containers, and plug in this process's own network."""
     isolate(sc.CLONE_NEWNET)
-    site.main()  # this process was started without site-packages, where pyroute2 is
     own = os.pidfd_open(os.getpid())
     bridge = rtnetlink.Bridge(-1)
     bridge.plug(2, own, IPv4Interface("192.0.2.2/24"))
@@ -263,8 +269,8 @@ def try_bridge() -> str:
 
 def remedy_for_bridge(trial: Trial) -> str:
     """Return what gives the kernel bridges, or says why they may not be had."""
-    if "pyroute2" in trial.said:
-        return "Install what this library requires, once more: pip install pyroute2."
+    if trial.errno == errno.EAFNOSUPPORT:
+        return "As root: modprobe af_packet; or a kernel that is built with CONFIG_PACKET."
     if trial.errno == errno.EOPNOTSUPP:
         return (
             "As root: modprobe -a bridge veth; or a kernel that is built with CONFIG_BRIDGE "
@@ -277,6 +283,6 @@ def try_loopback() -> str:
     """Make a network, and bring its loopback up."""
     isolate(0)
     batch = SyscallBatch()
-    rtnetlink.add_network(batch, "loopback")
+    network_namespace.add_network(batch, "loopback")
     batch.run()
     return "a new network's loopback comes up"

@@ -62,7 +62,7 @@ class Loader:
         self, config: bytes, keys: Sequence[str], names: Sequence[str], manifest: bytes = b""
     ) -> str:
         image_id = self.transaction.register(config, keys, names, manifest=manifest)
-        self.loaded[image_id] = names[0] if names else ""
+        self.loaded.setdefault(image_id, names[0] if names else "")
         return image_id
 
     def load_layout(self, members: Members) -> list[str]:
@@ -78,7 +78,8 @@ class Loader:
         chosen = [one for one in listed if isinstance(one, dict) and self._matches(one)] or listed[
             :1
         ]
-        return [self._load_manifest(members, one) for one in chosen]
+        # An image with several names is listed once for each.
+        return list(dict.fromkeys(self._load_manifest(members, one) for one in chosen))
 
     def _matches(self, described: dict[str, Any]) -> bool:
         declared = described.get("platform")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.image.index import Index, Record
     from pytest_sandbox.image.reference import Reference
 
-__all__ = ["Image", "find", "load_stream"]
+__all__ = ["Image", "find", "load_stream", "save_images"]
 
 _SHORTEST_ID: Final = 4
 _COPIED: Final = 1 << 20
@@ -247,6 +247,42 @@ class Image:
         """
         return -1 if self.directory else Store(self._store).hold(self.id)
 
+    def tag(self, name: str) -> Image:
+        """Give the image a further name, as ``docker tag``, and return it by that name; another
+        image loses the name.
+
+        Raises :class:`ImageError` for an invalid name, for one with a digest, and for an image that
+        is not in the store.
+        """
+        reference = parse_reference(name)
+        if reference.digest:
+            raise ImageError(f"{name}: a name with a digest cannot be given. Use NAME:TAG.")
+        self._require_stored("tag")
+        store = Store(self._store)
+        with store.locked() as index:
+            if self.id not in index.images:
+                raise UnknownImage(self.reference)
+            index.set_name(reference.full, self.id)
+        return _of(store, store.index(), self.id, name)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the image to an archive, as ``docker save``, which :meth:`load`, docker and podman
+        read.
+
+        It has the name of this object, if any, and another id than a pulled image: the store has
+        the files of its layers, which are packed again. Raises :class:`ImageError`, also for an
+        image that is based on the host or on a directory.
+        """
+        from pytest_sandbox.image.save import open_archive
+
+        with open_archive(path) as file:
+            save_images([self], file)
+
+    def _require_stored(self, verb: str) -> None:
+        if self.directory or not self._store:
+            what = "a directory" if self.directory else "in memory: commit it with a name"
+            raise ImageError(f"cannot {verb} {self.reference}: it is {what}, not in the store")
+
     def remove(self) -> builtins.list[str]:
         """Remove the image's name, and with its last name the image and the layers that no other
         image has. A directory is not removed.
@@ -290,6 +326,21 @@ def find(value: object) -> Image | None:
             "system, or the name of a stored image."
         )
     return _of_directory(where)
+
+
+def save_images(images: Iterable[Image], target: BinaryIO) -> None:
+    """Write images to one archive, each with the name that it was found by. Raises
+    :class:`ImageError`.
+    """
+    from pytest_sandbox.image.save import Saved, save
+
+    chosen = []
+    for image in images:
+        image._require_stored("save")  # noqa: SLF001 - its own
+        name = "" if image.reference == image.id or "@" in image.reference else image.reference
+        chosen.append(Saved(image.id, image.layers, image.document, name, image.base))
+    with _explained("save"):
+        save(Store(), chosen, target)
 
 
 def load_stream(

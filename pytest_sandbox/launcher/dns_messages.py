@@ -5,24 +5,40 @@ from __future__ import annotations
 import struct
 from typing import Final, NamedTuple
 
-__all__ = ["NO_ERROR", "NO_NAME", "PTR", "SERVER_FAILURE", "A", "Query", "answer", "parse"]
+__all__ = [
+    "NO_ERROR",
+    "NO_NAME",
+    "PTR",
+    "SERVER_FAILURE",
+    "A",
+    "Query",
+    "answer",
+    "answer_or_no_name",
+    "encode_name",
+    "parse",
+    "reverse_address",
+]
 
 A: Final = 1
 PTR: Final = 12
 _INTERNET: Final = 1
 NO_ERROR, SERVER_FAILURE, NO_NAME = 0, 2, 3
-_REFUSED_KINDS: Final = 4  # NOTIMP
 _HEADER: Final = struct.Struct("!6H")
 #: Seconds for which an answer is valid: names are resolved again at each connection anyway.
 _TTL: Final = 1
 _LARGEST_LABEL: Final = 63
 _LONGEST_NAME: Final = 253
+_REVERSE: Final = ".in-addr.arpa"
 #: Others mean something to a proxy, which gets the name in a request: "evil.org:443#.example.org".
 _NAME: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 
 class Query(NamedTuple):
-    """A question: ``name`` in lower case without a final dot."""
+    """A question: ``name`` in lower case without a final dot.
+
+    It is empty, and ``kind`` is 0, if the question is not about the internet, or has a name that no
+    host has.
+    """
 
     message: bytes
     name: str
@@ -48,7 +64,7 @@ def parse(message: bytes) -> Query | None:
     kind, family = struct.unpack_from("!HH", message, at + 1)
     name = b".".join(labels).lower()
     if family != _INTERNET or not _NAME.issuperset(name):
-        return None
+        return Query(message, "", 0, at + 5)
     return Query(message, name.decode("ascii"), kind, at + 5)
 
 
@@ -63,6 +79,17 @@ def answer(query: Query, code: int, data: bytes | None = None) -> bytes:
         return header + question
     record = struct.pack("!HHHIH", 0xC00C, query.kind, _INTERNET, _TTL, len(data))
     return header + question + record + data
+
+
+def answer_or_no_name(query: Query, data: bytes | None) -> bytes:
+    """Return the response with the data of one record; for None, that the name does not exist."""
+    return answer(query, NO_NAME if data is None else NO_ERROR, data)
+
+
+def reverse_address(name: str) -> str:
+    """Return the address of a name of a reverse lookup; empty for another name."""
+    digits, found, rest = name.partition(_REVERSE)
+    return ".".join(reversed(digits.split("."))) if found and not rest else ""
 
 
 def encode_name(name: str) -> bytes:

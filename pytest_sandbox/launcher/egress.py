@@ -1,10 +1,10 @@
 """The forwarder of outgoing connections: a process for each container whose ``network`` limits
 them.
 
-It is the container's gateway and name server (linux/gateway.py). Each name that is looked up gets
-an address of 198.18.0.0/15, which stands for the name; the program inside connects to it, and the
-forwarder resolves the name and connects on the host. Bytes are passed on as they are, so TLS is end
-to end.
+It is the container's gateway (linux/gateway.py) and name server (name_service.py). Each name that
+is looked up gets an address of 198.18.0.0/15, which stands for the name; the program inside
+connects to it, and the forwarder resolves the name and connects on the host. Bytes are passed on as
+they are, so TLS is end to end.
 
 The client sends, with descriptors, and gets ``ready``, or ``failed`` (errno, reason):
 
@@ -25,11 +25,12 @@ import socket
 import struct
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from pytest_sandbox.launcher import dns_messages as dns
-from pytest_sandbox.launcher.egress_addresses import is_of_host
+from pytest_sandbox.launcher.egress_addresses import is_of_host, is_reserved
 from pytest_sandbox.launcher.egress_attempts import Attempts
+from pytest_sandbox.launcher.name_service import NameService
 from pytest_sandbox.launcher.proxy import Proxy
 from pytest_sandbox.launcher.relay_loop import Connection, RelayLoop, reset
 from pytest_sandbox.launcher.resolver import Resolver
@@ -38,10 +39,16 @@ from pytest_sandbox.runtime.protocol import close_all
 from pytest_sandbox.settings.destinations import Destinations
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_sandbox.runtime.protocol import Channel, Message
+
+    Respond = Callable[[bytes], None]
 
 __all__ = ["serve"]
 
+#: The number of the container for its name service.
+_ONLY: Final = 0
 #: The addresses that stand for names: 198.18.0.16 to 198.19.255.255.
 _FIRST: Final = 0xC6120010
 _END: Final = 0xC6140000
@@ -51,6 +58,7 @@ _MOST_LISTENERS: Final = 4096
 _MOST_PACKETS: Final = 1000
 _NOT_ALLOWED: Final = "not allowed"
 _RESOLVES_TO_HOST: Final = "its name resolves to an address of this host"
+_LOOPBACK: Final = "an address of this host"
 _ERRORS: Final = {
     socket.EAI_NONAME: "the name does not exist",
     socket.EAI_AGAIN: "no name server of the host answers",
@@ -71,6 +79,7 @@ class _Forwarder(RelayLoop):
         self._listening: dict[tuple[str, int], socket.socket] = {}
         self._names: dict[str, str] = {}
         self._addresses: dict[str, str] = {}
+        self._name_service = NameService(self, self._on_query)
 
     # -- the client's messages
 
@@ -90,7 +99,7 @@ class _Forwarder(RelayLoop):
         finally:
             close_all(fds)
         self.watch(gateway.packets.fileno(), select.EPOLLIN, self._on_packet)
-        self.watch(gateway.dns.fileno(), select.EPOLLIN, self._on_query)
+        self._name_service.add(_ONLY, gateway.names)
 
     def _leave(self) -> None:
         """Close the gateway of an earlier init; connections that were made go on."""
@@ -100,7 +109,7 @@ class _Forwarder(RelayLoop):
         self.room += len(self._listening)
         self._listening.clear()
         self.watch(self._gateway.packets.fileno(), 0, self._on_packet)
-        self.watch(self._gateway.dns.fileno(), 0, self._on_query)
+        self._name_service.remove(_ONLY)
         self._gateway.close()
 
     def _do_attempts(self, message: Message, _fds: list[int]) -> Message:
@@ -115,19 +124,16 @@ class _Forwarder(RelayLoop):
 
     # -- names
 
-    def _on_query(self, _events: int) -> None:
-        with suppress(OSError):
-            data, peer = self._gateway.dns.recvfrom(1 << 12)
-            if (query := dns.parse(data)) is None:
-                return
-            if query.kind == dns.A:
-                self._look_up(query, peer)
-            elif query.kind == dns.PTR:
-                self._send_name(query, peer)
-            else:  # as a name that has addresses of IPv4 alone
-                self._answer(query, peer, dns.NO_ERROR)
+    def _on_query(self, query: dns.Query, respond: Respond) -> None:
+        if query.kind == dns.A:
+            self._look_up(query, respond)
+        elif query.kind == dns.PTR:
+            name = self._names.get(dns.reverse_address(query.name))
+            respond(dns.answer_or_no_name(query, None if name is None else dns.encode_name(name)))
+        else:  # as a name that has addresses of IPv4 alone
+            respond(dns.answer(query, dns.NO_ERROR))
 
-    def _look_up(self, query: dns.Query, peer: Any) -> None:
+    def _look_up(self, query: dns.Query, respond: Respond) -> None:
         """Answer with the address that stands for the name.
 
         A name that is not allowed has one, too, so that the attempt to connect tells the port. It
@@ -137,9 +143,9 @@ class _Forwarder(RelayLoop):
         if not self._is_known(name):
             self.attempts.add_name(name)
         elif not self.proxy.is_used_for(name):
-            self._resolver.resolve(name, partial(self._on_looked_up, query, peer))
+            self._resolver.resolve(name, partial(self._on_looked_up, query, respond))
             return
-        self._send_address(query, peer)
+        self._send_address(query, respond)
 
     def _is_known(self, name: str) -> bool:
         """Return whether any port of a name is allowed."""
@@ -148,35 +154,25 @@ class _Forwarder(RelayLoop):
             self.destinations.allow(name, port) for port in ports
         )
 
-    def _on_looked_up(self, query: dns.Query, peer: Any, _addresses: list[str], error: int) -> None:
+    def _on_looked_up(
+        self, query: dns.Query, respond: Respond, _addresses: list[str], error: int
+    ) -> None:
         if not error:
-            self._send_address(query, peer)
+            self._send_address(query, respond)
             return
         self.attempts.add(query.name, None, "dns", "", _explain(error))
         code = dns.NO_NAME if error == socket.EAI_NONAME else dns.SERVER_FAILURE
-        self._answer(query, peer, code)
+        respond(dns.answer(query, code))
 
-    def _send_address(self, query: dns.Query, peer: Any) -> None:
+    def _send_address(self, query: dns.Query, respond: Respond) -> None:
         address = self._addresses.get(query.name)
         if address is None:
             if _FIRST + len(self._names) >= _END:
-                self._answer(query, peer, dns.SERVER_FAILURE)
+                respond(dns.answer(query, dns.SERVER_FAILURE))
                 return
             address = socket.inet_ntoa(struct.pack("!I", _FIRST + len(self._names)))
             self._addresses[query.name], self._names[address] = address, query.name
-        self._answer(query, peer, dns.NO_ERROR, socket.inet_aton(address))
-
-    def _send_name(self, query: dns.Query, peer: Any) -> None:
-        digits = query.name.removesuffix(".in-addr.arpa").split(".")
-        name = self._names.get(".".join(reversed(digits)))
-        if name is None:
-            self._answer(query, peer, dns.NO_NAME)
-        else:
-            self._answer(query, peer, dns.NO_ERROR, dns.encode_name(name))
-
-    def _answer(self, query: dns.Query, peer: Any, code: int, data: bytes | None = None) -> None:
-        with suppress(OSError):
-            self._gateway.dns.sendto(dns.answer(query, code, data), peer)
+        respond(dns.answer(query, dns.NO_ERROR, socket.inet_aton(address)))
 
     # -- connections
 
@@ -225,13 +221,21 @@ class _Forwarder(RelayLoop):
             address, port = outer.getsockname()
             host = self._names.get(address)
             if host is None:
-                _Outgoing(self, outer, [(address, port)], (address, port)).connect()
+                self._connect_to(outer, address, port)
             elif self.proxy.is_used_for(host):
                 self._resolver.resolve(
                     self.proxy.host, partial(self._on_resolved, outer, (host, port), True)
                 )
             else:
                 self._resolver.resolve(host, partial(self._on_resolved, outer, (host, port), False))
+
+    def _connect_to(self, outer: socket.socket, address: str, port: int) -> None:
+        # A host that routes packets to 127.0.0.1 (sysctl route_localnet) passes them on to here.
+        is_allowed = self.destinations.lists(address, port) or not is_reserved(address)
+        targets = [(address, port)] if is_allowed else []
+        connection = _Outgoing(self, outer, targets, (address, port))
+        connection.reason = "" if is_allowed else _LOOPBACK
+        connection.connect()
 
     def _on_resolved(
         self,
@@ -287,6 +291,8 @@ class _Outgoing(Connection):
 class _Proxied(_Outgoing):
     """A connection through the HTTP proxy of the host, with CONNECT (RFC 9110, section 9.3.6)."""
 
+    _answer = b""
+
     def start(self) -> None:
         """Ask the proxy for the connection, and wait for its answer."""
         with suppress(OSError):  # the next event tells
@@ -297,13 +303,14 @@ class _Proxied(_Outgoing):
         try:
             # No byte more than the header is read here: the rest belongs to the connection.
             seen = self.inner.recv(Proxy.LONGEST_ANSWER, socket.MSG_PEEK)
-            end = seen.find(b"\r\n\r\n") + 4
-            self.inner.recv(end if end >= 4 else len(seen))
+            # The end of the header may come in two parts.
+            end = (self._answer + seen).find(b"\r\n\r\n") + 4
+            part = self.inner.recv(end - len(self._answer) if end >= 4 else len(seen))
         except OSError as error:
             self._end(str(error.strerror))
             return
-        self._answer = getattr(self, "_answer", b"") + (seen[:end] if end >= 4 else seen)
-        if end < 4 and seen and len(self._answer) < Proxy.LONGEST_ANSWER:
+        self._answer += part
+        if end < 4 and part and len(self._answer) < Proxy.LONGEST_ANSWER:
             return
         if Proxy.accepts(self._answer):
             self.relay.watch(self.inner.fileno(), 0, self._on_answer)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 from contextlib import suppress
 
-__all__ = ["is_of_host"]
+__all__ = ["is_of_host", "is_reserved"]
 
-_MAPPED = bytes(10) + b"\xff\xff"  # an IPv4 address as one of IPv6 (RFC 4291)
+#: An IPv4 address as one of IPv6: mapped (RFC 4291), and for a translator (NAT64, RFC 6052).
+_PREFIXES = (bytes(10) + b"\xff\xff", b"\x00\x64\xff\x9b" + bytes(8))
 
 
 def is_of_host(address: str) -> bool:
@@ -15,10 +16,10 @@ def is_of_host(address: str) -> bool:
     (RFC 6890), or the host's own.
     """
     packed = _packed(address)
-    if packed[:12] == _MAPPED:
+    if packed[:12] in _PREFIXES:
         packed = packed[12:]
     if len(packed) == 4:
-        is_special = packed[0] in {0, 127} or packed[0] >= 224 or packed[:2] == b"\xa9\xfe"
+        is_special = is_reserved(socket.inet_ntoa(packed)) or packed[:2] == b"\xa9\xfe"
     else:
         is_special = (
             packed[:12] == bytes(12)  # ::, ::1, and IPv4-compatible addresses
@@ -26,6 +27,12 @@ def is_of_host(address: str) -> bool:
             or (packed[0] == 0xFE and packed[1] >= 0x80)  # link-local, and site-local
         )
     return is_special or _is_local(packed)
+
+
+def is_reserved(address: str) -> bool:
+    """Return whether an IPv4 address is loopback, "this host", multicast or reserved (RFC 6890)."""
+    first = socket.inet_aton(address)[0]
+    return first in {0, 127} or first >= 224
 
 
 def _packed(address: str) -> bytes:

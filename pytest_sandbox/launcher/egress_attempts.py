@@ -24,7 +24,8 @@ class Attempts:
 
     def wants_program(self, host: str, port: int) -> bool:
         """Return whether the program of the next attempt is to be looked up."""
-        return self._of_kind.get((host, port), 0) < _LOOK_UPS
+        is_full = len(self._counts) >= _MOST  # a new kind is left out
+        return not is_full and self._of_kind.get((host, port), 0) < _LOOK_UPS
 
     def add(self, host: str, port: int | None, protocol: str, program: str, reason: str) -> None:
         """Count one attempt; an empty program stands for the last one that is known."""

@@ -4,10 +4,12 @@ descriptor.
 
 from __future__ import annotations
 
+import resource
 import select
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from pytest_sandbox.linux import process
 from pytest_sandbox.runtime.protocol import close_all
 
 if TYPE_CHECKING:
@@ -15,13 +17,21 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.runtime.protocol import Channel, Message
 
-__all__ = ["EventLoop"]
+__all__ = ["EventLoop", "allow_most_descriptors"]
+
+
+def allow_most_descriptors() -> int:
+    """Raise the limit of open descriptors to the hard limit; return it."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
 
 
 class EventLoop:
     """A message of the client is handled by the method ``_do_OP``, which owns its descriptors.
 
-    It may return fields of the answer, and put descriptors for it into ``answer_fds``.
+    It may return fields of the answer, and put descriptors for it into ``answer_fds``. A message
+    with ``quiet`` gets no answer.
     """
 
     def __init__(self, channel: Channel) -> None:
@@ -68,10 +78,17 @@ class EventLoop:
         except OSError as error:
             answer = {"op": "failed", "errno": error.errno, "reason": error.strerror}
             self._close_answer_fds()
-        with suppress(BrokenPipeError, ConnectionResetError):
-            self._channel.send(answer, self.answer_fds)
+        if not message.get("quiet"):
+            with suppress(BrokenPipeError, ConnectionResetError):
+                self._channel.send(answer, self.answer_fds)
         self._close_answer_fds()
         return True
+
+    def catch_up(self) -> None:
+        """Handle the messages of the client that have arrived."""
+        while process.is_readable(self._channel.fileno(), 0):
+            if not self._receive():
+                return  # serve() finds the end, too
 
     def _close_answer_fds(self) -> None:
         fds, self.answer_fds = self.answer_fds, []

@@ -17,7 +17,9 @@ from pytest_sandbox.runtime.spec import OVERHEAD, Spec
 if TYPE_CHECKING:
     from pytest_sandbox.launcher.cgroup_remover import CgroupRemover
     from pytest_sandbox.launcher.layer_holder import LayerHolder
+    from pytest_sandbox.launcher.networks import Networks
     from pytest_sandbox.linux.cgroup import Cgroup
+    from pytest_sandbox.linux.network_namespace import NetworkNamespace
 
 __all__ = ["ContainerFactory", "ContainerRecord"]
 
@@ -40,7 +42,11 @@ class ContainerRecord:
     file_stamps: list[file_mounts.Stamp]
     mounts_version: int
     """Which of the host's mounts it was created on."""
+    network: NetworkNamespace | None
+    """The network namespace, where the launcher has created one in advance."""
     is_claimed: bool = False
+    has_unused_network: bool = True
+    """Whether the client has not used the network namespace."""
     metadata: Any = None
     """What other processes of the user are told of it."""
     since: float = 0.0
@@ -62,7 +68,12 @@ class ContainerFactory:
     """Creates containers for one session; ``lock`` is the path of its lock file."""
 
     def __init__(
-        self, session: str, lock: str, layer_holder: LayerHolder, cgroup_remover: CgroupRemover
+        self,
+        session: str,
+        lock: str,
+        layer_holder: LayerHolder,
+        cgroup_remover: CgroupRemover,
+        networks: Networks,
     ) -> None:
         self.session = find_hierarchy().attach(session)
         #: Reports POLLPRI when something is mounted or unmounted.
@@ -71,6 +82,7 @@ class ContainerFactory:
         self._lock = lock
         self._layer_holder = layer_holder
         self._cgroup_remover = cgroup_remover
+        self._networks = networks
         self._count = 0
         self._mounts_version = 0
         #: Whether the host's mounts changed and could not be read since.
@@ -122,32 +134,51 @@ class ContainerFactory:
         """Create a container with this id, which is its host name, in a cgroup that exists."""
         if self._has_old_mounts:
             self.find_mounts()  # the error of this try is the answer to the client
-        place, held_layers = storage.MEMORY, dict[str, int]()
+        place, held_layers, network = storage.MEMORY, dict[str, int](), None
         try:
             cgroup.apply(spec.limits, overhead=OVERHEAD)
             for key in spec.held_layers:
                 (held_layers[key],) = self._layer_holder.ask("clone", key)
             place = self._make_place(spec, identity)
+            network = self._take_network(spec)
             builder = ContainerBuilder(
                 replace(spec, layer_directory=place.directory, layer_device=place.device),
                 self.host,
                 hostname=identity,
+                network=-1 if network is None else network.fd,
                 cgroup_files=cgroup.join_paths() if cgroup.fd() < 0 else (),
                 held_layers=held_layers,
                 shown_cgroups=cgroup.shown(),
             )
             created = builder.build(cgroup.fd())
         except BaseException as error:
+            if network is not None:
+                self._networks.put_back(network, is_unused=False)
             place.remove()
             storage.raise_if_unsupported(error, place)
             raise
         finally:
             close_all(list(held_layers.values()))
         place.release()
-        points, stamps = self.host.points(), builder.file_stamps
         return ContainerRecord(
-            identity, spec, created, cgroup, points, place, stamps, self._mounts_version
+            identity,
+            spec,
+            created,
+            cgroup,
+            self.host.points(),
+            place,
+            builder.file_stamps,
+            self._mounts_version,
+            network,
         )
+
+    def _take_network(self, spec: Spec) -> NetworkNamespace | None:
+        """Return a network namespace that belongs to the payloads' user namespace, so that their
+        CAP_NET_ADMIN applies to it; None if a builder can make it, or for the host's network.
+        """
+        if not spec.own_network or not spec.user_namespace:
+            return None
+        return self._networks.take(spec, self.host.user_namespace_for(spec))
 
     def _make_place(self, spec: Spec, identity: str) -> storage.Place:
         """Make the place of the writable layer, with what it starts with."""

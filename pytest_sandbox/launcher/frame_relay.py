@@ -45,6 +45,9 @@ _CHUNK = 1 << 17
 _BURST = 64
 #: Bytes that wait in one direction; what comes then is dropped.
 _MAX_WAITING = 16 << 20
+#: What a frame that waits counts in addition: its place in memory, and the time to send it. A fault
+#: that ends sends all of them before the client gets its answer.
+_FRAME_COST = 512
 _ARP = b"\x08\x06"
 
 
@@ -136,13 +139,13 @@ class _Relay(EventLoop):
             if due <= time.monotonic():
                 direction.send(data)
             elif direction.waiting <= _MAX_WAITING:
-                direction.waiting += len(data)
+                direction.waiting += len(data) + _FRAME_COST
                 heapq.heappush(self._queue, (due, next(self._count), direction, data))
 
     def _send_due(self, now: float) -> None:
         while self._queue and self._queue[0][0] <= now:
             _due, _number, direction, data = heapq.heappop(self._queue)
-            direction.waiting -= len(data)
+            direction.waiting -= len(data) + _FRAME_COST
             direction.send(data)
 
     def _reset(self, direction: _Direction, data: bytes) -> bool:

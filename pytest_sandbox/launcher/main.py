@@ -21,6 +21,7 @@ from pytest_sandbox.launcher.control_socket import ControlSocket
 from pytest_sandbox.launcher.factory import ContainerFactory
 from pytest_sandbox.launcher.layer_holder import LayerHolder
 from pytest_sandbox.launcher.layer_remover import LayerRemover
+from pytest_sandbox.launcher.networks import Networks
 from pytest_sandbox.launcher.pool import Pool
 from pytest_sandbox.launcher.relays import Relays
 from pytest_sandbox.linux import signals
@@ -56,8 +57,9 @@ class Launcher:
         self._layer_holder = LayerHolder()
         self._relays = Relays()
         self._cgroups = CgroupRemover()
-        self._factory = ContainerFactory(session, lock, self._layer_holder, self._cgroups)
-        self._pool = Pool(self._factory, self._cgroups, LayerRemover(), self._poll)
+        networks = Networks()
+        self._factory = ContainerFactory(session, lock, self._layer_holder, self._cgroups, networks)
+        self._pool = Pool(self._factory, self._cgroups, LayerRemover(), networks, self._poll)
         #: The client's number of the spec that it asked for last.
         self._spec_id = 0
         # Both: a fork of the client may hold the socket open after the client has ended.
@@ -173,7 +175,8 @@ class Launcher:
             self._pool.claim(self._pool.find(message["id"]), message["metadata"])
 
     def _do_closed(self, message: Message) -> None:
-        self._pool.close_one(message["id"])
+        has_unused_network = message.get("has_unused_network", False)
+        self._pool.close_one(message["id"], has_unused_network=has_unused_network)
 
     def _do_cancel(self, message: Message) -> None:
         self._pool.cancel(message["request_id"])

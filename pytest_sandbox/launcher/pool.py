@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.launcher.cgroup_remover import CgroupRemover
     from pytest_sandbox.launcher.factory import ContainerFactory, ContainerRecord
     from pytest_sandbox.launcher.layer_remover import LayerRemover
+    from pytest_sandbox.launcher.networks import Networks
     from pytest_sandbox.runtime.spec import Spec
 
 __all__ = ["Pool"]
@@ -37,11 +38,13 @@ class Pool:
         factory: ContainerFactory,
         cgroup_remover: CgroupRemover,
         layer_remover: LayerRemover,
+        networks: Networks,
         poll: select.poll,
     ) -> None:
         self._factory = factory
         self._cgroup_remover = cgroup_remover
         self._layer_remover = layer_remover
+        self._networks = networks
         self._poll = poll
         self._by_id: dict[str, ContainerRecord] = {}
         self._by_pidfd: dict[int, ContainerRecord] = {}
@@ -118,10 +121,11 @@ class Pool:
         record.is_claimed, record.metadata, record.since = True, old.metadata, old.since
         return record
 
-    def close_one(self, identity: str) -> None:
+    def close_one(self, identity: str, *, has_unused_network: bool) -> None:
         """Kill a container that the client does not need any more."""
         record = self._by_id.get(identity)
         if record is not None:
+            record.has_unused_network = has_unused_network
             self._kill(record)
         elif identity in self._committed:
             self._cgroup_remover.remove(self._committed.pop(identity).cgroup)
@@ -196,6 +200,10 @@ class Pool:
         self._poll.unregister(record.pidfd)
         process.reap(record.created.pid, record.pidfd)
         os.close(record.pidfd)
+        if record.network is not None:
+            # Of a claimed one whose client has not closed it, the use is not known.
+            is_unused = not record.is_claimed and record.has_unused_network
+            self._networks.put_back(record.network, is_unused=is_unused)
         self._layer_remover.free(_freed_later(record), record.place.directory)
 
     def close(self) -> None:

@@ -7,7 +7,8 @@ nothing is left. It passes bytes on and reads none of them.
 The client sends, with descriptors, and gets ``ready``, or ``failed`` (errno, reason):
 
 ===========  =====================================================================================
-``publish``  ports, addresses + [one socket for each port, then others to hold open]
+``publish``  ports, addresses + [a pidfd of init, in whose network to connect; one socket for each
+             port, then others to hold open]
 ``enter``    [a pidfd of init]: connect in the network of this init from now on
 ===========  =====================================================================================
 
@@ -53,6 +54,7 @@ class _PortRelay(RelayLoop):
             close_all(fds)
 
     def _do_publish(self, message: Message, fds: list[int]) -> None:
+        self._do_enter(message, [fds.pop(0)])
         addresses = message["addresses"]
         for port, fd in zip(message["ports"], fds, strict=False):
             made = socket.socket(fileno=fd)
@@ -95,14 +97,16 @@ class _UdpPort:
         with suppress(OSError):  # nobody listens inside, or the datagram is gone
             data, peer = self._outer.recvfrom(_MAX_DATAGRAM)
             inner = self._peers.pop(peer, None) or self._connected(peer)
-            self._peers[peer] = inner  # the latest is the last
-            inner.send(data)
+            if inner is not None:
+                self._peers[peer] = inner  # the latest is the last
+                inner.send(data)
 
-    def _connected(self, peer: tuple[Any, ...]) -> socket.socket:
-        if len(self._peers) >= _MAX_PEERS:
-            oldest = self._peers.pop(next(iter(self._peers)))
-            self._relay.watch(oldest.fileno(), 0, self.accept)
-            oldest.close()
+    def _connected(self, peer: tuple[Any, ...]) -> socket.socket | None:
+        """Return a socket for a new peer; None if there is no descriptor for it."""
+        if self._peers and (len(self._peers) >= _MAX_PEERS or self._relay.room <= 0):
+            self._forget(next(iter(self._peers)))
+        if self._relay.room <= 0:
+            return None
         inner = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         inner.connect(self._target)
 
@@ -111,4 +115,11 @@ class _UdpPort:
                 self._outer.sendto(inner.recv(_MAX_DATAGRAM), peer)
 
         self._relay.watch(inner.fileno(), select.EPOLLIN, answer)
+        self._relay.room -= 1
         return inner
+
+    def _forget(self, peer: tuple[Any, ...]) -> None:
+        oldest = self._peers.pop(peer)
+        self._relay.watch(oldest.fileno(), 0, self.accept)
+        oldest.close()
+        self._relay.room += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -30,9 +31,17 @@ class Proxy:
         return cls(str(host), int(str(port)), str(credentials), tuple(exceptions))
 
     def is_used_for(self, name: str) -> bool:
-        """Return whether connections to a name go through the proxy."""
-        return bool(self.host) and not any(
-            one == "*" or f".{name}".endswith(f".{one.lstrip('.')}") for one in self.exceptions
+        """Return whether connections to a name go through the proxy.
+
+        Names that mean the host itself do not: to a proxy they mean the proxy's machine, which may
+        be this host. Neither do addresses that are written as names, as every address.
+        """
+        return (
+            bool(self.host)
+            and not _is_local(name)
+            and not any(
+                one == "*" or f".{name}".endswith(f".{one.lstrip('.')}") for one in self.exceptions
+            )
         )
 
     def request(self, host: str, port: int) -> bytes:
@@ -47,3 +56,14 @@ class Proxy:
     def accepts(answer: bytes) -> bool:
         """Return whether the answer to a request has a status from 200 to 299."""
         return answer[:5] == b"HTTP/" and answer[8:10] == b" 2" and b"\r\n\r\n" in answer
+
+
+def _is_local(name: str) -> bool:
+    plain = name.rstrip(".")
+    if plain in {"", "localhost", socket.gethostname().lower()} or plain.endswith(".localhost"):
+        return True
+    try:
+        socket.inet_aton(plain)
+    except OSError:
+        return False
+    return True

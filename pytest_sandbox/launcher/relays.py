@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Relays"]
 
-#: The module of each kind, which has a function ``serve``. They are imported in the new process, so
-#: that the launcher of a session without networks does not wait for it.
+#: The module of each kind, which has a function ``serve``. It is imported before the first relay of
+#: the kind is forked: a launcher without networks does not wait for it, and a later relay neither.
 _MODULES = {
     "ports": "port_relay",
     "connections": "egress",
     "frames": "frame_relay",
     "capture": "frame_capture",
+    "names": "name_server",
 }
 
 
@@ -33,10 +34,10 @@ class Relays:
     def start(self, kind: str) -> Channel:
         """Start a relay; return the client's end of its socket."""
         self._pids = [pid for pid in self._pids if not os.waitpid(pid, os.WNOHANG)[0]]
-        module = _MODULES[kind]
+        module = import_module(f"pytest_sandbox.launcher.{_MODULES[kind]}")
 
         def serve(channel: Channel) -> None:
-            import_module(f"pytest_sandbox.launcher.{module}").serve(channel)
+            module.serve(channel)
             # Before the client's socket, whose end tells the client that its ports are free.
             process.close_others({channel.fileno()})
 

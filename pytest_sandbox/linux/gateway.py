@@ -6,7 +6,6 @@ port (:meth:`Gateway.listen`). The first packets of connections are seen by a pa
 the process decides about each connection while the program inside still waits.
 
 Both devices have one hardware address and no ARP, since the packets for all addresses must arrive.
-Messages of rtnetlink(7) are packed here and not by pyroute2, which the launcher never imports.
 """
 
 from __future__ import annotations
@@ -14,45 +13,55 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import threading
-from array import array
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
+from pytest_sandbox.linux import name_link, packet_socket
 from pytest_sandbox.linux import syscall as sc
-from pytest_sandbox.linux.internet_checksum import internet_checksum
+from pytest_sandbox.linux.in_thread import in_thread
+from pytest_sandbox.linux.internet_checksum import checksum_field, with_tcp_checksum
+from pytest_sandbox.linux.netlink_messages import (
+    CHANGE,
+    CREATE,
+    LOOPBACK,
+    NEW_ADDRESS,
+    NEW_LINK,
+    NEW_ROUTE,
+    NEW_RULE,
+    UP,
+    ask,
+    attribute,
+    link,
+    message,
+    open_netlink,
+    route,
+    up,
+    veth,
+)
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+__all__ = ["Gateway", "Packet"]
 
-__all__ = ["ADDRESS", "Gateway", "Packet"]
-
-_T = TypeVar("_T")
-
-#: The address of the name server. Its network is reserved for benchmarks (RFC 2544).
-ADDRESS: Final = "198.18.0.1"
+#: The gateway's address. Its network is reserved for benchmarks (RFC 2544).
+_ADDRESS: Final = "198.18.0.1"
 _INSIDE: Final = "198.18.0.2"
 _PREFIX: Final = 15
 _DEVICE, _PEER = b"gateway\0", b"eth0\0"
 _HARDWARE = b"\x02\x42\xc6\x12\x00\x01"
 # They must differ from each other and from those of lo and of devices that the kernel creates.
-_INDEX, _PEER_INDEX, _LOOPBACK = 1001, 1000, 1
+_INDEX, _PEER_INDEX = 1001, 1000
 
 # <linux/rtnetlink.h>, <linux/if_link.h>, <linux/fib_rules.h>, <linux/netlink.h>, <linux/ip.h>
-_NEWLINK, _NEWADDR, _NEWROUTE, _NEWRULE = 16, 20, 24, 32
-_CREATE, _CHANGE = 0x605, 0x5
-_UP, _NOARP = 0x1, 0x80
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_AF_SPEC, _IFLA_NET_NS_FD = 1, 3, 18, 26, 28
-_INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
+_NOARP = 0x80
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_AF_SPEC, _IFLA_NET_NS_FD = 1, 3, 26, 28
 _INET_CONF, _CONF_FORWARDING = 1, 1
 _TABLE: Final = 100
+_TABLE_MAIN: Final = 254
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
 _SCOPE_LINK, _SCOPE_HOST = 253, 254
-_RTA_DST, _RTA_OIF = 1, 4
 _FRA_DST, _FRA_PROTOCOL, _FRA_PORTS = 1, 22, 24
 _TO_TABLE = 1
 # <linux/in.h>, <linux/if_packet.h>, <asm-generic/socket.h>
-_IP_TRANSPARENT, _SOL_PACKET, _IGNORE_OUTGOING, _ATTACH_FILTER = 19, 263, 23, 26
+_IP_TRANSPARENT, _SOL_PACKET, _IGNORE_OUTGOING = 19, 263, 23
 _IPV4 = 0x0800
 _BACKLOG = 1024
 _LARGEST = 2048
@@ -85,48 +94,51 @@ class Packet(NamedTuple):
 class Gateway:
     """A new gateway for the container of a pidfd.
 
-    ``packets`` and ``dns`` are non-blocking sockets: the packets of :meth:`read`, and UDP to port
-    53 of :data:`ADDRESS`. Raises OSError, with EOPNOTSUPP if the kernel has no veth devices or no
-    policy routing.
+    ``packets`` is a non-blocking socket with the packets of :meth:`read`, ``names`` the way to the
+    name server of the container, which its user closes. Raises OSError, with EOPNOTSUPP if the
+    kernel has no veth devices or no policy routing.
     """
 
     def __init__(self, pidfd: int) -> None:
         self._pidfd = pidfd
-        self._inside = _in_thread(self._open_inside)
-        _in_thread(self._open)
+        self._inside, self.names = in_thread(self._open_inside)
+        in_thread(self._open)
 
-    def _open_inside(self) -> tuple[int, socket.socket, socket.socket, socket.socket]:
-        """Return the container's namespace, and sockets in it: packets, routes, diagnostics."""
+    def _open_inside(
+        self,
+    ) -> tuple[tuple[int, socket.socket, socket.socket, socket.socket], name_link.Link]:
+        """Return the container's namespace, and sockets in it: packets, routes, diagnostics, and
+        the way to the name server.
+        """
         sc.setns(self._pidfd, sc.CLONE_NEWNET)
         with suppress(OSError):  # a read-only /proc/sys, or no IPv6
             _write("/proc/sys/net/ipv6/conf/default/disable_ipv6")
         namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        return namespace, _packet_socket(), _netlink(socket.NETLINK_ROUTE), _netlink(4)
+        routes, diagnostics = open_netlink(socket.NETLINK_ROUTE), open_netlink(4)
+        return (namespace, _packet_socket(), routes, diagnostics), name_link.open_link()
 
     def _open(self) -> None:
         sc.unshare(sc.CLONE_NEWNET)
-        self._routes = _netlink(socket.NETLINK_ROUTE)
+        self._routes = open_netlink(socket.NETLINK_ROUTE)
         namespace, _packets, inner, _diagnostics = self._inside
-        _ask(self._routes, _pair(namespace))
-        _ask(self._routes, _without_forwarding(), _up(_LOOPBACK))
-        _ask(self._routes, _address(_INDEX, ADDRESS), _route(_TABLE, _LOOPBACK, _RTN_LOCAL))
-        _ask(self._routes, _rule(ADDRESS, 1))  # it fails at once if the kernel has no such rules
-        _ask(
+        ask(self._routes, _pair(namespace))
+        ask(self._routes, _without_forwarding(), up(LOOPBACK))
+        ask(self._routes, _address(_INDEX, _ADDRESS), _default_route(_TABLE, LOOPBACK, _RTN_LOCAL))
+        ask(self._routes, _rule(_ADDRESS, 1))  # it fails at once if the kernel has no such rules
+        ask(
             inner,
-            _up(_PEER_INDEX),
+            up(_PEER_INDEX),
             _address(_PEER_INDEX, _INSIDE),
-            _route(254, _PEER_INDEX, _RTN_UNICAST),
+            _default_route(_TABLE_MAIN, _PEER_INDEX, _RTN_UNICAST),
         )
         self.packets = _packet_socket()
         self.packets.bind(("gateway", _IPV4))
-        self.dns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self.dns.bind((ADDRESS, 53))
         self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
-        """Close all sockets, and with the last one the gateway's namespace."""
+        """Close all other sockets, and with the last one the gateway's namespace."""
         namespace, *sockets = self._inside
-        for one in (*sockets, self._routes, self.packets, self.dns):
+        for one in (*sockets, self._routes, self.packets):
             one.close()
         os.close(namespace)
         os.close(self._namespace)
@@ -135,7 +147,7 @@ class Gateway:
         """Return the next packet; None if there is none, or it is malformed."""
         try:
             data = self.packets.recv(_LARGEST)
-        except BlockingIOError:
+        except OSError:  # none is there; or the device was removed (ENETDOWN)
             return None
         start = (data[0] & 15) * 4
         if len(data) < start + 8:
@@ -152,8 +164,8 @@ class Gateway:
         flags = 0x5014  # a header of 20 bytes; RST and ACK
         tcp = struct.pack("!HHIIHHHH", *ports, 0, (sequence + 1) & 0xFFFFFFFF, flags, 0, 0, 0)
         ip = struct.pack("!BBHHHBBH", 0x45, 0, 40, 0, 0, 64, socket.IPPROTO_TCP, 0) + ends
-        whole = ip[:10] + _checksum(ip) + ip[12:] + tcp
-        self._send(self.packets, "gateway", _with_checksum(whole))
+        whole = ip[:10] + checksum_field(ip) + ip[12:] + tcp
+        self._send(self.packets, "gateway", with_tcp_checksum(whole))
 
     def listen(self, packet: Packet, *, every_address: bool) -> socket.socket:
         """Return a socket that listens on the packet's port, on its address or on every one, and
@@ -162,16 +174,16 @@ class Gateway:
         The socket's connections have the destination as their own address (getsockname(2)).
         """
         made = self._listening("0.0.0.0" if every_address else packet.address, packet.port)
-        self._send(self._inside[1], "eth0", _with_checksum(packet.data))
+        self._send(self._inside[1], "eth0", with_tcp_checksum(packet.data))
         return made
 
     def _listening(self, address: str, port: int) -> socket.socket:
-        made = _in_thread(self._new_socket)
+        made = in_thread(self._new_socket)
         try:
             made.setsockopt(socket.SOL_IP, _IP_TRANSPARENT, 1)
             made.bind((address, port))
             made.listen(_BACKLOG)
-            _ask(self._routes, _rule(address, port))
+            ask(self._routes, _rule(address, port))
         except BaseException:
             made.close()
             raise
@@ -227,25 +239,6 @@ def _owner(link: str, network: int) -> str:
     return ""
 
 
-def _in_thread(call: Callable[[], _T]) -> _T:
-    """Call a function in a thread of its own, which may enter another namespace."""
-    result: list[_T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(call())
-        except BaseException as error:  # noqa: BLE001 - raised in the caller
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return result[0]
-
-
 def _write(path: str) -> None:
     with open(path, "wb", buffering=0) as file:
         file.write(b"1")
@@ -255,89 +248,47 @@ def _packet_socket() -> socket.socket:
     """Return a packet(7) socket of this thread's namespace, which is not bound to a device."""
     made = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
     made.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 1)
-    code = array("B", b"".join(struct.pack("=HBBI", *one) for one in _FILTER))
-    made.setsockopt(
-        socket.SOL_SOCKET, _ATTACH_FILTER, struct.pack("@HP", len(_FILTER), code.buffer_info()[0])
-    )
+    packet_socket.attach_filter(made, _FILTER)
     return made
-
-
-def _netlink(protocol: int) -> socket.socket:
-    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
-    made.settimeout(5)  # the kernel answers during send(2)
-    return made
-
-
-def _ask(netlink: socket.socket, *requests: bytes) -> None:
-    """Send requests, and raise OSError for the first that fails."""
-    for request in requests:
-        netlink.send(request)
-        # struct nlmsghdr, then the negative errno of struct nlmsgerr
-        (code,) = struct.unpack_from("=i", netlink.recv(1 << 16), 16)
-        if code:
-            raise OSError(-code, os.strerror(-code))
-
-
-def _message(kind: int, flags: int, header: bytes, *attributes: bytes) -> bytes:
-    body = header + b"".join(attributes)
-    return struct.pack("=IHHII", 16 + len(body), kind, flags, 0, 0) + body
-
-
-def _attribute(kind: int, *data: bytes) -> bytes:
-    joined = b"".join(data)
-    return struct.pack("=HH", 4 + len(joined), kind) + joined + bytes(-len(joined) % 4)
-
-
-def _link(index: int, flags: int) -> bytes:
-    """Return struct ifinfomsg."""
-    return struct.pack("=BxHiII", 0, 0, index, flags, flags)
 
 
 def _pair(namespace: int) -> bytes:
-    peer = _attribute(
-        _VETH_PEER,
-        _link(_PEER_INDEX, _NOARP),  # the kernel cannot set it up before it has its peer
-        _attribute(_IFLA_IFNAME, _PEER),
-        _attribute(_IFLA_ADDRESS, _HARDWARE),
-        _attribute(_IFLA_NET_NS_FD, struct.pack("=I", namespace)),
-    )
-    kind = _attribute(_INFO_KIND, b"veth\0"), _attribute(_INFO_DATA, peer)
-    return _message(
-        _NEWLINK,
-        _CREATE,
-        _link(_INDEX, _UP | _NOARP),
-        _attribute(_IFLA_IFNAME, _DEVICE),
-        _attribute(_IFLA_ADDRESS, _HARDWARE),
-        _attribute(_IFLA_LINKINFO, *kind),
+    return message(
+        NEW_LINK,
+        CREATE,
+        link(_INDEX, UP | _NOARP),
+        attribute(_IFLA_IFNAME, _DEVICE),
+        attribute(_IFLA_ADDRESS, _HARDWARE),
+        veth(
+            link(_PEER_INDEX, _NOARP),  # the kernel cannot set it up before it has its peer
+            attribute(_IFLA_IFNAME, _PEER),
+            attribute(_IFLA_ADDRESS, _HARDWARE),
+            attribute(_IFLA_NET_NS_FD, struct.pack("=I", namespace)),
+        ),
     )
 
 
 def _without_forwarding() -> bytes:
     """Return a request that turns forwarding off: a new namespace may inherit it from the host."""
-    one = _attribute(_CONF_FORWARDING, struct.pack("=I", 0))
-    return _message(
-        _NEWLINK,
-        _CHANGE,
-        _link(_INDEX, 0),
-        _attribute(_IFLA_AF_SPEC, _attribute(socket.AF_INET, _attribute(_INET_CONF, one))),
+    one = attribute(_CONF_FORWARDING, struct.pack("=I", 0))
+    return message(
+        NEW_LINK,
+        CHANGE,
+        link(_INDEX, 0),
+        attribute(_IFLA_AF_SPEC, attribute(socket.AF_INET, attribute(_INET_CONF, one))),
     )
-
-
-def _up(index: int) -> bytes:
-    return _message(_NEWLINK, _CHANGE, _link(index, _UP))
 
 
 def _address(index: int, address: str) -> bytes:
     header = struct.pack("=BBBBi", socket.AF_INET, _PREFIX, 0, 0, index)
     own = socket.inet_aton(address)
-    return _message(_NEWADDR, _CREATE, header, _attribute(1, own), _attribute(2, own))
+    return message(NEW_ADDRESS, CREATE, header, attribute(1, own), attribute(2, own))
 
 
-def _route(table: int, index: int, kind: int) -> bytes:
-    """Return a request for a route of all addresses to a device (struct rtmsg)."""
+def _default_route(table: int, index: int, kind: int) -> bytes:
+    """Return a request for a route of all addresses to a device."""
     scope = _SCOPE_HOST if kind == _RTN_LOCAL else _SCOPE_LINK
-    header = struct.pack("=8BI", socket.AF_INET, 0, 0, 0, table, 3, scope, kind, 0)
-    return _message(_NEWROUTE, _CREATE, header, _attribute(_RTA_OIF, struct.pack("=i", index)))
+    return route((NEW_ROUTE, CREATE), (table, scope, kind), index, 0)
 
 
 def _rule(address: str, port: int) -> bytes:
@@ -346,24 +297,11 @@ def _rule(address: str, port: int) -> bytes:
     header = struct.pack(
         "=8BI", socket.AF_INET, 0 if every else 32, 0, 0, _TABLE, 0, 0, _TO_TABLE, 0
     )
-    return _message(
-        _NEWRULE,
-        _CREATE,
+    return message(
+        NEW_RULE,
+        CREATE,
         header,
-        b"" if every else _attribute(_FRA_DST, socket.inet_aton(address)),
-        _attribute(_FRA_PROTOCOL, bytes([socket.IPPROTO_TCP])),
-        _attribute(_FRA_PORTS, struct.pack("=HH", port, port)),
+        b"" if every else attribute(_FRA_DST, socket.inet_aton(address)),
+        attribute(_FRA_PROTOCOL, bytes([socket.IPPROTO_TCP])),
+        attribute(_FRA_PORTS, struct.pack("=HH", port, port)),
     )
-
-
-def _with_checksum(packet: bytes) -> bytes:
-    """Return a packet of TCP with its checksum, which the kernel leaves to the device (veth)."""
-    start = (packet[0] & 15) * 4
-    segment = packet[start : struct.unpack_from("!H", packet, 2)[0]]
-    segment = segment[:16] + bytes(2) + segment[18:]
-    pseudo = packet[12:20] + struct.pack("!BBH", 0, socket.IPPROTO_TCP, len(segment))
-    return packet[:start] + segment[:16] + _checksum(pseudo + segment) + segment[18:]
-
-
-def _checksum(data: bytes) -> bytes:
-    return struct.pack("!H", internet_checksum(data))

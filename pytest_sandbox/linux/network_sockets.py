@@ -18,7 +18,13 @@ from pytest_sandbox.linux.syscall_batch import SyscallBatch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["NETLINK_SOCK_DIAG", "Connection", "connections", "listens", "open_socket"]
+__all__ = [
+    "NETLINK_SOCK_DIAG",
+    "Connection",
+    "connections",
+    "listening_families",
+    "open_socket",
+]
 
 NETLINK_SOCK_DIAG = 4  # <linux/netlink.h>
 _SOCK_DIAG_BY_FAMILY = 20  # <linux/sock_diag.h>
@@ -54,15 +60,15 @@ def open_socket(pidfd: int, builder_fd: int, family: int, kind: int, protocol: i
         return batch[made]
 
 
-def listens(diag_fd: int, port: int) -> bool:
-    """Return whether a TCP socket listens on a port, on any address, in the namespace of a socket
-    of NETLINK_SOCK_DIAG.
+def listening_families(diag_fd: int, port: int) -> list[int]:
+    """Return AF_INET and AF_INET6 if a TCP socket of that family listens on a port, on any address,
+    in the namespace of a socket of NETLINK_SOCK_DIAG.
 
     It takes some 15 microseconds, since the kernel looks at listening sockets of this port alone.
     Raises OSError with ENOENT if the kernel has no inet_diag.
     """
     families = (socket.AF_INET, socket.AF_INET6)
-    return any([*_dump(diag_fd, family, _STATE_LISTEN, port)] for family in families)
+    return [one for one in families if [*_dump(diag_fd, one, _STATE_LISTEN, port)]]
 
 
 class Connection(NamedTuple):

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import socket
 import struct
+from array import array
+from typing import TYPE_CHECKING
 
-__all__ = ["OUTGOING", "VNET_HEADER", "configure", "dropped", "protocol"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["OUTGOING", "VNET_HEADER", "attach_filter", "configure", "dropped", "protocol"]
 
 # <linux/if_packet.h>, <linux/if_ether.h>, <asm-generic/socket.h>
 _SOL_PACKET = 263
 _PACKET_STATISTICS, _PACKET_VNET_HDR = 6, 15
 _ETH_P_ALL = 0x0003
 _SO_RCVBUFFORCE = 33
+_SO_ATTACH_FILTER = 26
 #: The type of a frame that this host sends.
 OUTGOING = 4
 #: Bytes of struct virtio_net_hdr (<linux/virtio_net.h>).
@@ -44,3 +50,10 @@ def dropped(one: socket.socket) -> int:
     """Return how many frames the kernel has dropped since the last call, as its buffer was full."""
     data = one.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, _STATISTICS.size)
     return int(_STATISTICS.unpack(data)[1])
+
+
+def attach_filter(one: socket.socket, code: Sequence[tuple[int, int, int, int]]) -> None:
+    """Receive only what a program of classic BPF accepts (struct sock_filter, bpf(4))."""
+    program = array("B", b"".join(struct.pack("=HBBI", *instruction) for instruction in code))
+    pointer = struct.pack("@HP", len(code), program.buffer_info()[0])  # struct sock_fprog
+    one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)

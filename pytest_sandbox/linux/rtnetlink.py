@@ -1,9 +1,4 @@
-"""Create network namespaces, and connect them by bridges (rtnetlink(7), veth(4), bridge(8)).
-
-pyroute2 encodes the messages, but its sockets are not used: they run an event loop of their own,
-which fails in a test that runs one already, and cannot be opened in a namespace of an unprivileged
-user.
-"""
+"""Connect network namespaces by bridges (rtnetlink(7), veth(4), bridge(8))."""
 
 from __future__ import annotations
 
@@ -13,28 +8,38 @@ import socket
 import struct
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_sandbox.linux import packet_socket, process
+from pytest_sandbox.linux import name_link, packet_socket, process
 from pytest_sandbox.linux import syscall as sc
+from pytest_sandbox.linux.netlink_messages import (
+    CHANGE,
+    CREATE,
+    NEW_ADDRESS,
+    NEW_LINK,
+    UP,
+    attribute,
+    kind_of_link,
+    link,
+    message,
+    veth,
+)
 from pytest_sandbox.linux.syscall_batch import SyscallBatch
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv4Interface
 
-__all__ = ["Bridge", "add_network", "hardware_address", "make_network"]
+    from pytest_sandbox.linux.syscall_batch import Result
 
-_SIOCSIFFLAGS = 0x8914
-_IFF_UP_RUNNING = 0x41
-#: Any process may listen on any port and send an ICMP echo request, as in docker's containers.
-_SYSCTLS = {b"ip_unprivileged_port_start": b"0", b"ping_group_range": b"0 2147483647"}
+__all__ = ["Bridge", "hardware_address"]
 
-# <linux/rtnetlink.h>, <linux/netlink.h>, <linux/if.h>
-_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_NEWADDR = 16, 17, 18, 20
+# <linux/rtnetlink.h>, <linux/netlink.h>, <linux/if_link.h>, <linux/if_addr.h>, <linux/if.h>
+_RTM_DELLINK, _RTM_GETLINK = 17, 18
 _NLMSG_ERROR = 2
-# NLM_F_REQUEST; with NLM_F_ACK; with NLM_F_ACK, NLM_F_CREATE and NLM_F_EXCL.
-_REQUEST, _REQUEST_ACK, _REQUEST_CREATE = 0x1, 0x5, 0x605
-_IFF_UP = 0x1
+_REQUEST = 0x1  # NLM_F_REQUEST
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MASTER = 1, 3, 10
+_IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA_GSO_MAX_SEGS = 27, 28, 40
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _IFLA_OPERSTATE, _IF_OPER_UP = 16, 6
 _DEVICE = "eth0"  # as in docker's containers
 # Interface indexes above those of devices that the kernel creates itself (sit0, tunl0, ...). Ports
@@ -46,32 +51,6 @@ _PORT_TIMEOUT = 5.0
 # 24 bits), plus one of these. They are above those of all ports.
 _DIVERSION = 1 << 28
 _INNER_BRIDGE, _INNER_PORT, _INNER_END, _OUTER_PORT, _OUTER_END = range(5)
-
-
-def add_network(batch: SyscallBatch, step: str) -> None:
-    """Append creating a network namespace with loopback up (netdevice(7)) and docker's sysctls."""
-    batch.add(step, "unshare", sc.CLONE_NEWNET)
-    any_socket = batch.add(
-        step, "socket", socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0
-    )
-    batch.add(
-        step, "ioctl", any_socket, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP_RUNNING)
-    )
-    batch.close(step, any_socket)
-    for name, value in _SYSCTLS.items():
-        # It fails without IPv4 ping sockets, with a read-only /proc/sys of an outer container, and
-        # for GIDs that the user namespace does not map.
-        batch.write(step, b"/proc/sys/net/ipv4/" + name, value, go_on=True)
-
-
-def make_network(user_fd: int) -> int:
-    """Return a descriptor of a new network namespace, owned by a user namespace."""
-    batch = SyscallBatch()
-    batch.add("make a network", "setns", user_fd, sc.CLONE_NEWUSER)
-    add_network(batch, "make a network")
-    found = batch.open("make a network", b"/proc/self/ns/net", os.O_RDONLY)
-    batch.run_in_child(sc.CLONE_FILES)
-    return batch[found]
 
 
 class Bridge:
@@ -97,7 +76,7 @@ class Bridge:
                 go_on=True,
             )
         self._fds = self._namespace, self._socket = _open_namespace(batch, "make the bridge")
-        self._request(_link(_BRIDGE, IFNAME="bridge", LINKINFO=_kind("bridge"), up=True))
+        self._request(_link(_BRIDGE, _name("bridge"), kind_of_link(b"bridge"), up=True))
 
     def _batch(self, step: str) -> SyscallBatch:
         batch = SyscallBatch()
@@ -105,8 +84,9 @@ class Bridge:
             batch.add(step, "setns", self._builder_fd, sc.CLONE_NEWUSER)
         return batch
 
-    def plug(self, number: int, pidfd: int, address: IPv4Interface) -> None:
-        """Create eth0 in the network namespace of a process, and connect it to the bridge.
+    def plug(self, number: int, pidfd: int, address: IPv4Interface) -> list[int]:
+        """Create eth0 in the network namespace of a process, and connect it to the bridge; return
+        descriptors of the sockets of its way to the name server (name_link.py).
 
         ``number`` is that of the port, one for each address. The port of a container that has just
         ended may still exist.
@@ -114,24 +94,51 @@ class Bridge:
         batch = self._batch("plug in")
         batch.add("plug in", "setns", pidfd, sc.CLONE_NEWNET)
         batch.write("plug in", b"/proc/sys/net/ipv6/conf/default/disable_ipv6", b"1", go_on=True)
+        sockets = _add_name_link(batch, "plug in")
         namespace, inner = _open_namespace(batch, "plug in")
+        link = [batch[one] for one in sockets]
         try:
             self._create_pair(_BRIDGE + number, namespace, address)
-            _ask(inner, _address(_INNER, address), _link(_INNER, new=False, up=True))
+            up = _link(_INNER, new=False, up=True)
+            _ask(inner, _address(_INNER, address), up, *name_link.add_route())
+            name_link.bind(link[0])
             self._wait_for_port(_BRIDGE + number)
+        except BaseException:
+            for fd in link:
+                os.close(fd)
+            raise
+        finally:
+            os.close(namespace)
+            os.close(inner)
+        return link
+
+    def open_name_link(self, pidfd: int) -> list[int]:
+        """Return other sockets of the way to the name server from a process's namespace."""
+        batch = self._batch("open the way to the name server")
+        batch.add("enter the network", "setns", pidfd, sc.CLONE_NEWNET)
+        sockets = _add_name_link(batch, "open the way to the name server")
+        batch.run_in_child(sc.CLONE_FILES)
+        link = [batch[one] for one in sockets]
+        name_link.bind(link[0])
+        return link
+
+    def close_name_link(self, pidfd: int) -> None:
+        """Remove the route to the name server from the network namespace of a process."""
+        batch = self._batch("close the way to the name server")
+        batch.add("enter the network", "setns", pidfd, sc.CLONE_NEWNET)
+        namespace, inner = _open_namespace(batch, "close the way to the name server")
+        try:
+            _ask(inner, name_link.remove_route())
         finally:
             os.close(namespace)
             os.close(inner)
 
     def _create_pair(self, index: int, namespace: int, address: IPv4Interface) -> None:
         """Create a veth pair: a port of the bridge, and a device in ``namespace``."""
-        hardware = hardware_address(address.ip).hex(":")
-        peer = {
-            "index": _INNER,
-            "attrs": _attributes(IFNAME=_DEVICE, ADDRESS=hardware, NET_NS_FD=namespace),
-        }
-        pair = _kind("veth", {"attrs": [("VETH_INFO_PEER", peer)]})
-        request = _link(index, IFNAME=f"port{index}", MASTER=_BRIDGE, LINKINFO=pair, up=True)
+        hardware = attribute(_IFLA_ADDRESS, hardware_address(address.ip))
+        pair = veth(link(_INNER, 0), _name(_DEVICE), hardware, _number(_IFLA_NET_NS_FD, namespace))
+        master = _number(_IFLA_MASTER, _BRIDGE)
+        request = _link(index, _name(f"port{index}"), master, pair, up=True)
         try:
             self._request(request)
         except FileExistsError:
@@ -174,11 +181,9 @@ class Bridge:
         (gso_max_segs), so that a relay drops single packets, as a real network does.
         """
         base = _DIVERSION + 8 * number
-        bridge = base + _INNER_BRIDGE
+        bridge, second = base + _INNER_BRIDGE, kind_of_link(b"bridge")
         self._request(
-            _link(
-                bridge, IFNAME=f"divert{number}", GROUP=number, LINKINFO=_kind("bridge"), up=True
-            ),
+            _link(bridge, _name(f"divert{number}"), _number(_IFLA_GROUP, number), second, up=True),
             _diversion_pair(number, _INNER_PORT, _INNER_END, f"in{number}", bridge),
             _diversion_pair(number, _OUTER_PORT, _OUTER_END, f"out{number}", _BRIDGE),
             _link(base + _INNER_END, new=False, up=True),
@@ -199,13 +204,13 @@ class Bridge:
         Raises OSError with ENODEV if the container has ended.
         """
         bridge = _DIVERSION + 8 * number + _INNER_BRIDGE if diverted else _BRIDGE
-        self._request(_link(_BRIDGE + number, new=False, MASTER=bridge))
+        self._request(_link(_BRIDGE + number, _number(_IFLA_MASTER, bridge), new=False))
 
     def remove_diversion(self, number: int) -> None:
         """Remove the devices of a diversion, all at once: each request takes as long as all
         processors need to stop using a device (synchronize_net()).
         """
-        self._delete(_link(0, kind=_RTM_DELLINK, new=False, GROUP=number))
+        self._delete(_link(0, _number(_IFLA_GROUP, number), kind=_RTM_DELLINK, new=False))
 
     def open_packets(self, device: str = "") -> int:
         """Return a descriptor of a non-blocking packet socket (packet(7)) that receives the frames
@@ -260,14 +265,13 @@ def hardware_address(address: IPv4Address) -> bytes:
 def _diversion_pair(number: int, port: int, end: int, name: str, bridge: int) -> bytes:
     """Return a request for a port of a bridge, and for the other end, which a relay reads."""
     base = _DIVERSION + 8 * number
-    peer = {"index": base + end, "attrs": _attributes(IFNAME=f"{name}-end")}
     return _link(
         base + port,
-        IFNAME=name,
-        GROUP=number,
-        MASTER=bridge,
-        GSO_MAX_SEGS=1,
-        LINKINFO=_kind("veth", {"attrs": [("VETH_INFO_PEER", peer)]}),
+        _name(name),
+        _number(_IFLA_GROUP, number),
+        _number(_IFLA_MASTER, bridge),
+        _number(_IFLA_GSO_MAX_SEGS, 1),
+        veth(link(base + end, 0), _name(f"{name}-end")),
         up=True,
     )
 
@@ -284,6 +288,13 @@ def _open_namespace(batch: SyscallBatch, step: str) -> tuple[int, int]:
     )
     batch.run_in_child(sc.CLONE_FILES)
     return batch[namespace], batch[netlink]
+
+
+def _add_name_link(batch: SyscallBatch, step: str) -> list[Result]:
+    return [
+        batch.open_socket(step, *arguments)
+        for arguments in (name_link.PACKET_SOCKET, name_link.RAW_SOCKET)
+    ]
 
 
 def _ask(fd: int, *requests: bytes) -> list[bytes]:
@@ -304,10 +315,7 @@ def _ask(fd: int, *requests: bytes) -> list[bytes]:
 
 
 def _operating_state(response: bytes) -> int:
-    """Return IFLA_OPERSTATE of the response to RTM_GETLINK.
-
-    pyroute2 would take a millisecond to decode the whole message.
-    """
+    """Return IFLA_OPERSTATE of the response to RTM_GETLINK."""
     at = 32  # after struct nlmsghdr and struct ifinfomsg
     while at + 4 < len(response):
         length, kind = struct.unpack_from("=HH", response, at)
@@ -319,51 +327,29 @@ def _operating_state(response: bytes) -> int:
 
 def _link(
     index: int,
-    *,
-    kind: int = _RTM_NEWLINK,
+    *attributes: bytes,
+    kind: int = NEW_LINK,
     new: bool = True,
     flags: int = 0,
     up: bool = False,
-    **attributes: Any,
 ) -> bytes:
     """Return a request about the device ``index``."""
-    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-
-    fields = {"index": index, "flags": _IFF_UP if up else 0, "change": _IFF_UP if up else 0}
-    return _encode(
-        ifinfmsg(),
-        kind,
-        flags or (_REQUEST_CREATE if new else _REQUEST_ACK),
-        fields,
-        _attributes(**attributes),
-    )
+    header = link(index, UP if up else 0)
+    return message(kind, flags or (CREATE if new else CHANGE), header, *attributes)
 
 
 def _address(index: int, address: IPv4Interface) -> bytes:
-    """Return a request that assigns an address to the device ``index``."""
-    from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-
-    text, broadcast = str(address.ip), str(address.network.broadcast_address)
-    fields = {"family": socket.AF_INET, "prefixlen": address.network.prefixlen, "index": index}
-    attributes = [("IFA_ADDRESS", text), ("IFA_LOCAL", text), ("IFA_BROADCAST", broadcast)]
-    return _encode(ifaddrmsg(), _RTM_NEWADDR, _REQUEST_CREATE, fields, attributes)
-
-
-def _attributes(**attributes: Any) -> list[tuple[str, Any]]:
-    return [(f"IFLA_{name}", value) for name, value in attributes.items()]
+    """Return a request that assigns an address to the device ``index`` (struct ifaddrmsg)."""
+    header = struct.pack("=BBBBi", socket.AF_INET, address.network.prefixlen, 0, 0, index)
+    own = address.ip.packed
+    broadcast = attribute(_IFA_BROADCAST, address.network.broadcast_address.packed)
+    ends = attribute(_IFA_ADDRESS, own), attribute(_IFA_LOCAL, own)
+    return message(NEW_ADDRESS, CREATE, header, *ends, broadcast)
 
 
-def _kind(kind: str, data: Any = None) -> dict[str, Any]:
-    more = [] if data is None else [("IFLA_INFO_DATA", data)]
-    return {"attrs": [("IFLA_INFO_KIND", kind), *more]}
+def _name(name: str) -> bytes:
+    return attribute(_IFLA_IFNAME, name.encode() + b"\0")
 
 
-def _encode(
-    message: Any, kind: int, flags: int, fields: dict[str, int], attributes: list[tuple[str, Any]]
-) -> bytes:
-    for name, value in fields.items():
-        message[name] = value
-    message["attrs"] = attributes
-    message["header"]["type"], message["header"]["flags"] = kind, flags
-    message.encode()
-    return bytes(message.data)
+def _number(kind: int, value: int) -> bytes:
+    return attribute(kind, struct.pack("=I", value))

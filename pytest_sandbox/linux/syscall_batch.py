@@ -181,6 +181,12 @@ class SyscallBatch:
         self._opened.append(result.index)
         return result
 
+    def open_socket(self, step: str, family: int, kind: int, protocol: int) -> Result:
+        """Append socket(2)."""
+        result = self.add(step, "socket", family, kind, protocol)
+        self._opened.append(result.index)
+        return result
+
     def open_as(self, step: str, path: bytes, how: bytes) -> Result:
         """Append openat2(2); ``how`` is a :func:`~pytest_sandbox.linux.syscall.open_how`."""
         result = self.add(step, "openat2", -100, path, how, len(how))

@@ -28,6 +28,7 @@ __all__ = [
     "lacks_higher",
     "leave_nodes",
     "nodes_not_set_up",
+    "release_request",
     "set_up_higher",
     "set_up_in_advance",
     "set_up_inside",
@@ -151,8 +152,9 @@ def _requests_overridden(definition: Any, limit: Scope) -> bool:
     return definition._scope <= limit and definition.argname in definition.argnames
 
 
-def fixture_functions(item: Any) -> list[Any]:
-    """Return the function of each fixture that the item or its fixtures name.
+def fixture_functions(item: Any) -> list[tuple[str, int, Any]]:
+    """Return name, number and function of each fixture that the item or its fixtures name; fixtures
+    of one name have different numbers.
 
     ``item._fixtureinfo``: a fixture's definition is public only once it is set up.
     """
@@ -160,9 +162,9 @@ def fixture_functions(item: Any) -> list[Any]:
     if info is None:
         return []
     return [
-        definition.func
+        (name, number, definition.func)
         for name in info.names_closure
-        for definition in info.name2fixturedefs.get(name) or ()
+        for number, definition in enumerate(info.name2fixturedefs.get(name) or ())
     ]
 
 
@@ -324,6 +326,16 @@ def tear_down_item(item: pytest.Item) -> None:
     """
     with suppress(Exception):
         item.session._setupstate.teardown_exact(None)
+
+
+def release_request(item: Any) -> None:
+    """Release the values of the item's fixtures after its teardown.
+
+    ``item._request``, ``item.funcargs``: pytest does the same at the end of its protocol; before
+    pytest 9, not if that ends by an exception.
+    """
+    if hasattr(item, "_request"):
+        item._request, item.funcargs = False, None
 
 
 def leave_nodes(session: Any, nodes: list[Any]) -> None:

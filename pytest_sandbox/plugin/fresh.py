@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from pytest_sandbox.plugin import compat, scopes
+from pytest_sandbox.plugin import compat, outside_services, scopes
+from pytest_sandbox.plugin.report_channel import STACK_SIGNAL
 
 if TYPE_CHECKING:
     from pytest_sandbox.plugin.captured_output import CapturedOutput
@@ -81,6 +83,8 @@ class FreshStart:
         os.write(described, json.dumps(data).encode("utf-8", "surrogateescape"))
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), _SCRIPT)
         command = [sys.executable, *compat.interpreter_options(), script, str(described)]
+        # Until the new interpreter has its own handler: the default would end it (signal(7)).
+        signal.signal(STACK_SIGNAL, signal.SIG_IGN)
         os.execve(sys.executable, command, os.environ)
 
     def _session(self) -> dict[str, Any]:
@@ -110,6 +114,7 @@ class FreshStart:
             "tests": [[number, one.nodeid] for number, one in tests],
             "wanted": wanted,
             "scope": scopes.scope_of(item),
+            "services": outside_services.describe(item),
         }
 
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sandbox.plugin import compat, protocol, scopes
+from pytest_sandbox.plugin import compat, outside_services, protocol, scopes
 from pytest_sandbox.plugin.report_channel import STACK_SIGNAL, ReportChannel
 from pytest_sandbox.plugin.stash import FRESH, HOLDS, INSIDE, SETTINGS, SHARING
 from pytest_sandbox.plugin.test_process import TestProcess
+from pytest_sandbox.plugin.test_words import TestWords
 from pytest_sandbox.plugin.timeouts import PluginTimeouts
 from pytest_sandbox.settings.settings import Settings
 
@@ -70,7 +71,7 @@ class _Channel(ReportChannel):
     def __init__(self, nonce: bytes, file: int, wake: int, word: int | None) -> None:
         self.nonce, self.file, self.wake_writer = nonce, file, wake
         self.numbers: dict[int, int] = {}
-        self._words = None if word is None else (word, -1)
+        self.words = None if word is None else TestWords(word, -1)
         for fd in (file, wake, word):
             if fd is not None:
                 os.set_inheritable(fd, False)
@@ -152,6 +153,7 @@ class _FreshPlugin:
         forwarder, originals = self._registered
         output: Any = _Output(session.config, self._data["outputs"], self._data["streams"])
         timeouts = PluginTimeouts(first)
+        outside_services.adopt(first, self._data["services"])
         self._process = TestProcess(first, self._channel, output, timeouts, forwarder, originals)
         self._process.begin(ExitStack())
         forwarder.scope = "session"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_sandbox.container.files import open_inside
 from pytest_sandbox.errors import SandboxError
-from pytest_sandbox.plugin import missing_threads, refused
+from pytest_sandbox.plugin import missing_threads, refused, scopes
 from pytest_sandbox.printable import TEXT, printable
 from pytest_sandbox.settings.destinations import is_limited
 from pytest_sandbox.units import mib
@@ -80,6 +80,8 @@ def _chain(error: BaseException | None, depth: int) -> Iterator[BaseException]:
 def _symptom(error: BaseException) -> Symptom | None:
     if isinstance(error, socket.gaierror):
         return Symptom("dns")
+    if port := refused.port_of_browser(error):
+        return Symptom("browser", port)
     target = refused.target_of(error)
     if target is not None:
         return Symptom("refused", target)
@@ -204,8 +206,10 @@ def _hints(symptom: Symptom, item: pytest.Item, container: Container, stats: Sta
     if kind == "refused":
         hints = refused.describe(path, has_own_loopback=settings.network != "host")
         return [*hints, *_unreachable_mounts(container, stat.S_ISSOCK)]
+    if kind == "browser":
+        return refused.describe_browser(path, has_own_loopback=settings.network != "host")
     if kind == "waited":
-        return missing_threads.describe()
+        return [] if scopes.is_fresh(item) else missing_threads.describe()
     if kind == "unread":
         return _unreachable_mounts(container, stat.S_ISFIFO, path)
     if kind in {"dns", "unreachable"} and settings.network != "host":

@@ -16,7 +16,13 @@ import resource
 from typing import TYPE_CHECKING, NoReturn
 
 from pytest_sandbox.linux import memory
-from pytest_sandbox.plugin import compat, compat_fixtures, scopes, session_state
+from pytest_sandbox.plugin import (
+    compat,
+    compat_fixtures,
+    outside_services,
+    scopes,
+    session_state,
+)
 from pytest_sandbox.plugin.report_channel import wait_for_any
 from pytest_sandbox.plugin.sandboxed_test import TEST, SandboxedTest
 from pytest_sandbox.plugin.stash import INSIDE, SETTINGS
@@ -100,6 +106,9 @@ class Scheduler:
 
         Ctrl-C is passed on to its process; a second one ends it.
         """
+        if self._jobs == 1 and test.receiver is not None:
+            later = [] if test.nextitem is None else [test.nextitem]
+            outside_services.begin_ahead(test.item.config, later, every=False)
         try:
             while test.receiver is not None:
                 self._advance(test)
@@ -160,6 +169,7 @@ class Scheduler:
             and nextitem is not None
             and nextitem is not test.item
             and nextitem not in self._early
+            and nextitem not in self._refused
             and test.may_go_on
             and running.may_run(nextitem)
             and not (nextitem.session.shouldstop or nextitem.session.shouldfail)
@@ -177,7 +187,14 @@ class Scheduler:
         ):
             return
         test = self._new_test(item)
-        test.begin_in(running)
+        try:
+            test.begin_in(running)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001 - it is raised again at the test's turn
+            del item.stash[TEST]
+            self._refused.add(item)
+            return
         self._early[item] = test
 
     def _new_test(self, item: pytest.Item) -> SandboxedTest:
@@ -204,10 +221,22 @@ class Scheduler:
         """Start the next tests that can start, as many as there may be."""
         if len(self._running()) >= self._jobs or self._interrupted.is_noted:
             return  # before looking at the fixtures of many tests
+        self._begin_services(following)
         for item in self._startable(following):
             if not self._has_room_for(item):
-                return
+                break
             self._start(item)
+        self._begin_services(following)
+
+    def _begin_services(self, following: list[pytest.Item]) -> None:
+        """Begin the services of the next tests, so that their starts overlap: of as many as run at
+        a time.
+        """
+        later = [
+            item for item in following if item not in self._early and not scopes.is_shared(item)
+        ]
+        if later:
+            outside_services.begin_ahead(later[0].config, later[: self._jobs], every=True)
 
     def _startable(self, following: list[pytest.Item]) -> Iterator[pytest.Item]:
         before: pytest.Item | None = None
@@ -325,7 +354,7 @@ class Scheduler:
                     one.note_end()
                 elif one.receiver is not None and self._slow.is_due(one.receiver):
                     self._status_line.erase()
-                    self._slow.name(one.item.nodeid, one.receiver)
+                    self._slow.name(one.item, one.receiver)
             self._show(running)
 
     def _show(self, tests: list[SandboxedTest]) -> None:

@@ -171,6 +171,7 @@ _SYMPTOM = schema.tuple_of(
     schema.one_of(
         "dns",
         "refused",
+        "browser",
         "pids",
         "unreachable",
         "full",

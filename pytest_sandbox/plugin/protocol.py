@@ -42,6 +42,7 @@ from pytest_sandbox.plugin import (
     compat_fixtures,
     crash_report,
     jobs_option,
+    outside_services,
     scopes,
 )
 from pytest_sandbox.plugin.captured_output import flush_terminal
@@ -107,13 +108,15 @@ class _OuterHooks:
     ) -> Generator[None, object, object]:
         """Run a test inside, if selection.py has decided so."""
         if PROCESS in item.stash:  # a later test of this test process
+            process = item.stash[PROCESS]
             try:
                 yield
-            except BaseException as error:  # noqa: BLE001 - leave() raises it again
-                raised: BaseException | None = error
+            except BaseException as error:
+                if process.leave(error):
+                    raise
             else:
-                raised = None
-            item.stash[PROCESS].leave(raised)
+                process.leave(None)
+            process.serve()
         if not item.stash.get(INSIDE, False):
             self._scheduler.begin_turn_outside(item)
             return (yield)
@@ -127,21 +130,24 @@ class _OuterHooks:
     ) -> Generator[None, object, object]:
         """Run a test in its turn; in a test process that begins there, leave it for good."""
         test = self._scheduler.begin_turn(item, nextitem)
-        result, raised = None, None
+        result = None
         try:
             result = yield
         except BaseException as error:
-            if test.test_process is None:
+            if test.test_process is None or test.test_process.leave(error):
                 raise
-            raised = error
+        else:
+            if test.test_process is not None:
+                test.test_process.leave(None)
         finally:
             if test.test_process is None:
                 self._exception_interact.restore()
                 test.restore_phases()
                 test.close()
                 del item.stash[TEST]
+                outside_services.forget(item)
         if test.test_process is not None:
-            test.test_process.leave(raised)
+            test.test_process.serve()
         return result
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)

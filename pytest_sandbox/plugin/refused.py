@@ -1,8 +1,9 @@
-"""The hint for a refused connection: inside, a container has a loopback device of its own, so a
-server that runs outside is not there.
+"""The hints for a refused connection: inside, a container has a loopback device of its own, so a
+server that runs outside is not there; nor is one that runs inside for a browser outside.
 
 A hint is given only if something outside listens on the very port or Unix socket. The exception
-does not name it, but the frames of its traceback do, or the message of a client library.
+does not name it, but the frames of its traceback do, or the message of a client library. The hint
+for a browser is given only if something inside listens on the very port.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-__all__ = ["describe", "target_of"]
+__all__ = ["describe", "describe_browser", "port_of_browser", "target_of"]
 
 #: Client libraries raise exceptions of their own, with the system's message in the text.
 _MESSAGE = "connection refused"
 _PORT = re.compile(r"\bport[ =]+(\d{1,5})\b|[\w\]]:(\d{1,5})\b")
+#: The errors of Chromium and Firefox, as Playwright and Selenium show them, with the URL.
+_BROWSER_MESSAGE = re.compile(r"\b(?:NS_)?ERR(?:OR)?_CONNECTION_REFUSED\b")
+_URL = re.compile(r"\bhttps?://(?:localhost|127\.[\d.]+|\[::1\]):(\d{1,5})\b")
 _PATH = re.compile(r"socket \"(/[^\"]+)\"")
 _MAX_FRAMES, _MAX_LOCALS, _MAX_TEXT = 50, 200, 10_000
 _LOOPBACK = ("127.", "::1", "0.0.0.0", "::")
@@ -33,14 +37,32 @@ def target_of(error: BaseException) -> str | None:
     """Return the port or the path of the Unix socket to which a connection was refused; "" if it is
     not known, None if the exception is another one.
     """
-    text = ""
-    with suppress(Exception):  # an object of the suite's
-        text = str(error)[:_MAX_TEXT]
+    text = _text(error)
     if not isinstance(error, ConnectionRefusedError):
         if _MESSAGE not in text.lower():
             return None
         return _in_text(text)
     return next(_in_frames(error), "") or _in_text(text)
+
+
+def port_of_browser(error: BaseException) -> str | None:
+    """Return the loopback port to which a browser could not connect, if a process here listens on
+    it; None if not, or if the exception is another one.
+
+    Called in the test's process: the browser has looked for the server in another container's
+    loopback, or in the host's.
+    """
+    text = _text(error)
+    if not _BROWSER_MESSAGE.search(text) or not (match := _URL.search(text)):
+        return None
+    is_here = any(str(one.port) == match[1] for one in sockets.all_listening())
+    return match[1] if is_here else None
+
+
+def _text(error: BaseException) -> str:
+    with suppress(Exception):  # an object of the suite's
+        return str(error)[:_MAX_TEXT]
+    return ""
 
 
 def _in_text(text: str) -> str:
@@ -93,6 +115,20 @@ def describe(target: str, *, has_own_loopback: bool) -> list[str]:
         f"The connection was refused inside, but {who} listens outside, on {found[0]}:{target}: "
         f"{what} runs outside, and the container has a loopback of its own. Use "
         'network="host", or a function-scoped fixture, which runs inside.'
+    )
+    return [hint]
+
+
+def describe_browser(port: str, *, has_own_loopback: bool) -> list[str]:
+    """Return the hint for a browser that could not connect to a port on which the test listened."""
+    if not has_own_loopback:
+        return []
+    hint = (
+        f"The browser was refused at port {printable(port)}, although a process inside listens on "
+        "it: the browser runs outside, started by a fixture with a higher scope, and the container "
+        "has a loopback of its own. Start the browser in a function-scoped fixture, which runs "
+        'inside; or set scope= ("module", ...), with which fixtures of that scope run inside too; '
+        'or use network="host".'
     )
     return [hint]
 

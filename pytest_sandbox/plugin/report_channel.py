@@ -28,13 +28,13 @@ import secrets
 import select
 import signal
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_sandbox.linux import process
 from pytest_sandbox.plugin.lenient_json import dumps
 from pytest_sandbox.plugin.messages import MAX_MESSAGE_BYTES
 from pytest_sandbox.plugin.schema import InvalidError
+from pytest_sandbox.plugin.test_words import TestWords
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -71,7 +71,7 @@ _INTERRUPT_TIMEOUT = 5.0
 #: Seconds that a test process may take longer than pytest-timeout allows: that plugin's own report
 #: shows where the test was.
 GRACE = 1.0
-_getpid, _read, _write = os.getpid, os.read, os.write
+_getpid, _write = os.getpid, os.write
 
 
 def _now() -> float:
@@ -104,26 +104,28 @@ class ReportChannel:
         self.wake_reader, self.wake_writer = os.pipe2(os.O_CLOEXEC)
         # The test process can open the pipe's other end and read back what it has written.
         os.set_blocking(self.wake_reader, False)
-        # The parent names the next test by this pipe.
-        self._words = os.pipe2(os.O_CLOEXEC) if is_shared else None
+        #: The parent names the next test by these.
+        self.words = TestWords.create() if is_shared else None
         self._sender = 0
         #: How much of the file the parent has read.
         self.offset = self._freed = 0
 
     def child_ends(self) -> dict[str, int | None]:
         """Return the descriptors of the child's ends, as fresh_plugin.py expects them."""
-        word = None if self._words is None else self._words[0]
+        word = None if self.words is None else self.words.reader
         return {"file": self.file, "wake": self.wake_writer, "word": word}
 
     def in_parent(self) -> None:
         """Close the child's ends."""
         os.close(self.wake_writer)
-        self._close_word(0)
+        if self.words is not None:
+            self.words.close_reader()
 
     def in_child(self) -> None:
         """Close the parent's ends."""
         os.close(self.wake_reader)
-        self._close_word(1)
+        if self.words is not None:
+            self.words.close_writer()
         self._sender = _getpid()
 
     def free_read(self) -> None:
@@ -134,21 +136,9 @@ class ReportChannel:
                 mapped.madvise(mmap.MADV_REMOVE)
             self._freed += size
 
-    def send_word(self, index: int | None) -> None:
-        """Name in the parent the next test by its index in the session; None: there is none."""
-        assert self._words is not None
-        with suppress(BrokenPipeError):  # the child has ended: the wait for it finds out
-            _write(self._words[1], b"%d\n" % index if index is not None else b"\n")
-
     def next_word(self) -> int | None:
-        """Wait in the child for the next word; None at the end, also when the parent has ended."""
-        word = b""
-        # The parent sends one only when the child waits, so there is one at most.
-        while self._words is not None and (part := _read(self._words[0], select.PIPE_BUF)):
-            word += part
-            if word.endswith(b"\n"):
-                return int(word) if word != b"\n" else None
-        return None
+        """Wait in the child for the index of the next test; None if there is none."""
+        return None if self.words is None else self.words.receive()
 
     def send(self, kind: str, data: Any, *, wake: bool = False) -> None:
         """Append a message in the child; ``wake`` has the parent read it at once.
@@ -172,17 +162,13 @@ class ReportChannel:
         """Close the parent's end."""
         os.close(self.file)
         os.close(self.wake_reader)
-        self._close_word(1)
+        if self.words is not None:
+            self.words.close_writer()
 
     def close_both_ends(self) -> None:
         """Close both ends, when the fork has failed."""
-        os.close(self.wake_writer)
-        self._close_word(0)
+        self.in_parent()
         self.close()
-
-    def _close_word(self, end: int) -> None:
-        if self._words is not None:
-            os.close(self._words[end])
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -20,9 +20,10 @@ from pytest_sandbox.container.lifecycle import prepare
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.linux import process
 from pytest_sandbox.outcome import Exited, Outcome, Signaled, Stats, TimedOut
-from pytest_sandbox.plugin import compat, network_report, python_home, scopes, service_fixtures
+from pytest_sandbox.plugin import compat, network_report, outside_services, python_home, scopes
 from pytest_sandbox.plugin.message_checker import MessageChecker
-from pytest_sandbox.plugin.report_channel import Receiver, wait_for_any
+from pytest_sandbox.plugin.outside_services import OutsideServices
+from pytest_sandbox.plugin.report_channel import STACK_SIGNAL, Receiver, wait_for_any
 from pytest_sandbox.plugin.results import Ended, restored_report
 from pytest_sandbox.plugin.stash import SETTINGS
 from pytest_sandbox.plugin.unsupported import as_test_result
@@ -68,6 +69,7 @@ class Running:
         self._before: Stats | None = None
         self._figures: Stats | None = None
         self._is_open = False
+        self._services = OutsideServices()
 
     def start_container(self, nextitem: pytest.Item | None) -> None:
         """Start the container; raise what makes the test fail or skip if that fails.
@@ -75,9 +77,10 @@ class Running:
         ``nextitem`` is the test whose container the launcher can create meanwhile.
         """
         with as_test_result(self.item.config):
-            settings = service_fixtures.start_for(self.item, self.container.settings)
+            settings = self._services.settings_for(self.item, self.container.settings)
             if settings is not self.container.settings:
                 self.container = Container(settings)
+            self._services.start_for(self.item)
             container = self.container
             container.handle.label = self.item.nodeid
             if container.settings.image != "host":
@@ -146,8 +149,10 @@ class Running:
         return self.receiver is None and not self.is_waiting
 
     def begin(self, item: pytest.Item) -> None:
-        """Have the waiting process run a test."""
+        """Have the waiting process run a test. Raises what makes the test fail before it begins."""
         assert self._child is not None
+        with as_test_result(item.config):
+            self._services.start_for(item)
         self._before = self._figures
         self.container.handle.cgroup.files.keep()  # many tests may follow
         if self._before is not None:
@@ -158,7 +163,9 @@ class Running:
         self._since = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
         self._receive(MessageChecker(item))
         self._channel.free_read()
-        self._channel.send_word(scopes.index_of(item))
+        assert self._channel.words is not None
+        if not self._channel.words.send(scopes.index_of(item), outside_services.describe(item)):
+            self._child.kill()  # it does not read
 
     def expect_skip(self) -> None:
         """Give a test that the parent has skipped little time: its process skips it too."""
@@ -213,6 +220,8 @@ class Running:
         outcome = child.wait(0)
         if isinstance(outcome, TimedOut):
             return replace(outcome, limit=receiver.limit_seconds)
+        if outcome == Signaled(STACK_SIGNAL) and not receiver.interrupted:
+            return TimedOut(receiver.limit_seconds)  # the test has removed the signal's handler
         if isinstance(outcome, Exited) and not receiver.interrupted:
             # The signal for its stack has interrupted a system call, and the test went on.
             return TimedOut(receiver.limit_seconds)
@@ -247,7 +256,8 @@ class Running:
             self._channel, self._child, checker, self._output.inherited, may_debug=False
         )
         receiver.limit(_END_TIMEOUT)
-        self._channel.send_word(None)
+        assert self._channel.words is not None
+        self._channel.words.send(None)
         while not receiver.is_over:
             wait_for_any([receiver], originals, None)
         self._close_descriptors()
@@ -277,7 +287,7 @@ class Running:
             self._close_descriptors()
             child.wait(_EXIT_TIMEOUT)
         self.container.close()
-        service_fixtures.stop_for(self.item)
+        self._services.close()
 
     def _close_descriptors(self) -> None:
         if self._is_open:

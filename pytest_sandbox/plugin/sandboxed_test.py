@@ -83,7 +83,7 @@ class SandboxedTest:
         self._receiver: Receiver | None = None
         self._ended: results.Ended | None = None
         self._timeouts = PluginTimeouts(item)
-        self._nextitem: pytest.Item | None = None
+        self.nextitem: pytest.Item | None = None
 
     def replace_phases(self) -> None:
         """Replace the functions of the item for its phases, and of the collectors that are set up
@@ -220,7 +220,7 @@ class SandboxedTest:
 
     def set_turn(self, nextitem: pytest.Item | None, scheduler: _Scheduler) -> None:
         """Prepare the item's turn in the parent."""
-        self._nextitem, self._scheduler = nextitem, scheduler
+        self.nextitem, self._scheduler = nextitem, scheduler
         if self._is_fresh:
             self._inside = compat_fixtures.nodes_not_set_up(self.item)
         self.replace_phases()
@@ -261,7 +261,7 @@ class SandboxedTest:
         assert self._ended is not None
         has_files = self._ended.receiver.may_have_created_files
         if not has_files:  # what follows does not look into the container
-            self._scheduler.begin_following(self, self._nextitem)
+            self._scheduler.begin_following(self, self.nextitem)
         with self._originals:
             self.result = results.TestResult(self.item, self.running.container, self._ended)
         try:
@@ -270,7 +270,7 @@ class SandboxedTest:
             self.result = None  # a hook has raised: that is the result of the setup phase
             raise
         if has_files:
-            self._scheduler.begin_following(self, self._nextitem)
+            self._scheduler.begin_following(self, self.nextitem)
         self._raise_error("setup")
 
     def _forget_try(self) -> None:
@@ -290,8 +290,8 @@ class SandboxedTest:
         """
         current = self._scheduler.current
         if current is not None and not is_new and current.may_run(self.item):
-            self._stop_timeouts()
             self.begin_in(current)
+            self._stop_timeouts()
             if self._receiver is not None and self._timeouts.limit is not None:
                 self._receiver.limit(self._timeouts.limit)
             return True
@@ -314,7 +314,7 @@ class SandboxedTest:
         """Start the test at its turn; return False in the test process."""
         with ExitStack() as recording:
             recording.enter_context(compat.recorded_warnings(self.item))
-            is_parent = self._start(self._nextitem, recording)
+            is_parent = self._start(self.nextitem, recording)
         if is_parent and self._is_shared:
             self._scheduler.current = self.running
         return is_parent

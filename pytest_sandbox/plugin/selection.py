@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sandbox import supported
-from pytest_sandbox.errors import SandboxError, UnsupportedError
+from pytest_sandbox.errors import SandboxError, SettingsError, UnsupportedError
 from pytest_sandbox.plugin import fresh, jobs_option, scopes
 from pytest_sandbox.plugin.options import (
     check_scope,
@@ -34,6 +34,8 @@ __all__ = ["pytest_collection_modifyitems", "pytest_testnodedown", "settings_of"
 #: The key under which an xdist worker returns a usage error to its controller.
 _USAGE_ERROR = "sandbox_usage_error"
 _MARKS = {"container", "no_sandbox"}
+#: Keys of marks that are settings of tests, not of containers.
+_OF_TESTS = ("scope", "fresh")
 #: Settings that name something which the host or the image may not have.
 _CHECKED_ON_HOST = {
     "image",
@@ -224,12 +226,25 @@ def _from_marks(
                 f"memory='512m'; found {mark.args!r}"
             )
         marked.update(mark.kwargs)
-    for name in ("scope", "fresh"):  # of tests, not of containers
+    for name in _OF_TESTS:
         marked.pop(name, None)
     with _as_usage_error(item.nodeid):
+        _check_names(marked)
         settings = Settings(**{**ini, **marked, **options})
         _check_on_host(item.config, settings)
     return settings
+
+
+def _check_names(marked: Mapping[str, object]) -> None:
+    """Raise :class:`SettingsError` for a key that a mark cannot have."""
+    from pytest_sandbox.settings.parsers import suggestion
+    from pytest_sandbox.settings.settings import KEYS
+
+    names = [*KEYS, *_OF_TESTS]
+    for name in marked.keys() - KEYS.keys():
+        meant = suggestion(name, names).lstrip("; ")
+        accepted = f"{meant} the keys of a mark are {', '.join(names)}".strip()
+        raise SettingsError(name, marked[name], accepted)
 
 
 def _marked_scope(item: pytest.Item) -> str | None:

@@ -2,84 +2,118 @@
 failed test.
 
 A service runs outside the container of a test. For a test inside, both are on one network of this
-process, and a service of function scope is started here, before the test process is forked: the
-fixture in the test process only returns it.
+process. A fixture that is set up in a test process returns the service that the parent has started
+for it (outside_services.py); any other fixture starts its service itself.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import pytest
 
-from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.plugin import compat_fixtures, unsupported
-from pytest_sandbox.plugin.stash import FRESH, IN_TEST_PROCESS, INSIDE
+from pytest_sandbox.plugin.stash import INSIDE
 from pytest_sandbox.printable import TEXT, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pytest_sandbox.container.network import Network
-    from pytest_sandbox.settings.settings import Settings
 
-__all__ = ["make_fixture", "sections", "start_for", "stop_for"]
+__all__ = [
+    "GIVEN",
+    "STARTED",
+    "Marked",
+    "RunningService",
+    "are_defined",
+    "close_at_end",
+    "make_fixture",
+    "marked_fixtures",
+    "network_of",
+    "sections",
+]
 
 #: The end of a log that a report shows.
 _SHOWN_CHARACTERS = 64 << 10
 _MARK = "pytest_sandbox_service"
 
 
-class _Running(Protocol):
+class RunningService(Protocol):
+    """A running service, as the plugin sees it."""
+
     name: str
 
-    def logs(self) -> str: ...
-    def close(self) -> None: ...
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended."""
+
+    def await_ready(self) -> None:
+        """Return once it is ready; close it if it will not be."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return as data what another process needs."""
+
+    def logs(self) -> str:
+        """Return its log."""
+
+    def close(self) -> None:
+        """End it."""
 
 
 class _Service(Protocol):
     name: str
+    is_ahead: bool
 
-    def start_on(self, network: Network | None) -> _Running: ...
+    def begin(self, network: Network | None) -> RunningService: ...
+    def start_on(self, network: Network | None) -> RunningService: ...
+    def restored(self, described: dict[str, Any]) -> RunningService: ...
     def close(self) -> None: ...
 
 
-class _Marked:
+class Marked:
     """What a fixture's function has as an attribute."""
 
     def __init__(self, service: _Service, scope: str) -> None:
         self.service, self.scope = service, scope
-        self.running: _Running | None = None  # of a scope above function, or outside
+        self.running: RunningService | None = None  # that its fixture has started
 
 
-#: The running services of an item, started before its test process.
-_STARTED = pytest.StashKey[dict[_Marked, "_Running"]]()
+#: On an item: the services that the parent has started for it, or in its test process has got.
+STARTED = pytest.StashKey[dict[Marked, RunningService]]()
+#: On the configuration, in a test process only: the services that the parent has started.
+GIVEN = pytest.StashKey[dict[Marked, RunningService]]()
 _NETWORK = pytest.StashKey["Network"]()
 _CLEANED = pytest.StashKey[set[int]]()
 
 
+#: Whether this process has such fixtures: most suites have none.
+_defined: list[Marked] = []
+
+
+def are_defined() -> bool:
+    """Tell whether there may be fixtures whose value is a service."""
+    return bool(_defined)
+
+
 def make_fixture(service: _Service, scope: str) -> Callable[..., Any]:
     """Return a fixture of this scope whose value is the running service."""
-    marked = _Marked(service, scope)
+    marked = Marked(service, scope)
+    _defined.append(marked)
 
-    def running_service(request: pytest.FixtureRequest) -> Iterator[_Running]:
-        item = request.node
-        started = item.stash.get(_STARTED, {}) if scope == "function" else {}
-        if marked in started:  # by the parent
-            yield started[marked]
+    def running_service(request: pytest.FixtureRequest) -> Iterator[RunningService]:
+        __tracebackhide__ = True
+        given = request.config.stash.get(GIVEN, None)
+        if given is not None:  # this is a test process
+            if marked not in given:
+                _refuse(request)
+            yield given[marked]
             return
-        if scope == "function" and IN_TEST_PROCESS in item.stash:
-            _refuse(request)
         is_used_inside = any(one.stash.get(INSIDE, False) for one in request.session.items)
-        network = _network(request.config) if is_used_inside and scope != "function" else None
+        network = network_of(request.config) if is_used_inside and scope != "function" else None
         with unsupported.as_test_result(request.config):
-            try:
-                marked.running = running = _start(request.config, service, network)
-            except UnsupportedError as error:
-                if not _is_inside(request):
-                    raise
-                _refuse(request, error)
+            close_at_end(request.config, service)
+            marked.running = running = service.start_on(network)
         try:
             yield running
         finally:
@@ -93,36 +127,27 @@ def make_fixture(service: _Service, scope: str) -> Callable[..., Any]:
     return made
 
 
-def _is_inside(request: pytest.FixtureRequest) -> bool:
-    """Tell whether this is the process of a test, whatever the scope of the fixture."""
-    if request.config.stash.get(FRESH, False):
-        return True
-    return any(IN_TEST_PROCESS in one.stash for one in request.session.items)
-
-
-def _refuse(request: pytest.FixtureRequest, error: UnsupportedError | None = None) -> NoReturn:
+def _refuse(request: pytest.FixtureRequest) -> NoReturn:
     """Fail the test, also with ``sandbox_unsupported = skip``: the suite has to change, and not the
     host.
     """
-    reason = "" if error is None else f" ({error})"
     pytest.fail(
-        f"the service {request.fixturename!r} cannot start inside a container. Name the "
-        "fixture as an argument of the test or of a fixture, not by getfixturevalue(). "
-        "For tests that share a container (scope=), give the fixture a wider scope than theirs. "
-        f"A test with fresh=True cannot use it: its fixtures of all scopes are inside.{reason}",
+        f"the service {request.fixturename!r} was not started: it runs outside of the test's "
+        "container, and has to be started before the test enters that. Name the fixture as an "
+        "argument of the test or of one of its fixtures, not by getfixturevalue().",
         pytrace=False,
     )
 
 
-def _start(config: pytest.Config, service: _Service, network: Network | None) -> _Running:
+def close_at_end(config: pytest.Config, service: _Service) -> None:
+    """Have the session's end close what a service starts in advance."""
     cleaned = config.stash.setdefault(_CLEANED, set())
     if id(service) not in cleaned:
         cleaned.add(id(service))
         config.add_cleanup(service.close)
-    return service.start_on(network)
 
 
-def _network(config: pytest.Config) -> Network:
+def network_of(config: pytest.Config) -> Network:
     """Return the network of this process that services and tests are on."""
     if _NETWORK not in config.stash:
         from pytest_sandbox.container.network import Network
@@ -131,44 +156,22 @@ def _network(config: pytest.Config) -> Network:
     return config.stash[_NETWORK]
 
 
-def _marked(item: pytest.Item) -> list[_Marked]:
-    """Return the services that the item uses."""
-    found = [getattr(func, _MARK, None) for func in compat_fixtures.fixture_functions(item)]
-    return [one for one in found if isinstance(one, _Marked)]
-
-
-def start_for(item: pytest.Item, settings: Settings) -> Settings:
-    """Start the services of function scope that a test inside uses; return the settings of its
-    container, which is on the services' network unless its own settings name one.
+def marked_fixtures(item: pytest.Item) -> dict[str, Marked]:
+    """Return the services that the item uses, by a key which is the same in another process: the
+    name of the fixture, and how many fixtures of the name come before.
     """
-    marked = _marked(item)
-    if not marked:
-        return settings
-    network = _network(item.config) if settings.network == "none" else None
-    stop_for(item)
-    started = item.stash[_STARTED] = {}
-    with ExitStack() as opened:
-        opened.callback(stop_for, item)
-        for one in marked:
-            if one.scope == "function":
-                started[one] = _start(item.config, one.service, network)
-        opened.pop_all()
-    return settings if network is None else settings.replace(network=network)
-
-
-def stop_for(item: pytest.Item) -> None:
-    """Stop what :func:`start_for` has started."""
-    with ExitStack() as closing:
-        for running in item.stash.get(_STARTED, {}).values():
-            closing.callback(running.close)
-        if _STARTED in item.stash:
-            del item.stash[_STARTED]
+    found: dict[str, Marked] = {}
+    for name, number, func in compat_fixtures.fixture_functions(item):
+        marked = getattr(func, _MARK, None)
+        if isinstance(marked, Marked):
+            found[f"{name} {number}"] = marked
+    return found
 
 
 def sections(item: pytest.Item) -> list[tuple[str, str]]:
     """Return title and text of the log of each service that the item uses."""
-    started = item.stash.get(_STARTED, {})
-    found = [started.get(one) or one.running for one in _marked(item)]
+    started = item.stash.get(STARTED, {})
+    found = [started.get(one) or one.running for one in marked_fixtures(item).values()]
     return [
         (f"service {one.name}", _shown(one.logs()))
         for one in dict.fromkeys(found)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_sandbox.plugin import compat
+from pytest_sandbox.plugin import compat, missing_threads, scopes
 from pytest_sandbox.printable import printable
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class SlowTests:
     def __init__(self, config: pytest.Config) -> None:
         self._seconds = check(config)
         self._output = compat.host_outputs(config)[1]
+        self._has_named_threads = False
 
     def time_left(self, receivers: Iterable[Receiver]) -> float | None:
         """Return the seconds until the next test has to be named; None for never."""
@@ -79,10 +80,14 @@ class SlowTests:
             and receiver.age() >= self._next(receiver)
         )
 
-    def name(self, nodeid: str, receiver: Receiver) -> None:
-        """Name a test."""
+    def name(self, item: pytest.Item, receiver: Receiver) -> None:
+        """Name a test; the first time, name the threads that it may wait for in vain."""
         receiver.named_after = self._next(receiver)
-        text = f"\nsandbox: {nodeid} has run for {receiver.named_after:g} s{_place(receiver)}\n"
+        lines = [f"{item.nodeid} has run for {receiver.named_after:g} s{_place(receiver)}"]
+        if not self._has_named_threads and not scopes.is_fresh(item):
+            self._has_named_threads = True
+            lines += missing_threads.describe()
+        text = "\n" + "".join(f"sandbox: {line}\n" for line in lines)
         with suppress(OSError):
             os.write(self._output, text.encode(errors="backslashreplace"))
 

@@ -33,6 +33,7 @@ from pytest_sandbox.plugin import (
     connection_calls,
     coverage_data,
     hints,
+    outside_services,
     scopes,
     session_state,
     truncate,
@@ -131,6 +132,7 @@ class TestProcess:
         self._forwarder.channel = self._channel
         self._forwarder.scope = scopes.scope_of(self._item)
         self._item.stash[IN_TEST_PROCESS], self._item.stash[PROCESS] = True, self
+        outside_services.enter(self._item)
         for hook in self._hooks:
             hook.restrict()
         self._coverage.begin()
@@ -184,18 +186,23 @@ class TestProcess:
             return None
         return scopes.following(self._item)
 
-    def leave(self, error: BaseException | None) -> NoReturn:
-        """Go on after a test's protocol, which has ended by ``error``; it must never return."""
+    def leave(self, error: BaseException | None) -> bool:
+        """Release what a test's protocol has used, which has ended by ``error`` (it must never
+        return); tell whether to raise that further, to serve(), or to call serve().
+
+        What the test has used, such as a connection, is released when it ends, as it is without a
+        container: not at a garbage collection, and not at the end of the scope.
+        """
         if error is None:
             self._exit(1)
         if not self._is_unwinding:
             self.end(error)
-        if self._is_serving:
-            raise error
-        self._serve()
+        compat_fixtures.release_request(self._item)
+        _forget_frames(error)
+        return self._is_serving
 
-    def _serve(self) -> NoReturn:
-        """Run tests for as long as the parent names one."""
+    def serve(self) -> NoReturn:
+        """Run tests for as long as the parent names one, after the first one has ended."""
         try:
             self._is_serving = True
             self._forwarder.channel = self._channel
@@ -213,13 +220,17 @@ class TestProcess:
         self._item, self._is_unwinding = item, False
         self._keywords = dict.fromkeys(item.keywords, 1)
         item.stash[IN_TEST_PROCESS], item.stash[PROCESS] = True, self
+        assert self._channel.words is not None
+        outside_services.adopt(item, self._channel.words.services)
+        outside_services.enter(item)
         self._session_state = session_state.SessionState(item)
         self._benchmarks = benchmarks.BenchmarkSender(item)
         self._carry = carry.CarrySender(item)
         self._inodes_before = _used_inodes()
         try:
             item.ihook.pytest_runtest_protocol(item=item, nextitem=self._following())
-        except _Unwound:
+        except _Unwound as unwound:
+            _forget_frames(unwound)
             return
         self._exit(1)
 
@@ -362,6 +373,13 @@ class TestProcess:
     def _exit(status: int) -> NoReturn:
         _flush()
         os._exit(status)
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Remove what an exception refers to: some of its frames have a variable that refers to it, so
+    that all of them would stay until the next garbage collection.
+    """
+    error.__traceback__ = error.__context__ = None
 
 
 def _used_inodes() -> int:

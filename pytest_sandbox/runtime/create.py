@@ -16,7 +16,13 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_sandbox.linux import mounts, namespaces, process, process_limits, rtnetlink
+from pytest_sandbox.linux import (
+    mounts,
+    namespaces,
+    network_namespace,
+    process,
+    process_limits,
+)
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.cgroup.view import add_view
 from pytest_sandbox.linux.syscall_batch import Result, SyscallBatch, Table
@@ -57,9 +63,10 @@ class Created(NamedTuple):
 class ContainerBuilder:
     """The list of system calls that creates one container; each step is a method.
 
-    ``cgroup_files`` are what a process writes to join the container's cgroups, ``shown_cgroups``
-    what it has at /sys/fs/cgroup; ``held_layers`` are detached mounts of the committed layers that
-    it is based on, by their keys.
+    ``network`` is a descriptor of the network namespace to enter, or -1 to make one if the spec
+    has its own. ``cgroup_files`` are what a process writes to join the container's cgroups,
+    ``shown_cgroups`` what it has at /sys/fs/cgroup; ``held_layers`` are detached mounts of the
+    committed layers that it is based on, by their keys.
     """
 
     def __init__(
@@ -68,6 +75,7 @@ class ContainerBuilder:
         host: HostResources,
         *,
         hostname: str,
+        network: int,
         cgroup_files: tuple[str, ...],
         held_layers: dict[str, int],
         shown_cgroups: tuple[ShownCgroup, ...] = (),
@@ -77,7 +85,7 @@ class ContainerBuilder:
         self._hostname = hostname
         self._cgroup_files = cgroup_files
         self._shown_cgroups = shown_cgroups
-        self._network = -1
+        self._network = network
         self._batch = SyscallBatch()
         self._volumes = Volumes(self._batch, spec)
         self._root = RootMounts(self._batch, spec, host, hostname=hostname, held_layers=held_layers)
@@ -90,17 +98,9 @@ class ContainerBuilder:
 
         Raises :class:`StepError`, or :class:`OSError` for what the host lacks.
         """
-        try:
-            if self._spec.own_network and self._spec.user_namespace:
-                # It belongs to the payloads' user namespace, so their CAP_NET_ADMIN applies to it.
-                owner = self._host.user_namespace_for(self._spec)
-                self._network = rtnetlink.make_network(owner)
-            for step in self._steps():
-                step()
-            return self._spawn(cgroup)
-        finally:
-            if self._network >= 0:
-                os.close(self._network)
+        for step in self._steps():
+            step()
+        return self._spawn(cgroup)
 
     def _steps(self) -> tuple[Callable[[], None], ...]:
         return (
@@ -138,7 +138,7 @@ class ContainerBuilder:
         if self._network >= 0:
             self._batch.add(step, "setns", self._network, sc.CLONE_NEWNET)
         elif self._spec.own_network:
-            rtnetlink.add_network(self._batch, step)
+            network_namespace.add_network(self._batch, step)
 
     def _open_cgroup_files(self) -> None:
         # Now, as their paths do not exist in the new root.

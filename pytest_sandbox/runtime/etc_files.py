@@ -2,7 +2,8 @@
 
 They are in a lower layer of their own: a test can write, rename and remove them, and they are not
 reported as changes. A container on an image has all three. On the host's root, hosts(5) and
-hostname(5) are the host's, if it has them, with the container's own name.
+hostname(5) are the host's, if it has them, with the container's own name. resolv.conf(5) has the
+name server of networks, unless the container has the host's network.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from pytest_sandbox.linux import name_link
 from pytest_sandbox.linux.file_mounts import MAX_SIZE, Node, Stamp, stamp
 
 if TYPE_CHECKING:
@@ -45,8 +47,10 @@ _HOSTNAME: Final = "/etc/hostname"
 _RESOLV: Final = "/etc/resolv.conf"
 #: The address of a container's own name, on its loopback, as in Debian's hosts(5).
 _OWN_ADDRESS: Final = b"127.0.1.1\t"
-_NO_SERVERS: Final = (
-    b"# No name server: this container has no network, or a network of containers only.\n"
+_NO_SERVERS: Final = b"# No name server: the host has none.\n"
+_OWN_SERVER: Final = (
+    b"# It answers while the container has a Network or a list of destinations.\nnameserver %s\n"
+    % name_link.ADDRESS.encode()
 )
 
 
@@ -83,18 +87,19 @@ def nodes_of(spec: Spec, name: str, point: str, found: Mapping[str, Stamp]) -> l
 
     Raises :class:`OSError` if a file of the host cannot be read.
     """
-    is_own = _HOSTS not in found or spec.name_server
+    is_own = _HOSTS not in found or spec.hides_hosts
     hosts = LOCALHOST if is_own else _content(found[_HOSTS])
+    extra = b"".join(b"%s\t%s\n" % (ip.encode(), one.encode()) for one, ip in spec.extra_hosts)
     contents = {
-        _HOSTS: b"%s%s%s\n" % (hosts, _OWN_ADDRESS, name.encode()),
+        _HOSTS: b"%s%s%s%s\n" % (hosts, extra, _OWN_ADDRESS, name.encode()),
         _HOSTNAME: name.encode() + b"\n",
     }
     if spec.is_on_host:
         contents = {path: content for path, content in contents.items() if path in found}
-    elif not spec.name_server:
+    elif not spec.own_network:
         contents[_RESOLV] = _content(found[_RESOLV]) if _RESOLV in found else _NO_SERVERS
-    if spec.name_server:
-        contents[_RESOLV] = b"nameserver %s\n" % spec.name_server.encode()
+    if spec.own_network:
+        contents[_RESOLV] = _OWN_SERVER
     # In a container on an image, an unprivileged user is root: its UID is mapped to 0.
     owner = (0, 0) if spec.is_on_host else (os.geteuid(), os.getegid())
     start = len(point) + 1

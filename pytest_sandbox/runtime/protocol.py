@@ -13,7 +13,8 @@ message            meaning, and the answer (fields) + [descriptors]
                    ``created`` (id, pid) + [init's pidfd]
 ``prewarm``        prewarm the next container of ``spec``; no answer
 ``claim``          the client has taken the prewarmed container ``id``; no answer
-``closed``         the client does not need the container ``id`` any more; no answer
+``closed``         the client does not need the container ``id`` any more, and says whether it has
+                   connected its network namespace (``has_unused_network``); no answer
 ``cancel``         the client does not wait any more for the answer to ``request_id``: close what
                    it made; no answer
 ``layer``          ``layer`` (points: where its overlays are) + [the writable layer's directory]

@@ -68,8 +68,8 @@ class Spec:
     """The name in /etc/hostname, where it cannot be changed when the container is claimed."""
 
     own_network: bool = True
-    name_server: str = ""
-    """The address in resolv.conf(5); hosts(5) then has no names of the host's."""
+    hides_hosts: bool = False
+    """Whether hosts(5) has no names of the host's."""
 
     user_namespace: bool = True
     protected: bool = True
@@ -81,6 +81,13 @@ class Spec:
 
     volumes: tuple[tuple[str, str, bool], ...] = ()
     """Source, target, and whether it is read-only."""
+
+    tmpfs: tuple[tuple[str, int | None, int, bool, bool], ...] = ()
+    """File systems in memory: target, size in bytes, mode, whether it is read-only, and whether
+    programs in it may be executed."""
+
+    extra_hosts: tuple[tuple[str, str], ...] = ()
+    """Names and addresses in /etc/hosts."""
 
     devices: tuple[tuple[str, str], ...] = ()
     """Device nodes of the host, and their paths inside."""

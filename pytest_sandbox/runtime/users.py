@@ -15,6 +15,8 @@ from pytest_sandbox.errors import SettingsError
 
 __all__ = ["HIGHEST", "User", "find", "find_group"]
 
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
+
 Read = Callable[[str], str]
 
 #: The highest UID and GID, as in docker. The kernel would cut a longer one to 32 bits, and

@@ -1,11 +1,12 @@
-"""Volumes: files and directories of the host that are bind-mounted into a container; and its
-device nodes, which only these mounts allow to be opened.
+"""Volumes: files and directories of the host that are bind-mounted into a container; its file
+systems in memory; and its device nodes, which only these mounts allow to be opened.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.linux import mounts
@@ -32,6 +33,8 @@ class Volumes:
             *((source, target, _volume_attributes(ro)) for source, target, ro in spec.volumes),
             *((source, target, _DEVICE) for source, target in spec.devices),
         ]
+        self._devices = len(spec.devices)
+        self._tmpfs = spec.tmpfs
         self._sources: list[Result] = []
 
     def open(self) -> None:
@@ -46,18 +49,52 @@ class Volumes:
         ]
 
     def attach(self) -> None:
-        """Attach the detached mounts.
+        """Attach the detached mounts, and mount file systems in memory, outer targets first.
 
         This comes after pivot_root(2), so every path, and every link in it, resolves inside the
         container.
         """
-        for fd, (source, target, attributes) in zip(self._sources, self._mounts, strict=True):
-            self._add_mount_point(target, is_directory=os.path.isdir(source))
-            self._attach_one(fd, target, attributes)
+        opened = list(zip(self._sources, self._mounts, strict=True))
+        devices = opened[len(opened) - self._devices :]
+        volumes = opened[: len(opened) - self._devices]
+        steps = [
+            *((mount[1], partial(self._attach_source, fd, mount)) for fd, mount in volumes),
+            *((one[0], partial(self._attach_tmpfs, *one)) for one in self._tmpfs),
+        ]
+        for _target, step in sorted(steps, key=lambda one: one[0]):
+            step()
+        for fd, mount in devices:
+            self._attach_source(fd, mount)
 
-    def _attach_one(self, fd: Result, target: str, attributes: int) -> None:
+    def _attach_source(self, fd: Result, mount: tuple[str, str, int]) -> None:
+        source, target, attributes = mount
+        self._add_mount_point(target, is_directory=os.path.isdir(source))
+        mounts.add_attributes(self._batch, "attach volumes", fd, attributes)
+        self._move(fd, target)
+
+    def _attach_tmpfs(
+        self, target: str, size: int | None, mode: int, read_only: bool, executable: bool
+    ) -> None:
+        """Make a tmpfs (fsopen(2)), and attach it."""
+        step, batch = "mount tmpfs", self._batch
+        options = [b"mode=%o" % mode]
+        if size is not None:
+            options += mounts.tmpfs_options(size).split(b",")
+        context = batch.add(step, "fsopen", b"tmpfs", sc.FSOPEN_CLOEXEC)
+        for option in options:
+            key, _, value = option.partition(b"=")
+            batch.add(step, "fsconfig", context, sc.FSCONFIG_SET_STRING, key, value, 0)
+        batch.add(step, "fsconfig", context, sc.FSCONFIG_CMD_CREATE, None, None, 0)
+        attributes = sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_NOSUID
+        attributes |= sc.MOUNT_ATTR_RDONLY if read_only else 0
+        attributes |= 0 if executable else sc.MOUNT_ATTR_NOEXEC
+        mounted = batch.add(step, "fsmount", context, sc.FSMOUNT_CLOEXEC, attributes)
+        batch.close(step, context)
+        self._add_mount_point(target, is_directory=True)
+        self._move(mounted, target)
+
+    def _move(self, fd: Result, target: str) -> None:
         step, batch = "attach volumes", self._batch
-        mounts.add_attributes(batch, step, fd, attributes)
         # A magic link (/proc/PID/fd/N) is the only path that leads out of the root: openat2(2).
         how = sc.open_how(os.O_PATH, sc.RESOLVE_NO_MAGICLINKS)
         point = batch.add(step, "openat2", -100, os.fsencode(target), how, len(how))

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from pytest_sandbox.container.conditions import Command, Condition, File, Http, Log, Port
 from pytest_sandbox.errors import ServiceError, ServiceTimeout
-from pytest_sandbox.services.recipes import mariadb, postgres, redis
+from pytest_sandbox.services.brokers import kafka, rabbitmq
+from pytest_sandbox.services.recipes import mariadb, postgres, redis, s3
 from pytest_sandbox.services.service import Running, Service
 
 __all__ = [
@@ -20,7 +21,10 @@ __all__ = [
     "Service",
     "ServiceError",
     "ServiceTimeout",
+    "kafka",
     "mariadb",
     "postgres",
+    "rabbitmq",
     "redis",
+    "s3",
 ]

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.container import states
 from pytest_sandbox.container.build_spec import serializable
+from pytest_sandbox.container.missing_programs import as_service_error
 from pytest_sandbox.container.snapshot import commit_to_store
 from pytest_sandbox.container.waiting import last_lines
 from pytest_sandbox.errors import ImageError, ServiceError, SettingsError
 from pytest_sandbox.image.image import Image, find
 from pytest_sandbox.services import setup_source
+from pytest_sandbox.services.ahead import StartedAhead
 from pytest_sandbox.services.service import NOT_FOUND, Running, Service
 
 if TYPE_CHECKING:
@@ -61,12 +63,15 @@ class Program:
         )
 
     def find(self, name: str) -> str:
-        """Return the path on the host. Raises :class:`ServiceError` if there is none."""
+        """Return the path on the host, as ``name`` needs it; a link is not followed, since a
+        program may look at the name that it is started by. Raises :class:`ServiceError` if there is
+        none.
+        """
         first = sorted(glob.glob(self.directories), reverse=True) if self.directories else []
         path = ":".join([*first, os.environ.get("PATH", ""), _SYSTEM])
         for one in self.names:
             if found := shutil.which(one, path=path):
-                return os.path.realpath(found)
+                return found
         raise ServiceError(name, self.missing)
 
     def script(self, command: str) -> tuple[str, ...]:
@@ -107,29 +112,19 @@ class Prepared(Service):
         self.missing = program.missing
         self._program, self._setup, self._files = program, setup, tuple(files)
         self._initialise = program.script(initialise)
-        self._ahead = ahead
+        self.is_ahead = bool(ahead)
         self._image: Image | None = None
-        self._waiting: list[tuple[object, Running]] = []
+        self._next = StartedAhead(self.begin)
 
     def start_on(self, network: Network | None) -> Running:
         """Start a clone of the prepared files; with ``ahead``, return the one that was started
-        meanwhile, and start the next.
+        meanwhile, and have the next one started.
         """
-        running = self._take(network)
-        if running is None:
-            running = self.begin(network)
+        running = self._next.take(network) or self.begin(network)
         running.await_ready()
-        if self._ahead:
-            self._waiting.append((network, self.begin(network)))
+        if self.is_ahead:
+            self._next.begin(network)
         return running
-
-    def _take(self, network: object) -> Running | None:
-        while self._waiting:
-            given, running = self._waiting.pop()
-            if given is network and running.container.status == "running":
-                return running
-            running.container.close()
-        return None
 
     def begin(self, network: Network | None) -> Running:
         """Start a clone without waiting until it is ready."""
@@ -142,9 +137,8 @@ class Prepared(Service):
             return self.begin_from(self.settings.replace(image=self.image()), network)
 
     def close(self) -> None:
-        """End the clones that were started in advance."""
-        while self._waiting:
-            self._waiting.pop()[1].container.close()
+        """End the clone that was started in advance."""
+        self._next.close()
 
     # -- the prepared files
 
@@ -175,10 +169,11 @@ class Prepared(Service):
         running = _Preparing(self, self.settings)
         with running:
             running.initialise(self._initialise)
-            running.begin_command()
+            running.begin()
             running.await_ready()
             if self._setup is not None:
-                self._setup(running)
+                with as_service_error(self.name, running.container.handle, what="its setup"):
+                    self._setup(running)
             running.end_command()
             return commit_to_store(running.container.handle)
 
@@ -192,22 +187,21 @@ class _Preparing(Running):
 
     def initialise(self, command: Sequence[str]) -> None:
         """Run the command that creates the files. Raises :class:`ServiceError`."""
-        owner = self.container.settings.user or "root"
-        made = f"mkdir -p {DATA} && chown {owner} {DATA} && chmod 700 {DATA}"
-        self.container.run(["/bin/sh", "-c", made], user="root", check=True)
-        done = self.container.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        )
+        with as_service_error(self.name, self.container.handle, what="it needs a shell"):
+            done = self._run_initialise(command)
         if done.returncode:
             reason = f"its files cannot be initialised: exit status {done.returncode}"
             if done.returncode == NOT_FOUND:
                 reason = self.service.missing
             raise ServiceError(self.name, reason, done.returncode, last_lines(done.stdout))
 
-    def begin_command(self) -> None:
-        """Start the server."""
-        assert self.service.command is not None
-        self._command = self.container.popen(list(self.service.command), log=True)
+    def _run_initialise(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        owner = self.container.settings.user or "root"
+        made = f"mkdir -p {DATA} && chown {owner} {DATA} && chmod 700 {DATA}"
+        self.container.run(["/bin/sh", "-c", made], user="root", check=True)
+        return self.container.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
 
     def end_command(self) -> None:
         """Stop the server, and wait until it has written its files.
@@ -228,6 +222,7 @@ class _Preparing(Running):
 
 def _facts_of(path: str) -> list[Any]:
     """Return what changes with the version of a program."""
+    path = os.path.realpath(path)
     status = os.stat(path)
     return [path, status.st_size, status.st_mtime_ns]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Conversation = Generator[bytes, bytes, None]
 
-__all__ = ["ask_mysql", "ask_postgres", "ask_redis"]
+__all__ = ["ask_amqp", "ask_kafka", "ask_mysql", "ask_postgres", "ask_redis"]
 
 #: The protocol's version 3.0 (PostgreSQL: Message Formats, StartupMessage).
 _POSTGRES_PROTOCOL = 196608
@@ -23,6 +23,16 @@ _MYSQL_CAPABILITIES = 0x200 | 0x8000 | 0x80000
 _MYSQL_UTF8 = 45
 _MYSQL_PACKET = 1 << 24
 _COM_QUERY = b"\x03"
+#: The header of AMQP 0-9-1, the type of a method's frame, and the last byte of each (4.2.2, 4.2.3).
+_AMQP = b"AMQP\0\0\x09\x01"
+_AMQP_METHOD = 1
+_AMQP_END = b"\xce"
+#: Class and number of methods of a connection (AMQP 0-9-1, 1.4).
+_START, _START_OK, _TUNE, _TUNE_OK, _OPEN, _OPEN_OK, _CLOSE, _CLOSE_OK = (
+    (10, number) for number in (10, 11, 30, 31, 40, 41, 50, 51)
+)
+#: Key and version of a request (Kafka protocol guide, Metadata API).
+_KAFKA_METADATA = (3, 1)
 
 
 def ask_redis() -> Conversation:
@@ -84,3 +94,56 @@ def _packet(sent: bytes) -> Conversation:
         received += yield b""
     if received[4] == 0xFF:
         raise UnexpectedAnswer(received[7:200].decode(errors="replace"))
+
+
+def ask_amqp() -> Conversation:
+    """Log in as ``guest``, open the virtual host "/", and close the connection."""
+    yield from _amqp_method(_AMQP, _START)
+    login = _amqp_short("PLAIN") + _amqp_long("\0guest\0guest") + _amqp_short("en_US")
+    limits = yield from _amqp_method(_amqp_frame(_START_OK, _amqp_long("") + login), _TUNE)
+    tuned = limits[:6] + struct.pack("!H", 0)  # no heartbeat
+    opened = _amqp_frame(_TUNE_OK, tuned) + _amqp_frame(_OPEN, _amqp_short("/") + bytes(2))
+    yield from _amqp_method(opened, _OPEN_OK)
+    closed = struct.pack("!H", 200) + _amqp_short("ready") + bytes(4)
+    yield from _amqp_method(_amqp_frame(_CLOSE, closed), _CLOSE_OK)
+
+
+def _amqp_frame(method: tuple[int, int], arguments: bytes) -> bytes:
+    payload = struct.pack("!HH", *method) + arguments
+    return struct.pack("!BHI", _AMQP_METHOD, 0, len(payload)) + payload + _AMQP_END
+
+
+def _amqp_short(text: str) -> bytes:
+    return bytes([len(text)]) + text.encode()
+
+
+def _amqp_long(text: str) -> bytes:
+    return struct.pack("!I", len(text)) + text.encode()
+
+
+def _amqp_method(sent: bytes, expected: tuple[int, int]) -> Generator[bytes, bytes, bytes]:
+    """Receive a frame, and return the arguments of its method, which has to be the expected one."""
+    received = yield sent
+    while len(received) < 7 or len(received) < 8 + struct.unpack_from("!I", received, 3)[0]:
+        if received.startswith(b"AMQP"):
+            raise UnexpectedAnswer("it does not speak AMQP 0-9-1")
+        received += yield b""
+    method, arguments = received[7:11], received[11:-1]
+    if method == struct.pack("!HH", *_CLOSE):
+        raise UnexpectedAnswer(arguments[3:-4].decode(errors="replace"))
+    if received[0] != _AMQP_METHOD or method != struct.pack("!HH", *expected):
+        raise UnexpectedAnswer(f"the frame {received[:11].hex(' ')} instead of {expected}")
+    return arguments
+
+
+def ask_kafka() -> Conversation:
+    """Ask for the brokers and all topics; there has to be a broker."""
+    client = b"pytest-sandbox"
+    key, version = _KAFKA_METADATA
+    header = struct.pack("!HHIH", key, version, 1, len(client)) + client
+    request = header + struct.pack("!i", -1)
+    received = yield struct.pack("!I", len(request)) + request
+    while len(received) < 12 or len(received) < 4 + struct.unpack_from("!I", received)[0]:
+        received += yield b""
+    if struct.unpack_from("!i", received, 8)[0] < 1:
+        raise UnexpectedAnswer("there is no broker")

@@ -6,10 +6,12 @@ tests write is discarded, so nothing is forced to disk. The ready condition is a
 
 from __future__ import annotations
 
+import shlex
+import sysconfig
 from signal import SIGINT, SIGTERM
 from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.container.conditions import Query
+from pytest_sandbox.container.conditions import Http, Query
 from pytest_sandbox.services import queries
 from pytest_sandbox.services.prepared import DATA, Prepared, Program
 from pytest_sandbox.services.service import Service
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     Files = Iterable[str | os.PathLike[str]]
     Setup = Callable[[Running], object] | None
 
-__all__ = ["mariadb", "postgres", "redis"]
+__all__ = ["mariadb", "postgres", "redis", "s3"]
 
 _POSTGRES = Program(("postgres",), "postgresql", "postgres:16", "/usr/lib/postgresql/*/bin")
 #: Small log segments, since a clone copies the one that it writes first.
@@ -46,6 +48,11 @@ _POSTGRES_OPTIONS = {
 
 _REDIS = Program(("redis-server", "valkey-server"), "redis-server", "redis:7")
 _REDIS_OPTIONS = "--bind '*' --protected-mode no --save '' --appendonly no --dir /tmp"
+
+_NO_MOTO = (
+    "the program moto_server is not there. Install it (pip install 'moto[server]'), or use an "
+    'image that has it, such as image="motoserver/moto"'
+)
 
 _MARIADB = Program(("mariadbd",), "mariadb-server", "mariadb:10.11")
 #: The user of the server may not be able to write to the caller's directory of temporary files.
@@ -71,11 +78,31 @@ def redis(*, port: int = 6379, **settings: Any) -> Service:
     program is there.
     """
     program = "$(command -v redis-server || command -v valkey-server || echo redis-server)"
-    command = _REDIS.script(f"exec {program} --port {port} {_REDIS_OPTIONS}")
+    options = f"--port {port} {_REDIS_OPTIONS}"
+    command = _REDIS.script(f"exec {program} {options}")
     ready = Query(port, queries.ask_redis, "PING")
     made = Service(command, ready=ready, **{"name": "redis", **settings})
+    made.host_command = lambda: (_REDIS.find(made.name), *shlex.split(options))
     made.url_form = "redis://{host}:{port}/0"
     made.missing = _REDIS.missing
+    made.is_disposable = True
+    return made
+
+
+def s3(*, port: int = 5000, **settings: Any) -> Service:
+    """Return moto's server, which keeps the buckets of S3 in memory; ``url`` is
+    ``http://HOST:PORT``, an ``endpoint_url`` for boto3.
+
+    Any access key is accepted. It also answers for the other services of AWS that moto has, if
+    what moto needs for them is installed. The program ``moto_server`` is searched next to this
+    Python, and then in PATH. Further ``settings`` are those of :class:`Service`. Raises
+    :class:`ServiceError` at the start if the program is not there.
+    """
+    search = f"PATH={shlex.quote(sysconfig.get_path('scripts'))}:$PATH; export PATH; "
+    command = ("/bin/sh", "-c", f"{search}exec moto_server -H 0.0.0.0 -p {port}")
+    # GET / lists the buckets.
+    made = Service(command, ready=Http("/", port=port), **{"name": "s3", **settings})
+    made.missing = _NO_MOTO
     made.is_disposable = True
     return made
 
@@ -107,7 +134,7 @@ def postgres(
         ahead=ahead,
         stop_signal=SIGINT,  # "fast shutdown": does not wait for clients
         ready=Query(port, queries.ask_postgres, "select 1"),
-        **{"name": "postgres", "user": "postgres", **settings},
+        **{"name": "postgres", "user": "postgres", "workdir": "/", **settings},
     )
     made.url_form = "postgresql://postgres@{host}:{port}/postgres"
     return made
@@ -132,13 +159,11 @@ def mariadb(
         ahead=ahead,
         stop_signal=SIGTERM,
         ready=Query(port, queries.ask_mysql, "select 1"),
-        **{"name": "mariadb", "user": "mysql", **settings},
+        **{"name": "mariadb", "user": "mysql", "workdir": "/", **settings},
     )
     made.url_form = "mysql://root@{host}:{port}/test"
     return made
 
 
 def _quoted(name: str, value: str) -> str:
-    import shlex
-
     return shlex.quote(f"{name}={value}")

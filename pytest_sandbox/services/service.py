@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import subprocess
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from pytest_sandbox.client import session
 from pytest_sandbox.container.conditions import AllOf, AnyOf, Condition, Http, Port, Query
 from pytest_sandbox.container.container import Container
+from pytest_sandbox.container.missing_programs import as_service_error, reason_for_shell
+from pytest_sandbox.container.publish import publish
 from pytest_sandbox.container.waiting import DEFAULT_TIMEOUT, joined, wait_for
-from pytest_sandbox.errors import SandboxError, ServiceError, SettingsError
+from pytest_sandbox.errors import ContainerStopped, SandboxError, ServiceError, SettingsError
 from pytest_sandbox.linux import namespaces
 from pytest_sandbox.settings.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
+    from pytest_sandbox.container.handle import Handle
     from pytest_sandbox.container.network import Network
     from pytest_sandbox.container.popen import Popen
     from pytest_sandbox.image.image import Image
@@ -27,6 +30,10 @@ __tracebackhide__ = True  # pytest shows the line of the test; --full-trace show
 
 #: Seconds from the stop signal to SIGKILL: docker's default.
 _STOP_TIMEOUT = 10.0
+#: What only a running service has.
+_OF_RUNNING = {"url", "host", "logs", "container", "stop", "clone"}
+#: Characters at the end of the log that another process gets.
+_DESCRIBED_LOG = 8192
 #: What a shell exits with if it does not find a program (POSIX, Shell Command Language, 2.8.2).
 NOT_FOUND = 127
 
@@ -67,6 +74,8 @@ class Service:
         self.timeout = timeout
         self.stop_timeout = stop_timeout
         self.name = name or (self.command[0] if self.command else str(self.settings.image))
+        #: Returns the command on the host, if a shell is not needed there to find the program.
+        self.host_command: Callable[[], tuple[str, ...]] | None = None
         self.url_form = "{scheme}://{host}:{port}"
         #: What to say if a program of the command is missing.
         self.missing = ""
@@ -74,7 +83,28 @@ class Service:
         self.stop_signal: int | None = None
         #: Whether what it wrote is of no use, so that it is killed at the end.
         self.is_disposable = False
+        #: Whether the next one is to be started while one is used.
+        self.is_ahead = False
         self._given = frozenset(settings)
+
+    def __enter__(self) -> NoReturn:
+        raise TypeError(
+            f"the service {self.name} has to be started: with service.start() as running: "
+            "running.url"
+        )
+
+    def __exit__(self, *_exception: object) -> None:
+        """Never called; ``with`` looks for it before it calls ``__enter__``."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name in _OF_RUNNING:
+                raise AttributeError(
+                    f"the service {self.name} has {name!r} while it runs: "
+                    f"with service.start() as running: running.{name}"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def start(self) -> Running:
         """Start the service, and return it once it is ready: a context manager.
@@ -105,26 +135,40 @@ class Service:
         return running
 
     def start_container(self, settings: Settings) -> Container:
-        """Start the container. If something on the host listens on a port on all its addresses,
-        another port of the host leads there, unless ``publish`` is given.
-        """
+        """Start the container; :meth:`publish` follows."""
         container = Container(settings)
         container.handle.label = self.name
+        container.handle.publishes_later = True
+        return container.start()
+
+    def publish(self, handle: Handle) -> None:
+        """Publish the ports of the settings, after the command was started: the relay starts while
+        the service does.
+
+        If something on the host listens on a port on all its addresses, another port of the host
+        leads there, unless ``publish`` is given.
+        """
+        handle.publishes_later = False
         try:
-            return container.start()
+            publish(handle)
         except SettingsError as error:
             if error.key != "publish" or "publish" in self._given:
                 raise
-        other = [f"0:{one.port}" for one in settings.publish]
-        container = Container(settings.replace(publish=other))
-        container.handle.label = self.name
-        return container.start()
+            other = [f"0:{one.port}" for one in handle.settings.publish]
+            handle.settings = handle.settings.replace(publish=other)
+            publish(handle)
 
     def fixture(self, scope: str = "function") -> Callable[..., Any]:
         """Return a pytest fixture of a scope, whose value is the running service."""
         from pytest_sandbox.plugin.service_fixtures import make_fixture
 
         return make_fixture(self, scope)
+
+    def restored(self, described: dict[str, Any]) -> Running:
+        """Return a running service of the parent process that :meth:`Running.describe` describes,
+        for the process of a test that was created before it.
+        """
+        return _Outside(self, described)
 
     def close(self) -> None:
         """End what was started in advance."""
@@ -151,6 +195,13 @@ class Service:
         ]
         return list(dict.fromkeys([*ports, *_exposed(settings)]))
 
+    def command_for(self, running: Running) -> tuple[str, ...]:
+        """Return the command of a container that has started: without one, the image's."""
+        image = running.container.handle.rootfs.image
+        if image is None and self.host_command is not None:
+            return tuple(self.host_command())
+        return self.command or _command_of(image, self.name)
+
     def condition(self, running: Running) -> Condition | None:
         """Return what to wait for; None for nothing but the start."""
         if self.ready is not None:
@@ -174,6 +225,7 @@ class Running:
         self.container = container
         self.name = service.name
         self._command: Popen[Any] | None = None
+        self._is_ready = False
         self._network_namespace = namespaces.identity("net")
 
     def __enter__(self) -> Self:
@@ -186,45 +238,77 @@ class Running:
         return f"<service {self.name} {self.container.id}>"
 
     def begin(self) -> None:
-        """Start the command."""
-        container = self.container
+        """Start the command, and publish the ports.
+
+        Raises :class:`ServiceError` if its program is missing.
+        """
         try:
-            image = container.handle.rootfs.image
-            command = self.service.command or _command_of(image, self.name)
-            self._command = container.popen(list(command), log=True)
+            self._start_command(self.service.command_for(self))
         except BaseException:
-            container.close()
+            self.container.close()
             raise
 
+    def _start_command(self, command: Sequence[str]) -> None:
+        handle = self.container.handle
+        with as_service_error(self.name, handle, missing=self.service.missing):
+            self._command = self.container.popen(list(command), log=True)
+        self.service.publish(handle)
+
     def await_ready(self) -> None:
-        """Return once the service is ready; close it if it will not be."""
+        """Return once the service is ready; close it if it will not be. A second call returns at
+        once.
+        """
         assert self._command is not None
+        if self._is_ready:
+            return
         try:
-            condition = self.service.condition(self)
-            if condition is not None:
-                handle = self.container.handle
-                commands = [self._command]
-                timeout = self.service.timeout
-                wait_for(handle, condition, timeout, commands=commands, name=self.name)
+            self._wait_for(self.service.condition(self), [self._command])
+            self._is_ready = True
         except ServiceError as error:
             self.container.close()
-            if error.returncode == NOT_FOUND and self.service.missing:
-                raise ServiceError(
-                    self.name, self.service.missing, error.returncode, error.log
-                ) from error
+            if error.returncode == NOT_FOUND:
+                image = self.container.settings.image
+                reason = self.service.missing or reason_for_shell(error, image)
+                raise ServiceError(self.name, reason, error.returncode, error.log) from error
             raise
         except BaseException:
             self.container.close()
             raise
+
+    def _wait_for(self, condition: Condition | None, commands: list[Popen[Any]]) -> None:
+        if condition is not None:
+            handle, timeout = self.container.handle, self.service.timeout
+            wait_for(handle, condition, timeout, commands=commands, name=self.name)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its command or its container has ended."""
+        command = self._command
+        has_failed = command is not None and command.poll() not in {None, 0}
+        return has_failed or self.container.status != "running"
 
     @property
     def host(self) -> str:
         """The address for clients, such as "127.64.0.1"."""
         own = namespaces.identity("net")
-        is_inside = self.container.handle.home is not session.fork_token()
-        if is_inside and own != self._network_namespace and self.container.ip_address:
+        if self._is_elsewhere() and own != self._network_namespace and self.container.ip_address:
             return self.container.ip_address
         return self.container.host_address or "127.0.0.1"
+
+    def _is_elsewhere(self) -> bool:
+        """Return whether the service belongs to another process than this one."""
+        return self.container.handle.home is not session.fork_token()
+
+    def describe(self) -> dict[str, Any]:
+        """Return as data what :meth:`Service.restored` needs in another process."""
+        return {
+            "id": self.container.id,
+            "ip_address": self.container.ip_address,
+            "host_address": self.container.host_address,
+            "ports": list(self.container.ports.items()),
+            "network": self._network_namespace,
+            "logs": self.logs()[-_DESCRIBED_LOG:],
+        }
 
     @property
     def port(self) -> int:
@@ -280,6 +364,57 @@ class Running:
                 self.stop()
         finally:
             self.container.close()
+
+
+class _OutsideContainer:
+    """What is known here of a service's container: its id and its addresses."""
+
+    def __init__(self, described: dict[str, Any]) -> None:
+        self.id: str = described["id"]
+        self.ip_address: str | None = described["ip_address"]
+        self.host_address: str | None = described["host_address"]
+        self.ports: dict[int | str, int] = dict(described["ports"])
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ContainerStopped(
+            f"the container {self.id} belongs to the pytest process, outside: container.{name} is "
+            "not available in a test inside. Keep the test outside (no_sandbox)."
+        )
+
+
+class _Outside(Running):
+    """A running service of the pytest process, in a test process that was created before it: with
+    its addresses, and its log until the test.
+    """
+
+    def __init__(self, service: Service, described: dict[str, Any]) -> None:
+        container: Any = _OutsideContainer(described)
+        super().__init__(service, container)
+        self._network_namespace = described["network"]
+        self._logs: str = described["logs"]
+
+    def _is_elsewhere(self) -> bool:
+        return True
+
+    def logs(self) -> str:
+        """Return the end of its output until the test."""
+        return self._logs
+
+    def stop(self) -> NoReturn:
+        """Raise :class:`SandboxError`: the pytest process stops the service."""
+        raise SandboxError(
+            f"the service {self.name} belongs to the pytest process, which stops it. Keep the test "
+            "outside (no_sandbox) to stop or clone it."
+        )
+
+    def clone(self) -> NoReturn:
+        """Raise :class:`SandboxError`, as :meth:`stop`."""
+        self.stop()
+
+    def close(self) -> None:
+        """Do nothing: the pytest process closes the service."""
 
 
 def _words(command: Iterable[str]) -> tuple[str, ...]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["facts"]
 
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
+
 _PLAIN = (str, bytes, int, float, bool, type(None), Path)
 _MAX_FILES = 10_000
 _FORM = "a function that is defined in a file, such as: def migrate(db): ..."

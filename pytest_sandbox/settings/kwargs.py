@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
 
-    from pytest_sandbox.settings.path_parsers import Volume
+    from pytest_sandbox.settings.path_parsers import Tmpfs, Volume
     from pytest_sandbox.settings.port_mapping import PortMapping
 
 __all__ = ["ImageLike", "NetworkLike", "SettingsKwargs"]
@@ -63,11 +63,13 @@ class SettingsKwargs(TypedDict, total=False):
     timeout: Number | None
     network: str | Iterable[str] | NetworkLike | None
     publish: int | str | Iterable[int | str | PortMapping] | None
-    hostname: str | None
+    hostname: str | Iterable[str] | None
+    extra_hosts: Mapping[str, str] | Iterable[str] | None
     env: Mapping[str, str] | Iterable[str] | None
     user: int | str | None
     workdir: str | os.PathLike[str] | None
     volumes: Iterable[str | Volume] | None
+    tmpfs: Iterable[str | Tmpfs] | None
     devices: Iterable[str | Volume] | None
     gpus: str | None
     read_only: Switch | None

@@ -61,6 +61,7 @@ _MAX_RATE = (1 << 32) - 1  # blkio.throttle.*_iops_device is an unsigned int
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _HOSTNAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
 _USER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*\$?(?::[A-Za-z0-9_.][A-Za-z0-9_.-]*)?")
 
 V = TypeVar("V")
@@ -219,7 +220,14 @@ def timeout(value: object) -> float:
     return _number(value, 1e-9, 1e9)
 
 
-def hostname(value: object) -> str:
+def hostname(value: object) -> str | tuple[str, ...]:
+    """Return the host name; with aliases, a tuple."""
+    given = [value] if isinstance(value, str) and "," not in value else split_items(value)
+    names = tuple(dict.fromkeys(map(_host_name, given)))
+    return names if len(names) > 1 else names[0] if names else _refuse()
+
+
+def _host_name(value: object) -> str:
     return name if len(name := as_text(value)) <= 63 and _HOSTNAME.fullmatch(name) else _refuse()
 
 
@@ -254,6 +262,27 @@ def _pairs(value: object, separator: str = r",") -> Iterable[tuple[str, object]]
         return [(name if isinstance(name, str) else _refuse(), one) for name, one in value.items()]
     split = [as_text(item).partition("=") for item in split_items(value, separator)]
     return [(name.strip(), one) if equals else _refuse() for name, equals, one in split]
+
+
+def extra_hosts(value: object) -> FrozenMap[str]:
+    """Return the addresses of names, for /etc/hosts; docker's forms are NAME:ADDRESS and
+    NAME=ADDRESS.
+    """
+    if isinstance(value, Mapping):
+        return FrozenMap([_host(name, address) for name, address in value.items()])
+    split = [re.split("[:=]", as_text(item), maxsplit=1) for item in split_items(value)]
+    return FrozenMap([_host(*one) if len(one) == 2 else _refuse() for one in split])
+
+
+def _host(name: object, address: object) -> tuple[str, str]:
+    from ipaddress import ip_address
+
+    if not _HOST_NAME.fullmatch(as_text(name)):
+        raise RefusedError
+    try:
+        return as_text(name), str(ip_address(as_text(address).strip("[]")))
+    except ValueError:
+        raise RefusedError from None
 
 
 def env(value: object) -> FrozenMap[str]:
@@ -340,9 +369,24 @@ def security_opt(value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(item if item in SECURITY else _refuse() for item in items))
 
 
+#: What keys are called in docker-py, testcontainers and compose files.
+_ELSEWHERE = {
+    "environment": "env",
+    "mem_limit": "memory",
+    "memswap_limit": "memory_swap",
+    "network_mode": "network",
+    "ports": "publish",
+    "working_dir": "workdir",
+}
+
+
 def suggestion(name: str, names: Iterable[str]) -> str:
-    """Return "; did you mean ...?" for the nearest name, or an empty string if none is near."""
+    """Return "; did you mean ...?" for the key of this meaning, or for the nearest name; an empty
+    string if none is near.
+    """
     import difflib
 
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    known = list(names)
+    near = [one for one in known if one == _ELSEWHERE.get(name)]
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""

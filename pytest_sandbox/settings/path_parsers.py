@@ -6,11 +6,18 @@ import os
 import re
 from dataclasses import dataclass
 
-from pytest_sandbox.settings.parsers import RefusedError, absolute, as_text, split_items
+from pytest_sandbox.settings.parsers import (
+    RefusedError,
+    absolute,
+    as_text,
+    some_bytes,
+    split_items,
+)
 from pytest_sandbox.settings.schema import DEVICE_FORM, TMP_PATH
 
 #: Docker's options. All except ro and rw are for SELinux or Docker Desktop, and have no effect.
 _VOLUME_OPTIONS = ("ro", "rw", "z", "Z", "cached", "delegated", "consistent")
+_TMPFS_OPTIONS = {"size", "mode", "ro", "rw", "exec", "noexec", "nosuid", "nodev"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,56 @@ def volumes(value: object) -> tuple[Volume, ...]:
     return volumes
 
 
+@dataclass(frozen=True, slots=True)
+class Tmpfs:
+    """A file system in memory at ``target``: its size in bytes (None: half of the memory), and the
+    mode of its root.
+    """
+
+    target: str
+    size: int | None = None
+    mode: int = 0o1777
+    read_only: bool = False
+    executable: bool = False
+
+    def __str__(self) -> str:
+        size = "" if self.size is None else f",size={self.size}"
+        switches = f"{',ro' if self.read_only else ''}{',exec' if self.executable else ''}"
+        return f"{self.target}:mode={self.mode:o}{size}{switches}"
+
+
+def tmpfs(value: object) -> tuple[Tmpfs, ...]:
+    """Return file systems in memory with different targets."""
+    items = split_items(value, r",(?=\s*/)")
+    found = tuple(one if isinstance(one, Tmpfs) else _tmpfs(one) for one in items)
+    _check_targets([one.target for one in found])
+    return found
+
+
+def _tmpfs(value: object) -> Tmpfs:
+    path, _colon, options = as_text(value).partition(":")
+    given = [one.partition("=")[::2] for one in options.split(",") if one]
+    words = {name for name, _text in given}
+    if not words <= _TMPFS_OPTIONS or {"ro", "rw"} <= words or {"exec", "noexec"} <= words:
+        raise RefusedError
+    texts = dict(given)
+    if any(bool(text) != (name in {"size", "mode"}) for name, text in given):
+        raise RefusedError
+    mode = texts.get("mode", "1777")
+    if not re.fullmatch(r"[0-7]{3,5}", mode, re.ASCII) or int(mode, 8) > 0o1777:
+        raise RefusedError
+    size = some_bytes(texts["size"]) if "size" in texts else None
+    return Tmpfs(_target(path), size, int(mode, 8), "ro" in words, "exec" in words)
+
+
+def _target(path: str) -> str:
+    """Return a normalized path inside. Raises :class:`RefusedError` for the root."""
+    target = os.path.normpath(absolute(path))
+    if target in {"/", "//"}:
+        raise RefusedError('a target below "/"; to use a directory as the root, set image="PATH"')
+    return target.replace("//", "/")
+
+
 def _check_targets(targets: list[str]) -> None:
     if len(targets) != len(set(targets)):
         raise RefusedError(f"each target once ({max(targets, key=targets.count)} is repeated)")
@@ -71,10 +128,7 @@ def _volume(value: object) -> Volume:
             f'a path, since there are no named volumes; "./{source}:{rest[0]}" is a directory in '
             "the current one"
         )
-    target = os.path.normpath(absolute(rest[0]))
-    if target in {"/", "//"}:
-        raise RefusedError('a target below "/"; to use a directory as the root, set image="PATH"')
-    return Volume(source, target.replace("//", "/"), "ro" in options)
+    return Volume(source, _target(rest[0]), "ro" in options)
 
 
 def devices(value: object) -> tuple[Volume, ...]:

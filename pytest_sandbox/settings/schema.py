@@ -44,6 +44,14 @@ VOLUME_FORM = (
     'items "SOURCE:TARGET[:ro]" with an absolute TARGET and a SOURCE that begins with /, . or ~'
 )
 
+TMPFS_FORM = (
+    'items "PATH[:OPTIONS]" with an absolute PATH and OPTIONS among size=SIZE, mode=MODE, ro, rw, '
+    'exec, noexec, nosuid and nodev, such as "/run:size=64m,mode=755"'
+)
+EXTRA_HOSTS_FORM = (
+    'a dict of name to IP address, or "NAME:ADDRESS" items, such as "db.example:10.0.0.5"'
+)
+
 
 class Words(NamedTuple):
     """The description of a setting."""
@@ -114,8 +122,11 @@ WORDS: dict[str, Words] = {
         "ports that the host reaches, on a loopback address of the container's own",
     ),
     "hostname": Words(
-        "a host name by RFC 1123 of at most 63 characters", "the container's id", "host name inside"
+        "host names by RFC 1123 of at most 63 characters each",
+        "the container's id",
+        "host name inside; further names are aliases on its `Network`",
     ),
+    "extra_hosts": Words(EXTRA_HOSTS_FORM, "none", "names and addresses to add to /etc/hosts"),
     "env": Words(
         'a dict of str to str, or "NAME=value" items',
         "inherited, or the image's",
@@ -130,6 +141,9 @@ WORDS: dict[str, Words] = {
         "an absolute path inside", "the current directory, or the image's", "working directory"
     ),
     "volumes": Words(VOLUME_FORM, "none", "host directories whose changes are not discarded"),
+    "tmpfs": Words(
+        TMPFS_FORM, "none", "file systems in memory, which are neither in the layer nor in diff()"
+    ),
     "devices": Words(DEVICE_FORM, "none", "device nodes of the host that may be used inside"),
     "gpus": Words(
         '"all", or "device=0,1" with numbers of GPUs',

@@ -18,7 +18,7 @@ from pytest_sandbox.settings.parsers import (
     FrozenMap,
     parse_size,
 )
-from pytest_sandbox.settings.path_parsers import Volume
+from pytest_sandbox.settings.path_parsers import Tmpfs, Volume
 from pytest_sandbox.settings.port_mapping import PortMapping
 from pytest_sandbox.settings.schema import SECURITY, WORDS
 from pytest_sandbox.units import mib
@@ -38,10 +38,13 @@ __all__ = [
     "Key",
     "PortMapping",
     "Settings",
+    "Tmpfs",
     "Volume",
     "from_text",
     "parse_size",
 ]
+
+__tracebackhide__ = True  # pytest shows the line of the test; --full-trace shows all
 
 #: The keys that limit the rate of reads and writes of block devices.
 DEVICE_RATES: tuple[str, ...] = (
@@ -83,7 +86,8 @@ class Settings:
 
     Sizes are in bytes, times in seconds. An attribute that is None means no limit, or the value of
     the image or the caller. ``memory_swap`` is memory plus swap, -1 for no limit on swap, None for
-    the same as memory (see :attr:`swap_limit`). ``given`` has the keys that were set: if the host
+    the same as memory (see :attr:`swap_limit`). ``hostname`` is a tuple if there are aliases (see
+    :attr:`names`). ``given`` has the keys that were set: if the host
     cannot enforce a limit, a default is left out, and one that was set is an error.
     """
 
@@ -106,11 +110,13 @@ class Settings:
     timeout: float | None = _key("timeout", None, parsers.timeout)
     network: object = _key("network", "none", destinations.network)
     publish: tuple[PortMapping, ...] = _key("publish", (), port_mapping.publish)
-    hostname: str | None = _key("hostname", None, parsers.hostname)
+    hostname: str | tuple[str, ...] | None = _key("hostname", None, parsers.hostname)
+    extra_hosts: Mapping[str, str] = _key("extra_hosts", FrozenMap(), parsers.extra_hosts)
     env: Mapping[str, str] = _key("env", FrozenMap(), parsers.env)
     user: str | None = _key("user", None, parsers.user)
     workdir: str | None = _key("workdir", None, parsers.absolute)
     volumes: tuple[Volume, ...] = _key("volumes", (), path_parsers.volumes)
+    tmpfs: tuple[Tmpfs, ...] = _key("tmpfs", (), path_parsers.tmpfs)
     devices: tuple[Volume, ...] = _key("devices", (), path_parsers.devices)
     gpus: str | None = _key("gpus", None, path_parsers.gpus)
     read_only: bool = _key("read_only", False, parsers.boolean)
@@ -166,6 +172,12 @@ class Settings:
             for name in KEYS
             if name in self.given or getattr(self, name) != getattr(_DEFAULTS, name)
         }
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The host name and the aliases; empty without ``hostname``."""
+        given = self.hostname
+        return () if given is None else (given,) if isinstance(given, str) else given
 
     @property
     def swap_limit(self) -> int | None:
@@ -246,6 +258,17 @@ def _check_contradictions(values: Mapping[str, Any]) -> None:
             "publish",
             [str(one) for one in values["publish"]],
             'nothing with network="host", where each port is one of the host already',
+        )
+    if values["extra_hosts"] and not isinstance(values["network"], str):
+        raise SettingsError(
+            "extra_hosts",
+            dict(values["extra_hosts"]),
+            "nothing on a Network, whose containers have one /etc/hosts with the names of all",
+        )
+    covered = {one.target for one in values["tmpfs"]} & {one.target for one in values["volumes"]}
+    if covered:
+        raise SettingsError(
+            "tmpfs", sorted(covered), "paths that are not those of volumes, one mount for each"
         )
     options = values["security_opt"]
     if set(options).issuperset(SECURITY[:2]) or set(options).issuperset(SECURITY[2:]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -123,6 +124,15 @@ class TestRun:
         assert (125, True) == (refused.returncode, f"rm {name}" in refused.stderr)
         output_of("rm", name)
         assert 0 == sandbox("run", "--name", "used", "host", "true").returncode
+
+    def test_labels_of_a_file(self, tmp_path):
+        """--label-file has lines of labels, which --label overrides."""
+        (tmp_path / "labels").write_text("# comment\na=file\nb=file two\nalone\n")
+        name = shell("true", "--label-file", str(tmp_path / "labels"), "-l", "a=flag")
+        labels = facts_of(name)["Config"]["Labels"]
+        assert {"a": "flag", "b": "file two", "alone": ""} == labels
+        done = sandbox("run", "-d", "--label-file", "/nosuch", "host", "true")
+        assert (125, True) == (done.returncode, "--label-file /nosuch: No such" in done.stderr)
 
     def test_background_processes_end_with_the_command(self):
         """What the command has left running is killed, and its output is in the log."""
@@ -367,6 +377,61 @@ class TestLists:
         assert [] == entries(home)
         assert name not in [one.id for one in remote.list_containers()]
         assert 0 == sandbox("rm", "-f", name).returncode
+
+
+def test_descriptors_of_the_caller_are_closed():
+    """What the caller has open, such as a lock, does not stay open as long as the container."""
+    reader, writer = os.pipe()
+    with open(reader, "rb") as pipe:
+        start_args = ["run", "-d", "host", "sleep", "60"]
+        done = sandbox(*start_args, pass_fds=[writer], stdin=subprocess.DEVNULL, timeout=60)
+        os.close(writer)
+        assert 0 == done.returncode, done.stderr
+        assert b"" == pipe.read()  # its end
+    assert "running" == facts_of(done.stdout.strip())["State"]["Status"]
+
+
+@pytest.fixture
+def forged(home):
+    """Yield a process, and the directory of another user that names it as a supervisor."""
+    with subprocess.Popen(["sleep", "60"]) as victim:
+        directory = home / "kept" / f"forged.{victim.pid}"
+        directory.mkdir(parents=True)
+        facts = detached.Facts(id="forged", image="host", command=["x"], created=1.0)
+        detached.write_facts(str(directory), facts)
+        detached.write_name(str(directory), "web")
+        detached.write_status(str(directory), "")
+        for path in (home / "kept", directory, *directory.iterdir()):
+            os.chown(path, 1234, 1234)
+        fd = os.open(directory, os.O_RDONLY)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield victim, directory, fd
+        os.close(fd)
+        victim.kill()
+    os.chown(home / "kept", os.geteuid(), os.getegid())
+
+
+@pytest.mark.needs("root")
+def test_a_container_that_another_user_has_forged_is_unknown(forged):
+    """Another user who has made the directory first cannot name a process that gets signals."""
+    victim, _directory, _fd = forged
+    for verb in ("stop", "kill", "logs", "inspect", "rm"):
+        done = sandbox(verb, "forged")
+        assert 0 != done.returncode, verb
+    assert "forged" not in output_of("ps", "-a", "--format", "json")
+    assert victim.poll() is None
+    refused = sandbox("run", "-d", "host", "true")
+    assert 0 != refused.returncode
+    assert "UID 1234" in refused.stderr
+
+
+@pytest.mark.needs("root")
+def test_a_cleanup_leaves_the_directory_of_another_user(forged):
+    """The next session removes nothing from it: another user may have linked it to any place."""
+    _victim, directory, fd = forged
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    output_of("run", "host", "true")
+    assert directory.is_dir()
 
 
 @pytest.mark.parametrize("seed", range(12))

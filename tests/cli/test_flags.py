@@ -74,13 +74,77 @@ def test_mounts(tmp_path: Path):
     printed("--mount", f"type=bind,destination=/x,source={tmp_path}", "host", "touch", "/x/out")
     assert ["in", "out"] == sorted(os.listdir(tmp_path))
     for wrong in (
-        "type=tmpfs,target=/x",
+        "type=tmpfs,target=",
+        "type=tmpfs,target=/x,source=/y",
+        "type=volume,source=data,target=/x",
+        "target=/x",
         "type=bind,source=/,target=",
         "type=bind,source=/,target=/x,mode=7",
         "/a:/b",
     ):
         refused = run("--mount", wrong, "host", "true")
         assert (125, True) == (refused.returncode, f"{wrong!r} is not valid" in refused.stderr)
+
+
+def test_tmpfs():
+    """--tmpfs and --mount type=tmpfs mount file systems in memory, which are not in the layer."""
+    script = "stat -fc %T /mem; stat -c %a /mem; echo x > /mem/f; stat -c %a /two; df -k /two"
+    lines = printed(
+        "--tmpfs",
+        "/mem/:size=1m,mode=700",
+        "--mount",
+        "type=tmpfs,target=/two,tmpfs-size=2m,tmpfs-mode=755",
+        "host",
+        "sh",
+        "-c",
+        script,
+    ).splitlines()
+    assert ["tmpfs", "700", "755"] == lines[:3]
+    assert "2048" == lines[-1].split()[1]
+    full = run("--tmpfs", "/mem:size=1m", "host", "dd", "if=/dev/zero", "of=/mem/f", "bs=2M")
+    assert "No space left on device" in full.stderr
+    for flags, status in (((), 1), (("exec",), 0)):
+        options = ",".join(["mode=755", *flags])
+        done = run(
+            "--tmpfs", f"/m:{options}", "host", "sh", "-c", "cp /bin/true /m; /m/true || exit 1"
+        )
+        assert status == done.returncode
+
+
+def test_tmpfs_and_volumes_are_mounted_in_order(tmp_path: Path):
+    """An outer mount never covers an inner one, whichever kind they are."""
+    (tmp_path / "in").write_text("seen")
+    (tmp_path / "cache").mkdir()
+    assert "seen\n" == printed(
+        "-v", f"{tmp_path}:/a/b", "--tmpfs", "/a", "host", "sh", "-c", "cat /a/b/in; echo"
+    )
+    printed("-v", f"{tmp_path}:/a", "--tmpfs", "/a/cache", "host", "touch", "/a/cache/x")
+    assert [] == os.listdir(tmp_path / "cache")
+
+
+def test_a_read_only_tmpfs():
+    """The option ro makes it read-only; the same path as a volume is refused."""
+    assert 0 != run("--tmpfs", "/m:ro", "host", "touch", "/m/x").returncode
+    assert "x\n" == printed("--read-only", "--tmpfs", "/m", "host", "sh", "-c", "echo x | tee /m/x")
+    refused = run("--tmpfs", "/m", "-v", "/etc:/m", "host", "true")
+    assert (125, True) == (refused.returncode, "--tmpfs '/m' is not valid" in refused.stderr)
+
+
+def test_extra_hosts():
+    """--add-host adds a name to /etc/hosts."""
+    flags = ("--add-host", "db.example:10.0.0.5", "--add-host", "six=::5", "-h", "own")
+    hosts = printed(*flags, "host", "cat", "/etc/hosts")
+    assert "10.0.0.5\tdb.example\n::5\tsix\n127.0.1.1\town\n" in hosts
+    refused = run("--add-host", "db", "host", "true")
+    assert (125, True) == (refused.returncode, "--add-host 'db' is not valid" in refused.stderr)
+
+
+def test_an_unknown_flag_suggests_the_nearest():
+    """A misspelt flag is an error with docker's words, whatever follows it."""
+    done = run("--memroy", "64m", "host", "true")
+    assert (125, "") == (done.returncode, done.stdout)
+    assert "unknown flag: --memroy; did you mean --memory?" in done.stderr
+    assert "unknown shorthand flag: 'y' in -y" in run("-y", "host", "true").stderr
 
 
 def test_init_is_accepted():

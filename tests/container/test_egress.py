@@ -175,6 +175,50 @@ with Container(network=["pypi.test:443"]) as c:
     )
 
 
+def test_its_name_server_by_udp_and_tcp():
+    """Names and addresses are found at 127.0.0.11 by both; a name that no server of the host can
+    be asked for is a server failure.
+    """
+    found = on_host("""
+def query(name, kind):
+    labels = b"".join(bytes([len(one)]) + one.encode() for one in name.split("."))
+    head = b"\\0\\1\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0"
+    return head + labels + b"\\0\\0" + bytes([kind]) + b"\\0\\1"
+
+def asked():
+    answers = []
+    for name, kind in (("pypi.test", 1), ("pypi.test", 28), ("gone.test", 1),
+                       ("16.0.18.198.in-addr.arpa", 12), ("1.0.18.198.in-addr.arpa", 12)):
+        data = query(name, kind)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+            one.settimeout(20)
+            one.connect(("127.0.0.11", 53))
+            one.send(data)
+            by_udp = one.recv(4096)
+        with socket.create_connection(("127.0.0.11", 53), timeout=20) as one:
+            one.sendall(len(data).to_bytes(2, "big") + data)
+            by_tcp = one.recv(4096)[2:]
+        assert by_udp == by_tcp
+        answers.append([by_udp[3] & 15, by_udp[7], by_udp[len(data) + 12:].hex()])
+    return answers
+
+with Container(network=["pypi.test:443", "gone.test:443"]) as c:
+    c.commit()
+    print(json.dumps([c.call(asked), attempts(c)]))
+""")
+    answers, attempts = found
+    assert answers == [
+        [0, 1, "c6120010"],
+        [0, 0, ""],
+        [2, 0, ""],
+        [0, 1, b"\x04pypi\x04test\0".hex()],
+        [3, 0, ""],
+    ]
+    assert [(one["host"], one["reason"]) for one in attempts] == [
+        ("gone.test", "no name server of the host answers")
+    ]
+
+
 def test_a_new_init_after_a_commit_and_published_ports():
     """A commit keeps what is allowed; ports may be published at the same time."""
     assert on_host("""

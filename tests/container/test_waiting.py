@@ -18,7 +18,7 @@ from tarballs import Made, directory, entry, layer
 from pytest_sandbox import Container, Image, ServiceError, ServiceTimeout, SettingsError
 from pytest_sandbox.container import probes
 from pytest_sandbox.container.conditions import healthcheck
-from pytest_sandbox.container.kept_log import KEPT_BYTES
+from pytest_sandbox.container.kept_log import KEPT_BYTES, KeptLog
 from pytest_sandbox.services import Command, File, Http, Log, Port
 
 pytestmark = pytest.mark.needs("containers")
@@ -194,7 +194,16 @@ def test_a_command_that_cannot_be_started_in_time(box, monkeypatch):
         box.wait_for(Command(["true"], timeout=0.5), timeout=1)
 
 
-@pytest.mark.parametrize("answer", ["SSH-2.0-server\r\n", "HTTP/1.0 abc\r\n", ""])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "SSH-2.0-server\r\n",
+        "HTTP/1.0 abc\r\n",
+        "",
+        f"HTTP/1.0 2{'0' * 5000}\r\n",  # more digits than int() takes
+        "HTTP/1.0 \u0662\u0660\u0660\r\n",
+    ],
+)
 def test_what_is_not_http_is_no_answer(answer):
     """A server that answers with something else than HTTP is not ready."""
     with Container() as container:
@@ -230,6 +239,17 @@ def test_the_last_megabyte_is_kept_and_nothing_blocks():
         command.kept_log.await_end()
         assert KEPT_BYTES == len(container.logs())
         assert {"y" * 1023} == set(container.logs().split())
+
+
+def test_single_bytes_are_joined():
+    """A command that writes single bytes takes no more memory than another one."""
+    log = KeptLog()
+    for position in range(40_000):
+        log._append(position, bytes([position & 0xFF]))
+    assert len(log._parts) < 12
+    assert (39_990, bytes(range(0x36, 0x40))) == log.since(39_990)
+    assert (0, bytes(range(256)) * 156 + bytes(range(64))) == log.since(0)
+    log.close()
 
 
 def test_output_cannot_control_the_terminal():

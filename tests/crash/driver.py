@@ -1,5 +1,5 @@
-"""For each line of stdin, fork a client that creates and uses containers until its stdin, a pipe,
-ends.
+"""For each line of stdin, fork a client that creates and uses containers, or with the argument
+``services`` services, until its stdin, a pipe, ends.
 
 The client writes "ok" to the file that the line names if its last container worked, else a
 traceback.
@@ -12,6 +12,7 @@ import os
 import random
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +20,8 @@ import traceback
 from contextlib import suppress
 
 from pytest_sandbox import Container, Network, SandboxError
+from pytest_sandbox.services import Log, Service
+from pytest_sandbox.services.ahead import StartedAhead
 
 
 def use(container: Container) -> None:
@@ -56,6 +59,32 @@ def one() -> None:
         container.close()
 
 
+def services() -> None:
+    """Start a service with a published port, one that is cloned while it is used, and a container
+    that may connect to a name.
+    """
+    command = ["sh", "-c", "sleep 1000 & echo up; exec sleep 1000"]
+    app = Service(command, ready=Log("up"), publish=["8000"], stop_timeout=0.1)
+    ahead = StartedAhead(app.begin)
+    ahead.begin(None)
+    try:
+        with (
+            app.start() as service,
+            Network() as net,
+            Container(network=net) as peer,
+            Container(network=["example.org:443"]) as limited,
+        ):
+            with suppress(OSError):
+                socket.create_connection((service.host, service.port), 1).close()
+            peer.popen(["sleep", "1000"])
+            limited.run(["getent", "hosts", "example.com"], capture_output=True)
+            taken = ahead.take(None)
+            if taken is not None:
+                taken.close()
+    finally:
+        ahead.close()
+
+
 def ended() -> bool:
     return bool(select.select([0], [], [], 0)[0])
 
@@ -70,12 +99,12 @@ def survive() -> None:
                     thread.start()
                 for thread in threads:
                     thread.join()
-            one()
+            use_once()
 
 
 def quietly() -> None:
     with suppress(SandboxError, OSError):
-        one()
+        use_once()
 
 
 def client() -> str:
@@ -88,6 +117,9 @@ def client() -> str:
             return f"ok {container.run(['true']).returncode}"
     except BaseException:  # noqa: BLE001 - it is told
         return traceback.format_exc()
+
+
+use_once = services if sys.argv[1:] == ["services"] else one
 
 
 def tell(number: int) -> None:

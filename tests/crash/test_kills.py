@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from command_line import output_of, sandbox
 from crash import leftovers
 
 pytestmark = pytest.mark.needs("root")
@@ -24,8 +25,8 @@ pytestmark = pytest.mark.needs("root")
 class Zygote:
     """A process that has imported the library, and forks the clients that are killed."""
 
-    def __init__(self, directory):
-        command = [sys.executable, str(Path(__file__).with_name("driver.py"))]
+    def __init__(self, directory, *arguments):
+        command = [sys.executable, str(Path(__file__).with_name("driver.py")), *arguments]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -97,8 +98,8 @@ def one_round(zygote, kind, seed):
     return [(kind, seed, one) for one in wrong + leftovers.of(client)]
 
 
-def rounds(directory, number, count):
-    zygote = Zygote(directory)
+def rounds(directory, number, count, arguments):
+    zygote = Zygote(directory, *arguments)
     kinds = ("client", "launcher", "init", "all", "helper")
     try:
         return [
@@ -110,11 +111,13 @@ def rounds(directory, number, count):
         zygote.close()
 
 
-def workers(tmp_path, each, count=3):
+def workers(tmp_path, each, count=3, arguments=()):
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
         found = [
             one
-            for part in pool.map(lambda number: rounds(tmp_path, number, each), range(count))
+            for part in pool.map(
+                lambda number: rounds(tmp_path, number, each, arguments), range(count)
+            )
             for one in part
         ]
     assert not found, "\n".join(map(str, found))
@@ -129,3 +132,41 @@ def test_kills_at_some_moments(tmp_path):
 def test_kills_at_300_moments(tmp_path):
     """Each kind of process is killed at sixty random moments."""
     workers(tmp_path, 75, 4)
+
+
+@pytest.mark.needs("bridge")
+def test_kills_with_services_at_some_moments(tmp_path):
+    """As above, while services, their relays, a network and a forwarder of connections run."""
+    workers(tmp_path, 4, 2, ["services"])
+
+
+@pytest.mark.slow
+@pytest.mark.needs("bridge")
+@pytest.mark.timeout(1500)
+def test_kills_with_services_at_200_moments(tmp_path):
+    """Each kind of process is killed at forty random moments."""
+    workers(tmp_path, 100, 2, ["services"])
+
+
+def supervised_round(seed):
+    """Kill a process of a detached container; return what is left of it."""
+    random.seed(seed)
+    flags = ["-d", "-p", "8000", "--network", random.choice(["none", "example.org:443"])]
+    name = output_of("run", *flags, "host", "sh", "-c", "sleep 1000 & exec sleep 1000").strip()
+    supervisor = int(name.partition("-")[0], 16)
+    assert leftovers.processes(supervisor)
+    time.sleep(random.uniform(0, 0.1))
+    kind = random.choice(["client", "launcher", "helper", "all"])
+    kill_processes(supervisor, kind)
+    sandbox("rm", "-f", name)  # it lives on without a helper, and an end with a status is kept
+    return [(kind, seed, one) for one in leftovers.of(supervisor)]
+
+
+@pytest.mark.parametrize("count", [4, pytest.param(40, marks=pytest.mark.slow)])
+def test_kills_of_a_supervisor(tmp_path, monkeypatch, count):
+    """A detached container that publishes a port leaves nothing, whatever is killed."""
+    monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path / "home"))
+    found = [one for seed in range(count) for one in supervised_round(seed)]
+    assert not found, "\n".join(map(str, found))
+    sandbox("ps", "-a")  # the next session removes what a killed one has kept
+    assert [] == os.listdir(tmp_path / "home" / "kept")

@@ -169,7 +169,7 @@ def test_an_example_does_what_it_says(example, pytester, monkeypatch):
         assert (0, "") == (done.returncode, done.stderr)
         assert_printed(example.output, done.stdout)
         return
-    result = pytester.run(sys.executable, *arguments(example), timeout=100)
+    result = pytester.run(sys.executable, *arguments(example), timeout=250)
     outcomes = result.parseoutcomes()
     expected = dict(pair.split("=") for pair in example.said.get("outcomes", "").split())
     found = {

@@ -118,6 +118,20 @@ def test_a_timeout_of_a_test_that_ignores_all_signals(run, failed_report):
     assert failed_report()["text"].startswith("timeout: still running after 1 s")
 
 
+def test_a_timeout_of_a_test_that_removes_the_handler_for_stacks(run, failed_report):
+    """The report is that of a timeout, not of the signal that requests the stack."""
+    run(
+        """
+        import signal, time
+        def test():
+            signal.signal(signal.SIGRTMAX - 1, signal.SIG_DFL)
+            time.sleep(60)
+        """,
+        "--sandbox-timeout=1",
+    ).assert_outcomes(failed=1)
+    assert failed_report()["text"].startswith("timeout: still running after 1 s")
+
+
 def test_a_timeout_of_weeks(run):
     """A timeout longer than poll(2) can wait is accepted."""
     run("""

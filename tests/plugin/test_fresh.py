@@ -143,6 +143,21 @@ def test_a_start_that_fails_is_a_failure(run, pytester, conftest, source, text):
     assert text in result.stdout.str()
 
 
+def test_an_interpreter_that_starts_slowly(run, pytester, monkeypatch):
+    """A test whose interpreter has not started when it is named as slow goes on; one with a
+    timeout has exceeded it, and no signal has killed it.
+    """
+    pytester.makepyfile(sitecustomize="import os, time; time.sleep(2 * (os.getppid() == 0))")
+    monkeypatch.setenv("PYTHONPATH", str(pytester.path))
+    source = "def test_a(): pass"
+    result = run(source, "--sandbox-fresh", "--sandbox-slow=0.5")
+    result.assert_outcomes(passed=1)
+    result.stderr.fnmatch_lines(["*::test_a has run for 0.5 s"])
+    result = run(source, "--sandbox-fresh", "--sandbox-timeout=0.5")
+    assert "timeout: still running after 0.5 s" in result.stdout.str()
+    assert "killed by signal" not in result.stdout.str()
+
+
 def test_unittest_doctest_and_subtests(run, pytester):
     """Other kinds of items are found and run."""
     pytester.makefile(".txt", test_text=">>> import os\n>>> os.getpid() < 10\nTrue\n")

@@ -278,6 +278,64 @@ def test_another_port_of_the_pytest_process_is_no_hint(run):
     result.stdout.no_fnmatch_line("*listens outside*")
 
 
+BROWSER = """
+import socket, subprocess, sys, threading, pytest
+
+PROGRAM = '''
+import socket
+while True:
+    port = input()
+    try:
+        socket.create_connection(("127.0.0.1", int(port))).close()
+    except OSError:
+        print(f"net::ERR_CONNECTION_REFUSED at http://localhost:{port}/", flush=True)
+    else:
+        print(flush=True)
+'''
+
+@pytest.fixture(scope=SCOPE)
+def browser():
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as one:
+        def go(port):
+            print(port, file=one.stdin, flush=True)
+            if error := one.stdout.readline().strip():
+                raise Exception(f"Page.goto: {error}")
+        yield go
+        one.terminate()
+
+@pytest.fixture
+def server():
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        yield one.getsockname()[1]
+
+def test_served(browser, server): browser(server)
+def test_not_served(browser, request):
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port = one.getsockname()[1]
+    browser(port)
+"""
+
+
+def test_a_browser_outside_is_a_hint(run, reports):
+    """A browser that a session fixture has started does not reach a server inside: the hint says
+    so, and its remedies work. Where nothing listens, there is no hint.
+    """
+    run(BROWSER.replace("SCOPE", "'session'")).assert_outcomes(failed=2)
+    hints = {one["test"]: dict(one["sections"]).get("hint", "") for one in reports() if one["text"]}
+    assert "The browser was refused at port" in hints["test_served"]
+    assert "the browser runs outside" in hints["test_served"]
+    assert "" == hints["test_not_served"]
+    for scope, options in (
+        ("function", ()),
+        ("module", ("--sandbox-scope=module",)),
+        ("session", ("--sandbox-network=host",)),
+    ):
+        result = run(BROWSER.replace("SCOPE", repr(scope)), *options)
+        result.assert_outcomes(passed=1, failed=1)
+
+
 def test_full_shared_memory_is_a_hint(run):
     """A test that SIGBUS has killed, as /dev/shm was full, has a hint that names the setting."""
     result = run(

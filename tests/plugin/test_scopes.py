@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import os
 import time
@@ -556,3 +557,71 @@ def test_read_messages_take_no_memory():
         assert b"x" == os.pread(channel.file, 1, channel.offset)
     finally:
         channel.close_both_ends()
+
+
+WHAT_TESTS_USE = """
+import gc, unittest, weakref, pytest
+gc.disable()
+used, seen = {}, []
+
+class Thing: pass
+
+def use(name):
+    thing = Thing()
+    used[name] = weakref.ref(thing)
+    return thing
+
+@pytest.fixture
+def value(request):
+    yield use(f"value of {request.node.name}")
+
+@pytest.fixture
+def broken(value):
+    broken = use("broken")
+    raise ValueError
+
+@pytest.fixture
+def broken_at_teardown():
+    yield use("broken at teardown")
+    raise ValueError
+
+@pytest.fixture(autouse=True)
+def alive():
+    seen.append(sorted(name for name, reference in used.items() if reference() is not None))
+
+def test_a(value, monkeypatch, tmp_path): local = use("local")
+def test_b(value): local = use("local of a failure"); assert 0
+def test_c(): pass
+def test_d(broken): pass
+def test_e(broken_at_teardown): pass
+def test_f(): local = use("local of a skip"); pytest.skip()
+class TestThem:
+    def test_g(self): used["instance"] = weakref.ref(self)
+class TestCase(unittest.TestCase):
+    def test_h(self): used["case"] = weakref.ref(self)
+def test_i(value): pass
+def test_last():
+    gc.collect()
+    for name, reference in used.items():
+        assert reference() is None or name in ("instance", "local of a failure")
+    unwound = [one for one in gc.get_objects() if type(one).__name__ == "_Unwound"]
+    print([seen, sum(one.__traceback__ is not None for one in unwound)])
+"""
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--sandbox-jobs=2",), ("--sandbox-fresh",)], ids=["fork", "jobs", "fresh"]
+)
+def test_what_a_test_has_used_is_released_as_without_a_container(run, reports, options):
+    """Local objects, values of fixtures, instances and exceptions of a test are released when the
+    next test of its scope begins, if they are without a container: without a garbage collection.
+    """
+    run(WHAT_TESTS_USE, sandbox=False)
+    run(WHAT_TESTS_USE, SHARED, *options)
+    outside, inside = [
+        ast.literal_eval(dict(one["sections"])["Captured stdout call"])
+        for one in reports()
+        if (one["test"], one["when"]) == ("test_last", "call")
+    ]
+    assert [] != outside[0]
+    assert outside == inside

@@ -97,36 +97,172 @@ def test_late(request):
     request.getfixturevalue("late")
 """)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*cannot start inside a container*"])
+    result.stdout.fnmatch_lines(["*the service 'late' was not started*by getfixturevalue()*"])
 
 
-@pytest.mark.parametrize("configuration", ["error", "skip"])
+KINDS = """
+import pytest
+from pytest_sandbox.services import Port, Service
+import sys, urllib.request
+
+WEB = [sys.executable, "-u", "-m", "http.server", "8000"]
+made = Service(WEB, ready=Port(8000), name="web", workdir="/etc").fixture(scope="{scope}")
+seen = open("/dev/null")
+
+def use(made):
+    with urllib.request.urlopen(made.url.replace("tcp", "http") + "/passwd", timeout=30) as answer:
+        assert b"root" in answer.read()
+    print("USES", made.container.id, made.port)
+
+def test_first(): pass
+def test_uses(made): use(made)
+class TestThem:
+    def test_again(self, made): use(made)
+    def test_once_more(self, made): use(made)
+def test_last(made): use(made)
+"""
+
+
 @pytest.mark.parametrize(
-    ("scope", "options", "refused"),
+    ("scope", "options", "services"),
     [
-        ("function", ["--sandbox-scope=module"], True),
-        ("module", ["--sandbox-scope=module"], True),
-        ("session", ["--sandbox-scope=module"], False),
-        ("session", ["--sandbox-fresh"], True),
+        ("function", ["--sandbox-scope=module"], 4),
+        ("class", ["--sandbox-scope=module"], 3),
+        ("module", ["--sandbox-scope=module"], 1),
+        ("session", ["--sandbox-scope=module"], 1),
+        ("function", ["--sandbox-scope=session"], 4),
+        ("session", ["--sandbox-scope=session"], 1),
+        ("function", ["--sandbox-fresh"], 4),
+        ("session", ["--sandbox-fresh"], 4),
+        ("function", ["--sandbox-fresh", "--sandbox-scope=module"], 4),
+        ("class", ["--sandbox-fresh", "--sandbox-scope=module"], 3),
+        ("session", ["--sandbox-fresh", "--sandbox-scope=module"], 1),
+        ("function", ["--sandbox-jobs=3"], 4),
+        ("function", ["--sandbox-jobs=3", "--sandbox-scope=class"], 4),
     ],
 )
-def test_a_service_that_would_start_inside_is_refused(run, scope, options, refused, configuration):
-    """A service whose fixture is created inside fails with what to change, and is not skipped as a
-    test that the host does not support.
+def test_a_service_lives_as_long_as_its_fixture(run, scope, options, services):
+    """Whatever the test processes share: each test reaches the service, of which there are as many
+    as there are fixtures.
     """
-    source = f"""
-    from pytest_sandbox.services import Service
-    made = Service(["sleep", "100"], name="sleeper").fixture(scope="{scope}")
+    result = run(KINDS.format(scope=scope), *options, "-rP")
+    result.assert_outcomes(passed=5)
+    used = [line.split()[1] for line in result.outlines if line.startswith("USES")]
+    assert 4 == len(used)
+    assert services == len(set(used))
 
-    def test_first(request): pass
-    def test_uses(made): assert made.container.id
-    def test_uses_too(made): assert made.container.id
+
+OVERLAP = """
+import time, pytest
+from pytest_sandbox.services import Log, Service
+
+SCRIPT = "echo $(date +%s.%N); sleep 0.3; echo $(date +%s.%N) up; exec sleep 100"
+service = Service(["sh", "-c", SCRIPT], ready=Log("up"))
+service.is_ahead = {is_ahead}
+made = service.fixture()
+
+@pytest.mark.parametrize("number", range(4))
+def test_it(made, number):
+    time.sleep(0.3)
+    print("RUN", number, *made.logs().split()[:2], time.time())
+"""
+
+
+@pytest.mark.parametrize(
+    ("is_ahead", "options"), [(True, []), (False, ["--sandbox-jobs=2"])], ids=["ahead", "jobs"]
+)
+def test_a_service_starts_while_an_earlier_test_runs(run, is_ahead, options):
+    """With ``ahead``, and with several jobs, it starts before an earlier test ends. With several
+    jobs, those of the tests that begin together start together.
     """
-    result = run(source, *options, "-o", f"sandbox_unsupported={configuration}")
-    if not refused:
-        result.assert_outcomes(passed=3)
-        return
-    assert result.parseoutcomes()["errors"] >= 1
-    assert "skipped" not in result.parseoutcomes()
-    result.stdout.fnmatch_lines(["the service 'made' cannot start inside*a wider scope than*"])
-    assert "(sandbox_unsupported = skip skips" not in result.stdout.str()
+    result = run(OVERLAP.format(is_ahead=is_ahead), "-rP", *options)
+    result.assert_outcomes(passed=4)
+    lines = [line.split()[2:] for line in result.outlines if line.startswith("RUN")]
+    begun, ready, ended = zip(*sorted(tuple(map(float, line)) for line in lines), strict=True)
+    assert all(begun[number + 1] < ended[number] for number in range(3))
+    if options:
+        assert begun[1] < ready[0]
+        assert begun[3] < ready[2]
+
+
+def test_services_of_tests_that_do_not_run_are_ended(run):
+    """One that was started in advance for a test which is skipped, or comes after ``-x``."""
+    source = (
+        OVERLAP.format(is_ahead=True)
+        + """
+@pytest.fixture(autouse=True)
+def fails(number):
+    if number == 1:
+        pytest.fail("stop")
+"""
+    )
+    result = run(source, "-x")
+    assert {"passed": 1, "errors": 1} == result.parseoutcomes()
+
+
+def test_a_later_service_that_does_not_start_is_an_error_of_its_test(run):
+    """In a process that tests share, the tests before and after it run, with their services."""
+    result = run(
+        """
+        from pytest_sandbox.services import Port, Service
+        import socket, sys
+        web = [sys.executable, "-u", "-m", "http.server", "8000"]
+        kept = Service(web, ready=Port(8000)).fixture(scope="module")
+        broken = Service(["sh", "-c", "exit 7"], ready=Port(1), name="broken").fixture()
+        def connect(kept): socket.create_connection((kept.host, kept.port), 30).close()
+        def test_first(kept): connect(kept)
+        def test_broken(kept, broken): pass
+        def test_last(kept): connect(kept)
+        """,
+        "--sandbox-scope=module",
+    )
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*broken is not ready: it ended with exit status 7*"])
+
+
+def test_a_service_of_a_shared_process_says_what_it_cannot_do(run):
+    """Its log until the test and its addresses are known; its container is outside."""
+    run(
+        """
+        import pytest
+        from pytest_sandbox import SandboxError
+        from pytest_sandbox.services import Log, Service
+        made = Service(["sh", "-c", "echo up; exec sleep 100"], ready=Log("up")).fixture()
+        def test_first(): pass
+        def test_later(made):
+            assert "up\\n" == made.logs()
+            assert made.container.ip_address == made.host
+            for call in (made.stop, made.clone):
+                with pytest.raises(SandboxError, match="belongs to the pytest process"):
+                    call()
+            with pytest.raises(SandboxError, match="container.run is not available"):
+                made.container.run(["true"])
+        """,
+        "--sandbox-scope=module",
+    ).assert_outcomes(passed=2)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"), [("scop", "did you mean scope?*fresh"), ("memroy", "did you mean memory?*fr")]
+)
+def test_a_mark_names_the_keys_that_it_may_have(run, key, said):
+    """Those of tests are among them."""
+    result = run(
+        f"import pytest\n@pytest.mark.container({key}='x')\ndef test(): pass", sandbox=False
+    )
+    result.stderr.fnmatch_lines([f"*{key}='x' is not valid*{said}*"])
+
+
+def test_an_invalid_setting_in_a_fixture_shows_the_fixture_alone(run):
+    """No line of this package is in the report."""
+    result = run("""
+import pytest
+from pytest_sandbox import Container
+@pytest.fixture
+def box():
+    return Container(memory="much")
+def test(box): pass
+""")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*test_*.py:5: SettingsError"])
+    assert "settings.py" not in result.stdout.str()

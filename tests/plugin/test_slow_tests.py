@@ -51,3 +51,32 @@ def test_an_invalid_number_is_a_usage_error(run, value):
     result = run(SLOW, f"--sandbox-slow={value}")
     assert pytest.ExitCode.USAGE_ERROR == result.ret
     result.stderr.fnmatch_lines([f"*--sandbox-slow={value!r} is not a number of seconds*"])
+
+
+THREAD = """
+import threading, time, pytest
+
+@pytest.fixture(scope="session", autouse=True)
+def echo():
+    threading.Thread(target=time.sleep, args=(60,), daemon=True, name="the echo").start()
+
+def test_one(): time.sleep(1.5)
+def test_two(): time.sleep(1.5)
+def test_late():
+    with pytest.raises(TimeoutError): raise TimeoutError
+    raise TimeoutError
+"""
+
+
+def test_threads_of_the_pytest_process_are_named_once(run):
+    """The first slow test is named with the threads that it does not have; a new interpreter has
+    those of its own fixtures, so it has no such hint.
+    """
+    result = run(THREAD, "--sandbox-slow=0.5")
+    result.assert_outcomes(passed=2, failed=1)
+    named = [line for line in result.errlines if "a fork of it: 'the echo'" in line]
+    assert 1 == len(named)
+    result.stdout.fnmatch_lines(["*a fork of it: 'the echo'*"])
+    result = run(THREAD, "--sandbox-slow=0.5", "--sandbox-fresh")
+    result.assert_outcomes(passed=2, failed=1)
+    assert "a fork of it" not in result.stderr.str() + result.stdout.str()

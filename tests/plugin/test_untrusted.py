@@ -78,6 +78,21 @@ def test_an_invalid_message_fails_its_own_test(run, forge):
     assert not os.path.exists("/var/tmp/pwned")
 
 
+def test_a_recorded_result_of_a_shared_process_stays(run):
+    """A test that shares a process with an earlier one cannot report about it again."""
+    source = f"""{CHANNEL}
+    def test_first(): assert 0
+    def test_forges():
+        for when in ("setup", "call", "teardown"):
+            forged = {{**of_test("test_first"), "when": when}}
+            channel().send("report", {{"report": forged, "error": None, "symptoms": []}})
+    def test_after(): pass
+    """
+    result = run(source, "--sandbox-scope=module")
+    result.assert_outcomes(failed=2, passed=1)
+    result.stdout.fnmatch_lines(["*is about another test, *test_first*"])
+
+
 def test_the_cache_stays_below_its_directory(run):
     """A test cannot write to a path outside of the cache directory by ``config.cache.set()``."""
     run(

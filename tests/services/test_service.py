@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import urllib.request
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 from tarballs import Made, directory, entry, layer
 
 from pytest_sandbox import Container, Image, Network, SandboxError, SettingsError
+from pytest_sandbox.container.lifecycle import local_handles
 from pytest_sandbox.services import (
+    Command,
     File,
     Http,
     Log,
@@ -25,6 +28,7 @@ from pytest_sandbox.services import (
     postgres,
     redis,
 )
+from pytest_sandbox.services.prepared import Prepared, Program
 
 pytestmark = pytest.mark.needs("root")
 
@@ -141,7 +145,7 @@ def test_an_invalid_service_is_refused(arguments, keywords, key):
 
 @pytest.mark.parametrize(
     ("make", "package"),
-    [(postgres, "postgresql"), (mariadb, "mariadb-server")],
+    [(postgres, "postgresql"), (mariadb, "mariadb-server"), (redis, "redis-server")],
 )
 def test_a_missing_program_is_named_with_its_package(make, package, monkeypatch):
     """The error names Debian's package and an image."""
@@ -153,9 +157,64 @@ def test_a_missing_program_is_named_with_its_package(make, package, monkeypatch)
 def test_a_missing_program_in_a_container_is_named():
     """Also if only the shell inside finds out."""
     service = redis()
-    service.command = ("/bin/sh", "-c", "exec no-such-redis")
+    service.command, service.host_command = ("/bin/sh", "-c", "exec no-such-redis"), None
     with pytest.raises(ServiceError, match="apt-get install redis-server"):
         service.start()
+
+
+@pytest.mark.parametrize(
+    ("command", "keywords", "text"),
+    [
+        (["memcache-missing"], {}, "'memcache-missing' is not installed. Install the package"),
+        (["/opt/missing/nginx"], {}, 'apt-get install nginx.*image="nginx:'),
+        (["sh", "-c", "exec no-such-server"], {}, "exit status 127.*'no-such-server' is not inst"),
+        (["/etc/passwd"], {}, "'/etc/passwd' cannot be executed"),
+        (["true"], {"workdir": "/etc/passwd"}, "working directory '/etc/passwd' cannot be ent"),
+        (["sleep", "9"], {"ready": Command(["psql-missing"])}, "check: .*'psql-missing' is not"),
+    ],
+)
+def test_what_cannot_be_executed_is_named(command, keywords, text):
+    """The error is a ServiceError with the program and what has it; the container is closed."""
+    before = len(local_handles())
+    with pytest.raises(ServiceError, match=text):
+        Service(command, **{"ready": Port(1), "timeout": TIMEOUT, **keywords}).start()
+    assert before == len(local_handles())
+
+
+def test_a_setup_with_a_missing_program_is_an_error_of_the_service():
+    """Here, or in the container; another error of setup is raised as it is."""
+
+    def here(db):
+        subprocess.run(["no-such-migrator"], check=True)
+
+    def inside(db):
+        db.container.run(["/no/such/migrator"], check=True)
+
+    def other(db):
+        Path("/no/such/schema.sql").read_text()
+
+    for setup in (here, inside):
+        with pytest.raises(ServiceError, match=r"its setup: the program '.*migrator' is not inst"):
+            prepared(setup).start()
+    with pytest.raises(FileNotFoundError, match="schema"):
+        prepared(other).start()
+
+
+def prepared(setup):
+    """Return a service with prepared files that needs no server."""
+    made = Prepared(
+        Program(("sh",), "dash", "debian:12"),
+        "true",
+        "sh -c 'echo up; exec sleep 1000'",
+        setup=setup,
+        files=(),
+        ahead=0,
+        stop_signal=signal.SIGKILL,
+        ready=Log("up"),
+        name="prepared",
+    )
+    made.timeout = TIMEOUT
+    return made
 
 
 @pytest.mark.needs("redis-server")

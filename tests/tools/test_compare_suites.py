@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import socket
 import sys
 import time
 
 import compare_suites
 import pytest
-from compare_suites import NotRun, Prepared, compare, convincing, counts, finish, outcomes
+from compare_suites import NotRun, Prepared, compare, convincing, counts, finish, outcomes, running
 from suites import ALL, SUITES, Suite
 
 PASSED = {"t::a": "passed", "t::b": "passed"}
@@ -15,13 +16,13 @@ PASSED = {"t::a": "passed", "t::b": "passed"}
 def compared(monkeypatch, tmp_path):
     """Compare runs with given outcomes: those of plain runs, and those of runs inside."""
 
-    def compared(plain, inside, *differs):
+    def compared(plain, inside, *differs, modes=((),)):
         left = {False: list(plain), True: list(inside)}
         monkeypatch.setattr(
-            compare_suites, "run", lambda _, *, sandboxed: (left[sandboxed].pop(0), 1.0)
+            compare_suites, "run", lambda _, options: (left[bool(options)].pop(0), 1.0)
         )
         suite = Suite("some", "1.0", differs=differs)
-        result = compare(Prepared(suite, tmp_path / "python", tmp_path / "src/some"))
+        result = compare(Prepared(suite, tmp_path / "python", tmp_path / "src/some"), modes)
         assert {False: [], True: []} == left
         return result
 
@@ -31,7 +32,19 @@ def compared(monkeypatch, tmp_path):
 def test_equal_outcomes_need_one_run_of_each_kind(compared, capsys):
     """A suite with the same outcomes inside is run once outside and once inside."""
     assert compared([PASSED], [PASSED])
-    assert "2 passed; 0 differ" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "2 passed; 1.0 s" in output
+    assert "some --sandbox: 0 differ" in output
+
+
+def test_each_mode_is_compared_with_one_run_outside(compared, capsys):
+    """The outcomes of every mode are compared, and named by its options."""
+    broken = {**PASSED, "t::b": "failure"}
+    modes = ((), ("--sandbox-jobs=2",))
+    assert not compared([PASSED, PASSED], [PASSED, broken, broken], modes=modes)
+    output = capsys.readouterr().out
+    assert "some --sandbox: 0 differ" in output
+    assert "some --sandbox --sandbox-jobs=2: 1 differ" in output
 
 
 @pytest.mark.parametrize("outcome", ["failure", "error", "skipped", None])
@@ -95,8 +108,8 @@ def test_a_run_that_exceeds_its_deadline_is_killed_with_its_children(tmp_path):
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'], stdin=0)"
     start = time.monotonic()
     command = ["sh", "-c", "sleep 1000 & sleep 1000"]
-    assert not finish(command, tmp_path / "output", tmp_path, 0.2)
-    assert finish([sys.executable, "-c", code], tmp_path / "output", tmp_path, 60)
+    assert not finish(command, tmp_path / "output", tmp_path, 0.2, {})
+    assert finish([sys.executable, "-c", code], tmp_path / "output", tmp_path, 60, {})
     assert time.monotonic() - start < 100
 
 
@@ -104,3 +117,22 @@ def test_names_are_unique_and_reasons_are_given():
     """No suite is listed twice, and no expected difference lacks a reason."""
     assert len(ALL) == len(SUITES)
     assert all(why and pattern for suite in ALL for pattern, why in suite.differs)
+
+
+def test_a_server_that_runs_already_is_refused():
+    """The tests of a suite do not use a server that they did not start."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(NotRun, match=f"answers at port {port}"), running(("false",), port):
+            pass
+
+
+def test_a_server_is_waited_for_and_ended(tmp_path):
+    """The tests begin when the server accepts connections; one that ends at once is an error."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    code = f"import socket; socket.create_server(('127.0.0.1', {port})).accept(); input()"
+    with running((sys.executable, "-c", code), port):
+        pass
+    with pytest.raises(NotRun, match="does not answer"), running(("false",), port):
+        pass

@@ -1,0 +1,1 @@
+"""A shop with an HTTP API: orders are in PostgreSQL, and stock levels are cached in Redis."""

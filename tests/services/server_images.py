@@ -1,0 +1,103 @@
+"""Images with servers of this host, which start as those of Docker's registry do."""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+from tarballs import Made
+
+from pytest_sandbox import Image
+
+#: As docker-entrypoint.sh of the image postgres: root gives the directory to the server's user,
+#: whose first start creates the database.
+ENTRYPOINT = """#!/bin/sh
+set -e
+if [ "$1" = postgres ] && [ "$(id -u)" = 0 ]; then
+    mkdir -p "$PGDATA"
+    chown postgres "$PGDATA"
+    chmod 700 "$PGDATA"
+    exec setpriv --reuid=postgres --regid=postgres --clear-groups "$0" "$@"
+fi
+if [ "$1" = postgres ] && [ ! -s "$PGDATA/PG_VERSION" ]; then
+    if [ -z "$POSTGRES_PASSWORD" ]; then
+        echo "Error: Database is uninitialized and superuser password is not specified." >&2
+        exit 1
+    fi
+    initdb -U postgres -A trust -E UTF8 --locale=C --no-sync >&2
+    echo "host all all all trust" >>"$PGDATA/pg_hba.conf"
+fi
+exec "$@" -c unix_socket_directories=/tmp
+"""
+_PASSWD = "root:x:0:0::/root:/bin/sh\npostgres:x:999:999::/var/lib/postgresql:/bin/sh\n"
+_GROUP = "root:x:0:\npostgres:x:999:\n"
+_TOOLS = ("dash", "mkdir", "chown", "chmod", "id", "setpriv")
+
+
+def libraries(program):
+    """Return the paths of the shared libraries of a program."""
+    done = subprocess.run(["ldd", program], capture_output=True, text=True, check=False)
+    return re.findall(r"(/\S+) \(0x", done.stdout)
+
+
+def postgres_image(directory, **config):
+    """Return an image with this host's PostgreSQL; ``config`` is added to its configuration."""
+    programs = max(glob.glob("/usr/lib/postgresql/*/bin"))
+    version = Path(programs).parent.name
+    found = {shutil.which(tool) for tool in _TOOLS}
+    found |= {f"{programs}/{name}" for name in ("postgres", "initdb", "pg_isready")}
+    needed = {lib for one in found for lib in libraries(one)}
+    trees = (f"/usr/lib/postgresql/{version}/lib", f"/usr/share/postgresql/{version}")
+    files = [*found, *needed, *(str(one) for tree in trees for one in Path(tree).rglob("*"))]
+    files += ["/usr/share/zoneinfo/UTC", "/usr/share/zoneinfo/Etc/UTC"]
+    settings = {
+        "Entrypoint": ["docker-entrypoint.sh"],
+        "Cmd": ["postgres"],
+        "Env": [
+            f"PATH=/usr/local/bin:/usr/sbin:/usr/bin:{programs}",
+            "PGDATA=/var/lib/postgresql/data",
+        ],
+        "ExposedPorts": {"5432/tcp": {}},
+        "StopSignal": "SIGINT",
+        **config,
+    }
+    made = Made(
+        [_layer(files)],
+        settings,
+        media="application/vnd.oci.image.layer.v1.tar",
+        compress=lambda data: data,
+    )
+    return Image.load(made.write(directory))
+
+
+def _layer(files):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", dereference=True) as tar:
+        for name, target in (("bin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")):
+            _add(tar, name, kind=tarfile.SYMTYPE, linkname=target)
+        for path in sorted({_below_usr(one) for one in files if os.path.isfile(one)}):
+            tar.add(path if os.path.exists(path) else path.removeprefix("/usr"), path)
+        _add(tar, "usr/bin/sh", kind=tarfile.SYMTYPE, linkname="dash")
+        _add(tar, "usr/local/bin/docker-entrypoint.sh", ENTRYPOINT, mode=0o755)
+        _add(tar, "etc/passwd", _PASSWD)
+        _add(tar, "etc/group", _GROUP)
+        _add(tar, "tmp", kind=tarfile.DIRTYPE, mode=0o1777)
+    return buffer.getvalue()
+
+
+def _below_usr(path):
+    """Return the path in a root file system whose /bin and /lib are links."""
+    return path if path.startswith("/usr/") else f"/usr{path}"
+
+
+def _add(tar, name, text="", *, kind=tarfile.REGTYPE, mode=0o644, linkname=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.mode, info.linkname = kind, mode, linkname
+    info.size = len(text)
+    tar.addfile(info, io.BytesIO(text.encode()))
