@@ -118,6 +118,7 @@ def test_one_debugger_at_a_time_has_the_terminal(run, pytester):
         time.sleep(wait)  # longer, in all, than the timeout: no event tells that it has not come
         terminal.type("p 'found', found % 1001")
         assert "(Pdb)" not in terminal.expect("('found', 0)")
+        terminal.expect("(Pdb) ")
         terminal.type("c")
     terminal.expect("3 passed")
     terminal.process.wait(60)
