@@ -24,7 +24,8 @@ _WAITING = (
     "def prepared():\n"
     "    end = time.process_time() + {fixture}\n"
     "    while time.process_time() < end: pass\n"
-    "    return bytearray(30 << 20)\n" + _PARAMETERS + "def test(number): time.sleep(0.1)\n"
+    + _PARAMETERS
+    + "def test(number): time.sleep(0.1)\n"
 )
 _COMPUTING = (
     _PARAMETERS + "def test(number):\n"

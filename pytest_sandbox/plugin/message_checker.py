@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.plugin.messages import MAX_MESSAGE_BYTES, SCHEMAS
@@ -101,20 +102,21 @@ class MessageChecker:
             raise InvalidError(f"a message is not JSON ({type(error).__name__})") from None
 
     def _report_of(self, when: str, start: float, stop: float, duration: float) -> dict[str, Any]:
-        """Return the data of a phase that has passed, as a message "report" has it."""
+        """Return the data of a phase that has passed, as a message "report" has it; only the report
+        lacks the mark of a serialised one (results.py).
+        """
         report: dict[str, Any] = {
             "nodeid": self._nodeid,
             "location": self._location,
             "keywords": dict(self._keywords),
             "outcome": "passed",
             "longrepr": None,
-            "when": when,
+            "when": sys.intern(when),
             "user_properties": [],
             "sections": [],
             "duration": duration,
             "start": start,
             "stop": stop,
-            "$report_type": "TestReport",
         }
         return {"report": report, "error": None, "symptoms": []}
 

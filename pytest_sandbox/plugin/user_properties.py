@@ -32,16 +32,16 @@ def set_properties(
     ``kept`` is the ID of the layer that ``--sandbox-keep`` saved, if any.
     """
     values = {
-        "id": container.id,
-        "memory_peak": stats.memory_peak,
-        "cpu_seconds": stats.cpu_seconds,
-        "pids_peak": stats.pids_peak,
-        "oom_killed": oom_killed or bool(stats.oom_kills),
+        "container.id": container.id,
+        "container.memory_peak": stats.memory_peak,
+        "container.cpu_seconds": stats.cpu_seconds,
+        "container.pids_peak": stats.pids_peak,
+        "container.oom_killed": oom_killed or bool(stats.oom_kills),
     }
     if kept is not None:
-        values["kept"] = kept
+        values["container.kept"] = kept
     others = [one for one in item.user_properties if not is_of_container(one)]
-    item.user_properties[:] = [*others, *((PREFIX + name, value) for name, value in values.items())]
+    item.user_properties[:] = [*others, *values.items()]
 
 
 def is_of_container(user_property: Any) -> bool:
