@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from bench import contestants, table
 from bench.faults import faults
+from bench.jobs import jobs, jobs_memory, scopes
 from bench.plugin import plugin
 from bench.rows import QUICK, ROWS, Bench, Scale, run_rows
 from bench.services import services
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 ROWS["plugin"] = plugin
 ROWS["faults"] = faults
 ROWS["services"] = services
+ROWS["jobs"] = jobs
+ROWS["jobs-memory"] = jobs_memory
+ROWS["scopes"] = scopes
 
 
 def parse() -> argparse.Namespace:

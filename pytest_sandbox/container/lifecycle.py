@@ -171,7 +171,8 @@ class LocalHandle(Handle):
     def descriptors(self) -> list[int]:
         """Return the descriptors of the container in this process."""
         relays = [one.channel for one in (self.published, self.egress) if one is not None]
-        held = (self.pidfd, self.cgroup.open_fd(), self.rootfs.held, *relays)
+        files = self.cgroup.files.descriptors()
+        held = (self.pidfd, self.cgroup.open_fd(), self.rootfs.held, *files, *relays)
         kept = [fd for log in self.logs for fd in log.descriptors()]
         return [fd for fd in (*held, *(fork.pidfd for fork in self.forks), *kept) if fd >= 0]
 

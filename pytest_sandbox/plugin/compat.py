@@ -20,8 +20,8 @@ import pytest
 from _pytest.warnings import catch_warnings_for_item
 
 if TYPE_CHECKING:
-    import io
     from contextlib import AbstractContextManager
+    from typing import TextIO
 
 __all__ = [
     "RestrictedHook",
@@ -31,6 +31,7 @@ __all__ = [
     "close_worker_streams",
     "failed_subtests",
     "host_outputs",
+    "host_streams",
     "ini_value",
     "interpreter_options",
     "is_at_terminal",
@@ -39,10 +40,11 @@ __all__ = [
     "logging_locks",
     "recorded_warnings",
     "restore_subtest",
-    "silence_terminal",
+    "set_terminal_file",
     "tmp_path_name",
     "upcoming",
     "use_base_temporary",
+    "use_streams",
 ]
 
 # -- the session
@@ -85,18 +87,12 @@ def use_base_temporary(config: Any, path: str) -> None:
         factory._basetemp = pathlib.Path(path)
 
 
-def silence_terminal(config: Any) -> None:
-    """Print nothing more, in a session of which another one shows the reports.
+def set_terminal_file(config: Any, file: TextIO) -> None:
+    """Have the terminal reporter write into another file, in a session of which another one shows
+    the reports.
 
     ``reporter._tw._file``: the reporter has no public way to change its file.
     """
-    reporter = config.pluginmanager.getplugin("terminalreporter")
-    if reporter is not None:
-        reporter._tw._file = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
-
-
-def keep_terminal_output(config: Any, file: io.StringIO) -> None:
-    """Write what the terminal reporter prints into a file, as :func:`silence_terminal` does."""
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if reporter is not None:
         reporter._tw._file = file
@@ -222,6 +218,19 @@ def captured_files(config: pytest.Config) -> list[tuple[str, int, int]]:
 def host_outputs(config: pytest.Config) -> list[int]:
     """Return this process's own standard output and error, even while they are captured."""
     return [_original_fd(config, "out", 1), _original_fd(config, "err", 2)]
+
+
+def host_streams(config: pytest.Config) -> list[int]:
+    """Return this process's own standard input, output and error, even while they are captured."""
+    return [_original_fd(config, "in_", 0), *host_outputs(config)]
+
+
+def use_streams(config: pytest.Config, streams: list[int]) -> None:
+    """Use other descriptors for standard input, output and error while capturing is suspended, as
+    for a debugger; also for what the terminal reporter prints then.
+    """
+    for attribute, fd, own in zip(("in_", "out", "err"), (0, 1, 2), streams, strict=True):
+        os.dup2(own, _original_fd(config, attribute, fd), inheritable=False)
 
 
 def is_at_terminal(config: pytest.Config) -> bool:

@@ -5,13 +5,16 @@ As in compat.py, each use has the reason why no public name serves.
 
 from __future__ import annotations
 
+import sys
+import unittest
 from contextlib import suppress
 from itertools import takewhile
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from _pytest.compat import NOTSET
-from _pytest.fixtures import SubRequest
+from _pytest.fixtures import SubRequest, get_scope_node, get_scope_package
 from _pytest.scope import Scope
 
 if TYPE_CHECKING:
@@ -88,7 +91,7 @@ def lacks_higher(item: Any, scope: str) -> bool:
     ``fixturedef.cached_result``: no public name tells.
     """
     return any(
-        definition is not None and definition.cached_result is None
+        definition.cached_result is None
         for _name, _overriding, definition in _higher_fixtures(item, Scope(scope))
     )
 
@@ -120,8 +123,7 @@ def _higher_fixtures(item: Any, limit: Scope) -> Iterator[tuple[str, list[Any], 
     if info is None:
         return
     scopes = getattr(getattr(item, "callspec", None), "_arg2scope", {})
-    for name in info.names_closure:
-        definitions = info.name2fixturedefs.get(name) or ()
+    for name, definitions in _definitions(item, info):
         overriding: list[Any] = []
         if name not in scopes:
             overriding = list(
@@ -132,8 +134,18 @@ def _higher_fixtures(item: Any, limit: Scope) -> Iterator[tuple[str, list[Any], 
         definition = definitions[-1 - len(overriding)]
         if (scopes.get(name) or definition._scope) > limit:
             yield name, overriding, definition
-    if hasattr(item, "dtest") and limit < Scope.Session:
-        yield "doctest_namespace", [], None  # a doctest requests it without naming it
+
+
+def _definitions(item: Any, info: Any) -> Iterator[tuple[str, Sequence[Any]]]:
+    """Yield the name of each fixture of an item, and its definitions, the nearest last.
+
+    ``session._fixturemanager``: a doctest requests one fixture without naming it.
+    """
+    for name in info.names_closure:
+        yield name, info.name2fixturedefs.get(name) or ()
+    name = "doctest_namespace"
+    if hasattr(item, "dtest") and name not in info.names_closure:
+        yield name, item.session._fixturemanager.getfixturedefs(name, item) or ()
 
 
 def _requests_overridden(definition: Any, limit: Scope) -> bool:
@@ -160,31 +172,117 @@ class HigherFixtures:
     """What is set up for an item in this process, of that what its test process does not set up
     itself: fixtures of scopes above ``scope``, and its collectors but the ``inside`` ones.
 
-    - ``are_set_up``: whether nothing is missing.
+    - :meth:`last_on`: whether nothing is missing, and all of it stays set up for as long as some
+      nodes do.
     - ``are_of_other_parameters``: whether one has to be torn down before, as it is set up for
       another parameter.
 
     ``definition.cached_result``, ``session._setupstate``: no public name tells what is set up.
-    Collectors that inherit ``setup`` have nothing to set up.
+    ``get_scope_node``, ``get_scope_package``: with which node a fixture is torn down.
     """
 
     def __init__(self, item: Any, scope: str, inside: Sequence[Any]) -> None:
         self._params = getattr(getattr(item, "callspec", None), "params", {})
+        self._scopes = getattr(getattr(item, "callspec", None), "_arg2scope", {})
+        self._item = item
+        self._needed: set[Any] = set()
         self.are_of_other_parameters = False
         stack = item.session._setupstate.stack
-        self.are_set_up = not any(node in stack for node in inside) and all(
-            (node in stack and stack[node][1] is None) or type(node).setup is pytest.Collector.setup
-            for node in item.listchain()[:-1]
-            if node not in inside
-        )
+        self._are_set_up = not any(node in stack for node in inside)
+        for node in item.listchain()[:-1]:
+            if node not in inside and _has_setup(node):
+                self._needed.add(node)
+                self._are_set_up &= node in stack and stack[node][1] is None
         for name, _overriding, definition in _higher_fixtures(item, Scope(scope)):
             self._look_at(name, definition)
 
     def _look_at(self, name: str, definition: Any) -> None:
-        cached = None if definition is None else definition.cached_result
+        cached = definition.cached_result
+        if cached is None and _does_nothing(self._item, name):
+            return
         is_wrong = cached is not None and name in self._params and cached[1] != self._params[name]
         self.are_of_other_parameters |= is_wrong
-        self.are_set_up &= cached is not None and cached[2] is None and not is_wrong
+        self._are_set_up &= cached is not None and cached[2] is None and not is_wrong
+        self._needed.add(self._node_of(name, definition))
+
+    def _node_of(self, name: str, definition: Any) -> Any:
+        """Return the node with which a fixture is torn down: outside of a class, one of class scope
+        is torn down with the item.
+        """
+        scope = self._scopes.get(name) or definition._scope
+        if scope is Scope.Package:
+            return get_scope_package(self._item, definition)
+        return get_scope_node(self._item, scope) or self._item
+
+    def last_on(self, nodes: set[Any]) -> bool:
+        """Tell whether everything is set up, and is torn down with one of these nodes."""
+        return self._are_set_up and self._needed <= nodes
+
+    def are_all_named(self, nodes: set[Any], *, is_complete: bool) -> bool:
+        """Tell whether the item gets the same fixtures now as at its turn, whatever names it passes
+        to ``getfixturevalue()``.
+
+        ``is_complete``: nothing is set up until then. Only what is torn down with one of these
+        nodes stays.
+        """
+        if is_complete and self._item.session._setupstate.stack.keys() <= nodes:
+            return True
+        stash = self._item.stash
+        if _REQUESTS_BY_NAME not in stash:
+            functions = (getattr(self._item, "function", None), *fixture_functions(self._item))
+            codes = (getattr(one, "__code__", None) for one in functions)
+            stash[_REQUESTS_BY_NAME] = any(map(_names_getfixturevalue, codes))
+        return not stash[_REQUESTS_BY_NAME]
+
+
+#: Whether a test or a fixture of its calls getfixturevalue(), once that is known.
+_REQUESTS_BY_NAME = pytest.StashKey[bool]()
+
+
+def _names_getfixturevalue(code: Any) -> bool:
+    """Tell whether code, or that of a function within, has this attribute."""
+    if code is None:
+        return False
+    inner = (one for one in code.co_consts if isinstance(one, CodeType))
+    return "getfixturevalue" in code.co_names or any(map(_names_getfixturevalue, inner))
+
+
+#: Whether a package has a function for its setup or teardown, once that is known.
+_HAS_SETUP = pytest.StashKey[bool]()
+_SETUP_NAMES = ("setUpModule", "setup_module", "tearDownModule", "teardown_module")
+
+
+def _has_setup(node: Any) -> bool:
+    """Tell whether a collector has anything to set up: most inherit a function that does nothing,
+    and that of a package calls functions that only some have.
+    """
+    if type(node).setup is pytest.Collector.setup:
+        return False
+    if type(node) is not pytest.Package:
+        return True
+    if _HAS_SETUP not in node.stash:
+        path = str(node.path / "__init__.py")
+        modules = list(sys.modules.values())
+        module = next((one for one in modules if getattr(one, "__file__", None) == path), None)
+        if module is None:  # the setup imports it
+            return True
+        node.stash[_HAS_SETUP] = any(hasattr(module, name) for name in _SETUP_NAMES)
+    return node.stash[_HAS_SETUP]
+
+
+def _does_nothing(item: Any, fixture: str) -> bool:
+    """Tell whether a fixture is the one that pytest makes of a class's ``setUpClass`` and
+    ``tearDownClass``, and these are those of :class:`unittest.TestCase`.
+
+    ``_unittest_setUpClass_fixture_``: the fixture has no public name.
+    """
+    if not fixture.startswith("_unittest_setUpClass_fixture_"):
+        return False
+    return all(
+        getattr(getattr(item.cls, name, None), "__func__", None)
+        is getattr(unittest.TestCase, name).__func__
+        for name in ("setUpClass", "tearDownClass", "doClassCleanups")
+    )
 
 
 def keep_collectors_of(item: Any) -> None:

@@ -69,13 +69,16 @@ class FreshStart:
 
     def _execute(self) -> None:
         outputs = [os.dup(fd) for fd in (1, 2)]
+        # For a debugger, and what a test prints while nothing is captured.
+        streams = [os.dup(fd) for fd in compat.host_streams(self._item.config)]
         if not compat.captured_files(self._item.config):  # what pytest prints at its start
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         described = os.memfd_create("fresh", 0)
         ends = self._channel.child_ends()
-        for fd in (*outputs, *filter(None, ends.values())):
+        for fd in (*outputs, *streams, *filter(None, ends.values())):
             os.set_inheritable(fd, True)
         data = {**self._session(), **self._tests(), "channel": ends, "outputs": outputs}
+        data["streams"] = streams
         data["nonce"] = self._channel.nonce.decode()
         os.write(described, json.dumps(data).encode("utf-8", "surrogateescape"))
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), _SCRIPT)

@@ -26,6 +26,7 @@ from pytest_sandbox.settings.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from typing import TextIO
 
 __all__ = ["run"]
 
@@ -111,7 +112,7 @@ class _FreshPlugin:
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionstart(self, session: pytest.Session) -> Generator[None, None, None]:
         """Print no header: only a session that fails shows what it has printed."""
-        compat.keep_terminal_output(session.config, self.terminal)
+        compat.set_terminal_file(session.config, self.terminal)
         return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -146,9 +147,11 @@ class _FreshPlugin:
         first = next((one for one in session.items if one.nodeid == self._data["first"]), None)
         if first is None:
             return None
-        compat.silence_terminal(session.config)
+        null = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+        compat.set_terminal_file(session.config, null)
+        session.config.pluginmanager.register(_Debugger(session.config, null))
         forwarder, originals = self._registered
-        output: Any = _Output(session.config, self._data["outputs"])
+        output: Any = _Output(session.config, self._data["outputs"], self._data["streams"])
         timeouts = PluginTimeouts(first)
         outside_services.adopt(first, self._data["services"])
         self._process = TestProcess(first, self._channel, output, timeouts, forwarder, originals)
@@ -174,12 +177,35 @@ def _not_found(wanted: str, found: list[str]) -> str:
     )
 
 
-class _Output:
-    """The outputs of the process that was forked, for pytest in the new interpreter."""
+class _Debugger:
+    """A plugin that shows what the terminal reporter prints when a debugger starts."""
 
-    def __init__(self, config: pytest.Config, outputs: list[int]) -> None:
+    def __init__(self, config: pytest.Config, null: TextIO) -> None:
+        self._config = config
+        self._null = null
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_exception_interact(self) -> Generator[None, None, None]:
+        """Print the traceback of ``--pdb`` to standard output, which that has uncaptured."""
+        assert sys.__stdout__ is not None
+        compat.set_terminal_file(self._config, sys.__stdout__)
+        try:
+            yield
+        finally:
+            compat.set_terminal_file(self._config, self._null)
+
+
+class _Output:
+    """The outputs of the process that was forked, for pytest in the new interpreter.
+
+    ``streams``: standard input, output and error of the parent's session itself.
+    """
+
+    def __init__(self, config: pytest.Config, outputs: list[int], streams: list[int]) -> None:
+        self._config = config
         self._captured = compat.captured_files(config)
         self._outputs = outputs
+        self._streams = streams
 
     def in_child(self, stack_writer: int) -> None:
         """Capture into the files that the parent reads; drop what the start has printed."""
@@ -191,6 +217,9 @@ class _Output:
             os.dup2(own, target)
         if not self._captured:
             os.dup2(self._outputs[0], 1)
-        for fd in self._outputs:
+        compat.use_streams(self._config, self._streams)
+        for fd in (*self._outputs, *self._streams):
             os.close(fd)
+        if isinstance(sys.__stdout__, io.TextIOWrapper):
+            sys.__stdout__.reconfigure(line_buffering=True)  # it was no terminal at the start
         faulthandler.enable(stack_writer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sysconfig
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["HookForwarder"]
 
+#: The second one is about reports of subtests only.
+_SERIALIZERS = {"_pytest", "pytest_subtests"}
+
 
 class HookForwarder:
     """A plugin that sends to the parent what other plugins log or announce in a test process.
@@ -35,6 +39,17 @@ class HookForwarder:
         self.scope = "function"
         #: The last report, as the wrappers of other plugins have got it.
         self.report: pytest.TestReport | None = None
+        #: Whether no other plugin has a say in how a report is serialised.
+        hooks = (
+            config.hook.pytest_report_to_serializable,
+            config.hook.pytest_report_from_serializable,
+        )
+        self.is_serialized_by_pytest = all(
+            getattr(one.function, "__module__", "").partition(".")[0] in _SERIALIZERS
+            for hook in hooks
+            for one in hook.get_hookimpls()
+        )
+        self._terminal_lock = os.memfd_create("debugger", os.MFD_CLOEXEC)
         self._wrap_cache()
 
     def _wrap_cache(self) -> None:
@@ -92,11 +107,18 @@ class HookForwarder:
         self._send("warning", data)
 
     def pytest_enter_pdb(self) -> None:
-        """Suspend the timeout while a debugger waits for input."""
+        """Suspend the timeout while a debugger waits for input; wait for the end of another test's
+        debugger, which uses the same terminal.
+        """
         self._send("debugger", data=True, wake=True)
+        if self.channel is not None:
+            # Of a process, not of the open file, which all test processes share (fcntl(2)).
+            fcntl.lockf(self._terminal_lock, fcntl.LOCK_EX)
 
     def pytest_leave_pdb(self) -> None:
         """Resume the timeout."""
+        if self.channel is not None:
+            fcntl.lockf(self._terminal_lock, fcntl.LOCK_UN)
         self._send("debugger", data=False, wake=True)
 
     def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_sandbox.plugin.hook_forwarder import HookForwarder
+    from pytest_sandbox.plugin.interrupted_tests import InterruptedTests
     from pytest_sandbox.plugin.originals import Originals
     from pytest_sandbox.plugin.report_channel import Receiver
     from pytest_sandbox.plugin.running import Running
@@ -46,7 +47,7 @@ _WINDOW = 10
 #: Bytes of reports that wait for their turn.
 _MAX_BYTES = 64 << 20
 #: Descriptors that a test has open while it runs or waits, and those that the session needs.
-_DESCRIPTORS, _RESERVED_DESCRIPTORS = 8, 256
+_DESCRIPTORS, _RESERVED_DESCRIPTORS = 16, 256
 #: Bytes that must be free for a test without a memory limit.
 _LEAST_FREE = 64 << 20
 
@@ -60,11 +61,13 @@ class Scheduler:
         originals: Originals,
         slow: SlowTests,
         status_line: StatusLine,
+        interrupted: InterruptedTests,
         jobs: int,
     ) -> None:
         self._forwarder = forwarder
         self._slow = slow
         self._status_line = status_line
+        self._interrupted = interrupted
         self._originals = originals
         self._jobs = jobs
         self._early: dict[pytest.Item, SandboxedTest] = {}
@@ -111,6 +114,10 @@ class Scheduler:
                 self._advance(test)
         finally:
             self._status_line.erase()
+
+    def note_interrupt(self, *others: SandboxedTest) -> None:
+        """Note which tests run when the session is interrupted."""
+        self._interrupted.note(dict.fromkeys([*self._early.values(), *others]))
 
     def discard(self) -> None:
         """Close the tests whose turn did not come, and end the scope of the last one."""
@@ -212,7 +219,7 @@ class Scheduler:
 
     def _start_some(self, following: list[pytest.Item]) -> None:
         """Start the next tests that can start, as many as there may be."""
-        if len(self._running()) >= self._jobs:
+        if len(self._running()) >= self._jobs or self._interrupted.is_noted:
             return  # before looking at the fixtures of many tests
         self._begin_services(following)
         for item in self._startable(following):
@@ -233,22 +240,31 @@ class Scheduler:
 
     def _startable(self, following: list[pytest.Item]) -> Iterator[pytest.Item]:
         before: pytest.Item | None = None
+        # The nodes of all items up to the one that is looked at: pytest tears down the fixtures of
+        # any other one between two items.
+        lasting = set(following[0].listchain())
+        is_complete = True  # nothing is set up before the turn of the item that is looked at
         for item in following:
             before, last = item, before
+            lasting.intersection_update(item.listchain())
             if _is_alone(item):
                 return
-            if item in self._early or item in self._refused or not item.stash.get(INSIDE, False):
+            if item in self._early:
                 continue
-            if self._is_for_process_of(last, item):
+            may_start = item not in self._refused and item.stash.get(INSIDE, False)
+            if may_start and self._is_for_process_of(last, item):
+                is_complete &= item in self._early
                 continue
-            if scopes.is_fresh(item):
-                yield item
-                continue
-            inside = scopes.nodes_inside(item)
-            fixtures = compat_fixtures.HigherFixtures(item, scopes.scope_of(item), inside)
-            if fixtures.are_of_other_parameters:
-                return  # what later items use is torn down before
-            if fixtures.are_set_up and self._are_set_up_for_rest(item):
+            if not scopes.is_fresh(item):
+                inside = scopes.nodes_inside(item)
+                fixtures = compat_fixtures.HigherFixtures(item, scopes.scope_of(item), inside)
+                if fixtures.are_of_other_parameters:
+                    return  # what later items use is torn down before
+                is_ready = fixtures.last_on(lasting)
+                may_start = may_start and is_ready and self._are_set_up_for_rest(item)
+                may_start = may_start and fixtures.are_all_named(lasting, is_complete=is_complete)
+                is_complete &= is_ready
+            if may_start:
                 yield item
 
     def _is_for_process_of(self, last: pytest.Item | None, item: pytest.Item) -> bool:
@@ -330,6 +346,7 @@ class Scheduler:
             try:
                 wait_for_any(receivers, self._originals, self._time_left(receivers))
             except KeyboardInterrupt:
+                self.note_interrupt(test)
                 if test.receiver is not None:
                     test.receiver.interrupt()
             for one in running:
@@ -338,7 +355,15 @@ class Scheduler:
                 elif one.receiver is not None and self._slow.is_due(one.receiver):
                     self._status_line.erase()
                     self._slow.name(one.item, one.receiver)
-            self._status_line.show([one.item.nodeid for one in running if one.receiver is not None])
+            self._show(running)
+
+    def _show(self, tests: list[SandboxedTest]) -> None:
+        """Name the running tests on the status line, unless a debugger uses the terminal."""
+        running = [one for one in tests if one.receiver is not None]
+        if any(one.receiver is not None and one.receiver.is_debugging for one in running):
+            self._status_line.erase()
+        else:
+            self._status_line.show([one.item.nodeid for one in running])
 
     def _time_left(self, receivers: list[Receiver]) -> float | None:
         """Return the seconds until there is something to write."""

@@ -92,8 +92,23 @@ def choose(config: pytest.Config) -> int:
     if asked == 1:
         return 1
     reason = _reason_for_one(config)
-    config.pluginmanager.register(_Header(asked, reason), "sandbox-jobs")
+    line = f"1 job instead of {asked}: {reason}" if reason else f"{asked} jobs"
+    config.pluginmanager.register(_Line(line), "sandbox-jobs")
     return 1 if reason else asked
+
+
+def announce_no_effect(config: pytest.Config) -> None:
+    """Have a session in which no test runs inside print that ``--sandbox-jobs`` has no effect.
+
+    The ini setting is for all runs of a suite, with and without ``--sandbox``.
+    Raises :class:`pytest.UsageError` for an invalid number.
+    """
+    if config.getoption("sandbox_jobs") and _read(config) > 1:
+        line = (
+            "--sandbox-jobs has no effect: it is about tests inside a container, and no test is. "
+            "--sandbox puts all of them inside, @pytest.mark.container one"
+        )
+        config.pluginmanager.register(_Line(line), "sandbox-jobs")
 
 
 def announce_to_controller(config: pytest.Config) -> None:
@@ -174,14 +189,12 @@ class _ControllerHeader:
         return f"sandbox: {self._line}"
 
 
-class _Header:
-    """The plugin that prints the number of jobs, or why it is one."""
+class _Line:
+    """The plugin that prints the number of jobs, or why it is one, below the header."""
 
-    def __init__(self, jobs: int, reason: str) -> None:
-        self._line = f"sandbox: {jobs} jobs"
-        if reason:
-            self._line = f"sandbox: 1 job instead of {jobs}: {reason}"
+    def __init__(self, line: str) -> None:
+        self._line = line
 
     def pytest_report_collectionfinish(self) -> str:
         """Return the line."""
-        return self._line
+        return f"sandbox: {self._line}"

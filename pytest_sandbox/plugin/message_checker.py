@@ -57,6 +57,7 @@ class MessageChecker:
     def __init__(self, item: pytest.Item, *, ending: bool = False) -> None:
         self._nodeid = item.nodeid
         self._location = tuple(item.location)
+        self._keywords = dict.fromkeys(item.keywords, 1)
         self._requires_pairs = bool(getattr(item.config.option, "xmlpath", None))
         self._setup_only = bool(item.config.getoption("setuponly", default=False))
         self._next_phases = list(_PHASES[2:] if ending else _PHASES)
@@ -78,6 +79,8 @@ class MessageChecker:
             raise InvalidError(f"message {kind!r} came after the last one")
         try:
             checked = SCHEMAS[kind](data)
+            if kind == "passed":
+                kind, checked = "report", self._report_of(*checked)
             check = getattr(self, f"_check_{kind}", None)
             if check is not None:
                 check(checked)
@@ -96,6 +99,24 @@ class MessageChecker:
             raise
         except (ValueError, RecursionError) as error:
             raise InvalidError(f"a message is not JSON ({type(error).__name__})") from None
+
+    def _report_of(self, when: str, start: float, stop: float, duration: float) -> dict[str, Any]:
+        """Return the data of a phase that has passed, as a message "report" has it."""
+        report: dict[str, Any] = {
+            "nodeid": self._nodeid,
+            "location": self._location,
+            "keywords": dict(self._keywords),
+            "outcome": "passed",
+            "longrepr": None,
+            "when": when,
+            "user_properties": [],
+            "sections": [],
+            "duration": duration,
+            "start": start,
+            "stop": stop,
+            "$report_type": "TestReport",
+        }
+        return {"report": report, "error": None, "symptoms": []}
 
     # -- what depends on the test and on earlier messages, by kind
 

@@ -8,6 +8,8 @@ kind          data
 ============  ======================================================================================
 report        a phase's report as pytest's hooks serialise it, the phase's exception as data, and
               the symptoms of isolation in it (hints.py)
+passed        a phase that has passed and whose report has nothing of its own: phase, start, stop,
+              duration. message_checker.py makes a message "report" of it
 logged        a report that another plugin logged meanwhile (a subtest)
 warning       a warning as data
 debugger      true when a debugger starts to wait for input, false when it ends (wakes the parent)
@@ -206,6 +208,9 @@ SCHEMAS: Mapping[str, Check] = {
             "error": schema.optional(_exception),
             "symptoms": schema.list_of(_SYMPTOM, 100),
         }
+    ),
+    "passed": schema.tuple_of(
+        schema.one_of("setup", "call", "teardown"), schema.number, schema.number, schema.number
     ),
     "logged": report_schema.report,
     "warning": schema.record(

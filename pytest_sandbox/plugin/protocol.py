@@ -47,6 +47,7 @@ from pytest_sandbox.plugin import (
 )
 from pytest_sandbox.plugin.captured_output import flush_terminal
 from pytest_sandbox.plugin.hook_forwarder import HookForwarder
+from pytest_sandbox.plugin.interrupted_tests import InterruptedTests
 from pytest_sandbox.plugin.jobs import Scheduler
 from pytest_sandbox.plugin.originals import Originals
 from pytest_sandbox.plugin.sandboxed_test import TEST
@@ -72,7 +73,10 @@ def register(config: pytest.Config) -> tuple[HookForwarder, Originals]:
     config.pluginmanager.register(observer, f"{NAME}-timeouts")
     jobs = jobs_option.choose(config)
     status_line = StatusLine(config, jobs)
-    scheduler = Scheduler(forwarder, originals, SlowTests(config), status_line, jobs)
+    interrupted = InterruptedTests(config)
+    if jobs > 1:
+        config.pluginmanager.register(interrupted, f"{NAME}-interrupted")
+    scheduler = Scheduler(forwarder, originals, SlowTests(config), status_line, interrupted, jobs)
     config.pluginmanager.register(_OuterHooks(config, scheduler, originals), NAME)
     config.pluginmanager.register(_InnerHooks(), f"{NAME}-reports")
     adapters.register(config)
@@ -92,6 +96,9 @@ class _OuterHooks:
         """Discard the tests whose turn did not come, before fixtures are torn down."""
         try:
             return (yield)
+        except KeyboardInterrupt:
+            self._scheduler.note_interrupt()
+            raise
         finally:
             self._scheduler.discard()
 

@@ -183,7 +183,7 @@ class Receiver:
     - ``invalid``: what is wrong with the first message that has not; nothing is read after it.
     - ``has_foreign_data``: whether the file contains anything but messages.
     - ``stack``: what faulthandler wrote.
-    - ``interrupted``: whether Ctrl-C came.
+    - ``interrupted``, ``is_debugging``: whether Ctrl-C came, and a debugger waits for input.
 
     With ``may_debug``, a message can suspend the timeout while a debugger waits for input.
     """
@@ -211,7 +211,7 @@ class Receiver:
         self._piped = b""  # the last line in the pipe, which has not ended
         self._piped_bytes = 0
         self.interrupted = False
-        self._is_debugging = False
+        self.is_debugging = False
         # Seconds that debuggers have waited; while one waits, minus the time at which it started.
         self._debugging_time = 0.0
         self._end: float | None = None
@@ -265,7 +265,7 @@ class Receiver:
         self._read_messages()
         if self.is_done or self.invalid or has_ended:
             self.is_over = True
-        elif left == 0 and not self._is_debugging:
+        elif left == 0 and not self.is_debugging:
             self.is_over = self.timed_out = True
 
     def _read_pipe(self) -> None:
@@ -278,7 +278,7 @@ class Receiver:
 
     def time_left(self) -> float | None:
         """Return the seconds until the limit; None if there is none, or a debugger waits."""
-        if self._end is None or self._is_debugging:
+        if self._end is None or self.is_debugging:
             return None
         return max(0.0, self._end + self._debugging_time - _now())
 
@@ -326,8 +326,8 @@ class Receiver:
             self.messages.append(message)
 
     def _set_debugging(self, *, is_on: bool) -> None:
-        if self._may_debug and self._is_debugging != is_on:
-            self._is_debugging = is_on
+        if self._may_debug and self.is_debugging != is_on:
+            self.is_debugging = is_on
             self._debugging_time += -_now() if is_on else _now()
 
     def request_stack(self) -> None:
@@ -373,8 +373,7 @@ class Receiver:
         return part
 
     def _read_piped(self, line: bytes) -> None:
-        """Read a message that the file did not take, after those that it did."""
-        self._read_messages()
+        self._read_messages()  # those that the file has taken came before
         self._piped_bytes += len(line)
         if self._piped_bytes > _MAX_BYTES:
             self.invalid = self.invalid or _TOO_MUCH

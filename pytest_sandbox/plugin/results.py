@@ -21,6 +21,7 @@ from pytest_sandbox.plugin import (
     keep,
     network_report,
     report_sections,
+    scopes,
     service_fixtures,
     unkept_files,
 )
@@ -268,6 +269,6 @@ class TestResult:
         if isinstance(self.outcome, TimedOut):
             self._symptoms.append(hints.Symptom("waited"))
         text = hints.describe(self._symptoms, self.item, self.container, self.stats)
-        if self._note:
+        if self._note and scopes.is_shared(self.item):
             sections.append(("shared container", self._note))
         return [*sections, ("hint", text)] if text else sections

@@ -12,14 +12,14 @@ from __future__ import annotations
 import signal
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.container.container import Container
 from pytest_sandbox.container.lifecycle import prepare
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.linux import process
-from pytest_sandbox.outcome import Exited, Outcome, Signaled, TimedOut
+from pytest_sandbox.outcome import Exited, Outcome, Signaled, Stats, TimedOut
 from pytest_sandbox.plugin import compat, network_report, outside_services, python_home, scopes
 from pytest_sandbox.plugin.message_checker import MessageChecker
 from pytest_sandbox.plugin.outside_services import OutsideServices
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_sandbox.container.fork import Child
-    from pytest_sandbox.outcome import Stats
     from pytest_sandbox.plugin.captured_output import CapturedOutput
     from pytest_sandbox.plugin.originals import Originals
     from pytest_sandbox.plugin.report_channel import ReportChannel
@@ -155,6 +154,7 @@ class Running:
         with as_test_result(item.config):
             self._services.start_for(item)
         self._before = self._figures
+        self.container.handle.cgroup.files.keep()  # many tests may follow
         if self._before is not None:
             self._child.set_oom_kills(self._before.oom_kills or 0)
         self._earlier += 1
@@ -184,7 +184,7 @@ class Running:
         if self.is_waiting:
             self._output.drain()
         self.has_set_up, self.has_passed = receiver.passed_phases
-        self._figures = figures = self.container.handle.figures()
+        self._figures = figures = self._read_figures()
         ended = Ended(
             receiver,
             outcome,
@@ -192,12 +192,20 @@ class Running:
             self._since,
             self._output.read(),
             figures if self._before is None else figures.since(self._before),
-            self._describe(),
+            self._describe(outcome),
             network_report.take_blocked(self.container),
         )
         if not self.is_waiting:
             self._close_descriptors()
         return ended
+
+    def _read_figures(self) -> Stats:
+        """Return what the container uses; unknown figures if it has ended with its launcher."""
+        try:
+            return self.container.handle.figures()
+        except (SandboxError, OSError):  # its cgroup may be gone
+            nothing: dict[str, None] = dict.fromkeys(one.name for one in fields(Stats))
+            return replace(Stats(**nothing), memory_limit=self.container.settings.memory)
 
     def _find_outcome(self, receiver: Receiver) -> Outcome:
         child = self._child
@@ -219,14 +227,18 @@ class Running:
             return TimedOut(receiver.limit_seconds)
         return outcome
 
-    def _describe(self) -> str:
-        """Return what the report of a failure says about the other tests of the scope."""
-        if not scopes.is_shared(self.item):
-            return ""
-        scope = scopes.scope_of(self.item)
-        lines = [f"scope={scope}: {self._earlier} tests ran in this container before."]
-        if not self.is_waiting and scopes.following(self.item) is not None:
-            lines.append(f"Later tests of the {scope} run in a new container.")
+    def _describe(self, outcome: Outcome) -> str:
+        """Return what the report of a failure says about the container and about the other tests of
+        the scope.
+        """
+        lines = []
+        if isinstance(outcome, Signaled) and self.container.status == "stopped":
+            lines.append("The container has ended: its init or its launcher was killed.")
+        if scopes.is_shared(self.item):
+            scope = scopes.scope_of(self.item)
+            lines.append(f"scope={scope}: {self._earlier} tests ran in this container before.")
+            if not self.is_waiting and scopes.following(self.item) is not None:
+                lines.append(f"Later tests of the {scope} run in a new container.")
         return "\n".join(lines)
 
     # -- the end

@@ -16,7 +16,7 @@ import pytest
 
 from pytest_sandbox import supported
 from pytest_sandbox.errors import SandboxError, SettingsError, UnsupportedError
-from pytest_sandbox.plugin import fresh, scopes
+from pytest_sandbox.plugin import fresh, jobs_option, scopes
 from pytest_sandbox.plugin.options import (
     check_scope,
     read_scope,
@@ -100,6 +100,8 @@ def _decide(config: pytest.Config, items: list[pytest.Item]) -> None:
     config.stash[OUTSIDE] = outside
     if any(item.stash[INSIDE] for item in items):
         _register(config)
+    elif items:
+        jobs_option.announce_no_effect(config)
 
 
 def _register(config: pytest.Config) -> None:

@@ -63,12 +63,22 @@ class SlowTests:
         """Return the seconds until the next test has to be named; None for never."""
         if not self._seconds:
             return None
-        left = (self._next(receiver) - receiver.age() for receiver in receivers)
-        return max(0.0, min(left, default=0.0))
+        left = (
+            self._next(receiver) - receiver.age()
+            for receiver in receivers
+            if not receiver.is_debugging
+        )
+        soonest = min(left, default=None)
+        return None if soonest is None else max(0.0, soonest)
 
     def is_due(self, receiver: Receiver) -> bool:
         """Tell whether it is time to name a test."""
-        return bool(self._seconds) and receiver.age() >= self._next(receiver)
+        is_waiting_for_input = receiver.is_debugging
+        return (
+            bool(self._seconds)
+            and not is_waiting_for_input
+            and receiver.age() >= self._next(receiver)
+        )
 
     def name(self, item: pytest.Item, receiver: Receiver) -> None:
         """Name a test; the first time, name the threads that it may wait for in vain."""

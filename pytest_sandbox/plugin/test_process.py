@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TestProcess"]
 
+_PHASES = ("setup", "call", "teardown")
+#: The attributes of a report that pytest itself sets; newer versions have others.
+_PLAIN = vars(pytest.TestReport("a.py::b", ("a.py", 0, "b"), {}, "passed", None, "call")).keys()
 
 _Exit: Any = pytest.exit.Exception
 
@@ -86,6 +89,7 @@ class TestProcess:
         self._forwarder = forwarder
         self._originals = originals
         self._random_state = random.getstate()
+        self._keywords = dict.fromkeys(item.keywords, 1)
         self._inside = scopes.nodes_inside(item)
         self._finalizers = compat_fixtures.OuterFinalizers(item.session, [*self._inside, item])
         self._hooks = [
@@ -214,6 +218,7 @@ class TestProcess:
 
     def _run_test(self, item: pytest.Item) -> None:
         self._item, self._is_unwinding = item, False
+        self._keywords = dict.fromkeys(item.keywords, 1)
         item.stash[IN_TEST_PROCESS], item.stash[PROCESS] = True, self
         assert self._channel.words is not None
         outside_services.adopt(item, self._channel.words.services)
@@ -273,6 +278,10 @@ class TestProcess:
         error = None if call.excinfo is None else call.excinfo.value
         self._originals.compare()
         with self._originals:
+            if self._is_plain(report):
+                times = [report.start, report.stop, report.duration]
+                self._channel.send("passed", [report.when, *times])
+                return
             serialized, problem = self._serialized(report)
             sent = pytest.fail.Exception(problem, pytrace=False) if problem else error
             data = {
@@ -285,6 +294,21 @@ class TestProcess:
                 self._note_failure(error)
         if error is not None and _interests_debugger(error, report):
             self._item.ihook.pytest_exception_interact(node=self._item, call=call, report=report)
+
+    def _is_plain(self, report: pytest.TestReport) -> bool:
+        """Tell whether a report is that of a phase which has passed, and nothing else: the parent
+        can make it from its times.
+        """
+        return (
+            report.outcome == "passed"
+            and type(report) is pytest.TestReport
+            and vars(report).keys() == _PLAIN
+            and not (report.sections or report.user_properties or report.longrepr)
+            and report.when in _PHASES
+            and all(type(one) is float for one in (report.start, report.stop, report.duration))
+            and report.keywords == self._keywords
+            and self._forwarder.is_serialized_by_pytest
+        )
 
     def _note_failure(self, error: BaseException | None) -> None:
         """Keep no fixtures for a next test where the session ends: at ``--maxfail``, or Ctrl-C."""

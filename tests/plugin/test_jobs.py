@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import pytest
+from plugin.test_destructive_tests import PROVE
 
 from pytest_sandbox.linux import cpus, memory
 
@@ -383,3 +384,91 @@ def test_an_interrupt_ends_all_tests(pytester, monkeypatch):
         out, _ = session.communicate(timeout=60)
     assert pytest.ExitCode.INTERRUPTED == session.returncode
     assert b"KeyboardInterrupt" in out
+    assert b"3 jobs" in out
+    text = out.decode().partition("!!! KeyboardInterrupt !!!")[2]
+    named = text.partition("sandbox: running when the session was interrupted:")[2]
+    assert ["s  test_an_interrupt_ends_all_tests.py::test"] * 3 == [
+        line.split(maxsplit=1)[1].partition("[")[0] for line in named.strip().splitlines()
+    ]
+
+
+def test_an_option_without_effect_says_so(run):
+    """Without --sandbox and marks, the header says that nothing runs in parallel; with a mark, the
+    option is about the tests that have it.
+    """
+    plain = "def test(): pass"
+    result = run(plain, "--sandbox-jobs=2", sandbox=False)
+    result.stdout.fnmatch_lines(["sandbox: --sandbox-jobs has no effect: *"])
+    assert pytest.ExitCode.USAGE_ERROR == run(plain, "--sandbox-jobs=x", sandbox=False).ret
+    run(plain, "-osandbox_jobs=2", sandbox=False).stdout.no_fnmatch_line("sandbox:*")
+    result = run(
+        f"""{PIPES}
+    @pytest.mark.container
+    def test_waits(): assert b"x" == receive()
+    @pytest.mark.container
+    def test_answers(): os.write(WRITER, b"x")
+    """,
+        "--sandbox-jobs=2",
+        sandbox=False,
+    )
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["sandbox: 2 jobs"])
+
+
+#: Signals to every process that a test can name: by number, by group, and all at once.
+ATTACK = f"""{PROVE}
+    import contextlib
+    from test_first import PIDS, READER, WRITER
+
+    def attack():
+        prove_inside()
+        for number in (signal.SIGSTOP, signal.SIGKILL, signal.SIGSEGV, signal.SIGINT):
+            for pid in (-1, 1, *range(2, 2000), *PIDS):
+                if pid != os.getpid():
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, number)
+            for pid in PIDS:
+                with contextlib.suppress(OSError):
+                    os.killpg(pid, number)
+
+    @pytest.mark.parametrize("number", range(3))
+    def test_attack(number):
+        attack()
+        os.write(WRITER, b"x")
+"""
+
+
+@pytest.mark.parametrize("scope", ["function", "module"])
+def test_a_test_cannot_stop_or_kill_others(run, pytester, scope):
+    """Signals to all processes that a test can name reach neither a test beside it, nor the parent,
+    nor the launcher.
+    """
+    first = f"""{PIPES}
+    PIDS = [os.getpid(), os.getppid()]
+    def test_waits():
+        got = b""
+        while len(got) < 3:
+            got += receive()
+    """
+    pytester.makepyfile(test_first=first, test_second=ATTACK)
+    files = ("test_first.py", "test_second.py")
+    result = run("", "--sandbox-jobs=8", f"--sandbox-scope={scope}", *files)
+    result.assert_outcomes(passed=4)
+
+
+def test_a_test_that_stops_itself_delays_no_other(run):
+    """A test that has stopped ends at its timeout, and all others have run meanwhile."""
+    result = run(
+        f"""{PIPES}
+    import signal
+
+    @pytest.mark.container(timeout=2)
+    def test_stops(): os.kill(os.getpid(), signal.SIGSTOP)
+    @pytest.mark.parametrize("number", range(8))
+    def test_other(number): os.write(WRITER, b"x")
+    def test_order(): assert 8 == len(os.read(READER, 100))
+    """,
+        "--sandbox-jobs=2",
+    )
+    result.assert_outcomes(passed=9, failed=1)
+    result.stdout.fnmatch_lines(["*timeout: still running after 2 s*"])

@@ -28,6 +28,7 @@ class Terminal:
         self.text = ""
 
     def expect(self, what, seconds=60):
+        """Read until a text has come; return what came before it."""
         end = time.monotonic() + seconds
         while what not in self.text:
             assert select.select([self.fd], [], [], max(0, end - time.monotonic()))[0], self.text
@@ -36,7 +37,8 @@ class Terminal:
             except OSError:
                 break
         assert what in self.text, self.text
-        self.text = self.text.partition(what)[2]
+        before, _, self.text = self.text.partition(what)
+        return before
 
     def type(self, line):
         os.write(self.fd, line.encode() + b"\n")
@@ -46,9 +48,19 @@ class Terminal:
         os.close(self.fd)
 
 
-def test_the_debugger_has_the_terminal(run, pytester):
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--sandbox-timeout=2"],
+        ["--sandbox-fresh"],
+        ["--sandbox-scope=module"],
+        ["--sandbox-scope=module", "--sandbox-fresh", "--sandbox-jobs=2"],
+    ],
+    ids=" ".join,
+)
+def test_the_debugger_has_the_terminal(run, pytester, options):
     """``--pdb`` and ``breakpoint()`` have the terminal and the test's frame, and suspend the
-    timeout.
+    timeout; also in a new interpreter, and in a container that tests share.
     """
     pytester.makepyfile("""
     import os, time
@@ -59,17 +71,56 @@ def test_the_debugger_has_the_terminal(run, pytester):
         there = "in" + "side"
         assert 0
     """)
-    terminal = Terminal("--pdb", "--sandbox-timeout=2")
+    terminal = Terminal("--pdb", *options)
     terminal.expect("(Pdb) ")
     terminal.type("p 'parent', here")
     terminal.expect("('parent', 0)")
-    terminal.type("import time; time.sleep(3)")
+    if options == ["--sandbox-timeout=2"]:
+        terminal.type("import time; time.sleep(3)")
     terminal.type("c")
+    terminal.expect("entering PDB")
     terminal.expect("(Pdb) ")
     terminal.type("p there")
     terminal.expect("'inside'")
     terminal.type("q")
     terminal.expect("1 failed, 1 passed")
+    terminal.process.wait(60)
+
+
+@pytest.mark.parametrize("options", [(), ("--sandbox-fresh",), ("--sandbox-scope=module",)])
+def test_trace_stops_at_the_start_of_each_test(run, pytester, options):
+    """``--trace`` has the terminal in each test."""
+    pytester.makepyfile("def test_one(): a = 1\ndef test_two(): b = 2\n")
+    terminal = Terminal("--trace", *options)
+    for line in ("a = 1", "b = 2"):
+        terminal.expect(f"-> def test_{'one' if line[0] == 'a' else 'two'}(): {line}")
+        terminal.expect("(Pdb) ")
+        terminal.type("c")
+    terminal.expect("2 passed")
+    terminal.process.wait(60)
+
+
+def test_one_debugger_at_a_time_has_the_terminal(run, pytester):
+    """Tests that reach ``breakpoint()`` at the same time get the terminal one after the other, and
+    the timeout of the one that waits is suspended.
+    """
+    pytester.makepyfile("""
+    import pytest
+    @pytest.mark.parametrize("number", range(3))
+    def test(number):
+        found = number * 1001
+        breakpoint()
+        print("after", found)
+    """)
+    terminal = Terminal("--sandbox-jobs=3", "--sandbox-timeout=5", "-pno:cacheprovider")
+    for wait in (4, 4, 0):
+        terminal.expect("(Pdb) ")
+        time.sleep(wait)  # longer, in all, than the timeout: no event tells that it has not come
+        terminal.type("p 'found', found % 1001")
+        assert "(Pdb)" not in terminal.expect("('found', 0)")
+        terminal.expect("(Pdb) ")
+        terminal.type("c")
+    terminal.expect("3 passed")
     terminal.process.wait(60)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import UnsupportedError
 from pytest_sandbox.linux.cgroup.directories import TIMEOUT, destroy, walk
+from pytest_sandbox.linux.cgroup.interface_files import InterfaceFiles
 from pytest_sandbox.linux.cgroup.limits import CgroupLimits
 from pytest_sandbox.outcome import Stats
 from pytest_sandbox.settings.settings import DEVICE_RATES, Settings
@@ -49,6 +50,7 @@ class Cgroup:
     def __init__(self, name: str, remedy: str = "") -> None:
         self.id = name
         self._remedy = remedy
+        self.files = InterfaceFiles()
 
     def join_paths(self) -> tuple[str, ...]:
         """Return the absolute paths to which a single-threaded process writes "0" to join."""
@@ -70,7 +72,8 @@ class Cgroup:
         return -1
 
     def close(self) -> None:
-        """Close the descriptor of this handle; the cgroup stays."""
+        """Close the descriptors of this handle; the cgroup stays."""
+        self.files.close()
 
     def apply(self, limits: CgroupLimits, *, overhead: int = 0) -> None:
         """Set memory, swap, cpus, cpuset, pids and device rates to ``limits``.

@@ -337,7 +337,7 @@ class CgroupV1(Cgroup):
 
     def stats(self) -> Stats:
         nothing: dict[str, int] = {}
-        cpu = read_flat_keyed(self._path("cpu", "cpu.stat")) if self._has("cpu") else nothing
+        cpu = self._keyed("cpu", "cpu.stat") if self._has("cpu") else nothing
         throttled, used = cpu.get("throttled_time"), self._number("cpuacct", "cpuacct.usage")
         reads, writes = self._io()
         return Stats(
@@ -354,16 +354,19 @@ class CgroupV1(Cgroup):
         )
 
     def _number(self, controller: str, name: str) -> int | None:
-        return read_number(self._path(controller, name)) if self._has(controller) else None
+        if not self._has(controller):
+            return None
+        return read_number(self._path(controller, name), self.files.read)
+
+    def _keyed(self, controller: str, name: str) -> dict[str, int]:
+        return read_flat_keyed(self._path(controller, name), self.files.read)
 
     def _io(self) -> tuple[int | None, int | None]:
         """Return the bytes read and written: the sum of lines ``MAJOR:MINOR Read|Write BYTES``."""
         if not self._has("blkio"):
             return None, None
-        lines = [
-            line.split()
-            for line in read(self._path("blkio", "blkio.throttle.io_service_bytes")).splitlines()
-        ]
+        text = self.files.read(self._path("blkio", "blkio.throttle.io_service_bytes"))
+        lines = [line.split() for line in text.splitlines()]
         total = {
             kind: sum(int(line[2]) for line in lines if line[1:2] == [kind])
             for kind in ("Read", "Write")
@@ -378,11 +381,9 @@ class CgroupV1(Cgroup):
         )
 
     def _oom_kills(self) -> int | None:
-        return (
-            read_flat_keyed(self._path("memory", "memory.oom_control")).get("oom_kill")
-            if self._has("memory")
-            else None
-        )
+        if not self._has("memory"):
+            return None
+        return self._keyed("memory", "memory.oom_control").get("oom_kill")
 
     def oom_kills(self) -> int:
         return self._oom_kills() or 0

@@ -245,6 +245,7 @@ class CgroupV2(Cgroup):
         return self._fd
 
     def close(self) -> None:
+        super().close()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -290,26 +291,32 @@ class CgroupV2(Cgroup):
         return read_number(f"{self.directory}/pids.current")
 
     def stats(self) -> Stats:
-        cpu = read_flat_keyed(f"{self.directory}/cpu.stat")
+        cpu = self._keyed("cpu.stat")
         used, throttled = cpu.get("usage_usec"), cpu.get("throttled_usec")
         reads, writes = self._io()
         return Stats(
-            memory_current=read_number(f"{self.directory}/memory.current"),
-            memory_peak=read_number(f"{self.directory}/memory.peak"),
+            memory_current=self._number("memory.current"),
+            memory_peak=self._number("memory.peak"),
             memory_limit=self._limits.memory,
             cpu_seconds=None if used is None else used / 1e6,
             cpu_throttled_seconds=None if throttled is None else throttled / 1e6,
-            pids_current=read_number(f"{self.directory}/pids.current"),
-            pids_peak=read_number(f"{self.directory}/pids.peak"),
-            oom_kills=read_flat_keyed(f"{self.directory}/memory.events").get("oom_kill"),
+            pids_current=self._number("pids.current"),
+            pids_peak=self._number("pids.peak"),
+            oom_kills=self._keyed("memory.events").get("oom_kill"),
             io_read_bytes=reads,
             io_write_bytes=writes,
         )
 
+    def _number(self, name: str) -> int | None:
+        return read_number(f"{self.directory}/{name}", self.files.read)
+
+    def _keyed(self, name: str) -> dict[str, int]:
+        return read_flat_keyed(f"{self.directory}/{name}", self.files.read)
+
     def _io(self) -> tuple[int | None, int | None]:
         """Return the bytes read and written: the sum of lines ``MAJOR:MINOR rbytes=N wbytes=N``."""
         try:
-            words = read(f"{self.directory}/io.stat").split()
+            words = self.files.read(f"{self.directory}/io.stat").split()
         except FileNotFoundError:
             return None, None
         pairs = [word.split("=") for word in words if "=" in word]
