@@ -57,10 +57,7 @@ def test_the_status_is_the_commands_own(command, status):
         (("-m", "5x", "host", "true"), "--memory '5x' is not valid; accepted: bytes"),
         (
             ("--network", "shared", "host", "true"),
-            (
-                "--network 'shared' is not valid; accepted: none, bridge, host, or NAME:PORT and "
-                "ADDRESS:PORT with commas\n"
-            ),
+            "--network 'shared' is not valid; accepted: none, bridge, host, the name of a network",
         ),
         (
             ("--network", "pypi.org", "host", "true"),

@@ -83,7 +83,7 @@ def look_up(name):
     query = struct.pack("!6H", 7, 0x100, 1, 0, 0, 0) + labels + bytes([0, 0, 1, 0, 1])
     with socket.socket(type=socket.SOCK_DGRAM) as one:
         one.settimeout(20)
-        one.sendto(query, ("198.18.0.1", 53))
+        one.sendto(query, ("127.0.0.11", 53))
         answer = one.recv(1000)
         return socket.inet_ntoa(answer[-4:]) if answer[7] else None
 
@@ -125,6 +125,7 @@ source = random.Random(7)
 packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 packets.bind(("eth0", 0))
 queries = socket.socket(type=socket.SOCK_DGRAM)
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
 for number in range(4000):
     size, length = source.choice([5, 5, 5, *range(16)]), source.choice([40, 0, 19, 65535])
     version, fragment = source.choice([4, 4, 4, 6, 0]), source.choice([0, 0, 0x2000, 0x1FFF])
@@ -140,7 +141,17 @@ for number in range(4000):
         names = (source.randbytes(300), b"\xc0\x0c", b"\x3f" + bytes(10), long, b"\x02\r\n")
         flags, count = source.choice([0x100, 0x8000]), source.choice([0, 1, 9])
         query = struct.pack("!6H", 7, flags, count, 0, 0, 0) + source.choice(names)
-        queries.sendto(query + bytes([0, 0, 1, 0, 1]), ("198.18.0.1", 53))
+        queries.sendto(query + bytes([0, 0, 1, 0, 1]), ("127.0.0.11", 53))
+    if number % 4 == 0:  # of any form to the name server, which reads packets
+        own, server = bytes([127, 0, 0, 1]), bytes([127, 0, 0, 11])
+        start = struct.pack("!BBHHHBBH", 64 | max(5, size), 0, 0, 7, 0, 64, protocol, 0)
+        ends = struct.pack("!HH", 1000, 53)
+        rest = ends + source.choice([tcp[4:], source.randbytes(60), b"", tcp[4:9]])
+        options = bytes(max(0, size - 5) * 4)
+        try:
+            raw.sendto(start + own + server + options + rest, ("127.0.0.11", 0))
+        except OSError:  # the kernel refuses it
+            pass
 """
 
 
