@@ -49,15 +49,10 @@ class _Scheduler(Protocol):
     current: Running | None
 
     def wait(self, test: SandboxedTest) -> None: ...
-
     def end_current(self) -> None: ...
-
     def forget(self, running: Running) -> None: ...
-
     def has_tests_of(self, running: Running) -> bool: ...
-
     def goes_on(self, running: Running, nextitem: pytest.Item) -> bool: ...
-
     def begin_following(self, test: SandboxedTest, nextitem: pytest.Item | None) -> None: ...
 
 
@@ -141,19 +136,18 @@ class SandboxedTest:
     def _fork_into(self, running: Running, recorded_warnings: ExitStack) -> bool:
         artifacts.prepare(self.item)
         checker = MessageChecker(self.item)
-        channel = ReportChannel(is_shared=self._is_shared)
-        output = CapturedOutput(self.item.config)
-        coverage_data.before_fork()
-        self._stop_timeouts()
-        prepared: FreshStart | test_process.TestProcess
-        if self._is_fresh:
-            prepared = FreshStart(self.item, channel, output)
-        else:
-            prepared = test_process.TestProcess(
-                self.item, channel, output, self._timeouts, self._forwarder, self._originals
-            )
-        started = time.time()
-        child = self._fork(running.container, channel, output)
+        with ExitStack() as opened:  # closed if the fork fails, or an interrupt comes before it
+            channel = ReportChannel(is_shared=self._is_shared)
+            opened.callback(channel.close_both_ends)
+            output = CapturedOutput(self.item.config)
+            opened.callback(output.close)
+            coverage_data.before_fork()
+            self._stop_timeouts()
+            opened.callback(self._timeouts.restart)
+            prepared = self._prepare_process(channel, output)
+            started = time.time()
+            child = self._fork(running.container)
+            opened.pop_all()
         if child is None:
             abandon_all()
             if isinstance(prepared, FreshStart):
@@ -166,14 +160,21 @@ class SandboxedTest:
             self._receiver.limit(self._timeouts.limit)
         return True
 
+    def _prepare_process(
+        self, channel: ReportChannel, output: CapturedOutput
+    ) -> FreshStart | test_process.TestProcess:
+        if self._is_fresh:
+            return FreshStart(self.item, channel, output)
+        return test_process.TestProcess(
+            self.item, channel, output, self._timeouts, self._forwarder, self._originals
+        )
+
     def _stop_timeouts(self) -> None:
         self._timeouts = PluginTimeouts(self.item)
         self._timeouts.stop()
 
-    def _fork(
-        self, container: Container, channel: ReportChannel, output: CapturedOutput
-    ) -> Child | None:
-        """Fork into the container; return None in the child. Close everything if that fails."""
+    def _fork(self, container: Container) -> Child | None:
+        """Fork into the container; return None in the child."""
         child = None
         locks = HeldLocks()
         try:
@@ -181,9 +182,6 @@ class SandboxedTest:
                 child = fork_into(container.handle, container.settings.user)
         except BaseException:
             locks.release()
-            channel.close_both_ends()
-            output.close()
-            self._timeouts.restart()
             raise
         if child is not None:
             locks.release()

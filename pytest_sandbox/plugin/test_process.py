@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TestProcess"]
 
+#: What is called after the last message: the test, or a fixture, may have replaced it.
+_exit = os._exit
 _PHASES = ("setup", "call", "teardown")
 #: The attributes of a report that pytest itself sets; newer versions have others.
 _PLAIN = vars(pytest.TestReport("a.py::b", ("a.py", 0, "b"), {}, "passed", None, "call")).keys()
@@ -372,7 +374,7 @@ class TestProcess:
     @staticmethod
     def _exit(status: int) -> NoReturn:
         _flush()
-        os._exit(status)
+        _exit(status)
 
 
 def _forget_frames(error: BaseException) -> None:

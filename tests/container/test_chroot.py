@@ -40,7 +40,7 @@ from pytest_sandbox.runtime.spec import Spec
 host = HostResources(tempfile.mkdtemp())
 spec = Spec(user_namespace=False)
 try:
-    ContainerBuilder(spec, host, hostname="x", cgroup_files=(), held_layers={}).build()
+    ContainerBuilder(spec, host, hostname="x", network=-1, cgroup_files=(), held_layers={}).build()
 except OSError as error:
     print(error.step, error.strerror)
 """

@@ -287,7 +287,7 @@ def test_a_call_inside_has_no_descriptor_of_a_log(started):
 @pytest.mark.parametrize(
     ("keywords", "key"),
     [
-        ({}, "wait_for"),
+        ({}, "condition"),
         ({"port": 0}, "port"),
         ({"port": "5432"}, "port"),
         ({"port": True}, "port"),

@@ -210,6 +210,6 @@ def test_20_signals(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_300_signals(tmp_path):
-    """Each kind of process gets a signal at 75 random moments."""
-    assert [] == kills(tmp_path, range(1000, 1300), 2)
+def test_more_signals(tmp_path):
+    """As above, ``KILLS=300`` times: by default 40 times, because 300 take a quarter of an hour."""
+    assert [] == kills(tmp_path, range(1000, 1000 + int(os.environ.get("KILLS", "40"))), 2)
