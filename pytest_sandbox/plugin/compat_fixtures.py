@@ -32,9 +32,9 @@ __all__ = [
     "set_up_higher",
     "set_up_in_advance",
     "set_up_inside",
-    "tear_down_all",
     "tear_down_from",
     "tear_down_item",
+    "tear_down_to",
     "wider_parameters",
 ]
 
@@ -379,9 +379,9 @@ def nodes_not_set_up(item: Any) -> list[Any]:
     return [node for node in item.listchain()[:-1] if node not in stack]
 
 
-def tear_down_all(session: Any) -> None:
-    """Tear down everything that is set up in this process.
+def tear_down_to(session: Any, nextitem: Any) -> None:
+    """Tear down what is set up in this process, except for what ``nextitem`` needs.
 
     ``session._setupstate``: the hook does it only together with an item.
     """
-    session._setupstate.teardown_exact(None)
+    session._setupstate.teardown_exact(nextitem)

@@ -86,9 +86,12 @@ class _Channel(ReportChannel):
         Raises LookupError for a test that this session has not collected.
         """
         number = super().next_word()
-        if number is not None and number not in self.numbers:
+        if number is None:
+            return None
+        index = ~number if number < 0 else number
+        if index not in self.numbers:
             raise LookupError("fresh=True: the new interpreter has not collected the test")
-        return None if number is None else self.numbers[number]
+        return ~self.numbers[index] if number < 0 else self.numbers[index]
 
 
 class _FreshPlugin:

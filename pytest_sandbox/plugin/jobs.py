@@ -136,12 +136,30 @@ class Scheduler:
             return
         with self._originals:
             try:
-                problem = running.end_scope(self._originals)
+                problem = running.tear_down_to(None, self._originals)
             finally:
                 if not self.has_tests_of(running):
                     running.close()
         if problem:
             session_state.warn(running.item, problem)
+
+    def tear_down_scope(self, test: SandboxedTest, nextitem: pytest.Item | None) -> str:
+        """After a test, have its process end if the next one does not run there; return the failure
+        of that.
+
+        A test that the parent has skipped has none. What is kept for it, in the process of the
+        one before it, is torn down as in its teardown phase.
+        """
+        running = test.running or self.current
+        if running is None or not (
+            running is test.running or scopes.share(running.item, test.item)
+        ):
+            return ""
+        goes_on = nextitem is not None and self.goes_on(running, nextitem)
+        if goes_on and (running is test.running or not scopes.ends_collector(test.item, nextitem)):
+            return ""
+        with self._originals:
+            return running.tear_down_to(nextitem if goes_on else None, self._originals)
 
     def forget(self, running: Running) -> None:
         """Note that a process is closed."""

@@ -175,15 +175,16 @@ class _OuterHooks:
         if PROCESS in item.stash:
             return (yield)
         test = item.stash.get(TEST, None)
-        if test is not None:
-            test.before_teardown(nextitem)
+        problem = "" if test is None else test.before_teardown(nextitem)
         try:
-            return (yield)
+            yield
         finally:
             is_forked = nextitem is not None and not scopes.is_fresh(nextitem)
             inside = scopes.nodes_inside(nextitem) if nextitem is not None and is_forked else []
             if nextitem is not None and inside and not scopes.share(item, nextitem):
                 compat_fixtures.tear_down_from(inside[0])
+        if problem:
+            pytest.fail(problem, pytrace=False)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(

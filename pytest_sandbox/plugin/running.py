@@ -134,7 +134,7 @@ class Running:
     def may_run(self, item: pytest.Item) -> bool:
         """Tell whether the process can run a test next: another one, or the last one again.
 
-        A thread of an earlier test may have ended it meanwhile; end_scope() reports that.
+        A thread of an earlier test may have ended it meanwhile; tear_down_to() reports that.
         """
         if not self.is_waiting or self._child is None or process.ended(self._child.pidfd, 0):
             return False
@@ -243,9 +243,9 @@ class Running:
 
     # -- the end
 
-    def end_scope(self, originals: Originals) -> str:
-        """Have the waiting process tear down the fixtures of its scope, and end; return the text of
-        the failure of that, "" if there is none.
+    def tear_down_to(self, nextitem: pytest.Item | None, originals: Originals) -> str:
+        """Have the waiting process tear down what ``nextitem`` does not need, and end if it is
+        None; return the text of the failure of that, "" if there is none.
         """
         if not self.is_waiting:
             return ""
@@ -257,10 +257,12 @@ class Running:
         )
         receiver.limit(_END_TIMEOUT)
         assert self._channel.words is not None
-        self._channel.words.send(None)
+        self._channel.words.send(None if nextitem is None else ~scopes.index_of(nextitem))
         while not receiver.is_over:
             wait_for_any([receiver], originals, None)
-        self._close_descriptors()
+        self.is_waiting = nextitem is not None and receiver.is_waiting
+        if not self.is_waiting:
+            self._close_descriptors()
         if not receiver.is_done:
             return (
                 f"the fixtures of the {scopes.scope_of(self.item)} were not torn down: "

@@ -52,7 +52,7 @@ class _Scheduler(Protocol):
     def end_current(self) -> None: ...
     def forget(self, running: Running) -> None: ...
     def has_tests_of(self, running: Running) -> bool: ...
-    def goes_on(self, running: Running, nextitem: pytest.Item) -> bool: ...
+    def tear_down_scope(self, test: SandboxedTest, nextitem: pytest.Item | None) -> str: ...
     def begin_following(self, test: SandboxedTest, nextitem: pytest.Item | None) -> None: ...
 
 
@@ -388,19 +388,18 @@ class SandboxedTest:
             if phase == when:
                 pytest.exit(reason, status)
 
-    def before_teardown(self, nextitem: pytest.Item | None) -> None:
+    def before_teardown(self, nextitem: pytest.Item | None) -> str:
         """End the scope if the next test does not belong to it: a failure of its fixtures' teardown
-        is one of this test.
+        is one of this test. Return it if the test has no result.
         """
-        running = self.running
-        if not self._is_shared or running is None or nextitem is self.item:
-            return
-        if nextitem is not None and self._scheduler.goes_on(running, nextitem):
-            return
-        with self._originals:
-            problem = running.end_scope(self._originals)
+        if not self._is_shared or nextitem is self.item:
+            return ""
+        problem = self._scheduler.tear_down_scope(self, nextitem)
+        if problem and self.result is None:
+            return problem
         if problem and self.result is not None and "teardown" in self.result.phases:
             self.result.phases["teardown"].fail(problem)
+        return ""
 
     def close(self) -> None:
         """Close the container, unless a later test uses it."""

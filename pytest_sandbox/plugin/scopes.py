@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.settings.settings import Settings
 
 __all__ = [
+    "ends_collector",
     "following",
     "index_of",
     "is_fresh",
@@ -124,6 +125,12 @@ def following(item: pytest.Item) -> pytest.Item | None:
     if not 0 <= index < len(items) - 1:
         return None
     return items[index + 1] if share(item, items[index + 1]) else None
+
+
+def ends_collector(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    """Tell whether an item is the last one of a class, module, ..., before another item."""
+    needed = [] if nextitem is None else nextitem.listchain()
+    return any(node not in needed for node in item.listchain()[:-1])
 
 
 def may_be_skipped(item: pytest.Item) -> bool:

@@ -210,10 +210,14 @@ class TestProcess:
             self._forwarder.channel = self._channel
             self._send_end()
             while self._kept_for is not None and (index := self._channel.next_word()) is not None:
-                self._run_test(self._item.session.items[index])
-                self._send_end()
+                items = self._item.session.items
+                if index < 0:
+                    self._tear_down_rest(items[~index])
+                else:
+                    self._run_test(items[index])
+                    self._send_end()
             if self._kept_for is not None:
-                self._tear_down_rest()
+                self._tear_down_rest(None)
         except BaseException as raised:  # noqa: BLE001 - may not return into the parent's session
             self.end(raised)
         self._exit(0)
@@ -236,11 +240,13 @@ class TestProcess:
             return
         self._exit(1)
 
-    def _tear_down_rest(self) -> None:
-        """Tear down what the next test would have used: the parent runs none here."""
-        self._kept_for = None
+    def _tear_down_rest(self, following: pytest.Item | None) -> None:
+        """Tear down what the next test would have used, except for what ``following`` needs: the
+        parent has skipped the tests before it, or runs none here.
+        """
+        self._kept_for = following
         call = pytest.CallInfo.from_call(
-            lambda: compat_fixtures.tear_down_all(self._item.session),
+            lambda: compat_fixtures.tear_down_to(self._item.session, following),
             when="teardown",
             reraise=(pytest.exit.Exception,),
         )

@@ -1,7 +1,9 @@
 """The words by which the parent names the next test to a process that tests share.
 
 A word is a line: the index of the test in the session, and the services that the parent has started
-for it (outside_services.py). An empty line, or the end of the pipe, says that no test follows.
+for it (outside_services.py). The bitwise complement of an index has the process only tear down what
+that test does not need: the parent has skipped the tests before it. An empty line, or the end of
+the pipe, says that no test follows.
 """
 
 from __future__ import annotations

@@ -625,3 +625,65 @@ def test_what_a_test_has_used_is_released_as_without_a_container(run, reports, o
     ]
     assert [] != outside[0]
     assert outside == inside
+
+
+SKIPPED_LAST = """
+import pytest
+log = []
+
+@pytest.fixture(scope="module", autouse=True)
+def of_module():
+    yield
+    log.append("module")
+    assert not FAILS, "module's teardown"
+
+@pytest.fixture(scope="class")
+def of_class():
+    log.append("set up")
+    yield
+    log.append("class")
+    assert not FAILS, "class's teardown"
+
+class TestA:
+    def test_a(self, of_class): pass
+    @pytest.mark.skip
+    def test_b(self): pass
+    @pytest.mark.skipif(True, reason="why not")
+    def test_c(self): pass
+class TestB:
+    def test_d(self): assert log == ["set up", "class"]
+class TestC:
+    def test_e(self, of_class): pass
+    @pytest.mark.skip
+    def test_f(self): pass
+"""
+
+
+# A new interpreter for each class sets up the module's fixture for each, too.
+@pytest.mark.parametrize(
+    ("scope", "options"),
+    [
+        ("class", ()),
+        ("module", ()),
+        ("session", ()),
+        ("module", ("--sandbox-jobs=2",)),
+        ("module", ("--sandbox-fresh",)),
+        ("session", ("--sandbox-fresh",)),
+    ],
+)
+@pytest.mark.parametrize("fails", [False, True], ids=["passes", "fails"])
+def test_a_class_ends_with_a_skipped_test(run, reports, scope, options, fails):
+    """What a class and a module have set up is torn down after their last test, which the parent
+    has skipped; a failure of that is an error of this test's teardown phase, as without a
+    container.
+    """
+    source = SKIPPED_LAST.replace("FAILS", str(fails))
+    if scope == "class":
+        source = source.replace('assert log == ["set up", "class"]', "pass")
+    run(source, sandbox=False)
+    run(source, f"--sandbox-scope={scope}", *options)
+    found = [(one["test"], one["when"], one["outcome"]) for one in reports()]
+    outside, inside = found[: len(found) // 2], found[len(found) // 2 :]
+    assert outside == inside
+    assert fails == (("test_c", "teardown", "failed") in inside)
+    assert fails == (("test_f", "teardown", "failed") in inside)
