@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_sandbox.plugin import compat, outside_services, scopes
-from pytest_sandbox.plugin.report_channel import STACK_SIGNAL
 
 if TYPE_CHECKING:
     from pytest_sandbox.plugin.captured_output import CapturedOutput
@@ -68,6 +67,9 @@ class FreshStart:
             os._exit(1)
 
     def _execute(self) -> None:
+        # Not needed in a session without tests inside, which imports this file.
+        from pytest_sandbox.plugin.report_channel import STACK_SIGNAL
+
         outputs = [os.dup(fd) for fd in (1, 2)]
         # For a debugger, and what a test prints while nothing is captured.
         streams = [os.dup(fd) for fd in compat.host_streams(self._item.config)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_sandbox.plugin import compat, missing_threads, scopes
+from pytest_sandbox.plugin import compat, scopes
 from pytest_sandbox.printable import printable
 
 if TYPE_CHECKING:
@@ -86,6 +86,9 @@ class SlowTests:
         lines = [f"{item.nodeid} has run for {receiver.named_after:g} s{_place(receiver)}"]
         if not self._has_named_threads and not scopes.is_fresh(item):
             self._has_named_threads = True
+            # Not at the top: each session imports this file, also without tests inside.
+            from pytest_sandbox.plugin import missing_threads
+
             lines += missing_threads.describe()
         text = "\n" + "".join(f"sandbox: {line}\n" for line in lines)
         with suppress(OSError):
