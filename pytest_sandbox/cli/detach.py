@@ -9,7 +9,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.cli.exit_status import OUR_ERROR, complain
-from pytest_sandbox.linux import process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +54,8 @@ def detach(supervise: Callable[[Report], None]) -> int:
 
     The process is in a session of its own (setsid(2)), and no child of this one.
     """
+    from pytest_sandbox.linux import process  # other operating systems lack what it imports
+
     reader, writer = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child == 0:
