@@ -330,7 +330,8 @@ from pytest_sandbox.runtime.create import ContainerBuilder
 from pytest_sandbox.runtime.host_resources import HostResources
 from pytest_sandbox.runtime.spec import Spec
 host = HostResources(sys.argv[1])
-ContainerBuilder(Spec(), host, hostname="x", cgroup_files=(sys.argv[2],), held_layers={}).build()
+options = {"hostname": "x", "network": -1, "cgroup_files": (sys.argv[2],), "held_layers": {}}
+ContainerBuilder(Spec(), host, **options).build()
 """
 
 
