@@ -90,7 +90,8 @@ class Requests:
         """Call ``func`` while no other thread sends requests.
 
         Raises :class:`SetupError` if this thread is in a request already: a finalizer or a signal
-        handler has interrupted it, and waiting for the lock would never end.
+        handler has interrupted it, and waiting for the lock would never end. Raises
+        :class:`LauncherGoneError` if the socket is closed.
         """
         thread = threading.get_ident()
         if self._holder == thread:
@@ -100,6 +101,10 @@ class Requests:
                 "Use containers outside of finalizers and signal handlers.",
             )
         with self._lock:
+            if (
+                self.channel.fileno() < 0
+            ):  # another thread has replaced the launcher, which has died
+                raise self._gone()
             self._holder = thread
             try:
                 return func()
