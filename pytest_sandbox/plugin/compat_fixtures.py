@@ -229,7 +229,8 @@ class HigherFixtures:
             return True
         stash = self._item.stash
         if _REQUESTS_BY_NAME not in stash:
-            functions = (getattr(self._item, "function", None), *fixture_functions(self._item))
+            of_fixtures = (func for _name, _number, func in fixture_functions(self._item))
+            functions = (getattr(self._item, "function", None), *of_fixtures)
             codes = (getattr(one, "__code__", None) for one in functions)
             stash[_REQUESTS_BY_NAME] = any(map(_names_getfixturevalue, codes))
         return not stash[_REQUESTS_BY_NAME]

@@ -118,6 +118,9 @@ INSTANCES = """
     @pytest.fixture(scope="session", params=["a", "b"])
     def of_session(request): return next(COUNT)
 
+    @pytest.fixture
+    def by_name(request): return request.getfixturevalue("of_module")
+
     class TestA:
         def test_1(self, of_class, record_property): record_property("got", of_class)
         def test_2(self, of_class, record_property): record_property("got", of_class)
@@ -132,6 +135,7 @@ INSTANCES = """
     def test_9(of_module, record_property): record_property("got", of_module)
     def test_10(request, record_property):
         record_property("got", request.getfixturevalue("of_module"))
+    def test_11(by_name, record_property): record_property("got", by_name)
     """
 
 
@@ -154,7 +158,7 @@ def test_each_test_has_the_instance_of_one_job(run, reports, pytester, order):
     for jobs in (1, 4):
         result = run(INSTANCES, f"--sandbox-jobs={jobs}", "-osandbox_jobs_hooks=conftest.py")
         outcomes = result.parseoutcomes()
-        assert 13 == outcomes["passed"]
+        assert 14 == outcomes["passed"]
         called = [one for one in reports() if one["when"] == "call"]
         found.append((outcomes, [(one["test"], one["properties"]["got"]) for one in called]))
         (pytester.path / "reports.jsonl").unlink()
