@@ -37,7 +37,7 @@ from pytest_sandbox.client import session
 from pytest_sandbox.container.detached import is_locked
 from pytest_sandbox.container.network import Endpoint, Network
 from pytest_sandbox.errors import SandboxError, SettingsError, UnsupportedError
-from pytest_sandbox.linux import local_socket
+from pytest_sandbox.linux import local_socket, private_directory
 from pytest_sandbox.linux.removal import remove_tree
 from pytest_sandbox.paths import images
 from pytest_sandbox.runtime import storage
@@ -85,8 +85,7 @@ class NetworkHolder:
                 "as root, or use pytest_sandbox.Network in one process.",
             )
         self.network = network.start()
-        os.makedirs(_home(), 0o700, exist_ok=True)
-        storage.remove_unfinished(_home())
+        storage.remove_unfinished(private_directory.make_private(_home()))
         self._directory, self._lock = storage.make_unfinished(os.path.join(_home(), name))
         hosts = network.hosts()[0]
         identity = secrets.token_hex(32)
@@ -275,13 +274,14 @@ class SharedNetwork:
 
 def list_networks() -> list[SharedNetwork]:
     """Return the networks that were created, oldest first."""
-    home = _home()
-    found = [_read(os.path.join(home, name)) for name in os.listdir(home)] if _exists(home) else []
-    return sorted((one for one in found if one is not None), key=lambda one: one.facts.created)
-
-
-def _exists(directory: str) -> bool:
-    return os.path.isdir(directory)
+    # In a directory of another user, that user's process could get pidfds of our containers.
+    places = [
+        os.path.join(home, name)
+        for home in private_directory.private_ones([_home()])
+        for name in os.listdir(home)
+    ]
+    found = (one for one in map(_read, places) if one is not None)
+    return sorted(found, key=lambda one: one.facts.created)
 
 
 def _read(directory: str) -> SharedNetwork | None:

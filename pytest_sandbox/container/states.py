@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from pytest_sandbox.errors import ImageError
 from pytest_sandbox.image.image import Image
 from pytest_sandbox.image.locks import exclusive_lock
-from pytest_sandbox.linux.private_directory import make_private
+from pytest_sandbox.linux.private_directory import make_private, private_ones
 from pytest_sandbox.paths import images
 
 if TYPE_CHECKING:
@@ -37,11 +37,10 @@ def find_or_make(key: str, make: Callable[[], Image]) -> Image:
 
     A process that is killed meanwhile releases the lock, and leaves no image.
     """
-    path = os.path.join(_home(), key)
+    path = os.path.join(make_private(_home()), key)
     found = _read(path)
     if found is not None:
         return found
-    make_private(_home())
     with exclusive_lock(f"{path}.lock", threading.Event()):
         found = _read(path)  # another process may have made it meanwhile
         if found is None:
@@ -67,9 +66,9 @@ def _write(path: str, text: str) -> None:
 
 def remove_stale() -> None:
     """Remove the keys whose image was removed."""
-    with suppress(FileNotFoundError):
-        for name in os.listdir(_home()):
-            path = os.path.join(_home(), name)
+    for home in private_ones([_home()]):
+        for name in os.listdir(home):
+            path = os.path.join(home, name)
             if "." not in name and _read(path) is None:
                 with suppress(FileNotFoundError):
                     os.unlink(path)

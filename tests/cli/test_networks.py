@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
+from dataclasses import asdict
 
 import pytest
 from command_line import output_of, sandbox
@@ -165,3 +167,22 @@ class TestLists:
         output_of("network", "create", "net")
         done = sandbox("network", "create", "net")
         assert (125, True) == (done.returncode, "name net already exists" in done.stderr)
+
+
+def test_a_network_that_another_user_has_forged_is_unknown(home):
+    """Another user who has made the directory first cannot get pidfds of root's containers."""
+    directory = home / "networks" / f"forged.{os.getpid()}"
+    directory.mkdir(parents=True)
+    facts = shared_network.NetworkFacts("1" * 64, "forged", "172.30.0.0/24", 1.0, "/etc/hosts")
+    (directory / "network.json").write_text(json.dumps(asdict(facts)))
+    os.chown(home / "networks", 1234, 1234)
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        assert "forged" not in output_of("network", "ls")
+        assert 0 != sandbox("network", "inspect", "forged").returncode
+        refused = sandbox("network", "create", "own")
+        assert 0 != refused.returncode
+        assert "UID 1234" in refused.stderr
+    finally:
+        os.close(fd)

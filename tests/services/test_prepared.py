@@ -11,6 +11,7 @@ import pytest
 
 from pytest_sandbox import SettingsError
 from pytest_sandbox.cli.main import main
+from pytest_sandbox.container import states
 from pytest_sandbox.services import mariadb, postgres, setup_source
 
 pytestmark = pytest.mark.needs("root")
@@ -221,3 +222,17 @@ def test_an_invalid_database_is_refused(keywords, key):
     with pytest.raises(SettingsError) as info:
         postgres(**keywords)
     assert key == info.value.key
+
+
+@pytest.mark.needs("root")
+def test_states_of_another_user_are_refused(tmp_path, monkeypatch):
+    """Another user who has made the directory first does not choose the image of a state."""
+    monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path))
+    directory = tmp_path / "states"
+    directory.mkdir(parents=True)
+    os.chown(directory, 1234, 1234)
+    (directory / "key").write_text("sha256:" + "1" * 64)
+    with pytest.raises(PermissionError, match="UID 1234"):
+        states.find_or_make("key", pytest.fail)
+    states.remove_stale()
+    assert (directory / "key").exists()
