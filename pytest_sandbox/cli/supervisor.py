@@ -11,10 +11,9 @@ import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from pytest_sandbox.cli import signal_proxy
+from pytest_sandbox.cli import signal_proxy, supervisor_requests
 from pytest_sandbox.cli.exit_status import CANNOT_EXECUTE, NOT_FOUND, OUR_ERROR, status_of
 from pytest_sandbox.cli.relay import Relay
-from pytest_sandbox.cli.supervisor_requests import RequestSocket
 from pytest_sandbox.container import detached, saved_layers
 from pytest_sandbox.container.detached_log import STDERR, STDOUT, LogWriter
 from pytest_sandbox.errors import SandboxError, UnsupportedError
@@ -54,10 +53,10 @@ class Supervisor:
         detached.write_status(self.directory, "")
         detached.write_name(self.directory, container.handle.label)
         detached.write_facts(self.directory, facts)
-        self._requests = RequestSocket(self.directory, self._answer)
+        self._requests = supervisor_requests.listen(self.directory, self._answer)
         self._relay.watch(self._requests.fileno(), self._requests.attend)
 
-    def _answer(self, message: Message) -> Message:
+    def _answer(self, message: Message, _fds: list[int]) -> Message:
         """Answer a request of another process. Raises :class:`SandboxError` and OSError."""
         from pytest_sandbox.container.snapshot import commit_to_store
         from pytest_sandbox.container.store_commit import Details

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pytest_sandbox.container.relay import Relay
 from pytest_sandbox.errors import SetupError
 from pytest_sandbox.linux.signals import Deferred
+from pytest_sandbox.runtime.protocol import close_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,8 +76,7 @@ class NameServer:
             try:
                 self._tell_of(relay, entry, sockets)
             finally:
-                for fd in sockets:
-                    os.close(fd)
+                close_all(sockets)
 
     def remove(self, number: int) -> None:
         """Forget a container."""

@@ -13,10 +13,10 @@ from pytest_sandbox.container.handle import Handle, without_init
 from pytest_sandbox.container.rootfs import Rootfs
 from pytest_sandbox.errors import ContainerStopped, SandboxError
 from pytest_sandbox.launcher import control_socket
-from pytest_sandbox.linux import local_socket
 from pytest_sandbox.linux.cgroup import Cgroup
 from pytest_sandbox.outcome import Stats
-from pytest_sandbox.runtime.protocol import Channel, Message, close_all
+from pytest_sandbox.runtime import request_socket
+from pytest_sandbox.runtime.protocol import Message, close_all
 from pytest_sandbox.runtime.spec import Spec
 from pytest_sandbox.settings.settings import KEYS, Settings
 
@@ -106,12 +106,7 @@ def _ask(session: str, message: Message) -> tuple[Message, list[int]]:
 
     Raises :class:`OSError` or :class:`EOFError` if it has ended or does not answer.
     """
-    channel = Channel(local_socket.connect(_socket_of(session), _TIMEOUT))
-    try:
-        channel.send(message)
-        return channel.receive()
-    finally:
-        channel.close()
+    return request_socket.ask(_socket_of(session), message, timeout=_TIMEOUT)
 
 
 def matching(name: str, ids: list[str], labels: list[str]) -> list[str]:

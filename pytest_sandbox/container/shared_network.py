@@ -37,14 +37,14 @@ from pytest_sandbox.client import session
 from pytest_sandbox.container.detached import is_locked
 from pytest_sandbox.container.network import Endpoint, Network
 from pytest_sandbox.errors import SandboxError, SettingsError, UnsupportedError
-from pytest_sandbox.linux import local_socket, private_directory
+from pytest_sandbox.linux import private_directory
 from pytest_sandbox.linux.removal import remove_tree
 from pytest_sandbox.paths import images
 from pytest_sandbox.runtime import storage
-from pytest_sandbox.runtime.protocol import Channel, Message, close_all
+from pytest_sandbox.runtime.protocol import Message, close_all
+from pytest_sandbox.runtime.request_socket import RequestSocket, ask
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Sequence
 
 __all__ = ["PREDEFINED", "NetworkFacts", "NetworkHolder", "SharedNetwork", "find", "list_networks"]
@@ -92,7 +92,9 @@ class NetworkHolder:
         self.facts = NetworkFacts(identity, name, network.subnet, time.time(), hosts, labels)
         with open(os.path.join(self._directory, _FACTS), "x", encoding="utf-8") as file:
             json.dump(asdict(self.facts), file)
-        self._listening = local_socket.listen(os.path.join(self._directory, _SOCKET))
+        self._requests = RequestSocket(
+            os.path.join(self._directory, _SOCKET), self._answer, timeout=_TIMEOUT
+        )
         self._members: dict[str, Endpoint] = {}
         self._inits: dict[int, str] = {}
         self._is_removed = False
@@ -108,29 +110,13 @@ class NetworkHolder:
 
     def _wait(self, launcher: int) -> None:
         poll = select.poll()
-        for fd in (self._listening.fileno(), launcher, *self._inits):
+        for fd in (self._requests.fileno(), launcher, *self._inits):
             poll.register(fd, select.POLLIN)
         ready = {fd for fd, _event in poll.poll()}
         for fd in ready & self._inits.keys():
             self._forget(self._inits[fd])
-        if self._listening.fileno() in ready:
-            with suppress(OSError, EOFError, KeyError):  # the client has gone, or is none of ours
-                connection, _address = self._listening.accept()
-                with connection:
-                    if local_socket.is_peer_trusted(connection):
-                        self._serve_one(connection)
-
-    def _serve_one(self, connection: socket.socket) -> None:
-        connection.settimeout(_TIMEOUT)
-        channel = Channel(connection)
-        message, fds = channel.receive()
-        try:
-            answer = self._answer(message, fds)
-        except (OSError, SandboxError) as error:
-            answer = {"op": "error", "text": str(error)}
-        finally:
-            close_all(fds)
-        channel.send(answer)
+        if self._requests.fileno() in ready:
+            self._requests.attend()
 
     def _answer(self, message: Message, fds: list[int]) -> Message:
         op = message["op"]
@@ -180,7 +166,7 @@ class NetworkHolder:
             os.close(fd)
 
     def _close(self) -> None:
-        self._listening.close()
+        self._requests.close()
         close_all(list(self._inits))
         with suppress(OSError):
             remove_tree(self._directory)
@@ -253,15 +239,9 @@ class SharedNetwork:
             self._ask({"op": "leave", "id": endpoint.names[-1], "unplug": False})
 
     def _ask(self, message: Message, fds: Sequence[int] = ()) -> Message:
+        path = os.path.join(self._directory, _SOCKET)
         try:
-            channel = Channel(
-                local_socket.connect(os.path.join(self._directory, _SOCKET), _TIMEOUT)
-            )
-            try:
-                channel.send(message, fds)
-                answer, received = channel.receive()
-            finally:
-                channel.close()
+            answer, received = ask(path, message, fds, timeout=_TIMEOUT)
         except (OSError, EOFError) as error:
             raise SandboxError(
                 f"the network {self.name} has ended. `pytest-sandbox network ls` lists them."

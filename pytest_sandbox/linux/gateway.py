@@ -38,6 +38,7 @@ from pytest_sandbox.linux.netlink_messages import (
     up,
     veth,
 )
+from pytest_sandbox.linux.network_sockets import NETLINK_SOCK_DIAG
 
 __all__ = ["Gateway", "Packet"]
 
@@ -114,7 +115,7 @@ class Gateway:
         with suppress(OSError):  # a read-only /proc/sys, or no IPv6
             _write("/proc/sys/net/ipv6/conf/default/disable_ipv6")
         namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        routes, diagnostics = open_netlink(socket.NETLINK_ROUTE), open_netlink(4)
+        routes, diagnostics = open_netlink(socket.NETLINK_ROUTE), open_netlink(NETLINK_SOCK_DIAG)
         return (namespace, _packet_socket(), routes, diagnostics), name_link.open_link()
 
     def _open(self) -> None:
