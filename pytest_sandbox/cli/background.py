@@ -8,9 +8,9 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from pytest_sandbox.cli import times
 from pytest_sandbox.cli.verb import Verb
 from pytest_sandbox.container import detached
 from pytest_sandbox.container.detached_log import STDERR, LogReader
@@ -106,15 +106,11 @@ def _print(lines: Iterable[Frame], *, stamped: bool, at_start: dict[int, bool]) 
         target = sys.stderr if line.stream == STDERR else sys.stdout
         stamp = b""
         if stamped and at_start.get(line.stream, True):
-            stamp = f"{_rfc3339(line.time)} ".encode()
+            stamp = f"{times.rfc3339(line.time)} ".encode()
         target.buffer.write(stamp + line.data)
         target.flush()
         at_start[line.stream] = line.data.endswith(b"\n")
     return at_start
-
-
-def _rfc3339(when: float) -> str:
-    return datetime.fromtimestamp(when, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 # -- wait, stop, kill

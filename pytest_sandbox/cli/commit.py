@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sandbox.cli import ended
 from pytest_sandbox.cli.verb import Verb
-from pytest_sandbox.container import detached, remote
+from pytest_sandbox.container import detached
 
 if TYPE_CHECKING:
     import argparse
@@ -71,7 +71,7 @@ def _ended(name: str) -> tuple[SavedLayer, str]:
     layer.
     """
     layers = ended.list_ended()
-    ids = remote.matching(name, [one.id for one in layers], [one.label for one in layers])
+    ids = ended.ids_of(name, layers)
     if not ids:
         detached.find_detached(name)  # raises the error
     chosen = ended.one_of(name, ids)

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.cli import ended, flags, output, ps
+from pytest_sandbox.cli.filters import add_filter
 from pytest_sandbox.cli.format import add_format
 from pytest_sandbox.cli.verb import Verb
 
@@ -39,14 +40,10 @@ def _ps_arguments(parser: argparse.ArgumentParser) -> None:
         help="also list ended containers: detached ones, and those whose layers "
         "`pytest --sandbox-keep` has kept",
     )
-    parser.add_argument(
-        "-f",
-        "--filter",
-        action="append",
-        default=[],
-        type=ps.condition,
-        metavar="KEY=VALUE",
-        help="only containers with this id, name, status, ancestor (image), label, exited (exit "
+    add_filter(
+        parser,
+        ps.condition,
+        "only containers with this id, name, status, ancestor (image), label, exited (exit "
         "status), network or published port (publish), or created before or since another one",
     )
 

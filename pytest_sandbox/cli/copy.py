@@ -103,15 +103,13 @@ def _copy_in(found: argparse.Namespace, source: str, name: str, target: str) -> 
 
 def _running(name: str) -> Container:
     """Open a running container. Raises :class:`ContainerStopped` for an ended one."""
-    from pytest_sandbox.cli.ended import list_ended
+    from pytest_sandbox.cli.ended import ids_of, list_ended
     from pytest_sandbox.container import detached, remote
     from pytest_sandbox.container.container import open_remote
 
     running = detached.list_running()
-    ended = list_ended()
-    if not remote.matching(
-        name, [one.id for one in running], [one.label for one in running]
-    ) and remote.matching(name, [one.id for one in ended], [one.label for one in ended]):
+    is_running = remote.matching(name, [one.id for one in running], [one.label for one in running])
+    if not is_running and ids_of(name, list_ended()):
         raise ContainerStopped(
             f"the container {name} has ended: its files can be copied out, but not changed"
         )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.detached import Detached
     from pytest_sandbox.container.saved_layers import SavedLayer
 
-__all__ = ["VERBS", "list_ended", "one_of", "require_layer", "start"]
+__all__ = ["VERBS", "ids_of", "list_ended", "one_of", "require_layer", "start"]
 
 
 def list_ended() -> list[SavedLayer]:
@@ -32,13 +32,18 @@ def start(name: str, layers: list[SavedLayer]) -> Container | None:
     """
     from pytest_sandbox.container.container import start_saved
 
-    found = remote.matching(name, [one.id for one in layers], [one.label for one in layers])
+    found = ids_of(name, layers)
     if not found:
         return None
     chosen = one_of(name, found)
     record = detached.find(chosen, detached.list_detached())
     require_layer(next(one for one in layers if one.id == chosen), record)
     return start_saved(chosen)
+
+
+def ids_of(name: str, layers: list[SavedLayer]) -> list[str]:
+    """Return the ids of the ended containers that ``name`` may mean."""
+    return remote.matching(name, [one.id for one in layers], [one.label for one in layers])
 
 
 def require_layer(saved: SavedLayer, record: Detached | None) -> None:
@@ -88,7 +93,7 @@ def _remove(name: str, *, force: bool) -> None:
         end(record, 0)
         name = record.id
     layers = list_ended()
-    ids = remote.matching(name, [one.id for one in layers], [one.label for one in layers])
+    ids = ids_of(name, layers)
     if ids or not force:
         chosen = one_of(name, ids)
         next(one for one in layers if one.id == chosen).remove()

@@ -10,11 +10,26 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Condition", "condition", "matching"]
+__all__ = ["Condition", "add_filter", "condition", "has_label", "matching"]
 
 #: A key and its value.
 Condition = tuple[str, str]
 T = TypeVar("T")
+
+
+def add_filter(
+    parser: argparse.ArgumentParser, read: Callable[[str], Condition], text: str
+) -> None:
+    """Add ``--filter``, whose value ``read`` reads; ``text`` is its help."""
+    parser.add_argument(
+        "-f",
+        "--filter",
+        action="append",
+        default=[],
+        type=read,
+        metavar="KEY=VALUE",
+        help=text,
+    )
 
 
 def condition(
@@ -45,3 +60,9 @@ def matching(
         any(tests[key](one, value) for other, value in only if other == key)
         for key in {key for key, _value in only}
     )
+
+
+def has_label(labels: Mapping[str, object], value: str) -> bool:
+    """Return whether a label exists; for ``KEY=VALUE``, whether it has the value."""
+    name, equals, text = value.partition("=")
+    return name in labels and (not equals or labels[name] == text)

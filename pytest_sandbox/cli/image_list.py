@@ -5,12 +5,12 @@ from __future__ import annotations
 import fnmatch
 import re
 import time
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.cli import output
+from pytest_sandbox.cli import output, times
 from pytest_sandbox.cli.exit_status import complain
-from pytest_sandbox.cli.filters import Condition, matching
+from pytest_sandbox.cli.filters import Condition, add_filter, has_label, matching
 from pytest_sandbox.cli.filters import condition as parsed
 from pytest_sandbox.cli.format import Listing, add_format
 from pytest_sandbox.cli.verb import Verb
@@ -60,14 +60,10 @@ def _images_arguments(parser: argparse.ArgumentParser) -> None:
     add_format(parser, _IMAGES.headers)
     parser.add_argument("--no-trunc", action="store_true", help="print whole ids")
     parser.add_argument("-q", "--quiet", action="store_true", help="print ids only")
-    parser.add_argument(
-        "-f",
-        "--filter",
-        action="append",
-        default=[],
-        type=_condition,
-        metavar="KEY=VALUE",
-        help="only images that match: dangling=true|false, label=KEY[=VALUE], before=IMAGE, "
+    add_filter(
+        parser,
+        _condition,
+        "only images that match: dangling=true|false, label=KEY[=VALUE], before=IMAGE, "
         "since=IMAGE, reference=PATTERN",
     )
     parser.add_argument("name", nargs="?", metavar="NAME[:TAG]", help="only images of this name")
@@ -108,22 +104,16 @@ def _tests(only: Sequence[Condition]) -> dict[str, Callable[[Image, str], bool]]
     """Return the test of each key. Raises :class:`ImageError` for an unknown image."""
     from pytest_sandbox.image.image import Image
 
-    times = {value: _time(Image.get(value)) for key, value in only if key in {"before", "since"}}
+    created = {value: _time(Image.get(value)) for key, value in only if key in {"before", "since"}}
     return {
         "dangling": lambda image, value: (image.reference == image.id) == (value == "true"),
-        "label": _has_label,
-        "before": lambda image, value: _time(image) < times[value],
-        "since": lambda image, value: _time(image) > times[value],
+        "label": lambda image, value: has_label(image.config.get("Labels") or {}, value),
+        "before": lambda image, value: _time(image) < created[value],
+        "since": lambda image, value: _time(image) > created[value],
         "reference": lambda image, value: any(
             fnmatch.fnmatchcase(text, value) for text in (image.reference, _split(image)[0])
         ),
     }
-
-
-def _has_label(image: Image, value: str) -> bool:
-    name, equals, text = value.partition("=")
-    labels = image.config.get("Labels") or {}
-    return name in labels and (not equals or labels[name] == text)
 
 
 def _row(image: Image, *, whole: bool) -> dict[str, Any]:
@@ -203,7 +193,7 @@ def _date(created: object) -> str:
     """Return the time as docker prints it, in UTC."""
     when = _seconds(created)
     try:
-        return "N/A" if when is None else f"{datetime.fromtimestamp(when, UTC):%F %T %z} UTC"
+        return "N/A" if when is None else times.date(when)
     except (ValueError, OverflowError):
         return "N/A"
 

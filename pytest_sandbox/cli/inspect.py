@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import signal
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.cli import output
+from pytest_sandbox.cli import output, times
 from pytest_sandbox.cli.format import add_format
 from pytest_sandbox.cli.go_template import FreeMap
 from pytest_sandbox.cli.verb import Verb
@@ -172,7 +171,7 @@ def _time(when: float) -> str:
     """Return a time as docker prints it; its zero time for 0."""
     if not when:
         return _NEVER
-    return datetime.fromtimestamp(when, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+    return times.rfc3339(when)
 
 
 def _of_image(image: Image) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.cli import filters, output
+from pytest_sandbox.cli import filters, output, times
 from pytest_sandbox.cli.format import Listing, add_format
 from pytest_sandbox.cli.verb import Verb
 from pytest_sandbox.errors import SandboxError
@@ -129,15 +128,7 @@ def _ls_arguments(parser: argparse.ArgumentParser) -> None:
     add_format(parser, _LISTING.headers)
     parser.add_argument("-q", "--quiet", action="store_true", help="print ids only")
     parser.add_argument("--no-trunc", action="store_true", help="print whole ids")
-    parser.add_argument(
-        "-f",
-        "--filter",
-        action="append",
-        default=[],
-        type=_condition,
-        metavar="KEY=VALUE",
-        help="only networks with this driver, id, label or name",
-    )
+    filters.add_filter(parser, _condition, "only networks with this driver, id, label or name")
 
 
 def _condition(text: str) -> Condition:
@@ -147,9 +138,9 @@ def _condition(text: str) -> Condition:
 def _ls(found: argparse.Namespace) -> int:
     from pytest_sandbox.container.shared_network import list_networks
 
-    rows = [_row(one, whole=found.no_trunc) for one in list_networks()]
-    rows += [_predefined(name, driver) for name, driver in _DRIVERS.items()]
-    rows = [row for row in rows if filters.matching(row, found.filter, _TESTS)]
+    listed = [(_row(one, whole=found.no_trunc), one.facts.labels) for one in list_networks()]
+    listed += [(_predefined(name, driver), {}) for name, driver in _DRIVERS.items()]
+    rows = [one[0] for one in listed if filters.matching(one, found.filter, _TESTS)]
     if found.quiet:
         print("".join(f"{row['ID']}\n" for row in rows), end="")
     elif found.format.word == "json":
@@ -166,7 +157,7 @@ def _row(one: SharedNetwork, *, whole: bool) -> dict[str, Any]:
         "Name": facts.name,
         "Driver": "bridge",
         "Scope": "local",
-        "CreatedAt": f"{datetime.fromtimestamp(facts.created, UTC):%F %T %z} UTC",
+        "CreatedAt": times.date(facts.created),
         "Internal": "true",
         "Labels": ",".join(f"{key}={value}" for key, value in facts.labels.items()),
         "Label": lambda key: facts.labels.get(key, ""),
@@ -178,17 +169,12 @@ def _predefined(name: str, driver: str) -> dict[str, Any]:
     return {"ID": name, "Name": name, "Driver": driver, "Scope": "local", **empty}
 
 
-def _has_label(row: dict[str, Any], value: str) -> bool:
-    labels = dict(one.partition("=")[::2] for one in row["Labels"].split(",") if one)
-    key, equals, text = value.partition("=")
-    return key in labels and (not equals or labels[key] == text)
-
-
-_TESTS: dict[str, Callable[[dict[str, Any], str], bool]] = {
-    "driver": lambda row, value: row["Driver"] == value,
-    "id": lambda row, value: row["ID"].startswith(value),
-    "label": _has_label,
-    "name": lambda row, value: value in row["Name"],
+#: The test of each key, of a row and the network's labels.
+_TESTS: dict[str, Callable[[tuple[dict[str, Any], dict[str, str]], str], bool]] = {
+    "driver": lambda one, value: one[0]["Driver"] == value,
+    "id": lambda one, value: one[0]["ID"].startswith(value),
+    "label": lambda one, value: filters.has_label(one[1], value),
+    "name": lambda one, value: value in one[0]["Name"],
 }
 
 
@@ -216,7 +202,7 @@ def _details(one: SharedNetwork) -> dict[str, Any]:
     return {
         "Name": facts.name,
         "Id": facts.id,
-        "Created": datetime.fromtimestamp(facts.created, UTC).isoformat()[:-6] + "Z",
+        "Created": times.rfc3339(facts.created),
         "Scope": "local",
         "Driver": "bridge",
         "EnableIPv6": False,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from contextlib import closing, suppress
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.cli import filters
+from pytest_sandbox.cli import filters, times
 from pytest_sandbox.cli.format import Listing
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.units import duration
@@ -106,7 +105,7 @@ def _tests(
         "name": lambda entry, value: value in entry["name"],
         "status": lambda entry, value: entry["status"] == value,
         "ancestor": lambda entry, value: str(entry["image"]) == value,
-        "label": _has_label,
+        "label": lambda entry, value: filters.has_label(entry["labels"], value),
         "exited": lambda entry, value: (
             entry["status"] == "exited" and str(entry["exit_code"]) == value
         ),
@@ -127,12 +126,6 @@ def _created(name: str, every: list[Entry]) -> float:
     return float(next(one["created"] for one in every if one["id"] == ids[0]))
 
 
-def _has_label(entry: Entry, value: str) -> bool:
-    name, equals, text = value.partition("=")
-    labels = entry["labels"]
-    return name in labels and (not equals or labels[name] == text)
-
-
 def _publishes(entry: Entry, value: str) -> bool:
     wanted = value if "/" in value else f"{value}/tcp"
     return any(
@@ -147,12 +140,11 @@ def _network(entry: Entry) -> str:
 def row(entry: Entry) -> Entry:
     """Return the fields of an entry, for ``--format``."""
     labels = entry["labels"]
-    created = datetime.fromtimestamp(entry["created"], UTC)
     return {
         "ID": entry["id"],
         "Image": str(entry["image"]),
         "Command": entry["command"],
-        "CreatedAt": f"{created:%F %T %z} UTC",
+        "CreatedAt": times.date(entry["created"]),
         "RunningFor": f"{duration(max(0.0, time.time() - entry['created']))} ago",
         "Status": _status(entry),
         "State": entry["status"],

@@ -21,7 +21,11 @@ from pytest_sandbox.image.manifest import (
     read_image,
 )
 from pytest_sandbox.image.members import DirectoryMembers, TarMembers, normal_name
-from pytest_sandbox.image.reference import parse_reference
+from pytest_sandbox.image.reference import (
+    FULL_NAME_ANNOTATION,
+    REF_NAME_ANNOTATION,
+    parse_reference,
+)
 from pytest_sandbox.image.size_limits import Budget
 from pytest_sandbox.image.tar import TarReader
 from pytest_sandbox.image.tar_header import printable
@@ -40,8 +44,6 @@ __all__ = ["Loader", "full_name", "is_image_directory", "load"]
 
 _LAYOUT: Final = ("oci-layout", "index.json")
 _MANIFEST: Final = "manifest.json"
-_FULL_NAME: Final = "io.containerd.image.name"
-_REF_NAME: Final = "org.opencontainers.image.ref.name"
 
 
 @dataclass(slots=True)
@@ -297,9 +299,9 @@ def _names_in(annotations: Any) -> list[str]:
     skopeo writes it, is not a name.
     """
     found = annotations if isinstance(annotations, dict) else {}
-    for key in (_FULL_NAME, _REF_NAME):
+    for key in (FULL_NAME_ANNOTATION, REF_NAME_ANNOTATION):
         text = found.get(key)
-        if isinstance(text, str) and (key == _FULL_NAME or ":" in text or "/" in text):
+        if isinstance(text, str) and (key == FULL_NAME_ANNOTATION or ":" in text or "/" in text):
             return [full_name(text)]
     return []
 

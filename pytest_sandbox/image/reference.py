@@ -12,8 +12,18 @@ from dataclasses import dataclass
 
 from pytest_sandbox.errors import ImageError
 
-__all__ = ["DIGEST", "REGISTRY", "Reference", "parse_reference"]
+__all__ = [
+    "DIGEST",
+    "FULL_NAME_ANNOTATION",
+    "REF_NAME_ANNOTATION",
+    "REGISTRY",
+    "Reference",
+    "parse_reference",
+]
 
+#: Annotations of a manifest in an OCI layout that name the image: whole, and often its tag alone.
+FULL_NAME_ANNOTATION = "io.containerd.image.name"
+REF_NAME_ANNOTATION = "org.opencontainers.image.ref.name"
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
 _DEFAULT_REGISTRY = "docker.io"

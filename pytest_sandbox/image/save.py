@@ -20,7 +20,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from pytest_sandbox.errors import ImageError
 from pytest_sandbox.image.pack import END, TreePacker, header, padding
-from pytest_sandbox.image.reference import parse_reference
+from pytest_sandbox.image.reference import (
+    FULL_NAME_ANNOTATION,
+    REF_NAME_ANNOTATION,
+    parse_reference,
+)
 from pytest_sandbox.linux.directories import OpenDirectory
 
 if TYPE_CHECKING:
@@ -222,8 +226,8 @@ def _annotations(name: str) -> dict[str, str]:
     """Return the annotations from which readers of layouts take the name of an image."""
     parsed = parse_reference(name)
     return {
-        "io.containerd.image.name": parsed.full,
-        "org.opencontainers.image.ref.name": str(parsed).rpartition(":")[2],
+        FULL_NAME_ANNOTATION: parsed.full,
+        REF_NAME_ANNOTATION: str(parsed).rpartition(":")[2],
     }
 
 
