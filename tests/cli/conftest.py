@@ -2,6 +2,30 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import pytest
 from boxes import box
 
+from pytest_sandbox.container import detached, shared_network
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
 __all__ = ["box"]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Use a store of the test's own, and end what a failed test leaves running; return the
+    directory.
+    """
+    from command_line import sandbox
+
+    monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path / "home"))
+    yield tmp_path / "home"
+    for one in detached.list_detached():
+        sandbox("rm", "-f", one.id)
+    for network in shared_network.list_networks():
+        sandbox("network", "rm", network.name)

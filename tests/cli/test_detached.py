@@ -17,16 +17,7 @@ from terminals import wait_for
 
 from pytest_sandbox.container import detached, remote
 
-pytestmark = pytest.mark.needs("containers")
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """Use a store of its own, and kill what a failed test leaves running."""
-    monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path / "home"))
-    yield tmp_path / "home"
-    for one in detached.list_detached():
-        sandbox("rm", "-f", one.id)
+pytestmark = [pytest.mark.needs("containers"), pytest.mark.usefixtures("home")]
 
 
 def start(*args: str) -> str:

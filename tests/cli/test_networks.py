@@ -14,18 +14,10 @@ from terminals import wait_for
 
 from pytest_sandbox.container import detached, shared_network
 
-pytestmark = pytest.mark.needs("containers", "root", "bridge")
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """Use a store of its own, and remove what a failed test leaves running."""
-    monkeypatch.setenv("PYTEST_SANDBOX_HOME", str(tmp_path / "home"))
-    yield tmp_path / "home"
-    for one in detached.list_detached():
-        sandbox("rm", "-f", one.id)
-    for network in shared_network.list_networks():
-        sandbox("network", "rm", network.name)
+pytestmark = [
+    pytest.mark.needs("containers", "root", "bridge"),
+    pytest.mark.usefixtures("home"),
+]
 
 
 #: Serves one connection at a time, and says which address it has.
@@ -122,6 +114,11 @@ class TestNetwork:
 
 class TestLists:
     """ls, inspect and errors."""
+
+    def test_a_label_with_commas_is_found(self):
+        output_of("network", "create", "--label", "a=b,c=d", "net")
+        assert "" != output_of("network", "ls", "-q", "--filter", "label=a=b,c=d")
+        assert "" == output_of("network", "ls", "-q", "--filter", "label=c=d")
 
     def test_ls_and_inspect(self):
         """The output is docker's, with the predefined networks."""
