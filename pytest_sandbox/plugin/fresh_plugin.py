@@ -19,7 +19,7 @@ import pytest
 from pytest_sandbox.plugin import compat, outside_services, protocol, scopes
 from pytest_sandbox.plugin.report_channel import STACK_SIGNAL, ReportChannel
 from pytest_sandbox.plugin.stash import FRESH, HOLDS, INSIDE, SETTINGS, SHARING
-from pytest_sandbox.plugin.test_process import TestProcess
+from pytest_sandbox.plugin.test_process import TestProcess, exit_process
 from pytest_sandbox.plugin.test_words import TestWords
 from pytest_sandbox.plugin.timeouts import PluginTimeouts
 from pytest_sandbox.settings.settings import Settings
@@ -50,7 +50,7 @@ def run(data: dict[str, Any]) -> None:
         text = plugin.problem or f"the session of the new interpreter has ended with {status}"
         _show(plugin.terminal.getvalue())
         channel.send("internal", text)
-        os._exit(1)
+        exit_process(1)
 
 
 def _show(text: str) -> None:

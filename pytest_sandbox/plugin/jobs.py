@@ -11,7 +11,6 @@ test process then runs the whole protocol of its test, as pytest does in a sessi
 
 from __future__ import annotations
 
-import os
 import resource
 from typing import TYPE_CHECKING, NoReturn
 
@@ -26,6 +25,7 @@ from pytest_sandbox.plugin import (
 from pytest_sandbox.plugin.report_channel import wait_for_any
 from pytest_sandbox.plugin.sandboxed_test import TEST, SandboxedTest
 from pytest_sandbox.plugin.stash import INSIDE, SETTINGS
+from pytest_sandbox.plugin.test_process import exit_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -347,7 +347,7 @@ class Scheduler:
     @staticmethod
     def _drop(test: SandboxedTest) -> None:
         if test.test_process is not None:
-            os._exit(1)
+            exit_process(1)
         del test.item.stash[TEST]
         test.drop()
 
@@ -406,4 +406,4 @@ def _run_protocol(item: pytest.Item) -> NoReturn:
         compat_fixtures.keep_collectors_of(item)
         item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
     finally:
-        os._exit(1)  # protocol.py has ended the process, unless there was an error
+        exit_process(1)  # protocol.py has ended the process, unless there was an error

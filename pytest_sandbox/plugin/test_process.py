@@ -51,10 +51,11 @@ if TYPE_CHECKING:
     from pytest_sandbox.plugin.report_channel import ReportChannel
     from pytest_sandbox.plugin.timeouts import PluginTimeouts
 
-__all__ = ["TestProcess"]
+__all__ = ["TestProcess", "exit_process"]
 
-#: What is called after the last message: the test, or a fixture, may have replaced it.
-_exit = os._exit
+#: How a process ends that must not return into the parent's session, whatever the test or a fixture
+#: has put in place of it.
+exit_process = os._exit
 _PHASES = ("setup", "call", "teardown")
 #: The attributes of a report that pytest itself sets; newer versions have others.
 _PLAIN = vars(pytest.TestReport("a.py::b", ("a.py", 0, "b"), {}, "passed", None, "call")).keys()
@@ -380,7 +381,7 @@ class TestProcess:
     @staticmethod
     def _exit(status: int) -> NoReturn:
         _flush()
-        _exit(status)
+        exit_process(status)
 
 
 def _forget_frames(error: BaseException) -> None:

@@ -184,3 +184,27 @@ def test_functions_that_a_fixture_of_the_module_replaces(run, module):
     own = [one for one in result.outlines if re.search(r"\.py:\d+: ValueError: failed$", one)]
     assert {"passed": outcomes["passed"], "failed": outcomes["passed"]} == outcomes
     assert outcomes["failed"] == len(own)
+
+
+@pytest.mark.parametrize("options", [(), ("--sandbox-jobs=4",), ("--sandbox-scope=module",)])
+def test_the_end_of_a_process_cannot_be_replaced(run, options):
+    """A process that could not end would send one more message, or run the parent's next tests."""
+    result = run(
+        """
+    import os
+    import pytest
+
+    def refuse(status): raise RuntimeError("called")
+
+    @pytest.fixture(scope="module", autouse=True)
+    def replaced():
+        original, os._exit = os._exit, refuse
+        yield
+        os._exit = original
+
+    @pytest.mark.parametrize("number", range(12))
+    def test(number): os._exit = refuse
+    """,
+        *options,
+    )
+    result.assert_outcomes(passed=12)
