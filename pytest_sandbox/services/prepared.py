@@ -114,13 +114,14 @@ class Prepared(Service):
         self._initialise = program.script(initialise)
         self.is_ahead = bool(ahead)
         self._image: Image | None = None
-        self._next = StartedAhead(self.begin)
+        self._next = StartedAhead(self._begin_ahead)
 
     def start_on(self, network: Network | None) -> Running:
         """Start a clone of the prepared files; with ``ahead``, return the one that was started
         meanwhile, and have the next one started.
         """
         running = self._next.take(network) or self.begin(network)
+        running.connect()
         running.await_ready()
         if self.is_ahead:
             self._next.begin(network)
@@ -128,13 +129,23 @@ class Prepared(Service):
 
     def begin(self, network: Network | None) -> Running:
         """Start a clone without waiting until it is ready."""
+        return self._begin(network, is_ahead=False)
+
+    def _begin_ahead(self, network: Network | None) -> Running:
+        return self._begin(network, is_ahead=True)
+
+    def _begin(self, network: Network | None, *, is_ahead: bool) -> Running:
         try:
-            return self.begin_from(self.settings.replace(image=self.image()), network)
+            return self._begin_clone(network, is_ahead=is_ahead)
         except ImageError:
             if self._image is None or _is_stored(self._image):
                 raise
             self._image = None  # it was removed from the store meanwhile
-            return self.begin_from(self.settings.replace(image=self.image()), network)
+            return self._begin_clone(network, is_ahead=is_ahead)
+
+    def _begin_clone(self, network: Network | None, *, is_ahead: bool) -> Running:
+        settings = self.settings.replace(image=self.image())
+        return self.begin_from(settings, network, is_ahead=is_ahead)
 
     def close(self) -> None:
         """End the clone that was started in advance."""

@@ -15,6 +15,7 @@ from pytest_sandbox.container.conditions import Http, Query
 from pytest_sandbox.services import queries
 from pytest_sandbox.services.prepared import DATA, Prepared, Program
 from pytest_sandbox.services.service import Service
+from pytest_sandbox.services.service_values import keywords_only
 
 if TYPE_CHECKING:
     import os
@@ -71,6 +72,7 @@ _MARIADB_OPTIONS = (
 )
 
 
+@keywords_only
 def redis(*, port: int = 6379, **settings: Any) -> Service:
     """Return Redis (or Valkey) without persistence; ``url`` is ``redis://HOST:PORT/0``.
 
@@ -89,6 +91,7 @@ def redis(*, port: int = 6379, **settings: Any) -> Service:
     return made
 
 
+@keywords_only
 def s3(*, port: int = 5000, **settings: Any) -> Service:
     """Return moto's server, which keeps the buckets of S3 in memory; ``url`` is
     ``http://HOST:PORT``, an ``endpoint_url`` for boto3.
@@ -107,6 +110,7 @@ def s3(*, port: int = 5000, **settings: Any) -> Service:
     return made
 
 
+@keywords_only
 def postgres(
     *,
     setup: Setup = None,
@@ -140,6 +144,7 @@ def postgres(
     return made
 
 
+@keywords_only
 def mariadb(
     *, setup: Setup = None, files: Files = (), ahead: int = 0, port: int = 3306, **settings: Any
 ) -> Prepared:
