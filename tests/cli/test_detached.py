@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -88,6 +89,15 @@ class TestRun:
         done = sandbox("run", "-d", "--memory", "lots", "host", "true")
         assert (125, "") == (done.returncode, done.stdout)
         assert "--memory 'lots' is not valid" in done.stderr
+        assert [] == entries(home)
+
+    def test_a_port_in_use(self, home):
+        """A port that the host uses is an error of `run -d` with the flag; nothing is left."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            done = sandbox("run", "-d", "-p", f"{port}:80", "host", "sleep", "1000")
+        assert (125, "") == (done.returncode, done.stdout)
+        assert re.search(rf"--publish '{port}:80' .*127\.0\.0\.1:{port} is in use", done.stderr)
         assert [] == entries(home)
 
     def test_rm_removes_it(self, home):
