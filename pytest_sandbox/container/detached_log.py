@@ -3,9 +3,9 @@
 A frame is a header (the stream, the time in seconds since the epoch, the number of bytes) and the
 bytes as the command has written them.
 
-The files are ``log.0``, ``log.1`` and so on. When the last one is full, the next one is created, and
-the first one removed if there are too many. A file does not change after the next one exists, and
-none is renamed, so a reader that has reached the end of a file goes on with the next.
+The files are ``log.0``, ``log.1`` and so on. When the last one is full, the next one is created,
+and the first one removed if there are too many. A file does not change after the next one exists,
+and none is renamed, so a reader that has reached the end of a file goes on with the next.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pytest_sandbox.container.conditions import Http, Query
 from pytest_sandbox.services import queries
 from pytest_sandbox.services.prepared import DATA, Prepared, Program
 from pytest_sandbox.services.service import Service
-from pytest_sandbox.services.service_values import keywords_only
+from pytest_sandbox.services.service_values import is_one, keywords_only
 
 if TYPE_CHECKING:
     import os
@@ -73,17 +73,18 @@ _MARIADB_OPTIONS = (
 
 
 @keywords_only
-def redis(*, port: int = 6379, **settings: Any) -> Service:
+def redis(*, ahead: int = 0, port: int = 6379, **settings: Any) -> Service:
     """Return Redis (or Valkey) without persistence; ``url`` is ``redis://HOST:PORT/0``.
 
-    ``settings`` are those of :class:`Service`. Raises :class:`ServiceError` at the start if neither
-    program is there.
+    ``ahead`` is how many servers are started in advance (0 or 1). Further ``settings`` are those of
+    :class:`Service`. Raises :class:`ServiceError` at the start if neither program is there.
     """
     program = "$(command -v redis-server || command -v valkey-server || echo redis-server)"
     options = f"--port {port} {_REDIS_OPTIONS}"
     command = _REDIS.script(f"exec {program} {options}")
     ready = Query(port, queries.ask_redis, "PING")
     made = Service(command, ready=ready, **{"name": "redis", **settings})
+    made.is_ahead = is_one(ahead)
     made.host_command = lambda: (_REDIS.find(made.name), *shlex.split(options))
     made.url_form = "redis://{host}:{port}/0"
     made.missing = _REDIS.missing

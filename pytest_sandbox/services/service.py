@@ -14,6 +14,7 @@ from pytest_sandbox.container.publish import publish
 from pytest_sandbox.container.waiting import DEFAULT_TIMEOUT, joined, wait_for
 from pytest_sandbox.errors import ContainerStopped, SandboxError, ServiceError, SettingsError
 from pytest_sandbox.linux import namespaces
+from pytest_sandbox.services.ahead import StartedAhead
 from pytest_sandbox.services.service_values import command_of, exposed, parts, words
 from pytest_sandbox.settings.settings import Settings
 
@@ -86,6 +87,7 @@ class Service:
         #: Whether the next one is to be started while one is used.
         self.is_ahead = False
         self._given = frozenset(settings)
+        self._next = StartedAhead(self.begin_ahead)
 
     def __enter__(self) -> NoReturn:
         raise TypeError(
@@ -115,14 +117,23 @@ class Service:
         return self.start_on(None)
 
     def start_on(self, network: Network | None) -> Running:
-        """As :meth:`start`; on a network unless the service's settings name one."""
-        running = self.begin(network)
+        """As :meth:`start`; on a network unless the service's settings name one. If the next one is
+        started in advance, return the one that was started meanwhile.
+        """
+        running = self._next.take(network) or self.begin(network)
+        running.connect()
         running.await_ready()
+        if self.is_ahead:
+            self._next.begin(network)
         return running
 
     def begin(self, network: Network | None) -> Running:
         """Start the service without waiting until it is ready."""
         return self.begin_from(self.settings, network)
+
+    def begin_ahead(self, network: Network | None) -> Running:
+        """As :meth:`begin`, for a later :meth:`start_on`."""
+        return self.begin_from(self.settings, network, is_ahead=True)
 
     def begin_from(
         self, settings: Settings, network: Network | None, *, is_ahead: bool = False
@@ -177,6 +188,7 @@ class Service:
 
     def close(self) -> None:
         """End what was started in advance."""
+        self._next.close()
 
     @property
     def port(self) -> int | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.image.image import Image
     from pytest_sandbox.settings.settings import Settings
 
-__all__ = ["command_of", "exposed", "keywords_only", "parts", "words"]
+__all__ = ["command_of", "exposed", "is_one", "keywords_only", "parts", "words"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -48,6 +48,16 @@ def _with_keyword(recipe: Callable[..., object], given: object) -> str:
     else:
         form = f"{name}(image=...)"
     return f"{name}() takes keyword arguments only: {form}"
+
+
+def is_one(ahead: object) -> bool:
+    """Return whether the next service is to be started in advance: 1 of 0 or 1.
+
+    Raises :class:`SettingsError`.
+    """
+    if ahead not in (0, 1):
+        raise SettingsError("ahead", ahead, "0 or 1")
+    return bool(ahead)
 
 
 def words(command: Iterable[str]) -> tuple[str, ...]:

@@ -117,7 +117,7 @@ class TestFiles:
         assert [] == gaps
 
     def test_a_reader_that_is_too_slow_is_told(self, tmp_path):
-        """It goes on with the oldest output that there is, after one call; then it misses nothing."""
+        """It goes on with the oldest output that there is, after one call; then it has all."""
         with a_log(tmp_path, LogLimits(1024, 3)) as (writer, reader, gaps):
             writer.append(STDOUT, b"first\n")
             assert "first\n" == text_of(reader)
@@ -329,7 +329,7 @@ class TestContainers:
         assert "9999\n10000\n" == output_of("logs", "-n", "2", name)
 
     def test_follow_tells_of_output_that_it_has_missed(self, gate):
-        """A reader that was stopped goes on with the newest output, and says that a part is missing."""
+        """A reader that was stopped goes on with newer output, and says that a part is missing."""
         name = gate.start("max-size=8k", "max-file=2")
         with gate.open() as control, following(name) as reader:
             control.write("1 10\n")

@@ -15,7 +15,7 @@ import pytest
 from pytest_sandbox import Container, Network, SandboxError, SettingsError
 from pytest_sandbox.container.lifecycle import local_handles
 from pytest_sandbox.linux import process
-from pytest_sandbox.services import Port, postgres
+from pytest_sandbox.services import Port, postgres, redis
 from pytest_sandbox.services.ahead import StartedAhead
 from pytest_sandbox.services.prepared import Prepared, Program
 
@@ -187,6 +187,29 @@ def test_a_network_that_was_closed_meanwhile_is_an_error(home):
     finally:
         service.close()
     assert before == len(local_handles())
+
+
+@pytest.mark.needs("redis-server")
+def test_an_empty_server_that_was_started_in_advance_answers(home):
+    """The second start returns the Redis that was started after the first, which has nothing of it;
+    nothing is left.
+    """
+    client = pytest.importorskip("redis")
+    before = len(local_handles())
+    cache = redis(ahead=1)
+    try:
+        with cache.start() as service, client.Redis.from_url(service.url) as connection:
+            connection.set("name", "value")
+            cache._next._thread.join()
+            waiting = cache._next._running.container.id
+        with cache.start() as service, client.Redis.from_url(service.url) as connection:
+            assert waiting == service.container.id
+            assert connection.get("name") is None
+    finally:
+        cache.close()
+    assert before == len(local_handles())
+    with pytest.raises(SettingsError, match="ahead=2 is not valid; accepted: 0 or 1"):
+        redis(ahead=2)
 
 
 @pytest.mark.needs("pg_ctlcluster")
