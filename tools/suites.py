@@ -62,6 +62,28 @@ ALL = (
         plugins=("pytest_mock", "asyncio", "timeout"),
     ),
     Suite(
+        "plumbum",
+        "2.0.2",
+        needs=("pytest-asyncio", "pytest-mock", "pytest-timeout", "psutil", "pytest<9"),
+        plugins=("asyncio", "pytest_mock", "timeout"),
+        arguments=NO_OPTIONS,
+    ),
+    Suite(
+        "portalocker",
+        "4.4.2",
+        needs=(
+            "fakeredis>=2.31.0",
+            "redis>=5.0",
+            "pytest-rerunfailures",
+            "pytest-timeout",
+            "typing_extensions",
+        ),
+        plugins=("rerunfailures", "timeout"),
+        paths=("portalocker_tests",),
+        arguments=(*NO_OPTIONS, "--timeout=60"),
+    ),
+    Suite("sh", "2.4.0", environment=(("SH_TESTS_RUNNING", "1"),)),
+    Suite(
         "requests",
         "2.34.2",
         needs=("pytest-httpbin==2.1.0", "httpbin~=0.10.0", "trustme", "PySocks", "pytest-mock"),
