@@ -293,12 +293,17 @@ def main() -> None:
         metavar="OPTIONS",
         help="compare with these options too, such as --mode=--sandbox-jobs=2 (repeatable)",
     )
+    parser.add_argument(
+        "--path", action="append", help="instead of the suite's paths of tests (repeatable)"
+    )
     parser.add_argument("--rounds", type=int, default=1, help="how often (default: 1)")
     parser.add_argument("--install-only", action="store_true", help="do not run the tests")
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by an exception, which ends the run
     cache = chosen.cache.absolute()
     suites = [SUITES[name] for name in chosen.names or SUITES]
+    if chosen.path:
+        suites = [replace(suite, paths=tuple(chosen.path)) for suite in suites]
     if chosen.deadline:
         suites = [replace(suite, deadline=chosen.deadline) for suite in suites]
     modes = [] if chosen.install_only else [(), *(tuple(shlex.split(one)) for one in chosen.mode)]
