@@ -104,7 +104,7 @@ class PhaseResult:
 def restored_report(item: pytest.Item, data: dict[str, Any]) -> Any:
     """Return a report of a test process as an object."""
     if not ("$report_type" in data or "_report_type" in data):  # a short one (messages.py)
-        return pytest.TestReport(**data)
+        return pytest.TestReport(**{**data, "nodeid": compat.identity(item)})
     config = item.config
     report = config.hook.pytest_report_from_serializable(config=config, data=data)
     compat.restore_subtest(report, data)
