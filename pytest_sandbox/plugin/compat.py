@@ -32,6 +32,7 @@ __all__ = [
     "failed_subtests",
     "host_outputs",
     "host_streams",
+    "identity",
     "ini_value",
     "interpreter_options",
     "is_at_terminal",
@@ -260,6 +261,14 @@ def junit_xml(config: pytest.Config) -> Any:
     return config.stash.get(xml_key, None)
 
 
+def identity(item: Any) -> Any:
+    """Return the item's ID as an object, which pytest has from 9.2 on; its name before that.
+
+    A report that is created with it shares it with the item, instead of parsing the name again.
+    """
+    return item.id if hasattr(pytest.Item, "id") else item.nodeid
+
+
 def failed_subtests(item: Any) -> int:
     """Return how many subtests of the item pytest has counted as failed.
 
@@ -267,14 +276,14 @@ def failed_subtests(item: Any) -> int:
     where subtests are a separate plugin.
     """
     counts = _failed_subtests(item)
-    return 0 if counts is None else counts[getattr(item, "id", item.nodeid)]
+    return 0 if counts is None else counts[identity(item)]
 
 
 def add_failed_subtests(item: Any, count: int) -> None:
     """Count subtests of the item that have failed in a test process."""
     counts = _failed_subtests(item)
     if counts is not None and count:
-        counts[getattr(item, "id", item.nodeid)] += count
+        counts[identity(item)] += count
 
 
 def _failed_subtests(item: Any) -> Any:

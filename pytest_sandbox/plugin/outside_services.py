@@ -93,6 +93,8 @@ class OutsideServices:
 
         Raises what the start of a service raises.
         """
+        if not are_defined():
+            return
         wanted = {(one, _node_of(item, one.scope)) for one in _wanted(item).values()}
         chain = item.listchain()
         self._end([key for key in self._running if key[1] is item or key[1] not in chain])
@@ -150,6 +152,8 @@ def forget(item: pytest.Item) -> None:
 def describe(item: pytest.Item) -> str:
     """Return the services that were started for an item, as one line of text; empty for none."""
     started = item.stash.get(STARTED, {})
+    if not started:
+        return ""
     found = {key: started[one].describe() for key, one in _wanted(item).items() if one in started}
     text = json.dumps(found) if found else ""
     if len(text) > _MAX_DESCRIBED:
@@ -159,12 +163,14 @@ def describe(item: pytest.Item) -> str:
 
 def adopt(item: pytest.Item, described: str) -> None:
     """Store the services that :func:`describe` has described on an item of the test process."""
-    found: dict[str, Any] = json.loads(described) if described else {}
-    item.stash[STARTED] = {
-        one: one.service.restored(found[key])
-        for key, one in marked_fixtures(item).items()
-        if key in found
-    }
+    item.stash[STARTED] = {}
+    if described:
+        found: dict[str, Any] = json.loads(described)
+        item.stash[STARTED] = {
+            one: one.service.restored(found[key])
+            for key, one in marked_fixtures(item).items()
+            if key in found
+        }
 
 
 def enter(item: pytest.Item) -> None:

@@ -179,10 +179,10 @@ class _OuterHooks:
         try:
             yield
         finally:
-            is_forked = nextitem is not None and not scopes.is_fresh(nextitem)
-            inside = scopes.nodes_inside(nextitem) if nextitem is not None and is_forked else []
-            if nextitem is not None and inside and not scopes.share(item, nextitem):
-                compat_fixtures.tear_down_from(inside[0])
+            if nextitem is not None and not scopes.share(item, nextitem):
+                inside = [] if scopes.is_fresh(nextitem) else scopes.nodes_inside(nextitem)
+                if inside:
+                    compat_fixtures.tear_down_from(inside[0])
         if problem:
             pytest.fail(problem, pytrace=False)
 

@@ -114,6 +114,7 @@ class Running:
         """Take the child after the fork, in the parent. ``started`` is the time of the fork."""
         self._child, self._channel, self._output = child, channel, output
         self._is_open, self._started = True, started
+        self._may_debug = _may_debug(self.item.config)
         _open_runs.add(self)
         output.inherited.in_parent()
         channel.in_parent()
@@ -121,8 +122,8 @@ class Running:
 
     def _receive(self, checker: MessageChecker) -> Receiver:
         assert self._child is not None
-        inherited, may_debug = self._output.inherited, _may_debug(self.item.config)
-        made = Receiver(self._channel, self._child, checker, inherited, may_debug=may_debug)
+        inherited = self._output.inherited
+        made = Receiver(self._channel, self._child, checker, inherited, may_debug=self._may_debug)
         timeout = self.item.stash[SETTINGS].timeout
         if timeout is not None:
             made.limit(timeout)

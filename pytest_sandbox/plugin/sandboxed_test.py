@@ -23,6 +23,7 @@ from pytest_sandbox.plugin import (
 )
 from pytest_sandbox.plugin.captured_output import CapturedOutput
 from pytest_sandbox.plugin.fresh import FreshStart
+from pytest_sandbox.plugin.item_attributes import REPLACED
 from pytest_sandbox.plugin.log_locks import HeldLocks
 from pytest_sandbox.plugin.message_checker import MessageChecker
 from pytest_sandbox.plugin.report_channel import ReportChannel
@@ -94,7 +95,7 @@ class SandboxedTest:
     def restore_phases(self) -> None:
         """Restore the functions."""
         for node in (*self._inside, self.item):
-            for name in ("setup", "runtest", "teardown", "repr_failure"):
+            for name in REPLACED:
                 node.__dict__.pop(name, None)
 
     # -- the start

@@ -135,7 +135,7 @@ def ends_collector(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
 
 def may_be_skipped(item: pytest.Item) -> bool:
     """Tell whether a mark may skip an item."""
-    return any(item.get_closest_marker(name) is not None for name in ("skip", "skipif"))
+    return any(mark.name in {"skip", "skipif"} for mark in item.iter_markers())
 
 
 def nodes_inside(item: pytest.Item) -> list[pytest.Collector]:
