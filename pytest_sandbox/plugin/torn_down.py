@@ -1,5 +1,5 @@
-"""What the process of a scope reports about a teardown that belongs to no test which it has run: the
-scope ends, or the parent has skipped the test.
+"""What the process of a scope reports about a teardown that belongs to no test which it has run:
+the scope ends, or the parent has skipped the test.
 """
 
 from __future__ import annotations
