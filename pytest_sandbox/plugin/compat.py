@@ -28,6 +28,7 @@ __all__ = [
     "add_failed_subtests",
     "base_temporary",
     "captured_files",
+    "captured_teardown",
     "close_worker_streams",
     "failed_subtests",
     "host_outputs",
@@ -194,6 +195,18 @@ def recorded_warnings(item: pytest.Item) -> AbstractContextManager[None]:
     if not item.config.pluginmanager.has_plugin("warnings"):
         return nullcontext()
     return catch_warnings_for_item(config=item.config, ihook=item.ihook, when="runtest", item=item)
+
+
+def captured_teardown(item: pytest.Item) -> AbstractContextManager[None]:
+    """Capture output for sections of the item's teardown phase; do nothing with ``-p no:capture``.
+
+    ``item_capture``: pytest's hooks do it, but only together with all of the phase.
+    """
+    manager = item.config.pluginmanager.getplugin("capturemanager")
+    if manager is None:
+        return nullcontext()
+    captured: AbstractContextManager[None] = manager.item_capture("teardown", item)
+    return captured
 
 
 # -- captured output

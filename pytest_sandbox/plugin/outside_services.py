@@ -56,14 +56,20 @@ def _wanted(item: pytest.Item) -> dict[str, Marked]:
     return {key: one for key, one in marked_fixtures(item).items() if one.scope in _SCOPES[:limit]}
 
 
-def _uses_services(item: pytest.Item) -> bool:
-    """Tell whether an item, or a later one of its test process, uses a service."""
+def _network_for(item: pytest.Item) -> Network | None:
+    """Return the network on which an item, and the later ones of its test process, reach their
+    services: the one that all of these name, or the one of this process; None without services.
+    """
+    networks: list[Any] = []  # or a string, or a tuple of destinations
     following: pytest.Item | None = item
     while following is not None:
-        if marked_fixtures(following):
-            return True
+        networks += [one.service.settings.network for one in marked_fixtures(following).values()]
         following = scopes.following(following)
-    return False
+    if not networks:
+        return None
+    created = network_of(item.config)
+    is_named = isinstance(networks[0], type(created)) and len(set(map(id, networks))) == 1
+    return networks[0] if is_named else created
 
 
 def _network(item: pytest.Item) -> Network | None:
@@ -84,9 +90,8 @@ class OutsideServices:
         """Return the settings of the container: on the services' network if a test uses one, unless
         the settings name another.
         """
-        if settings.network != "none" or not _uses_services(item):
-            return settings
-        return settings.replace(network=network_of(item.config))
+        network = _network_for(item) if settings.network == "none" else None
+        return settings if network is None else settings.replace(network=network)
 
     def start_for(self, item: pytest.Item) -> None:
         """Start what an item's fixtures need, and end what only earlier items did.

@@ -31,6 +31,7 @@ __all__ = [
     "may_be_skipped",
     "nodes_inside",
     "scope_of",
+    "set_up_for_following",
     "share",
     "sharing",
 ]
@@ -125,6 +126,17 @@ def following(item: pytest.Item) -> pytest.Item | None:
     if not 0 <= index < len(items) - 1:
         return None
     return items[index + 1] if share(item, items[index + 1]) else None
+
+
+def set_up_for_following(item: pytest.Item) -> None:
+    """Set up the fixtures of wider scopes that later tests of the item's scope need: they arrive by
+    the fork. Those of tests that may be skipped are not set up in advance.
+    """
+    later = following(item)
+    while later is not None:
+        if not may_be_skipped(later):
+            compat_fixtures.set_up_in_advance(later, scope_of(later))
+        later = following(later)
 
 
 def ends_collector(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
