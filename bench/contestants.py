@@ -22,6 +22,7 @@ CONTROLLERS = ("memory", "cpu", "pids")
 # The parent of podman's cgroups, and the beginning of the ids of OCI containers, after which the
 # runtimes name their cgroups.
 PEERS = f"bench-peers-{os.getpid()}"
+PODMAN = "podman run"
 SBIN = ":/usr/local/sbin:/usr/sbin:/sbin"  # for runc; a user's PATH often lacks these
 
 
@@ -140,27 +141,31 @@ def oci_runtime(name: str, program: str, directory: Path) -> Peer:
 def podman(program: str, directory: Path) -> Peer:
     """Return podman as a peer, with a root file system below ``directory``."""
     write_rootfs(directory / "podman")
-    limits = (
-        "--memory=256m",
-        "--cpus=1",
-        "--pids-limit=100",
-        "--ulimit=nofile=1024:1024",
-        "--ulimit=nproc=1024:1024",
-    )
-    rootfs = ("--volume=/usr:/usr:ro", "--network=none", "--rootfs", str(directory / "podman"))
+    flags = ("--rm", "--network=none", "--memory=256m", "--cpus=1", "--pids-limit=100")
+    argv = podman_run(program, directory / "podman", flags, ("true",))
+    return Peer(PODMAN, argv, "all but the overlay", slower=10)
+
+
+def podman_command(program: str) -> tuple[str, ...]:
+    """Return podman with the options that it needs here.
+
+    runc, because crun before 1.9 refuses hosts with both cgroup versions.
+    """
     runtime = ("--runtime=runc",) if on_path("runc") else ()
-    argv = (
-        program,
-        *runtime,
-        "--cgroup-manager=cgroupfs",
-        "run",
-        "--rm",
-        f"--cgroup-parent=/{PEERS}",
-        *limits,
-        *rootfs,
-        "true",
-    )
-    return Peer("podman run", argv, "all but the overlay", slower=10)
+    return (program, *runtime, "--cgroup-manager=cgroupfs")
+
+
+def podman_run(
+    program: str, rootfs: Path, flags: tuple[str, ...], command: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return the command line of ``podman run`` with the host's /usr, read-only.
+
+    podman's own limits of descriptors and processes exceed the hard limits of many machines, which
+    only CAP_SYS_RESOURCE allows (setrlimit(2)).
+    """
+    limits = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
+    given = (f"--cgroup-parent=/{PEERS}", *limits, "--volume=/usr:/usr:ro", *flags)
+    return (*podman_command(program), "run", *given, "--rootfs", str(rootfs), *command)
 
 
 def installed(directory: Path) -> Iterator[Peer]:

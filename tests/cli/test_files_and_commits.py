@@ -153,6 +153,7 @@ class TestCopy:
             (("nosuch:/x", "/tmp/y"), "no running container 'nosuch'"),
             (("/nosuch/file", "web:/x"), "No such file or directory: '/nosuch/file'"),
             (("web:/nosuch", "/tmp/x"), "No such file or directory: '/nosuch'"),
+            (("/etc/hosts", "web:/nosuch/"), "No such file or directory: '/nosuch/'"),
             (("web:/srv/d/one", "/nosuch/x"), "/nosuch: there is no such directory"),
         ],
     )
