@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,10 +230,25 @@ def why_not(argv: tuple[str, ...]) -> str:
 def remove_cgroups_of_peers() -> None:
     """Remove the parents of its cgroups, which podman leaves in each hierarchy, and the cgroups of
     runtimes that were killed.
+
+    Raises OSError if a process in one does not exit within 10 seconds: conmon, podman's parent of a
+    container, exits after ``podman rm``.
     """
+    deadline = time.monotonic() + 10
     for parent in (*CGROUPS.glob(f"{PEERS}*"), *CGROUPS.glob(f"*/{PEERS}*")):
         for directory, _, _ in os.walk(parent, topdown=False):
-            Path(directory).rmdir()
+            remove_cgroup(Path(directory), deadline)
+
+
+def remove_cgroup(directory: Path, deadline: float) -> None:
+    """Remove a cgroup as soon as it has no processes. Raises OSError after the deadline."""
+    while True:
+        try:
+            return directory.rmdir()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 @contextmanager

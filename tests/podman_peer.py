@@ -11,12 +11,14 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from terminals import wait_for
+
 __all__ = ["Podman", "can_start_containers", "normalized"]
 
 #: podman asks for limits of 1048576 descriptors and processes. Without CAP_SYS_RESOURCE, which many
 #: machines of CI lack, no process can exceed its hard limits (setrlimit(2)), and each start fails
-#: with EPERM. runc, because crun before 1.9 refuses hosts with both cgroup versions. Locks in files,
-#: because several podmans would share those in memory. No network, as our default.
+#: with EPERM. runc, because crun before 1.9 refuses hosts with both cgroup versions. Locks in
+#: files, because several podmans would share those in memory. No network, as our default.
 _CONFIGURATION = """\
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
@@ -69,11 +71,19 @@ class Podman:
     def close(self) -> None:
         """Remove the containers, the store, and the cgroups that podman leaves."""
         self.remove_containers()
+        wait_for(lambda: not self._cgroups_left())
         shutil.rmtree(self.place, ignore_errors=True)
-        for parent in (_CGROUPS / self._cgroup, *_CGROUPS.glob(f"*/{self._cgroup}")):
+
+    def _cgroups_left(self) -> list[Path]:
+        """Remove the cgroups without processes, and return the others: conmon, podman's parent of
+        a container, exits after `rm`.
+        """
+        parents = [_CGROUPS / self._cgroup, *_CGROUPS.glob(f"*/{self._cgroup}")]
+        for parent in parents:
             for directory, _, _ in os.walk(parent, topdown=False):
-                with suppress(OSError):  # its process is about to exit
+                with suppress(OSError):
                     os.rmdir(directory)
+        return [parent for parent in parents if parent.exists()]
 
 
 @cache
