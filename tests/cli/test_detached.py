@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+import uuid
 
 import pytest
 from command_line import COMMAND, output_of, sandbox
@@ -302,14 +303,16 @@ class TestLists:
 
     def test_names_are_filtered_by_an_expression(self):
         """--filter name= takes a regular expression, also with docker's slash before the name."""
-        web = shell("sleep 1000", "--name", "web")
-        both = {web, shell("sleep 1000", "--name", "web2")}
-        for pattern, expected in (
-            ("web", both),
-            ("^web$", {web}),
-            ("^/web$", {web}),
-            ("b$", {web}),
-        ):
+        name = f"w{uuid.uuid4().hex[:8]}"  # `ps` also lists those of other sessions
+        one = shell("sleep 1000", "--name", f"{name}a")
+        both = {one, shell("sleep 1000", "--name", f"{name}ab")}
+        patterns = (
+            (name, both),
+            (f"^{name}a$", {one}),
+            (f"^/{name}a$", {one}),
+            (f"{name}.$", {one}),
+        )
+        for pattern, expected in patterns:
             assert expected == set(output_of("ps", "-qf", f"name={pattern}").split()), pattern
         refused = sandbox("ps", "-f", "name=[")
         assert (125, True) == (refused.returncode, "accepted: name= with a" in refused.stderr)
