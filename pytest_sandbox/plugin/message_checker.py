@@ -37,12 +37,6 @@ _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
 #: Bytes of an empty list or dict: at least sys.getsizeof() of both.
 _CONTAINER_BYTES = 100
 _PHASES = ("setup", "call", "teardown")
-#: A message "passed" as a test process writes it. Most messages are of this kind. It fits its
-#: schema, so it need not be read as JSON.
-_NUMBER = r"((?:0|[1-9][0-9]{0,11})(?:\.[0-9]{1,17})?(?:e-[0-9]{1,2})?)"
-_PASSED = re.compile(
-    rf'\["passed", \["(setup|call|teardown)", {_NUMBER}, {_NUMBER}, {_NUMBER}\]\]'.encode()
-)
 
 
 def _integer(digits: str) -> int:
@@ -76,16 +70,16 @@ class MessageChecker:
 
     def read(self, line: bytes) -> tuple[str, Any]:
         """Return kind and data of a message. Raise :class:`InvalidError` if it is invalid."""
-        self._count += 1
-        self._total_cost += memory_cost(line)
-        if self._total_cost > MAX_TOTAL_BYTES or self._count > _MAX_MESSAGES:
-            raise InvalidError(f"the messages take more than {MAX_TOTAL_BYTES >> 20} MiB of memory")
-        passed = _PASSED.fullmatch(line)
-        kind, data = ("passed", None) if passed else _kind_and_data(line)
+        message = self._decoded(line)
+        if type(message) is not list or len(message) != 2 or type(message[0]) is not str:
+            raise InvalidError("a message is not a pair of kind and data")
+        kind, data = message
+        if kind not in SCHEMAS:
+            raise InvalidError(f"unknown kind of message {safe_text(kind[:40])!r}")
         if self._is_done:
             raise InvalidError(f"message {kind!r} came after the last one")
         try:
-            checked = _times(passed) if passed else SCHEMAS[kind](data)
+            checked = SCHEMAS[kind](data)
             if kind == "passed":
                 kind, checked = "report", self._report_of(*checked)
             check = getattr(self, f"_check_{kind}", None)
@@ -94,6 +88,18 @@ class MessageChecker:
         except (InvalidError, RecursionError) as error:
             raise InvalidError(f"message {kind!r}: {error}") from None
         return kind, checked
+
+    def _decoded(self, line: bytes) -> Any:
+        self._count += 1
+        self._total_cost += memory_cost(line)
+        if self._total_cost > MAX_TOTAL_BYTES or self._count > _MAX_MESSAGES:
+            raise InvalidError(f"the messages take more than {MAX_TOTAL_BYTES >> 20} MiB of memory")
+        try:
+            return _DECODER.decode(str(line, "utf-8", "surrogatepass"))
+        except InvalidError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise InvalidError(f"a message is not JSON ({type(error).__name__})") from None
 
     def _report_of(self, when: str, start: float, stop: float, duration: float) -> dict[str, Any]:
         """Return the data of a phase that has passed, as a message "report" has it; only the report
@@ -159,31 +165,6 @@ class MessageChecker:
         if self._next_phases and not self._has_exit and not self._may_lack_phases:
             raise InvalidError(f"came without a report of the phase {self._next_phases[0]!r}")
         self._is_done = True
-
-
-def _times(passed: re.Match[bytes]) -> tuple[str, float, float, float]:
-    """Return what the schema of a message "passed" does."""
-    when, start, stop, duration = passed.groups()
-    return when.decode(), float(start), float(stop), float(duration)
-
-
-def _kind_and_data(line: bytes) -> tuple[str, Any]:
-    message = _decoded(line)
-    if type(message) is not list or len(message) != 2 or type(message[0]) is not str:
-        raise InvalidError("a message is not a pair of kind and data")
-    kind, data = message
-    if kind not in SCHEMAS:
-        raise InvalidError(f"unknown kind of message {safe_text(kind[:40])!r}")
-    return kind, data
-
-
-def _decoded(line: bytes) -> Any:
-    try:
-        return _DECODER.decode(str(line, "utf-8", "surrogatepass"))
-    except InvalidError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InvalidError(f"a message is not JSON ({type(error).__name__})") from None
 
 
 def _out_of_order(report: dict[str, Any]) -> InvalidError:

@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from pytest_sandbox.plugin import message_checker
 from pytest_sandbox.plugin.message_checker import MessageChecker
 from pytest_sandbox.plugin.schema import InvalidError
 
@@ -105,25 +104,3 @@ def test_an_invalid_short_report_is_rejected(request, data):
     """A short report is checked as any other: its types, and the order of the phases."""
     with pytest.raises(InvalidError):
         MessageChecker(request.node).read(json.dumps(["passed", data]).encode())
-
-
-@pytest.mark.parametrize(
-    "times", ["1764342000.123456, 1764342000.5, 0.000123", "1, 0, 8.1e-05", "-1, 1E3, 1.5e+2"]
-)
-def test_a_message_is_read_alike_with_and_without_json(times):
-    """Messages of the usual form are read by a pattern; the result is that of JSON and schema."""
-    line = f'["passed", ["call", {times}]]'.encode()
-    expected = message_checker.SCHEMAS["passed"](json.loads(line)[1])
-    if "-1" not in times:
-        assert expected == message_checker._times(message_checker._PASSED.fullmatch(line))
-    else:
-        assert message_checker._PASSED.fullmatch(line) is None
-
-
-@pytest.mark.parametrize(
-    "times", ["01, 1, 1", "NaN, 1, 1", "1e12, 1, 1", "9999999999999, 1, 1", "1, 1", "٣, 1, 1"]
-)
-def test_other_messages_are_not_read_by_the_pattern(times):
-    """What JSON or the schema does not accept does not fit the pattern."""
-    line = f'["passed", ["call", {times}]]'.encode()
-    assert message_checker._PASSED.fullmatch(line) is None
