@@ -32,6 +32,7 @@ __all__ = [
     "set_up_higher",
     "set_up_in_advance",
     "set_up_inside",
+    "tear_down_before",
     "tear_down_from",
     "tear_down_item",
     "tear_down_to",
@@ -386,3 +387,22 @@ def tear_down_to(session: Any, nextitem: Any) -> None:
     ``session._setupstate``: the hook does it only together with an item.
     """
     session._setupstate.teardown_exact(nextitem)
+
+
+#: What a teardown raises that is no :class:`Exception`.
+_OUTCOMES = (pytest.fail.Exception, pytest.skip.Exception, BaseExceptionGroup)
+
+
+def tear_down_before(error: BaseException, session: Any, nextitem: Any) -> None:
+    """Tear down what the hook would after an item whose teardown is about to raise ``error``, a
+    group; raise both if that fails too.
+
+    ``session._setupstate``: it makes such a group itself, after the teardown of all nodes, and
+    tears down no further node if the teardown of one raises it.
+    """
+    try:
+        session._setupstate.teardown_exact(nextitem)
+    except pytest.exit.Exception:
+        raise
+    except (*_OUTCOMES, Exception) as own:  # noqa: BLE001 - both are raised
+        raise BaseExceptionGroup("errors during test teardown", [own, error]) from None

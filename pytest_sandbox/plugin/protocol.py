@@ -180,16 +180,20 @@ class _OuterHooks:
         if PROCESS in item.stash:
             return (yield)
         test = item.stash.get(TEST, None)
-        problem = "" if test is None else test.before_teardown(nextitem)
+        error = None if test is None else test.before_teardown(nextitem)
         try:
             yield
+        except (Exception, BaseExceptionGroup, pytest.fail.Exception, pytest.skip.Exception) as own:
+            if error is None or isinstance(own, pytest.exit.Exception):
+                raise
+            raise BaseExceptionGroup("errors during test teardown", [own, error]) from None
         finally:
             if nextitem is not None and not scopes.share(item, nextitem):
                 inside = [] if scopes.is_fresh(nextitem) else scopes.nodes_inside(nextitem)
                 if inside:
                     compat_fixtures.tear_down_from(inside[0])
-        if problem:
-            _fail(problem)
+        if error is not None:
+            raise error
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
@@ -204,7 +208,10 @@ class _OuterHooks:
         test = item.stash.get(TEST, None)
         reported = None if test is None else test.phase_result(call)
         if test is None or reported is None:
-            return _with_output_of(test, (yield))
+            report = yield
+            if test is not None:
+                _complete_teardown(test, report, call)
+            return report
         call.excinfo = reported.excinfo(call)
         if call.excinfo is not None:  # pytest_exception_interact was called in the test process
             self._exception_interact.restrict()
@@ -244,20 +251,20 @@ class _InnerHooks:
         return None if reported is None else reported.copy_report()
 
 
-def _fail(problem: str) -> None:
-    """Fail. If all frames were hidden, pytest would say so below the text."""
-    pytest.fail(problem, pytrace=False)
-
-
-def _with_output_of(test: SandboxedTest | None, report: pytest.TestReport) -> pytest.TestReport:
-    """Return the report of a teardown that has failed in the parent, with what the test process has
-    printed. That begins with what was printed before the fork.
+def _complete_teardown(
+    test: SandboxedTest, report: pytest.TestReport, call: pytest.CallInfo[None]
+) -> None:
+    """Complete the report of a teardown that has failed in the parent, with what the test process
+    has printed. That begins with what was printed before the fork.
     """
-    phases = {} if test is None or test.result is None else test.result.phases
-    if report.when == "teardown" and "teardown" in phases:
+    if report.when != "teardown":
+        return
+    phases = {} if test.result is None else test.result.phases
+    if "teardown" in phases:
         own = [section for section in report.sections if section[0].endswith(" teardown")]
         report.sections = [*phases["teardown"].report.sections, *own]
-    return report
+    if call.excinfo is not None and call.excinfo.value is test.torn_down.error:
+        report.longrepr = test.torn_down.longrepr
 
 
 def _end_repetition(item: pytest.Item) -> None:

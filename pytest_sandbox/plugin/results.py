@@ -230,6 +230,11 @@ class TestResult:
             self._fail_unreported_phase(text, when)
         return self.phases.get(when)
 
+    def exit_session(self, when: str) -> None:
+        """End the session if the test has called ``pytest.exit()`` in this phase."""
+        if self.exit is not None and self.exit[0] == when:
+            pytest.exit(*self.exit[1:])
+
     def longrepr_of(self, error: BaseException) -> Any:
         """Return the text of the exception of a phase; None for any other exception."""
         found = (one.report.longrepr for one in self.phases.values() if one.error is error)

@@ -81,6 +81,7 @@ class SandboxedTest:
         self._ended: results.Ended | None = None
         self._timeouts = PluginTimeouts(item)
         self.nextitem: pytest.Item | None = None
+        self.torn_down = TornDown()
 
     def replace_phases(self) -> None:
         """Replace the functions of the item for its phases, and of the collectors that are set up
@@ -362,6 +363,8 @@ class SandboxedTest:
         __tracebackhide__ = True
         found = None if self.result is None else self.result.phases.get(when)
         if found is not None:
+            if when == "teardown" and isinstance(found.error, BaseExceptionGroup):
+                compat_fixtures.tear_down_before(found.error, self.item.session, self.nextitem)
             found.raise_error()
 
     def _repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *style: Any) -> Any:
@@ -373,20 +376,18 @@ class SandboxedTest:
 
     def _exit_session(self, when: str) -> None:
         """End the session if the test has called ``pytest.exit()`` in this phase."""
-        if self.result is not None and self.result.exit is not None:
-            phase, reason, status = self.result.exit
-            if phase == when:
-                pytest.exit(reason, status)
+        if self.result is not None:
+            self.result.exit_session(when)
 
-    def before_teardown(self, nextitem: pytest.Item | None) -> str:
-        """End the scope if the next test does not belong to it: a failure of its fixtures' teardown
-        is one of this test. Return it if the test has no result.
-        """
+    def before_teardown(self, nextitem: pytest.Item | None) -> BaseException | None:
+        """End the scope if the next test is not in it; return what the phase has to raise."""
+        self.torn_down, self.nextitem = TornDown(), nextitem
         if not self._is_shared or nextitem is self.item:
-            return ""
+            return None
         found = [self._end_skipped(), self._scheduler.tear_down_scope(self, nextitem)]
         phase = None if self.result is None else self.result.phases.get("teardown")
-        return add_to_teardown(self.item, phase, found)
+        self.torn_down = add_to_teardown(self.item, phase, found)
+        return self.torn_down.error
 
     def _end_skipped(self) -> TornDown:
         """Wait for a test that the parent has skipped and its process has begun; return what that

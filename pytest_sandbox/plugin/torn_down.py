@@ -4,15 +4,15 @@ the scope ends, or the parent has skipped the test.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
 
 from pytest_sandbox.plugin import coverage_data, scopes, session_state
 from pytest_sandbox.plugin.results import restored_report
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    import pytest
+    from collections.abc import Sequence
 
     from pytest_sandbox.plugin.report_channel import Receiver
     from pytest_sandbox.plugin.results import PhaseResult
@@ -21,10 +21,21 @@ __all__ = ["TornDown", "add_to_teardown", "torn_down"]
 
 
 class TornDown(NamedTuple):
-    """The text of the failure, "" if there is none, and the sections with what was printed."""
+    """The exception of a teardown, None if there is none, how its report shows it, and the sections
+    with what was printed.
+    """
 
-    problem: str = ""
+    error: BaseException | None = None
+    longrepr: Any = None
     sections: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def problem(self) -> str:
+        """The text of the failure; "" if there is none, or only a skip or an expected failure."""
+        expected = (pytest.skip.Exception, pytest.xfail.Exception)
+        if self.error is None or isinstance(self.error, expected):
+            return ""
+        return str(self.longrepr)
 
 
 def torn_down(item: pytest.Item, receiver: Receiver) -> TornDown:
@@ -33,39 +44,51 @@ def torn_down(item: pytest.Item, receiver: Receiver) -> TornDown:
     """
     if receiver.invalid:
         receiver.drop_all_but_reports()
-    reports = {data["report"]["when"]: data["report"] for data in receiver.of_kind("report")}
+    reports = {data["report"]["when"]: data for data in receiver.of_kind("report")}
     session_state.apply_to_session(item, receiver)
     coverage_data.merge(receiver)
     if not receiver.is_done:
-        return TornDown(
+        return _failed(
             f"the fixtures of the {scopes.scope_of(item)} were not torn down: "
             f"{receiver.invalid or 'the process ended, or took too long'}"
         )
     if "teardown" not in reports:
         return TornDown()
-    report = restored_report(item, reports["teardown"])
-    return TornDown(_text(report) if report.failed else "", tuple(report.sections))
+    report = restored_report(item, reports["teardown"]["report"])
+    sections = tuple(report.sections)
+    if report.passed:
+        return TornDown(sections=sections)
+    error = reports["teardown"]["error"]
+    if error is None:  # a hook has set the outcome
+        return _failed(report.longreprtext, sections)
+    return TornDown(error, report.longrepr, sections)
 
 
-def _text(report: pytest.TestReport) -> str:
-    """Return the text of a failure after its message, which pytest shows in the summary."""
-    crash = getattr(report.longrepr, "reprcrash", None)
-    message = "" if crash is None else crash.message.partition("\n")[0]
-    return f"{message}\n\n{report.longreprtext}" if message else report.longreprtext
+def _failed(text: str, sections: tuple[tuple[str, str], ...] = ()) -> TornDown:
+    return TornDown(pytest.fail.Exception(text, pytrace=False), text, sections)
 
 
-def add_to_teardown(item: pytest.Item, phase: PhaseResult | None, found: Iterable[TornDown]) -> str:
-    """Add what was torn down to the teardown phase of an item; return the text of the failure if
-    that has no result.
+def add_to_teardown(
+    item: pytest.Item, phase: PhaseResult | None, found: Sequence[TornDown]
+) -> TornDown:
+    """Add what was torn down to the teardown phase of an item; return what the parent has to raise
+    in that phase, where pytest looks at marks ``xfail``.
+
+    A phase that has an exception itself fails with the texts of both.
     """
     sections = [section for one in found for section in one.sections]
-    problem = "\n".join(one.problem for one in found if one.problem)
-    if phase is None:
+    raised = [one for one in found if one.error is not None]
+    if phase is not None:
+        phase.report.sections += sections
+    else:
         for title, text in sections:
             if title.startswith("Captured "):
                 item.add_report_section("teardown", title.split()[1], text)
-        return problem
-    phase.report.sections += sections
-    if problem:
-        phase.fail("\n".join(filter(None, [phase.report.longreprtext, problem])))
-    return ""
+    if phase is not None and not phase.report.passed:
+        if any(one.problem for one in raised):
+            texts = [phase.report.longreprtext, *(one.problem for one in raised)]
+            phase.fail("\n".join(filter(None, texts)))
+        return TornDown()
+    if len(raised) > 1:
+        return _failed("\n".join(str(one.longrepr) for one in raised))
+    return raised[0] if raised else TornDown()

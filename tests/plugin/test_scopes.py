@@ -780,3 +780,94 @@ def test_b(): pass
         "--cov-fail-under=100",
         plugins=("pytest_cov.plugin",),
     ).stdout.fnmatch_lines(["*Required test coverage of 100% reached*"])
+
+
+#: A module's fixture, whose teardown raises; and a last test that runs in no process of the scope.
+RAISES_AT_THE_END = """
+import pytest
+@pytest.fixture(scope="module", autouse=True)
+def of_module():
+    yield
+    RAISE
+def test_a(): pass
+MARK
+def test_KIND(): pass
+"""
+
+
+@pytest.mark.parametrize("options", [(SHARED,), ("--sandbox-scope=session", "--sandbox-fresh")])
+@pytest.mark.parametrize("kind", ["b", "hooked", "parent"])
+@pytest.mark.parametrize(
+    ("mark", "statement"),
+    [
+        ("xfail(run=False)", "assert 0, 'module'"),
+        ("xfail(run=False, raises=ValueError)", "raise ValueError('module')"),
+        ("xfail(run=False, raises=ValueError)", "assert 0, 'module'"),
+        ("skip", "pytest.skip('module')"),
+        ("skip", "pytest.xfail('module')"),
+    ],
+)
+def test_an_expected_failure_of_a_teardown_is_reported(
+    run, reports, pytester, options, kind, mark, statement
+):
+    """A teardown after a test that the parent has not run ends as outside: with a mark ``xfail`` it
+    is an expected failure, unless the exception is another one than that.
+    """
+    source = RAISES_AT_THE_END.replace("RAISE", statement).replace("KIND", kind)
+    source = source.replace("MARK", f"@pytest.mark.{mark}")
+    conftest = pytester.path / "conftest.py"
+    conftest.write_text(conftest.read_text() + HOOK)
+    pytester.makepyfile(test_z="def test_z(): pass")
+    found = []
+    for is_inside in (False, True):
+        run(source, *(options if is_inside else ()), sandbox=is_inside)
+        found.append(
+            [
+                (one["test"], one["when"], one["outcome"], one["text"].rpartition("\n")[2])
+                for one in reports()
+                if one["when"] == "teardown"
+            ]
+        )
+        (pytester.path / "reports.jsonl").unlink()
+    outside, inside = found
+    assert outside == inside
+    assert [one[0] for one in inside if one[2] != "passed"] == [f"test_{kind}"]
+
+
+@pytest.mark.parametrize("options", [(), (SHARED,), ("--sandbox-jobs=2",)])
+def test_fixtures_outside_are_torn_down_after_several_failures_inside(run, reports, options):
+    """If several function fixtures of a test fail at their teardown, fixtures of wider scopes are
+    torn down too: in that phase, with their failure, and before the next test.
+    """
+    source = """
+import pytest
+@pytest.fixture(scope="session")
+def outer():
+    yield
+    pytest.fail("of the session")
+@pytest.fixture(scope="class")
+def middle():
+    yield
+@pytest.fixture
+def first():
+    yield
+    pytest.fail("of the first")
+@pytest.fixture
+def second():
+    yield
+    raise ValueError("of the second")
+class TestA:
+    def test_a(self, outer, middle, first, second): pass
+class TestB:
+    def test_b(self, outer, middle, first, second): pass
+"""
+    run(source, sandbox=False)
+    run(source, *options)
+    texts = ("of the session", "of the first", "of the second")
+    found = [
+        (one["test"], one["when"], one["outcome"], [text in one["text"] for text in texts])
+        for one in reports()
+    ]
+    outside, inside = found[: len(found) // 2], found[len(found) // 2 :]
+    assert outside == inside
+    assert inside[-1] == ("test_b", "teardown", "failed", [True, True, True])
