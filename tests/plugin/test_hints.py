@@ -409,6 +409,21 @@ def test_a_thread_of_the_parent_is_a_hint(run):
     assert "a fork of it: 'the echo'. A test that waits" in lines[0]
 
 
+def test_a_thread_of_another_plugin_is_no_hint(run):
+    """No test waits for the thread in which pytest-rerunfailures serves the workers of xdist."""
+    result = run(
+        """
+    import queue, threading
+    THREADS = [one.name for one in threading.enumerate()]
+    def test_there_is_one(): assert ["Thread-1 (run_server)"] == THREADS[1:]
+    def test_waits(): queue.Queue().get(timeout=0.1)
+    """,
+        plugins=("xdist", "rerunfailures"),
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    assert "" == hint(result)
+
+
 def test_a_native_thread_of_the_parent_is_a_hint(run):
     """A thread that a C library has started is named by the kernel's name for it."""
     result = run(
