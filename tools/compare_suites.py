@@ -4,7 +4,8 @@
 it with the requirements of its tests into a virtual environment below ``--cache``, runs its tests
 without and with ``--sandbox``, and prints each test whose outcome differs. The order of the tests
 is fixed, and only the plugins of the suite are loaded, unless it needs autoloading. ``--mode``
-compares further runs with other options, such as ``--mode=--sandbox-jobs=2``.
+compares further runs with other options, such as ``--mode=--sandbox-jobs=2``. ``--rounds``
+repeats all of it, plain runs and modes in turn, and prints the ratios of their times.
 ``tools/suites.py`` is the table of suites.
 
 If an outcome differs, both runs are repeated: a test whose outcome differs between the plain runs
@@ -20,9 +21,11 @@ import os
 import shlex
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -146,7 +149,8 @@ def finish(
 
 def run(prepared: Prepared, options: tuple[str, ...]) -> tuple[Outcomes, float]:
     """Return the outcome of each test, and the seconds of the session, with some options."""
-    suite, kind = prepared.suite, "sandboxed" if options else "plain"
+    suite = prepared.suite
+    kind = "_".join(option.strip("-").replace("/", "_") for option in options) or "plain"
     report, output = (prepared.directory / f"{kind}.{suffix}" for suffix in ("xml", "txt"))
     report.unlink(missing_ok=True)
     plugins = [arg for name in ("sandbox", *suite.plugins) for arg in ("-p", name)]
@@ -154,14 +158,20 @@ def run(prepared: Prepared, options: tuple[str, ...]) -> tuple[Outcomes, float]:
     command += ["-v", "--color=no", "--tb=short", f"--junitxml={report}", *suite.paths]
     environment = {} if suite.autoload else {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     environment |= suite.environment
-    with running(suite.server, suite.port):
+    # Other sessions remove old directories of pytest in /tmp.
+    with (
+        tempfile.TemporaryDirectory(prefix="s", ignore_cleanup_errors=True) as temporary,
+        running(suite.server, suite.port),
+    ):
+        environment["PYTEST_DEBUG_TEMPROOT"] = temporary
         start = time.monotonic()
         ended = finish(command, output, prepared.sources, suite.deadline, environment)
+        took = time.monotonic() - start
     if not ended:
         raise NotRun(f"the {kind} run did not end within {suite.deadline} s, see {output}")
     if not report.exists():
         raise NotRun(f"the {kind} run wrote no report, see {output}")
-    return outcomes(report), time.monotonic() - start
+    return outcomes(report), took
 
 
 def outcomes(report: Path) -> Outcomes:
@@ -200,21 +210,39 @@ def convincing(plain: Outcomes) -> bool:
     return passed > failed and 4 * passed >= len(plain)
 
 
-def compare(prepared: Prepared, modes: Sequence[tuple[str, ...]]) -> bool:
+def compare(prepared: Prepared, modes: Sequence[tuple[str, ...]], rounds: int = 1) -> bool:
     """Run a suite, print what differs in each mode, and return whether all of it was expected.
 
     A mode is a number of options that are added to those of the suite for ``--sandbox``.
+    """
+    results = [compare_once(prepared, modes) for _ in range(rounds)]
+    for index, mode in enumerate(modes if rounds > 1 else ()):
+        ratios = [each[index] for _, each in results]
+        print(
+            f"{prepared.suite.name} {' '.join(('--sandbox', *prepared.suite.sandbox, *mode))}: "
+            f"{statistics.median(ratios):.2f} x plain in the median of {rounds} rounds, "
+            f"{min(ratios):.2f} to {max(ratios):.2f}",
+            flush=True,
+        )
+    return all(expected for expected, _ in results)
+
+
+def compare_once(prepared: Prepared, modes: Sequence[tuple[str, ...]]) -> tuple[bool, list[float]]:
+    """Run a suite plain and in each mode; return whether no outcome differs unexpectedly, and the
+    time of each mode, divided by that of the plain run.
     """
     plain, took = run(prepared, ())
     if not convincing(plain):
         raise NotRun(f"too few tests pass without --sandbox: {counts(plain)}")
     print(f"{prepared.suite.name} {prepared.suite.version}: {counts(plain)}; {took:.1f} s")
-    results = [compare_mode(prepared, plain, took, mode) for mode in modes]
-    return all(results)
+    compared = [compare_mode(prepared, plain, took, mode) for mode in modes]
+    return all(expected for expected, _ in compared), [ratio for _, ratio in compared]
 
 
-def compare_mode(prepared: Prepared, plain: Outcomes, took: float, mode: tuple[str, ...]) -> bool:
-    """Compare the plain outcomes with those of one mode."""
+def compare_mode(
+    prepared: Prepared, plain: Outcomes, took: float, mode: tuple[str, ...]
+) -> tuple[bool, float]:
+    """Compare the plain outcomes with those of one mode, and the times of both."""
     suite = prepared.suite
     options = ("--sandbox", *suite.sandbox, *mode)
     inside, took_inside = run(prepared, options)
@@ -235,14 +263,14 @@ def compare_mode(prepared: Prepared, plain: Outcomes, took: float, mode: tuple[s
         f"unexpectedly; {took_inside:.1f} s, {each:+.1f} ms a test",
         flush=True,
     )
-    return not unexpected
+    return not unexpected, took_inside / took
 
 
-def succeeds(suite: Suite, cache: Path, modes: Sequence[tuple[str, ...]]) -> bool:
+def succeeds(suite: Suite, cache: Path, modes: Sequence[tuple[str, ...]], rounds: int) -> bool:
     """Install a suite, and compare it in some modes; print why, if it cannot be run."""
     try:
         prepared = prepare(suite, cache)
-        return not modes or compare(prepared, modes)
+        return not modes or compare(prepared, modes, rounds)
     except NotRun as error:
         print(f"{suite.name} {suite.version}: NOT RUN: {error}", flush=True)
         return False
@@ -265,15 +293,21 @@ def main() -> None:
         metavar="OPTIONS",
         help="compare with these options too, such as --mode=--sandbox-jobs=2 (repeatable)",
     )
+    parser.add_argument(
+        "--path", action="append", help="instead of the suite's paths of tests (repeatable)"
+    )
+    parser.add_argument("--rounds", type=int, default=1, help="how often (default: 1)")
     parser.add_argument("--install-only", action="store_true", help="do not run the tests")
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by an exception, which ends the run
     cache = chosen.cache.absolute()
     suites = [SUITES[name] for name in chosen.names or SUITES]
+    if chosen.path:
+        suites = [replace(suite, paths=tuple(chosen.path)) for suite in suites]
     if chosen.deadline:
         suites = [replace(suite, deadline=chosen.deadline) for suite in suites]
     modes = [] if chosen.install_only else [(), *(tuple(shlex.split(one)) for one in chosen.mode)]
-    results = [succeeds(suite, cache, modes) for suite in suites]
+    results = [succeeds(suite, cache, modes, chosen.rounds) for suite in suites]
     sys.exit(0 if all(results) else 1)
 
 

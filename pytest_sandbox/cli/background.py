@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.cli import times
+from pytest_sandbox.cli.exit_status import complain
 from pytest_sandbox.cli.verb import Verb
 from pytest_sandbox.container import detached
 from pytest_sandbox.container.detached_log import STDERR, LogReader
@@ -73,11 +74,11 @@ def _tail(text: str) -> int | None:
 
 def _logs(found: argparse.Namespace) -> int:
     one = detached.find_detached(found.id)
-    log = LogReader(one.log)
+    log = LogReader(one.directory, _report_gap)
     try:
         with one.opened() as ending:
             lines = _lines(log.read())
-            kept = lines if found.tail is None else deque(lines, found.tail)
+            kept = lines if found.tail is None else _last(lines, found.tail)
             at_start = _print(kept, stamped=found.timestamps, at_start={})
             while found.follow:
                 sys.stdout.flush()
@@ -91,11 +92,31 @@ def _logs(found: argparse.Namespace) -> int:
     return 0
 
 
+def _report_gap() -> None:
+    sys.stdout.flush()
+    complain("a part of the output is missing: it was removed (--log-opt) before it was printed")
+
+
 def _lines(frames: Iterable[Frame]) -> Iterator[Frame]:
-    """Yield the lines of frames; the last one may be incomplete."""
+    """Yield the lines of frames; one that two frames share is in two parts."""
     for frame in frames:
         for line in frame.data.splitlines(keepends=True) if frame.data else ():
             yield frame._replace(data=line)
+
+
+def _last(parts: Iterable[Frame], count: int) -> Iterator[Frame]:
+    """Return the last lines of those of :func:`_lines`."""
+    kept: deque[tuple[bool, Frame]] = deque()  # with whether it is the start of a line
+    starts, at_start = 0, dict[int, bool]()
+    for part in parts:
+        kept.append((at_start.get(part.stream, True), part))
+        at_start[part.stream] = part.data.endswith(b"\n")
+        starts += kept[-1][0]
+        while starts > count:
+            starts -= kept.popleft()[0]
+    while kept and not kept[0][0]:  # the rest of a line before
+        kept.popleft()
+    return (part for _is_start, part in kept)
 
 
 def _print(lines: Iterable[Frame], *, stamped: bool, at_start: dict[int, bool]) -> dict[int, bool]:

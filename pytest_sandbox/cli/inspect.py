@@ -94,9 +94,10 @@ def _of_container(one: Detached) -> dict[str, Any]:
         "Image": facts.image,
         "Name": f"/{one.name}" if one.name else "",
         "RestartCount": facts.restarts,
-        "LogPath": one.log,
+        "LogPath": "",  # as with docker's log driver "local"
         "HostConfig": {
             "AutoRemove": facts.remove,
+            "LogConfig": {"Type": "local", "Config": facts.log_options},
             "Memory": facts.settings.get("memory") or 0,
             "NetworkMode": facts.network or facts.settings.get("network", "none"),
             "RestartPolicy": {"Name": policy, "MaximumRetryCount": int(most or 0)},

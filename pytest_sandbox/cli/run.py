@@ -12,7 +12,7 @@ from pytest_sandbox.cli import flags, images
 from pytest_sandbox.cli.detach import detach
 from pytest_sandbox.cli.names import claimed
 from pytest_sandbox.cli.verb import Verb
-from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.errors import SandboxError, SettingsError
 
 if TYPE_CHECKING:
     from pytest_sandbox.cli.detach import Report
@@ -96,6 +96,14 @@ def _add_detached(parser: argparse.ArgumentParser) -> None:
         help="with -d, a file of KEY[=VALUE] lines, with # for comments",
     )
     parser.add_argument(
+        "--log-opt",
+        action="append",
+        default=[],
+        metavar="max-size=SIZE|max-file=N",
+        help="with -d, limit of the log: at most N files of SIZE, of which the oldest is removed "
+        "(default: max-size=20m, max-file=5)",
+    )
+    parser.add_argument(
         "--rm",
         action="store_true",
         help="with -d, remove the container when it has ended; without -d, it always is",
@@ -107,6 +115,7 @@ def _run(found: argparse.Namespace) -> int:
     from pytest_sandbox.container.container import Container
 
     _check_flags_of_detached(found)
+    _log_options(found)
     images.ensure_image(found.image, policy=found.pull)
     if found.detach:
         return detach(lambda report: _supervise(found, report))
@@ -135,6 +144,7 @@ def _check_flags_of_detached(found: argparse.Namespace) -> None:
             ("--restart", found.restart != "no"),
             ("--label", found.label),
             ("--label-file", found.label_file),
+            ("--log-opt", found.log_opt),
         ):
             if is_given:
                 raise SandboxError(
@@ -197,6 +207,7 @@ def _facts(container: Container, found: argparse.Namespace) -> Facts:
         settings=serializable(container.settings),
         env=handle.rootfs.environment(container.hostname) if found.image != "host" else {},
         labels=_labels(found),
+        log_options=_log_options(found),
         ports=_ports(container),
         tty=found.tty,
         stdin=found.interactive,
@@ -204,6 +215,18 @@ def _facts(container: Container, found: argparse.Namespace) -> Facts:
         remove=found.rm,
         stop_signal=handle.rootfs.stop_signal,
     )
+
+
+def _log_options(found: argparse.Namespace) -> dict[str, str]:
+    """Return the options of the log, with their defaults. Raises :class:`SandboxError`."""
+    from pytest_sandbox.container.detached_log import LogLimits
+
+    try:
+        given = LogLimits.read(one.partition("=")[::2] for one in found.log_opt)
+    except SettingsError as error:
+        text = f"--log-opt {error.value!r} is not valid; accepted: {error.accepted}"
+        raise SandboxError(text) from error
+    return given.options
 
 
 def _labels(found: argparse.Namespace) -> dict[str, str]:

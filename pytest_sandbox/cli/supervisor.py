@@ -15,7 +15,7 @@ from pytest_sandbox.cli import signal_proxy, supervisor_requests
 from pytest_sandbox.cli.exit_status import CANNOT_EXECUTE, NOT_FOUND, OUR_ERROR, status_of
 from pytest_sandbox.cli.relay import Relay
 from pytest_sandbox.container import detached, saved_layers
-from pytest_sandbox.container.detached_log import STDERR, STDOUT, LogWriter
+from pytest_sandbox.container.detached_log import STDERR, STDOUT, LogLimits, LogWriter
 from pytest_sandbox.errors import SandboxError, UnsupportedError
 from pytest_sandbox.linux.removal import remove_tree
 from pytest_sandbox.runtime import storage
@@ -49,7 +49,7 @@ class Supervisor:
         saved_layers.make_home()
         place = os.path.join(saved_layers.home(), facts.id)
         self.directory, self._lock = storage.make_unfinished(place)
-        self._log = LogWriter(os.path.join(self.directory, "log"))
+        self._log = LogWriter(self.directory, LogLimits.read(facts.log_options.items()))
         detached.write_status(self.directory, "")
         detached.write_name(self.directory, container.handle.label)
         detached.write_facts(self.directory, facts)

@@ -34,7 +34,9 @@ def configure(handle: Handle) -> None:
         from pytest_sandbox.container import egress
 
         egress.connect(handle)
-    elif not isinstance(handle.settings.network, str) and not handle.is_disconnected:
+    elif not (
+        isinstance(handle.settings.network, str) or handle.is_disconnected or handle.connects_later
+    ):
         network = cast("Network", handle.settings.network)
         handle.endpoint = network.attach(handle.id, handle.settings.names, handle.pidfd)
     if handle.settings.publish:

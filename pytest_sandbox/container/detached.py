@@ -7,7 +7,7 @@
     HOME/kept/ID/            of a container that has ended, with its layer (saved_layers)
         container.json       :class:`Facts`
         name                 the name, which `rename` changes
-        log                  the output (detached_log)
+        log.0, log.1, ...    the output (detached_log)
         status               the exit status, empty until the container has ended
 
 A supervisor that was killed leaves a directory that nobody has locked. The cleanup of the next
@@ -52,7 +52,7 @@ __all__ = [
 
 #: The signals of a supervisor: send the stop signal to the command; kill it. Neither restarts it.
 STOP, KILL = signal.SIGTERM, signal.SIGUSR1
-_FACTS, _NAME, _LOG, _STATUS = "container.json", "name", "log", "status"
+_FACTS, _NAME, _STATUS = "container.json", "name", "status"
 _RUNNING = re.compile(r"[^.]+\.(\d+)(\.\d+)?")
 #: Seconds between two attempts to lock: flock(2) has no timeout.
 _PAUSE = 0.01
@@ -66,6 +66,7 @@ class Facts:
     is the PID of the command outside, 0 while it does not run. ``restart`` is docker's policy.
     ``image_id`` is the id of a stored image, else empty; ``network`` the name of a network.
     ``ports`` are published ports: the key inside ("80/tcp"), the host's address and its port.
+    ``log_options`` are those of ``--log-opt``.
     """
 
     id: str
@@ -78,6 +79,7 @@ class Facts:
     env: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     ports: list[tuple[str, str, int]] = field(default_factory=list)
+    log_options: dict[str, str] = field(default_factory=dict)
     tty: bool = False
     stdin: bool = False
     restart: str = "no"
@@ -113,11 +115,6 @@ class Detached:
     def is_running(self) -> bool:
         """Whether it had a supervisor when it was listed."""
         return self.supervisor > 0
-
-    @property
-    def log(self) -> str:
-        """The path of its log."""
-        return os.path.join(self.directory, _LOG)
 
     def signal_supervisor(self, number: int) -> None:
         """Send :data:`STOP` or :data:`KILL` to the supervisor; nothing if it has ended."""

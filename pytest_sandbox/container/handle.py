@@ -119,6 +119,10 @@ class Handle:
     """Whether the start only starts the relay of its ports, which are published while a service
     inside starts."""
 
+    connects_later: bool
+    """Whether the start does not connect it to the network of its settings: a service that was
+    started in advance gets its place when it is used."""
+
     published: Published | None
     """The relay of published ports; None without any, and before the start."""
 
@@ -157,7 +161,7 @@ class Handle:
         self.id = self.label = self.snapshot_key = ""
         self.state = "created"
         self.endpoint = self.committed = self.published = self.egress = None
-        self.is_disconnected = self.publishes_later = False
+        self.is_disconnected = self.publishes_later = self.connects_later = False
         self.saved, self.directories, self.snapshots = {}, (), []
         self.commands, self.forks = set(), set()
         self.logs = []

@@ -8,6 +8,7 @@ import select
 import time
 from typing import TYPE_CHECKING, Any
 
+from pytest_sandbox.container import unconnected
 from pytest_sandbox.container.conditions import healthcheck, needs_log
 from pytest_sandbox.container.kept_log import KeptLog
 from pytest_sandbox.container.missing_programs import as_service_error
@@ -173,7 +174,8 @@ class _Wait:
             self._await_logs()
         text = "".join(log.text() for log in self._logs)
         self._probe.check()
-        return self._name, f"{reason}; {self._probe.found}", code, last_lines(text)
+        reason = f"{reason}; {self._probe.found}{unconnected.describe(self._handle)}"
+        return self._name, reason, code, last_lines(text)
 
 
 def _description(code: int) -> str:

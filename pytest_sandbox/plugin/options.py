@@ -155,7 +155,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if all_inside or count or config.getoption("sandbox_keep") != "none":
         from pytest_sandbox.plugin import summary
 
-        summary.register(config, all_inside=all_inside)
+        ini, option = read_scope(config)
+        summary.register(config, all_inside=all_inside, scope=option or ini or "function")
 
 
 def wants_sandbox(config: pytest.Config) -> bool:

@@ -27,9 +27,23 @@ class _Row(NamedTuple):
     nodeid: str
 
 
-def register(config: pytest.Config, *, all_inside: bool) -> None:
-    """Register the summary; ``all_inside`` shows the header about isolation."""
-    config.pluginmanager.register(_Summary(config, all_inside=all_inside), "sandbox-summary")
+#: Which tests share a container, by the scope that is set for all of them.
+_SHARING = {
+    "function": "each test in a container of its own",
+    "class": "the tests of each class in one container",
+    "module": "the tests of each module in one container",
+    "package": "the tests of each package in one container",
+    "session": "all tests in one container",
+}
+
+
+def register(config: pytest.Config, *, all_inside: bool, scope: str) -> None:
+    """Register the summary.
+
+    ``all_inside`` shows the header about isolation; the tests of a ``scope`` share a container.
+    """
+    summary = _Summary(config, all_inside=all_inside, scope=scope)
+    config.pluginmanager.register(summary, "sandbox-summary")
 
 
 class _Summary:
@@ -37,9 +51,10 @@ class _Summary:
     controller those of the workers.
     """
 
-    def __init__(self, config: pytest.Config, *, all_inside: bool) -> None:
+    def __init__(self, config: pytest.Config, *, all_inside: bool, scope: str) -> None:
         self._config = config
         self._all_inside = all_inside
+        self._scope = scope
         self._rows: dict[str, _Row] = {}
         self._kept: dict[str, str] = {}
 
@@ -49,7 +64,7 @@ class _Summary:
             return None
         from pytest_sandbox import host
 
-        return f"sandbox: each test in a container of its own ({host.headline()})"
+        return f"sandbox: {_SHARING[self._scope]} ({host.headline()})"
 
     def pytest_report_collectionfinish(self) -> str | None:
         """Return a line about tests that stay outside although they have no mark that says so."""

@@ -12,7 +12,7 @@ import os
 import threading
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pytest_sandbox.client import session
 from pytest_sandbox.errors import SandboxError
@@ -20,24 +20,39 @@ from pytest_sandbox.errors import SandboxError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_sandbox.container.container import Container
     from pytest_sandbox.container.network import Network
-    from pytest_sandbox.services.service import Running
-
 __all__ = ["StartedAhead"]
 
 #: Seconds that a fork waits for the thread: longer than the client waits for a start (join.py).
 _START_TIMEOUT = 90.0
 
 
-class StartedAhead:
+class _Running(Protocol):
+    """A running service, as this file sees it."""
+
+    container: Container
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended."""
+
+    def await_ready(self) -> None:
+        """Return once it is ready; close it if it will not be."""
+
+
+R = TypeVar("R", bound=_Running)
+
+
+class StartedAhead(Generic[R]):
     """At most one service that was started in advance by ``start``, a function of the network."""
 
-    def __init__(self, start: Callable[[Network | None], Running]) -> None:
+    def __init__(self, start: Callable[[Network | None], R]) -> None:
         self._start = start
         self._owner = os.getpid()
         self._thread: threading.Thread | None = None
         self._has_started = threading.Event()
-        self._running: Running | None = None
+        self._running: R | None = None
         self._network: Network | None = None
         _all.add(self)
 
@@ -68,7 +83,7 @@ class StartedAhead:
             with suppress(SandboxError, OSError):  # it is closed then
                 self._running.await_ready()
 
-    def take(self, network: Network | None) -> Running | None:
+    def take(self, network: Network | None) -> R | None:
         """Return the service that was started for this network once it is ready; None if there is
         none that runs.
         """
@@ -80,7 +95,7 @@ class StartedAhead:
             return None
         return running
 
-    def _taken(self) -> Running | None:
+    def _taken(self) -> R | None:
         self._forget_in_fork()
         if self._thread is not None:
             self._thread.join()
@@ -108,7 +123,7 @@ class StartedAhead:
             self._owner, self._thread, self._running = os.getpid(), None, None
 
 
-_all: weakref.WeakSet[StartedAhead] = weakref.WeakSet()
+_all: weakref.WeakSet[StartedAhead[Any]] = weakref.WeakSet()
 
 
 def _await_starts() -> None:

@@ -13,6 +13,7 @@ from pytest_sandbox.container.conditions import Query
 from pytest_sandbox.services import queries
 from pytest_sandbox.services.prepared import DATA, Prepared, Program
 from pytest_sandbox.services.service import Service
+from pytest_sandbox.services.service_values import keywords_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -54,6 +55,7 @@ _NO_TANSU = (
 )
 
 
+@keywords_only
 def rabbitmq(
     *,
     setup: Setup = None,
@@ -87,6 +89,7 @@ def rabbitmq(
     return made
 
 
+@keywords_only
 def kafka(*, port: int = 9092, **settings: Any) -> Service:
     """Return Tansu, a server with Kafka's protocol that keeps its topics in memory; ``url`` is
     ``HOST:PORT``, a list of bootstrap servers.
@@ -113,9 +116,9 @@ class _Kafka(Service):
         self.missing = _NO_TANSU
         self.is_disposable = True
 
-    def start_container(self, settings: Settings) -> Container:
+    def start_container(self, settings: Settings, *, is_ahead: bool = False) -> Container:
         """Start the container and publish its port, since the command has the address."""
-        container = super().start_container(settings)
+        container = super().start_container(settings, is_ahead=is_ahead)
         try:
             super().publish(container.handle)
         except BaseException:

@@ -20,8 +20,8 @@ from pytest_sandbox.container.waiting import last_lines
 from pytest_sandbox.errors import ImageError, ServiceError, SettingsError
 from pytest_sandbox.image.image import Image, find
 from pytest_sandbox.services import setup_source
-from pytest_sandbox.services.ahead import StartedAhead
 from pytest_sandbox.services.service import NOT_FOUND, Running, Service
+from pytest_sandbox.services.service_values import is_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -105,40 +105,34 @@ class Prepared(Service):
         super().__init__(program.script(f"exec {command}"), **keywords)
         self.stop_signal = stop_signal
         self.is_disposable = True
-        if ahead not in (0, 1):
-            raise SettingsError("ahead", ahead, "0 or 1")
         if setup is not None and not callable(setup):
             raise SettingsError("setup", setup, "a function, called with the running service")
         self.missing = program.missing
         self._program, self._setup, self._files = program, setup, tuple(files)
         self._initialise = program.script(initialise)
-        self.is_ahead = bool(ahead)
+        self.is_ahead = is_one(ahead)
         self._image: Image | None = None
-        self._next = StartedAhead(self.begin)
-
-    def start_on(self, network: Network | None) -> Running:
-        """Start a clone of the prepared files; with ``ahead``, return the one that was started
-        meanwhile, and have the next one started.
-        """
-        running = self._next.take(network) or self.begin(network)
-        running.await_ready()
-        if self.is_ahead:
-            self._next.begin(network)
-        return running
 
     def begin(self, network: Network | None) -> Running:
         """Start a clone without waiting until it is ready."""
+        return self._begin(network, is_ahead=False)
+
+    def begin_ahead(self, network: Network | None) -> Running:
+        """As :meth:`begin`, for a later :meth:`start_on`."""
+        return self._begin(network, is_ahead=True)
+
+    def _begin(self, network: Network | None, *, is_ahead: bool) -> Running:
         try:
-            return self.begin_from(self.settings.replace(image=self.image()), network)
+            return self._begin_clone(network, is_ahead=is_ahead)
         except ImageError:
             if self._image is None or _is_stored(self._image):
                 raise
             self._image = None  # it was removed from the store meanwhile
-            return self.begin_from(self.settings.replace(image=self.image()), network)
+            return self._begin_clone(network, is_ahead=is_ahead)
 
-    def close(self) -> None:
-        """End the clone that was started in advance."""
-        self._next.close()
+    def _begin_clone(self, network: Network | None, *, is_ahead: bool) -> Running:
+        settings = self.settings.replace(image=self.image())
+        return self.begin_from(settings, network, is_ahead=is_ahead)
 
     # -- the prepared files
 

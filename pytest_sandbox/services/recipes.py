@@ -15,6 +15,7 @@ from pytest_sandbox.container.conditions import Http, Query
 from pytest_sandbox.services import queries
 from pytest_sandbox.services.prepared import DATA, Prepared, Program
 from pytest_sandbox.services.service import Service
+from pytest_sandbox.services.service_values import is_one, keywords_only
 
 if TYPE_CHECKING:
     import os
@@ -71,17 +72,19 @@ _MARIADB_OPTIONS = (
 )
 
 
-def redis(*, port: int = 6379, **settings: Any) -> Service:
+@keywords_only
+def redis(*, ahead: int = 0, port: int = 6379, **settings: Any) -> Service:
     """Return Redis (or Valkey) without persistence; ``url`` is ``redis://HOST:PORT/0``.
 
-    ``settings`` are those of :class:`Service`. Raises :class:`ServiceError` at the start if neither
-    program is there.
+    ``ahead`` is how many servers are started in advance (0 or 1). Further ``settings`` are those of
+    :class:`Service`. Raises :class:`ServiceError` at the start if neither program is there.
     """
     program = "$(command -v redis-server || command -v valkey-server || echo redis-server)"
     options = f"--port {port} {_REDIS_OPTIONS}"
     command = _REDIS.script(f"exec {program} {options}")
     ready = Query(port, queries.ask_redis, "PING")
     made = Service(command, ready=ready, **{"name": "redis", **settings})
+    made.is_ahead = is_one(ahead)
     made.host_command = lambda: (_REDIS.find(made.name), *shlex.split(options))
     made.url_form = "redis://{host}:{port}/0"
     made.missing = _REDIS.missing
@@ -89,6 +92,7 @@ def redis(*, port: int = 6379, **settings: Any) -> Service:
     return made
 
 
+@keywords_only
 def s3(*, port: int = 5000, **settings: Any) -> Service:
     """Return moto's server, which keeps the buckets of S3 in memory; ``url`` is
     ``http://HOST:PORT``, an ``endpoint_url`` for boto3.
@@ -107,6 +111,7 @@ def s3(*, port: int = 5000, **settings: Any) -> Service:
     return made
 
 
+@keywords_only
 def postgres(
     *,
     setup: Setup = None,
@@ -140,6 +145,7 @@ def postgres(
     return made
 
 
+@keywords_only
 def mariadb(
     *, setup: Setup = None, files: Files = (), ahead: int = 0, port: int = 3306, **settings: Any
 ) -> Prepared:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import subprocess
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
 from pytest_sandbox.client import session
-from pytest_sandbox.container.conditions import AllOf, AnyOf, Condition, Http, Port, Query
+from pytest_sandbox.container.conditions import Condition, Http, Port, Query
 from pytest_sandbox.container.container import Container
 from pytest_sandbox.container.missing_programs import as_service_error, reason_for_shell
 from pytest_sandbox.container.publish import publish
 from pytest_sandbox.container.waiting import DEFAULT_TIMEOUT, joined, wait_for
 from pytest_sandbox.errors import ContainerStopped, SandboxError, ServiceError, SettingsError
 from pytest_sandbox.linux import namespaces
+from pytest_sandbox.services.ahead import StartedAhead
+from pytest_sandbox.services.service_values import command_of, exposed, parts, words
 from pytest_sandbox.settings.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from pytest_sandbox.container.handle import Handle
     from pytest_sandbox.container.network import Network
     from pytest_sandbox.container.popen import Popen
-    from pytest_sandbox.image.image import Image
 
 __all__ = ["NOT_FOUND", "Running", "Service"]
 
@@ -63,7 +64,7 @@ class Service:
         **settings: Any,
     ) -> None:
         self.settings = Settings(**settings)
-        self.command = None if command is None else _words(command)
+        self.command = None if command is None else words(command)
         if self.command is None and self.settings.image == "host":
             raise SettingsError("command", None, 'a list such as ["redis-server"], or image=')
         if ready is not None and not isinstance(ready, Condition):
@@ -86,6 +87,7 @@ class Service:
         #: Whether the next one is to be started while one is used.
         self.is_ahead = False
         self._given = frozenset(settings)
+        self._next = StartedAhead(self.begin_ahead)
 
     def __enter__(self) -> NoReturn:
         raise TypeError(
@@ -115,30 +117,44 @@ class Service:
         return self.start_on(None)
 
     def start_on(self, network: Network | None) -> Running:
-        """As :meth:`start`; on a network unless the service's settings name one."""
-        running = self.begin(network)
+        """As :meth:`start`; on a network unless the service's settings name one. If the next one is
+        started in advance, return the one that was started meanwhile.
+        """
+        running = self._next.take(network) or self.begin(network)
+        running.connect()
         running.await_ready()
+        if self.is_ahead:
+            self._next.begin(network)
         return running
 
     def begin(self, network: Network | None) -> Running:
         """Start the service without waiting until it is ready."""
         return self.begin_from(self.settings, network)
 
-    def begin_from(self, settings: Settings, network: Network | None) -> Running:
-        """As :meth:`begin`, with other settings."""
+    def begin_ahead(self, network: Network | None) -> Running:
+        """As :meth:`begin`, for a later :meth:`start_on`."""
+        return self.begin_from(self.settings, network, is_ahead=True)
+
+    def begin_from(
+        self, settings: Settings, network: Network | None, *, is_ahead: bool = False
+    ) -> Running:
+        """As :meth:`begin`, with other settings; ``is_ahead`` for :meth:`Running.connect`."""
         if network is not None and "network" not in self._given:
             settings = settings.replace(network=network)
         if "publish" not in self._given and settings.network != "host":
             settings = settings.replace(publish=self.ports(settings))
-        running = Running(self, self.start_container(settings))
+        running = Running(self, self.start_container(settings, is_ahead=is_ahead))
         running.begin()
         return running
 
-    def start_container(self, settings: Settings) -> Container:
-        """Start the container; :meth:`publish` follows."""
+    def start_container(self, settings: Settings, *, is_ahead: bool = False) -> Container:
+        """Start the container; :meth:`publish` follows. With ``is_ahead``, one with a host name is
+        not on its network yet: the service before it has the name.
+        """
         container = Container(settings)
         container.handle.label = self.name
         container.handle.publishes_later = True
+        container.handle.connects_later = is_ahead and bool(settings.names)
         return container.start()
 
     def publish(self, handle: Handle) -> None:
@@ -172,6 +188,7 @@ class Service:
 
     def close(self) -> None:
         """End what was started in advance."""
+        self._next.close()
 
     @property
     def port(self) -> int | None:
@@ -184,23 +201,23 @@ class Service:
     @property
     def scheme(self) -> str:
         """``http`` if the service is asked by HTTP whether it is ready, else ``tcp``."""
-        return "http" if any(isinstance(one, Http) for one in _parts(self.ready)) else "tcp"
+        return "http" if any(isinstance(one, Http) for one in parts(self.ready)) else "tcp"
 
     def ports(self, settings: Settings) -> list[int]:
         """Return the TCP ports of ``ready`` and of the image's EXPOSE."""
         ports = [
             one.number if isinstance(one, Port) else one.port
-            for one in _parts(self.ready)
+            for one in parts(self.ready)
             if isinstance(one, Port | Http | Query)
         ]
-        return list(dict.fromkeys([*ports, *_exposed(settings)]))
+        return list(dict.fromkeys([*ports, *exposed(settings)]))
 
     def command_for(self, running: Running) -> tuple[str, ...]:
         """Return the command of a container that has started: without one, the image's."""
         image = running.container.handle.rootfs.image
         if image is None and self.host_command is not None:
             return tuple(self.host_command())
-        return self.command or _command_of(image, self.name)
+        return self.command or command_of(image, self.name)
 
     def condition(self, running: Running) -> Condition | None:
         """Return what to wait for; None for nothing but the start."""
@@ -271,6 +288,22 @@ class Running:
                 reason = self.service.missing or reason_for_shell(error, image)
                 raise ServiceError(self.name, reason, error.returncode, error.log) from error
             raise
+        except BaseException:
+            self.container.close()
+            raise
+
+    def connect(self) -> None:
+        """Connect a service that was started in advance to its network; close it if that fails.
+
+        Raises :class:`SettingsError` if another container has its name there.
+        """
+        handle = self.container.handle
+        if not handle.connects_later:
+            return
+        handle.connects_later = False
+        try:
+            if not isinstance(handle.settings.network, str):
+                cast("Network", handle.settings.network).connect(self.container)
         except BaseException:
             self.container.close()
             raise
@@ -415,35 +448,3 @@ class _Outside(Running):
 
     def close(self) -> None:
         """Do nothing: the pytest process closes the service."""
-
-
-def _words(command: Iterable[str]) -> tuple[str, ...]:
-    words = () if isinstance(command, str) else tuple(command)
-    if not words or not all(isinstance(one, str) for one in words):
-        raise SettingsError("command", command, 'a list of words, such as ["redis-server"]')
-    return words
-
-
-def _parts(condition: Condition | None) -> list[Condition]:
-    if isinstance(condition, AllOf | AnyOf):
-        return [part for one in condition.conditions for part in _parts(one)]
-    return [] if condition is None else [condition]
-
-
-def _exposed(settings: Settings) -> list[int]:
-    """Return the TCP ports of the image's EXPOSE."""
-    if settings.image == "host":
-        return []
-    from pytest_sandbox.image.image import find
-
-    image = find(settings.image)
-    keys = (image.config.get("ExposedPorts") or {}) if image else {}
-    found = [key.partition("/") for key in keys]
-    return [int(port) for port, _, kind in found if kind in {"", "tcp"} and port.isdecimal()]
-
-
-def _command_of(image: Image | None, name: str) -> tuple[str, ...]:
-    command = image.command() if image else ()
-    if not command:
-        raise ServiceError(name, "its image has neither ENTRYPOINT nor CMD: give a command")
-    return command

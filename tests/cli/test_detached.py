@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -88,6 +89,15 @@ class TestRun:
         done = sandbox("run", "-d", "--memory", "lots", "host", "true")
         assert (125, "") == (done.returncode, done.stdout)
         assert "--memory 'lots' is not valid" in done.stderr
+        assert [] == entries(home)
+
+    def test_a_port_in_use(self, home):
+        """A port that the host uses is an error of `run -d` with the flag; nothing is left."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            done = sandbox("run", "-d", "-p", f"{port}:80", "host", "sleep", "1000")
+        assert (125, "") == (done.returncode, done.stdout)
+        assert re.search(rf"--publish '{port}:80' .*127\.0\.0\.1:{port} is in use", done.stderr)
         assert [] == entries(home)
 
     def test_rm_removes_it(self, home):
@@ -266,6 +276,13 @@ class TestLogs:
         stamp, rest = output_of("logs", "-t", "--tail=1", name).split(" ")
         assert (time.strftime("%Y", time.gmtime()), "end") == (stamp[:4], rest)
 
+    def test_tail_counts_a_long_line_as_one(self):
+        """Also if it is written to the log in several parts."""
+        name = shell("echo first; head -c 300000 /dev/zero | tr '\\0' x; echo; echo last")
+        output_of("wait", name)
+        assert "x" * 300_000 + "\nlast\n" == output_of("logs", "-n", "2", name)
+        assert "last\n" == output_of("logs", "-n", "1", name)
+
     def test_bytes_are_unchanged(self):
         """Output that is not UTF-8, and 3 MB of it, are printed as they were written."""
         name = shell(r"printf '\377\0\r\n'; head -c 3000000 /dev/zero")
@@ -430,7 +447,8 @@ def test_a_killed_supervisor_leaves_nothing(home, seed):
     """SIGKILL of the supervisor at a random moment ends the container, and the next start of a
     container removes its directory; one that ended before is complete.
     """
-    name = shell("echo x > /etc/left; sleep 0.2; exit 3", "--name", "victim")
+    script = "echo x > /etc/left; sleep 0.2; exit 3"
+    name = shell(script, "--name", f"victim-{os.getpid()}")  # other workers run this test, too
     (one,) = detached.list_detached()
     pid = one.supervisor or 0
     time.sleep(random.Random(seed).uniform(0, 0.4))  # the moment of the kill is random

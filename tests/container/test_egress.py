@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -121,6 +122,33 @@ with Container(network=["gone.test:443"]) as c:
     assert [(one["host"], one["reason"]) for one in found] == [
         ("gone.test", "no name server of the host answers")
     ]
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("gone.test", r"gone\.test \(no name server of the host answers: correct the name servers"),
+        ("evil.test", r"evil\.test:443 \(not allowed: add it to network=\)"),
+        ("loop.test", r"loop\.test:443 \(.* address of this host: list its address in network="),
+    ],
+)
+def test_a_service_that_does_not_reach_what_it_needs(target, said):
+    """The error that it is not ready has the setting, the name, the reason and what to do; nothing
+    is left.
+    """
+    error, left = on_host(f"""
+from pytest_sandbox.container.lifecycle import local_handles
+from pytest_sandbox.services import Port, Service, ServiceError
+script = "import socket; socket.create_connection(('{target}', 443)).recv(1)"
+network = ["gone.test:443", "loop.test:443"]
+service = Service([sys.executable, "-c", script], ready=Port(80), network=network, timeout=60)
+try:
+    service.start()
+except ServiceError as error:
+    print(json.dumps([str(error), len(local_handles())]))
+""")
+    assert 0 == left
+    assert re.search(rf"not ready: it ended with exit status 1; .*network=\[.*\].*{said}", error)
 
 
 def test_a_proxy_of_the_environment_is_used():

@@ -22,6 +22,27 @@ def test_the_header_describes_the_isolation(run):
     ]
 
 
+@pytest.mark.parametrize(
+    ("scope", "sharing"),
+    [
+        ("function", "each test in a container of its own ("),
+        ("class", "the tests of each class in one container ("),
+        ("module", "the tests of each module in one container ("),
+        ("package", "the tests of each package in one container ("),
+        ("session", "all tests in one container ("),
+    ],
+)
+def test_the_header_says_which_tests_share_a_container(run, scope, sharing):
+    """The header does not promise a container for each test if they share one."""
+    for argument in (f"--sandbox-scope={scope}", f"--override-ini=sandbox_scope={scope}"):
+        result = run("def test(): pass", argument)
+        assert [True] == [
+            line.startswith(f"sandbox: {sharing}")
+            for line in result.outlines
+            if line.startswith("sandbox: ") and "container" in line
+        ]
+
+
 def test_stats_show_the_most_expensive_tests(run):
     """``--sandbox-stats=2`` shows the two tests that used most memory, inside or not."""
     result = run(

@@ -17,7 +17,7 @@ from pytest_sandbox import Image
 
 #: As docker-entrypoint.sh of the image postgres: root gives the directory to the server's user,
 #: whose first start creates the database.
-ENTRYPOINT = """#!/bin/sh
+POSTGRES_ENTRYPOINT = """#!/bin/sh
 set -e
 if [ "$1" = postgres ] && [ "$(id -u)" = 0 ]; then
     mkdir -p "$PGDATA"
@@ -35,8 +35,17 @@ if [ "$1" = postgres ] && [ ! -s "$PGDATA/PG_VERSION" ]; then
 fi
 exec "$@" -c unix_socket_directories=/tmp
 """
-_PASSWD = "root:x:0:0::/root:/bin/sh\npostgres:x:999:999::/var/lib/postgresql:/bin/sh\n"
-_GROUP = "root:x:0:\npostgres:x:999:\n"
+#: As docker-entrypoint.sh of the image redis: options are those of redis-server, which runs as its
+#: own user, which gets the files.
+REDIS_ENTRYPOINT = """#!/bin/sh
+set -e
+case "$1" in -*|*.conf) set -- redis-server "$@";; esac
+if [ "$1" = redis-server ] && [ "$(id -u)" = 0 ]; then
+    chown redis .
+    exec setpriv --reuid=redis --regid=redis --clear-groups "$0" "$@"
+fi
+exec "$@"
+"""
 _TOOLS = ("dash", "mkdir", "chown", "chmod", "id", "setpriv")
 
 
@@ -60,23 +69,50 @@ def postgres_image(directory, **config):
         "Entrypoint": ["docker-entrypoint.sh"],
         "Cmd": ["postgres"],
         "Env": [
-            f"PATH=/usr/local/bin:/usr/sbin:/usr/bin:{programs}",
+            f"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:{programs}",
+            "LANG=en_US.utf8",
             "PGDATA=/var/lib/postgresql/data",
         ],
         "ExposedPorts": {"5432/tcp": {}},
         "StopSignal": "SIGINT",
+        "Volumes": {"/var/lib/postgresql/data": {}},
         **config,
     }
-    made = Made(
-        [_layer(files)],
+    layer = _layer(files, POSTGRES_ENTRYPOINT, "postgres", "var/lib/postgresql/data")
+    return Image.load(_made(layer, settings).write(directory))
+
+
+def made_redis(**config):
+    """Return an image, not stored, with this host's Redis; ``config`` is added to its
+    configuration.
+    """
+    programs = {"redis-server", "redis-cli"}
+    found = {shutil.which(tool) for tool in (*_TOOLS, *programs)}
+    needed = {lib for one in found for lib in libraries(one)}
+    settings = {
+        "Entrypoint": ["docker-entrypoint.sh"],
+        "Cmd": ["redis-server"],
+        "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+        "ExposedPorts": {"6379/tcp": {}},
+        "Volumes": {"/data": {}},
+        "WorkingDir": "/data",
+        **config,
+    }
+    return _made(_layer([*found, *needed], REDIS_ENTRYPOINT, "redis", "data"), settings)
+
+
+def _made(layer, settings):
+    return Made(
+        [layer],
         settings,
         media="application/vnd.oci.image.layer.v1.tar",
         compress=lambda data: data,
     )
-    return Image.load(made.write(directory))
 
 
-def _layer(files):
+def _layer(files, entrypoint, user, data):
+    """Return a layer with files of this host, an entry point, a user 999 and its directory."""
+    passwd = f"root:x:0:0::/root:/bin/sh\n{user}:x:999:999::/{data}:/bin/sh\n"
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", dereference=True) as tar:
         for name, target in (("bin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")):
@@ -84,9 +120,10 @@ def _layer(files):
         for path in sorted({_below_usr(one) for one in files if os.path.isfile(one)}):
             tar.add(path if os.path.exists(path) else path.removeprefix("/usr"), path)
         _add(tar, "usr/bin/sh", kind=tarfile.SYMTYPE, linkname="dash")
-        _add(tar, "usr/local/bin/docker-entrypoint.sh", ENTRYPOINT, mode=0o755)
-        _add(tar, "etc/passwd", _PASSWD)
-        _add(tar, "etc/group", _GROUP)
+        _add(tar, "usr/local/bin/docker-entrypoint.sh", entrypoint, mode=0o755)
+        _add(tar, "etc/passwd", passwd)
+        _add(tar, "etc/group", f"root:x:0:\n{user}:x:999:\n")
+        _add(tar, data, kind=tarfile.DIRTYPE, mode=0o755)
         _add(tar, "tmp", kind=tarfile.DIRTYPE, mode=0o1777)
     return buffer.getvalue()
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import threading
+import urllib.request
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from pytest_sandbox import SandboxError
+from pytest_sandbox import Container, Network, SandboxError, SettingsError
+from pytest_sandbox.container.lifecycle import local_handles
 from pytest_sandbox.linux import process
-from pytest_sandbox.services import postgres
+from pytest_sandbox.services import Port, postgres, redis
 from pytest_sandbox.services.ahead import StartedAhead
+from pytest_sandbox.services.prepared import Prepared, Program
 
 pytestmark = pytest.mark.needs("root")
 
@@ -91,6 +97,119 @@ def test_a_fork_waits_for_the_start_and_leaves_the_service():
     assert 0 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     timer.join()
     assert waiting.take(None) is made
+
+
+def web(**keywords):
+    """Return a prepared service that answers by HTTP."""
+    return Prepared(
+        Program(
+            (Path(sys.executable).name,), "python3", "python:3", str(Path(sys.executable).parent)
+        ),
+        "true",
+        f"{sys.executable} -u -m http.server 8000",
+        setup=None,
+        files=(),
+        ahead=1,
+        stop_signal=signal.SIGINT,
+        ready=Port(8000),
+        **{"name": "web", "workdir": "/etc", **keywords},
+    )
+
+
+def fetch(host):
+    with urllib.request.urlopen(f"http://{host}:8000/passwd", timeout=TIMEOUT) as answer:
+        return answer.status
+
+
+@pytest.mark.needs("bridge")
+@pytest.mark.parametrize("given", ["setting", "argument"])
+def test_a_name_on_a_network_passes_to_the_service_that_was_started_in_advance(home, given):
+    """Each start after the first takes the container that was started meanwhile; other containers
+    reach it by its name and its alias, and the network has no other one.
+    """
+    with Network() as net, Container(network=net, hostname="client") as client:
+        more = {"network": net} if given == "setting" else {}
+        service = web(hostname=["db", "primary"], **more)
+        try:
+            waiting = None
+            for _ in range(3):
+                with service.start_on(net) as running:
+                    assert waiting in {None, running.container.id}
+                    assert {"client", "db"} == set(net.addresses)
+                    assert running.container.ip_address == net.addresses["db"]
+                    for name in ("db", "primary", running.container.id):
+                        assert 200 == client.call(fetch, name, timeout=TIMEOUT)
+                    assert (
+                        "db"
+                        == running.container.run(
+                            ["hostname"], capture_output=True, text=True, check=True
+                        ).stdout.strip()
+                    )
+                    assert 200 == fetch(running.host)
+                    service._next._thread.join()
+                    waiting = service._next._running.container.id
+        finally:
+            service.close()
+        assert {"client"} == set(net.addresses)
+
+
+@pytest.mark.needs("bridge")
+def test_a_name_that_is_in_use_is_refused_as_without_ahead(home):
+    """Two services with one name at a time are an error that names it; nothing is left, and the
+    first one goes on.
+    """
+    before = len(local_handles())
+    with Network() as net:
+        service = web(hostname="db", network=net)
+        try:
+            with service.start() as running:
+                for _ in range(2):
+                    with pytest.raises(SettingsError, match=r"hostname='db'.*not used on the netw"):
+                        service.start()
+                assert 200 == fetch(running.host)
+        finally:
+            service.close()
+        assert {} == net.addresses
+    assert before == len(local_handles())
+
+
+@pytest.mark.needs("bridge")
+def test_a_network_that_was_closed_meanwhile_is_an_error(home):
+    """The service that was started for it is closed."""
+    before = len(local_handles())
+    net = Network()
+    service = web(hostname="db", network=net)
+    try:
+        service.start().close()
+        net.close()
+        with pytest.raises(SandboxError, match="closed"):
+            service.start()
+    finally:
+        service.close()
+    assert before == len(local_handles())
+
+
+@pytest.mark.needs("redis-server")
+def test_an_empty_server_that_was_started_in_advance_answers(home):
+    """The second start returns the Redis that was started after the first, which has nothing of it;
+    nothing is left.
+    """
+    client = pytest.importorskip("redis")
+    before = len(local_handles())
+    cache = redis(ahead=1)
+    try:
+        with cache.start() as service, client.Redis.from_url(service.url) as connection:
+            connection.set("name", "value")
+            cache._next._thread.join()
+            waiting = cache._next._running.container.id
+        with cache.start() as service, client.Redis.from_url(service.url) as connection:
+            assert waiting == service.container.id
+            assert connection.get("name") is None
+    finally:
+        cache.close()
+    assert before == len(local_handles())
+    with pytest.raises(SettingsError, match="ahead=2 is not valid; accepted: 0 or 1"):
+        redis(ahead=2)
 
 
 @pytest.mark.needs("pg_ctlcluster")

@@ -16,13 +16,17 @@ PASSED = {"t::a": "passed", "t::b": "passed"}
 def compared(monkeypatch, tmp_path):
     """Compare runs with given outcomes: those of plain runs, and those of runs inside."""
 
-    def compared(plain, inside, *differs, modes=((),)):
+    def compared(plain, inside, *differs, modes=((),), seconds=(), rounds=1):
         left = {False: list(plain), True: list(inside)}
+        times = list(seconds)
         monkeypatch.setattr(
-            compare_suites, "run", lambda _, options: (left[bool(options)].pop(0), 1.0)
+            compare_suites,
+            "run",
+            lambda _, options: (left[bool(options)].pop(0), times.pop(0) if times else 1.0),
         )
         suite = Suite("some", "1.0", differs=differs)
-        result = compare(Prepared(suite, tmp_path / "python", tmp_path / "src/some"), modes)
+        prepared = Prepared(suite, tmp_path / "python", tmp_path / "src/some")
+        result = compare(prepared, modes, rounds)
         assert {False: [], True: []} == left
         return result
 
@@ -45,6 +49,22 @@ def test_each_mode_is_compared_with_one_run_outside(compared, capsys):
     output = capsys.readouterr().out
     assert "some --sandbox: 0 differ" in output
     assert "some --sandbox --sandbox-jobs=2: 1 differ" in output
+
+
+def test_rounds_give_the_median_of_the_ratios(compared, capsys):
+    """Each round has a plain run of its own, by whose time that of each mode is divided."""
+    modes = ((), ("--sandbox-jobs=8",))
+    seconds = [10.0, 20.0, 3.0, 10.0, 30.0, 4.0, 20.0, 20.0, 10.0]
+    assert compared([PASSED] * 3, [PASSED] * 6, modes=modes, seconds=seconds, rounds=3)
+    output = capsys.readouterr().out
+    assert "some --sandbox: 2.00 x plain in the median of 3 rounds, 1.00 to 3.00" in output
+    assert "some --sandbox --sandbox-jobs=8: 0.40 x plain in the median of 3 rounds" in output
+
+
+def test_a_difference_in_one_round_is_a_failure(compared):
+    """An outcome that differs in any of the rounds makes the comparison fail."""
+    broken = {**PASSED, "t::b": "failure"}
+    assert not compared([PASSED] * 3, [broken, broken, PASSED], rounds=2)
 
 
 @pytest.mark.parametrize("outcome", ["failure", "error", "skipped", None])
