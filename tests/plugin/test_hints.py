@@ -70,7 +70,7 @@ def test_a_full_disk_is_a_hint(run, failed_report):
 
 
 def test_a_full_layer_in_memory_is_a_hint(monkeypatch):
-    """ENOSPC without disk= names the setting that stores the layer on disk, if the layer is full."""
+    """ENOSPC without disk= names the setting that stores a layer on disk, if it is full."""
     container = SimpleNamespace(settings=SimpleNamespace(disk=None, storage="memory", shm_size=1))
     symptom = hints.symptoms(OSError(errno.ENOSPC, "No space left on device", "/opt/x"))
     stats = SimpleNamespace(oom_kills=0)
