@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ CONTROLLERS = ("memory", "cpu", "pids")
 # The parent of podman's cgroups, and the beginning of the ids of OCI containers, after which the
 # runtimes name their cgroups.
 PEERS = f"bench-peers-{os.getpid()}"
+PODMAN = "podman run"
 SBIN = ":/usr/local/sbin:/usr/sbin:/sbin"  # for runc; a user's PATH often lacks these
 
 
@@ -140,27 +142,31 @@ def oci_runtime(name: str, program: str, directory: Path) -> Peer:
 def podman(program: str, directory: Path) -> Peer:
     """Return podman as a peer, with a root file system below ``directory``."""
     write_rootfs(directory / "podman")
-    limits = (
-        "--memory=256m",
-        "--cpus=1",
-        "--pids-limit=100",
-        "--ulimit=nofile=1024:1024",
-        "--ulimit=nproc=1024:1024",
-    )
-    rootfs = ("--volume=/usr:/usr:ro", "--network=none", "--rootfs", str(directory / "podman"))
+    flags = ("--rm", "--network=none", "--memory=256m", "--cpus=1", "--pids-limit=100")
+    argv = podman_run(program, directory / "podman", flags, ("true",))
+    return Peer(PODMAN, argv, "all but the overlay", slower=10)
+
+
+def podman_command(program: str) -> tuple[str, ...]:
+    """Return podman with the options that it needs here.
+
+    runc, because crun before 1.9 refuses hosts with both cgroup versions.
+    """
     runtime = ("--runtime=runc",) if on_path("runc") else ()
-    argv = (
-        program,
-        *runtime,
-        "--cgroup-manager=cgroupfs",
-        "run",
-        "--rm",
-        f"--cgroup-parent=/{PEERS}",
-        *limits,
-        *rootfs,
-        "true",
-    )
-    return Peer("podman run", argv, "all but the overlay", slower=10)
+    return (program, *runtime, "--cgroup-manager=cgroupfs")
+
+
+def podman_run(
+    program: str, rootfs: Path, flags: tuple[str, ...], command: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return the command line of ``podman run`` with the host's /usr, read-only.
+
+    podman's own limits of descriptors and processes exceed the hard limits of many machines, which
+    only CAP_SYS_RESOURCE allows (setrlimit(2)).
+    """
+    limits = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
+    given = (f"--cgroup-parent=/{PEERS}", *limits, "--volume=/usr:/usr:ro", *flags)
+    return (*podman_command(program), "run", *given, "--rootfs", str(rootfs), *command)
 
 
 def installed(directory: Path) -> Iterator[Peer]:
@@ -224,10 +230,25 @@ def why_not(argv: tuple[str, ...]) -> str:
 def remove_cgroups_of_peers() -> None:
     """Remove the parents of its cgroups, which podman leaves in each hierarchy, and the cgroups of
     runtimes that were killed.
+
+    Raises OSError if a process in one does not exit within 10 seconds: conmon, podman's parent of a
+    container, exits after ``podman rm``.
     """
+    deadline = time.monotonic() + 10
     for parent in (*CGROUPS.glob(f"{PEERS}*"), *CGROUPS.glob(f"*/{PEERS}*")):
         for directory, _, _ in os.walk(parent, topdown=False):
-            Path(directory).rmdir()
+            remove_cgroup(Path(directory), deadline)
+
+
+def remove_cgroup(directory: Path, deadline: float) -> None:
+    """Remove a cgroup as soon as it has no processes. Raises OSError after the deadline."""
+    while True:
+        try:
+            return directory.rmdir()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 @contextmanager

@@ -122,6 +122,13 @@ def has_mypy() -> bool:
     return find_spec("mypy") is not None
 
 
+def can_podman_start() -> bool:
+    """Whether podman starts containers here."""
+    from podman_peer import can_start_containers
+
+    return can_start_containers()
+
+
 def has_pyright() -> bool:
     """Whether pyright runs: its package downloads it on first use, which needs a network."""
     asked = [sys.executable, "-m", "pyright", "--version"]
@@ -169,6 +176,7 @@ PROBES: dict[str, Callable[[], bool]] = {
         )
     ),
     "podmans_policy": lambda: os.path.exists("/usr/share/containers/seccomp.json"),
+    "podman_containers": can_podman_start,
     "apparmor": lambda: os.access("/sys/kernel/security/apparmor/.load", os.W_OK),
     "undelegated": lambda: has_unified_cgroup() and not has_limits(),
 }

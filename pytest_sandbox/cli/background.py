@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pytest_sandbox.cli import times
 from pytest_sandbox.cli.exit_status import complain
+from pytest_sandbox.cli.names import claimed, for_each
 from pytest_sandbox.cli.verb import Verb
 from pytest_sandbox.container import detached
 from pytest_sandbox.container.detached_log import STDERR, LogReader
@@ -65,7 +66,7 @@ def _logs_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _tail(text: str) -> int | None:
-    if text == "all":
+    if text == "all" or (text.startswith("-") and text[1:].isascii() and text[1:].isdigit()):
         return None
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not valid; accepted: a number, or all")
@@ -138,12 +139,16 @@ def _print(lines: Iterable[Frame], *, stamped: bool, at_start: dict[int, bool]) 
 
 
 def _wait(found: argparse.Namespace) -> int:
-    with suppress(FileNotFoundError):
-        for name in found.ids:
-            with detached.find_detached(name).opened() as ending:
-                _print_status(name, ending)
-        return 0
-    raise ContainerStopped(f"the container {name} was removed.")
+    return for_each(found.ids, _wait_for)
+
+
+def _wait_for(name: str) -> None:
+    """Wait for the end of a container, and print its status. Raises :class:`ContainerStopped`."""
+    try:
+        with detached.find_detached(name).opened() as ending:
+            _print_status(name, ending)
+    except FileNotFoundError:
+        raise ContainerStopped(f"the container {name} was removed.") from None
 
 
 def _print_status(name: str, ending: Ending) -> None:
@@ -179,12 +184,13 @@ def _seconds(text: str) -> int:
 
 
 def _stop(found: argparse.Namespace) -> int:
-    for name in found.ids:
+    def stop(name: str) -> None:
         one = detached.find_detached(name)
         if one.is_running:
             end(one, found.time)
         print(name)
-    return 0
+
+    return for_each(found.ids, stop)
 
 
 def end(one: Detached, timeout: float) -> None:
@@ -229,7 +235,7 @@ def _signal(text: str) -> int:
 
 
 def _kill(found: argparse.Namespace) -> int:
-    for name in found.ids:
+    def kill(name: str) -> None:
         one = _running(name)
         if found.signal == signal.SIGKILL:
             one.signal_supervisor(detached.KILL)
@@ -238,7 +244,8 @@ def _kill(found: argparse.Namespace) -> int:
         else:
             one.signal_command(found.signal)
         print(name)
-    return 0
+
+    return for_each(found.ids, kill)
 
 
 # -- port and rename
@@ -252,17 +259,18 @@ def _port_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _port(found: argparse.Namespace) -> int:
-    one = _running(found.id)
+    one = detached.find_detached(found.id)
+    ports = one.facts.ports if one.is_running else []
     wanted = found.port if not found.port or "/" in found.port else f"{found.port}/tcp"
     lines = []
-    for key, host, port in one.facts.ports:
+    for key, host, port in ports:
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         if wanted is None:
             lines.append(f"{key} -> {place}")
         elif key == wanted:
             lines.append(place)
     if wanted and not lines:
-        known = ", ".join(dict.fromkeys(key for key, _host, _port in one.facts.ports)) or "none"
+        known = ", ".join(dict.fromkeys(key for key, _host, _port in ports)) or "none"
         raise SandboxError(
             f"no public port {wanted!r} published for {found.id}; its published ports: {known}"
         )
@@ -276,8 +284,6 @@ def _rename_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _rename(found: argparse.Namespace) -> int:
-    from pytest_sandbox.cli.names import claimed
-
     one = detached.find_detached(found.id)
     if not found.name:
         raise SandboxError("NAME '' is not valid; accepted: a text that is not empty")

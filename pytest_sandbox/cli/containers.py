@@ -34,6 +34,11 @@ def _ps_arguments(parser: argparse.ArgumentParser) -> None:
     add_format(parser, [*ps.LISTING.headers, "Label"])
     parser.add_argument("-q", "--quiet", action="store_true", help="print ids only")
     parser.add_argument(
+        "--no-trunc",
+        action="store_true",
+        help="no effect, for compatibility with docker: ids and commands are always whole",
+    )
+    parser.add_argument(
         "-a",
         "--all",
         action="store_true",

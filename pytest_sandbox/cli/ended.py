@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pytest_sandbox.cli.names import for_each
 from pytest_sandbox.cli.verb import Verb
 from pytest_sandbox.container import detached, remote, saved_layers
 from pytest_sandbox.errors import ContainerStopped, SandboxError
@@ -73,14 +74,18 @@ def _rm_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _rm(found: argparse.Namespace) -> int:
-    for name in found.ids:
-        _remove(name, force=found.force)
-        print(name)
-    return 0
+    def remove(name: str) -> None:
+        if _remove(name, force=found.force):
+            print(name)
+
+    return for_each(found.ids, remove)
 
 
-def _remove(name: str, *, force: bool) -> None:
-    """Remove an ended container; with ``force``, a running one too."""
+def _remove(name: str, *, force: bool) -> bool:
+    """Remove an ended container; with ``force``, a running one too.
+
+    Return whether there was one, which is an error without ``force``.
+    """
     from pytest_sandbox.cli.background import end
 
     record = detached.find(name, detached.list_detached())
@@ -97,6 +102,7 @@ def _remove(name: str, *, force: bool) -> None:
     if ids or not force:
         chosen = one_of(name, ids)
         next(one for one in layers if one.id == chosen).remove()
+    return bool(ids)
 
 
 VERBS = (

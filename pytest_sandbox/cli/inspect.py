@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from pytest_sandbox.cli.verb import Verb
 from pytest_sandbox.container import detached, remote
 from pytest_sandbox.container.shared_network import list_networks
 from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.settings.path_parsers import volumes
 
 if TYPE_CHECKING:
     import argparse
@@ -91,7 +93,7 @@ def _of_container(one: Detached) -> dict[str, Any]:
         "Path": facts.command[0],
         "Args": facts.command[1:],
         "State": _state(one),
-        "Image": facts.image,
+        "Image": facts.image_id or facts.image,
         "Name": f"/{one.name}" if one.name else "",
         "RestartCount": facts.restarts,
         "LogPath": "",  # as with docker's log driver "local"
@@ -102,13 +104,15 @@ def _of_container(one: Detached) -> dict[str, Any]:
             "NetworkMode": facts.network or facts.settings.get("network", "none"),
             "RestartPolicy": {"Name": policy, "MaximumRetryCount": int(most or 0)},
         },
+        "Mounts": _mounts(one),
         "Config": {
             "Hostname": _hostname(one),
             "User": facts.settings.get("user") or "",
             "Tty": facts.tty,
             "OpenStdin": facts.stdin,
             "Env": [f"{name}={value}" for name, value in facts.env.items()],
-            "Cmd": facts.command,
+            "Cmd": facts.command[len(facts.entrypoint) :],
+            "Entrypoint": facts.entrypoint,
             "Image": facts.image,
             "WorkingDir": facts.settings.get("workdir") or "",
             "Labels": facts.labels,
@@ -151,6 +155,20 @@ def _ports(one: Detached) -> dict[str, list[dict[str, str]]]:
     for key, host, port in one.facts.ports if one.is_running else ():
         ports.setdefault(key, []).append({"HostIp": host, "HostPort": str(port)})
     return ports
+
+
+def _mounts(one: Detached) -> list[dict[str, Any]]:
+    """Return the volumes."""
+    return [
+        {
+            "Type": "bind",
+            "Source": os.path.abspath(os.path.expanduser(volume.source)),
+            "Destination": volume.target,
+            "Mode": "ro" if volume.read_only else "",
+            "RW": not volume.read_only,
+        }
+        for volume in volumes(one.facts.settings.get("volumes") or ())
+    ]
 
 
 def _networks(one: Detached) -> dict[str, dict[str, Any]]:

@@ -1,26 +1,32 @@
-"""Names of containers: no two that run, or are detached, have the same."""
+"""Names of containers: no two that run, or are detached, have the same; arguments that are
+several names.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pytest_sandbox.cli.exit_status import complain
 from pytest_sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["claimed", "locked_names"]
+__all__ = ["claimed", "for_each", "locked_names"]
 
 #: Seconds to wait for another process that chooses a name.
 _LOCK_TIMEOUT = 30.0
+#: docker's names, which are also path components and host names.
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 
 
 @contextmanager
 def claimed(name: str, flag: str = "--name") -> Iterator[None]:
-    """Refuse the name of a known container, and keep other processes from choosing one during the
-    body. ``flag`` is how messages name the value.
+    """Refuse an invalid name and that of a known container, and keep other processes from choosing
+    one during the body. ``flag`` is how messages name the value.
 
     Raises :class:`SandboxError`.
     """
@@ -29,6 +35,11 @@ def claimed(name: str, flag: str = "--name") -> Iterator[None]:
         return
     from pytest_sandbox.container import detached
 
+    if not _NAME.fullmatch(name):
+        raise SandboxError(
+            f"{flag} {name!r} is not valid; accepted: a letter or digit, then letters, digits and "
+            "the characters _ . -"
+        )
     with locked_names():
         taken = next((one.id for one in detached.list_running() if name in {one.label, one.id}), "")
         if taken:
@@ -60,3 +71,21 @@ def locked_names() -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def for_each(names: Iterable[str], do: Callable[[str], None]) -> int:
+    """Call ``do`` for each name, also for those after one that fails, as docker; return 0.
+
+    Raises the last :class:`SandboxError`; the others are printed.
+    """
+    failures: list[SandboxError] = []
+    for name in names:
+        try:
+            do(name)
+        except SandboxError as error:
+            failures.append(error)
+    for failure in failures[:-1]:
+        complain(failure)
+    if failures:
+        raise failures[-1]
+    return 0

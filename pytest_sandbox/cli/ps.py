@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 import time
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
@@ -63,7 +65,16 @@ LISTING = Listing(
 
 def condition(text: str) -> Condition:
     """Return the key and the value of a ``--filter``."""
-    return filters.condition(text, _KEYS, {"status": _STATUSES})
+    key, value = filters.condition(text, _KEYS, {"status": _STATUSES})
+    if key == "name":
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not valid ({error}); accepted: name= with a regular expression, in "
+                "which \\[ is a bracket"
+            ) from None
+    return key, value
 
 
 def asks_for_ended(only: Sequence[Condition]) -> bool:
@@ -102,7 +113,7 @@ def _tests(
     times = {value: _created(value, every) for key, value in only if key in {"before", "since"}}
     return {
         "id": lambda entry, value: entry["id"].startswith(value),
-        "name": lambda entry, value: value in entry["name"],
+        "name": lambda entry, value: _has_name(entry["name"], value),
         "status": lambda entry, value: entry["status"] == value,
         "ancestor": lambda entry, value: str(entry["image"]) == value,
         "label": lambda entry, value: filters.has_label(entry["labels"], value),
@@ -114,6 +125,13 @@ def _tests(
         "network": lambda entry, value: _network(entry) == value,
         "publish": _publishes,
     }
+
+
+def _has_name(name: str, pattern: str) -> bool:
+    """Return whether a regular expression matches a part of the name, also with docker's slash
+    before it; or is a part of it, such as the name of a parametrized test.
+    """
+    return pattern in name or any(re.search(pattern, one) for one in (name, f"/{name}"))
 
 
 def _created(name: str, every: list[Entry]) -> float:

@@ -40,7 +40,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--name",
         default="",
         metavar="NAME",
-        help="name for `ps`, `exec` and others; no two running containers have the same",
+        help="name for `ps`, `exec` and others, of letters, digits and _ . -; no two running "
+        "containers have the same",
     )
     parser.add_argument(
         "--entrypoint",
@@ -203,10 +204,11 @@ def _facts(container: Container, found: argparse.Namespace) -> Facts:
         image_id=_stored_id(container),
         network=getattr(container.settings.network, "name", ""),
         command=_args(container, found),
+        entrypoint=_entrypoint(container, found),
         created=time.time(),
         settings=serializable(container.settings),
         env=handle.rootfs.environment(container.hostname) if found.image != "host" else {},
-        labels=_labels(found),
+        labels=_labels(container, found),
         log_options=_log_options(found),
         ports=_ports(container),
         tty=found.tty,
@@ -229,14 +231,20 @@ def _log_options(found: argparse.Namespace) -> dict[str, str]:
     return given.options
 
 
-def _labels(found: argparse.Namespace) -> dict[str, str]:
-    """Return the labels; those of --label have precedence. Raises :class:`SandboxError`."""
+def _labels(container: Container, found: argparse.Namespace) -> dict[str, str]:
+    """Return the labels of the image, of --label-file and of --label; the last have precedence.
+
+    Raises :class:`SandboxError`.
+    """
+    image = container.handle.rootfs.image
     lines = [
         line for path in found.label_file for line in flags.lines_of(path, "--label-file", "KEY")
     ]
     if (wrong := next((line for line in lines if line.startswith("=")), None)) is not None:
         raise SandboxError(f"--label-file: {wrong!r}: the key is missing. Write KEY=VALUE.")
-    return dict([*(line.partition("=")[::2] for line in lines), *found.label])
+    of_image = (image.config.get("Labels") or {}) if image else {}
+    labels = {**of_image, **dict(line.partition("=")[::2] for line in lines), **dict(found.label)}
+    return dict(sorted(labels.items()))  # as docker prints them
 
 
 def _stored_id(container: Container) -> str:
@@ -257,11 +265,19 @@ def _ports(container: Container) -> list[tuple[str, str, int]]:
     return ports
 
 
+def _entrypoint(container: Container, found: argparse.Namespace) -> list[str]:
+    """Return the first arguments of the command: --entrypoint, else the image's entry point."""
+    if found.entrypoint is not None:
+        return [found.entrypoint] if found.entrypoint else []
+    image = container.handle.rootfs.image
+    return list(image.config.get("Entrypoint") or ()) if image else []
+
+
 def _args(container: Container, found: argparse.Namespace) -> list[str]:
     """Return entry point and command, with the image's defaults by docker's rules."""
     image = container.handle.rootfs.image
     if found.entrypoint is not None:
-        args = [found.entrypoint, *found.command] if found.entrypoint else found.command
+        args = [*_entrypoint(container, found), *found.command]
     else:
         args = list(image.command(found.command)) if image else found.command
     if not args:

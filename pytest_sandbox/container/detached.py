@@ -65,6 +65,7 @@ class Facts:
     Times are in seconds since the epoch. ``state`` is "running", "restarting" or "exited"; ``pid``
     is the PID of the command outside, 0 while it does not run. ``restart`` is docker's policy.
     ``image_id`` is the id of a stored image, else empty; ``network`` the name of a network.
+    ``entrypoint`` is the beginning of ``command``.
     ``ports`` are published ports: the key inside ("80/tcp"), the host's address and its port.
     ``log_options`` are those of ``--log-opt``.
     """
@@ -74,6 +75,7 @@ class Facts:
     command: list[str]
     created: float
     image_id: str = ""
+    entrypoint: list[str] = field(default_factory=list)
     network: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)

@@ -43,10 +43,11 @@ def copy_in(open_inside: Open, source: Path, target: Path, *, owners: bool = Fal
     """Copy a file, a link or a directory of the host to ``target`` inside, or into it if it is a
     directory; ``DIRECTORY/.`` copies the content of a directory. Raises OSError.
     """
-    os.lstat(source)  # the error names the path as it was given
+    found = os.lstat(source)  # the error names the path as it was given
     path = os.path.abspath(os.fspath(source))
     name = "." if os.fspath(source).endswith("/.") else os.path.basename(path)
-    directory, name = _place_inside(open_inside, os.fspath(target), name)
+    is_directory = stat.S_ISDIR(found.st_mode)
+    directory, name = _place_inside(open_inside, os.fspath(target), name, is_directory)
     try:
         entry = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -88,11 +89,17 @@ def copy_out(open_inside: Open, source: Path, target: Path, *, owners: bool = Fa
         os.close(entry)
 
 
-def _place_inside(open_inside: Open, target: str, name: str) -> tuple[int, str]:
-    """Return a descriptor of the target directory, and the name of the copy in it."""
+def _place_inside(open_inside: Open, target: str, name: str, is_directory: bool) -> tuple[int, str]:
+    """Return a descriptor of the target directory, and the name of the copy in it.
+
+    Raises OSError for a file that is copied to a missing directory: with a slash at its end,
+    ``target`` is no name for a file.
+    """
     try:
         return open_inside(target, _FOUND_DIRECTORY), name
     except (FileNotFoundError, NotADirectoryError):
+        if target.endswith("/") and not is_directory:
+            raise
         parent, last = os.path.split(target.rstrip("/"))
         return open_inside(parent or ".", _FOUND_DIRECTORY), last
 

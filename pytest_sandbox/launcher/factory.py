@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -194,5 +196,11 @@ class ContainerFactory:
         numbers = {point: number for number, point in enumerate(points)}
         numbers |= {directory: number for number, directory in spec.numbered_directories()}
         for point, saved in spec.saved:
-            storage.fill(place, numbers[point], saved)
+            if point in numbers:
+                storage.fill(place, numbers[point], saved)
+            elif os.listdir(saved):
+                reason = (
+                    "the saved files are below a mount of the host that is gone: mount it again"
+                )
+                raise FileNotFoundError(errno.ENOENT, reason, point)
         return place

@@ -28,10 +28,12 @@ __all__ = [
     "add_failed_subtests",
     "base_temporary",
     "captured_files",
+    "captured_teardown",
     "close_worker_streams",
     "failed_subtests",
     "host_outputs",
     "host_streams",
+    "identity",
     "ini_value",
     "interpreter_options",
     "is_at_terminal",
@@ -195,6 +197,18 @@ def recorded_warnings(item: pytest.Item) -> AbstractContextManager[None]:
     return catch_warnings_for_item(config=item.config, ihook=item.ihook, when="runtest", item=item)
 
 
+def captured_teardown(item: pytest.Item) -> AbstractContextManager[None]:
+    """Capture output for sections of the item's teardown phase; do nothing with ``-p no:capture``.
+
+    ``item_capture``: pytest's hooks do it, but only together with all of the phase.
+    """
+    manager = item.config.pluginmanager.getplugin("capturemanager")
+    if manager is None:
+        return nullcontext()
+    captured: AbstractContextManager[None] = manager.item_capture("teardown", item)
+    return captured
+
+
 # -- captured output
 # ``capturemanager._global_capturing``: a test process needs capture files of its own, and the
 # descriptors that are replaced while output is captured have no public name.
@@ -260,6 +274,14 @@ def junit_xml(config: pytest.Config) -> Any:
     return config.stash.get(xml_key, None)
 
 
+def identity(item: Any) -> Any:
+    """Return the item's ID as an object, which pytest has from 9.2 on; its name before that.
+
+    A report that is created with it shares it with the item, instead of parsing the name again.
+    """
+    return item.id if hasattr(pytest.Item, "id") else item.nodeid
+
+
 def failed_subtests(item: Any) -> int:
     """Return how many subtests of the item pytest has counted as failed.
 
@@ -267,14 +289,14 @@ def failed_subtests(item: Any) -> int:
     where subtests are a separate plugin.
     """
     counts = _failed_subtests(item)
-    return 0 if counts is None else counts[getattr(item, "id", item.nodeid)]
+    return 0 if counts is None else counts[identity(item)]
 
 
 def add_failed_subtests(item: Any, count: int) -> None:
     """Count subtests of the item that have failed in a test process."""
     counts = _failed_subtests(item)
     if counts is not None and count:
-        counts[getattr(item, "id", item.nodeid)] += count
+        counts[identity(item)] += count
 
 
 def _failed_subtests(item: Any) -> Any:

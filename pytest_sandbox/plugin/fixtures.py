@@ -12,7 +12,7 @@ import pytest
 from pytest_sandbox import supported
 from pytest_sandbox.plugin import service_fixtures, unsupported
 from pytest_sandbox.plugin.selection import settings_of
-from pytest_sandbox.plugin.stash import HOLDS, IN_TEST_PROCESS, INSIDE
+from pytest_sandbox.plugin.stash import IN_TEST_PROCESS, INSIDE
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -91,7 +91,7 @@ def pytest_runtest_makereport(
     report = yield
     if report.failed and not item.stash.get(INSIDE, False):
         report.sections.extend(service_fixtures.sections(item))
-    held = item.stash.get(_HELD, None) if HOLDS in item.stash else None
+    held = item.stash.get(_HELD, None)
     if held is not None and report.when == "call" and held.status != "stopped":
         _add_details(item, held, report)
     return report

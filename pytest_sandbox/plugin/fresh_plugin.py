@@ -18,7 +18,7 @@ import pytest
 
 from pytest_sandbox.plugin import compat, outside_services, protocol, scopes
 from pytest_sandbox.plugin.report_channel import STACK_SIGNAL, ReportChannel
-from pytest_sandbox.plugin.stash import FRESH, HOLDS, INSIDE, SETTINGS, SHARING
+from pytest_sandbox.plugin.stash import FRESH, INSIDE, SETTINGS, SHARING
 from pytest_sandbox.plugin.test_process import TestProcess, exit_process
 from pytest_sandbox.plugin.test_words import TestWords
 from pytest_sandbox.plugin.timeouts import PluginTimeouts
@@ -136,8 +136,7 @@ class _FreshPlugin:
         self._channel.numbers = {number: own[name] for number, name in tests if name in own}
         settings = Settings()
         for item in items:
-            item.stash[INSIDE], item.stash[HOLDS] = True, False
-            item.stash[SETTINGS] = settings
+            item.stash[INSIDE], item.stash[SETTINGS] = True, settings
             item.stash[SHARING] = scopes.sharing(item, self._data["scope"], fresh=True)
         self._registered = protocol.register(config)
 

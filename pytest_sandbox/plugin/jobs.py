@@ -26,6 +26,7 @@ from pytest_sandbox.plugin.report_channel import wait_for_any
 from pytest_sandbox.plugin.sandboxed_test import TEST, SandboxedTest
 from pytest_sandbox.plugin.stash import INSIDE, SETTINGS
 from pytest_sandbox.plugin.test_process import exit_process
+from pytest_sandbox.plugin.torn_down import TornDown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,16 +137,15 @@ class Scheduler:
             return
         with self._originals:
             try:
-                problem = running.tear_down_to(None, self._originals)
+                problem = running.tear_down_to(None, self._originals).problem
             finally:
                 if not self.has_tests_of(running):
                     running.close()
         if problem:
             session_state.warn(running.item, problem)
 
-    def tear_down_scope(self, test: SandboxedTest, nextitem: pytest.Item | None) -> str:
-        """After a test, have its process end if the next one does not run there; return the failure
-        of that.
+    def tear_down_scope(self, test: SandboxedTest, nextitem: pytest.Item | None) -> TornDown:
+        """After a test, have its process end if the next one does not run there.
 
         A test that the parent has skipped has none. What is kept for it, in the process of the
         one before it, is torn down as in its teardown phase.
@@ -154,10 +154,10 @@ class Scheduler:
         if running is None or not (
             running is test.running or scopes.share(running.item, test.item)
         ):
-            return ""
+            return TornDown()
         goes_on = nextitem is not None and self.goes_on(running, nextitem)
         if goes_on and (running is test.running or not scopes.ends_collector(test.item, nextitem)):
-            return ""
+            return TornDown()
         with self._originals:
             return running.tear_down_to(nextitem if goes_on else None, self._originals)
 

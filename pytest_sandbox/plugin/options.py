@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sandbox import supported
-from pytest_sandbox.plugin import jobs_option, network_report, pcap, slow_tests
+from pytest_sandbox.plugin import item_attributes, jobs_option, network_report, pcap, slow_tests
 from pytest_sandbox.settings.schema import WORDS
 
 if TYPE_CHECKING:
@@ -152,6 +152,8 @@ def pytest_configure(config: pytest.Config) -> None:
     network_report.register(config)
     pcap.register(config)
     all_inside = wants_sandbox(config)
+    if all_inside:
+        item_attributes.reserve()
     if all_inside or count or config.getoption("sandbox_keep") != "none":
         from pytest_sandbox.plugin import summary
 

@@ -71,14 +71,22 @@ class Originals:
         self._sample = _watched([sys.modules[__name__]], _is_foreign)
         others = (sys.modules[name] for name in _REPLACEABLE if name in sys.modules)
         self._others = _watched(others, _is_function_or_module)
+        self._tags = [one.tag for one in (*self._sample, *self._others)]
+        #: The versions of these namespaces in which no name was replaced.
+        self._same_versions: list[int] = []
         self._replaced: _Replaced = []
         self._replacements: _Replaced = []
 
     def compare(self) -> None:
         """Find what is replaced now."""
+        versions = [tag.value for tag in self._tags if tag is not None]
+        if versions and versions == self._same_versions:
+            return
         self._replaced = [*_replaced(self._others)]
-        if _replaced(self._sample):
+        is_everywhere = bool(_replaced(self._sample))
+        if is_everywhere:
             self._replaced += _replaced(self._own)
+        self._same_versions = [] if self._replaced or is_everywhere else versions
 
     def __enter__(self) -> Self:
         # No function that may be replaced is called before all are back.
@@ -155,12 +163,12 @@ class _Namespace:
         self.names = names
         self._read = itemgetter(*names)
         self.originals: tuple[Any, ...] = self._read(namespace)
-        self._tag = native_code.version_tag(namespace)
+        self.tag = native_code.version_tag(namespace)
         #: The version in which no name was replaced; None if there are no versions.
         self._same_version = self._version()
 
     def _version(self) -> int | None:
-        return None if self._tag is None else self._tag.value
+        return None if self.tag is None else self.tag.value
 
     def is_same(self) -> bool:
         """Tell whether no name was replaced."""

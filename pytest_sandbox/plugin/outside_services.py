@@ -56,14 +56,20 @@ def _wanted(item: pytest.Item) -> dict[str, Marked]:
     return {key: one for key, one in marked_fixtures(item).items() if one.scope in _SCOPES[:limit]}
 
 
-def _uses_services(item: pytest.Item) -> bool:
-    """Tell whether an item, or a later one of its test process, uses a service."""
+def _network_for(item: pytest.Item) -> Network | None:
+    """Return the network on which an item, and the later ones of its test process, reach their
+    services: the one that all of these name, or the one of this process; None without services.
+    """
+    networks: list[Any] = []  # or a string, or a tuple of destinations
     following: pytest.Item | None = item
     while following is not None:
-        if marked_fixtures(following):
-            return True
+        networks += [one.service.settings.network for one in marked_fixtures(following).values()]
         following = scopes.following(following)
-    return False
+    if not networks:
+        return None
+    created = network_of(item.config)
+    is_named = isinstance(networks[0], type(created)) and len(set(map(id, networks))) == 1
+    return networks[0] if is_named else created
 
 
 def _network(item: pytest.Item) -> Network | None:
@@ -84,15 +90,16 @@ class OutsideServices:
         """Return the settings of the container: on the services' network if a test uses one, unless
         the settings name another.
         """
-        if settings.network != "none" or not _uses_services(item):
-            return settings
-        return settings.replace(network=network_of(item.config))
+        network = _network_for(item) if settings.network == "none" else None
+        return settings if network is None else settings.replace(network=network)
 
     def start_for(self, item: pytest.Item) -> None:
         """Start what an item's fixtures need, and end what only earlier items did.
 
         Raises what the start of a service raises.
         """
+        if not are_defined():
+            return
         wanted = {(one, _node_of(item, one.scope)) for one in _wanted(item).values()}
         chain = item.listchain()
         self._end([key for key in self._running if key[1] is item or key[1] not in chain])
@@ -150,6 +157,8 @@ def forget(item: pytest.Item) -> None:
 def describe(item: pytest.Item) -> str:
     """Return the services that were started for an item, as one line of text; empty for none."""
     started = item.stash.get(STARTED, {})
+    if not started:
+        return ""
     found = {key: started[one].describe() for key, one in _wanted(item).items() if one in started}
     text = json.dumps(found) if found else ""
     if len(text) > _MAX_DESCRIBED:
@@ -159,12 +168,14 @@ def describe(item: pytest.Item) -> str:
 
 def adopt(item: pytest.Item, described: str) -> None:
     """Store the services that :func:`describe` has described on an item of the test process."""
-    found: dict[str, Any] = json.loads(described) if described else {}
-    item.stash[STARTED] = {
-        one: one.service.restored(found[key])
-        for key, one in marked_fixtures(item).items()
-        if key in found
-    }
+    item.stash[STARTED] = {}
+    if described:
+        found: dict[str, Any] = json.loads(described)
+        item.stash[STARTED] = {
+            one: one.service.restored(found[key])
+            for key, one in marked_fixtures(item).items()
+            if key in found
+        }
 
 
 def enter(item: pytest.Item) -> None:

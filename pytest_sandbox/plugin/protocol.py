@@ -50,7 +50,7 @@ from pytest_sandbox.plugin.hook_forwarder import HookForwarder
 from pytest_sandbox.plugin.interrupted_tests import InterruptedTests
 from pytest_sandbox.plugin.jobs import Scheduler
 from pytest_sandbox.plugin.originals import Originals
-from pytest_sandbox.plugin.sandboxed_test import TEST
+from pytest_sandbox.plugin.sandboxed_test import TEST, SandboxedTest
 from pytest_sandbox.plugin.slow_tests import SlowTests
 from pytest_sandbox.plugin.stash import INSIDE, PROCESS
 from pytest_sandbox.plugin.status_line import StatusLine
@@ -155,13 +155,17 @@ class _OuterHooks:
         """Have the test process run the other phases itself: whoever runs the parent's protocol,
         and whatever it does after the setup phase.
         """
+        __tracebackhide__ = True
         start = pytest.CallInfo.from_call(lambda: None, "setup")
+        result, error = None, None
         try:
             result = yield
-        except BaseException as error:
-            _continue_test(item, start, error)
-            raise
-        _continue_test(item, start, None)
+        except BaseException as raised:
+            if PROCESS not in item.stash:
+                raise
+            error = raised  # later exceptions are not raised during its handling
+        if PROCESS in item.stash:
+            item.stash[PROCESS].run(start, error)  # does not return
         return result
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -172,6 +176,7 @@ class _OuterHooks:
 
         Before the first test of one, tear down in the parent what its process creates itself.
         """
+        __tracebackhide__ = True
         if PROCESS in item.stash:
             return (yield)
         test = item.stash.get(TEST, None)
@@ -179,12 +184,12 @@ class _OuterHooks:
         try:
             yield
         finally:
-            is_forked = nextitem is not None and not scopes.is_fresh(nextitem)
-            inside = scopes.nodes_inside(nextitem) if nextitem is not None and is_forked else []
-            if nextitem is not None and inside and not scopes.share(item, nextitem):
-                compat_fixtures.tear_down_from(inside[0])
+            if nextitem is not None and not scopes.share(item, nextitem):
+                inside = [] if scopes.is_fresh(nextitem) else scopes.nodes_inside(nextitem)
+                if inside:
+                    compat_fixtures.tear_down_from(inside[0])
         if problem:
-            pytest.fail(problem, pytrace=False)
+            _fail(problem)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
@@ -199,7 +204,7 @@ class _OuterHooks:
         test = item.stash.get(TEST, None)
         reported = None if test is None else test.phase_result(call)
         if test is None or reported is None:
-            return (yield)
+            return _with_output_of(test, (yield))
         call.excinfo = reported.excinfo(call)
         if call.excinfo is not None:  # pytest_exception_interact was called in the test process
             self._exception_interact.restrict()
@@ -242,15 +247,20 @@ class _InnerHooks:
         return None if reported is None else reported.copy_report()
 
 
-def _continue_test(
-    item: pytest.Item, start: pytest.CallInfo[None], error: BaseException | None
-) -> None:
-    """Run the rest of the test in the test process, which does not return; do nothing in another.
+def _fail(problem: str) -> None:
+    """Fail. If all frames were hidden, pytest would say so below the text."""
+    pytest.fail(problem, pytrace=False)
 
-    ``error`` is the exception of the setup phase, which began at ``start``.
+
+def _with_output_of(test: SandboxedTest | None, report: pytest.TestReport) -> pytest.TestReport:
+    """Return the report of a teardown that has failed in the parent, with what the test process has
+    printed. That begins with what was printed before the fork.
     """
-    if PROCESS in item.stash:
-        item.stash[PROCESS].run(start, error)
+    phases = {} if test is None or test.result is None else test.result.phases
+    if report.when == "teardown" and "teardown" in phases:
+        own = [section for section in report.sections if section[0].endswith(" teardown")]
+        report.sections = [*phases["teardown"].report.sections, *own]
+    return report
 
 
 def _end_repetition(item: pytest.Item) -> None:

@@ -7,7 +7,6 @@ report_sections.py, hints.py and user_properties.py add what the container used 
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -65,7 +64,8 @@ class PhaseResult:
 
     def copy_report(self) -> pytest.TestReport:
         """Return a copy of the report, with lists of its own."""
-        made = copy.copy(self.report)
+        made = object.__new__(type(self.report))
+        vars(made).update(vars(self.report))
         made.sections = list(made.sections)
         made.user_properties = list(made.user_properties)
         return made
@@ -100,6 +100,8 @@ class PhaseResult:
 
     def excinfo(self, call: pytest.CallInfo[Any]) -> pytest.ExceptionInfo[BaseException] | None:
         """Return the exception, as hooks find it in ``call.excinfo``."""
+        if self.error is None:
+            return None
         if self.is_error_of(call):
             return call.excinfo
         return pytest.CallInfo.from_call(self._raise, call.when, reraise=()).excinfo
@@ -113,7 +115,7 @@ class PhaseResult:
 def restored_report(item: pytest.Item, data: dict[str, Any]) -> Any:
     """Return a report of a test process as an object."""
     if not ("$report_type" in data or "_report_type" in data):  # a short one (messages.py)
-        return pytest.TestReport(**data)
+        return pytest.TestReport(**{**data, "nodeid": compat.identity(item)})
     config = item.config
     report = config.hook.pytest_report_from_serializable(config=config, data=data)
     compat.restore_subtest(report, data)
@@ -229,8 +231,10 @@ class TestResult:
         One without a report fails; None if the test was over before it: an earlier phase has
         failed, or has called ``pytest.exit()``.
         """
+        if when in self.phases:
+            return self.phases[when]
         is_over = self.exit is not None or any(one.report.failed for one in self.phases.values())
-        if when not in self.phases and not is_over:
+        if not is_over:
             text = f"the test's process has sent no report of the phase {when!r}"
             self._fail_unreported_phase(text, when)
         return self.phases.get(when)

@@ -24,8 +24,9 @@ from pytest_sandbox.plugin import compat, network_report, outside_services, pyth
 from pytest_sandbox.plugin.message_checker import MessageChecker
 from pytest_sandbox.plugin.outside_services import OutsideServices
 from pytest_sandbox.plugin.report_channel import STACK_SIGNAL, Receiver, wait_for_any
-from pytest_sandbox.plugin.results import Ended, restored_report
+from pytest_sandbox.plugin.results import Ended
 from pytest_sandbox.plugin.stash import SETTINGS
+from pytest_sandbox.plugin.torn_down import TornDown, torn_down
 from pytest_sandbox.plugin.unsupported import as_test_result
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class Running:
         """Take the child after the fork, in the parent. ``started`` is the time of the fork."""
         self._child, self._channel, self._output = child, channel, output
         self._is_open, self._started = True, started
+        self._may_debug = _may_debug(self.item.config)
         _open_runs.add(self)
         output.inherited.in_parent()
         channel.in_parent()
@@ -121,8 +123,8 @@ class Running:
 
     def _receive(self, checker: MessageChecker) -> Receiver:
         assert self._child is not None
-        inherited, may_debug = self._output.inherited, _may_debug(self.item.config)
-        made = Receiver(self._channel, self._child, checker, inherited, may_debug=may_debug)
+        inherited = self._output.inherited
+        made = Receiver(self._channel, self._child, checker, inherited, may_debug=self._may_debug)
         timeout = self.item.stash[SETTINGS].timeout
         if timeout is not None:
             made.limit(timeout)
@@ -243,12 +245,12 @@ class Running:
 
     # -- the end
 
-    def tear_down_to(self, nextitem: pytest.Item | None, originals: Originals) -> str:
+    def tear_down_to(self, nextitem: pytest.Item | None, originals: Originals) -> TornDown:
         """Have the waiting process tear down what ``nextitem`` does not need, and end if it is
-        None; return the text of the failure of that, "" if there is none.
+        None.
         """
         if not self.is_waiting:
-            return ""
+            return TornDown()
         self.is_waiting = False
         assert self._child is not None
         checker = MessageChecker(self.item, ending=True)
@@ -263,17 +265,7 @@ class Running:
         self.is_waiting = nextitem is not None and receiver.is_waiting
         if not self.is_waiting:
             self._close_descriptors()
-        if not receiver.is_done:
-            return (
-                f"the fixtures of the {scopes.scope_of(self.item)} were not torn down: "
-                f"{receiver.invalid or 'the process ended, or took too long'}"
-            )
-        failed = [data["report"] for data in receiver.of_kind("report")]
-        return "".join(
-            restored_report(self.item, data).longreprtext
-            for data in failed
-            if data["outcome"] == "failed"
-        )
+        return torn_down(self.item, receiver)
 
     def close(self) -> None:
         """Close the container, and end its process if it runs.

@@ -23,11 +23,13 @@ from pytest_sandbox.plugin import (
 )
 from pytest_sandbox.plugin.captured_output import CapturedOutput
 from pytest_sandbox.plugin.fresh import FreshStart
+from pytest_sandbox.plugin.item_attributes import REPLACED
 from pytest_sandbox.plugin.log_locks import HeldLocks
 from pytest_sandbox.plugin.message_checker import MessageChecker
 from pytest_sandbox.plugin.report_channel import ReportChannel
 from pytest_sandbox.plugin.running import Running, abandon_all
 from pytest_sandbox.plugin.timeouts import PluginTimeouts
+from pytest_sandbox.plugin.torn_down import TornDown, add_to_teardown, torn_down
 from pytest_sandbox.plugin.unsupported import as_test_result
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class _Scheduler(Protocol):
     def end_current(self) -> None: ...
     def forget(self, running: Running) -> None: ...
     def has_tests_of(self, running: Running) -> bool: ...
-    def tear_down_scope(self, test: SandboxedTest, nextitem: pytest.Item | None) -> str: ...
+    def tear_down_scope(self, test: SandboxedTest, nextitem: pytest.Item | None) -> TornDown: ...
     def begin_following(self, test: SandboxedTest, nextitem: pytest.Item | None) -> None: ...
 
 
@@ -94,7 +96,7 @@ class SandboxedTest:
     def restore_phases(self) -> None:
         """Restore the functions."""
         for node in (*self._inside, self.item):
-            for name in ("setup", "runtest", "teardown", "repr_failure"):
+            for name in REPLACED:
                 node.__dict__.pop(name, None)
 
     # -- the start
@@ -233,7 +235,8 @@ class SandboxedTest:
             return
         if self.result is not None:
             self._forget_try()
-        lacks_fixture = self._is_to_share() and scopes.lacks_fixture(self.item)
+        is_to_share = self._is_shared and self.running is None
+        lacks_fixture = is_to_share and scopes.lacks_fixture(self.item)
         if not self._is_fresh and not (self._is_shared and self.running is not None):
             compat_fixtures.set_up_higher(self.item, self._scope)
         if self.running is not None:  # it was started early, before fixtures of other tests
@@ -279,9 +282,6 @@ class SandboxedTest:
         else:
             self._close_running()
 
-    def _is_to_share(self) -> bool:
-        return self._is_shared and self.running is None
-
     def _begin_in_shared(self, *, is_new: bool) -> bool:
         """Run the test where the one before it has run, unless it needs what ``is_new`` in the
         parent; return whether that is possible.
@@ -295,18 +295,8 @@ class SandboxedTest:
             return True
         self._scheduler.end_current()
         if not self._is_fresh:
-            self._set_up_for_following()
+            scopes.set_up_for_following(self.item)
         return False
-
-    def _set_up_for_following(self) -> None:
-        """Set up the fixtures of wider scopes that later tests of the scope need: they arrive by
-        the fork. Those of tests that may be skipped are not set up in advance.
-        """
-        following = scopes.following(self.item)
-        while following is not None:
-            if not scopes.may_be_skipped(following):
-                compat_fixtures.set_up_in_advance(following, self._scope)
-            following = scopes.following(following)
 
     def _start_in_setup(self) -> bool:
         """Start the test at its turn; return False in the test process."""
@@ -394,12 +384,26 @@ class SandboxedTest:
         """
         if not self._is_shared or nextitem is self.item:
             return ""
-        problem = self._scheduler.tear_down_scope(self, nextitem)
-        if problem and self.result is None:
-            return problem
-        if problem and self.result is not None and "teardown" in self.result.phases:
-            self.result.phases["teardown"].fail(problem)
-        return ""
+        found = [self._end_skipped(), self._scheduler.tear_down_scope(self, nextitem)]
+        phase = None if self.result is None else self.result.phases.get("teardown")
+        return add_to_teardown(self.item, phase, found)
+
+    def _end_skipped(self) -> TornDown:
+        """Wait for a test that the parent has skipped and its process has begun; return what that
+        has torn down.
+        """
+        if self.result is not None or self.running is None:
+            return TornDown()
+        self._await_skipped(self.running)
+        if self._ended is None:
+            return TornDown()
+        with self._originals:
+            return torn_down(self.item, self._ended.receiver)
+
+    def _await_skipped(self, running: Running) -> None:
+        if self._is_shared and self.receiver is not None:
+            running.expect_skip()
+            self._scheduler.wait(self)
 
     def close(self) -> None:
         """Close the container, unless a later test uses it."""
@@ -410,9 +414,7 @@ class SandboxedTest:
         running = self.running
         if running is None:
             return
-        if self._is_shared and self.receiver is not None:  # the parent has skipped it
-            running.expect_skip()
-            self._scheduler.wait(self)
+        self._await_skipped(running)  # the session ends in its setup phase
         if self._may_close(running):
             self.running = None
             self._scheduler.forget(running)

@@ -31,6 +31,7 @@ __all__ = [
     "may_be_skipped",
     "nodes_inside",
     "scope_of",
+    "set_up_for_following",
     "share",
     "sharing",
 ]
@@ -127,6 +128,17 @@ def following(item: pytest.Item) -> pytest.Item | None:
     return items[index + 1] if share(item, items[index + 1]) else None
 
 
+def set_up_for_following(item: pytest.Item) -> None:
+    """Set up the fixtures of wider scopes that later tests of the item's scope need: they arrive by
+    the fork. Those of tests that may be skipped are not set up in advance.
+    """
+    later = following(item)
+    while later is not None:
+        if not may_be_skipped(later):
+            compat_fixtures.set_up_in_advance(later, scope_of(later))
+        later = following(later)
+
+
 def ends_collector(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
     """Tell whether an item is the last one of a class, module, ..., before another item."""
     needed = [] if nextitem is None else nextitem.listchain()
@@ -135,7 +147,7 @@ def ends_collector(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
 
 def may_be_skipped(item: pytest.Item) -> bool:
     """Tell whether a mark may skip an item."""
-    return any(item.get_closest_marker(name) is not None for name in ("skip", "skipif"))
+    return any(mark.name in {"skip", "skipif"} for mark in item.iter_markers())
 
 
 def nodes_inside(item: pytest.Item) -> list[pytest.Collector]:

@@ -24,7 +24,7 @@ from pytest_sandbox.plugin.options import (
     wants_fresh,
     wants_sandbox,
 )
-from pytest_sandbox.plugin.stash import FRESH, HOLDS, INSIDE, OUTSIDE, SETTINGS, SHARING
+from pytest_sandbox.plugin.stash import FRESH, INSIDE, OUTSIDE, SETTINGS, SHARING
 
 if TYPE_CHECKING:
     from pytest_sandbox.settings.settings import Settings
@@ -92,7 +92,7 @@ def _decide(config: pytest.Config, items: list[pytest.Item]) -> None:
         default = all_inside and "container_factory" not in fixtures
         inside = not holds and (marks[0] == "container" if marks else default)
         outside += all_inside and not (holds or inside or marks)
-        item.stash[INSIDE], item.stash[HOLDS] = inside, holds
+        item.stash[INSIDE] = inside
         if holds or inside or "container" in marks:
             item.stash[SETTINGS] = reader.settings(item)
         if inside:

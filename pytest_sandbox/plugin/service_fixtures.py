@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pytest_sandbox.container.network import Network
+    from pytest_sandbox.settings.settings import Settings
 
 __all__ = [
     "GIVEN",
@@ -64,6 +65,7 @@ class RunningService(Protocol):
 class _Service(Protocol):
     name: str
     is_ahead: bool
+    settings: Settings
 
     def begin(self, network: Network | None) -> RunningService: ...
     def start_on(self, network: Network | None) -> RunningService: ...

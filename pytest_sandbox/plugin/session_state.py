@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.plugin.report_channel import Receiver, ReportChannel
 
-__all__ = ["SessionState", "apply", "warn"]
+__all__ = ["SessionState", "apply", "apply_to_session", "warn"]
 
 
 class SessionState:
@@ -50,29 +50,32 @@ def _stop_reasons(session: pytest.Session) -> list[Any]:
 
 def apply(item: pytest.Item, receiver: Receiver) -> None:
     """Make the received changes in the parent."""
+    apply_to_session(item, receiver)
+    for count in receiver.of_kind("subtests"):
+        compat.add_failed_subtests(item, count)
+    xml = compat.junit_xml(item.config)
+    for _properties, attributes in receiver.of_kind("junit"):
+        for name, value in attributes.items():
+            xml.node_reporter(item.nodeid).add_attribute(name, value)
+
+
+def apply_to_session(item: pytest.Item, receiver: Receiver) -> None:
+    """Make the received changes that are not about the result of a test."""
     config = item.config
     for key, value in receiver.of_kind("cache"):
         if config.cache is not None:
             config.cache.set(key, value)  # messages.py allows no path outside of the cache
-    for count in receiver.of_kind("subtests"):
-        compat.add_failed_subtests(item, count)
     for stop, fail in receiver.of_kind("session_stop"):
         item.session.shouldstop = item.session.shouldstop or stop
         item.session.shouldfail = item.session.shouldfail or fail
-    _apply_junit(item, receiver)
+    xml = compat.junit_xml(config)
+    for properties, _attributes in receiver.of_kind("junit"):
+        for name, value in properties:
+            xml.add_global_property(name, value)
     for data in receiver.of_kind("warning"):
         _announce(item, data)
     for name, scope in receiver.of_kind("late_fixture"):
         _warn_of_late_fixture(item, name, scope)
-
-
-def _apply_junit(item: pytest.Item, receiver: Receiver) -> None:
-    xml = compat.junit_xml(item.config)
-    for properties, attributes in receiver.of_kind("junit"):
-        for name, value in properties:
-            xml.add_global_property(name, value)
-        for name, value in attributes.items():
-            xml.node_reporter(item.nodeid).add_attribute(name, value)
 
 
 def _announce(item: pytest.Item, data: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FRESH",
-    "HOLDS",
     "INDEX",
     "INSIDE",
     "IN_TEST_PROCESS",
@@ -44,8 +43,6 @@ SHARING: pytest.StashKey[Sharing] = pytest.StashKey()
 INDEX = pytest.StashKey[int]()
 #: Whether the test runs inside a container.
 INSIDE = pytest.StashKey[bool]()
-#: Whether the test runs in pytest's process and uses the fixture ``container``.
-HOLDS = pytest.StashKey[bool]()
 #: On the configuration: how many tests stay outside only because they use container_factory.
 OUTSIDE = pytest.StashKey[int]()
 #: On the configuration: whether this is the session of a new interpreter (fresh_plugin.py).

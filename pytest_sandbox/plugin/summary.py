@@ -55,7 +55,8 @@ class _Summary:
         self._config = config
         self._all_inside = all_inside
         self._scope = scope
-        self._rows: dict[str, _Row] = {}
+        self._count: int = config.getoption("sandbox_stats") or 0
+        self._rows: dict[str, _Row] = {}  # only if they are printed
         self._kept: dict[str, str] = {}
 
     def pytest_report_header(self) -> str | None:
@@ -80,7 +81,7 @@ class _Summary:
         """Read the properties that user_properties.py has set."""
         own = [one for one in report.user_properties if is_of_container(one)]
         found = {name.removeprefix(PREFIX): value for name, value in own}
-        if found and report.when in {"setup", "call"}:
+        if found and self._count and report.when in {"setup", "call"}:
             memory: Any = found.get("memory_peak") or 0
             cpu: Any = found.get("cpu_seconds") or 0.0
             self._rows[report.nodeid] = _Row(memory, cpu, report.duration, report.nodeid)
@@ -89,17 +90,16 @@ class _Summary:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the table and the commands."""
-        count = self._config.getoption("sandbox_stats")
-        if count and self._rows:
-            self._print_table(terminalreporter, count)
+        if self._rows:
+            self._print_table(terminalreporter)
         if self._kept:
             self._print_kept(terminalreporter)
 
-    def _print_table(self, terminal: pytest.TerminalReporter, count: int) -> None:
+    def _print_table(self, terminal: pytest.TerminalReporter) -> None:
         """Print the tests with the highest memory peaks, and among equal ones most CPU time."""
-        terminal.section(f"{min(count, len(self._rows))} most expensive tests in containers")
+        terminal.section(f"{min(self._count, len(self._rows))} most expensive tests in containers")
         terminal.line(f"{'memory peak':>12} {'CPU':>10} {'wall':>10}  test")
-        for row in sorted(self._rows.values(), reverse=True)[:count]:
+        for row in sorted(self._rows.values(), reverse=True)[: self._count]:
             terminal.line(f"{mib(row.memory):>12} {row.cpu:8.3f} s {row.wall:8.3f} s  {row.nodeid}")
 
     def _print_kept(self, terminal: pytest.TerminalReporter) -> None:

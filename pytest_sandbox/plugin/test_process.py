@@ -246,14 +246,20 @@ class TestProcess:
         parent has skipped the tests before it, or runs none here.
         """
         self._kept_for = following
-        call = pytest.CallInfo.from_call(
-            lambda: compat_fixtures.tear_down_to(self._item.session, following),
-            when="teardown",
-            reraise=(pytest.exit.Exception,),
-        )
-        if call.excinfo is not None:
-            report = pytest.TestReport.from_item_and_call(self._item, call)
-            self._send_report(call, report)
+        item = self._item
+        self._session_state = session_state.SessionState(item)
+        nothing = pytest.CallInfo.from_call(lambda: None, "teardown")
+        before = len(pytest.TestReport.from_item_and_call(item, nothing).sections)
+        self.recorded_warnings.enter_context(compat.recorded_warnings(item))
+        with compat.captured_teardown(item):
+            call = pytest.CallInfo.from_call(
+                lambda: compat_fixtures.tear_down_to(item.session, following),
+                when="teardown",
+                reraise=(pytest.exit.Exception,),
+            )
+        report = pytest.TestReport.from_item_and_call(item, call)
+        del report.sections[:before]
+        self._send_report(call, report)
         self._send_end()
 
     def _run_phase(self, when: Any, hook: Any, **arguments: Any) -> None:

@@ -6,6 +6,7 @@ there. Only the parent sets them: report_schema.py removes any that a test proce
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,17 +32,23 @@ def set_properties(
 
     ``kept`` is the ID of the layer that ``--sandbox-keep`` saved, if any.
     """
-    values = {
-        "container.id": container.id,
-        "container.memory_peak": stats.memory_peak,
-        "container.cpu_seconds": stats.cpu_seconds,
-        "container.pids_peak": stats.pids_peak,
-        "container.oom_killed": oom_killed or bool(stats.oom_kills),
-    }
+    own = [
+        ("container.id", container.id),
+        _shared("container.memory_peak", stats.memory_peak),
+        ("container.cpu_seconds", stats.cpu_seconds),
+        _shared("container.pids_peak", stats.pids_peak),
+        _shared("container.oom_killed", oom_killed or bool(stats.oom_kills)),
+    ]
     if kept is not None:
-        values["container.kept"] = kept
+        own.append(("container.kept", kept))
     others = [one for one in item.user_properties if not is_of_container(one)]
-    item.user_properties[:] = [*others, *values.items()]
+    item.user_properties[:] = [*others, *own]
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _shared(name: str, value: object) -> tuple[str, object]:
+    """Return a property that many tests have in common: pytest keeps the reports of all tests."""
+    return name, value
 
 
 def is_of_container(user_property: Any) -> bool:

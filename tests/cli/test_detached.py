@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import time
+import uuid
 
 import pytest
 from command_line import COMMAND, output_of, sandbox
@@ -316,6 +317,55 @@ class TestLists:
             refused.returncode,
             "accepted: KEY=VALUE with a KEY" in refused.stderr,
         )
+
+    def test_names_are_filtered_by_an_expression(self):
+        """--filter name= takes a regular expression, also with docker's slash before the name."""
+        name = f"w{uuid.uuid4().hex[:8]}"  # `ps` also lists those of other sessions
+        one = shell("sleep 1000", "--name", f"{name}a")
+        both = {one, shell("sleep 1000", "--name", f"{name}ab")}
+        patterns = (
+            (name, both),
+            (f"^{name}a$", {one}),
+            (f"^/{name}a$", {one}),
+            (f"{name}.$", {one}),
+        )
+        for pattern, expected in patterns:
+            assert expected == set(output_of("ps", "-qf", f"name={pattern}").split()), pattern
+        refused = sandbox("ps", "-f", "name=[")
+        assert (125, True) == (refused.returncode, "accepted: name= with a" in refused.stderr)
+
+    @pytest.mark.parametrize("name", ["a b", ".a", "-a", "a/b", "a:b", "é", "a\n"])
+    def test_an_invalid_name(self, home, name):
+        """What is no name for docker is refused by `run` and `rename`."""
+        one = shell("sleep 1000")
+        for args in (["run", f"--name={name}", "host", "true"], ["rename", "--", one, name]):
+            done = sandbox(*args)
+            assert (125, "", True) == (done.returncode, done.stdout, "accepted: a l" in done.stderr)
+
+    def test_several_names(self):
+        """A name that is unknown does not keep `wait`, `stop`, `kill` and `rm` from the others;
+        the error of each is printed.
+        """
+        shell("exit 3", "--name", "one")
+        shell("exit 4", "--name", "two")
+        for verb, expected in (
+            ("wait", "3\n4\n"),
+            ("stop", "one\ntwo\n"),
+            ("kill", ""),
+            ("rm", "one\ntwo\n"),
+            ("rm -f", ""),
+        ):
+            done = sandbox(*verb.split(), "nosuch", "one", "other", "two")
+            failed = {"rm -f": 0, "kill": 4}.get(verb, 2)
+            assert (expected, failed) == (done.stdout, done.stderr.count("\n")), verb
+            assert (125 if failed else 0) == done.returncode, verb
+
+    def test_port_of_an_ended_container(self):
+        """An ended container has no published ports: `port` prints nothing."""
+        name = start("-p", "80", "host", "true")
+        output_of("wait", name)
+        assert "" == output_of("port", name)
+        assert 125 == sandbox("port", name, "80").returncode
 
     def test_inspect(self):
         """`inspect` prints docker's keys."""

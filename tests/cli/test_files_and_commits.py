@@ -136,6 +136,23 @@ class TestCopy:
         broken = sandbox_bytes("cp", "-", "web:/srv/in", input=b"no archive" * 100)
         assert (125, True) == (broken.returncode, b"pytest-sandbox: " in broken.stderr)
 
+    @pytest.mark.needs("root")
+    @pytest.mark.parametrize("name", ["other", "mounted/file"])
+    def test_an_ended_container_whose_mount_is_gone(self, home, tmp_path, name):
+        """A mount of the host that is gone matters only if the container has written below it."""
+        (tmp_path / "mounted").mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "none", str(tmp_path / "mounted")], check=True)
+        try:
+            one = output_of("run", "-d", "host", "sh", "-c", f"echo x > {tmp_path}/{name}").strip()
+            assert "0\n" == output_of("wait", one)
+        finally:
+            subprocess.run(["umount", str(tmp_path / "mounted")], check=True)
+        done = sandbox("cp", f"{one}:{tmp_path}/{name}", "-")
+        if name == "other":
+            assert (0, True) == (done.returncode, "x\n" in done.stdout), done.stderr
+        else:
+            assert (125, True) == (done.returncode, "mount it again" in done.stderr)
+
     def test_an_ended_container(self, tmp_path):
         """Files of an ended container can be copied out, and not into it."""
         name = output_of("run", "-d", "host", "sh", "-c", "echo left > /srv/left").strip()
@@ -153,6 +170,7 @@ class TestCopy:
             (("nosuch:/x", "/tmp/y"), "no running container 'nosuch'"),
             (("/nosuch/file", "web:/x"), "No such file or directory: '/nosuch/file'"),
             (("web:/nosuch", "/tmp/x"), "No such file or directory: '/nosuch'"),
+            (("/etc/hosts", "web:/nosuch/"), "No such file or directory: '/nosuch/'"),
             (("web:/srv/d/one", "/nosuch/x"), "/nosuch: there is no such directory"),
         ],
     )

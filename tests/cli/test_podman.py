@@ -1,25 +1,23 @@
 """The command line compared with podman's: exit statuses, and the shape of the output.
 
-podman's containers need what many CI hosts lack, so the verbs are those of images, and errors.
+Here are the verbs of images, and errors; see test_podman_containers.py for those of containers.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from podman_peer import Podman, normalized
 from tarballs import Made, docker_archive, files
 
 from pytest_sandbox.cli.main import main
 from pytest_sandbox.image.image import Image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.needs("podman", "root")
 
@@ -118,26 +116,11 @@ SAME_OUTPUT = [
 
 
 @pytest.fixture(scope="module")
-def podman() -> Iterator[Callable[..., subprocess.CompletedProcess]]:
+def podman() -> Iterator[Podman]:
     """Run podman with a store of the module's own."""
-    place = Path(tempfile.mkdtemp(prefix="podman-"))  # podman accepts no long path
-    options = [
-        *("--root", place / "root", "--runroot", place / "run", "--storage-driver", "vfs"),
-        *("--cgroup-manager", "cgroupfs", "--events-backend", "none"),
-    ]
-
-    def run(*args: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            ["podman", *options, *args],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-            stdin=subprocess.DEVNULL,
-        )
-
-    yield run
-    shutil.rmtree(place, ignore_errors=True)
+    peer = Podman()
+    yield peer
+    peer.close()
 
 
 @pytest.fixture(scope="module")
@@ -174,15 +157,6 @@ def words(line: str) -> list[str]:
         re.sub(r"\{\{[^}]*\}\}", lambda match: match[0].replace("|", " "), word)
         for word in line.split()
     ]
-
-
-def normalized(text: str) -> list[str]:
-    """Return the lines of an output, sorted, without what must differ."""
-    text = text.replace("localhost/", "").replace("docker.io/library/", "").replace("…", "...")
-    text = re.sub(r"\b(sha256:)?[0-9a-f]{12,64}\b", "ID", text)
-    text = re.sub(r"\d+ (second|minute|hour|day|week|month)s? ago", "AGO", text)
-    text = re.sub(r"\d+(\.\d+)? ?[kMG]?B\b", "SIZE", text)
-    return sorted(" ".join(line.split()) for line in text.splitlines())
 
 
 @pytest.mark.parametrize("line", SAME_STATUS)

@@ -687,3 +687,96 @@ def test_a_class_ends_with_a_skipped_test(run, reports, scope, options, fails):
     assert outside == inside
     assert fails == (("test_c", "teardown", "failed") in inside)
     assert fails == (("test_f", "teardown", "failed") in inside)
+
+
+HOOK = """
+import os, pytest
+def pytest_runtest_setup(item):
+    if "hooked" in item.name: pytest.skip("by a hook")
+    if "parent" in item.name and os.getppid() != 0: pytest.skip("in the parent only")
+"""
+#: What classes and a module tear down after their last test, which a hook or a mark has skipped.
+LAST_IS_SKIPPED = """
+import warnings, pytest
+@pytest.fixture(scope="module", autouse=True)
+def of_module():
+    yield
+    print("printed by the module")
+    warnings.warn("of the module")
+    assert not FAILS, "module's teardown"
+@pytest.fixture(scope="class")
+def of_class(request):
+    yield
+    print("printed by the class")
+    warnings.warn(f"of {request.cls.__name__}")
+    assert not FAILS, "class's teardown"
+class TestHooked:
+    def test_a(self, of_class): pass
+    def test_hooked(self, of_class): pass
+class TestParent:
+    def test_a(self, of_class): pass
+    def test_parent(self, of_class): pass
+class TestMarked:
+    def test_a(self, of_class): pass
+    @pytest.mark.skip
+    def test_marked(self, of_class): pass
+def test_a(): pass
+def test_KIND(): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "fails"),
+    [
+        (("--sandbox-scope=class",), "hooked", True),
+        ((SHARED,), "parent", True),
+        ((SHARED,), "hooked", False),
+        ((SHARED, "--sandbox-jobs=4", "-osandbox_jobs_hooks=conftest.py"), "hooked", True),
+        ((SHARED, "--sandbox-fresh"), "hooked", True),
+    ],
+)
+def test_nothing_of_a_teardown_after_a_skipped_test_is_lost(
+    run, reports, pytester, options, kind, fails
+):
+    """Whether its process has begun it or not: the failures, the output and the warnings of a
+    teardown after a test that the parent has skipped are those outside.
+    """
+    source = LAST_IS_SKIPPED.replace("FAILS", str(fails)).replace("KIND", kind)
+    conftest = pytester.path / "conftest.py"
+    conftest.write_text(conftest.read_text() + HOOK)
+    found = []
+    for is_inside in (False, True):
+        lines = run(source, *(options if is_inside else ()), sandbox=is_inside).stdout.lines
+        warned = sorted(one.rpartition(":")[2] for one in lines if "UserWarning: of " in one)
+        reported = [
+            (one["test"], one["when"], one["outcome"], one["text"].rpartition("\n")[2], printed)
+            for one in reports()
+            if (printed := [text for _name, text in one["sections"]]) or one["outcome"] == "failed"
+        ]
+        found.append((reported, warned))
+        (pytester.path / "reports.jsonl").unlink()
+    outside, inside = found
+    assert outside == inside
+    assert (4, 4) == (len(inside[0]), len(inside[1]))
+
+
+def test_a_teardown_after_a_skipped_test_is_measured(run, pytester):
+    """Lines that run when a module is torn down after a test that was skipped are covered."""
+    pytest.importorskip("pytest_cov")
+    pytester.makepyfile(helper="def tear_down():\n    return 1\n")
+    run(
+        """
+import pytest, helper
+@pytest.fixture(scope="module", autouse=True)
+def of_module():
+    yield
+    helper.tear_down()
+def test_a(): pass
+@pytest.mark.skip
+def test_b(): pass
+""",
+        SHARED,
+        "--cov=helper",
+        "--cov-fail-under=100",
+        plugins=("pytest_cov.plugin",),
+    ).stdout.fnmatch_lines(["*Required test coverage of 100% reached*"])

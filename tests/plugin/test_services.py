@@ -266,3 +266,40 @@ def test(box): pass
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*test_*.py:5: SettingsError"])
     assert "settings.py" not in result.stdout.str()
+
+
+NAMED = """
+import sys, urllib.request
+import pytest
+from pytest_sandbox import Network
+from pytest_sandbox.services import Http, Service
+
+net, other = Network(), Network()
+WEB = [sys.executable, "-u", "-m", "http.server", "8000"]
+web = Service(WEB, ready=Http("/", port=8000), workdir="/etc", network=net, hostname="web")
+one = web.fixture(scope="SCOPE")
+elsewhere = Service(["sleep", "60"], network=other).fixture()
+
+def get(url):
+    with urllib.request.urlopen(url + "/passwd", timeout=10) as answer:
+        assert b"root" in answer.read()
+
+def test_of_the_network(one):
+    get(one.url)
+    get("http://web:8000")
+
+@pytest.mark.container(network=net)
+def test_of_two(one, elsewhere): get(one.url)
+
+@pytest.mark.container(network=other)
+def test_of_another(one):
+    with pytest.raises(OSError): get(one.url)
+"""
+
+
+@pytest.mark.parametrize("scope", ["function", "session"])
+def test_a_test_is_on_the_network_that_its_services_name(run, scope):
+    """Without a network of its own, a test inside reaches services that name one; with another one
+    it does not.
+    """
+    run(NAMED.replace("SCOPE", scope)).assert_outcomes(passed=3)

@@ -43,7 +43,7 @@ class Way:
 
 
 WAYS = (
-    Way("root", (), f"{_ALWAYS},root,{_LIMITS}", _SAMPLE),
+    Way("root", (), f"{_ALWAYS},root,{_LIMITS},podman,podman_containers", _SAMPLE),
     Way("user", ("--user",), f"{_ALWAYS},user,{_LIMITS}", f"{_SAMPLE} {_SKIP}"),
     Way(
         "user-beside-systemd",
