@@ -21,7 +21,14 @@ from pytest_sandbox.container.lifecycle import local_handles
 from pytest_sandbox.container.processes import END_TIMEOUT
 from pytest_sandbox.container.uid_check import check_uid
 from pytest_sandbox.errors import ContainerStopped, SandboxError, SetupError, UnsupportedError
-from pytest_sandbox.linux import fork_hooks, huge_pages, namespaces, native_code, process
+from pytest_sandbox.linux import (
+    fork_hooks,
+    huge_pages,
+    loaded_libraries,
+    namespaces,
+    native_code,
+    process,
+)
 from pytest_sandbox.linux.signals import Deferred
 from pytest_sandbox.linux.syscall_batch import Failure, SyscallBatch
 from pytest_sandbox.outcome import Exited, OOMKilled, Outcome, Signaled, TimedOut
@@ -193,6 +200,7 @@ def _fork_into(handle: Handle, user: str | None, *, shielded: bool, twice: bool)
     target = entrance_of(handle)
     forks.gather()
     forks.count()
+    loaded_libraries.add_real_paths()
     oom_kills = handle.cgroup.oom_kills()
     confinement = target.confinement(None if user is None else _find_user(handle, user))
     twice = twice or target.builder_fd >= 0

@@ -1,6 +1,8 @@
-"""Machine code, memory and CPython's fork hooks: what ctypes provides besides system calls.
+"""Machine code, memory, libraries and CPython's fork hooks: what ctypes provides besides system
+calls.
 
-See mmap(2) and mprotect(2). The code itself is in :mod:`pytest_sandbox.linux.machine_code`.
+See mmap(2), mprotect(2), dlopen(3) and dl_iterate_phdr(3). The code itself is in
+:mod:`pytest_sandbox.linux.machine_code`.
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ __all__ = [
     "address_of",
     "address_of_pthread_self",
     "clear_memory",
+    "count_of_loads",
+    "find_library",
     "fork_handlers",
     "map_code",
     "map_with_data",
+    "names_of_libraries",
     "register_fork_handlers",
     "spawn",
     "version_tag",
@@ -43,6 +48,28 @@ _mapped: list[mmap.mmap] = []
 # PYFUNCTYPE holds the GIL during the call: while a child shares this memory, no other thread may
 # fork or change what the code reads.
 _CODE = ctypes.PYFUNCTYPE(ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+
+
+class _LoadedObject(ctypes.Structure):
+    """The start of struct dl_phdr_info."""
+
+    _fields_ = (
+        ("address", ctypes.c_void_p),
+        ("name", ctypes.c_char_p),
+        ("headers", ctypes.c_void_p),
+        ("header_count", ctypes.c_uint16),
+        ("loads", ctypes.c_ulonglong),
+    )
+
+
+# PYFUNCTYPE: the C library holds a lock while it calls the function, so this thread must not wait
+# for the GIL then: another one may hold it and load a library.
+_VISITOR = ctypes.PYFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(_LoadedObject), ctypes.c_size_t, ctypes.c_void_p
+)
+_ITERATE = ctypes.PYFUNCTYPE(ctypes.c_int, _VISITOR, ctypes.c_void_p)
+_DLOPEN = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int)
+_DLCLOSE = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 
 
 def address_of(buffer: bytearray | mmap.mmap) -> int:
@@ -141,6 +168,48 @@ def fork_handlers() -> tuple[Callable[[], None], Callable[[], None], Callable[[]
         for name in ("BeforeFork", "AfterFork_Parent", "AfterFork_Child")
     )
     return before, in_parent, in_child
+
+
+def count_of_loads() -> int:
+    """Return how many objects this process has loaded since its start."""
+    found = []
+
+    def visit(entry: Any, _size: int, _data: object) -> int:
+        found.append(entry.contents.loads)
+        return 1  # the number is the same for all: end here
+
+    _iterate()(_VISITOR(visit), None)
+    return found[0] if found else 0
+
+
+def names_of_libraries() -> list[str]:
+    """Return the names by which the libraries of this process were loaded: paths, but for the
+    vDSO (vdso(7)).
+    """
+    found: list[bytes] = []
+
+    def visit(entry: Any, _size: int, _data: object) -> int:
+        found.append(entry.contents.name or b"")
+        return 0
+
+    _iterate()(_VISITOR(visit), None)
+    return [os.fsdecode(name) for name in found if b"/" in name]
+
+
+@functools.cache
+def _iterate() -> Callable[[Any, None], int]:
+    return cast("Callable[[Any, None], int]", _ITERATE(("dl_iterate_phdr", sc.libc)))
+
+
+def find_library(path: str) -> bool:
+    """Look for a loaded library by a path of its file, which is one of its names from then on;
+    return whether there is one.
+    """
+    handle = _DLOPEN(("dlopen", sc.libc))(os.fsencode(path), os.RTLD_LAZY | os.RTLD_NOLOAD)
+    if handle is None:
+        return False
+    _DLCLOSE(("dlclose", sc.libc))(handle)
+    return True
 
 
 def clear_memory(address: int, length: int) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_sandbox.container.files import open_inside
 from pytest_sandbox.errors import SandboxError
-from pytest_sandbox.plugin import missing_threads, refused, scopes
+from pytest_sandbox.plugin import missing_threads, outside_processes, refused, scopes
 from pytest_sandbox.printable import TEXT, printable
 from pytest_sandbox.settings.destinations import is_limited
 from pytest_sandbox.units import mib
@@ -85,6 +85,8 @@ def _symptom(error: BaseException) -> Symptom | None:
     target = refused.target_of(error)
     if target is not None:
         return Symptom("refused", target)
+    if pid := outside_processes.pid_in(error):
+        return Symptom("process", pid)
     if isinstance(error, TimeoutError | queue.Empty):
         return Symptom("waited")
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
@@ -208,8 +210,8 @@ def _hints(symptom: Symptom, item: pytest.Item, container: Container, stats: Sta
         return [*hints, *_unreachable_mounts(container, stat.S_ISSOCK)]
     if kind == "browser":
         return refused.describe_browser(path, has_own_loopback=settings.network != "host")
-    if kind == "waited":
-        return [] if scopes.is_fresh(item) else missing_threads.describe()
+    if kind in {"process", "waited"}:
+        return _of_pytest_process(symptom, item)
     if kind == "unread":
         return _unreachable_mounts(container, stat.S_ISFIFO, path)
     if kind in {"dns", "unreachable"} and settings.network != "host":
@@ -225,6 +227,13 @@ def _hints(symptom: Symptom, item: pytest.Item, container: Container, stats: Sta
         limit = f"{settings.pids_limit} processes and threads (pids_limit=)"
         return [f"No more processes: the container may have {limit}, and had {stats.pids_peak}."]
     return []
+
+
+def _of_pytest_process(symptom: Symptom, item: pytest.Item) -> list[str]:
+    """Return the hint for what the pytest process has, and the process of the test has not."""
+    if symptom.kind == "process":
+        return outside_processes.describe(symptom.path)
+    return [] if scopes.is_fresh(item) else missing_threads.describe()
 
 
 def _reachable(network: object) -> str:

@@ -173,6 +173,7 @@ _SYMPTOM = schema.tuple_of(
         "refused",
         "browser",
         "pids",
+        "process",
         "unreachable",
         "full",
         "moved",

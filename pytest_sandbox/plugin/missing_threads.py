@@ -13,7 +13,15 @@ __all__ = ["describe"]
 
 _MOST_SHOWN = 10
 #: Threads of tools, by the first module of their function or class: no test waits for them.
-_OF_TOOLS = ("execnet", "xdist", "pytest_timeout", "coverage", "pytest_sandbox")
+_OF_TOOLS = (
+    "execnet",
+    "xdist",
+    "pytest_rerunfailures",
+    "pytest_retry",
+    "pytest_timeout",
+    "coverage",
+    "pytest_sandbox",
+)
 
 
 def describe() -> list[str]:

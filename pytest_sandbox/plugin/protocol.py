@@ -202,7 +202,7 @@ class _OuterHooks:
         """Return the report of the test process.
 
         Other plugins' implementations run in both processes. What they change in the report counts
-        only in the test process.
+        only in the test process, but for private attributes that are not data.
         """
         self._exception_interact.restore()
         test = item.stash.get(TEST, None)
@@ -224,8 +224,11 @@ class _OuterHooks:
             problem = f"a hook raises {type(error).__name__} for its exception"
             reported.fail(crash_report.invalid_report(problem))
             return reported.report
-        # A plugin that has run the test again meanwhile has put the new result into the report.
-        return reported.report if test.result is result else changed
+        if test.result is not result:
+            # A plugin that has run the test again meanwhile has put the new result into the report.
+            return changed
+        reported.adopt_private(changed)
+        return reported.report
 
 
 class _InnerHooks:

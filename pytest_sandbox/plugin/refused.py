@@ -11,25 +11,23 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from subprocess import CalledProcessError
 
 from pytest_sandbox.linux import sockets
+from pytest_sandbox.plugin.error_frames import local_variables
 from pytest_sandbox.printable import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import FrameType
 
 __all__ = ["describe", "describe_browser", "port_of_browser", "target_of"]
 
-#: Client libraries raise exceptions of their own, with the system's message in the text.
-_MESSAGE = "connection refused"
+#: Client libraries raise exceptions of their own, with the system's message in the text; the second
+#: one is curl's.
+_MESSAGES = ("connection refused", "couldn't connect to server")
 _PORT = re.compile(r"\bport[ =]+(\d{1,5})\b|[\w\]]:(\d{1,5})\b")
 #: The errors of Chromium and Firefox, as Playwright and Selenium show them, with the URL.
 _BROWSER_MESSAGE = re.compile(r"\b(?:NS_)?ERR(?:OR)?_CONNECTION_REFUSED\b")
 _URL = re.compile(r"\bhttps?://(?:localhost|127\.[\d.]+|\[::1\]):(\d{1,5})\b")
 _PATH = re.compile(r"socket \"(/[^\"]+)\"")
-_MAX_FRAMES, _MAX_LOCALS, _MAX_TEXT = 50, 200, 10_000
+_MAX_TEXT = 10_000
 _LOOPBACK = ("127.", "::1", "0.0.0.0", "::")
 
 
@@ -39,10 +37,11 @@ def target_of(error: BaseException) -> str | None:
     """
     text = _text(error)
     if not isinstance(error, ConnectionRefusedError):
-        if _MESSAGE not in text.lower():
+        if not any(message in text.lower() for message in _MESSAGES):
             return None
         return _in_text(text)
-    return next(_in_frames(error), "") or _in_text(text)
+    addresses = (_address(value) for _name, value in local_variables(error))
+    return next(filter(None, addresses), "") or _in_text(text)
 
 
 def port_of_browser(error: BaseException) -> str | None:
@@ -61,7 +60,12 @@ def port_of_browser(error: BaseException) -> str | None:
 
 def _text(error: BaseException) -> str:
     with suppress(Exception):  # an object of the suite's
-        return str(error)[:_MAX_TEXT]
+        text = str(error)[:_MAX_TEXT]
+        if isinstance(error, CalledProcessError):
+            for output in (error.stderr, error.stdout):
+                shown = os.fsdecode(output) if isinstance(output, bytes) else output or ""
+                text += f"\n{shown[-_MAX_TEXT:]}"
+        return text
     return ""
 
 
@@ -70,19 +74,6 @@ def _in_text(text: str) -> str:
         return match[1]
     match = _PORT.search(text)
     return (match[1] or match[2]) if match else ""
-
-
-def _in_frames(error: BaseException) -> Iterator[str]:
-    """Yield the addresses in the local variables of a traceback, the innermost first."""
-    frames: list[FrameType] = []
-    traceback = error.__traceback__
-    while traceback is not None and len(frames) < _MAX_FRAMES:
-        frames.append(traceback.tb_frame)
-        traceback = traceback.tb_next
-    for frame in reversed(frames):
-        for value in list(frame.f_locals.values())[:_MAX_LOCALS]:
-            if found := _address(value):
-                yield found
 
 
 def _address(value: object) -> str:

@@ -16,23 +16,29 @@ from pytest_sandbox.plugin.schema import InvalidError
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["encode_attributes", "typed"]
+__all__ = ["LEFT_OUT", "encode_attributes", "typed"]
+
+#: How attributes begin that the parent does not accept: special names of Python, and what
+#: Hypothesis adds, such as failing examples, which it writes to a file in the parent.
+LEFT_OUT = ("__", "_hypothesis_")
 
 
 def encode_attributes(data: dict[str, Any], known: Collection[str]) -> str:
     """Encode the attributes of a serialised report that are not ``known``, and its user properties.
 
-    An attribute that is not data is removed, and so are private ones. Returns what is wrong with
-    the last one that is not data, or "". Of a user property that is not data, which a report file
-    contains as text, the repr() is sent.
+    An attribute that is not data is removed. Returns what is wrong with the last one, or "". There
+    is no error for a private one: the parent has that of its own hooks (results.py). Of a user
+    property that is not data, which a report file contains as text, the repr() is sent.
     """
     problem = ""
     for name in [name for name in data if name not in known]:
         value = data.pop(name)
-        if not name.startswith("_"):
-            try:
-                data[name] = values.encode(value)
-            except Exception as error:  # noqa: BLE001 - a cycle, or an object of the suite's
+        if name.startswith(LEFT_OUT):
+            continue
+        try:
+            data[name] = values.encode(value)
+        except Exception as error:  # noqa: BLE001 - a cycle, or an object of the suite's
+            if not name.startswith("_"):
                 problem = (
                     f"the attribute {name!r} of the test's report cannot be sent to pytest's own "
                     f"process: {error}"

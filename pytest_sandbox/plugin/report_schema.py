@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pytest_sandbox.plugin import schema
-from pytest_sandbox.plugin.report_attributes import typed
+from pytest_sandbox.plugin.report_attributes import LEFT_OUT, typed
 from pytest_sandbox.plugin.schema import InvalidError
 from pytest_sandbox.plugin.user_properties import is_of_container
 from pytest_sandbox.printable import printable_output
@@ -27,7 +27,7 @@ _TEXT = schema.string(4 << 20)
 _COLOURED = schema.string(4 << 20, escape=printable_output)
 _LINES = schema.list_of(_COLOURED, 50_000)
 _LINE_NUMBER = schema.integer(-1, 1 << 31)
-_ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
+_ATTRIBUTE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _STYLE = schema.one_of("long", "short", "line", "no", "native", "value", "auto")
 
 _FILE_LOCATION = schema.record({"path": _PATH, "lineno": _LINE_NUMBER, "message": _COLOURED})
@@ -146,15 +146,13 @@ def report(value: Any) -> dict[str, Any]:
     """Accept a serialised report.
 
     Other attributes may have any value that is data, under names that a report does not use itself.
-    Private ones are left out: among them Hypothesis' failing examples, which it writes to a file in
-    the parent.
     """
     if type(value) is not dict:
         raise InvalidError("must be an object")
     others = {name: one for name, one in value.items() if name not in KNOWN}
     checked: dict[str, Any] = _KNOWN_FIELDS({n: value[n] for n in value.keys() - others.keys()})
-    public = {name: one for name, one in others.items() if not name.startswith("_")}
-    checked.update((_attribute(name), typed(one)) for name, one in public.items())
+    kept = {name: one for name, one in others.items() if not name.startswith(LEFT_OUT)}
+    checked.update((_attribute(name), typed(one)) for name, one in kept.items())
     _check_outcome(checked)
     return checked
 

@@ -70,6 +70,15 @@ class PhaseResult:
         made.user_properties = list(made.user_properties)
         return made
 
+    def adopt_private(self, changed: object) -> None:
+        """Take over the private attributes that hooks have given to the copy and the report lacks:
+        what is not data does not come from the test process.
+        """
+        own = vars(self.report)
+        for name, value in getattr(changed, "__dict__", {}).items():
+            if name.startswith("_"):
+                own.setdefault(name, value)
+
     def raise_error(self) -> None:
         """Raise the phase's exception, as the phase itself does without a container: a plugin that
         repeats tests may look at nothing else.

@@ -99,7 +99,7 @@ def install_apart(tmp_path_factory):
     def install(*packages):
         directory = tmp_path_factory.mktemp("packages")
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target"]
-        subprocess.run([*command, directory, *packages], check=True, timeout=200)
+        subprocess.run([*command, directory, *packages], check=True, timeout=280)
         return str(directory)
 
     return install

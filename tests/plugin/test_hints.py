@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import socket
+from types import SimpleNamespace
 
 import pytest
+
+from pytest_sandbox.plugin import hints
 
 pytestmark = pytest.mark.needs("containers")
 
@@ -62,6 +67,21 @@ def test_a_full_disk_is_a_hint(run, failed_report):
             file.write(bytes(8 << 20))
     {NEXT}""").assert_outcomes(passed=1, failed=1)
     assert "writable layer may hold 4 MiB (disk=)" in failed_report()["sections"]["hint"]
+
+
+def test_a_full_layer_in_memory_is_a_hint(monkeypatch):
+    """ENOSPC without disk= names the setting that stores a layer on disk, if it is full."""
+    container = SimpleNamespace(settings=SimpleNamespace(disk=None, storage="memory", shm_size=1))
+    symptom = hints.symptoms(OSError(errno.ENOSPC, "No space left on device", "/opt/x"))
+    stats = SimpleNamespace(oom_kills=0)
+    for free, said in ((0, 'storage="disk" stores it in a directory'), (1 << 30, "")):
+        sizes = {"/": free, "/dev/shm": -1}
+        monkeypatch.setattr(hints, "_free_bytes", lambda _container, path, sizes=sizes: sizes[path])
+        text = hints.describe(symptom, None, container, stats)
+        assert said in text
+        assert bool(said) == bool(text)
+    container.settings.storage = "disk"
+    assert "" == hints.describe(symptom, None, container, stats)
 
 
 @pytest.mark.needs("limits")
@@ -251,10 +271,16 @@ def test_a_port_of_another_process_is_a_hint(run):
         raise OperationalError(
             f'connection to server at "127.0.0.1", port {port} failed: Connection refused'
         )
+
+    def test_program(port):
+        said = f"Failed to connect to 127.0.0.1 port {port} after 0 ms: Couldn't connect to server"
+        command = [sys.executable, "-c", f"import sys; sys.exit({said!r})"]
+        subprocess.run(command, check=True, stderr=subprocess.PIPE)
     """
     )
-    result.assert_outcomes(failed=1)
-    assert "refused inside, but another process listens outside, on 127.0.0.1:" in hint(result)
+    result.assert_outcomes(failed=2)
+    said = "refused inside, but another process listens outside, on 127.0.0.1:"
+    assert 2 == sum(said in line for line in result.outlines)
 
 
 def test_another_port_of_the_pytest_process_is_no_hint(run):
@@ -383,6 +409,21 @@ def test_a_thread_of_the_parent_is_a_hint(run):
     assert "a fork of it: 'the echo'. A test that waits" in lines[0]
 
 
+def test_a_thread_of_another_plugin_is_no_hint(run):
+    """No test waits for the thread in which pytest-rerunfailures serves the workers of xdist."""
+    result = run(
+        """
+    import queue, threading
+    THREADS = [one.name for one in threading.enumerate()]
+    def test_there_is_one(): assert ["Thread-1 (run_server)"] == THREADS[1:]
+    def test_waits(): queue.Queue().get(timeout=0.1)
+    """,
+        plugins=("xdist", "rerunfailures"),
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    assert "" == hint(result)
+
+
 def test_a_native_thread_of_the_parent_is_a_hint(run):
     """A thread that a C library has started is named by the kernel's name for it."""
     result = run(
@@ -402,3 +443,69 @@ def test_a_native_thread_of_the_parent_is_a_hint(run):
     )
     result.assert_outcomes(failed=1)
     assert "'native-pool' of a native library" in hint(result)
+
+
+OUTSIDE = """
+import multiprocessing, os, subprocess, pytest
+
+@pytest.fixture(scope="module")
+def process():
+    with subprocess.Popen(["sleep", "600"]) as one:
+        yield one
+        one.kill()
+
+class Server:
+    def __init__(self, process): self.process = process
+
+@pytest.fixture(scope="module")
+def server(process): return Server(process)
+
+@pytest.fixture(scope="module")
+def worker():
+    one = multiprocessing.get_context("fork").Process(target=sleep)
+    one.start()
+    yield one
+    one.kill()
+    one.join()
+
+def sleep():
+    import time
+    time.sleep(600)
+
+def test_signal(process): os.kill(process.pid, 0)
+def test_signal_by_number(process, pid_of): pid = pid_of(); os.kill(pid, 0)
+def test_running(process): assert process.poll() is None
+def test_attribute(server): assert server.process.poll() is None
+def test_proc(process): open(f"/proc/{process.pid}/status")
+def test_multiprocessing(worker): assert worker.is_alive()
+
+@pytest.fixture
+def pid_of(process): return lambda: process.pid
+
+# No hint: a process of the test, one that has ended, another assertion, another file.
+def test_own():
+    with subprocess.Popen(["true"]) as one: pass
+    os.kill(one.pid, 0)
+def test_own_has_ended():
+    with subprocess.Popen(["true"]) as one: pass
+    assert one.poll() is None
+def test_other_assertion(process): assert 1 == 2
+def test_other_process(process): open("/proc/999999999/status")
+"""
+
+
+@pytest.mark.needs("root", "limits")
+def test_a_process_outside_is_a_hint(run, reports):
+    """A test that looks for a process of a module's fixture has a hint that names the process,
+    whatever way it looks; a wider scope is a remedy.
+    """
+    run(OUTSIDE).assert_outcomes(failed=10)
+    hints = {one["test"]: dict(one["sections"]).get("hint", "") for one in reports() if one["text"]}
+    looking = ("signal", "signal_by_number", "running", "attribute", "proc")
+    for name in looking:
+        assert re.match(r"Process \d+ \(sleep\) runs outside: a fixture", hints[f"test_{name}"])
+    assert re.match(r"Process \d+ \(\S+\) runs outside", hints["test_multiprocessing"])
+    others = ("own", "own_has_ended", "other_assertion", "other_process")
+    assert [""] * 4 == [hints[f"test_{name}"] for name in others]
+    result = run(OUTSIDE, "--sandbox-scope=module")
+    result.assert_outcomes(passed=6, failed=4)

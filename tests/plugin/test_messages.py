@@ -233,6 +233,17 @@ def test_properties_of_the_container_are_removed():
     assert [("mine", 1)] == read(forged)[1]["report"]["user_properties"]
 
 
+def test_attributes_that_the_parent_would_act_on_are_removed():
+    """Private attributes are accepted, but for special names of Python, and Hypothesis' examples,
+    which it would write to a file.
+    """
+    names = ("_rows", "__class__", "__dict__", "_hypothesis_failing_examples")
+    accepted = read(report(**dict.fromkeys(names, 3)))[1]["report"]
+    assert ["_rows"] == [name for name in names if name in accepted]
+    with pytest.raises(InvalidError, match="_to_json"):
+        read(report(_to_json=3))
+
+
 def test_control_characters_are_shown_escaped():
     """Control characters are escaped; captured output keeps its colours."""
     assert "\\x1b]0;x\\x07\\x9b\\u202e\\ud800\n\t" == safe_text("\x1b]0;x\x07\x9b\u202e\ud800\n\t")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from importlib.util import find_spec
+
 import pytest
 
 pytestmark = pytest.mark.needs("root")
@@ -71,6 +74,30 @@ def test_the_garbage_collector_finds_objects_of_the_parent(run):
         assert any(one is made for one in gc.get_objects())
     """)
     result.assert_outcomes(passed=1)
+
+
+def test_a_library_of_the_parent_is_found(run, pytester):
+    """dlopen(3) finds a library that was loaded before the fork by the real path of its file, as
+    threadpoolctl asks for it, and does not load it again.
+    """
+    pytester.mkdir("real")
+    (pytester.path / "link").symlink_to("real")
+    shutil.copy(find_spec("_ctypes").origin, pytester.path / "real/one.so")
+    run("""
+    import ctypes, os, pathlib
+    here = pathlib.Path(__file__).parent
+    loaded = ctypes.CDLL(str(here / "link/one.so"))
+
+    def test_inside():
+        assert 0 == os.getppid()
+        mode = os.RTLD_NOLOAD | os.RTLD_LAZY
+        assert loaded._handle == ctypes.CDLL(str(here / "real/one.so"), mode)._handle
+        assert loaded._handle == ctypes.CDLL(str(here / "real/one.so"))._handle
+
+    def test_outside(container):
+        path = str(here / "real/one.so")
+        assert loaded._handle == container.call(lambda: ctypes.CDLL(path)._handle)
+    """).assert_outcomes(passed=2)
 
 
 def test_random_continues_from_its_seed(run):

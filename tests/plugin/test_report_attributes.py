@@ -58,6 +58,35 @@ def test_an_attribute_that_is_not_data_fails_its_test(run, pytester):
     )
 
 
+def test_private_attributes_reach_the_parent(run, pytester):
+    """Those that are data have the values from inside, and others those of the hooks in pytest's
+    own process; what Hypothesis would write to a file is left out.
+    """
+    pytester.makeconftest("""
+import os
+import pytest
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    report._rows = {"when": call.when, "parent": os.getppid(), 1: (2,)}
+    report._item = item
+    report._lock = type("Local", (), {})()
+    if os.getppid() == 0:
+        report._hypothesis_failing_examples = ["text"]
+    return report
+
+def pytest_runtest_logreport(report):
+    assert {"when": report.when, "parent": 0, 1: (2,)} == report._rows
+    assert report._item.nodeid == report.nodeid and report._lock
+    assert not hasattr(report, "_hypothesis_failing_examples")
+    print("PRIVATE", report.when)
+""")
+    result = run("def test_a(): pass\ndef test_b(): assert 0", "-s")
+    result.assert_outcomes(passed=1, failed=1)
+    assert 6 == result.stdout.str().count("PRIVATE")
+
+
 def test_testmon_runs_the_tests_that_a_change_affects(run, pytester):
     """pytest-testmon gets the lines of each test, and deselects tests whose code is unchanged."""
     pytest.importorskip("testmon")

@@ -22,9 +22,12 @@ _ADAPTERS: dict[str, tuple[str, ...]] = {
     "basetemp": ("tmpdir",),
     "bdd": ("pytest-bdd", "pytest_bdd.plugin"),
     "cache_directories": ("cacheprovider",),
+    "harvest": ("harvest", "pytest_harvest.plugin"),
     "hypothesis": ("hypothesispytest", "_hypothesis_pytestplugin"),
     "measurements": (
         "codspeed",
+        "pytest-durations",
+        "pytest_durations",
         "pytest_codspeed.plugin",
         "profiling",
         "pytest_profiling",

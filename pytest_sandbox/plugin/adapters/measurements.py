@@ -1,5 +1,6 @@
-"""pytest-codspeed, pytest-profiling and pytest-monitor measure pytest's own process, where a test
-inside is only replayed: they would report that every test takes no time. They are refused.
+"""pytest-codspeed, pytest-profiling, pytest-monitor and pytest-durations measure pytest's own
+process, where a test inside is only replayed: they would report that every test takes no time. They
+are refused.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ _OPTIONS = (
     ("pytest-codspeed", "codspeed", False, "leave --codspeed out"),
     ("pytest-profiling", "profile", False, "leave --profile out"),
     ("pytest-profiling", "profile_svg", False, "leave --profile-svg out"),
+    ("pytest-durations", "pytest_durations", False, "add --pytest-durations=0"),
+    ("pytest-durations", "pytest_durations_json", False, "leave --pytest-durations-json out"),
     ("pytest-monitor", "mtr_none", True, "add --no-monitor"),
 )
 
