@@ -83,10 +83,11 @@ class Originals:
         if versions and versions == self._same_versions:
             return
         self._replaced = [*_replaced(self._others)]
-        is_everywhere = bool(_replaced(self._sample))
-        if is_everywhere:
+        # No bool(): it may be replaced, too.
+        everywhere = _replaced(self._sample)
+        if everywhere:
             self._replaced += _replaced(self._own)
-        self._same_versions = [] if self._replaced or is_everywhere else versions
+        self._same_versions = [] if self._replaced or everywhere else versions
 
     def __enter__(self) -> Self:
         # No function that may be replaced is called before all are back.

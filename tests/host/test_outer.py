@@ -101,7 +101,7 @@ class Outer:
         name = f"outer-{uuid.uuid4().hex}"
         (self.directory / "rootfs").mkdir(exist_ok=True)
         (self.directory / "config.json").write_text(
-            json.dumps(self.config([sys.executable, *argv], {by, *flags.split()}))
+            json.dumps(self.config([sys.executable, "-P", *argv], {by, *flags.split()}))
         )
         # Docker's own root is an overlay, too.
         script = (
