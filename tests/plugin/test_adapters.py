@@ -298,7 +298,7 @@ def test_playwright_s_output_is_copied(run, pytester):
         pathlib.Path(output_path, "trace.zip").write_text("trace")
     """,
         "--output=results",
-        plugins=("pytest_base_url.plugin", "pytest_playwright.pytest_playwright"),
+        plugins=("pytest_playwright.pytest_playwright",),
     ).assert_outcomes(passed=1)
     (path,) = (pytester.path / "results").rglob("trace.zip")
     assert "trace" == path.read_text()
