@@ -7,6 +7,7 @@ report_sections.py, hints.py and user_properties.py add what the container used 
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -64,8 +65,7 @@ class PhaseResult:
 
     def copy_report(self) -> pytest.TestReport:
         """Return a copy of the report, with lists of its own."""
-        made = object.__new__(type(self.report))
-        vars(made).update(vars(self.report))
+        made = copy.copy(self.report)
         made.sections = list(made.sections)
         made.user_properties = list(made.user_properties)
         return made

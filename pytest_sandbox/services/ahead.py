@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.container.container import Container
     from pytest_sandbox.container.network import Network
+
 __all__ = ["StartedAhead"]
 
 #: Seconds that a fork waits for the thread: longer than the client waits for a start (join.py).

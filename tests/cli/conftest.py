@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from boxes import box
+from podman_peer import Podman
 
 from pytest_sandbox.container import detached, shared_network
 
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["box"]
+
+
+@pytest.fixture(scope="module")
+def podman() -> Iterator[Podman]:
+    """Run podman with a store of the module's own."""
+    peer = Podman()
+    yield peer
+    peer.close()
 
 
 @pytest.fixture

@@ -9,14 +9,13 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from podman_peer import Podman, normalized
+from podman_peer import normalized
 from tarballs import Made, docker_archive, files
 
 from pytest_sandbox.cli.main import main
 from pytest_sandbox.image.image import Image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.needs("podman", "root")
@@ -113,14 +112,6 @@ SAME_OUTPUT = [
     "inspect --format {{index|.Config.Labels|`kind`}} app:1",
     "ps --filter name=^nosuch$ --format {{.ID}}",
 ]
-
-
-@pytest.fixture(scope="module")
-def podman() -> Iterator[Podman]:
-    """Run podman with a store of the module's own."""
-    peer = Podman()
-    yield peer
-    peer.close()
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from command_line import sandbox
-from podman_peer import Podman, normalized
+from podman_peer import normalized
 from tarballs import Made, directory, docker_archive, entry, layer, link
 from terminals import wait_for
 
@@ -24,6 +24,8 @@ from pytest_sandbox.image.image import Image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from podman_peer import Podman
 
 pytestmark = pytest.mark.needs("podman", "root", "podman_containers", "busybox")
 
@@ -297,14 +299,6 @@ class Peers:
             out, error = self._output.readouterr()
         out = out.replace(self._name, "box").replace(here, "HERE")
         return Done(status, normalized(out), error)
-
-
-@pytest.fixture(scope="module")
-def podman() -> Iterator[Podman]:
-    """Run podman with a store of the module's own."""
-    peer = Podman()
-    yield peer
-    peer.close()
 
 
 @pytest.fixture(scope="module")

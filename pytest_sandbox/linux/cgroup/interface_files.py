@@ -58,7 +58,7 @@ class InterfaceFiles:
                 fd = self._fds[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             # One call returns everything: kernfs prepares the whole text for it (seq_file.rst).
-            return os.pread(fd, _MAX_BYTES, 0).decode("utf-8", "surrogateescape")
+            return os.fsdecode(os.pread(fd, _MAX_BYTES, 0))
         except OSError as error:
             number = errno.ENOENT if error.errno == errno.ENODEV else error.errno
             raise OSError(number, error.strerror, path) from None
