@@ -22,6 +22,8 @@ benchmark     the measurements of pytest-benchmark
 carry         name of a plugin, and what its hook pytest_sandbox_carry has returned
 connections   calls that connect or look up a name (connection_calls.py)
 coverage      lines or arcs of one file in one context (coverage_data.py)
+imported      names of modules of the standard library, and how many modules of other packages
+              (imported_modules.py)
 late_fixture  name and scope of a fixture of a higher scope that was set up in the test process
 exit          the test ends the session (``pytest.exit``): reason and return code
 internal      the traceback of an error outside of the test's phases
@@ -49,13 +51,15 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.plugin.schema import Check
 
-__all__ = ["MAX_CALLS", "MAX_MESSAGE_BYTES", "SCHEMAS"]
+__all__ = ["MAX_CALLS", "MAX_IMPORTED", "MAX_MESSAGE_BYTES", "SCHEMAS"]
 
 MAX_MESSAGE_BYTES = 4 << 20
 #: More lines than any source file has.
 _MAX_LINE = 10_000_000
 #: Different calls of a test that connect or look up a name.
 MAX_CALLS = 200
+#: Modules of the standard library that a test imports. It has about 1,500.
+MAX_IMPORTED = 2000
 _NAME = schema.string(1000)
 _PATH_LENGTH = 4096
 _LONG_NAME = schema.string(1 << 16)
@@ -263,6 +267,10 @@ SCHEMAS: Mapping[str, Check] = {
             "kind": schema.one_of("lines", "arcs"),
             "numbers": _line_numbers,
         }
+    ),
+    "imported": schema.tuple_of(
+        schema.list_of(_NAME, MAX_IMPORTED),
+        schema.dict_of(_NAME, schema.integer(1, 1_000_000), 1000),
     ),
     "late_fixture": schema.tuple_of(_NAME, schema.one_of("class", "module", "package", "session")),
     "exit": schema.tuple_of(_TEXT, schema.optional(schema.integer(0, 255))),

@@ -72,9 +72,10 @@ def pytest_testnodedown(node: Any) -> None:
     if error is not None:
         raise pytest.UsageError(error)
     if getattr(node, "workeroutput", None):
-        from pytest_sandbox.plugin.unkept_files import add_figures_of_worker
+        from pytest_sandbox.plugin import repeated_imports, unkept_files
 
-        add_figures_of_worker(node.config, node.workeroutput)
+        for module in (repeated_imports, unkept_files):
+            module.add_figures_of_worker(node.config, node.workeroutput)
 
 
 def _decide(config: pytest.Config, items: list[pytest.Item]) -> None:

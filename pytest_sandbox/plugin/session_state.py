@@ -1,5 +1,5 @@
 """What a test changes in the session besides its reports: the cache, failed subtests, the wish to
-stop, junit XML, warnings.
+stop, junit XML, warnings, imported modules.
 
 The test process sends the changes (:class:`SessionState`, and HookForwarder of test_process.py for
 the cache and warnings); protocol.py calls :func:`apply` to repeat them in the parent.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.plugin import compat
+from pytest_sandbox.plugin import compat, imported_modules, repeated_imports
 
 if TYPE_CHECKING:
     import pytest
@@ -29,6 +29,7 @@ class SessionState:
         self._stop = _stop_reasons(item.session)
         self._xml = compat.junit_xml(item.config)
         self._properties = len(self._xml.global_properties) if self._xml is not None else 0
+        self._imports = imported_modules.ImportSender()
 
     def send(self, channel: ReportChannel) -> None:
         """Send what has changed."""
@@ -42,6 +43,7 @@ class SessionState:
             attributes = self._xml.node_reporter(self._item.nodeid).attrs
             new_properties = self._xml.global_properties[self._properties :]
             channel.send("junit", [new_properties, attributes])
+        self._imports.send(channel)
 
 
 def _stop_reasons(session: pytest.Session) -> list[Any]:
@@ -76,6 +78,8 @@ def apply_to_session(item: pytest.Item, receiver: Receiver) -> None:
         _announce(item, data)
     for name, scope in receiver.of_kind("late_fixture"):
         _warn_of_late_fixture(item, name, scope)
+    imported_modules.import_in_parent(receiver)
+    repeated_imports.record(config, receiver)
 
 
 def _announce(item: pytest.Item, data: dict[str, Any]) -> None:

@@ -121,6 +121,7 @@ RECORDED = [
         "coverage",
         {"file": "/srv/it.py", "context": "", "tracer": "", "kind": "arcs", "numbers": NUMBERS},
     ],
+    ["imported", [["encodings.idna", "stringprep"], {"numpy": 100}]],
     ["late_fixture", ["database", "session"]],
     ["passed", ["setup", 1.0, 1.1, 0.1]],
     ["exit", ["enough", 3]],
