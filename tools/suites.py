@@ -82,7 +82,13 @@ ALL = (
         paths=("portalocker_tests",),
         arguments=(*NO_OPTIONS, "--timeout=60"),
     ),
-    Suite("sh", "2.4.0", environment=(("SH_TESTS_RUNNING", "1"),)),
+    Suite(
+        "sh",
+        "2.4.0",
+        # It has no configuration: not that of this project, whose directory may contain it.
+        arguments=("--config-file=/dev/null", "--rootdir=.", "--confcutdir=."),
+        environment=(("SH_TESTS_RUNNING", "1"),),
+    ),
     Suite(
         "requests",
         "2.34.2",
@@ -291,7 +297,7 @@ ALL = (
         "attrs",
         "26.1.0",
         needs=("cloudpickle", "hypothesis", "pympler"),
-        plugins=("hypothesis",),
+        plugins=("hypothesispytest",),
     ),
     Suite(
         "anyio",
