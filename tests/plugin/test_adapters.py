@@ -4,6 +4,7 @@ without containers.
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from importlib.util import find_spec
@@ -319,6 +320,33 @@ def test_hypothesis_stores_failing_examples(run, pytester):
         plugins=("hypothesispytest",),
     ).assert_outcomes(failed=1)
     assert {} != tree(pytester.path / ".hypothesis/examples")
+
+
+def _reads_sources():
+    """Tell whether this version of hypothesis looks for constants in the suite's sources."""
+    providers = "hypothesis.internal.conjecture.providers"
+    return hasattr(importlib.import_module(providers), "_get_local_constants")
+
+
+@pytest.mark.skipif(not _reads_sources(), reason="this version of hypothesis reads no sources")
+def test_hypothesis_reads_the_sources_once(run, pytester):
+    """The parent reads modules that were imported after the collection, before the fork for a test
+    of hypothesis.
+    """
+    pytester.makepyfile(mine="value = 123456789")
+    run(
+        """
+    import pytest
+    from hypothesis import given, strategies as st
+    from hypothesis.internal.conjecture import providers
+    @pytest.fixture(scope="module")
+    def imported(): import mine
+    def test_plain(imported): assert 123456789 not in providers._local_constants.integers
+    @given(n=st.just(1))
+    def test_first(imported, n): assert 123456789 in providers._local_constants.integers
+    """,
+        plugins=("hypothesispytest",),
+    ).assert_outcomes(passed=2)
 
 
 def test_basetemp_has_the_directories_of_tests(run, pytester):
