@@ -111,13 +111,15 @@ def add_nodes(
     layer hides. Those of the root directory come from the layers above.
     """
     batch.add(step, "mkdirat", -1, os.fsencode(directory), 0o755)
-    made: set[str] = set()
+    made: dict[str, os.stat_result] = {}
     for node in nodes:
         for parent in _parents(node.path):
             if parent not in made:
-                made.add(parent)
-                _add_directory(batch, step, os.fsencode(f"{directory}/{parent}"), status_of(parent))
+                made[parent] = status = status_of(parent)
+                _add_directory(batch, step, os.fsencode(f"{directory}/{parent}"), status)
         _add_node(batch, step, os.fsencode(f"{directory}/{node.path}"), node)
+    for parent, status in made.items():  # creating a file in a directory has changed its times
+        _add_times(batch, step, os.fsencode(f"{directory}/{parent}"), status)
 
 
 def _parents(path: str) -> list[str]:
@@ -129,6 +131,9 @@ def _add_directory(batch: SyscallBatch, step: str, name: bytes, status: os.stat_
     mode = stat.S_IMODE(status.st_mode)
     batch.add(step, "mkdirat", -1, name, mode)
     _add_attributes(batch, step, name, mode, (status.st_uid, status.st_gid))
+
+
+def _add_times(batch: SyscallBatch, step: str, name: bytes, status: os.stat_result) -> None:
     times = [
         part
         for time in (status.st_atime_ns, status.st_mtime_ns)
