@@ -89,10 +89,13 @@ class ContainerFactory:
         self._mounts_version = 0
         #: Whether the host's mounts changed and could not be read since.
         self._has_old_mounts = False
+        #: The last container's, if the host's mounts are still those that it was created on.
+        self._builder: ContainerBuilder | None = None
 
     def find_mounts(self) -> None:
         """Read the host's mounts again; prewarmed containers are not current any more."""
         self._mounts_version += 1
+        self._builder = None
         self._has_old_mounts = True
         for _ in range(_TRIES):
             # A mount may disappear between being listed and being tried.
@@ -143,17 +146,17 @@ class ContainerFactory:
                 (held_layers[key],) = self._layer_holder.ask("clone", key)
             place = self._make_place(spec, identity)
             network = self._take_network(spec)
-            builder = ContainerBuilder(
+            builder = self._builder_for(
                 replace(spec, layer_directory=place.directory, layer_device=place.device),
-                self.host,
                 hostname=identity,
                 network=-1 if network is None else network.fd,
-                cgroup_files=cgroup.join_paths() if cgroup.fd() < 0 else (),
+                cgroup=cgroup,
                 held_layers=held_layers,
-                shown_cgroups=cgroup.shown(),
             )
             created = builder.build(cgroup.fd())
+            self._builder = builder
         except BaseException as error:
+            self._builder = None
             if network is not None:
                 self._networks.put_back(network, is_unused=False)
             place.remove()
@@ -172,6 +175,35 @@ class ContainerFactory:
             builder.file_stamps,
             self._mounts_version,
             network,
+        )
+
+    def _builder_for(
+        self,
+        spec: Spec,
+        *,
+        hostname: str,
+        network: int,
+        cgroup: Cgroup,
+        held_layers: dict[str, int],
+    ) -> ContainerBuilder:
+        """Return the last container's builder if it can be used again, or a new one."""
+        files = cgroup.join_paths() if cgroup.fd() < 0 else ()
+        shown = cgroup.shown()
+        builder = self._builder
+        if (
+            builder is not None
+            and builder.is_for(spec)
+            and builder.rename(hostname, network, files, shown)
+        ):
+            return builder
+        return ContainerBuilder(
+            spec,
+            self.host,
+            hostname=hostname,
+            network=network,
+            cgroup_files=files,
+            held_layers=held_layers,
+            shown_cgroups=shown,
         )
 
     def _take_network(self, spec: Spec) -> NetworkNamespace | None:

@@ -25,7 +25,8 @@ from pytest_sandbox.linux import (
 )
 from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.cgroup.view import add_view
-from pytest_sandbox.linux.syscall_batch import Result, SyscallBatch, Table
+from pytest_sandbox.linux.repeatable_batch import RepeatableBatch
+from pytest_sandbox.linux.syscall_batch import Result, Table
 from pytest_sandbox.runtime.protocol import ErrorCode
 from pytest_sandbox.runtime.root_mounts import ROOT, RootMounts
 from pytest_sandbox.runtime.step_error import StepError
@@ -83,14 +84,15 @@ class ContainerBuilder:
         self._spec = spec
         self._host = host
         self._hostname = hostname
+        self._has_steps = False
         self._cgroup_files = cgroup_files
         self._shown_cgroups = shown_cgroups
         self._network = network
-        self._batch = SyscallBatch()
+        self._batch = RepeatableBatch()
         self._volumes = Volumes(self._batch, spec)
         self._root = RootMounts(self._batch, spec, host, hostname=hostname, held_layers=held_layers)
         self._opened_cgroup_files: list[Result] = []
-        self._last = Result(0)
+        self._entered_network = self._last = Result(0)
         self.file_stamps = self._root.file_stamps
 
     def build(self, cgroup: int = -1) -> Created:
@@ -98,9 +100,45 @@ class ContainerBuilder:
 
         Raises :class:`StepError`, or :class:`OSError` for what the host lacks.
         """
-        for step in self._steps():
-            step()
+        if not self._has_steps:
+            for step in self._steps():
+                step()
+            self._has_steps = True
         return self._spawn(cgroup)
+
+    def is_for(self, spec: Spec) -> bool:
+        """Return whether the list of calls that :meth:`build` has run creates another container of
+        a spec, if it is told its names by :meth:`rename`.
+        """
+        return spec == self._spec and self._root.is_reusable() and self._root.is_current()
+
+    def rename(
+        self,
+        hostname: str,
+        network: int,
+        cgroup_files: tuple[str, ...],
+        shown_cgroups: tuple[ShownCgroup, ...],
+    ) -> bool:
+        """Put the names of another container into the list of calls; return whether that is
+        possible: they differ from the last one's in nothing but the host name, which is as long.
+        """
+        old, new = self._hostname, hostname
+        names = [
+            (*cgroup_files, *(one.directory for one in shown_cgroups)),
+            (*self._cgroup_files, *(one.directory for one in self._shown_cgroups)),
+        ]
+        if (
+            len(old) != len(new)
+            or (network < 0) != (self._network < 0)
+            or [name.replace(new, old) for name in names[0]] != list(names[1])
+        ):
+            return False
+        self._batch.rename(old.encode(), new.encode())
+        if network >= 0:
+            self._batch.set_argument(self._entered_network, 0, network)
+        self._hostname, self._network = hostname, network
+        self._cgroup_files, self._shown_cgroups = cgroup_files, shown_cgroups
+        return True
 
     def _steps(self) -> tuple[Callable[[], None], ...]:
         return (
@@ -136,7 +174,7 @@ class ContainerBuilder:
     def _enter_network(self) -> None:
         step = "enter network"
         if self._network >= 0:
-            self._batch.add(step, "setns", self._network, sc.CLONE_NEWNET)
+            self._entered_network = self._batch.add(step, "setns", self._network, sc.CLONE_NEWNET)
         elif self._spec.own_network:
             network_namespace.add_network(self._batch, step)
 

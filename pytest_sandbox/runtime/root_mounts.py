@@ -18,6 +18,7 @@ from pytest_sandbox.linux import syscall as sc
 from pytest_sandbox.linux.root_check import RootCheck
 from pytest_sandbox.linux.syscall_batch import Result, SyscallBatch
 from pytest_sandbox.runtime import etc_files, host_mounts
+from pytest_sandbox.runtime.spec import Spec
 from pytest_sandbox.runtime.step_error import StepError
 from pytest_sandbox.runtime.volumes import add_directories
 
@@ -26,13 +27,26 @@ if TYPE_CHECKING:
 
     from pytest_sandbox.linux.mounts import HostMount
     from pytest_sandbox.runtime.host_resources import HostResources
-    from pytest_sandbox.runtime.spec import Spec
 
 __all__ = ["ROOT", "RootMounts"]
 
 #: The path of a container's root while it is created.
 ROOT = f"{mounts.STAGE}/root"
 _OWN = ("proc", "sys", "dev")
+_PLAIN = Spec()
+#: Settings that name files and directories.
+_PLACES = (
+    "lower",
+    "above",
+    "directories",
+    "scratch",
+    "layer_directory",
+    "layer_device",
+    "saved",
+    "volumes",
+    "tmpfs",
+    "devices",
+)
 
 
 class RootMounts:
@@ -66,6 +80,10 @@ class RootMounts:
         self.layer = self.layer_mount = Result(0)
         self._staged_root = Result(0)
         self._check: RootCheck | None = None
+        #: Directories of the host whose attributes are copied, with these attributes.
+        self._copied: dict[str, tuple[int, ...]] = {}
+        #: The same for those of copied and generated files, whose times are copied too.
+        self._parents: list[file_mounts.Stamp] = []
 
     def _file_stamps(self) -> list[file_mounts.Stamp]:
         found = list(self._etc_sources.values())
@@ -80,6 +98,25 @@ class RootMounts:
                 if path not in self._etc_sources
             ]
         return found
+
+    def is_reusable(self) -> bool:
+        """Return whether the calls depend on nothing of the host that :meth:`are_current` does not
+        look at: those of a container without volumes and images, whose layer is in memory.
+        """
+        has_places = any(getattr(self._spec, name) != getattr(_PLAIN, name) for name in _PLACES)
+        return not has_places and all(entry.is_mount for entry in self._host.root.below)
+
+    def is_current(self) -> bool:
+        """Return whether the host's files and directories, from which the calls were made, are
+        unchanged.
+        """
+        try:
+            found = {path: _attributes(os.stat(path)) for path in self._copied}
+        except OSError:
+            return False
+        return found == self._copied and file_mounts.are_current(
+            [*self.file_stamps, *self._parents]
+        )
 
     def make_layer(self) -> None:
         """Mount the file system of the writable layer, or bind its directory."""
@@ -194,6 +231,7 @@ class RootMounts:
         """Return the directory whose mode and owner a new layer above ``place`` copies."""
         held = self._spec.held_layer(place)
         if held is None:
+            self._copied[place] = _attributes(os.stat(place))
             return overlay.Template(place)
         key, path = held
         return overlay.Template(path, self._held_layers[key])
@@ -237,9 +275,18 @@ class RootMounts:
             return []
         directory = f"{self._node_base(step)}/nodes-{number}"
         file_mounts.add_nodes(
-            self._batch, step, directory, nodes.values(), lambda parent: _status(lower, parent)
+            self._batch, step, directory, nodes.values(), lambda parent: self._status(lower, parent)
         )
         return [directory]
+
+    def _status(self, lower: Sequence[str], path: str) -> os.stat_result:
+        """Return the status of a directory in the topmost layer that has it, or of /."""
+        for directory in lower:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                name = os.path.join(directory, path)
+                self._parents.append(file_mounts.stamp(name, content=True))
+                return os.stat(name)
+        return os.stat("/")
 
     def _copied_nodes(self, point: str) -> list[file_mounts.Node]:
         paths = self._host.root.copied.get(point, ()) if self._spec.is_on_host else ()
@@ -280,12 +327,8 @@ def _etc_point_of(lower: Sequence[str]) -> str | None:
     return "" if etc_files.is_etc_directory(lower) else None
 
 
-def _status(lower: Sequence[str], path: str) -> os.stat_result:
-    """Return the status of a directory in the topmost layer that has it, or of /."""
-    for directory in lower:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            return os.stat(os.path.join(directory, path))
-    return os.stat("/")
+def _attributes(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_mode, status.st_uid, status.st_gid
 
 
 def _is_directory(lower: Sequence[str], name: str) -> bool:
