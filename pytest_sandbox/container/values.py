@@ -21,6 +21,7 @@ import traceback
 import types
 from collections import Counter
 from typing import Any
+from weakref import WeakValueDictionary
 
 from pytest_sandbox.errors import SandboxError
 
@@ -202,10 +203,21 @@ def _class(module: str, qualname: str) -> type | None:
         found = vars(found).get(part) if isinstance(found, (types.ModuleType, type)) else None
     if isinstance(found, type):
         return found
+    found = _other_classes.get((module, qualname))
+    return _search(module, qualname) if found is None else found
+
+
+#: Classes that :func:`_search` has found, since the search takes a millisecond: pytest's own
+#: exceptions say that they are in ``builtins``.
+_other_classes: WeakValueDictionary[tuple[str, str], type] = WeakValueDictionary()
+
+
+def _search(module: str, qualname: str) -> type | None:
     every: list[type] = [BaseException, tuple, enum.Enum]
     for kind in every:
         every.extend(type.__subclasses__(kind))
         if (kind.__module__, kind.__qualname__) == (module, qualname):
+            _other_classes[module, qualname] = kind
             return kind
     return None
 
@@ -218,10 +230,11 @@ _FIELDS: dict[type[BaseException], tuple[str, ...]] = {
 }
 
 
-def encode_exception(error: BaseException) -> Any:
+def encode_exception(error: BaseException, *, with_traceback: bool = True) -> Any:
     """Return an exception in a form for JSON: class, arguments, attributes, and traceback as text.
 
-    What is not data is replaced by its repr.
+    What is not data is replaced by its repr. A traceback takes some milliseconds, since the source
+    files are read.
     """
     return {
         "class": _name(type(error)),
@@ -235,7 +248,7 @@ def encode_exception(error: BaseException) -> Any:
             if name != "__notes__"
         },
         "notes": [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)],
-        "traceback": "".join(_formatted(error)),
+        "traceback": "".join(_formatted(error)) if with_traceback else "",
     }
 
 
@@ -290,7 +303,8 @@ def decode_exception(data: Any) -> BaseException:
                 vars(error)[name] = decode(value)
     for note in data["notes"]:
         error.add_note(note)
-    error.__cause__ = RemoteTraceback(data["traceback"])
+    if data["traceback"]:
+        error.__cause__ = RemoteTraceback(data["traceback"])
     return error
 
 

@@ -301,7 +301,7 @@ class TestProcess:
             sent = pytest.fail.Exception(problem, pytrace=False) if problem else error
             data = {
                 "report": serialized,
-                "error": None if sent is None else values.encode_exception(sent),
+                "error": None if sent is None else _encoded(sent),
                 "symptoms": hints.symptoms(error) if report.failed else [],
             }
             self._channel.send("report", truncate.truncated_report(data, report))
@@ -409,6 +409,14 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         with suppress(BaseException):
             stream.flush()  # type: ignore[union-attr]
+
+
+def _encoded(error: BaseException) -> Any:
+    """Return an exception as data; without its traceback if it skips a test, where nobody sees
+    it.
+    """
+    is_skip = isinstance(error, (pytest.skip.Exception, unittest.SkipTest))
+    return values.encode_exception(error, with_traceback=not is_skip)
 
 
 def _interests_debugger(error: BaseException, report: pytest.TestReport) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 
@@ -64,3 +65,31 @@ def test_call_raises_oserror_with_the_path():
     """The FileNotFoundError of a function names the file."""
     with Container() as container, pytest.raises(FileNotFoundError, match="'/no/such/file'"):
         container.call(os.unlink, "/no/such/file")
+
+
+def local_class():
+    class LocalError(Exception):
+        pass
+
+    return LocalError
+
+
+def test_a_class_of_a_function_is_found_while_it_exists():
+    """The first one, by its name among the subclasses; when it is gone, another of that name."""
+    for _ in range(2):
+        kind = local_class()
+        data = encode_exception(kind(1))
+        for _ in range(2):
+            assert kind is type(decode_exception(data))
+        del kind
+        gc.collect()
+
+
+def test_without_a_traceback_there_is_no_cause():
+    """Class and arguments are there."""
+    copy = decode_exception(encode_exception(raised("1 / 0"), with_traceback=False))
+    assert (ZeroDivisionError, ("division by zero",), None) == (
+        type(copy),
+        copy.args,
+        copy.__cause__,
+    )
