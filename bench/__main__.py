@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from bench import contestants, table
 from bench.faults import faults
 from bench.jobs import jobs, jobs_memory, scopes
+from bench.pages import pages
 from bench.plugin import plugin
 from bench.rows import QUICK, ROWS, Bench, Scale, run_rows
 from bench.services import services
@@ -17,6 +18,7 @@ from bench.services import services
 if TYPE_CHECKING:
     from bench.table_row import Row
 
+ROWS["pages"] = pages
 ROWS["plugin"] = plugin
 ROWS["faults"] = faults
 ROWS["services"] = services
