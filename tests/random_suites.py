@@ -125,6 +125,8 @@ class Suite:
     seed: int
     files: dict[str, str] = field(default_factory=dict)
     runs: list[list[str]] = field(default_factory=list)
+    #: The scopes of fixtures with parameters: pytest orders tests by those above function.
+    parameter_scopes: set[str] = field(default_factory=set)
 
     @property
     def source(self) -> str:
@@ -138,7 +140,8 @@ class Suite:
 class _Fixture:
     name: str
     scope: str
-    takes_param: bool
+    #: Neither it nor a fixture that it needs has a wider scope.
+    is_narrow: bool
 
 
 def random_suite(seed: int, *, only_functions: bool = False) -> Suite:
@@ -153,6 +156,7 @@ class _Writer:
         self._scopes = SCOPES[:1] if only_functions else SCOPES
         self._numbers: dict[str, int] = {}
         self._nodeids: list[str] = []
+        self._parameter_scopes: set[str] = set()
         # In most suites, tests of a module or class follow each other.
         self._may_reorder = self._chance(0.2)
         self._has_many_failures = self._chance(0.3)
@@ -214,10 +218,8 @@ class _Writer:
         wide_enough = SCOPES[SCOPES.index(scope) :]
         usable = [one for one in visible if one.scope in wide_enough]
         needs = [one.name for one in self._some(usable, 0.25)]
-        options, value, takes_param = self._fixture_options(scope, tag)
-        parts = [self._noise(f"{tag} up", 1)]
-        if usable and self._chance(0.15):
-            parts.append(f'request.getfixturevalue("{self._random.choice(usable).name}")')
+        options, value = self._fixture_options(scope, tag)
+        parts = [self._noise(f"{tag} up", 1), self._late(usable, 0.15)]
         if self._chance(0.2):
             parts.append(self._finalizer(f"{tag} finalizer"))
         is_wide = scope in {"package", "session"}
@@ -229,9 +231,22 @@ class _Writer:
             parts.append(f"return {value}")
         arguments = [*(["self"] if method else []), "request", *needs]
         source = self._function(name, arguments, *parts)
-        return f"@pytest.fixture({options})\n{source}", _Fixture(name, scope, takes_param)
+        narrow = {one.name for one in visible if one.is_narrow}
+        fixture = _Fixture(name, scope, scope == "function" and narrow.issuperset(needs))
+        return f"@pytest.fixture({options})\n{source}", fixture
 
-    def _fixture_options(self, scope: str, tag: str) -> tuple[str, str, bool]:
+    def _late(self, usable: list[_Fixture], probability: float) -> str:
+        """Return a call of getfixturevalue().
+
+        Not of a fixture that would be set up once in the parent if it were an argument: the plugin
+        warns of those, and sets them up in the container of each test.
+        """
+        names = [one.name for one in usable if one.is_narrow]
+        if names and self._chance(probability):
+            return f'request.getfixturevalue("{self._random.choice(names)}")'
+        return ""
+
+    def _fixture_options(self, scope: str, tag: str) -> tuple[str, str]:
         options = [f'scope="{scope}"']
         if self._chance(0.15):
             options.append("autouse=True")
@@ -239,8 +254,8 @@ class _Writer:
         if may_repeat and self._chance(0.12):
             marked = 'pytest.param("y", marks=pytest.mark.xfail)' if self._chance(0.3) else '"y"'
             options.append(f'params=["x", {marked}]')
-            return ", ".join(options), f'"{tag} " + request.param', True
-        return ", ".join(options), f'"{tag} " + str(getattr(request, "param", ""))', False
+            self._parameter_scopes.add(scope)
+        return ", ".join(options), f'"{tag} " + str(getattr(request, "param", ""))'
 
     def _finalizer(self, tag: str) -> str:
         name = self._name("finalize")
@@ -285,10 +300,9 @@ class _Writer:
         parts = [self._noise(name)]
         parts += [f"print({one})" for one in used if self._chance(0.3)]
         parts += [_BUILT_IN[one].format(tag=name) for one in built_in]
-        if visible and self._chance(0.1):
-            found = self._random.choice(visible).name
+        if late := self._late(visible, 0.1):
             arguments.append("request")
-            parts.append(f'request.getfixturevalue("{found}")')
+            parts.append(late)
         if "p" in arguments and self._chance(0.5):
             parts.append("assert p != 2")
         if self._chance(0.04):
@@ -419,4 +433,5 @@ class _Writer:
         if self._chance(0.12):
             again = self._random.choice([["--lf"], ["--ff"], ["--nf"], ["--stepwise"]])
             suite.runs.append([*options, *again])
+        suite.parameter_scopes = self._parameter_scopes
         return suite

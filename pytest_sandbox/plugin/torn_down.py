@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from pytest_sandbox.plugin import coverage_data, scopes, session_state
+from pytest_sandbox.plugin.report_sections import add_captured
 from pytest_sandbox.plugin.results import restored_report
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def add_to_teardown(
     sections = [section for one in found for section in one.sections]
     raised = [one for one in found if one.error is not None]
     if phase is not None:
-        phase.report.sections += sections
+        add_captured(phase.report.sections, sections)
     else:
         for title, text in sections:
             if title.startswith("Captured "):

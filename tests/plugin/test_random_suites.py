@@ -116,7 +116,10 @@ class Runner:
         if mode.options:
             options = ["-p", "sandbox", "-o", "sandbox_jobs_hooks=recorder", *mode.options]
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "recorder", *options, *arguments],
+            [
+                *(sys.executable, "-m", "pytest", "-p", "recorder", "-o", "addopts="),
+                *(f"--basetemp={self.path / 'tmp'}", *options, *arguments),
+            ],
             cwd=directory,
             env=self._environment(record),
             capture_output=True,
@@ -151,12 +154,17 @@ def _normalized(text: str, directory: Path) -> str:
 # -- the comparison, with what is documented to differ
 
 
-def _comparable(results: Results, mode: Mode) -> Iterator[tuple[str, Any]]:
+def _comparable(results: Results, mode: Mode, suite: Suite) -> Iterator[tuple[str, Any]]:
     """Yield what has to be equal, each with a name."""
+    if any(_is_wider(f"[{scope}]", mode) for scope in suite.parameter_scopes):
+        # A scope is entered several times, and sets up its fixtures in each (docs/how-to/scopes.md).
+        yield from _outcomes(results)
+        return
     yield "exit status", results.status
     for number, report in enumerate(results.reports):
         name = f"report {number} ({report['nodeid']}, {report['when']})"
         kept = dict(report)
+        kept["crash"], kept["text"] = _crash(report), _text(report)
         kept["sections"] = _sections(report, mode)
         kept["properties"] = [
             one for one in report["properties"] if not one[0].startswith("container.")
@@ -167,13 +175,43 @@ def _comparable(results: Results, mode: Mode) -> Iterator[tuple[str, Any]]:
     yield "summary", results.counts
 
 
+def _outcomes(results: Results) -> Iterator[tuple[str, Any]]:
+    for report in results.reports:
+        if report["when"] != "teardown":
+            yield "outcome", [report[name] for name in ("nodeid", "when", "outcome", "wasxfail")]
+
+
+def _crash(report: dict[str, Any]) -> str | None:
+    """Return where a test has failed: without the line for a group, which this plugin may make."""
+    crash: str | None = report["crash"]
+    if crash is None or "BaseExceptionGroup" not in crash:
+        return crash
+    return crash.partition("BaseExceptionGroup")[2]
+
+
+def _text(report: dict[str, Any]) -> str:
+    """Return the text of a failure: only the exceptions of a group, whose frames pytest shows with
+    those of this plugin.
+    """
+    text: str = report["text"]
+    if "Exception Group Traceback" not in text and "Traceback (most recent call last)" not in text:
+        return text
+    frame = re.compile(r'[ |+]*(File ".*|\s{4}.*|\^+|-+)')
+    return "\n".join(line for line in text.splitlines() if not frame.fullmatch(line))
+
+
 def _sections(report: dict[str, Any], mode: Mode) -> list[list[str]]:
-    sections = [one for one in report["sections"] if one[0] not in _IGNORED_SECTIONS]
+    # A subtest writes its letter of the progress into the output of its test.
+    sections = [
+        [title, re.sub(r"^[u,\-yY]+(?=test_\d+ sub)", "", text, flags=re.MULTILINE)]
+        for title, text in report["sections"]
+        if title not in _IGNORED_SECTIONS
+    ]
     if mode.scope == "function":
         return sections
     # Fixtures of wider scopes are set up before the first test of a scope (docs/how-to/scopes.md).
-    filtered = [[title, _without_wider(text, mode)] for title, text in sections]
-    return [one for one in filtered if one[1].strip()]
+    filtered = [[title, _without_wider(text, mode).strip("\n")] for title, text in sections]
+    return [one for one in filtered if one[1]]
 
 
 def _is_wider(line: str, mode: Mode) -> bool:
@@ -190,9 +228,9 @@ def _warning(warning: list[str], mode: Mode) -> list[str]:
     return [when, "" if is_elsewhere else nodeid, *rest]
 
 
-def _difference(plain: Results, inside: Results, mode: Mode) -> str:
+def _difference(plain: Results, inside: Results, mode: Mode, suite: Suite) -> str:
     """Return a text about the first difference; "" if there is none."""
-    pairs = zip(_comparable(plain, mode), _comparable(inside, mode), strict=False)
+    pairs = zip(_comparable(plain, mode, suite), _comparable(inside, mode, suite), strict=False)
     for (name, expected), (_, actual) in pairs:
         if expected != actual:
             before, after = (_lines(one) for one in (expected, actual))
@@ -208,7 +246,7 @@ def _lines(value: Any) -> list[str]:
 def _compare(suite: Suite, mode: Mode, run: Callable[[Suite, Mode], list[Results]]) -> None:
     plain, inside = run(suite, _PLAIN), run(suite, mode)
     for number, (expected, actual) in enumerate(zip(plain, inside, strict=True), 1):
-        if difference := _difference(expected, actual, mode):
+        if difference := _difference(expected, actual, mode, suite):
             pytest.fail(
                 f"seed {suite.seed}, {' '.join(mode.options)}, run {number}: {difference}\n\n"
                 f"RANDOM_SUITES=1 RANDOM_SUITES_FIRST={suite.seed} repeats it. The suite:\n\n"
