@@ -55,7 +55,7 @@ def pytest_warning_recorded(warning_message, when, nodeid, location):
     line = f"{os.path.basename(warning_message.filename)}:{warning_message.lineno}"
     write("warning", [when, nodeid, category, text, line])
 """
-_IGNORED_SECTIONS = {"container", "changes", "hint", "shared container"}
+_IGNORED_SECTIONS = {"container", "changes", "hint", "shared container", "artifacts"}
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ def _normalized(text: str, directory: Path) -> str:
 
 def _comparable(results: Results, mode: Mode, suite: Suite) -> Iterator[tuple[str, Any]]:
     """Yield what has to be equal, each with a name."""
-    if any(_is_wider(f"[{scope}]", mode) for scope in suite.parameter_scopes):
-        # A scope is entered several times, and sets up its fixtures in each (docs/how-to/scopes.md).
+    if mode.scope != "function" and suite.enters_twice(mode.scope):
+        # Each container sets up the fixtures of its scope.
         yield from _outcomes(results)
         return
     yield "exit status", results.status
@@ -181,12 +181,10 @@ def _outcomes(results: Results) -> Iterator[tuple[str, Any]]:
             yield "outcome", [report[name] for name in ("nodeid", "when", "outcome", "wasxfail")]
 
 
-def _crash(report: dict[str, Any]) -> str | None:
+def _crash(report: dict[str, Any]) -> str:
     """Return where a test has failed: without the line for a group, which this plugin may make."""
     crash: str | None = report["crash"]
-    if crash is None or "BaseExceptionGroup" not in crash:
-        return crash
-    return crash.partition("BaseExceptionGroup")[2]
+    return re.sub(r".*: ((Base)?ExceptionGroup: errors during test teardown)", r"\1", crash or "")
 
 
 def _text(report: dict[str, Any]) -> str:
