@@ -834,6 +834,41 @@ def test_an_expected_failure_of_a_teardown_is_reported(
     assert [one[0] for one in inside if one[2] != "passed"] == [f"test_{kind}"]
 
 
+@pytest.mark.parametrize("mark", ["xfail", "xfail(raises=ValueError)", "usefixtures"])
+@pytest.mark.parametrize("own", ["assert 0", "pytest.skip()", "pytest.xfail()"])
+@pytest.mark.parametrize("outer", ["assert 0", "pytest.skip()", "pytest.xfail()", "pass"])
+def test_a_teardown_that_fails_in_a_test_and_its_scope_ends_as_outside(
+    run, reports, mark, own, outer
+):
+    """If the last test's own teardown and that of its scope raise something, pytest looks at marks
+    ``xfail`` and skips as outside, where both are in one group.
+    """
+    source = f"""
+import pytest
+@pytest.fixture(scope="module")
+def of_module():
+    yield
+    {outer}
+@pytest.fixture
+def own():
+    yield
+    {own}
+def test_a(of_module): pass
+def test_z(of_module): pass
+@pytest.mark.{mark}
+def test_b(of_module, own): pass
+"""
+    options = ("--deselect=test_z", "-rA")
+    results = [
+        run(source, *options, *of_sandbox, sandbox=bool(of_sandbox))
+        for of_sandbox in ((), (SHARED,), (SHARED, "--sandbox-jobs=2"))
+    ]
+    assert 1 == len({one.ret for one in results})
+    outcomes = [(one["test"], one["when"], one["outcome"]) for one in reports()]
+    count = len(outcomes) // 3
+    assert outcomes[:count] == outcomes[count : 2 * count] == outcomes[2 * count :]
+
+
 @pytest.mark.parametrize("options", [(), (SHARED,), ("--sandbox-jobs=2",)])
 def test_fixtures_outside_are_torn_down_after_several_failures_inside(run, reports, options):
     """If several function fixtures of a test fail at their teardown, fixtures of wider scopes are
