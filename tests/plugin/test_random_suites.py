@@ -191,7 +191,7 @@ def _text(report: dict[str, Any]) -> str:
     """Return the text of a failure: only the exceptions of a group, whose frames pytest shows with
     those of this plugin.
     """
-    text: str = report["text"]
+    text: str = report["text"].replace("container, container_factory, ", "")  # of this plugin
     if "Exception Group Traceback" not in text and "Traceback (most recent call last)" not in text:
         return text
     frame = re.compile(r'[ |+]*(File ".*|\s{4}.*|\^+|-+)')
