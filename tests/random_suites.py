@@ -44,8 +44,11 @@ _FAILURES = (
     'pytest.fail("{tag} fails")',
     'pytest.fail("{tag} fails", pytrace=False)',
     'raise ExceptionGroup("{tag} group", [ValueError("one"), TypeError("two")])',
-    'try:\n    raise KeyError("{tag}")\nexcept KeyError as error:\n'
-    '    raise OSError(2, "{tag} chained") from error',
+    """\
+try:
+    raise KeyError("{tag}")
+except KeyError as error:
+    raise OSError(2, "{tag} chained") from error""",
     'raise type("Odd", (Exception,), {{"__str__": lambda self: "{tag} odd"}})',
 )
 _SKIPS = (
@@ -140,6 +143,12 @@ class Suite:
         wider = SCOPES[SCOPES.index(scope) + 1 :]
         may_skip = any("skipif(" in text for text in self.files.values())
         return may_skip or not self.parameter_scopes.isdisjoint(wider)
+
+    @property
+    def may_stop_early(self) -> bool:
+        """Whether a test may be left out after fixtures of wider scopes were set up in advance."""
+        stop = {"-x", "--maxfail=2", "--stepwise"}
+        return any(not stop.isdisjoint(run) for run in self.runs)
 
     @property
     def source(self) -> str:
@@ -326,9 +335,7 @@ class _Writer:
             parts.append(self._subtests("subtests.test", name))
         parts.append(self._end(name, 0.2, 0.1))
         first = ["self"] if method else []
-        return decorators + self._function(
-            name, [*first, *arguments, *used, *built_in], *parts
-        )
+        return decorators + self._function(name, [*first, *arguments, *used, *built_in], *parts)
 
     def _subtests(self, call: str, tag: str) -> str:
         body = self._body(f'print("{tag} sub", n)', "assert n != 1")
@@ -342,7 +349,10 @@ class _Writer:
                 decorator, _, arguments = before.rpartition("\n")
                 tag = f"[{scope}] {name}"
                 own = self._function(
-                    name, [arguments] if arguments else [], self._noise(tag), self._end(tag, 0.15, 0.08)
+                    name,
+                    [arguments] if arguments else [],
+                    self._noise(tag),
+                    self._end(tag, 0.15, 0.08),
                 )
                 parts.append(f"{decorator}\n{own}" if decorator else own)
         return parts
@@ -378,10 +388,14 @@ class _Writer:
         )
         tests = range(self._random.randint(1, 3))
         parts += [self._test_case_method(f"{place}::{name}") for _ in tests]
-        used = f'@pytest.mark.usefixtures("{self._random.choice(visible).name}")\n' if visible else ""
+        used = (
+            f'@pytest.mark.usefixtures("{self._random.choice(visible).name}")\n' if visible else ""
+        )
         marks = "".join(f"@{mark}\n" for mark in self._marks(0.1))
         used = used if self._chance(0.4) else ""
-        return f"{used}{marks}class {name}(unittest.TestCase):\n{indent(chr(10).join(parts), '    ')}"
+        return (
+            f"{used}{marks}class {name}(unittest.TestCase):\n{indent(chr(10).join(parts), '    ')}"
+        )
 
     def _test_case_method(self, place: str) -> str:
         name = self._name("test_")
@@ -391,7 +405,9 @@ class _Writer:
         parts = [self._noise(name)]
         if self._chance(0.25):
             clean = self._name("clean")
-            body = self._function(clean, [], self._noise(f"{name} clean"), self._end(clean, 0.2, 0.1))
+            body = self._function(
+                clean, [], self._noise(f"{name} clean"), self._end(clean, 0.2, 0.1)
+            )
             parts.append(f"{body}self.addCleanup({clean})")
         if self._chance(0.1):
             parts.append(self._subtests("self.subTest", name))

@@ -273,11 +273,11 @@ def _complete_teardown(
     if "teardown" in phases:
         report.sections = list(phases["teardown"].report.sections)
         report_sections.add_outer_output(test.item, report)
-    longrepr = test.torn_down.longrepr
-    if call.excinfo is not None and call.excinfo.value is test.torn_down.error:
-        # The one of a skip is a tuple.
-        if isinstance(report.longrepr, tuple) is isinstance(longrepr, tuple):
-            report.longrepr = longrepr
+    _, longrepr, _ = test.torn_down
+    is_its_error = call.excinfo is not None and call.excinfo.value is test.torn_down.error
+    # The text of a skip is a tuple.
+    if is_its_error and isinstance(report.longrepr, tuple) is isinstance(longrepr, tuple):
+        report.longrepr = longrepr
 
 
 def _end_repetition(item: pytest.Item) -> None:

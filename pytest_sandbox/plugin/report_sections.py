@@ -116,7 +116,9 @@ def add_captured(sections: list[tuple[str, str]], later: Iterable[tuple[str, str
             sections[index] = (title, f"{sections[index][1]}{separator}{text}")
         else:
             after = _STREAMS[_STREAMS.index(stream) + 1 :]
-            sections.insert(_place(titles, [f"Captured {one} {phase}" for one in after]), (title, text))
+            sections.insert(
+                _place(titles, [f"Captured {one} {phase}" for one in after]), (title, text)
+            )
 
 
 def _place(titles: list[str], following: list[str]) -> int:

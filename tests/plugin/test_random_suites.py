@@ -156,8 +156,8 @@ def _normalized(text: str, directory: Path) -> str:
 
 def _comparable(results: Results, mode: Mode, suite: Suite) -> Iterator[tuple[str, Any]]:
     """Yield what has to be equal, each with a name."""
-    if mode.scope != "function" and suite.enters_twice(mode.scope):
-        # Each container sets up the fixtures of its scope.
+    if mode.scope != "function" and (suite.may_stop_early or suite.enters_twice(mode.scope)):
+        # Each container sets up the fixtures of its scope, and wider ones of all its tests.
         yield from _outcomes(results)
         return
     yield "exit status", results.status
