@@ -83,7 +83,7 @@ _BUILT_IN = {
     "caplog": 'caplog.set_level("INFO")\nlog.info("{tag} noted")\nassert "noted" in caplog.text',
     "monkeypatch": 'monkeypatch.setenv("NAME", "{tag}")\nprint(os.environ["NAME"])',
     "tmp_path": 'print(tmp_path.name, list(tmp_path.iterdir()))\n(tmp_path / "a").write_text("")',
-    "recwarn": 'warnings.warn("{tag} recorded")\nassert "{tag} recorded" == str(recwarn[-1].message)',
+    "recwarn": 'warnings.warn("{tag} noted")\nassert "{tag} noted" == str(recwarn[-1].message)',
     "record_property": 'record_property("{tag}", 1)',
     "request": 'request.node.add_report_section("call", "own", "{tag} own")',
     "request ": 'request.node.add_marker(pytest.mark.xfail(reason="{tag} late"))',

@@ -306,8 +306,8 @@ def keep_collectors_of(item: Any) -> None:
 
 class OuterFinalizers:
     """The finalizers of all nodes of the parent's, which a test process must not run: those above
-    the ``inside`` ones, and of the item those of its fixtures, which outside of a class are of class
-    scope. The item's first one is its own teardown.
+    the ``inside`` ones, and of the item those of its fixtures, which outside of a class are of
+    class scope. The item's first one is its own teardown.
 
     ``session._setupstate``: without this, each test process would tear down the session's fixtures
     when its item's teardown phase has no next item. No public call removes finalizers.

@@ -131,6 +131,7 @@ class _OuterHooks:
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
         """Run a test in its turn; in a test process that begins there, leave it for good."""
+        scopes.note_filters(item.session)
         test = self._scheduler.begin_turn(item, nextitem)
         result = None
         try:

@@ -122,7 +122,7 @@ def add_captured(sections: list[tuple[str, str]], later: Iterable[tuple[str, str
 
 
 def _place(titles: list[str], following: list[str]) -> int:
-    """Return the index of a new section: before those that follow, or after all that is captured."""
+    """Return the index of a new section: before those that follow, or after all captured ones."""
     found = [index for index, one in enumerate(titles) if one in following]
     captured = [index for index, one in enumerate(titles) if one.startswith("Captured ")]
     return found[0] if found else captured[-1] + 1 if captured else 0

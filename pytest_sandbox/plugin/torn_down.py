@@ -93,7 +93,8 @@ def add_to_teardown(
 
 
 def _both(phase: PhaseResult, raised: Sequence[TornDown]) -> TornDown:
-    errors = [one.error for one in (*raised, phase) if one.error is not None]
+    found = [*(one.error for one in raised), phase.error]
+    errors = [one for one in found if one is not None]
     texts = [phase.report.longreprtext, *(str(one.longrepr) for one in raised)]
     phase.error = None
     error = BaseExceptionGroup("errors during test teardown", errors)

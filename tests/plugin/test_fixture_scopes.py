@@ -137,7 +137,7 @@ def test_a_test_sees_files_of_a_module_fixture(run):
 
 @pytest.mark.parametrize("options", [(), ("--sandbox-scope=class",), ("--sandbox-jobs=2",)])
 def test_a_class_fixture_of_a_function_is_torn_down_once(run, reports, options):
-    """A class-scoped fixture of a test outside of any class is torn down outside, and not inside."""
+    """A class-scoped fixture of a test outside of any class is torn down outside only."""
     run(
         """
     import os, pytest

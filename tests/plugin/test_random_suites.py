@@ -201,7 +201,7 @@ def _text(report: dict[str, Any]) -> str:
 def _sections(report: dict[str, Any], mode: Mode) -> list[list[str]]:
     # A subtest writes its letter of the progress into the output of its test.
     sections = [
-        [title, re.sub(r"^[u,\-yY]+(?=test_\d+ sub)", "", text, flags=re.MULTILINE)]
+        [title, re.sub(r"^[u,\-yY]+(?=test_\d+ sub|$)", "", text, flags=re.MULTILINE)]
         for title, text in report["sections"]
         if title not in _IGNORED_SECTIONS
     ]

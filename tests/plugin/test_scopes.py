@@ -836,6 +836,26 @@ def test_an_expected_failure_of_a_teardown_is_reported(
     assert [one[0] for one in inside if one[2] != "passed"] == [f"test_{kind}"]
 
 
+@pytest.mark.parametrize("action", ["error", "ignore"])
+def test_a_wider_fixture_has_the_warning_filters_of_the_test_that_needs_it(run, action):
+    """A session fixture that is set up before the first test of a module is set up with the filters
+    of the test that requests it: its warning is neither an error nor lost.
+    """
+    result = run(
+        f"""
+import pytest, warnings
+@pytest.fixture(scope="session")
+def of_session(): warnings.warn("of the session")
+@pytest.mark.filterwarnings("{action}")
+def test_a(): pass
+def test_b(of_session): pass
+""",
+        SHARED,
+    )
+    result.assert_outcomes(passed=2, warnings=1)
+    result.stdout.fnmatch_lines(["*::test_b", "*UserWarning: of the session"])
+
+
 #: Stops the session in the parent, when a test has been called.
 STOPS = """
 import os, pytest
