@@ -12,14 +12,16 @@ import pathlib
 import re
 import subprocess
 import warnings
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from _pytest.logging import caplog_records_key
 from _pytest.warnings import catch_warnings_for_item
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
     from typing import TextIO
 
@@ -197,16 +199,23 @@ def recorded_warnings(item: pytest.Item) -> AbstractContextManager[None]:
     return catch_warnings_for_item(config=item.config, ihook=item.ihook, when="runtest", item=item)
 
 
-def captured_teardown(item: pytest.Item) -> AbstractContextManager[None]:
-    """Capture output for sections of the item's teardown phase; do nothing with ``-p no:capture``.
+@contextmanager
+def captured_teardown(item: pytest.Item) -> Iterator[None]:
+    """Capture output and log records for sections of the item's teardown phase, each unless its
+    plugin is disabled.
 
-    ``item_capture``: pytest's hooks do it, but only together with all of the phase.
+    ``item_capture``, ``caplog_records_key``: pytest's hooks do it, but only together with all of
+    the phase, and after a setup phase.
     """
-    manager = item.config.pluginmanager.getplugin("capturemanager")
-    if manager is None:
-        return nullcontext()
-    captured: AbstractContextManager[None] = manager.item_capture("teardown", item)
-    return captured
+    manager = item.config.pluginmanager
+    capture, logs = manager.getplugin("capturemanager"), manager.getplugin("logging-plugin")
+    with ExitStack() as entered:
+        if logs is not None:
+            item.stash[caplog_records_key] = {}
+            entered.enter_context(contextmanager(logs.pytest_runtest_teardown)(item))
+        if capture is not None:
+            entered.enter_context(capture.item_capture("teardown", item))
+        yield
 
 
 # -- captured output

@@ -201,7 +201,7 @@ class HigherFixtures:
         cached = definition.cached_result
         if cached is None and _does_nothing(self._item, name):
             return
-        is_wrong = cached is not None and name in self._params and cached[1] != self._params[name]
+        is_wrong = cached is not None and not _is_equal(cached[1], self._params.get(name))
         self.are_of_other_parameters |= is_wrong
         self._are_set_up &= cached is not None and cached[2] is None and not is_wrong
         self._needed.add(self._node_of(name, definition))
@@ -235,6 +235,16 @@ class HigherFixtures:
             codes = (getattr(one, "__code__", None) for one in functions)
             stash[_REQUESTS_BY_NAME] = any(map(_names_getfixturevalue, codes))
         return not stash[_REQUESTS_BY_NAME]
+
+
+def _is_equal(cached: Any, parameter: Any) -> bool:
+    """Compare the parameter for which a fixture is set up, None without one, as pytest does: a
+    comparison of arrays has no truth value.
+    """
+    try:
+        return bool(cached == parameter)
+    except (ValueError, RuntimeError):
+        return cached is parameter
 
 
 #: Whether a test or a fixture of its calls getfixturevalue(), once that is known.
@@ -296,7 +306,8 @@ def keep_collectors_of(item: Any) -> None:
 
 class OuterFinalizers:
     """The finalizers of all nodes of the parent's, which a test process must not run: those above
-    the ``inside`` ones.
+    the ``inside`` ones, and of the item those of its fixtures, which outside of a class are of
+    class scope. The item's first one is its own teardown.
 
     ``session._setupstate``: without this, each test process would tear down the session's fixtures
     when its item's teardown phase has no next item. No public call removes finalizers.
@@ -305,20 +316,19 @@ class OuterFinalizers:
     that it shares with the parent, so the object keeps a reference to them.
     """
 
-    def __init__(
-        self, session: pytest.Session, inside: list[pytest.Item | pytest.Collector]
-    ) -> None:
-        self._stack = session._setupstate.stack
+    def __init__(self, item: pytest.Item, inside: list[pytest.Collector]) -> None:
+        self._stack = item.session._setupstate.stack
         self._referenced = {
             node: value for node, value in self._stack.items() if node not in inside
         }
-        self._empty: dict[Any, Any] = {
-            node: ([], error) for node, (_finalizers, error) in self._referenced.items()
+        self._kept: dict[Any, Any] = {
+            node: (finalizers[: node is item], error)
+            for node, (finalizers, error) in self._referenced.items()
         }
 
     def drop(self) -> None:
         """Remove them in this process."""
-        self._stack.update(self._empty)
+        self._stack.update(self._kept)
 
 
 def tear_down_item(item: pytest.Item) -> None:

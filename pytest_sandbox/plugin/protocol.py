@@ -43,9 +43,11 @@ from pytest_sandbox.plugin import (
     crash_report,
     jobs_option,
     outside_services,
+    report_sections,
     scopes,
 )
 from pytest_sandbox.plugin.captured_output import flush_terminal
+from pytest_sandbox.plugin.error_frames import without_own_frames
 from pytest_sandbox.plugin.hook_forwarder import HookForwarder
 from pytest_sandbox.plugin.interrupted_tests import InterruptedTests
 from pytest_sandbox.plugin.jobs import Scheduler
@@ -129,6 +131,7 @@ class _OuterHooks:
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
         """Run a test in its turn; in a test process that begins there, leave it for good."""
+        scopes.note_filters(item.session)
         test = self._scheduler.begin_turn(item, nextitem)
         result = None
         try:
@@ -179,6 +182,7 @@ class _OuterHooks:
         __tracebackhide__ = True
         if PROCESS in item.stash:
             return (yield)
+        report_sections.note_captured(item)
         test = item.stash.get(TEST, None)
         error = None if test is None else test.before_teardown(nextitem)
         try:
@@ -206,6 +210,8 @@ class _OuterHooks:
         """
         self._exception_interact.restore()
         test = item.stash.get(TEST, None)
+        if call.excinfo is not None:
+            call.excinfo = without_own_frames(call.excinfo)
         reported = None if test is None else test.phase_result(call)
         if test is None or reported is None:
             report = yield
@@ -216,6 +222,8 @@ class _OuterHooks:
         if call.excinfo is not None:  # pytest_exception_interact was called in the test process
             self._exception_interact.restrict()
         result = test.result
+        if call.when == "teardown":
+            report_sections.add_outer_output(item, reported.report)
         try:
             changed = yield
         except Exception as error:
@@ -264,10 +272,13 @@ def _complete_teardown(
         return
     phases = {} if test.result is None else test.result.phases
     if "teardown" in phases:
-        own = [section for section in report.sections if section[0].endswith(" teardown")]
-        report.sections = [*phases["teardown"].report.sections, *own]
-    if call.excinfo is not None and call.excinfo.value is test.torn_down.error:
-        report.longrepr = test.torn_down.longrepr
+        report.sections = list(phases["teardown"].report.sections)
+        report_sections.add_outer_output(test.item, report)
+    _, longrepr, _ = test.torn_down
+    is_its_error = call.excinfo is not None and call.excinfo.value is test.torn_down.error
+    # The text of a skip is a tuple.
+    if is_its_error and isinstance(report.longrepr, tuple) is isinstance(longrepr, tuple):
+        report.longrepr = longrepr
 
 
 def _end_repetition(item: pytest.Item) -> None:

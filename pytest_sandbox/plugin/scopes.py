@@ -11,11 +11,12 @@ an error would make ``--sandbox-scope`` useless for suites that limit single tes
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sandbox.plugin import compat_fixtures
+from pytest_sandbox.plugin import compat, compat_fixtures
 from pytest_sandbox.plugin.stash import INDEX, INSIDE, SETTINGS, SHARING, Sharing
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "lacks_fixture",
     "may_be_skipped",
     "nodes_inside",
+    "note_filters",
     "scope_of",
     "set_up_for_following",
     "share",
@@ -38,6 +40,7 @@ __all__ = [
 
 
 _ALONE = Sharing("function")
+_FILTERS = pytest.StashKey[list[Any]]()
 
 
 def sharing(item: pytest.Item, scope: str, *, fresh: bool = False) -> Sharing:
@@ -128,14 +131,22 @@ def following(item: pytest.Item) -> pytest.Item | None:
     return items[index + 1] if share(item, items[index + 1]) else None
 
 
+def note_filters(session: pytest.Session) -> None:
+    """Note the filters of warnings that are in use between tests."""
+    session.stash[_FILTERS] = list(warnings.filters)
+
+
 def set_up_for_following(item: pytest.Item) -> None:
     """Set up the fixtures of wider scopes that later tests of the item's scope need: they arrive by
     the fork. Those of tests that may be skipped are not set up in advance.
     """
     later = following(item)
     while later is not None:
-        if not may_be_skipped(later):
-            compat_fixtures.set_up_in_advance(later, scope_of(later))
+        if not may_be_skipped(later) and lacks_fixture(later):
+            with warnings.catch_warnings():
+                warnings.filters = list(item.session.stash[_FILTERS])  # not those of ``item``
+                with compat.recorded_warnings(later):
+                    compat_fixtures.set_up_in_advance(later, scope_of(later))
         later = following(later)
 
 

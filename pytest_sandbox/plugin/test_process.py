@@ -38,6 +38,7 @@ from pytest_sandbox.plugin import (
     session_state,
     truncate,
 )
+from pytest_sandbox.plugin.error_frames import without_own_frames
 from pytest_sandbox.plugin.report_attributes import encode_attributes
 from pytest_sandbox.plugin.report_schema import KNOWN
 from pytest_sandbox.plugin.stash import IN_TEST_PROCESS, PROCESS
@@ -94,7 +95,7 @@ class TestProcess:
         self._random_state = random.getstate()
         self._keywords = dict.fromkeys(item.keywords, 1)
         self._inside = scopes.nodes_inside(item)
-        self._finalizers = compat_fixtures.OuterFinalizers(item.session, [*self._inside, item])
+        self._finalizers = compat_fixtures.OuterFinalizers(item, self._inside)
         self._hooks = [
             compat.RestrictedHook(
                 item.config, "pytest_runtest_logreport", (item.session, forwarder)
@@ -257,6 +258,8 @@ class TestProcess:
                 when="teardown",
                 reraise=(pytest.exit.Exception,),
             )
+        if call.excinfo is not None:
+            call.excinfo = without_own_frames(call.excinfo)
         report = pytest.TestReport.from_item_and_call(item, call)
         del report.sections[:before]
         self._send_report(call, report)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from pytest_sandbox.plugin import coverage_data, scopes, session_state
+from pytest_sandbox.plugin.report_sections import add_captured
 from pytest_sandbox.plugin.results import restored_report
 
 if TYPE_CHECKING:
@@ -74,21 +75,27 @@ def add_to_teardown(
     """Add what was torn down to the teardown phase of an item; return what the parent has to raise
     in that phase, where pytest looks at marks ``xfail``.
 
-    A phase that has an exception itself fails with the texts of both.
+    If the phase has an exception itself, that is a group of both, as pytest makes it.
     """
     sections = [section for one in found for section in one.sections]
     raised = [one for one in found if one.error is not None]
     if phase is not None:
-        phase.report.sections += sections
+        add_captured(phase.report.sections, sections)
     else:
         for title, text in sections:
             if title.startswith("Captured "):
                 item.add_report_section("teardown", title.split()[1], text)
-    if phase is not None and not phase.report.passed:
-        if any(one.problem for one in raised):
-            texts = [phase.report.longreprtext, *(one.problem for one in raised)]
-            phase.fail("\n".join(filter(None, texts)))
-        return TornDown()
+    if raised and phase is not None and not phase.report.passed:
+        return _both(phase, raised)
     if len(raised) > 1:
         return _failed("\n".join(str(one.longrepr) for one in raised))
     return raised[0] if raised else TornDown()
+
+
+def _both(phase: PhaseResult, raised: Sequence[TornDown]) -> TornDown:
+    found = [*(one.error for one in raised), phase.error]
+    errors = [one for one in found if one is not None]
+    texts = [phase.report.longreprtext, *(str(one.longrepr) for one in raised)]
+    phase.error = None
+    error = BaseExceptionGroup("errors during test teardown", errors)
+    return TornDown(error, "\n".join(filter(None, texts)))

@@ -133,3 +133,60 @@ def test_a_test_sees_files_of_a_module_fixture(run):
         file.write_text("inner")
     def test_reads_again(file): assert "outer" == file.read_text()
     """).assert_outcomes(passed=3)
+
+
+@pytest.mark.parametrize("options", [(), ("--sandbox-scope=class",), ("--sandbox-jobs=2",)])
+def test_a_class_fixture_of_a_function_is_torn_down_once(run, reports, options):
+    """A class-scoped fixture of a test outside of any class is torn down outside only."""
+    run(
+        """
+    import os, pytest
+    @pytest.fixture(scope="class")
+    def made():
+        yield
+        print("inside" if os.getppid() == 0 else "outside")
+        raise ValueError("of the fixture")
+    def test_a(made): pass
+    """,
+        *options,
+        "-osandbox_jobs_hooks=conftest.py",
+    ).assert_outcomes(passed=1, errors=1)
+    (teardown,) = [one for one in reports() if one["when"] == "teardown"]
+    assert teardown["sections"][0] == ["Captured stdout teardown", "outside\n"]
+    assert teardown["text"].rpartition("\n")[2].endswith(": ValueError")
+
+
+@pytest.mark.parametrize("options", [(), ("--sandbox-scope=class",), ("--sandbox-jobs=2",)])
+@pytest.mark.parametrize("end", ["pass", "assert 0", "pytest.skip()", "print('end')"])
+def test_what_a_wider_fixture_prints_at_its_teardown_is_reported(run, reports, options, end):
+    """The output of a teardown outside is in the sections of its phase, with that inside, whether
+    the test's own teardown passes or not.
+    """
+    source = """
+    import logging, pytest, sys
+    def say(text):
+        print(text)
+        print(text, file=sys.stderr)
+        logging.warning(text)
+    @pytest.fixture(scope="class")
+    def outer():
+        yield
+        say("outer")
+    @pytest.fixture
+    def inner():
+        yield
+        logging.warning("inner")
+        END
+    class TestIt:
+        def test_a(self, outer): pass
+        def test_b(self, outer, inner): say("test")
+    """.replace("END", end)
+    run(source, sandbox=False)
+    run(source, *options, "-osandbox_jobs_hooks=conftest.py")
+    found = [
+        (one["outcome"], [one for one in one["sections"] if one[0].startswith("Captured ")])
+        for one in reports()
+    ]
+    outside, inside = found[: len(found) // 2], found[len(found) // 2 :]
+    assert outside == inside
+    assert "outer" in inside[-1][1][-1][1]

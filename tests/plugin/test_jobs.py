@@ -152,6 +152,28 @@ def test_a_parametrized_module_fixture_is_set_up_once_for_each_parameter(run):
     result.assert_outcomes(passed=15)
 
 
+def test_a_fixture_is_set_up_again_without_a_parameter(run):
+    """A test whose fixture is set up for a parameter, and that gives it none, does not start before
+    the fixture is set up for it.
+    """
+    result = run(
+        """
+    import os, pytest
+
+    @pytest.fixture(scope="module", autouse=True)
+    def made(request): return os.getppid(), getattr(request, "param", None)
+
+    @pytest.mark.parametrize("made", ["a", "b"], indirect=True)
+    def test_a(made): assert made[0] and made[1]
+    def test_b(made): assert made[0] and made[1] is None
+    def test_c(made): assert made[0] and made[1] is None
+    """,
+        "--sandbox-jobs=4",
+    )
+    result.assert_outcomes(passed=4)
+    result.stdout.no_fnmatch_line("*alone*")
+
+
 def test_the_first_failure_discards_the_tests_that_have_started(run):
     """With -x, tests that have started after the failing one are not reported and are killed."""
     result = run(

@@ -289,3 +289,35 @@ def test_a_section_that_a_hook_adds_is_there_once(run, pytester):
     )
     assert 1 == sum(line.strip("- ") == "added" for line in result.stdout.lines)
     assert "inner" in result.stdout.lines
+
+
+@pytest.mark.parametrize("options", [(), ("--sandbox-scope=module",), ("--sandbox-fresh",)])
+def test_a_report_shows_no_frames_of_this_plugin(run, reports, options):
+    """The text of a failure is that outside, also if all frames are those of pytest."""
+    source = """
+    import pytest, unittest
+    @pytest.fixture
+    def fails(request): request.getfixturevalue("no_such_fixture")
+    @pytest.fixture
+    def unfinished():
+        yield
+        yield
+    @pytest.fixture(scope="module")
+    def of_module():
+        yield
+        raise ValueError("module")
+    @pytest.mark.xfail(run=False, reason="why")
+    def test_not_run(): pass
+    class TestCase(unittest.TestCase):
+        @pytest.mark.parametrize("name", [1])
+        def test_parametrized(self): pass
+    def test_setup(fails): pass
+    def test_teardown(unfinished): pass
+    def test_last(of_module): pass
+    """
+    run(source, "--tb=short", sandbox=False)
+    run(source, "--tb=short", *options)
+    found = [(one["test"], one["when"], one["outcome"], one["text"]) for one in reports()]
+    outside, inside = found[: len(found) // 2], found[len(found) // 2 :]
+    assert outside == inside
+    assert any("[NOTRUN] why" == one[3] for one in inside)

@@ -697,17 +697,19 @@ def pytest_runtest_setup(item):
 """
 #: What classes and a module tear down after their last test, which a hook or a mark has skipped.
 LAST_IS_SKIPPED = """
-import warnings, pytest
+import logging, warnings, pytest
 @pytest.fixture(scope="module", autouse=True)
 def of_module():
     yield
     print("printed by the module")
+    logging.warning("logged by the module")
     warnings.warn("of the module")
     assert not FAILS, "module's teardown"
 @pytest.fixture(scope="class")
 def of_class(request):
     yield
     print("printed by the class")
+    logging.warning("logged by the class")
     warnings.warn(f"of {request.cls.__name__}")
     assert not FAILS, "class's teardown"
 class TestHooked:
@@ -832,6 +834,78 @@ def test_an_expected_failure_of_a_teardown_is_reported(
     outside, inside = found
     assert outside == inside
     assert [one[0] for one in inside if one[2] != "passed"] == [f"test_{kind}"]
+
+
+@pytest.mark.parametrize("action", ["error", "ignore"])
+def test_a_wider_fixture_has_the_warning_filters_of_the_test_that_needs_it(run, action):
+    """A session fixture that is set up before the first test of a module is set up with the filters
+    of the test that requests it: its warning is neither an error nor lost.
+    """
+    result = run(
+        f"""
+import pytest, warnings
+@pytest.fixture(scope="session")
+def of_session(): warnings.warn("of the session")
+@pytest.mark.filterwarnings("{action}")
+def test_a(): pass
+def test_b(of_session): pass
+""",
+        SHARED,
+    )
+    result.assert_outcomes(passed=2, warnings=1)
+    result.stdout.fnmatch_lines(["*::test_b", "*UserWarning: of the session"])
+
+
+#: Stops the session in the parent, when a test has been called.
+STOPS = """
+import os, pytest
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    if item.name == "test_stops" and os.getppid() != 0:
+        item.session.shouldstop = "enough"
+    return (yield)
+"""
+
+
+@pytest.mark.parametrize(
+    ("mark", "own", "outer"),
+    [
+        ("xfail", "assert 0", "assert 0"),
+        ("xfail(raises=ValueError)", "raise ValueError", "raise ValueError"),
+        ("usefixtures", "pytest.skip()", "pytest.skip()"),
+        ("usefixtures", "pytest.skip()", "pytest.xfail()"),
+    ],
+)
+def test_a_teardown_that_fails_in_a_test_and_its_scope_ends_as_outside(
+    run, reports, pytester, mark, own, outer
+):
+    """If a test's own teardown raises something, and that of its scope too, which ends because a
+    hook stops the session, pytest looks at marks ``xfail`` and skips as outside, where both are in
+    one group.
+    """
+    conftest = pytester.path / "conftest.py"
+    conftest.write_text(conftest.read_text() + STOPS)
+    source = f"""
+import pytest
+@pytest.fixture(scope="module")
+def of_module():
+    yield
+    {outer}
+@pytest.fixture
+def own():
+    yield
+    {own}
+@pytest.mark.{mark}
+def test_stops(of_module, own): assert 0, "so the next test does not begin at once"
+def test_never_runs(of_module): pass
+"""
+    run(source, "-rA", sandbox=False)
+    run(source, "-rA", SHARED)
+    found = [(one["test"], one["when"], one["outcome"]) for one in reports()]
+    outside, inside = found[: len(found) // 2], found[len(found) // 2 :]
+    assert outside == inside
+    assert 3 == len(inside)
 
 
 @pytest.mark.parametrize("options", [(), (SHARED,), ("--sandbox-jobs=2",)])
