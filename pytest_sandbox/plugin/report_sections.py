@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.plugin import compat
 from pytest_sandbox.printable import printable
 from pytest_sandbox.units import count, mib, seconds
 
@@ -83,22 +84,16 @@ def _truncated(line: str) -> str:
 
 def note_captured(item: pytest.Item) -> None:
     """Note how much the parent has captured for an item before the teardown phase."""
-    item.stash[_KNOWN] = len(_captured_by(item))
+    item.stash[_KNOWN] = len(compat.captured_sections(item))
 
 
 def add_outer_output(item: pytest.Item, report: pytest.TestReport) -> None:
     """Add to the report of a teardown in the test process what the parent has captured in that
     phase: of fixtures of higher scopes.
     """
-    found = _captured_by(item)
+    found = compat.captured_sections(item)
     add_captured(report.sections, found[item.stash.get(_KNOWN, len(found)) :])
     item.stash[_KNOWN] = len(found)
-
-
-def _captured_by(item: pytest.Item) -> list[tuple[str, str]]:
-    """Return the sections of what this process has captured for an item so far."""
-    nothing = pytest.CallInfo.from_call(lambda: None, "teardown")
-    return pytest.TestReport.from_item_and_call(item, nothing).sections
 
 
 def add_captured(sections: list[tuple[str, str]], later: Iterable[tuple[str, str]]) -> None:
