@@ -40,7 +40,7 @@ __all__ = [
 
 
 _ALONE = Sharing("function")
-_FILTERS = pytest.StashKey[list[Any]]()
+_FILTERS = pytest.StashKey[Any]()
 
 
 def sharing(item: pytest.Item, scope: str, *, fresh: bool = False) -> Sharing:
