@@ -192,6 +192,8 @@ def _text(report: dict[str, Any]) -> str:
     those of this plugin.
     """
     text: str = report["text"].replace("container, container_factory, ", "")  # of this plugin
+    if "_pytest/runner.py" in text and "col.setup()" in text:  # shows only frames of pytest
+        return text.rpartition("\n")[2]
     if "Exception Group Traceback" not in text and "Traceback (most recent call last)" not in text:
         return text
     frame = re.compile(r'[ |+]*(File ".*|\s{4}.*|\^+|-+)')
