@@ -320,4 +320,4 @@ def test_a_report_shows_no_frames_of_this_plugin(run, reports, options):
     found = [(one["test"], one["when"], one["outcome"], one["text"]) for one in reports()]
     outside, inside = found[: len(found) // 2], found[len(found) // 2 :]
     assert outside == inside
-    assert any("[NOTRUN] why" == one[3] for one in inside)
+    assert any("[NOTRUN] why" in one[3] for one in inside)
