@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from pytest_sandbox.plugin.registration import registered
 from pytest_sandbox.printable import printable
 
 if TYPE_CHECKING:
@@ -69,12 +70,7 @@ class _RepeatedImports:
 
 
 def _of(config: pytest.Config) -> _RepeatedImports:
-    found: Any = config.pluginmanager.get_plugin(_NAME)
-    if found is None:
-        found = _RepeatedImports(config)
-        config.pluginmanager.register(found, _NAME)
-    made: _RepeatedImports = found
-    return made
+    return registered(config, _RepeatedImports, _NAME)
 
 
 def record(config: pytest.Config, receiver: Receiver) -> None:

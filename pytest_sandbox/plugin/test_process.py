@@ -58,6 +58,7 @@ __all__ = ["TestProcess", "exit_process"]
 #: has put in place of it.
 exit_process = os._exit
 _PHASES = ("setup", "call", "teardown")
+_SKIPS = (pytest.skip.Exception, unittest.SkipTest)
 #: The attributes of a report that pytest itself sets; newer versions have others.
 _PLAIN = vars(pytest.TestReport("a.py::b", ("a.py", 0, "b"), {}, "passed", None, "call")).keys()
 
@@ -418,12 +419,9 @@ def _encoded(error: BaseException) -> Any:
     """Return an exception as data; without its traceback if it skips a test, where nobody sees
     it.
     """
-    is_skip = isinstance(error, (pytest.skip.Exception, unittest.SkipTest))
-    return values.encode_exception(error, with_traceback=not is_skip)
+    return values.encode_exception(error, with_traceback=not isinstance(error, _SKIPS))
 
 
 def _interests_debugger(error: BaseException, report: pytest.TestReport) -> bool:
     """Tell whether ``--pdb`` starts a debugger: not for an expected failure or a skip."""
-    return not hasattr(report, "wasxfail") and not isinstance(
-        error, (pytest.skip.Exception, bdb.BdbQuit, unittest.SkipTest)
-    )
+    return not hasattr(report, "wasxfail") and not isinstance(error, (*_SKIPS, bdb.BdbQuit))

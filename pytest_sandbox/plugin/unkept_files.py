@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pytest_sandbox.plugin.registration import registered
 from pytest_sandbox.printable import printable
 
 if TYPE_CHECKING:
@@ -54,12 +55,7 @@ class UnkeptFiles:
     @classmethod
     def of(cls, config: pytest.Config) -> UnkeptFiles:
         """Return the plugin of a session, registered at the first call."""
-        found: Any = config.pluginmanager.get_plugin(_NAME)
-        if found is None:
-            found = cls(config)
-            config.pluginmanager.register(found, _NAME)
-        made: UnkeptFiles = found
-        return made
+        return registered(config, cls, _NAME)
 
     def lost(self, written: Iterable[str], copied: Sequence[str]) -> list[str]:
         """Return the paths below the rootdir, relative to it and sorted, without directories that

@@ -100,7 +100,7 @@ class RootMounts:
         return found
 
     def is_reusable(self) -> bool:
-        """Return whether the calls depend on nothing of the host that :meth:`are_current` does not
+        """Return whether the calls depend on nothing of the host that :meth:`is_current` does not
         look at: those of a container without volumes and images, whose layer is in memory.
         """
         has_places = any(getattr(self._spec, name) != getattr(_PLAIN, name) for name in _PLACES)
